@@ -1,0 +1,8 @@
+"""`python -m peftrun` is `peftrun`."""
+
+import sys
+
+from peftrun.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Load adapters in a fresh process, prove each load, say where every adapted module is, evaluate."""
+
+from pathlib import Path
+from typing import Any
+
+from peftrun import console, device, model
+from peftrun.adapter import load
+from peftrun.adapter.load import LoadProof
+from peftrun.result import RunResult
+from peftrun.schema import ReloadAction, RunSpec
+from peftrun.tasks import causal_lm
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """The proofs of load and, if asked, the task's metrics."""
+    assert isinstance(spec.action, ReloadAction)
+    place = device.resolve(spec.device)
+    console.say(place.note)
+    base = model.load_base(spec.model, place)
+    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    placed = load.placement(net)
+    result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
+    if spec.action.evaluate:
+        rows = causal_lm.load_rows(spec.task, base.tokenizer)
+        result.facts["data"] = rows.describe()
+        result.metrics = causal_lm.evaluate(net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size)
+        result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
+        result.objective = result.metrics["loss"]
+    path = next(iter(spec.adapter.values()))
+    result.next_commands = [f"peftrun action=generate adapter={path}", f"peftrun action=merge adapter={path}"]
+    return result
+
+
+def _facts(base: Any, place: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "base": base.describe(),
+        "device": place.note,
+        "adapters": [proof.as_dict() for proof in proofs],
+        "placement": placed,
+    }
+
+
+def _summary(base: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
+    for proof in proofs:
+        rows += [
+            (f"adapter {proof.name}", f"{proof.tensors} tensors landed in {proof.modules} modules, ‖ΔW‖ {proof.delta_norm:.4g}"),
+            ("made for this base", "yes" if proof.base_checked else "not known"),
+            ("differs from base", _effect(proof)),
+            ("equals what was saved", _equality(proof)),
+        ]
+    modules = ", ".join(f"{count} on {where}" for where, count in placed["adapted_modules"].items())
+    return [*rows, ("active", ", ".join(placed["active_adapters"])), ("adapted modules", modules)]
+
+
+def _effect(proof: LoadProof) -> str:
+    if proof.fresh:
+        return f"a fresh adapter: max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
+    return f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}, KL {proof.effect['kl_divergence']:.3g}"
+
+
+def _equality(proof: LoadProof) -> str:
+    if proof.saved_difference is None:
+        return "nothing kept to compare with on this device and dtype"
+    return f"max |Δlogit| {proof.saved_difference:.3g}"

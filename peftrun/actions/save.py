@@ -1,0 +1,50 @@
+"""Write adapters again: all or some, in another dtype if asked; without `adapter=`, a fresh one."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from peftrun import artifacts, console, device, model
+from peftrun.adapter import attach, load, save
+from peftrun.result import RunResult
+from peftrun.schema import LoraSpec, RunSpec, SaveAction
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """Saves into `action.output_dir`, or `adapter/` in the run folder."""
+    assert isinstance(spec.action, SaveAction)
+    set_seed(spec.seed)
+    place = device.resolve(spec.device)
+    console.say(place.note)
+    base = model.load_base(spec.model, place)
+    net, fresh, facts = _open(spec, base)
+    target = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / artifacts.ADAPTER
+    dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)
+    initial = save.save_initial(net)
+    kept = Path(initial.name) if not spec.adapter and attach.changes_base(spec.lora) else None  # type: ignore[arg-type]
+    save.save(net, base, target, fresh=fresh, names=spec.action.adapters, dtype=dtype, initial=kept)
+    initial.cleanup()
+    names = spec.action.adapters or list(net.peft_config)
+    size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
+    summary = [
+        ("base", f"{base.name} ({base.fingerprint.short()})"),
+        ("saved", ", ".join(f"{name} (fresh)" if name in fresh else name for name in names)),
+        ("adapter", f"{console.megabytes(size)}, {size / base.size():.2%} of the base: {console.short(target)}"),
+    ]
+    return RunResult(
+        out_dir,
+        {"base": base.describe(), "device": place.note, **facts},
+        artifacts=[target],
+        summary=summary,
+        next_commands=[f"peftrun action=reload adapter={console.short(target)}"],
+    )
+
+
+def _open(spec: RunSpec, base: Any) -> tuple[Any, set[str], dict[str, Any]]:
+    """The adapted model, the names of adapters that were never trained, and facts for the record."""
+    if not spec.adapter:
+        assert isinstance(spec.lora, LoraSpec)
+        return attach.attach(base, spec.lora, spec.seed).eval(), {"default"}, {}
+    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    return net, {proof.name for proof in proofs if proof.fresh}, {"adapters": [proof.as_dict() for proof in proofs]}

@@ -1,0 +1,174 @@
+"""Adapters from disk onto a base, each load proved."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from peftrun import adapter_folder, console
+from peftrun.adapter import probe
+from peftrun.artifacts import ADAPTER_WEIGHTS
+from peftrun.errors import AdapterError, ProofError
+from peftrun.model import Base
+
+
+@dataclass
+class LoadProof:
+    """What was seen when one adapter was loaded.
+
+    Attributes:
+        tensors: tensors in the file; each landed, and equals its place in the model.
+        modules: adapted modules.
+        delta_norm: Frobenius norm of the change to the base's weights, over all LoRA modules.
+        effect: how far the adapted logits are from the base's, on the probes.
+        saved_difference: max |Δlogit| against the logits kept when it was saved; None if none were kept.
+    """
+
+    name: str
+    path: str
+    tensors: int
+    modules: int
+    delta_norm: float
+    fresh: bool
+    base_checked: bool
+    effect: dict[str, float]
+    saved_difference: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the record."""
+        return asdict(self)
+
+
+def load(base: Base, paths: dict[str, str], active: str | None, allow_base_mismatch: bool) -> tuple[Any, list[LoadProof]]:
+    """The base with every adapter loaded, `active` (or the first) answering; and the proof of each load.
+
+    Raises: AdapterError: an adapter is broken, does not fit, or was made for another base.
+        ProofError: it loaded, yet changes nothing or answers otherwise than when it was saved.
+    """
+    model = None
+    folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
+    checked = {name: _check_base(base, folder, allow_base_mismatch) for name, folder in folders.items()}
+    plain = probe.logits(base.model, base.tokenizer)
+    for name, folder in folders.items():
+        model = _add(base, model, name, folder)
+    proofs = [_prove(base, model, name, folder, plain, checked[name]) for name, folder in folders.items()]
+    assert model is not None
+    model.set_adapter(active or next(iter(paths)))
+    return model.requires_grad_(False).eval(), proofs
+
+
+def placement(model: Any) -> dict[str, Any]:
+    """Active adapters, and for each device and dtype the number of adapted modules whose weights are there."""
+    found: dict[str, int] = {}
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            places = {f"{p.device} {str(p.dtype).removeprefix('torch.')}" for n, p in module.named_parameters() if "lora_" in n}
+            for place in places:
+                found[place] = found.get(place, 0) + 1
+    return {"active_adapters": model.active_adapters, "adapted_modules": found}
+
+
+def _check_base(base: Base, folder: Path, allow: bool) -> bool:
+    """True if the adapter was made for this base; False if that cannot be known, or is allowed to differ."""
+    known = adapter_folder.facts(folder)
+    if known is None:
+        console.warn(f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are")
+        return False
+    made_for, here = known["base"], base.describe()
+    if made_for["fingerprint"]["weights"] == here["fingerprint"]["weights"]:
+        return True
+    text = (
+        f"{folder}: was made for base {made_for['name']} ({made_for['fingerprint']['weights'][:12]}), "
+        f"this is {base.name} ({base.fingerprint.short()})"
+    )
+    if not allow:
+        raise AdapterError(f"{text}; choose that model, or type allow_base_mismatch=true")
+    console.warn(f"{text}; loaded all the same, as allowed")
+    return False
+
+
+def _add(base: Base, model: Any, name: str, folder: Path) -> Any:
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        if model is None:
+            model = get_peft_model(base.model, config, adapter_name=name)
+        model.load_adapter(str(folder), name, torch_device="cpu")
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise AdapterError(f"{folder}: does not fit {base.name} ({reason}); choose the base it was made for") from error
+    return model
+
+
+def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor, base_checked: bool) -> LoadProof:
+    tensors = _check_tensors(model, name, folder)
+    model.set_adapter(name)
+    known = adapter_folder.facts(folder) or {}
+    adapted = probe.logits(model, base.tokenizer)
+    effect = probe.compare(plain, adapted)
+    norms = delta_norms(model, name)
+    fresh = bool(known.get("fresh"))
+    if effect["max_logit_difference"] == 0.0 and not fresh:
+        raise ProofError(f"{folder}: loads, but changes nothing (no logit differs from the base); it was never trained, or is not applied")
+    kept = known.get("probe", {}).get(_computed_in(base))
+    difference = probe.distance(adapted, kept) if kept and base_checked else None
+    limit = probe.TOLERANCE[_dtype(base)]
+    if difference is not None and difference > limit:
+        raise ProofError(f"{folder}: answers otherwise than when it was saved (max |Δlogit| {difference:.3g}, tolerance {limit:g})")
+    total = sum(norm**2 for norm in norms.values()) ** 0.5
+    return LoadProof(name, str(folder), tensors, len(norms), total, fresh, base_checked, effect, difference)
+
+
+def _check_tensors(model: Any, name: str, folder: Path) -> int:
+    """Number of tensors in the file, each found in the model with equal values, and none left over on either side."""
+    saved = load_file(folder / ADAPTER_WEIGHTS)
+    landed = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    missing, unexpected = sorted(landed.keys() - saved.keys()), sorted(saved.keys() - landed.keys())
+    if missing or unexpected:
+        raise AdapterError(
+            f"{folder}: {len(missing)} adapted tensors are not in the file{_first(missing)} and "
+            f"{len(unexpected)} of the file have no place in the model{_first(unexpected)}; it was made for another architecture"
+        )
+    differing = [key for key, value in saved.items() if not torch.equal(value.to(landed[key].dtype), landed[key].cpu())]
+    if differing:
+        raise ProofError(f"{folder}: {len(differing)} tensors did not land as they are in the file{_first(differing)}")
+    return len(saved)
+
+
+def _first(names: list[str]) -> str:
+    return f" (first: {names[0]})" if names else ""
+
+
+def delta_norms(model: Any, name: str) -> dict[str, float]:
+    """Frobenius norm of scaling · B·A of each LoRA module, from r × r products alone."""
+    return {
+        key: _delta_norm(module, name)
+        for key, module in model.named_modules()
+        if isinstance(module, LoraLayer) and name in module.scaling
+    }
+
+
+def _delta_norm(module: Any, name: str) -> float:
+    if name in module.lora_A:
+        down, up = module.lora_A[name].weight, module.lora_B[name].weight
+    else:
+        down, up = module.lora_embedding_A[name], module.lora_embedding_B[name]
+    down, up = down.detach().float().flatten(1), up.detach().float().flatten(1)
+    return float(module.scaling[name] * ((down @ down.T) * (up.T @ up)).sum().clamp(min=0).sqrt())
+
+
+def _dtype(base: Base) -> str:
+    return str(base.model.dtype).removeprefix("torch.")
+
+
+def _computed_in(base: Base) -> str:
+    return f"{base.model.device.type} {_dtype(base)}"
+
+
+def kept_probe(base: Base, model: Any) -> dict[str, Any]:
+    """Signature of the model's probe logits, under the device and dtype they were computed with."""
+    return {_computed_in(base): probe.signature(probe.logits(model, base.tokenizer))}

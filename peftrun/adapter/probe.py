@@ -1,0 +1,53 @@
+"""Fixed prompts on which two models are compared, and how far apart they are."""
+
+from typing import Any
+
+import torch
+
+PROMPTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Question: what is the capital of France? Answer:",
+    "¿Dónde está la biblioteca? El libro es muy bueno.",
+    "def add(a, b):\n    return a + b\n",
+    "URGENT! You have won a prize. Call now to claim 1000 pounds.",
+)
+MAX_TOKENS = 24
+KEPT = 8
+# Largest |Δlogit| taken for equal between two computations of the same numbers, by the dtype they are computed in.
+TOLERANCE = {"float32": 1e-2, "bfloat16": 2.0, "float16": 0.25}
+
+
+@torch.inference_mode()
+def logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    """Logits at every real token of the probes: (tokens, vocabulary), float32, on the CPU."""
+    batch = tokenizer(list(PROMPTS), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    was_training = model.training
+    model.eval()
+    out = model(input_ids=ids, attention_mask=mask).logits
+    model.train(was_training)
+    return out[mask.bool()].float().cpu()
+
+
+def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+    """How far `other` is from `one`: max |Δlogit|, mean KL(one‖other) in nats, share of equal first choices."""
+    log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
+    return {
+        "max_logit_difference": (one - other).abs().max().item(),
+        "kl_divergence": max(0.0, (log_one.exp() * (log_one - log_other)).sum(-1).mean().item()),
+        "top1_agreement": (one.argmax(-1) == other.argmax(-1)).float().mean().item(),
+    }
+
+
+def signature(values: torch.Tensor) -> dict[str, Any]:
+    """A few kilobytes that tell whether logits are the same: the highest of each token, with their places."""
+    top = values.topk(min(KEPT, values.shape[-1]), dim=-1)
+    return {"indices": top.indices.tolist(), "values": top.values.tolist()}
+
+
+def distance(values: torch.Tensor, kept: dict[str, Any]) -> float | None:
+    """Max |Δlogit| between logits and a kept signature; None if the shapes have nothing in common."""
+    indices, expected = torch.tensor(kept["indices"]), torch.tensor(kept["values"])
+    if indices.shape[0] != values.shape[0] or int(indices.max()) >= values.shape[1]:
+        return None
+    return (values.gather(1, indices) - expected).abs().max().item()

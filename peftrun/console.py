@@ -1,0 +1,114 @@
+"""What a person sees: notes and progress on standard error, results on standard output."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from peftrun.result import RunResult
+
+NOISY = ("transformers", "peft", "trl", "accelerate", "datasets", "torch", "huggingface_hub", "filelock", "httpx", "httpx2")
+
+
+def _notes() -> Console:
+    # Made anew each time: tests and sweeps replace sys.stderr. Not soft-wrapped: one note is one line.
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line for the user, on standard error."""
+    _notes().print(escape(text))
+
+
+def warn(text: str) -> None:
+    """One line the user should act on, on standard error."""
+    _notes().print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def show(text: str) -> None:
+    """A result, as it is, on standard output."""
+    print(text, flush=True)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Shows that libraries are being imported; silences what they would print, now and later."""
+    warnings.filterwarnings("ignore")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    console = _notes()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("importing torch, transformers and peft"):
+        yield
+
+
+def progress_bar() -> Progress:
+    """A live bar for a terminal: step, loss, tokens a second, time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=_notes(),
+        transient=False,
+    )
+
+
+def is_terminal() -> bool:
+    """Whether a person watches standard error."""
+    return _notes().is_terminal
+
+
+def closing_table(result: RunResult) -> None:
+    """What came out, where it is, and what to type next, on standard output."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        _plain_table(console, result)
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for label, text in result.summary:
+        table.add_row(f"[bold]{escape(label)}[/]", escape(text))
+    console.print(table)
+    _next(console, result.next_commands)
+
+
+def _plain_table(console: Console, result: RunResult) -> None:
+    width = max((len(label) for label, _ in result.summary), default=0)
+    for label, text in result.summary:
+        console.print(escape(f"{label:<{width}}  {text}"))
+    _next(console, result.next_commands)
+
+
+def _next(console: Console, commands: list[str]) -> None:
+    if commands:
+        console.print("\nnext:")
+    for command in commands:
+        console.print(escape(f"  {command}"))
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes as megabytes (10⁶ bytes)."""
+    return f"{size / 1e6:.2f} MB" if size < 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def short(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def figures(values: dict[str, Any]) -> str:
+    """Metrics on one line."""
+    return " · ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,89 @@
+"""From what was asked to where and how precisely it runs. No fallback is silent: it is an error or a noted line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from peftrun.errors import DeviceError
+from peftrun.schema import DeviceSpec
+
+NATIVE_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, Arm
+
+
+@dataclass(frozen=True)
+class Device:
+    """A resolved device. `note` says in one line what was chosen and why."""
+
+    name: str
+    dtype: torch.dtype
+    note: str
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32`, not `torch.float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def resolve(spec: DeviceSpec) -> Device:
+    """The device to use, and the dtype that a base is loaded in.
+
+    Raises: DeviceError: the device is not there, or cannot compute in the dtype asked for.
+    """
+    if spec.num_threads is not None:
+        torch.set_num_threads(spec.num_threads)
+    name = _best() if spec.name == "auto" else spec.name
+    if not _available(name):
+        raise DeviceError(f"device={name}: torch finds no such device here; type device=auto or device=cpu")
+    if spec.dtype != "auto":
+        return Device(name, _checked(name, spec.dtype), f"device {name}, {spec.dtype} as asked")
+    reason = _bf16_reason(name)
+    dtype = torch.bfloat16 if reason else torch.float32
+    why = reason or "no native bfloat16 here"
+    short = "bfloat16" if reason else "float32"
+    return Device(name, dtype, f"device {name}, {short}: {why} (device.dtype=float32|bfloat16|float16 to choose)")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """`float32` → torch.float32."""
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+def _best() -> str:
+    return next((name for name in ("cuda", "xpu", "mps") if _available(name)), "cpu")
+
+
+def _available(name: str) -> bool:
+    if name == "mps":
+        return torch.backends.mps.is_available()
+    return name == "cpu" or getattr(torch, name).is_available()
+
+
+def _checked(name: str, dtype: str) -> torch.dtype:
+    if name == "cpu" and dtype == "float16":
+        raise DeviceError("device.dtype=float16: training in float16 needs a GPU; type device.dtype=bfloat16 or float32")
+    return dtype_of(dtype)
+
+
+def _bf16_reason(name: str) -> str | None:
+    """Why bfloat16 is native here, or None."""
+    if name == "cuda":
+        return "this GPU computes it natively" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if name == "xpu":
+        return "this GPU computes it natively"
+    if name == "mps":
+        return None
+    flags = cpu_flags()
+    found = next((flag for flag in NATIVE_BF16_FLAGS if flag in flags), None)
+    return f"this CPU computes it natively ({found})" if found else None
+
+
+def cpu_flags() -> set[str]:
+    """Feature flags of the first processor; empty where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    return set(line.partition(":")[2].split())
+

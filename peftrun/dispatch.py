@@ -1,0 +1,133 @@
+"""Runs one action: record first, heavy imports second, record finished last whatever happens."""
+
+import errno
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts, config
+from peftrun.errors import ArtifactError
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+
+LIBRARIES = ("peftrun", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "hydra-core", "omegaconf", "safetensors")
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """What the action named in `spec` returns; `out_dir` then holds its config and a finished record."""
+    artifacts.write_text(out_dir / artifacts.CONFIG, config.to_yaml(spec))
+    started = time.perf_counter()
+    record = _opening(spec)
+    artifacts.write_json(out_dir / artifacts.RECORD, record)
+    try:
+        with _terminate_as_interrupt(), _disk_full_as_fault(out_dir):
+            result = _import_action(spec.action.name).run(spec, out_dir)
+    except BaseException as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        _finish(record, out_dir, started, status="failed", error=reason)
+        raise
+    _finish(record, out_dir, started, status="completed", **_outcome(result))
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Installed version of each library that shapes a run, and of Python; imports none of them."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _import_action(name: str) -> Any:
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    from peftrun import console
+
+    with console.importing():
+        return import_module(f"peftrun.actions.{name}")
+
+
+def _opening(spec: RunSpec) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "action": spec.action.name,
+        "command": sys.argv,
+        "seed": spec.seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "git_commit": _git_commit(),
+        "platform": platform.platform(),
+        "pid": os.getpid(),
+    }
+
+
+def _outcome(result: RunResult) -> dict[str, Any]:
+    return {
+        **result.facts,
+        "metrics": result.metrics,
+        "artifacts": artifacts.digests(result.out_dir, *result.artifacts),
+    }
+
+
+def _finish(record: dict[str, Any], out_dir: Path, started: float, **more: Any) -> None:
+    record |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - started, 2)}
+    artifacts.write_json(out_dir / artifacts.RECORD, record | more)
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder a run is started in, for people who keep their configs in git."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None if asked.returncode == 0 else None
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM ends a run as Ctrl-C does: with its record finished."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the caller owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _disk_full_as_fault(out_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise ArtifactError(f"{error.filename or out_dir}: the disk is full ({error.strerror}); free space and run again") from error

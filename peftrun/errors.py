@@ -1,0 +1,49 @@
+"""Everything a user's input or an artefact can be at fault for.
+
+    PeftrunError            caught once in `cli.main`: one line each, exit code 1
+    ├── ConfigError         a key, a value, or a pair of values that cannot stand together
+    ├── ModelError          a base model that is not there or cannot be read
+    ├── AdapterError        an adapter that is not there, broken, or made for another base
+    ├── DataError           rows that are missing, empty, or do not fit
+    ├── DeviceError         hardware or a precision that this machine does not have
+    ├── ArtifactError       a file or folder that could not be written, or would be overwritten
+    └── ProofError          a proof that failed: what was written is not what was meant
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class PeftrunError(Exception):
+    """A fault that the user can mend. `lines` holds one clear sentence for each problem."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = lines
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(PeftrunError):
+    """The configuration is at fault."""
+
+
+class ModelError(PeftrunError):
+    """The base model is at fault."""
+
+
+class AdapterError(PeftrunError):
+    """An adapter folder is at fault."""
+
+
+class DataError(PeftrunError):
+    """The task's data is at fault."""
+
+
+class DeviceError(PeftrunError):
+    """The device or its precision is at fault."""
+
+
+class ArtifactError(PeftrunError):
+    """Something could not be written, or would overwrite what is there."""
+
+
+class ProofError(PeftrunError):
+    """A proof of equality or of effect failed."""

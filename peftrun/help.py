@@ -1,0 +1,45 @@
+"""`peftrun --help`: written for people, from the first line of every YAML file in `conf/`."""
+
+from pathlib import Path
+
+from peftrun import paths
+
+INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, by config.
+
+  peftrun [action=train] [model=…] [lora=…] [task=…] [trainer=…] [device=…] [experiment=…] [adapter=…] [key=value …]
+
+With no argument it trains the default task on the embedded model. An option chooses a whole group
+(lora=dora); a key changes one value (lora.r=8). `peftrun --cfg job` shows every key and its value.
+"""
+EXAMPLES = """Examples
+  peftrun                                                     train the default task on the embedded model
+  peftrun action=reload adapter=outputs/train/RUN             load it in a fresh process, prove it, evaluate
+  peftrun action=merge adapter=outputs/train/RUN              write a full model, proved equal
+  peftrun task=instruction task.data.path=mine.jsonl lora=dora lora.r=8
+  peftrun -m lora.r=4,8,16 trainer.learning_rate=1e-4,3e-4    one run for each combination
+"""
+FLAGS = """Flags
+  --cfg job        print the composed configuration       -m, --multirun   run every combination
+  --config-dir DIR add a folder of team configs           --version        print versions
+  -sc install=bash shell completion (also zsh, fish)      --hydra-help     Hydra's own flags
+
+Exit code 0: done. 1: the input is at fault, one line says how. The manual: README.md and docs/.
+"""
+
+
+def text(team_dir: str | None) -> str:
+    """The whole help, naming every option of every group, the team's included."""
+    dirs = [Path(team_dir)] if team_dir else []
+    groups = "\n".join(_group(group, dirs) for group in paths.GROUPS)
+    return f"{INTRO}\nOptions\n{groups}\n\n{EXAMPLES}\n{FLAGS}"
+
+
+def _group(group: str, dirs: list[Path]) -> str:
+    files = sorted(paths.group_files(group, *dirs), key=lambda path: path.stem)
+    return "\n".join(f"  {f'{group}={path.stem}':<28} {_title(path)}" for path in files)
+
+
+def _title(path: Path) -> str:
+    """What the file says it is: its first line that is a comment in words."""
+    comments = (line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
+    return next((line for line in comments if not line.startswith("@package")), "")

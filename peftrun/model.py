@@ -1,0 +1,151 @@
+"""The frozen base: from a Hub id, a folder or an installed package to a model, its tokenizer and its fingerprint."""
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from peftrun import artifacts, console, fingerprint
+from peftrun.checks import package_dir
+from peftrun.device import Device
+from peftrun.errors import ModelError
+from peftrun.fingerprint import Fingerprint
+from peftrun.paths import cache_dir
+from peftrun.schema import ModelSpec
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+@dataclass
+class Base:
+    """A loaded base.
+
+    Attributes:
+        model: the frozen transformers model, in evaluation mode, on its device.
+        tokenizer: with a pad token.
+        folder: where its safetensors lie.
+        name: portable: a Hub id, `package:file`, or a folder's last name.
+    """
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    name: str
+    revision: str | None
+    fingerprint: Fingerprint
+
+    def describe(self) -> dict[str, Any]:
+        """For the record and `peftrun.json`."""
+        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.as_dict()}
+
+    def size(self) -> int:
+        """Bytes of its weight files."""
+        return artifacts.size_of(self.folder)
+
+
+def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None) -> Base:
+    """The base that `spec` names, in `dtype` (the device's own if None), on `device`.
+
+    Raises: ModelError: it is not there, is no causal language model, or holds pickles only.
+    """
+    folder = locate(spec)
+    mark = fingerprint.of_model(folder)
+    _check_causal(folder, spec)
+    model = load_folder(folder, spec, device, dtype or device.dtype)
+    return Base(model, load_tokenizer(folder, spec), folder, portable_name(spec), spec.revision, mark)
+
+
+def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
+    """A causal language model read from safetensors in `folder`, frozen, in evaluation mode."""
+    kwargs: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs
+        )
+    return model.to(device.name).requires_grad_(False).eval()
+
+
+def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
+    """The tokenizer in `folder`; one without a pad token pads with its end token."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def portable_name(spec: ModelSpec) -> str:
+    """A name that means the same on another machine: never an absolute path."""
+    if spec.package:
+        return f"{spec.package}:{spec.name_or_path}"
+    return Path(spec.name_or_path).name if Path(spec.name_or_path).expanduser().exists() else spec.name_or_path
+
+
+def locate(spec: ModelSpec) -> Path:
+    """The folder with the base's safetensors: found, fetched from the Hub, or converted once from GGUF."""
+    given = Path(spec.name_or_path).expanduser()
+    if spec.package:
+        given = (package_dir(spec.package) or Path()) / spec.name_or_path
+    if given.suffix == ".gguf" and given.is_file():
+        return _converted(given)
+    return given.resolve() if given.is_dir() else _from_hub(spec)
+
+
+def _from_hub(spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    key = f"model.name_or_path={spec.name_or_path}"
+    try:
+        return Path(snapshot_download(spec.name_or_path, revision=spec.revision, allow_patterns=HUB_FILES))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{key}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
+            "(`hf download NAME --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
+        ) from error
+    except HFValidationError as error:
+        raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`") from error
+
+
+def _converted(gguf: Path) -> Path:
+    """A GGUF file as a safetensors folder in the cache, dequantised to float32, written once for its content."""
+    target = cache_dir() / "models" / f"{gguf.stem}-{fingerprint.of_file(gguf)[:16]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            console.say(f"converting {gguf.name} to safetensors, once (about half a minute)")
+            with artifacts.new_folder(target) as folder, _quiet():
+                _convert(gguf, folder)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False)
+    # The weights are plain float32 by now, yet transformers still takes the model for a quantised one, which it refuses to save.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.config._name_or_path = gguf.stem
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
+
+
+def _check_causal(folder: Path, spec: ModelSpec) -> None:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    names = config.architectures or []
+    if names and not any(name.endswith(CAUSAL) for name in names):
+        raise ModelError(f"model.name_or_path={spec.name_or_path}: is a {names[0]}, not a causal language model; choose another model")
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Progress bars of the libraries go nowhere."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,35 @@
+"""Where the configuration and the cache live. Nothing here imports more than the standard library."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+GROUPS = ("action", "model", "lora", "task", "trainer", "device", "experiment")
+
+
+def config_dir() -> Path:
+    """The folder `conf/`: inside the package when installed from a wheel, else the checkout's."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def cache_dir() -> Path:
+    """Where converted bases and fingerprints are kept: `PEFTRUN_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("PEFTRUN_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(chosen) if chosen else Path(base) / "peftrun"
+
+
+def group_files(group: str, *dirs: Path) -> Iterator[Path]:
+    """Every YAML file of a config group, sorted by name; `dirs` are team folders, which win over ours."""
+    seen: set[str] = set()
+    for folder in (*dirs, config_dir()):
+        for path in sorted((folder / group).glob("*.yaml")):
+            if path.name not in seen:
+                seen.add(path.name)
+                yield path
+
+
+def group_options(group: str, *dirs: Path) -> list[str]:
+    """Names that may stand after `group=`."""
+    return sorted(path.stem for path in group_files(group, *dirs))

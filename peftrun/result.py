@@ -1,0 +1,28 @@
+"""What every action returns."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class RunResult:
+    """What one run found and made.
+
+    Attributes:
+        out_dir: the run folder.
+        facts: goes into the record as it is: base, device, proofs, timings.
+        metrics: what the task measured, in the order measured.
+        artifacts: folders whose every file is hashed into the record.
+        summary: (label, text) rows of the closing table.
+        next_commands: what a user may type next.
+        objective: what a sweeper minimises, if the action has one.
+    """
+
+    out_dir: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Path] = field(default_factory=list)
+    summary: list[tuple[str, str]] = field(default_factory=list)
+    next_commands: list[str] = field(default_factory=list)
+    objective: float | None = None

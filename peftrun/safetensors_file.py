@@ -1,0 +1,53 @@
+"""Reading the header of a safetensors file without torch: names, dtypes, shapes, byte ranges."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftrun.errors import ArtifactError
+
+LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file. `begin` and `end` are byte offsets from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def entries(path: Path) -> list[Entry]:
+    """Every tensor of the file, in file order.
+
+    Raises: ArtifactError: the file is not safetensors, or is shorter or longer than its header says.
+    Source: the format's specification (an 8-byte little-endian length, a JSON header, then the bytes).
+    """
+    try:
+        found = _parse(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: is not a readable safetensors file ({error}); restore it or make it again") from error
+    expected, actual = max((entry.end for entry in found), default=0), path.stat().st_size
+    if found and expected != actual:
+        raise ArtifactError(f"{path}: is truncated or torn ({actual} bytes, its header says {expected}); restore it")
+    return found
+
+
+def _parse(path: Path) -> list[Entry]:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > path.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    start = LENGTH_BYTES + length
+    return sorted(
+        (
+            Entry(name, item["dtype"], tuple(item["shape"]), start + item["data_offsets"][0], start + item["data_offsets"][1])
+            for name, item in header.items()
+        ),
+        key=lambda entry: entry.begin,
+    )

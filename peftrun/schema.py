@@ -1,0 +1,203 @@
+"""The typed shape of a run: one dataclass a group, one field a knob. Values live in `conf/`.
+
+Field names are the field's own: a `lora` group is handed whole to `peft.LoraConfig`, a `trainer` group whole to
+`trl.SFTConfig`. `examples` is what an error message tells the user to type instead.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Positive = Annotated[int, Field(ge=1, examples=[1])]
+Path = Annotated[str, Field(min_length=1, examples=["PATH"])]
+
+
+@dataclass(config=STRICT)
+class TrainAction:
+    """Learn the task; evaluate before and after; save the adapter."""
+
+    name: Literal["train"]
+    resume: Path | None  # a run folder, or `auto`: the newest unfinished run with this very config
+    evaluate_before: bool
+
+
+@dataclass(config=STRICT)
+class SaveAction:
+    """Write adapters again (all, or those named), in another dtype if asked; a fresh one if none is given."""
+
+    name: Literal["save"]
+    adapters: Annotated[list[str], Field(min_length=1, examples=["[default]"])] | None
+    dtype: Dtype
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
+class ReloadAction:
+    """Load in a fresh process, prove the load, evaluate."""
+
+    name: Literal["reload"]
+    evaluate: bool
+
+
+@dataclass(config=STRICT)
+class EvaluateAction:
+    """Measure the base, with an adapter or without."""
+
+    name: Literal["evaluate"]
+
+
+@dataclass(config=STRICT)
+class GenerateAction:
+    """Answer a prompt, a file of prompts, or a person."""
+
+    name: Literal["generate"]
+    prompt: str | None
+    prompts_file: Path | None
+    max_new_tokens: Annotated[int, Field(ge=1, examples=[64])]
+    temperature: Annotated[float, Field(ge=0, examples=[0.7])]  # 0: greedy
+    top_p: Annotated[float, Field(gt=0, le=1, examples=[0.9])]
+
+
+@dataclass(config=STRICT)
+class MergeAction:
+    """Write a full model that needs no adapter, and prove it."""
+
+    name: Literal["merge"]
+    dtype: Dtype
+    output_dir: Path | None
+    verify: bool
+
+
+Action = Annotated[
+    TrainAction | SaveAction | ReloadAction | EvaluateAction | GenerateAction | MergeAction, Field(discriminator="name")
+]
+
+
+@dataclass(config=STRICT)
+class ModelSpec:
+    """The frozen base."""
+
+    name_or_path: Path  # a hub id, a folder, or a .gguf file; with `package`: a path inside it
+    package: str | None  # an installed package that carries the model
+    revision: str | None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
+    trust_remote_code: bool
+
+
+@dataclass(config=STRICT)
+class NoAdapter:
+    """Full fine-tuning: the reference that adapters are compared with."""
+
+    method: Literal["none"]
+
+
+@dataclass(config=STRICT)
+class LoraSpec:
+    """Every field but `method` goes to `peft.LoraConfig` under its own name."""
+
+    method: Literal["lora"]
+    r: Annotated[int, Field(ge=1, examples=[16])]
+    lora_alpha: Annotated[int, Field(ge=1, examples=[32])]
+    target_modules: Annotated[list[str] | str, Field(min_length=1, examples=["all-linear"])]
+    exclude_modules: list[str] | str | None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, examples=[0.05])]
+    bias: Literal["none", "all", "lora_only"]
+    modules_to_save: list[str] | None
+    init_lora_weights: bool | Annotated[str, Field(pattern=r"^(gaussian|orthogonal|olora|pissa|pissa_niter_\d+)$")]
+    use_rslora: bool
+    use_dora: bool
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, examples=[8])]]
+    alpha_pattern: dict[str, Annotated[int, Field(ge=1, examples=[16])]]
+    layers_to_transform: list[int] | None
+
+
+Lora = Annotated[LoraSpec | NoAdapter, Field(discriminator="method")]
+
+
+@dataclass(config=STRICT)
+class DataSpec:
+    """Where rows come from: a file in an installed package, the user's own file, or the Hub."""
+
+    source: Literal["package", "file", "hub"]
+    path: Path  # csv, json, jsonl, parquet or txt; on the Hub: the dataset's id
+    package: str | None
+    revision: str | None
+    split: str
+    eval_path: Path | None  # held-out rows of their own; null: split off from `path`
+    train_rows: Positive | None
+    eval_rows: Positive
+    label_column: str | None
+    labels: dict[str, str] | None  # value in `label_column` → the word to be written
+    deduplicate: bool
+    balance: bool
+    split_seed: int
+
+
+@dataclass(config=STRICT)
+class TaskSpec:
+    """What is learned. Templates name columns: `{text}`."""
+
+    kind: Literal["causal_lm"]
+    data: DataSpec
+    messages: str | None  # a column of chat messages, in place of the templates
+    system: str | None
+    prompt: str | None
+    completion: str | None
+    max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
+
+
+@dataclass(config=STRICT)
+class TrainerSpec:
+    """Every field goes to `trl.SFTConfig` under its own name."""
+
+    learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
+    warmup_steps: Annotated[float, Field(ge=0, examples=[10])]
+    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs decides
+    num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
+    per_device_train_batch_size: Annotated[int, Field(ge=1, examples=[4])]
+    per_device_eval_batch_size: Annotated[int, Field(ge=1, examples=[16])]
+    gradient_accumulation_steps: Positive
+    weight_decay: Annotated[float, Field(ge=0, examples=[0.01])]
+    max_grad_norm: Annotated[float, Field(gt=0, examples=[1.0])]
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
+    adam_beta1: Annotated[float, Field(ge=0, lt=1, examples=[0.9])]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1, examples=[0.999])]
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1, examples=[0.1])]
+    neftune_noise_alpha: Annotated[float, Field(gt=0, examples=[5.0])] | None
+    packing: bool
+    gradient_checkpointing: bool
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"]
+    logging_steps: Positive
+    save_strategy: Literal["no", "steps", "epoch"]
+    save_steps: Positive
+    save_total_limit: Positive | None
+    dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
+
+
+@dataclass(config=STRICT)
+class DeviceSpec:
+    """Where it runs, and how precisely."""
+
+    name: Literal["auto", "cpu", "cuda", "mps", "xpu"]
+    dtype: Dtype
+    num_threads: Positive | None
+
+
+@dataclass(config=STRICT)
+class RunSpec:
+    """A whole run: what `conf/config.yaml` composes."""
+
+    action: Action
+    model: ModelSpec
+    lora: Lora
+    task: TaskSpec
+    trainer: TrainerSpec
+    device: DeviceSpec
+    seed: Annotated[int, Field(ge=0, lt=2**32, examples=[0])]
+    adapter: dict[str, str]
+    active: str | None
+    allow_base_mismatch: bool

@@ -1,0 +1,1 @@
+"""What is learned: rows and metrics, one file a kind."""

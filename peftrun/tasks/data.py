@@ -1,0 +1,181 @@
+"""Rows from a file, an installed package or the Hub; cleaned, balanced, split; prompts and completions rendered."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from peftrun import console
+from peftrun.checks import package_dir
+from peftrun.errors import DataError
+from peftrun.schema import DataSpec, TaskSpec
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as a talk: messages that are given, and the text to be learned. `choices`: what else it could be."""
+
+    given: tuple[tuple[str, str], ...]  # (role, content)
+    completion: str
+    choices: tuple[str, ...] = ()
+
+
+def load_examples(task: TaskSpec) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, disjoint, in an order that `task.data.split_seed` alone decides.
+
+    Raises: DataError: the file is empty or unreadable, a column is missing, a value is empty or no known label.
+    """
+    data = task.data
+    rows = _prepare(_render(_read(data, data.path), task), data)
+    if data.eval_path is not None:
+        held_out = _render(_read(data, data.eval_path), task)[: data.eval_rows]
+    else:
+        if len(rows) <= data.eval_rows:
+            raise DataError(
+                f"task.data.eval_rows={data.eval_rows}: only {len(rows)} rows are left after cleaning; type a smaller number"
+            )
+        rows, held_out = rows[data.eval_rows :], rows[: data.eval_rows]
+    return rows[: data.train_rows], held_out
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """sha256 of what is learned, in order."""
+    text = json.dumps([[e.given, e.completion] for e in examples], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(data: DataSpec, path: str) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    key = f"task.data.path={path}"
+    try:
+        if data.source == "hub":
+            rows = load_dataset(path, revision=data.revision, split=data.split)
+        else:
+            file = _file(data, path)
+            options = {"delimiter": "\t"} if file.suffix == ".tsv" else {}
+            rows = load_dataset(FORMATS[file.suffix.lower()], data_files=str(file), split="train", **options)
+    except KeyError as error:
+        raise DataError(f"{key}: cannot tell its format; name a file that ends in {', '.join(FORMATS)}") from error
+    except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
+        raise DataError(f"{key}: cannot be read ({_reason(error)}); check the file, or the name and the connection") from error
+    if len(rows) == 0:
+        raise DataError(f"{key}: holds no rows; name a file with data")
+    return rows.to_list()  # type: ignore[no-any-return]
+
+
+def _file(data: DataSpec, path: str) -> Path:
+    file = (package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
+    if file.stat().st_size == 0:
+        raise DataError(f"task.data.path={path}: the file is empty; name a file with data")
+    return file
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, DataError):
+        raise error
+    deepest = error.__cause__ or error
+    return " ".join(str(deepest).split())[:200] or type(deepest).__name__
+
+
+def _render(rows: list[dict[str, Any]], task: TaskSpec) -> list[Example]:
+    _check_columns(rows[0].keys(), task)
+    choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
+    return [_example(number, row, task, choices) for number, row in enumerate(rows, 1)]
+
+
+def _example(number: int, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
+    system = (("system", task.system),) if task.system else ()
+    if task.messages is not None:
+        talk = _talk(number, row[task.messages], task.messages)
+        return Example((*system, *talk[:-1]), talk[-1][1])
+    values = {**row, "label": _label(number, row, task.data)}
+    prompt = _fill(number, task.prompt, values)
+    given = (*system, ("user", prompt)) if prompt is not None else ()
+    fixed = tuple(_fill(number, task.completion, {**values, "label": choice}) or "" for choice in choices)
+    return Example(given, _fill(number, task.completion, values) or "", fixed)
+
+
+def _talk(number: int, messages: Any, column: str) -> list[tuple[str, str]]:
+    try:
+        talk = [(str(message["role"]), str(message["content"])) for message in messages]
+    except (TypeError, KeyError) as error:
+        raise DataError(f"row {number}: column {column} must hold [{{role, content}}, …]; mend or remove the row") from error
+    if not talk or talk[-1][0] != "assistant":
+        raise DataError(f"row {number}: the last message must be the assistant's, since that is what is learned; mend or remove the row")
+    return talk
+
+
+def _label(number: int, row: dict[str, Any], data: DataSpec) -> str | None:
+    if data.label_column is None:
+        return None
+    value = str(row[data.label_column])
+    if data.labels is None:
+        return value
+    if value not in data.labels:
+        raise DataError(f"row {number}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)})")
+    return data.labels[value]
+
+
+def _fields(template: str | None) -> list[str]:
+    return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
+
+
+def _fill(number: int, template: str | None, values: dict[str, Any]) -> str | None:
+    """The template with its columns put in. Only plain column names: no attribute or index reaches the values."""
+    if template is None:
+        return None
+    parts = []
+    for text, field, _, _ in Formatter().parse(template):
+        parts.append(text)
+        if field is not None:
+            if values[field] is None or str(values[field]).strip() == "":
+                raise DataError(f"row {number}: column {field} is empty; fill it or remove the row")
+            parts.append(str(values[field]))
+    return "".join(parts)
+
+
+def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
+    present = set(columns)
+    wanted = {"task.prompt": _fields(task.prompt), "task.completion": _fields(task.completion)}
+    wanted["task.messages"] = [task.messages] if task.messages else []
+    wanted["task.data.label_column"] = [task.data.label_column] if task.data.label_column else []
+    labelled = {"label"} if task.data.label_column else set()
+    problems = [
+        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(present))}"
+        for key, names in wanted.items()
+        for name in names
+        if name not in present | (labelled if key != "task.data.label_column" else set())
+    ]
+    if problems:
+        raise DataError(*problems)
+
+
+def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
+    if data.deduplicate:
+        unique = list(dict.fromkeys(rows))
+        if len(unique) < len(rows):
+            console.say(f"data: {len(rows) - len(unique)} repeated rows left out of {len(rows)}")
+        rows = unique
+    shuffled = random.Random(data.split_seed).sample(rows, len(rows))
+    return _balanced(shuffled) if data.balance else shuffled
+
+
+def _balanced(rows: list[Example]) -> list[Example]:
+    """As many rows of each completion as of the rarest, the order kept."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.completion] = counts.get(row.completion, 0) + 1
+    rarest, taken, kept = min(counts.values()), dict.fromkeys(counts, 0), []
+    for row in rows:
+        if taken[row.completion] < rarest:
+            taken[row.completion] += 1
+            kept.append(row)
+    return kept

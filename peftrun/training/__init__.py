@@ -1,0 +1,1 @@
+"""From model and rows to a trained adapter, by TRL's trainers."""

@@ -1,0 +1,71 @@
+"""What happens while a Trainer runs: rows of metrics, a bar or plain lines, marks on whole checkpoints, loud NaNs."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from peftrun import artifacts, console
+from peftrun.errors import DataError
+from peftrun.training.checkpoints import mark_complete
+
+
+class Report(TrainerCallback):  # type: ignore[misc]
+    """Writes a row to metrics.jsonl at each log, and shows where training is."""
+
+    def __init__(self, metrics_file: Path) -> None:
+        self.metrics_file = metrics_file
+        self.tokens = 0.0
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the bar, on a terminal."""
+        self.started, self.first_step = time.perf_counter(), state.global_step
+        if console.is_terminal():
+            self.bar = console.progress_bar()
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar."""
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """One row, one line. Raises: DataError: the loss is no longer a number."""
+        if not logs or "loss" not in logs:
+            return
+        seconds = time.perf_counter() - self.started
+        row = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
+        artifacts.append_json_line(self.metrics_file, row)
+        if not math.isfinite(logs["loss"]):
+            raise DataError(
+                f"the loss is {logs['loss']} at step {state.global_step}; nothing was saved. Lower trainer.learning_rate "
+                f"(now {args.learning_rate:g}), or type device.dtype=float32"
+            )
+        self._show(state, logs, seconds)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Marks the checkpoint that the Trainer has just finished."""
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def close(self) -> None:
+        """Takes the bar away, also after an error."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _show(self, state: Any, logs: dict[str, Any], seconds: float) -> None:
+        seen = float(logs.get("num_tokens", 0.0))
+        if not self.tokens:
+            self.tokens_before = seen if state.global_step == self.first_step else 0.0
+        self.tokens = seen
+        rate = (seen - self.tokens_before) / seconds if seconds else 0.0
+        left = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
+        note = f"loss {logs['loss']:.4f} · {rate:.0f} tokens/s"
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step, note=note)
+        else:
+            console.say(f"step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")

@@ -1,0 +1,91 @@
+"""Resumable state: which run to continue, and from which complete checkpoint."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts, config, console
+from peftrun.errors import ArtifactError, ConfigError
+from peftrun.schema import RunSpec
+
+COMPLETE = "complete"  # an empty file that is written after everything else of a checkpoint
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Says that every file of a checkpoint is on disk."""
+    artifacts.flush_tree(checkpoint)
+    artifacts.write_text(checkpoint / COMPLETE, "")
+
+
+def last_complete(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run; torn ones, left by a killed process, are passed over."""
+    found = [path.parent for path in (run / artifacts.CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps done when the checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
+    """Copies the checkpoint and the metrics of the run to be continued into this run's folder.
+
+    Args: asked: a run folder, or `auto`.
+    Returns: the copied checkpoint, or None if the run had saved none yet (then training starts anew).
+    Raises: ConfigError: there is no such run, it is complete, or its config differs (each differing key named).
+    """
+    run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked))
+    checkpoint = last_complete(run)
+    if checkpoint is None:
+        console.say(f"{run} has no complete checkpoint yet; starting from the first step")
+        return None
+    console.say(f"continuing {run} after step {step_of(checkpoint)}")
+    target = out_dir / artifacts.CHECKPOINTS / checkpoint.name
+    with artifacts.new_folder(target) as folder:
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    _copy_metrics(run, out_dir, step_of(checkpoint))
+    return target
+
+
+def _copy_metrics(run: Path, out_dir: Path, last_step: int) -> None:
+    for row in artifacts.read_json_lines(run / artifacts.METRICS):
+        if row["step"] <= last_step:
+            artifacts.append_json_line(out_dir / artifacts.METRICS, row)
+
+
+def _newest_unfinished(spec: RunSpec, out_dir: Path) -> Path:
+    runs = sorted((path.parent for path in out_dir.parent.glob(f"*/{artifacts.RECORD}")), reverse=True)
+    for run in runs:
+        if run != out_dir and (run / artifacts.CONFIG).is_file() and _unfinished(run) and not _differences(spec, run):
+            return run
+    raise ConfigError(
+        f"action.resume=auto: {out_dir.parent} holds no unfinished run with this config; "
+        "give the same overrides as the run to continue, or name it: action.resume=RUN_FOLDER"
+    )
+
+
+def _checked(spec: RunSpec, run: Path) -> Path:
+    if not _unfinished(run):
+        raise ConfigError(f"action.resume={run}: this run is complete; omit action.resume to train anew")
+    differences = _differences(spec, run)
+    if differences:
+        raise ConfigError(*(f"{line}; a run is continued with its own config" for line in differences))
+    return run
+
+
+def _unfinished(run: Path) -> bool:
+    try:
+        return artifacts.read_json(run / artifacts.RECORD).get("status") != "completed"
+    except ArtifactError:
+        return False
+
+
+def _differences(spec: RunSpec, run: Path) -> list[str]:
+    now, then = (_comparable(dataclasses.asdict(one)) for one in (spec, config.build_saved(run / artifacts.CONFIG)))
+    return [f"{key}={now.get(key)}: the run has {then.get(key)}" for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+
+
+def _comparable(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.flatten(values).items() if key != "action.resume"}
