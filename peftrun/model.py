@@ -58,7 +58,9 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None)
     mark = fingerprint.of_model(folder)
     _check_causal(folder, spec)
     model = load_folder(folder, spec, device, dtype or device.dtype)
-    return Base(model, load_tokenizer(folder, spec), folder, portable_name(spec), spec.revision, mark)
+    name = portable_name(spec)
+    model.name_or_path = name  # PEFT writes it into adapter_config.json
+    return Base(model, load_tokenizer(folder, spec), folder, name, spec.revision, mark)
 
 
 def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from peftrun.artifacts import CHECKPOINTS, METRICS
 from peftrun.device import Device
+from peftrun.errors import ConfigError
 from peftrun.schema import TrainerSpec
+from peftrun.training.answer_loss import AnswerTrainer
 from peftrun.training.callbacks import Report
 
 
@@ -37,17 +39,20 @@ def fit(model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], trainer: T
         seed: int, max_length: int, out_dir: Path, checkpoint: Path | None) -> Fitted:  # fmt: skip
     """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
 
-    Raises: DataError: the loss is no longer a finite number.
+    Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
     report = Report(out_dir / METRICS)
-    with _own_printing():
-        loop = SFTTrainer(
-            model=model,
-            args=_arguments(trainer, device, seed, max_length, out_dir),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            callbacks=[report],
-        )
+    try:
+        with _own_printing():
+            loop = AnswerTrainer(
+                model=model,
+                args=_arguments(trainer, device, seed, max_length, out_dir),
+                train_dataset=Dataset.from_list(rows),
+                processing_class=tokenizer,
+                callbacks=[report],
+            )
+    except ValueError as error:  # the libraries own the rules between their own arguments
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     for unwanted in (PrinterCallback, ProgressCallback):
         loop.remove_callback(unwanted)
     try:

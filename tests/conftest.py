@@ -1,0 +1,174 @@
+"""Tiny models built on the spot, tiny data, and the command line run in this process or in one of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+TINY_STEPS = ["trainer.max_steps=4", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one command line ended."""
+
+    code: int
+    out: str
+    err: str
+    run_dir: Path | None  # the run folder it left, if any
+
+    def record(self) -> dict:
+        assert self.run_dir is not None, self.err
+        return json.loads((self.run_dir / "record.json").read_text())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["PEFTRUN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def run_folders(where: Path) -> set[Path]:
+    return {path.parent for path in where.glob("outputs/**/record.json")}
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `peftrun ARGS` in this process, in an empty folder."""
+    from peftrun.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> Outcome:
+        before = run_folders(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["peftrun", *args])
+        capfd.readouterr()
+        try:
+            code = main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return Outcome(code, out, err, next(iter(sorted(run_folders(tmp_path) - before)), None))
+
+    return run
+
+
+def subprocess_cli(where: Path, *args: str, **env: str) -> Outcome:
+    """Runs `python -m peftrun ARGS` in a process of its own."""
+    before = run_folders(where)
+    done = subprocess.run(
+        [sys.executable, "-m", "peftrun", *args],
+        cwd=where,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr, next(iter(sorted(run_folders(where) - before)), None))
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = ["The quick brown fox jumps over the lazy dog.", "Is it spam or ham? yes no good bad", "call now to win a prize"]
+
+
+def _tokenizer(chat: bool):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(CORPUS * 20, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
+    end = "<|im_end|>" if chat else "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end, pad_token=end if chat else None)
+    if chat:
+        tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def build_llama(folder: Path, seed: int = 0, **changes) -> Path:
+    """A random Llama of two layers with a chat template. Other keyword arguments change its config."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer(chat=True)
+    settings = dict(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**settings | changes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_gpt2(folder: Path, seed: int = 0) -> Path:
+    """A random GPT-2 of two layers: Conv1D projections, no chat template, no pad token."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer(chat=False)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=2, n_head=4,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs: a number is even or odd."""
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes"} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def on_tiny(data: Path) -> Callable[[Path], list[str]]:
+    """Overrides that put a run on a tiny model and the tiny data, in float32 so that equality is exact."""
+
+    def overrides(model: Path) -> list[str]:
+        return [
+            "model=pretrained", f"model.name_or_path={model}", "task=instruction", f"task.data.path={data}",
+            "task.data.eval_rows=8", "task.max_length=64", "device=cpu", "device.dtype=float32", "trainer.learning_rate=1e-2",
+        ]  # fmt: skip
+
+    return overrides
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, llama: Path, on_tiny) -> Path:
+    """A run folder with an adapter that was trained for four steps on the tiny Llama."""
+    where = tmp_path_factory.mktemp("trained")
+    outcome = subprocess_cli(where, *on_tiny(llama), *TINY_STEPS)
+    assert outcome.code == 0, outcome.err
+    assert outcome.run_dir is not None
+    return outcome.run_dir
