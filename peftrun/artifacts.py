@@ -119,9 +119,7 @@ def size_of(folder: Path, pattern: str = "*.safetensors") -> int:
 
 def disk_refused(error: BaseException) -> bool:
     """Whether an error came from the operating system or from safetensors' own writer."""
-    return isinstance(error, OSError) or (
-        type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
-    )
+    return isinstance(error, OSError) or (type(error).__name__ == "SafetensorError" and "I/O error" in str(error))
 
 
 def _sibling(path: Path) -> Path:

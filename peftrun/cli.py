@@ -33,7 +33,10 @@ def main() -> int:
     except REFUSALS as error:
         return _report(_composition_problems(arguments, error))
     except KeyboardInterrupt:
-        return _report(["interrupted; the record says so, and a training run continues with action.resume=auto"]) and INTERRUPTED
+        return (
+            _report(["interrupted; the record says so, and a training run continues with action.resume=auto"])
+            and INTERRUPTED
+        )
     return _report([line for fault in faults for line in fault.lines]) if faults else 0
 
 

@@ -6,13 +6,29 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from peftrun import config, paths
 from peftrun.errors import ConfigError
 
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, str]:
+    """The composed configuration without Hydra's own part, and the run folder it names.
+
+    Raises: ConfigError: an override cannot be composed.
+    """
+    try:
+        with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
+            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    except REFUSALS as error:
+        raise ConfigError(*(explain(overrides, None) or [str(error)])) from error
+    run_dir = str(cfg.hydra.run.dir)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, run_dir
 
 
 def explain(overrides: Sequence[str], team_dir: str | None) -> list[str]:

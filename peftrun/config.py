@@ -33,7 +33,9 @@ def build(cfg: DictConfig) -> schema.RunSpec:
             parts[name] = TypeAdapter(kind).validate_json(json.dumps(values.get(name)), strict=True)
         except ValidationError as error:
             problems += _explain(name, values.get(name), kind, error)
-    problems += checks.run({name: part for name, part in parts.items() if MISSING not in flatten(values[name]).values()})
+    problems += checks.run(
+        {name: part for name, part in parts.items() if MISSING not in flatten(values[name]).values()}
+    )
     if problems:
         raise ConfigError(*problems)
     return schema.RunSpec(**parts)
@@ -62,7 +64,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; mend the interpolation") from error
+        raise ConfigError(
+            f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; mend the interpolation"
+        ) from error
     assert isinstance(values, dict)
     adapter = values.get("adapter")
     values["adapter"] = {} if adapter is None else {"default": adapter} if isinstance(adapter, str) else adapter
@@ -113,11 +117,7 @@ def _follow(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any
     for step in location:
         if isinstance(given, dict) and step in given:
             given = given[step]
-        elif isinstance(given, list) and isinstance(step, int) and step < len(given):
-            given = given[step]
-        else:
-            continue
-        path.append(str(step))
+            path.append(str(step))
     return path, given
 
 
@@ -165,5 +165,3 @@ def _known_keys(group: str, kind: Any, path: list[str], given: Any) -> list[str]
 def _is_selected(owner: type, given: Any) -> bool:
     tag = next(iter(_types(owner).items()), None)
     return bool(tag and isinstance(given, dict) and given.get(tag[0]) in get_args(tag[1]))
-
-

@@ -15,7 +15,18 @@ from rich.table import Table
 
 from peftrun.result import RunResult
 
-NOISY = ("transformers", "peft", "trl", "accelerate", "datasets", "torch", "huggingface_hub", "filelock", "httpx", "httpx2")
+NOISY = (
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "torch",
+    "huggingface_hub",
+    "filelock",
+    "httpx",
+    "httpx2",
+)
 
 
 def _notes() -> Console:
@@ -111,4 +122,6 @@ def short(path: Path) -> str:
 
 def figures(values: dict[str, Any]) -> str:
     """Metrics on one line."""
-    return " · ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+    return " · ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )

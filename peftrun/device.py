@@ -46,7 +46,7 @@ def resolve(spec: DeviceSpec) -> Device:
 
 def dtype_of(name: str) -> torch.dtype:
     """`float32` → torch.float32."""
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return getattr(torch, name)
 
 
 def _best() -> str:
@@ -61,7 +61,9 @@ def _available(name: str) -> bool:
 
 def _checked(name: str, dtype: str) -> torch.dtype:
     if name == "cpu" and dtype == "float16":
-        raise DeviceError("device.dtype=float16: training in float16 needs a GPU; type device.dtype=bfloat16 or float32")
+        raise DeviceError(
+            "device.dtype=float16: training in float16 needs a GPU; type device.dtype=bfloat16 or float32"
+        )
     return dtype_of(dtype)
 
 
@@ -86,4 +88,3 @@ def cpu_flags() -> set[str]:
         return set()
     line = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     return set(line.partition(":")[2].split())
-

@@ -20,7 +20,18 @@ from peftrun.errors import ArtifactError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 
-LIBRARIES = ("peftrun", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "hydra-core", "omegaconf", "safetensors")
+LIBRARIES = (
+    "peftrun",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+)
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -92,7 +103,10 @@ def _outcome(result: RunResult) -> dict[str, Any]:
 
 
 def _finish(record: dict[str, Any], out_dir: Path, started: float, **more: Any) -> None:
-    record |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - started, 2)}
+    record |= {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
     artifacts.write_json(out_dir / artifacts.RECORD, record | more)
 
 
@@ -130,4 +144,6 @@ def _disk_full_as_fault(out_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise ArtifactError(f"{error.filename or out_dir}: the disk is full ({error.strerror}); free space and run again") from error
+        raise ArtifactError(
+            f"{error.filename or out_dir}: the disk is full ({error.strerror}); free space and run again"
+        ) from error

@@ -41,10 +41,14 @@ def of_model(folder: Path) -> Fingerprint:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"model {folder}: holds no .safetensors file (pickles are refused); convert its weights to safetensors")
+        raise ModelError(
+            f"model {folder}: holds no .safetensors file (pickles are refused); convert its weights to safetensors"
+        )
     return Fingerprint(
         weights=_cached("weights", files, _weights),
-        tokenizer=_cached("tokenizer", [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()], _contents),
+        tokenizer=_cached(
+            "tokenizer", [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()], _contents
+        ),
         chat_template=_template(folder),
     )
 

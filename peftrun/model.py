@@ -114,7 +114,9 @@ def _from_hub(spec: ModelSpec) -> Path:
         raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`") from error
+        raise ModelError(
+            f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
+        ) from error
 
 
 def _converted(gguf: Path) -> Path:
@@ -130,7 +132,9 @@ def _converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     # The weights are plain float32 by now, yet transformers still takes the model for a quantised one, which it refuses to save.
     model.hf_quantizer = None
     del model.config.quantization_config
@@ -143,7 +147,9 @@ def _check_causal(folder: Path, spec: ModelSpec) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     names = config.architectures or []
     if names and not any(name.endswith(CAUSAL) for name in names):
-        raise ModelError(f"model.name_or_path={spec.name_or_path}: is a {names[0]}, not a causal language model; choose another model")
+        raise ModelError(
+            f"model.name_or_path={spec.name_or_path}: is a {names[0]}, not a causal language model; choose another model"
+        )
 
 
 @contextlib.contextmanager

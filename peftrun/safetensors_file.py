@@ -29,7 +29,9 @@ def entries(path: Path) -> list[Entry]:
     try:
         found = _parse(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: is not a readable safetensors file ({error}); restore it or make it again") from error
+        raise ArtifactError(
+            f"{path}: is not a readable safetensors file ({error}); restore it or make it again"
+        ) from error
     expected, actual = max((entry.end for entry in found), default=0), path.stat().st_size
     if found and expected != actual:
         raise ArtifactError(f"{path}: is truncated or torn ({actual} bytes, its header says {expected}); restore it")
@@ -46,7 +48,13 @@ def _parse(path: Path) -> list[Entry]:
     start = LENGTH_BYTES + length
     return sorted(
         (
-            Entry(name, item["dtype"], tuple(item["shape"]), start + item["data_offsets"][0], start + item["data_offsets"][1])
+            Entry(
+                name,
+                item["dtype"],
+                tuple(item["shape"]),
+                start + item["data_offsets"][0],
+                start + item["data_offsets"][1],
+            )
             for name, item in header.items()
         ),
         key=lambda entry: entry.begin,

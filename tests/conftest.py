@@ -79,7 +79,11 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CORPUS = ["The quick brown fox jumps over the lazy dog.", "Is it spam or ham? yes no good bad", "call now to win a prize"]
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Is it spam or ham? yes no good bad",
+    "call now to win a prize",
+]
 
 
 def _tokenizer(chat: bool):
@@ -91,7 +95,9 @@ def _tokenizer(chat: bool):
     core.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(CORPUS * 20, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
+    core.train_from_iterator(
+        CORPUS * 20, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
     end = "<|im_end|>" if chat else "<|endoftext|>"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end, pad_token=end if chat else None)
     if chat:
@@ -109,7 +115,7 @@ def build_llama(folder: Path, seed: int = 0, **changes) -> Path:
     settings = dict(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(LlamaConfig(**settings | changes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

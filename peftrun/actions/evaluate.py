@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from peftrun import console, device, model
+from peftrun import console, device, model, tasks
 from peftrun.adapter import load
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
-from peftrun.tasks import causal_lm
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -14,14 +13,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     place = device.resolve(spec.device)
     console.say(place.note)
     base = model.load_base(spec.model, place)
-    rows = causal_lm.load_rows(spec.task, base.tokenizer)
+    rows = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer)
     facts = {"base": base.describe(), "device": place.note, "data": rows.describe()}
     net, who = base.model, f"{base.name} alone"
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
         who = f"adapter {net.active_adapter} on {base.name}"
-    found = causal_lm.evaluate(net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size)
+    found = tasks.of_kind(spec.task.kind).evaluate(
+        net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size
+    )
     summary = [("measured", who), ("held out", f"{len(rows.held_out)} rows")]
     summary += [(name, f"{value:.4f}") for name, value in found.items()]
     return RunResult(out_dir, facts, found, summary=summary, objective=found["loss"])

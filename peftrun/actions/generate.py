@@ -27,7 +27,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     place = device.resolve(spec.device)
     console.say(place.note)
     base = model.load_base(spec.model, place)
-    net, facts = base.model, {"base": base.describe(), "device": place.note}
+    net: Any = base.model
+    facts: dict[str, Any] = {"base": base.describe(), "device": place.note}
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
@@ -43,7 +44,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def answer(net: Any, tokenizer: Any, talk: Talk, action: GenerateAction) -> str:
     """What the model says next in `talk`."""
     ids = torch.tensor([prompt_ids(tokenizer, talk)], device=net.device)
-    sampling = {"do_sample": True, "temperature": action.temperature, "top_p": action.top_p} if action.temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": action.temperature, "top_p": action.top_p}
+        if action.temperature > 0
+        else {"do_sample": False}
+    )
     with torch.inference_mode():
         out = net.generate(
             input_ids=ids,

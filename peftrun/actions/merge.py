@@ -45,11 +45,18 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _summary(target: Path, base: Any, name: str, dtype: str, figures: dict[str, Any]) -> list[tuple[str, str]]:
     size = console.megabytes(artifacts.size_of(target))
-    rows = [("base", f"{base.name} ({base.fingerprint.short()})"), ("merged", f"adapter {name}, {dtype}, {size}: {console.short(target)}")]
+    rows = [
+        ("base", f"{base.name} ({base.fingerprint.short()})"),
+        ("merged", f"adapter {name}, {dtype}, {size}: {console.short(target)}"),
+    ]
     if not figures["verified"]:
         return [*rows, ("proof", "not made, as asked (action.verify=false)")]
     equal = (
         f"max |Δlogit| {figures['max_logit_difference']:.3g} (tolerance {figures['tolerance']:g}), "
         f"KL {figures['kl_divergence']:.3g}, top-1 agreement {figures['top1_agreement']:.1%}"
     )
-    return [*rows, ("equals adapter on base", equal), ("differs from base", f"max |Δlogit| {figures['max_logit_difference_from_base']:.3g}")]
+    return [
+        *rows,
+        ("equals adapter on base", equal),
+        ("differs from base", f"max |Δlogit| {figures['max_logit_difference_from_base']:.3g}"),
+    ]

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import console, device, model
+from peftrun import console, device, model, tasks
 from peftrun.adapter import load
 from peftrun.adapter.load import LoadProof
 from peftrun.result import RunResult
 from peftrun.schema import ReloadAction, RunSpec
-from peftrun.tasks import causal_lm
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -21,9 +20,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
     if spec.action.evaluate:
-        rows = causal_lm.load_rows(spec.task, base.tokenizer)
+        rows = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer)
         result.facts["data"] = rows.describe()
-        result.metrics = causal_lm.evaluate(net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size)
+        result.metrics = tasks.of_kind(spec.task.kind).evaluate(
+            net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size
+        )
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
     path = next(iter(spec.adapter.values()))
@@ -44,7 +45,10 @@ def _summary(base: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> list
     rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
     for proof in proofs:
         rows += [
-            (f"adapter {proof.name}", f"{proof.tensors} tensors landed in {proof.modules} modules, ‖ΔW‖ {proof.delta_norm:.4g}"),
+            (
+                f"adapter {proof.name}",
+                f"{proof.tensors} tensors landed in {proof.modules} modules, ‖ΔW‖ {proof.delta_norm:.4g}",
+            ),
             ("made for this base", "yes" if proof.base_checked else "not known"),
             ("differs from base", _effect(proof)),
             ("equals what was saved", _equality(proof)),

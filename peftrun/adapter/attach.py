@@ -31,6 +31,7 @@ def attach(base: Base, lora: LoraSpec, seed: int) -> Any:
     )
     set_seed(seed)
     try:
+        _check_orthonormal(base.model, lora)
         return get_peft_model(base.model, config)
     except ValueError as error:  # PEFT owns the rules between its own fields
         raise ConfigError(f"lora: {str(error).splitlines()[0]}") from error
@@ -56,9 +57,17 @@ def _check_modules(model: Any, lora: LoraSpec) -> None:
     else:
         problems = [_no_match("lora.target_modules", entry, names) for entry in _absent(lora.target_modules, names)]
     everything = [name for name, _ in model.named_modules() if name]
-    problems += [_no_match("lora.modules_to_save", e, everything) for e in _absent(lora.modules_to_save or [], everything)]
+    problems += [
+        _no_match("lora.modules_to_save", e, everything) for e in _absent(lora.modules_to_save or [], everything)
+    ]
     if problems:
         raise ConfigError(*problems)
+
+
+def _check_orthonormal(model: Any, lora: LoraSpec) -> None:
+    # PEFT 0.21 takes a Conv1D's weight for a Linear's there, and the shapes come out transposed.
+    if lora.init_lora_weights == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
+        raise ConfigError("lora.init_lora_weights=olora: PEFT cannot start OLoRA on Conv1D layers (GPT-2); type lora=pissa")
 
 
 def _absent(entries: Iterable[str], names: list[str]) -> list[str]:

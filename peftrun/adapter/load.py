@@ -43,7 +43,9 @@ class LoadProof:
         return asdict(self)
 
 
-def load(base: Base, paths: dict[str, str], active: str | None, allow_base_mismatch: bool) -> tuple[Any, list[LoadProof]]:
+def load(
+    base: Base, paths: dict[str, str], active: str | None, allow_base_mismatch: bool
+) -> tuple[Any, list[LoadProof]]:
     """The base with every adapter loaded, `active` (or the first) answering; and the proof of each load.
 
     Raises: AdapterError: an adapter is broken, does not fit, or was made for another base.
@@ -51,11 +53,12 @@ def load(base: Base, paths: dict[str, str], active: str | None, allow_base_misma
     """
     model = None
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
-    checked = {name: _check_base(base, folder, allow_base_mismatch) for name, folder in folders.items()}
+    for folder in folders.values():
+        _check_base(base, folder, allow_base_mismatch)
     plain = probe.logits(base.model, base.tokenizer)
     for name, folder in folders.items():
         model = _add(base, model, name, folder)
-    proofs = [_prove(base, model, name, folder, plain, checked[name]) for name, folder in folders.items()]
+    proofs = [_prove(base, model, name, folder, plain) for name, folder in folders.items()]
     assert model is not None
     model.set_adapter(active or next(iter(paths)))
     return model.requires_grad_(False).eval(), proofs
@@ -66,29 +69,34 @@ def placement(model: Any) -> dict[str, Any]:
     found: dict[str, int] = {}
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            places = {f"{p.device} {str(p.dtype).removeprefix('torch.')}" for n, p in module.named_parameters() if "lora_" in n}
+            places = {
+                f"{p.device} {str(p.dtype).removeprefix('torch.')}"
+                for n, p in module.named_parameters()
+                if "lora_" in n
+            }
             for place in places:
                 found[place] = found.get(place, 0) + 1
     return {"active_adapters": model.active_adapters, "adapted_modules": found}
 
 
-def _check_base(base: Base, folder: Path, allow: bool) -> bool:
-    """True if the adapter was made for this base; False if that cannot be known, or is allowed to differ."""
+def _check_base(base: Base, folder: Path, allow: bool) -> None:
     known = adapter_folder.facts(folder)
     if known is None:
         console.warn(f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are")
-        return False
-    made_for, here = known["base"], base.describe()
-    if made_for["fingerprint"]["weights"] == here["fingerprint"]["weights"]:
-        return True
+        return
+    if _is_for(base, known):
+        return
     text = (
-        f"{folder}: was made for base {made_for['name']} ({made_for['fingerprint']['weights'][:12]}), "
+        f"{folder}: was made for base {known['base']['name']} ({known['base']['fingerprint']['weights'][:12]}), "
         f"this is {base.name} ({base.fingerprint.short()})"
     )
     if not allow:
         raise AdapterError(f"{text}; choose that model, or type allow_base_mismatch=true")
     console.warn(f"{text}; loaded all the same, as allowed")
-    return False
+
+
+def _is_for(base: Base, known: dict[str, Any] | None) -> bool:
+    return known is not None and known["base"]["fingerprint"]["weights"] == base.fingerprint.weights
 
 
 def _add(base: Base, model: Any, name: str, folder: Path) -> Any:
@@ -104,23 +112,39 @@ def _add(base: Base, model: Any, name: str, folder: Path) -> Any:
     return model
 
 
-def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor, base_checked: bool) -> LoadProof:
-    tensors = _check_tensors(model, name, folder)
+def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
     model.set_adapter(name)
     known = adapter_folder.facts(folder) or {}
-    adapted = probe.logits(model, base.tokenizer)
-    effect = probe.compare(plain, adapted)
     norms = delta_norms(model, name)
-    fresh = bool(known.get("fresh"))
-    if effect["max_logit_difference"] == 0.0 and not fresh:
-        raise ProofError(f"{folder}: loads, but changes nothing (no logit differs from the base); it was never trained, or is not applied")
+    adapted = probe.logits(model, base.tokenizer)
+    proof = LoadProof(
+        name=name,
+        path=str(folder),
+        tensors=_check_tensors(model, name, folder),
+        modules=len(norms),
+        delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
+        fresh=bool(known.get("fresh")),
+        base_checked=_is_for(base, known or None),
+        effect=probe.compare(plain, adapted),
+        saved_difference=None,
+    )
     kept = known.get("probe", {}).get(_computed_in(base))
-    difference = probe.distance(adapted, kept) if kept and base_checked else None
-    limit = probe.TOLERANCE[_dtype(base)]
-    if difference is not None and difference > limit:
-        raise ProofError(f"{folder}: answers otherwise than when it was saved (max |Δlogit| {difference:.3g}, tolerance {limit:g})")
-    total = sum(norm**2 for norm in norms.values()) ** 0.5
-    return LoadProof(name, str(folder), tensors, len(norms), total, fresh, base_checked, effect, difference)
+    if kept and proof.base_checked:
+        proof.saved_difference = probe.distance(adapted, kept)
+    _check_effect(proof, probe.TOLERANCE[_dtype(base)])
+    return proof
+
+
+def _check_effect(proof: LoadProof, limit: float) -> None:
+    if proof.effect["max_logit_difference"] == 0.0 and not proof.fresh:
+        raise ProofError(
+            f"{proof.path}: loads, but changes nothing (no logit differs from the base); it was never trained, or is not applied"
+        )
+    if proof.saved_difference is not None and proof.saved_difference > limit:
+        raise ProofError(
+            f"{proof.path}: answers otherwise than when it was saved "
+            f"(max |Δlogit| {proof.saved_difference:.3g}, tolerance {limit:g}); restore the file, or train again"
+        )
 
 
 def _check_tensors(model: Any, name: str, folder: Path) -> int:

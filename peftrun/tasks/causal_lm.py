@@ -127,7 +127,9 @@ def _fitting(examples: list[Example], task: TaskSpec, tokenizer: Any, which: str
             f"(the shortest has {shortest} tokens); type task.max_length={2 ** max(shortest - 1, 1).bit_length()}"
         )
     if len(kept) < len(rows):
-        console.say(f"data: {len(rows) - len(kept)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out")
+        console.say(
+            f"data: {len(rows) - len(kept)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
+        )
     return kept
 
 
@@ -147,14 +149,16 @@ def _score(model: Any, rows: list[Row], pad: int) -> list[list[tuple[float, int,
     mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=model.device)
     start = model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1)
     count = len(rows[0].candidates)
-    scores = [_score_candidates(model, rows, k, pad, mask, start) for k in range(count)]
+    scores = [_score_candidates(model, [row.candidates[k] for row in rows], pad, mask, start) for k in range(count)]
     return [[scores[k][i] for k in range(count)] for i in range(len(rows))]
 
 
-def _score_candidates(model: Any, rows: list[Row], k: int, pad: int, mask: torch.Tensor, start: Any) -> list[tuple[float, int, bool]]:
-    lengths = [len(row.candidates[k]) for row in rows]
+def _score_candidates(
+    model: Any, candidates: list[list[int]], pad: int, mask: torch.Tensor, start: Any
+) -> list[tuple[float, int, bool]]:
+    lengths = [len(ids) for ids in candidates]
     width = max(lengths)
-    ids = torch.tensor([row.candidates[k] + [pad] * (width - len(row.candidates[k])) for row in rows], device=model.device)
+    ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids in candidates], device=model.device)
     logits = start.logits[:, -1:]
     if width > 1:
         longer = torch.cat([mask, torch.ones_like(ids[:, 1:])], dim=1)

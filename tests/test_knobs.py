@@ -1,0 +1,62 @@
+"""One knob, one reader: a config field that nothing reads fails here."""
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig
+from trl import SFTConfig
+
+from peftrun import schema
+
+PACKAGE = Path(schema.__file__).parent
+# Groups that are handed whole to a library: their fields must be that library's own.
+HANDED_WHOLE = {schema.LoraSpec: LoraConfig, schema.TrainerSpec: SFTConfig}
+# These only check, or only show.
+NO_READERS = {"schema.py", "checks.py", "config.py"}
+
+
+def specs() -> list[type]:
+    return [item for _, item in inspect.getmembers(schema, dataclasses.is_dataclass)]
+
+
+def fields_read() -> set[str]:
+    """Every attribute name that some module reads."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name not in NO_READERS:
+            tree = ast.parse(path.read_text())
+            found |= {
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            }
+    return found
+
+
+def test_there_are_specs_to_look_at():
+    assert len(specs()) >= 13
+
+
+@pytest.mark.parametrize("spec", [s for s in specs() if s not in HANDED_WHOLE], ids=lambda spec: spec.__name__)
+def test_every_field_is_read(spec):
+    unread = {field.name for field in dataclasses.fields(spec)} - fields_read() - {"method"}
+    assert not unread, f"nothing reads {spec.__name__}.{unread}"
+
+
+@pytest.mark.parametrize("spec", list(HANDED_WHOLE), ids=lambda spec: spec.__name__)
+def test_fields_of_groups_handed_whole_are_the_librarys(spec):
+    names = {field.name for field in dataclasses.fields(spec)} - {"method"}
+    assert names <= {field.name for field in dataclasses.fields(HANDED_WHOLE[spec])}
+
+
+def test_groups_are_handed_over_in_one_place_each():
+    calls = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("LoraConfig", "SFTConfig")
+    ]
+    assert sorted(calls) == ["attach.py", "sft.py"]
