@@ -76,4 +76,6 @@ def _line(text: str, error: Exception, composed: DictConfig) -> str:
     if key.startswith(("hydra", "+", "~")):
         return f"{text}: {str(error).splitlines()[0]}"
     known = list(config.flatten(config.plain(composed)))
+    if any(item.startswith(f"{name}.") for item in known):
+        return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
     return config.unknown_key(name, value, known)

@@ -56,11 +56,14 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None)
     """
     folder = locate(spec)
     mark = fingerprint.of_model(folder)
-    _check_causal(folder, spec)
-    model = load_folder(folder, spec, device, dtype or device.dtype)
+    try:
+        _check_causal(folder, spec)
+        model, tokenizer = load_folder(folder, spec, device, dtype or device.dtype), load_tokenizer(folder, spec)
+    except (ValueError, OSError, ImportError) as error:
+        raise ModelError(_unreadable(spec, error)) from error
     name = portable_name(spec)
     model.name_or_path = name  # PEFT writes it into adapter_config.json
-    return Base(model, load_tokenizer(folder, spec), folder, name, spec.revision, mark)
+    return Base(model, tokenizer, folder, name, spec.revision, mark)
 
 
 def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
@@ -141,6 +144,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.config._name_or_path = gguf.stem
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
+
+
+def _unreadable(spec: ModelSpec, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"model.name_or_path={spec.name_or_path}: brings Python code of its own, which is not run; "
+            "if you trust it, type model.trust_remote_code=true"
+        )
+    return f"model.name_or_path={spec.name_or_path}: cannot be loaded ({' '.join(str(error).split())[:300]})"
 
 
 def _check_causal(folder: Path, spec: ModelSpec) -> None:

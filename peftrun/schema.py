@@ -109,8 +109,8 @@ class LoraSpec:
     init_lora_weights: bool | Annotated[str, Field(pattern=r"^(gaussian|orthogonal|olora|pissa|pissa_niter_\d+)$")]
     use_rslora: bool
     use_dora: bool
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, examples=[8])]]
-    alpha_pattern: dict[str, Annotated[int, Field(ge=1, examples=[16])]]
+    rank_pattern: dict[str, Positive] | None
+    alpha_pattern: dict[str, Positive] | None
     layers_to_transform: list[int] | None
 
 

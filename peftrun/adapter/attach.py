@@ -24,10 +24,10 @@ def attach(base: Base, lora: LoraSpec, seed: int) -> Any:
     Raises: ConfigError: a `target_modules` or `modules_to_save` entry matches nothing.
     """
     _check_modules(base.model, lora)
-    fields = dataclasses.asdict(lora)
-    fields.pop("method")
+    chosen = {key: value for key, value in dataclasses.asdict(lora).items() if value is not None}
+    chosen.pop("method")
     config = LoraConfig(
-        **fields, task_type=TaskType.CAUSAL_LM, base_model_name_or_path=base.name, revision=base.revision
+        **chosen, task_type=TaskType.CAUSAL_LM, base_model_name_or_path=base.name, revision=base.revision
     )
     set_seed(seed)
     try:
@@ -67,7 +67,9 @@ def _check_modules(model: Any, lora: LoraSpec) -> None:
 def _check_orthonormal(model: Any, lora: LoraSpec) -> None:
     # PEFT 0.21 takes a Conv1D's weight for a Linear's there, and the shapes come out transposed.
     if lora.init_lora_weights == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
-        raise ConfigError("lora.init_lora_weights=olora: PEFT cannot start OLoRA on Conv1D layers (GPT-2); type lora=pissa")
+        raise ConfigError(
+            "lora.init_lora_weights=olora: PEFT cannot start OLoRA on Conv1D layers (GPT-2); type lora=pissa"
+        )
 
 
 def _absent(entries: Iterable[str], names: list[str]) -> list[str]:

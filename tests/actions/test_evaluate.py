@@ -45,7 +45,9 @@ def _nats(model, prompt, ids):
 
 def _greedy(model, prompt, length):
     ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, pad_token_id=0)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, pad_token_id=0
+    )
     return out[0, len(prompt) :].tolist()
 
 
@@ -64,5 +66,8 @@ def test_choices_come_from_the_labels(cli, llama, on_tiny):
 def test_the_active_adapter_is_the_one_measured(cli, tmp_path, trained, llama, on_tiny):
     fresh = cli(*on_tiny(llama), "action=save").run_dir
     both = f"adapter={{learned: {trained}, fresh: {fresh}}}"
-    one, other = (cli(*on_tiny(llama), "action=evaluate", both, f"active={name}").record()["metrics"] for name in ("learned", "fresh"))
+    one, other = (
+        cli(*on_tiny(llama), "action=evaluate", both, f"active={name}").record()["metrics"]
+        for name in ("learned", "fresh")
+    )
     assert other == cli(*on_tiny(llama), "action=evaluate").record()["metrics"] != one

@@ -28,8 +28,9 @@ def test_every_line_of_a_file_is_a_prompt(cli, tmp_path, llama, on_tiny):
 def test_the_adapter_changes_the_answer(cli, llama, on_tiny):
     trained = cli(*on_tiny(llama), "trainer.max_steps=150", "trainer.warmup_steps=0").run_dir
     ask = [*on_tiny(llama), "action=generate", "action.prompt='Is 3 even?'", SHORT]
-    assert answers(cli(*ask, f"adapter={trained}"))[0]["answer"] in ("yes", "no")
-    assert answers(cli(*ask))[0]["answer"] not in ("yes", "no")
+    learned = ("yes", "no")
+    assert answers(cli(*ask, f"adapter={trained}"))[0]["answer"].startswith(learned)
+    assert not answers(cli(*ask))[0]["answer"].startswith(learned)
 
 
 def test_sampling_follows_the_seed(cli, llama, on_tiny):

@@ -32,7 +32,9 @@ def test_it_says_where_every_adapted_module_is(cli, trained, llama, on_tiny):
 
 
 def test_evaluation_can_be_left_out(cli, trained, llama, on_tiny):
-    assert cli(*on_tiny(llama), "action=reload", "action.evaluate=false", f"adapter={trained}").record()["metrics"] == {}
+    assert (
+        cli(*on_tiny(llama), "action=reload", "action.evaluate=false", f"adapter={trained}").record()["metrics"] == {}
+    )
 
 
 def test_several_adapters_load_under_their_names_and_one_answers(cli, trained, llama, on_tiny):

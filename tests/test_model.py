@@ -1,0 +1,138 @@
+"""Bases: folders, packages, the Hub; what they are by content; the dtype they are computed in."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import build_gpt2, build_llama
+from transformers import AutoModelForCausalLM
+
+from peftrun import artifacts, device, fingerprint, model
+from peftrun.device import Device
+from peftrun.errors import ArtifactError, DeviceError, ModelError
+from peftrun.schema import DeviceSpec, ModelSpec
+
+CPU = Device("cpu", torch.float32, "")
+
+
+def spec(path, **changes):
+    settings = {"package": None, "revision": None, "attn_implementation": "sdpa", "trust_remote_code": False}
+    return ModelSpec(name_or_path=str(path), **settings | changes)
+
+
+def test_a_folder_loads_frozen_in_the_dtype_asked_for(llama):
+    base = model.load_base(spec(llama), CPU, torch.bfloat16)
+    assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in base.model.parameters()) and not base.model.training
+    assert base.name == "tiny-llama"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_implementation_is_the_one_asked_for(llama, attention):
+    base = model.load_base(spec(llama, attn_implementation=attention), CPU)
+    assert base.model.config._attn_implementation == attention
+
+
+def test_a_tokenizer_without_pad_token_pads_with_its_end(gpt2):
+    assert model.load_base(spec(gpt2), CPU).tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama):
+    folder = tmp_path / "coded"
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "made_up", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        model.load_base(spec(folder), CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_encoder_is_refused(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    BertModel(
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is a BertModel, not a causal language model"):
+        model.load_base(spec(tmp_path), CPU)
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path, llama):
+    one = fingerprint.of_model(llama)
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(llama, copy)
+    assert fingerprint.of_model(copy) == one
+    other = fingerprint.of_model(build_llama(tmp_path / "other", seed=9))
+    assert other.weights != one.weights and other.tokenizer == one.tokenizer
+    assert fingerprint.of_model(build_gpt2(tmp_path / "gpt2")).chat_template != one.chat_template
+
+
+def test_one_changed_bit_changes_the_fingerprint(tmp_path, llama):
+    copy = tmp_path / "copy"
+    shutil.copytree(llama, copy)
+    before = fingerprint.of_model(copy)
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    assert fingerprint.of_model(copy).weights != before.weights
+
+
+def test_the_fingerprint_does_not_depend_on_sharding(tmp_path, llama):
+    net = AutoModelForCausalLM.from_pretrained(llama)
+    net.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert fingerprint.of_model(tmp_path).weights == fingerprint.of_model(llama).weights
+
+
+def test_a_second_fingerprint_reads_no_weights(tmp_path, llama, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(llama, copy)
+    first = fingerprint.of_model(copy)
+    monkeypatch.setattr(fingerprint, "_weights", lambda files: pytest.fail("read again"))
+    assert fingerprint.of_model(copy) == first
+
+
+def test_bfloat16_is_chosen_exactly_where_it_is_native():
+    found = device.resolve(DeviceSpec(name="cpu", dtype="auto", num_threads=None))
+    native = bool(device.cpu_flags() & set(device.NATIVE_BF16_FLAGS))
+    assert found.dtype == (torch.bfloat16 if native else torch.float32)
+    assert ("natively" in found.note) == native
+
+
+def test_threads_are_set():
+    before = torch.get_num_threads()
+    device.resolve(DeviceSpec(name="cpu", dtype="float32", num_threads=1))
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "xpu"])
+def test_a_device_that_is_not_there_is_an_error(name):
+    if device._available(name):
+        pytest.skip(f"{name} is here")
+    with pytest.raises(DeviceError, match=f"device={name}: torch finds no such device"):
+        device.resolve(DeviceSpec(name=name, dtype="auto", num_threads=None))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "kept.json"
+    artifacts.write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        artifacts.write_json(file, {("not", "a key"): 1})
+    assert artifacts.read_json(file) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), artifacts.new_folder(tmp_path / "new") as folder:
+        (folder / "half").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with artifacts.new_folder(tmp_path / "new") as folder:
+        (folder / "whole").write_text("whole")
+        assert not (tmp_path / "new").exists()
+    assert (tmp_path / "new" / "whole").read_text() == "whole"
+    with pytest.raises(ArtifactError, match="never overwritten"), artifacts.new_folder(tmp_path / "new"):
+        pass

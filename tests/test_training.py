@@ -1,0 +1,133 @@
+"""The trainer: same loss and gradients as the full-logits loss, whatever is left out of the arithmetic."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from peftrun.tasks.causal_lm import IGNORED
+from peftrun.training.answer_loss import AnswerTrainer
+
+ROWS = [(30, 2), (17, 5), (41, 1), (25, 3), (9, 2), (33, 4), (12, 1), (28, 2)]  # prompt and answer lengths
+
+
+def rows(vocabulary):
+    generator = torch.Generator().manual_seed(3)
+    for prompt, answer in ROWS:
+        ids = torch.randint(5, vocabulary, (prompt + answer,), generator=generator).tolist()
+        yield {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}
+
+
+def trained(trainer, folder, tmp_path, **settings):
+    """Parameters after three steps, and the logged rows."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    args = SFTConfig(
+        output_dir=str(tmp_path), max_steps=3, logging_steps=1, use_cpu=True, bf16=False, learning_rate=1e-2, optim="sgd", max_grad_norm=0.0,
+        gradient_checkpointing=False, disable_tqdm=True, save_strategy="no", **settings,
+    )  # fmt: skip
+    data = Dataset.from_list(list(rows(model.config.vocab_size)))
+    loop = trainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+    loop.train()
+    return {name: value.detach().clone() for name, value in model.named_parameters()}, loop.state.log_history[:-1]
+
+
+@pytest.mark.parametrize("base", ["llama", "gpt2"])
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 1), (2, 2), (1, 4)])
+def test_the_answer_loss_has_the_gradients_of_the_full_loss(request, tmp_path, base, batch, accumulation):
+    folder = request.getfixturevalue(base)
+    settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    ours, our_log = trained(AnswerTrainer, folder, tmp_path, **settings)
+    theirs, their_log = trained(SFTTrainer, folder, tmp_path, **settings)
+    start = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    for name, value in theirs.items():
+        moved = (value - start[name]).norm()
+        assert (ours[name] - value).norm() <= 1e-4 * moved + 1e-7, name
+    for one, other in zip(our_log, their_log, strict=True):
+        for key in ("loss", "num_tokens", "mean_token_accuracy", "grad_norm"):
+            assert one[key] == pytest.approx(other[key], rel=1e-4), key
+
+
+def test_logits_are_computed_only_where_labels_are(llama, tmp_path):
+    widths = []
+
+    class Watching(AnswerTrainer):
+        def __init__(self, model, **given):
+            model.get_output_embeddings().register_forward_hook(
+                lambda module, inputs, out: widths.append(inputs[0].shape[1])
+            )
+            super().__init__(model=model, **given)
+
+    trained(Watching, llama, tmp_path, per_device_train_batch_size=4)
+    assert len(widths) == 3 and max(widths) <= sum(sorted((answer for _, answer in ROWS), reverse=True)[:4])
+
+
+def test_where_most_positions_are_learned_trl_computes_the_loss(llama):
+    ids = torch.arange(5, 15)[None]
+    inputs = {"input_ids": ids, "labels": copy.deepcopy(ids), "attention_mask": torch.ones_like(ids)}
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    args = SFTConfig(output_dir="unused", use_cpu=True, bf16=False, gradient_checkpointing=False)
+    data = Dataset.from_list(list(rows(300)))
+    loop = AnswerTrainer(
+        model=AutoModelForCausalLM.from_pretrained(llama), args=args, train_dataset=data, processing_class=tokenizer
+    )
+    loop.model.train()
+    assert loop._positions(inputs, False) is None
+    inputs["labels"][:, :8] = IGNORED
+    assert loop._positions(inputs, False).tolist() == [7, 8]
+
+
+KNOBS = {
+    "packing": ["trainer.packing=true"],
+    "gradient_checkpointing": ["trainer.gradient_checkpointing=true"],
+    "accumulation": ["trainer.gradient_accumulation_steps=2"],
+    "label_smoothing": ["trainer.label_smoothing_factor=0.1"],
+    "neftune": ["trainer.neftune_noise_alpha=5.0"],
+    "weight_decay": ["trainer.weight_decay=0.5"],
+    "clipping": ["trainer.max_grad_norm=0.001"],
+    "adafactor": ["trainer.optim=adafactor"],
+    "beta1": ["trainer.adam_beta1=0.5"],
+    "beta2": ["trainer.adam_beta2=0.5"],
+    "schedule": ["trainer.lr_scheduler_type=constant"],
+    "warmup": ["trainer.warmup_steps=2"],
+    "order": ["trainer.train_sampling_strategy=sequential"],
+    "batch": ["trainer.per_device_train_batch_size=2"],
+}
+UNCHANGED = {"gradient_checkpointing"}  # less memory, same numbers
+STEPS = ["trainer.max_steps=4", "trainer.warmup_steps=0", "trainer.save_strategy=no", "action.evaluate_before=false"]
+
+
+def adapter(cli, llama, on_tiny, *extra):
+    from safetensors.torch import load_file
+
+    outcome = cli(*on_tiny(llama), *STEPS, "trainer.learning_rate=1e-2", *extra)
+    assert outcome.code == 0, outcome.err
+    return load_file(outcome.run_dir / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_each_trainer_knob_reaches_training(cli, llama, on_tiny, knob):
+    plain, turned = adapter(cli, llama, on_tiny), adapter(cli, llama, on_tiny, *KNOBS[knob])
+    same = all(torch.allclose(plain[key], turned[key], atol=1e-7) for key in plain)
+    assert same == (knob in UNCHANGED)
+
+
+def test_checkpoints_are_kept_as_many_as_asked(cli, llama, on_tiny):
+    outcome = cli(
+        *on_tiny(llama),
+        "trainer.max_steps=6",
+        "trainer.warmup_steps=0",
+        "trainer.save_steps=1",
+        "trainer.save_total_limit=3",
+    )
+    assert len(list((outcome.run_dir / "checkpoints").glob("checkpoint-*/complete"))) == 3
+
+
+def test_epochs_decide_when_steps_do_not(cli, llama, on_tiny):
+    outcome = cli(
+        *on_tiny(llama), "trainer=epochs", "trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=1"
+    )
+    assert outcome.record()["training"]["steps"] == 2 * 32 // 4
