@@ -56,9 +56,8 @@ def _lora(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
     if not isinstance(lora, schema.LoraSpec) or not str(lora.init_lora_weights).startswith(("pissa", "olora")):
         return
     # These initialisations change the base; saved adapters are converted to fit the untouched base,
-    # which PEFT's conversion can do only for one plain rank.
+    # which PEFT can do for plain LoRA of one rank.
     for key, wrong in {
-        "lora.use_rslora": lora.use_rslora,
         "lora.use_dora": lora.use_dora,
         "lora.rank_pattern": bool(lora.rank_pattern),
         "lora.alpha_pattern": bool(lora.alpha_pattern),

@@ -1,6 +1,7 @@
 """When Hydra refuses to compose: find every override that is at fault, and say so in peftrun's words."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -33,7 +34,9 @@ def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, str]:
 
 def explain(overrides: Sequence[str], team_dir: str | None) -> list[str]:
     """One line for each override that cannot be composed, then one for each problem of what can."""
-    lines, good = [], [f"hydra.searchpath=[file://{team_dir}]"] if team_dir else []
+    if team_dir and not Path(team_dir).is_dir():
+        return [f"--config-dir {team_dir}: there is no such folder; name one laid out like conf/"]
+    lines, good = [], [f"hydra.searchpath=[file://{Path(team_dir).resolve()}]"] if team_dir else []
     with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
         # Groups first: a key may exist only under the option chosen beside it.
         for text in sorted(overrides, key=lambda item: "." in item.split("=", 1)[0]):
@@ -43,7 +46,7 @@ def explain(overrides: Sequence[str], team_dir: str | None) -> list[str]:
                     _compose([*good, candidate])
                 good.append(candidates[0])
             except REFUSALS as error:
-                lines.append(_line(text, error, _compose(good)))
+                lines.append(_line(text, error, _compose(good), team_dir))
         try:
             config.build(_compose(good))
         except ConfigError as error:
@@ -63,7 +66,7 @@ def _single(text: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _line(text: str, error: Exception, composed: DictConfig) -> str:
+def _line(text: str, error: Exception, composed: DictConfig, team_dir: str | None) -> str:
     key, _, value = text.partition("=")
     try:
         override: Override = OverridesParser.create().parse_override(text)
@@ -71,7 +74,7 @@ def _line(text: str, error: Exception, composed: DictConfig) -> str:
         return f"{text}: cannot be read as key=value; quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
     name = override.key_or_group
     if name in paths.GROUPS:
-        options = ", ".join(paths.group_options(name))
+        options = ", ".join(paths.group_options(name, *([Path(team_dir)] if team_dir else [])))
         return f"{name}={value}: there is no such option; options: {options}; type {name}=OPTION, or omit it"
     if key.startswith(("hydra", "+", "~")):
         return f"{text}: {str(error).splitlines()[0]}"

@@ -21,10 +21,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     net, fresh, facts = _open(spec, base)
     target = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / artifacts.ADAPTER
     dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)
-    initial = save.save_initial(net)
-    kept = Path(initial.name) if not spec.adapter and attach.changes_base(spec.lora) else None  # type: ignore[arg-type]
-    save.save(net, base, target, fresh=fresh, names=spec.action.adapters, dtype=dtype, initial=kept)
-    initial.cleanup()
+    if spec.adapter:
+        save.save(net, base, target, fresh=fresh, names=spec.action.adapters, dtype=dtype)
+    else:
+        assert isinstance(spec.lora, LoraSpec)
+        with save.initial_kept(net, spec.lora, out_dir) as initial:
+            save.save(net, base, target, fresh=fresh, dtype=dtype, initial=initial)
     names = spec.action.adapters or list(net.peft_config)
     size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
     summary = [

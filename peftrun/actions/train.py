@@ -69,11 +69,10 @@ def _train_adapter(job: _Job, before: dict[str, float]) -> RunResult:
     trainable, total = attach.trainable(adapted)
     console.say(f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     target = job.out_dir / artifacts.ADAPTER
-    with save.save_initial(adapted) as initial:
+    with save.initial_kept(adapted, job.spec.lora, job.out_dir) as initial:
         fitted = _fit(job, adapted)
         after = _evaluate(job, adapted, "after")
-        kept = Path(initial) if attach.changes_base(job.spec.lora) else None
-        save.save(adapted, job.base, target, fresh=set(), initial=kept)
+        save.save(adapted, job.base, target, fresh=set(), initial=initial)
     size, base_size, here = artifacts.size_of(target), job.base.size(), short(job.out_dir)
     result = _result(job, fitted, before, after, (trainable, total))
     result.artifacts = [target]

@@ -1,6 +1,8 @@
 """Adapters to disk in PEFT's own layout, peftrun's facts beside them; whole or not at all."""
 
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftrun import artifacts
+from peftrun.adapter.attach import changes_base
 from peftrun.adapter.load import kept_probe
 from peftrun.dispatch import versions
 from peftrun.model import Base
+from peftrun.schema import LoraSpec
+
+INITIAL = "untrained"
 
 
 def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[str] | None = None,
@@ -35,11 +41,18 @@ def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[s
     model.set_adapter(active)
 
 
-def save_initial(model: Any) -> tempfile.TemporaryDirectory[str]:
-    """The untrained adapter in a folder that lives as long as the returned object."""
-    folder = tempfile.TemporaryDirectory(prefix="peftrun-initial-")
-    model.save_pretrained(folder.name, save_embedding_layers=False)
-    return folder
+@contextmanager
+def initial_kept(model: Any, lora: LoraSpec, out_dir: Path) -> Iterator[Path | None]:
+    """The untrained adapter on disk for as long as the block runs, where saving will need it; else None."""
+    if not changes_base(lora):
+        yield None
+        return
+    folder = out_dir / INITIAL
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(model: Any, name: str, folder: Path, initial: Path | None) -> None:
