@@ -26,53 +26,66 @@ def locate(path: str, name: str = "default") -> Path:
     Raises: AdapterError: there is none, the run that should have made it failed, or a file in it is missing,
         torn, a pickle, or not JSON.
     """
-    given = Path(path).expanduser()
+    given, key = Path(path).expanduser(), f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
     if not given.is_dir():
-        raise AdapterError(f"adapter={path}: is not a folder; name a run folder or one that holds {ADAPTER_CONFIG}")
-    folder = _inside_run(given, path) if (given / RECORD).is_file() else given
+        raise AdapterError(f"{key}: is not a folder; name a run folder or one that holds {ADAPTER_CONFIG}")
+    folder = _inside_run(given, key) if (given / RECORD).is_file() else given
     if (folder / name / ADAPTER_CONFIG).is_file():
         folder = folder / name
-    _check_files(folder, path)
+    _check_files(folder, key)
     return folder
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
-    """What peftrun noted beside the adapter, or None when the adapter was made elsewhere."""
-    return read_json(folder / FACTS) if (folder / FACTS).is_file() else None
+    """What peftrun noted beside the adapter, or None when the adapter was made elsewhere.
+
+    Raises: ArtifactError: the file is not JSON, or does not say which base the adapter was made for.
+    """
+    if not (folder / FACTS).is_file():
+        return None
+    found = read_json(folder / FACTS)
+    try:
+        str(found["base"]["name"]), str(found["base"]["fingerprint"]["weights"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / FACTS}: does not say which base the adapter was made for; restore it or make the adapter again"
+        ) from error
+    return found
 
 
-def _inside_run(run: Path, path: str) -> Path:
+def _inside_run(run: Path, key: str) -> Path:
     record = read_json(run / RECORD)
     if (run / ADAPTER).is_dir():
         return run / ADAPTER
     reason = f" ({record['error']})" if record.get("error") else ""
     raise AdapterError(
-        f"adapter={path}: this run is '{record.get('status')}' and saved no adapter{reason}; "
-        f"finish it with action.resume={path}, or name another run"
+        f"{key}: this run is '{record.get('status')}' and saved no adapter{reason}; "
+        f"finish it with action.resume={run}, or name another run"
     )
 
 
-def _check_files(folder: Path, path: str) -> None:
+def _check_files(folder: Path, key: str) -> None:
     if not any(folder.iterdir()):
-        raise AdapterError(f"adapter={path}: the folder is empty; name a run folder or one that holds {ADAPTER_CONFIG}")
+        raise AdapterError(f"{key}: the folder is empty; name a run folder or one that holds {ADAPTER_CONFIG}")
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise AdapterError(f"adapter={path}: holds no {ADAPTER_CONFIG}; name a run folder or an adapter folder")
+        raise AdapterError(f"{key}: holds no {ADAPTER_CONFIG}; name a run folder or an adapter folder")
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise AdapterError(_without_weights(folder, path))
+        raise AdapterError(_without_weights(folder, key))
     try:
         read_json(folder / ADAPTER_CONFIG)
+        facts(folder)
         found = safetensors_file.entries(folder / ADAPTER_WEIGHTS)
     except ArtifactError as error:
-        raise AdapterError(f"adapter={path}: {error}") from error
+        raise AdapterError(f"{key}: {error}") from error
     if not found:
-        raise AdapterError(f"adapter={path}: {ADAPTER_WEIGHTS} holds no tensor; make the adapter again")
+        raise AdapterError(f"{key}: {ADAPTER_WEIGHTS} holds no tensor; make the adapter again")
 
 
-def _without_weights(folder: Path, path: str) -> str:
+def _without_weights(folder: Path, key: str) -> str:
     pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
     if pickles:
         return (
-            f"adapter={path}: {pickles[0]} is a pickle, which can run code when read, and is refused; "
+            f"{key}: {pickles[0]} is a pickle, which can run code when read, and is refused; "
             f"save the adapter again as {ADAPTER_WEIGHTS}"
         )
-    return f"adapter={path}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"
+    return f"{key}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"

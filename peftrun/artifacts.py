@@ -26,6 +26,12 @@ CHECKPOINTS = "checkpoints"
 FACTS = "peftrun.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Writers outside Python raise errors of their own when the disk is full, told by type and words.
+WRITERS = (
+    ("SafetensorError", "I/O error"),
+    ("RuntimeError", "unexpected pos"),
+    ("RuntimeError", "PytorchStreamWriter"),
+)
 
 
 @contextmanager
@@ -118,8 +124,10 @@ def size_of(folder: Path, pattern: str = "*.safetensors") -> int:
 
 
 def disk_refused(error: BaseException) -> bool:
-    """Whether an error came from the operating system or from safetensors' own writer."""
-    return isinstance(error, OSError) or (type(error).__name__ == "SafetensorError" and "I/O error" in str(error))
+    """Whether an error came from the operating system, or from the writers of safetensors or torch."""
+    return isinstance(error, OSError) or any(
+        type(error).__name__ == kind and words in str(error) for kind, words in WRITERS
+    )
 
 
 def _sibling(path: Path) -> Path:

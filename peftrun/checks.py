@@ -3,6 +3,8 @@
 Each rule names the groups it looks at and runs when those are well typed, so that one report shows everything.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +31,10 @@ def run(parts: dict[str, Any]) -> list[str]:
 
 def package_dir(package: str) -> Path | None:
     """Where an installed package lies, without importing it; None if it is not installed."""
-    found = find_spec(package)
+    try:
+        found = find_spec(package)
+    except (ImportError, ValueError):  # a dotted name whose parent is not there; an empty name
+        return None
     return Path(found.origin).parent if found and found.origin else None
 
 
@@ -40,6 +45,8 @@ def not_installed(key: str, package: str) -> str:
 
 
 def _trainer(trainer: schema.TrainerSpec) -> Lines:
+    if not math.isfinite(trainer.learning_rate):
+        yield f"trainer.learning_rate={trainer.learning_rate}: must be a finite number; type trainer.learning_rate=0.0002"
     if 0 < trainer.max_steps <= trainer.warmup_steps:
         yield (
             f"trainer.warmup_steps={trainer.warmup_steps:g}: must be below trainer.max_steps={trainer.max_steps}; "
@@ -50,6 +57,19 @@ def _trainer(trainer: schema.TrainerSpec) -> Lines:
             "trainer.packing=true: packed rows have one length, so trainer.train_sampling_strategy=group_by_length "
             "would do nothing; type trainer.train_sampling_strategy=random"
         )
+
+
+def _patterns(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
+    if not isinstance(lora, schema.LoraSpec):
+        return
+    for key, value in {"target_modules": lora.target_modules, "exclude_modules": lora.exclude_modules}.items():
+        try:
+            re.compile(value if isinstance(value, str) else "")
+        except re.error as error:
+            yield (
+                f"lora.{key}={value}: a text is a regular expression for whole module names, and this is none ({error}); "
+                f"mend it, or type names: lora.{key}=[q_proj,v_proj]"
+            )
 
 
 def _lora(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
@@ -108,14 +128,25 @@ def _model(model: schema.ModelSpec) -> Lines:
             yield not_installed("model.package", model.package)
         elif not (folder / model.name_or_path).exists():
             yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; look in {folder}"
-    elif model.name_or_path.startswith((".", "/", "~")):
-        folder = Path(model.name_or_path).expanduser()
-        if not folder.exists():
-            yield f"model.name_or_path={model.name_or_path}: there is no such folder; type a folder or a Hub id"
-        elif folder.is_dir() and not (folder / "config.json").is_file():
-            yield f"model.name_or_path={model.name_or_path}: holds no config.json, so it is no model folder; name another"
+    else:
+        yield from _model_folder(model.name_or_path)
     if model.name_or_path.endswith(".gguf") and find_spec("gguf") is None:
         yield not_installed("model.name_or_path needs package", "gguf")
+
+
+def _model_folder(name: str) -> Lines:
+    folder = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not folder.exists():
+        yield f"model.name_or_path={name}: there is no such folder; type a folder or a Hub id"
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        yield f"model.name_or_path={name}: holds no config.json, so it is no model folder; name another"
+    elif not any(folder.glob("*.safetensors")):
+        yield (
+            f"model.name_or_path={name}: holds no .safetensors file (pickles, which can run code when read, are refused); "
+            "convert its weights to safetensors"
+        )
 
 
 def _adapters(adapter: dict[str, str], active: str | None) -> Lines:
@@ -157,6 +188,7 @@ def _output(action: Any) -> Lines:
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("trainer",), _trainer),
+    (("lora",), _patterns),
     (("lora",), _lora),
     (("task",), _task),
     (("task", "action"), _data),

@@ -13,6 +13,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from peftrun.artifacts import RECORD
 from peftrun.composition import REFUSALS
 from peftrun.errors import ArtifactError, ConfigError, PeftrunError
 from peftrun.paths import config_dir
@@ -22,14 +23,16 @@ USER_FAULT, INTERRUPTED = 1, 130
 
 def main() -> int:
     """Runs the command line in `sys.argv`; returns the exit code. A bug keeps its traceback."""
-    arguments = _arguments(sys.argv[1:])
+    arguments, unread = _arguments(sys.argv[1:])
     if arguments is not None and arguments.help:
         return _print_help(arguments)
     if "--version" in sys.argv[1:]:
         return _print_version()
+    if unread:
+        return _report([_unread(item) for item in unread])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
     try:
-        faults = _run_jobs()
+        faults = _taken(arguments.overrides if arguments else []) or _run_jobs()
     except REFUSALS as error:
         return _report(_composition_problems(arguments, error))
     except KeyboardInterrupt:
@@ -38,6 +41,16 @@ def main() -> int:
             and INTERRUPTED
         )
     return _report([line for fault in faults for line in fault.lines]) if faults else 0
+
+
+def _taken(overrides: Sequence[str]) -> list[PeftrunError]:
+    """A run folder named on the command line that holds a run: seen before Hydra writes its own files there."""
+    named = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("hydra.run.dir=")]
+    return [_holds_a_run(name) for name in named if (Path(name) / RECORD).exists()]
+
+
+def _holds_a_run(folder: Path | str) -> ArtifactError:
+    return ArtifactError(f"hydra.run.dir={folder}: holds a run already; name a folder that does not exist")
 
 
 def _run_jobs() -> list[PeftrunError]:
@@ -69,10 +82,9 @@ def _run_job(cfg: DictConfig) -> float | None:
 def _build(cfg: DictConfig, out_dir: Path) -> Any:
     """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
     from peftrun import config
-    from peftrun.artifacts import RECORD
 
     if (out_dir / RECORD).exists():
-        raise ArtifactError(f"hydra.run.dir={out_dir}: holds a run already; name a folder that does not exist")
+        raise _holds_a_run(out_dir)
     try:
         return config.build(cfg)
     except PeftrunError:
@@ -88,12 +100,18 @@ def _remove_new(out_dir: Path) -> None:
                 parent.rmdir()
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace | None:
-    """Hydra's own reading of the flags; None when it cannot read them (it will say so itself)."""
+def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
+    """Hydra's own reading of the flags, and what it cannot place; None when it cannot read them (it says so itself)."""
     try:
-        return get_args_parser().parse_known_args([item for item in argv if item != "--version"])[0]
+        return get_args_parser().parse_known_args([item for item in argv if item != "--version"])
     except SystemExit:
-        return None
+        return None, []
+
+
+def _unread(item: str) -> str:
+    if item.startswith("-"):
+        return f"{item}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
+    return f"{item}: stands after a flag that stands after a key=value; type all flags first: peftrun --config-dir DIR {item}"
 
 
 def _print_help(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from peftrun import config, paths
 from peftrun.errors import ConfigError
 
+QUOTING = "quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 
 
@@ -36,7 +37,8 @@ def explain(overrides: Sequence[str], team_dir: str | None) -> list[str]:
     """One line for each override that cannot be composed, then one for each problem of what can."""
     if team_dir and not Path(team_dir).is_dir():
         return [f"--config-dir {team_dir}: there is no such folder; name one laid out like conf/"]
-    lines, good = [], [f"hydra.searchpath=[file://{Path(team_dir).resolve()}]"] if team_dir else []
+    good = [f"hydra.searchpath=[file://{Path(team_dir).resolve()}]"] if team_dir else []
+    lines, refused = [], []
     with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
         # Groups first: a key may exist only under the option chosen beside it.
         for text in sorted(overrides, key=lambda item: "." in item.split("=", 1)[0]):
@@ -47,10 +49,14 @@ def explain(overrides: Sequence[str], team_dir: str | None) -> list[str]:
                 good.append(candidates[0])
             except REFUSALS as error:
                 lines.append(_line(text, error, _compose(good), team_dir))
+                refused.append(text.split("=", 1)[0].lstrip("+~"))
         try:
             config.build(_compose(good))
         except ConfigError as error:
-            lines += error.lines
+            # A key whose value could not be read is not also "not set".
+            lines += [
+                line for line in error.lines if not line.startswith(tuple(f"{key} is not set" for key in refused))
+            ]
     return lines
 
 
@@ -71,7 +77,10 @@ def _line(text: str, error: Exception, composed: DictConfig, team_dir: str | Non
     try:
         override: Override = OverridesParser.create().parse_override(text)
     except HydraException:
-        return f"{text}: cannot be read as key=value; quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
+        advice = (
+            f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'" if value.startswith("{") else QUOTING
+        )
+        return f"{text}: cannot be read as key=value; {advice}"
     name = override.key_or_group
     if name in paths.GROUPS:
         options = ", ".join(paths.group_options(name, *([Path(team_dir)] if team_dir else [])))

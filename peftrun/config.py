@@ -18,6 +18,13 @@ from peftrun import checks, schema
 from peftrun.errors import ConfigError
 
 MISSING = "???"
+RULES = {  # pydantic's words in ours
+    "Input should be an object": "must be a mapping {name: VALUE}",
+    "Input should be": "must be",
+    "Input should": "must",
+    "Value should": "must",
+    "Input tag": "name",
+}
 
 
 def build(cfg: DictConfig) -> schema.RunSpec:
@@ -88,7 +95,7 @@ def _missing(values: dict[str, Any]) -> list[str]:
 
 def unknown_key(key: str, value: Any, known: list[str]) -> str:
     """One line for a key that does not exist, with the nearest that does."""
-    near = get_close_matches(key, known, n=1, cutoff=0.5) or [
+    near = get_close_matches(key, known, n=1, cutoff=0.7) or [
         name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
     ]
     advice = f"did you mean {near[0]}? type {near[0]}={value}" if near else "`peftrun --cfg job` lists every key"
@@ -101,7 +108,7 @@ def _explain(group: str, given: Any, kind: Any, error: ValidationError) -> list[
     for item in error.errors(include_url=False):
         path, value = _follow(given, item["loc"])
         key = ".".join([group, *path])
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(unknown_key(key, value, _known_keys(group, kind, path[:-1], given)))
         elif item["type"] == "missing":
             rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
@@ -122,7 +129,9 @@ def _follow(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any
 
 
 def _rule(message: str) -> str:
-    return message.replace("Input should be", "must be").replace("Input should", "must").replace("Input tag", "name")
+    for theirs, ours in RULES.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _show(value: Any) -> str:

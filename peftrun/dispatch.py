@@ -141,9 +141,11 @@ def _terminate_as_interrupt() -> Iterator[None]:
 def _disk_full_as_fault(out_dir: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        if not artifacts.disk_refused(error) or (isinstance(error, OSError) and code not in DISK_FULL):
             raise
+        where, reason = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
         raise ArtifactError(
-            f"{error.filename or out_dir}: the disk is full ({error.strerror}); free space and run again"
+            f"{where}: the disk is full ({' '.join(reason.split())[:200]}); free space and run again"
         ) from error

@@ -111,7 +111,7 @@ def _from_hub(spec: ModelSpec) -> Path:
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{key}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
-            "(`hf download NAME --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
+            f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
         ) from error
     except HFValidationError as error:
         raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
@@ -152,7 +152,11 @@ def _unreadable(spec: ModelSpec, error: Exception) -> str:
             f"model.name_or_path={spec.name_or_path}: brings Python code of its own, which is not run; "
             "if you trust it, type model.trust_remote_code=true"
         )
-    return f"model.name_or_path={spec.name_or_path}: cannot be loaded ({' '.join(str(error).split())[:300]})"
+    reason = " ".join(str(error).split())[:300]
+    attention = spec.attn_implementation or ""
+    if attention and attention.replace("_", "") in reason.lower().replace("_", ""):
+        return f"model.attn_implementation={attention}: cannot be used here ({reason}); type model.attn_implementation=sdpa"
+    return f"model.name_or_path={spec.name_or_path}: cannot be loaded ({reason}); restore it, or choose another model"
 
 
 def _check_causal(folder: Path, spec: ModelSpec) -> None:

@@ -118,3 +118,19 @@ def test_each_lora_knob_shows_in_what_is_saved(cli, llama, on_tiny, knob):
     folder = outcome.run_dir / "adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert shows(config, load_file(folder / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lora.exclude_modules=[nosuch]",
+        "lora.rank_pattern={nosuch: 4}",
+        "lora.alpha_pattern={nosuch: 4}",
+        "lora.layers_to_transform=[2]",
+    ],
+)
+def test_whatever_names_a_module_must_name_one(cli, llama, on_tiny, override):
+    targets = ["lora.target_modules=[q_proj]"] if "layers" in override else []
+    outcome = cli(*on_tiny(llama), "action=save", override, *targets)
+    assert outcome.code == 1 and not (outcome.run_dir / "adapter").exists()
+    assert override.split("=")[0] in outcome.err and ("modules: " in outcome.err or "layers are 0 to 1" in outcome.err)

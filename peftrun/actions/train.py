@@ -1,5 +1,6 @@
 """Learn the task: evaluate, fit, evaluate again, save."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from peftrun import artifacts, console, device, model, tasks
 from peftrun.adapter import attach, save
 from peftrun.console import figures, megabytes, short
 from peftrun.device import Device
+from peftrun.errors import DataError
 from peftrun.model import Base
 from peftrun.result import RunResult
 from peftrun.schema import LoraSpec, RunSpec, TrainAction
@@ -108,6 +110,11 @@ def _evaluate(job: _Job, net: Any, when: str) -> dict[str, float]:
     found: dict[str, float] = job.kind.evaluate(net, job.base.tokenizer, job.rows.held_out, batch_size)
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
     console.say(f"held-out {when}: {figures(found)}")
+    if not math.isfinite(found["loss"]):
+        raise DataError(
+            f"the held-out loss {when} training is {found['loss']}, so nothing was saved; "
+            "lower trainer.learning_rate, or type device.dtype=float32"
+        )
     return found
 
 

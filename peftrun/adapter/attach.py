@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -49,17 +50,28 @@ def changes_base(lora: LoraSpec) -> bool:
 
 
 def _check_modules(model: Any, lora: LoraSpec) -> None:
+    """Whatever names a module must name one: PEFT passes over a name that matches nothing if another matches."""
     names = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
-    problems = []
-    if isinstance(lora.target_modules, str):
-        if lora.target_modules != "all-linear" and not any(re.fullmatch(lora.target_modules, name) for name in names):
-            problems.append(_no_match("lora.target_modules", lora.target_modules, names))
-    else:
-        problems = [_no_match("lora.target_modules", entry, names) for entry in _absent(lora.target_modules, names)]
     everything = [name for name, _ in model.named_modules() if name]
-    problems += [
-        _no_match("lora.modules_to_save", e, everything) for e in _absent(lora.modules_to_save or [], everything)
+    asked = {
+        "lora.target_modules": (lora.target_modules, names),
+        "lora.exclude_modules": (lora.exclude_modules, everything),
+        "lora.modules_to_save": (lora.modules_to_save, everything),
+    }
+    problems = [
+        _no_match(key, entry, known) for key, (wanted, known) in asked.items() for entry in _absent(wanted, known)
     ]
+    patterns = {"lora.rank_pattern": lora.rank_pattern, "lora.alpha_pattern": lora.alpha_pattern}
+    for key, pattern in patterns.items():
+        # as PEFT reads the keys of a pattern: a regular expression for the end of a module's name
+        absent = [one for one in pattern or {} if not any(re.match(rf"(.*\.)?({one})$", name) for name in names)]
+        problems += [_no_match(key, entry, names) for entry in absent]
+    layers = model.config.get_text_config().num_hidden_layers
+    for layer in lora.layers_to_transform or []:
+        if not 0 <= layer < layers:
+            problems.append(
+                f"lora.layers_to_transform={layer}: this model's layers are 0 to {layers - 1}; type one of them"
+            )
     if problems:
         raise ConfigError(*problems)
 
@@ -72,11 +84,18 @@ def _check_orthonormal(model: Any, lora: LoraSpec) -> None:
         )
 
 
-def _absent(entries: Iterable[str], names: list[str]) -> list[str]:
-    """Entries that PEFT would match with no module: it compares whole names, and ends of names after a dot."""
-    return [entry for entry in entries if not any(name == entry or name.endswith(f".{entry}") for name in names)]
+def _absent(entries: Iterable[str] | str | None, names: list[str]) -> list[str]:
+    """Entries that PEFT would match with no module.
+
+    It compares a list's entries with whole names and with their ends after a dot; a text is one regular expression.
+    """
+    if isinstance(entries, str):
+        found = entries == "all-linear" or any(re.fullmatch(entries, name) for name in names)
+        return [] if found else [entries]
+    return [entry for entry in entries or [] if not any(name == entry or name.endswith(f".{entry}") for name in names)]
 
 
 def _no_match(key: str, entry: str, names: list[str]) -> str:
     ends = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
-    return f"{key}={entry}: matches no module of this model; modules: {', '.join(ends)}"
+    near = get_close_matches(entry, ends, n=1, cutoff=0.0)
+    return f"{key}={entry}: matches no module of this model; modules: {', '.join(ends)}; type {key}=[{near[0]}]"

@@ -1,5 +1,6 @@
 """Adapters from disk onto a base, each load proved."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,10 @@ def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor)
 
 
 def _check_effect(proof: LoadProof, limit: float) -> None:
+    if not math.isfinite(proof.effect["max_logit_difference"]):
+        raise ProofError(
+            f"{proof.path}: answers with logits that are no finite numbers; train again with a lower trainer.learning_rate"
+        )
     if proof.effect["max_logit_difference"] == 0.0 and not proof.fresh:
         raise ProofError(
             f"{proof.path}: loads, but changes nothing (no logit differs from the base); it was never trained, or is not applied"
@@ -194,5 +199,14 @@ def _computed_in(base: Base) -> str:
 
 
 def kept_probe(base: Base, model: Any) -> dict[str, Any]:
-    """Signature of the model's probe logits, under the device and dtype they were computed with."""
-    return {_computed_in(base): probe.signature(probe.logits(model, base.tokenizer))}
+    """Signature of the model's probe logits, under the device and dtype they were computed with.
+
+    Raises: ProofError: a logit is not a finite number.
+    """
+    found = probe.logits(model, base.tokenizer)
+    if not found.isfinite().all():
+        raise ProofError(
+            "the adapter answers with logits that are no finite numbers, so training has diverged; no adapter was saved. "
+            "Lower trainer.learning_rate, or type device.dtype=float32"
+        )
+    return {_computed_in(base): probe.signature(found)}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-Message = dict[str, str]
+NO_ROWS = "corresponds to no data"  # how datasets says it
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,18 @@ def load_examples(task: TaskSpec) -> tuple[list[Example], list[Example]]:
     Raises: DataError: the file is empty or unreadable, a column is missing, a value is empty or no known label.
     """
     data = task.data
-    rows = _prepare(_render(_read(data, data.path), task), data)
+    rows = _prepare(_load("task.data.path", data.path, task), data)
     if data.eval_path is not None:
-        held_out = _render(_read(data, data.eval_path), task)[: data.eval_rows]
+        held_out = _load("task.data.eval_path", data.eval_path, task)[: data.eval_rows]
     else:
         if len(rows) <= data.eval_rows:
             raise DataError(
-                f"task.data.eval_rows={data.eval_rows}: only {len(rows)} rows are left after cleaning; type a smaller number"
+                f"task.data.eval_rows={data.eval_rows}: only {len(rows)} rows are left after cleaning; "
+                + (
+                    f"type task.data.eval_rows={max(1, len(rows) // 5)}"
+                    if len(rows) > 1
+                    else "name a file with more data"
+                )
             )
         rows, held_out = rows[data.eval_rows :], rows[: data.eval_rows]
     return rows[: data.train_rows], held_out
@@ -51,75 +57,82 @@ def digest(examples: Iterable[Example]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(data: DataSpec, path: str) -> list[dict[str, Any]]:
+def _load(key: str, path: str, task: TaskSpec) -> list[Example]:
+    return _render(_read(task.data, f"{key}={path}", path), task, f"{key}={path}")
+
+
+def _read(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
-    key = f"task.data.path={path}"
+    # What datasets logs as an error it also raises, and that is what the user is told.
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     try:
         if data.source == "hub":
             rows = load_dataset(path, revision=data.revision, split=data.split)
         else:
-            file = _file(data, path)
+            file = _file(data, key, path)
             options = {"delimiter": "\t"} if file.suffix == ".tsv" else {}
             rows = load_dataset(FORMATS[file.suffix.lower()], data_files=str(file), split="train", **options)
     except KeyError as error:
         raise DataError(f"{key}: cannot tell its format; name a file that ends in {', '.join(FORMATS)}") from error
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
-        raise DataError(
-            f"{key}: cannot be read ({_reason(error)}); check the file, or the name and the connection"
-        ) from error
+        raise DataError(_no_rows(key) if NO_ROWS in str(error) else _unreadable(key, error)) from error
     if len(rows) == 0:
-        raise DataError(f"{key}: holds no rows; name a file with data")
+        raise DataError(_no_rows(key))
     return rows.to_list()
 
 
-def _file(data: DataSpec, path: str) -> Path:
+def _no_rows(key: str) -> str:
+    return f"{key}: holds no rows; name a file with data"
+
+
+def _file(data: DataSpec, key: str, path: str) -> Path:
     file = (package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
     if file.stat().st_size == 0:
-        raise DataError(f"task.data.path={path}: the file is empty; name a file with data")
+        raise DataError(f"{key}: the file is empty; name a file with data")
     return file
 
 
-def _reason(error: BaseException) -> str:
+def _unreadable(key: str, error: BaseException) -> str:
     if isinstance(error, DataError):
         raise error
     deepest = error.__cause__ or error
-    return " ".join(str(deepest).split())[:200] or type(deepest).__name__
+    reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
+    return f"{key}: cannot be read ({reason}); check the file, or the name and the connection"
 
 
-def _render(rows: list[dict[str, Any]], task: TaskSpec) -> list[Example]:
+def _render(rows: list[dict[str, Any]], task: TaskSpec, key: str) -> list[Example]:
+    """`key`: names the file in errors."""
     _check_columns(rows[0].keys(), task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    return [_example(number, row, task, choices) for number, row in enumerate(rows, 1)]
+    return [_example(f"{key}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
 
 
-def _example(number: int, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
+def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     system = (("system", task.system),) if task.system else ()
     if task.messages is not None:
-        talk = _talk(number, row[task.messages], task.messages)
+        talk = _talk(where, row[task.messages], task.messages)
         return Example((*system, *talk[:-1]), talk[-1][1])
-    values = {**row, "label": _label(number, row, task.data)}
-    prompt = _fill(number, task.prompt, values)
+    values = {**row, "label": _label(where, row, task.data)}
+    prompt = _fill(where, task.prompt, values)
     given = (*system, ("user", prompt)) if prompt is not None else ()
-    fixed = tuple(_fill(number, task.completion, {**values, "label": choice}) or "" for choice in choices)
-    return Example(given, _fill(number, task.completion, values) or "", fixed)
+    fixed = tuple(_fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
+    return Example(given, _fill(where, task.completion, values) or "", fixed)
 
 
-def _talk(number: int, messages: Any, column: str) -> list[tuple[str, str]]:
+def _talk(where: str, messages: Any, column: str) -> list[tuple[str, str]]:
     try:
         talk = [(str(message["role"]), str(message["content"])) for message in messages]
     except (TypeError, KeyError) as error:
-        raise DataError(
-            f"row {number}: column {column} must hold [{{role, content}}, …]; mend or remove the row"
-        ) from error
+        raise DataError(f"{where}: column {column} must hold [{{role, content}}, …]; mend or remove the row") from error
     if not talk or talk[-1][0] != "assistant":
         raise DataError(
-            f"row {number}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
+            f"{where}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
         )
     return talk
 
 
-def _label(number: int, row: dict[str, Any], data: DataSpec) -> str | None:
+def _label(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
     if data.label_column is None:
         return None
     value = str(row[data.label_column])
@@ -127,7 +140,7 @@ def _label(number: int, row: dict[str, Any], data: DataSpec) -> str | None:
         return value
     if value not in data.labels:
         raise DataError(
-            f"row {number}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)})"
+            f"{where}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)})"
         )
     return data.labels[value]
 
@@ -136,7 +149,7 @@ def _fields(template: str | None) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
 
 
-def _fill(number: int, template: str | None, values: dict[str, Any]) -> str | None:
+def _fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
     """The template with its columns put in. Only plain column names: no attribute or index reaches the values."""
     if template is None:
         return None
@@ -145,7 +158,7 @@ def _fill(number: int, template: str | None, values: dict[str, Any]) -> str | No
         parts.append(text)
         if field is not None:
             if values[field] is None or str(values[field]).strip() == "":
-                raise DataError(f"row {number}: column {field} is empty; fill it or remove the row")
+                raise DataError(f"{where}: column {field} is empty; fill it or remove the row")
             parts.append(str(values[field]))
     return "".join(parts)
 
@@ -157,13 +170,18 @@ def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
     wanted["task.data.label_column"] = [task.data.label_column] if task.data.label_column else []
     labelled = {"label"} if task.data.label_column else set()
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(present))}"
+        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(present))}; {_advice(key, present)}"
         for key, names in wanted.items()
         for name in names
         if name not in present | (labelled if key != "task.data.label_column" else set())
     ]
     if problems:
         raise DataError(*problems)
+
+
+def _advice(key: str, columns: set[str]) -> str:
+    example = min(columns, default="COLUMN")
+    return f"type {key}='{{{example}}}'" if key in ("task.prompt", "task.completion") else f"type {key}={example}"
 
 
 def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
