@@ -26,7 +26,19 @@ INSTALL = {
 
 def run(parts: dict[str, Any]) -> list[str]:
     """One line for each rule that the well-typed groups in `parts` break."""
-    return [line for groups, rule in RULES if parts.keys() >= set(groups) for line in rule(*(parts[g] for g in groups))]
+    return [
+        line
+        for groups, rule in RULES
+        if parts.keys() >= set(groups)
+        for line in _lines(rule, *(parts[group] for group in groups))
+    ]
+
+
+def _lines(rule: Callable[..., Lines], *groups: Any) -> list[str]:
+    try:
+        return list(rule(*groups))
+    except OSError as error:  # a path that the system does not even look for, such as one that is too long
+        return [f"{str(error.filename)[:80]}…: is no path ({error.strerror}); name another"]
 
 
 def package_dir(package: str) -> Path | None:

@@ -48,13 +48,13 @@ def build(cfg: DictConfig) -> schema.RunSpec:
     return schema.RunSpec(**parts)
 
 
-def build_saved(path: Path) -> schema.RunSpec:
-    """The run that a saved `config.yaml` describes."""
-    return build(OmegaConf.create(OmegaConf.load(path)))  # type: ignore[arg-type]
+def read_values(path: Path) -> dict[str, Any]:
+    """Plain nested values of a saved `config.yaml`, unchecked: it may be older than this version's schema."""
+    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
 
 
 def to_yaml(spec: schema.RunSpec) -> str:
-    """The resolved configuration as text that `build_saved` reads back."""
+    """The resolved configuration as text that `read_values` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(spec)))
 
 

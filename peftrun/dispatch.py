@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,8 @@ from peftrun import artifacts, config
 from peftrun.errors import ArtifactError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
+from peftrun.versions import versions
 
-LIBRARIES = (
-    "peftrun",
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "datasets",
-    "hydra-core",
-    "omegaconf",
-    "safetensors",
-)
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -44,7 +32,12 @@ QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on st
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """What the action named in `spec` returns; `out_dir` then holds its config and a finished record."""
+    """What the action named in `spec` returns; `out_dir` then holds its config and a finished record.
+
+    Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: whatever the action found at fault.
+    """
+    if (out_dir / artifacts.RECORD).exists():
+        raise ArtifactError(f"{out_dir}: holds a run already; name a folder that does not exist")
     artifacts.write_text(out_dir / artifacts.CONFIG, config.to_yaml(spec))
     started = time.perf_counter()
     record = _opening(spec)
@@ -58,17 +51,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         raise
     _finish(record, out_dir, started, status="completed", **_outcome(result))
     return result
-
-
-def versions() -> dict[str, str]:
-    """Installed version of each library that shapes a run, and of Python; imports none of them."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _import_action(name: str) -> Any:

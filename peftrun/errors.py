@@ -1,6 +1,6 @@
 """Everything a user's input or an artefact can be at fault for.
 
-    PeftrunError            caught once in `cli.main`: one line each, exit code 1
+    PeftrunError            caught once in `jobs.run`: one line each, exit code 1
     ├── ConfigError         a key, a value, or a pair of values that cannot stand together
     ├── ModelError          a base model that is not there or cannot be read
     ├── AdapterError        an adapter that is not there, broken, or made for another base

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import peftrun
-from peftrun.artifacts import sha256
+from peftrun.artifacts import digests, sha256
 
 
 def test_the_public_surface_is_frozen_and_importable():
@@ -30,6 +30,13 @@ def test_load_gives_a_model_that_answers(trained, llama, on_tiny):
     with torch.no_grad():
         logits = model(**tokenizer("hi", return_tensors="pt")).logits
     assert logits.shape[-1] == len(tokenizer) and model.active_adapter == "default"
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(trained, llama, on_tiny):
+    before = digests(trained, trained)
+    with pytest.raises(peftrun.ArtifactError, match="holds a run already"):
+        peftrun.run(*on_tiny(llama), out_dir=trained)
+    assert digests(trained, trained) == before
 
 
 def test_faults_are_exceptions(tmp_path):

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from peftrun import artifacts
 from peftrun.adapter.attach import changes_base
 from peftrun.adapter.load import kept_probe
-from peftrun.dispatch import versions
 from peftrun.model import Base
 from peftrun.schema import LoraSpec
+from peftrun.versions import version_of
 
 INITIAL = "untrained"
 
@@ -69,7 +69,7 @@ def _cast(path: Path, dtype: torch.dtype) -> None:
 
 def _facts(model: Any, base: Base, fresh: bool) -> dict[str, Any]:
     return {
-        "peftrun": versions()["peftrun"],
+        "peftrun": version_of("peftrun"),
         "base": base.describe(),
         "fresh": fresh,
         "probe": kept_probe(base, model),

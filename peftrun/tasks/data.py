@@ -113,7 +113,7 @@ def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str
     if task.messages is not None:
         talk = _talk(where, row[task.messages], task.messages)
         return Example((*system, *talk[:-1]), talk[-1][1])
-    values = {**row, "label": _label(where, row, task.data)}
+    values = row | ({"label": _label(where, row, task.data)} if task.data.label_column else {})
     prompt = _fill(where, task.prompt, values)
     given = (*system, ("user", prompt)) if prompt is not None else ()
     fixed = tuple(_fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
@@ -132,9 +132,8 @@ def _talk(where: str, messages: Any, column: str) -> list[tuple[str, str]]:
     return talk
 
 
-def _label(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
-    if data.label_column is None:
-        return None
+def _label(where: str, row: dict[str, Any], data: DataSpec) -> str:
+    assert data.label_column is not None
     value = str(row[data.label_column])
     if data.labels is None:
         return value
@@ -190,8 +189,13 @@ def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
         if len(unique) < len(rows):
             console.say(f"data: {len(rows) - len(unique)} repeated rows left out of {len(rows)}")
         rows = unique
-    shuffled = random.Random(data.split_seed).sample(rows, len(rows))
-    return _balanced(shuffled) if data.balance else shuffled
+    draw = random.Random(data.split_seed)
+    rows = draw.sample(rows, len(rows))
+    if data.balance:
+        # Shuffled again: the rarest completion's rows come last to the balance, and the split takes the first rows.
+        rows = _balanced(rows)
+        draw.shuffle(rows)
+    return rows
 
 
 def _balanced(rows: list[Example]) -> list[Example]:

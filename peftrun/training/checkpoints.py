@@ -83,12 +83,9 @@ def _unfinished(run: Path) -> bool:
 
 
 def _differences(spec: RunSpec, run: Path) -> list[str]:
-    now, then = (_comparable(dataclasses.asdict(one)) for one in (spec, config.build_saved(run / artifacts.CONFIG)))
-    return [
-        f"{key}={now.get(key)}: the run has {then.get(key)}"
-        for key in sorted({*now, *then})
-        if now.get(key) != then.get(key)
-    ]
+    now, then = (_comparable(one) for one in (dataclasses.asdict(spec), config.read_values(run / artifacts.CONFIG)))
+    keys = sorted({*now, *then})
+    return [f"{key}={now.get(key)}: the run has {then.get(key)}" for key in keys if now.get(key) != then.get(key)]
 
 
 def _comparable(values: dict[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,17 @@ def test_a_torn_checkpoint_is_passed_over(cli, tmp_path, llama, on_tiny):
     assert Path(resumed.record()["resumed_from"]).name in whole
 
 
+def test_auto_passes_over_runs_that_are_not_this_one(cli, tmp_path, llama, on_tiny):
+    overrides = [*on_tiny(llama), *LONGER]
+    for name, config in {"older": "some: thing\n", "empty": ""}.items():
+        run = tmp_path / "outputs" / "train" / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(config)
+        (run / "record.json").write_text('{"status": "failed"}')
+    refused = cli(*overrides, "action.resume=auto")
+    assert refused.code == 1 and "holds no unfinished run with this config" in refused.err
+
+
 def test_another_config_is_not_continued(cli, tmp_path, llama, on_tiny):
     overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=200"]
     killed = killed_after(tmp_path, 5, *overrides)

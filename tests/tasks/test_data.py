@@ -100,6 +100,15 @@ def test_labels_become_words_and_choices(tmp_path):
     assert all(e.choices == ("ham", "spam") for e in [*train, *held_out])
 
 
+def test_a_column_that_is_called_label_is_a_column(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"t{n}", "label": f"l{n}"}) + "\n" for n in range(3))
+    )
+    overrides = ["task.prompt='{text}'", "task.completion='{label}'", "task.data.eval_rows=1"]
+    train, held_out = examples(tmp_path / "rows.jsonl", *overrides)
+    assert {e.completion for e in [*train, *held_out]} == {"l0", "l1", "l2"}
+
+
 def test_balance_keeps_as_many_of_each(tmp_path):
     train, held_out = labelled(tmp_path, "task.data.balance=true")
     words = [e.completion for e in [*train, *held_out]]
@@ -141,4 +150,5 @@ def test_the_default_task_is_the_real_data():
 
     train, held_out = load_examples(build(compose_run([])[0]).task)
     assert (len(train), len(held_out)) == (934, 200)
-    assert {e.completion for e in train} == {"ham", "spam"}
+    for part in (train, held_out):  # both balanced: a model that always says one word is right half the time
+        assert 0.4 < sum(e.completion == "spam" for e in part) / len(part) < 0.6

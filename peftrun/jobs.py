@@ -1,0 +1,126 @@
+"""From a command line to finished runs: Hydra composes, `config` builds, `dispatch` runs, `console` says what came out."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from peftrun.artifacts import RECORD
+from peftrun.errors import ArtifactError, PeftrunError
+from peftrun.paths import config_dir
+
+USER_FAULT, INTERRUPTED = 1, 130
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs every job that `argv` describes; returns the exit code: 0, 1 for a fault of the input, 130 if interrupted."""
+    arguments, unread = _arguments(argv)
+    if unread:
+        return _report([_unread(item) for item in unread])
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
+    try:
+        faults = _taken(arguments.overrides if arguments else []) or _run_jobs()
+    except KeyboardInterrupt:
+        _report(["interrupted; the record says so, and a training run continues with action.resume=auto"])
+        return INTERRUPTED
+    except Exception as error:
+        from peftrun import composition
+
+        if not isinstance(error, composition.REFUSALS):
+            raise
+        return _report(_composition_problems(arguments, error))
+    return _report([line for fault in faults for line in fault.lines]) if faults else 0
+
+
+def _taken(overrides: Sequence[str]) -> list[PeftrunError]:
+    """A run folder named on the command line that holds a run: seen before Hydra writes its own files there."""
+    named = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("hydra.run.dir=")]
+    return [_holds_a_run(name) for name in named if (Path(name) / RECORD).exists()]
+
+
+def _holds_a_run(folder: Path | str) -> ArtifactError:
+    return ArtifactError(f"hydra.run.dir={folder}: holds a run already; name a folder that does not exist")
+
+
+def _run_jobs() -> list[PeftrunError]:
+    """Runs every job of the command line; returns what was at fault. One faulty job does not stop the others."""
+    faults: list[PeftrunError] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+    def job(cfg: DictConfig) -> float | None:
+        try:
+            return _run_job(cfg)
+        except PeftrunError as fault:
+            faults.append(fault)
+            return None
+
+    job()
+    return faults
+
+
+def _run_job(cfg: DictConfig) -> float | None:
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    spec = _build(cfg, out_dir)
+    from peftrun import console, dispatch
+
+    result = dispatch.run(spec, out_dir)
+    console.closing_table(result)
+    return result.objective
+
+
+def _build(cfg: DictConfig, out_dir: Path) -> Any:
+    """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
+    from peftrun import config
+
+    if (out_dir / RECORD).exists():
+        raise _holds_a_run(out_dir)
+    try:
+        return config.build(cfg)
+    except PeftrunError:
+        _remove_new(out_dir)
+        raise
+
+
+def _remove_new(out_dir: Path) -> None:
+    if {path.name for path in out_dir.iterdir()} <= {".hydra"}:
+        shutil.rmtree(out_dir)
+        for parent in list(out_dir.parents)[:2]:  # outputs/<action>, outputs: when this run was the first
+            if not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
+    """Hydra's own reading of the flags, and what it cannot place; None when it cannot read them (it says so itself)."""
+    try:
+        return get_args_parser().parse_known_args(argv)
+    except SystemExit:
+        return None, []
+
+
+def _unread(item: str) -> str:
+    if item.startswith("-"):
+        return f"{item}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
+    return f"{item}: stands after a flag that stands after a key=value; type all flags first: peftrun --config-dir DIR {item}"
+
+
+def _composition_problems(arguments: argparse.Namespace | None, error: Exception) -> Sequence[str]:
+    from peftrun.composition import explain
+
+    known = explain(arguments.overrides, arguments.config_dir) if arguments else []
+    if not known and isinstance(error, ValueError):
+        raise error  # not Hydra's: a bug
+    return known or [str(error).splitlines()[0]]
+
+
+def _report(lines: Sequence[str]) -> int:
+    for line in lines:
+        print(f"peftrun: {line}", file=sys.stderr)
+    return USER_FAULT

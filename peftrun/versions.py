@@ -1,0 +1,21 @@
+"""Which versions of everything a run stands on; imports none of it."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+LIBRARIES = (
+    "peftrun", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "hydra-core", "omegaconf", "safetensors",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Installed version of each library that shapes a run, and of Python."""
+    return {"python": platform.python_version(), **{name: version_of(name) for name in LIBRARIES}}
+
+
+def version_of(name: str) -> str:
+    """Installed version of one distribution."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
