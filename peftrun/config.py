@@ -22,6 +22,8 @@ RULES = {  # pydantic's words in ours
     "Input should be an object": "must be a mapping {name: VALUE}",
     "Input should be": "must be",
     "Input should": "must",
+    "String should": "must",
+    "List should": "must",
     "Value should": "must",
     "Input tag": "name",
 }
