@@ -5,6 +5,7 @@ sibling, flushed to disk, then renamed.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -35,8 +36,10 @@ WRITERS = (
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, kept_if: type[Exception] | None = None) -> Iterator[Path]:
     """Yields a temporary sibling of `target` that becomes `target` when the block ends well.
+
+    Args: kept_if: an error after which what was written is kept, under the name that `rejected` gives.
 
     Raises: ArtifactError: `target` exists, or the disk refused (then nothing is left behind).
     """
@@ -50,11 +53,19 @@ def new_folder(target: Path) -> Iterator[Path]:
         os.rename(temporary, target)
         _flush(target.parent)
     except Exception as error:
+        if kept_if is not None and isinstance(error, kept_if):
+            os.rename(temporary, rejected(target))
         if disk_refused(error):
             raise ArtifactError(f"{target}: could not be written ({error}); nothing was kept there") from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def rejected(target: Path) -> Path:
+    """Where an artefact that failed its proof is kept: a name beside `target` that is free."""
+    names = (f"{target.name}.rejected{number or ''}" for number in itertools.count())
+    return next(path for name in names if not (path := target.with_name(name)).exists())
 
 
 def write_text(path: Path, text: str) -> None:

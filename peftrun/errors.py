@@ -12,6 +12,8 @@
 Anything else that escapes is a bug and keeps its traceback.
 """
 
+from typing import Any
+
 
 class PeftrunError(Exception):
     """A fault that the user can mend. `lines` holds one clear sentence for each problem."""
@@ -46,4 +48,8 @@ class ArtifactError(PeftrunError):
 
 
 class ProofError(PeftrunError):
-    """A proof of equality or of effect failed."""
+    """A proof of equality or of effect failed. `facts` goes into the record of the run."""
+
+    def __init__(self, *lines: str, facts: dict[str, Any] | None = None) -> None:
+        self.facts = facts or {}
+        super().__init__(*lines)

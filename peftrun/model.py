@@ -76,6 +76,13 @@ def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtyp
     return model.to(device.name).requires_grad_(False).eval()
 
 
+def empty(folder: Path, spec: ModelSpec) -> Any:
+    """The model in `folder` without weights: every parameter on the meta device."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    with _quiet(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+
+
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     """The tokenizer in `folder`; one without a pad token pads with its end token."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)

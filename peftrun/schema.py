@@ -69,6 +69,7 @@ class MergeAction:
     dtype: Dtype
     output_dir: Path | None
     verify: bool
+    held_out_rows: Annotated[int, Field(ge=0, examples=[16])]
 
 
 Action = Annotated[

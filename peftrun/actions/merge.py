@@ -1,53 +1,117 @@
-"""Write a full model that needs no adapter; read the written files again and prove them equal."""
+"""Write a full model that needs no adapter, tensor by tensor; read the written files again and prove them equal."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from peftrun import artifacts, console, device, model
-from peftrun.adapter import load, probe
-from peftrun.merge import in_memory, proof
+from peftrun import adapter_folder, artifacts, console, device, fingerprint, model, tasks
+from peftrun.adapter import load, probe, skeleton
+from peftrun.device import Device
+from peftrun.errors import ProofError
+from peftrun.merge import in_memory, proof, streaming
 from peftrun.result import RunResult
 from peftrun.schema import MergeAction, RunSpec
 
 
+@dataclass
+class _Evidence:
+    """Logits of the base and of the adapter on it, at the tokens on which the merged model is compared."""
+
+    plain: torch.Tensor
+    adapted: torch.Tensor
+    rows: list[list[int]]
+    proofs: list[dict[str, Any]]
+
+
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The merged model in `action.output_dir`, or `merged/` in the run folder; base and adapter stay as they are."""
-    assert isinstance(spec.action, MergeAction)
+    action = spec.action
+    assert isinstance(action, MergeAction)
     place = device.resolve(spec.device)
-    console.say(f"device {place.name}, float32: a merge is computed exactly and rounded once")
-    base = model.load_base(spec.model, place, torch.float32)
     name = spec.active or next(iter(spec.adapter))
-    dtype = in_memory.stored_dtype(base.folder) if spec.action.dtype == "auto" else spec.action.dtype
-    plain = probe.logits(base.model, base.tokenizer)
-    net, proofs = load.load(base, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
-    adapted = probe.logits(net, base.tokenizer)
-    target = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / artifacts.MERGED
+    base = model.locate(spec.model)
+    mark = fingerprint.of_model(base)
+    known_as = model.portable_name(spec.model)
+    dtype = in_memory.stored_dtype(base) if action.dtype == "auto" else action.dtype
+    if not action.verify:  # else loading checks it
+        load.check_base(known_as, mark, adapter_folder.locate(spec.adapter[name], name), spec.allow_base_mismatch)
+    evidence = _evidence(spec, place, name) if action.verify else None
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.MERGED
     started = time.perf_counter()
-    figures: dict[str, Any] = {"verified": spec.action.verify}
-    with artifacts.new_folder(target) as folder:
-        in_memory.write(net, base, folder, device.dtype_of(dtype))
-        if spec.action.verify:
-            again = model.load_folder(folder, spec.model, place, torch.float32)
-            figures |= proof.compare(adapted, probe.logits(again, base.tokenizer), plain, dtype)
+    figures: dict[str, Any] = {"verified": action.verify}
+    with artifacts.new_folder(target, kept_if=ProofError) as folder:
+        figures["streamed"] = _write(spec, place, name, base, folder)
+        figures["seconds"] = round(time.perf_counter() - started, 2)
+        if evidence is not None:
+            figures |= _prove(spec, place, folder, evidence, dtype)
     facts = {
-        "base": base.describe(),
-        "adapters": [one.as_dict() for one in proofs],
-        "merge": {**figures, "dtype": dtype, "seconds": round(time.perf_counter() - started, 2)},
+        "base": {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()},
+        "allow_base_mismatch": spec.allow_base_mismatch,
+        "adapters": evidence.proofs if evidence else [],
+        "merge": {**figures, "dtype": dtype},
     }
-    return RunResult(out_dir, facts, artifacts=[target], summary=_summary(target, base, name, dtype, figures), next_commands=[
+    summary = _summary(target, f"{known_as} ({mark.short()})", name, dtype, figures)
+    return RunResult(out_dir, facts, artifacts=[target], summary=summary, next_commands=[
         f"peftrun action=evaluate model=pretrained model.name_or_path={console.short(target)}",
         f"peftrun action=generate model=pretrained model.name_or_path={console.short(target)}",
     ])  # fmt: skip
 
 
-def _summary(target: Path, base: Any, name: str, dtype: str, figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _evidence(spec: RunSpec, place: Device, name: str) -> _Evidence:
+    assert isinstance(spec.action, MergeAction)
+    console.say(f"device {place.name}, float32: a merge is computed exactly and rounded once")
+    base = model.load_base(spec.model, place, torch.float32)
+    rows: list[list[int]] = []
+    if spec.action.held_out_rows:
+        held_out = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer).held_out
+        rows = [row.prompt + row.completion for row in held_out[: spec.action.held_out_rows]]
+    plain = _logits(base.model, base.tokenizer, rows)
+    net, proofs = load.load(base, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
+    return _Evidence(plain, _logits(net, base.tokenizer, rows), rows, [one.as_dict() for one in proofs])
+
+
+def _logits(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
+    found = probe.logits(net, tokenizer)
+    return torch.cat([found, probe.logits_of_rows(net, rows)]) if rows else found
+
+
+def _write(spec: RunSpec, place: Device, name: str, base: Path, folder: Path) -> bool:
+    """Whether the merge was streamed."""
+    assert isinstance(spec.action, MergeAction)
+    dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)
+    net = skeleton.build(base, spec.model, spec.adapter[name], name)
+    try:
+        start = skeleton.starts_from_base(net, name)
+        if start is not None:
+            raise streaming.NotStreamableError(
+                f"an adapter that starts from {start} and was not converted changes its base"
+            )
+        streaming.write(net, name, base, folder, dtype)
+    except streaming.NotStreamableError as reason:
+        console.say(f"this merge needs the whole model in memory: {reason}")
+        loaded = model.load_base(spec.model, place, torch.float32)
+        whole, _ = load.load(loaded, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
+        in_memory.write(whole, loaded, folder, dtype or device.dtype_of(in_memory.stored_dtype(base)))
+        return False
+    return True
+
+
+def _prove(spec: RunSpec, place: Device, folder: Path, evidence: _Evidence, dtype: str) -> dict[str, Any]:
+    again = model.load_folder(folder, spec.model, place, torch.float32)
+    tokenizer = model.load_tokenizer(folder, spec.model)
+    merged = _logits(again, tokenizer, evidence.rows)
+    return {**proof.compare(evidence.adapted, merged, evidence.plain, dtype), "held_out_rows": len(evidence.rows)}
+
+
+def _summary(target: Path, base: str, name: str, dtype: str, figures: dict[str, Any]) -> list[tuple[str, str]]:
     size = console.megabytes(artifacts.size_of(target))
+    how = "streamed" if figures["streamed"] else "in memory"
     rows = [
-        ("base", f"{base.name} ({base.fingerprint.short()})"),
-        ("merged", f"adapter {name}, {dtype}, {size}: {console.short(target)}"),
+        ("base", base),
+        ("merged", f"adapter {name}, {dtype}, {size}, {how} in {figures['seconds']:.1f} s: {console.short(target)}"),
     ]
     if not figures["verified"]:
         return [*rows, ("proof", "not made, as asked (action.verify=false)")]

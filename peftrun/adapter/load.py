@@ -14,6 +14,7 @@ from peftrun import adapter_folder, console
 from peftrun.adapter import probe
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError, ProofError
+from peftrun.fingerprint import Fingerprint
 from peftrun.model import Base
 
 
@@ -25,6 +26,7 @@ class LoadProof:
         tensors: tensors in the file; each landed, and equals its place in the model.
         modules: adapted modules.
         delta_norm: Frobenius norm of the change to the base's weights, over all LoRA modules.
+        delta_norms: the same for each of them.
         effect: how far the adapted logits are from the base's, on the probes.
         saved_difference: max |Δlogit| against the logits kept when it was saved; None if none were kept.
     """
@@ -34,6 +36,7 @@ class LoadProof:
     tensors: int
     modules: int
     delta_norm: float
+    delta_norms: dict[str, float]
     fresh: bool
     base_checked: bool
     effect: dict[str, float]
@@ -55,7 +58,7 @@ def load(
     model = None
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
     for folder in folders.values():
-        _check_base(base, folder, allow_base_mismatch)
+        check_base(base.name, base.fingerprint, folder, allow_base_mismatch)
     plain = probe.logits(base.model, base.tokenizer)
     for name, folder in folders.items():
         model = _add(base, model, name, folder)
@@ -80,24 +83,25 @@ def placement(model: Any) -> dict[str, Any]:
     return {"active_adapters": model.active_adapters, "adapted_modules": found}
 
 
-def _check_base(base: Base, folder: Path, allow: bool) -> None:
+def check_base(name: str, mark: Fingerprint, folder: Path, allow: bool) -> None:
+    """Raises: AdapterError: the adapter was made for another base than the one with fingerprint `mark`."""
     known = adapter_folder.facts(folder)
     if known is None:
         console.warn(f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are")
         return
-    if _is_for(base, known):
+    if _is_for(mark, known):
         return
     text = (
         f"{folder}: was made for base {known['base']['name']} ({known['base']['fingerprint']['weights'][:12]}), "
-        f"this is {base.name} ({base.fingerprint.short()})"
+        f"this is {name} ({mark.short()})"
     )
     if not allow:
         raise AdapterError(f"{text}; choose that model, or type allow_base_mismatch=true")
     console.warn(f"{text}; loaded all the same, as allowed")
 
 
-def _is_for(base: Base, known: dict[str, Any] | None) -> bool:
-    return known is not None and known["base"]["fingerprint"]["weights"] == base.fingerprint.weights
+def _is_for(mark: Fingerprint, known: dict[str, Any] | None) -> bool:
+    return known is not None and known["base"]["fingerprint"]["weights"] == mark.weights
 
 
 def _add(base: Base, model: Any, name: str, folder: Path) -> Any:
@@ -123,9 +127,10 @@ def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor)
         path=str(folder),
         tensors=_check_tensors(model, name, folder),
         modules=len(norms),
+        delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         fresh=bool(known.get("fresh")),
-        base_checked=_is_for(base, known or None),
+        base_checked=_is_for(base.fingerprint, known or None),
         effect=probe.compare(plain, adapted),
         saved_difference=None,
     )

@@ -29,6 +29,14 @@ def logits(model: Any, tokenizer: Any) -> torch.Tensor:
     return out[mask.bool()].float().cpu()
 
 
+@torch.inference_mode()
+def logits_of_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
+    model.eval()
+    found = [model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -KEPT:].float().cpu() for ids in rows]
+    return torch.cat(found)
+
+
 def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     """How far `other` is from `one`: max |Δlogit|, mean KL(one‖other) in nats, share of equal first choices."""
     log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)

@@ -22,8 +22,12 @@ def compare(adapted: torch.Tensor, merged: torch.Tensor, plain: torch.Tensor, dt
     if not difference <= limit:
         raise ProofError(
             f"the merged model is not the adapter on its base: max |Δlogit| {difference:.3g}, tolerance {limit:g} for {dtype}; "
-            "nothing was kept. Write it with action.dtype=float32, or report this"
+            "what was written is kept under a .rejected name. Write it with action.dtype=float32, or report this",
+            facts={"merge": figures},
         )
     if from_base == 0.0 and probe.compare(plain, adapted)["max_logit_difference"] > 0.0:
-        raise ProofError("the merged model equals the base: the adapter was not merged; nothing was kept")
+        raise ProofError(
+            "the merged model equals the base: the adapter was not merged; what was written is kept under a .rejected name",
+            facts={"merge": figures},
+        )
     return {**figures, "max_logit_difference_from_base": from_base}

@@ -1,0 +1,59 @@
+"""A model without weights under an adapter with them: what a merge needs, in the adapter's own size of memory."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from peftrun import adapter_folder, model
+from peftrun.artifacts import ADAPTER_WEIGHTS
+from peftrun.errors import AdapterError
+from peftrun.schema import ModelSpec
+
+UNCONVERTED = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
+
+
+def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
+    """The PEFT model in evaluation mode: the base's parameters on the meta device, the adapter's real, in float32.
+
+    Raises: AdapterError: the adapter does not fit this base's architecture.
+    """
+    folder = adapter_folder.locate(path, name)
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        net = get_peft_model(model.empty(base_folder, spec), config, adapter_name=name, low_cpu_mem_usage=True)
+        _stay(net)
+        landed = set_peft_model_state_dict(
+            net, load_file(folder / ADAPTER_WEIGHTS), adapter_name=name, low_cpu_mem_usage=True
+        )
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise AdapterError(f"{folder}: does not fit {model.portable_name(spec)} ({reason})") from error
+    empty = [key for key, value in net.named_parameters() if value.is_meta and f".{name}" in key]
+    if landed.unexpected_keys or empty:
+        raise AdapterError(
+            f"{folder}: was made for another architecture: {len(landed.unexpected_keys)} of its tensors have no place in "
+            f"{model.portable_name(spec)}, {len(empty)} adapted tensors are not in it; choose the base it was made for"
+        )
+    net.set_adapter(name)
+    for parameter in net.parameters():
+        if not parameter.is_meta:
+            parameter.data = parameter.data.to(torch.float32)
+    return net.requires_grad_(False).eval()
+
+
+def _stay(net: Any) -> None:
+    """Keeps PEFT from moving loaded tensors to where their layer's weights are: nowhere."""
+    for module in net.modules():
+        if isinstance(module, BaseTunerLayer):
+            module._move_adapter_to_device_of_base_layer = lambda *_, **__: None
+
+
+def starts_from_base(net: Any, name: str) -> str | None:
+    """The initialisation of an adapter that means a base with parts taken out of it; None if it means the base itself."""
+    found = str(getattr(net.peft_config[name], "init_lora_weights", ""))
+    return found if found.startswith(UNCONVERTED) else None

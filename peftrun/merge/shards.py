@@ -1,0 +1,137 @@
+"""Safetensors files written tensor by tensor, so that no more than one tensor is in memory."""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftrun import artifacts, safetensors_file
+from peftrun.safetensors_file import Entry
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+CHUNK = 1 << 26
+FLUSH = 1 << 28
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk."""
+
+    file: Path
+    entry: Entry
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return DTYPES[self.entry.dtype]
+
+    def read(self) -> torch.Tensor:
+        """Its values, read from disk into memory of their own."""
+        buffer = bytearray(self.entry.end - self.entry.begin)
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.entry.begin)
+            file.readinto(buffer)
+        if not buffer:
+            return torch.empty(self.entry.shape, dtype=self.dtype)
+        return torch.frombuffer(buffer, dtype=self.dtype).reshape(self.entry.shape)
+
+    def copy_to(self, handle: int) -> None:
+        """Its bytes at the end of an open file, without passing through this process where the system can do that."""
+        with open(self.file, "rb", buffering=0) as file:
+            begin = self.entry.begin
+            while begin < self.entry.end:
+                begin += _copy(file.fileno(), handle, begin, min(CHUNK, self.entry.end - begin))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written. `make` computes it; None: the bytes of `source` as they are."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    source: Stored | None
+    make: Callable[[], torch.Tensor] | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The weight files of a model folder: those its index names, or all."""
+    index = folder / INDEX
+    if index.is_file():
+        names = set(artifacts.read_json(index)["weight_map"].values())
+        return sorted(folder / name for name in names)
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def stored(file: Path) -> list[Stored]:
+    """Every tensor of a file, in file order. Raises: ArtifactError: the file is torn."""
+    return [Stored(file, entry) for entry in safetensors_file.entries(file)]
+
+
+def write(path: Path, planned: list[Planned]) -> None:
+    """A safetensors file with these tensors, in this order, one at a time in memory."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    body: dict[str, Any] = {}
+    for one in planned:
+        body[one.name] = {"dtype": NAMES[one.dtype], "shape": list(one.shape), "data_offsets": [end, end + one.size]}
+        end += one.size
+    text = json.dumps(header | body, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the bytes of the tensors begin at a multiple of eight, as the format asks
+    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as flusher:
+        waiting = 0
+        _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
+        for one in planned:
+            if one.make is None:
+                assert one.source is not None
+                one.source.copy_to(file.fileno())
+            else:
+                _write_all(file.fileno(), _bytes(one.make(), one))
+            waiting += one.size
+            if waiting > FLUSH:  # the disk writes while the next tensors are computed
+                flusher.submit(os.fsync, file.fileno())
+                waiting = 0
+
+
+def write_index(folder: Path, places: dict[str, str], size: int) -> None:
+    """The index of a model in several files. `places`: tensor → file. `size`: bytes of all tensors."""
+    artifacts.write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def _bytes(value: torch.Tensor, one: Planned) -> memoryview:
+    assert tuple(value.shape) == one.shape, (one.name, value.shape, one.shape)
+    flat = value.detach().to(one.dtype).contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _copy(source: int, target: int, begin: int, count: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, offset_src=begin)
+    except (
+        OSError,
+        AttributeError,
+    ):  # another file system, or another operating system; a full disk says so again below
+        part = os.pread(source, count, begin)
+        _write_all(target, part)
+        return len(part)

@@ -1,0 +1,193 @@
+"""A merge from files to files, tensor by tensor: memory holds one layer, whatever the size of the model.
+
+PEFT's own `merge` computes each layer, on a model whose other weights are nowhere, in float32; the result is
+rounded once.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from transformers.pytorch_utils import Conv1D
+
+from peftrun.merge import shards
+from peftrun.merge.shards import Planned, Stored
+
+PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
+Make = Callable[[], torch.Tensor]
+# Beside the weights, what a model folder is made of.
+COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+NOT_COMPANIONS = (".index.json", "adapter_config.json", "peftrun.json", "record.json")
+
+
+class NotStreamableError(Exception):
+    """Why this merge needs the whole model in memory."""
+
+
+def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | None) -> None:
+    """Writes the merged model into `folder`: weights in files as the base's, config, tokenizer.
+
+    Args: net: see `adapter.skeleton`. base: the base's folder. dtype: of floating tensors; None: each as stored.
+    Raises: NotStreamableError: before anything is written.
+    """
+    model = net.get_base_model()
+    files = {file: shards.stored(file) for file in shards.files_of(base)}
+    found = _by_name(model, [one for parts in files.values() for one in parts])
+    sources = _with_tied(model, found)
+    changes = _changes(net, name, sources)
+    untied = _untied(model, changes, sources)
+    usual = dtype or _usual(found)
+    names = {id(one): key for key, one in found.items()}
+    plans = {file: [_plan(names[id(one)], one, changes, dtype) for one in parts] for file, parts in files.items()}
+    more = changes | untied
+    plans[max(plans)] += [_added(key, more[key], usual) for key in sorted(more.keys() - found.keys())]
+    for file, planned in plans.items():
+        shards.write(folder / file.name, planned)
+    if len(plans) > 1:
+        places = {one.name: file.name for file, parts in plans.items() for one in parts}
+        shards.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
+    _companions(model, base, folder, usual, tied=not untied)
+
+
+def _by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
+    """The base's tensors under the names of the model's parameters; a file may lack, or have, the name of the body before them."""
+    names, prefix = {key for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
+    found = {}
+    for one in parts:
+        key = one.entry.name
+        choices = (key, prefix + key, key.removeprefix(prefix))
+        found[next((choice for choice in choices if choice in names), key)] = one
+    return found
+
+
+def _with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
+    """The same, and tied parameters that are stored once under both their names."""
+    sources = dict(found)
+    for target, source in model.all_tied_weights_keys.items():
+        stored = found.get(source) or found.get(target)
+        if stored is not None:
+            sources.setdefault(target, stored)
+            sources.setdefault(source, stored)
+    return sources
+
+
+def _changes(net: Any, name: str, found: dict[str, Stored]) -> dict[str, Make]:
+    """For every parameter that the adapter changes, how its merged value is computed."""
+    changes: dict[str, Make] = {}
+    handled: list[str] = []
+    for path, module in net.get_base_model().named_modules():
+        if any(path.startswith(f"{outer}.") for outer in handled):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            changes |= _of_layer(module, path, name, found)
+        elif isinstance(module, ModulesToSaveWrapper):
+            own = module.modules_to_save[name].named_parameters()
+            changes |= {f"{path}.{key}": partial(_itself, value) for key, value in own}
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            raise NotStreamableError(f"{path} is a {type(module).__name__}")
+        else:
+            own = module.named_parameters(recurse=False)
+            changes |= {f"{path}.{key}": partial(_itself, value) for key, value in own if not value.is_meta}
+            continue
+        handled.append(path)
+    return changes
+
+
+def _of_layer(module: Any, path: str, name: str, found: dict[str, Stored]) -> dict[str, Make]:
+    layer = module.get_base_layer()
+    if not isinstance(layer, PLAIN) or not hasattr(module, "merge"):
+        raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
+    keys = [key for key, _ in layer.named_parameters(recurse=False)]
+    absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in found]
+    if absent:
+        raise NotStreamableError(f"the base's files hold no {path}.{absent[0]}")
+    return {f"{path}.{key}": partial(_merged, module, key, path, name, found) for key in keys}
+
+
+def _merged(module: Any, wanted: str, path: str, name: str, found: dict[str, Stored]) -> torch.Tensor:
+    """One parameter of a layer after PEFT has merged the adapter into it, in float32."""
+    layer = module.get_base_layer()
+    before = dict(layer.named_parameters(recurse=False))
+    if wanted != "weight" and not getattr(module, "lora_bias", {}).get(name):
+        return _float(before[wanted], found, f"{path}.{wanted}")
+    for key, value in before.items():
+        setattr(layer, key, torch.nn.Parameter(_float(value, found, f"{path}.{key}"), requires_grad=False))
+    module.merge(safe_merge=False, adapter_names=[name])
+    merged: torch.Tensor = getattr(layer, wanted).data
+    module.merged_adapters.clear()
+    for key, value in before.items():
+        setattr(layer, key, value)
+    return _finite(merged, path)
+
+
+def _float(value: torch.Tensor, found: dict[str, Stored], key: str) -> torch.Tensor:
+    if not value.is_meta:
+        return value.detach()
+    return found[key].read().float()
+
+
+def _finite(value: torch.Tensor, path: str) -> torch.Tensor:
+    if not torch.isfinite(value.sum()):
+        raise NotStreamableError(f"{path} holds numbers that are not finite after the merge")
+    return value
+
+
+def _itself(value: torch.Tensor) -> torch.Tensor:
+    return value.detach()
+
+
+def _untied(model: Any, changes: dict[str, Make], sources: dict[str, Stored]) -> dict[str, Make]:
+    """Output weights that were tied to the embeddings and no longer can be, since the adapter changes one of the two."""
+    untied: dict[str, Make] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        if target not in changes and source not in changes:
+            continue
+        if model.get_output_embeddings() is None or target != _head(model):
+            raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
+        untied |= {key: changes.get(key) or partial(_as_float, sources[key]) for key in (target, source)}
+    return untied
+
+
+def _head(model: Any) -> str:
+    head = model.get_output_embeddings()
+    return next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
+
+
+def _as_float(one: Stored) -> torch.Tensor:
+    return one.read().float()
+
+
+def _plan(key: str, one: Stored, changes: dict[str, Make], dtype: torch.dtype | None) -> Planned:
+    wanted = dtype if dtype is not None and one.dtype.is_floating_point else one.dtype
+    make = changes.get(key)
+    if make is None and wanted != one.dtype:
+        make = partial(_as_float, one)
+    return Planned(key, wanted, one.entry.shape, one, make)
+
+
+def _added(key: str, make: Make, dtype: torch.dtype) -> Planned:
+    return Planned(key, dtype, tuple(make().shape), None, make)
+
+
+def _usual(found: dict[str, Stored]) -> torch.dtype:
+    sizes: dict[torch.dtype, int] = {}
+    for one in found.values():
+        sizes[one.dtype] = sizes.get(one.dtype, 0) + one.entry.end - one.entry.begin
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _companions(model: Any, base: Path, folder: Path, dtype: torch.dtype, *, tied: bool) -> None:
+    for pattern in COMPANIONS:
+        for file in base.glob(pattern):
+            if not file.name.endswith(NOT_COMPANIONS):
+                shutil.copyfile(file, folder / file.name)
+    config = model.config
+    config.architectures, config.dtype = [type(model).__name__], dtype
+    if not tied:
+        config.tie_word_embeddings = False
+    config.save_pretrained(folder)
