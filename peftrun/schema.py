@@ -72,8 +72,30 @@ class MergeAction:
     held_out_rows: Annotated[int, Field(ge=0, examples=[16])]
 
 
+@dataclass(config=STRICT)
+class InspectAction:
+    """Say what adapters hold; no model is loaded."""
+
+    name: Literal["inspect"]
+
+
+@dataclass(config=STRICT)
+class DiffAction:
+    """Compare two adapters; no model is loaded."""
+
+    name: Literal["diff"]
+
+
 Action = Annotated[
-    TrainAction | SaveAction | ReloadAction | EvaluateAction | GenerateAction | MergeAction, Field(discriminator="name")
+    TrainAction
+    | SaveAction
+    | ReloadAction
+    | EvaluateAction
+    | GenerateAction
+    | MergeAction
+    | InspectAction
+    | DiffAction,
+    Field(discriminator="name"),
 ]
 
 

@@ -1,0 +1,116 @@
+"""Say what adapters hold: settings, size, norms, where they come from. Nothing heavy is imported."""
+
+from pathlib import Path
+from typing import Any
+
+from peftrun import adapter_folder, adapter_weights, artifacts, console, safetensors_file
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+
+LARGEST = 5
+SETTINGS = (
+    "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern", "alpha_pattern", "bias", "modules_to_save",
+)  # fmt: skip
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """What each adapter holds, in the record and in `inspect.json`; the largest norms as a summary."""
+    found = {name: describe(adapter_folder.locate(path, name)) for name, path in spec.adapter.items()}
+    artifacts.write_json(out_dir / "inspect.json", found)
+    summary = [row for name, adapter in found.items() for row in _summary(name, adapter)]
+    return RunResult(
+        out_dir, {"inspect": found}, summary=[*summary, ("written", console.short(out_dir / "inspect.json"))]
+    )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Everything about one adapter folder.
+
+    Raises: PeftrunError: a file in it is broken.
+    """
+    config = artifacts.read_json(folder / artifacts.ADAPTER_CONFIG)
+    entries = safetensors_file.entries(folder / artifacts.ADAPTER_WEIGHTS)
+    return {
+        "folder": str(folder),
+        "method": config.get("peft_type"),
+        **{key: config.get(key) for key in SETTINGS},
+        "parameters": sum(_count(entry) for entry in entries),
+        "bytes": sum(entry.end - entry.begin for entry in entries),
+        "dtype": ", ".join(sorted({DTYPES.get(entry.dtype, entry.dtype) for entry in entries})),
+        **_modules(adapter_weights.pairs(folder), bool(config.get("use_dora"))),
+        "provenance": _provenance(folder),
+        "sha256": {file.name: artifacts.sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+    }
+
+
+def _count(entry: safetensors_file.Entry) -> int:
+    count = 1
+    for size in entry.shape:
+        count *= size
+    return count
+
+
+def _modules(weights: adapter_weights.Weights, dora: bool) -> dict[str, Any]:
+    norms = adapter_weights.norms(weights)
+    return {
+        "scaling": sorted({pair.scaling for pair in weights.found.values()}),
+        "norm": adapter_weights.total(norms.values()) if norms else None,
+        "norm_of": "scaling·B·A" + (", before DoRA's magnitudes" if dora else ""),
+        "modules": {
+            module: {"rank": pair.rank, "scaling": pair.scaling, "norm": norms[module]}
+            for module, pair in weights.found.items()
+        },
+        "not_measured": weights.unmeasured,
+    }
+
+
+def _provenance(folder: Path) -> dict[str, Any] | str:
+    noted = adapter_folder.facts(folder)
+    if noted is None:
+        return "made elsewhere"
+    base = noted["base"]
+    return {
+        "peftrun": noted.get("peftrun"),
+        "base": base["name"],
+        "fingerprint": base["fingerprint"],
+        "fresh": noted.get("fresh"),
+    }
+
+
+def _summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (f"adapter {name}", _settings(adapter)),
+        ("made by", _maker(adapter["provenance"])),
+        ("size", f"{adapter['parameters']:,} parameters, {console.megabytes(adapter['bytes'])}, {adapter['dtype']}"),
+    ]
+    ordered = sorted(adapter["modules"].items(), key=lambda item: -item[1]["norm"])
+    rows += [(f"‖ΔW‖ {module}", f"{row['norm']:.4g} (rank {row['rank']})") for module, row in ordered[:LARGEST]]
+    if ordered:
+        rows.append(("‖ΔW‖ total", f"{adapter['norm']:.4g} of {len(ordered)} modules; {adapter['norm_of']}"))
+    return rows + [("not measured", f"{module}: {reason}") for module, reason in _few(adapter["not_measured"])]
+
+
+def _settings(adapter: dict[str, Any]) -> str:
+    kind = f"{adapter['method']}{' with DoRA' if adapter['use_dora'] else ''}"
+    if adapter["r"] is None:
+        return kind
+    scaling = ", ".join(f"{value:.4g}" for value in adapter["scaling"]) or "not known"
+    text = f"{kind}, r={adapter['r']}, alpha={adapter['lora_alpha']}, scaling {scaling}"
+    targets, kept = adapter["target_modules"], adapter["modules_to_save"]
+    named = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
+    text += f"{' (rsLoRA)' if adapter['use_rslora'] else ''}, on {named}, bias {adapter['bias']}"
+    return text + (f", whole modules {', '.join(kept)}" if kept else "")
+
+
+def _maker(provenance: dict[str, Any] | str) -> str:
+    if isinstance(provenance, str):
+        return "made elsewhere (no peftrun.json)"
+    weights = str(provenance["fingerprint"]["weights"])[:12]
+    fresh = ", never trained" if provenance["fresh"] else ""
+    return f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"
+
+
+def _few(reasons: dict[str, str]) -> list[tuple[str, str]]:
+    more = len(reasons) - LARGEST
+    return list(reasons.items())[:LARGEST] + ([("…", f"{more} more")] if more > 0 else [])
