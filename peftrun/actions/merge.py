@@ -92,6 +92,8 @@ def _write(spec: RunSpec, place: Device, name: str, base: Path, folder: Path) ->
         streaming.write(net, name, base, folder, dtype)
     except streaming.NotStreamableError as reason:
         console.say(f"this merge needs the whole model in memory: {reason}")
+        for file in folder.iterdir():
+            file.unlink()
         loaded = model.load_base(spec.model, place, torch.float32)
         whole, _ = load.load(loaded, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
         in_memory.write(whole, loaded, folder, dtype or device.dtype_of(in_memory.stored_dtype(base)))

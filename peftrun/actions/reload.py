@@ -45,16 +45,17 @@ def _summary(base: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> list
     rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
     for proof in proofs:
         rows += [
-            (
-                f"adapter {proof.name}",
-                f"{proof.tensors} tensors landed in {proof.modules} modules, ‖ΔW‖ {proof.delta_norm:.4g}",
-            ),
+            (f"adapter {proof.name}", f"{proof.tensors} tensors landed in {proof.modules} modules{_norm(proof)}"),
             ("made for this base", "yes" if proof.base_checked else "not known"),
             ("differs from base", _effect(proof)),
             ("equals what was saved", _equality(proof)),
         ]
     modules = ", ".join(f"{count} on {where}" for where, count in placed["adapted_modules"].items())
     return [*rows, ("active", ", ".join(placed["active_adapters"])), ("adapted modules", modules)]
+
+
+def _norm(proof: LoadProof) -> str:
+    return f", ‖ΔW‖ {proof.delta_norm:.4g}" if proof.delta_norms else ""
 
 
 def _effect(proof: LoadProof) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun import adapter_folder, console
@@ -26,7 +27,7 @@ class LoadProof:
         tensors: tensors in the file; each landed, and equals its place in the model.
         modules: adapted modules.
         delta_norm: Frobenius norm of the change to the base's weights, over all LoRA modules.
-        delta_norms: the same for each of them.
+        delta_norms: the same for each of them; empty for other methods.
         effect: how far the adapted logits are from the base's, on the probes.
         saved_difference: max |Δlogit| against the logits kept when it was saved; None if none were kept.
     """
@@ -72,11 +73,11 @@ def placement(model: Any) -> dict[str, Any]:
     """Active adapters, and for each device and dtype the number of adapted modules whose weights are there."""
     found: dict[str, int] = {}
     for module in model.modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             places = {
                 f"{p.device} {str(p.dtype).removeprefix('torch.')}"
                 for n, p in module.named_parameters()
-                if "lora_" in n
+                if n.startswith(tuple(module.adapter_layer_names))
             }
             for place in places:
                 found[place] = found.get(place, 0) + 1
@@ -126,7 +127,7 @@ def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor)
         name=name,
         path=str(folder),
         tensors=_check_tensors(model, name, folder),
-        modules=len(norms),
+        modules=len(_adapted(model, name)),
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         fresh=bool(known.get("fresh")),
@@ -179,18 +180,22 @@ def _first(names: list[str]) -> str:
 
 def delta_norms(model: Any, name: str) -> dict[str, float]:
     """Frobenius norm of scaling · B·A of each LoRA module, from r × r products alone."""
-    return {
-        key: _delta_norm(module, name)
-        for key, module in model.named_modules()
-        if isinstance(module, LoraLayer) and name in module.scaling
-    }
+    return {key: _delta_norm(module, name) for key, module in _adapted(model, name) if isinstance(module, LoraLayer)}
+
+
+def _adapted(model: Any, name: str) -> list[tuple[str, Any]]:
+    """Modules that the adapter, of any method, changes; with their paths."""
+    tuned = [(key, module) for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return [(key, module) for key, module in tuned if name in module._all_available_adapter_names()]
 
 
 def _delta_norm(module: Any, name: str) -> float:
-    if name in module.lora_A:
-        down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    else:
+    if name in module.lora_embedding_A:
         down, up = module.lora_embedding_A[name], module.lora_embedding_B[name]
+    elif isinstance(module.lora_A, torch.nn.ModuleDict):
+        down, up = module.lora_A[name].weight, module.lora_B[name].weight
+    else:  # AdaLoRA: singular values between the two, and no Linear around them
+        return float(torch.linalg.vector_norm(module.get_delta_weight(name).float()))
     down, up = down.detach().float().flatten(1), up.detach().float().flatten(1)
     return float(module.scaling[name] * ((down @ down.T) * (up.T @ up)).sum().clamp(min=0).sqrt())
 

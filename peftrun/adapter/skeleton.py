@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
@@ -27,17 +27,18 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
         config.inference_mode = True
         net = get_peft_model(model.empty(base_folder, spec), config, adapter_name=name, low_cpu_mem_usage=True)
         _stay(net)
-        landed = set_peft_model_state_dict(
-            net, load_file(folder / ADAPTER_WEIGHTS), adapter_name=name, low_cpu_mem_usage=True
-        )
+        saved = load_file(folder / ADAPTER_WEIGHTS)
+        known = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
+        set_peft_model_state_dict(net, saved, adapter_name=name, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise AdapterError(f"{folder}: does not fit {model.portable_name(spec)} ({reason})") from error
-    empty = [key for key, value in net.named_parameters() if value.is_meta and f".{name}" in key]
-    if landed.unexpected_keys or empty:
+    # Against what PEFT would write again: it calls the second copy of a bias unexpected, though it writes both.
+    missing, unexpected = known - saved.keys(), saved.keys() - known
+    if missing or unexpected:
         raise AdapterError(
-            f"{folder}: was made for another architecture: {len(landed.unexpected_keys)} of its tensors have no place in "
-            f"{model.portable_name(spec)}, {len(empty)} adapted tensors are not in it; choose the base it was made for"
+            f"{folder}: was made for another architecture: {len(unexpected)} of its tensors have no place in "
+            f"{model.portable_name(spec)}, {len(missing)} adapted tensors are not in it; choose the base it was made for"
         )
     net.set_adapter(name)
     for parameter in net.parameters():

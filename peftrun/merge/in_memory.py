@@ -4,18 +4,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from peftrun import safetensors_file
+from peftrun.errors import AdapterError
 from peftrun.model import Base
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def write(model: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the merged weights, rounded once to `dtype`, and the tokenizer into `folder`. `model` is used up."""
-    merged = model.merge_and_unload(safe_merge=True).to(dtype)
+    """Writes the merged weights, rounded once to `dtype`, and the tokenizer into `folder`. `model` is used up.
+
+    Raises: AdapterError: PEFT cannot merge this adapter.
+    """
+    _untie(model)
+    try:
+        merged = model.merge_and_unload(safe_merge=True).to(dtype)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        kind = next(iter(model.peft_config.values())).peft_type.value
+        reason = str(error).splitlines()[0]
+        raise AdapterError(
+            f"PEFT cannot merge this {kind} adapter ({reason}); keep it as an adapter on its base"
+        ) from error
     merged.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+
+
+def _untie(model: Any) -> None:
+    """Output weights of their own where the adapter changes one of the two that are tied.
+
+    PEFT merges into the embeddings in place, which would change the tied output weights as well.
+    """
+    tied = model.get_base_model()
+    outer, inner = tied.get_output_embeddings(), tied.get_input_embeddings()
+    if not any(isinstance(module, BaseTunerLayer) for module in (outer, inner)):
+        return
+    outer, inner = (getattr(module, "base_layer", module) for module in (outer, inner))
+    if outer is not None and outer.weight is inner.weight:
+        outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
+        tied.config.tie_word_embeddings = False
 
 
 def stored_dtype(folder: Path) -> str:

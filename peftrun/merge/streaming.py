@@ -33,7 +33,7 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
     """Writes the merged model into `folder`: weights in files as the base's, config, tokenizer.
 
     Args: net: see `adapter.skeleton`. base: the base's folder. dtype: of floating tensors; None: each as stored.
-    Raises: NotStreamableError: before anything is written.
+    Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
     """
     model = net.get_base_model()
     files = {file: shards.stored(file) for file in shards.files_of(base)}
@@ -102,6 +102,9 @@ def _of_layer(module: Any, path: str, name: str, found: dict[str, Stored]) -> di
     layer = module.get_base_layer()
     if not isinstance(layer, PLAIN) or not hasattr(module, "merge"):
         raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
+    unset = [key for key, value in module.named_parameters() if value.is_meta and not key.startswith("base_layer.")]
+    if unset:
+        raise NotStreamableError(f"PEFT saves no {unset[0]} of {path}")
     keys = [key for key, _ in layer.named_parameters(recurse=False)]
     absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in found]
     if absent:
@@ -117,7 +120,10 @@ def _merged(module: Any, wanted: str, path: str, name: str, found: dict[str, Sto
         return _float(before[wanted], found, f"{path}.{wanted}")
     for key, value in before.items():
         setattr(layer, key, torch.nn.Parameter(_float(value, found, f"{path}.{key}"), requires_grad=False))
-    module.merge(safe_merge=False, adapter_names=[name])
+    try:
+        module.merge(safe_merge=False, adapter_names=[name])
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        raise NotStreamableError(f"{path}: {str(error).splitlines()[0]}") from error
     merged: torch.Tensor = getattr(layer, wanted).data
     module.merged_adapters.clear()
     for key, value in before.items():

@@ -1,0 +1,137 @@
+"""Adapters with random weights, what PEFT's own merge in float32 makes of them, and what peftrun writes."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import build_gpt2, build_llama
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from peftrun.adapter import skeleton
+from peftrun.merge import shards, streaming
+from peftrun.schema import ModelSpec
+
+TOKENS = torch.arange(24).view(2, 12) + 5
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a tiny model of a family is built and loaded, what it is called with, and its modules by name."""
+
+    build: Any
+    auto: Any
+    task_type: str
+    linear: tuple[str, ...]
+    embedding: str
+    norms: tuple[str, ...]
+    head: str | None
+    biased: bool = False  # whether every linear layer has a bias
+
+    def logits(self, net: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return net.eval()(input_ids=TOKENS).logits
+
+
+FAMILIES = {
+    "llama": Family(
+        build_llama, AutoModelForCausalLM, "CAUSAL_LM",
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), "embed_tokens",
+        ("input_layernorm", "norm"), "lm_head",
+    ),
+    "gpt2": Family(
+        build_gpt2, AutoModelForCausalLM, "CAUSAL_LM", ("c_attn", "attn.c_proj", "mlp.c_proj", "c_fc"), "wte",
+        ("ln_1", "ln_f"), "lm_head", biased=True,
+    ),
+}  # fmt: skip
+
+
+def stored_base(family: Family, folder: Path, dtype: torch.dtype, shard: str = "5GB") -> Path:
+    """The family's tiny model in files of `dtype`."""
+    built = family.build(folder / "float32")
+    net = family.auto.from_pretrained(built, dtype=dtype)
+    net.save_pretrained(folder / "base", max_shard_size=shard)
+    return folder / "base"
+
+
+def trained_adapter(family: Family, base: Path, folder: Path, settings: dict[str, Any], kind: Any = LoraConfig) -> Path:
+    """An adapter folder as PEFT saves it, every trained parameter moved at random; PiSSA and OLoRA as plain LoRA."""
+    torch.manual_seed(0)
+    net = family.auto.from_pretrained(base, dtype=torch.float32)
+    net = get_peft_model(net, kind(**{"task_type": family.task_type} | settings))
+    converted = {}
+    if str(settings.get("init_lora_weights")).startswith(("pissa", "olora")):
+        net.peft_config["default"].init_lora_weights = True
+        net.save_pretrained(folder / "start")
+        net.peft_config["default"].init_lora_weights = settings["init_lora_weights"]
+        converted = {"path_initial_model_for_weight_conversion": str(folder / "start")}
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.1
+    net.save_pretrained(folder / "adapter", save_embedding_layers=False, **converted)
+    return folder / "adapter"
+
+
+def reference(family: Family, base: Path, adapter: Path, dtype: torch.dtype) -> tuple[dict[str, Any], torch.Tensor]:
+    """Parameters of PEFT's merge in float32, rounded to `dtype`; and the logits of the adapter on its base.
+
+    PEFT merges into adapted embeddings in place: tied output weights must be parted from them first, or change too.
+    """
+    loaded = family.auto.from_pretrained(base, dtype=torch.float32)
+    part_tied_weights(loaded, adapter)
+    net = PeftModel.from_pretrained(loaded, str(adapter))
+    logits = family.logits(net)
+    merged = net.merge_and_unload(safe_merge=True)
+    return {key: value.detach().to(dtype) for key, value in merged.named_parameters(remove_duplicate=False)}, logits
+
+
+def part_tied_weights(net: Any, adapter: Path) -> None:
+    targets = str(PeftConfig.from_pretrained(str(adapter)).target_modules)
+    head = net.get_output_embeddings()
+    if head is not None and any(name in targets for name in ("embed_tokens", "wte", "lm_head")):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+
+
+def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
+    """Parameters in the files that peftrun writes, as loaded; and the logits of that model in float32."""
+    spec = ModelSpec(str(base), None, None, None, False)
+    folder.mkdir(parents=True)
+    streaming.write(skeleton.build(base, spec, str(adapter), "default"), "default", base, folder, None)
+    net = family.auto.from_pretrained(folder, dtype="auto")
+    values = {key: value.detach() for key, value in net.named_parameters(remove_duplicate=False)}
+    return values, family.logits(net.float())
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in the files of a model folder."""
+    return {key: value for file in shards.files_of(folder) for key, value in load_file(file).items()}
+
+
+def random_settings(family: Family, seed: int) -> dict[str, Any]:
+    """Settings of a LoRA drawn at random among all that change what is merged."""
+    draw = random.Random(seed)
+    linear = draw.sample(family.linear, draw.randint(1, len(family.linear)))
+    regex = rf".*\.({'|'.join(linear)})"
+    targets: Any = draw.choice([linear, "all-linear", regex, [*linear, family.embedding], [*linear, "lm_head"]])
+    settings: dict[str, Any] = {
+        "r": draw.choice([1, 2, 5, 8]),
+        "lora_alpha": draw.choice([1, 7, 32]),
+        "target_modules": targets,
+        "use_rslora": draw.random() < 0.3,
+        "use_dora": draw.random() < 0.3,
+        "init_lora_weights": draw.choice([True, False, "gaussian"]),
+    }
+    settings["bias"] = draw.choice(["none", "all", "lora_only"])
+    if settings["bias"] == "none" and family.biased and not settings["use_dora"] and draw.random() < 0.5:
+        settings |= {"lora_bias": True, "init_lora_weights": True}
+    if draw.random() < 0.5:
+        settings["rank_pattern"] = {linear[0]: draw.choice([1, 3, 6])}
+        settings["alpha_pattern"] = {linear[-1]: draw.choice([2, 9])}
+    if draw.random() < 0.3 and not isinstance(targets, str):
+        settings["layers_to_transform"] = [draw.randint(0, 1)]
+    if draw.random() < 0.4:
+        settings["modules_to_save"] = [draw.choice([*family.norms, *([family.head] if family.head else [])])]
+    return settings

@@ -1,0 +1,108 @@
+"""The streamed merge is PEFT's own merge in float32, rounded once: for every method, family of models and dtype."""
+
+import dataclasses
+
+import peft
+import pytest
+import torch
+from faults import check_failed
+from merge_cases import FAMILIES, random_settings, reference, stored_base, streamed, tensors_of, trained_adapter
+
+from peftrun.composition import compose_run
+from peftrun.config import build
+from peftrun.merge import shards
+from peftrun.paths import config_dir
+
+METHODS = sorted(file.stem for file in (config_dir() / "lora").glob("*.yaml") if file.stem != "none")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What is left between the adapter on its base and the merged model: the last bit of a float32, or one rounding.
+ALLOWED = {"float32": 1e-3, "bfloat16": 3.0, "float16": 0.3}
+
+
+def settings_of(method: str) -> dict:
+    lora = dataclasses.asdict(build(compose_run([f"lora={method}"])[0]).lora)
+    return {key: value for key, value in lora.items() if key != "method" and value is not None}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_family_and_dtype(tmp_path, family, method, dtype):
+    if (family, method) == ("gpt2", "olora"):
+        pytest.skip("PEFT cannot start OLoRA on Conv1D: refused, see test_bad_input")
+    error = merge_error(FAMILIES[family], settings_of(method), DTYPES[dtype], tmp_path)
+    assert error < ALLOWED[dtype]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_adapters(tmp_path, seed):
+    family = FAMILIES[list(FAMILIES)[seed % len(FAMILIES)]]
+    settings = random_settings(family, seed)
+    dtype = list(DTYPES)[seed % 3]
+    assert merge_error(family, settings, DTYPES[dtype], tmp_path) < ALLOWED[dtype], settings
+
+
+# Methods that peftrun does not train, but merges if PEFT can: settings for the tiny Llama.
+OTHERS = {
+    "IA3Config": {"target_modules": ["v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    "LoHaConfig": {}, "LoKrConfig": {}, "BOFTConfig": {}, "VeraConfig": {}, "HRAConfig": {}, "DeloraConfig": {},
+    "OFTConfig": {"oft_block_size": 8, "r": 0},
+    "FourierFTConfig": {"n_frequency": 50},
+    "VBLoRAConfig": {"vector_length": 16, "num_vectors": 20},
+    "RandLoraConfig": {},
+    "TrainableTokensConfig": {"target_modules": ["embed_tokens"], "token_indices": [3, 7]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_methods_of_peft_stream_too(tmp_path, kind):
+    settings = {"target_modules": ["q_proj", "v_proj", "down_proj"]} | OTHERS[kind]
+    error = merge_error(FAMILIES["llama"], settings, torch.float32, tmp_path, getattr(peft, kind))
+    assert error < ALLOWED["float32"]
+
+
+@pytest.mark.parametrize("kind", ["AdaLoraConfig", "LNTuningConfig"])
+def test_what_cannot_stream_is_merged_in_memory_and_that_is_said(cli, tmp_path, llama, on_tiny, kind):
+    targets = ["q_proj", "v_proj"] if kind == "AdaLoraConfig" else ["input_layernorm"]
+    settings = {"target_modules": targets} | ({"total_step": 10} if kind == "AdaLoraConfig" else {})
+    adapter = trained_adapter(FAMILIES["llama"], llama, tmp_path, settings, getattr(peft, kind))
+    merged = cli(*on_tiny(llama), "action=merge", f"adapter={adapter}")
+    assert merged.code == 0, merged.err
+    assert "this merge needs the whole model in memory: " in merged.err
+    figures = merged.record()["merge"]
+    assert figures["streamed"] is False and figures["max_logit_difference"] < 1e-4
+
+
+def test_what_peft_cannot_merge_is_refused(cli, tmp_path, llama, on_tiny):
+    settings = {"target_modules": ["q_proj"], "lora_bias": True}
+    adapter = trained_adapter(FAMILIES["llama"], llama, tmp_path, settings)
+    overrides = [*on_tiny(llama), "action=merge", f"adapter={adapter}"]
+    check_failed(cli, tmp_path, overrides, ["PEFT cannot merge this LORA adapter", "has no bias", "keep it"])
+
+
+def test_an_adapted_embedding_does_not_change_the_output_weights_tied_to_it(cli, tmp_path, llama, on_tiny):
+    """PEFT's own `merge_and_unload` merges in place, into both."""
+    family = FAMILIES["llama"]
+    adapter = trained_adapter(family, llama, tmp_path, {"target_modules": ["embed_tokens", "q_proj"], "lora_alpha": 64})
+    net = peft.PeftModel.from_pretrained(family.auto.from_pretrained(llama), str(adapter))
+    right = family.logits(net)
+    assert (family.logits(net.merge_and_unload()) - right).abs().max() > 0.1
+    merged = cli(*on_tiny(llama), "action=merge", f"adapter={adapter}")
+    written = family.auto.from_pretrained(merged.run_dir / "merged")
+    torch.testing.assert_close(family.logits(written), right, rtol=0, atol=1e-4)
+    assert written.config.tie_word_embeddings is False
+
+
+def merge_error(family, settings: dict, dtype: torch.dtype, folder, kind=peft.LoraConfig) -> float:
+    """Max |Δlogit| between adapter on base and the merged files, which must hold PEFT's merge to the last bit."""
+    base = stored_base(family, folder, dtype, shard="40KB")
+    adapter = trained_adapter(family, base, folder, settings, kind)
+    before = tensors_of(base)
+    expected, adapted = reference(family, base, adapter, dtype)
+    found, merged = streamed(family, base, adapter, folder / "merged")
+    assert expected.keys() == found.keys()
+    differing = [key for key, value in expected.items() if not torch.equal(value, found[key])]
+    assert not differing, differing
+    assert any(not torch.equal(before[key], value) for key, value in found.items() if key in before)
+    assert len(shards.files_of(folder / "merged")) == len(shards.files_of(base)) > 1
+    return (adapted - merged).abs().max().item()
