@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ def sha256(path: Path) -> str:
 def digests(root: Path, *parts: Path) -> dict[str, str]:
     """Relative name → sha256 of every file in the folders `parts`, which lie below or beside `root`."""
     files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())
-    return {os.path.relpath(file, root): sha256(file) for file in files}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
+        return {
+            os.path.relpath(file, root): digest for file, digest in zip(files, pool.map(sha256, files), strict=True)
+        }
 
 
 def size_of(folder: Path, pattern: str = "*.safetensors") -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from peftrun import artifacts, safetensors_file
+from peftrun.errors import ArtifactError
 from peftrun.safetensors_file import Entry
 
 DTYPES = {
@@ -19,8 +20,9 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
-CHUNK = 1 << 26
-FLUSH = 1 << 28
+CHUNK = 1 << 26  # bytes
+FLUSH = 1 << 28  # bytes
+PIECE = 1 << 21  # values
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,22 @@ class Stored:
         """As stored."""
         return DTYPES[self.entry.dtype]
 
-    def read(self) -> torch.Tensor:
-        """Its values, read from disk into memory of their own."""
-        buffer = bytearray(self.entry.end - self.entry.begin)
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return torch.Size(self.entry.shape).numel()
+
+    def as_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values in float32, read from disk piece by piece into `room` (flat, at least `count` long) or new memory."""
+        into = (torch.empty(self.count) if room is None else room)[: self.count]
+        buffer = bytearray(min(PIECE * self.dtype.itemsize, self.entry.end - self.entry.begin))
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.entry.begin)
-            file.readinto(buffer)
-        if not buffer:
-            return torch.empty(self.entry.shape, dtype=self.dtype)
-        return torch.frombuffer(buffer, dtype=self.dtype).reshape(self.entry.shape)
+            for part in into.split(PIECE) if self.count else ():
+                view = memoryview(buffer)[: len(part) * self.dtype.itemsize]
+                _read_all(file, view)
+                part.copy_(torch.frombuffer(view, dtype=self.dtype))
+        return into.reshape(self.entry.shape)
 
     def copy_to(self, handle: int) -> None:
         """Its bytes at the end of an open file, without passing through this process where the system can do that."""
@@ -97,11 +106,7 @@ def write(path: Path, planned: list[Planned]) -> None:
         waiting = 0
         _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
         for one in planned:
-            if one.make is None:
-                assert one.source is not None
-                one.source.copy_to(file.fileno())
-            else:
-                _write_all(file.fileno(), _bytes(one.make(), one))
+            _put(file.fileno(), one)
             waiting += one.size
             if waiting > FLUSH:  # the disk writes while the next tensors are computed
                 flusher.submit(os.fsync, file.fileno())
@@ -113,10 +118,24 @@ def write_index(folder: Path, places: dict[str, str], size: int) -> None:
     artifacts.write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
 
 
-def _bytes(value: torch.Tensor, one: Planned) -> memoryview:
+def _put(handle: int, one: Planned) -> None:
+    """The tensor at the end of an open file, rounded piece by piece; stored bytes as they are."""
+    if one.make is None:
+        assert one.source is not None, one.name
+        return one.source.copy_to(handle)
+    value = one.make()
     assert tuple(value.shape) == one.shape, (one.name, value.shape, one.shape)
-    flat = value.detach().to(one.dtype).contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    for part in value.detach().reshape(-1).split(PIECE):
+        _write_all(handle, memoryview(part.to(one.dtype).view(torch.uint8).numpy()))
+    return None
+
+
+def _read_all(file: Any, view: memoryview) -> None:
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise ArtifactError(f"{file.name}: ends too early; fetch it again")
+        view = view[count:]
 
 
 def _write_all(handle: int, data: bytes | memoryview) -> None:

@@ -4,8 +4,10 @@ PEFT's own `merge` computes each layer, on a model whose other weights are nowhe
 rounded once.
 """
 
+import ctypes
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from peftrun.merge.shards import Planned, Stored
 
 PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
 Make = Callable[[], torch.Tensor]
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 # Beside the weights, what a model folder is made of.
 COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 NOT_COMPANIONS = (".index.json", "adapter_config.json", "peftrun.json", "record.json")
@@ -27,6 +30,19 @@ NOT_COMPANIONS = (".index.json", "adapter_config.json", "peftrun.json", "record.
 
 class NotStreamableError(Exception):
     """Why this merge needs the whole model in memory."""
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The base's tensors by name, and memory for the largest adapted weight, which each comes to in turn."""
+
+    found: dict[str, Stored]
+    room: torch.Tensor
+
+    def as_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
+        """The parameter `key`: as it is, or read from the base's files where it is nowhere in memory."""
+        room = self.room if key.endswith(".weight") else None
+        return self.found[key].as_float(room) if value.is_meta else value.detach()
 
 
 def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | None) -> None:
@@ -39,6 +55,7 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
     files = {file: shards.stored(file) for file in shards.files_of(base)}
     found = _by_name(model, [one for parts in files.values() for one in parts])
     sources = _with_tied(model, found)
+    _keep_freed_memory()
     changes = _changes(net, name, sources)
     untied = _untied(model, changes, sources)
     usual = dtype or _usual(found)
@@ -78,13 +95,14 @@ def _with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
 
 def _changes(net: Any, name: str, found: dict[str, Stored]) -> dict[str, Make]:
     """For every parameter that the adapter changes, how its merged value is computed."""
+    room = _room(net, found)
     changes: dict[str, Make] = {}
     handled: list[str] = []
     for path, module in net.get_base_model().named_modules():
         if any(path.startswith(f"{outer}.") for outer in handled):
             continue
         if isinstance(module, BaseTunerLayer):
-            changes |= _of_layer(module, path, name, found)
+            changes |= _of_layer(module, path, name, _Sources(found, room))
         elif isinstance(module, ModulesToSaveWrapper):
             own = module.modules_to_save[name].named_parameters()
             changes |= {f"{path}.{key}": partial(_itself, value) for key, value in own}
@@ -98,7 +116,12 @@ def _changes(net: Any, name: str, found: dict[str, Stored]) -> dict[str, Make]:
     return changes
 
 
-def _of_layer(module: Any, path: str, name: str, found: dict[str, Stored]) -> dict[str, Make]:
+def _room(net: Any, found: dict[str, Stored]) -> torch.Tensor:
+    paths = (path for path, module in net.get_base_model().named_modules() if isinstance(module, BaseTunerLayer))
+    return torch.empty(max((found[f"{path}.weight"].count for path in paths if f"{path}.weight" in found), default=0))
+
+
+def _of_layer(module: Any, path: str, name: str, sources: _Sources) -> dict[str, Make]:
     layer = module.get_base_layer()
     if not isinstance(layer, PLAIN) or not hasattr(module, "merge"):
         raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
@@ -106,20 +129,20 @@ def _of_layer(module: Any, path: str, name: str, found: dict[str, Stored]) -> di
     if unset:
         raise NotStreamableError(f"PEFT saves no {unset[0]} of {path}")
     keys = [key for key, _ in layer.named_parameters(recurse=False)]
-    absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in found]
+    absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in sources.found]
     if absent:
         raise NotStreamableError(f"the base's files hold no {path}.{absent[0]}")
-    return {f"{path}.{key}": partial(_merged, module, key, path, name, found) for key in keys}
+    return {f"{path}.{key}": partial(_merged, module, key, path, name, sources) for key in keys}
 
 
-def _merged(module: Any, wanted: str, path: str, name: str, found: dict[str, Stored]) -> torch.Tensor:
+def _merged(module: Any, wanted: str, path: str, name: str, sources: _Sources) -> torch.Tensor:
     """One parameter of a layer after PEFT has merged the adapter into it, in float32."""
     layer = module.get_base_layer()
     before = dict(layer.named_parameters(recurse=False))
     if wanted != "weight" and not getattr(module, "lora_bias", {}).get(name):
-        return _float(before[wanted], found, f"{path}.{wanted}")
+        return sources.as_float(before[wanted], f"{path}.{wanted}")
     for key, value in before.items():
-        setattr(layer, key, torch.nn.Parameter(_float(value, found, f"{path}.{key}"), requires_grad=False))
+        setattr(layer, key, torch.nn.Parameter(sources.as_float(value, f"{path}.{key}"), requires_grad=False))
     try:
         module.merge(safe_merge=False, adapter_names=[name])
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
@@ -129,12 +152,6 @@ def _merged(module: Any, wanted: str, path: str, name: str, found: dict[str, Sto
     for key, value in before.items():
         setattr(layer, key, value)
     return _finite(merged, path)
-
-
-def _float(value: torch.Tensor, found: dict[str, Stored], key: str) -> torch.Tensor:
-    if not value.is_meta:
-        return value.detach()
-    return found[key].read().float()
 
 
 def _finite(value: torch.Tensor, path: str) -> torch.Tensor:
@@ -155,7 +172,7 @@ def _untied(model: Any, changes: dict[str, Make], sources: dict[str, Stored]) ->
             continue
         if model.get_output_embeddings() is None or target != _head(model):
             raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
-        untied |= {key: changes.get(key) or partial(_as_float, sources[key]) for key in (target, source)}
+        untied |= {key: changes.get(key) or sources[key].as_float for key in (target, source)}
     return untied
 
 
@@ -164,15 +181,11 @@ def _head(model: Any) -> str:
     return next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
 
 
-def _as_float(one: Stored) -> torch.Tensor:
-    return one.read().float()
-
-
 def _plan(key: str, one: Stored, changes: dict[str, Make], dtype: torch.dtype | None) -> Planned:
     wanted = dtype if dtype is not None and one.dtype.is_floating_point else one.dtype
     make = changes.get(key)
     if make is None and wanted != one.dtype:
-        make = partial(_as_float, one)
+        make = one.as_float
     return Planned(key, wanted, one.entry.shape, one, make)
 
 
@@ -197,3 +210,11 @@ def _companions(model: Any, base: Path, folder: Path, dtype: torch.dtype, *, tie
     if not tied:
         config.tie_word_embeddings = False
     config.save_pretrained(folder)
+
+
+def _keep_freed_memory() -> None:
+    """Has the C library keep freed memory: to fetch it from the system again for each layer takes longer than the sums."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc
+    if mallopt is not None:
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 1 << 27)):
+            mallopt(option, value)
