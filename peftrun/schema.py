@@ -73,6 +73,15 @@ class MergeAction:
 
 
 @dataclass(config=STRICT)
+class UnmergeAction:
+    """Take an adapter out of a merged model again."""
+
+    name: Literal["unmerge"]
+    dtype: Dtype
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
 class InspectAction:
     """Say what adapters hold; no model is loaded."""
 
@@ -93,6 +102,7 @@ Action = Annotated[
     | EvaluateAction
     | GenerateAction
     | MergeAction
+    | UnmergeAction
     | InspectAction
     | DiffAction,
     Field(discriminator="name"),

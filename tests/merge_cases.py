@@ -1,6 +1,7 @@
 """Adapters with random weights, what PEFT's own merge in float32 makes of them, and what peftrun writes."""
 
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ def stored_base(family: Family, folder: Path, dtype: torch.dtype, shard: str = "
     built = family.build(folder / "float32")
     net = family.auto.from_pretrained(built, dtype=dtype)
     net.save_pretrained(folder / "base", max_shard_size=shard)
+    for file in built.iterdir():
+        if not (file.suffix == ".safetensors" or (folder / "base" / file.name).exists()):
+            shutil.copyfile(file, folder / "base" / file.name)
     return folder / "base"
 
 

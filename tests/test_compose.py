@@ -16,7 +16,7 @@ NEEDED = {
     "task=instruction": ["task.data.source=hub", "task.data.path=org/rows"],
 }
 NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text")}
-NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "inspect")}
+NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect")}
 NEEDED |= {"action=diff": ["adapter={a: ADAPTER, b: ADAPTER}"]}
 OPTIONS = [(group, option) for group in paths.GROUPS for option in paths.group_options(group)]
 
@@ -44,7 +44,7 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 35
+    assert len(OPTIONS) == count == 36
 
 
 def test_actions_methods_and_devices_combine_freely(trained):
@@ -55,7 +55,7 @@ def test_actions_methods_and_devices_combine_freely(trained):
             continue  # a fresh adapter needs a method: refused, see test_bad_input
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == (8 * 6 - 1) * 5
+    assert combined == (9 * 6 - 1) * 5
 
 
 def test_the_default_run_is_frozen():

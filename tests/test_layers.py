@@ -123,7 +123,7 @@ def test_an_action_has_one_name_everywhere():
 
     conf = stems("conf/action", "*.yaml")
     assert conf == stems("peftrun/actions", "*.py") == stems("tests/actions", "test_*.py")
-    assert conf == {"train", "save", "reload", "evaluate", "generate", "merge", "inspect", "diff"}
+    assert conf == {"train", "save", "reload", "evaluate", "generate", "merge", "unmerge", "inspect", "diff"}
 
 
 def test_files_and_functions_are_small():

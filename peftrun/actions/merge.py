@@ -11,7 +11,7 @@ from peftrun import adapter_folder, artifacts, console, device, fingerprint, mod
 from peftrun.adapter import load, probe, skeleton
 from peftrun.device import Device
 from peftrun.errors import ProofError
-from peftrun.merge import in_memory, proof, streaming
+from peftrun.merge import in_memory, origin, proof, streaming
 from peftrun.result import RunResult
 from peftrun.schema import MergeAction, RunSpec
 
@@ -35,6 +35,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     base = model.locate(spec.model)
     mark = fingerprint.of_model(base)
     known_as = model.portable_name(spec.model)
+    identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
     dtype = in_memory.stored_dtype(base) if action.dtype == "auto" else action.dtype
     if not action.verify:  # else loading checks it
         load.check_base(known_as, mark, adapter_folder.locate(spec.adapter[name], name), spec.allow_base_mismatch)
@@ -45,10 +46,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     with artifacts.new_folder(target, kept_if=ProofError) as folder:
         figures["streamed"] = _write(spec, place, name, base, folder)
         figures["seconds"] = round(time.perf_counter() - started, 2)
+        origin.write(folder, identity, in_memory.stored_dtype(base), adapter_folder.locate(spec.adapter[name], name))
         if evidence is not None:
             figures |= _prove(spec, place, folder, evidence, dtype)
     facts = {
-        "base": {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()},
+        "base": identity,
         "allow_base_mismatch": spec.allow_base_mismatch,
         "adapters": evidence.proofs if evidence else [],
         "merge": {**figures, "dtype": dtype},

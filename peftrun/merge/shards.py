@@ -78,6 +78,11 @@ class Planned:
         return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
 
 
+def precision(dtype: torch.dtype) -> float:
+    """The distance from 1 to the next larger number, of a floating dtype."""
+    return float(torch.finfo(dtype).eps)
+
+
 def files_of(folder: Path) -> list[Path]:
     """The weight files of a model folder: those its index names, or all."""
     index = folder / INDEX

@@ -38,6 +38,7 @@ class _Sources:
 
     found: dict[str, Stored]
     room: torch.Tensor
+    undo: bool
 
     def as_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
         """The parameter `key`: as it is, or read from the base's files where it is nowhere in memory."""
@@ -45,10 +46,11 @@ class _Sources:
         return self.found[key].as_float(room) if value.is_meta else value.detach()
 
 
-def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | None) -> None:
+def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | None, *, undo: bool = False) -> None:
     """Writes the merged model into `folder`: weights in files as the base's, config, tokenizer.
 
     Args: net: see `adapter.skeleton`. base: the base's folder. dtype: of floating tensors; None: each as stored.
+        undo: `base` is a merged model, and what is written is the model before the merge.
     Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
     """
     model = net.get_base_model()
@@ -56,7 +58,7 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
     found = _by_name(model, [one for parts in files.values() for one in parts])
     sources = _with_tied(model, found)
     _keep_freed_memory()
-    changes = _changes(net, name, sources)
+    changes = _changes(net, name, _Sources(sources, _room(net, sources), undo))
     untied = _untied(model, changes, sources)
     usual = dtype or _usual(found)
     names = {id(one): key for key, one in found.items()}
@@ -93,24 +95,22 @@ def _with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
     return sources
 
 
-def _changes(net: Any, name: str, found: dict[str, Stored]) -> dict[str, Make]:
+def _changes(net: Any, name: str, sources: _Sources) -> dict[str, Make]:
     """For every parameter that the adapter changes, how its merged value is computed."""
-    room = _room(net, found)
     changes: dict[str, Make] = {}
     handled: list[str] = []
     for path, module in net.get_base_model().named_modules():
         if any(path.startswith(f"{outer}.") for outer in handled):
             continue
         if isinstance(module, BaseTunerLayer):
-            changes |= _of_layer(module, path, name, _Sources(found, room))
+            changes |= _of_layer(module, path, name, sources)
         elif isinstance(module, ModulesToSaveWrapper):
-            own = module.modules_to_save[name].named_parameters()
-            changes |= {f"{path}.{key}": partial(_itself, value) for key, value in own}
+            changes |= _replaced(module.modules_to_save[name].named_parameters(), path, sources)
         elif isinstance(module, AuxiliaryTrainingWrapper):
             raise NotStreamableError(f"{path} is a {type(module).__name__}")
         else:
             own = module.named_parameters(recurse=False)
-            changes |= {f"{path}.{key}": partial(_itself, value) for key, value in own if not value.is_meta}
+            changes |= _replaced([(key, value) for key, value in own if not value.is_meta], path, sources)
             continue
         handled.append(path)
     return changes
@@ -121,10 +121,19 @@ def _room(net: Any, found: dict[str, Stored]) -> torch.Tensor:
     return torch.empty(max((found[f"{path}.weight"].count for path in paths if f"{path}.weight" in found), default=0))
 
 
+def _replaced(own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _Sources) -> dict[str, Make]:
+    changes: dict[str, Make] = {f"{path}.{key}": partial(_itself, value) for key, value in own}
+    if changes and sources.undo:
+        raise NotStreamableError(f"the merge put the adapter's {next(iter(changes))} in the place of the base's")
+    return changes
+
+
 def _of_layer(module: Any, path: str, name: str, sources: _Sources) -> dict[str, Make]:
     layer = module.get_base_layer()
     if not isinstance(layer, PLAIN) or not hasattr(module, "merge"):
         raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
+    if sources.undo and getattr(module, "use_dora", {}).get(name):
+        raise NotStreamableError(f"DoRA gave {path} another length, and the length it had is kept nowhere")
     unset = [key for key, value in module.named_parameters() if value.is_meta and not key.startswith("base_layer.")]
     if unset:
         raise NotStreamableError(f"PEFT saves no {unset[0]} of {path}")
@@ -144,7 +153,11 @@ def _merged(module: Any, wanted: str, path: str, name: str, sources: _Sources) -
     for key, value in before.items():
         setattr(layer, key, torch.nn.Parameter(sources.as_float(value, f"{path}.{key}"), requires_grad=False))
     try:
-        module.merge(safe_merge=False, adapter_names=[name])
+        if sources.undo:
+            module.merged_adapters.append(name)
+            module.unmerge()
+        else:
+            module.merge(safe_merge=False, adapter_names=[name])
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         raise NotStreamableError(f"{path}: {str(error).splitlines()[0]}") from error
     merged: torch.Tensor = getattr(layer, wanted).data

@@ -1,0 +1,93 @@
+"""Take an adapter out of a merged model again, in float32, and hold the result against the base's fingerprint."""
+
+from pathlib import Path
+from typing import Any
+
+from peftrun import adapter_folder, artifacts, console, device, fingerprint, model
+from peftrun.adapter import skeleton
+from peftrun.errors import AdapterError
+from peftrun.merge import origin, shards, streaming
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec, UnmergeAction
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """The model before the merge in `action.output_dir`, or `base/` in the run folder.
+
+    Raises: AdapterError: another adapter was merged, or this one replaced values that are kept nowhere.
+    """
+    action = spec.action
+    assert isinstance(action, UnmergeAction)
+    merged = model.locate(spec.model)
+    name = spec.active or next(iter(spec.adapter))
+    adapter = adapter_folder.locate(spec.adapter[name], name)
+    noted = origin.read(merged)
+    _check_adapter(noted, merged, adapter)
+    dtype = (noted or {}).get("base_dtype") if action.dtype == "auto" else action.dtype
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.BASE
+    with artifacts.new_folder(target) as folder:
+        net = skeleton.build(merged, spec.model, spec.adapter[name], name)
+        try:
+            streaming.write(net, name, merged, folder, device.dtype_of(dtype) if dtype else None, undo=True)
+        except streaming.NotStreamableError as reason:
+            raise AdapterError(
+                f"{adapter}: this merge cannot be undone: {reason}; keep the base it was made for"
+            ) from reason
+        figures = _compared(folder, merged, _wanted(noted, adapter))
+    facts = {"merged": {"name": str(merged), "fingerprint": fingerprint.of_model(merged).as_dict()}, "unmerge": figures}
+    return RunResult(out_dir, facts, artifacts=[target], summary=_summary(target, figures), next_commands=[
+        f"peftrun action=reload model=pretrained model.name_or_path={console.short(target)} adapter={spec.adapter[name]}"
+    ])  # fmt: skip
+
+
+def _check_adapter(noted: dict[str, Any] | None, merged: Path, adapter: Path) -> None:
+    if noted is None:
+        console.warn(f"{merged} does not say which adapter was merged into it: that it was this one cannot be checked")
+    elif noted["adapter_sha256"] != artifacts.sha256(adapter / artifacts.ADAPTER_WEIGHTS):
+        raise AdapterError(
+            f"{adapter}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
+            f"{noted['adapter_sha256'][:12]}); name that one"
+        )
+
+
+def _wanted(noted: dict[str, Any] | None, adapter: Path) -> str | None:
+    """The fingerprint of the base's weights, as noted at the merge or beside the adapter."""
+    known = noted or adapter_folder.facts(adapter)
+    return str(known["base"]["fingerprint"]["weights"]) if known else None
+
+
+def _compared(folder: Path, merged: Path, wanted: str | None) -> dict[str, Any]:
+    """Whether the weights are the base's to the last bit; and how far one can be from it at most.
+
+    The merge rounded each sum once to the merged files' dtype and the sum here is rounded once more, so a value is
+    off by at most half a unit in the last place of each, and of the float32 between.
+    """
+    found = fingerprint.of_model(folder).weights
+    before = {one.entry.name: one for file in shards.files_of(merged) for one in shards.stored(file)}
+    bound, changed = 0.0, 0
+    for one in (one for file in shards.files_of(folder) for one in shards.stored(file)):
+        values, old = one.as_float(), before[one.entry.name].as_float()
+        if not values.equal(old):
+            changed += 1
+            bound = max(bound, _half_units(values, one) + _half_units(old, before[one.entry.name]))
+    exact = None if wanted is None else found == wanted
+    return {"exact": exact, "fingerprint": found, "expected": wanted, "changed": changed,
+            "max_error_bound": 0.0 if exact else bound}  # fmt: skip
+
+
+def _half_units(values: Any, stored: shards.Stored) -> float:
+    """What rounding to float32 and then to the stored dtype can take from the largest value."""
+    return float(values.abs().max()) * (shards.precision(stored.dtype) + shards.precision(values.dtype)) / 2
+
+
+def _summary(target: Path, figures: dict[str, Any]) -> list[tuple[str, str]]:
+    bound = f"no value is off by more than {figures['max_error_bound']:.2g}"
+    said = {
+        True: "bit for bit: its fingerprint is the base's",
+        False: f"not bit for bit, the merge rounded; {bound}",
+        None: f"not known, no fingerprint of it was kept; {bound}",
+    }[figures["exact"]]
+    if not figures["exact"]:
+        console.warn(f"the base is {said}")
+    size = console.megabytes(artifacts.size_of(target))
+    return [("unmerged", f"{figures['changed']} tensors, {size}: {console.short(target)}"), ("the base again", said)]
