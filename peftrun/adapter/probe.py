@@ -19,14 +19,14 @@ TOLERANCE = {"float32": 1e-2, "bfloat16": 2.0, "float16": 0.25}
 
 @torch.inference_mode()
 def logits(model: Any, tokenizer: Any) -> torch.Tensor:
-    """Logits at every real token of the probes: (tokens, vocabulary), float32, on the CPU."""
+    """Logits at every real token of the probes (of a text classifier, of every probe): (tokens, choices), float32, on the CPU."""
     batch = tokenizer(list(PROMPTS), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     was_training = model.training
     model.eval()
     out = model(input_ids=ids, attention_mask=mask).logits
     model.train(was_training)
-    return out[mask.bool()].float().cpu()
+    return (out[mask.bool()] if out.dim() == 3 else out).float().cpu()
 
 
 @torch.inference_mode()
