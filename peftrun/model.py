@@ -65,9 +65,7 @@ class Base:
         return artifacts.size_of(self.folder)
 
 
-def load_base(
-    spec: ModelSpec, device: Device, dtype: torch.dtype | None = None, head: Head | None = None
-) -> Base:
+def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None, head: Head | None = None) -> Base:
     """The base that `spec` names, in `dtype` (the device's own if None), on `device`; with `head` as a classifier.
 
     Raises: ModelError: it is not there, is of the other kind (language model, encoder), or holds pickles only.
@@ -85,9 +83,7 @@ def load_base(
     return Base(model, tokenizer, folder, name, spec.revision, mark, spec, head, untrained)
 
 
-def load_folder(
-    folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: Head | None = None
-) -> Any:
+def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: Head | None = None) -> Any:
     """A model read from safetensors in `folder`, frozen, in evaluation mode: a causal language model, or a classifier."""
     return _load(folder, spec, device, dtype, head)[0]
 

@@ -169,7 +169,9 @@ class TaskSpec:
     system: str | None
     prompt: str | None
     completion: str | None
-    label_names: Annotated[list[str], Field(min_length=2, examples=["[no, yes]"])] | None  # of a classifier's outputs, in order
+    label_names: (
+        Annotated[list[str], Field(min_length=2, examples=["[no, yes]"])] | None
+    )  # of a classifier's outputs, in order
     words: str | None  # token_cls: a column of words
     tags: str | None  # token_cls: a column of their tags
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together

@@ -65,7 +65,9 @@ def _for_head(base: Base, lora: LoraSpec) -> dict[str, Any]:
         changed["modules_to_save"] = [*(lora.modules_to_save or []), *beside]
     if lora.target_modules == "all-linear":
         linear = [name for name, module in base.model.named_modules() if isinstance(module, LINEAR[::2])]
-        changed["target_modules"] = [name for name in linear if not f"{name}.".startswith(tuple(f"{one}." for one in whole))]
+        changed["target_modules"] = [
+            name for name in linear if not f"{name}.".startswith(tuple(f"{one}." for one in whole))
+        ]
     return changed
 
 

@@ -6,8 +6,8 @@ plain PEFT makes and loads; a switch is PEFT's own; in a mixed batch PEFT routes
 row's own head answers.
 """
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ class Company(torch.nn.Module):
         self.names = list(members)
         self.members = torch.nn.ModuleList(members.values())  # names may hold dots, which a ModuleDict refuses
         self.active_adapter = self.names[0]
+        configs = self.peft_config
+        for one in self.members:  # PEFT tells an adapter's tensors from others' by the names that it knows
+            one.peft_config.update({name: config for name, config in configs.items() if name not in one.peft_config})
 
     def member(self, name: str) -> Any:
         """The PEFT model of one adapter."""
@@ -91,6 +94,7 @@ class Company(torch.nn.Module):
 def sibling(base: Base, head: Head) -> Any:
     """A task model with `head`, on the very layers of the base's encoder."""
     found, _ = models.load_classifier(base.folder, base.spec, head, base.model.device, base.model.dtype)
+    found.name_or_path = base.name
     encoder = found.base_model
     for name, _ in list(encoder.named_children()):
         if getattr(base.model.base_model, name, None) is not None:

@@ -33,8 +33,8 @@ def logits(model: Any, tokenizer: Any) -> torch.Tensor:
 def logits_of_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
     model.eval()
-    found = [model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -KEPT:].float().cpu() for ids in rows]
-    return torch.cat(found)
+    found = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in rows]
+    return torch.cat([(one[0, -KEPT:] if one.dim() == 3 else one).float().cpu() for one in found])
 
 
 def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:

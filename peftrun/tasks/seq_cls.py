@@ -33,7 +33,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
     """Over held-out rows: `loss` (mean nats a row), `accuracy`, `macro_f1` (mean of the labels' F1)."""
     total, pairs, labels = 0.0, [], 0
     for row, logits in answers(model, tokenizer, rows, batch_size):
-        true, labels = int(row.labels), len(logits)  # type: ignore[arg-type]
+        true, labels = int(row.labels), len(logits)
         total -= torch.log_softmax(logits, -1)[true].item()
         pairs.append((true, int(logits.argmax())))
     right = sum(one == other for one, other in pairs)
@@ -43,7 +43,9 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
 def _encode(example: Example, task: TaskSpec, tokenizer: Any) -> Row:
     names = task.label_names or []
     if example.completion not in names:
-        raise DataError(f"task.label_names: the data's label {example.completion!r} is not among {', '.join(names)}; add it")
+        raise DataError(
+            f"task.label_names: the data's label {example.completion!r} is not among {', '.join(names)}; add it"
+        )
     text = example.given[-1][1]
     ids = tokenizer(text, truncation=True, max_length=task.max_length)["input_ids"]
     return Row(list(ids), names.index(example.completion))

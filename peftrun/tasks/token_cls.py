@@ -33,8 +33,8 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     """
     train, held_out = load_examples(task, _tagged)
     text = json.dumps([[one.words, one.tags] for one in (*train, *held_out)], ensure_ascii=False)
-    encoded = [[_encode(one, task, tokenizer) for one in part] for part in (train, held_out)]
-    return Rows(*encoded, hashlib.sha256(text.encode()).hexdigest())
+    first, second = ([_encode(one, task, tokenizer) for one in part] for part in (train, held_out))
+    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
 
 
 def collator(tokenizer: Any) -> Any:
@@ -55,10 +55,10 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
     for row, logits in answers(model, tokenizer, rows, batch_size):
         labels = torch.tensor(row.labels)
         judged = labels != IGNORED
-        logits, labels = logits[judged], labels[judged]
-        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        words, right = words + len(labels), right + int((logits.argmax(-1) == labels).sum())
-        answered = entities([names[i] for i in logits.argmax(-1).tolist()])
+        scores, labels = logits[judged], labels[judged]
+        total += torch.nn.functional.cross_entropy(scores, labels, reduction="sum").item()
+        words, right = words + len(labels), right + int((scores.argmax(-1) == labels).sum())
+        answered = entities([names[i] for i in scores.argmax(-1).tolist()])
         given = entities([names[i] for i in labels.tolist()])
         hits, found, true = hits + len(answered & given), found + len(answered), true + len(given)
     return {

@@ -140,8 +140,8 @@ def test_rows_of_both_tasks_mix_in_one_pass(spanish, ner, where, bert):
     assert len(passes) == 1
     for text, name, mask, values in zip(TEXTS, names, batch["attention_mask"].bool(), found, strict=True):
         net.set_adapter(name)
-        values = values[mask] if name == "ner" else values
-        torch.testing.assert_close(values, logits(net, base.tokenizer, text), atol=1e-5, rtol=1e-5)
+        own = values[mask] if name == "ner" else values
+        torch.testing.assert_close(own, logits(net, base.tokenizer, text), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="nobody"):
         net.mixed(["nobody"] * 4, **batch)
 
@@ -183,7 +183,9 @@ def test_a_classifier_that_cannot_be_is_refused(cli, tmp_path, bert, where, chan
 
 
 def test_a_label_that_is_not_known_is_named(cli, tmp_path, bert, where):
-    check_failed(cli, tmp_path, [*on_texts(bert, where), "task.label_names=[a,b]"], ["task.label_names", "is not among a, b"])
+    check_failed(
+        cli, tmp_path, [*on_texts(bert, where), "task.label_names=[a,b]"], ["task.label_names", "is not among a, b"]
+    )
 
 
 def test_entities_are_whole():
@@ -191,7 +193,7 @@ def test_entities_are_whole():
 
 
 def test_a_list_of_entities_becomes_tags():
-    words = "Bank of Ohio and Jane Roe and Bank".split()
+    words = ["Bank", "of", "Ohio", "and", "Jane", "Roe", "and", "Bank"]
     listed = "[Bank of Ohio - ORGANIZATION, Jane Roe - PERSON, Bank - ORGANIZATION, Nowhere - LOCATION]"
     org, person = "ORGANIZATION", "PERSON"
     wanted = [f"B-{org}", f"I-{org}", f"I-{org}", "O", f"B-{person}", f"I-{person}", "O", f"B-{org}"]
