@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
+from transformers.utils import logging
 
 from peftrun import artifacts, console, fingerprint
 from peftrun.checks import package_dir
@@ -29,6 +30,7 @@ from peftrun.schema import ModelSpec
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CLASSIFIERS = {"seq_cls": AutoModelForSequenceClassification, "token_cls": AutoModelForTokenClassification}
+COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
 HEAD_SEED = 0  # an untrained head is the same wherever it is made
 
 
@@ -76,6 +78,8 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
         _check_kind(folder, spec, head)
         model, untrained = _load(folder, spec, device, dtype or device.dtype, head)
         tokenizer = load_tokenizer(folder, spec)
+        if head is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
     except (ValueError, OSError, ImportError) as error:
         raise ModelError(_unreadable(spec, error)) from error
     name = portable_name(spec)
@@ -101,6 +105,12 @@ def load_classifier(
         )  # fmt: skip
     untrained = tuple(sorted({key.rpartition(".")[0] for key in seen["missing_keys"]}))
     return model.to(device).requires_grad_(False).eval(), untrained
+
+
+def _positions(config: Any) -> int:
+    """Tokens an encoder can read; RoBERTa and its kin count positions from after the pad token's number."""
+    most = getattr(config, "max_position_embeddings", None) or 2**31
+    return most - (config.pad_token_id + 1 if config.model_type in COUNT_FROM_PAD else 0)
 
 
 def _names(head: Head) -> dict[str, Any]:
@@ -233,6 +243,11 @@ def _check_kind(folder: Path, spec: ModelSpec, head: Head | None) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Progress bars of the libraries go nowhere."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield
+    """Progress bars of the libraries, and what they say of a head that is not trained yet, go nowhere."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(before)

@@ -28,7 +28,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
     path = next(iter(spec.adapter.values()))
-    result.next_commands = [f"peftrun action=generate adapter={path}", f"peftrun action=merge adapter={path}"]
+    generate = [] if base.head else [f"peftrun action=generate adapter={path}"]
+    result.next_commands = [*generate, f"peftrun action=merge adapter={path}"]
     return result
 
 

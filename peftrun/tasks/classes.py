@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from peftrun.schema import TaskSpec
+
 IGNORED = -100  # label of tokens that are not judged
 
 
@@ -47,6 +49,11 @@ def answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> Ite
         for row, mask, logits in zip(batch, padded["attention_mask"].bool().cpu(), found, strict=True):
             yield row, logits[mask] if logits.dim() == 2 else logits
     model.train(was_training)
+
+
+def limit(task: TaskSpec, tokenizer: Any) -> int:
+    """Tokens of a row that are read: as many as the task says, or as the model can."""
+    return min(task.max_length, int(tokenizer.model_max_length))
 
 
 def f1(hits: int, found: int, true: int) -> float:

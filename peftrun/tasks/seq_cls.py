@@ -7,12 +7,12 @@ from transformers import DataCollatorWithPadding
 
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import Row, Rows, answers, macro_f1
+from peftrun.tasks.classes import Row, Rows, answers, limit, macro_f1
 from peftrun.tasks.data import Example, digest, load_examples
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's rows as tokens, longer ones cut at `task.max_length`.
+    """The task's rows as tokens, longer ones cut at `task.max_length` or where the model ends.
 
     Raises: DataError: see `data.load_examples`; or a label is not among `task.label_names`.
     """
@@ -47,5 +47,5 @@ def _encode(example: Example, task: TaskSpec, tokenizer: Any) -> Row:
             f"task.label_names: the data's label {example.completion!r} is not among {', '.join(names)}; add it"
         )
     text = example.given[-1][1]
-    ids = tokenizer(text, truncation=True, max_length=task.max_length)["input_ids"]
+    ids = tokenizer(text, truncation=True, max_length=limit(task, tokenizer))["input_ids"]
     return Row(list(ids), names.index(example.completion))

@@ -11,7 +11,7 @@ from transformers import DataCollatorForTokenClassification
 
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import IGNORED, Row, Rows, answers, f1
+from peftrun.tasks.classes import IGNORED, Row, Rows, answers, f1, limit
 from peftrun.tasks.data import load_examples
 
 OUTSIDE = "O"
@@ -27,7 +27,7 @@ class Tagged:
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's rows as tokens, cut at `task.max_length`; of a word's tokens the first carries its tag.
+    """The task's rows as tokens, cut at `task.max_length` or where the model ends; of a word's tokens the first carries its tag.
 
     Raises: DataError: see `data.load_examples`; or a row's words and tags do not fit together, or a tag is unknown.
     """
@@ -135,7 +135,7 @@ def _find(words: list[str], tags: list[str], parts: list[str], start: int) -> in
 
 def _encode(one: Tagged, task: TaskSpec, tokenizer: Any) -> Row:
     names = task.label_names or []
-    split = tokenizer(list(one.words), is_split_into_words=True, truncation=True, max_length=task.max_length)
+    split = tokenizer(list(one.words), is_split_into_words=True, truncation=True, max_length=limit(task, tokenizer))
     labels, before = [], None
     for word in split.word_ids():
         labels.append(IGNORED if word is None or word == before else names.index(one.tags[word]))

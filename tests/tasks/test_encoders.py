@@ -188,6 +188,21 @@ def test_a_label_that_is_not_known_is_named(cli, tmp_path, bert, where):
     )
 
 
+def test_a_text_longer_than_the_model_reads_is_cut(cli, bert, tmp_path):
+    overrides = on_texts(bert, tmp_path)
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(f'{{"text": "libro {n} {"muy " * 90}", "label": "{label}"}}\n' for n in range(20) for label in LABELS)
+    )
+    outcome = cli("action=evaluate", *overrides, "task.max_length=200")
+    assert outcome.code == 0, outcome.err
+
+
+def test_several_load_from_python(spanish, ner, bert):
+    model = ["model=pretrained", f"model.name_or_path={bert}", "device=cpu", "active=ner"]
+    net, _ = peftrun.load(f"{{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}", *model)
+    assert net.active_adapter == "ner" and net.config.id2label[0] == "O"
+
+
 def test_entities_are_whole():
     assert entities(["B-A", "I-A", "O", "I-B", "B-B", "I-A"]) == {(0, 2, "A"), (3, 4, "B"), (4, 5, "B"), (5, 6, "A")}
 
