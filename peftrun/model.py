@@ -8,18 +8,30 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+from transformers.utils import logging
 
 from peftrun import artifacts, console, fingerprint
 from peftrun.checks import package_dir
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
+from peftrun.heads import Head
 from peftrun.paths import cache_dir
 from peftrun.schema import ModelSpec
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+CLASSIFIERS = {"seq_cls": AutoModelForSequenceClassification, "token_cls": AutoModelForTokenClassification}
+COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
+HEAD_SEED = 0  # an untrained head is the same wherever it is made
 
 
 @dataclass
@@ -31,6 +43,9 @@ class Base:
         tokenizer: with a pad token.
         folder: where its safetensors lie.
         name: portable: a Hub id, `package:file`, or a folder's last name.
+        spec: what it was loaded by.
+        head: of a classifier; None for a language model.
+        untrained: modules of a classifier that the base's files do not hold: its head.
     """
 
     model: Any
@@ -39,6 +54,9 @@ class Base:
     name: str
     revision: str | None
     fingerprint: Fingerprint
+    spec: ModelSpec
+    head: Head | None = None
+    untrained: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """For the record and `peftrun.json`."""
@@ -49,25 +67,65 @@ class Base:
         return artifacts.size_of(self.folder)
 
 
-def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None) -> Base:
-    """The base that `spec` names, in `dtype` (the device's own if None), on `device`.
+def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None, head: Head | None = None) -> Base:
+    """The base that `spec` names, in `dtype` (the device's own if None), on `device`; with `head` as a classifier.
 
-    Raises: ModelError: it is not there, is no causal language model, or holds pickles only.
+    Raises: ModelError: it is not there, is of the other kind (language model, encoder), or holds pickles only.
     """
     folder = locate(spec)
     mark = fingerprint.of_model(folder)
     try:
-        _check_causal(folder, spec)
-        model, tokenizer = load_folder(folder, spec, device, dtype or device.dtype), load_tokenizer(folder, spec)
+        _check_kind(folder, spec, head)
+        model, untrained = _load(folder, spec, device, dtype or device.dtype, head)
+        tokenizer = load_tokenizer(folder, spec)
+        if head is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
     except (ValueError, OSError, ImportError) as error:
         raise ModelError(_unreadable(spec, error)) from error
     name = portable_name(spec)
     model.name_or_path = name  # PEFT writes it into adapter_config.json
-    return Base(model, tokenizer, folder, name, spec.revision, mark)
+    return Base(model, tokenizer, folder, name, spec.revision, mark, spec, head, untrained)
 
 
-def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
-    """A causal language model read from safetensors in `folder`, frozen, in evaluation mode."""
+def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: Head | None = None) -> Any:
+    """A model read from safetensors in `folder`, frozen, in evaluation mode: a causal language model, or a classifier."""
+    return _load(folder, spec, device, dtype, head)[0]
+
+
+def load_classifier(
+    folder: Path, spec: ModelSpec, head: Head, device: Any, dtype: torch.dtype
+) -> tuple[Any, tuple[str, ...]]:
+    """An encoder with `head`, and the names of its modules that are not in the files and so are drawn from a fixed seed."""
+    kwargs: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(HEAD_SEED)
+        model, seen = CLASSIFIERS[head.kind].from_pretrained(
+            folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, output_loading_info=True,
+            **_names(head), **kwargs,
+        )  # fmt: skip
+    untrained = tuple(sorted({key.rpartition(".")[0] for key in seen["missing_keys"]}))
+    return model.to(device).requires_grad_(False).eval(), untrained
+
+
+def _positions(config: Any) -> int:
+    """Tokens an encoder can read; RoBERTa and its kin count positions from after the pad token's number."""
+    most = getattr(config, "max_position_embeddings", None) or 2**31
+    return most - (config.pad_token_id + 1 if config.model_type in COUNT_FROM_PAD else 0)
+
+
+def _names(head: Head) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(head.labels)), "label2id": {name: i for i, name in enumerate(head.labels)}}
+
+
+def _load(
+    folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: Head | None
+) -> tuple[Any, tuple[str, ...]]:
+    if head is None:
+        return _load_causal(folder, spec, device, dtype), ()
+    return load_classifier(folder, spec, head, device.name, dtype)
+
+
+def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
     kwargs: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(
@@ -76,11 +134,14 @@ def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtyp
     return model.to(device.name).requires_grad_(False).eval()
 
 
-def empty(folder: Path, spec: ModelSpec) -> Any:
-    """The model in `folder` without weights: every parameter on the meta device."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+def empty(folder: Path, spec: ModelSpec, head: Head | None = None) -> Any:
+    """The model in `folder` without weights, with `head` as a classifier: every parameter on the meta device."""
+    names = _names(head) if head else {}
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **names)
+    causal = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with _quiet(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        made = CLASSIFIERS[head.kind] if head else causal
+        return made.from_config(config, trust_remote_code=spec.trust_remote_code)
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
@@ -166,17 +227,27 @@ def _unreadable(spec: ModelSpec, error: Exception) -> str:
     return f"model.name_or_path={spec.name_or_path}: cannot be loaded ({reason}); restore it, or choose another model"
 
 
-def _check_causal(folder: Path, spec: ModelSpec) -> None:
+def _check_kind(folder: Path, spec: ModelSpec, head: Head | None) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     names = config.architectures or []
-    if names and not any(name.endswith(CAUSAL) for name in names):
+    causal = any(name.endswith(CAUSAL) for name in names)
+    key = f"model.name_or_path={spec.name_or_path}"
+    if names and head is None and not causal:
         raise ModelError(
-            f"model.name_or_path={spec.name_or_path}: is a {names[0]}, not a causal language model; choose another model"
+            f"{key}: is a {names[0]}, not a causal language model; choose another model, or for an encoder a task of its kind: "
+            "type task=spanish_sentiment or task=ner"
         )
+    if head is not None and causal:
+        raise ModelError(f"{key}: is a {names[0]}, and a {head.kind} head needs an encoder; type model=minilm")
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Progress bars of the libraries go nowhere."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield
+    """Progress bars of the libraries, and what they say of a head that is not trained yet, go nowhere."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(before)

@@ -173,12 +173,17 @@ class DataSpec:
 class TaskSpec:
     """What is learned. Templates name columns: `{text}`."""
 
-    kind: Literal["causal_lm"]
+    kind: Literal["causal_lm", "seq_cls", "token_cls"]
     data: DataSpec
     messages: str | None  # a column of chat messages, in place of the templates
     system: str | None
     prompt: str | None
     completion: str | None
+    label_names: (
+        Annotated[list[str], Field(min_length=2, examples=["[no, yes]"])] | None
+    )  # of a classifier's outputs, in order
+    words: str | None  # token_cls: a column of words
+    tags: str | None  # token_cls: a column of their tags
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
 
 

@@ -12,14 +12,15 @@ PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
     "__init__", "__main__", "adapter_folder", "adapter_weights", "api", "artifacts", "checks", "cli", "composition", "config", "console",
-    "dispatch", "errors", "help", "jobs", "paths", "result", "safetensors_file", "schema", "versions",
+    "dispatch", "errors", "heads", "help", "jobs", "paths", "result", "safetensors_file", "schema", "versions",
 }  # fmt: skip
 # Each module may import those of an earlier row, not of a later one.
 ORDER = [
     {"errors", "paths", "result", "versions"},
     {"artifacts", "schema", "safetensors_file"},
     {"adapter_folder", "console"},
-    {"adapter_weights", "checks"},
+    {"adapter_weights", "heads"},
+    {"checks"},
     {"config"},
     {"composition", "dispatch", "help"},
     {"api", "jobs"},

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from peftrun import console, device, model, tasks
+from peftrun import console, device, heads, model, tasks
 from peftrun.adapter import load
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -12,7 +12,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The task's metrics for the base, or for the active adapter on it."""
     place = device.resolve(spec.device)
     console.say(place.note)
-    base = model.load_base(spec.model, place)
+    base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     rows = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer)
     facts = {"base": base.describe(), "device": place.note, "data": rows.describe()}
     net, who = base.model, f"{base.name} alone"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from peftrun import adapter_folder, artifacts, console, device, fingerprint, model, tasks
+from peftrun import adapter_folder, artifacts, console, device, fingerprint, heads, model, tasks
 from peftrun.adapter import load, probe, skeleton
 from peftrun.device import Device
 from peftrun.errors import ProofError
@@ -65,11 +65,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _evidence(spec: RunSpec, place: Device, name: str) -> _Evidence:
     assert isinstance(spec.action, MergeAction)
     console.say(f"device {place.name}, float32: a merge is computed exactly and rounded once")
-    base = model.load_base(spec.model, place, torch.float32)
+    head = heads.of_adapter(spec.adapter[name], name)
+    base = model.load_base(spec.model, place, torch.float32, head)
     rows: list[list[int]] = []
-    if spec.action.held_out_rows:
+    if spec.action.held_out_rows and spec.task.kind == (head.kind if head else "causal_lm"):
         held_out = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer).held_out
-        rows = [row.prompt + row.completion for row in held_out[: spec.action.held_out_rows]]
+        rows = [row.ids if head else row.prompt + row.completion for row in held_out[: spec.action.held_out_rows]]
     plain = _logits(base.model, base.tokenizer, rows)
     net, proofs = load.load(base, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
     return _Evidence(plain, _logits(net, base.tokenizer, rows), rows, [one.as_dict() for one in proofs])
@@ -96,7 +97,8 @@ def _write(spec: RunSpec, place: Device, name: str, base: Path, folder: Path) ->
         console.say(f"this merge needs the whole model in memory: {reason}")
         for file in folder.iterdir():
             file.unlink()
-        loaded = model.load_base(spec.model, place, torch.float32)
+        head = heads.of_adapter(spec.adapter[name], name)
+        loaded = model.load_base(spec.model, place, torch.float32, head)
         whole, _ = load.load(loaded, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
         in_memory.write(whole, loaded, folder, dtype or device.dtype_of(in_memory.stored_dtype(base)))
         return False
@@ -104,7 +106,9 @@ def _write(spec: RunSpec, place: Device, name: str, base: Path, folder: Path) ->
 
 
 def _prove(spec: RunSpec, place: Device, folder: Path, evidence: _Evidence, dtype: str) -> dict[str, Any]:
-    again = model.load_folder(folder, spec.model, place, torch.float32)
+    adapter = next(iter(spec.adapter)) if spec.active is None else spec.active
+    head = heads.of_adapter(spec.adapter[adapter], adapter)
+    again = model.load_folder(folder, spec.model, place, torch.float32, head)
     tokenizer = model.load_tokenizer(folder, spec.model)
     merged = _logits(again, tokenizer, evidence.rows)
     return {**proof.compare(evidence.adapted, merged, evidence.plain, dtype), "held_out_rows": len(evidence.rows)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, model, tasks
+from peftrun import artifacts, console, device, heads, model, tasks
 from peftrun.adapter import attach, save
 from peftrun.console import figures, megabytes, short
 from peftrun.device import Device
@@ -50,7 +50,7 @@ def _prepare(spec: RunSpec, out_dir: Path) -> _Job:
     set_seed(spec.seed)
     place = device.resolve(spec.device)
     console.say(place.note)
-    base = model.load_base(spec.model, place, _dtype(spec))
+    base = model.load_base(spec.model, place, _dtype(spec), heads.of_task(spec.task))
     kind = tasks.of_kind(spec.task.kind)
     rows = kind.load_rows(spec.task, base.tokenizer)
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
@@ -83,7 +83,7 @@ def _train_adapter(job: _Job, before: dict[str, float]) -> RunResult:
     )
     result.next_commands = [
         f"peftrun action=reload adapter={here}",
-        f"peftrun action=generate adapter={here} action.prompt='…'",
+        *([] if job.base.head else [f"peftrun action=generate adapter={here} action.prompt='…'"]),
         f"peftrun action=merge adapter={here}",
     ]
     return result
@@ -129,6 +129,7 @@ def _fit(job: _Job, net: Any) -> sft.Fitted:
         max_length=job.spec.task.max_length,
         out_dir=job.out_dir,
         checkpoint=job.checkpoint,
+        collator=job.kind.collator(job.base.tokenizer) if job.base.head else None,
     )
     job.timings["train_seconds"] = round(fitted.seconds, 2)
     return fitted

@@ -15,6 +15,8 @@ from peftrun.errors import ConfigError
 from peftrun.model import Base
 from peftrun.schema import LoraSpec
 
+TASK_TYPES = {"causal_lm": TaskType.CAUSAL_LM, "seq_cls": TaskType.SEQ_CLS, "token_cls": TaskType.TOKEN_CLS}
+HEADS = ("classifier", "score")  # PEFT itself adds these to modules_to_save
 LINEAR = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 CHANGES_BASE = ("pissa", "olora")
 
@@ -27,9 +29,9 @@ def attach(base: Base, lora: LoraSpec, seed: int) -> Any:
     _check_modules(base.model, lora)
     chosen = {key: value for key, value in dataclasses.asdict(lora).items() if value is not None}
     chosen.pop("method")
-    config = LoraConfig(
-        **chosen, task_type=TaskType.CAUSAL_LM, base_model_name_or_path=base.name, revision=base.revision
-    )
+    chosen |= _for_head(base, lora)
+    kind = TASK_TYPES[base.head.kind if base.head else "causal_lm"]
+    config = LoraConfig(**chosen, task_type=kind, base_model_name_or_path=base.name, revision=base.revision)
     set_seed(seed)
     try:
         _check_orthonormal(base.model, lora)
@@ -47,6 +49,26 @@ def trainable(model: Any) -> tuple[int, int]:
 def changes_base(lora: LoraSpec) -> bool:
     """Whether this initialisation moves part of the base's weights into the adapter."""
     return str(lora.init_lora_weights).startswith(CHANGES_BASE)
+
+
+def _for_head(base: Base, lora: LoraSpec) -> dict[str, Any]:
+    """What a classifier's config says otherwise: its head is saved in full, and `all-linear` means the encoder's layers.
+
+    All that the base's files do not hold is drawn at random wherever the base is loaded, so it travels with the adapter.
+    """
+    if base.head is None:
+        return {}
+    changed: dict[str, Any] = {}
+    whole = (*HEADS, *base.untrained)
+    beside = [name for name in base.untrained if name.split(".")[0] not in HEADS]
+    if beside:
+        changed["modules_to_save"] = [*(lora.modules_to_save or []), *beside]
+    if lora.target_modules == "all-linear":
+        linear = [name for name, module in base.model.named_modules() if isinstance(module, LINEAR[::2])]
+        changed["target_modules"] = [
+            name for name in linear if not f"{name}.".startswith(tuple(f"{one}." for one in whole))
+        ]
+    return changed
 
 
 def _check_modules(model: Any, lora: LoraSpec) -> None:

@@ -11,8 +11,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from peftrun import adapter_folder, console
-from peftrun.adapter import probe
+from peftrun import adapter_folder, console, heads
+from peftrun.adapter import company, probe
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError, ProofError
 from peftrun.fingerprint import Fingerprint
@@ -56,15 +56,12 @@ def load(
     Raises: AdapterError: an adapter is broken, does not fit, or was made for another base.
         ProofError: it loaded, yet changes nothing or answers otherwise than when it was saved.
     """
-    model = None
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
     for folder in folders.values():
         check_base(base.name, base.fingerprint, folder, allow_base_mismatch)
-    plain = probe.logits(base.model, base.tokenizer)
-    for name, folder in folders.items():
-        model = _add(base, model, name, folder)
-    proofs = [_prove(base, model, name, folder, plain) for name, folder in folders.items()]
-    assert model is not None
+    add = _add_classifiers if base.head else _add_all
+    model, plain = add(base, folders)
+    proofs = [_prove(base, model, name, folder, plain[name]) for name, folder in folders.items()]
     model.set_adapter(active or next(iter(paths)))
     return model.requires_grad_(False).eval(), proofs
 
@@ -105,12 +102,36 @@ def _is_for(mark: Fingerprint, known: dict[str, Any] | None) -> bool:
     return known is not None and known["base"]["fingerprint"]["weights"] == mark.weights
 
 
-def _add(base: Base, model: Any, name: str, folder: Path) -> Any:
+def _add_all(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The base with all adapters, and for each the logits without it."""
+    model, plain = None, probe.logits(base.model, base.tokenizer)
+    for name, folder in folders.items():
+        if heads.of_adapter(str(folder), name):
+            raise AdapterError(f"adapter.{name}={folder}: is a classifier's and cannot stand beside a language model's")
+        model = _add(base, base.model, model, name, folder)
+    return model, dict.fromkeys(folders, plain)
+
+
+def _add_classifiers(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The same for classifiers: see `company`. One alone is a plain PeftModel."""
+    hosts: dict[str, Any] = {}
+    for name, folder in folders.items():
+        head = heads.of_adapter(str(folder), name)
+        if head is None:
+            raise AdapterError(f"adapter.{name}={folder}: is no classifier's and cannot stand beside one")
+        free = head == base.head and not any(host is base.model for host in hosts.values())
+        hosts[name] = base.model if free else company.sibling(base, head)
+    plain = {name: probe.logits(host, base.tokenizer) for name, host in hosts.items()}
+    members = {name: _add(base, host, None, name, folders[name]) for name, host in hosts.items()}
+    return (company.Company(members) if len(members) > 1 else next(iter(members.values()))), plain
+
+
+def _add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         if model is None:
-            model = get_peft_model(base.model, config, adapter_name=name)
+            model = get_peft_model(host, config, adapter_name=name)
         model.load_adapter(str(folder), name, torch_device="cpu")
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -126,7 +147,7 @@ def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor)
     proof = LoadProof(
         name=name,
         path=str(folder),
-        tensors=_check_tensors(model, name, folder),
+        tensors=_check_tensors(company.member(model, name), name, folder),
         modules=len(_adapted(model, name)),
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,

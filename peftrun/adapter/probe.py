@@ -19,22 +19,22 @@ TOLERANCE = {"float32": 1e-2, "bfloat16": 2.0, "float16": 0.25}
 
 @torch.inference_mode()
 def logits(model: Any, tokenizer: Any) -> torch.Tensor:
-    """Logits at every real token of the probes: (tokens, vocabulary), float32, on the CPU."""
+    """Logits at every real token of the probes (of a text classifier, of every probe): (tokens, choices), float32, on the CPU."""
     batch = tokenizer(list(PROMPTS), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     was_training = model.training
     model.eval()
     out = model(input_ids=ids, attention_mask=mask).logits
     model.train(was_training)
-    return out[mask.bool()].float().cpu()
+    return (out[mask.bool()] if out.dim() == 3 else out).float().cpu()
 
 
 @torch.inference_mode()
 def logits_of_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
     model.eval()
-    found = [model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -KEPT:].float().cpu() for ids in rows]
-    return torch.cat(found)
+    found = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in rows]
+    return torch.cat([(one[0, -KEPT:] if one.dim() == 3 else one).float().cpu() for one in found])
 
 
 def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:

@@ -73,4 +73,5 @@ def _facts(model: Any, base: Base, fresh: bool) -> dict[str, Any]:
         "base": base.describe(),
         "fresh": fresh,
         "probe": kept_probe(base, model),
+        **({"labels": list(model.config.id2label.values())} if base.head else {}),
     }

@@ -8,7 +8,7 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from peftrun import adapter_folder, model
+from peftrun import adapter_folder, heads, model
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
 from peftrun.schema import ModelSpec
@@ -25,7 +25,8 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
-        net = get_peft_model(model.empty(base_folder, spec), config, adapter_name=name, low_cpu_mem_usage=True)
+        host = model.empty(base_folder, spec, heads.of_adapter(path, name))
+        net = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
         _stay(net)
         saved = load_file(folder / ADAPTER_WEIGHTS)
         known = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()

@@ -25,6 +25,7 @@ Make = Callable[[], torch.Tensor]
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 # Beside the weights, what a model folder is made of.
 COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 NOT_COMPANIONS = (".index.json", "adapter_config.json", "peftrun.json", "record.json")
 
 
@@ -55,6 +56,8 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
     """
     model = net.get_base_model()
     files = {file: shards.stored(file) for file in shards.files_of(base)}
+    if net.peft_config[name].task_type in CLASSIFIERS:
+        files = _without_other_heads(model, files)
     found = _by_name(model, [one for parts in files.values() for one in parts])
     sources = _with_tied(model, found)
     _keep_freed_memory()
@@ -73,9 +76,23 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
     _companions(model, base, folder, usual, tied=not untied)
 
 
+def _without_other_heads(model: Any, files: dict[Path, list[Stored]]) -> dict[Path, list[Stored]]:
+    """An encoder's file may hold what a classifier has no use for: a pooler, the head of its pre-training."""
+    known = {_plain(key) for key, _ in model.named_parameters()}
+    kept = {}
+    for file, parts in files.items():
+        named = _by_name(model, parts)
+        kept[file] = [one for key, one in named.items() if key in known]
+    return kept
+
+
+def _plain(key: str) -> str:
+    return key.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
 def _by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
     """The base's tensors under the names of the model's parameters; a file may lack, or have, the name of the body before them."""
-    names, prefix = {key for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
+    names, prefix = {_plain(key) for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
     found = {}
     for one in parts:
         key = one.entry.name

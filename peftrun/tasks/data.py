@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -28,15 +28,16 @@ class Example:
     choices: tuple[str, ...] = ()
 
 
-def load_examples(task: TaskSpec) -> tuple[list[Example], list[Example]]:
+def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> tuple[list[Any], list[Any]]:
     """Training and held-out examples, disjoint, in an order that `task.data.split_seed` alone decides.
 
+    Args: render: makes something other than an Example of (where, row, task, choices).
     Raises: DataError: the file is empty or unreadable, a column is missing, a value is empty or no known label.
     """
     data = task.data
-    rows = _prepare(_load("task.data.path", data.path, task), data)
+    rows = _prepare(_load("task.data.path", data.path, task, render or _example), data)
     if data.eval_path is not None:
-        held_out = _load("task.data.eval_path", data.eval_path, task)[: data.eval_rows]
+        held_out = _load("task.data.eval_path", data.eval_path, task, render or _example)[: data.eval_rows]
     else:
         if len(rows) <= data.eval_rows:
             raise DataError(
@@ -57,8 +58,11 @@ def digest(examples: Iterable[Example]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load(key: str, path: str, task: TaskSpec) -> list[Example]:
-    return _render(_read(task.data, f"{key}={path}", path), task, f"{key}={path}")
+def _load(key: str, path: str, task: TaskSpec, render: Callable[..., Any]) -> list[Any]:
+    rows = _read(task.data, f"{key}={path}", path)
+    _check_columns(rows[0].keys(), task)
+    choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
+    return [render(f"{key}={path}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
 
 
 def _read(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
@@ -99,13 +103,6 @@ def _unreadable(key: str, error: BaseException) -> str:
     deepest = error.__cause__ or error
     reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
     return f"{key}: cannot be read ({reason}); check the file, or the name and the connection"
-
-
-def _render(rows: list[dict[str, Any]], task: TaskSpec, key: str) -> list[Example]:
-    """`key`: names the file in errors."""
-    _check_columns(rows[0].keys(), task)
-    choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    return [_example(f"{key}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
 
 
 def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
@@ -165,6 +162,7 @@ def _fill(where: str, template: str | None, values: dict[str, Any]) -> str | Non
 def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
     present = set(columns)
     wanted = {"task.prompt": _fields(task.prompt), "task.completion": _fields(task.completion)}
+    wanted |= {"task.words": [task.words] if task.words else [], "task.tags": [task.tags] if task.tags else []}
     wanted["task.messages"] = [task.messages] if task.messages else []
     wanted["task.data.label_column"] = [task.data.label_column] if task.data.label_column else []
     labelled = {"label"} if task.data.label_column else set()

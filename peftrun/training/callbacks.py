@@ -64,7 +64,7 @@ class Report(TrainerCallback):
         self.tokens = seen
         rate = (seen - self.tokens_before) / seconds if seconds else 0.0
         left = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
-        note = f"loss {logs['loss']:.4f} · {rate:.0f} tokens/s"
+        note = f"loss {logs['loss']:.4f}" + (f" · {rate:.0f} tokens/s" if seen else "")
         if self.bar:
             self.bar.update(self.task, completed=state.global_step, note=note)
         else:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by TRL's SFTTrainer."""
+"""Supervised fine-tuning: language models by TRL's SFTTrainer, classifiers by transformers' Trainer."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from trl import SFTConfig
 
 from peftrun.artifacts import CHECKPOINTS, METRICS
@@ -36,23 +36,28 @@ class Fitted:
 
 
 def fit(model: Any, tokenizer: Any, rows: list[dict[str, list[int]]], trainer: TrainerSpec, device: Device, *,
-        seed: int, max_length: int, out_dir: Path, checkpoint: Path | None) -> Fitted:  # fmt: skip
+        seed: int, max_length: int, out_dir: Path, checkpoint: Path | None, collator: Any = None) -> Fitted:  # fmt: skip
     """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
 
+    Args: collator: makes batches of a classifier's rows; None: a language model learns.
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
     report = Report(out_dir / METRICS)
     try:
         with _own_printing():
-            loop = AnswerTrainer(
+            loop = (AnswerTrainer if collator is None else Trainer)(
                 model=model,
                 args=_arguments(trainer, device, seed, max_length, out_dir),
                 train_dataset=Dataset.from_list(rows),
                 processing_class=tokenizer,
                 callbacks=[report],
+                **({} if collator is None else {"data_collator": collator}),
             )
     except ValueError as error:  # the libraries own the rules between their own arguments
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    if collator is not None:
+        # Their losses are means over the batch and pass over the count that accumulation would divide by.
+        loop.model_accepts_loss_kwargs = False
     for unwanted in (PrinterCallback, ProgressCallback):
         loop.remove_callback(unwanted)
     try:

@@ -1,0 +1,72 @@
+"""What both kinds of classifiers share: rows as tokens with labels, batches of them, and F1."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from peftrun.schema import TaskSpec
+
+IGNORED = -100  # label of tokens that are not judged
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: token ids, and the label's number (of a text) or each token's (of words)."""
+
+    ids: list[int]
+    labels: int | list[int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows, held-out rows, and a digest of both."""
+
+    train: list[Row]
+    held_out: list[Row]
+    digest: str
+
+    def for_training(self) -> list[dict[str, Any]]:
+        """`input_ids` and `labels` of each training row."""
+        return [{"input_ids": row.ids, "labels": row.labels} for row in self.train]
+
+    def describe(self) -> dict[str, Any]:
+        """For the record."""
+        return {"train_rows": len(self.train), "held_out_rows": len(self.held_out), "digest": self.digest}
+
+
+@torch.inference_mode()
+def answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> Iterator[tuple[Row, torch.Tensor]]:
+    """Each row with its logits in float32 on the CPU: (labels,) of a text, (tokens, labels) of words."""
+    was_training = model.training
+    model.eval()
+    ordered = sorted(rows, key=lambda row: len(row.ids))  # rows of like length together: less padding to compute
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        padded = tokenizer.pad({"input_ids": [row.ids for row in batch]}, return_tensors="pt").to(model.device)
+        found = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits.float().cpu()
+        for row, mask, logits in zip(batch, padded["attention_mask"].bool().cpu(), found, strict=True):
+            yield row, logits[mask] if logits.dim() == 2 else logits
+    model.train(was_training)
+
+
+def limit(task: TaskSpec, tokenizer: Any) -> int:
+    """Tokens of a row that are read: as many as the task says, or as the model can."""
+    return min(task.max_length, int(tokenizer.model_max_length))
+
+
+def f1(hits: int, found: int, true: int) -> float:
+    """2·hits / (found + true): the harmonic mean of precision and recall; 0 where there is nothing."""
+    return 2 * hits / (found + true) if found + true else 0.0
+
+
+def macro_f1(pairs: Iterable[tuple[int, int]], labels: int) -> float:
+    """Mean over labels of their F1, from pairs of (true, answered); a label that occurs on neither side is left out."""
+    pairs = list(pairs)
+    scores = []
+    for label in range(labels):
+        true, found = sum(one == label for one, _ in pairs), sum(other == label for _, other in pairs)
+        if true + found:
+            scores.append(f1(sum(one == other == label for one, other in pairs), found, true))
+    return sum(scores) / len(scores)

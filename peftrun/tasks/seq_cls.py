@@ -1,0 +1,51 @@
+"""Kind `seq_cls`: a text has one label."""
+
+from typing import Any
+
+import torch
+from transformers import DataCollatorWithPadding
+
+from peftrun.errors import DataError
+from peftrun.schema import TaskSpec
+from peftrun.tasks.classes import Row, Rows, answers, limit, macro_f1
+from peftrun.tasks.data import Example, digest, load_examples
+
+
+def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
+    """The task's rows as tokens, longer ones cut at `task.max_length` or where the model ends.
+
+    Raises: DataError: see `data.load_examples`; or a label is not among `task.label_names`.
+    """
+    train, held_out = load_examples(task)
+    return Rows(
+        [_encode(one, task, tokenizer) for one in train],
+        [_encode(one, task, tokenizer) for one in held_out],
+        digest([*train, *held_out]),
+    )
+
+
+def collator(tokenizer: Any) -> Any:
+    """What makes a batch of training rows."""
+    return DataCollatorWithPadding(tokenizer)
+
+
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
+    """Over held-out rows: `loss` (mean nats a row), `accuracy`, `macro_f1` (mean of the labels' F1)."""
+    total, pairs, labels = 0.0, [], 0
+    for row, logits in answers(model, tokenizer, rows, batch_size):
+        true, labels = int(row.labels), len(logits)
+        total -= torch.log_softmax(logits, -1)[true].item()
+        pairs.append((true, int(logits.argmax())))
+    right = sum(one == other for one, other in pairs)
+    return {"loss": total / len(pairs), "accuracy": right / len(pairs), "macro_f1": macro_f1(pairs, labels)}
+
+
+def _encode(example: Example, task: TaskSpec, tokenizer: Any) -> Row:
+    names = task.label_names or []
+    if example.completion not in names:
+        raise DataError(
+            f"task.label_names: the data's label {example.completion!r} is not among {', '.join(names)}; add it"
+        )
+    text = example.given[-1][1]
+    ids = tokenizer(text, truncation=True, max_length=limit(task, tokenizer))["input_ids"]
+    return Row(list(ids), names.index(example.completion))
