@@ -54,6 +54,8 @@ format: $(STAMP) ## write the code as `make check` wants it
 bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/merge_exactness.py
 
 clean: ## remove the environment and build leftovers; outputs/ stays
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -101,6 +101,7 @@ def _lora(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
         "lora.use_dora": lora.use_dora,
         "lora.rank_pattern": bool(lora.rank_pattern),
         "lora.alpha_pattern": bool(lora.alpha_pattern),
+        "lora.bias": lora.bias != "none",
     }.items():
         if wrong:
             yield (

@@ -37,6 +37,21 @@ def build_bert(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def build_t5(folder: Path, seed: int = 0) -> Path:
+    """A random T5 of two layers on each side, with the tiny BERT's tokenizer."""
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    tokenizer = AutoTokenizer.from_pretrained(build_bert(folder.with_name("for-tokenizer")))
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        pad_token_id=0, initializer_factor=1.0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def texts(folder: Path) -> Path:
     """Forty texts: a good thing or a bad one."""
     rows = [

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from conftest import build_gpt2, build_llama
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from encoders import build_bert, build_t5
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from peftrun.adapter import skeleton
 from peftrun.merge import shards, streaming
@@ -27,25 +28,33 @@ class Family:
     auto: Any
     task_type: str
     linear: tuple[str, ...]
-    embedding: str
+    embeddings: tuple[str, ...]  # input and output, where an adapter may change them
     norms: tuple[str, ...]
-    head: str | None
     biased: bool = False  # whether every linear layer has a bias
 
     def logits(self, net: Any) -> torch.Tensor:
         with torch.inference_mode():
-            return net.eval()(input_ids=TOKENS).logits
+            decoder = {"decoder_input_ids": TOKENS} if self.task_type == "SEQ_2_SEQ_LM" else {}
+            return net.eval()(input_ids=TOKENS, **decoder).logits
 
 
 FAMILIES = {
     "llama": Family(
         build_llama, AutoModelForCausalLM, "CAUSAL_LM",
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), "embed_tokens",
-        ("input_layernorm", "norm"), "lm_head",
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), ("embed_tokens", "lm_head"),
+        ("input_layernorm", "norm"),
     ),
     "gpt2": Family(
-        build_gpt2, AutoModelForCausalLM, "CAUSAL_LM", ("c_attn", "attn.c_proj", "mlp.c_proj", "c_fc"), "wte",
-        ("ln_1", "ln_f"), "lm_head", biased=True,
+        build_gpt2, AutoModelForCausalLM, "CAUSAL_LM", ("c_attn", "attn.c_proj", "mlp.c_proj", "c_fc"),
+        ("wte", "lm_head"), ("ln_1", "ln_f"), biased=True,
+    ),
+    "bert": Family(
+        build_bert, AutoModelForSequenceClassification, "SEQ_CLS",
+        ("query", "key", "value", "attention.output.dense", "intermediate.dense"), ("word_embeddings",), ("LayerNorm",),
+        biased=True,
+    ),
+    "t5": Family(
+        build_t5, AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM", ("q", "k", "v", "o", "wi", "wo"), (), ("final_layer_norm",)
     ),
 }  # fmt: skip
 
@@ -76,11 +85,14 @@ def trained_adapter(family: Family, base: Path, folder: Path, settings: dict[str
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter) * 0.1
     net.save_pretrained(folder / "adapter", save_embedding_layers=False, **converted)
+    if converted:  # PEFT's conversion drops all but the low-rank factors
+        file, whole = folder / "adapter" / "adapter_model.safetensors", get_peft_model_state_dict(net)
+        save_file(load_file(file) | {key: value for key, value in whole.items() if ".lora_" not in key}, file)
     return folder / "adapter"
 
 
-def reference(family: Family, base: Path, adapter: Path, dtype: torch.dtype) -> tuple[dict[str, Any], torch.Tensor]:
-    """Parameters of PEFT's merge in float32, rounded to `dtype`; and the logits of the adapter on its base.
+def reference(family: Family, base: Path, adapter: Path) -> tuple[dict[str, Any], torch.Tensor]:
+    """Parameters of PEFT's merge in float32; and the logits of the adapter on its base.
 
     PEFT merges into adapted embeddings in place: tied output weights must be parted from them first, or change too.
     """
@@ -89,13 +101,16 @@ def reference(family: Family, base: Path, adapter: Path, dtype: torch.dtype) -> 
     net = PeftModel.from_pretrained(loaded, str(adapter))
     logits = family.logits(net)
     merged = net.merge_and_unload(safe_merge=True)
-    return {key: value.detach().to(dtype) for key, value in merged.named_parameters(remove_duplicate=False)}, logits
+    return {key: value.detach() for key, value in merged.named_parameters(remove_duplicate=False)}, logits
+
+
+EMBEDDINGS = ("embed_tokens", "wte", "lm_head")
 
 
 def part_tied_weights(net: Any, adapter: Path) -> None:
     targets = str(PeftConfig.from_pretrained(str(adapter)).target_modules)
     head = net.get_output_embeddings()
-    if head is not None and any(name in targets for name in ("embed_tokens", "wte", "lm_head")):
+    if head is not None and any(name in targets for name in EMBEDDINGS):
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
@@ -119,7 +134,8 @@ def random_settings(family: Family, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     linear = draw.sample(family.linear, draw.randint(1, len(family.linear)))
     regex = rf".*\.({'|'.join(linear)})"
-    targets: Any = draw.choice([linear, "all-linear", regex, [*linear, family.embedding], [*linear, "lm_head"]])
+    with_embeddings = [[*linear, name] for name in family.embeddings]
+    targets: Any = draw.choice([linear, "all-linear", regex, *with_embeddings])
     settings: dict[str, Any] = {
         "r": draw.choice([1, 2, 5, 8]),
         "lora_alpha": draw.choice([1, 7, 32]),
@@ -137,5 +153,6 @@ def random_settings(family: Family, seed: int) -> dict[str, Any]:
     if draw.random() < 0.3 and not isinstance(targets, str):
         settings["layers_to_transform"] = [draw.randint(0, 1)]
     if draw.random() < 0.4:
-        settings["modules_to_save"] = [draw.choice([*family.norms, *([family.head] if family.head else [])])]
+        head = ["lm_head"] if "lm_head" in family.embeddings and "lm_head" not in targets else []
+        settings["modules_to_save"] = [draw.choice([*family.norms, *head])]
     return settings

@@ -134,3 +134,14 @@ def test_whatever_names_a_module_must_name_one(cli, llama, on_tiny, override):
     outcome = cli(*on_tiny(llama), "action=save", override, *targets)
     assert outcome.code == 1 and not (outcome.run_dir / "adapter").exists()
     assert override.split("=")[0] in outcome.err and ("modules: " in outcome.err or "layers are 0 to 1" in outcome.err)
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_what_is_trained_in_full_survives_the_conversion_to_plain_lora(cli, on_tiny, llama, method):
+    """PEFT's own conversion saves the low-rank factors alone."""
+    run = cli(*on_tiny(llama), *TINY_STEPS, f"lora={method}", "lora.modules_to_save=[norm]")
+    assert run.code == 0, run.err
+    again = cli(*on_tiny(llama), "action=reload", f"adapter={run.run_dir}")
+    assert again.code == 0, again.err
+    assert again.record()["adapters"][0]["saved_difference"] < 1e-4
+    assert again.record()["metrics"]["loss"] == pytest.approx(run.record()["metrics"]["after"]["loss"], abs=1e-4)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from peftrun import artifacts
 from peftrun.adapter.attach import changes_base
+from peftrun.adapter.company import member
 from peftrun.adapter.load import kept_probe
 from peftrun.model import Base
 from peftrun.schema import LoraSpec
@@ -60,6 +62,16 @@ def _write(model: Any, name: str, folder: Path, initial: Path | None) -> None:
     root = folder if name == "default" else folder.parent
     model.save_pretrained(str(root), selected_adapters=[name], save_embedding_layers=False, **conversion)
     (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names paths of this machine
+    if initial:
+        _add_unconverted(model, name, folder / artifacts.ADAPTER_WEIGHTS)
+
+
+def _add_unconverted(model: Any, name: str, file: Path) -> None:
+    """PEFT's conversion writes the low-rank factors alone: biases and modules trained in full are put beside them."""
+    found = get_peft_model_state_dict(member(model, name), adapter_name=name, save_embedding_layers=False)
+    beside = {key: value.contiguous().cpu() for key, value in found.items() if ".lora_" not in key}
+    if beside:
+        save_file(load_file(file) | beside, file, metadata={"format": "pt"})
 
 
 def _cast(path: Path, dtype: torch.dtype) -> None:

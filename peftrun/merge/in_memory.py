@@ -18,8 +18,8 @@ def write(model: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
 
     Raises: AdapterError: PEFT cannot merge this adapter.
     """
-    _untie(model)
     try:
+        _untie(model)
         merged = model.merge_and_unload(safe_merge=True).to(dtype)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         kind = next(iter(model.peft_config.values())).peft_type.value
@@ -42,6 +42,10 @@ def _untie(model: Any) -> None:
         return
     outer, inner = (getattr(module, "base_layer", module) for module in (outer, inner))
     if outer is not None and outer.weight is inner.weight:
+        if tied.config.is_encoder_decoder:
+            raise ValueError(
+                "it changes embeddings that are tied, and this model computes otherwise once they are parted"
+            )
         outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
         tied.config.tie_word_embeddings = False
 

@@ -200,7 +200,8 @@ def _untied(model: Any, changes: dict[str, Make], sources: dict[str, Stored]) ->
     for target, source in model.all_tied_weights_keys.items():
         if target not in changes and source not in changes:
             continue
-        if model.get_output_embeddings() is None or target != _head(model):
+        # Some encoder-decoders scale the output of tied weights: parted, they would compute something else.
+        if model.config.is_encoder_decoder or model.get_output_embeddings() is None or target != _head(model):
             raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
         untied |= {key: changes.get(key) or sources[key].as_float for key in (target, source)}
     return untied
