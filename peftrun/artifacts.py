@@ -4,6 +4,7 @@ A file or folder appears under its name complete or not at all: it is written to
 sibling, flushed to disk, then renamed.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -29,6 +30,7 @@ CHECKPOINTS = "checkpoints"
 FACTS = "peftrun.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 # Writers outside Python raise errors of their own when the disk is full, told by type and words.
 WRITERS = (
     ("SafetensorError", "I/O error"),

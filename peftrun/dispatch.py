@@ -1,6 +1,5 @@
 """Runs one action: record first, heavy imports second, record finished last whatever happens."""
 
-import errno
 import os
 import platform
 import signal
@@ -8,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +19,6 @@ from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.versions import versions
 
-DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -47,7 +45,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             result = _import_action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        _finish(record, out_dir, started, status="failed", error=reason, **getattr(error, "facts", {}))
+        with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
+            _finish(record, out_dir, started, status="failed", error=reason, **getattr(error, "facts", {}))
         raise
     _finish(record, out_dir, started, status="completed", **_outcome(result))
     return result
@@ -125,7 +124,7 @@ def _disk_full_as_fault(out_dir: Path) -> Iterator[None]:
         yield
     except Exception as error:
         code = getattr(error, "errno", None)
-        if not artifacts.disk_refused(error) or (isinstance(error, OSError) and code not in DISK_FULL):
+        if not artifacts.disk_refused(error) or (isinstance(error, OSError) and code not in artifacts.DISK_FULL):
             raise
         where, reason = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
         raise ArtifactError(

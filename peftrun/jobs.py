@@ -13,7 +13,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from peftrun.artifacts import RECORD
+from peftrun.artifacts import DISK_FULL, RECORD
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.paths import config_dir
 
@@ -34,6 +34,10 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         from peftrun import composition
 
+        if isinstance(error, OSError) and error.errno in DISK_FULL:  # before the run had a folder of its own
+            return _report(
+                [f"{error.filename or os.getcwd()}: the disk is full ({error.strerror}); free space and run again"]
+            )
         if not isinstance(error, composition.REFUSALS):
             raise
         return _report(_composition_problems(arguments, error))

@@ -59,9 +59,9 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def stored_base(family: Family, folder: Path, dtype: torch.dtype, shard: str = "5GB") -> Path:
-    """The family's tiny model in files of `dtype`."""
-    built = family.build(folder / "float32")
+def stored_base(family: Family, folder: Path, dtype: torch.dtype, shard: str = "5GB", build: Any = None) -> Path:
+    """The family's tiny model, or what `build` makes, in files of `dtype`."""
+    built = (build or family.build)(folder / "float32")
     net = family.auto.from_pretrained(built, dtype=dtype)
     net.save_pretrained(folder / "base", max_shard_size=shard)
     for file in built.iterdir():
