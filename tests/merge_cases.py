@@ -70,9 +70,11 @@ def stored_base(family: Family, folder: Path, dtype: torch.dtype, shard: str = "
     return folder / "base"
 
 
-def trained_adapter(family: Family, base: Path, folder: Path, settings: dict[str, Any], kind: Any = LoraConfig) -> Path:
+def trained_adapter(
+    family: Family, base: Path, folder: Path, settings: dict[str, Any], kind: Any = LoraConfig, seed: int = 0
+) -> Path:
     """An adapter folder as PEFT saves it, every trained parameter moved at random; PiSSA and OLoRA as plain LoRA."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     net = family.auto.from_pretrained(base, dtype=torch.float32)
     net = get_peft_model(net, kind(**{"task_type": family.task_type} | settings))
     converted = {}

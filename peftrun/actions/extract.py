@@ -1,0 +1,47 @@
+"""Make an adapter of what full fine-tuning has changed, say what it leaves out, and save it as any other."""
+
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts, console, device, fingerprint, model
+from peftrun.adapter import attach, extract, save
+from peftrun.result import RunResult
+from peftrun.schema import ExtractAction, LoraSpec, RunSpec
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """The adapter in `action.output_dir`, or `adapter/` in the run folder."""
+    action = spec.action
+    assert isinstance(action, ExtractAction) and isinstance(spec.lora, LoraSpec)
+    place = device.resolve(spec.device)
+    console.say(place.note)
+    tuned = Path(action.tuned).expanduser()
+    base = model.load_base(spec.model, place)
+    net = attach.attach(base, spec.lora, spec.seed).eval()
+    figures = extract.fill(net, "default", base.folder, tuned)
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.ADAPTER
+    made_of = {"extracted": {"tuned": fingerprint.of_model(tuned).as_dict(), **figures}}
+    save.save(net, base, target, fresh=set(), made_of=made_of)
+    return RunResult(
+        out_dir,
+        {"base": base.describe(), "device": place.note, **made_of},
+        artifacts=[target],
+        summary=_summary(spec.lora, figures, target),
+        next_commands=[f"peftrun action=reload adapter={console.short(target)}"],
+    )
+
+
+def _summary(lora: LoraSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:
+    worst = max(figures["residuals"].items(), key=lambda item: item[1])
+    left_out = sorted(figures["left_out"].items(), key=lambda item: -item[1])
+    rows = [
+        ("extracted", f"rank {lora.r}, {console.megabytes(artifacts.size_of(target))}: {console.short(target)}"),
+        ("residual", f"‖ΔW − B·A‖ ÷ ‖ΔW‖ {figures['residual']:.3g}; most in {worst[0]}, {worst[1]:.3g}"),
+    ]
+    if left_out:
+        first = ", ".join(f"{key} {share:.2g}" for key, share in left_out[:3])
+        console.warn(
+            f"{len(left_out)} changed tensors are no part of the adapter, {sum(figures['left_out'].values()):.2g} of the squared change "
+            f"(most: {first}); lora.target_modules and lora.modules_to_save name what is"
+        )
+    return rows
