@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun import schema
+from peftrun import prompts, schema
 from peftrun.artifacts import CONFIG, RECORD
+from peftrun.errors import PeftrunError
+from peftrun.prompts import BASE
 
 Lines = Iterator[str]
 
@@ -30,14 +32,34 @@ def action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
             yield f"action.adapters: {unknown!r} is not loaded; loaded: {', '.join(adapter)}"
 
 
-def generate(action: Any) -> Lines:
-    """Where the prompts come from."""
+def generate(action: Any, adapter: dict[str, str]) -> Lines:
+    """Where the prompts come from, and who is to answer them."""
     if action.name != "generate":
         return
     if action.prompt is not None and action.prompts_file is not None:
         yield "action.prompt: cannot stand beside action.prompts_file; omit one"
     if action.prompts_file is not None and not Path(action.prompts_file).is_file():
         yield f"action.prompts_file={action.prompts_file}: there is no such file; name a text file, one prompt a line"
+    elif action.prompts_file is not None:
+        try:
+            prompts.read(action.prompts_file, adapter)
+        except PeftrunError as error:
+            yield from error.lines
+    if BASE in adapter:
+        yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
+
+
+def rows(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
+    """A column that names each row's adapter is read where several may answer."""
+    if task.data.adapter_column is None:
+        return
+    if action.name != "evaluate" or task.kind != "causal_lm" or not adapter:
+        yield (
+            f"task.data.adapter_column={task.data.adapter_column}: is read by action=evaluate of a language model with adapters; "
+            "type action=evaluate 'adapter={a: PATH, b: PATH}', or task.data.adapter_column=null"
+        )
+    if BASE in adapter:
+        yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
 
 
 def combine(action: Any, adapter: dict[str, str]) -> Lines:

@@ -56,6 +56,7 @@ class GenerateAction:
     name: Literal["generate"]
     prompt: str | None
     prompts_file: Path | None
+    batch_size: Positive
     max_new_tokens: Annotated[int, Field(ge=1, examples=[64])]
     temperature: Annotated[float, Field(ge=0, examples=[0.7])]  # 0: greedy
     top_p: Annotated[float, Field(gt=0, le=1, examples=[0.9])]
@@ -190,6 +191,7 @@ class DataSpec:
     train_rows: Positive | None
     eval_rows: Positive
     label_column: str | None
+    adapter_column: str | None
     labels: dict[str, str] | None  # value in `label_column` → the word to be written
     deduplicate: bool
     balance: bool

@@ -12,13 +12,13 @@ PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
     "__init__", "__main__", "action_checks", "adapter_folder", "adapter_weights", "api", "artifacts", "checks", "cli", "composition", "config", "console",
-    "dispatch", "errors", "heads", "help", "jobs", "paths", "result", "safetensors_file", "schema", "versions",
+    "dispatch", "errors", "heads", "help", "jobs", "paths", "prompts", "result", "safetensors_file", "schema", "versions",
 }  # fmt: skip
 # Each module may import those of an earlier row, not of a later one.
 ORDER = [
     {"errors", "paths", "result", "versions"},
     {"artifacts", "schema", "safetensors_file"},
-    {"adapter_folder", "console"},
+    {"adapter_folder", "console", "prompts"},
     {"adapter_weights", "heads"},
     {"action_checks"},
     {"checks"},

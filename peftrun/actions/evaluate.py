@@ -1,11 +1,15 @@
 """Measure the task on held-out rows: the base alone, or with an adapter."""
 
 from pathlib import Path
+from typing import Any
 
 from peftrun import console, device, heads, model, tasks
-from peftrun.adapter import load
+from peftrun.adapter import load, mixing
+from peftrun.errors import DataError
+from peftrun.prompts import BASE
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
+from peftrun.tasks import causal_lm
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -14,15 +18,44 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.say(place.note)
     base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     rows = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer)
-    facts = {"base": base.describe(), "device": place.note, "data": rows.describe()}
+    facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "data": rows.describe()}
     net, who = base.model, f"{base.name} alone"
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
         who = f"adapter {net.active_adapter} on {base.name}"
-    found = tasks.of_kind(spec.task.kind).evaluate(
-        net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size
-    )
+    kind, size = tasks.of_kind(spec.task.kind), spec.trainer.per_device_eval_batch_size
     summary = [("measured", who), ("held out", f"{len(rows.held_out)} rows")]
+    if spec.task.data.adapter_column:
+        found, per_adapter = _by_rows(net, base.tokenizer, rows.held_out, size, spec.adapter)
+        facts["per_adapter"] = per_adapter
+        summary[0] = ("measured", f"each row's own adapter on {base.name}")
+        summary += [
+            (f"{name}: {key}", f"{value:.4f}") for name, own in per_adapter.items() for key, value in own.items()
+        ]
+    else:
+        found = kind.evaluate(net, base.tokenizer, rows.held_out, size)
     summary += [(name, f"{value:.4f}") for name, value in found.items()]
     return RunResult(out_dir, facts, found, summary=summary, objective=found["loss"])
+
+
+def _by_rows(
+    net: Any, tokenizer: Any, rows: list[causal_lm.Row], batch_size: int, adapters: dict[str, str]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The metrics over all rows, each answered by the adapter it names in mixed batches; and those of each adapter's rows."""
+    names = [row.adapter for row in rows]
+    unknown = sorted({str(name) for name in names} - {*adapters, BASE})
+    if unknown:
+        raise DataError(
+            f"task.data.adapter_column: a row names {unknown[0]}, which is not given; given: {', '.join([*adapters, BASE])}"
+        )
+    groups = mixing.groups(net, names)
+    if len(groups) > 1:
+        console.say(f"rows are measured adapter by adapter: {mixing.cannot(net, names)}, which cannot share a batch")
+    scores = [
+        one for group in groups for one in causal_lm.scored(net, tokenizer, [rows[row] for row in group], batch_size)
+    ]
+    own = {str(name): [one for one in scores if one.row.adapter == name] for name in dict.fromkeys(names)}
+    return causal_lm.metrics(scores), {
+        name: {**causal_lm.metrics(part), "rows": len(part)} for name, part in own.items()
+    }

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, model
-from peftrun.adapter import load
-from peftrun.errors import DataError
+from peftrun import artifacts, console, device, model, prompts
+from peftrun.adapter import load, mixing
+from peftrun.prompts import Prompt
 from peftrun.result import RunResult
 from peftrun.schema import GenerateAction, RunSpec
 from peftrun.tasks.causal_lm import prompt_ids
@@ -20,9 +20,10 @@ Talk = tuple[tuple[str, str], ...]  # (role, content)
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Prints each answer; every prompt and answer is also a row of generations.jsonl."""
-    assert isinstance(spec.action, GenerateAction)
-    prompts = _prompts(spec.action)
+    """Prints each answer; every prompt, its answer and who gave it is also a row of generations.jsonl."""
+    action = spec.action
+    assert isinstance(action, GenerateAction)
+    asked = _prompts(action, spec.adapter)
     set_seed(spec.seed)
     place = device.resolve(spec.device)
     console.say(place.note)
@@ -34,16 +35,20 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         facts["adapters"] = [proof.as_dict() for proof in proofs]
     file = out_dir / GENERATIONS
     given: Talk = (("system", spec.task.system),) if spec.task.system else ()
-    turns = _chat(given, net, base, spec.action) if prompts is None else _each(prompts, given, net, base, spec.action)
-    for prompt, answer in turns:
-        artifacts.append_json_line(file, {"prompt": prompt, "answer": answer})
-        console.show(answer)
+    usual = net.active_adapter if spec.adapter else prompts.BASE
+    turns = _chat(given, net, base, action) if asked is None else _each(asked, given, net, base, action)
+    for prompt, said in turns:
+        artifacts.append_json_line(file, {"prompt": prompt.text, "answer": said, "adapter": prompt.adapter or usual})
+        console.show(said)
     return RunResult(out_dir, facts, summary=[("answers", console.short(file))])
 
 
-def answer(net: Any, tokenizer: Any, talk: Talk, action: GenerateAction) -> str:
-    """What the model says next in `talk`."""
-    ids = torch.tensor([prompt_ids(tokenizer, talk)], device=net.device)
+def answers(net: Any, tokenizer: Any, talks: list[Talk], action: GenerateAction) -> list[str]:
+    """What the model says next in each talk. Prompts are padded on the left, which changes no answer."""
+    ids = [prompt_ids(tokenizer, talk) for talk in talks]
+    width = max(map(len, ids))
+    padded = [[tokenizer.pad_token_id] * (width - len(one)) + one for one in ids]
+    mask = [[0] * (width - len(one)) + [1] * len(one) for one in ids]
     sampling = (
         {"do_sample": True, "temperature": action.temperature, "top_p": action.top_p}
         if action.temperature > 0
@@ -51,35 +56,45 @@ def answer(net: Any, tokenizer: Any, talk: Talk, action: GenerateAction) -> str:
     )
     with torch.inference_mode():
         out = net.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            input_ids=torch.tensor(padded, device=net.device),
+            attention_mask=torch.tensor(mask, device=net.device),
             max_new_tokens=action.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             **sampling,
         )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    return [str(tokenizer.decode(row[width:], skip_special_tokens=True)).strip() for row in out]
 
 
-def _prompts(action: GenerateAction) -> list[str] | None:
+def _prompts(action: GenerateAction, adapters: dict[str, str]) -> list[Prompt] | None:
     """The prompts given by config; None: a person types them."""
     if action.prompt is not None:
-        return [action.prompt]
-    if action.prompts_file is None:
-        return None
-    lines = [line.strip() for line in Path(action.prompts_file).read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise DataError(f"action.prompts_file={action.prompts_file}: holds no prompt; write one a line")
-    return prompts
+        return [Prompt(action.prompt)]
+    return prompts.read(action.prompts_file, adapters) if action.prompts_file is not None else None
 
 
-def _each(prompts: list[str], given: Talk, net: Any, base: Any, action: GenerateAction) -> Iterator[tuple[str, str]]:
-    for prompt in prompts:
-        yield prompt, answer(net, base.tokenizer, (*given, ("user", prompt)), action)
+def _each(
+    asked: list[Prompt], given: Talk, net: Any, base: Any, action: GenerateAction
+) -> Iterator[tuple[Prompt, str]]:
+    """Answers in the order of the prompts, computed in batches of rows that may share one."""
+    names = [one.adapter for one in asked]
+    groups = mixing.groups(net, names)
+    if len(groups) > 1:
+        console.say(f"rows are answered adapter by adapter: {mixing.cannot(net, names)}, which cannot share a batch")
+    found: dict[int, str] = {}
+    told = 0
+    for group in groups:
+        for start in range(0, len(group), action.batch_size):
+            rows = group[start : start + action.batch_size]
+            talks = [(*given, ("user", asked[row].text)) for row in rows]
+            with mixing.answering(net, [names[row] for row in rows]):
+                found |= dict(zip(rows, answers(net, base.tokenizer, talks, action), strict=True))
+            while told in found:
+                yield asked[told], found[told]
+                told += 1
 
 
-def _chat(given: Talk, net: Any, base: Any, action: GenerateAction) -> Iterator[tuple[str, str]]:
+def _chat(given: Talk, net: Any, base: Any, action: GenerateAction) -> Iterator[tuple[Prompt, str]]:
     """Turns of a talk that remembers itself, until an empty line or the end of input."""
     console.say("chat: type a message, an empty line ends")
     talk = given
@@ -89,6 +104,6 @@ def _chat(given: Talk, net: Any, base: Any, action: GenerateAction) -> Iterator[
         if not prompt:
             return
         talk = (*talk, ("user", prompt))
-        said = answer(net, base.tokenizer, talk, action)
+        said = answers(net, base.tokenizer, [talk], action)[0]
         talk = (*talk, ("assistant", said))
-        yield prompt, said
+        yield Prompt(prompt), said

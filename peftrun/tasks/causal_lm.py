@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from peftrun import console
+from peftrun.adapter import mixing
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
 from peftrun.tasks.data import Example, digest, load_examples
@@ -24,6 +25,18 @@ class Row:
     completion: list[int]
     candidates: list[list[int]]
     answer: int
+    adapter: str | None = None  # who is to answer; None: the active one
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was measured on one row: nats and tokens of the true completion, whether it is the greedy one, and the likeliest."""
+
+    row: Row
+    nats: float
+    tokens: int
+    exact: bool
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -59,29 +72,41 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     )
 
 
-@torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
-    """Means over held-out rows.
+    """Means over held-out rows, see `metrics`."""
+    return metrics(scored(model, tokenizer, rows, batch_size))
+
+
+@torch.inference_mode()
+def scored(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> list[Score]:
+    """Each row measured, by the adapter that it names. Greedy decoding yields a completion exactly if its every token is
+    the first choice given those before it, so one teacher-forced pass tells."""
+    was_training = model.training
+    model.eval()
+    found = []
+    for batch in _batches(rows, batch_size):
+        with mixing.answering(model, [row.adapter for row in batch]):
+            each = _score(model, batch, tokenizer.pad_token_id)
+        for row, scores in zip(batch, each, strict=True):
+            likeliest = min(range(len(scores)), key=lambda k: scores[k][0])
+            found.append(Score(row, *scores[row.answer], likeliest == row.answer))
+    model.train(was_training)
+    return found
+
+
+def metrics(scores: list[Score]) -> dict[str, float]:
+    """Means over rows.
 
     Returns:
         loss: nats a completion token. perplexity: its exponential.
-        exact_match: share of rows whose greedy answer is the true completion, up to its end token. Greedy decoding
-            yields the completion exactly if the completion's every token is the first choice given those before it,
-            so one teacher-forced pass tells.
+        exact_match: share of rows whose greedy answer is the true completion, up to its end token.
         choice_accuracy: share of rows whose true completion is the likeliest of its choices; where there are choices.
     """
-    was_training = model.training
-    model.eval()
-    total, tokens, exact, chosen = 0.0, 0, 0, 0
-    for batch in _batches(rows, batch_size):
-        for row, scores in zip(batch, _score(model, batch, tokenizer.pad_token_id), strict=True):
-            nats, length, greedy = scores[row.answer]
-            total, tokens, exact = total + nats, tokens + length, exact + greedy
-            chosen += min(range(len(scores)), key=lambda k: scores[k][0]) == row.answer
-    model.train(was_training)
-    loss = total / tokens
-    found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "exact_match": exact / len(rows)}
-    return found | ({"choice_accuracy": chosen / len(rows)} if len(rows[0].candidates) > 1 else {})
+    loss = sum(one.nats for one in scores) / sum(one.tokens for one in scores)
+    exact = sum(one.exact for one in scores) / len(scores)
+    found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "exact_match": exact}
+    chosen = sum(one.chosen for one in scores) / len(scores)
+    return found | ({"choice_accuracy": chosen} if len(scores[0].row.candidates) > 1 else {})
 
 
 def prompt_ids(tokenizer: Any, given: tuple[tuple[str, str], ...]) -> list[int]:
@@ -96,11 +121,11 @@ def _encode(example: Example, tokenizer: Any) -> Row:
     prompt = prompt_ids(tokenizer, example.given) if example.given else []
     completion = _completion_ids(tokenizer, example, prompt, example.completion)
     if not prompt:  # plain text: the first token is given, the rest is learned
-        return Row(completion[:1], completion[1:], [completion[1:]], 0)
+        return Row(completion[:1], completion[1:], [completion[1:]], 0, example.adapter)
     choices = [_completion_ids(tokenizer, example, prompt, choice) for choice in example.choices]
     answer = example.choices.index(example.completion) if choices else 0
     candidates = [_to_end(ids, tokenizer.eos_token_id) for ids in choices or [completion]]
-    return Row(prompt, completion, candidates, answer)
+    return Row(prompt, completion, candidates, answer, example.adapter)
 
 
 def _completion_ids(tokenizer: Any, example: Example, prompt: list[int], text: str) -> list[int]:

@@ -26,6 +26,7 @@ class Example:
     given: tuple[tuple[str, str], ...]  # (role, content)
     completion: str
     choices: tuple[str, ...] = ()
+    adapter: str | None = None  # who is to answer it, where a column says so
 
 
 def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> tuple[list[Any], list[Any]]:
@@ -109,12 +110,21 @@ def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str
     system = (("system", task.system),) if task.system else ()
     if task.messages is not None:
         talk = _talk(where, row[task.messages], task.messages)
-        return Example((*system, *talk[:-1]), talk[-1][1])
+        return Example((*system, *talk[:-1]), talk[-1][1], adapter=_adapter(where, row, task.data))
     values = row | ({"label": _label(where, row, task.data)} if task.data.label_column else {})
     prompt = _fill(where, task.prompt, values)
     given = (*system, ("user", prompt)) if prompt is not None else ()
     fixed = tuple(_fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
-    return Example(given, _fill(where, task.completion, values) or "", fixed)
+    return Example(given, _fill(where, task.completion, values) or "", fixed, _adapter(where, row, task.data))
+
+
+def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
+    if data.adapter_column is None:
+        return None
+    value = row[data.adapter_column]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: column {data.adapter_column} must name an adapter; write its name, or base")
+    return value
 
 
 def _talk(where: str, messages: Any, column: str) -> list[tuple[str, str]]:
@@ -165,12 +175,13 @@ def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
     wanted |= {"task.words": [task.words] if task.words else [], "task.tags": [task.tags] if task.tags else []}
     wanted["task.messages"] = [task.messages] if task.messages else []
     wanted["task.data.label_column"] = [task.data.label_column] if task.data.label_column else []
+    wanted["task.data.adapter_column"] = [task.data.adapter_column] if task.data.adapter_column else []
     labelled = {"label"} if task.data.label_column else set()
     problems = [
         f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(present))}; {_advice(key, present)}"
         for key, names in wanted.items()
         for name in names
-        if name not in present | (labelled if key != "task.data.label_column" else set())
+        if name not in present | (labelled if not key.startswith("task.data.") else set())
     ]
     if problems:
         raise DataError(*problems)
