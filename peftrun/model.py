@@ -144,6 +144,18 @@ def empty(folder: Path, spec: ModelSpec, head: Head | None = None) -> Any:
         return made.from_config(config, trust_remote_code=spec.trust_remote_code)
 
 
+def check_full_precision(folder: Path, name: str) -> None:
+    """Raises: ModelError: the files are quantised: what is added to them in place is lost or garbled (bitsandbytes, quanto)."""
+    found = (artifacts.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}).get(
+        "quantization_config"
+    )
+    if found:
+        raise ModelError(
+            f"model {name}: is quantised ({found.get('quant_method')}), and a merge into it would be lost or garbled; merge into the "
+            "full-precision model it was made from: type model.name_or_path=THAT_MODEL allow_base_mismatch=true"
+        )
+
+
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
     """The tokenizer in `folder`; one without a pad token pads with its end token."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)

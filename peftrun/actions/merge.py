@@ -33,6 +33,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     place = device.resolve(spec.device)
     name = spec.active or next(iter(spec.adapter))
     base = model.locate(spec.model)
+    model.check_full_precision(base, model.portable_name(spec.model))
     mark = fingerprint.of_model(base)
     known_as = model.portable_name(spec.model)
     identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}

@@ -19,6 +19,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, UnmergeAction)
     merged = model.locate(spec.model)
+    model.check_full_precision(merged, model.portable_name(spec.model))
     name = spec.active or next(iter(spec.adapter))
     adapter = adapter_folder.locate(spec.adapter[name], name)
     noted = origin.read(merged)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -86,8 +87,9 @@ def _check_modules(model: Any, lora: LoraSpec) -> None:
     patterns = {"lora.rank_pattern": lora.rank_pattern, "lora.alpha_pattern": lora.alpha_pattern}
     for key, pattern in patterns.items():
         # as PEFT reads the keys of a pattern: a regular expression for the end of a module's name
-        absent = [one for one in pattern or {} if not any(re.match(rf"(.*\.)?({one})$", name) for name in names)]
-        problems += [_no_match(key, entry, names) for entry in absent]
+        found = {one: {name for name in names if re.match(rf"(.*\.)?({one})$", name)} for one in pattern or {}}
+        problems += [_no_match(key, entry, names) for entry, matched in found.items() if not matched]
+        problems += _overlaps(key, pattern or {}, found)
     layers = model.config.get_text_config().num_hidden_layers
     for layer in lora.layers_to_transform or []:
         if not 0 <= layer < layers:
@@ -96,6 +98,16 @@ def _check_modules(model: Any, lora: LoraSpec) -> None:
             )
     if problems:
         raise ConfigError(*problems)
+
+
+def _overlaps(key: str, pattern: dict[str, int], found: dict[str, set[str]]) -> list[str]:
+    """PEFT lets the first pattern decide, and sorts them when it saves: another one may be first then."""
+    return [
+        f"{key}: {one} ({pattern[one]}) and {other} ({pattern[other]}) both match {min(found[one] & found[other])}, and which of them "
+        "counts may change when the adapter is saved; write patterns that do not overlap"
+        for one, other in combinations(pattern, 2)
+        if pattern[one] != pattern[other] and found[one] & found[other]
+    ]
 
 
 def _check_orthonormal(model: Any, lora: LoraSpec) -> None:
