@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.paths import config_dir
 
 USER_FAULT, INTERRUPTED = 1, 130
+SHARED = ("experiment", "model", "task", "device", "allow_base_mismatch")  # what the next action needs as this one did
 
 
 def run(argv: Sequence[str]) -> int:
@@ -76,8 +78,17 @@ def _run_job(cfg: DictConfig) -> float | None:
     from peftrun import console, dispatch
 
     result = dispatch.run(spec, out_dir)
+    asked = list(HydraConfig.get().overrides.task)
+    result.next_commands = [_on_the_same(command, asked) for command in result.next_commands]
     console.closing_table(result)
     return result.objective
+
+
+def _on_the_same(command: str, asked: Sequence[str]) -> str:
+    """The command with what was asked for of model, task and device, where it says nothing of these itself."""
+    groups = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in asked}
+    more = [text for text, group in groups.items() if group in SHARED and f" {group}" not in command]
+    return " ".join([command, *map(shlex.quote, more)])
 
 
 def _build(cfg: DictConfig, out_dir: Path) -> Any:

@@ -57,10 +57,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "merge": {**figures, "dtype": dtype},
     }
     summary = _summary(target, f"{known_as} ({mark.short()})", name, dtype, figures)
-    return RunResult(out_dir, facts, artifacts=[target], summary=summary, next_commands=[
-        f"peftrun action=evaluate model=pretrained model.name_or_path={console.short(target)}",
-        f"peftrun action=generate model=pretrained model.name_or_path={console.short(target)}",
-    ])  # fmt: skip
+    verbs = ["evaluate"] if heads.of_adapter(spec.adapter[name], name) else ["evaluate", "generate"]
+    again = [f"peftrun action={verb} model=pretrained model.name_or_path={console.short(target)}" for verb in verbs]
+    return RunResult(out_dir, facts, artifacts=[target], summary=summary, next_commands=again)
 
 
 def _evidence(spec: RunSpec, place: Device, name: str) -> _Evidence:

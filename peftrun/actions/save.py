@@ -1,5 +1,6 @@
 """Write adapters again: all or some, in another dtype if asked; without `adapter=`, a fresh one."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         {"base": base.describe(), "device": place.note, **facts},
         artifacts=[target],
         summary=summary,
-        next_commands=[f"peftrun action=reload adapter={console.short(target)}"],
+        next_commands=[f"peftrun action=reload adapter={_given(names, target)}"],
     )
+
+
+def _given(names: list[str], target: Path) -> str:
+    """How the next command names what was saved: `default` lies at the top, others in folders of their own."""
+    places = {name: console.short(target if name == "default" else target / name) for name in names}
+    if len(places) == 1:
+        return next(iter(places.values()))
+    return shlex.quote(f"{{{', '.join(f'{name}: {place}' for name, place in places.items())}}}")
 
 
 def _open(spec: RunSpec, base: Any) -> tuple[Any, set[str], dict[str, Any]]:

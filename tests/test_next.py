@@ -1,0 +1,23 @@
+"""The commands that a run suggests work as they are printed, whatever model, task and adapters it had."""
+
+import shlex
+
+import pytest
+
+
+def suggested(outcome) -> list[list[str]]:
+    assert outcome.code == 0, outcome.err
+    lines = [line.strip() for line in outcome.out.splitlines() if line.strip().startswith("peftrun action=")]
+    return [shlex.split(line)[1:] for line in lines if "action.prompt" not in line]
+
+
+@pytest.mark.parametrize("action", ["save", "merge", "reload", "combine"])
+def test_what_is_suggested_works(cli, trained, llama, on_tiny, action):
+    given = f"adapter={{a: {trained}, b: {trained}}}" if action in ("save", "combine") else f"adapter={trained}"
+    commands = suggested(cli(*on_tiny(llama), f"action={action}", given))
+    assert commands
+    for command in commands:
+        if "action=generate" in command:
+            command.append("action.prompt=hi")
+        again = cli(*command, "action.max_new_tokens=2") if "action=generate" in command else cli(*command)
+        assert again.code == 0, (command, again.err)
