@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from peftrun import console
 from peftrun.schema import TaskSpec
 
 IGNORED = -100  # label of tokens that are not judged
@@ -54,6 +55,15 @@ def answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> Ite
 def limit(task: TaskSpec, tokenizer: Any) -> int:
     """Tokens of a row that are read: as many as the task says, or as the model can."""
     return min(task.max_length, int(tokenizer.model_max_length))
+
+
+def say_cut(rows: Rows, most: int) -> Rows:
+    """The same rows; how many of them reach the limit is said aloud."""
+    for which, some in (("training", rows.train), ("held-out", rows.held_out)):
+        cut = sum(len(row.ids) >= most for row in some)
+        if cut:
+            console.say(f"data: {cut} of {len(some)} {which} rows reach {most} tokens; what lies beyond is not read")
+    return rows
 
 
 def f1(hits: int, found: int, true: int) -> float:

@@ -7,7 +7,7 @@ from transformers import DataCollatorWithPadding
 
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import Row, Rows, answers, limit, macro_f1
+from peftrun.tasks.classes import Row, Rows, answers, limit, macro_f1, say_cut
 from peftrun.tasks.data import Example, digest, load_examples
 
 
@@ -17,11 +17,12 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     Raises: DataError: see `data.load_examples`; or a label is not among `task.label_names`.
     """
     train, held_out = load_examples(task)
-    return Rows(
+    found = Rows(
         [_encode(one, task, tokenizer) for one in train],
         [_encode(one, task, tokenizer) for one in held_out],
         digest([*train, *held_out]),
     )
+    return say_cut(found, limit(task, tokenizer))
 
 
 def collator(tokenizer: Any) -> Any:

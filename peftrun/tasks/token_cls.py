@@ -11,7 +11,7 @@ from transformers import DataCollatorForTokenClassification
 
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import IGNORED, Row, Rows, answers, f1, limit
+from peftrun.tasks.classes import IGNORED, Row, Rows, answers, f1, limit, say_cut
 from peftrun.tasks.data import load_examples
 
 OUTSIDE = "O"
@@ -34,7 +34,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     train, held_out = load_examples(task, _tagged)
     text = json.dumps([[one.words, one.tags] for one in (*train, *held_out)], ensure_ascii=False)
     first, second = ([_encode(one, task, tokenizer) for one in part] for part in (train, held_out))
-    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
+    return say_cut(Rows(first, second, hashlib.sha256(text.encode()).hexdigest()), limit(task, tokenizer))
 
 
 def collator(tokenizer: Any) -> Any:

@@ -218,3 +218,11 @@ def test_a_list_of_entities_becomes_tags():
 
 def test_macro_f1_is_the_mean_of_the_labels():
     assert macro_f1([(0, 0), (0, 1), (1, 1), (1, 1)], 3) == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+@pytest.mark.parametrize("which", ["texts", "words"])
+def test_rows_that_are_cut_are_counted_aloud(cli, tmp_path, bert, which):
+    overrides = (on_texts if which == "texts" else on_words)(bert, tmp_path)
+    outcome = cli(*overrides, "action=evaluate", "task.max_length=4")
+    assert outcome.code == 0, outcome.err
+    assert "8 of 8 held-out rows reach 4 tokens; what lies beyond is not read" in outcome.err
