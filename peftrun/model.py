@@ -1,6 +1,7 @@
 """The frozen base: from a Hub id, a folder or an installed package to a model, its tokenizer and its fingerprint."""
 
 import contextlib
+import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from peftrun import artifacts, console, fingerprint
+from peftrun import artifacts, console, fingerprint, quantize
 from peftrun.checks import package_dir
 from peftrun.device import Device
 from peftrun.errors import ModelError
@@ -96,7 +97,7 @@ def load_classifier(
     folder: Path, spec: ModelSpec, head: Head, device: Any, dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
     """An encoder with `head`, and the names of its modules that are not in the files and so are drawn from a fixed seed."""
-    kwargs: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    kwargs = _kwargs(spec, device, dtype)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         model, seen = CLASSIFIERS[head.kind].from_pretrained(
@@ -104,7 +105,27 @@ def load_classifier(
             **_names(head), **kwargs,
         )  # fmt: skip
     untrained = tuple(sorted({key.rpartition(".")[0] for key in seen["missing_keys"]}))
-    return model.to(device).requires_grad_(False).eval(), untrained
+    return _placed(model, spec, device), untrained
+
+
+def _kwargs(spec: ModelSpec, device: Any, dtype: torch.dtype) -> dict[str, Any]:
+    kwargs = quantize.settings(spec.quantization, dtype)
+    kwargs |= {"device_map": {"": str(device)}} if kwargs else {}  # what is quantised cannot be moved afterwards
+    return kwargs | ({"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {})
+
+
+def _placed(model: Any, spec: ModelSpec, device: Any) -> Any:
+    if spec.quantization is None:
+        model = model.to(device)
+    quantize.settle(model)
+    return model.requires_grad_(False).eval()
+
+
+def full_precision(spec: ModelSpec) -> ModelSpec:
+    """The same base, not quantised: what is merged goes into the weights as they were before rounding."""
+    if spec.quantization is not None:
+        console.say(f"model.quantization={spec.quantization}: this action works on the full-precision base")
+    return dataclasses.replace(spec, quantization=None)
 
 
 def _positions(config: Any) -> int:
@@ -126,12 +147,12 @@ def _load(
 
 
 def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
-    kwargs: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    kwargs = _kwargs(spec, device.name, dtype)
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs
         )
-    return model.to(device.name).requires_grad_(False).eval()
+    return _placed(model, spec, device.name)
 
 
 def empty(folder: Path, spec: ModelSpec, head: Head | None = None) -> Any:

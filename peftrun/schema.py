@@ -1,17 +1,18 @@
 """The typed shape of a run: one dataclass a group, one field a knob. Values live in `conf/`.
 
-Field names are the field's own: a `lora` group is handed whole to `peft.LoraConfig`, a `trainer` group whole to
+Field names are the field's own: a `lora` group (its methods: `methods`) is handed whole to PEFT's config, a `trainer` group whole to
 `trl.SFTConfig`. `examples` is what an error message tells the user to type instead.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+from peftrun import other_methods, update_methods
+from peftrun.methods import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Positive = Annotated[int, Field(ge=1, examples=[1])]
 Path = Annotated[str, Field(min_length=1, examples=["PATH"])]
 
 
@@ -144,38 +145,15 @@ class ModelSpec:
     name_or_path: Path  # a hub id, a folder, or a .gguf file; with `package`: a path inside it
     package: str | None  # an installed package that carries the model
     revision: str | None
+    quantization: Literal["nf4", "fp4", "int8", "torchao_int8"] | None
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
     trust_remote_code: bool
 
 
-@dataclass(config=STRICT)
-class NoAdapter:
-    """Full fine-tuning: the reference that adapters are compared with."""
-
-    method: Literal["none"]
-
-
-@dataclass(config=STRICT)
-class LoraSpec:
-    """Every field but `method` goes to `peft.LoraConfig` under its own name."""
-
-    method: Literal["lora"]
-    r: Annotated[int, Field(ge=1, examples=[16])]
-    lora_alpha: Annotated[int, Field(ge=1, examples=[32])]
-    target_modules: Annotated[list[str] | str, Field(min_length=1, examples=["all-linear"])]
-    exclude_modules: list[str] | str | None
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, examples=[0.05])]
-    bias: Literal["none", "all", "lora_only"]
-    modules_to_save: list[str] | None
-    init_lora_weights: bool | Annotated[str, Field(pattern=r"^(gaussian|orthogonal|olora|pissa|pissa_niter_\d+)$")]
-    use_rslora: bool
-    use_dora: bool
-    rank_pattern: dict[str, Positive] | None
-    alpha_pattern: dict[str, Positive] | None
-    layers_to_transform: list[int] | None
-
-
-Lora = Annotated[LoraSpec | NoAdapter, Field(discriminator="method")]
+Lora = Annotated[
+    LoraSpec | NoAdapter | AdaLoraSpec | update_methods.METHODS | other_methods.METHODS,
+    Field(discriminator="method"),
+]
 
 
 @dataclass(config=STRICT)

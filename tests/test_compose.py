@@ -19,6 +19,12 @@ NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text
 NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect")}
 NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
 NEEDED |= {"action=extract": ["action.tuned=MODEL"]}
+NEEDED["lora=loftq"] = ["model.quantization=nf4"]
+PLAIN = ("lora", "rslora", "by_pattern")
+REFUSED = {("action=extract", f"lora={name}") for name in paths.group_options("lora") if name not in PLAIN}
+REFUSED |= {
+    ("action=save", f"lora={name}") for name in ("none", "eva", "corda", "lora_ga")
+}  # see test_bad_input, test_methods
 OPTIONS = [(group, option) for group in paths.GROUPS for option in paths.group_options(group)]
 
 
@@ -46,20 +52,22 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 40
+    assert len(OPTIONS) == count == 91
 
 
 def test_actions_methods_and_devices_combine_freely(trained):
-    groups = [[f"{g}={o}" for o in paths.group_options(g)] for g in ("action", "lora", "device")]
+    actions, lora, devices = ([f"{g}={o}" for o in paths.group_options(g)] for g in ("action", "lora", "device"))
     combined = 0
-    for choices in itertools.product(*groups):
-        if {"action=save", "lora=none"} <= set(choices):
-            continue  # a fresh adapter needs a method: refused, see test_bad_input
-        if "action=extract" in choices and not {"lora=lora", "lora=rslora"} & set(choices):
-            continue  # what is extracted is a plain low-rank adapter: refused, see test_extract
+    for choices in [
+        *itertools.product(actions, lora),
+        *itertools.product(actions, devices),
+        *itertools.product(lora, devices),
+    ]:
+        if choices in REFUSED:
+            continue
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == (11 * 6 - 1 - 4) * 5
+    assert combined == 11 * 57 + 11 * 5 + 57 * 5 - 58
 
 
 def test_the_default_run_is_frozen():

@@ -4,18 +4,37 @@ import ast
 import dataclasses
 import inspect
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from peft import LoraConfig
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from trl import SFTConfig
 
-from peftrun import schema
+from peftrun import methods, other_methods, schema, update_methods
+from peftrun.adapter.attach import OURS, PARTS
 
 PACKAGE = Path(schema.__file__).parent
 # Groups that are handed whole to a library: their fields must be that library's own.
-HANDED_WHOLE = {schema.LoraSpec: LoraConfig, schema.TrainerSpec: SFTConfig}
+METHODS = {
+    get_args(kind.__annotations__["method"])[0]: kind
+    for module in (methods, update_methods, other_methods)
+    for _, kind in inspect.getmembers(module, dataclasses.is_dataclass)
+    if get_args(kind.__annotations__.get("method"))
+}
+METHODS.pop("none")
+PART_SPECS = {
+    "eva_config": methods.EvaSpec,
+    "corda_config": methods.CordaSpec,
+    "lora_ga_config": methods.LoraGaSpec,
+    "velora_config": methods.VeloraSpec,
+    "use_bdlora": methods.BdLoraSpec,
+}
+HANDED_WHOLE = {schema.TrainerSpec: SFTConfig}
+HANDED_WHOLE |= {kind: PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())] for name, kind in METHODS.items()}
+HANDED_WHOLE |= {kind: PARTS[name] for name, kind in PART_SPECS.items()}
 # These only check, or only show.
-NO_READERS = {"schema.py", "checks.py", "action_checks.py", "config.py"}
+NO_READERS = {"schema.py", "checks.py", "action_checks.py", "method_checks.py", "config.py"}
 
 
 def specs() -> list[type]:
@@ -48,7 +67,7 @@ def test_every_field_is_read(spec):
 
 @pytest.mark.parametrize("spec", list(HANDED_WHOLE), ids=lambda spec: spec.__name__)
 def test_fields_of_groups_handed_whole_are_the_librarys(spec):
-    names = {field.name for field in dataclasses.fields(spec)} - {"method"}
+    names = {field.name for field in dataclasses.fields(spec)} - set(OURS)
     assert names <= {field.name for field in dataclasses.fields(HANDED_WHOLE[spec])}
 
 
@@ -59,4 +78,9 @@ def test_groups_are_handed_over_in_one_place_each():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("LoraConfig", "SFTConfig")
     ]
-    assert sorted(calls) == ["attach.py", "sft.py"]
+    assert calls == ["sft.py"]
+
+
+def test_our_own_fields_of_a_method_are_read():
+    assert set(OURS) - {"method"} <= fields_read() | {"calibration_rows"}
+    assert {field.name for field in dataclasses.fields(methods.LoraSpec)} >= set(OURS)

@@ -1,5 +1,6 @@
 """Make one adapter of several, without training; measure it against their weighted sum; save it as any other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ NOTABLE = 0.01  # relative error from which it is said aloud that there are clos
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The combination in `action.output_dir`, or `adapter/` in the run folder."""
+    spec = replace(spec, model=model.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, CombineAction)
     place = device.resolve(spec.device)

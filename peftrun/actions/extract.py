@@ -1,5 +1,6 @@
 """Make an adapter of what full fine-tuning has changed, say what it leaves out, and save it as any other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peftrun.schema import ExtractAction, LoraSpec, RunSpec
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The adapter in `action.output_dir`, or `adapter/` in the run folder."""
+    spec = replace(spec, model=model.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, ExtractAction) and isinstance(spec.lora, LoraSpec)
     place = device.resolve(spec.device)

@@ -1,7 +1,7 @@
 """Write a full model that needs no adapter, tensor by tensor; read the written files again and prove them equal."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,14 @@ class _Evidence:
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The merged model in `action.output_dir`, or `merged/` in the run folder; base and adapter stay as they are."""
+    spec = replace(spec, model=model.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, MergeAction)
     place = device.resolve(spec.device)
     name = spec.active or next(iter(spec.adapter))
+    in_memory.check(
+        artifacts.read_json(adapter_folder.locate(spec.adapter[name], name) / artifacts.ADAPTER_CONFIG), name
+    )
     base = model.locate(spec.model)
     model.check_full_precision(base, model.portable_name(spec.model))
     mark = fingerprint.of_model(base)
@@ -85,8 +89,9 @@ def _write(spec: RunSpec, place: Device, name: str, base: Path, folder: Path) ->
     """Whether the merge was streamed."""
     assert isinstance(spec.action, MergeAction)
     dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)
-    net = skeleton.build(base, spec.model, spec.adapter[name], name)
     try:
+        _check_streams(spec.adapter[name], name)
+        net = skeleton.build(base, spec.model, spec.adapter[name], name)
         start = skeleton.starts_from_base(net, name)
         if start is not None:
             raise streaming.NotStreamableError(
@@ -103,6 +108,14 @@ def _write(spec: RunSpec, place: Device, name: str, base: Path, folder: Path) ->
         in_memory.write(whole, loaded, folder, dtype or device.dtype_of(in_memory.stored_dtype(base)))
         return False
     return True
+
+
+def _check_streams(path: str, name: str) -> None:
+    kind = artifacts.read_json(adapter_folder.locate(path, name) / artifacts.ADAPTER_CONFIG).get("peft_type")
+    if kind in streaming.IN_MEMORY:
+        raise streaming.NotStreamableError(
+            f"{kind} adapters take parts of themselves from the base's weights or from random numbers"
+        )
 
 
 def _prove(spec: RunSpec, place: Device, folder: Path, evidence: _Evidence, dtype: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import set_seed
 from peftrun import artifacts, console, device, heads, model
 from peftrun.adapter import attach, load, save
 from peftrun.result import RunResult
-from peftrun.schema import LoraSpec, RunSpec, SaveAction
+from peftrun.schema import RunSpec, SaveAction
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -25,7 +25,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if spec.adapter:
         save.save(net, base, target, fresh=fresh, names=spec.action.adapters, dtype=dtype)
     else:
-        assert isinstance(spec.lora, LoraSpec)
         with save.initial_kept(net, spec.lora, out_dir) as initial:
             save.save(net, base, target, fresh=fresh, dtype=dtype, initial=initial)
     names = spec.action.adapters or list(net.peft_config)
@@ -55,7 +54,6 @@ def _given(names: list[str], target: Path) -> str:
 def _open(spec: RunSpec, base: Any) -> tuple[Any, set[str], dict[str, Any]]:
     """The adapted model, the names of adapters that were never trained, and facts for the record."""
     if not spec.adapter:
-        assert isinstance(spec.lora, LoraSpec)
         return attach.attach(base, spec.lora, spec.seed).eval(), {"default"}, {}
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
     return net, {proof.name for proof in proofs if proof.fresh}, {"adapters": [proof.as_dict() for proof in proofs]}

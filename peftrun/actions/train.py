@@ -8,16 +8,17 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import DataCollatorForSeq2Seq, set_seed
 
 from peftrun import artifacts, console, device, heads, model, tasks
-from peftrun.adapter import attach, save
+from peftrun.adapter import attach, nature, optimizers, save
 from peftrun.console import figures, megabytes, short
 from peftrun.device import Device
-from peftrun.errors import DataError
+from peftrun.errors import ConfigError, DataError
+from peftrun.methods import NoAdapter
 from peftrun.model import Base
 from peftrun.result import RunResult
-from peftrun.schema import LoraSpec, RunSpec, TrainAction
+from peftrun.schema import RunSpec, TrainAction
 from peftrun.training import checkpoints, sft
 
 
@@ -40,7 +41,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     job = _prepare(spec, out_dir)
     assert isinstance(spec.action, TrainAction)
     before = _evaluate(job, job.base.model, "before") if spec.action.evaluate_before else {}
-    steps = _train_adapter if isinstance(spec.lora, LoraSpec) else _train_whole
+    steps = _train_whole if isinstance(spec.lora, NoAdapter) else _train_adapter
     return steps(job, before)
 
 
@@ -59,20 +60,19 @@ def _prepare(spec: RunSpec, out_dir: Path) -> _Job:
 
 def _dtype(spec: RunSpec) -> torch.dtype | None:
     """Full fine-tuning updates the weights themselves, and bfloat16 rounds small updates away: float32 unless asked otherwise."""
-    if isinstance(spec.lora, LoraSpec) or spec.device.dtype != "auto":
+    if not isinstance(spec.lora, NoAdapter) or spec.device.dtype != "auto":
         return None
     console.say("lora=none: every weight is trained, in float32 (device.dtype=bfloat16 to choose otherwise)")
     return torch.float32
 
 
 def _train_adapter(job: _Job, before: dict[str, float]) -> RunResult:
-    assert isinstance(job.spec.lora, LoraSpec)
-    adapted = attach.attach(job.base, job.spec.lora, job.spec.seed)
+    adapted = attach.attach(job.base, job.spec.lora, job.spec.seed, _start(job))
     trainable, total = attach.trainable(adapted)
     console.say(f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     target = job.out_dir / artifacts.ADAPTER
     with save.initial_kept(adapted, job.spec.lora, job.out_dir) as initial:
-        fitted = _fit(job, adapted)
+        fitted = _fit(job, adapted, _method(job, adapted))
         after = _evaluate(job, adapted, "after")
         save.save(adapted, job.base, target, fresh=set(), initial=initial)
     size, base_size, here = artifacts.size_of(target), job.base.size(), short(job.out_dir)
@@ -118,7 +118,38 @@ def _evaluate(job: _Job, net: Any, when: str) -> dict[str, float]:
     return found
 
 
-def _fit(job: _Job, net: Any) -> sft.Fitted:
+def _start(job: _Job) -> attach.Start:
+    """What a method may ask of the training ahead; its rows only where it looks at them."""
+    rows, trainer = job.rows.for_training(), job.spec.trainer
+    steps = sft.steps(trainer, len(rows))
+    if not attach.needs_rows(job.spec.lora):
+        return attach.Start([], steps)
+    chosen, size = rows[: getattr(job.spec.lora, "calibration_rows", 0)], trainer.per_device_train_batch_size
+    collate = job.kind.collator(job.base.tokenizer) if job.base.head else DataCollatorForSeq2Seq(job.base.tokenizer)
+    batches = [collate(chosen[begin : begin + size]) for begin in range(0, len(chosen), size)]
+    place = job.base.model.device
+    return attach.Start([{key: value.to(place) for key, value in batch.items()} for batch in batches], steps)
+
+
+def _collator(job: _Job, net: Any) -> Any:
+    """None: TRL's own for language models, whose loss passes by an output layer that is adapted."""
+    if job.base.head:
+        return job.kind.collator(job.base.tokenizer)
+    if not nature.adapts_output(net):
+        return None
+    if job.spec.trainer.packing:
+        raise ConfigError(
+            "trainer.packing=true: cannot be used where the output layer is adapted; type trainer.packing=false"
+        )
+    return DataCollatorForSeq2Seq(job.base.tokenizer)
+
+
+def _method(job: _Job, net: Any) -> sft.Method:
+    lora, decay = job.spec.lora, job.spec.trainer.weight_decay
+    return sft.Method(lambda made_by, given: optimizers.of(net, lora, made_by, given, decay), attach.each_step(net))
+
+
+def _fit(job: _Job, net: Any, method: sft.Method = sft.PLAIN) -> sft.Fitted:
     fitted = sft.fit(
         net,
         job.base.tokenizer,
@@ -129,7 +160,8 @@ def _fit(job: _Job, net: Any) -> sft.Fitted:
         max_length=job.spec.task.max_length,
         out_dir=job.out_dir,
         checkpoint=job.checkpoint,
-        collator=job.kind.collator(job.base.tokenizer) if job.base.head else None,
+        collator=_collator(job, net),
+        method=method,
     )
     job.timings["train_seconds"] = round(fitted.seconds, 2)
     return fitted

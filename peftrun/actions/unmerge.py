@@ -1,5 +1,6 @@
 """Take an adapter out of a merged model again, in float32, and hold the result against the base's fingerprint."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
     Raises: AdapterError: another adapter was merged, or this one replaced values that are kept nowhere.
     """
+    spec = replace(spec, model=model.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, UnmergeAction)
     merged = model.locate(spec.model)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.variants import BdLoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun import adapter_folder, console, heads
-from peftrun.adapter import company, probe
-from peftrun.artifacts import ADAPTER_WEIGHTS
+from peftrun.adapter import company, nature, probe
+from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from peftrun.errors import AdapterError, ProofError
 from peftrun.fingerprint import Fingerprint
 from peftrun.model import Base
@@ -104,12 +105,15 @@ def _is_for(mark: Fingerprint, known: dict[str, Any] | None) -> bool:
 
 def _add_all(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The base with all adapters, and for each the logits without it."""
-    model, plain = None, probe.logits(base.model, base.tokenizer)
+    model, plain = None, {}
+    for name, folder in folders.items():
+        call = read_json(folder / ADAPTER_CONFIG).get("alora_invocation_tokens")
+        plain[name] = probe.logits(base.model, base.tokenizer, call)
     for name, folder in folders.items():
         if heads.of_adapter(str(folder), name):
             raise AdapterError(f"adapter.{name}={folder}: is a classifier's and cannot stand beside a language model's")
         model = _add(base, base.model, model, name, folder)
-    return model, dict.fromkeys(folders, plain)
+    return model, plain
 
 
 def _add_classifiers(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -143,12 +147,12 @@ def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor)
     model.set_adapter(name)
     known = adapter_folder.facts(folder) or {}
     norms = delta_norms(model, name)
-    adapted = probe.logits(model, base.tokenizer)
+    adapted = probe.logits(model, base.tokenizer, nature.calls(model))
     proof = LoadProof(
         name=name,
         path=str(folder),
         tensors=_check_tensors(company.member(model, name), name, folder),
-        modules=len(_adapted(model, name)),
+        modules=len(_adapted(model, name)) or int(name in getattr(model, "prompt_encoder", ())),
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         fresh=bool(known.get("fresh")),
@@ -200,8 +204,12 @@ def _first(names: list[str]) -> str:
 
 
 def delta_norms(model: Any, name: str) -> dict[str, float]:
-    """Frobenius norm of scaling · B·A of each LoRA module, from r × r products alone."""
-    return {key: _delta_norm(module, name) for key, module in _adapted(model, name) if isinstance(module, LoraLayer)}
+    """Frobenius norm of scaling · B·A of each LoRA module (not of BD-LoRA's blocks), from r × r products alone."""
+    return {
+        key: _delta_norm(module, name)
+        for key, module in _adapted(model, name)
+        if isinstance(module, LoraLayer) and not isinstance(module.lora_variant.get(name), BdLoraLinearVariant)
+    }
 
 
 def _adapted(model: Any, name: str) -> list[tuple[str, Any]]:
@@ -213,12 +221,19 @@ def _adapted(model: Any, name: str) -> list[tuple[str, Any]]:
 def _delta_norm(module: Any, name: str) -> float:
     if name in module.lora_embedding_A:
         down, up = module.lora_embedding_A[name], module.lora_embedding_B[name]
-    elif isinstance(module.lora_A, torch.nn.ModuleDict):
+    elif _is_pair(module, name):
         down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    else:  # AdaLoRA: singular values between the two, and no Linear around them
+    else:  # AdaLoRA's singular values, experts: no plain product of two Linears
         return float(torch.linalg.vector_norm(module.get_delta_weight(name).float()))
     down, up = down.detach().float().flatten(1), up.detach().float().flatten(1)
     return float(module.scaling[name] * ((down @ down.T) * (up.T @ up)).sum().clamp(min=0).sqrt())
+
+
+def _is_pair(module: Any, name: str) -> bool:
+    if not isinstance(module.lora_A, torch.nn.ModuleDict) or hasattr(module, "parameter_name"):
+        return False
+    down, up = module.lora_A[name].weight, module.lora_B[name].weight
+    return bool(down.shape[0] == up.shape[1])
 
 
 def _dtype(base: Base) -> str:
@@ -226,7 +241,8 @@ def _dtype(base: Base) -> str:
 
 
 def _computed_in(base: Base) -> str:
-    return f"{base.model.device.type} {_dtype(base)}"
+    held = f" {base.spec.quantization}" if base.spec.quantization else ""
+    return f"{base.model.device.type} {_dtype(base)}{held}"
 
 
 def kept_probe(base: Base, model: Any) -> dict[str, Any]:
@@ -234,7 +250,7 @@ def kept_probe(base: Base, model: Any) -> dict[str, Any]:
 
     Raises: ProofError: a logit is not a finite number.
     """
-    found = probe.logits(model, base.tokenizer)
+    found = probe.logits(model, base.tokenizer, nature.calls(model))
     if not found.isfinite().all():
         raise ProofError(
             "the adapter answers with logits that are no finite numbers, so training has diverged; no adapter was saved. "

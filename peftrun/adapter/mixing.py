@@ -14,6 +14,14 @@ from peftrun.errors import AdapterError
 from peftrun.prompts import BASE
 
 Names = Sequence[str | None]  # an adapter, BASE, or None: the active one
+APART = (
+    "use_dora",
+    "modules_to_save",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+    "target_parameters",
+    "use_bdlora",
+)
 PLAIN = "__base__"  # PEFT's word for BASE
 
 
@@ -34,7 +42,7 @@ def cannot(net: Any, names: Names) -> str | None:
         kind = getattr(config.peft_type, "value", config.peft_type)
         if kind != "LORA":
             return f"adapter {name} is of type {kind}"
-        own = next((key for key in ("use_dora", "modules_to_save") if getattr(config, key, None)), None)
+        own = next((key for key in APART if getattr(config, key, None)), None)
         if own:
             return f"adapter {name} has {own}"
     return None

@@ -18,15 +18,18 @@ TOLERANCE = {"float32": 1e-2, "bfloat16": 2.0, "float16": 0.25}
 
 
 @torch.inference_mode()
-def logits(model: Any, tokenizer: Any) -> torch.Tensor:
-    """Logits at every real token of the probes (of a text classifier, of every probe): (tokens, choices), float32, on the CPU."""
-    batch = tokenizer(list(PROMPTS), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+def logits(model: Any, tokenizer: Any, call: list[int] | None = None) -> torch.Tensor:
+    """Logits at every real token of the probes, virtual ones left out (of a text classifier, of every probe): (tokens, choices), float32, on the CPU."""
+    given = tokenizer(list(PROMPTS), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    # after the text that calls an adapter, something that it can change
+    rows = [[*ids, *call, *ids[:KEPT]] if call else ids for ids in given]
+    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     was_training = model.training
     model.eval()
     out = model(input_ids=ids, attention_mask=mask).logits
     model.train(was_training)
-    return (out[mask.bool()] if out.dim() == 3 else out).float().cpu()
+    return (out[:, -ids.shape[1] :][mask.bool()] if out.dim() == 3 else out).float().cpu()
 
 
 @torch.inference_mode()

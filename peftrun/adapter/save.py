@@ -15,7 +15,6 @@ from peftrun.adapter.attach import changes_base
 from peftrun.adapter.company import member
 from peftrun.adapter.load import kept_probe
 from peftrun.model import Base
-from peftrun.schema import LoraSpec
 from peftrun.versions import version_of
 
 INITIAL = "untrained"
@@ -45,7 +44,7 @@ def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[s
 
 
 @contextmanager
-def initial_kept(model: Any, lora: LoraSpec, out_dir: Path) -> Iterator[Path | None]:
+def initial_kept(model: Any, lora: Any, out_dir: Path) -> Iterator[Path | None]:
     """The untrained adapter on disk for as long as the block runs, where saving will need it; else None."""
     if not changes_base(lora):
         yield None

@@ -13,6 +13,29 @@ from peftrun.model import Base
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
+VIRTUAL = (
+    "PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "CARTRIDGE",
+    "MULTITASK_PROMPT_TUNING",
+    "CPT",
+    "ADAPTION_PROMPT",
+)
+
+
+def check(config: dict[str, Any], name: str) -> None:
+    """Raises: AdapterError: an adapter with this `adapter_config.json` is no change to the weights, so nothing can be merged."""
+    kind = config.get("peft_type")
+    why = "puts virtual tokens before the input" if kind in VIRTUAL else None
+    if config.get("alora_invocation_tokens"):
+        why = "is on only after a text that calls it"
+    if why:
+        raise AdapterError(
+            f"adapter.{name}: cannot merge this {kind} adapter, which {why}; keep it as an adapter on its base"
+        )
+
+
 def write(model: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
     """Writes the merged weights, rounded once to `dtype`, and the tokenizer into `folder`. `model` is used up.
 

@@ -29,6 +29,10 @@ CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 NOT_COMPANIONS = (".index.json", "adapter_config.json", "peftrun.json", "record.json")
 
 
+# Methods whose layers, made without weights, are not what they were.
+IN_MEMORY = ("ADALORA", "ADAMSS", "FROD", "SHIRA", "UNILORA")
+
+
 class NotStreamableError(Exception):
     """Why this merge needs the whole model in memory."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from peftrun import console
-from peftrun.adapter import mixing
+from peftrun.adapter import mixing, nature
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
 from peftrun.tasks.data import Example, digest, load_examples
@@ -86,7 +86,7 @@ def scored(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> list
     found = []
     for batch in _batches(rows, batch_size):
         with mixing.answering(model, [row.adapter for row in batch]):
-            each = _score(model, batch, tokenizer.pad_token_id)
+            each = (_score_whole if nature.reads_whole(model) else _score)(model, batch, tokenizer.pad_token_id)
         for row, scores in zip(batch, each, strict=True):
             likeliest = min(range(len(scores)), key=lambda k: scores[k][0])
             found.append(Score(row, *scores[row.answer], likeliest == row.answer))
@@ -195,10 +195,27 @@ def _score_candidates(
             use_cache=True,
         )
         logits = torch.cat([logits, more.logits], dim=1)
+    return [_judged(logits[i, :n], ids[i, :n]) for i, n in enumerate(lengths)]
+
+
+def _judged(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, int, bool]:
     logs = logits.float().log_softmax(-1)
-    nats = -logs.gather(-1, ids[..., None])[..., 0]
-    first = logs.argmax(-1) == ids
-    return [(nats[i, :n].sum().item(), n, bool(first[i, :n].all())) for i, n in enumerate(lengths)]
+    nats = -logs.gather(-1, ids[:, None]).sum()
+    return nats.item(), len(ids), bool((logs.argmax(-1) == ids).all())
+
+
+def _score_whole(model: Any, rows: list[Row], pad: int) -> list[list[tuple[float, int, bool]]]:
+    """The same for adapters that must see a row in one piece: prompt and candidate in one pass, each candidate of its own."""
+    scores = []
+    for k in range(len(rows[0].candidates)):
+        both = [row.prompt + row.candidates[k] for row in rows]
+        width = max(map(len, both))
+        ids = torch.tensor([one + [pad] * (width - len(one)) for one in both], device=model.device)
+        mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in both], device=model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -width:]
+        spans = [(len(row.prompt), len(one)) for row, one in zip(rows, both, strict=True)]
+        scores.append([_judged(logits[i, a - 1 : b - 1], ids[i, a:b]) for i, (a, b) in enumerate(spans)])
+    return [list(each) for each in zip(*scores, strict=True)]
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,7 @@ def answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> Ite
         batch = ordered[start : start + batch_size]
         padded = tokenizer.pad({"input_ids": [row.ids for row in batch]}, return_tensors="pt").to(model.device)
         found = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits.float().cpu()
+        found = found[:, -padded["input_ids"].shape[1] :] if found.dim() == 3 else found  # virtual tokens come first
         for row, mask, logits in zip(batch, padded["attention_mask"].bool().cpu(), found, strict=True):
             yield row, logits[mask] if logits.dim() == 2 else logits
     model.train(was_training)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
+from peftrun.adapter import nature
 from peftrun.tasks.causal_lm import IGNORED
 
 WORTH_IT = 0.5  # share of positions above which picking them out saves too little
@@ -46,6 +47,7 @@ class AnswerTrainer(SFTTrainer):
             and self.label_smoother is None
             and self.args.loss_type == "nll"
             and not self.aux_loss_enabled
+            and not nature.own_loss(self.accelerator.unwrap_model(self.model))
         )
         if (
             not plain

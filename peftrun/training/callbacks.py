@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from peftrun.training.checkpoints import mark_complete
 class Report(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows where training is."""
 
-    def __init__(self, metrics_file: Path) -> None:
-        self.metrics_file = metrics_file
+    def __init__(self, metrics_file: Path, each_step: Callable[[int], None] | None = None) -> None:
+        self.metrics_file, self.each_step = metrics_file, each_step
         self.tokens = 0.0
         self.bar: Any = None
 
@@ -27,6 +28,11 @@ class Report(TrainerCallback):
             self.bar = console.progress_bar()
             self.bar.start()
             self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What the adapter's method does once the weights have moved, gradients still there."""
+        if self.each_step:
+            self.each_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Moves the bar."""

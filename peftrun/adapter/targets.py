@@ -1,0 +1,96 @@
+"""Whether what a config names is in the model: PEFT passes over a name that matches nothing if another matches."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from itertools import combinations
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from peftrun.errors import ConfigError
+
+LINEAR = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+ANY_MODULE = ("ln_tuning", "trainable_tokens")  # methods whose targets are no linear layers
+
+
+def check(model: Any, lora: Any) -> None:
+    """Raises: ConfigError: a name, pattern, layer or token number of the config is not in the model; one line each."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
+    everything = [name for name, _ in model.named_modules() if name]
+    asked = {
+        "target_modules": everything if lora.method in ANY_MODULE else linear,
+        "exclude_modules": everything,
+        "modules_to_save": everything,
+        "feedforward_modules": linear,
+        "target_parameters": [name for name, _ in model.named_parameters()],
+    }
+    problems = [
+        _no_match(f"lora.{key}", entry, known)
+        for key, known in asked.items()
+        for entry in _absent(getattr(lora, key, None), known)
+    ]
+    problems += [
+        line
+        for key in ("rank_pattern", "alpha_pattern")
+        for line in _patterns(f"lora.{key}", getattr(lora, key, None) or {}, linear)
+    ]
+    problems += _layers(model, lora) + _tokens(model, lora)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _patterns(key: str, pattern: dict[str, int], names: list[str]) -> list[str]:
+    # as PEFT reads the keys of a pattern: a regular expression for the end of a module's name
+    found = {one: {name for name in names if re.match(rf"(.*\.)?({one})$", name)} for one in pattern}
+    absent = [_no_match(key, entry, names) for entry, matched in found.items() if not matched]
+    return absent + _overlaps(key, pattern, found)
+
+
+def _overlaps(key: str, pattern: dict[str, int], found: dict[str, set[str]]) -> list[str]:
+    """PEFT lets the first pattern decide, and sorts them when it saves: another one may be first then."""
+    return [
+        f"{key}: {one} ({pattern[one]}) and {other} ({pattern[other]}) both match {min(found[one] & found[other])}, and which of them "
+        "counts may change when the adapter is saved; write patterns that do not overlap"
+        for one, other in combinations(pattern, 2)
+        if pattern[one] != pattern[other] and found[one] & found[other]
+    ]
+
+
+def _layers(model: Any, lora: Any) -> list[str]:
+    layers = model.config.get_text_config().num_hidden_layers
+    return [
+        f"lora.layers_to_transform={layer}: this model's layers are 0 to {layers - 1}; type one of them"
+        for layer in getattr(lora, "layers_to_transform", None) or []
+        if not 0 <= layer < layers
+    ]
+
+
+def _tokens(model: Any, lora: Any) -> list[str]:
+    keys = {"trainable_token_indices", "token_indices"}
+    found = [(key, getattr(lora, key, None) or []) for key in keys]
+    size = model.get_input_embeddings().weight.shape[0]
+    return [
+        f"lora.{key}={number}: this model's token ids are 0 to {size - 1}; type some of them"
+        for key, given in found
+        for number in (given if isinstance(given, list) else [one for ids in given.values() for one in ids])
+        if not 0 <= number < size
+    ]
+
+
+def _absent(entries: Iterable[str] | str | None, names: list[str]) -> list[str]:
+    """Entries that PEFT would match with no module.
+
+    It compares a list's entries with whole names and with their ends after a dot; a text is one regular expression.
+    """
+    if isinstance(entries, str):
+        found = entries == "all-linear" or any(re.fullmatch(entries, name) for name in names)
+        return [] if found else [entries]
+    return [entry for entry in entries or [] if not any(name == entry or name.endswith(f".{entry}") for name in names)]
+
+
+def _no_match(key: str, entry: str, names: list[str]) -> str:
+    ends = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
+    near = get_close_matches(entry, ends, n=1, cutoff=0.0)
+    return f"{key}={entry}: matches no module of this model; modules: {', '.join(ends)}; type {key}=[{near[0]}]"

@@ -1,0 +1,107 @@
+"""What must hold between an adapter's method, the base it is put on and the way it is trained; light."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from peftrun.methods import AdaLoraSpec, LoraSpec, NoAdapter
+
+Lines = Iterator[str]
+CONVERTED = ("pissa", "olora", "corda", "lora_ga")
+CALIBRATED = ("eva", "corda", "lora_ga")
+VIRTUAL = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")
+
+
+def patterns(lora: Any) -> Lines:
+    """Texts that are regular expressions must be some."""
+    for key in ("target_modules", "exclude_modules"):
+        value = getattr(lora, key, None)
+        try:
+            re.compile(value if isinstance(value, str) else "")
+        except re.error as error:
+            yield (
+                f"lora.{key}={value}: a text is a regular expression for whole module names, and this is none ({error}); "
+                f"mend it, or type names: lora.{key}=[q_proj,v_proj]"
+            )
+
+
+def converted(lora: Any) -> Lines:
+    """Initialisations that change the base: what is saved is converted to fit the untouched base.
+
+    PEFT can do so for plain LoRA of one rank.
+    """
+    if not isinstance(lora, LoraSpec) or not str(lora.init_lora_weights).startswith(CONVERTED):
+        return
+    for key, wrong in {
+        "lora.use_dora": lora.use_dora,
+        "lora.rank_pattern": bool(lora.rank_pattern),
+        "lora.alpha_pattern": bool(lora.alpha_pattern),
+        "lora.bias": lora.bias != "none",
+        "lora.lora_bias": lora.lora_bias,
+        "lora.target_parameters": bool(lora.target_parameters),
+        "lora.use_bdlora": lora.use_bdlora is not None,
+    }.items():
+        if wrong:
+            yield (
+                f"{key}: cannot be combined with lora.init_lora_weights={lora.init_lora_weights}, whose adapters are "
+                f"converted to fit the untouched base; leave {key} at its default"
+            )
+
+
+def optimizer(lora: Any, trainer: Any) -> Lines:
+    """LoRA+ and LoRA-FA bring optimisers of their own."""
+    if not isinstance(lora, LoraSpec):
+        return
+    if lora.lora_fa and lora.loraplus_lr_ratio is not None:
+        yield "lora.loraplus_lr_ratio: LoRA+ and lora.lora_fa=true are two optimisers; type lora.loraplus_lr_ratio=null"
+    for key, wrong in {"lora.use_dora": lora.use_dora, "lora.lora_bias": lora.lora_bias}.items():
+        if lora.lora_fa and wrong:
+            yield f"{key}=true: LoRA-FA pairs each A with its B and knows no other weights; type {key}=false"
+    if (lora.lora_fa or lora.loraplus_lr_ratio) and not trainer.optim.startswith("adamw"):
+        yield f"trainer.optim={trainer.optim}: LoRA+ and LoRA-FA are variants of AdamW; type trainer.optim=adamw_torch"
+
+
+def rows(lora: Any, action: Any) -> Lines:
+    """Initialisations that look at training rows belong to a run that reads some."""
+    start = getattr(lora, "init_lora_weights", None)
+    adapter_wanted = action.name in ("save", "extract")
+    if start in CALIBRATED and adapter_wanted:
+        yield f"lora.init_lora_weights={start}: starts from training rows, and action={action.name} reads none; type action=train"
+
+
+def adalora(lora: Any, trainer: Any, action: Any) -> Lines:
+    """AdaLoRA's schedule must end before the run does."""
+    if not isinstance(lora, AdaLoraSpec):
+        return
+    if 0 < trainer.max_steps <= lora.tinit + lora.tfinal and action.name == "train":
+        yield (
+            f"lora.tinit={lora.tinit}: with lora.tfinal={lora.tfinal} leaves no step of trainer.max_steps={trainer.max_steps} to "
+            f"move rank; type lora.tinit={trainer.max_steps // 6} lora.tfinal={trainer.max_steps // 3}"
+        )
+    if action.name == "train" and action.resume:
+        yield "action.resume: AdaLoRA's importance scores are in no checkpoint, so it cannot be continued exactly; omit action.resume"
+    if lora.target_r > lora.init_r:
+        yield f"lora.target_r={lora.target_r}: must not be above lora.init_r={lora.init_r}; type lora.target_r={lora.init_r}"
+
+
+def packed(lora: Any, trainer: Any) -> Lines:
+    """What is put before each input cannot be put before each of several texts in one row."""
+    alora = getattr(lora, "alora_invocation_tokens", None)
+    if trainer.packing and (lora.method in VIRTUAL or alora):
+        yield f"trainer.packing=true: lora.method={lora.method} works on each text by itself; type trainer.packing=false"
+
+
+def quantized(lora: Any, model: Any, action: Any) -> Lines:
+    """What a base in few bits can carry."""
+    key = f"model.quantization={model.quantization}"
+    if model.quantization is not None and isinstance(lora, NoAdapter) and action.name == "train":
+        yield f"{key}: rounded weights cannot be trained themselves; type lora=lora, or model.quantization=null"
+    if model.quantization == "int8" and getattr(lora, "use_dora", False):
+        yield f"{key}: PEFT cannot read int8 weights back for DoRA's norms; type model.quantization=nf4, or lora.use_dora=false"
+    if getattr(lora, "init_lora_weights", None) == "loftq" and model.quantization not in ("nf4", "fp4"):
+        yield f"{key}: LoftQ starts from what 4-bit rounding took from the base; type model.quantization=nf4"
+    if str(getattr(lora, "init_lora_weights", "")).startswith(CONVERTED) and model.quantization is not None:
+        yield (
+            f"{key}: lora.init_lora_weights={lora.init_lora_weights} moves part of the base's weights, which rounding forbids; "
+            "type lora.init_lora_weights=loftq, or model.quantization=null"
+        )

@@ -1,0 +1,132 @@
+"""Group `lora`, first part: LoRA in all its variants, AdaLoRA, and no adapter at all. Field names are PEFT's own."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Positive = Annotated[int, Field(ge=1, examples=[1])]
+Rank = Annotated[int, Field(ge=1, examples=[16])]
+Dropout = Annotated[float, Field(ge=0, lt=1, examples=[0.05])]
+Names = Annotated[list[str] | str, Field(min_length=1, examples=["all-linear"])]
+INITS = r"^(gaussian|orthogonal|olora|eva|corda|lora_ga|loftq|pissa|pissa_niter_\d+)$"
+
+
+@dataclass(config=STRICT)
+class NoAdapter:
+    """Full fine-tuning: the reference that adapters are compared with."""
+
+    method: Literal["none"]
+
+
+@dataclass(config=STRICT)
+class Targets:
+    """What most methods share."""
+
+    method: str
+    target_modules: Names
+    modules_to_save: list[str] | None
+
+
+@dataclass(config=STRICT)
+class LayerTargets(Targets):
+    """What those share that may be kept to some layers."""
+
+    layers_to_transform: list[int] | None
+
+
+@dataclass(config=STRICT)
+class EvaSpec:
+    """How EVA spreads ranks over layers; goes to `peft.EvaConfig`."""
+
+    rho: Annotated[float, Field(ge=1, examples=[2.0])]
+    tau: Annotated[float, Field(ge=0, le=1, examples=[0.99])]
+    use_label_mask: bool
+
+
+@dataclass(config=STRICT)
+class CordaSpec:
+    """Which directions CorDA adapts; goes to `peft.CordaConfig`."""
+
+    corda_method: Literal["ipm", "kpm"]
+
+
+@dataclass(config=STRICT)
+class LoraGaSpec:
+    """How LoRA-GA reads the first gradients; goes to `peft.LoraGAConfig`."""
+
+    direction: Literal["ArBr", "A2rBr", "ArB2r", "random"]
+    scale: Literal["stable", "weight_svd", "gd_scale", "unit"]
+    stable_gamma: Positive
+
+
+@dataclass(config=STRICT)
+class VeloraSpec:
+    """How VeLoRA compresses what the backward pass keeps; goes to `peft.VeloraConfig`."""
+
+    num_groups: Positive
+    scale: Annotated[float, Field(gt=0, examples=[1.0])]
+    init_type: Literal["batch_average", "batch_average_once", "random"]
+
+
+@dataclass(config=STRICT)
+class BdLoraSpec:
+    """Which of the two matrices of a module is block-diagonal; goes to `peft.BdLoraConfig`."""
+
+    target_modules_bd_a: list[str] | None
+    target_modules_bd_b: list[str] | None
+    nblocks: Positive
+    match_strict: bool
+
+
+@dataclass(config=STRICT)
+class LoraSpec:
+    """Fields go to `peft.LoraConfig` under their own names; the last three say how it is started and trained."""
+
+    method: Literal["lora"]
+    r: Rank
+    lora_alpha: Annotated[int, Field(ge=1, examples=[32])]
+    target_modules: Names | None  # null: none, where target_parameters names the experts
+    exclude_modules: list[str] | str | None
+    lora_dropout: Dropout
+    bias: Literal["none", "all", "lora_only"]
+    lora_bias: bool
+    modules_to_save: list[str] | None
+    init_lora_weights: bool | Annotated[str, Field(pattern=INITS)]
+    use_rslora: bool
+    use_dora: bool
+    rank_pattern: dict[str, Positive] | None
+    alpha_pattern: dict[str, Positive] | None
+    layers_to_transform: list[int] | None
+    target_parameters: list[str] | None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None
+    alora_invocation_tokens: list[int] | str | None
+    eva_config: EvaSpec | None
+    corda_config: CordaSpec | None
+    lora_ga_config: LoraGaSpec | None
+    velora_config: VeloraSpec | None
+    use_bdlora: BdLoraSpec | None
+    calibration_rows: Positive  # training rows that eva, corda and lora_ga look at
+    loraplus_lr_ratio: Annotated[float, Field(ge=1, examples=[16.0])] | None
+    lora_fa: bool
+
+
+@dataclass(config=STRICT)
+class AdaLoraSpec:
+    """Fields go to `peft.AdaLoraConfig`; its total_step is the run's own."""
+
+    method: Literal["adalora"]
+    target_r: Rank
+    init_r: Rank
+    lora_alpha: Annotated[int, Field(ge=1, examples=[32])]
+    lora_dropout: Dropout
+    tinit: Annotated[int, Field(ge=0, examples=[10])]
+    tfinal: Annotated[int, Field(ge=0, examples=[20])]
+    deltaT: Positive
+    beta1: Annotated[float, Field(gt=0, lt=1, examples=[0.85])]
+    beta2: Annotated[float, Field(gt=0, lt=1, examples=[0.85])]
+    orth_reg_weight: Annotated[float, Field(gt=0, examples=[0.5])]
+    target_modules: Names
+    modules_to_save: list[str] | None
+    layers_to_transform: list[int] | None

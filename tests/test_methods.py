@@ -1,0 +1,209 @@
+"""Every option of group `lora`: what only it does, then its whole life: trained, saved, reloaded as it was, merged where PEFT can."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY_STEPS
+from safetensors.torch import load_file
+
+from peftrun import paths
+from peftrun.adapter import attach, probe
+from peftrun.config import build
+from peftrun.device import Device
+from peftrun.model import load_base
+
+# What a tiny Llama (inputs 32 and 64, outputs 16, 32 and 64) needs said otherwise.
+FITTING = {
+    "adalora": ["lora.init_r=6", "lora.target_r=3", "lora.tinit=1", "lora.tfinal=1"],
+    "adaption_prompt": ["lora.adapter_layers=2"],
+    "adamss": ["lora.r=4"],
+    "alora": ["lora.alora_invocation_tokens='<|im_start|>assistant'"],
+    "bdlora": ["lora.use_bdlora.nblocks=2"],
+    "c3a": ["lora.block_size=16"],
+    "fourierft": ["lora.n_frequency=50"],
+    "oft": ["lora.oft_block_size=16"],
+    "psoft": ["lora.r=8"],
+    "randlora": ["lora.r=8"],
+    "road": ["lora.group_size=16"],
+    "trainable_tokens": ["lora.token_indices=[70,71,72]"],
+    "velora": ["lora.velora_config.num_groups=8"],
+    "vblora": ["lora.vector_length=16", "lora.num_vectors=16"],
+    "waveft": ["lora.n_frequency=50"],
+}
+NEEDS_MORE = {"experts", "loftq", "none"}  # a mixture of experts, a 4-bit base: tests of their own
+NOT_MERGED = {"adaption_prompt", "alora", "beft", "cartridge", "lily", "p_tuning", "prefix_tuning", "prompt_tuning"}
+STARTS_APART = {"c3a", "cartridge", "fourierft", "p_tuning", "prefix_tuning", "prompt_tuning", "unilora", "vblora"}
+OPTIONS = sorted(set(paths.group_options("lora")) - NEEDS_MORE)
+
+
+def run_of(model, *overrides):
+    from peftrun.composition import compose_run
+
+    return build(compose_run(["model=pretrained", f"model.name_or_path={model}", *overrides])[0])
+
+
+def rows(base, count=8):
+    ids = [base.tokenizer(f"Is {n} even? yes no good bad")["input_ids"][:9] for n in range(count)]
+    batch = torch.tensor(ids)
+    return [{"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch}]
+
+
+class Fresh:
+    """A fresh adapter on the tiny Llama, and the base's weights before it."""
+
+    def __init__(self, llama, option):
+        spec = run_of(llama, f"lora={option}", *FITTING.get(option, []))
+        self.base = load_base(spec.model, Device("cpu", torch.float32, ""))
+        self.before = {name: value.clone() for name, value in self.base.model.named_parameters()}
+        self.plain = probe.logits(self.base.model, self.base.tokenizer)
+        self.spec = spec.lora
+        self.net = attach.attach(self.base, spec.lora, 0, attach.Start(rows(self.base), 10))
+        self.names = {name for name, value in self.net.named_parameters() if value.requires_grad}
+        self.config = self.net.peft_config["default"]
+
+    @property
+    def q(self):
+        return self.net.base_model.model.model.layers[0].self_attn.q_proj
+
+    def weight(self, part):
+        return getattr(self.q, part)["default"].weight
+
+    def base_changed(self):
+        return not torch.equal(self.q.base_layer.weight, self.before["model.layers.0.self_attn.q_proj.weight"])
+
+    def all_named(self, *parts):
+        return bool(self.names) and all(any(part in name for part in parts) for name in self.names)
+
+    def sizes(self, part):
+        return {tuple(value.shape) for name, value in self.net.named_parameters() if f"q_proj.{part}" in name}
+
+
+def orthonormal(matrix):
+    return torch.allclose(matrix @ matrix.T, torch.eye(len(matrix)), atol=1e-4)
+
+
+EFFECTS = {
+    "lora": lambda it: it.q.scaling["default"] == 32 / 8 and not it.base_changed() and it.all_named("lora_A", "lora_B"),
+    "rslora": lambda it: math.isclose(it.q.scaling["default"], 32 / math.sqrt(8)),
+    "dora": lambda it: it.q.lora_magnitude_vector["default"].weight.shape == (32,),
+    "pissa": lambda it: it.base_changed() and it.weight("lora_B").abs().sum() > 0,
+    "olora": lambda it: it.base_changed() and orthonormal(it.weight("lora_B").T),
+    "eva": lambda it: not it.base_changed() and len(set(it.config.rank_pattern.values()) | {8}) > 1 and orthonormal(it.weight("lora_A")),
+    "corda": lambda it: it.base_changed() and it.weight("lora_B").abs().sum() > 0,
+    "lora_ga": lambda it: it.base_changed() and it.weight("lora_B").abs().sum() > 0,
+    "loraplus": lambda it: rates(it) == {"lora_A": 1e-3, "lora_B": pytest.approx(16e-3)},
+    "lora_fa": lambda it: it.all_named("lora_B") and it.weight("lora_A").abs().sum() > 0,
+    "alora": lambda it: it.base.tokenizer.decode(it.config.alora_invocation_tokens) == "<|im_start|>assistant",
+    "velora": lambda it: kept_by_backward(it) < kept_by_backward(Fresh(it.base.folder, "lora")),
+    "bdlora": lambda it: it.weight("lora_B").shape[1] * 2 == 8,
+    "by_pattern": lambda it: it.weight("lora_A").shape[0] == 16 and it.q.scaling["default"] == 64 / 16,
+    "tokens": lambda it: any("trainable_tokens_delta" in name for name in it.names) and any("lora_A" in name for name in it.names),
+    "adalora": lambda it: it.q.lora_E["default"].shape == (6, 1) and it.config.total_step == 10,
+    "adamss": lambda it: it.all_named("adamss"),
+    "adaption_prompt": lambda it: it.all_named("adaption_prompt", "adaption_gate"),
+    "beft": lambda it: it.sizes("beft_bias") == {(1, 32)} and it.all_named("beft_bias"),
+    "boft": lambda it: it.sizes("boft_R") == {(1, 8, 4, 4)},
+    "c3a": lambda it: it.sizes("c3a_kernel") == {(2, 2, 16)},
+    "cartridge": lambda it: it.net.prompt_encoder["default"].trainable_embedding.shape[0] == 19,
+    "deft": lambda it: it.sizes("deft_P") == {(32, 8)} and it.sizes("deft_R") == {(8, 32)},
+    "delora": lambda it: it.sizes("delora_lambda") == {(1,)},
+    "fourierft": lambda it: it.sizes("fourierft_spectrum") == {(50,)},
+    "frod": lambda it: it.all_named("frod_lambda"),
+    "glora": lambda it: it.all_named("glora_"),
+    "gralora": lambda it: it.sizes("gralora_A") == {(2, 16, 8)},
+    "hira": lambda it: it.sizes("hira_A") == {(16, 32)},
+    "hra": lambda it: it.sizes("hra_u") == {(32, 8)},
+    "ia3": lambda it: it.all_named("ia3_l") and it.net.base_model.model.model.layers[0].mlp.down_proj.is_feedforward,
+    "lily": lambda it: it.all_named("lily_"),
+    "ln_tuning": lambda it: it.all_named("ln_tuning_layers"),
+    "loha": lambda it: it.sizes("hada_w1_a") == {(32, 8)},
+    "lokr": lambda it: it.all_named("lokr_w"),
+    "miss": lambda it: it.all_named("miss_block"),
+    "oft": lambda it: it.sizes("oft_R") == {(2, 120)},
+    "osf": lambda it: it.all_named("_low"),
+    "p_tuning": lambda it: it.net.prompt_encoder["default"].embedding.weight.shape == (20, 32) and any("mlp_head" in n for n in it.names),
+    "peanut": lambda it: it.all_named("peanut_"),
+    "prefix_tuning": lambda it: it.net.prompt_encoder["default"].embedding.weight.shape == (20, 2 * 2 * 16),
+    "prompt_tuning": lambda it: from_vocabulary(it),  # noqa: PLW0108
+    "psoft": lambda it: it.all_named("psoft_"),
+    "pvera": lambda it: it.all_named("pvera_lambda"),
+    "randlora": lambda it: it.all_named("randlora_lambda", "randlora_gamma"),
+    "road": lambda it: it.all_named("road_theta", "road_alpha"),
+    "shira": lambda it: it.sizes("shira_weight") == {(8 * 64,)},
+    "supertuning": lambda it: it.all_named("supertuning_values"),
+    "tinylora": lambda it: it.all_named("tinylora_v"),
+    "trainable_tokens": lambda it: {tuple(p.shape) for p in it.net.parameters() if p.requires_grad} == {(3, 32)},
+    "unilora": lambda it: sum(p.numel() for p in it.net.parameters() if p.requires_grad) == 4096,
+    "vblora": lambda it: it.all_named("vblora_logits", "vblora_vector_bank"),
+    "vera": lambda it: it.all_named("vera_lambda"),
+    "waveft": lambda it: it.sizes("waveft_spectrum") == {(50,)},
+}  # fmt: skip
+
+
+def rates(it):
+    """The learning rate of each matrix under the optimiser that the method brings."""
+    from peftrun.adapter import optimizers
+
+    made = optimizers.of(it.net, it.spec, torch.optim.AdamW, {"lr": 1e-3}, 0.0)
+    names = {id(value): name for name, value in it.net.named_parameters()}
+    return {
+        next(part for part in ("lora_A", "lora_B") if part in names[id(one)]): group["lr"]
+        for group in made.param_groups
+        for one in group["params"]
+    }
+
+
+def kept_by_backward(it):
+    """Numbers that a forward pass keeps for the backward pass."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        it.net.train()(**rows(it.base)[0])
+    return sum(kept)
+
+
+def from_vocabulary(it):
+    """Each virtual token starts as a token of the vocabulary."""
+    made, words = it.net.prompt_encoder["default"].embedding.weight, it.net.word_embeddings.weight
+    return len(made) == 20 and all(bool((one == words).all(1).any()) for one in made)
+
+
+def test_every_adapter_option_has_its_effect_listed():
+    assert set(EFFECTS) | NEEDS_MORE == set(paths.group_options("lora"))
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def fresh(request, llama):
+    return request.param, Fresh(llama, request.param)
+
+
+def test_the_option_has_its_own_effect(fresh):
+    option, it = fresh
+    assert EFFECTS[option](it), sorted(it.names)[:6]
+
+
+def test_a_fresh_adapter_changes_no_answer_but_where_the_method_starts_elsewhere(fresh):
+    option, it = fresh
+    apart = probe.compare(it.plain, probe.logits(it.net, it.base.tokenizer))["max_logit_difference"]
+    assert apart > 1e-4 if option in STARTS_APART else apart < 2e-4
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_trained_saved_reloaded_is_the_same_and_merges(cli, llama, on_tiny, option):
+    overrides = [*on_tiny(llama), f"lora={option}", *FITTING.get(option, [])]
+    run = cli(*overrides, *TINY_STEPS)
+    assert run.code == 0, run.err
+    record = run.record()
+    assert (
+        record["trainable_parameters"] > 0 and record["metrics"]["before"]["loss"] != record["metrics"]["after"]["loss"]
+    )
+    assert load_file(run.run_dir / "adapter" / "adapter_model.safetensors")
+    again = cli(*overrides, "action=reload", f"adapter={run.run_dir}")
+    assert again.code == 0, again.err
+    assert again.record()["adapters"][0]["saved_difference"] < 2e-4
+    assert again.record()["metrics"]["loss"] == pytest.approx(record["metrics"]["after"]["loss"], rel=1e-3)
+    merged = cli(*overrides, "action=merge", f"adapter={run.run_dir}", "action.held_out_rows=0")
+    if option in NOT_MERGED:
+        assert merged.code == 1 and "cannot merge" in merged.err and not (merged.run_dir / "merged").exists()
+    else:
+        assert merged.code == 0, merged.err
