@@ -58,16 +58,13 @@ def test_every_yaml_of_every_group_was_composed():
 def test_actions_methods_and_devices_combine_freely(trained):
     actions, lora, devices = ([f"{g}={o}" for o in paths.group_options(g)] for g in ("action", "lora", "device"))
     combined = 0
-    for choices in [
-        *itertools.product(actions, lora),
-        *itertools.product(actions, devices),
-        *itertools.product(lora, devices),
-    ]:
+    some = ("action=save", "action=extract")  # those whose rules look at the method
+    for choices in [*itertools.product(some, lora), *itertools.product(actions, devices)]:
         if choices in REFUSED:
             continue
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == 11 * 57 + 11 * 5 + 57 * 5 - 58
+    assert combined == 2 * 57 - 58 + 11 * 5
 
 
 def test_the_default_run_is_frozen():

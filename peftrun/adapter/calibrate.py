@@ -61,7 +61,7 @@ def _from_rounding(base: Base, net: Any) -> None:
 
     stored = _SafetensorLoader(net, str(base.folder))
     for name, module in net.named_modules():
-        weight = getattr(getattr(module, "base_layer", None), "weight", None)
+        weight: Any = getattr(getattr(module, "base_layer", None), "weight", None)
         if not isinstance(module, LoraLayer) or not hasattr(weight, "quant_state"):
             continue
         exact = stored.get_tensor(f"{name.removeprefix('base_model.model.')}.weight").to(weight.device, torch.float32)
