@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from peftrun import action_checks, adapter_folder, heads, method_checks, schema
+from peftrun import action_checks, adapter_folder, heads, method_checks, preference_checks, schema
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
@@ -81,7 +81,7 @@ def _trainer(trainer: schema.TrainerSpec) -> Lines:
 
 
 def _classifier(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
-    if task.kind == "causal_lm":
+    if task.kind not in ("seq_cls", "token_cls"):
         return
     columns = {
         "seq_cls": {"task.prompt": task.prompt, "task.completion": task.completion},
@@ -99,9 +99,9 @@ def _classifier(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
 
 
 def _task(task: schema.TaskSpec) -> Lines:
-    if task.kind != "token_cls" and (task.messages is None) == (task.completion is None):
+    if task.kind in ("causal_lm", "seq_cls") and (task.messages is None) == (task.completion is None):
         yield "task.completion: exactly one of task.completion and task.messages is needed; type task.completion='{COLUMN}'"
-    if task.messages is not None and task.prompt is not None:
+    if task.kind not in preference_checks.KINDS and task.messages is not None and task.prompt is not None:
         yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"
     if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:
         yield "task.data.label_column is not set but task.data.labels or task.data.balance needs it; name a column"
@@ -183,16 +183,17 @@ def _same_kind(task: schema.TaskSpec, adapter: dict[str, str], active: str | Non
         head = heads.of_adapter(adapter[name], name)
     except PeftrunError:
         return  # told by the rule for adapters
-    kind = head.kind if head else "causal_lm"
-    if kind != task.kind:
+    kind, wanted = head.kind if head else "causal_lm", heads.of_task(task)
+    if kind != (wanted.kind if wanted else "causal_lm"):
         yield f"adapter.{name}={adapter[name]}: is a {kind} adapter, and the task's kind is {task.kind}; {ADVICE[kind]}"
-    elif head and task.label_names and list(head.labels) != task.label_names:
-        known = ", ".join(head.labels)
-        yield f"adapter.{name}={adapter[name]}: answers with {known}, the task with {', '.join(task.label_names)}; choose its task"
+    elif head and wanted and head.labels != wanted.labels:
+        asked = ", ".join(wanted.labels)
+        yield f"adapter.{name}={adapter[name]}: answers with {', '.join(head.labels)}, the task with {asked}; choose its task"
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("trainer",), _trainer),
+    *preference_checks.RULES,
     (("lora",), method_checks.patterns),
     (("lora",), method_checks.converted),
     (("lora", "trainer"), method_checks.optimizer),

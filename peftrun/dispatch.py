@@ -1,5 +1,6 @@
 """Runs one action: record first, heavy imports second, record finished last whatever happens."""
 
+import logging
 import os
 import platform
 import signal
@@ -55,6 +56,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _import_action(name: str) -> Any:
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    # It tells at each start what it could do if another package were there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peftrun import console
 
     with console.importing():

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from peftrun import adapter_folder, safetensors_file
 from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from peftrun.errors import AdapterError
+from peftrun.objectives import RewardObjective
 from peftrun.schema import TaskSpec
 
 KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's name → the task kind's
+REWARD = ("reward",)  # the one output of a reward model
 HEAD = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")
 
 
@@ -26,6 +28,8 @@ class Head:
 
 def of_task(task: TaskSpec) -> Head | None:
     """The head a task trains; None for a language model."""
+    if isinstance(task.objective, RewardObjective):
+        return Head("seq_cls", REWARD)
     return Head(task.kind, tuple(task.label_names or ())) if task.kind in KINDS.values() else None
 
 

@@ -104,6 +104,8 @@ def load_classifier(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, output_loading_info=True,
             **_names(head), **kwargs,
         )  # fmt: skip
+    if model.config.pad_token_id is None:  # a language model with a head reads it to find the last token of a row
+        model.config.pad_token_id = load_tokenizer(folder, spec).pad_token_id
     untrained = tuple(sorted({key.rpartition(".")[0] for key in seen["missing_keys"]}))
     return _placed(model, spec, device), untrained
 
@@ -270,7 +272,7 @@ def _check_kind(folder: Path, spec: ModelSpec, head: Head | None) -> None:
             f"{key}: is a {names[0]}, not a causal language model; choose another model, or for an encoder a task of its kind: "
             "type task=spanish_sentiment or task=ner"
         )
-    if head is not None and causal:
+    if head is not None and head.kind != "seq_cls" and causal:
         raise ModelError(f"{key}: is a {names[0]}, and a {head.kind} head needs an encoder; type model=minilm")
 
 

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from peftrun import other_methods, update_methods
 from peftrun.methods import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
+from peftrun.objectives import Objective
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Path = Annotated[str, Field(min_length=1, examples=["PATH"])]
@@ -180,7 +181,7 @@ class DataSpec:
 class TaskSpec:
     """What is learned. Templates name columns: `{text}`."""
 
-    kind: Literal["causal_lm", "seq_cls", "token_cls"]
+    kind: Literal["causal_lm", "seq_cls", "token_cls", "preference", "unpaired_preference", "prompt_only"]
     data: DataSpec
     messages: str | None  # a column of chat messages, in place of the templates
     system: str | None
@@ -189,6 +190,10 @@ class TaskSpec:
     label_names: (
         Annotated[list[str], Field(min_length=2, examples=["[no, yes]"])] | None
     )  # of a classifier's outputs, in order
+    chosen: str | None  # preference: a column of the better answers
+    rejected: str | None  # preference: a column of the worse ones
+    desirable: str | None  # unpaired_preference: a column that says whether the answer is wanted
+    objective: Objective | None  # of preferences and rewards
     words: str | None  # token_cls: a column of words
     tags: str | None  # token_cls: a column of their tags
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together

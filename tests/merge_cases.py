@@ -118,7 +118,7 @@ def part_tied_weights(net: Any, adapter: Path) -> None:
 
 def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
     """Parameters in the files that peftrun writes, as loaded; and the logits of that model in float32."""
-    spec = ModelSpec(str(base), None, None, None, False)
+    spec = ModelSpec(str(base), None, None, None, None, False)
     folder.mkdir(parents=True)
     streaming.write(skeleton.build(base, spec, str(adapter), "default"), "default", base, folder, None)
     net = family.auto.from_pretrained(folder, dtype="auto")

@@ -17,7 +17,7 @@ MODEL, DATA = "model.name_or_path", "task.data.path"
 REFUSED = {
     "unknown option": (
         ["lora=nosuch"],
-        ["lora=nosuch: there is no such option", "dora, lora, none, olora, pissa, rslora", "type lora=OPTION"],
+        ["lora=nosuch: there is no such option", "adalora, adamss", "vera, waveft", "type lora=OPTION"],
     ),
     "typo in a key": (["lora.rr=3"], ["lora.rr=3: there is no such key", "did you mean lora.r?", "type lora.r=3"]),
     "typo in a forced key": (["++lora.rr=3"], ["lora.rr=3: there is no such key", "type lora.r=3"]),

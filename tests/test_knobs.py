@@ -9,10 +9,12 @@ from typing import get_args
 import pytest
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from trl import SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
+from trl.experimental.orpo import ORPOConfig
 
-from peftrun import methods, other_methods, schema, update_methods
+from peftrun import methods, objectives, other_methods, schema, update_methods
 from peftrun.adapter.attach import OURS, PARTS
+from peftrun.training.preference import OURS as REWARD_FIELDS
 
 PACKAGE = Path(schema.__file__).parent
 # Groups that are handed whole to a library: their fields must be that library's own.
@@ -32,9 +34,16 @@ PART_SPECS = {
 }
 HANDED_WHOLE = {schema.TrainerSpec: SFTConfig}
 HANDED_WHOLE |= {kind: PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())] for name, kind in METHODS.items()}
+HANDED_WHOLE |= {
+    objectives.DpoObjective: DPOConfig,
+    objectives.KtoObjective: KTOConfig,
+    objectives.OrpoObjective: ORPOConfig,
+    objectives.RewardObjective: RewardConfig,
+    objectives.GrpoObjective: GRPOConfig,
+}
 HANDED_WHOLE |= {kind: PARTS[name] for name, kind in PART_SPECS.items()}
 # These only check, or only show.
-NO_READERS = {"schema.py", "checks.py", "action_checks.py", "method_checks.py", "config.py"}
+NO_READERS = {"schema.py", "checks.py", "action_checks.py", "method_checks.py", "preference_checks.py", "config.py"}
 
 
 def specs() -> list[type]:
@@ -67,7 +76,7 @@ def test_every_field_is_read(spec):
 
 @pytest.mark.parametrize("spec", list(HANDED_WHOLE), ids=lambda spec: spec.__name__)
 def test_fields_of_groups_handed_whole_are_the_librarys(spec):
-    names = {field.name for field in dataclasses.fields(spec)} - set(OURS)
+    names = {field.name for field in dataclasses.fields(spec)} - {*OURS, *REWARD_FIELDS, "name"}
     assert names <= {field.name for field in dataclasses.fields(HANDED_WHOLE[spec])}
 
 

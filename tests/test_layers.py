@@ -12,17 +12,17 @@ PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
     "__init__", "__main__", "action_checks", "adapter_folder", "adapter_weights", "api", "artifacts", "checks", "cli", "composition", "config", "console",
-    "dispatch", "errors", "heads", "help", "jobs", "method_checks", "methods", "other_methods", "paths", "prompts", "result", "safetensors_file", "schema", "update_methods", "versions",
+    "dispatch", "errors", "heads", "help", "jobs", "method_checks", "methods", "objectives", "other_methods", "paths", "preference_checks", "prompts", "result", "safetensors_file", "schema", "update_methods", "versions",
 }  # fmt: skip
 # Each module may import those of an earlier row, not of a later one.
 ORDER = [
     {"errors", "paths", "result", "versions"},
     {"methods"},
-    {"other_methods", "update_methods"},
+    {"objectives", "other_methods", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},
     {"adapter_folder", "console", "prompts"},
     {"adapter_weights", "heads"},
-    {"action_checks", "method_checks"},
+    {"action_checks", "method_checks", "preference_checks"},
     {"checks"},
     {"config"},
     {"composition", "dispatch", "help"},

@@ -17,7 +17,13 @@ CPU = Device("cpu", torch.float32, "")
 
 
 def spec(path, **changes):
-    settings = {"package": None, "revision": None, "attn_implementation": "sdpa", "trust_remote_code": False}
+    settings = {
+        "package": None,
+        "revision": None,
+        "quantization": None,
+        "attn_implementation": "sdpa",
+        "trust_remote_code": False,
+    }
     return ModelSpec(name_or_path=str(path), **settings | changes)
 
 

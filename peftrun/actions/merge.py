@@ -72,9 +72,9 @@ def _evidence(spec: RunSpec, place: Device, name: str) -> _Evidence:
     head = heads.of_adapter(spec.adapter[name], name)
     base = model.load_base(spec.model, place, torch.float32, head)
     rows: list[list[int]] = []
-    if spec.action.held_out_rows and spec.task.kind == (head.kind if head else "causal_lm"):
+    if spec.action.held_out_rows and heads.of_task(spec.task) == head:
         held_out = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer).held_out
-        rows = [row.ids if head else row.prompt + row.completion for row in held_out[: spec.action.held_out_rows]]
+        rows = [row.ids for row in held_out[: spec.action.held_out_rows]]
     plain = _logits(base.model, base.tokenizer, rows)
     net, proofs = load.load(base, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
     return _Evidence(plain, _logits(net, base.tokenizer, rows), rows, [one.as_dict() for one in proofs])

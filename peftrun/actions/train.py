@@ -19,7 +19,7 @@ from peftrun.methods import NoAdapter
 from peftrun.model import Base
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec, TrainAction
-from peftrun.training import checkpoints, sft
+from peftrun.training import checkpoints, loop
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _evaluate(job: _Job, net: Any, when: str) -> dict[str, float]:
 def _start(job: _Job) -> attach.Start:
     """What a method may ask of the training ahead; its rows only where it looks at them."""
     rows, trainer = job.rows.for_training(), job.spec.trainer
-    steps = sft.steps(trainer, len(rows))
+    steps = loop.steps(trainer, len(rows))
     if not attach.needs_rows(job.spec.lora):
         return attach.Start([], steps)
     chosen, size = rows[: getattr(job.spec.lora, "calibration_rows", 0)], trainer.per_device_train_batch_size
@@ -133,9 +133,9 @@ def _start(job: _Job) -> attach.Start:
 
 def _collator(job: _Job, net: Any) -> Any:
     """None: TRL's own for language models, whose loss passes by an output layer that is adapted."""
-    if job.base.head:
+    if hasattr(job.kind, "collator"):
         return job.kind.collator(job.base.tokenizer)
-    if not nature.adapts_output(net):
+    if job.spec.task.objective is not None or not nature.adapts_output(net):
         return None
     if job.spec.trainer.packing:
         raise ConfigError(
@@ -144,31 +144,27 @@ def _collator(job: _Job, net: Any) -> Any:
     return DataCollatorForSeq2Seq(job.base.tokenizer)
 
 
-def _method(job: _Job, net: Any) -> sft.Method:
+def _method(job: _Job, net: Any) -> loop.Method:
     lora, decay = job.spec.lora, job.spec.trainer.weight_decay
-    return sft.Method(lambda made_by, given: optimizers.of(net, lora, made_by, given, decay), attach.each_step(net))
+    return loop.Method(lambda made_by, given: optimizers.of(net, lora, made_by, given, decay), attach.each_step(net))
 
 
-def _fit(job: _Job, net: Any, method: sft.Method = sft.PLAIN) -> sft.Fitted:
-    fitted = sft.fit(
-        net,
-        job.base.tokenizer,
+def _fit(job: _Job, net: Any, method: loop.Method = loop.PLAIN) -> loop.Fitted:
+    lesson = loop.Lesson(
         job.rows.for_training(),
-        job.spec.trainer,
-        job.place,
-        seed=job.spec.seed,
-        max_length=job.spec.task.max_length,
-        out_dir=job.out_dir,
-        checkpoint=job.checkpoint,
-        collator=_collator(job, net),
-        method=method,
+        job.base.tokenizer,
+        job.spec.seed,
+        job.spec.task.max_length,
+        _collator(job, net),
+        job.spec.task.objective,
     )
+    fitted = loop.fit(net, lesson, job.spec.trainer, job.place, job.out_dir, checkpoint=job.checkpoint, method=method)
     job.timings["train_seconds"] = round(fitted.seconds, 2)
     return fitted
 
 
 def _result(
-    job: _Job, fitted: sft.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
+    job: _Job, fitted: loop.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
 ) -> RunResult:
     facts = {
         "base": job.base.describe(),

@@ -27,6 +27,11 @@ class Row:
     answer: int
     adapter: str | None = None  # who is to answer; None: the active one
 
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and completion."""
+        return self.prompt + self.completion
+
 
 @dataclass(frozen=True)
 class Score:
@@ -119,18 +124,19 @@ def prompt_ids(tokenizer: Any, given: tuple[tuple[str, str], ...]) -> list[int]:
 
 def _encode(example: Example, tokenizer: Any) -> Row:
     prompt = prompt_ids(tokenizer, example.given) if example.given else []
-    completion = _completion_ids(tokenizer, example, prompt, example.completion)
+    completion = completion_ids(tokenizer, example.given, prompt, example.completion)
     if not prompt:  # plain text: the first token is given, the rest is learned
         return Row(completion[:1], completion[1:], [completion[1:]], 0, example.adapter)
-    choices = [_completion_ids(tokenizer, example, prompt, choice) for choice in example.choices]
+    choices = [completion_ids(tokenizer, example.given, prompt, choice) for choice in example.choices]
     answer = example.choices.index(example.completion) if choices else 0
     candidates = [_to_end(ids, tokenizer.eos_token_id) for ids in choices or [completion]]
     return Row(prompt, completion, candidates, answer, example.adapter)
 
 
-def _completion_ids(tokenizer: Any, example: Example, prompt: list[int], text: str) -> list[int]:
-    if tokenizer.chat_template and example.given:
-        talk = [{"role": role, "content": content} for role, content in (*example.given, ("assistant", text))]
+def completion_ids(tokenizer: Any, given: tuple[tuple[str, str], ...], prompt: list[int], text: str) -> list[int]:
+    """Token ids of an answer to `given`, whose own are `prompt`, up to the end of the turn."""
+    if tokenizer.chat_template and given:
+        talk = [{"role": role, "content": content} for role, content in (*given, ("assistant", text))]
         whole = list(tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"])
         if whole[: len(prompt)] == prompt:
             return whole[len(prompt) :]

@@ -16,6 +16,7 @@ from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+COLUMNS = ("chosen", "rejected", "desirable")  # fields of a task that name a column
 NO_ROWS = "corresponds to no data"  # how datasets says it
 
 
@@ -112,10 +113,10 @@ def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str
         talk = _talk(where, row[task.messages], task.messages)
         return Example((*system, *talk[:-1]), talk[-1][1], adapter=_adapter(where, row, task.data))
     values = row | ({"label": _label(where, row, task.data)} if task.data.label_column else {})
-    prompt = _fill(where, task.prompt, values)
+    prompt = fill(where, task.prompt, values)
     given = (*system, ("user", prompt)) if prompt is not None else ()
-    fixed = tuple(_fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
-    return Example(given, _fill(where, task.completion, values) or "", fixed, _adapter(where, row, task.data))
+    fixed = tuple(fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
+    return Example(given, fill(where, task.completion, values) or "", fixed, _adapter(where, row, task.data))
 
 
 def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
@@ -155,8 +156,11 @@ def _fields(template: str | None) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
 
 
-def _fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
-    """The template with its columns put in. Only plain column names: no attribute or index reaches the values."""
+def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
+    """The template with its columns put in; None if there is none. Only plain column names: no attribute or index reaches the values.
+
+    Raises: DataError: a column is empty.
+    """
     if template is None:
         return None
     parts = []
@@ -173,6 +177,7 @@ def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
     present = set(columns)
     wanted = {"task.prompt": _fields(task.prompt), "task.completion": _fields(task.completion)}
     wanted |= {"task.words": [task.words] if task.words else [], "task.tags": [task.tags] if task.tags else []}
+    wanted |= {f"task.{key}": [column] for key in COLUMNS if (column := getattr(task, key))}
     wanted["task.messages"] = [task.messages] if task.messages else []
     wanted["task.data.label_column"] = [task.data.label_column] if task.data.label_column else []
     wanted["task.data.adapter_column"] = [task.data.adapter_column] if task.data.adapter_column else []

@@ -107,11 +107,11 @@ def test_what_is_no_fine_tuned_copy_of_the_base_is_refused(cli, tmp_path, llama,
         ),
         (
             ["action.tuned=TUNED", "lora=dora"],
-            ["lora: action=extract makes a plain low-rank adapter", "type lora=lora"],
+            ["lora.use_dora: action=extract makes a plain low-rank adapter", "type lora=lora"],
         ),
         (
             ["action.tuned=TUNED", "lora=pissa"],
-            ["lora: action=extract makes a plain low-rank adapter", "type lora=lora"],
+            ["lora.init_lora_weights: action=extract makes a plain low-rank adapter", "type lora=lora"],
         ),
         ([], ["action.tuned is not set"]),
     ],

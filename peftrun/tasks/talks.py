@@ -1,0 +1,96 @@
+"""Talks as data sets of preferences write them: what is given, and answers to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from peftrun import console
+from peftrun.errors import DataError
+from peftrun.schema import TaskSpec
+from peftrun.tasks.data import fill
+
+Talk = tuple[tuple[str, str], ...]  # (role, content)
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+
+
+def given_of(where: str, row: dict[str, Any], task: TaskSpec) -> Talk:
+    """What an answer answers: the talk in column `task.messages`, or `task.prompt` filled in.
+
+    Raises: DataError: a column is empty, or holds no talk.
+    """
+    system = (("system", task.system),) if task.system else ()
+    if task.messages is None:
+        return (*system, ("user", fill(where, task.prompt, row) or ""))
+    talk = messages_of(where, row[task.messages], task.messages)
+    if talk[-1][0] == "assistant":
+        raise DataError(
+            f"{where}: column {task.messages} ends with an answer; it must end with what is answered: mend or remove the row"
+        )
+    return (*system, *talk)
+
+
+def messages_of(where: str, found: Any, column: str) -> Talk:
+    """(role, content) of each message of a talk, in OpenAI's form or ShareGPT's.
+
+    Raises: DataError: it is none, or a message is empty.
+    """
+    try:
+        talk = tuple(_message(one) for one in found)
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{where}: column {column} must hold [{{role, content}}, …]; mend or remove the row") from error
+    if not talk or not all(content.strip() for _, content in talk):
+        raise DataError(f"{where}: column {column} holds an empty message; mend or remove the row")
+    return talk
+
+
+def answer_of(where: str, row: dict[str, Any], column: str) -> str:
+    """An answer from a column: a text, a message, or a talk whose last message is the answer.
+
+    Raises: DataError: it is empty.
+    """
+    found = row[column]
+    if isinstance(found, dict):
+        found = [found]
+    text = found if isinstance(found, str) else messages_of(where, found, column)[-1][1]
+    if not text.strip():
+        raise DataError(f"{where}: column {column} is empty; fill it or remove the row")
+    return text
+
+
+def conversational(tokenizer: Any, given: Talk, answers: dict[str, str], *, apart: bool = True) -> dict[str, Any]:
+    """A row as TRL takes it: messages where the model has a chat template, else texts.
+
+    Args: apart: the prompt in a column of its own; else in front of each answer.
+    """
+    if not tokenizer.chat_template:
+        prompt: Any = "\n".join(content for _, content in given) + "\n"
+        said: dict[str, Any] = dict(answers)
+    else:
+        prompt = [{"role": role, "content": content} for role, content in given]
+        said = {key: [{"role": "assistant", "content": text}] for key, text in answers.items()}
+    return {"prompt": prompt, **said} if apart else {key: prompt + text for key, text in said.items()}
+
+
+def kept(
+    examples: list[Any], rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: str
+) -> list[tuple[Any, Any]]:
+    """(example, row) of those no longer than `task.max_length` tokens; how many are left out is said aloud.
+
+    Raises: DataError: none is left.
+    """
+    pairs = [(one, row) for one, row in zip(examples, rows, strict=True) if length(row) <= task.max_length]
+    if not pairs:
+        shortest = min(map(length, rows))
+        raise DataError(
+            f"task.max_length={task.max_length}: every one of the {len(rows)} {which} rows is longer "
+            f"(the shortest has {shortest} tokens); type task.max_length={2 ** max(shortest - 1, 1).bit_length()}"
+        )
+    if len(pairs) < len(rows):
+        console.say(
+            f"data: {len(rows) - len(pairs)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
+        )
+    return pairs
+
+
+def _message(one: Any) -> tuple[str, str]:
+    role, content = (one["from"], one["value"]) if "from" in one else (one["role"], one["content"])
+    return ROLES.get(str(role), str(role)), str(content)

@@ -1,0 +1,149 @@
+"""From a model and rows to a trained model: what every loop shares, whoever's loop it is."""
+
+import contextlib
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from peftrun.artifacts import CHECKPOINTS, METRICS
+from peftrun.device import Device
+from peftrun.errors import ConfigError
+from peftrun.schema import TrainerSpec
+from peftrun.training import preference, sft
+from peftrun.training.callbacks import Report
+
+ROUTING = ("output_router_logits", "router_aux_loss_coef")
+REFERENCE = "ref"  # TRL's copy of an adapter as it was at the start
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How training went. `train_loss` is the mean over all steps."""
+
+    steps: int
+    train_loss: float
+    seconds: float
+    tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the record."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned.
+
+    Attributes:
+        rows: of the kind that the loop takes.
+        collator: makes batches for transformers' own Trainer; None: TRL's loops make their own.
+        objective: of preferences and rewards; None: supervised.
+    """
+
+    rows: list[dict[str, Any]]
+    tokenizer: Any
+    seed: int
+    max_length: int
+    collator: Any = None
+    objective: Any = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """What an adapter's method asks of the loop.
+
+    Attributes:
+        optimizer: makes its own optimiser of (class, arguments) that the loop would use; None returned: that one will do.
+        each_step: called with the number of each step once the weights have moved.
+    """
+
+    optimizer: Callable[[type, dict[str, Any]], Any] | None = None
+    each_step: Callable[[int], None] | None = None
+
+
+PLAIN = Method()
+
+
+def steps(trainer: TrainerSpec, rows: int) -> int:
+    """Optimiser steps of a run over so many rows."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    batches = math.ceil(rows / trainer.per_device_train_batch_size)
+    return math.ceil(max(1, batches // trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
+
+
+def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_dir: Path, *,
+        checkpoint: Path | None, method: Method = PLAIN) -> Fitted:  # fmt: skip
+    """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
+
+    Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
+    """
+    report = Report(out_dir / METRICS, method.each_step)
+    given = _arguments(trainer, device, lesson.seed, out_dir)
+    routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
+    learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
+    own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() - {"packing"}}), method)
+    make = sft.loop if lesson.objective is None else preference.loop
+    try:
+        with _own_printing():
+            trained_by = make(model, lesson, given, callbacks=[report], optimizers=(own, None))
+    except ValueError as error:  # the libraries own the rules between their own arguments
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    for one, value in learned:
+        one.data = value  # TRL has rounded an adapter on a quantised base to bfloat16, and what is saved would answer otherwise
+    if lesson.collator is not None and not isinstance(lesson.collator, DataCollatorForSeq2Seq):
+        # Classifiers: their losses are means over the batch and pass over the count that accumulation would divide by.
+        trained_by.model_accepts_loss_kwargs = False
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trained_by.remove_callback(unwanted)
+    try:
+        found = trained_by.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        report.close()
+        _as_before(model, routing)
+    model.eval()
+    return Fitted(found.global_step, found.training_loss, found.metrics["train_runtime"], int(report.tokens))
+
+
+def _optimizer(model: Any, arguments: TrainingArguments, method: Method) -> Any:
+    return method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(arguments, model)) if method.optimizer else None
+
+
+def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(trainer),
+        "output_dir": str(out_dir / CHECKPOINTS),
+        "seed": seed,
+        "data_seed": seed,
+        # The base is already in its dtype. On a GPU autocast also computes the float32 adapter in it; on a CPU that costs more than it saves.
+        "bf16": device.name == "cuda" and device.dtype == torch.bfloat16,
+        "fp16": device.dtype == torch.float16,
+        "use_cpu": device.name == "cpu",
+        "dataloader_pin_memory": device.name == "cuda",
+        "disable_tqdm": True,
+        "report_to": "none",
+        "logging_nan_inf_filter": False,  # the default hides a loss that is no number
+    }
+
+
+def _as_before(model: Any, routing: dict[str, Any]) -> None:
+    """Takes back what TRL has changed: a mixture of experts returns its router's choices, which fails where a cache is used; and
+    an adapter has a copy of its start beside it, which would be saved."""
+    for key, value in routing.items():
+        setattr(model.config, key, value)
+    if REFERENCE in getattr(model, "peft_config", {}):
+        model.delete_adapter(REFERENCE)
+
+
+@contextlib.contextmanager
+def _own_printing() -> Iterator[None]:
+    """What the libraries print while a trainer is built goes nowhere."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,46 @@
+"""Loops for preferences and rewards: TRL's own, each with its config, all given their objective whole."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+from transformers import Trainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+
+from peftrun.objectives import GrpoObjective
+from peftrun.tasks import rewards
+
+OURS = ("rewards", "pattern", "target_length")  # fields of an objective that say what is rewarded
+
+
+def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
+    """The loop for an objective. `given`: training arguments by name. Rows were cut to length before."""
+    objective = dataclasses.asdict(lesson.objective)
+    name = objective.pop("name")
+    arguments = {key: value for key, value in {**given, **objective}.items() if key not in (*OURS, "packing")}
+    common |= {"model": model, "train_dataset": Dataset.from_list(lesson.rows), "processing_class": lesson.tokenizer}
+    if name == "dpo":
+        return DPOTrainer(args=DPOConfig(**arguments, max_length=None), **common)
+    if name == "kto":
+        return KTOTrainer(args=KTOConfig(**arguments, max_length=None), **common)
+    if name == "reward":
+        return RewardTrainer(args=RewardConfig(**arguments, max_length=None), **common)
+    if name == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return ORPOTrainer(args=ORPOConfig(**arguments, max_length=lesson.max_length), **common)
+    scorers = [_scorer(reward, lesson.objective) for reward in lesson.objective.rewards]
+    return GRPOTrainer(reward_funcs=scorers, args=GRPOConfig(**arguments), **common)
+
+
+def _scorer(name: str, objective: GrpoObjective) -> Callable[..., list[float]]:
+    """A reward as GRPOTrainer calls it: with all completions, and the rows' other columns."""
+    score = rewards.of(name, objective)
+
+    def scorer(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+        return [score(said, true) for said, true in zip(texts, answer, strict=True)]
+
+    scorer.__name__ = name
+    return scorer
