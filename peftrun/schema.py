@@ -169,6 +169,7 @@ class DataSpec:
     eval_path: Path | None  # held-out rows of their own; null: split off from `path`
     train_rows: Positive | None
     eval_rows: Positive
+    validation_rows: Positive | None
     label_column: str | None
     adapter_column: str | None
     labels: dict[str, str] | None  # value in `label_column` → the word to be written
@@ -201,7 +202,7 @@ class TaskSpec:
 
 @dataclass(config=STRICT)
 class TrainerSpec:
-    """Every field goes to `trl.SFTConfig` under its own name."""
+    """Every field but early_stopping_patience goes to `trl.SFTConfig`, or the config of another loop, under its own name."""
 
     learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
@@ -213,18 +214,27 @@ class TrainerSpec:
     gradient_accumulation_steps: Positive
     weight_decay: Annotated[float, Field(ge=0, examples=[0.01])]
     max_grad_norm: Annotated[float, Field(gt=0, examples=[1.0])]
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "lion_32bit"
+    ]
     adam_beta1: Annotated[float, Field(ge=0, lt=1, examples=[0.9])]
     adam_beta2: Annotated[float, Field(ge=0, lt=1, examples=[0.999])]
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1, examples=[0.1])]
     neftune_noise_alpha: Annotated[float, Field(gt=0, examples=[5.0])] | None
     packing: bool
     gradient_checkpointing: bool
+    activation_offloading: bool
+    torch_compile: bool
+    use_liger_kernel: bool
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"]
     logging_steps: Positive
     save_strategy: Literal["no", "steps", "epoch"]
     save_steps: Positive
     save_total_limit: Positive | None
+    eval_strategy: Literal["no", "steps", "epoch"]
+    eval_steps: Positive
+    load_best_model_at_end: bool
+    early_stopping_patience: Positive | None
     dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
 
 

@@ -54,8 +54,16 @@ def _prepare(spec: RunSpec, out_dir: Path) -> _Job:
     base = model.load_base(spec.model, place, _dtype(spec), heads.of_task(spec.task))
     kind = tasks.of_kind(spec.task.kind)
     rows = kind.load_rows(spec.task, base.tokenizer)
+    _check_validation(spec.task.data.validation_rows, len(rows.train))
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
     return _Job(spec, out_dir, checkpoint, place, base, kind, rows)
+
+
+def _check_validation(apart: int | None, rows: int) -> None:
+    if apart is not None and apart >= rows:
+        raise DataError(
+            f"task.data.validation_rows={apart}: there are {rows} training rows to take them from; type task.data.validation_rows={rows // 5}"
+        )
 
 
 def _dtype(spec: RunSpec) -> torch.dtype | None:
@@ -120,7 +128,7 @@ def _evaluate(job: _Job, net: Any, when: str) -> dict[str, float]:
 
 def _start(job: _Job) -> attach.Start:
     """What a method may ask of the training ahead; its rows only where it looks at them."""
-    rows, trainer = job.rows.for_training(), job.spec.trainer
+    rows, trainer = job.rows.for_training()[job.spec.task.data.validation_rows or 0 :], job.spec.trainer
     steps = loop.steps(trainer, len(rows))
     if not attach.needs_rows(job.spec.lora):
         return attach.Start([], steps)
@@ -150,13 +158,15 @@ def _method(job: _Job, net: Any) -> loop.Method:
 
 
 def _fit(job: _Job, net: Any, method: loop.Method = loop.PLAIN) -> loop.Fitted:
+    rows, apart = job.rows.for_training(), job.spec.task.data.validation_rows or 0
     lesson = loop.Lesson(
-        job.rows.for_training(),
+        rows[apart:],
         job.base.tokenizer,
         job.spec.seed,
         job.spec.task.max_length,
         _collator(job, net),
         job.spec.task.objective,
+        rows[:apart],
     )
     fitted = loop.fit(net, lesson, job.spec.trainer, job.place, job.out_dir, checkpoint=job.checkpoint, method=method)
     job.timings["train_seconds"] = round(fitted.seconds, 2)

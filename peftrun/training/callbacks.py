@@ -41,6 +41,8 @@ class Report(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """One row, one line. Raises: DataError: the loss is no longer a number."""
+        if logs and "eval_loss" in logs:
+            self._validated(state, logs)
         if not logs or "loss" not in logs:
             return
         seconds = time.perf_counter() - self.started
@@ -62,6 +64,11 @@ class Report(TrainerCallback):
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+    def _validated(self, state: Any, logs: dict[str, Any]) -> None:
+        artifacts.append_json_line(self.metrics_file, {"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        best = "" if state.best_metric is None else f", best so far {min(state.best_metric, logs['eval_loss']):.4f}"
+        console.say(f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}")
 
     def _show(self, state: Any, logs: dict[str, Any], seconds: float) -> None:
         seen = float(logs.get("num_tokens", 0.0))

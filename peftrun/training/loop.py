@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from datasets import Dataset
+from transformers import (
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from peftrun.artifacts import CHECKPOINTS, METRICS
 from peftrun.device import Device
@@ -43,6 +51,7 @@ class Lesson:
 
     Attributes:
         rows: of the kind that the loop takes.
+        validation: more of them, on which the loss is measured while training.
         collator: makes batches for transformers' own Trainer; None: TRL's loops make their own.
         objective: of preferences and rewards; None: supervised.
     """
@@ -53,6 +62,7 @@ class Lesson:
     max_length: int
     collator: Any = None
     objective: Any = None
+    validation: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,15 +95,20 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
 
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
+    _check_device(trainer, device)
     report = Report(out_dir / METRICS, method.each_step)
     given = _arguments(trainer, device, lesson.seed, out_dir)
     routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
-    own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() - {"packing"}}), method)
+    plain = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
+    validation = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
     make = sft.loop if lesson.objective is None else preference.loop
     try:
         with _own_printing():
-            trained_by = make(model, lesson, given, callbacks=[report], optimizers=(own, None))
+            trained_by = make(
+                model, lesson, given, callbacks=_callbacks(report, trainer), optimizers=(own, None), **validation
+            )
     except ValueError as error:  # the libraries own the rules between their own arguments
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     for one, value in learned:
@@ -112,13 +127,32 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     return Fitted(found.global_step, found.training_loss, found.metrics["train_runtime"], int(report.tokens))
 
 
+def _check_device(trainer: TrainerSpec, device: Device) -> None:
+    for key, wanted in {
+        "activation_offloading": trainer.activation_offloading,
+        "use_liger_kernel": trainer.use_liger_kernel,
+    }.items():
+        if wanted and device.name == "cpu":
+            raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
+
+
+def _callbacks(report: Report, trainer: TrainerSpec) -> list[Any]:
+    patience = trainer.early_stopping_patience
+    return [report, *([EarlyStoppingCallback(patience)] if patience else [])]
+
+
 def _optimizer(model: Any, arguments: TrainingArguments, method: Method) -> Any:
     return method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(arguments, model)) if method.optimizer else None
 
 
 def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -> dict[str, Any]:
+    whole = dataclasses.asdict(trainer)
+    whole.pop("early_stopping_patience")
     return {
-        **dataclasses.asdict(trainer),
+        **whole,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "prediction_loss_only": True,
         "output_dir": str(out_dir / CHECKPOINTS),
         "seed": seed,
         "data_seed": seed,

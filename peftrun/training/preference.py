@@ -18,20 +18,29 @@ def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Train
     """The loop for an objective. `given`: training arguments by name. Rows were cut to length before."""
     objective = dataclasses.asdict(lesson.objective)
     name = objective.pop("name")
-    arguments = {key: value for key, value in {**given, **objective}.items() if key not in (*OURS, "packing")}
+    arguments = {**given, **{key: value for key, value in objective.items() if key not in OURS}}
     common |= {"model": model, "train_dataset": Dataset.from_list(lesson.rows), "processing_class": lesson.tokenizer}
     if name == "dpo":
-        return DPOTrainer(args=DPOConfig(**arguments, max_length=None), **common)
+        return DPOTrainer(args=_fitting(DPOConfig, arguments, max_length=None), **common)
     if name == "kto":
-        return KTOTrainer(args=KTOConfig(**arguments, max_length=None), **common)
+        return KTOTrainer(args=_fitting(KTOConfig, arguments, max_length=None), **common)
     if name == "reward":
-        return RewardTrainer(args=RewardConfig(**arguments, max_length=None), **common)
+        return RewardTrainer(args=_fitting(RewardConfig, arguments, max_length=None), **common)
     if name == "orpo":
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-        return ORPOTrainer(args=ORPOConfig(**arguments, max_length=lesson.max_length), **common)
+        return ORPOTrainer(args=_fitting(ORPOConfig, arguments, max_length=lesson.max_length), **common)
     scorers = [_scorer(reward, lesson.objective) for reward in lesson.objective.rewards]
-    return GRPOTrainer(reward_funcs=scorers, args=GRPOConfig(**arguments), **common)
+    return GRPOTrainer(reward_funcs=scorers, args=_fitting(GRPOConfig, arguments), **common)
+
+
+def _fitting(kind: type, arguments: dict[str, Any], **more: Any) -> Any:
+    """A config of this kind. Raises: ValueError: something is switched on that this loop does not have."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    for key in sorted(arguments.keys() - known):
+        if arguments[key]:
+            raise ValueError(f"{key}={arguments[key]}: {kind.__name__} has no such thing; type trainer.{key}=false")
+    return kind(**{key: value for key, value in arguments.items() if key in known}, **more)
 
 
 def _scorer(name: str, objective: GrpoObjective) -> Callable[..., list[float]]:
