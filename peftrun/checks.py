@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from peftrun import action_checks, adapter_folder, heads, method_checks, preference_checks, schema
+from peftrun import action_checks, adapter_folder, device_checks, heads, method_checks, preference_checks, schema
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
@@ -221,6 +221,7 @@ def _same_kind(task: schema.TaskSpec, adapter: dict[str, str], active: str | Non
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("trainer",), _trainer),
+    *device_checks.RULES,
     *preference_checks.RULES,
     (("lora",), method_checks.patterns),
     (("lora",), method_checks.converted),

@@ -50,6 +50,11 @@ def build(cfg: DictConfig) -> schema.RunSpec:
     return schema.RunSpec(**parts)
 
 
+def from_values(values: dict[str, Any]) -> schema.RunSpec:
+    """The run that plain nested values describe, such as `read_values` gives. Raises: ConfigError: see `build`."""
+    return build(OmegaConf.create(values))
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """Plain nested values of a saved `config.yaml`, unchecked: it may be older than this version's schema."""
     return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]

@@ -1,6 +1,6 @@
 """From what was asked to where and how precisely it runs. No fallback is silent: it is an error or a noted line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ class Device:
     name: str
     dtype: torch.dtype
     note: str
+    strategy: str | None = None
+    deepspeed_config: str | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -32,6 +34,14 @@ def resolve(spec: DeviceSpec) -> Device:
     """
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
+    found = _placed(spec)
+    if spec.strategy is None:
+        return found
+    many = f"{spec.strategy}, {spec.processes * spec.machines} processes"
+    return replace(found, note=f"{many}: {found.note}", strategy=spec.strategy, deepspeed_config=spec.deepspeed_config)
+
+
+def _placed(spec: DeviceSpec) -> Device:
     name = _best() if spec.name == "auto" else spec.name
     if not _available(name):
         raise DeviceError(f"device={name}: torch finds no such device here; type device=auto or device=cpu")

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config
+from peftrun import artifacts, config, launch
 from peftrun.errors import ArtifactError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -43,7 +43,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     artifacts.write_json(out_dir / artifacts.RECORD, record)
     try:
         with _terminate_as_interrupt(), _disk_full_as_fault(out_dir):
-            result = _import_action(spec.action.name).run(spec, out_dir)
+            spread = launch.wanted(spec)
+            result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
         with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
@@ -53,7 +54,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return result
 
 
-def _import_action(name: str) -> Any:
+def action(name: str) -> Any:
+    """The module of an action, its heavy imports done and quiet."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     # It tells at each start what it could do if another package were there.

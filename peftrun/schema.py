@@ -245,6 +245,13 @@ class DeviceSpec:
     name: Literal["auto", "cpu", "cuda", "mps", "xpu"]
     dtype: Dtype
     num_threads: Positive | None
+    strategy: Literal["ddp", "fsdp", "deepspeed"] | None
+    processes: Positive  # on this machine
+    machines: Positive
+    machine_rank: Annotated[int, Field(ge=0, examples=[0])]
+    main_address: str | None
+    main_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
+    deepspeed_config: Path | None
 
 
 @dataclass(config=STRICT)

@@ -43,7 +43,15 @@ HANDED_WHOLE |= {
 }
 HANDED_WHOLE |= {kind: PARTS[name] for name, kind in PART_SPECS.items()}
 # These only check, or only show.
-NO_READERS = {"schema.py", "checks.py", "action_checks.py", "method_checks.py", "preference_checks.py", "config.py"}
+NO_READERS = {
+    "schema.py",
+    "checks.py",
+    "action_checks.py",
+    "method_checks.py",
+    "preference_checks.py",
+    "device_checks.py",
+    "config.py",
+}
 
 
 def specs() -> list[type]:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
     "__init__", "__main__", "action_checks", "adapter_folder", "adapter_weights", "api", "artifacts", "checks", "cli", "composition", "config", "console",
-    "dispatch", "errors", "heads", "help", "jobs", "method_checks", "methods", "objectives", "other_methods", "paths", "preference_checks", "prompts", "result", "safetensors_file", "schema", "update_methods", "versions",
+    "device_checks", "dispatch", "errors", "heads", "help", "jobs", "launch", "method_checks", "methods", "objectives", "other_methods", "paths", "preference_checks", "prompts", "result", "safetensors_file", "schema", "update_methods", "versions", "worker",
 }  # fmt: skip
 # Each module may import those of an earlier row, not of a later one.
 ORDER = [
@@ -20,13 +20,13 @@ ORDER = [
     {"methods"},
     {"objectives", "other_methods", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},
-    {"adapter_folder", "console", "prompts"},
+    {"adapter_folder", "console", "launch", "prompts"},
     {"adapter_weights", "heads"},
-    {"action_checks", "method_checks", "preference_checks"},
+    {"action_checks", "device_checks", "method_checks", "preference_checks"},
     {"checks"},
     {"config"},
     {"composition", "dispatch", "help"},
-    {"api", "jobs"},
+    {"api", "jobs", "worker"},
     {"cli"},
 ]
 ONLY_IN = {

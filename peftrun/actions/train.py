@@ -19,7 +19,7 @@ from peftrun.methods import NoAdapter
 from peftrun.model import Base
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec, TrainAction
-from peftrun.training import checkpoints, loop
+from peftrun.training import checkpoints, loop, ranks
 
 
 @dataclass
@@ -47,9 +47,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _prepare(spec: RunSpec, out_dir: Path) -> _Job:
     assert isinstance(spec.action, TrainAction)
-    checkpoint = checkpoints.adopt(spec, spec.action.resume, out_dir) if spec.action.resume else None
-    set_seed(spec.seed)
     place = device.resolve(spec.device)
+    ranks.meet(place.name)
+    checkpoint = _checkpoint(spec, spec.action.resume, out_dir)
+    set_seed(spec.seed)
     console.say(place.note)
     base = model.load_base(spec.model, place, _dtype(spec), heads.of_task(spec.task))
     kind = tasks.of_kind(spec.task.kind)
@@ -57,6 +58,13 @@ def _prepare(spec: RunSpec, out_dir: Path) -> _Job:
     _check_validation(spec.task.data.validation_rows, len(rows.train))
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
     return _Job(spec, out_dir, checkpoint, place, base, kind, rows)
+
+
+def _checkpoint(spec: RunSpec, asked: str | None, out_dir: Path) -> Path | None:
+    if asked is None:
+        return None
+    with ranks.main_first():
+        return checkpoints.adopt(spec, asked, out_dir) if ranks.is_main() else checkpoints.last_complete(out_dir)
 
 
 def _check_validation(apart: int | None, rows: int) -> None:
@@ -79,8 +87,11 @@ def _train_adapter(job: _Job, before: dict[str, float]) -> RunResult:
     trainable, total = attach.trainable(adapted)
     console.say(f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     target = job.out_dir / artifacts.ADAPTER
-    with save.initial_kept(adapted, job.spec.lora, job.out_dir) as initial:
+    with save.initial_kept(adapted, job.spec.lora, job.out_dir, ranks.is_main()) as initial:
         fitted = _fit(job, adapted, _method(job, adapted))
+        adapted = _whole(job, adapted)
+        if not ranks.is_main():
+            return RunResult(job.out_dir)
         after = _evaluate(job, adapted, "after")
         save.save(adapted, job.base, target, fresh=set(), initial=initial)
     size, base_size, here = artifacts.size_of(target), job.base.size(), short(job.out_dir)
@@ -97,9 +108,22 @@ def _train_adapter(job: _Job, before: dict[str, float]) -> RunResult:
     return result
 
 
+def _whole(job: _Job, net: Any) -> Any:
+    """The adapted model on this process alone; one that was sharded is built anew around what it has learned."""
+    if job.place.strategy not in ("fsdp", "deepspeed"):
+        return net
+    learned = ranks.gathered(net)
+    if not ranks.is_main():
+        return net
+    job.base = model.load_base(job.spec.model, job.place, _dtype(job.spec), heads.of_task(job.spec.task))
+    return ranks.filled(attach.attach(job.base, job.spec.lora, job.spec.seed, _start(job)), learned)
+
+
 def _train_whole(job: _Job, before: dict[str, float]) -> RunResult:
     net = job.base.model.requires_grad_(True)
     fitted = _fit(job, net)
+    if not ranks.is_main():
+        return RunResult(job.out_dir)
     after = _evaluate(job, net, "after")
     target = job.out_dir / artifacts.MODEL
     with artifacts.new_folder(target) as folder:
@@ -113,6 +137,8 @@ def _train_whole(job: _Job, before: dict[str, float]) -> RunResult:
 
 
 def _evaluate(job: _Job, net: Any, when: str) -> dict[str, float]:
+    if not ranks.is_main():
+        return {}
     started = time.perf_counter()
     batch_size = job.spec.trainer.per_device_eval_batch_size
     found: dict[str, float] = job.kind.evaluate(net, job.base.tokenizer, job.rows.held_out, batch_size)

@@ -44,9 +44,12 @@ def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[s
 
 
 @contextmanager
-def initial_kept(model: Any, lora: Any, out_dir: Path) -> Iterator[Path | None]:
-    """The untrained adapter on disk for as long as the block runs, where saving will need it; else None."""
-    if not changes_base(lora):
+def initial_kept(model: Any, lora: Any, out_dir: Path, writes: bool = True) -> Iterator[Path | None]:
+    """The untrained adapter on disk for as long as the block runs, where saving will need it; else None.
+
+    Args: writes: whether this process is the one that writes.
+    """
+    if not changes_base(lora) or not writes:
         yield None
         return
     folder = out_dir / INITIAL

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from peftrun import artifacts, console
 from peftrun.errors import DataError
+from peftrun.training import ranks
 from peftrun.training.checkpoints import mark_complete
 
 
@@ -45,19 +46,27 @@ class Report(TrainerCallback):
             self._validated(state, logs)
         if not logs or "loss" not in logs:
             return
+        if not ranks.is_main():
+            self._check(args, state, logs)
+            return
         seconds = time.perf_counter() - self.started
         row = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
         artifacts.append_json_line(self.metrics_file, row)
+        self._check(args, state, logs)
+        self._show(state, logs, seconds)
+
+    def _check(self, args: Any, state: Any, logs: dict[str, Any]) -> None:
         if not math.isfinite(logs["loss"]):
             raise DataError(
                 f"the loss is {logs['loss']} at step {state.global_step}; nothing was saved. Lower trainer.learning_rate "
                 f"(now {args.learning_rate:g}), or type device.dtype=float32"
             )
-        self._show(state, logs, seconds)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just finished."""
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        ranks.wait()  # every process adds the state of its random numbers
+        if ranks.is_main():
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def close(self) -> None:
         """Takes the bar away, also after an error."""
@@ -66,6 +75,8 @@ class Report(TrainerCallback):
             self.bar = None
 
     def _validated(self, state: Any, logs: dict[str, Any]) -> None:
+        if not ranks.is_main():
+            return
         artifacts.append_json_line(self.metrics_file, {"step": state.global_step, "eval_loss": logs["eval_loss"]})
         best = "" if state.best_metric is None else f", best so far {min(state.best_metric, logs['eval_loss']):.4f}"
         console.say(f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}")

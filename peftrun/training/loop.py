@@ -24,7 +24,7 @@ from peftrun.artifacts import CHECKPOINTS, METRICS
 from peftrun.device import Device
 from peftrun.errors import ConfigError
 from peftrun.schema import TrainerSpec
-from peftrun.training import preference, sft
+from peftrun.training import preference, ranks, sft
 from peftrun.training.callbacks import Report
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -113,6 +113,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     for one, value in learned:
         one.data = value  # TRL has rounded an adapter on a quantised base to bfloat16, and what is saved would answer otherwise
+    ranks.shard_on_cpu(trained_by)
     if lesson.collator is not None and not isinstance(lesson.collator, DataCollatorForSeq2Seq):
         # Classifiers: their losses are means over the batch and pass over the count that accumulation would divide by.
         trained_by.model_accepts_loss_kwargs = False
@@ -153,6 +154,7 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "prediction_loss_only": True,
+        **_spread(device),
         "output_dir": str(out_dir / CHECKPOINTS),
         "seed": seed,
         "data_seed": seed,
@@ -165,6 +167,13 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
         "report_to": "none",
         "logging_nan_inf_filter": False,  # the default hides a loss that is no number
     }
+
+
+def _spread(device: Device) -> dict[str, Any]:
+    """How accelerate is told of several processes."""
+    if device.strategy == "fsdp":
+        return {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+    return {"deepspeed": device.deepspeed_config} if device.strategy == "deepspeed" else {}
 
 
 def _as_before(model: Any, routing: dict[str, Any]) -> None:
