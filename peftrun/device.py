@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ class Device:
     note: str
     strategy: str | None = None
     deepspeed_config: str | None = None
+    max_memory: dict[str | int, str] | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -35,6 +37,10 @@ def resolve(spec: DeviceSpec) -> Device:
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
     found = _placed(spec)
+    if spec.max_memory is not None:
+        limits = {int(key) if key.isdigit() else key: value for key, value in spec.max_memory.items()}
+        shown = ", ".join(f"{key} {value}" for key, value in limits.items())
+        return replace(found, note=f"{found.note}; base offloaded beyond {shown}", max_memory=limits)
     if spec.strategy is None:
         return found
     many = f"{spec.strategy}, {spec.processes * spec.machines} processes"
@@ -52,6 +58,15 @@ def _placed(spec: DeviceSpec) -> Device:
     why = reason or "no native bfloat16 here"
     short = "bfloat16" if reason else "float32"
     return Device(name, dtype, f"device {name}, {short}: {why} (device.dtype=float32|bfloat16|float16 to choose)")
+
+
+def of_inputs(model: Any) -> torch.device:
+    """Where a model's inputs belong; one whose first layers are offloaded computes on its first real device."""
+    found = torch.device(model.device)
+    if found.type != "meta":
+        return found
+    places = [place for place in model.hf_device_map.values() if place not in ("cpu", "disk")]
+    return torch.device(places[0] if places else "cpu")
 
 
 def dtype_of(name: str) -> torch.dtype:

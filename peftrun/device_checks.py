@@ -51,6 +51,18 @@ def method(device: Any, lora: Any, model: Any, task: Any) -> Lines:
         yield f"device.strategy={device.strategy}: preferences and rewards run with whole weights; type device=ddp"
 
 
+def offload(device: Any, action: Any, task: Any) -> Lines:
+    """A base whose layers wait elsewhere answers; it is not trained, and nothing is made of it."""
+    if device.max_memory is None:
+        return
+    if action.name not in ("reload", "evaluate", "generate", "merge"):
+        yield f"device.max_memory={device.max_memory}: an offloaded base only answers, so action={action.name} cannot use it; type device=auto"
+    if device.strategy is not None:
+        yield f"device.max_memory={device.max_memory}: cannot stand beside device.strategy={device.strategy}; type device.max_memory=null"
+    if task.kind in ("seq_cls", "token_cls") or getattr(task.objective, "name", None) == "reward":
+        yield f"device.max_memory={device.max_memory}: is for language models, and task.kind={task.kind} has a head; type device.max_memory=null"
+
+
 def checkpoints(device: Any, trainer: Any, action: Any) -> Lines:
     """A sharded run is gathered once, at its end."""
     if device.strategy == "fsdp" and action.name == "train" and (trainer.save_strategy != "no" or action.resume):
@@ -65,4 +77,5 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("device",), deepspeed),
     (("device", "lora", "model", "task"), method),
     (("device", "trainer", "action"), checkpoints),
+    (("device", "action", "task"), offload),
 ]

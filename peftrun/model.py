@@ -1,8 +1,10 @@
 """The frozen base: from a Hub id, a folder or an installed package to a model, its tokenizer and its fingerprint."""
 
+import atexit
 import contextlib
 import dataclasses
 import io
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +112,27 @@ def load_classifier(
     return _placed(model, spec, device), untrained
 
 
-def _kwargs(spec: ModelSpec, device: Any, dtype: torch.dtype) -> dict[str, Any]:
+def _kwargs(spec: ModelSpec, device: Any, dtype: torch.dtype, limits: Any = None) -> dict[str, Any]:
     kwargs = quantize.settings(spec.quantization, dtype)
-    kwargs |= {"device_map": {"": str(device)}} if kwargs else {}  # what is quantised cannot be moved afterwards
+    if limits is not None:
+        kwargs |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(_waiting_room())}
+    elif kwargs:
+        kwargs["device_map"] = {"": str(device)}  # what is quantised cannot be moved afterwards
     return kwargs | ({"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {})
 
 
 def _placed(model: Any, spec: ModelSpec, device: Any) -> Any:
-    if spec.quantization is None:
+    if spec.quantization is None and not getattr(model, "hf_device_map", None):
         model = model.to(device)
     quantize.settle(model)
     return model.requires_grad_(False).eval()
+
+
+def _waiting_room() -> Path:
+    """A folder for layers that wait on disk; it goes when the process does."""
+    room = tempfile.TemporaryDirectory(prefix="peftrun-offload-")
+    atexit.register(room.cleanup)
+    return Path(room.name)
 
 
 def full_precision(spec: ModelSpec) -> ModelSpec:
@@ -149,7 +161,7 @@ def _load(
 
 
 def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
-    kwargs = _kwargs(spec, device.name, dtype)
+    kwargs = _kwargs(spec, device.name, dtype, device.max_memory)
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs

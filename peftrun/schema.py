@@ -252,6 +252,7 @@ class DeviceSpec:
     main_address: str | None
     main_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
     deepspeed_config: Path | None
+    max_memory: dict[str, str] | None  # device (cpu, 0, 1, …) → at most so much of it for the base: 4GiB
 
 
 @dataclass(config=STRICT)

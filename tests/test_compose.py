@@ -20,6 +20,7 @@ NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge",
 NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
 NEEDED |= {"action=extract": ["action.tuned=MODEL"]}
 NEEDED["device=fsdp"] = ["trainer.save_strategy=no"]
+NEEDED["device=offload"] = ["action=evaluate"]
 NEEDED["lora=loftq"] = ["model.quantization=nf4"]
 PLAIN = ("lora", "rslora", "by_pattern")
 REFUSED = {("action=extract", f"lora={name}") for name in paths.group_options("lora") if name not in PLAIN}

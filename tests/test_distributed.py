@@ -123,7 +123,9 @@ def test_an_interrupt_ends_every_process(where, together):
 
 def test_deepspeed_says_what_it_lacks(cli, tmp_path, llama, on_tiny):
     given = [one for one in on_tiny(llama) if not one.startswith("device")]
-    check_refused(cli, tmp_path, [*given, "device=deepspeed"], ["pip install deepspeed"], ["device.deepspeed_config is not set"])
+    check_refused(
+        cli, tmp_path, [*given, "device=deepspeed"], ["pip install deepspeed"], ["device.deepspeed_config is not set"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def answers(net: Any, tokenizer: Any, talks: list[Talk], action: GenerateAction)
     )
     with torch.inference_mode():
         out = net.generate(
-            input_ids=torch.tensor(padded, device=net.device),
-            attention_mask=torch.tensor(mask, device=net.device),
+            input_ids=torch.tensor(padded, device=device.of_inputs(net)),
+            attention_mask=torch.tensor(mask, device=device.of_inputs(net)),
             max_new_tokens=action.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

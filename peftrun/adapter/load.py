@@ -13,8 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun import adapter_folder, console, heads
-from peftrun.adapter import company, nature, probe
+from peftrun.adapter import company, nature, offloaded, probe
 from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from peftrun.device import of_inputs
 from peftrun.errors import AdapterError, ProofError
 from peftrun.fingerprint import Fingerprint
 from peftrun.model import Base
@@ -134,6 +135,8 @@ def _add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
+        if any(one.is_meta for one in host.parameters()):
+            return offloaded.add(host, model, config, name, folder)
         if model is None:
             model = get_peft_model(host, config, adapter_name=name)
         model.load_adapter(str(folder), name, torch_device="cpu")
@@ -242,7 +245,7 @@ def _dtype(base: Base) -> str:
 
 def _computed_in(base: Base) -> str:
     held = f" {base.spec.quantization}" if base.spec.quantization else ""
-    return f"{base.model.device.type} {_dtype(base)}{held}"
+    return f"{of_inputs(base.model).type} {_dtype(base)}{held}"
 
 
 def kept_probe(base: Base, model: Any) -> dict[str, Any]:

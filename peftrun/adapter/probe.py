@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from peftrun.device import of_inputs
+
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",
     "Question: what is the capital of France? Answer:",
@@ -24,7 +26,7 @@ def logits(model: Any, tokenizer: Any, call: list[int] | None = None) -> torch.T
     # after the text that calls an adapter, something that it can change
     rows = [[*ids, *call, *ids[:KEPT]] if call else ids for ids in given]
     batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    ids, mask = batch["input_ids"].to(of_inputs(model)), batch["attention_mask"].to(of_inputs(model))
     was_training = model.training
     model.eval()
     out = model(input_ids=ids, attention_mask=mask).logits
@@ -36,7 +38,7 @@ def logits(model: Any, tokenizer: Any, call: list[int] | None = None) -> torch.T
 def logits_of_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
     model.eval()
-    found = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in rows]
+    found = [model(input_ids=torch.tensor([ids], device=of_inputs(model))).logits for ids in rows]
     return torch.cat([(one[0, -KEPT:] if one.dim() == 3 else one).float().cpu() for one in found])
 
 

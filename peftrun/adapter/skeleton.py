@@ -27,7 +27,7 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
         config.inference_mode = True
         host = model.empty(base_folder, spec, heads.of_adapter(path, name))
         net = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
-        _stay(net)
+        stay(net)
         saved = load_file(folder / ADAPTER_WEIGHTS)
         known = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
         set_peft_model_state_dict(net, saved, adapter_name=name, low_cpu_mem_usage=True)
@@ -48,7 +48,7 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     return net.requires_grad_(False).eval()
 
 
-def _stay(net: Any) -> None:
+def stay(net: Any) -> None:
     """Keeps PEFT from moving loaded tensors to where their layer's weights are: nowhere."""
     for module in net.modules():
         if isinstance(module, BaseTunerLayer):

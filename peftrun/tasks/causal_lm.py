@@ -10,6 +10,7 @@ import torch
 
 from peftrun import console
 from peftrun.adapter import mixing, nature
+from peftrun.device import of_inputs
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
 from peftrun.tasks.data import Example, digest, load_examples
@@ -176,8 +177,10 @@ def _score(model: Any, rows: list[Row], pad: int) -> list[list[tuple[float, int,
     Prompts are computed once, padded on the left; each candidate continues from a copy of their cache.
     """
     width = max(len(row.prompt) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=model.device)
+    ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in rows], device=of_inputs(model))
+    mask = torch.tensor(
+        [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=of_inputs(model)
+    )
     start = model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1)
     count = len(rows[0].candidates)
     scores = [_score_candidates(model, [row.candidates[k] for row in rows], pad, mask, start) for k in range(count)]
@@ -189,7 +192,7 @@ def _score_candidates(
 ) -> list[tuple[float, int, bool]]:
     lengths = [len(ids) for ids in candidates]
     width = max(lengths)
-    ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids in candidates], device=model.device)
+    ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids in candidates], device=of_inputs(model))
     logits = start.logits[:, -1:]
     if width > 1:
         longer = torch.cat([mask, torch.ones_like(ids[:, 1:])], dim=1)
@@ -216,8 +219,8 @@ def _score_whole(model: Any, rows: list[Row], pad: int) -> list[list[tuple[float
     for k in range(len(rows[0].candidates)):
         both = [row.prompt + row.candidates[k] for row in rows]
         width = max(map(len, both))
-        ids = torch.tensor([one + [pad] * (width - len(one)) for one in both], device=model.device)
-        mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in both], device=model.device)
+        ids = torch.tensor([one + [pad] * (width - len(one)) for one in both], device=of_inputs(model))
+        mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in both], device=of_inputs(model))
         logits = model(input_ids=ids, attention_mask=mask).logits[:, -width:]
         spans = [(len(row.prompt), len(one)) for row, one in zip(rows, both, strict=True)]
         scores.append([_judged(logits[i, a - 1 : b - 1], ids[i, a:b]) for i, (a, b) in enumerate(spans)])

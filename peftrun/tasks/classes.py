@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from peftrun import console
+from peftrun.device import of_inputs
 from peftrun.schema import TaskSpec
 
 IGNORED = -100  # label of tokens that are not judged
@@ -45,7 +46,7 @@ def answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> Ite
     ordered = sorted(rows, key=lambda row: len(row.ids))  # rows of like length together: less padding to compute
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [row.ids for row in batch]}, return_tensors="pt").to(model.device)
+        padded = tokenizer.pad({"input_ids": [row.ids for row in batch]}, return_tensors="pt").to(of_inputs(model))
         found = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits.float().cpu()
         found = found[:, -padded["input_ids"].shape[1] :] if found.dim() == 3 else found  # virtual tokens come first
         for row, mask, logits in zip(batch, padded["attention_mask"].bool().cpu(), found, strict=True):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from peftrun.adapter import nature
+from peftrun.device import of_inputs
 
 
 @torch.inference_mode()
@@ -26,8 +27,8 @@ def _batch(model: Any, pad: int, prompts: list[list[int]], completions: list[lis
     """Rows are padded on the right, which needs no positions of their own."""
     both = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     width = max(map(len, both))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in both], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in both], device=model.device)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in both], device=of_inputs(model))
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in both], device=of_inputs(model))
     begin = 0 if nature.reads_whole(model) else min(map(len, prompts)) - 1  # nothing before is judged
     kept = {} if begin == 0 else {"logits_to_keep": width - begin}
     logits = model(input_ids=ids, attention_mask=mask, **kept).logits[:, -(width - begin) :]

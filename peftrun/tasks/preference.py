@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from peftrun.device import of_inputs
 from peftrun.errors import DataError
 from peftrun.objectives import DpoObjective, RewardObjective
 from peftrun.schema import TaskSpec
@@ -121,7 +122,7 @@ def _rewards(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> to
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         both = [row.prompt + row.chosen for row in part] + [row.prompt + row.rejected for row in part]
-        padded = tokenizer.pad({"input_ids": both}, padding_side="right", return_tensors="pt").to(model.device)
+        padded = tokenizer.pad({"input_ids": both}, padding_side="right", return_tensors="pt").to(of_inputs(model))
         scores = (
             model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0].float().cpu()
         )

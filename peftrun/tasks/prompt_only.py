@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from peftrun.device import of_inputs
 from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
 from peftrun.tasks import rewards
@@ -77,7 +78,7 @@ def _answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, longe
     found: list[str] = []
     for start in range(0, len(rows), batch_size):
         ids = [row.prompt for row in rows[start : start + batch_size]]
-        padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+        padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(of_inputs(model))
         out = model.generate(
             input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=longest, do_sample=False,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,

@@ -1,0 +1,56 @@
+"""Adapters on a base whose layers wait elsewhere until they are needed.
+
+PEFT puts an adapter's tensors where its layer's weight is, which for a weight that waits on disk is nowhere.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from peftrun.adapter.skeleton import stay
+from peftrun.artifacts import ADAPTER_WEIGHTS
+from peftrun.errors import AdapterError
+
+WHOLE = (
+    "use_dora",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+)  # what needs the base's own weights
+
+
+def add(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
+    """The PEFT model with this adapter, each tensor where its layer computes.
+
+    Raises: AdapterError: an adapter of this kind needs weights that are not there.
+    """
+    kind = config.peft_type.value
+    needs = next((key for key in WHOLE if getattr(config, key, None)), None)
+    if kind != "LORA" or needs or config.bias != "none":
+        raise AdapterError(
+            f"{folder}: is of type {kind}{f' with {needs}' if needs else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null"
+        )
+    if model is None:
+        model = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
+    else:
+        model.add_adapter(name, config, low_cpu_mem_usage=True)
+    stay(model)
+    set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS), adapter_name=name, low_cpu_mem_usage=True)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            _place(module)
+    return model
+
+
+def _place(module: Any) -> None:
+    """Moves the adapter's tensors to where the layer's hook computes."""
+    hook = getattr(module.get_base_layer(), "_hf_hook", None)
+    place = torch.device(getattr(hook, "execution_device", None) or "cpu")
+    for part in module.adapter_layer_names:
+        for one in getattr(module, part).parameters():
+            if not one.is_meta:
+                one.data = one.data.to(place)

@@ -1,0 +1,74 @@
+"""A base that does not fit: layers wait on disk, and the adapter on them answers as it does on the whole base."""
+
+import json
+
+import pytest
+import torch
+from conftest import TINY_STEPS
+
+from peftrun import composition, config, device, model
+from peftrun.adapter import load, probe
+
+SMALL = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
+
+
+def based(folder, *overrides):
+    spec = config.build(
+        composition.compose_run(["model=pretrained", f"model.name_or_path={folder}", "action=evaluate", *overrides])[0]
+    )
+    return spec, model.load_base(spec.model, device.resolve(spec.device))
+
+
+def test_part_of_the_base_is_on_disk_and_it_answers_the_same(llama):
+    _, whole = based(llama, "device=cpu", "device.dtype=float32")
+    _, split = based(llama, *SMALL)
+    assert "disk" in split.model.hf_device_map.values()
+    assert any(one.is_meta for one in split.model.parameters())
+    one, other = (probe.logits(base.model, base.tokenizer) for base in (whole, split))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_every_adapter_tensor_is_where_its_layer_computes(llama, trained):
+    _, whole = based(llama, "device=cpu", "device.dtype=float32")
+    _, split = based(llama, *SMALL)
+    both = [load.load(base, {"default": str(trained)}, None, False) for base in (whole, split)]
+    assert all(not value.is_meta for key, value in both[1][0].named_parameters() if "lora_" in key)
+    placed = load.placement(both[1][0])["adapted_modules"]
+    assert list(placed) == ["cpu float32"]
+    one, other = (probe.logits(net, base.tokenizer) for (net, _), base in zip(both, (whole, split), strict=True))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert both[1][1][0].saved_difference < 1e-4
+
+
+def test_two_adapters_switch_on_it(llama, trained):
+    _, split = based(llama, *SMALL)
+    net, proofs = load.load(split, {"a": str(trained), "b": str(trained)}, "b", False)
+    assert net.active_adapter == "b" and len(proofs) == 2
+
+
+@pytest.mark.parametrize("action", ["reload", "evaluate", "generate", "merge"])
+def test_actions_answer_as_on_the_whole_base(cli, llama, on_tiny, trained, action):
+    given = [one for one in on_tiny(llama) if not one.startswith("device")]
+    more = {"generate": ["action.prompt=hi", "action.max_new_tokens=4"]}.get(action, [])
+    found = {}
+    for name, place in (("whole", ["device=cpu", "device.dtype=float32"]), ("split", SMALL)):
+        run = cli(*given, *place, f"action={action}", f"adapter={trained}", *more)
+        assert run.code == 0, run.err
+        found[name] = run
+    if action == "generate":
+        texts = [json.loads((run.run_dir / "generations.jsonl").read_text())["answer"] for run in found.values()]
+        assert texts[0] == texts[1]
+    elif action == "merge":
+        assert found["split"].record()["merge"]["max_logit_difference"] < 1e-3
+    else:
+        assert found["split"].record()["metrics"] == pytest.approx(found["whole"].record()["metrics"], rel=1e-4)
+        assert "offloaded beyond cpu 60KB" in found["split"].record()["device"]
+
+
+def test_what_needs_the_weights_is_refused(cli, llama, on_tiny):
+    given = [one for one in on_tiny(llama) if not one.startswith("device")]
+    run = cli(*on_tiny(llama), *TINY_STEPS, "lora=dora")
+    found = cli(*given, *SMALL, "action=evaluate", f"adapter={run.run_dir}")
+    assert found.code == 1 and "use_dora" in found.err and "Traceback" not in found.err
+    found = cli(*given, *SMALL, "action=train")
+    assert found.code == 1 and "an offloaded base only answers" in found.err
