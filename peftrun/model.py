@@ -1,16 +1,13 @@
 """The frozen base: from a Hub id, a folder or an installed package to a model, its tokenizer and its fingerprint."""
 
 import atexit
-import contextlib
 import dataclasses
-import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,15 +16,14 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
-from transformers.utils import logging
 
-from peftrun import artifacts, console, fingerprint, quantize
+from peftrun import artifacts, console, fingerprint, gguf, quantize
 from peftrun.checks import package_dir
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
 from peftrun.heads import Head
-from peftrun.paths import cache_dir
+from peftrun.hush import quiet
 from peftrun.schema import ModelSpec
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -100,7 +96,7 @@ def load_classifier(
 ) -> tuple[Any, tuple[str, ...]]:
     """An encoder with `head`, and the names of its modules that are not in the files and so are drawn from a fixed seed."""
     kwargs = _kwargs(spec, device, dtype)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         model, seen = CLASSIFIERS[head.kind].from_pretrained(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, output_loading_info=True,
@@ -162,20 +158,25 @@ def _load(
 
 def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
     kwargs = _kwargs(spec, device.name, dtype, device.max_memory)
-    with _quiet():
-        model = AutoModelForCausalLM.from_pretrained(
+    with quiet():
+        model = _kind_of(folder, spec).from_pretrained(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs
         )
     return _placed(model, spec, device.name)
+
+
+def _kind_of(folder: Path, spec: ModelSpec) -> Any:
+    """The class of a language model: with a decoder alone, or with an encoder too."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def empty(folder: Path, spec: ModelSpec, head: Head | None = None) -> Any:
     """The model in `folder` without weights, with `head` as a classifier: every parameter on the meta device."""
     names = _names(head) if head else {}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **names)
-    causal = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with _quiet(), torch.device("meta"):
-        made = CLASSIFIERS[head.kind] if head else causal
+    with quiet(), torch.device("meta"):
+        made = CLASSIFIERS[head.kind] if head else _kind_of(folder, spec)
         return made.from_config(config, trust_remote_code=spec.trust_remote_code)
 
 
@@ -212,7 +213,7 @@ def locate(spec: ModelSpec) -> Path:
     if spec.package:
         given = (package_dir(spec.package) or Path()) / spec.name_or_path
     if given.suffix == ".gguf" and given.is_file():
-        return _converted(given)
+        return gguf.converted(given)
     return given.resolve() if given.is_dir() else _from_hub(spec)
 
 
@@ -235,30 +236,6 @@ def _from_hub(spec: ModelSpec) -> Path:
         raise ModelError(
             f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
         ) from error
-
-
-def _converted(gguf: Path) -> Path:
-    """A GGUF file as a safetensors folder in the cache, dequantised to float32, written once for its content."""
-    target = cache_dir() / "models" / f"{gguf.stem}-{fingerprint.of_file(gguf)[:16]}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            console.say(f"converting {gguf.name} to safetensors, once (about half a minute)")
-            with artifacts.new_folder(target) as folder, _quiet():
-                _convert(gguf, folder)
-    return target
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-    )
-    # The weights are plain float32 by now, yet transformers still takes the model for a quantised one, which it refuses to save.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.config._name_or_path = gguf.stem
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
 
 
 def _unreadable(spec: ModelSpec, error: Exception) -> str:
@@ -286,15 +263,3 @@ def _check_kind(folder: Path, spec: ModelSpec, head: Head | None) -> None:
         )
     if head is not None and head.kind != "seq_cls" and causal:
         raise ModelError(f"{key}: is a {names[0]}, and a {head.kind} head needs an encoder; type model=minilm")
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Progress bars of the libraries, and what they say of a head that is not trained yet, go nowhere."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(before)

@@ -182,7 +182,7 @@ class DataSpec:
 class TaskSpec:
     """What is learned. Templates name columns: `{text}`."""
 
-    kind: Literal["causal_lm", "seq_cls", "token_cls", "preference", "unpaired_preference", "prompt_only"]
+    kind: Literal["causal_lm", "seq_cls", "token_cls", "seq2seq", "preference", "unpaired_preference", "prompt_only"]
     data: DataSpec
     messages: str | None  # a column of chat messages, in place of the templates
     system: str | None

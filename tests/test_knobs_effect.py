@@ -77,7 +77,7 @@ def test_an_8_bit_optimizer_learns(cli, llama, on_tiny, plain):
     assert 0 < apart(adapter(plain), adapter(run)) < 0.05
 
 
-def test_rows_packed_into_one_learn_as_rows_alone(llama):
+def test_rows_packed_into_one_learn_as_rows_alone(llama, tmp_path):
     """The loss and gradients of a packed row are those of its texts alone: no text sees another."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -93,7 +93,7 @@ def test_rows_packed_into_one_learn_as_rows_alone(llama):
     for packing in (False, True):
         net = AutoModelForCausalLM.from_pretrained(llama, attn_implementation="sdpa")
         args = SFTConfig(
-            "x",
+            str(tmp_path),
             packing=packing,
             max_length=64,
             use_cpu=True,

@@ -82,7 +82,7 @@ def test_light_modules_import_nothing_heavy(module):
 
 
 def test_light_modules_are_those_outside_the_heavy_ones():
-    heavy = {"device", "model", "fingerprint", "quantize"}
+    heavy = {"device", "model", "fingerprint", "gguf", "hush", "quantize"}
     assert {path.stem for path in PACKAGE.glob("*.py")} == LIGHT | heavy
 
 
@@ -103,7 +103,14 @@ def test_libraries_take_their_own_branch_of_the_config():
     allowed = {"actions", "training"}  # training/checkpoints compares whole configs: that is its subject
     for path in files():
         part = name(path).split("/")[0]
-        if ("/" in name(path) and part not in allowed) or path.stem in ("device", "model", "fingerprint", "quantize"):
+        if ("/" in name(path) and part not in allowed) or path.stem in (
+            "device",
+            "model",
+            "fingerprint",
+            "gguf",
+            "hush",
+            "quantize",
+        ):
             assert "peftrun.schema.RunSpec" not in imported(ast.parse(path.read_text())), name(path)
 
 

@@ -14,6 +14,10 @@ from peftrun.errors import ArtifactError, DeviceError, ModelError
 from peftrun.schema import DeviceSpec, ModelSpec
 
 CPU = Device("cpu", torch.float32, "")
+ALONE = {
+    "strategy": None, "processes": 1, "machines": 1, "machine_rank": 0, "main_address": None, "main_port": 29500,
+    "deepspeed_config": None, "max_memory": None,
+}  # fmt: skip
 
 
 def spec(path, **changes):
@@ -102,7 +106,7 @@ def test_a_second_fingerprint_reads_no_weights(tmp_path, llama, monkeypatch):
 
 
 def test_bfloat16_is_chosen_exactly_where_it_is_native():
-    found = device.resolve(DeviceSpec(name="cpu", dtype="auto", num_threads=None))
+    found = device.resolve(DeviceSpec(name="cpu", dtype="auto", num_threads=None, **ALONE))
     native = bool(device.cpu_flags() & set(device.NATIVE_BF16_FLAGS))
     assert found.dtype == (torch.bfloat16 if native else torch.float32)
     assert ("natively" in found.note) == native
@@ -110,7 +114,7 @@ def test_bfloat16_is_chosen_exactly_where_it_is_native():
 
 def test_threads_are_set():
     before = torch.get_num_threads()
-    device.resolve(DeviceSpec(name="cpu", dtype="float32", num_threads=1))
+    device.resolve(DeviceSpec(name="cpu", dtype="float32", num_threads=1, **ALONE))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
@@ -120,7 +124,7 @@ def test_a_device_that_is_not_there_is_an_error(name):
     if device._available(name):
         pytest.skip(f"{name} is here")
     with pytest.raises(DeviceError, match=f"device={name}: torch finds no such device"):
-        device.resolve(DeviceSpec(name=name, dtype="auto", num_threads=None))
+        device.resolve(DeviceSpec(name=name, dtype="auto", num_threads=None, **ALONE))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -45,7 +45,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def answers(net: Any, tokenizer: Any, talks: list[Talk], action: GenerateAction) -> list[str]:
     """What the model says next in each talk. Prompts are padded on the left, which changes no answer."""
-    ids = [prompt_ids(tokenizer, talk) for talk in talks]
+    read = _read if net.config.is_encoder_decoder else prompt_ids
+    ids = [read(tokenizer, talk) for talk in talks]
     width = max(map(len, ids))
     padded = [[tokenizer.pad_token_id] * (width - len(one)) + one for one in ids]
     mask = [[0] * (width - len(one)) + [1] * len(one) for one in ids]
@@ -63,7 +64,13 @@ def answers(net: Any, tokenizer: Any, talks: list[Talk], action: GenerateAction)
             eos_token_id=tokenizer.eos_token_id,
             **sampling,
         )
-    return [str(tokenizer.decode(row[width:], skip_special_tokens=True)).strip() for row in out]
+    begin = 0 if net.config.is_encoder_decoder else width  # a decoder of its own does not repeat what was read
+    return [str(tokenizer.decode(row[begin:], skip_special_tokens=True)).strip() for row in out]
+
+
+def _read(tokenizer: Any, talk: Talk) -> list[int]:
+    """What an encoder is given: the last message alone, as in training."""
+    return list(tokenizer(talk[-1][1])["input_ids"])
 
 
 def _prompts(action: GenerateAction, adapters: dict[str, str]) -> list[Prompt] | None:

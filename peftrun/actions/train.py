@@ -19,6 +19,7 @@ from peftrun.methods import NoAdapter
 from peftrun.model import Base
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec, TrainAction
+from peftrun.tasks import seq2seq
 from peftrun.training import checkpoints, loop, ranks
 
 
@@ -54,6 +55,7 @@ def _prepare(spec: RunSpec, out_dir: Path) -> _Job:
     console.say(place.note)
     base = model.load_base(spec.model, place, _dtype(spec), heads.of_task(spec.task))
     kind = tasks.of_kind(spec.task.kind)
+    tasks.check_fits(spec.task.kind, base.model.config, base.name)
     rows = kind.load_rows(spec.task, base.tokenizer)
     _check_validation(spec.task.data.validation_rows, len(rows.train))
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
@@ -167,6 +169,8 @@ def _start(job: _Job) -> attach.Start:
 
 def _collator(job: _Job, net: Any) -> Any:
     """None: TRL's own for language models, whose loss passes by an output layer that is adapted."""
+    if job.spec.task.kind == "seq2seq":
+        return seq2seq.collator(job.base.tokenizer, job.base.model)
     if hasattr(job.kind, "collator"):
         return job.kind.collator(job.base.tokenizer)
     if job.spec.task.objective is not None or not nature.adapts_output(net):

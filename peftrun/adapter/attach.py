@@ -18,7 +18,12 @@ from peftrun.errors import ConfigError
 from peftrun.methods import AdaLoraSpec, LoraSpec
 from peftrun.model import Base
 
-TASK_TYPES = {"causal_lm": TaskType.CAUSAL_LM, "seq_cls": TaskType.SEQ_CLS, "token_cls": TaskType.TOKEN_CLS}
+TASK_TYPES = {
+    "causal_lm": TaskType.CAUSAL_LM,
+    "seq_cls": TaskType.SEQ_CLS,
+    "token_cls": TaskType.TOKEN_CLS,
+    "seq2seq": TaskType.SEQ_2_SEQ_LM,
+}
 HEADS = ("classifier", "score")  # PEFT itself adds these to modules_to_save
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga")
 OURS = ("method", "calibration_rows", "loraplus_lr_ratio", "lora_fa")  # fields that are none of PEFT's config
@@ -78,7 +83,8 @@ def _config(base: Base, lora: Any, start: Start | None) -> Any:
     chosen = {key: value for key, value in dataclasses.asdict(lora).items() if value is not None and key not in OURS}
     chosen |= {key: made(**chosen[key]) for key, made in PARTS.items() if key in chosen}
     chosen |= _for_head(base, lora) | _for_run(base, lora, start)
-    kind = TASK_TYPES[base.head.kind if base.head else "causal_lm"]
+    plain = "seq2seq" if base.model.config.is_encoder_decoder else "causal_lm"
+    kind = TASK_TYPES[base.head.kind if base.head else plain]
     made = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(lora.method.upper())]
     try:
         return made(**chosen, task_type=kind, base_model_name_or_path=base.name, revision=base.revision)

@@ -29,7 +29,7 @@ def logits(model: Any, tokenizer: Any, call: list[int] | None = None) -> torch.T
     ids, mask = batch["input_ids"].to(of_inputs(model)), batch["attention_mask"].to(of_inputs(model))
     was_training = model.training
     model.eval()
-    out = model(input_ids=ids, attention_mask=mask).logits
+    out = model(input_ids=ids, attention_mask=mask, **_written(model, ids)).logits
     model.train(was_training)
     return (out[:, -ids.shape[1] :][mask.bool()] if out.dim() == 3 else out).float().cpu()
 
@@ -38,8 +38,14 @@ def logits(model: Any, tokenizer: Any, call: list[int] | None = None) -> torch.T
 def logits_of_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
     model.eval()
-    found = [model(input_ids=torch.tensor([ids], device=of_inputs(model))).logits for ids in rows]
+    given = [torch.tensor([ids], device=of_inputs(model)) for ids in rows]
+    found = [model(input_ids=ids, **_written(model, ids)).logits for ids in given]
     return torch.cat([(one[0, -KEPT:] if one.dim() == 3 else one).float().cpu() for one in found])
+
+
+def _written(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a decoder of its own is given: the same text."""
+    return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
 
 def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:

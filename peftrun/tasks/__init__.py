@@ -2,6 +2,22 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+from peftrun.errors import ConfigError
+
+
+def check_fits(kind: str, config: Any, name: str) -> None:
+    """Raises: ConfigError: a model with this config cannot learn rows of this kind."""
+    both = bool(config.is_encoder_decoder)
+    if both and kind != "seq2seq":
+        raise ConfigError(
+            f"task.kind={kind}: {name} has an encoder and a decoder; type task=translation, or choose another model"
+        )
+    if not both and kind == "seq2seq":
+        raise ConfigError(
+            f"task.kind=seq2seq: {name} has no decoder of its own; type model=pretrained model.name_or_path=google-t5/t5-small, or another task"
+        )
 
 
 def of_kind(kind: str) -> ModuleType:

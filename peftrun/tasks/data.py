@@ -14,6 +14,7 @@ from peftrun import console
 from peftrun.checks import package_dir
 from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
+from peftrun.tasks import translations
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 COLUMNS = ("chosen", "rejected", "desirable")  # fields of a task that name a column
@@ -77,15 +78,25 @@ def _read(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
             rows = load_dataset(path, revision=data.revision, split=data.split)
         else:
             file = _file(data, key, path)
+            if file.suffix == ".po":
+                return translations.read(file) or _fail(_no_rows(key))
             options = {"delimiter": "\t"} if file.suffix == ".tsv" else {}
             rows = load_dataset(FORMATS[file.suffix.lower()], data_files=str(file), split="train", **options)
+    except DataError:
+        raise
     except KeyError as error:
-        raise DataError(f"{key}: cannot tell its format; name a file that ends in {', '.join(FORMATS)}") from error
+        raise DataError(
+            f"{key}: cannot tell its format; name a file that ends in {', '.join([*FORMATS, '.po'])}"
+        ) from error
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
         raise DataError(_no_rows(key) if NO_ROWS in str(error) else _unreadable(key, error)) from error
     if len(rows) == 0:
         raise DataError(_no_rows(key))
     return rows.to_list()
+
+
+def _fail(line: str) -> Any:
+    raise DataError(line)
 
 
 def _no_rows(key: str) -> str:

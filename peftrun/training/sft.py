@@ -2,15 +2,27 @@
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import Trainer
 from trl import SFTConfig
 
+from peftrun.tasks.causal_lm import IGNORED
 from peftrun.training.answer_loss import AnswerTrainer
+
+
+def _mean_over_tokens(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Nats a token over all rows of a step. T5's own loss is a mean over each part of an accumulated batch."""
+    total = torch.nn.functional.cross_entropy(
+        outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
     """The loop for a supervised lesson. `given`: training arguments by name."""
+    if model.config.is_encoder_decoder:
+        common["compute_loss_func"] = _mean_over_tokens
     collator = {} if lesson.collator is None else {"data_collator": lesson.collator}
     made = AnswerTrainer if lesson.collator is None else Trainer
     return made(

@@ -1,0 +1,35 @@
+"""Models in one GGUF file, as the folders of safetensors that everything else reads."""
+
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peftrun import artifacts, console, fingerprint
+from peftrun.hush import quiet
+from peftrun.paths import cache_dir
+
+
+def converted(gguf: Path) -> Path:
+    """A GGUF file as a safetensors folder in the cache, dequantised to float32, written once for its content."""
+    target = cache_dir() / "models" / f"{gguf.stem}-{fingerprint.of_file(gguf)[:16]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            console.say(f"converting {gguf.name} to safetensors, once (about half a minute)")
+            with artifacts.new_folder(target) as folder, quiet():
+                _convert(gguf, folder)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
+    # The weights are plain float32 by now, yet transformers still takes the model for a quantised one, which it refuses to save.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.config._name_or_path = gguf.stem
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
