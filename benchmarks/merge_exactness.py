@@ -1,6 +1,6 @@
 """What a merge changes in a model's answers: max |Δlogit| between the adapter on its base and the merged files.
 
-For every option of group lora, four families of tiny random models and three dtypes of the base; logits of both are
+For LoRA and the variants that merge otherwise, four families of tiny random models and three dtypes of the base; logits of both are
 computed in float32, so that the figure is the merge's alone. Beside it, the share of merged tensors that are, to the
 last bit, PEFT's merge in float32 rounded once. The logits of these models are of the order of 1 to 10.
 

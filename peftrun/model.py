@@ -77,6 +77,7 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
         _check_kind(folder, spec, head)
         model, untrained = _load(folder, spec, device, dtype or device.dtype, head)
         tokenizer = load_tokenizer(folder, spec)
+        _check_vocabulary(tokenizer, model, spec)
         if head is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
     except (ValueError, OSError, ImportError) as error:
@@ -84,6 +85,15 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
     name = portable_name(spec)
     model.name_or_path = name  # PEFT writes it into adapter_config.json
     return Base(model, tokenizer, folder, name, spec.revision, mark, spec, head, untrained)
+
+
+def _check_vocabulary(tokenizer: Any, model: Any, spec: ModelSpec) -> None:
+    embedded, last = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values(), default=0)
+    if last >= embedded:
+        raise ModelError(
+            f"model.name_or_path={spec.name_or_path}: its tokenizer writes tokens up to {last}, and the model embeds {embedded} (0 to {embedded - 1}); "
+            "restore the tokenizer that belongs to it"
+        )
 
 
 def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: Head | None = None) -> Any:
@@ -193,10 +203,14 @@ def check_full_precision(folder: Path, name: str) -> None:
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """The tokenizer in `folder`; one without a pad token pads with its end token."""
+    """The tokenizer in `folder`; one without a pad token pads with its end token. Raises: ModelError: it has neither."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"model.name_or_path={spec.name_or_path}: its tokenizer has neither a pad token nor an end token; add one to it"
+        )
     return tokenizer
 
 

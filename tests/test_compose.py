@@ -22,6 +22,7 @@ NEEDED |= {"action=extract": ["action.tuned=MODEL"]}
 NEEDED["device=fsdp"] = ["trainer.save_strategy=no"]
 NEEDED["device=offload"] = ["action=evaluate"]
 NEEDED["lora=loftq"] = ["model.quantization=nf4"]
+SPREAD = ("device=ddp", "device=fsdp", "device=deepspeed", "device=offload")
 PLAIN = ("lora", "rslora", "by_pattern")
 REFUSED = {("action=extract", f"lora={name}") for name in paths.group_options("lora") if name not in PLAIN}
 REFUSED |= {
@@ -47,6 +48,8 @@ def built(overrides, trained):
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
 def test_each_option_is_a_valid_run(group, option, trained):
     choice = f"{group}={option}"
+    if choice == "device=deepspeed":
+        pytest.skip("needs a package: refused, see test_distributed")
     spec = built([choice, *NEEDED.get(choice, [])], trained)
     if group == "action":
         assert spec.action.name == option
@@ -54,11 +57,14 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 91
+    assert len(OPTIONS) == count == 114
 
 
 def test_actions_methods_and_devices_combine_freely(trained):
     actions, lora, devices = ([f"{g}={o}" for o in paths.group_options(g)] for g in ("action", "lora", "device"))
+    devices = [
+        one for one in devices if one not in SPREAD
+    ]  # these suit some actions alone: test_distributed, test_offload
     combined = 0
     some = ("action=save", "action=extract")  # those whose rules look at the method
     for choices in [*itertools.product(some, lora), *itertools.product(actions, devices)]:

@@ -17,8 +17,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     place = device.resolve(spec.device)
     console.say(place.note)
     base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
-    tasks.check_fits(spec.task.kind, base.model.config, base.name)
-    rows = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer)
+    rows = tasks.load(spec.task, base)
     facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "data": rows.describe()}
     net, who = base.model, f"{base.name} alone"
     if spec.adapter:

@@ -20,8 +20,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
     if spec.action.evaluate:
-        tasks.check_fits(spec.task.kind, base.model.config, base.name)
-        rows = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer)
+        rows = tasks.load(spec.task, base)
         result.facts["data"] = rows.describe()
         result.metrics = tasks.of_kind(spec.task.kind).evaluate(
             net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size

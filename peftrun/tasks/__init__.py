@@ -5,6 +5,8 @@ from types import ModuleType
 from typing import Any
 
 from peftrun.errors import ConfigError
+from peftrun.schema import TaskSpec
+from peftrun.tasks import limits
 
 
 def check_fits(kind: str, config: Any, name: str) -> None:
@@ -18,6 +20,17 @@ def check_fits(kind: str, config: Any, name: str) -> None:
         raise ConfigError(
             f"task.kind=seq2seq: {name} has no decoder of its own; type model=pretrained model.name_or_path=google-t5/t5-small, or another task"
         )
+
+
+def load(task: TaskSpec, base: Any) -> Any:
+    """The task's rows, each of which this base can read.
+
+    Raises: ConfigError: the base cannot learn this kind. DataError: see the kind's `load_rows`, and `limits`.
+    """
+    check_fits(task.kind, base.model.config, base.name)
+    rows = of_kind(task.kind).load_rows(task, base.tokenizer)
+    limits.check(rows, base.model, base.name)
+    return rows
 
 
 def of_kind(kind: str) -> ModuleType:
