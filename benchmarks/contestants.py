@@ -82,15 +82,13 @@ def _spec(steps: int) -> RunSpec:
 
 def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path) -> Any:
     from peftrun.adapter import attach
-    from peftrun.training import sft
+    from peftrun.training import loop
 
     place = device.resolve(spec.device)
     loaded = model.load_base(spec.model, place)
     net = attach.attach(loaded, spec.lora, spec.seed)
-    sft.fit(
-        net, tokenizer, rows.for_training(), spec.trainer, place,
-        seed=spec.seed, max_length=spec.task.max_length, out_dir=folder, checkpoint=None,
-    )  # fmt: skip
+    lesson = loop.Lesson(rows.for_training(), tokenizer, spec.seed, spec.task.max_length)
+    loop.fit(net, lesson, spec.trainer, place, folder, checkpoint=None)
     return net
 
 
@@ -148,7 +146,7 @@ def _lora(spec: RunSpec) -> Any:
     from peft import LoraConfig
 
     chosen = {key: value for key, value in dataclasses.asdict(spec.lora).items() if value is not None}
-    chosen.pop("method")
+    chosen = {key: value for key, value in chosen.items() if key in LoraConfig.__dataclass_fields__}
     return LoraConfig(**chosen, task_type="CAUSAL_LM")
 
 

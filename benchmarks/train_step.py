@@ -1,6 +1,6 @@
 """How fast peftrun trains, against what a user would write by hand on the same libraries with their defaults.
 
-    peftrun        peftrun's own path with its default config: load_base, attach, training.sft.fit
+    peftrun        peftrun's own path with its default config: load_base, attach, training.loop.fit
     trainer        transformers.Trainer, peft.LoraConfig, DataCollatorForSeq2Seq; the base in the dtype of its files
     trainer_bf16   the same on a bfloat16 base: tells the gain from the dtype apart from the gain from the rest
     trl            trl.SFTTrainer(peft_config=...), TRL's defaults (gradient checkpointing is on) but bf16=False on a CPU

@@ -142,6 +142,19 @@ def _task(task: schema.TaskSpec) -> Lines:
             yield f"{key}={template}: is not a template ({error}); write columns as {{text}} and a brace as {{{{"
 
 
+def _sources(task: schema.TaskSpec) -> Lines:
+    data = task.data
+    if data.streaming and data.train_rows is None:
+        yield "task.data.train_rows is not set; task.data.streaming=true reads no more rows than that: type task.data.train_rows=1000"
+    if data.streaming and data.balance:
+        yield "task.data.balance=true: needs every row, and task.data.streaming=true reads the first; type task.data.balance=false"
+    if data.group_column is not None and (data.mix is not None or data.eval_path is not None):
+        yield "task.data.group_column: splits one source, not beside task.data.mix or task.data.eval_path; type task.data.group_column=null"
+    for name, one in (data.mix or {}).items():
+        if data.source == "file" and not Path(one.path).expanduser().is_file():
+            yield f"task.data.mix.{name}.path={one.path}: there is no such file; name a csv, json, jsonl, parquet or txt file"
+
+
 def _data(task: schema.TaskSpec, action: Any) -> Lines:
     data = task.data
     if action.name in ROWLESS or (action.name == "merge" and not (action.verify and action.held_out_rows)):
@@ -236,6 +249,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task",), _task),
     (("task", "trainer"), _classifier),
     (("task", "adapter", "active", "action"), _same_kind),
+    (("task",), _sources),
     (("task", "action"), _data),
     (("model", "action"), _model),
     (("adapter", "active"), _adapters),

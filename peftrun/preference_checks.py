@@ -18,6 +18,7 @@ ADVICE = {
     "unpaired_preference": "task=kto",
     "prompt_only": "task=grpo",
 }
+SMOOTHED = {"robust", "exo_pair", "aot"}
 CONVERTED = ("pissa", "olora", "corda", "lora_ga")
 
 
@@ -40,6 +41,16 @@ def columns(task: Any) -> Lines:
     for key in needed:
         if getattr(task, key) is None:
             yield f"task.{key} is not set; task.kind={task.kind} needs it: name a column"
+
+
+def smoothing(task: Any) -> Lines:
+    """TRL smooths labels in some losses only, and says nothing in the others."""
+    found = task.objective
+    if isinstance(found, DpoObjective) and found.label_smoothing and not SMOOTHED & set(found.loss_type):
+        yield (
+            f"task.objective.label_smoothing={found.label_smoothing}: is read by the losses {', '.join(sorted(SMOOTHED))} alone; "
+            "type task.objective.loss_type=[robust], or task.objective.label_smoothing=0.0"
+        )
 
 
 def rewards(task: Any) -> Lines:
@@ -75,6 +86,8 @@ def loop(task: Any, trainer: Any) -> Lines:
         yield f"trainer.neftune_noise_alpha: is for supervised tasks, and task.kind={task.kind} is none; type trainer.neftune_noise_alpha=null"
     if trainer.label_smoothing_factor:
         yield "trainer.label_smoothing_factor: is for supervised tasks; type trainer.label_smoothing_factor=0.0"
+    if trainer.train_sampling_strategy == "group_by_length":
+        yield f"trainer.train_sampling_strategy=group_by_length: is for supervised tasks, and task.kind={task.kind} is none; type random"
     size = trainer.per_device_train_batch_size
     if isinstance(task.objective, GrpoObjective):
         many, asked = size * trainer.gradient_accumulation_steps, task.objective.num_generations
@@ -83,11 +96,6 @@ def loop(task: Any, trainer: Any) -> Lines:
                 f"task.objective.num_generations={asked}: must divide trainer.per_device_train_batch_size × "
                 f"gradient_accumulation_steps ({many}); type trainer.per_device_train_batch_size={asked}"
             )
-    if isinstance(task.objective, KtoObjective) and trainer.train_sampling_strategy != "sequential":
-        yield (
-            f"trainer.train_sampling_strategy={trainer.train_sampling_strategy}: KTO pairs each answer with its neighbour's prompt, so rows "
-            "must keep their order; type trainer.train_sampling_strategy=sequential"
-        )
     if isinstance(task.objective, KtoObjective) and size < 2 and task.objective.loss_type == "kto":
         yield "trainer.per_device_train_batch_size=1: KTO estimates its reference point within a batch; type trainer.per_device_train_batch_size=4"
 
@@ -98,6 +106,9 @@ def method(task: Any, lora: Any, action: Any) -> Lines:
         return
     if isinstance(lora, NoAdapter):
         yield f"lora=none: task.kind={task.kind} compares with the base, which an adapter leaves as it is; type lora=lora"
+    dropout = next((key for key in vars(lora) if key.endswith("dropout") and getattr(lora, key)), None)
+    if dropout and not isinstance(task.objective, GrpoObjective):
+        yield f"lora.{dropout}={getattr(lora, dropout)}: TRL turns dropout off for preferences; type lora.{dropout}=0.0"
     start = str(getattr(lora, "init_lora_weights", ""))
     if start.startswith((*CONVERTED, "eva")):
         yield f"lora.init_lora_weights={start}: task.kind={task.kind} compares with the untouched base; type lora.init_lora_weights=true"
@@ -107,6 +118,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task",), objective),
     (("task",), columns),
     (("task",), rewards),
+    (("task",), smoothing),
     (("task", "trainer"), loop),
     (("task", "lora", "action"), method),
 ]

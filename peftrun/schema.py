@@ -158,6 +158,16 @@ Lora = Annotated[
 
 
 @dataclass(config=STRICT)
+class MixSpec:
+    """One more source of rows, of the same kind as the first."""
+
+    path: Path
+    weight: Annotated[float, Field(gt=0, examples=[1.0])]  # the first source's is 1
+    prompt: str | None = None  # templates of its own; null: the task's
+    completion: str | None = None
+
+
+@dataclass(config=STRICT)
 class DataSpec:
     """Where rows come from: a file in an installed package, the user's own file, or the Hub."""
 
@@ -172,6 +182,9 @@ class DataSpec:
     validation_rows: Positive | None
     label_column: str | None
     adapter_column: str | None
+    group_column: str | None
+    mix: dict[str, MixSpec] | None
+    streaming: bool
     labels: dict[str, str] | None  # value in `label_column` → the word to be written
     deduplicate: bool
     balance: bool

@@ -1,5 +1,7 @@
 """Tiny models built on the spot, tiny data, and the command line run in this process or in one of its own."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -57,6 +59,22 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return Outcome(code, out, err, next(iter(sorted(run_folders(tmp_path) - before)), None))
 
     return run
+
+
+def cli_here(where: Path, *args: str) -> Outcome:
+    """Runs `peftrun ARGS` in this process, in `where`: for fixtures that outlive one test."""
+    from peftrun.cli import main
+
+    before, out, err, argv = run_folders(where), io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["peftrun", *args]
+    try:
+        with contextlib.chdir(where), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = argv
+    return Outcome(code, out.getvalue(), err.getvalue(), next(iter(sorted(run_folders(where) - before)), None))
 
 
 def subprocess_cli(where: Path, *args: str, **env: str) -> Outcome:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import subprocess_cli
+from conftest import cli_here
 from faults import check_refused
 from safetensors.torch import load_file
 
@@ -29,7 +29,7 @@ def together(llama, on_tiny):
 
 @pytest.fixture(scope="module")
 def alone(where, llama, on_tiny):
-    run = subprocess_cli(where, *on_tiny(llama), *STEPS, "trainer.per_device_train_batch_size=4")
+    run = cli_here(where, *on_tiny(llama), *STEPS, "trainer.per_device_train_batch_size=4")
     assert run.code == 0, run.err
     return run
 
@@ -43,7 +43,7 @@ def adapter(run):
 
 
 def test_two_processes_learn_what_one_does_with_the_same_batch(where, together, alone):
-    run = subprocess_cli(where, *together, *on("ddp"))
+    run = cli_here(where, *together, *on("ddp"))
     assert run.code == 0, run.err
     record, one = run.record(), alone.record()
     assert record["spread"] == {"strategy": "ddp", "processes": 2, "machines": 1} and "2 processes" in record["device"]
@@ -58,19 +58,19 @@ def test_two_processes_learn_what_one_does_with_the_same_batch(where, together, 
 
 
 def test_sharded_weights_are_saved_whole(where, together, alone):
-    run = subprocess_cli(where, *together, *on("fsdp"), "trainer.save_strategy=no")
+    run = cli_here(where, *together, *on("fsdp"), "trainer.save_strategy=no")
     assert run.code == 0, run.err
     ours, theirs = adapter(run), adapter(alone)
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], atol=2e-5, rtol=1e-4)
-    again = subprocess_cli(where, *together, "action=reload", f"adapter={run.run_dir}")
+    again = cli_here(where, *together, "action=reload", f"adapter={run.run_dir}")
     assert again.code == 0, again.err
     assert again.record()["adapters"][0]["saved_difference"] < 1e-5
 
 
 def test_accumulated_batches_are_averaged_over_tokens_of_all_processes(where, together, alone):
-    run = subprocess_cli(
+    run = cli_here(
         where, *together, *on("ddp"), "trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=2"
     )
     assert run.code == 0, run.err
@@ -82,21 +82,21 @@ def test_accumulated_batches_are_averaged_over_tokens_of_all_processes(where, to
 
 def test_resumed_is_uninterrupted(where, together):
     given = [*together, *on("ddp"), "lora.lora_dropout=0.1"]
-    whole = subprocess_cli(where, *given, "hydra.run.dir=outputs/train/whole")
+    whole = cli_here(where, *given, "hydra.run.dir=outputs/train/whole")
     assert whole.code == 0, whole.err
     torn = where / "outputs/train/torn"
     shutil.copytree(whole.run_dir, torn)
     for gone in ("checkpoints/checkpoint-6", "adapter"):
         shutil.rmtree(torn / gone)
     (torn / "record.json").write_text(json.dumps(whole.record() | {"status": "running"}))
-    resumed = subprocess_cli(where, *given, "action.resume=outputs/train/torn", "hydra.run.dir=outputs/train/resumed")
+    resumed = cli_here(where, *given, "action.resume=outputs/train/torn", "hydra.run.dir=outputs/train/resumed")
     assert resumed.code == 0, resumed.err
     files = [where / f"outputs/train/{name}/adapter/adapter_model.safetensors" for name in ("whole", "resumed")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_fault_in_the_workers_is_one_line(where, together):
-    run = subprocess_cli(where, *together, *on("ddp"), "lora.target_modules=[nosuch]")
+    run = cli_here(where, *together, *on("ddp"), "lora.target_modules=[nosuch]")
     assert run.code == 1 and "Traceback" not in run.err
     assert run.err.count("lora.target_modules=nosuch") == 1
     assert run.record()["status"] == "failed" and not (run.run_dir / "adapter").exists()

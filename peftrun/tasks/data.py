@@ -5,7 +5,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -14,7 +14,7 @@ from peftrun import console
 from peftrun.checks import package_dir
 from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks import translations
+from peftrun.tasks import mixture, translations
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 COLUMNS = ("chosen", "rejected", "desirable")  # fields of a task that name a column
@@ -37,22 +37,36 @@ def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> t
     Args: render: makes something other than an Example of (where, row, task, choices).
     Raises: DataError: the file is empty or unreadable, a column is missing, a value is empty or no known label.
     """
-    data = task.data
-    rows = _prepare(_load("task.data.path", data.path, task, render or _example), data)
+    data, made = task.data, render or _example
+    groups: dict[Any, str] = {}
+    rows = _prepare(_load("task.data.path", data.path, task, made, groups), data)
+    if data.mix is not None:
+        rows = mixture.mixed({"task.data.path": (1.0, rows)} | _others(task, made), data.split_seed)
     if data.eval_path is not None:
-        held_out = _load("task.data.eval_path", data.eval_path, task, render or _example)[: data.eval_rows]
+        held_out = _load("task.data.eval_path", data.eval_path, task, made)[: data.eval_rows]
     else:
-        if len(rows) <= data.eval_rows:
-            raise DataError(
-                f"task.data.eval_rows={data.eval_rows}: only {len(rows)} rows are left after cleaning; "
-                + (
-                    f"type task.data.eval_rows={max(1, len(rows) // 5)}"
-                    if len(rows) > 1
-                    else "name a file with more data"
-                )
-            )
-        rows, held_out = rows[data.eval_rows :], rows[: data.eval_rows]
+        _check_enough(len(rows), data.eval_rows)
+        rows, held_out = (
+            mixture.split_by_group(rows, groups, data.eval_rows)
+            if data.group_column
+            else (rows[data.eval_rows :], rows[: data.eval_rows])
+        )
     return rows[: data.train_rows], held_out
+
+
+def _others(task: TaskSpec, render: Callable[..., Any]) -> dict[str, tuple[float, list[Any]]]:
+    """Weight and rows of each further source, rendered by its own templates where it has some."""
+    found = {}
+    for name, one in (task.data.mix or {}).items():
+        own = replace(task, prompt=one.prompt or task.prompt, completion=one.completion or task.completion)
+        found[name] = (one.weight, _prepare(_load(f"task.data.mix.{name}.path", one.path, own, render), task.data))
+    return found
+
+
+def _check_enough(rows: int, eval_rows: int) -> None:
+    if rows <= eval_rows:
+        advice = f"type task.data.eval_rows={max(1, rows // 5)}" if rows > 1 else "name a file with more data"
+        raise DataError(f"task.data.eval_rows={eval_rows}: only {rows} rows are left after cleaning; {advice}")
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -61,27 +75,37 @@ def digest(examples: Iterable[Example]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load(key: str, path: str, task: TaskSpec, render: Callable[..., Any]) -> list[Any]:
+def _load(
+    key: str, path: str, task: TaskSpec, render: Callable[..., Any], groups: dict[Any, str] | None = None
+) -> list[Any]:
+    """Every row rendered; `groups` is given the group of each."""
     rows = _read(task.data, f"{key}={path}", path)
     _check_columns(rows[0].keys(), task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    return [render(f"{key}={path}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
+    made = [render(f"{key}={path}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
+    if groups is not None and task.data.group_column:
+        groups |= {one: str(row[task.data.group_column]) for one, row in zip(made, rows, strict=True)}
+    return made
 
 
 def _read(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
     # What datasets logs as an error it also raises, and that is what the user is told.
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     try:
         if data.source == "hub":
-            rows = load_dataset(path, revision=data.revision, split=data.split)
+            rows = load_dataset(path, revision=data.revision, split=data.split, streaming=data.streaming)
         else:
             file = _file(data, key, path)
             if file.suffix == ".po":
                 return translations.read(file) or _fail(_no_rows(key))
             options = {"delimiter": "\t"} if file.suffix == ".tsv" else {}
-            rows = load_dataset(FORMATS[file.suffix.lower()], data_files=str(file), split="train", **options)
+            rows = load_dataset(
+                FORMATS[file.suffix.lower()], data_files=str(file), split="train", streaming=data.streaming, **options
+            )
+        if data.streaming:
+            rows = Dataset.from_list(list(rows.take((data.train_rows or 0) + data.eval_rows)))
     except DataError:
         raise
     except KeyError as error:
@@ -191,6 +215,7 @@ def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
     wanted |= {f"task.{key}": [column] for key in COLUMNS if (column := getattr(task, key))}
     wanted["task.messages"] = [task.messages] if task.messages else []
     wanted["task.data.label_column"] = [task.data.label_column] if task.data.label_column else []
+    wanted["task.data.group_column"] = [task.data.group_column] if task.data.group_column else []
     wanted["task.data.adapter_column"] = [task.data.adapter_column] if task.data.adapter_column else []
     labelled = {"label"} if task.data.label_column else set()
     problems = [

@@ -111,6 +111,10 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
             )
     except ValueError as error:  # the libraries own the rules between their own arguments
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    if REFERENCE in getattr(model, "peft_config", {}):
+        model.delete_adapter(
+            REFERENCE
+        )  # a copy of the fresh adapter; without it the reference is the base, the adapter off
     for one, value in learned:
         one.data = value  # TRL has rounded an adapter on a quantised base to bfloat16, and what is saved would answer otherwise
     ranks.shard_on_cpu(trained_by)
@@ -177,12 +181,9 @@ def _spread(device: Device) -> dict[str, Any]:
 
 
 def _as_before(model: Any, routing: dict[str, Any]) -> None:
-    """Takes back what TRL has changed: a mixture of experts returns its router's choices, which fails where a cache is used; and
-    an adapter has a copy of its start beside it, which would be saved."""
+    """Takes back what TRL has changed: a mixture of experts returns its router's choices, which fails where a cache is used."""
     for key, value in routing.items():
         setattr(model.config, key, value)
-    if REFERENCE in getattr(model, "peft_config", {}):
-        model.delete_adapter(REFERENCE)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Loops for preferences and rewards: TRL's own, each with its config, all given their objective whole."""
 
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from datasets import Dataset
 from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 
+from peftrun import console
 from peftrun.objectives import GrpoObjective
 from peftrun.tasks import rewards
 
@@ -19,7 +21,12 @@ def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Train
     objective = dataclasses.asdict(lesson.objective)
     name = objective.pop("name")
     arguments = {**given, **{key: value for key, value in objective.items() if key not in OURS}}
-    common |= {"model": model, "train_dataset": Dataset.from_list(lesson.rows), "processing_class": lesson.tokenizer}
+    rows = lesson.rows
+    if name == "kto":  # it pairs each answer with its neighbour's prompt, so the order is drawn once, before
+        rows = random.Random(lesson.seed).sample(rows, len(rows))
+        arguments["train_sampling_strategy"] = "sequential"
+        console.say("kto: one order of the rows for every epoch, drawn from the seed")
+    common |= {"model": model, "train_dataset": Dataset.from_list(rows), "processing_class": lesson.tokenizer}
     if name == "dpo":
         return DPOTrainer(args=_fitting(DPOConfig, arguments, max_length=None), **common)
     if name == "kto":

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import subprocess_cli
+from conftest import cli_here
 from faults import check_refused
 
 from peftrun import composition, config, device, model, tasks
@@ -50,7 +50,7 @@ def files(where):
 def overrides(kind, llama, files):
     name = {"kto": "judged", "grpo": "asked"}.get(kind, "pairs")
     columns = {
-        "kto": ["task.messages=talk", "task.desirable=ok", "trainer.train_sampling_strategy=sequential"],
+        "kto": ["task.messages=talk", "task.desirable=ok"],
         "grpo": ["task.prompt='{q}'", "task.completion='{a}'", "task.data.label_column=null", "task.data.labels=null",
                  "task.data.balance=false", "task.objective.max_completion_length=4", "task.objective.num_generations=4",
                  "task.objective.rewards=[matches_pattern]", "task.objective.reward_weights=null",
@@ -66,7 +66,7 @@ def overrides(kind, llama, files):
 @pytest.fixture(scope="module", params=KINDS)
 def learned(request, where, llama, files):
     given = overrides(request.param, llama, files)
-    run = subprocess_cli(where, *given, f"trainer.max_steps={24 if request.param == 'grpo' else 8}")
+    run = cli_here(where, *given, f"trainer.max_steps={24 if request.param == 'grpo' else 8}")
     assert run.code == 0, run.err
     return request.param, run, given
 
@@ -86,7 +86,7 @@ def test_each_objective_moves_its_own_measure(learned):
 def test_the_adapter_is_saved_alone_and_reloads_as_it_was(learned, where):
     _, run, given = learned
     assert not list((run.run_dir / "adapter").glob("*/adapter_config.json"))  # no copy of its start
-    again = subprocess_cli(where, *given, "action=reload", f"adapter={run.run_dir}")
+    again = cli_here(where, *given, "action=reload", f"adapter={run.run_dir}")
     assert again.code == 0, again.err
     record = again.record()
     assert record["adapters"][0]["saved_difference"] == 0.0
@@ -95,7 +95,7 @@ def test_the_adapter_is_saved_alone_and_reloads_as_it_was(learned, where):
 
 def test_it_merges_and_the_merge_is_proved(learned, where):
     kind, run, given = learned
-    merged = subprocess_cli(where, *given, "action=merge", f"adapter={run.run_dir}")
+    merged = cli_here(where, *given, "action=merge", f"adapter={run.run_dir}")
     assert merged.code == 0, merged.err
     assert merged.record()["merge"]["max_logit_difference"] < 1e-3
     if kind != "grpo":
@@ -104,7 +104,7 @@ def test_it_merges_and_the_merge_is_proved(learned, where):
 
 def test_language_models_generate(learned, where):
     kind, run, given = learned
-    said = subprocess_cli(
+    said = cli_here(
         where, *given, "action=generate", f"adapter={run.run_dir}", "action.prompt=hi", "action.max_new_tokens=3"
     )
     if kind == "reward":
@@ -114,8 +114,8 @@ def test_language_models_generate(learned, where):
 
 
 def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files):
-    given = [*overrides("dpo", llama, files), "trainer.max_steps=4", "trainer.save_steps=2", "lora.lora_dropout=0.1"]
-    whole = subprocess_cli(where, *given, "hydra.run.dir=outputs/train/whole")
+    given = [*overrides("dpo", llama, files), "trainer.max_steps=4", "trainer.save_steps=2"]
+    whole = cli_here(where, *given, "hydra.run.dir=outputs/train/whole")
     assert whole.code == 0, whole.err
     torn = where / "outputs/train/torn"
     import shutil
@@ -125,13 +125,26 @@ def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files):
     shutil.rmtree(torn / "adapter")
     record = json.loads((torn / "record.json").read_text())
     (torn / "record.json").write_text(json.dumps(record | {"status": "running"}))
-    resumed = subprocess_cli(where, *given, "action.resume=outputs/train/torn", "hydra.run.dir=outputs/train/resumed")
+    resumed = cli_here(where, *given, "action.resume=outputs/train/torn", "hydra.run.dir=outputs/train/resumed")
     assert resumed.code == 0, resumed.err
     one, other = (
         (where / f"outputs/train/{name}/adapter/adapter_model.safetensors").read_bytes()
         for name in ("whole", "resumed")
     )
     assert one == other
+
+
+def test_an_adapter_that_starts_anywhere_is_held_against_the_base(cli, where, llama, files):
+    """TRL's own reference would be a copy of the start, and the first loss log 2 whatever that is."""
+    run = cli(
+        *overrides("dpo", llama, files),
+        "lora.init_lora_weights=false",
+        "trainer.max_steps=2",
+        "trainer.logging_steps=1",
+    )
+    assert run.code == 0, run.err
+    first = json.loads((run.run_dir / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(first["loss"] - math.log(2)) > 1e-4
 
 
 def test_likelihoods_are_those_of_a_plain_forward_pass(llama):
@@ -186,6 +199,15 @@ WRONG = {
     "an initialisation that changes the base": (
         ["lora=pissa"],
         ["lora.init_lora_weights=pissa_niter_16: ", "untouched base"],
+    ),
+    "dropout": (["lora.lora_dropout=0.1"], ["lora.lora_dropout=0.1: TRL turns dropout off"]),
+    "smoothing that nothing reads": (
+        ["task.objective.label_smoothing=0.1"],
+        ["task.objective.label_smoothing=0.1: is read by"],
+    ),
+    "rows by length": (
+        ["trainer.train_sampling_strategy=group_by_length"],
+        ["trainer.train_sampling_strategy=group_by_length: "],
     ),
     "packing": (["trainer.packing=true"], ["trainer.packing=true: "]),
     "no chosen column": (["task.chosen=null"], ["task.chosen is not set"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_STEPS, subprocess_cli
+from conftest import TINY_STEPS, cli_here
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -42,7 +42,7 @@ def given(where, t5):
 
 @pytest.fixture(scope="module")
 def learned(where, given):
-    run = subprocess_cli(where, *given, "trainer.max_steps=30")
+    run = cli_here(where, *given, "trainer.max_steps=30")
     assert run.code == 0, run.err
     return run
 
@@ -53,21 +53,21 @@ def test_it_learns(learned):
 
 
 def test_it_reloads_as_it_was(learned, where, given):
-    again = subprocess_cli(where, *given, "action=reload", f"adapter={learned.run_dir}")
+    again = cli_here(where, *given, "action=reload", f"adapter={learned.run_dir}")
     assert again.code == 0, again.err
     assert again.record()["adapters"][0]["saved_difference"] == 0.0
     assert again.record()["metrics"] == pytest.approx(learned.record()["metrics"]["after"], rel=1e-5)
 
 
 def test_it_merges_with_proof(learned, where, given):
-    merged = subprocess_cli(where, *given, "action=merge", f"adapter={learned.run_dir}")
+    merged = cli_here(where, *given, "action=merge", f"adapter={learned.run_dir}")
     assert merged.code == 0, merged.err
     figures = merged.record()["merge"]
     assert figures["streamed"] and figures["held_out_rows"] == 8 and figures["max_logit_difference"] < 1e-3
 
 
 def test_it_answers_without_repeating_what_it_read(learned, where, given):
-    said = subprocess_cli(
+    said = cli_here(
         where,
         *given,
         "action=generate",
@@ -103,7 +103,7 @@ def test_accumulated_batches_learn_what_one_batch_does(where, given):
             f"trainer.gradient_accumulation_steps={parts}",
             "trainer.max_steps=4",
         ]
-        run = subprocess_cli(where, *given, *more)
+        run = cli_here(where, *given, *more)
         assert run.code == 0, run.err
         found.append(load_file(run.run_dir / "adapter" / "adapter_model.safetensors"))
     for key, value in found[0].items():
