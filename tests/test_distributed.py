@@ -69,6 +69,7 @@ def test_sharded_weights_are_saved_whole(where, together, alone):
     assert again.record()["adapters"][0]["saved_difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_averaged_over_tokens_of_all_processes(where, together, alone):
     run = cli_here(
         where, *together, *on("ddp"), "trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=2"
@@ -80,6 +81,7 @@ def test_accumulated_batches_are_averaged_over_tokens_of_all_processes(where, to
     )
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(where, together):
     given = [*together, *on("ddp"), "lora.lora_dropout=0.1"]
     whole = cli_here(where, *given, "hydra.run.dir=outputs/train/whole")
@@ -102,6 +104,7 @@ def test_a_fault_in_the_workers_is_one_line(where, together):
     assert run.record()["status"] == "failed" and not (run.run_dir / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_every_process(where, together):
     started = subprocess.Popen(
         [sys.executable, "-m", "peftrun", *together, *on("ddp"), "trainer.max_steps=100000", "hydra.run.dir=outputs/train/long"],

@@ -61,7 +61,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(llama):
     assert kept[True] < 0.6 * kept[False]
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_a_compiled_model_learns_the_same(cli, llama, on_tiny, plain):
     run = cli(*on_tiny(llama), *TINY_STEPS, "trainer.torch_compile=true")
     assert run.code == 0, run.err

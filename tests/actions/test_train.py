@@ -91,7 +91,11 @@ def killed_after(where: Path, step: int, *args: str) -> Path:
     raise AssertionError("no checkpoint came")
 
 
-@pytest.mark.parametrize("extra", [[], ["lora=pissa", "lora.lora_dropout=0.1"]], ids=["lora", "pissa-dropout"])
+@pytest.mark.parametrize(
+    "extra",
+    [[], pytest.param(["lora=pissa", "lora.lora_dropout=0.1"], marks=pytest.mark.slow)],
+    ids=["lora", "pissa-dropout"],
+)
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(cli, tmp_path, llama, on_tiny, extra):
     overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=200", *extra]
     killed = killed_after(tmp_path, 10, *overrides)

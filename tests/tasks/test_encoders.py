@@ -1,11 +1,13 @@
 """Classifiers on one encoder: each learns, reloads as it was, and answers in company as alone."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import subprocess_cli
+from conftest import cli_here, subprocess_cli
 from faults import check_failed, check_refused
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -32,7 +34,7 @@ def where(tmp_path_factory):
 
 
 def learned(where, overrides):
-    outcome = subprocess_cli(where, *overrides, *STEPS)
+    outcome = cli_here(where, *overrides, *STEPS)
     assert outcome.code == 0, outcome.err
     return outcome
 
@@ -151,7 +153,7 @@ def test_saved_together_each_reloads_alone_as_it_was(spanish, ner, where, bert):
     saved = subprocess_cli(where, "action=save", both, *on_texts(bert, where))
     assert saved.code == 0, saved.err
     for name, run, overrides in (("spanish", spanish, on_texts(bert, where)), ("ner", ner, on_words(bert, where))):
-        again = subprocess_cli(where, "action=reload", f"adapter={saved.run_dir}/adapter/{name}", *overrides)
+        again = cli_here(where, "action=reload", f"adapter={saved.run_dir}/adapter/{name}", *overrides)
         assert again.code == 0, again.err
         assert again.record()["adapters"][0]["saved_difference"] == 0.0
         assert again.record()["metrics"] == pytest.approx(run.record()["metrics"]["after"])
@@ -161,8 +163,34 @@ def test_saved_together_each_reloads_alone_as_it_was(spanish, ner, where, bert):
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_the_wrong_kind_of_model_or_task_is_one_line(cli, tmp_path, bert, llama, spanish, where, on_tiny):
+def test_a_language_model_takes_a_text_classifiers_head(where, llama, bert):
+    """As a reward model does: the head reads the last token of a row."""
     swapped = [item for item in on_texts(bert, where) if not item.startswith("model.")]
+    run = cli_here(where, *swapped, f"model.name_or_path={llama}", *STEPS)
+    assert run.code == 0, run.err
+    before, after = (run.record()["metrics"][when] for when in ("before", "after"))
+    assert after["loss"] < before["loss"]
+    again = cli_here(where, *swapped, f"model.name_or_path={llama}", "action=reload", f"adapter={run.run_dir}")
+    assert again.code == 0 and again.record()["adapters"][0]["saved_difference"] == 0.0, again.err
+
+
+def test_a_classifier_resumed_is_the_one_uninterrupted(where, bert):
+    given = [*on_texts(bert, where), *STEPS, "trainer.max_steps=4", "trainer.save_steps=2", "lora.lora_dropout=0.1"]
+    whole = cli_here(where, *given, "hydra.run.dir=outputs/train/whole")
+    assert whole.code == 0, whole.err
+    torn = where / "outputs/train/torn"
+    shutil.copytree(whole.run_dir, torn)
+    for gone in ("checkpoints/checkpoint-4", "adapter"):
+        shutil.rmtree(torn / gone)
+    (torn / "record.json").write_text(json.dumps(whole.record() | {"status": "running"}))
+    resumed = cli_here(where, *given, "action.resume=outputs/train/torn", "hydra.run.dir=outputs/train/resumed")
+    assert resumed.code == 0, resumed.err
+    files = [where / f"outputs/train/{name}/adapter/adapter_model.safetensors" for name in ("whole", "resumed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_wrong_kind_of_model_or_task_is_one_line(cli, tmp_path, bert, llama, spanish, where, on_tiny):
+    swapped = [item for item in on_words(bert, where) if not item.startswith("model.")]
     check_failed(cli, tmp_path, [*swapped, f"model.name_or_path={llama}"], ["needs an encoder", "model=minilm"])
     tiny = [item for item in on_tiny(bert)]
     check_failed(cli, tmp_path, tiny, ["not a causal language model", "task=spanish_sentiment"])
