@@ -65,6 +65,7 @@ bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/merge_exactness.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/knobs.py
 
 clean: ## remove the environment and build leftovers; outputs/ stays
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

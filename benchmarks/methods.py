@@ -75,15 +75,15 @@ def size_of(option: str) -> dict[str, Any]:
 
 def life_of(option: str, fitting: list[str], tiny: Path, rows: Path, folder: Path) -> dict[str, Any]:
     """Reload and merge errors; None where PEFT cannot merge."""
-    from conftest import TINY_STEPS, subprocess_cli
+    from conftest import TINY_STEPS, cli_here
 
     given = [
         "model=pretrained", f"model.name_or_path={tiny}", "task=instruction", f"task.data.path={rows}", "task.data.eval_rows=8",
         "task.max_length=64", "device=cpu", "device.dtype=float32", "trainer.learning_rate=1e-2", f"lora={option}", *fitting,
     ]  # fmt: skip
-    run = subprocess_cli(folder, *given, *TINY_STEPS)
-    again = subprocess_cli(folder, *given, "action=reload", f"adapter={run.run_dir}")
-    merged = subprocess_cli(folder, *given, "action=merge", f"adapter={run.run_dir}")
+    run = cli_here(folder, *given, *TINY_STEPS)
+    again = cli_here(folder, *given, "action=reload", f"adapter={run.run_dir}")
+    merged = cli_here(folder, *given, "action=merge", f"adapter={run.run_dir}")
     return {
         "reload": again.record()["adapters"][0]["saved_difference"],
         "merge": merged.record()["merge"]["max_logit_difference"] if merged.code == 0 else None,

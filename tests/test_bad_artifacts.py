@@ -200,6 +200,7 @@ def on_full_disk(where: Path, size: int, *args: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr, next(iter(run_folders(where)), None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", FULL)
 def test_a_full_disk_leaves_nothing_half_written(row, tmp_path, on_tiny, llama, trained):
     shutil.copytree(trained / "adapter", tmp_path / "near" / "old")

@@ -15,8 +15,7 @@ from merge_cases import FAMILIES, stored_base, trained_adapter
 
 ACTIONS = {"save": ["action=save"], "merge": ["action=merge", "action.held_out_rows=0"]}
 KILLS = [
-    pytest.param(8, id="8"),
-    pytest.param(50, id="50", marks=pytest.mark.slow),
+    pytest.param(50, id="50"),
 ]
 
 
@@ -65,6 +64,7 @@ def check_whole(folders: list[Path], sources: tuple[Path, Path]) -> None:
             assert json.loads(record.read_text())["status"] in ("running", "failed", "completed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", KILLS)
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path, sources, action, number):

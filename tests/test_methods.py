@@ -188,7 +188,29 @@ def test_a_fresh_adapter_changes_no_answer_but_where_the_method_starts_elsewhere
     assert apart > 1e-4 if option in STARTS_APART else apart < 2e-4
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+QUICK = {
+    "lora",
+    "rslora",
+    "dora",
+    "pissa",
+    "eva",
+    "corda",
+    "loraplus",
+    "lora_fa",
+    "alora",
+    "adalora",
+    "ia3",
+    "vera",
+    "oft",
+    "prompt_tuning",
+    "prefix_tuning",
+    "tokens",
+}
+
+
+@pytest.mark.parametrize(
+    "option", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in OPTIONS]
+)
 def test_trained_saved_reloaded_is_the_same_and_merges(cli, llama, on_tiny, option):
     overrides = [*on_tiny(llama), f"lora={option}", *FITTING.get(option, [])]
     run = cli(*overrides, *TINY_STEPS)
