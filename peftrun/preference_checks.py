@@ -37,6 +37,8 @@ def columns(task: Any) -> Lines:
         return
     if (task.messages is None) == (task.prompt is None):
         yield "task.prompt: exactly one of task.prompt and task.messages is needed; type task.prompt='{COLUMN}'"
+    if task.data.balance and task.kind != "prompt_only":
+        yield f"task.data.balance=true: counts labels, and task.kind={task.kind} has none; type task.data.balance=false"
     needed = {"preference": ("chosen", "rejected"), "unpaired_preference": ("desirable",)}.get(task.kind, ())
     for key in needed:
         if getattr(task, key) is None:

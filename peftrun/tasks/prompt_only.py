@@ -22,7 +22,7 @@ class Asked:
     """One row: what is given, and the true answer, if there is one."""
 
     given: Talk
-    answer: str
+    completion: str
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
         kept(part, [_encode(one, task, tokenizer) for one in part], lambda row: len(row.prompt), task, which)
         for part, which in zip(load_examples(task, _asked), ("training", "held-out"), strict=True)
     )
-    text = json.dumps([[one.given, one.answer] for one, _ in (*train, *held_out)], ensure_ascii=False)
+    text = json.dumps([[one.given, one.completion] for one, _ in (*train, *held_out)], ensure_ascii=False)
     return Rows(
-        [conversational(tokenizer, one.given, {}) | {"answer": one.answer} for one, _ in train],
+        [conversational(tokenizer, one.given, {}) | {"answer": one.completion} for one, _ in train],
         [row for _, row in held_out],
         hashlib.sha256(text.encode()).hexdigest(),
     )
@@ -100,4 +100,4 @@ def _label(row: dict[str, Any], task: TaskSpec) -> str:
 
 def _encode(one: Asked, task: TaskSpec, tokenizer: Any) -> Row:
     assert isinstance(task.objective, GrpoObjective)
-    return Row(prompt_ids(tokenizer, one.given), one.answer, task.objective)
+    return Row(prompt_ids(tokenizer, one.given), one.completion, task.objective)

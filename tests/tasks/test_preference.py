@@ -250,6 +250,20 @@ def test_a_judgement_must_be_true_or_false(cli, tmp_path, llama, files):
     assert found.code == 1 and "row 1: ok=maybe is neither true nor false" in found.err
 
 
+def test_prompts_with_a_label_are_balanced(cli, tmp_path, llama, files):
+    rows = [{"q": f"Is {n} even?", "of": str(int(n % 4 == 0))} for n in range(60)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    labelled = ["task.data.label_column=of", "task.data.balance=true", "task.completion='{label}'"]
+    given = [
+        one
+        for one in overrides("grpo", llama, files)
+        if not one.startswith(("task.data.label", "task.data.bal", "task.completion"))
+    ]
+    found = cli(*given, *labelled, f"task.data.path={file}", "task.data.eval_rows=6", "action=evaluate")
+    assert found.code == 0, found.err
+    assert found.record()["data"]["train_rows"] == 30 - 6
+
+
 def test_grpo_needs_batches_of_whole_groups(cli, tmp_path, llama, files):
     check_refused(
         cli,
