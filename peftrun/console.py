@@ -22,11 +22,15 @@ NOISY = (
     "accelerate",
     "datasets",
     "torch",
+    "torch.utils._pytree",
+    "torchao",
     "huggingface_hub",
     "filelock",
     "httpx",
     "httpx2",
 )
+
+_LISTENERS: list[list[str]] = []
 
 
 def _notes() -> Console:
@@ -36,7 +40,20 @@ def _notes() -> Console:
 
 def say(text: str) -> None:
     """One line for the user, on standard error."""
+    for heard in _LISTENERS:
+        heard.append(text)
     _notes().print(escape(text))
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """Collects what is said inside, which is said all the same."""
+    found: list[str] = []
+    _LISTENERS.append(found)
+    try:
+        yield found
+    finally:
+        _LISTENERS.remove(found)
 
 
 def warn(text: str) -> None:

@@ -87,8 +87,9 @@ def adalora(lora: Any, trainer: Any, action: Any) -> Lines:
 def packed(lora: Any, trainer: Any) -> Lines:
     """What is put before each input cannot be put before each of several texts in one row."""
     alora = getattr(lora, "alora_invocation_tokens", None)
-    if trainer.packing and (lora.method in VIRTUAL or alora):
-        yield f"trainer.packing=true: lora.method={lora.method} works on each text by itself; type trainer.packing=false"
+    for key, asked in {"packing": trainer.packing, "padding_free": trainer.padding_free}.items():
+        if asked and (lora.method in VIRTUAL or alora):
+            yield f"trainer.{key}=true: lora.method={lora.method} works on each text by itself; type trainer.{key}=false"
 
 
 def quantized(lora: Any, model: Any, action: Any) -> Lines:

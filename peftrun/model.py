@@ -18,12 +18,12 @@ from transformers import (
 )
 
 from peftrun import artifacts, console, fingerprint, gguf, quantize
-from peftrun.checks import package_dir
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
 from peftrun.heads import Head
 from peftrun.hush import quiet
+from peftrun.packages import package_dir
 from peftrun.schema import ModelSpec
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -44,6 +44,7 @@ class Base:
         name: portable: a Hub id, `package:file`, or a folder's last name.
         spec: what it was loaded by.
         head: of a classifier; None for a language model.
+        held: in what few bits it is held; None: in full precision.
         untrained: modules of a classifier that the base's files do not hold: its head.
     """
 
@@ -55,11 +56,13 @@ class Base:
     fingerprint: Fingerprint
     spec: ModelSpec
     head: Head | None = None
+    held: str | None = None
     untrained: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """For the record and `peftrun.json`."""
-        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.as_dict()}
+        found = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.as_dict()}
+        return found | ({"held_in": self.held} if self.held else {})
 
     def size(self) -> int:
         """Bytes of its weight files."""
@@ -72,28 +75,21 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
     Raises: ModelError: it is not there, is of the other kind (language model, encoder), or holds pickles only.
     """
     folder = locate(spec)
-    mark = fingerprint.of_model(folder)
+    mark, held = fingerprint.of_model(folder), quantize.held_in(folder)
+    quantize.check(held, spec.quantization, spec.name_or_path, dtype or device.dtype)
     try:
         _check_kind(folder, spec, head)
         model, untrained = _load(folder, spec, device, dtype or device.dtype, head)
         tokenizer = load_tokenizer(folder, spec)
-        _check_vocabulary(tokenizer, model, spec)
         if head is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
     except (ValueError, OSError, ImportError) as error:
         raise ModelError(_unreadable(spec, error)) from error
     name = portable_name(spec)
     model.name_or_path = name  # PEFT writes it into adapter_config.json
-    return Base(model, tokenizer, folder, name, spec.revision, mark, spec, head, untrained)
-
-
-def _check_vocabulary(tokenizer: Any, model: Any, spec: ModelSpec) -> None:
-    embedded, last = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values(), default=0)
-    if last >= embedded:
-        raise ModelError(
-            f"model.name_or_path={spec.name_or_path}: its tokenizer writes tokens up to {last}, and the model embeds {embedded} (0 to {embedded - 1}); "
-            "restore the tokenizer that belongs to it"
-        )
+    if held:
+        console.say(f"base {name}: its files hold {held} weights, which are used as they are")
+    return Base(model, tokenizer, folder, name, spec.revision, mark, spec, head, held or spec.quantization, untrained)
 
 
 def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: Head | None = None) -> Any:
@@ -105,7 +101,7 @@ def load_classifier(
     folder: Path, spec: ModelSpec, head: Head, device: Any, dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
     """An encoder with `head`, and the names of its modules that are not in the files and so are drawn from a fixed seed."""
-    kwargs = _kwargs(spec, device, dtype)
+    kwargs = _kwargs(folder, spec, device, dtype)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         model, seen = CLASSIFIERS[head.kind].from_pretrained(
@@ -115,20 +111,20 @@ def load_classifier(
     if model.config.pad_token_id is None:  # a language model with a head reads it to find the last token of a row
         model.config.pad_token_id = load_tokenizer(folder, spec).pad_token_id
     untrained = tuple(sorted({key.rpartition(".")[0] for key in seen["missing_keys"]}))
-    return _placed(model, spec, device), untrained
+    return _placed(model, device), untrained
 
 
-def _kwargs(spec: ModelSpec, device: Any, dtype: torch.dtype, limits: Any = None) -> dict[str, Any]:
+def _kwargs(folder: Path, spec: ModelSpec, device: Any, dtype: torch.dtype, limits: Any = None) -> dict[str, Any]:
     kwargs = quantize.settings(spec.quantization, dtype)
     if limits is not None:
         kwargs |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(_waiting_room())}
-    elif kwargs:
+    elif kwargs or quantize.held_in(folder):
         kwargs["device_map"] = {"": str(device)}  # what is quantised cannot be moved afterwards
     return kwargs | ({"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {})
 
 
-def _placed(model: Any, spec: ModelSpec, device: Any) -> Any:
-    if spec.quantization is None and not getattr(model, "hf_device_map", None):
+def _placed(model: Any, device: Any) -> Any:
+    if getattr(model, "hf_quantizer", None) is None and not getattr(model, "hf_device_map", None):
         model = model.to(device)
     quantize.settle(model)
     return model.requires_grad_(False).eval()
@@ -167,12 +163,12 @@ def _load(
 
 
 def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
-    kwargs = _kwargs(spec, device.name, dtype, device.max_memory)
+    kwargs = _kwargs(folder, spec, device.name, dtype, device.max_memory)
     with quiet():
         model = _kind_of(folder, spec).from_pretrained(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs
         )
-    return _placed(model, spec, device.name)
+    return _placed(model, device.name)
 
 
 def _kind_of(folder: Path, spec: ModelSpec) -> Any:
@@ -192,12 +188,10 @@ def empty(folder: Path, spec: ModelSpec, head: Head | None = None) -> Any:
 
 def check_full_precision(folder: Path, name: str) -> None:
     """Raises: ModelError: the files are quantised: what is added to them in place is lost or garbled (bitsandbytes, quanto)."""
-    found = (artifacts.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}).get(
-        "quantization_config"
-    )
-    if found:
+    held = quantize.held_in(folder)
+    if held:
         raise ModelError(
-            f"model {name}: is quantised ({found.get('quant_method')}), and a merge into it would be lost or garbled; merge into the "
+            f"model {name}: is quantised ({held}), and a merge into it would be lost or garbled; merge into the "
             "full-precision model it was made from: type model.name_or_path=THAT_MODEL allow_base_mismatch=true"
         )
 

@@ -82,8 +82,6 @@ def loop(task: Any, trainer: Any) -> Lines:
     """The batch that the objective can be computed on."""
     if task.kind not in KINDS:
         return
-    if trainer.packing:
-        yield f"trainer.packing=true: task.kind={task.kind} reads each text by itself; type trainer.packing=false"
     if trainer.neftune_noise_alpha is not None:
         yield f"trainer.neftune_noise_alpha: is for supervised tasks, and task.kind={task.kind} is none; type trainer.neftune_noise_alpha=null"
     if trainer.label_smoothing_factor:

@@ -1,6 +1,10 @@
-"""Bases held in few bits: what transformers is told, and what must be set right afterwards."""
+"""Bases held in few bits, rounded when they are loaded or in their files: what transformers is told, and what must be set right
+afterwards."""
 
+import json
 import logging
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +12,39 @@ import torch
 from peftrun.errors import ModelError
 
 BITSANDBYTES = ("nf4", "fp4", "int8")
+# What computes with weights that files hold in few bits, by the name of the method in their config.
+PACKAGES = {
+    "gptq": ("optimum", "gptqmodel"),
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "torchao": ("torchao",),
+    "compressed-tensors": ("compressed_tensors",),
+}
+
+
+def held_in(folder: Path) -> str | None:
+    """How the files of a model hold its weights in few bits (`gptq`, `awq`, `bitsandbytes`, …); None: they do not."""
+    file = folder / "config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("quantization_config") if file.is_file() else None
+    return str(found.get("quant_method", "bitsandbytes")) if found else None
+
+
+def check(held: str | None, asked: str | None, name: str, dtype: torch.dtype) -> None:
+    """Raises: ModelError: files that hold few bits cannot be rounded again, or nothing installed can compute with them."""
+    if held is None:
+        return
+    if asked is not None:
+        raise ModelError(
+            f"model.quantization={asked}: the files of {name} hold {held} weights already; type model.quantization=null"
+        )
+    missing = [one.replace("_", "-") for one in PACKAGES.get(held, ()) if find_spec(one) is None]
+    if missing:
+        raise ModelError(
+            f"model.name_or_path={name}: its files hold {held} weights, which need {' and '.join(missing)}; type `pip install {' '.join(missing)}` "
+            "(GPTQ and AWQ want a GPU), or name the model in full precision"
+        )
+    if held == "awq" and dtype == torch.bfloat16:
+        raise ModelError("device.dtype=bfloat16: AWQ computes in float16; type device.dtype=float16")
 
 
 def settings(name: str | None, dtype: torch.dtype) -> dict[str, Any]:

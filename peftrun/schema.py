@@ -188,7 +188,9 @@ class DataSpec:
     labels: dict[str, str] | None  # value in `label_column` → the word to be written
     deduplicate: bool
     balance: bool
+    holdout: Literal["random", "last"]
     split_seed: int
+    cache: bool
 
 
 @dataclass(config=STRICT)
@@ -210,6 +212,9 @@ class TaskSpec:
     objective: Objective | None  # of preferences and rewards
     words: str | None  # token_cls: a column of words
     tags: str | None  # token_cls: a column of their tags
+    loss_on: Literal["completion", "assistant", "all"]
+    metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"]] | None
+    max_new_tokens: Positive
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
 
 
@@ -235,6 +240,7 @@ class TrainerSpec:
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1, examples=[0.1])]
     neftune_noise_alpha: Annotated[float, Field(gt=0, examples=[5.0])] | None
     packing: bool
+    padding_free: bool
     gradient_checkpointing: bool
     activation_offloading: bool
     torch_compile: bool

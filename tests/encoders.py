@@ -87,7 +87,15 @@ def on_texts(base: Path, folder: Path) -> list[str]:
 def on_words(base: Path, folder: Path) -> list[str]:
     """Overrides of a run on words."""
     tags = f"task.label_names=[{','.join(TAGS)}]"
-    return [*_on(base, tagged(folder)), "task=ner", "task.data.eval_rows=8", "task.words=words", "task.tags=tags", tags]
+    return [
+        *_on(base, tagged(folder)),
+        "task=ner",
+        "task.data.eval_rows=8",
+        "task.data.holdout=random",
+        "task.words=words",
+        "task.tags=tags",
+        tags,
+    ]
 
 
 def _on(base: Path, rows: Path) -> list[str]:

@@ -223,7 +223,7 @@ LATE = {
         ["trainer.learning_rate=1e30"], ["the loss is ", "nothing was saved. Lower trainer.learning_rate (now 1e+30)"],
     ),
     "diverged after the last look at the loss": (
-        ["trainer.learning_rate=1e30", "trainer.logging_steps=100", "trainer.save_strategy=no"],
+        ["trainer.learning_rate=1e30", "trainer.max_steps=1", "trainer.save_strategy=no"],
         ["held-out loss after training is nan", "nothing was saved", "lower trainer.learning_rate"],
     ),
 }  # fmt: skip

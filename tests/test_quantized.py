@@ -1,17 +1,22 @@
 """Bases held in few bits: trained on, saved, reloaded as it was, merged into the full-precision base."""
 
 import itertools
+import json
+import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
 from conftest import TINY_STEPS, build_llama
 from transformers import AutoModelForCausalLM
 
-from peftrun import composition, config, device, model
+from peftrun import composition, config, device, model, quantize
 from peftrun.adapter import attach, load, probe
+from peftrun.errors import ModelError
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
-FORMATS = ["nf4", "fp4", "int8"]
+torchao = pytest.importorskip("torchao")
+FORMATS = ["nf4", "fp4", "int8", "torchao_int8"]
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +31,18 @@ def based(folder, *overrides):
     return spec, model.load_base(spec.model, device.resolve(spec.device))
 
 
+def numbers(weight):
+    """What holds the weight itself: torchao keeps it inside a tensor of its own kind."""
+    return [weight.qdata] if hasattr(weight, "qdata") else [weight]
+
+
 @pytest.mark.parametrize("held", FORMATS)
 def test_the_base_is_smaller_and_near_the_full_one(wide, held):
     _, full = based(wide)
     _, few = based(wide, f"model.quantization={held}")
     weights = [one.model.model.layers[0].mlp.down_proj.weight for one in (full, few)]
-    bytes_of = [one.numel() * one.element_size() for one in weights]
-    assert bytes_of[1] * (4 if held == "int8" else 8) == bytes_of[0]
+    bytes_of = [sum(part.numel() * part.element_size() for part in numbers(one)) for one in weights]
+    assert bytes_of[1] * (8 if "4" in held else 4) == bytes_of[0]
     apart = probe.compare(*(probe.logits(one.model, one.tokenizer) for one in (full, few)))
     assert 0 < apart["kl_divergence"] < 0.5
 
@@ -104,13 +114,10 @@ def test_an_adapter_of_the_full_base_loads_on_the_rounded_one(cli, wide, on_tiny
         (["lora=loftq"], "model.quantization=nf4"),
         (["model.quantization=nf4", "lora=pissa"], "which rounding forbids"),
         (["model.quantization=int7"], "model.quantization=int7"),
-        (["model.quantization=torchao_int8"], "torchao"),
     ],
 )
 def test_what_cannot_be_is_refused(cli, wide, on_tiny, overrides, said):
     found = cli(*on_tiny(wide), *overrides)
-    if found.code == 0:
-        pytest.skip("torchao is installed here")
     assert found.code == 1 and said in found.err and "Traceback" not in found.err
 
 
@@ -128,3 +135,61 @@ def test_several_adapters_stand_on_one_rounded_base(cli, wide, on_tiny):
     net, proofs = load.load(base, {"a": str(runs[0].run_dir), "b": str(runs[1].run_dir)}, "b", False)
     assert net.active_adapter == "b" and all(proof.saved_difference < 1e-3 for proof in proofs)
     assert spec.model.quantization == "nf4"
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory, wide):
+    """A model folder whose files hold 4-bit weights."""
+    folder = tmp_path_factory.mktemp("models") / "rounded"
+    _, base = based(wide, "model.quantization=nf4")
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    assert quantize.held_in(folder) == "bitsandbytes"
+    return folder
+
+
+def test_files_that_hold_few_bits_are_a_base_as_they_are(cli, wide, rounded, on_tiny):
+    run = cli(*on_tiny(rounded), *TINY_STEPS)
+    assert run.code == 0, run.err
+    assert "its files hold bitsandbytes weights" in run.err and run.record()["base"]["held_in"] == "bitsandbytes"
+    metrics = run.record()["metrics"]
+    assert metrics["after"]["loss"] < metrics["before"]["loss"]
+    twin = cli(*on_tiny(wide), *TINY_STEPS, "model.quantization=nf4").record()["metrics"]
+    assert metrics["after"]["loss"] == pytest.approx(twin["after"]["loss"], rel=1e-3)
+    again = cli(*on_tiny(rounded), "action=reload", f"adapter={run.run_dir}")
+    assert again.code == 0 and again.record()["adapters"][0]["saved_difference"] < 1e-3
+    merged = cli(*on_tiny(rounded), "action=merge", f"adapter={run.run_dir}")
+    assert merged.code == 1 and "merge into the full-precision model it was made from" in merged.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.quantization=int8"], "hold bitsandbytes weights already; type model.quantization=null"),
+        (["lora=none"], "lora=none: bitsandbytes weights cannot be trained themselves"),
+        (["lora=pissa"], "which bitsandbytes weights forbid"),
+    ],
+)
+def test_they_can_no_more_than_such_weights_can(cli, rounded, on_tiny, overrides, said):
+    found = cli(*on_tiny(rounded), *overrides)
+    assert found.code == 1 and said in found.err and "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(("method", "packages"), [("gptq", "optimum gptqmodel"), ("awq", "gptqmodel")])
+def test_what_computes_with_them_is_named(cli, wide, on_tiny, tmp_path, method, packages):
+    folder = tmp_path / method
+    shutil.copytree(wide, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(settings))
+    missing = [one for one in packages.split() if find_spec(one) is None]
+    if not missing:
+        pytest.skip(f"{packages} are installed here")
+    found = cli(*on_tiny(folder), *TINY_STEPS)
+    assert found.code == 1 and f"type `pip install {' '.join(missing)}`" in found.err and "Traceback" not in found.err
+
+
+def test_awq_computes_in_float16(monkeypatch):
+    monkeypatch.setattr(quantize, "find_spec", lambda name: name)
+    with pytest.raises(ModelError, match=r"type device\.dtype=float16"):
+        quantize.check("awq", None, "some/model", torch.bfloat16)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from peftrun.tasks.causal_lm import IGNORED
+from peftrun.tasks.limits import IGNORED
 from peftrun.training.answer_loss import AnswerTrainer
 
 ROWS = [(30, 2), (17, 5), (41, 1), (25, 3), (9, 2), (33, 4), (12, 1), (28, 2)]  # prompt and answer lengths

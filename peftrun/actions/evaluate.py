@@ -34,7 +34,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             (f"{name}: {key}", f"{value:.4f}") for name, own in per_adapter.items() for key, value in own.items()
         ]
     else:
-        found = kind.evaluate(net, base.tokenizer, rows.held_out, size)
+        found = kind.evaluate(net, base.tokenizer, rows.held_out, size, spec.task)
     summary += [(name, f"{value:.4f}") for name, value in found.items()]
     return RunResult(out_dir, facts, found, summary=summary, objective=found["loss"])
 

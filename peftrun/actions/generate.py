@@ -10,10 +10,12 @@ from transformers import set_seed
 
 from peftrun import artifacts, console, device, model, prompts
 from peftrun.adapter import load, mixing
+from peftrun.model import Base
 from peftrun.prompts import Prompt
 from peftrun.result import RunResult
 from peftrun.schema import GenerateAction, RunSpec
-from peftrun.tasks.causal_lm import prompt_ids
+from peftrun.tasks import limits
+from peftrun.tasks.encoding import prompt_ids
 
 GENERATIONS = "generations.jsonl"
 Talk = tuple[tuple[str, str], ...]  # (role, content)
@@ -43,10 +45,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return RunResult(out_dir, facts, summary=[("answers", console.short(file))])
 
 
-def answers(net: Any, tokenizer: Any, talks: list[Talk], action: GenerateAction) -> list[str]:
-    """What the model says next in each talk. Prompts are padded on the left, which changes no answer."""
+def answers(net: Any, base: Base, talks: list[Talk], action: GenerateAction) -> list[str]:
+    """What the model says next in each talk. Prompts are padded on the left, which changes no answer.
+
+    Raises: DataError: the chat template refuses a talk, or the base does not embed a token of it.
+    """
+    tokenizer = base.tokenizer
     read = _read if net.config.is_encoder_decoder else prompt_ids
     ids = [read(tokenizer, talk) for talk in talks]
+    for one, talk in zip(ids, talks, strict=True):
+        limits.check_embedded(one, base, f"prompt {talk[-1][1][:40]!r}")
     width = max(map(len, ids))
     padded = [[tokenizer.pad_token_id] * (width - len(one)) + one for one in ids]
     mask = [[0] * (width - len(one)) + [1] * len(one) for one in ids]
@@ -95,7 +103,7 @@ def _each(
             rows = group[start : start + action.batch_size]
             talks = [(*given, ("user", asked[row].text)) for row in rows]
             with mixing.answering(net, [names[row] for row in rows]):
-                found |= dict(zip(rows, answers(net, base.tokenizer, talks, action), strict=True))
+                found |= dict(zip(rows, answers(net, base, talks, action), strict=True))
             while told in found:
                 yield asked[told], found[told]
                 told += 1
@@ -111,6 +119,6 @@ def _chat(given: Talk, net: Any, base: Any, action: GenerateAction) -> Iterator[
         if not prompt:
             return
         talk = (*talk, ("user", prompt))
-        said = answers(net, base.tokenizer, [talk], action)[0]
+        said = answers(net, base, [talk], action)[0]
         talk = (*talk, ("assistant", said))
         yield Prompt(prompt), said

@@ -14,6 +14,7 @@ from peftrun.errors import ProofError
 from peftrun.merge import in_memory, origin, proof, streaming
 from peftrun.result import RunResult
 from peftrun.schema import MergeAction, RunSpec
+from peftrun.tasks import prepared
 
 
 @dataclass
@@ -73,7 +74,7 @@ def _evidence(spec: RunSpec, place: Device, name: str) -> _Evidence:
     base = model.load_base(spec.model, place, torch.float32, head)
     rows: list[list[int]] = []
     if spec.action.held_out_rows and heads.of_task(spec.task) == head:
-        held_out = tasks.of_kind(spec.task.kind).load_rows(spec.task, base.tokenizer).held_out
+        held_out = prepared.rows(tasks.of_kind(spec.task.kind), spec.task, base.tokenizer).held_out
         rows = [row.ids for row in held_out[: spec.action.held_out_rows]]
     plain = _logits(base.model, base.tokenizer, rows)
     net, proofs = load.load(base, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)

@@ -23,7 +23,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         rows = tasks.load(spec.task, base)
         result.facts["data"] = rows.describe()
         result.metrics = tasks.of_kind(spec.task.kind).evaluate(
-            net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size
+            net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
         )
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]

@@ -121,6 +121,8 @@ def _whole(job: _Job, net: Any) -> Any:
 
 
 def _train_whole(job: _Job, before: dict[str, float]) -> RunResult:
+    if job.base.held:
+        raise ConfigError(f"lora=none: {job.base.held} weights cannot be trained themselves; type lora=lora")
     net = job.base.model.requires_grad_(True)
     fitted = _fit(job, net)
     if not ranks.is_main():
@@ -141,8 +143,8 @@ def _evaluate(job: _Job, net: Any, when: str) -> dict[str, float]:
     if not ranks.is_main():
         return {}
     started = time.perf_counter()
-    batch_size = job.spec.trainer.per_device_eval_batch_size
-    found: dict[str, float] = job.kind.evaluate(net, job.base.tokenizer, job.rows.held_out, batch_size)
+    batch_size, task = job.spec.trainer.per_device_eval_batch_size, job.spec.task
+    found: dict[str, float] = job.kind.evaluate(net, job.base.tokenizer, job.rows.held_out, batch_size, task)
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
     console.say(f"held-out {when}: {figures(found)}")
     if not math.isfinite(found["loss"]):
@@ -190,6 +192,7 @@ def _fit(job: _Job, net: Any, method: loop.Method = loop.PLAIN) -> loop.Fitted:
     rows, apart = job.rows.for_training(), job.spec.task.data.validation_rows or 0
     lesson = loop.Lesson(
         rows[apart:],
+        [row.where for row in job.rows.train[apart:]],
         job.base.tokenizer,
         job.spec.seed,
         job.spec.task.max_length,

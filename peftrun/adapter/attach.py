@@ -50,6 +50,11 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
     Raises: ConfigError: a name in the config matches nothing in the model, or PEFT refuses the method on this model.
     """
     targets.check(base.model, lora)
+    if base.held and changes_base(lora):
+        raise ConfigError(
+            f"lora.init_lora_weights={lora.init_lora_weights}: moves part of the base's weights, which {base.held} weights forbid; "
+            "type lora.init_lora_weights=true"
+        )
     config = _config(base, lora, start)
     set_seed(seed)
     try:

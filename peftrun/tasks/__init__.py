@@ -6,7 +6,7 @@ from typing import Any
 
 from peftrun.errors import ConfigError
 from peftrun.schema import TaskSpec
-from peftrun.tasks import limits
+from peftrun.tasks import limits, prepared
 
 
 def check_fits(kind: str, config: Any, name: str) -> None:
@@ -28,11 +28,11 @@ def load(task: TaskSpec, base: Any) -> Any:
     Raises: ConfigError: the base cannot learn this kind. DataError: see the kind's `load_rows`, and `limits`.
     """
     check_fits(task.kind, base.model.config, base.name)
-    rows = of_kind(task.kind).load_rows(task, base.tokenizer)
-    limits.check(rows, base.model, base.name)
+    rows = prepared.rows(of_kind(task.kind), task, base.tokenizer)
+    limits.check(rows, base)
     return rows
 
 
 def of_kind(kind: str) -> ModuleType:
-    """The module of a task kind: `load_rows(task, tokenizer)` and `evaluate(model, tokenizer, rows, batch_size)`."""
+    """The module of a task kind: `load_rows(task, tokenizer)` and `evaluate(model, tokenizer, rows, batch_size, task)`."""
     return import_module(f"peftrun.tasks.{kind}")

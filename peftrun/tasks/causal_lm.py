@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ from peftrun.adapter import mixing, nature
 from peftrun.device import of_inputs
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
+from peftrun.tasks import written
 from peftrun.tasks.data import Example, digest, load_examples
-
-IGNORED = -100  # label of tokens that carry no loss
+from peftrun.tasks.encoding import answers_in, completion_ids, prompt_ids, to_end
+from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.messages import ASSISTANT, named
+from peftrun.tasks.talks import kept
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,21 @@ class Row:
     candidates: list[list[int]]
     answer: int
     adapter: str | None = None  # who is to answer; None: the active one
+    learned: list[tuple[int, int]] | None = None  # spans of `ids` that carry loss; None: the completion
+    where: str = field(default="", compare=False)
 
     @property
     def ids(self) -> list[int]:
         """Prompt and completion."""
         return self.prompt + self.completion
+
+    @property
+    def labels(self) -> list[int]:
+        """`ids` where they are learned, `IGNORED` elsewhere."""
+        found = [IGNORED] * len(self.ids)
+        for begin, end in self.learned or [(len(self.prompt), len(self.ids))]:
+            found[begin:end] = self.ids[begin:end]
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,11 +67,8 @@ class Rows:
     digest: str
 
     def for_training(self) -> list[dict[str, list[int]]]:
-        """`input_ids` and `labels` of each training row; no loss on the prompt."""
-        return [
-            {"input_ids": row.prompt + row.completion, "labels": [IGNORED] * len(row.prompt) + row.completion}
-            for row in self.train
-        ]
+        """`input_ids` and `labels` of each training row; no loss but on what is learned."""
+        return [{"input_ids": row.ids, "labels": row.labels} for row in self.train]
 
     def describe(self) -> dict[str, Any]:
         """For the record."""
@@ -78,9 +88,11 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     )
 
 
-def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
-    """Means over held-out rows, see `metrics`."""
-    return metrics(scored(model, tokenizer, rows, batch_size))
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
+    """Means over held-out rows, see `metrics`; and how near written answers are, see `written.nearness`."""
+    found = metrics(scored(model, tokenizer, rows, batch_size))
+    pairs = [(row.prompt, row.completion) for row in rows]
+    return found | written.measured(model, tokenizer, pairs, batch_size, task)
 
 
 @torch.inference_mode()
@@ -115,54 +127,53 @@ def metrics(scores: list[Score]) -> dict[str, float]:
     return found | ({"choice_accuracy": chosen} if len(scores[0].row.candidates) > 1 else {})
 
 
-def prompt_ids(tokenizer: Any, given: tuple[tuple[str, str], ...]) -> list[int]:
-    """Token ids of a talk up to the point where the answer begins, by the model's own chat template if it has one."""
-    if not tokenizer.chat_template:
-        return list(tokenizer("\n".join(content for _, content in given) + "\n")["input_ids"]) if given else []
-    talk = [{"role": role, "content": content} for role, content in given]
-    return list(tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"])
+def _encode(example: Example, task: TaskSpec, tokenizer: Any, *, learned: bool) -> list[Row]:
+    """One row; of a plain text as many as `task.max_length` asks for; of a talk held out for all its answers, one for each."""
+    with named(example.where):
+        if not example.given:
+            return _pieces(example, task, tokenizer)
+        row = _row(example, tokenizer)
+        if task.loss_on == "all" and learned:
+            return [replace(row, learned=[(0, len(row.ids))])]
+        if task.loss_on == "assistant":
+            talk = (*example.given, (ASSISTANT, example.completion))
+            if learned:
+                return [replace(row, learned=answers_in(tokenizer, talk, row.ids))]
+            turns = [turn for turn, (role, _) in enumerate(talk[:-1]) if role == ASSISTANT]
+            return [
+                *(_row(replace(example, given=talk[:turn], completion=talk[turn][1]), tokenizer) for turn in turns),
+                row,
+            ]
+    return [row]
 
 
-def _encode(example: Example, tokenizer: Any) -> Row:
-    prompt = prompt_ids(tokenizer, example.given) if example.given else []
+def _row(example: Example, tokenizer: Any) -> Row:
+    prompt = prompt_ids(tokenizer, example.given)
     completion = completion_ids(tokenizer, example.given, prompt, example.completion)
-    if not prompt:  # plain text: the first token is given, the rest is learned
-        return Row(completion[:1], completion[1:], [completion[1:]], 0, example.adapter)
     choices = [completion_ids(tokenizer, example.given, prompt, choice) for choice in example.choices]
     answer = example.choices.index(example.completion) if choices else 0
-    candidates = [_to_end(ids, tokenizer.eos_token_id) for ids in choices or [completion]]
-    return Row(prompt, completion, candidates, answer, example.adapter)
+    candidates = [to_end(ids, tokenizer.eos_token_id) for ids in choices or [completion]]
+    return Row(prompt, completion, candidates, answer, example.adapter, where=example.where)
 
 
-def completion_ids(tokenizer: Any, given: tuple[tuple[str, str], ...], prompt: list[int], text: str) -> list[int]:
-    """Token ids of an answer to `given`, whose own are `prompt`, up to the end of the turn."""
-    if tokenizer.chat_template and given:
-        talk = [{"role": role, "content": content} for role, content in (*given, ("assistant", text))]
-        whole = list(tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"])
-        if whole[: len(prompt)] == prompt:
-            return whole[len(prompt) :]
-    return [*tokenizer(text, add_special_tokens=not prompt)["input_ids"], tokenizer.eos_token_id]
-
-
-def _to_end(ids: list[int], end: int) -> list[int]:
-    """`ids` up to and with the first end token: what comes after is never generated."""
-    return ids[: ids.index(end) + 1] if end in ids else ids
+def _pieces(example: Example, task: TaskSpec, tokenizer: Any) -> list[Row]:
+    """A plain text, cut where it is longer than a row may be; of each piece the first token is given, the rest is learned."""
+    ids = completion_ids(tokenizer, (), [], example.completion)
+    parts = [ids[start : start + task.max_length] for start in range(0, len(ids), task.max_length)]
+    return [
+        Row(part[:1], part[1:], [part[1:]], 0, example.adapter, where=example.where) for part in parts if len(part) > 1
+    ]
 
 
 def _fitting(examples: list[Example], task: TaskSpec, tokenizer: Any, which: str) -> list[Row]:
-    rows = [_encode(example, tokenizer) for example in examples]
-    kept = [row for row in rows if row.completion and len(row.prompt) + len(row.completion) <= task.max_length]
-    if not kept:
-        shortest = min(len(row.prompt) + len(row.completion) for row in rows)
+    rows = [row for one in examples for row in _encode(one, task, tokenizer, learned=which == "training")]
+    if not rows:
         raise DataError(
-            f"task.max_length={task.max_length}: every one of the {len(rows)} {which} rows is longer "
-            f"(the shortest has {shortest} tokens); type task.max_length={2 ** max(shortest - 1, 1).bit_length()}"
+            f"task.completion: each of the {len(examples)} {which} texts is a single token; name longer ones"
         )
-    if len(kept) < len(rows):
-        console.say(
-            f"data: {len(rows) - len(kept)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
-        )
-    return kept
+    if len(rows) > len(examples):
+        console.say(f"data: {len(examples)} {which} texts make {len(rows)} rows")
+    return kept(rows, lambda row: len(row.ids), task, which)
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:

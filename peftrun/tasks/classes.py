@@ -1,7 +1,7 @@
 """What both kinds of classifiers share: rows as tokens with labels, batches of them, and F1."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +10,6 @@ from peftrun import console
 from peftrun.device import of_inputs
 from peftrun.schema import TaskSpec
 
-IGNORED = -100  # label of tokens that are not judged
-
 
 @dataclass(frozen=True)
 class Row:
@@ -19,6 +17,7 @@ class Row:
 
     ids: list[int]
     labels: int | list[int]
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

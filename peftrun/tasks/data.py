@@ -1,24 +1,23 @@
-"""Rows from a file, an installed package or the Hub; cleaned, balanced, split; prompts and completions rendered."""
+"""Rows rendered as prompts and completions; cleaned, balanced, split."""
 
 import hashlib
 import json
-import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from string import Formatter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftrun import console
-from peftrun.checks import package_dir
 from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks import mixture, translations
+from peftrun.tasks import mixture, sources, templates
+from peftrun.tasks.messages import ASSISTANT, messages_of
+from peftrun.tasks.templates import fill
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-COLUMNS = ("chosen", "rejected", "desirable")  # fields of a task that name a column
-NO_ROWS = "corresponds to no data"  # how datasets says it
+TEMPLATES = ("task.prompt", "task.completion")
+# Fields that name a column: of a task, of its data.
+COLUMNS = ("messages", "words", "tags", "chosen", "rejected", "desirable")
+LABELS = ("label_column", "group_column", "adapter_column")
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Example:
     completion: str
     choices: tuple[str, ...] = ()
     adapter: str | None = None  # who is to answer it, where a column says so
+    where: str = field(default="", compare=False)  # the file and the row's number in it, for messages
 
 
 def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> tuple[list[Any], list[Any]]:
@@ -46,12 +46,16 @@ def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> t
         held_out = _load("task.data.eval_path", data.eval_path, task, made)[: data.eval_rows]
     else:
         _check_enough(len(rows), data.eval_rows)
-        rows, held_out = (
-            mixture.split_by_group(rows, groups, data.eval_rows)
-            if data.group_column
-            else (rows[data.eval_rows :], rows[: data.eval_rows])
-        )
+        rows, held_out = _split(rows, groups, data)
     return rows[: data.train_rows], held_out
+
+
+def _split(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tuple[list[Any], list[Any]]:
+    if data.group_column:
+        return mixture.split_by_group(rows, groups, data.eval_rows)
+    if data.holdout == "last":
+        return rows[: -data.eval_rows], rows[-data.eval_rows :]
+    return rows[data.eval_rows :], rows[: data.eval_rows]
 
 
 def _others(task: TaskSpec, render: Callable[..., Any]) -> dict[str, tuple[float, list[Any]]]:
@@ -79,8 +83,8 @@ def _load(
     key: str, path: str, task: TaskSpec, render: Callable[..., Any], groups: dict[Any, str] | None = None
 ) -> list[Any]:
     """Every row rendered; `groups` is given the group of each."""
-    rows = _read(task.data, f"{key}={path}", path)
-    _check_columns(rows[0].keys(), task)
+    rows = sources.read(task.data, f"{key}={path}", path)
+    _check_columns(rows[0], task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
     made = [render(f"{key}={path}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
     if groups is not None and task.data.group_column:
@@ -88,70 +92,20 @@ def _load(
     return made
 
 
-def _read(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
-    from datasets import Dataset, load_dataset
-
-    # What datasets logs as an error it also raises, and that is what the user is told.
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)
-    try:
-        if data.source == "hub":
-            rows = load_dataset(path, revision=data.revision, split=data.split, streaming=data.streaming)
-        else:
-            file = _file(data, key, path)
-            if file.suffix == ".po":
-                return translations.read(file) or _fail(_no_rows(key))
-            options = {"delimiter": "\t"} if file.suffix == ".tsv" else {}
-            rows = load_dataset(
-                FORMATS[file.suffix.lower()], data_files=str(file), split="train", streaming=data.streaming, **options
-            )
-        if data.streaming:
-            rows = Dataset.from_list(list(rows.take((data.train_rows or 0) + data.eval_rows)))
-    except DataError:
-        raise
-    except KeyError as error:
-        raise DataError(
-            f"{key}: cannot tell its format; name a file that ends in {', '.join([*FORMATS, '.po'])}"
-        ) from error
-    except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
-        raise DataError(_no_rows(key) if NO_ROWS in str(error) else _unreadable(key, error)) from error
-    if len(rows) == 0:
-        raise DataError(_no_rows(key))
-    return rows.to_list()
-
-
-def _fail(line: str) -> Any:
-    raise DataError(line)
-
-
-def _no_rows(key: str) -> str:
-    return f"{key}: holds no rows; name a file with data"
-
-
-def _file(data: DataSpec, key: str, path: str) -> Path:
-    file = (package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
-    if file.stat().st_size == 0:
-        raise DataError(f"{key}: the file is empty; name a file with data")
-    return file
-
-
-def _unreadable(key: str, error: BaseException) -> str:
-    if isinstance(error, DataError):
-        raise error
-    deepest = error.__cause__ or error
-    reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
-    return f"{key}: cannot be read ({reason}); check the file, or the name and the connection"
-
-
 def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     system = (("system", task.system),) if task.system else ()
     if task.messages is not None:
-        talk = _talk(where, row[task.messages], task.messages)
-        return Example((*system, *talk[:-1]), talk[-1][1], adapter=_adapter(where, row, task.data))
+        talk = messages_of(where, row[task.messages], task.messages)
+        if talk[-1][0] != ASSISTANT:
+            raise DataError(
+                f"{where}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
+            )
+        return Example((*system, *talk[:-1]), talk[-1][1], (), _adapter(where, row, task.data), where)
     values = row | ({"label": _label(where, row, task.data)} if task.data.label_column else {})
     prompt = fill(where, task.prompt, values)
     given = (*system, ("user", prompt)) if prompt is not None else ()
     fixed = tuple(fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
-    return Example(given, fill(where, task.completion, values) or "", fixed, _adapter(where, row, task.data))
+    return Example(given, fill(where, task.completion, values) or "", fixed, _adapter(where, row, task.data), where)
 
 
 def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
@@ -161,18 +115,6 @@ def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
     if not isinstance(value, str):
         raise DataError(f"{where}: column {data.adapter_column} must name an adapter; write its name, or base")
     return value
-
-
-def _talk(where: str, messages: Any, column: str) -> list[tuple[str, str]]:
-    try:
-        talk = [(str(message["role"]), str(message["content"])) for message in messages]
-    except (TypeError, KeyError) as error:
-        raise DataError(f"{where}: column {column} must hold [{{role, content}}, …]; mend or remove the row") from error
-    if not talk or talk[-1][0] != "assistant":
-        raise DataError(
-            f"{where}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
-        )
-    return talk
 
 
 def _label(where: str, row: dict[str, Any], data: DataSpec) -> str:
@@ -187,42 +129,16 @@ def _label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     return data.labels[value]
 
 
-def _fields(template: str | None) -> list[str]:
-    return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
-
-
-def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
-    """The template with its columns put in; None if there is none. Only plain column names: no attribute or index reaches the values.
-
-    Raises: DataError: a column is empty.
-    """
-    if template is None:
-        return None
-    parts = []
-    for text, field, _, _ in Formatter().parse(template):
-        parts.append(text)
-        if field is not None:
-            if values[field] is None or str(values[field]).strip() == "":
-                raise DataError(f"{where}: column {field} is empty; fill it or remove the row")
-            parts.append(str(values[field]))
-    return "".join(parts)
-
-
-def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
-    present = set(columns)
-    wanted = {"task.prompt": _fields(task.prompt), "task.completion": _fields(task.completion)}
-    wanted |= {"task.words": [task.words] if task.words else [], "task.tags": [task.tags] if task.tags else []}
+def _check_columns(row: dict[str, Any], task: TaskSpec) -> None:
+    wanted = {"task.prompt": templates.columns(task.prompt), "task.completion": templates.columns(task.completion)}
     wanted |= {f"task.{key}": [column] for key in COLUMNS if (column := getattr(task, key))}
-    wanted["task.messages"] = [task.messages] if task.messages else []
-    wanted["task.data.label_column"] = [task.data.label_column] if task.data.label_column else []
-    wanted["task.data.group_column"] = [task.data.group_column] if task.data.group_column else []
-    wanted["task.data.adapter_column"] = [task.data.adapter_column] if task.data.adapter_column else []
-    labelled = {"label"} if task.data.label_column else set()
+    wanted |= {f"task.data.{key}": [column] for key in LABELS if (column := getattr(task.data, key))}
+    made = {"label"} if task.data.label_column else set()
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(present))}; {_advice(key, present)}"
+        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(row))}; {_advice(key, set(row))}"
         for key, names in wanted.items()
         for name in names
-        if name not in present | (labelled if not key.startswith("task.data.") else set())
+        if not templates.has(row, name) and not (name in made and key in TEMPLATES)
     ]
     if problems:
         raise DataError(*problems)
@@ -230,7 +146,7 @@ def _check_columns(columns: Iterable[str], task: TaskSpec) -> None:
 
 def _advice(key: str, columns: set[str]) -> str:
     example = min(columns, default="COLUMN")
-    return f"type {key}='{{{example}}}'" if key in ("task.prompt", "task.completion") else f"type {key}={example}"
+    return f"type {key}='{{{example}}}'" if key in TEMPLATES else f"type {key}={example}"
 
 
 def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
@@ -240,11 +156,13 @@ def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
             console.say(f"data: {len(rows) - len(unique)} repeated rows left out of {len(rows)}")
         rows = unique
     draw = random.Random(data.split_seed)
-    rows = draw.sample(rows, len(rows))
+    if data.holdout == "random":
+        rows = draw.sample(rows, len(rows))
     if data.balance:
         # Shuffled again: the rarest completion's rows come last to the balance, and the split takes the first rows.
         rows = _balanced(rows)
-        draw.shuffle(rows)
+        if data.holdout == "random":
+            draw.shuffle(rows)
     return rows
 
 

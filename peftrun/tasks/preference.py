@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from peftrun.device import of_inputs
 from peftrun.errors import DataError
 from peftrun.objectives import DpoObjective, RewardObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks.causal_lm import completion_ids, prompt_ids
 from peftrun.tasks.data import load_examples
+from peftrun.tasks.encoding import completion_ids, prompt_ids
 from peftrun.tasks.likelihood import against_base
-from peftrun.tasks.talks import Talk, answer_of, conversational, given_of, kept
+from peftrun.tasks.messages import Talk, named
+from peftrun.tasks.talks import answer_of, conversational, given_of, kept
 
 TIE = 0.5  # how a pair counts that the model does not tell apart
 
@@ -26,34 +27,36 @@ class Pair:
     given: Talk
     chosen: str
     rejected: str
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A pair as token ids; `beta` is what its margin is multiplied by in the loss."""
+    """A pair as token ids, and as TRL takes it."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-    beta: float
+    as_trl: dict[str, Any]
+    where: str = field(default="", compare=False)
 
     @property
     def ids(self) -> list[int]:
-        """Prompt and chosen answer."""
-        return self.prompt + self.chosen
+        """Prompt and the longer answer."""
+        return self.prompt + max(self.chosen, self.rejected, key=len)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Training pairs as TRL takes them, held-out rows, and a digest of both."""
+    """Training rows, held-out rows, and a digest of both."""
 
-    train: list[dict[str, Any]]
-    held_out: list[Row]
+    train: list[Any]
+    held_out: list[Any]
     digest: str
 
     def for_training(self) -> list[dict[str, Any]]:
-        """`prompt`, `chosen`, `rejected` of each training row."""
-        return self.train
+        """Each training row as TRL takes it."""
+        return [row.as_trl for row in self.train]
 
     def describe(self) -> dict[str, Any]:
         """For the record."""
@@ -65,19 +68,16 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
     Raises: DataError: see `data.load_examples`; or both answers of a row are the same.
     """
-    train, held_out = (
-        kept(part, [_encode(one, task, tokenizer) for one in part], _length, task, which)
-        for part, which in zip(load_examples(task, _pair), ("training", "held-out"), strict=True)
+    train, held_out = load_examples(task, _pair)
+    text = json.dumps([[one.given, one.chosen, one.rejected] for one in (*train, *held_out)], ensure_ascii=False)
+    first, second = (
+        kept([_encode(one, task, tokenizer) for one in part], lambda row: len(row.ids), task, which)
+        for part, which in ((train, "training"), (held_out, "held-out"))
     )
-    text = json.dumps([[one.given, one.chosen, one.rejected] for one, _ in (*train, *held_out)], ensure_ascii=False)
-    return Rows(
-        [_as_trl(one, tokenizer, isinstance(task.objective, RewardObjective)) for one, _ in train],
-        [row for _, row in held_out],
-        hashlib.sha256(text.encode()).hexdigest(),
-    )
+    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
 
 
-def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Over held-out pairs, for a reward model or a language model.
 
     Returns:
@@ -88,7 +88,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
         likelihood_accuracy: share of pairs whose chosen answer is the likelier one, a token of each taken.
     """
     if _is_reward(model):
-        return _figures(_rewards(model, tokenizer, rows, batch_size), [1.0] * len(rows))
+        return _figures(_rewards(model, tokenizer, rows, batch_size), 1.0)
     prompts = [row.prompt for row in rows]
     pad = tokenizer.pad_token_id
     chosen, gained = against_base(model, pad, prompts, [row.chosen for row in rows], batch_size)
@@ -96,13 +96,14 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
     likelier = chosen / torch.tensor([len(row.chosen) for row in rows]) > rejected / torch.tensor(
         [len(row.rejected) for row in rows]
     )
-    return _figures(gained - lost, [row.beta for row in rows]) | {"likelihood_accuracy": likelier.float().mean().item()}
+    beta = task.objective.beta if isinstance(task.objective, DpoObjective) else 1.0
+    return _figures(gained - lost, beta) | {"likelihood_accuracy": likelier.float().mean().item()}
 
 
-def _figures(margins: torch.Tensor, betas: list[float]) -> dict[str, float]:
+def _figures(margins: torch.Tensor, beta: float) -> dict[str, float]:
     right = (margins > 0).float() + TIE * (margins == 0).float()
     return {
-        "loss": -torch.nn.functional.logsigmoid(margins * torch.tensor(betas)).mean().item(),
+        "loss": -torch.nn.functional.logsigmoid(margins * beta).mean().item(),
         "preference_accuracy": right.mean().item(),
         "margin": margins.mean().item(),
     }
@@ -139,19 +140,13 @@ def _pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -
         raise DataError(
             f"{where}: columns {task.chosen} and {task.rejected} are the same answer, so nothing is preferred; remove the row"
         )
-    return Pair(given, chosen, rejected)
+    return Pair(given, chosen, rejected, where)
 
 
 def _encode(one: Pair, task: TaskSpec, tokenizer: Any) -> Row:
-    prompt = prompt_ids(tokenizer, one.given)
-    chosen, rejected = (completion_ids(tokenizer, one.given, prompt, text) for text in (one.chosen, one.rejected))
-    beta = task.objective.beta if isinstance(task.objective, DpoObjective) else 1.0
-    return Row(prompt, chosen, rejected, beta)
-
-
-def _length(row: Row) -> int:
-    return len(row.prompt) + max(len(row.chosen), len(row.rejected))
-
-
-def _as_trl(one: Pair, tokenizer: Any, reward: bool) -> dict[str, Any]:
-    return conversational(tokenizer, one.given, {"chosen": one.chosen, "rejected": one.rejected}, apart=not reward)
+    with named(one.where):
+        prompt = prompt_ids(tokenizer, one.given)
+        chosen, rejected = (completion_ids(tokenizer, one.given, prompt, text) for text in (one.chosen, one.rejected))
+    apart = not isinstance(task.objective, RewardObjective)
+    as_trl = conversational(tokenizer, one.given, {"chosen": one.chosen, "rejected": one.rejected}, apart=apart)
+    return Row(prompt, chosen, rejected, as_trl, one.where)

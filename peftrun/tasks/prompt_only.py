@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from peftrun.device import of_inputs
 from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks import rewards
-from peftrun.tasks.causal_lm import prompt_ids
-from peftrun.tasks.data import fill, load_examples
+from peftrun.tasks import rewards, written
+from peftrun.tasks.data import load_examples
+from peftrun.tasks.encoding import prompt_ids
+from peftrun.tasks.messages import Talk, named
 from peftrun.tasks.preference import Rows
-from peftrun.tasks.talks import Talk, conversational, given_of, kept
+from peftrun.tasks.talks import conversational, given_of, kept
+from peftrun.tasks.templates import fill
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,17 @@ class Asked:
 
     given: Talk
     completion: str
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The same as token ids, and what answers to it are rewarded for."""
+    """The same as token ids, and as TRL takes it."""
 
     prompt: list[int]
     answer: str
-    objective: GrpoObjective
+    as_trl: dict[str, Any]
+    where: str = field(default="", compare=False)
 
     @property
     def ids(self) -> list[int]:
@@ -44,23 +45,21 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
     Raises: DataError: see `data.load_examples`.
     """
-    train, held_out = (
-        kept(part, [_encode(one, task, tokenizer) for one in part], lambda row: len(row.prompt), task, which)
-        for part, which in zip(load_examples(task, _asked), ("training", "held-out"), strict=True)
+    train, held_out = load_examples(task, _asked)
+    text = json.dumps([[one.given, one.completion] for one in (*train, *held_out)], ensure_ascii=False)
+    first, second = (
+        kept([_encode(one, tokenizer) for one in part], lambda row: len(row.prompt), task, which)
+        for part, which in ((train, "training"), (held_out, "held-out"))
     )
-    text = json.dumps([[one.given, one.completion] for one, _ in (*train, *held_out)], ensure_ascii=False)
-    return Rows(
-        [conversational(tokenizer, one.given, {}) | {"answer": one.completion} for one, _ in train],
-        [row for _, row in held_out],
-        hashlib.sha256(text.encode()).hexdigest(),
-    )
+    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
 
 
-def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Over the greedy answers to held-out prompts: `loss` (less is better: minus the reward), `reward` (their weighted sum), and
     the mean of each reward."""
-    objective = rows[0].objective
-    said = _answers(model, tokenizer, rows, batch_size, objective.max_completion_length)
+    objective = task.objective
+    assert isinstance(objective, GrpoObjective)
+    said = written.answers(model, tokenizer, [row.prompt for row in rows], batch_size, objective.max_completion_length)
     each: dict[str, float] = {
         name: sum(rewards.of(name, objective)(text, row.answer) for text, row in zip(said, rows, strict=True))
         / len(rows)
@@ -71,26 +70,9 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
     return {"loss": 0.0 - total, "reward": total, **each}
 
 
-@torch.inference_mode()
-def _answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, longest: int) -> list[str]:
-    was_training = model.training
-    model.eval()
-    found: list[str] = []
-    for start in range(0, len(rows), batch_size):
-        ids = [row.prompt for row in rows[start : start + batch_size]]
-        padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(of_inputs(model))
-        out = model.generate(
-            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=longest, do_sample=False,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        found += tokenizer.batch_decode(out[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
-    model.train(was_training)
-    return found
-
-
 def _asked(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Asked:
     labelled = row | ({"label": _label(row, task)} if task.data.label_column else {})
-    return Asked(given_of(where, labelled, task), fill(where, task.completion, labelled) or "")
+    return Asked(given_of(where, labelled, task), fill(where, task.completion, labelled) or "", where)
 
 
 def _label(row: dict[str, Any], task: TaskSpec) -> str:
@@ -98,6 +80,8 @@ def _label(row: dict[str, Any], task: TaskSpec) -> str:
     return (task.data.labels or {}).get(value, value)
 
 
-def _encode(one: Asked, task: TaskSpec, tokenizer: Any) -> Row:
-    assert isinstance(task.objective, GrpoObjective)
-    return Row(prompt_ids(tokenizer, one.given), one.completion, task.objective)
+def _encode(one: Asked, tokenizer: Any) -> Row:
+    with named(one.where):
+        prompt = prompt_ids(tokenizer, one.given)
+    as_trl = conversational(tokenizer, one.given, {}) | {"answer": one.completion}
+    return Row(prompt, one.completion, as_trl, one.where)

@@ -1,7 +1,7 @@
 """Kind `seq2seq`: a text in, a text out, by a model with an encoder and a decoder (T5 and its kin)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from transformers import DataCollatorForSeq2Seq
 from peftrun.device import of_inputs
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.causal_lm import IGNORED
+from peftrun.tasks import written
 from peftrun.tasks.data import Example, digest, load_examples
+from peftrun.tasks.limits import IGNORED
 from peftrun.tasks.talks import kept
 
 
@@ -21,6 +22,7 @@ class Row:
 
     ids: list[int]
     target: list[int]
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     """
     train, held_out = load_examples(task)
     first, second = (
-        [row for _, row in kept(part, [_encode(one, tokenizer) for one in part], _length, task, which)]
+        kept([_encode(one, tokenizer) for one in part], _length, task, which)
         for part, which in ((train, "training"), (held_out, "held-out"))
     )
     return Rows(first, second, digest([*train, *held_out]))
@@ -59,12 +61,13 @@ def collator(tokenizer: Any, model: Any = None) -> Any:
 
 
 @torch.inference_mode()
-def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Over held-out rows.
 
     Returns:
         loss: nats a token of the target. perplexity: its exponential.
         exact_match: share of rows whose greedy answer is the target: every token is the first choice given those before it.
+        And what `task.metrics` asks for, see `written.nearness`.
     """
     was_training = model.training
     model.eval()
@@ -83,7 +86,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
         "loss": total / tokens,
         "perplexity": math.exp(min(total / tokens, 700.0)),
         "exact_match": exact / len(rows),
-    }
+    } | written.measured(model, tokenizer, [(row.ids, row.target) for row in rows], batch_size, task)
 
 
 def _encode(example: Example, tokenizer: Any) -> Row:
@@ -96,6 +99,7 @@ def _encode(example: Example, tokenizer: Any) -> Row:
     return Row(
         list(tokenizer(example.given[-1][1])["input_ids"]),
         target if end is None or target[-1:] == [end] else [*target, end],
+        example.where,
     )
 
 

@@ -30,7 +30,7 @@ def collator(tokenizer: Any) -> Any:
     return DataCollatorWithPadding(tokenizer)
 
 
-def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Over held-out rows: `loss` (mean nats a row), `accuracy`, `macro_f1` (mean of the labels' F1)."""
     total, pairs, labels = 0.0, [], 0
     for row, logits in answers(model, tokenizer, rows, batch_size):
@@ -45,8 +45,8 @@ def _encode(example: Example, task: TaskSpec, tokenizer: Any) -> Row:
     names = task.label_names or []
     if example.completion not in names:
         raise DataError(
-            f"task.label_names: the data's label {example.completion!r} is not among {', '.join(names)}; add it"
+            f"{example.where}: label {example.completion!r} is not among task.label_names ({', '.join(names)}); add it, or mend the row"
         )
     text = example.given[-1][1]
     ids = tokenizer(text, truncation=True, max_length=limit(task, tokenizer))["input_ids"]
-    return Row(list(ids), names.index(example.completion))
+    return Row(list(ids), names.index(example.completion), example.where)

@@ -1,4 +1,4 @@
-"""Talks as data sets of preferences write them: what is given, and answers to it."""
+"""What is given, and answers to it: rows of preferences and rewards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +6,8 @@ from typing import Any
 from peftrun import console
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.data import fill
-
-Talk = tuple[tuple[str, str], ...]  # (role, content)
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+from peftrun.tasks.messages import Talk, messages_of
+from peftrun.tasks.templates import fill
 
 
 def given_of(where: str, row: dict[str, Any], task: TaskSpec) -> Talk:
@@ -26,20 +24,6 @@ def given_of(where: str, row: dict[str, Any], task: TaskSpec) -> Talk:
             f"{where}: column {task.messages} ends with an answer; it must end with what is answered: mend or remove the row"
         )
     return (*system, *talk)
-
-
-def messages_of(where: str, found: Any, column: str) -> Talk:
-    """(role, content) of each message of a talk, in OpenAI's form or ShareGPT's.
-
-    Raises: DataError: it is none, or a message is empty.
-    """
-    try:
-        talk = tuple(_message(one) for one in found)
-    except (TypeError, KeyError) as error:
-        raise DataError(f"{where}: column {column} must hold [{{role, content}}, …]; mend or remove the row") from error
-    if not talk or not all(content.strip() for _, content in talk):
-        raise DataError(f"{where}: column {column} holds an empty message; mend or remove the row")
-    return talk
 
 
 def answer_of(where: str, row: dict[str, Any], column: str) -> str:
@@ -70,27 +54,20 @@ def conversational(tokenizer: Any, given: Talk, answers: dict[str, str], *, apar
     return {"prompt": prompt, **said} if apart else {key: prompt + text for key, text in said.items()}
 
 
-def kept(
-    examples: list[Any], rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: str
-) -> list[tuple[Any, Any]]:
-    """(example, row) of those no longer than `task.max_length` tokens; how many are left out is said aloud.
+def kept(rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: str) -> list[Any]:
+    """Those no longer than `task.max_length` tokens; how many are left out is said aloud.
 
     Raises: DataError: none is left.
     """
-    pairs = [(one, row) for one, row in zip(examples, rows, strict=True) if length(row) <= task.max_length]
-    if not pairs:
+    found = [row for row in rows if length(row) <= task.max_length]
+    if not found:
         shortest = min(map(length, rows))
         raise DataError(
             f"task.max_length={task.max_length}: every one of the {len(rows)} {which} rows is longer "
             f"(the shortest has {shortest} tokens); type task.max_length={2 ** max(shortest - 1, 1).bit_length()}"
         )
-    if len(pairs) < len(rows):
+    if len(found) < len(rows):
         console.say(
-            f"data: {len(rows) - len(pairs)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
+            f"data: {len(rows) - len(found)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
         )
-    return pairs
-
-
-def _message(one: Any) -> tuple[str, str]:
-    role, content = (one["from"], one["value"]) if "from" in one else (one["role"], one["content"])
-    return ROLES.get(str(role), str(role)), str(content)
+    return found

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from transformers import DataCollatorForTokenClassification
 
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import IGNORED, Row, Rows, answers, f1, limit, say_cut
+from peftrun.tasks.classes import Row, Rows, answers, f1, limit, say_cut
 from peftrun.tasks.data import load_examples
+from peftrun.tasks.limits import IGNORED
 
 OUTSIDE = "O"
 ENTITY = re.compile(r"(.+?) - ([A-Z]+)(?:, |$)")
@@ -24,6 +25,7 @@ class Tagged:
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
+    where: str = field(default="", compare=False)
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
@@ -42,7 +44,7 @@ def collator(tokenizer: Any) -> Any:
     return DataCollatorForTokenClassification(tokenizer)
 
 
-def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Over the words of held-out rows.
 
     Returns:
@@ -97,7 +99,7 @@ def _tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...])
     unknown = sorted({str(tag) for tag in tags} - set(task.label_names or ()))
     if unknown:
         raise DataError(f"{where}: tag {unknown[0]} is not among task.label_names; add it, or mend the row")
-    return Tagged(tuple(words), tuple(str(tag) for tag in tags))
+    return Tagged(tuple(words), tuple(str(tag) for tag in tags), where)
 
 
 def _words(value: Any) -> list[str]:
@@ -140,4 +142,4 @@ def _encode(one: Tagged, task: TaskSpec, tokenizer: Any) -> Row:
     for word in split.word_ids():
         labels.append(IGNORED if word is None or word == before else names.index(one.tags[word]))
         before = word
-    return Row(list(split["input_ids"]), labels)
+    return Row(list(split["input_ids"]), labels, one.where)

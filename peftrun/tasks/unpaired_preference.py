@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,11 +10,13 @@ import torch
 from peftrun.errors import DataError
 from peftrun.objectives import KtoObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks.causal_lm import completion_ids, prompt_ids
-from peftrun.tasks.data import fill, load_examples
+from peftrun.tasks.data import load_examples
+from peftrun.tasks.encoding import completion_ids, prompt_ids
 from peftrun.tasks.likelihood import against_base
+from peftrun.tasks.messages import Talk, messages_of, named
 from peftrun.tasks.preference import Rows
-from peftrun.tasks.talks import Talk, conversational, given_of, kept, messages_of
+from peftrun.tasks.talks import conversational, given_of, kept
+from peftrun.tasks.templates import fill
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -26,16 +28,18 @@ class Judged:
     given: Talk
     completion: str
     desirable: bool
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The same as token ids; `beta` is what its log-ratio is multiplied by in the loss."""
+    """The same as token ids, and as TRL takes it."""
 
     prompt: list[int]
     completion: list[int]
     desirable: bool
-    beta: float
+    as_trl: dict[str, Any]
+    where: str = field(default="", compare=False)
 
     @property
     def ids(self) -> list[int]:
@@ -48,29 +52,21 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
     Raises: DataError: see `data.load_examples`; or a judgement is neither true nor false.
     """
-    train, held_out = (
-        kept(part, [_encode(one, task, tokenizer) for one in part], lambda row: len(row.ids), task, which)
-        for part, which in zip(load_examples(task, _judged), ("training", "held-out"), strict=True)
+    train, held_out = load_examples(task, _judged)
+    text = json.dumps([[one.given, one.completion, one.desirable] for one in (*train, *held_out)], ensure_ascii=False)
+    first, second = (
+        kept([_encode(one, tokenizer) for one in part], lambda row: len(row.ids), task, which)
+        for part, which in ((train, "training"), (held_out, "held-out"))
     )
-    both = {one.desirable for one, _ in train}
+    both = {row.desirable for row in first}
     if len(both) < 2:
         raise DataError(
             f"task.desirable={task.desirable}: every training row says {str(both.pop()).lower()}; KTO needs both kinds"
         )
-    text = json.dumps(
-        [[one.given, one.completion, one.desirable] for one, _ in (*train, *held_out)], ensure_ascii=False
-    )
-    return Rows(
-        [
-            conversational(tokenizer, one.given, {"completion": one.completion}) | {"label": one.desirable}
-            for one, _ in train
-        ],
-        [row for _, row in held_out],
-        hashlib.sha256(text.encode()).hexdigest(),
-    )
+    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
 
 
-def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> dict[str, float]:
+def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Over held-out answers.
 
     Returns:
@@ -82,7 +78,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> di
         model, tokenizer.pad_token_id, [row.prompt for row in rows], [row.completion for row in rows], batch_size
     )
     wanted = torch.tensor([row.desirable for row in rows])
-    signs = torch.where(wanted, 1.0, -1.0) * torch.tensor([row.beta for row in rows])
+    signs = torch.where(wanted, 1.0, -1.0) * (task.objective.beta if isinstance(task.objective, KtoObjective) else 1.0)
     good, bad = gained[wanted], gained[~wanted]
     apart = good[:, None] - bad[None]
     return {
@@ -101,17 +97,19 @@ def _judged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...])
             f"{where}: {task.desirable}={row[task.desirable]} is neither true nor false; mend or remove the row"
         )
     if task.messages is None:
-        return Judged(given_of(where, row, task), fill(where, task.completion, row) or "", said in TRUE)
+        return Judged(given_of(where, row, task), fill(where, task.completion, row) or "", said in TRUE, where)
     talk = messages_of(where, row[task.messages], task.messages)
     if talk[-1][0] != "assistant" or len(talk) < 2:
         raise DataError(
             f"{where}: column {task.messages} must end with the assistant's answer to something; mend or remove the row"
         )
     system = (("system", task.system),) if task.system else ()
-    return Judged((*system, *talk[:-1]), talk[-1][1], said in TRUE)
+    return Judged((*system, *talk[:-1]), talk[-1][1], said in TRUE, where)
 
 
-def _encode(one: Judged, task: TaskSpec, tokenizer: Any) -> Row:
-    prompt = prompt_ids(tokenizer, one.given)
-    beta = task.objective.beta if isinstance(task.objective, KtoObjective) else 1.0
-    return Row(prompt, completion_ids(tokenizer, one.given, prompt, one.completion), one.desirable, beta)
+def _encode(one: Judged, tokenizer: Any) -> Row:
+    with named(one.where):
+        prompt = prompt_ids(tokenizer, one.given)
+        completion = completion_ids(tokenizer, one.given, prompt, one.completion)
+    as_trl = conversational(tokenizer, one.given, {"completion": one.completion}) | {"label": one.desirable}
+    return Row(prompt, completion, one.desirable, as_trl, one.where)

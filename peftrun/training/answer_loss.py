@@ -12,7 +12,7 @@ import torch
 from trl import SFTTrainer
 
 from peftrun.adapter import nature
-from peftrun.tasks.causal_lm import IGNORED
+from peftrun.tasks.limits import IGNORED
 
 WORTH_IT = 0.5  # share of positions above which picking them out saves too little
 
@@ -37,7 +37,7 @@ class AnswerTrainer(SFTTrainer):
         loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # data-parallel averaging divides by it again
-        self._note(logits.detach(), labels, inputs["attention_mask"])
+        self._note(logits.detach(), labels, self._seen(inputs))
         return loss
 
     def _positions(self, inputs: dict[str, Any], return_outputs: bool) -> torch.Tensor | None:
@@ -49,12 +49,7 @@ class AnswerTrainer(SFTTrainer):
             and not self.aux_loss_enabled
             and not nature.own_loss(self.accelerator.unwrap_model(self.model))
         )
-        if (
-            not plain
-            or not self.model.training
-            or "attention_mask" not in inputs
-            or inputs["labels"].device.type == "cuda"
-        ):
+        if not plain or not self.model.training or inputs["labels"].device.type == "cuda":
             return None
         if "logits_to_keep" not in inspect.signature(self._base_forward()).parameters:
             return None
@@ -65,10 +60,16 @@ class AnswerTrainer(SFTTrainer):
         net = self.accelerator.unwrap_model(self.model)
         return (net.get_base_model() if hasattr(net, "get_base_model") else net).forward
 
-    def _note(self, logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor) -> None:
+    @staticmethod
+    def _seen(inputs: dict[str, Any]) -> torch.Tensor:
+        """How many tokens a batch holds, padding left out; rows that stand one behind another have none."""
+        mask = inputs.get("attention_mask")
+        return torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
+
+    def _note(self, logits: torch.Tensor, labels: torch.Tensor, seen: torch.Tensor) -> None:
         """What SFTTrainer's own loss notes for its log: tokens seen, share of labels that are the first choice."""
         learned = labels != IGNORED
         right = (logits.argmax(-1) == labels) & learned
         self._metrics["train"]["mean_token_accuracy"].append((right.sum() / learned.sum().clamp(min=1)).item())
-        self._total_train_tokens += int(self.accelerator.gather_for_metrics(attention_mask.sum()).sum().item())
+        self._total_train_tokens += int(self.accelerator.gather_for_metrics(seen).sum().item())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]

@@ -1,6 +1,5 @@
 """What happens while a Trainer runs: rows of metrics, a bar or plain lines, marks on whole checkpoints, loud NaNs."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 from transformers import TrainerCallback
 
 from peftrun import artifacts, console
-from peftrun.errors import DataError
 from peftrun.training import ranks
 from peftrun.training.checkpoints import mark_complete
 
@@ -41,26 +39,15 @@ class Report(TrainerCallback):
             self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """One row, one line. Raises: DataError: the loss is no longer a number."""
+        """One row, one line."""
         if logs and "eval_loss" in logs:
             self._validated(state, logs)
-        if not logs or "loss" not in logs:
-            return
-        if not ranks.is_main():
-            self._check(args, state, logs)
+        if not logs or "loss" not in logs or not ranks.is_main():
             return
         seconds = time.perf_counter() - self.started
         row = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
         artifacts.append_json_line(self.metrics_file, row)
-        self._check(args, state, logs)
         self._show(state, logs, seconds)
-
-    def _check(self, args: Any, state: Any, logs: dict[str, Any]) -> None:
-        if not math.isfinite(logs["loss"]):
-            raise DataError(
-                f"the loss is {logs['loss']} at step {state.global_step}; nothing was saved. Lower trainer.learning_rate "
-                f"(now {args.learning_rate:g}), or type device.dtype=float32"
-            )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just finished."""

@@ -24,7 +24,7 @@ from peftrun.artifacts import CHECKPOINTS, METRICS
 from peftrun.device import Device
 from peftrun.errors import ConfigError
 from peftrun.schema import TrainerSpec
-from peftrun.training import preference, ranks, sft
+from peftrun.training import finite, preference, ranks, sft
 from peftrun.training.callbacks import Report
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -51,12 +51,14 @@ class Lesson:
 
     Attributes:
         rows: of the kind that the loop takes.
+        names: where each of them comes from.
         validation: more of them, on which the loss is measured while training.
         collator: makes batches for transformers' own Trainer; None: TRL's loops make their own.
         objective: of preferences and rewards; None: supervised.
     """
 
     rows: list[dict[str, Any]]
+    names: list[str]
     tokenizer: Any
     seed: int
     max_length: int
@@ -121,6 +123,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     if lesson.collator is not None and not isinstance(lesson.collator, DataCollatorForSeq2Seq):
         # Classifiers: their losses are means over the batch and pass over the count that accumulation would divide by.
         trained_by.model_accepts_loss_kwargs = False
+    finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
     for unwanted in (PrinterCallback, ProgressCallback):
         trained_by.remove_callback(unwanted)
     try:

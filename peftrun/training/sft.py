@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import Trainer
 from trl import SFTConfig
 
-from peftrun.tasks.causal_lm import IGNORED
+from peftrun.tasks.limits import IGNORED
 from peftrun.training.answer_loss import AnswerTrainer
 
 
@@ -27,7 +27,8 @@ def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Train
     made = AnswerTrainer if lesson.collator is None else Trainer
     return made(
         model=model,
-        args=SFTConfig(**given, max_length=lesson.max_length),
+        # Rows were cut to length before; without padding TRL wants to hear that they need no cutting.
+        args=SFTConfig(**given, max_length=None if given["padding_free"] else lesson.max_length),
         train_dataset=Dataset.from_list(lesson.rows),
         processing_class=lesson.tokenizer,
         **collator,

@@ -17,7 +17,7 @@ def test_metrics_equal_a_row_by_row_computation(request, base, tmp_path, data):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = [row for row in _rows(tokenizer, data)]
-    found = causal_lm.evaluate(model, tokenizer, rows, batch_size=3)
+    found = causal_lm.metrics(causal_lm.scored(model, tokenizer, rows, batch_size=3))
     nats, tokens, exact, chosen = 0.0, 0, 0, 0
     for row in rows:
         losses = [_nats(model, row.prompt, ids) for ids in row.candidates]
@@ -34,7 +34,7 @@ def _rows(tokenizer, data):
 
     for line in data.read_text().splitlines()[:7]:
         row = json.loads(line)
-        yield causal_lm._encode(Example((("user", row["prompt"]),), row["completion"], ("yes", "no")), tokenizer)
+        yield causal_lm._row(Example((("user", row["prompt"]),), row["completion"], ("yes", "no")), tokenizer)
 
 
 def _nats(model, prompt, ids):

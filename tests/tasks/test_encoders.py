@@ -212,7 +212,10 @@ def test_a_classifier_that_cannot_be_is_refused(cli, tmp_path, bert, where, chan
 
 def test_a_label_that_is_not_known_is_named(cli, tmp_path, bert, where):
     check_failed(
-        cli, tmp_path, [*on_texts(bert, where), "task.label_names=[a,b]"], ["task.label_names", "is not among a, b"]
+        cli,
+        tmp_path,
+        [*on_texts(bert, where), "task.label_names=[a,b]"],
+        ["row 7: label 'positive'", "is not among task.label_names (a, b)"],
     )
 
 

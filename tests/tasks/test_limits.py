@@ -1,21 +1,80 @@
-"""Rows that a model cannot read are named before the first step."""
+"""Rows that a model cannot read or learn from end a run before its first step, and a loss that is no number ends it at once; each is named."""
 
 import json
 
+import pytest
+import torch
 from conftest import TINY_STEPS, build_llama
+from safetensors.torch import load_file, save_file
 
 
-def test_a_token_that_the_model_does_not_embed(cli, tmp_path, llama, on_tiny):
-    small = build_llama(tmp_path / "small", vocab_size=300)
-    found = cli(*on_tiny(small), *TINY_STEPS)
+def told(found, *parts):
     assert found.code == 1 and "Traceback" not in found.err
-    assert "writes tokens up to" in found.err and "embeds 300 (0 to 299)" in found.err
+    lines = [line for line in found.err.splitlines() if line.startswith("peftrun: ")]
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
 
 
-def test_a_text_longer_than_the_models_positions(cli, tmp_path, on_tiny):
-    short = build_llama(tmp_path / "short", max_position_embeddings=16)
-    found = cli(*on_tiny(short), *TINY_STEPS)
-    assert found.code == 1 and "reads 16; type task.max_length=16" in found.err
+@pytest.fixture
+def rows(tmp_path):
+    """Twelve rows, of which the seventh is another."""
+
+    def write(seventh):
+        texts = [{"prompt": f"z{n}", "completion": "q"} for n in range(12)]
+        texts[6] = seventh
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+        return [f"task.data.path={tmp_path / 'rows.jsonl'}", "task.data.eval_rows=2", "task.data.split_seed=1"]
+
+    return write
+
+
+def test_a_token_that_the_model_does_not_embed(cli, tmp_path, llama, on_tiny, rows):
+    small = build_llama(tmp_path / "small", vocab_size=300)
+    given = [*on_tiny(small), *rows({"prompt": "Is it spam or ham?", "completion": "no"})]
+    told(cli(*given, *TINY_STEPS), "row 7: token 3", "lies beyond the 300 that small embeds", "restore the tokenizer")
+    asked = cli(*given, "action=generate", "action.prompt='Is it spam or ham?'", "action.max_new_tokens=1")
+    told(asked, "prompt 'Is it spam or ham?': token 3")
+
+
+def test_a_text_longer_than_the_models_positions(cli, tmp_path, on_tiny, rows):
+    short = build_llama(tmp_path / "short", max_position_embeddings=40)
+    given = [*on_tiny(short), *rows({"prompt": "x" * 40, "completion": "no"})]
+    told(cli(*given, *TINY_STEPS), "row 7: has ", "short reads 40; type task.max_length=40")
+
+
+def test_so_does_a_preference(cli, tmp_path, on_tiny):
+    short = build_llama(tmp_path / "short", max_position_embeddings=40)
+    pairs = [{"prompt": f"{n}?", "chosen": "y", "rejected": "n"} for n in range(12)]
+    pairs[6]["rejected"] = "z" * 40
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    given = [
+        *on_tiny(short), "task=dpo", "task.data.source=file", f"task.data.path={tmp_path / 'pairs.jsonl'}", "task.messages=null",
+        "task.prompt='{prompt}'", "task.data.eval_rows=2",
+    ]  # fmt: skip
+    told(cli(*given, *TINY_STEPS), "row 7: has ", "reads 40")
+
+
+def test_a_row_in_which_nothing_is_learned(cli, tmp_path, bert):
+    rows = [{"words": ["Ana", "vive"], "tags": ["B-PER", "O"]} for _ in range(12)]
+    rows = [row | {"words": [row["words"][0] * (n + 1), "vive"]} for n, row in enumerate(rows)]
+    rows[6] = {"words": [""], "tags": ["O"]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = cli(
+        "model=pretrained", f"model.name_or_path={bert}", "task=ner", "task.data.source=file", f"task.data.path={tmp_path / 'rows.jsonl'}",
+        "task.words=words", "task.tags=tags", "task.label_names=[O,B-PER]", "task.data.eval_rows=2", "task.data.holdout=random",
+        "device=cpu", "device.dtype=float32", *TINY_STEPS,
+    )  # fmt: skip
+    told(found, "row 7: nothing in it is learned, every label is masked", "raise task.max_length, or remove the row")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from encoders import build_bert
+
+    return build_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
 def test_a_tokenizer_with_nothing_to_pad_with(cli, tmp_path, on_tiny):
@@ -26,18 +85,28 @@ def test_a_tokenizer_with_nothing_to_pad_with(cli, tmp_path, on_tiny):
             (folder / name).write_text(
                 json.dumps({key: value for key, value in settings.items() if key not in ("eos_token", "pad_token")})
             )
-    found = cli(*on_tiny(folder), *TINY_STEPS)
-    assert found.code == 1 and "neither a pad token nor an end token" in found.err
+    told(cli(*on_tiny(folder), *TINY_STEPS), "neither a pad token nor an end token")
 
 
-def test_a_completion_that_fills_the_row_and_a_loss_that_is_no_number(cli, llama, on_tiny):
+@pytest.mark.parametrize("more", [[], ["trainer.padding_free=true"], ["trainer.packing=true"]], ids=str)
+def test_a_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny, rows, more):
+    """One token of the vocabulary has lost its embedding; one row holds it."""
+    folder = build_llama(tmp_path / "torn", tie_word_embeddings=False)
+    given = rows({"prompt": "call ~", "completion": "no"})
+    from transformers import AutoTokenizer
+
+    token = AutoTokenizer.from_pretrained(folder)("~", add_special_tokens=False)["input_ids"][-1]
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     found = cli(
-        *on_tiny(llama),
-        "trainer.max_steps=30",
-        "trainer.warmup_steps=0",
-        "trainer.learning_rate=1000",
-        "trainer.logging_steps=1",
-    )
-    assert found.code == 1 and (
-        "the loss is nan" in found.err or "no finite" in found.err or "held-out loss" in found.err
-    )
+        *on_tiny(folder), *given, *more, "trainer.max_steps=-1", "trainer.num_train_epochs=1", "trainer.warmup_steps=0",
+        "trainer.per_device_train_batch_size=2", "trainer.logging_steps=100",
+    )  # fmt: skip
+    told(found, "the loss is nan at step ", "rows.jsonl: row", " 7", "nothing was saved. Lower trainer.learning_rate")
+    assert not (found.run_dir / "adapter").exists()
+
+
+def test_a_learning_rate_without_sense(cli, llama, on_tiny):
+    found = cli(*on_tiny(llama), "trainer.max_steps=30", "trainer.warmup_steps=0", "trainer.learning_rate=1e30")
+    told(found, "the loss is nan at step 2, in a batch of ", "Lower trainer.learning_rate (now 1e+30)")

@@ -8,10 +8,11 @@ import torch
 from conftest import cli_here
 from faults import check_refused
 
+import peftrun
 from peftrun import composition, config, device, model, tasks
 from peftrun.objectives import GrpoObjective
 from peftrun.tasks import rewards
-from peftrun.tasks.likelihood import log_likelihoods
+from peftrun.tasks.likelihood import against_base, log_likelihoods
 
 NUMBERS = range(40)
 KINDS = ["dpo", "orpo", "kto", "reward", "grpo"]
@@ -167,8 +168,18 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
     if kind != "dpo":
         pytest.skip("DPO's")
     spec = config.build(composition.compose_run([*given, f"adapter={run.run_dir}", "action=reload"])[0])
-    rows = tasks.of_kind("preference").load_rows(spec.task, model.load_tokenizer(llama, spec.model))
-    assert len(rows.held_out) == 8 and rows.train[0]["chosen"][0]["content"] == "yes" and rows.held_out[0].beta == 0.1
+    net, tokenizer = peftrun.load(str(run.run_dir), *given)
+    rows = tasks.of_kind("preference").load_rows(spec.task, tokenizer)
+    assert len(rows.held_out) == 8 and rows.for_training()[0]["chosen"][0]["content"] == "yes"
+    spec.task.objective.beta = 3.0
+    found = tasks.of_kind("preference").evaluate(net, tokenizer, rows.held_out, 4, spec.task)
+    prompts = [row.prompt for row in rows.held_out]
+    (_, gained), (_, lost) = (
+        against_base(net, tokenizer.pad_token_id, prompts, [getattr(row, side) for row in rows.held_out], 1)
+        for side in ("chosen", "rejected")
+    )
+    each = [math.log1p(math.exp(-3.0 * margin)) for margin in (gained - lost).tolist()]
+    assert found["loss"] == pytest.approx(sum(each) / len(each), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_exact_match_is_what_greedy_decoding_writes(learned, given):
 
     spec = config.build(composition.compose_run((*given, "action=evaluate"))[0])
     rows = tasks.of_kind("seq2seq").load_rows(spec.task, tokenizer).held_out
-    found = tasks.of_kind("seq2seq").evaluate(net, tokenizer, rows, 3)["exact_match"]
+    found = tasks.of_kind("seq2seq").evaluate(net, tokenizer, rows, 3, spec.task)["exact_match"]
     right = 0
     for row in rows:
         out = net.generate(input_ids=torch.tensor([row.ids]), max_new_tokens=len(row.target), do_sample=False)[0, 1:]

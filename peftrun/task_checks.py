@@ -1,0 +1,136 @@
+"""What must hold of a task and its data, beyond types; light, before anything is loaded."""
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from peftrun import preference_checks, schema
+from peftrun.packages import not_installed, package_dir
+
+Lines = Iterator[str]
+MODELLESS = ("inspect", "diff")
+ROWLESS = ("save", "generate", "unmerge", "combine", "extract", *MODELLESS)
+
+
+def rows_apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
+    """Rows to validate on are there if they are used, and the other way round."""
+    if (trainer.eval_strategy == "no") != (task.data.validation_rows is None):
+        yield (
+            f"trainer.eval_strategy={trainer.eval_strategy}: task.data.validation_rows={task.data.validation_rows} does not go with it; "
+            "type both (trainer.eval_strategy=steps task.data.validation_rows=50), or neither"
+        )
+
+
+def classifier(task: schema.TaskSpec) -> Lines:
+    """What a classifier needs, and what it cannot do."""
+    if task.kind not in ("seq_cls", "token_cls"):
+        return
+    columns = {
+        "seq_cls": {"task.prompt": task.prompt, "task.completion": task.completion},
+        "token_cls": {"task.words": task.words, "task.tags": task.tags},
+    }
+    for key, value in columns[task.kind].items():
+        if value is None:
+            yield f"{key} is not set; task.kind={task.kind} needs it: name a column"
+    if task.label_names is None:
+        yield f"task.label_names is not set; task.kind={task.kind} needs the names of its labels: type task.label_names=[no,yes]"
+    elif len(set(task.label_names)) < len(task.label_names):
+        yield f"task.label_names={task.label_names}: must be names that differ; type task.label_names=[no,yes]"
+
+
+def apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
+    """Several texts in one row are for language models."""
+    for key, asked in {"packing": trainer.packing, "padding_free": trainer.padding_free}.items():
+        if asked and task.kind != "causal_lm":
+            yield f"trainer.{key}=true: task.kind={task.kind} reads each text by itself; type trainer.{key}=false"
+
+
+def templates(task: schema.TaskSpec) -> Lines:
+    """Where texts are found, and that templates can be read."""
+    if task.kind in ("causal_lm", "seq_cls", "seq2seq") and (task.messages is None) == (task.completion is None):
+        yield "task.completion: exactly one of task.completion and task.messages is needed; type task.completion='{COLUMN}'"
+    if task.kind not in preference_checks.KINDS and task.messages is not None and task.prompt is not None:
+        yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"
+    if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:
+        yield "task.data.label_column is not set but task.data.labels or task.data.balance needs it; name a column"
+    for key, template in {"task.prompt": task.prompt, "task.completion": task.completion}.items():
+        try:
+            list(Formatter().parse(template or ""))
+        except ValueError as error:
+            yield f"{key}={template}: is not a template ({error}); write columns as {{text}} and a brace as {{{{"
+
+
+def sources(task: schema.TaskSpec) -> Lines:
+    """How sources are read, mixed and split."""
+    data = task.data
+    if data.streaming and data.train_rows is None:
+        yield "task.data.train_rows is not set; task.data.streaming=true reads no more rows than that: type task.data.train_rows=1000"
+    if data.streaming and data.balance:
+        yield "task.data.balance=true: needs every row, and task.data.streaming=true reads the first; type task.data.balance=false"
+    if data.group_column is not None and (data.mix is not None or data.eval_path is not None):
+        yield "task.data.group_column: splits one source, not beside task.data.mix or task.data.eval_path; type task.data.group_column=null"
+    if data.holdout == "last" and (data.mix is not None or data.eval_path is not None or data.group_column is not None):
+        yield "task.data.holdout=last: takes the end of one source, not beside task.data.mix, eval_path or group_column; type task.data.holdout=random"
+    for name, one in (data.mix or {}).items():
+        if data.source == "file" and not Path(one.path).expanduser().is_file():
+            yield f"task.data.mix.{name}.path={one.path}: there is no such file; name a csv, json, jsonl, parquet or txt file"
+
+
+def files(task: schema.TaskSpec, action: Any) -> Lines:
+    """The files and packages are there, where the action reads rows."""
+    data = task.data
+    if action.name in ROWLESS or (action.name == "merge" and not (action.verify and action.held_out_rows)):
+        return  # these read no rows
+    paths = {"task.data.path": data.path} | ({"task.data.eval_path": data.eval_path} if data.eval_path else {})
+    if data.source == "package":
+        folder = package_dir(data.package) if data.package else None
+        if data.package is None:
+            yield "task.data.package is not set; name the installed package that holds task.data.path"
+        elif folder is None:
+            yield not_installed("task.data.package", data.package)
+        else:
+            for key, path in paths.items():
+                if not (folder / path).is_file():
+                    yield f"{key}={path}: package {data.package} holds no such file; look in {folder}"
+    if data.source == "file":
+        for key, path in paths.items():
+            if not Path(path).expanduser().is_file():
+                yield f"{key}={path}: there is no such file; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+
+
+def loss_on(task: schema.TaskSpec) -> Lines:
+    """Which tokens are learned is a question for language models alone."""
+    if task.loss_on != "completion" and task.kind != "causal_lm":
+        yield f"task.loss_on={task.loss_on}: is for language models, and task.kind={task.kind} is learned as a whole; type task.loss_on=completion"
+    if task.loss_on == "assistant" and task.messages is None:
+        yield "task.loss_on=assistant: learns every answer of a talk, and task.messages names none; type task.messages=COLUMN, or task.loss_on=completion"
+
+
+def metrics(task: schema.TaskSpec) -> Lines:
+    """Answers can be written and compared, with the packages that do so."""
+    if not task.metrics:
+        return
+    named = f"task.metrics=[{','.join(task.metrics)}]"
+    if task.kind not in ("causal_lm", "seq2seq"):
+        yield f"{named}: compares texts that are written, and task.kind={task.kind} writes none; type task.metrics=null"
+    elif task.prompt is None and task.messages is None:
+        yield f"{named}: compares answers to prompts, and plain text has none; type task.metrics=null"
+    if task.data.adapter_column is not None:
+        yield f"{named}: is measured with one adapter, not beside task.data.adapter_column; type task.metrics=null"
+    for prefix, package in {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}.items():
+        if any(name.startswith(prefix) for name in task.metrics) and find_spec(package) is None:
+            yield not_installed(f"{named} needs package", package)
+
+
+RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
+    (("task", "trainer"), rows_apart),
+    (("task",), templates),
+    (("task",), classifier),
+    (("task", "trainer"), apart),
+    (("task",), sources),
+    (("task", "action"), files),
+    (("task",), loss_on),
+    (("task",), metrics),
+]

@@ -1,0 +1,109 @@
+"""Rows as tokens, kept between runs under everything that makes them what they are.
+
+The name of a kept file is a hash of the contents of every source, the tokenizer and its chat template, every setting of the task,
+the code that makes rows, and the versions of the libraries it uses: whatever changes, another file is looked for.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from filelock import FileLock
+
+from peftrun import artifacts, console, fingerprint
+from peftrun.errors import ArtifactError
+from peftrun.paths import cache_dir
+from peftrun.schema import DataSpec, TaskSpec
+from peftrun.tasks.sources import file_of
+
+LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
+    """The task's rows: those kept from an earlier run, or made now and kept. What was said when they were made is said again.
+
+    Raises: DataError: see the kind's `load_rows`.
+    """
+    key = _key(task, tokenizer) if task.data.cache else None
+    if key is None:
+        return kind.load_rows(task, tokenizer)
+    file = cache_dir() / "rows" / f"{key}.json"
+    lock = FileLock(f"{file}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()  # of several processes one makes the rows, the others read them
+    except OSError:  # a read-only cache costs time, nothing else
+        return kind.load_rows(task, tokenizer)
+    try:
+        return _read(file, kind) or _make(file, kind, task, tokenizer)
+    finally:
+        lock.release()
+
+
+def _make(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
+    with console.overheard() as said:
+        found = kind.load_rows(task, tokenizer)
+    text = json.dumps(dataclasses.asdict(found) | {"said": said}, ensure_ascii=False)
+    try:
+        artifacts.write_text(file, text)
+    except ArtifactError as error:  # a full disk costs time at the next run, nothing else
+        console.warn(str(error))
+    return found
+
+
+def _read(file: Path, kind: ModuleType) -> Any:
+    """The rows in a kept file; None where there is none, or it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        said, digest = kept["said"], kept["digest"]
+        train, held_out = ([kind.Row(**row) for row in kept[part]] for part in ("train", "held_out"))
+    except (OSError, ValueError, KeyError, TypeError):
+        console.say(f"data: kept rows {console.short(file)} are damaged; made anew")
+        return None
+    console.say("data: rows as an earlier run has left them (task.data.cache=false makes them anew)")
+    for line in said:
+        console.say(line)
+    return kind.Rows(train, held_out, digest)
+
+
+def _key(task: TaskSpec, tokenizer: Any) -> str | None:
+    """None: a source's content cannot be told without fetching it."""
+    sources = _contents(task.data)
+    if sources is None:
+        return None
+    whole = {
+        "sources": sources,
+        "tokenizer": _of_tokenizer(tokenizer),
+        "task": dataclasses.asdict(task),
+        "code": [fingerprint.of_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
+        "libraries": [version(name) for name in LIBRARIES],
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _contents(data: DataSpec) -> list[str] | None:
+    if data.source == "hub":
+        return [data.revision] if data.revision and COMMIT.fullmatch(data.revision) else None
+    paths = [data.path, *([data.eval_path] if data.eval_path else []), *(one.path for one in (data.mix or {}).values())]
+    return [fingerprint.of_file(file_of(data, path)) for path in paths]
+
+
+def _of_tokenizer(tokenizer: Any) -> list[str]:
+    settings = {
+        name: str(getattr(tokenizer, name, None))
+        for name in ("special_tokens_map", "model_max_length", "chat_template")
+    }
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    return [
+        type(tokenizer).__name__,
+        json.dumps(settings),
+        core.to_str() if core else json.dumps(tokenizer.get_vocab()),
+    ]

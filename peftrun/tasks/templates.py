@@ -1,0 +1,60 @@
+"""Templates that name columns: `{text}`; `{input?}`, which may be empty; `{sentences.abstract}`, which lies in another column."""
+
+from string import Formatter
+from typing import Any
+
+from peftrun.errors import DataError
+
+MAY_BE_EMPTY = "?"
+
+
+def columns(template: str | None) -> list[str]:
+    """The columns that a template names."""
+    return [field.removesuffix(MAY_BE_EMPTY) for field in _fields(template)]
+
+
+def has(row: dict[str, Any], column: str) -> bool:
+    """Whether the row has this column, or objects that lead to it."""
+    above, _, last = column.rpartition(".")
+    return column in row or last in (_deeper(row, above) or {})
+
+
+def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
+    """The template with its columns put in; None if there is none. Only plain names: no attribute or index reaches the values.
+
+    A list of texts is put in as one text, with blanks between.
+
+    Raises: DataError: a column that must not be is empty.
+    """
+    if template is None:
+        return None
+    parts = []
+    for text, field, _, _ in Formatter().parse(template):
+        parts.append(text)
+        if field is not None:
+            parts.append(_text(where, field, values))
+    whole = "".join(parts)
+    return whole.strip() if any(field.endswith(MAY_BE_EMPTY) for field in _fields(template)) else whole
+
+
+def _fields(template: str | None) -> list[str]:
+    return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
+
+
+def _text(where: str, field: str, values: dict[str, Any]) -> str:
+    column = field.removesuffix(MAY_BE_EMPTY)
+    found = values[column] if column in values else _deeper(values, column)
+    text = " ".join(map(str, found)) if isinstance(found, list) else "" if found is None else str(found)
+    if not text.strip() and not field.endswith(MAY_BE_EMPTY):
+        raise DataError(
+            f"{where}: column {column} is empty; fill it or remove the row (or write {{{column}?}}: it may be empty)"
+        )
+    return text
+
+
+def _deeper(row: dict[str, Any], column: str) -> Any:
+    """What a dotted name leads to through objects; None where it leads nowhere."""
+    found: Any = row
+    for step in column.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    return found

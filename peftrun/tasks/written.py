@@ -1,0 +1,80 @@
+"""What a model writes in answer to prompts, and how near it is to what it should have written."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from peftrun.device import of_inputs
+from peftrun.schema import TaskSpec
+
+
+@torch.inference_mode()
+def answers(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int, longest: int) -> list[str]:
+    """The greedy answer to each prompt, of at most so many tokens, in the order of the prompts."""
+    was_training = model.training
+    model.eval()
+    found: dict[int, str] = {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding to compute
+    for start in range(0, len(prompts), batch_size):
+        part = by_length[start : start + batch_size]
+        padded = tokenizer.pad({"input_ids": [prompts[i] for i in part]}, padding_side="left", return_tensors="pt")
+        padded = padded.to(of_inputs(model))
+        out = model.generate(
+            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=longest, do_sample=False,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        # A decoder of its own does not repeat what was read.
+        begin = 0 if model.config.is_encoder_decoder else padded["input_ids"].shape[1]
+        found |= dict(zip(part, tokenizer.batch_decode(out[:, begin:], skip_special_tokens=True), strict=True))
+    model.train(was_training)
+    return [found[i] for i in range(len(prompts))]
+
+
+def measured(
+    model: Any, tokenizer: Any, pairs: list[tuple[list[int], list[int]]], batch_size: int, task: TaskSpec
+) -> dict[str, float]:
+    """What `task.metrics` asks for of greedy answers to (prompt, what should be answered); nothing where it asks for nothing."""
+    if not task.metrics:
+        return {}
+    said = answers(model, tokenizer, [prompt for prompt, _ in pairs], batch_size, task.max_new_tokens)
+    texts = tokenizer.batch_decode([true for _, true in pairs], skip_special_tokens=True)
+    return nearness(list(task.metrics), [one.strip() for one in said], [one.strip() for one in texts])
+
+
+def nearness(names: list[str], said: list[str], true: list[str]) -> dict[str, float]:
+    """Each measure over all answers, from 0 to 100: `bleu` and `chrf` (sacrebleu's defaults), `rouge_1`, `rouge_2`, `rouge_l` (mean
+    F of rouge-score, stemmed)."""
+    return {name: _MEASURES[name](said, true) for name in names}
+
+
+def _bleu(said: list[str], true: list[str]) -> float:
+    import sacrebleu
+
+    return float(sacrebleu.corpus_bleu(said, [true]).score)
+
+
+def _chrf(said: list[str], true: list[str]) -> float:
+    import sacrebleu
+
+    return float(sacrebleu.corpus_chrf(said, [true]).score)
+
+
+def _rouge(kind: str) -> Callable[[list[str], list[str]], float]:
+    def measure(said: list[str], true: list[str]) -> float:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer([kind], use_stemmer=True)
+        each = [scorer.score(reference, answer)[kind].fmeasure for answer, reference in zip(said, true, strict=True)]
+        return 100 * sum(each) / len(each)
+
+    return measure
+
+
+_MEASURES: dict[str, Callable[[list[str], list[str]], float]] = {
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "rouge_1": _rouge("rouge1"),
+    "rouge_2": _rouge("rouge2"),
+    "rouge_l": _rouge("rougeL"),
+}

@@ -1,0 +1,53 @@
+"""A loss that is no number ends the run at once, and the rows it came from are named."""
+
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from peftrun.errors import DataError
+
+SHOWN = 60  # characters of a text that stands for its row
+
+
+def watch(trainer: Trainer, rows: list[dict[str, Any]], names: list[str], tokenizer: Any) -> None:
+    """Looks at every loss that `trainer` computes. `names`: where each of its `rows` comes from.
+
+    Raises (later, from its steps): DataError: the loss is no finite number.
+    """
+    inner = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        ids = inputs.get("input_ids")
+        found = inner(model, inputs, *args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        if not torch.isfinite(loss).all():
+            step = trainer.state.global_step + 1
+            who = _named(ids, rows, names, tokenizer) if ids is not None else ""
+            raise DataError(
+                f"the loss is {loss.mean().item()} at step {step}{who}; nothing was saved. Lower trainer.learning_rate "
+                f"(now {trainer.args.learning_rate:g}), mend or remove the row, or type device.dtype=float32"
+            )
+        return found
+
+    trainer.compute_loss = compute_loss
+
+
+def _named(ids: torch.Tensor, rows: list[dict[str, Any]], names: list[str], tokenizer: Any) -> str:
+    """The rows of a batch by where they come from; those that are not known again, by how they begin."""
+    sources: dict[str, list[str]] = {}
+    for batch in ids.tolist():
+        same = [name for row, name in zip(rows, names, strict=True) if name and _holds(batch, row.get("input_ids"))]
+        begin = tokenizer.decode(batch[:SHOWN], skip_special_tokens=True).strip()[:SHOWN]
+        for name in same or [f"texts: row {begin!r}"]:
+            source, _, number = name.rpartition(": row ")
+            sources.setdefault(source, []).append(number)
+    return ", in a batch of " + "; ".join(f"{source}: row {', '.join(found)}" for source, found in sources.items())
+
+
+def _holds(batch: list[int], row: list[int] | None) -> bool:
+    """Whether a row of a batch is this one, padded on either side, or holds it among others."""
+    if not row or len(row) > len(batch):
+        return False
+    starts = (place for place, token in enumerate(batch[: len(batch) - len(row) + 1]) if token == row[0])
+    return any(batch[place : place + len(row)] == row for place in starts)
