@@ -2,7 +2,8 @@
 
 Trainable share and size of the adapter file are those of a fresh adapter on the embedded model (SmolLM2-135M-Instruct), with
 the option's own settings; max |Δlogit| after a reload in float32 and after a proved merge are those of a tiny Llama that was
-trained for four steps, the very runs of tests/test_methods.py.
+trained for four steps, the very runs of tests/test_methods.py, which also holds the effect. `experts` (a mixture of experts) and `loftq` (a 4-bit
+base) have tests of their own: tests/test_experts.py, tests/test_quantized.py.
 
     python benchmarks/methods.py [--output benchmarks/results/methods.md]
 """
@@ -23,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def main() -> None:
     """Measures and writes."""
     from conftest import build_llama
-    from test_methods import FITTING, OPTIONS
+    from test_methods import EFFECTS, FITTING, OPTIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=report.RESULTS / "methods.md")
@@ -36,8 +37,8 @@ def main() -> None:
         for option in OPTIONS:
             figures[option] = size_of(option) | life_of(option, FITTING.get(option, []), tiny, rows, folder)
             print(option, figures[option], flush=True)
-    header = ["lora=", "trainable", "adapter MB", "reload max abs Δlogit", "merge max abs Δlogit"]
-    table = report.table(header, [cells(option, one) for option, one in figures.items()])
+    header = ["lora=", "asserted effect", "trainable", "adapter MB", "reload max abs Δlogit", "merge max abs Δlogit"]
+    table = report.table(header, [cells(option, EFFECTS[option][0], one) for option, one in figures.items()])
     report.write(output, "Adapter methods", [__doc__.split("\n\n")[1], table], {"methods": figures}, where)
 
 
@@ -90,11 +91,12 @@ def life_of(option: str, fitting: list[str], tiny: Path, rows: Path, folder: Pat
     }
 
 
-def cells(option: str, one: dict[str, Any]) -> list[str]:
+def cells(option: str, effect: str, one: dict[str, Any]) -> list[str]:
     """One row."""
     merge = "PEFT cannot" if one["merge"] is None else f"{one['merge']:.1e}"
     return [
         option,
+        effect,
         f"{one['trainable']:,} ({one['share']:.3%})",
         f"{one['bytes'] / 1e6:.2f}",
         f"{one['reload']:.1e}",

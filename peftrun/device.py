@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from peftrun import allocator
 from peftrun.errors import DeviceError
 from peftrun.schema import DeviceSpec
 
+GROW_BY = 1 << 26  # bytes of memory that a CPU run fetches at once
 NATIVE_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, Arm
 
 
@@ -37,6 +39,8 @@ def resolve(spec: DeviceSpec) -> Device:
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
     found = _placed(spec)
+    if found.name == "cpu":
+        allocator.keep_freed(grow_by=GROW_BY)
     if spec.max_memory is not None:
         limits = {int(key) if key.isdigit() else key: value for key, value in spec.max_memory.items()}
         shown = ", ".join(f"{key} {value}" for key, value in limits.items())

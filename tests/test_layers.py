@@ -11,12 +11,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
-    "__init__", "__main__", "action_checks", "adapter_folder", "adapter_weights", "api", "artifacts", "checks", "cli", "composition", "config", "console",
+    "__init__", "__main__", "action_checks", "adapter_folder", "adapter_weights", "allocator", "api", "artifacts", "checks", "cli", "composition", "config", "console",
     "device_checks", "dispatch", "errors", "heads", "help", "jobs", "launch", "method_checks", "methods", "objectives", "other_methods", "paths", "packages", "preference_checks", "prompts", "result", "safetensors_file", "schema", "task_checks", "update_methods", "versions", "worker",
 }  # fmt: skip
 # Each module may import those of an earlier row, not of a later one.
 ORDER = [
-    {"errors", "packages", "paths", "result", "versions"},
+    {"allocator", "errors", "packages", "paths", "result", "versions"},
     {"methods"},
     {"objectives", "other_methods", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},

@@ -4,7 +4,6 @@ PEFT's own `merge` computes each layer, on a model whose other weights are nowhe
 rounded once.
 """
 
-import ctypes
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
+from peftrun import allocator
 from peftrun.merge import shards
 from peftrun.merge.shards import Planned, Stored
 
 PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
 Make = Callable[[], torch.Tensor]
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+KEPT = 1 << 27  # bytes of freed memory that are kept between layers
 # Beside the weights, what a model folder is made of.
 COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
@@ -64,7 +64,7 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
         files = _without_other_heads(model, files)
     found = by_name(model, [one for parts in files.values() for one in parts])
     sources = with_tied(model, found)
-    _keep_freed_memory()
+    allocator.keep_freed(KEPT, arenas=1)
     changes = _changes(net, name, _Sources(sources, _room(net, sources), undo))
     untied = _untied(model, changes, sources)
     usual = dtype or _usual(found)
@@ -245,11 +245,3 @@ def _companions(model: Any, base: Path, folder: Path, dtype: torch.dtype, *, tie
     if not tied:
         config.tie_word_embeddings = False
     config.save_pretrained(folder)
-
-
-def _keep_freed_memory() -> None:
-    """Has the C library keep freed memory: to fetch it from the system again for each layer takes longer than the sums."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc
-    if mallopt is not None:
-        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 1 << 27)):
-            mallopt(option, value)

@@ -47,7 +47,11 @@ def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> t
     else:
         _check_enough(len(rows), data.eval_rows)
         rows, held_out = _split(rows, groups, data)
-    return rows[: data.train_rows], held_out
+    train = rows[: data.train_rows]
+    known = len(set(train) & set(held_out))
+    if known:
+        console.say(f"data: {known} held-out rows are among the training rows too, so what is measured flatters")
+    return train, held_out
 
 
 def _split(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tuple[list[Any], list[Any]]:

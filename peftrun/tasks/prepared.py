@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -93,7 +94,10 @@ def _contents(data: DataSpec) -> list[str] | None:
     if data.source == "hub":
         return [data.revision] if data.revision and COMMIT.fullmatch(data.revision) else None
     paths = [data.path, *([data.eval_path] if data.eval_path else []), *(one.path for one in (data.mix or {}).values())]
-    return [fingerprint.of_file(file_of(data, path)) for path in paths]
+    try:
+        return [fingerprint.of_file(file_of(data, path)) for path in paths]
+    except OSError:  # whoever reads the rows says what is wrong with the file
+        return None
 
 
 def _of_tokenizer(tokenizer: Any) -> list[str]:
@@ -101,6 +105,8 @@ def _of_tokenizer(tokenizer: Any) -> list[str]:
         name: str(getattr(tokenizer, name, None))
         for name in ("special_tokens_map", "model_max_length", "chat_template")
     }
+    if "strftime_now" in settings["chat_template"]:  # some templates write the day into every talk
+        settings["today"] = date.today().isoformat()
     core = getattr(tokenizer, "backend_tokenizer", None)
     return [
         type(tokenizer).__name__,

@@ -25,10 +25,6 @@ def read(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
         return _rows(data, key, path) or _fail(_no_rows(key))
     except DataError:
         raise
-    except KeyError as error:
-        raise DataError(
-            f"{key}: cannot tell its format; name a file that ends in {', '.join([*FORMATS, '.po'])}"
-        ) from error
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
         raise DataError(_no_rows(key) if NO_ROWS in str(error) else _unreadable(key, error)) from error
 
@@ -47,7 +43,9 @@ def _rows(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
     if file.suffix == ".po":
         return translations.read(file)
     options = {"delimiter": "\t"} if file.suffix == ".tsv" else {}
-    kind = FORMATS[file.suffix.lower()]
+    kind = FORMATS.get(file.suffix.lower())
+    if kind is None:
+        raise DataError(f"{key}: cannot tell its format; name a file that ends in {', '.join([*FORMATS, '.po'])}")
     # In a cache of its own: datasets knows a file again by its size and time alone, and would give the rows that it once had.
     with tempfile.TemporaryDirectory(prefix="peftrun-rows-") as room:
         return _listed(data, kind, data_files=str(file), split="train", cache_dir=room, **options)

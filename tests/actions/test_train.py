@@ -141,13 +141,15 @@ def test_another_config_is_not_continued(cli, tmp_path, llama, on_tiny):
 
 def test_ctrl_c_leaves_a_finished_record(tmp_path, llama, on_tiny):
     overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=100000"]
+    # Where tests run in the background the signal is ignored, and a process inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "peftrun", *overrides],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
+    signal.signal(signal.SIGINT, before)
     while not list(tmp_path.glob("outputs/train/*/metrics.jsonl")):
         time.sleep(0.05)
         assert process.poll() is None

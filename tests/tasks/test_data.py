@@ -127,10 +127,13 @@ def test_an_unknown_label_names_its_row(tmp_path):
         examples(tmp_path / "odd.jsonl", *overrides)
 
 
-def test_held_out_rows_can_have_a_file_of_their_own(tmp_path):
+def test_held_out_rows_can_have_a_file_of_their_own(tmp_path, capsys):
     file, other = write(tmp_path, "jsonl"), write(tmp_path, "csv")
     train, held_out = examples(file, *TEMPLATES, f"task.data.eval_path={other}")
     assert len(train) == 12 and len(held_out) == 3
+    assert "data: 3 held-out rows are among the training rows too" in capsys.readouterr().err
+    examples(file, *TEMPLATES)
+    assert "among the training rows" not in capsys.readouterr().err
 
 
 def test_fewer_training_rows_on_request(tmp_path):

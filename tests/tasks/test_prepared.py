@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import os
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
 
 from peftrun.composition import compose_run
 from peftrun.config import build
+from peftrun.errors import DataError
 from peftrun.tasks import of_kind, prepared
 
 ROWS = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes"} for n in range(20)]
@@ -125,6 +128,23 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(file, llama, tmp_path, 
     tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), of_kind("causal_lm")
     monkeypatch.setenv("PEFTRUN_CACHE", str(tmp_path / "file" / "cache"))
     assert prepared.rows(kind, task, tokenizer).train
+
+
+def test_rows_of_a_template_that_writes_the_day_are_of_that_day(file, llama, tmp_path, monkeypatch):
+    tokenizer, task = AutoTokenizer.from_pretrained(llama), task_of(file)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    found = set()
+    for day in (1, 1, 2):
+        monkeypatch.setattr(prepared, "date", SimpleNamespace(today=lambda day=day: date(2026, 1, day)))
+        found.add(prepared._key(task, tokenizer))
+    assert len(found) == 2
+
+
+def test_a_file_that_is_gone_is_told_by_whoever_reads_it(file, llama):
+    task = task_of(file)
+    file.unlink()
+    with pytest.raises(DataError, match=r"task\.data\.path=.*cannot be read"):
+        prepared.rows(of_kind("causal_lm"), task, AutoTokenizer.from_pretrained(llama))
 
 
 def test_nothing_is_kept_where_it_is_not_wanted_or_cannot_be_told(file, llama, tmp_path):
