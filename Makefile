@@ -63,7 +63,7 @@ format: $(STAMP) ## write the code as `make check` wants it
 bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/train_step.py --task encyclopedia --steps 15
+	$(BIN)/python benchmarks/train_step.py --repeats 1 --steps 60 --contestants trainer trl_autocast --output benchmarks/results/train_step_trained.md
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/merge_exactness.py
 	$(BIN)/python benchmarks/methods.py

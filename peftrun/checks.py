@@ -58,7 +58,7 @@ def _trainer(trainer: schema.TrainerSpec) -> Lines:
         )
     yield from _validation(trainer)
     if trainer.packing and trainer.padding_free:
-        yield "trainer.padding_free=true: packed rows are not padded either; type trainer.padding_free=false"
+        yield "trainer.padding_free=true: rows packed by trainer.packing=true are not padded either; type trainer.padding_free=false"
     if trainer.packing and trainer.train_sampling_strategy == "group_by_length":
         yield (
             "trainer.packing=true: packed rows have one length, so trainer.train_sampling_strategy=group_by_length "

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -146,22 +146,46 @@ def _show(value: Any) -> str:
 
 
 def _line(key: str, rules: list[str], kind: Any) -> str:
-    name = key.split("=", 1)[0].removesuffix(" is not set")
-    example = _example(kind, name.split(".")[1:])
+    name, _, value = key.removesuffix(" is not set").partition("=")
+    found = _at(kind, name.split(".")[1:])
+    example = _example(found)
+    if example is None and value:
+        example = _nearest(found, value)
     advice = f"; type {name}={example}" if example is not None else ""
     return f"{key}{': ' if rules else ''}{' or '.join(rules)}{advice}"
 
 
-def _example(kind: Any, path: list[str]) -> Any:
-    """What the schema offers as a sensible value for a key."""
-    if path:
-        owners = [owner for owner in _dataclasses(kind) if path[0] in _types(owner)]
-        return _example(_types(owners[0])[path[0]], path[1:]) if owners else None
+def _at(kind: Any, path: list[str]) -> Any:
+    """The type of a key; None where no type is known."""
+    for step in path:
+        owners = [owner for owner in _dataclasses(kind) if step in _types(owner)]
+        kind = _types(owners[0])[step] if owners else None
+    return kind
+
+
+def _example(kind: Any) -> Any:
+    """What the schema offers as a sensible value."""
     for part in (kind, *get_args(kind)):
         for note in getattr(part, "__metadata__", ()):
             if isinstance(note, FieldInfo) and note.examples:
                 return note.examples[0]
     return None
+
+
+def _nearest(kind: Any, value: str) -> str | None:
+    """Of the words that a type offers those nearest to what was typed, in a list where it wants one."""
+    parts = [kind, *_inner(kind)]
+    words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    if not words:
+        return None
+    typed = [one.strip(' "') for one in value.strip("[]").split(",")]
+    near = [(get_close_matches(one, words, n=1, cutoff=0.4) or words[:1])[0] for one in typed]
+    return f"[{','.join(near)}]" if any(get_origin(part) is list for part in parts) else near[0]
+
+
+def _inner(kind: Any) -> list[Any]:
+    """The types that a type is made of, however deep; not those of dataclasses."""
+    return [one for part in get_args(kind) for one in (part, *_inner(part))]
 
 
 def _dataclasses(kind: Any) -> list[type]:

@@ -28,5 +28,5 @@ def faults(**env):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 def test_memory_that_was_freed_is_used_again():
     pages = (1 << 24) // 4096
-    assert faults() < pages  # less than for one tensor of fifty
+    assert faults() < 10 * pages  # than for ten of fifty tensors
     assert faults(MALLOC_MMAP_THRESHOLD_="131072") > 40 * pages

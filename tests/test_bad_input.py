@@ -27,7 +27,10 @@ REFUSED = {
     "rank zero": (["lora.r=0"], ["lora.r=0: must be greater than or equal to 1", "type lora.r=16"]),
     "negative rate": (["trainer.learning_rate=-1"], ["trainer.learning_rate=-1: must be greater than 0", "=0.0002"]),
     "infinite rate": (["trainer.learning_rate=inf"], ["trainer.learning_rate=inf: must be a finite number", "=0.0002"]),
-    "not an offered choice": (["device.dtype=int3"], ["device.dtype=int3: must be 'auto', 'float32', 'bfloat16'"]),
+    "not an offered choice": (["device.dtype=int3"], ["device.dtype=int3: must be 'auto', 'float32', 'bfloat16'", "type device.dtype="]),
+    "nearly an offered choice": (["task.data.holdout=lats"], ["must be 'random' or 'last'", "type task.data.holdout=last"]),
+    "nearly one of a list": (["task.metrics=[rougel]"], ["'rouge_2' or 'rouge_l'", "type task.metrics=[rouge_l]"]),
+    "a word for a list": (["task.metrics=chrf"], ["task.metrics=chrf: must be a valid array", "type task.metrics=[chrf]"]),
     "model without a name": (["model=pretrained"], [f"{MODEL} is not set; type {MODEL}=VALUE"]),
     "warmup as long as training": (
         ["trainer.warmup_steps=60", "trainer.max_steps=60"],
@@ -159,13 +162,17 @@ ROWS = {
     "blank lines": ("r.jsonl", "\n\n", [], [["DATA: holds no rows", "name a file with data"]]),
     "header only": ("r.csv", "prompt,completion\n", [], [["DATA: holds no rows", "name a file with data"]]),
     "lacks columns": ("r.jsonl", '{"a": "b"}\n', [], [
-        ["task.prompt: the data has no column 'prompt'", "columns: a", "type task.prompt='{a}'"],
-        ["task.completion: the data has no column 'completion'", "columns: a", "type task.completion='{a}'"],
+        ["task.prompt: the data has no column 'prompt'", "columns: a", "type task.prompt='{COLUMN}'"],
+        ["task.completion: the data has no column 'completion'", "columns: a", "type task.completion='{COLUMN}'"],
     ]),
     "lacks the label": ("r.jsonl", pairs(20), ["task.data.label_column=spam"], [
-        ["task.data.label_column: the data has no column 'spam'", "type task.data.label_column=completion"],
+        ["task.data.label_column: the data has no column 'spam'", "type task.data.label_column=COLUMN"],
     ]),
-    "broken json": ("r.jsonl", '{"prompt": "a", \n', [], [["DATA: cannot be read (JSON parse error", "check the file"]]),
+    "broken json": ("r.jsonl", '{"prompt": "a", \n', [], [["DATA: cannot be read (line 1 is not JSON", "check the file"]]),
+    "broken json further down": ("r.jsonl", pairs(20) + "no json\n", [], [["DATA: cannot be read (line 21 is not JSON"]]),
+    "misspelt column": ("r.jsonl", pairs(20), ["task.prompt='Q: {promt}?'"], [
+        ["task.prompt: the data has no column 'promt'", "type task.prompt='Q: {prompt}?'"],
+    ]),
     "broken parquet": ("r.parquet", "abc", [], [["DATA: cannot be read (Parquet file", "check the file"]]),
     "unknown extension": ("r.xyz", "a", [], [["DATA: cannot tell its format", "ends in .csv, .tsv, .json, .jsonl"]]),
     "empty value": ("r.jsonl", pairs(20, prompt=" "), [], [["DATA: row 21: column prompt is empty", "remove the row"]]),
@@ -180,7 +187,7 @@ ROWS = {
         ["task.prompt: the data has no column 'prompt.__class__'", "columns: completion, prompt"],
     ]),
     "index in a template": ("r.jsonl", pairs(20), ["task.completion='{prompt[0]}'"], [
-        ["task.completion: the data has no column 'prompt[0]'", "type task.completion='{completion}'"],
+        ["task.completion: the data has no column 'prompt[0]'", "type task.completion='{prompt}'"],
     ]),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     place = device.resolve(spec.device)
     console.say(place.note)
     base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    tasks.say_if_other(spec.task, spec.adapter)
     rows = tasks.load(spec.task, base)
     facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "data": rows.describe()}
     net, who = base.model, f"{base.name} alone"

@@ -20,6 +20,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
     if spec.action.evaluate:
+        tasks.say_if_other(spec.task, spec.adapter)
         rows = tasks.load(spec.task, base)
         result.facts["data"] = rows.describe()
         result.metrics = tasks.of_kind(spec.task.kind).evaluate(

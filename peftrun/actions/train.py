@@ -94,7 +94,8 @@ def _train_adapter(job: _Job, before: dict[str, float]) -> RunResult:
         if not ranks.is_main():
             return RunResult(job.out_dir)
         after = _evaluate(job, adapted, "after")
-        save.save(adapted, job.base, target, fresh=set(), initial=initial)
+        learned = {"learned": tasks.source_of(job.spec.task)}
+        save.save(adapted, job.base, target, fresh=set(), initial=initial, made_of=learned)
     size, base_size, here = artifacts.size_of(target), job.base.size(), short(job.out_dir)
     result = _result(job, fitted, before, after, (trainable, total))
     result.artifacts = [target]

@@ -27,7 +27,7 @@ def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[s
 
     Args: fresh: names of those never trained. dtype: of the saved tensors; None: as they are.
         initial: folder of the untrained adapter, for initialisations that changed the base: what is saved is
-            then converted to fit the untouched base. made_of: noted beside adapters that were not trained.
+            then converted to fit the untouched base. made_of: noted beside: what it learned from, or was made of.
     Raises: ArtifactError: `target` exists, or the disk refused; nothing is left behind.
     """
     chosen = names or list(model.peft_config)

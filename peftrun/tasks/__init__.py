@@ -1,9 +1,11 @@
 """What is learned: rows and metrics, one file a kind."""
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from peftrun import adapter_folder, console
 from peftrun.errors import ConfigError
 from peftrun.schema import TaskSpec
 from peftrun.tasks import limits, prepared
@@ -31,6 +33,24 @@ def load(task: TaskSpec, base: Any) -> Any:
     rows = prepared.rows(of_kind(task.kind), task, base.tokenizer)
     limits.check(rows, base)
     return rows
+
+
+def source_of(task: TaskSpec) -> str:
+    """Where a task's rows come from, in words that mean the same elsewhere."""
+    data = task.data
+    if data.source == "package":
+        return f"{task.kind} rows of {data.package}:{data.path}"
+    return f"{task.kind} rows of {data.path if data.source == 'hub' else Path(data.path).name}"
+
+
+def say_if_other(task: TaskSpec, adapters: dict[str, str]) -> None:
+    """Says aloud where an adapter is measured on rows of another source than it learned from."""
+    for name, path in adapters.items():
+        learned = (adapter_folder.facts(adapter_folder.locate(path, name)) or {}).get("learned")
+        if learned and learned != source_of(task):
+            console.say(
+                f"adapter {name} learned {learned}; what is measured here is {source_of(task)}: type its own task to measure that"
+            )
 
 
 def of_kind(kind: str) -> ModuleType:

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from peftrun import console
@@ -37,7 +38,7 @@ def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> t
     Args: render: makes something other than an Example of (where, row, task, choices).
     Raises: DataError: the file is empty or unreadable, a column is missing, a value is empty or no known label.
     """
-    data, made = task.data, render or _example
+    data, made = task.data, render or example
     groups: dict[Any, str] = {}
     rows = _prepare(_load("task.data.path", data.path, task, made, groups), data)
     if data.mix is not None:
@@ -73,8 +74,11 @@ def _others(task: TaskSpec, render: Callable[..., Any]) -> dict[str, tuple[float
 
 def _check_enough(rows: int, eval_rows: int) -> None:
     if rows <= eval_rows:
-        advice = f"type task.data.eval_rows={max(1, rows // 5)}" if rows > 1 else "name a file with more data"
-        raise DataError(f"task.data.eval_rows={eval_rows}: only {rows} rows are left after cleaning; {advice}")
+        some = f"type task.data.eval_rows={max(1, rows // 5)}, or " if rows > 1 else ""
+        found = "only 1 row is" if rows == 1 else f"only {rows} rows are"
+        raise DataError(
+            f"task.data.eval_rows={eval_rows}: {found} left after cleaning; {some}name held-out rows of their own: task.data.eval_path=FILE"
+        )
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -96,7 +100,8 @@ def _load(
     return made
 
 
-def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
+def example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
+    """One row rendered. Raises: DataError: see `load_examples`."""
     system = (("system", task.system),) if task.system else ()
     if task.messages is not None:
         talk = messages_of(where, row[task.messages], task.messages)
@@ -105,7 +110,7 @@ def _example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str
                 f"{where}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
             )
         return Example((*system, *talk[:-1]), talk[-1][1], (), _adapter(where, row, task.data), where)
-    values = row | ({"label": _label(where, row, task.data)} if task.data.label_column else {})
+    values = row | ({"label": label(where, row, task.data)} if task.data.label_column else {})
     prompt = fill(where, task.prompt, values)
     given = (*system, ("user", prompt)) if prompt is not None else ()
     fixed = tuple(fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
@@ -121,9 +126,12 @@ def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
     return value
 
 
-def _label(where: str, row: dict[str, Any], data: DataSpec) -> str:
+def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
+    """The word that stands for a row's label. Raises: DataError: the column is empty, or holds another than `task.data.labels`."""
     assert data.label_column is not None
-    value = str(row[data.label_column])
+    value = "" if row[data.label_column] is None else str(row[data.label_column])
+    if not value.strip():
+        raise DataError(f"{where}: column {data.label_column} is empty; fill it or remove the row")
     if data.labels is None:
         return value
     if value not in data.labels:
@@ -139,7 +147,7 @@ def _check_columns(row: dict[str, Any], task: TaskSpec) -> None:
     wanted |= {f"task.data.{key}": [column] for key in LABELS if (column := getattr(task.data, key))}
     made = {"label"} if task.data.label_column else set()
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(row))}; {_advice(key, set(row))}"
+        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(row))}; {_advice(key, name, row, task)}"
         for key, names in wanted.items()
         for name in names
         if not templates.has(row, name) and not (name in made and key in TEMPLATES)
@@ -148,9 +156,13 @@ def _check_columns(row: dict[str, Any], task: TaskSpec) -> None:
         raise DataError(*problems)
 
 
-def _advice(key: str, columns: set[str]) -> str:
-    example = min(columns, default="COLUMN")
-    return f"type {key}='{{{example}}}'" if key in TEMPLATES else f"type {key}={example}"
+def _advice(key: str, name: str, row: dict[str, Any], task: TaskSpec) -> str:
+    """What to type: the nearest column in place of the one that is not there, if one is near."""
+    near = get_close_matches(name, row, n=1)
+    if key not in TEMPLATES:
+        return f"type {key}={near[0] if near else 'COLUMN'}"
+    template = task.prompt if key == "task.prompt" else task.completion
+    return f"type {key}='{(template or '').replace(name, near[0])}'" if near else f"type {key}='{{COLUMN}}'"
 
 
 def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
@@ -164,7 +176,11 @@ def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
         rows = draw.sample(rows, len(rows))
     if data.balance:
         # Shuffled again: the rarest completion's rows come last to the balance, and the split takes the first rows.
-        rows = _balanced(rows)
+        whole, rows = len(rows), _balanced(rows)
+        if len(rows) < whole:
+            console.say(
+                f"data: {whole - len(rows)} of {whole} rows left out, so that no label is more frequent than the rarest (task.data.balance=false keeps them)"
+            )
         if data.holdout == "random":
             draw.shuffle(rows)
     return rows

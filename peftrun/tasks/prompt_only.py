@@ -8,7 +8,7 @@ from typing import Any
 from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
 from peftrun.tasks import rewards, written
-from peftrun.tasks.data import load_examples
+from peftrun.tasks.data import label, load_examples
 from peftrun.tasks.encoding import prompt_ids
 from peftrun.tasks.messages import Talk, named
 from peftrun.tasks.preference import Rows
@@ -71,13 +71,8 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
 
 
 def _asked(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Asked:
-    labelled = row | ({"label": _label(row, task)} if task.data.label_column else {})
+    labelled = row | ({"label": label(where, row, task.data)} if task.data.label_column else {})
     return Asked(given_of(where, labelled, task), fill(where, task.completion, labelled) or "", where)
-
-
-def _label(row: dict[str, Any], task: TaskSpec) -> str:
-    value = str(row[task.data.label_column or ""])
-    return (task.data.labels or {}).get(value, value)
 
 
 def _encode(one: Asked, tokenizer: Any) -> Row:

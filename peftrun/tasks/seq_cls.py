@@ -8,7 +8,7 @@ from transformers import DataCollatorWithPadding
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
 from peftrun.tasks.classes import Row, Rows, answers, limit, macro_f1, say_cut
-from peftrun.tasks.data import Example, digest, load_examples
+from peftrun.tasks.data import Example, digest, example, load_examples
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
@@ -16,7 +16,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
     Raises: DataError: see `data.load_examples`; or a label is not among `task.label_names`.
     """
-    train, held_out = load_examples(task)
+    train, held_out = load_examples(task, _labelled)
     found = Rows(
         [_encode(one, task, tokenizer) for one in train],
         [_encode(one, task, tokenizer) for one in held_out],
@@ -41,12 +41,16 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     return {"loss": total / len(pairs), "accuracy": right / len(pairs), "macro_f1": macro_f1(pairs, labels)}
 
 
-def _encode(example: Example, task: TaskSpec, tokenizer: Any) -> Row:
-    names = task.label_names or []
-    if example.completion not in names:
+def _labelled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
+    one, names = example(where, row, task, choices), task.label_names or []
+    if one.completion not in names:
         raise DataError(
-            f"{example.where}: label {example.completion!r} is not among task.label_names ({', '.join(names)}); add it, or mend the row"
+            f"{where}: label {one.completion!r} is not among task.label_names ({', '.join(names)}); add it, or mend the row"
         )
-    text = example.given[-1][1]
+    return one
+
+
+def _encode(one: Example, task: TaskSpec, tokenizer: Any) -> Row:
+    text = one.given[-1][1]
     ids = tokenizer(text, truncation=True, max_length=limit(task, tokenizer))["input_ids"]
-    return Row(list(ids), names.index(example.completion), example.where)
+    return Row(list(ids), (task.label_names or []).index(one.completion), one.where)

@@ -1,5 +1,6 @@
 """Rows as they lie in a file, an installed package or on the Hub."""
 
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ def read(data: DataSpec, key: str, path: str) -> list[dict[str, Any]]:
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
-        raise DataError(_no_rows(key) if NO_ROWS in str(error) else _unreadable(key, error)) from error
+        raise DataError(_no_rows(key) if NO_ROWS in str(error) else _unreadable(key, error, data, path)) from error
 
 
 def file_of(data: DataSpec, path: str) -> Path:
@@ -68,7 +69,22 @@ def _no_rows(key: str) -> str:
     return f"{key}: holds no rows; name a file with data"
 
 
-def _unreadable(key: str, error: BaseException) -> str:
+def _unreadable(key: str, error: BaseException, data: DataSpec, path: str) -> str:
     deepest = error.__cause__ or error
     reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
-    return f"{key}: cannot be read ({reason}); check the file, or the name and the connection"
+    if data.source == "hub":
+        return f"{key}: cannot be read ({reason}); check the name and the connection"
+    return f"{key}: cannot be read ({_broken_line(file_of(data, path)) or reason}); check the file"
+
+
+def _broken_line(file: Path) -> str | None:
+    """The first line of JSON lines that is none."""
+    if file.suffix.lower() != ".jsonl" or not file.is_file():
+        return None
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                json.loads(line if line.strip() else "null")
+            except ValueError as error:
+                return f"line {number} is not JSON: {error}"
+    return None

@@ -98,7 +98,8 @@ def _tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...])
         )
     unknown = sorted({str(tag) for tag in tags} - set(task.label_names or ()))
     if unknown:
-        raise DataError(f"{where}: tag {unknown[0]} is not among task.label_names; add it, or mend the row")
+        names = ", ".join(task.label_names or ())
+        raise DataError(f"{where}: tag {unknown[0]} is not among task.label_names ({names}); add it, or mend the row")
     return Tagged(tuple(words), tuple(str(tag) for tag in tags), where)
 
 

@@ -42,7 +42,8 @@ def _named(ids: torch.Tensor, rows: list[dict[str, Any]], names: list[str], toke
         for name in same or [f"texts: row {begin!r}"]:
             source, _, number = name.rpartition(": row ")
             sources.setdefault(source, []).append(number)
-    return ", in a batch of " + "; ".join(f"{source}: row {', '.join(found)}" for source, found in sources.items())
+    told = (f"{source}: {'row' if len(found) == 1 else 'rows'} {', '.join(found)}" for source, found in sources.items())
+    return f", in a batch of {'; '.join(told)}"
 
 
 def _holds(batch: list[int], row: list[int] | None) -> bool:

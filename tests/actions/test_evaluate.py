@@ -71,3 +71,16 @@ def test_the_active_adapter_is_the_one_measured(cli, tmp_path, trained, llama, o
         for name in ("learned", "fresh")
     )
     assert other == cli(*on_tiny(llama), "action=evaluate").record()["metrics"] != one
+
+
+def test_rows_of_another_task_than_the_adapters_own_are_told(cli, tmp_path, trained, llama, on_tiny, data):
+    own = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}")
+    assert "what is measured here" not in own.err
+    other = tmp_path / "others.jsonl"
+    other.write_text(data.read_text())
+    for action in ("evaluate", "reload"):
+        found = cli(*on_tiny(llama), f"task.data.path={other}", f"action={action}", f"adapter={trained}")
+        assert (
+            "adapter default learned causal_lm rows of pairs.jsonl; what is measured here is causal_lm rows of others.jsonl"
+            in found.err
+        )

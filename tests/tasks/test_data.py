@@ -109,10 +109,22 @@ def test_a_column_that_is_called_label_is_a_column(tmp_path):
     assert {e.completion for e in [*train, *held_out]} == {"l0", "l1", "l2"}
 
 
-def test_balance_keeps_as_many_of_each(tmp_path):
+def test_balance_keeps_as_many_of_each(tmp_path, capsys):
     train, held_out = labelled(tmp_path, "task.data.balance=true")
     words = [e.completion for e in [*train, *held_out]]
     assert words.count("ham") == words.count("spam") == 10
+    assert "data: 20 of 40 rows left out, so that no label is more frequent than the rarest" in capsys.readouterr().err
+    labelled(tmp_path)
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", [None, " "])
+def test_an_empty_label_names_its_row(tmp_path, label):
+    rows = [{"text": "a", "spam": "1"}, {"text": "t", "spam": label}]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ["task.completion='{label}'", "task.prompt='{text}'", "task.data.label_column=spam"]
+    with pytest.raises(DataError, match=r"row 2: column spam is empty; fill it or remove the row"):
+        examples(tmp_path / "odd.jsonl", *overrides)
 
 
 def test_an_unknown_label_names_its_row(tmp_path):

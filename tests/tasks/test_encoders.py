@@ -215,7 +215,7 @@ def test_a_label_that_is_not_known_is_named(cli, tmp_path, bert, where):
         cli,
         tmp_path,
         [*on_texts(bert, where), "task.label_names=[a,b]"],
-        ["row 7: label 'positive'", "is not among task.label_names (a, b)"],
+        ["row 1: label 'positive'", "is not among task.label_names (a, b)"],
     )
 
 
@@ -257,3 +257,18 @@ def test_rows_that_are_cut_are_counted_aloud(cli, tmp_path, bert, which):
     outcome = cli(*overrides, "action=evaluate", "task.max_length=4")
     assert outcome.code == 0, outcome.err
     assert "8 of 8 held-out rows reach 4 tokens; what lies beyond is not read" in outcome.err
+
+
+def test_a_label_that_is_not_known_is_found_wherever_it_stands(cli, tmp_path, bert):
+    """Also where balancing or the number of rows would have left its row out."""
+    rows = [{"text": f"t{n}", "label": ["no", "yes"][n % 2]} for n in range(40)]
+    rows[20]["label"] = "maybe"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [
+        "model=pretrained", f"model.name_or_path={bert}", "task=spanish_sentiment", "task.data.source=file",
+        f"task.data.path={tmp_path / 'rows.jsonl'}", "task.label_names=[no,yes]", "task.data.eval_rows=4", "action=evaluate",
+    ]  # fmt: skip
+    for more in (["task.data.balance=true"], ["task.data.balance=false", "task.data.train_rows=2"]):
+        check_failed(
+            cli, tmp_path, [*given, *more], ["row 21: label 'maybe'", "is not among task.label_names (no, yes)"]
+        )

@@ -204,7 +204,7 @@ def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
         (["task.data.holdout=last", "task.data.eval_path=DATA"], "task.data.holdout=last: takes the end of one source"),
         (
             ["trainer.packing=true", "trainer.padding_free=true"],
-            "trainer.padding_free=true: packed rows are not padded",
+            "trainer.padding_free=true: rows packed by trainer.packing=true are not padded",
         ),
         (["trainer.padding_free=true", "lora=prompt_tuning"], "works on each text by itself"),
     ],

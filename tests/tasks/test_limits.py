@@ -103,7 +103,7 @@ def test_a_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny, rows, mo
         *on_tiny(folder), *given, *more, "trainer.max_steps=-1", "trainer.num_train_epochs=1", "trainer.warmup_steps=0",
         "trainer.per_device_train_batch_size=2", "trainer.logging_steps=100",
     )  # fmt: skip
-    told(found, "the loss is nan at step ", "rows.jsonl: row", " 7", "nothing was saved. Lower trainer.learning_rate")
+    told(found, "the loss is nan at step ", "rows.jsonl: rows ", " 7", "nothing was saved. Lower trainer.learning_rate")
     assert not (found.run_dir / "adapter").exists()
 
 
