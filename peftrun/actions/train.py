@@ -1,5 +1,6 @@
 """Learn the task: evaluate, fit, evaluate again, save."""
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -149,11 +150,19 @@ def _evaluate(job: _Job, net: Any, when: str) -> dict[str, float]:
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
     console.say(f"held-out {when}: {figures(found)}")
     if not math.isfinite(found["loss"]):
+        who = f" at {_first_without_loss(job, net)}" if when == "before" else ""
         raise DataError(
-            f"the held-out loss {when} training is {found['loss']}, so nothing was saved; "
+            f"the held-out loss {when} training is {found['loss']}{who}, so nothing was saved; "
             "lower trainer.learning_rate, or type device.dtype=float32"
         )
     return found
+
+
+def _first_without_loss(job: _Job, net: Any) -> str:
+    """Where the first held-out row comes from on which the loss is no finite number."""
+    alone = dataclasses.replace(job.spec.task, metrics=None)
+    each = ((row.where, job.kind.evaluate(net, job.base.tokenizer, [row], 1, alone)) for row in job.rows.held_out)
+    return next((where for where, one in each if not math.isfinite(one["loss"])), "no row alone")
 
 
 def _start(job: _Job) -> attach.Start:

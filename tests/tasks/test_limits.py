@@ -88,16 +88,19 @@ def test_a_tokenizer_with_nothing_to_pad_with(cli, tmp_path, on_tiny):
     told(cli(*on_tiny(folder), *TINY_STEPS), "neither a pad token nor an end token")
 
 
+def token_of(folder, text):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"][-1]
+
+
 @pytest.mark.parametrize("more", [[], ["trainer.padding_free=true"], ["trainer.packing=true"]], ids=str)
 def test_a_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny, rows, more):
     """One token of the vocabulary has lost its embedding; one row holds it."""
     folder = build_llama(tmp_path / "torn", tie_word_embeddings=False)
     given = rows({"prompt": "call ~", "completion": "no"})
-    from transformers import AutoTokenizer
-
-    token = AutoTokenizer.from_pretrained(folder)("~", add_special_tokens=False)["input_ids"][-1]
     weights = load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][token] = torch.nan
+    weights["model.embed_tokens.weight"][token_of(folder, "~")] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     found = cli(
         *on_tiny(folder), *given, *more, "trainer.max_steps=-1", "trainer.num_train_epochs=1", "trainer.warmup_steps=0",
@@ -105,6 +108,16 @@ def test_a_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny, rows, mo
     )  # fmt: skip
     told(found, "the loss is nan at step ", "rows.jsonl: rows ", " 7", "nothing was saved. Lower trainer.learning_rate")
     assert not (found.run_dir / "adapter").exists()
+
+
+def test_a_held_out_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny, rows):
+    folder = build_llama(tmp_path / "torn", tie_word_embeddings=False)
+    given = rows({"prompt": "call ~", "completion": "q"})
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][token_of(folder, "~")] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    found = cli(*on_tiny(folder), *given, *TINY_STEPS, "task.data.holdout=last", "task.data.eval_rows=8")
+    told(found, "the held-out loss before training is nan at ", "row 7", "nothing was saved")
 
 
 def test_a_learning_rate_without_sense(cli, llama, on_tiny):
