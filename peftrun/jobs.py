@@ -20,6 +20,10 @@ from peftrun.paths import config_dir
 
 USER_FAULT, INTERRUPTED = 1, 130
 SHARED = ("experiment", "model", "task", "device", "allow_base_mismatch")  # what the next action needs as this one did
+SPREAD = tuple(
+    f"device.{key}"
+    for key in ("strategy", "processes", "machines", "machine_rank", "main_address", "main_port", "deepspeed_config")
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -79,6 +83,8 @@ def _run_job(cfg: DictConfig) -> float | None:
 
     result = dispatch.run(spec, out_dir)
     asked = list(HydraConfig.get().overrides.task)
+    if spec.device.strategy is not None:
+        asked = [*_in_one_process(asked), "device=auto"]
     result.next_commands = [_on_the_same(command, asked) for command in result.next_commands]
     console.closing_table(result)
     return result.objective
@@ -89,6 +95,12 @@ def _on_the_same(command: str, asked: Sequence[str]) -> str:
     groups = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in asked}
     more = [text for text, group in groups.items() if group in SHARED and f" {group}" not in command]
     return " ".join([command, *map(shlex.quote, more)])
+
+
+def _in_one_process(asked: Sequence[str]) -> list[str]:
+    """What was asked for, without how it was spread over processes: what comes next runs in one."""
+    keys = {text: text.lstrip("+~").partition("=")[0] for text in asked}
+    return [text for text, key in keys.items() if key != "device" and key not in SPREAD]
 
 
 def _build(cfg: DictConfig, out_dir: Path) -> Any:

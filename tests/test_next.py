@@ -21,3 +21,18 @@ def test_what_is_suggested_works(cli, trained, llama, on_tiny, action):
             command.append("action.prompt=hi")
         again = cli(*command, "action.max_new_tokens=2") if "action=generate" in command else cli(*command)
         assert again.code == 0, (command, again.err)
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [["device=ddp", "device.processes=2"], ["experiment=data_parallel", "device.name=cpu"]],
+    ids=lambda given: given[0],
+)
+def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
+    from peftrun import composition, config, jobs
+
+    asked = [*jobs._in_one_process([*spread, "device.dtype=float32", "seed=3"]), "device=auto"]
+    command = shlex.split(jobs._on_the_same("peftrun action=evaluate", asked))[1:]
+    assert "device.dtype=float32" in command
+    spec = config.build(composition.compose_run(command)[0])
+    assert spec.device.strategy is None and spec.device.processes == 1 and spec.device.dtype == "float32"
