@@ -1,7 +1,6 @@
 """Bases held in few bits, rounded when they are loaded or in their files: what transformers is told, and what must be set right
 afterwards."""
 
-import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from peftrun.artifacts import read_json
 from peftrun.errors import ModelError
 
 BITSANDBYTES = ("nf4", "fp4", "int8")
@@ -25,7 +25,7 @@ PACKAGES = {
 def held_in(folder: Path) -> str | None:
     """How the files of a model hold its weights in few bits (`gptq`, `awq`, `bitsandbytes`, …); None: they do not."""
     file = folder / "config.json"
-    found = json.loads(file.read_text(encoding="utf-8")).get("quantization_config") if file.is_file() else None
+    found = read_json(file).get("quantization_config") if file.is_file() else None
     return str(found.get("quant_method", "bitsandbytes")) if found else None
 
 

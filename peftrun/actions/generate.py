@@ -16,9 +16,9 @@ from peftrun.result import RunResult
 from peftrun.schema import GenerateAction, RunSpec
 from peftrun.tasks import limits
 from peftrun.tasks.encoding import prompt_ids
+from peftrun.tasks.messages import ASSISTANT, Talk
 
 GENERATIONS = "generations.jsonl"
-Talk = tuple[tuple[str, str], ...]  # (role, content)
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -120,5 +120,5 @@ def _chat(given: Talk, net: Any, base: Any, action: GenerateAction) -> Iterator[
             return
         talk = (*talk, ("user", prompt))
         said = answers(net, base, [talk], action)[0]
-        talk = (*talk, ("assistant", said))
+        talk = (*talk, (ASSISTANT, said))
         yield Prompt(prompt), said
