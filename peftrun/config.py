@@ -6,6 +6,7 @@ The only module that knows omegaconf. After `build` there is no DictConfig.
 import dataclasses
 import json
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -35,11 +36,15 @@ def build(cfg: DictConfig) -> schema.RunSpec:
     Raises: ConfigError: one line a problem: unknown keys, missing values, wrong types, values out of range,
         values that contradict each other, files and folders that are not there.
     """
-    values = plain(cfg)
+    return of_values(plain(cfg))
+
+
+def of_values(values: dict[str, Any]) -> schema.RunSpec:
+    """The run that resolved values describe, such as `plain` gives. Raises: ConfigError: see `build`."""
     parts, problems = {}, [*_unknown_groups(values), *_missing(values)]
     for name, kind in _types(schema.RunSpec).items():
         try:
-            parts[name] = TypeAdapter(kind).validate_json(json.dumps(values.get(name)), strict=True)
+            parts[name] = _reader(name).validate_json(json.dumps(values.get(name)), strict=True)
         except ValidationError as error:
             problems += _explain(name, values.get(name), kind, error)
     problems += checks.run(
@@ -62,7 +67,12 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def to_yaml(spec: schema.RunSpec) -> str:
     """The resolved configuration as text that `read_values` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(spec)))
+    return values_to_yaml(dataclasses.asdict(spec))
+
+
+def values_to_yaml(values: dict[str, Any]) -> str:
+    """Plain nested values as text that `read_values` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -87,8 +97,15 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return values  # type: ignore[return-value]
 
 
+@cache
 def _types(owner: type) -> dict[str, Any]:
     return get_type_hints(owner, include_extras=True)
+
+
+@cache
+def _reader(group: str) -> TypeAdapter[Any]:
+    """Checks and types the values of a group; made once, since a sweep has many cells."""
+    return TypeAdapter(_types(schema.RunSpec)[group])
 
 
 def _unknown_groups(values: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from peftrun.errors import DeviceError
 from peftrun.schema import DeviceSpec
 
 GROW_BY = 1 << 26  # bytes of memory that a CPU run fetches at once
+OWN_THREADS = torch.get_num_threads()
 NATIVE_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, Arm
 
 
@@ -36,8 +37,9 @@ def resolve(spec: DeviceSpec) -> Device:
 
     Raises: DeviceError: the device is not there, or cannot compute in the dtype asked for.
     """
-    if spec.num_threads is not None:
-        torch.set_num_threads(spec.num_threads)
+    wanted = spec.num_threads or OWN_THREADS
+    if wanted != torch.get_num_threads():  # also back again, after a run of this process that asked otherwise
+        torch.set_num_threads(wanted)
     found = _placed(spec)
     if found.name == "cpu":
         allocator.keep_freed(grow_by=GROW_BY)

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts, config, launch
-from peftrun.errors import ArtifactError
+from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.versions import versions
@@ -35,27 +36,97 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
     Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: whatever the action found at fault.
     """
-    if (out_dir / artifacts.RECORD).exists():
-        raise ArtifactError(f"{out_dir}: holds a run already; name a folder that does not exist")
-    artifacts.write_text(out_dir / artifacts.CONFIG, config.to_yaml(spec))
-    started = time.perf_counter()
-    record = _opening(spec)
-    artifacts.write_json(out_dir / artifacts.RECORD, record)
+    record = Record(spec, out_dir)
     try:
         with _terminate_as_interrupt(), _disk_full_as_fault(out_dir):
             spread = launch.wanted(spec)
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
+        record.failed(error)
+        raise
+    record.completed(result)
+    return result
+
+
+def together(
+    specs: Sequence[RunSpec], out_dirs: Sequence[Path], at_once: int, halving: dict[str, int] | None = None
+) -> None:
+    """Trains all these on one base; each folder then holds its config and a finished record, which says what was at fault if something was.
+
+    Args: at_once: most of them in one step. halving: `min_steps` and `factor` of successive halving.
+    Raises: KeyboardInterrupt: the records of those that had not ended say so.
+    """
+    records = [Record(spec, out_dir) for spec, out_dir in zip(specs, out_dirs, strict=True)]
+
+    def finish(cell: int, found: RunResult | Exception) -> None:
+        if isinstance(found, RunResult):
+            records[cell].completed(found)
+        else:
+            _tell(found, records[cell])
+
+    try:
+        with _terminate_as_interrupt():
+            heavy("peftrun.training.together").run(list(specs), list(out_dirs), at_once, halving, finish)
+    except PeftrunError as fault:  # of all of them
+        for record in records:
+            record.failed(fault)
+    except BaseException as error:
+        for record in records:
+            record.failed(error)
+        raise
+
+
+def _tell(found: Exception, record: "Record") -> None:
+    """One cell has failed; the others go on. A bug keeps its traceback."""
+    from peftrun import console
+
+    fault = _disk_full(found, record.out_dir) or found
+    record.failed(fault)
+    console.warn(
+        f"cell {record.out_dir.name} failed: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}"
+    )
+    if not isinstance(fault, PeftrunError):
+        traceback.print_exception(fault)
+
+
+class Record:
+    """A run's record: written at once, finished once."""
+
+    def __init__(self, spec: RunSpec, out_dir: Path) -> None:
+        if (out_dir / artifacts.RECORD).exists():
+            raise ArtifactError(f"{out_dir}: holds a run already; name a folder that does not exist")
+        artifacts.write_text(out_dir / artifacts.CONFIG, config.to_yaml(spec))
+        self.out_dir, self.started, self.values, self.open = out_dir, time.perf_counter(), _opening(spec), True
+        artifacts.write_json(out_dir / artifacts.RECORD, self.values)
+
+    def completed(self, result: RunResult) -> None:
+        """What came out."""
+        self._finish(status=result.status, **_outcome(result))
+
+    def failed(self, error: BaseException) -> None:
+        """What was at fault; nothing where the record is finished already."""
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
         with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
-            _finish(record, out_dir, started, status="failed", error=reason, **getattr(error, "facts", {}))
-        raise
-    _finish(record, out_dir, started, status="completed", **_outcome(result))
-    return result
+            self._finish(status="failed", error=reason, **getattr(error, "facts", {}))
+
+    def _finish(self, **more: Any) -> None:
+        if not self.open:
+            return
+        self.open = False
+        self.values |= {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self.started, 2),
+        }
+        artifacts.write_json(self.out_dir / artifacts.RECORD, self.values | more)
 
 
 def action(name: str) -> Any:
     """The module of an action, its heavy imports done and quiet."""
+    return heavy(f"peftrun.actions.{name}")
+
+
+def heavy(module: str) -> Any:
+    """A module that imports torch, quietly."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     # It tells at each start what it could do if another package were there.
@@ -63,7 +134,7 @@ def action(name: str) -> Any:
     from peftrun import console
 
     with console.importing():
-        return import_module(f"peftrun.actions.{name}")
+        return import_module(module)
 
 
 def _opening(spec: RunSpec) -> dict[str, Any]:
@@ -84,16 +155,9 @@ def _outcome(result: RunResult) -> dict[str, Any]:
     return {
         **result.facts,
         "metrics": result.metrics,
+        "objective": result.objective,
         "artifacts": artifacts.digests(result.out_dir, *result.artifacts),
     }
-
-
-def _finish(record: dict[str, Any], out_dir: Path, started: float, **more: Any) -> None:
-    record |= {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-    artifacts.write_json(out_dir / artifacts.RECORD, record | more)
 
 
 def _git_commit() -> str | None:
@@ -128,10 +192,15 @@ def _disk_full_as_fault(out_dir: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = getattr(error, "errno", None)
-        if not artifacts.disk_refused(error) or (isinstance(error, OSError) and code not in artifacts.DISK_FULL):
+        fault = _disk_full(error, out_dir)
+        if fault is None:
             raise
-        where, reason = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
-        raise ArtifactError(
-            f"{where}: the disk is full ({' '.join(reason.split())[:200]}); free space and run again"
-        ) from error
+        raise fault from error
+
+
+def _disk_full(error: Exception, out_dir: Path) -> ArtifactError | None:
+    code = getattr(error, "errno", None)
+    if not artifacts.disk_refused(error) or (isinstance(error, OSError) and code not in artifacts.DISK_FULL):
+        return None
+    where, reason = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
+    return ArtifactError(f"{where}: the disk is full ({' '.join(reason.split())[:200]}); free space and run again")

@@ -7,6 +7,7 @@
     ├── DataError           rows that are missing, empty, or do not fit
     ├── DeviceError         hardware or a precision that this machine does not have
     ├── ArtifactError       a file or folder that could not be written, or would be overwritten
+    ├── SweepError          cells of a sweep that failed, each with its reason; the others were run
     └── ProofError          a proof that failed: what was written is not what was meant
 
 Anything else that escapes is a bug and keeps its traceback.
@@ -45,6 +46,10 @@ class DeviceError(PeftrunError):
 
 class ArtifactError(PeftrunError):
     """Something could not be written, or would overwrite what is there."""
+
+
+class SweepError(PeftrunError):
+    """Cells of a sweep failed; the others were run."""
 
 
 class ProofError(PeftrunError):

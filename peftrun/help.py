@@ -17,6 +17,7 @@ EXAMPLES = """Examples
   peftrun action=merge adapter=outputs/train/RUN              write a full model, proved equal
   peftrun task=instruction task.data.path=mine.jsonl lora=dora lora.r=8
   peftrun -m lora.r=4,8,16 trainer.learning_rate=1e-4,3e-4    one run for each combination
+  peftrun -m lora.r=4,8,16 seed=1,2,3 hydra/launcher=shared_base   trained together on one base; action=plan says how
 """
 FLAGS = """Flags
   --cfg job        print the composed configuration       -m, --multirun   run every combination

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from peftrun.artifacts import DISK_FULL, RECORD
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.paths import config_dir
+from peftrun.sweep import launcher
 
 USER_FAULT, INTERRUPTED = 1, 130
 SHARED = ("experiment", "model", "task", "device", "allow_base_mismatch")  # what the next action needs as this one did
@@ -33,10 +34,16 @@ def run(argv: Sequence[str]) -> int:
         return _report([_unread(item) for item in unread])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
     try:
-        faults = _taken(arguments.overrides if arguments else []) or _run_jobs()
+        faults = _taken(arguments.overrides if arguments else []) or _run_jobs(_plan_of_a_sweep(arguments))
     except KeyboardInterrupt:
-        _report(["interrupted; the record says so, and a training run continues with action.resume=auto"])
+        _report(
+            [
+                "interrupted; the record says so. A training run continues with action.resume=auto, a sweep by the same command"
+            ]
+        )
         return INTERRUPTED
+    except PeftrunError as fault:
+        return _report(fault.lines)
     except Exception as error:
         from peftrun import composition
 
@@ -60,9 +67,19 @@ def _holds_a_run(folder: Path | str) -> ArtifactError:
     return ArtifactError(f"hydra.run.dir={folder}: holds a run already; name a folder that does not exist")
 
 
-def _run_jobs() -> list[PeftrunError]:
-    """Runs every job of the command line; returns what was at fault. One faulty job does not stop the others."""
+def _plan_of_a_sweep(arguments: argparse.Namespace | None) -> bool:
+    typed = arguments.overrides if arguments else []
+    swept = bool(arguments and arguments.multirun) or "hydra.mode=MULTIRUN" in typed
+    return swept and "action=plan" in typed
+
+
+def _run_jobs(plan: bool) -> list[PeftrunError]:
+    """Runs every job of the command line; returns what was at fault. One faulty job does not stop the others.
+
+    Args: plan: of a sweep, which our own launcher makes, whichever is to run the cells.
+    """
     faults: list[PeftrunError] = []
+    launcher.register()
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def job(cfg: DictConfig) -> float | None:
@@ -72,8 +89,14 @@ def _run_jobs() -> list[PeftrunError]:
             faults.append(fault)
             return None
 
-    job()
-    return faults
+    typed = sys.argv
+    try:
+        if plan:
+            sys.argv = [*launcher.on_shared_base(typed)]
+        job()
+    finally:
+        sys.argv = typed
+    return [*faults, *launcher.faults()]
 
 
 def _run_job(cfg: DictConfig) -> float | None:

@@ -6,6 +6,9 @@ from pathlib import Path
 INSTALL = {
     "bitsandbytes": "pip install 'peftrun[qlora]'",
     "torchao": "pip install 'peftrun[qlora]'",
+    "submitit": "pip install 'peftrun[slurm]'",
+    "ray": "pip install 'peftrun[ray]'",
+    "hydra_optuna_sweeper": "pip install 'peftrun[sweeper]'",
     "liger_kernel": "pip install liger-kernel",
     "sklearn": "pip install scikit-learn",
     "sacrebleu": "pip install 'peftrun[metrics]'",

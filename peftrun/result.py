@@ -17,6 +17,7 @@ class RunResult:
         summary: (label, text) rows of the closing table.
         next_commands: what a user may type next.
         objective: what a sweeper minimises, if the action has one.
+        status: `completed`, or `stopped` where a sweep has ended it early.
     """
 
     out_dir: Path
@@ -26,3 +27,4 @@ class RunResult:
     summary: list[tuple[str, str]] = field(default_factory=list)
     next_commands: list[str] = field(default_factory=list)
     objective: float | None = None
+    status: str = "completed"

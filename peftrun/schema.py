@@ -123,6 +123,15 @@ class DiffAction:
     name: Literal["diff"]
 
 
+@dataclass(config=STRICT)
+class PlanAction:
+    """Say how training would go; no model is loaded. The others are the training's."""
+
+    name: Literal["plan"]
+    resume: Path | None
+    evaluate_before: bool
+
+
 Action = Annotated[
     TrainAction
     | SaveAction
@@ -134,7 +143,8 @@ Action = Annotated[
     | CombineAction
     | ExtractAction
     | InspectAction
-    | DiffAction,
+    | DiffAction
+    | PlanAction,
     Field(discriminator="name"),
 ]
 

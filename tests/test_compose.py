@@ -57,7 +57,7 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 125
+    assert len(OPTIONS) == count == 126
 
 
 def test_actions_methods_and_devices_combine_freely(trained):
@@ -72,7 +72,7 @@ def test_actions_methods_and_devices_combine_freely(trained):
             continue
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == 2 * 57 - 58 + 11 * 5
+    assert combined == 2 * 57 - 58 + 12 * 5
 
 
 def test_the_default_run_is_frozen():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import console, device, heads, model, tasks
+from peftrun import console, device, heads, tasks, warm
 from peftrun.adapter import load, mixing
 from peftrun.errors import DataError
 from peftrun.prompts import BASE
@@ -16,7 +16,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The task's metrics for the base, or for the active adapter on it."""
     place = device.resolve(spec.device)
     console.say(place.note)
-    base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     tasks.say_if_other(spec.task, spec.adapter)
     rows = tasks.load(spec.task, base)
     facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "data": rows.describe()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, model, prompts
+from peftrun import artifacts, console, device, prompts, warm
 from peftrun.adapter import load, mixing
 from peftrun.model import Base
 from peftrun.prompts import Prompt
@@ -29,7 +29,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     set_seed(spec.seed)
     place = device.resolve(spec.device)
     console.say(place.note)
-    base = model.load_base(spec.model, place)
+    base = warm.load_base(spec.model, place)
     net: Any = base.model
     facts: dict[str, Any] = {"base": base.describe(), "device": place.note}
     if spec.adapter:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import console, device, heads, model, tasks
+from peftrun import console, device, heads, tasks, warm
 from peftrun.adapter import load
 from peftrun.adapter.load import LoadProof
 from peftrun.result import RunResult
@@ -15,7 +15,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(spec.action, ReloadAction)
     place = device.resolve(spec.device)
     console.say(place.note)
-    base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))

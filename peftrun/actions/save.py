@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, heads, model
+from peftrun import artifacts, console, device, heads, warm
 from peftrun.adapter import attach, load, save
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec, SaveAction
@@ -18,7 +18,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     set_seed(spec.seed)
     place = device.resolve(spec.device)
     console.say(place.note)
-    base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     net, fresh, facts = _open(spec, base)
     target = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / artifacts.ADAPTER
     dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)

@@ -1,5 +1,6 @@
 """A fresh adapter on a base, by any of PEFT's methods."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import torch
 from peft import TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig, CordaConfig, EvaConfig, LoraGAConfig, VeloraConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
@@ -66,6 +69,53 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
         # PEFT owns the rules between its own fields, and knows which layers a method can work on
         raise ConfigError(f"lora: {_reason(error)} (method {lora.method})") from error
     return _as_trained(net, lora)
+
+
+def together(base: Base, cells: dict[str, tuple[Any, int]]) -> tuple[Any, dict[str, ConfigError]]:
+    """The base wrapped with a fresh adapter for each cell (name → its `lora` and seed), each with the weights it would have alone.
+
+    Returns: the wrapped base (None where no cell is left), and what was at fault with those that have no adapter.
+    """
+    ready, refused = {}, {}
+    for name, (lora, seed) in cells.items():  # all of them first: the names of modules change with the first adapter
+        try:
+            targets.check(base.model, lora)
+            ready[name] = (_config(base, lora, None), lora, seed)
+        except ConfigError as fault:
+            refused[name] = fault
+    found = {name: _resolved(base.model, config) for name, (config, _, _) in ready.items()}
+    transposed = any(isinstance(module, Conv1D) for module in base.model.modules())
+    net: Any = None
+    for name, (config, lora, seed) in ready.items():
+        set_seed(seed)
+        try:
+            if net is None:
+                net = get_peft_model(base.model, found[name], adapter_name=name)
+            else:
+                net.add_adapter(name, found[name])
+        except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+            refused[name] = ConfigError(f"lora: {_reason(error)} (method {lora.method})")
+            continue
+        _as_asked(net.peft_config[name], config)
+        net.peft_config[name].fan_in_fan_out = transposed
+    return net, refused
+
+
+def _resolved(model: Any, config: Any) -> Any:
+    """The same config with the full name of each module that it picks, which picks the same where others are adapted already."""
+    asked = _maybe_include_all_linear_layers(copy.copy(config), model)
+    names = {name for name, _ in model.named_modules() if check_target_module_exists(asked, name)}
+    found = copy.copy(config)
+    found.target_modules, found.exclude_modules, found.layers_to_transform = names, None, None
+    return found
+
+
+def _as_asked(kept: Any, config: Any) -> None:
+    """What is saved says what was asked for, as it does where an adapter is alone."""
+    asked = config.target_modules
+    if asked != "all-linear" and (isinstance(asked, str) or len(asked) < MIN_TARGET_MODULES_FOR_OPTIMIZATION):
+        kept.target_modules = config.target_modules
+    kept.exclude_modules, kept.layers_to_transform = config.exclude_modules, config.layers_to_transform
 
 
 def trainable(model: Any) -> tuple[int, int]:

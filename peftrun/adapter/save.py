@@ -22,8 +22,8 @@ INITIAL = "untrained"
 
 def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[str] | None = None,
          dtype: torch.dtype | None = None, initial: Path | None = None,
-         made_of: dict[str, Any] | None = None) -> None:  # fmt: skip
-    """Writes adapters (all, or `names`) into `target`: `default` at its top, others in folders of their own.
+         made_of: dict[str, Any] | None = None, top: str = "default") -> None:  # fmt: skip
+    """Writes adapters (all, or `names`) into `target`: `top` at its top, others in folders of their own.
 
     Args: fresh: names of those never trained. dtype: of the saved tensors; None: as they are.
         initial: folder of the untrained adapter, for initialisations that changed the base: what is saved is
@@ -34,7 +34,7 @@ def save(model: Any, base: Base, target: Path, *, fresh: set[str], names: list[s
     active = model.active_adapter
     with artifacts.new_folder(target) as folder:
         for name in chosen:
-            own = folder if name == "default" else folder / name
+            own = folder if name == top else folder / name
             _write(model, name, own, initial)
             if dtype is not None:
                 _cast(own / artifacts.ADAPTER_WEIGHTS, dtype)
@@ -62,9 +62,14 @@ def initial_kept(model: Any, lora: Any, out_dir: Path, writes: bool = True) -> I
 
 def _write(model: Any, name: str, folder: Path, initial: Path | None) -> None:
     conversion = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
-    root = folder if name == "default" else folder.parent
+    root = folder.parent if folder.name == name else folder
     model.save_pretrained(str(root), selected_adapters=[name], save_embedding_layers=False, **conversion)
     (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names paths of this machine
+    inner = root / name
+    if root == folder and inner.is_dir():  # PEFT puts every adapter but `default` into a folder of its own
+        for file in inner.iterdir():
+            file.rename(folder / file.name)
+        inner.rmdir()
     if initial:
         _add_unconverted(model, name, folder / artifacts.ADAPTER_WEIGHTS)
 

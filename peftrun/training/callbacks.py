@@ -15,15 +15,17 @@ from peftrun.training.checkpoints import mark_complete
 class Report(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows where training is."""
 
-    def __init__(self, metrics_file: Path, each_step: Callable[[int], None] | None = None) -> None:
-        self.metrics_file, self.each_step = metrics_file, each_step
+    def __init__(
+        self, metrics_file: Path, each_step: Callable[[int], None] | None = None, *, shown: bool = True
+    ) -> None:
+        self.metrics_file, self.each_step, self.shown = metrics_file, each_step, shown
         self.tokens = 0.0
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the bar, on a terminal."""
         self.started, self.first_step = time.perf_counter(), state.global_step
-        if console.is_terminal():
+        if self.shown and console.is_terminal():
             self.bar = console.progress_bar()
             self.bar.start()
             self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
@@ -65,6 +67,8 @@ class Report(TrainerCallback):
         if not ranks.is_main():
             return
         artifacts.append_json_line(self.metrics_file, {"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        if not self.shown:
+            return
         best = "" if state.best_metric is None else f", best so far {min(state.best_metric, logs['eval_loss']):.4f}"
         console.say(f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}")
 
@@ -78,5 +82,5 @@ class Report(TrainerCallback):
         note = f"loss {logs['loss']:.4f}" + (f" · {rate:.0f} tokens/s" if seen else "")
         if self.bar:
             self.bar.update(self.task, completed=state.global_step, note=note)
-        else:
+        elif self.shown:
             console.say(f"step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")

@@ -81,6 +81,7 @@ class Method:
 
 
 PLAIN = Method()
+Maker = Callable[..., Trainer]
 
 
 def steps(trainer: TrainerSpec, rows: int) -> int:
@@ -92,24 +93,32 @@ def steps(trainer: TrainerSpec, rows: int) -> int:
 
 
 def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_dir: Path, *,
-        checkpoint: Path | None, method: Method = PLAIN) -> Fitted:  # fmt: skip
+        checkpoint: Path | None, method: Method = PLAIN, maker: Maker | None = None, extra: tuple[Any, ...] = ()) -> Fitted:  # fmt: skip
     """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
+
+    Args: maker: makes the Trainer in place of the lesson's own loop: of a cell that is trained among others, which shows
+        no progress of its own. extra: further callbacks.
 
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
     _check_device(trainer, device)
-    report = Report(out_dir / METRICS, method.each_step)
+    report = Report(out_dir / METRICS, method.each_step, shown=maker is None)
     given = _arguments(trainer, device, lesson.seed, out_dir)
     routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
     plain = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
     validation = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
-    make = sft.loop if lesson.objective is None else preference.loop
+    make = maker or (sft.loop if lesson.objective is None else preference.loop)
     try:
         with _own_printing():
             trained_by = make(
-                model, lesson, given, callbacks=_callbacks(report, trainer), optimizers=(own, None), **validation
+                model,
+                lesson,
+                given,
+                callbacks=[*_callbacks(report, trainer), *extra],
+                optimizers=(own, None),
+                **validation,
             )
     except ValueError as error:  # the libraries own the rules between their own arguments
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error

@@ -19,6 +19,12 @@ def _mean_over_tokens(outputs: Any, labels: torch.Tensor, num_items_in_batch: An
     return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+def arguments(lesson: Any, given: dict[str, Any]) -> SFTConfig:
+    """Training arguments by name as TRL's config."""
+    # Rows were cut to length before; without padding TRL wants to hear that they need no cutting.
+    return SFTConfig(**given, max_length=None if given["padding_free"] else lesson.max_length)
+
+
 def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
     """The loop for a supervised lesson. `given`: training arguments by name."""
     if model.config.is_encoder_decoder:
@@ -27,8 +33,7 @@ def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Train
     made = AnswerTrainer if lesson.collator is None else Trainer
     return made(
         model=model,
-        # Rows were cut to length before; without padding TRL wants to hear that they need no cutting.
-        args=SFTConfig(**given, max_length=None if given["padding_free"] else lesson.max_length),
+        args=arguments(lesson, given),
         train_dataset=Dataset.from_list(lesson.rows),
         processing_class=lesson.tokenizer,
         **collator,

@@ -1,0 +1,271 @@
+"""How a sweep goes: compose all cells, choose the folder, freeze, group, run, sum up. Light; what trains is imported when it runs."""
+
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from peftrun import artifacts, config, console, dispatch
+from peftrun.errors import PeftrunError, SweepError
+from peftrun.sweep import cells as composed
+from peftrun.sweep import folder, groups, halving, planner, preview, report, summary, table, work
+from peftrun.sweep.cells import Cell
+from peftrun.sweep.planner import Plan
+
+
+class Flow:
+    """One command's sweep. A search hands its cells over in several batches, which go into one folder."""
+
+    def __init__(self, context: HydraContext, master: DictConfig, options: dict[str, Any], engine: str | None) -> None:
+        self.loader: Any = context.config_loader
+        self.master, self.options, self.engine = master, options, engine
+        self.limits = planner.limits(options.get("memory_limit"), options.get("max_cells"), engine is None)
+        self.halving = halving.read(options.get("halving"), engine)
+        self.plans_only = preview.wanted(master)
+        self.team_dir = _team_dir(master)
+        self.named = Path(str(master.hydra.sweep.dir)).absolute()
+        self.dated = "${now:" in str(OmegaConf.to_container(master.hydra.sweep, resolve=False))
+        self.folder: Path | None = None
+        self.cells: dict[str, Cell] = {}
+        self.labels: dict[int, str] = {}
+        self.places: dict[str, dict[str, Any]] = {}
+        self.groups = self.waves = 0
+        self.started, self.clock = _now(), time.perf_counter()
+        context.config_loader = _Unchecked(context.config_loader)  # type: ignore[assignment]
+        if self.plans_only:
+            preview.write_nothing(master)
+
+    def run(self, jobs: Sequence[Sequence[str]], first: int) -> tuple[list[float | None], SweepError | None]:
+        """The objective of each job, None where it has none, and what was at fault in those that failed.
+
+        Raises: PeftrunError: the sweep cannot run. composition.REFUSALS: no cell can be composed.
+        """
+        try:
+            asked = [[preview.to_train(text) for text in job] for job in jobs] if self.plans_only else jobs
+            batch = composed.compose_all(self.loader, self.master, asked, first, self.team_dir)
+            if not any(cell.spec for cell in batch):
+                raise SweepError(*dict.fromkeys(line for cell in batch for line in cell.problems))
+        except Exception:
+            self._clean()
+            raise
+        self.labels |= composed.labels(batch)
+        if self.plans_only:
+            self._clean()
+            self._show_plan(batch)
+            return [None] * len(jobs), _fault(
+                [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch)
+            )
+        self._settle(batch)
+        assert self.folder is not None
+        with folder.lock(self.folder):
+            self._execute(batch)
+            return self._outcome(batch, len(jobs), first)
+
+    def _clean(self) -> None:
+        if self.plans_only:
+            shutil.rmtree(str(self.master.hydra.sweep.dir), ignore_errors=True)
+        elif self.folder is None:
+            folder.remove_new(self.named)
+
+    def _show_plan(self, batch: Sequence[Cell]) -> None:
+        where = folder.choose(self.named, self.dated, [cell.id for cell in batch if cell.id])
+        status = {cell.id: "refused" if cell.problems else folder.status(where / cell.id) for cell in batch}
+        ready = [cell for cell in batch if cell.spec is not None and not self._done(status[cell.id])]
+        preview.show(batch, ready, self.limits, status, self.labels)
+
+    def _settle(self, batch: Sequence[Cell]) -> None:
+        """Chooses the folder, once; says what is known of the cells already."""
+        for cell in batch:
+            if len(cell.numbers) > 1:
+                numbers = ", ".join(map(str, cell.numbers))
+                console.say(f"cells {numbers} are identical after resolution ({cell.id}): run once")
+        refused = [cell for cell in batch if cell.problems]
+        if refused:
+            console.warn(
+                f"{len(refused)} of {len(batch)} cells are refused, the others run; first: {refused[0].problems[0]}"
+            )
+        ids, first = [cell.id for cell in batch if cell.id], self.folder is None
+        if self.folder is None:
+            self.folder = folder.choose(self.named, self.dated, ids)
+            if self.folder != self.named:
+                folder.remove_new(self.named)
+                self.master.hydra.sweep.dir = str(self.folder)
+        done = sum(self._done(folder.status(self.folder / one)) for one in ids)
+        if done or (first and self.folder != self.named):
+            console.say(f"continuing {console.short(self.folder)}: {done} of {len(batch)} cells are done")
+
+    def _execute(self, batch: Sequence[Cell]) -> None:
+        ready = []
+        for cell in batch:
+            known = self.cells.setdefault(cell.id or f"number {cell.numbers[0]}", cell)
+            if known is not cell:
+                known.numbers += cell.numbers
+            if self._freeze(cell) and not self._done(folder.status(self._at(cell))):
+                ready.append(cell)
+        plan = planner.plan(groups.form(ready), self.limits)
+        self._remember(plan)
+        self._sum_up("running")
+        try:
+            self._send(plan)
+        except BaseException:
+            self._sum_up("stopped")
+            raise
+        finally:
+            self.groups, self.waves = self.groups + len(plan.groups), self.waves + len(plan.waves)
+
+    def _done(self, status: str) -> bool:
+        """Whether a cell of this status is not run again; one that halving has stopped goes on once there is no halving."""
+        return status == folder.COMPLETED or (status == folder.STOPPED and self.halving is not None)
+
+    def _at(self, cell: Cell) -> Path:
+        assert self.folder is not None
+        return self.folder / cell.id
+
+    def _freeze(self, cell: Cell) -> bool:
+        """Whether the cell can be run. One that cannot leaves its reason."""
+        if cell.id:
+            folder.freeze(self._at(cell), lambda: config.values_to_yaml(cell.values))
+        if cell.spec is not None:
+            return True
+        if cell.id:
+            work.refuse(self._at(cell), cell.problems)
+        self.places[cell.id] = {"how": "refused"}
+        return False
+
+    def _remember(self, plan: Plan) -> None:
+        for wave in plan.waves:
+            together = not plan.groups[wave.group - 1].reason
+            place = {
+                "group": self.groups + wave.group,
+                "wave": self.waves + wave.number,
+                "how": "together" if together else "alone",
+            }
+            self.places |= {cell.id: place for cell in wave.cells}
+
+    def _send(self, plan: Plan) -> None:
+        for note in plan.notes:
+            console.say(note)
+        if self.engine:
+            sent = [[self._at(cell) for cell in wave.cells] for wave in plan.waves]
+            if sent:
+                import_module(self.engine).send(sent, self.options)
+        elif plan.groups:
+            with dispatch.heavy("peftrun.warm").kept():
+                self._run_here(plan)
+
+    def _run_here(self, plan: Plan) -> None:
+        for number, group in enumerate(plan.groups, 1):
+            at_once = max(len(wave.cells) for wave in plan.waves if wave.group == number)
+            together = f"alone ({group.reason})" if group.reason else f"at most {at_once} at once"
+            console.say(f"group {number} of {len(plan.groups)}: {_count(len(group.cells), 'cell')}, {together}")
+            work.run([self._at(cell) for cell in group.cells], at_once, self.halving)
+            self._sum_up("running")
+
+    def _sum_up(self, status: str) -> dict[str, Any]:
+        """Writes what came out so far, and returns it."""
+        assert self.folder is not None
+        planned = [
+            summary.Planned(
+                cell.id, cell.numbers, cell.values, composed.command(cell, self.team_dir),
+                **{"how": "done before", **self.places.get(cell.id, {})}, error="\n".join(cell.problems) or None,
+            )
+            for cell in self.cells.values()
+        ]  # fmt: skip
+        finished = None if status == "running" else _now()
+        seconds = round(time.perf_counter() - self.clock, 2)
+        typed = shlex.join(["peftrun", *sys.argv[1:]])
+        known = summary.Sweep(typed, status, self.started, seconds, finished, cells=planned)
+        found = summary.write(self.folder, known)
+        report.write(self.folder)
+        return found
+
+    def _outcome(self, batch: Sequence[Cell], jobs: int, first: int) -> tuple[list[float | None], SweepError | None]:
+        assert self.folder is not None
+        found = {cell.id: _record(self._at(cell)) for cell in batch if cell.id}
+        reasons = [(cell, cell.problems or _reasons(found[cell.id])) for cell in batch]
+        failed = [(cell, lines) for cell, lines in reasons if lines]
+        whole = self._sum_up("failed" if failed else "completed")
+        for line in table.closing(whole, {cell.numbers[0] for cell in batch}, self.labels, self.folder):
+            console.show(line)
+        objectives: list[float | None] = [None] * jobs
+        for cell in batch:
+            for number in cell.numbers:
+                if first <= number < first + jobs:
+                    objectives[number - first] = _objective(found.get(cell.id, {}))
+        return objectives, _fault(failed, self.labels, len(batch))
+
+
+class _Unchecked:
+    """Hydra's loader, but for the sweeper's look at each cell before the launch: they are all composed there, and faster."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """The sweep's own configuration: what the sweeper asks for is thrown away."""
+        return master_config
+
+
+def _team_dir(master: DictConfig) -> str | None:
+    sources = master.hydra.runtime.config_sources
+    return next((str(one.path) for one in sources if one.provider == "command-line"), None)
+
+
+def _fault(failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str], cells: int) -> SweepError | None:
+    """One line for each reason, with the cells it holds for, and how to go on."""
+    if not failed:
+        return None
+    reasons: dict[str, list[Cell]] = {}
+    for cell, lines in failed:
+        for line in lines:
+            reasons.setdefault(line, []).append(cell)
+    told = [f"{_named(which, labels)}: {line}" for line, which in reasons.items()]
+    again = "type the same command to run those again; what is done stays as it is"
+    return SweepError(*told, f"{len(failed)} of {_count(cells, 'cell')} failed; {again}")
+
+
+def _named(cells: Sequence[Cell], labels: dict[int, str]) -> str:
+    first = cells[0]
+    more = f" and {_count(len(cells) - 1, 'other cell')}" if len(cells) > 1 else ""
+    return f"cell {first.id or first.numbers[0]} ({labels[first.numbers[0]]}){more}"
+
+
+def _record(cell: Path) -> dict[str, Any]:
+    """The record of a cell; none where it is not there, or damaged."""
+    try:
+        return artifacts.read_json(cell / artifacts.RECORD)
+    except PeftrunError:
+        return {}
+
+
+def _reasons(record: dict[str, Any]) -> Sequence[str]:
+    """Why a cell has failed; nothing if it has not."""
+    if record.get("status") in (folder.COMPLETED, folder.STOPPED):
+        return ()
+    return str(record.get("error") or "did not come to its end, and left no reason").splitlines()[:1]
+
+
+def _objective(record: dict[str, Any]) -> float | None:
+    value = record.get("objective")
+    done = record.get("status") in (folder.COMPLETED, folder.STOPPED)
+    return float(value) if done and isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

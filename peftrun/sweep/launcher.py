@@ -1,0 +1,101 @@
+"""Hydra's launchers `shared_base`, `shared_base_slurm` and `shared_base_ray`: they differ in who runs the groups. Light.
+
+Hydra takes plugins from the package `hydra_plugins` alone. These are not there: they are registered in code, under that name.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from peftrun.errors import PeftrunError
+
+ALIAS = "hydra_plugins.peftrun_sweep"
+_FAULTS: list[PeftrunError] = []
+
+
+class SharedBase(Launcher):
+    """Plans all cells of a sweep first, then trains those together that share a base. `engine`: the module that runs groups elsewhere."""
+
+    engine: str | None = None
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra once, before any cell is known. Raises: ConfigError: an option of the launcher is at fault."""
+        from peftrun.sweep.flow import Flow
+
+        options = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
+        self.flow = Flow(hydra_context, config, dict(options), self.engine)  # type: ignore[arg-type]
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra with a batch of cells. One outcome each, in order: its objective, or None if it failed."""
+        objectives, fault = self.flow.run(job_overrides, initial_job_idx)
+        if fault:
+            _FAULTS.append(fault)
+        return [_ended(list(job), value) for job, value in zip(job_overrides, objectives, strict=True)]
+
+
+class SharedBaseSlurm(SharedBase):
+    """The same on a SLURM cluster."""
+
+    engine = "peftrun.sweep.slurm"
+
+
+class SharedBaseRay(SharedBase):
+    """The same on a Ray cluster."""
+
+    engine = "peftrun.sweep.ray"
+
+
+LAUNCHERS = {"shared_base": SharedBase, "shared_base_slurm": SharedBaseSlurm, "shared_base_ray": SharedBaseRay}
+
+
+def register() -> None:
+    """Makes the launchers known to Hydra; `conf/hydra/launcher/NAME.yaml` holds the options and takes the class by the name NAME_class."""
+    plugins, module = Plugins.instance(), ModuleType(ALIAS)
+    parent, _, own = ALIAS.partition(".")
+    try:
+        package = import_module(parent)  # other plugins are installed
+    except ImportError:
+        package = sys.modules[parent] = ModuleType(parent)
+        package.__path__ = []
+    sys.modules[ALIAS] = module
+    setattr(package, own, module)
+    for name, kind in LAUNCHERS.items():
+        kind.__module__ = ALIAS
+        setattr(module, kind.__name__, kind)
+        plugins.register(kind)
+        node = {"_target_": f"{ALIAS}.{kind.__name__}"}
+        ConfigStore.instance().store(group="hydra/launcher", name=f"{name}_class", node=node, provider="peftrun")
+    if find_spec("peftrun.sweep.search"):
+        import_module("peftrun.sweep.search").register()
+
+
+def on_shared_base(argv: Sequence[str]) -> list[str]:
+    """A command line with `shared_base`, or the launcher like it that it names, in the place of any other."""
+    if any(text.startswith("hydra/launcher=shared_base") for text in argv):
+        return list(argv)
+    kept = [text for text in argv if not text.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    return [*kept, "hydra/launcher=shared_base"]
+
+
+def faults() -> list[PeftrunError]:
+    """What was at fault in the sweeps since this was last asked. A faulty cell stops neither the others nor the search."""
+    found = list(_FAULTS)
+    _FAULTS.clear()
+    return found
+
+
+def _ended(overrides: list[str], value: float | None) -> JobReturn:
+    return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=value)

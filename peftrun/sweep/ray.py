@@ -1,0 +1,111 @@
+"""Groups of a sweep as Ray tasks. Light: ray is imported when groups are sent."""
+
+import io
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peftrun import packages
+from peftrun.errors import ConfigError, DeviceError
+from peftrun.sweep import engines
+from peftrun.sweep.engines import End
+
+KNOCK = 10.0  # seconds
+QUIET = {"logging_level": "error", "log_to_driver": False}
+# A cluster that is started here: no dashboard, and no more room for objects than Ray insists on (a task carries names of folders).
+OWN = {"include_dashboard": False, "object_store_memory": 80_000_000}
+
+
+def send(groups: Sequence[Sequence[Path]], options: dict[str, Any]) -> None:
+    """Returns when every group has ended on the Ray cluster; see `engines.drive`.
+
+    Args: options: `address`, `init`, which goes to `ray.init` whole, `num_cpus` and `num_gpus` of a group, `parallel`, `max_retries`.
+
+    Raises: ConfigError: ray is not installed, or refuses an option. DeviceError: no cluster at the address, or it will
+        never have what a group asks for.
+    """
+    if packages.package_dir("ray") is None:
+        raise ConfigError(packages.not_installed("hydra/launcher", "ray"))
+    parallel = engines.option(options, "Ray", "parallel", 1)
+    max_retries = engines.option(options, "Ray", "max_retries", 0) or 0
+    with _cluster(options) as ray:
+        wanted = _wanted(options, ray.cluster_resources(), min(parallel or len(groups), len(groups)))
+        task = ray.remote(**wanted, max_retries=0)(engines.work)
+        stop = partial(ray.cancel, force=False)
+        engine = engines.Engine("Ray", partial(_start, task, wanted["num_cpus"]), partial(_end, ray), stop)
+        engines.drive(groups, engine, parallel, max_retries)
+
+
+@contextmanager
+def _cluster(options: dict[str, Any]) -> Iterator[Any]:
+    """Ray, with a cluster of its own or joined to the one at `address`; left again at the end."""
+    address, init = options.get("address"), dict(options.get("init") or {})
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        init = OWN | init
+        if (
+            "RAY_AUTH_MODE" not in os.environ
+        ):  # a token of its own for this cluster, where Ray would write one into the home folder
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    import ray
+
+    settings: dict[str, Any] = QUIET | init
+    try:
+        _knock(address)
+        ray.init(address or "local", **settings)
+    except (OSError, TimeoutError) as error:  # a ConnectionError is an OSError
+        advice = "start Ray there (ray start --head), or type hydra.launcher.address=null"
+        raise DeviceError(f"hydra.launcher.address={address}: {_first_line(error)}; {advice}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"hydra.launcher.init: Ray refuses it: {_first_line(error)}") from error
+    try:
+        with (
+            nullcontext() if settings["log_to_driver"] else redirect_stdout(io.StringIO())
+        ):  # Ray tells each death there
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raises: OSError: nobody listens at HOST:PORT. Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").partition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _wanted(options: dict[str, Any], there: dict[str, float], groups: int) -> dict[str, float]:
+    """What each of so many groups at once asks for. Unless it is said: a GPU if there are any, and of the processors of a
+    cluster of our own an equal part."""
+    own = options.get("address") is None
+    cpus, gpus = there.get("CPU", 1), there.get("GPU", 0)
+    fair = {"num_cpus": max(1, cpus // groups) if own else 1, "num_gpus": min(1, gpus)}
+    wanted = {key: fair[key] if options.get(key) is None else options[key] for key in fair}
+    for key, most in (("num_cpus", cpus), ("num_gpus", gpus)):
+        if own and wanted[key] > most:  # another cluster may grow
+            raise DeviceError(
+                f"hydra.launcher.{key}={wanted[key]}: this machine has {most:g}; type hydra.launcher.{key}={most:g}"
+            )
+    return wanted
+
+
+def _start(task: Any, cpus: float, folders: Sequence[Path]) -> Any:
+    return task.remote([str(one) for one in folders], os.getcwd(), max(1, int(cpus)))
+
+
+def _end(ray: Any, handle: Any) -> End | None:
+    if not ray.wait([handle], timeout=0)[0]:
+        return None
+    try:
+        return End(fault=ray.get(handle))
+    except ray.exceptions.RayError as error:  # the worker or its machine is gone, or the task raised
+        return End(died=f"{type(error).__name__}: {_first_line(error)}")

@@ -1,0 +1,86 @@
+"""Runs cells of a sweep, here or on a cluster: `python -m peftrun.sweep.work FOLDER...` (cell folders of one group). Light."""
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftrun import artifacts, config, console, dispatch
+from peftrun.errors import PeftrunError
+from peftrun.schema import RunSpec, TrainAction
+from peftrun.sweep import folder
+
+
+def run(folders: Sequence[Path], at_once: int | None = None, halving: dict[str, int] | None = None) -> None:
+    """Completes the cells in `folders`, which may be trained together. Each then has a finished record, a failed one its reason.
+
+    A completed cell is not touched. An earlier attempt is set aside and continued from its last whole checkpoint.
+
+    Args: at_once: most cells in one step; None: all of them. halving: see `dispatch.together`.
+    """
+    ready = [(spec, cell) for cell in folders if (spec := _prepared(cell)) is not None]
+    if len(ready) > 1:
+        _run_together([spec for spec, _ in ready], [cell for _, cell in ready], at_once or len(ready), halving)
+        return
+    for spec, cell in ready:
+        _run_one(spec, cell)
+
+
+def _prepared(cell: Path) -> RunSpec | None:
+    """What is to be run in a cell's folder; None if it is completed, or cannot be run any more (its record says why)."""
+    found = folder.status(cell)
+    if found == folder.COMPLETED:
+        return None
+    if found != folder.WAITING or _begun(cell):
+        folder.set_aside(cell)
+    try:
+        spec = config.from_values(config.read_values(cell / artifacts.CONFIG))
+    except PeftrunError as fault:
+        refuse(cell, fault.lines)
+        return None
+    return _resumed(spec, cell)
+
+
+def _begun(cell: Path) -> bool:
+    return {path.name for path in cell.iterdir()} != {artifacts.CONFIG}
+
+
+def _resumed(spec: RunSpec, cell: Path) -> RunSpec:
+    """The run, continuing the attempt that came furthest, if one left a whole checkpoint."""
+    from peftrun.training import checkpoints
+
+    if not isinstance(spec.action, TrainAction):
+        return spec
+    found = [(point, one) for one in folder.attempts(cell) if (point := checkpoints.last_complete(one)) is not None]
+    if not found:
+        return spec
+    furthest = max(found, key=lambda pair: checkpoints.step_of(pair[0]))[1]
+    return dataclasses.replace(spec, action=dataclasses.replace(spec.action, resume=str(furthest)))
+
+
+def _run_one(spec: RunSpec, cell: Path) -> None:
+    try:
+        dispatch.run(spec, cell)
+    except PeftrunError as fault:
+        console.warn(f"cell {cell.name} failed: {fault.lines[0] if fault.lines else fault}")
+    except Exception:  # a bug; its record holds the last line, and the other cells go on
+        console.warn(f"cell {cell.name} failed:")
+        traceback.print_exc()
+
+
+def _run_together(specs: list[RunSpec], cells: list[Path], at_once: int, halving: dict[str, int] | None) -> None:
+    try:
+        dispatch.together(specs, cells, at_once, halving)
+    except Exception:  # a bug; the records of those that had not ended hold the last line
+        console.warn(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
+        traceback.print_exc()
+
+
+def refuse(cell: Path, lines: Sequence[str]) -> None:
+    """Leaves a failed record in the folder of a cell that cannot be run, with the reason."""
+    artifacts.write_json(cell / artifacts.RECORD, {"status": folder.FAILED, "error": "\n".join(lines), "seconds": 0.0})
+
+
+if __name__ == "__main__":
+    run([Path(name) for name in sys.argv[1:]])

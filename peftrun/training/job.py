@@ -1,0 +1,209 @@
+"""What every training shares, alone or in company: base, rows, measuring before and after, what is told at the end."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import DataCollatorForSeq2Seq, set_seed
+
+from peftrun import artifacts, console, device, heads, tasks, warm
+from peftrun.adapter import attach, nature, optimizers
+from peftrun.console import figures, megabytes, short
+from peftrun.device import Device
+from peftrun.errors import ConfigError, DataError
+from peftrun.methods import NoAdapter
+from peftrun.model import Base
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec, TrainAction
+from peftrun.tasks import seq2seq
+from peftrun.training import checkpoints, loop, ranks
+
+
+@dataclass
+class Job:
+    """What the steps of one training share."""
+
+    spec: RunSpec
+    out_dir: Path
+    checkpoint: Path | None
+    place: Device
+    base: Base
+    kind: ModuleType
+    rows: Any
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def prepare(spec: RunSpec, out_dir: Path) -> Job:
+    """A training about to begin: its device resolved, seeded, base and rows there.
+
+    Raises: PeftrunError: whatever is at fault with base, rows, or the run to be continued.
+    """
+    assert isinstance(spec.action, TrainAction)
+    place = device.resolve(spec.device)
+    ranks.meet(place.name)
+    checkpoint = resumed(spec, out_dir)
+    set_seed(spec.seed)
+    console.say(place.note)
+    base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
+    return Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
+
+
+def rows_of(spec: RunSpec, base: Base) -> Any:
+    """The task's rows. Raises: DataError: see `tasks.load`; or too few of them are left to learn from."""
+    rows = tasks.load(spec.task, base)
+    apart = spec.task.data.validation_rows
+    if apart is not None and apart >= len(rows.train):
+        raise DataError(
+            f"task.data.validation_rows={apart}: there are {len(rows.train)} training rows to take them from; "
+            f"type task.data.validation_rows={len(rows.train) // 5}"
+        )
+    console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
+    return rows
+
+
+def resumed(spec: RunSpec, out_dir: Path) -> Path | None:
+    """The checkpoint to go on from, copied into this run's folder; None: from the first step."""
+    assert isinstance(spec.action, TrainAction)
+    asked = spec.action.resume
+    if asked is None:
+        return None
+    with ranks.main_first():
+        return checkpoints.adopt(spec, asked, out_dir) if ranks.is_main() else checkpoints.last_complete(out_dir)
+
+
+def dtype(spec: RunSpec) -> torch.dtype | None:
+    """Full fine-tuning updates the weights themselves, and bfloat16 rounds small updates away: float32 unless asked otherwise."""
+    if not isinstance(spec.lora, NoAdapter) or spec.device.dtype != "auto":
+        return None
+    console.say("lora=none: every weight is trained, in float32 (device.dtype=bfloat16 to choose otherwise)")
+    return torch.float32
+
+
+def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
+    """What is measured on the held-out rows. Raises: DataError: their loss is no finite number."""
+    if not ranks.is_main():
+        return {}
+    started = time.perf_counter()
+    batch_size, task = job.spec.trainer.per_device_eval_batch_size, job.spec.task
+    found: dict[str, float] = job.kind.evaluate(net, job.base.tokenizer, job.rows.held_out, batch_size, task)
+    job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
+    console.say(f"held-out {when}: {figures(found)}")
+    if not math.isfinite(found["loss"]):
+        who = f" at {_first_without_loss(job, net)}" if when == "before" else ""
+        raise DataError(
+            f"the held-out loss {when} training is {found['loss']}{who}, so nothing was saved; "
+            "lower trainer.learning_rate, or type device.dtype=float32"
+        )
+    return found
+
+
+def _first_without_loss(job: Job, net: Any) -> str:
+    """Where the first held-out row comes from on which the loss is no finite number."""
+    alone = dataclasses.replace(job.spec.task, metrics=None)
+    each = ((row.where, job.kind.evaluate(net, job.base.tokenizer, [row], 1, alone)) for row in job.rows.held_out)
+    return next((where for where, one in each if not math.isfinite(one["loss"])), "no row alone")
+
+
+def start(job: Job) -> attach.Start:
+    """What a method may ask of the training ahead; its rows only where it looks at them."""
+    rows, trainer = job.rows.for_training()[job.spec.task.data.validation_rows or 0 :], job.spec.trainer
+    steps = loop.steps(trainer, len(rows))
+    if not attach.needs_rows(job.spec.lora):
+        return attach.Start([], steps)
+    chosen, size = rows[: getattr(job.spec.lora, "calibration_rows", 0)], trainer.per_device_train_batch_size
+    collate = job.kind.collator(job.base.tokenizer) if job.base.head else DataCollatorForSeq2Seq(job.base.tokenizer)
+    batches = [collate(chosen[begin : begin + size]) for begin in range(0, len(chosen), size)]
+    place = job.base.model.device
+    return attach.Start([{key: value.to(place) for key, value in batch.items()} for batch in batches], steps)
+
+
+def _collator(job: Job, net: Any) -> Any:
+    """None: TRL's own for language models, whose loss passes by an output layer that is adapted."""
+    if job.spec.task.kind == "seq2seq":
+        return seq2seq.collator(job.base.tokenizer, job.base.model)
+    if hasattr(job.kind, "collator"):
+        return job.kind.collator(job.base.tokenizer)
+    if job.spec.task.objective is not None or not nature.adapts_output(net):
+        return None
+    if job.spec.trainer.packing:
+        raise ConfigError(
+            "trainer.packing=true: cannot be used where the output layer is adapted; type trainer.packing=false"
+        )
+    return DataCollatorForSeq2Seq(job.base.tokenizer)
+
+
+def method(job: Job, net: Any) -> loop.Method:
+    """What the adapter's method asks of the loop."""
+    lora, decay = job.spec.lora, job.spec.trainer.weight_decay
+    return loop.Method(lambda made_by, given: optimizers.of(net, lora, made_by, given, decay), attach.each_step(net))
+
+
+def lesson(job: Job, net: Any) -> loop.Lesson:
+    """What `net` is to learn."""
+    rows, apart = job.rows.for_training(), job.spec.task.data.validation_rows or 0
+    return loop.Lesson(
+        rows[apart:],
+        [row.where for row in job.rows.train[apart:]],
+        job.base.tokenizer,
+        job.spec.seed,
+        job.spec.task.max_length,
+        _collator(job, net),
+        job.spec.task.objective,
+        rows[:apart],
+    )
+
+
+def fit(job: Job, net: Any, how: loop.Method = loop.PLAIN, **more: Any) -> loop.Fitted:
+    """Trains `net` in place; how it went. See `loop.fit`."""
+    what = lesson(job, net)
+    fitted = loop.fit(
+        net, what, job.spec.trainer, job.place, job.out_dir, checkpoint=job.checkpoint, method=how, **more
+    )
+    job.timings["train_seconds"] = round(fitted.seconds, 2)
+    return fitted
+
+
+def result(
+    job: Job, fitted: loop.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
+) -> RunResult:
+    """What the run found; `counts`: trainable parameters, and all."""
+    facts = {
+        "base": job.base.describe(),
+        "device": job.place.note,
+        "data": job.rows.describe(),
+        "resumed_from": str(job.checkpoint) if job.checkpoint else None,
+        "training": fitted.as_dict(),
+        "timings": job.timings,
+        "trainable_parameters": counts[0],
+        "parameters": counts[1],
+    }
+    summary = [
+        ("base", f"{job.base.name} ({job.base.fingerprint.short()})"),
+        ("trainable", f"{counts[0]:,} of {counts[1]:,} parameters ({counts[0] / counts[1]:.2%})"),
+        ("training", f"{fitted.steps} steps in {fitted.seconds:.0f} s, mean loss {fitted.train_loss:.4f}"),
+        *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
+        ("record", short(job.out_dir / artifacts.RECORD)),
+    ]
+    metrics = {"before": before, "after": after}
+    return RunResult(job.out_dir, facts, metrics, summary=summary, objective=after.get("loss"))
+
+
+def told(job: Job, found: RunResult) -> RunResult:
+    """The same result with the adapter that was saved, and what to type next."""
+    target, here = job.out_dir / artifacts.ADAPTER, short(job.out_dir)
+    size, base_size = artifacts.size_of(target), job.base.size()
+    found.artifacts = [target]
+    found.summary.append(
+        ("adapter", f"{megabytes(size)}, {size / base_size:.2%} of the base's {megabytes(base_size)}: {short(target)}")
+    )
+    found.next_commands = [
+        f"peftrun action=reload adapter={here}",
+        *([] if job.base.head else [f"peftrun action=generate adapter={here} action.prompt='…'"]),
+        f"peftrun action=merge adapter={here}",
+    ]
+    return found

@@ -1,0 +1,175 @@
+"""Many adapters trained on one base at once; each cell's run folder is what its lone run would have left."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from peftrun import artifacts, console, device, heads, tasks, warm
+from peftrun.adapter import attach, save
+from peftrun.adapter.joint import Joint, cannot
+from peftrun.errors import ConfigError, PeftrunError
+from peftrun.model import Base
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec, TrainAction
+from peftrun.training import job as jobs
+from peftrun.training import loop, seat
+from peftrun.training.halving import Halving
+from peftrun.training.job import Job
+from peftrun.training.progress import Progress
+from peftrun.training.room import Company, Pause
+from peftrun.training.turns import Room
+
+Finish = Callable[[int, RunResult | Exception], None]
+
+
+def run(
+    specs: list[RunSpec], out_dirs: list[Path], at_once: int, halving: dict[str, int] | None, finish: Finish
+) -> None:
+    """Trains every cell. `finish` is called with a cell's number and its result, or what was at fault, as soon as it has ended.
+
+    Args: at_once: most cells in one step; the others follow as seats become free. halving: see `Halving`; None: all run to their ends.
+    Raises: PeftrunError: the base cannot be loaded, which no cell outlives.
+    """
+    place = device.resolve(specs[0].device)
+    console.say(place.note)
+    base = warm.load_base(specs[0].model, place, None, heads.of_task(specs[0].task))
+    group = _Group(base, place, finish, Halving(**halving) if halving else None)
+    for cell, (spec, out_dir) in enumerate(zip(specs, out_dirs, strict=True)):
+        group.admit(cell, spec, out_dir)
+    group.train(at_once)
+
+
+class _Group:
+    """Cells on one base."""
+
+    def __init__(self, base: Base, place: Any, finish: Finish, halving: Halving | None) -> None:
+        self.base, self.place, self.finish, self.halving = base, place, finish, halving
+        self.jobs: dict[int, Job] = {}
+        self.before: dict[int, dict[str, float]] = {}
+        self.kept: list[tuple[Any, Any]] = []  # tasks with their rows
+        self.measured: dict[tuple[int, int], dict[str, float]] = {}
+
+    def admit(self, cell: int, spec: RunSpec, out_dir: Path) -> None:
+        """The cell's rows are there and the base is measured on them, once for all cells that share them."""
+        try:
+            checkpoint = jobs.resumed(spec, out_dir)
+            job = Job(spec, out_dir, checkpoint, self.place, self.base, tasks.of_kind(spec.task.kind), self._rows(spec))
+            self.before[cell] = self._before(job)
+        except PeftrunError as fault:
+            self.finish(cell, fault)
+            return
+        self.jobs[cell] = job
+
+    def _rows(self, spec: RunSpec) -> Any:
+        found = next((rows for task, rows in self.kept if task == spec.task), None)
+        if found is None:
+            found = jobs.rows_of(spec, self.base)
+            self.kept.append((spec.task, found))
+        return found
+
+    def _before(self, job: Job) -> dict[str, float]:
+        assert isinstance(job.spec.action, TrainAction)
+        if not job.spec.action.evaluate_before:
+            return {}
+        key = (id(job.rows), job.spec.trainer.per_device_eval_batch_size)
+        if key not in self.measured:
+            self.measured[key] = jobs.evaluate(job, self.base.model, "before")
+        return self.measured[key]
+
+    def train(self, at_once: int) -> None:
+        """All cells, to their ends; the base is as it was afterwards."""
+        names = {f"cell{cell}": (job.spec.lora, job.spec.seed) for cell, job in self.jobs.items()}
+        net, refused = attach.together(self.base, names)
+        for name, fault in refused.items():
+            self.finish(int(name.removeprefix("cell")), fault)
+        ready = [cell for cell in self.jobs if f"cell{cell}" not in refused]
+        if not ready:
+            return
+        try:
+            self._seat(net, ready, at_once)
+        finally:
+            net.unload()
+
+    def _seat(self, net: Any, ready: list[int], at_once: int) -> None:
+        why = cannot(net)
+        if why:
+            raise ConfigError(f"{why}, which cannot be trained together; type hydra/launcher=basic")
+        joint = Joint(net, [f"cell{cell}" for cell in ready])
+        company = Company(
+            Room(joint, self.jobs[ready[0]].spec.task.kind, self.base.tokenizer.pad_token_id), at_once, self.halving
+        )
+        console.say(f"{len(ready)} cells on one base, at most {min(at_once, len(ready))} in one step")
+        bodies = {
+            place: _Body(self.jobs[cell], place, company, self.before[cell], functools.partial(self.finish, cell)).run
+            for place, cell in enumerate(ready)
+        }
+        try:
+            with Progress([self.jobs[cell] for cell in ready]) as progress:
+                company.run(bodies, progress.step)
+        finally:
+            joint.close()
+
+
+@dataclass
+class _Body:
+    """One cell from its first step to its record."""
+
+    job: Job
+    place: int  # of its adapter among the joint ones
+    company: Company
+    before: dict[str, float]
+    finish: Callable[[RunResult | Exception], None]
+    verdict: str = ""  # why it was stopped early
+
+    def run(self) -> None:
+        """Never raises for what is the cell's own fault."""
+        try:
+            self.finish(self._trained())
+        except Exception as fault:
+            self.finish(fault)
+
+    def _trained(self) -> RunResult:
+        job, place, room = self.job, self.place, self.company.room
+        joint = room.joint
+        set_seed(job.spec.seed)
+        own = seat.Own(joint.own[place], job.base.model.config, lambda: joint.clear(place))
+        keep = (
+            lambda: joint.tensors(place),
+            lambda given: joint.fill(place, given),
+            joint.net.peft_config[joint.names[place]],
+        )
+        maker = seat.maker(
+            cell=place, kind=job.spec.task.kind, ask=self.company.ask, measure=room.measure,
+            draws=self.company.worlds[place].draws, keep=keep, rung=self.company.is_rung, pause=self._pause,
+        )  # fmt: skip
+        fitted = jobs.fit(job, own, maker=maker)
+        joint.apart(place)
+        return self._stopped(fitted) if self.verdict else self._finished(fitted)
+
+    def _pause(self, step: int, score: float, measure: str) -> bool:
+        answer: Pause = self.company.ask(Pause(self.place, step, score, measure))
+        self.verdict = "" if answer.go_on else f"at step {step} of {self._steps()}: {answer.verdict}"
+        return answer.go_on
+
+    def _steps(self) -> int:
+        return loop.steps(self.job.spec.trainer, len(self.job.rows.train))
+
+    def _stopped(self, fitted: loop.Fitted) -> RunResult:
+        counts = self.company.room.joint.counts(self.place)
+        found = jobs.result(self.job, fitted, self.before, {}, counts)
+        found.status, found.facts["stopped"] = "stopped", self.verdict
+        return found
+
+    def _finished(self, fitted: Any) -> RunResult:
+        job, joint, target = self.job, self.company.room.joint, self.job.out_dir / artifacts.ADAPTER
+        learned = {"learned": tasks.source_of(job.spec.task)}
+        with joint.alone(self.place) as name:
+            after = jobs.evaluate(job, joint.net, "after")
+            save.save(joint.net, job.base, target, fresh=set(), names=[name], made_of=learned, top=name)
+        found = jobs.result(job, fitted, self.before, after, joint.counts(self.place))
+        found.facts["together"] = {"cells": len(joint.names), "seconds": round(self.company.cost(self.place), 2)}
+        return jobs.told(job, found)
