@@ -68,6 +68,8 @@ bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/merge_exactness.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/knobs.py
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/sweep_equality.py
 	$(BIN)/python benchmarks/tasks.py
 
 clean: ## remove the environment and build leftovers; outputs/ stays

@@ -17,7 +17,7 @@ from typing import Any
 
 from peftrun import artifacts, config, launch
 from peftrun.errors import ArtifactError, PeftrunError
-from peftrun.result import RunResult
+from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
 from peftrun.versions import versions
 
@@ -50,17 +50,22 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def together(
     specs: Sequence[RunSpec], out_dirs: Sequence[Path], at_once: int, halving: dict[str, int] | None = None
-) -> None:
+) -> list[int]:
     """Trains all these on one base; each folder then holds its config and a finished record, which says what was at fault if something was.
 
     Args: at_once: most of them in one step. halving: `min_steps` and `factor` of successive halving.
+    Returns: numbers of those that can only be run alone; their folders hold no record.
     Raises: KeyboardInterrupt: the records of those that had not ended say so.
     """
     records = [Record(spec, out_dir) for spec, out_dir in zip(specs, out_dirs, strict=True)]
+    apart: list[int] = []
 
-    def finish(cell: int, found: RunResult | Exception) -> None:
+    def finish(cell: int, found: RunResult | Exception | Apart) -> None:
         if isinstance(found, RunResult):
             records[cell].completed(found)
+        elif isinstance(found, Apart):
+            records[cell].withdrawn(found.reason)
+            apart.append(cell)
         else:
             _tell(found, records[cell])
 
@@ -74,6 +79,7 @@ def together(
         for record in records:
             record.failed(error)
         raise
+    return apart
 
 
 def _tell(found: Exception, record: "Record") -> None:
@@ -108,6 +114,14 @@ class Record:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
         with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
             self._finish(status="failed", error=reason, **getattr(error, "facts", {}))
+
+    def withdrawn(self, reason: str) -> None:
+        """The run has not begun, as if it had never been asked for."""
+        from peftrun import console
+
+        self.open = False
+        (self.out_dir / artifacts.RECORD).unlink()
+        console.say(f"cell {self.out_dir.name} is trained alone: {reason}")
 
     def _finish(self, **more: Any) -> None:
         if not self.open:

@@ -28,3 +28,10 @@ class RunResult:
     next_commands: list[str] = field(default_factory=list)
     objective: float | None = None
     status: str = "completed"
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A cell that cannot be trained among others, and why; it is to be run alone."""
+
+    reason: str

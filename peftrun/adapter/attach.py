@@ -20,6 +20,7 @@ from peftrun.adapter import calibrate, targets
 from peftrun.errors import ConfigError
 from peftrun.methods import AdaLoraSpec, LoraSpec
 from peftrun.model import Base
+from peftrun.result import Apart
 
 TASK_TYPES = {
     "causal_lm": TaskType.CAUSAL_LM,
@@ -27,6 +28,7 @@ TASK_TYPES = {
     "token_cls": TaskType.TOKEN_CLS,
     "seq2seq": TaskType.SEQ_2_SEQ_LM,
 }
+ROWWISE = (torch.nn.Linear, Conv1D)  # layers whose matrices of several cells are stacked: see `adapter.joint`
 HEADS = ("classifier", "score")  # PEFT itself adds these to modules_to_save
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga")
 OURS = ("method", "calibration_rows", "loraplus_lr_ratio", "lora_fa")  # fields that are none of PEFT's config
@@ -71,12 +73,13 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
     return _as_trained(net, lora)
 
 
-def together(base: Base, cells: dict[str, tuple[Any, int]]) -> tuple[Any, dict[str, ConfigError]]:
+def together(base: Base, cells: dict[str, tuple[Any, int]]) -> tuple[Any, dict[str, ConfigError | Apart]]:
     """The base wrapped with a fresh adapter for each cell (name → its `lora` and seed), each with the weights it would have alone.
 
-    Returns: the wrapped base (None where no cell is left), and what was at fault with those that have no adapter.
+    Returns: the wrapped base (None where no cell is left), and why the others have no adapter: a fault, or layers that need a pass of their own.
     """
-    ready, refused = {}, {}
+    ready: dict[str, Any] = {}
+    refused: dict[str, ConfigError | Apart] = {}
     for name, (lora, seed) in cells.items():  # all of them first: the names of modules change with the first adapter
         try:
             targets.check(base.model, lora)
@@ -84,6 +87,15 @@ def together(base: Base, cells: dict[str, tuple[Any, int]]) -> tuple[Any, dict[s
         except ConfigError as fault:
             refused[name] = fault
     found = {name: _resolved(base.model, config) for name, (config, _, _) in ready.items()}
+    for name, config in found.items():
+        odd = {
+            type(one).__name__
+            for one in map(base.model.get_submodule, config.target_modules)
+            if not isinstance(one, ROWWISE)
+        }
+        if odd:
+            refused[name] = Apart(f"lora.target_modules names {min(odd)} layers")
+            del ready[name]
     transposed = any(isinstance(module, Conv1D) for module in base.model.modules())
     net: Any = None
     for name, (config, lora, seed) in ready.items():

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapter.stacks import Seating, Stack, adapted, forget
 
@@ -105,18 +104,6 @@ class Joint:
 
 def _saved(name: str) -> str:
     return name.replace(".modules_to_save.default", "").replace(".default", "")
-
-
-def cannot(net: Any) -> str | None:
-    """Why the adapters of this model cannot be computed together; None if they can."""
-    odd = {
-        type(one.get_base_layer()).__name__ for one in net.modules() if isinstance(one, LoraLayer) and not _linear(one)
-    }
-    return f"lora.target_modules names {min(odd)} layers" if odd else None
-
-
-def _linear(layer: Any) -> bool:
-    return isinstance(layer.get_base_layer(), torch.nn.Linear | Conv1D) and len(layer.lora_A) > 0
 
 
 def _own(net: Any, name: str) -> dict[str, torch.nn.Parameter]:

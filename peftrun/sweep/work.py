@@ -70,11 +70,14 @@ def _run_one(spec: RunSpec, cell: Path) -> None:
 
 
 def _run_together(specs: list[RunSpec], cells: list[Path], at_once: int, halving: dict[str, int] | None) -> None:
+    apart = []
     try:
-        dispatch.together(specs, cells, at_once, halving)
+        apart = dispatch.together(specs, cells, at_once, halving)
     except Exception:  # a bug; the records of those that had not ended hold the last line
         console.warn(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
         traceback.print_exc()
+    for number in apart:
+        _run_one(specs[number], cells[number])
 
 
 def refuse(cell: Path, lines: Sequence[str]) -> None:

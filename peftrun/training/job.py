@@ -21,7 +21,7 @@ from peftrun.model import Base
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec, TrainAction
 from peftrun.tasks import seq2seq
-from peftrun.training import checkpoints, loop, ranks
+from peftrun.training import attention, checkpoints, loop, ranks
 
 
 @dataclass
@@ -158,12 +158,25 @@ def lesson(job: Job, net: Any) -> loop.Lesson:
     )
 
 
-def fit(job: Job, net: Any, how: loop.Method = loop.PLAIN, **more: Any) -> loop.Fitted:
+def by_products(job: Job) -> bool:
+    """Whether this training is faster with another kind of attention than what comes before and after."""
+    return attention.wanted(job.base.spec, job.spec.task, job.spec.trainer, job.place)
+
+
+def fit(job: Job, net: Any, how: loop.Method = loop.PLAIN) -> loop.Fitted:
     """Trains `net` in place; how it went. See `loop.fit`."""
+    with attention.by_products(job.base.model, by_products(job)):
+        return _fit(job, net, method=how)
+
+
+def fit_seated(job: Job, own: Any, maker: loop.Maker) -> loop.Fitted:
+    """The same for a cell among others, whose base is not its own."""
+    return _fit(job, own, maker=maker)
+
+
+def _fit(job: Job, net: Any, **how: Any) -> loop.Fitted:
     what = lesson(job, net)
-    fitted = loop.fit(
-        net, what, job.spec.trainer, job.place, job.out_dir, checkpoint=job.checkpoint, method=how, **more
-    )
+    fitted = loop.fit(net, what, job.spec.trainer, job.place, job.out_dir, checkpoint=job.checkpoint, **how)
     job.timings["train_seconds"] = round(fitted.seconds, 2)
     return fitted
 

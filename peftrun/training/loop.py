@@ -93,11 +93,11 @@ def steps(trainer: TrainerSpec, rows: int) -> int:
 
 
 def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_dir: Path, *,
-        checkpoint: Path | None, method: Method = PLAIN, maker: Maker | None = None, extra: tuple[Any, ...] = ()) -> Fitted:  # fmt: skip
+        checkpoint: Path | None, method: Method = PLAIN, maker: Maker | None = None) -> Fitted:  # fmt: skip
     """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
 
     Args: maker: makes the Trainer in place of the lesson's own loop: of a cell that is trained among others, which shows
-        no progress of its own. extra: further callbacks.
+        no progress of its own.
 
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
@@ -116,7 +116,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
                 model,
                 lesson,
                 given,
-                callbacks=[*_callbacks(report, trainer), *extra],
+                callbacks=_callbacks(report, trainer),
                 optimizers=(own, None),
                 **validation,
             )

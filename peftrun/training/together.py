@@ -10,10 +10,10 @@ from transformers import set_seed
 
 from peftrun import artifacts, console, device, heads, tasks, warm
 from peftrun.adapter import attach, save
-from peftrun.adapter.joint import Joint, cannot
-from peftrun.errors import ConfigError, PeftrunError
+from peftrun.adapter.joint import Joint
+from peftrun.errors import PeftrunError
 from peftrun.model import Base
-from peftrun.result import RunResult
+from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec, TrainAction
 from peftrun.training import job as jobs
 from peftrun.training import loop, seat
@@ -23,13 +23,14 @@ from peftrun.training.progress import Progress
 from peftrun.training.room import Company, Pause
 from peftrun.training.turns import Room
 
-Finish = Callable[[int, RunResult | Exception], None]
+Finish = Callable[[int, RunResult | Exception | Apart], None]
 
 
 def run(
     specs: list[RunSpec], out_dirs: list[Path], at_once: int, halving: dict[str, int] | None, finish: Finish
 ) -> None:
-    """Trains every cell. `finish` is called with a cell's number and its result, or what was at fault, as soon as it has ended.
+    """Trains every cell. `finish` is called with a cell's number and its result, what was at fault, or why it must be run alone, as soon as
+    that is known.
 
     Args: at_once: most cells in one step; the others follow as seats become free. halving: see `Halving`; None: all run to their ends.
     Raises: PeftrunError: the base cannot be loaded, which no cell outlives.
@@ -84,8 +85,8 @@ class _Group:
         """All cells, to their ends; the base is as it was afterwards."""
         names = {f"cell{cell}": (job.spec.lora, job.spec.seed) for cell, job in self.jobs.items()}
         net, refused = attach.together(self.base, names)
-        for name, fault in refused.items():
-            self.finish(int(name.removeprefix("cell")), fault)
+        for name, reason in refused.items():
+            self.finish(int(name.removeprefix("cell")), reason)
         ready = [cell for cell in self.jobs if f"cell{cell}" not in refused]
         if not ready:
             return
@@ -95,13 +96,11 @@ class _Group:
             net.unload()
 
     def _seat(self, net: Any, ready: list[int], at_once: int) -> None:
-        why = cannot(net)
-        if why:
-            raise ConfigError(f"{why}, which cannot be trained together; type hydra/launcher=basic")
         joint = Joint(net, [f"cell{cell}" for cell in ready])
-        company = Company(
-            Room(joint, self.jobs[ready[0]].spec.task.kind, self.base.tokenizer.pad_token_id), at_once, self.halving
-        )
+        first = self.jobs[ready[0]]
+        by_products = all(jobs.by_products(self.jobs[cell]) for cell in ready)
+        room = Room(joint, first.spec.task.kind, self.base.tokenizer.pad_token_id, by_products)
+        company = Company(room, at_once, self.halving)
         console.say(f"{len(ready)} cells on one base, at most {min(at_once, len(ready))} in one step")
         bodies = {
             place: _Body(self.jobs[cell], place, company, self.before[cell], functools.partial(self.finish, cell)).run
@@ -146,7 +145,7 @@ class _Body:
             cell=place, kind=job.spec.task.kind, ask=self.company.ask, measure=room.measure,
             draws=self.company.worlds[place].draws, keep=keep, rung=self.company.is_rung, pause=self._pause,
         )  # fmt: skip
-        fitted = jobs.fit(job, own, maker=maker)
+        fitted = jobs.fit_seated(job, own, maker)
         joint.apart(place)
         return self._stopped(fitted) if self.verdict else self._finished(fitted)
 

@@ -16,7 +16,7 @@ from peftrun.adapter.draws import Draws, OwnDraws, drops
 from peftrun.adapter.joint import Joint
 from peftrun.adapter.stacks import Part, Seating
 from peftrun.tasks.limits import IGNORED
-from peftrun.training import packing
+from peftrun.training import attention, packing
 
 FILL = {"labels": IGNORED}  # what pads a key of a batch; input ids: the pad token; else 0
 IDS = ("input_ids", "decoder_input_ids")
@@ -48,11 +48,12 @@ class Turn:
 
 @dataclass
 class Room:
-    """Where cells are trained together: the joint adapters, what kind of task it is, and the token that pads."""
+    """Where cells are trained together: the joint adapters, what kind of task it is, the token that pads, and how the base attends."""
 
     joint: Joint
     kind: str
     pad: int
+    by_products: bool = False
 
     def __post_init__(self) -> None:
         self.model = self.joint.net.get_base_model()
@@ -68,14 +69,16 @@ class Room:
         """Each turn's loss, and gradients added to its cell's."""
         if not self.model.training:
             self.joint.net.train()
-        for some in packing.chunks(turns, self.model.device.type):
-            self._losses(some, training=True).sum().backward()
+        with attention.by_products(self.model, self.by_products):
+            for some in packing.chunks(turns, self.model.device.type):
+                self._losses(some, training=True).sum().backward()
 
     @torch.no_grad()
     def measure(self, turn: Turn) -> None:
         """The turn's loss; nothing is learned, nothing dropped."""
         self.joint.net.eval()
-        self._losses([turn], training=False)
+        with attention.by_products(self.model, self.by_products):
+            self._losses([turn], training=False)
 
     def _losses(self, turns: Sequence[Turn], *, training: bool) -> torch.Tensor:
         """(turns,): each turn's loss; its figures are noted in it."""

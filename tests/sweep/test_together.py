@@ -176,6 +176,22 @@ def test_a_poisoned_cell_fails_alone(tmp_path, monkeypatch, llama, on_tiny):
     assert not (exploded / artifacts.ADAPTER).exists() and not (nowhere / artifacts.ADAPTER).exists()
 
 
+def test_a_cell_that_can_only_be_trained_alone_says_so(tmp_path, monkeypatch, llama, on_tiny):
+    """An embedding is looked up, not multiplied: there is nothing to stack. The others go on without it."""
+    from peftrun.sweep import work
+
+    monkeypatch.chdir(tmp_path)
+    short = [*on_tiny(llama), *STEPS, "trainer.max_steps=4", "trainer.warmup_steps=0"]
+    cells = [[*short, "lora.target_modules=[embed_tokens,q_proj]"], short, [*short, "seed=1"]]
+    folders = [tmp_path / f"cell{n}" for n in range(3)]
+    for folder, spec in zip(folders, specs_of(*cells), strict=True):
+        artifacts.write_text(folder / artifacts.CONFIG, config.to_yaml(spec))
+    work.run(folders)
+    for folder, cell in zip(folders, cells, strict=True):
+        assert_same(folder, alone(tmp_path, cell, f"alone-{folder.name}"))
+    assert ["together" in record(folder) for folder in folders] == [False, True, True]
+
+
 def test_a_cell_goes_on_from_a_checkpoint_of_either_kind(tmp_path, monkeypatch, llama, on_tiny):
     """Checkpoints written among others are continued alone, and the other way round, to the same weights."""
     monkeypatch.chdir(tmp_path)
