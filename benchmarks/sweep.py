@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=("makespan", "steps"), default=("makespan", "steps"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-steps", type=int, default=60)
+    parser.add_argument(
+        "--scripts", type=int, default=8, help="processes of the script that are run; their time is scaled to eight"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)  # what this script starts itself with
     options = parser.parse_args()
     if options.child:
@@ -46,21 +49,30 @@ def main() -> None:
     if "steps" in options.only:
         steps(options.rounds)
     if "makespan" in options.only:
-        makespan(options.rounds, options.max_steps)
+        makespan(options.rounds, options.max_steps, options.scripts)
     return None
 
 
-def makespan(rounds: int, max_steps: int) -> None:
+def makespan(rounds: int, max_steps: int, processes: int) -> None:
     """Every contestant in every round."""
     where = report.machine()
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         base = child("rows", {"file": str(rows), "max_steps": max_steps}, folder)["base"]
         runs = [
-            {name: run(Path(folder) / f"{name}{number}", base, rows, max_steps) for name, run in MAKESPANS.items()}
+            {
+                "shared_base": sweep(Path(folder) / f"shared_base{number}", max_steps, "hydra/launcher=shared_base"),
+                "basic": sweep(Path(folder) / f"basic{number}", max_steps, "hydra.sweep.subdir=${hydra.job.num}"),
+                "scripts": scripts(Path(folder) / f"scripts{number}", base, rows, processes),
+            }
             for number in range(rounds)
         ]
-    each = {name: [one[name] for one in runs] for name in MAKESPANS}
+    tell(runs, max_steps, processes, where)
+
+
+def tell(runs: list[dict[str, Any]], max_steps: int, processes: int, where: dict[str, Any]) -> None:
+    """Writes the tables."""
+    each = {name: [one[name] for one in runs] for name in runs[0]}
     keys = ("seconds", "peak_mib")
     ratios = {
         name: {
@@ -72,7 +84,8 @@ def makespan(rounds: int, max_steps: int) -> None:
     spreads = {name: {key: report.spread(one[key] for one in found) for key in keys} for name, found in each.items()}
     parts = [
         f"Eight cells (ranks {RANKS}, learning rates {', '.join(RATES)}) of the default task, {max_steps} steps each; "
-        f"median (min–max) of {rounds} interleaved rounds. Above 1 is in favour of shared_base.",
+        f"median (min–max) of {len(runs)} interleaved rounds. Above 1 is in favour of shared_base. "
+        f"Of the eight processes of the script {processes} were run, and their time scaled to eight.",
         report.table(
             ["÷ shared_base", "makespan", "peak memory"],
             [[name, *(report.cells(found[key]) for key in keys)] for name, found in ratios.items()],
@@ -163,25 +176,17 @@ def own_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def scripts(folder: Path, base: str, rows: Path) -> dict[str, Any]:
-    """Eight processes, one after another."""
+def scripts(folder: Path, base: str, rows: Path, processes: int) -> dict[str, Any]:
+    """The grid's first processes, one after another; seconds of all eight."""
     found, started = [], time.perf_counter()
-    for rank in RANKS:
-        for rate in RATES:
-            done = launched([sys.executable, str(SCRIPT), base, str(rows), str(rank), rate], folder)
-            found.append(json.loads(done["out"].splitlines()[-1]))
+    for rank, rate in [(rank, rate) for rank in RANKS for rate in RATES][:processes]:
+        done = launched([sys.executable, str(SCRIPT), base, str(rows), str(rank), rate], folder)
+        found.append(json.loads(done["out"].splitlines()[-1]))
     return {
-        "seconds": time.perf_counter() - started,
+        "seconds": (time.perf_counter() - started) * len(RANKS) * len(RATES) / processes,
         "peak_mib": max(one["peak_mib"] for one in found),
         "choice_accuracy": [one["choice_accuracy"] for one in found],
     }
-
-
-MAKESPANS = {
-    "shared_base": lambda folder, base, rows, steps: sweep(folder, steps, "hydra/launcher=shared_base"),
-    "basic": lambda folder, base, rows, steps: sweep(folder, steps, "hydra.sweep.subdir=${hydra.job.num}"),
-    "scripts": lambda folder, base, rows, steps: scripts(folder, base, rows),
-}
 
 
 def _rows_child(given: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def _dropped(part: Part, rows: torch.Tensor, p: float) -> torch.Tensor:
 class Added(torch.autograd.Function):
     """result + scale · (x Aᵀ) B for the rows of each cell; the gradients of A and B are added to their buffer at once.
 
-    Products are taken in float32, as PEFT takes them, and rounded once.
+    Products are taken in the dtype in which PEFT takes them where an adapter is alone.
     """
 
     @staticmethod
@@ -84,10 +84,10 @@ class Added(torch.autograd.Function):
         ctx: Any, result: torch.Tensor, x: torch.Tensor, stack: Stack, seating: Seating, _: Any
     ) -> torch.Tensor:
         """`result` itself, changed in place: (rows, …, out)."""
-        wide, inner = _WIDE.of(x), []
+        cast, inner = _CAST.of(x), []
         for cells, count, part in _blocks(seating, len(x)):
-            h = torch.bmm(_flat(wide[part], count), stack.a[cells].mT).mul_(stack.scale[cells])
-            _add(_flat(result[part], count), h, stack.b[cells])
+            h = torch.bmm(_flat(cast[part], count), stack.a[cells].to(cast.dtype).mT).mul_(stack.scale[cells])
+            _add(_flat(result[part], count), h, stack.b[cells].to(cast.dtype))
             inner.append(h)
         ctx.save_for_backward(x, *inner)
         ctx.stack, ctx.seating = stack, seating
@@ -98,40 +98,46 @@ class Added(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of `result` and `x`."""
         x, *inner = ctx.saved_tensors
-        stack, wide, parts = ctx.stack, _WIDE.of(x), []
+        stack, cast, parts = ctx.stack, _CAST.of(x), []
         for (cells, count, part), h in zip(_blocks(ctx.seating, len(x)), inner, strict=True):
-            g = _flat(grad[part], count).float()
-            down = torch.bmm(g, stack.b[cells].mT).mul_(stack.scale[cells])
+            g = _flat(grad[part], count).to(cast.dtype)
+            down = torch.bmm(g, stack.b[cells].to(cast.dtype).mT).mul_(stack.scale[cells])
             stack.grad_b[cells] += torch.bmm(h.mT, g)
-            stack.grad_a[cells] += torch.bmm(down.mT, _flat(wide[part], count))
+            stack.grad_a[cells] += torch.bmm(down.mT, _flat(cast[part], count))
             if ctx.needs_input_grad[1]:
-                parts.append(torch.bmm(down, stack.a[cells]).to(x.dtype).view_as(x[part]))
+                parts.append(torch.bmm(down, stack.a[cells].to(cast.dtype)).to(x.dtype).view_as(x[part]))
         return grad, torch.cat(parts) if len(parts) > 1 else next(iter(parts), None), None, None, None
 
 
-class _Wide:
-    """The last tensor seen, in float32: queries, keys and values are made of the same one, one after another."""
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """In which PEFT multiplies `x` by an adapter's matrices: float32, which they are held in; on a GPU, under autocast, the base's."""
+    return x.dtype if x.is_cuda else torch.float32
+
+
+class _Cast:
+    """The last tensor seen, ready to be multiplied: queries, keys and values are made of the same one, one after another."""
 
     def __init__(self) -> None:
         self.seen: tuple[Any, ...] = ()
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` in float32."""
-        if x.dtype == torch.float32:
+        """`x` in the dtype of products."""
+        wanted = product_dtype(x)
+        if x.dtype == wanted:
             return x
         key = (x.data_ptr(), x.shape, x._version)
         if not self.seen or self.seen[0] != key:
-            self.seen = (key, x, x.float())  # x is kept, so that nothing else can come to lie in its place
+            self.seen = (key, x, x.to(wanted))  # x is kept, so that nothing else can come to lie in its place
         found: torch.Tensor = self.seen[2]
         return found
 
 
-_WIDE = _Wide()
+_CAST = _Cast()
 
 
 def forget() -> None:
     """Keeps no tensor alive beyond its pass."""
-    _WIDE.seen = ()
+    _CAST.seen = ()
 
 
 def _blocks(seating: Seating, rows: int) -> Iterator[tuple[Any, int, slice]]:
@@ -158,7 +164,7 @@ def _flat(x: torch.Tensor, cells: int) -> torch.Tensor:
 
 def _add(out: torch.Tensor, h: torch.Tensor, b: torch.Tensor) -> None:
     """out += h b, in place: (cells, tokens, width)."""
-    if out.dtype == torch.float32:
+    if out.dtype == h.dtype:
         out.baddbmm_(h, b)
     else:
         out.copy_(out.float().baddbmm_(h, b))  # one product in place is a third faster than a sum of two dtypes

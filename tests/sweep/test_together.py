@@ -107,7 +107,12 @@ LLAMA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("axis", LLAMA)
+QUICK = ("ranks", "dropout", "validation")
+
+
+@pytest.mark.parametrize(
+    "axis", [axis if axis in QUICK else pytest.param(axis, marks=pytest.mark.slow) for axis in LLAMA]
+)
 def test_a_cell_equals_its_lone_run(tmp_path, monkeypatch, llama, on_tiny, axis):
     monkeypatch.chdir(tmp_path)
     check(tmp_path, [[*on_tiny(llama), *STEPS, *cell] for cell in LLAMA[axis]])
@@ -128,6 +133,7 @@ def test_also_where_each_cell_has_a_head_of_its_own(tmp_path, monkeypatch, rows)
     check(tmp_path, [[*overrides, *STEPS, "trainer.max_steps=20", *cell] for cell in cells])
 
 
+@pytest.mark.slow
 def test_also_with_an_encoder_and_a_decoder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = tmp_path / "pairs.jsonl"
@@ -155,7 +161,7 @@ AXES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("grid", range(6))
+@pytest.mark.parametrize("grid", [0, *(pytest.param(grid, marks=pytest.mark.slow) for grid in range(1, 8))])
 def test_random_grids(tmp_path, monkeypatch, llama, gpt2, on_tiny, grid):
     """Cells drawn from all axes at once, on either base, with fewer seats than cells."""
     monkeypatch.chdir(tmp_path)
@@ -163,6 +169,23 @@ def test_random_grids(tmp_path, monkeypatch, llama, gpt2, on_tiny, grid):
     base = [*on_tiny(draw.choice([llama, gpt2])), *STEPS]
     cells = [[*base, *(f"{key}={draw.choice(values)}" for key, values in AXES.items())] for _ in range(4)]
     check(tmp_path, cells, at_once=draw.choice([2, 3, 4]))
+
+
+def test_products_in_the_bases_dtype_too(tmp_path, monkeypatch, llama, on_tiny):
+    """On a GPU PEFT multiplies in bfloat16, and so do cells there: near the lone run on this processor, but not the same."""
+    from peftrun.adapter import stacks
+
+    monkeypatch.chdir(tmp_path)
+    cells = [[*on_tiny(llama), *STEPS, "trainer.max_steps=10", "device.dtype=bfloat16", f"seed={n}"] for n in range(2)]
+    exact = together(tmp_path, cells)
+    monkeypatch.setattr(stacks, "product_dtype", lambda x: x.dtype)
+    (tmp_path / "rounded").mkdir()
+    for one, other in zip(together(tmp_path / "rounded", cells), exact, strict=True):
+        assert record(one)["status"] == "completed", record(one)["error"]
+        assert 0 < distance(one, other) < 0.5
+        assert record(one)["metrics"]["after"]["loss"] == pytest.approx(
+            record(other)["metrics"]["after"]["loss"], rel=0.05
+        )
 
 
 def test_a_poisoned_cell_fails_alone(tmp_path, monkeypatch, llama, on_tiny):
