@@ -85,6 +85,9 @@ def _line(text: str, error: Exception, composed: DictConfig, team_dir: str | Non
     if name in paths.GROUPS:
         options = ", ".join(paths.group_options(name, *([Path(team_dir)] if team_dir else [])))
         return f"{name}={value}: there is no such option; options: {options}; type {name}=OPTION, or omit it"
+    if name == "hydra/launcher":
+        options = ", ".join(["basic", *paths.group_options(name)])
+        return f"{name}={value}: there is no such launcher; launchers: {options}; type {name}=shared_base"
     if key.startswith(("hydra", "+", "~")):
         return f"{text}: {str(error).splitlines()[0]}"
     known = list(config.flatten(config.plain(composed)))

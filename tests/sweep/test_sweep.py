@@ -221,3 +221,9 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(tmp_path, llama, 
     for rank, cell in cells["whole"].items():
         other = cells["killed"][rank]
         assert (cell["id"], cell["objective"], cell["status"]) == (other["id"], other["objective"], "completed")
+
+
+def test_a_launcher_that_there_is_not_is_answered_with_those_there_are(cli, tiny):
+    outcome = cli("-m", "seed=1,2", "hydra/launcher=shared_bas")
+    assert outcome.code == 1
+    assert "there is no such launcher; launchers: basic, shared_base, shared_base_ray, shared_base_slurm" in outcome.err
