@@ -17,6 +17,8 @@ PROBABILITIES = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_pro
 class Draws:
     """The state of torch's generators as one cell has left them."""
 
+    drawing = False  # inside `own`
+
     def __init__(self) -> None:
         self.keep()
 
@@ -36,9 +38,11 @@ class Draws:
         """What is drawn inside is drawn from this cell's stream; the others' stands still."""
         before = Draws()
         self.restore()
+        self.drawing = True
         try:
             yield
         finally:
+            self.drawing = False
             self.keep()
             before.restore()
 
@@ -68,6 +72,8 @@ class OwnDraws(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What `func` returns."""
         kwargs = kwargs or {}
+        if any(part.draws.drawing for part in self.parts):  # an adapter's dropout, drawn by its cell already
+            return func(*args, **kwargs)
         if func is torch.nn.functional.dropout:
             return self._dropout(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("dropout_p", 0.0) > 0:
@@ -101,7 +107,8 @@ class OwnDraws(TorchFunctionMode):
 def drops(net: Any) -> bool:
     """Whether the base itself drops units while it is trained."""
     config = net.config.get_text_config()
-    return any(isinstance(one, torch.nn.Dropout) and one.p > 0 for one in net.modules()) or any(
+    own = (one for name, one in net.named_modules() if ".lora_dropout." not in name)
+    return any(isinstance(one, torch.nn.Dropout) and one.p > 0 for one in own) or any(
         getattr(config, name, 0) for name in PROBABILITIES
     )
 

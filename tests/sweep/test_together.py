@@ -147,6 +147,13 @@ def test_also_with_an_encoder_and_a_decoder(tmp_path, monkeypatch):
     check(tmp_path, [[*overrides, *STEPS, "trainer.max_steps=20", *cell] for cell in cells])
 
 
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_also_where_a_cell_that_drops_units_is_the_only_one_in_a_step(tmp_path, monkeypatch, request, on_tiny, model):
+    monkeypatch.chdir(tmp_path)
+    base = [*on_tiny(request.getfixturevalue(model)), *STEPS, "trainer.max_steps=8", "trainer.warmup_steps=0"]
+    check(tmp_path, [[*base, "lora.lora_dropout=0.3", f"seed={seed}"] for seed in range(2)], at_once=1)
+
+
 def test_cells_that_wait_for_a_seat_are_the_same(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     cells = [[f"seed={seed}", f"trainer.max_steps={20 + 5 * seed}"] for seed in range(5)]
