@@ -13,7 +13,7 @@ ROWS := llamafactory-0.9.5
 ROW_FILES := alpaca_en_demo.json glaive_toolcall_en_demo.json wiki_demo.txt dpo_en_demo.json kto_en_demo.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install run encoders test slow check format bench clean
+.PHONY: help install run encoders test slow check format schemas bench clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ check: $(STAMP) ## lint, format, types
 format: $(STAMP) ## write the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schemas: $(STAMP) ## the JSON Schemas of conf/ for editors, after a change of a dataclass or of a comment in a YAML file
+	$(BIN)/python -m peftrun.editor
 
 bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/startup.py

@@ -62,7 +62,7 @@ def size_of(option: str) -> dict[str, Any]:
     from peftrun.device import Device
     from peftrun.model import load_base
 
-    spec = build(compose_run(["model=embedded", f"lora={option}"])[0])
+    spec = build(compose_run(["model=embedded", f"lora={option}"]).cfg)
     base = load_base(spec.model, Device("cpu", torch.float32, ""))
     net = attach.attach(base, spec.lora, 0, attach.Start(rows(base), 60))
     trained, total = attach.trainable(net)

@@ -194,7 +194,7 @@ def _rows_child(given: dict[str, Any]) -> None:
     from peftrun import composition, config, device, model
     from peftrun.tasks import causal_lm
 
-    spec = config.build(composition.compose_run([])[0])
+    spec = config.build(composition.compose_run([]).cfg)
     base = model.load_base(spec.model, device.resolve(spec.device))
     rows = causal_lm.load_rows(spec.task, base.tokenizer)
     held_out = [
@@ -267,7 +267,7 @@ def _steps_child(given: dict[str, Any]) -> None:
         config.build(composition.compose_run([
             f"device.dtype={given['dtype']}", "trainer.per_device_train_batch_size=1", f"trainer.max_steps={WARM_UP + MEASURED}",
             "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_strategy=no", "action.evaluate_before=false", f"seed={n}",
-        ])[0])
+        ]).cfg)
         for n in range(CELLS)
     ]  # fmt: skip
     with warm.kept():

@@ -73,7 +73,7 @@ def compared(common: list[str], steps: int, folder: Path) -> list[tuple[list[str
     from peftrun import artifacts, composition, config, dispatch, warm
 
     cells = [[*cell, f"trainer.max_steps={steps}"] for cell in CELLS] + [[*EARLY, f"trainer.max_steps={steps // 2}"]]
-    specs = [config.build(composition.compose_run([*common, *COMMON, *cell])[0]) for cell in cells]
+    specs = [config.build(composition.compose_run([*common, *COMMON, *cell]).cfg) for cell in cells]
     joint = [folder / f"together{n}" for n in range(len(cells))]
     with warm.kept():
         dispatch.together(specs, joint, len(specs))

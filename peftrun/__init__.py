@@ -15,17 +15,26 @@ from peftrun.errors import (
 from peftrun.result import RunResult
 
 if TYPE_CHECKING:
-    from peftrun.api import load, run
+    from peftrun.api import load, load_adapter, run
+    from peftrun.schema import RunSpec
 
 __all__ = [
     "AdapterError", "ArtifactError", "ConfigError", "DataError", "DeviceError", "ModelError", "PeftrunError", "ProofError",
-    "RunResult", "load", "run",
+    "RunResult", "RunSpec", "load", "load_adapter", "run",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in ("load", "run"):
-        raise AttributeError(f"module 'peftrun' has no attribute {name!r}")
-    from peftrun import api
+LAZY = {
+    "load": "api",
+    "load_adapter": "api",
+    "run": "api",
+    "RunSpec": "schema",
+}  # what is imported when it is asked for
 
-    return getattr(api, name)
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 'peftrun' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"peftrun.{LAZY[name]}"), name)

@@ -1,13 +1,17 @@
 """What must hold of an action and of what it is given, beyond types; light, before anything is loaded."""
 
+import keyword
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun import prompts, schema
+from peftrun import paths, prompts, schema
 from peftrun.artifacts import CONFIG, RECORD
 from peftrun.errors import PeftrunError
 from peftrun.prompts import BASE
+from peftrun.replay import records
 
 Lines = Iterator[str]
 PLAIN: dict[str, tuple[Any, ...]] = {  # what an extracted adapter may say
@@ -66,6 +70,8 @@ def rows(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
     """A column that names each row's adapter is read where several may answer."""
     if task.data.adapter_column is None:
         return
+    if action.name == "explain":
+        return
     if action.name != "evaluate" or task.kind != "causal_lm" or not adapter:
         yield (
             f"task.data.adapter_column={task.data.adapter_column}: is read by action=evaluate of a language model with adapters; "
@@ -110,6 +116,21 @@ def extract(action: Any, lora: Any) -> Lines:
         yield f"action.tuned={action.tuned}: holds no .safetensors file (pickles are refused); convert its weights to safetensors"
 
 
+def explain(action: Any) -> Lines:
+    """Whose config is explained, and that it is there."""
+    if action.name != "explain":
+        return
+    for key in ("run", "against"):
+        folder = getattr(action, key)
+        if folder is not None and not (Path(folder).expanduser() / CONFIG).is_file():
+            yield f"action.{key}={folder}: is no run folder (no {CONFIG}); name one, such as outputs/train/RUN"
+    if action.against is not None and action.run is None:
+        yield f"action.run is not set; action.against={action.against} is compared with it: type action.run=RUN_FOLDER"
+    names = paths.group_options("action")
+    if action.of not in names:
+        yield f"action.of={action.of}: is no action; actions: {', '.join(names)}; type action.of=train"
+
+
 def output(action: Any) -> Lines:
     """Whether what is written, or continued, may be."""
     output_dir = getattr(action, "output_dir", None)
@@ -118,3 +139,30 @@ def output(action: Any) -> Lines:
     resume = getattr(action, "resume", None)
     if resume not in (None, "auto") and not all((Path(resume) / name).is_file() for name in (RECORD, CONFIG)):
         yield f"action.resume={resume}: is no run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
+
+
+def replay(action: Any) -> Lines:
+    """The run to be done again is there, is complete, and leaves something to compare."""
+    if action.name == "replay":
+        yield from records.problems(action)
+
+
+def template(action: Any) -> Lines:
+    """Where a package of configs is to be made, and that Python can name it."""
+    if action.name != "template":
+        return
+    if action.path is None:
+        yield "action.path is not set; action=template makes a folder: type path=our_templates"
+        return
+    name, key = Path(action.path).expanduser().name, f"action.path={action.path}"
+    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
+        yield f"{key}: its last part names a Python package: lower-case letters, digits and _; type path={_as_a_name(name)}"
+    elif name == "peftrun" or name in sys.stdlib_module_names:
+        yield f"{key}: {name} is the name of another package; type path=our_{name}"
+    if Path(action.path).expanduser().exists():
+        yield f"{key}: exists already and is never overwritten; name a folder that does not exist"
+
+
+def _as_a_name(text: str) -> str:
+    found = re.sub(r"\W+", "_", text.lower()).strip("_")
+    return found if found.isidentifier() and not keyword.iskeyword(found) else f"our_{found}".rstrip("_")

@@ -1,32 +1,78 @@
-"""The same runs from Python: what can be typed can be called."""
+"""The same runs from Python: what can be typed can be called, and goes the same way.
 
+config = peftrun.load("lora.r=4", "seed=1")     # a typed RunSpec, checked
+result = peftrun.run(config)                    # what `peftrun lora.r=4 seed=1` does
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from peftrun import composition, config, dispatch
+from peftrun import asked, composition, config, console, dispatch
+from peftrun.composition import Composed
 from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+from peftrun.team import shadows
+
+Team = Sequence[str | Path]
 
 
-def run(*overrides: str, out_dir: str | Path | None = None) -> RunResult:
-    """What `peftrun OVERRIDES` does; `out_dir` is the run folder, else one below `outputs/` as on the command line.
+def load(*overrides: str, config_dirs: Team = ()) -> RunSpec:
+    """The run that `peftrun OVERRIDES` would do, composed, typed and checked; nothing is run, no torch is imported.
 
-    Raises: PeftrunError: what the command line would say with exit code 1.
+    Args: config_dirs: folders of team configs, laid out like `conf/`; `pkg://PACKAGE` for those of a package.
+
+    Raises: ConfigError: one line for each problem, as on the command line.
     """
-    cfg, run_dir = composition.compose_run(overrides)
-    return dispatch.run(config.build(cfg), Path(out_dir or run_dir))
+    return config.build(_composed(overrides, config_dirs).cfg)
 
 
-def load(adapter: str, *overrides: str) -> tuple[Any, Any]:
+def run(
+    config_or_override: RunSpec | str | None = None,
+    *overrides: str,
+    out_dir: str | Path | None = None,
+    config_dirs: Team = (),
+) -> RunResult:
+    """What `peftrun OVERRIDES` does; or the run that `load` gave.
+
+    Args: out_dir: the run folder; None: a new one below `outputs/`, as on the command line.
+
+    Raises: PeftrunError: what the command line would say with exit code 1. TypeError: overrides beside a config.
+    """
+    if isinstance(config_or_override, RunSpec):
+        if overrides or config_dirs:
+            raise TypeError("peftrun.run: a config is complete; give overrides and config_dirs to peftrun.load")
+        return dispatch.run(config_or_override, Path(out_dir or _dated(config_or_override)))
+    typed = [text for text in (config_or_override, *overrides) if text is not None]
+    composed = _composed(typed, config_dirs)
+    spec, folder = config.build(composed.cfg), Path(out_dir or composed.run_dir)
+    dispatch.refuse_taken(folder)
+    for line in shadows.chosen(composed.hydra["runtime"]):
+        console.warn(line)
+    asked.leave(folder, composed.overrides, composed.hydra)
+    return dispatch.run(spec, folder)
+
+
+def load_adapter(adapter: str, *overrides: str, config_dirs: Team = ()) -> tuple[Any, Any]:
     """A proved adapter on its base, ready to answer: (PEFT model, tokenizer). `overrides` choose model and device.
 
-    Several, as on the command line: `load("{one: PATH, two: PATH}", "active=two")`.
+    Several, as on the command line: `load_adapter("{one: PATH, two: PATH}", "active=two")`.
+
+    Raises: PeftrunError: see `run`.
     """
     from peftrun import device, heads, model
     from peftrun.adapter import load as loading
 
-    spec = config.build(
-        composition.compose_run((*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}"))[0]
-    )
+    spec = load(*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}", config_dirs=config_dirs)
     head = heads.wanted(spec.task, spec.adapter, spec.active)
     base = model.load_base(spec.model, device.resolve(spec.device), head=head)
     return loading.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)[0], base.tokenizer
+
+
+def _composed(overrides: Sequence[str], config_dirs: Team) -> Composed:
+    return composition.compose_run(overrides, [str(one) for one in config_dirs])
+
+
+def _dated(spec: RunSpec) -> Path:
+    return Path("outputs") / spec.action.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"

@@ -33,10 +33,12 @@ ADVICE = {
 
 def run(parts: dict[str, Any]) -> list[str]:
     """One line for each rule that the well-typed groups in `parts` break."""
+    # What is typed beside action=replay changes a few keys of a record, and is checked in their company there.
+    alone = getattr(parts.get("action"), "name", None) == "replay"
     return [
         line
         for groups, rule in RULES
-        if parts.keys() >= set(groups)
+        if parts.keys() >= set(groups) and (not alone or groups == ("action",))
         for line in _lines(rule, *(parts[group] for group in groups))
     ]
 
@@ -165,5 +167,8 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task", "action", "adapter"), action_checks.rows),
     (("action", "adapter"), action_checks.combine),
     (("action", "lora"), action_checks.extract),
+    (("action",), action_checks.explain),
     (("action",), action_checks.output),
+    (("action",), action_checks.template),
+    (("action",), action_checks.replay),
 ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 HELP, VERSION, CONFIG_DIR = {"-h", "--help"}, {"--version"}, ("-cd", "--config-dir")
+COMPLETION = {"-sc", "--shell-completion"}
 
 
 def main() -> int:
@@ -20,6 +21,10 @@ def main() -> int:
 
         print("\n".join(f"{name} {version}" for name, version in versions().items()))
         return 0
+    if COMPLETION & set(argv):
+        from peftrun.shell import answer
+
+        return answer.run(argv)
     from peftrun import jobs
 
     return jobs.run(argv)

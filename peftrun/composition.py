@@ -1,54 +1,107 @@
 """When Hydra refuses to compose: find every override that is at fault, and say so in peftrun's words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
-from peftrun import config, paths
+from peftrun import config, migrations, paths, typed
 from peftrun.errors import ConfigError
+from peftrun.team import packages, slots
+from peftrun.team import search_path as team_search_path
 
 QUOTING = "quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+SEARCH_PATH = "hydra.searchpath="
 
 
-def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, str]:
-    """The composed configuration without Hydra's own part, and the run folder it names.
+@dataclass(frozen=True)
+class Composed:
+    """`cfg`: the configuration without Hydra's own part, which is `hydra`. `overrides`: what was typed, in full."""
+
+    cfg: DictConfig
+    hydra: dict[str, Any]
+    overrides: list[str]
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder that Hydra would choose."""
+        return Path(self.hydra["run"]["dir"])
+
+
+def compose_run(overrides: Sequence[str], search_path: Sequence[str] = ()) -> Composed:
+    """What Hydra composes of `overrides`, as on the command line.
+
+    Args: search_path: where team configs are: `file://FOLDER`, `pkg://PACKAGE`, or a plain folder.
 
     Raises: ConfigError: an override cannot be composed.
     """
+    in_full, lines = migrations.in_new_names(typed.in_full(overrides))
+    config.tell(lines)
     try:
-        with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
-            cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+        with hydra_of(search_path):
+            cfg = compose("config", overrides=in_full, return_hydra_config=True)
     except REFUSALS as error:
-        raise ConfigError(*(explain(overrides, None) or [str(error)])) from error
-    run_dir = str(cfg.hydra.run.dir)
+        raise ConfigError(*(explain(in_full, None, search_path) or [str(error)])) from error
+    hydra: dict[str, Any] = OmegaConf.to_container(cfg.hydra)  # type: ignore[assignment]
+    hydra["run"]["dir"] = str(cfg.hydra.run.dir)
     with open_dict(cfg):
         del cfg["hydra"]
-    return cfg, run_dir
+    return Composed(cfg, hydra, in_full)
 
 
-def explain(overrides: Sequence[str], team_dir: str | None) -> list[str]:
-    """One line for each override that cannot be composed, then one for each problem of what can."""
+@contextmanager
+def hydra_of(search_path: Sequence[str] = ()) -> Iterator[None]:
+    """Hydra ready to compose inside, whether or not it runs already outside: peftrun's own options, those of `search_path` and of installed packages."""
+    team_search_path.register()
+    ours = str(paths.config_dir())
+    with without_hydra(), team_search_path.given(search_path), initialize_config_dir(ours, version_base="1.3"):
+        yield
+
+
+@contextmanager
+def without_hydra() -> Iterator[None]:
+    """Hydra as if it did not run; what is composed inside starts one of its own."""
+    running = get_gh_backup()
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        restore_gh_from_backup(running)
+
+
+def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequence[str] = ()) -> list[str]:
+    """One line for each override that cannot be composed, then one for each problem of what can.
+
+    Args: team_dir: what `--config-dir` named. search_path: as of `compose_run`.
+    """
     if team_dir and not Path(team_dir).is_dir():
         return [f"--config-dir {team_dir}: there is no such folder; name one laid out like conf/"]
-    good = [f"hydra.searchpath=[file://{Path(team_dir).resolve()}]"] if team_dir else []
+    places = [team_dir, *search_path] if team_dir else list(search_path)
+    good = [text for text in overrides if text.startswith(SEARCH_PATH)]
+    rest = [text for text in overrides if not text.startswith(SEARCH_PATH)]
     lines, refused = [], []
-    with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
+    with hydra_of(places):
         # Groups first: a key may exist only under the option chosen beside it.
-        for text in sorted(overrides, key=lambda item: "." in item.split("=", 1)[0]):
+        for text in sorted(rest, key=lambda item: "." in item.split("=", 1)[0]):
             try:
                 candidates = _single(text)
                 for candidate in candidates:
                     _compose([*good, candidate])
                 good.append(candidates[0])
             except REFUSALS as error:
-                lines.append(_line(text, error, _compose(good), team_dir))
+                lines.append(_line(text, error, _compose(good), packages.folders(places)))
                 refused.append(text.split("=", 1)[0].lstrip("+~"))
         try:
             config.build(_compose(good))
@@ -72,7 +125,24 @@ def _single(text: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _line(text: str, error: Exception, composed: DictConfig, team_dir: str | None) -> str:
+def _choice(group: str, value: str, error: Exception, options: list[str]) -> str:
+    if value in options:  # it is there, and what is in it is at fault
+        return f"{group}={value}: {in_one_line(error)}"
+    return f"{group}={value}: there is no such option; options: {', '.join(options)}; type {group}=OPTION, or omit it"
+
+
+def in_one_line(error: Exception) -> str:
+    """Why a file could not be composed: where its YAML is broken, or what Hydra says of it."""
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    if isinstance(error, MarkedYAMLError) and mark is not None:
+        return (
+            f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: is not YAML ({error.problem}); mend it there"
+        )
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join([first, *more[:1]]) if first.endswith(":") else first
+
+
+def _line(text: str, error: Exception, composed: DictConfig, teams: Sequence[Path]) -> str:
     key, _, value = text.partition("=")
     try:
         override: Override = OverridesParser.create().parse_override(text)
@@ -81,15 +151,22 @@ def _line(text: str, error: Exception, composed: DictConfig, team_dir: str | Non
             f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'" if value.startswith("{") else QUOTING
         )
         return f"{text}: cannot be read as key=value; {advice}"
-    name = override.key_or_group
+    if key.startswith(("+", "~")):
+        return f"{text}: {in_one_line(error)}"
+    return _refused(override.key_or_group, text, error, composed, teams)
+
+
+def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams: Sequence[Path]) -> str:
+    value = text.partition("=")[2]
     if name in paths.GROUPS:
-        options = ", ".join(paths.group_options(name, *([Path(team_dir)] if team_dir else [])))
-        return f"{name}={value}: there is no such option; options: {options}; type {name}=OPTION, or omit it"
+        return _choice(name, value, error, paths.group_options(name, *teams))
     if name == "hydra/launcher":
         options = ", ".join(["basic", *paths.group_options(name)])
         return f"{name}={value}: there is no such launcher; launchers: {options}; type {name}=shared_base"
-    if key.startswith(("hydra", "+", "~")):
-        return f"{text}: {str(error).splitlines()[0]}"
+    if name.startswith("hydra"):
+        return f"{text}: {in_one_line(error)}"
+    if name.startswith("slots."):
+        return slots.unknown(name.removeprefix("slots."), value, config.plain(composed))
     known = list(config.flatten(config.plain(composed)))
     if any(item.startswith(f"{name}.") for item in known):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"

@@ -3,8 +3,10 @@
 The only module that knows omegaconf. After `build` there is no DictConfig.
 """
 
+import copy
 import dataclasses
 import json
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -15,10 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from peftrun import checks, schema
+from peftrun import checks, migrations, schema
 from peftrun.errors import ConfigError
+from peftrun.team import slots
 
 MISSING = "???"
+_TOLD: set[str] = set()
 RULES = {  # pydantic's words in ours
     "Input should be an object": "must be a mapping {name: VALUE}",
     "Input should be": "must be",
@@ -41,7 +45,7 @@ def build(cfg: DictConfig) -> schema.RunSpec:
 
 def of_values(values: dict[str, Any]) -> schema.RunSpec:
     """The run that resolved values describe, such as `plain` gives. Raises: ConfigError: see `build`."""
-    parts, problems = {}, [*_unknown_groups(values), *_missing(values)]
+    parts, problems = {}, [*_unknown_groups(values), *_missing(values), *slots.problems(values)]
     for name, kind in _types(schema.RunSpec).items():
         try:
             parts[name] = _reader(name).validate_json(json.dumps(values.get(name)), strict=True)
@@ -61,8 +65,30 @@ def from_values(values: dict[str, Any]) -> schema.RunSpec:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Plain nested values of a saved `config.yaml`, unchecked: it may be older than this version's schema."""
+    """Plain nested values of a saved `config.yaml`, as they are: it may be older than this version's schema. `read_run` reads older ones."""
     return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+
+
+def read_run(path: Path, aloud: bool = True) -> dict[str, Any]:
+    """Plain nested values of a run's `config.yaml` in today's keys; what that changed is told, or not, where many runs are looked at."""
+    values, lines = migrations.upgraded(read_values(path))
+    tell([f"{path}: {line}" for line in lines] if aloud else [])
+    return values
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Says each line, once in this process: a configuration is read many times."""
+    from peftrun import console
+
+    for line in lines:
+        if line not in _TOLD:
+            _TOLD.add(line)
+            console.say(line)
+
+
+def read_list(path: Path) -> list[Any]:
+    """A saved list, such as Hydra's of what was typed."""
+    return list(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
 
 
 def to_yaml(spec: schema.RunSpec) -> str:
@@ -70,7 +96,7 @@ def to_yaml(spec: schema.RunSpec) -> str:
     return values_to_yaml(dataclasses.asdict(spec))
 
 
-def values_to_yaml(values: dict[str, Any]) -> str:
+def values_to_yaml(values: dict[str, Any] | list[Any]) -> str:
     """Plain nested values as text that `read_values` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
@@ -84,9 +110,10 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Plain nested values, interpolations resolved, `adapter` normalised to a mapping name → path."""
+    """Plain nested values in today's keys, interpolations resolved, `adapter` normalised to a mapping name → path."""
+    waiting = slots.unfilled(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     try:
-        values = OmegaConf.to_container(cfg, resolve=True)
+        values = OmegaConf.to_container(_without(cfg, waiting), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(
             f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; mend the interpolation"
@@ -94,7 +121,19 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     adapter = values.get("adapter")
     values["adapter"] = {} if adapter is None else {"default": adapter} if isinstance(adapter, str) else adapter
-    return values  # type: ignore[return-value]
+    found, lines = migrations.renamed(slots.mark(values, waiting))  # type: ignore[arg-type]
+    tell(lines)
+    return found
+
+
+def _without(cfg: DictConfig, keys: list[str]) -> DictConfig:
+    """A copy in which these keys have no value."""
+    if not keys:
+        return cfg
+    found = copy.deepcopy(cfg)
+    for key in keys:
+        OmegaConf.update(found, key, MISSING)
+    return found
 
 
 @cache
@@ -114,7 +153,12 @@ def _unknown_groups(values: dict[str, Any]) -> list[str]:
 
 
 def _missing(values: dict[str, Any]) -> list[str]:
-    return [f"{key} is not set; type {key}=VALUE" for key, value in flatten(values).items() if value == MISSING]
+    """Slots are told with what belongs there, and not also the keys that read them."""
+    return [
+        f"{key} is not set; type {key}=VALUE"
+        for key, value in flatten(values).items()
+        if value == MISSING and not isinstance(value, slots.Unfilled) and not key.startswith("slots.")
+    ]
 
 
 def unknown_key(key: str, value: Any, known: list[str]) -> str:

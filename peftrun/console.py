@@ -1,6 +1,7 @@
 """What a person sees: notes and progress on standard error, results on standard output."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -62,8 +63,11 @@ def warn(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """A result, as it is, on standard output."""
-    print(text, flush=True)
+    """A result, as it is, on standard output; whoever reads there may stop early, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -101,7 +105,9 @@ def is_terminal() -> bool:
 
 
 def closing_table(result: RunResult) -> None:
-    """What came out, where it is, and what to type next, on standard output."""
+    """What came out, where it is, and what to type next, on standard output; nothing where an action has shown all itself."""
+    if not result.summary and not result.next_commands:
+        return
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         _plain_table(console, result)

@@ -1,13 +1,13 @@
 """From what was asked to where and how precisely it runs. No fallback is silent: it is an error or a noted line."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from peftrun import allocator
+from peftrun import allocator, determinism
 from peftrun.errors import DeviceError
+from peftrun.replay import environment
 from peftrun.schema import DeviceSpec
 
 GROW_BY = 1 << 26  # bytes of memory that a CPU run fetches at once
@@ -37,6 +37,7 @@ def resolve(spec: DeviceSpec) -> Device:
 
     Raises: DeviceError: the device is not there, or cannot compute in the dtype asked for.
     """
+    determinism.ask(spec.deterministic)
     wanted = spec.num_threads or OWN_THREADS
     if wanted != torch.get_num_threads():  # also back again, after a run of this process that asked otherwise
         torch.set_num_threads(wanted)
@@ -111,11 +112,6 @@ def _bf16_reason(name: str) -> str | None:
     return f"this CPU computes it natively ({found})" if found else None
 
 
-def cpu_flags() -> set[str]:
+def cpu_flags() -> frozenset[str]:
     """Feature flags of the first processor; empty where the system does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    line = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
-    return set(line.partition(":")[2].split())
+    return environment.of_processor()[1]

@@ -17,7 +17,7 @@ def spread(device: Any, action: Any) -> Lines:
             if getattr(device, key) > 1:
                 yield f"device.{key}={getattr(device, key)}: needs to be told how the work is shared; type device=ddp device.{key}={getattr(device, key)}"
         return
-    if action.name != "train":
+    if action.name not in ("train", "plan", "explain"):
         yield f"device.strategy={device.strategy}: action={action.name} runs in one process; type device=auto"
     if device.processes * device.machines < 2:
         yield f"device.processes=1: device.strategy={device.strategy} shares the work between several; type device.processes=2"
@@ -55,7 +55,7 @@ def offload(device: Any, action: Any, task: Any) -> Lines:
     """A base whose layers wait elsewhere answers; it is not trained, and nothing is made of it."""
     if device.max_memory is None:
         return
-    if action.name not in ("reload", "evaluate", "generate", "merge"):
+    if action.name not in ("reload", "evaluate", "generate", "merge", "explain"):
         yield f"device.max_memory={device.max_memory}: an offloaded base only answers, so action={action.name} cannot use it; type device=auto"
     if device.strategy is not None:
         yield f"device.max_memory={device.max_memory}: cannot stand beside device.strategy={device.strategy}; type device.max_memory=null"

@@ -4,7 +4,6 @@ import logging
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -17,6 +16,8 @@ from typing import Any
 
 from peftrun import artifacts, config, launch
 from peftrun.errors import ArtifactError, PeftrunError
+from peftrun.explain import reads, vain
+from peftrun.replay import environment, records
 from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
 from peftrun.versions import versions
@@ -37,15 +38,24 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: whatever the action found at fault.
     """
     record = Record(spec, out_dir)
+    _say_template(record.spec)
     try:
         with _terminate_as_interrupt(), _disk_full_as_fault(out_dir):
-            spread = launch.wanted(spec)
+            spread, spec = launch.wanted(record.spec), record.spec
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         record.failed(error)
         raise
     record.completed(result)
+    vain.tell(record.set_in_vain())
     return result
+
+
+def _say_template(spec: RunSpec) -> None:
+    if spec.template:
+        from peftrun import console
+
+        console.say(f"template {spec.template.name} {spec.template.version}")
 
 
 def together(
@@ -59,10 +69,13 @@ def together(
     """
     records = [Record(spec, out_dir) for spec, out_dir in zip(specs, out_dirs, strict=True)]
     apart: list[int] = []
+    in_vain: list[str] = []
 
     def finish(cell: int, found: RunResult | Exception | Apart) -> None:
         if isinstance(found, RunResult):
+            _note_what_they_share(records)
             records[cell].completed(found)
+            in_vain.extend(records[cell].set_in_vain())
         elif isinstance(found, Apart):
             records[cell].withdrawn(found.reason)
             apart.append(cell)
@@ -71,7 +84,9 @@ def together(
 
     try:
         with _terminate_as_interrupt():
-            heavy("peftrun.training.together").run(list(specs), list(out_dirs), at_once, halving, finish)
+            heavy("peftrun.training.together").run(
+                [record.spec for record in records], list(out_dirs), at_once, halving, finish
+            )
     except PeftrunError as fault:  # of all of them
         for record in records:
             record.failed(fault)
@@ -79,7 +94,15 @@ def together(
         for record in records:
             record.failed(error)
         raise
+    vain.tell(in_vain)
     return apart
+
+
+def _note_what_they_share(records: Sequence["Record"]) -> None:
+    """Base and rows are read for one cell, and used by all."""
+    found = {key for record in records for key in reads.noted(record.spec)}
+    for record in records:
+        reads.note(record.spec, found)
 
 
 def _tell(found: Exception, record: "Record") -> None:
@@ -96,18 +119,24 @@ def _tell(found: Exception, record: "Record") -> None:
 
 
 class Record:
-    """A run's record: written at once, finished once."""
+    """A run's record: written at once, finished once. `spec`: the run, which notes what is read of it from now on."""
 
     def __init__(self, spec: RunSpec, out_dir: Path) -> None:
-        if (out_dir / artifacts.RECORD).exists():
-            raise ArtifactError(f"{out_dir}: holds a run already; name a folder that does not exist")
+        refuse_taken(out_dir)
+        _compute_anew()
         artifacts.write_text(out_dir / artifacts.CONFIG, config.to_yaml(spec))
         self.out_dir, self.started, self.values, self.open = out_dir, time.perf_counter(), _opening(spec), True
         artifacts.write_json(out_dir / artifacts.RECORD, self.values)
+        self.spec = reads.tracked(spec)
+        reads.note(self.spec, ("slots", "template"))  # they were when the run was composed
 
     def completed(self, result: RunResult) -> None:
         """What came out."""
-        self._finish(status=result.status, **_outcome(result))
+        self._finish(status=result.status, **_outcome(result), unread=reads.unread(self.spec))
+
+    def set_in_vain(self) -> list[str]:
+        """What was set and has not been read until now."""
+        return vain.found(reads.plain(self.spec), self.out_dir, reads.unread(self.spec))
 
     def failed(self, error: BaseException) -> None:
         """What was at fault; nothing where the record is finished already."""
@@ -134,6 +163,12 @@ class Record:
         artifacts.write_json(self.out_dir / artifacts.RECORD, self.values | more)
 
 
+def refuse_taken(out_dir: Path) -> None:
+    """Raises: ArtifactError: the folder holds a run."""
+    if (out_dir / artifacts.RECORD).exists():
+        raise ArtifactError(f"{out_dir}: holds a run already; name a folder that does not exist")
+
+
 def action(name: str) -> Any:
     """The module of an action, its heavy imports done and quiet."""
     return heavy(f"peftrun.actions.{name}")
@@ -157,16 +192,20 @@ def _opening(spec: RunSpec) -> dict[str, Any]:
         "action": spec.action.name,
         "command": sys.argv,
         "seed": spec.seed,
+        **({"template": {"name": spec.template.name, "version": spec.template.version}} if spec.template else {}),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "git_commit": _git_commit(),
+        "git_commit": environment.commit(Path()),  # for people who keep their configs in git
         "platform": platform.platform(),
         "pid": os.getpid(),
+        "environment": environment.now(),
+        "given": records.given(spec.adapter),
     }
 
 
 def _outcome(result: RunResult) -> dict[str, Any]:
     return {
+        **computing(),
         **result.facts,
         "metrics": result.metrics,
         "objective": result.objective,
@@ -174,13 +213,17 @@ def _outcome(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
-    """The commit of the folder a run is started in, for people who keep their configs in git."""
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() or None if asked.returncode == 0 else None
+def computing() -> dict[str, Any]:
+    """How this process has computed the run (threads, what was not deterministic), for its record; empty where no device was asked for."""
+    found = sys.modules.get("peftrun.determinism")
+    state = found.described() if found else None
+    return {"computing": state} if state else {}
+
+
+def _compute_anew() -> None:
+    found = sys.modules.get("peftrun.determinism")
+    if found:
+        found.forget()
 
 
 @contextmanager

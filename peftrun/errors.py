@@ -8,6 +8,7 @@
     ├── DeviceError         hardware or a precision that this machine does not have
     ├── ArtifactError       a file or folder that could not be written, or would be overwritten
     ├── SweepError          cells of a sweep that failed, each with its reason; the others were run
+    ├── CheckError          options that do not resolve, or do not fit their model
     └── ProofError          a proof that failed: what was written is not what was meant
 
 Anything else that escapes is a bug and keeps its traceback.
@@ -50,6 +51,14 @@ class ArtifactError(PeftrunError):
 
 class SweepError(PeftrunError):
     """Cells of a sweep failed; the others were run."""
+
+
+class CheckError(PeftrunError):
+    """Options are at fault. `facts` goes into the record of the run."""
+
+    def __init__(self, *lines: str, facts: dict[str, Any] | None = None) -> None:
+        self.facts = facts or {}
+        super().__init__(*lines)
 
 
 class ProofError(PeftrunError):

@@ -1,8 +1,10 @@
 """`peftrun --help`: written for people, from the first line of every YAML file in `conf/`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from peftrun import paths
+from peftrun.team import packages, slots
 
 INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, by config.
 
@@ -29,18 +31,35 @@ Exit code 0: done. 1: the input is at fault, one line says how. The manual: READ
 
 
 def text(team_dir: str | None) -> str:
-    """The whole help, naming every option of every group, the team's included."""
-    dirs = [Path(team_dir)] if team_dir else []
+    """The whole help, naming every option of every group, those of `team_dir` and of installed packages included."""
+    dirs = packages.folders([team_dir] if team_dir else [])
     groups = "\n".join(_group(group, dirs) for group in paths.GROUPS)
     return f"{INTRO}\nOptions\n{groups}\n\n{EXAMPLES}\n{FLAGS}"
 
 
 def _group(group: str, dirs: list[Path]) -> str:
     files = sorted(paths.group_files(group, *dirs), key=lambda path: path.stem)
-    return "\n".join(f"  {f'{group}={path.stem}':<28} {_title(path)}" for path in files)
+    lines = [line for path in files for line in (f"  {f'{group}={path.stem}':<28} {title(path)}", *_slots(path))]
+    return "\n".join(lines)
 
 
-def _title(path: Path) -> str:
+def _slots(path: Path) -> Iterator[str]:
+    """What a template asks for."""
+    text = path.read_text(encoding="utf-8")
+    if "\ntemplate:" not in text:
+        return
+    import yaml  # only where a team has templates
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return  # told when it is chosen, and by action=check
+    for name, slot in slots.of_template(values).items():
+        typed = f"slots.{name}={slots.EXAMPLES[slot['type']]}"
+        yield f"    {typed:<26} {slot.get('help', '')}"
+
+
+def title(path: Path) -> str:
     """What the file says it is: its first line that is a comment in words."""
     comments = (line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
     return next((line for line in comments if not line.startswith("@package")), "")

@@ -14,10 +14,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from peftrun import migrations, typed
 from peftrun.artifacts import DISK_FULL, RECORD
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.paths import config_dir
 from peftrun.sweep import launcher
+from peftrun.team import search_path
 
 USER_FAULT, INTERRUPTED = 1, 130
 SHARED = ("experiment", "model", "task", "device", "allow_base_mismatch")  # what the next action needs as this one did
@@ -29,6 +31,9 @@ SPREAD = tuple(
 
 def run(argv: Sequence[str]) -> int:
     """Runs every job that `argv` describes; returns the exit code: 0, 1 for a fault of the input, 130 if interrupted."""
+    argv, renamed = migrations.in_new_names(typed.in_full(argv))
+    sys.argv = [sys.argv[0], *argv]
+    _tell(renamed)
     arguments, unread = _arguments(argv)
     if unread:
         return _report([_unread(item) for item in unread])
@@ -57,6 +62,13 @@ def run(argv: Sequence[str]) -> int:
     return _report([line for fault in faults for line in fault.lines]) if faults else 0
 
 
+def _tell(lines: Sequence[str]) -> None:
+    if lines:
+        from peftrun import config
+
+        config.tell(lines)
+
+
 def _taken(overrides: Sequence[str]) -> list[PeftrunError]:
     """A run folder named on the command line that holds a run: seen before Hydra writes its own files there."""
     named = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("hydra.run.dir=")]
@@ -68,9 +80,9 @@ def _holds_a_run(folder: Path | str) -> ArtifactError:
 
 
 def _plan_of_a_sweep(arguments: argparse.Namespace | None) -> bool:
-    typed = arguments.overrides if arguments else []
-    swept = bool(arguments and arguments.multirun) or "hydra.mode=MULTIRUN" in typed
-    return swept and "action=plan" in typed
+    overrides = arguments.overrides if arguments else []
+    swept = bool(arguments and arguments.multirun) or "hydra.mode=MULTIRUN" in overrides
+    return swept and "action=plan" in overrides
 
 
 def _run_jobs(plan: bool) -> list[PeftrunError]:
@@ -80,6 +92,7 @@ def _run_jobs(plan: bool) -> list[PeftrunError]:
     """
     faults: list[PeftrunError] = []
     launcher.register()
+    search_path.register()
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def job(cfg: DictConfig) -> float | None:
@@ -89,13 +102,13 @@ def _run_jobs(plan: bool) -> list[PeftrunError]:
             faults.append(fault)
             return None
 
-    typed = sys.argv
+    given = sys.argv
     try:
         if plan:
-            sys.argv = [*launcher.on_shared_base(typed)]
+            sys.argv = [*launcher.on_shared_base(given)]
         job()
     finally:
-        sys.argv = typed
+        sys.argv = given
     return [*faults, *launcher.faults()]
 
 
@@ -103,7 +116,10 @@ def _run_job(cfg: DictConfig) -> float | None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     spec = _build(cfg, out_dir)
     from peftrun import console, dispatch
+    from peftrun.team import shadows
 
+    for line in shadows.chosen(HydraConfig.get().runtime):
+        console.warn(line)
     result = dispatch.run(spec, out_dir)
     asked = list(HydraConfig.get().overrides.task)
     if spec.device.strategy is not None:

@@ -4,6 +4,7 @@ The workers run `peftrun.worker` on the run folder's own config. Each writes int
 shown as it comes, what the launcher says is kept for the case that a worker dies without a word.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 from peftrun import artifacts, errors
 from peftrun.errors import DeviceError, PeftrunError
+from peftrun.explain import reads
 from peftrun.result import RunResult
 from peftrun.schema import DeviceSpec, RunSpec
 
@@ -26,7 +28,7 @@ LAST_LINES = 12
 
 def wanted(spec: RunSpec) -> bool:
     """Whether this run is spread over processes."""
-    return spec.device.strategy is not None
+    return spec.device.strategy is not None and spec.action.name == "train"
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -51,6 +53,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     _raise_fault(launcher.returncode, out_dir)
     found = artifacts.read_json(out_dir / OUTCOME) if (out_dir / OUTCOME).is_file() else {}
     _tidy(out_dir)
+    # Where nothing came back, the first machine knows what was read.
+    reads.note(spec, found.get("read", [field.name for field in dataclasses.fields(spec)]))
     return _result(found, out_dir, spec.device)
 
 
@@ -143,8 +147,8 @@ def _result(found: dict[str, Any], out_dir: Path, device: DeviceSpec) -> RunResu
     )
 
 
-def tell(out_dir: Path, result: RunResult) -> None:
-    """Leaves a worker's outcome for the process that launched it."""
+def tell(out_dir: Path, result: RunResult, read: Sequence[str]) -> None:
+    """Leaves a worker's outcome for the process that launched it. `read`: the keys that were read there."""
     artifacts.write_json(
         out_dir / OUTCOME,
         {
@@ -154,6 +158,7 @@ def tell(out_dir: Path, result: RunResult) -> None:
             "summary": result.summary,
             "next_commands": result.next_commands,
             "objective": result.objective,
+            "read": list(read),
         },
     )
 

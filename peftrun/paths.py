@@ -13,6 +13,11 @@ def config_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
 
 
+def schemas_dir() -> Path:
+    """The folder of the JSON Schemas that the YAML files name in their third line; a team's package keeps a copy of it."""
+    return config_dir() / ".schemas"
+
+
 def cache_dir() -> Path:
     """Where converted bases and fingerprints are kept: `PEFTRUN_CACHE`, else the user's cache folder."""
     chosen = os.environ.get("PEFTRUN_CACHE")

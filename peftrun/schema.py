@@ -10,143 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from peftrun import other_methods, update_methods
+from peftrun.action_specs import Action, Dtype, Path
 from peftrun.methods import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
 from peftrun.objectives import Objective
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Path = Annotated[str, Field(min_length=1, examples=["PATH"])]
-
-
-@dataclass(config=STRICT)
-class TrainAction:
-    """Learn the task; evaluate before and after; save the adapter."""
-
-    name: Literal["train"]
-    resume: Path | None  # a run folder, or `auto`: the newest unfinished run with this very config
-    evaluate_before: bool
-
-
-@dataclass(config=STRICT)
-class SaveAction:
-    """Write adapters again (all, or those named), in another dtype if asked; a fresh one if none is given."""
-
-    name: Literal["save"]
-    adapters: Annotated[list[str], Field(min_length=1, examples=["[default]"])] | None
-    dtype: Dtype
-    output_dir: Path | None
-
-
-@dataclass(config=STRICT)
-class ReloadAction:
-    """Load in a fresh process, prove the load, evaluate."""
-
-    name: Literal["reload"]
-    evaluate: bool
-
-
-@dataclass(config=STRICT)
-class EvaluateAction:
-    """Measure the base, with an adapter or without."""
-
-    name: Literal["evaluate"]
-
-
-@dataclass(config=STRICT)
-class GenerateAction:
-    """Answer a prompt, a file of prompts, or a person."""
-
-    name: Literal["generate"]
-    prompt: str | None
-    prompts_file: Path | None
-    batch_size: Positive
-    max_new_tokens: Annotated[int, Field(ge=1, examples=[64])]
-    temperature: Annotated[float, Field(ge=0, examples=[0.7])]  # 0: greedy
-    top_p: Annotated[float, Field(gt=0, le=1, examples=[0.9])]
-
-
-@dataclass(config=STRICT)
-class MergeAction:
-    """Write a full model that needs no adapter, and prove it."""
-
-    name: Literal["merge"]
-    dtype: Dtype
-    output_dir: Path | None
-    verify: bool
-    held_out_rows: Annotated[int, Field(ge=0, examples=[16])]
-
-
-@dataclass(config=STRICT)
-class CombineAction:
-    """Make one adapter of several, and measure it against their weighted sum."""
-
-    name: Literal["combine"]
-    combination: Literal[
-        "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
-        "magnitude_prune", "magnitude_prune_svd",
-    ]  # fmt: skip
-    weights: dict[str, float] | None  # adapter → weight; null: 1 each
-    density: Annotated[float, Field(gt=0, le=1, examples=[0.5])] | None
-    majority_sign_method: Literal["total", "frequency"]
-    rank: Positive | None
-    output_dir: Path | None
-
-
-@dataclass(config=STRICT)
-class ExtractAction:
-    """Make an adapter of what full fine-tuning has changed."""
-
-    name: Literal["extract"]
-    tuned: Path
-    output_dir: Path | None
-
-
-@dataclass(config=STRICT)
-class UnmergeAction:
-    """Take an adapter out of a merged model again."""
-
-    name: Literal["unmerge"]
-    dtype: Dtype
-    output_dir: Path | None
-
-
-@dataclass(config=STRICT)
-class InspectAction:
-    """Say what adapters hold; no model is loaded."""
-
-    name: Literal["inspect"]
-
-
-@dataclass(config=STRICT)
-class DiffAction:
-    """Compare two adapters; no model is loaded."""
-
-    name: Literal["diff"]
-
-
-@dataclass(config=STRICT)
-class PlanAction:
-    """Say how training would go; no model is loaded. The others are the training's."""
-
-    name: Literal["plan"]
-    resume: Path | None
-    evaluate_before: bool
-
-
-Action = Annotated[
-    TrainAction
-    | SaveAction
-    | ReloadAction
-    | EvaluateAction
-    | GenerateAction
-    | MergeAction
-    | UnmergeAction
-    | CombineAction
-    | ExtractAction
-    | InspectAction
-    | DiffAction
-    | PlanAction,
-    Field(discriminator="name"),
-]
 
 
 @dataclass(config=STRICT)
@@ -171,10 +37,10 @@ Lora = Annotated[
 class MixSpec:
     """One more source of rows, of the same kind as the first."""
 
-    path: Path
+    path: Path  # as of the first source
     weight: Annotated[float, Field(gt=0, examples=[1.0])]  # the first source's is 1
     prompt: str | None = None  # templates of its own; null: the task's
-    completion: str | None = None
+    completion: str | None = None  # null: the task's
 
 
 @dataclass(config=STRICT)
@@ -281,16 +147,34 @@ class DeviceSpec:
     main_address: str | None
     main_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
     deepspeed_config: Path | None
+    deterministic: bool  # ask for algorithms that give the same bytes each time
     max_memory: dict[str, str] | None  # device (cpu, 0, 1, …) → at most so much of it for the base: 4GiB
+
+
+@dataclass(config=STRICT)
+class SlotSpec:
+    """What a template asks whoever uses it to fill in."""
+
+    type: Literal["path", "str", "int", "float", "bool"]  # what its value must be
+    help: str  # one line for whoever fills it in
+
+
+@dataclass(config=STRICT)
+class TemplateSpec:
+    """The team template that a run is made from; `slots` name → what belongs there."""
+
+    name: Annotated[str, Field(min_length=1, examples=["ours/NAME"])]  # of the template
+    version: Annotated[str, Field(min_length=1, examples=['"1.0.0"'])]  # of the template; told in the record
+    slots: dict[str, SlotSpec]  # name → what belongs there
 
 
 @dataclass(config=STRICT)
 class RunSpec:
     """A whole run: what `conf/config.yaml` composes."""
 
-    action: Action
+    action: Action  # what is done
     model: ModelSpec
-    lora: Lora
+    lora: Lora  # which method makes the adapter, and how large it is
     task: TaskSpec
     trainer: TrainerSpec
     device: DeviceSpec
@@ -298,3 +182,5 @@ class RunSpec:
     adapter: dict[str, str]
     active: str | None
     allow_base_mismatch: bool
+    slots: dict[str, str | int | float | bool]  # values for the slots of the template
+    template: TemplateSpec | None

@@ -10,7 +10,14 @@ from peftrun import preference_checks, schema
 from peftrun.packages import not_installed, package_dir
 
 Lines = Iterator[str]
-MODELLESS = ("inspect", "diff")
+MODELLESS = (
+    "inspect",
+    "diff",
+    "replay",
+    "explain",
+    "template",
+    "check",
+)  # they see to models and rows themselves, or need none
 ROWLESS = ("save", "generate", "unmerge", "combine", "extract", *MODELLESS)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from peftrun import config, dispatch, launch
 from peftrun.artifacts import CONFIG
 from peftrun.errors import PeftrunError
+from peftrun.explain import reads
 
 
 def main(out_dir: Path) -> int:
@@ -14,12 +15,14 @@ def main(out_dir: Path) -> int:
     rank = int(os.environ["RANK"])
     _into_log(out_dir / f"worker-{rank}.log")
     try:
-        result = dispatch.action("train").run(config.from_values(config.read_values(out_dir / CONFIG)), out_dir)
+        spec = reads.tracked(config.from_values(config.read_values(out_dir / CONFIG)))
+        result = dispatch.action("train").run(spec, out_dir)
     except PeftrunError as fault:
         launch.tell_fault(out_dir, type(fault).__name__, fault.lines)
         return 1
     if rank == 0:
-        launch.tell(out_dir, result)
+        result.facts |= dispatch.computing()
+        launch.tell(out_dir, result, reads.noted(spec))
     return 0
 
 

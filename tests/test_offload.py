@@ -14,7 +14,7 @@ SMALL = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.ma
 
 def based(folder, *overrides):
     spec = config.build(
-        composition.compose_run(["model=pretrained", f"model.name_or_path={folder}", "action=evaluate", *overrides])[0]
+        composition.compose_run(["model=pretrained", f"model.name_or_path={folder}", "action=evaluate", *overrides]).cfg
     )
     return spec, model.load_base(spec.model, device.resolve(spec.device))
 

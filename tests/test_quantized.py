@@ -27,7 +27,7 @@ def wide(tmp_path_factory):
 
 def based(folder, *overrides):
     given = ["model=pretrained", f"model.name_or_path={folder}", "device=cpu", "device.dtype=float32", *overrides]
-    spec = config.build(composition.compose_run(given)[0])
+    spec = config.build(composition.compose_run(given).cfg)
     return spec, model.load_base(spec.model, device.resolve(spec.device))
 
 

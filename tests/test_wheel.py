@@ -54,6 +54,12 @@ def test_the_package_is_the_wheels_and_finds_its_own_configs(python, tmp_path):
     assert done.returncode == 0 and "learning_rate" in done.stdout
 
 
+def test_the_schemas_come_along(python, tmp_path):
+    code = "from peftrun.paths import schemas_dir; print([path.name for path in schemas_dir().iterdir()])"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "'lora.json'" in done.stdout
+
+
 def test_it_trains_away_from_the_checkout(python, tmp_path, llama, on_tiny):
     done = run(python, tmp_path, *on_tiny(llama), "trainer=smoke")
     assert done.returncode == 0, done.stderr

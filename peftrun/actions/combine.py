@@ -7,10 +7,11 @@ from typing import Any
 from transformers import set_seed
 
 from peftrun import adapter_folder, artifacts, console, device, heads, model
+from peftrun.action_specs import CombineAction
 from peftrun.adapter import combine, load, save
 from peftrun.artifacts import ADAPTER_WEIGHTS, sha256
 from peftrun.result import RunResult
-from peftrun.schema import CombineAction, RunSpec
+from peftrun.schema import RunSpec
 
 NOTABLE = 0.01  # relative error from which it is said aloud that there are closer combinations
 

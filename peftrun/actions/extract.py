@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts, console, device, fingerprint, model
+from peftrun.action_specs import ExtractAction
 from peftrun.adapter import attach, extract, save
 from peftrun.result import RunResult
-from peftrun.schema import ExtractAction, LoraSpec, RunSpec
+from peftrun.schema import LoraSpec, RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:

@@ -9,11 +9,12 @@ import torch
 from transformers import set_seed
 
 from peftrun import artifacts, console, device, prompts, warm
+from peftrun.action_specs import GenerateAction
 from peftrun.adapter import load, mixing
 from peftrun.model import Base
 from peftrun.prompts import Prompt
 from peftrun.result import RunResult
-from peftrun.schema import GenerateAction, RunSpec
+from peftrun.schema import RunSpec
 from peftrun.tasks import limits
 from peftrun.tasks.encoding import prompt_ids
 from peftrun.tasks.messages import ASSISTANT, Talk

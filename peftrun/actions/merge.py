@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from peftrun import adapter_folder, artifacts, console, device, fingerprint, heads, model, tasks
+from peftrun.action_specs import MergeAction
 from peftrun.adapter import load, probe, skeleton
 from peftrun.device import Device
 from peftrun.errors import ProofError
 from peftrun.merge import in_memory, origin, proof, streaming
 from peftrun.result import RunResult
-from peftrun.schema import MergeAction, RunSpec
+from peftrun.schema import RunSpec
 from peftrun.tasks import prepared
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console, device, heads, tasks, warm
+from peftrun.action_specs import ReloadAction
 from peftrun.adapter import load
 from peftrun.adapter.load import LoadProof
 from peftrun.result import RunResult
-from peftrun.schema import ReloadAction, RunSpec
+from peftrun.schema import RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:

@@ -7,9 +7,10 @@ from typing import Any
 from transformers import set_seed
 
 from peftrun import artifacts, console, device, heads, warm
+from peftrun.action_specs import SaveAction
 from peftrun.adapter import attach, load, save
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec, SaveAction
+from peftrun.schema import RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts, console, heads, tasks, warm
+from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, save
 from peftrun.console import megabytes, short
 from peftrun.errors import ConfigError
 from peftrun.methods import NoAdapter
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec, TrainAction
+from peftrun.schema import RunSpec
 from peftrun.training import job as jobs
 from peftrun.training import ranks
 from peftrun.training.job import Job

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import adapter_folder, artifacts, console, device, fingerprint, model
+from peftrun.action_specs import UnmergeAction
 from peftrun.adapter import skeleton
 from peftrun.errors import AdapterError
 from peftrun.merge import origin, shards, streaming
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec, UnmergeAction
+from peftrun.schema import RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:

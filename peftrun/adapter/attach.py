@@ -1,7 +1,6 @@
 """A fresh adapter on a base, by any of PEFT's methods."""
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapter import calibrate, targets
 from peftrun.errors import ConfigError
+from peftrun.explain import reads
 from peftrun.methods import AdaLoraSpec, LoraSpec
 from peftrun.model import Base
 from peftrun.result import Apart
@@ -147,7 +147,7 @@ def needs_rows(lora: Any) -> bool:
 
 
 def _config(base: Base, lora: Any, start: Start | None) -> Any:
-    chosen = {key: value for key, value in dataclasses.asdict(lora).items() if value is not None and key not in OURS}
+    chosen = {key: value for key, value in reads.handed(lora, OURS).items() if value is not None}
     chosen |= {key: made(**chosen[key]) for key, made in PARTS.items() if key in chosen}
     chosen |= _for_head(base, lora) | _for_run(base, lora, start)
     plain = "seq2seq" if base.model.config.is_encoder_decoder else "causal_lm"

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from peftrun.action_specs import CombineAction
 from peftrun.errors import AdapterError
-from peftrun.schema import CombineAction
 
 COMBINED = "default"  # the name of the result: it lies at the top of its folder
 NOTHING = 1e-12  # of the squared norms, in float32 arithmetic

@@ -1,5 +1,6 @@
 """Adapters to disk in PEFT's own layout, peftrun's facts beside them; whole or not at all."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,8 +71,16 @@ def _write(model: Any, name: str, folder: Path, initial: Path | None) -> None:
         for file in inner.iterdir():
             file.rename(folder / file.name)
         inner.rmdir()
+    _sort_names(model.peft_config[name], folder / artifacts.ADAPTER_CONFIG)
     if initial:
         _add_unconverted(model, name, folder / artifacts.ADAPTER_WEIGHTS)
+
+
+def _sort_names(config: Any, file: Path) -> None:
+    """PEFT writes sets of names in an order that differs from process to process: the same run, other bytes."""
+    found = artifacts.read_json(file)
+    sets = [key for key, value in vars(config).items() if isinstance(value, set) and isinstance(found.get(key), list)]
+    artifacts.write_text(file, json.dumps(found | {key: sorted(found[key]) for key in sets}, indent=2, sort_keys=True))
 
 
 def _add_unconverted(model: Any, name: str, file: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from peftrun import artifacts, safetensors_file
 from peftrun.errors import ArtifactError
-from peftrun.methods import LoraSpec
 from peftrun.packages import package_dir
 from peftrun.paths import cache_dir
 from peftrun.schema import DeviceSpec, ModelSpec
@@ -18,31 +17,56 @@ NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.25, "torchao_int8": 8.25}  # of a linear weight, its scales counted in
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?)(\.|$)")
 OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|score|classifier)$")
-LAYER = re.compile(r"\.(\d+)\.")
+INPUTS_FIRST = (
+    "gpt2",
+    "openai-gpt",
+    "decision_transformer",
+)  # types whose files hold a layer's inputs first, its outputs second
 NAMES = {  # ours → what config files call it
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "inner": ("intermediate_size", "n_inner", "d_ff", "ffn_dim"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "vocabulary": ("vocab_size",),
+    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "key_heads": ("num_key_value_heads",),
+    "head_size": ("head_dim", "d_kv"),
 }
 
 
 @dataclass(frozen=True)
 class Base:
-    """`linears`: module → its two sizes, without embeddings and the output layer. `others`: parameters that are none of these."""
+    """What the files say.
+
+    Attributes:
+        linears: module → its outputs and inputs, without embeddings and the output layer.
+        tables: the same of embeddings and the output layer: entries and size.
+        sizes: parameters of each tensor.
+        keys: outputs of a layer's keys, and of its values.
+        stored: bytes of the weights' files.
+    """
 
     linears: dict[str, tuple[int, int]]
-    others: int
+    tables: dict[str, tuple[int, int]]
+    sizes: dict[str, int]
+    kind: str
     hidden: int
     inner: int
     layers: int
     vocabulary: int
+    heads: int
+    keys: int
+    stored: int
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(self.sizes.values())
 
     def bytes(self, width: float, quantization: str | None) -> float:
         """Memory of the weights, each `width` bytes, the linear ones fewer if they are quantised."""
         linear = sum(first * second for first, second in self.linears.values())
         held = BITS[quantization] / 8 if quantization else width
-        return linear * held + self.others * width
+        return linear * held + (self.parameters - linear) * width
 
 
 def read(model: ModelSpec) -> Base | None:
@@ -52,14 +76,21 @@ def read(model: ModelSpec) -> Base | None:
         return None
     try:
         entries = [entry for file in sorted(folder.glob("*.safetensors")) for entry in safetensors_file.entries(file)]
-        sizes = _sizes(artifacts.read_json(folder / "config.json"))
+        settings = artifacts.read_json(folder / "config.json")
     except ArtifactError:
         return None
-    weights = {entry.name.removesuffix(".weight"): entry.shape for entry in entries if entry.name.endswith(".weight")}
-    linears = {name: (shape[0], shape[1]) for name, shape in weights.items() if len(shape) == 2 and _linear(name)}
-    total = sum(math.prod(entry.shape) for entry in entries)
-    others = total - sum(first * second for first, second in linears.values())
-    return Base(linears, others, **sizes) if entries else None
+    kind = str(settings.get("model_type", ""))
+    shapes = {one.name.removesuffix(".weight"): one.shape for one in entries if one.name.endswith(".weight")}
+    turn = -1 if kind in INPUTS_FIRST else 1
+    linears = {name: _pair(shape[::turn]) for name, shape in shapes.items() if len(shape) == 2 and _linear(name)}
+    tables = {name: _pair(shape) for name, shape in shapes.items() if len(shape) == 2 and not _linear(name)}
+    sizes = {entry.name: math.prod(entry.shape) for entry in entries}
+    stored = sum(entry.end - entry.begin for entry in entries)
+    return Base(linears, tables, sizes, kind, **_sizes(settings), stored=stored) if entries else None
+
+
+def _pair(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[0], shape[1]
 
 
 def _linear(name: str) -> bool:
@@ -72,7 +103,9 @@ def _sizes(settings: dict[str, Any]) -> dict[str, int]:
         ours: int(next((source[name] for source in (settings, inner) for name in names if source.get(name)), 0))
         for ours, names in NAMES.items()
     }
-    return found | {"inner": found["inner"] or 4 * found["hidden"]}
+    size = found.pop("head_size") or found["hidden"] // max(1, found["heads"])
+    keys = (found.pop("key_heads") or found["heads"]) * size
+    return found | {"inner": found["inner"] or 4 * found["hidden"], "keys": keys}
 
 
 def locate(model: ModelSpec) -> Path | None:
@@ -120,31 +153,3 @@ def cpu_flags() -> set[str]:
         return set()
     line = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return set(line.partition(":")[2].split())
-
-
-def adapter_parameters(base: Base, lora: LoraSpec) -> int:
-    """Parameters of a LoRA on this base: rank × (inputs + outputs) of every module that it names."""
-    return sum(
-        _rank(name, lora) * (first + second) for name, (first, second) in base.linears.items() if _named(name, lora)
-    )
-
-
-def _named(name: str, lora: LoraSpec) -> bool:
-    if lora.exclude_modules is not None and _matches(name, lora.exclude_modules):
-        return False
-    layer = LAYER.search(f".{name}.")
-    if lora.layers_to_transform is not None and (layer is None or int(layer[1]) not in lora.layers_to_transform):
-        return False
-    return lora.target_modules == "all-linear" or _matches(name, lora.target_modules or [])
-
-
-def _matches(name: str, wanted: list[str] | str) -> bool:
-    """A list names modules by their last parts, a text is an expression over whole names, of which files may lack the beginning."""
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None or re.fullmatch(wanted, f"model.{name}") is not None
-    return any(name == one or name.endswith(f".{one}") for one in wanted)
-
-
-def _rank(name: str, lora: LoraSpec) -> int:
-    own = (rank for pattern, rank in (lora.rank_pattern or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
-    return next(own, lora.r)

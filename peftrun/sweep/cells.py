@@ -16,11 +16,9 @@ from functools import cache
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from peftrun import composition, config
@@ -130,8 +128,7 @@ def _explained(
 ) -> tuple[str, ...]:
     if str(error) in known:
         return known[str(error)]
-    with _without_hydra():
-        found = composition.explain(overrides, team_dir)
+    found = composition.explain(overrides, team_dir)
     if not found and isinstance(error, ValueError):
         raise error  # not Hydra's: a bug
     return tuple(found) or (str(error).splitlines()[0],)
@@ -172,17 +169,6 @@ def command(cell: Cell, team_dir: str | None) -> str:
 @cache
 def _parsed(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
-
-
-@contextmanager
-def _without_hydra() -> Iterator[None]:
-    """Hydra as if it did not run; what is composed inside starts one of its own."""
-    running = get_gh_backup()
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        restore_gh_from_backup(running)
 
 
 @contextmanager

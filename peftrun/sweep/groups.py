@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftrun import heads
+from peftrun.action_specs import TrainAction
 from peftrun.methods import LoraSpec
-from peftrun.schema import RunSpec, TrainAction
+from peftrun.schema import RunSpec
 from peftrun.sweep.cells import Cell
 
 KINDS = ("causal_lm", "seq_cls", "token_cls", "seq2seq")

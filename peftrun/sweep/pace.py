@@ -1,5 +1,6 @@
 """How long training may take: from the newest run on the same base that is on this disk. What was never measured is not guessed. Light."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from peftrun import artifacts, config
 from peftrun.errors import ArtifactError
-from peftrun.schema import ModelSpec, RunSpec
+from peftrun.schema import ModelSpec, RunSpec, TrainerSpec
 from peftrun.sweep import bases
 
 OUTPUTS = Path("outputs")
@@ -48,7 +49,7 @@ def _read(path: Path, name: str) -> Pace | None:
     alone = record.get("status") == "completed" and not record.get("together") and not record.get("resumed_from")
     if not alone or base.get("name") != name or not (training.get("tokens") and training.get("seconds")):
         return None
-    asked = config.read_values(path.parent / artifacts.CONFIG)
+    asked = config.read_run(path.parent / artifacts.CONFIG, aloud=False)
     trainer = asked["trainer"]
     rows = training["steps"] * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
     rate = training["tokens"] / training["seconds"]
@@ -62,11 +63,25 @@ def _data(task: dict[str, Any]) -> Any:
     return [path, task["prompt"], task["completion"], task["messages"], task["max_length"]]
 
 
-def _rows(spec: RunSpec) -> float | None:
-    trainer = spec.trainer
+def step_rows(trainer: TrainerSpec, processes: int = 1) -> int:
+    """Rows of one optimiser step."""
+    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * processes
+
+
+def steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
+    """Optimiser steps of a run over so many rows; None where that is not known. See `training.loop.steps`."""
     if trainer.max_steps > 0:
-        return trainer.max_steps * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
-    return trainer.num_train_epochs * spec.task.data.train_rows if spec.task.data.train_rows else None
+        return trainer.max_steps
+    if rows is None:
+        return None
+    batches = math.ceil(rows / (trainer.per_device_train_batch_size * processes))
+    return math.ceil(max(1, batches // trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
+
+
+def _rows(spec: RunSpec) -> float | None:
+    if spec.trainer.max_steps > 0:
+        return spec.trainer.max_steps * step_rows(spec.trainer)
+    return spec.trainer.num_train_epochs * spec.task.data.train_rows if spec.task.data.train_rows else None
 
 
 def estimates(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> tuple[list[float | None], list[str]]:

@@ -1,6 +1,6 @@
 """How many cells of a group run at once, and what that takes: estimates from files alone, before anything is loaded. Light.
 
-Memory of a wave: PROCESS + the base once + for each cell
+A cell that runs by itself takes what `memory.of_run` says. Cells that are trained together take PROCESS + the base once + for each cell
     adapter parameters × (4 weight + 4 gradient + the optimiser's state, 8 for Adam) bytes, and
     tokens of a batch × layers × (13 × hidden + 4 × inner) × bytes of a weight: what a layer keeps for its backward pass
     (two norms of 4 each, 5 around attention, whose scores are not kept; gate, up, their activation and product), with
@@ -15,15 +15,13 @@ from pathlib import Path
 
 from peftrun import heads
 from peftrun.errors import ConfigError
-from peftrun.methods import LoraSpec
 from peftrun.schema import ModelSpec, RunSpec
-from peftrun.sweep import bases
+from peftrun.sweep import bases, memory, parameters
 from peftrun.sweep.bases import Base
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.groups import Group
 
 PROCESS = 900_000_000  # what a run holds beside base and cells, measured: 530 MB once the libraries are imported, 900 MB at its height
-STATE = {"sgd": 0, "adafactor": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion_32bit": 4}  # bytes a parameter; else 8
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -93,30 +91,43 @@ def plan(groups: Sequence[Group], allowed: Limits) -> Plan:
             notes[f"memory: not known for {bases.name_of(spec.model)}, whose files are not on this disk yet"] = None
         own = allowed.memory or (available() if allowed.here and not bases.on_gpu(spec.device) else None)
         limit = limit or own
-        for cells, memory in _fill(group.cells, base, Limits(own, allowed.cells)):
-            waves.append(Wave(len(waves) + 1, number, cells, memory))
-            if memory and own and memory > own:
-                notes[_beyond(waves[-1], memory, own)] = None
+        for cells, needed in _fill(group, base, Limits(own, allowed.cells)):
+            waves.append(Wave(len(waves) + 1, number, cells, needed))
+            if needed and own and needed > own:
+                notes[_beyond(waves[-1], needed, own)] = None
     return Plan(list(groups), waves, limit, list(notes))
 
 
-def _beyond(wave: Wave, memory: float, limit: float) -> str:
-    return f"memory: wave {wave.number} may need {gigabytes(memory)} of {gigabytes(limit)}; a smaller trainer.per_device_train_batch_size needs less"
+def _beyond(wave: Wave, needed: float, limit: float) -> str:
+    return f"memory: wave {wave.number} may need {gigabytes(needed)} of {gigabytes(limit)}; a smaller trainer.per_device_train_batch_size needs less"
 
 
-def _fill(cells: Sequence[Cell], base: Base | None, allowed: Limits) -> Iterator[tuple[list[Cell], float | None]]:
+def _fill(group: Group, base: Base | None, allowed: Limits) -> Iterator[tuple[list[Cell], float | None]]:
+    if base is None:
+        yield from ((cells, None) for cells in _by_number(group.cells, allowed.cells))
+    elif group.reason:  # a cell by itself
+        yield from (([cell], memory.of_run(base, _spec(cell)).peak) for cell in group.cells)
+    else:
+        yield from _by_memory(group.cells, base, allowed)
+
+
+def _by_number(cells: Sequence[Cell], most: int | None) -> Iterator[list[Cell]]:
+    size = most or max(1, len(cells))
+    return (list(cells[start : start + size]) for start in range(0, len(cells), size))
+
+
+def _by_memory(cells: Sequence[Cell], base: Base, allowed: Limits) -> Iterator[tuple[list[Cell], float]]:
     waiting = list(cells)
     while waiting:
-        taken, memory = [waiting.pop(0)], 0.0
-        if base is not None:
-            memory = shared_memory(base, _spec(taken[0])) + cell_memory(base, _spec(taken[0]))
+        taken = [waiting.pop(0)]
+        needed = shared_memory(base, _spec(taken[0])) + cell_memory(base, _spec(taken[0]))
         while waiting and (allowed.cells is None or len(taken) < allowed.cells):
-            more = cell_memory(base, _spec(waiting[0])) if base is not None else 0.0
-            if allowed.memory is not None and memory + more > allowed.memory:
+            more = cell_memory(base, _spec(waiting[0]))
+            if allowed.memory is not None and needed + more > allowed.memory:
                 break
             taken.append(waiting.pop(0))
-            memory += more
-        yield taken, memory if base is not None else None
+            needed += more
+        yield taken, needed
 
 
 def _spec(cell: Cell) -> RunSpec:
@@ -130,18 +141,12 @@ def shared_memory(base: Base, spec: RunSpec) -> float:
 
 
 def cell_memory(base: Base, spec: RunSpec) -> float:
-    """Estimated bytes of one cell: its adapter with gradients and the optimiser's state, and the activations of its rows."""
-    if isinstance(spec.lora, LoraSpec):
-        trained = bases.adapter_parameters(base, spec.lora)
-    else:  # another method: as large as the largest LoRA of rank 16, or, without an adapter, the whole model
-        trained = 16 * sum(map(sum, base.linears.values())) if spec.lora.method != "none" else int(base.bytes(1, None))
-    head = heads.of_task(spec.task)
-    trained += len(head.labels) * base.hidden if head else 0
+    """Estimated bytes of one cell among others: its adapter with gradients and the optimiser's state, and the activations of its rows."""
+    trained = parameters.count(base, spec.lora, spec.task).trained
     tokens = spec.trainer.per_device_train_batch_size * spec.task.max_length
-    kept = 2 * base.hidden if spec.trainer.gradient_checkpointing else 13 * base.hidden + 4 * base.inner
-    activations = tokens * base.layers * kept * bases.width(spec.device)
-    logits = tokens * base.vocabulary * 8 if spec.task.loss_on == "all" and head is None else 0
-    return trained * (8 + STATE.get(spec.trainer.optim, 8)) + activations + logits
+    activations = tokens * base.layers * (13 * base.hidden + 4 * base.inner) * bases.width(spec.device)
+    logits = tokens * base.vocabulary * 8 if spec.task.loss_on == "all" and heads.of_task(spec.task) is None else 0
+    return trained * (8 + memory.state(spec)) + activations + logits
 
 
 def _remembered() -> Callable[[ModelSpec], Base | None]:

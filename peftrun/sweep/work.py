@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftrun import artifacts, config, console, dispatch
+from peftrun.action_specs import TrainAction
 from peftrun.errors import PeftrunError
-from peftrun.schema import RunSpec, TrainAction
+from peftrun.schema import RunSpec
 from peftrun.sweep import folder
 
 

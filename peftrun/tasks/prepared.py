@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from peftrun import artifacts, console, fingerprint
 from peftrun.errors import ArtifactError
+from peftrun.explain import reads
 from peftrun.paths import cache_dir
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks.sources import file_of
@@ -42,15 +43,19 @@ def rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
     except OSError:  # a read-only cache costs time, nothing else
         return kind.load_rows(task, tokenizer)
     try:
-        return _read(file, kind) or _make(file, kind, task, tokenizer)
+        return _read(file, kind, task) or _make(file, kind, task, tokenizer)
     finally:
         lock.release()
 
 
 def _make(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
+    watched = reads.tracked(task, "task")
     with console.overheard() as said:
-        found = kind.load_rows(task, tokenizer)
-    text = json.dumps(dataclasses.asdict(found) | {"said": said}, ensure_ascii=False)
+        found = kind.load_rows(watched, tokenizer)
+    read = reads.noted(watched)
+    reads.note(task, read)
+    kept = dataclasses.asdict(found) | {"said": said, "read": read}
+    text = json.dumps(kept, ensure_ascii=False)
     try:
         artifacts.write_text(file, text)
     except ArtifactError as error:  # a full disk costs time at the next run, nothing else
@@ -58,13 +63,13 @@ def _make(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
     return found
 
 
-def _read(file: Path, kind: ModuleType) -> Any:
+def _read(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
     """The rows in a kept file; None where there is none, or it is damaged."""
     if not file.is_file():
         return None
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        said, digest = kept["said"], kept["digest"]
+        said, digest, read = kept["said"], kept["digest"], kept["read"]
         train, held_out = ([kind.Row(**row) for row in kept[part]] for part in ("train", "held_out"))
     except (OSError, ValueError, KeyError, TypeError):
         console.say(f"data: kept rows {console.short(file)} are damaged; made anew")
@@ -72,6 +77,7 @@ def _read(file: Path, kind: ModuleType) -> Any:
     console.say("data: rows as an earlier run has left them (task.data.cache=false makes them anew)")
     for line in said:
         console.say(line)
+    reads.note(task, read)
     return kind.Rows(train, held_out, digest)
 
 
@@ -83,7 +89,7 @@ def _key(task: TaskSpec, tokenizer: Any) -> str | None:
     whole = {
         "sources": sources,
         "tokenizer": _of_tokenizer(tokenizer),
-        "task": dataclasses.asdict(task),
+        "task": dataclasses.asdict(reads.plain(task)),
         "code": [fingerprint.of_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
         "libraries": [version(name) for name in LIBRARIES],
     }

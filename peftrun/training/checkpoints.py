@@ -7,6 +7,7 @@ from typing import Any
 
 from peftrun import artifacts, config, console
 from peftrun.errors import ArtifactError, ConfigError
+from peftrun.explain import reads
 from peftrun.schema import RunSpec
 
 COMPLETE = "complete"  # an empty file that is written after everything else of a checkpoint
@@ -58,7 +59,12 @@ def _copy_metrics(run: Path, out_dir: Path, last_step: int) -> None:
 def _newest_unfinished(spec: RunSpec, out_dir: Path) -> Path:
     runs = sorted((path.parent for path in out_dir.parent.glob(f"*/{artifacts.RECORD}")), reverse=True)
     for run in runs:
-        if run != out_dir and (run / artifacts.CONFIG).is_file() and _unfinished(run) and not _differences(spec, run):
+        if (
+            run != out_dir
+            and (run / artifacts.CONFIG).is_file()
+            and _unfinished(run)
+            and not _differences(spec, run, aloud=False)
+        ):
             return run
     raise ConfigError(
         f"action.resume=auto: {out_dir.parent} holds no unfinished run with this config; "
@@ -69,7 +75,7 @@ def _newest_unfinished(spec: RunSpec, out_dir: Path) -> Path:
 def _checked(spec: RunSpec, run: Path) -> Path:
     if not _unfinished(run):
         raise ConfigError(f"action.resume={run}: this run is complete; omit action.resume to train anew")
-    differences = _differences(spec, run)
+    differences = _differences(spec, run, aloud=True)
     if differences:
         raise ConfigError(*(f"{line}; a run is continued with its own config" for line in differences))
     return run
@@ -82,8 +88,9 @@ def _unfinished(run: Path) -> bool:
         return False
 
 
-def _differences(spec: RunSpec, run: Path) -> list[str]:
-    now, then = (_comparable(one) for one in (dataclasses.asdict(spec), config.read_values(run / artifacts.CONFIG)))
+def _differences(spec: RunSpec, run: Path, aloud: bool) -> list[str]:
+    mine = dataclasses.asdict(reads.plain(spec))
+    now, then = (_comparable(one) for one in (mine, config.read_run(run / artifacts.CONFIG, aloud)))
     keys = sorted({*now, *then})
     return [f"{key}={now.get(key)}: the run has {then.get(key)}" for key in keys if now.get(key) != then.get(key)]
 

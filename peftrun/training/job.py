@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, set_seed
 
 from peftrun import artifacts, console, device, heads, tasks, warm
+from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, nature, optimizers
 from peftrun.console import figures, megabytes, short
 from peftrun.device import Device
@@ -19,7 +21,7 @@ from peftrun.errors import ConfigError, DataError
 from peftrun.methods import NoAdapter
 from peftrun.model import Base
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec, TrainAction
+from peftrun.schema import RunSpec
 from peftrun.tasks import seq2seq
 from peftrun.training import attention, checkpoints, loop, ranks
 
@@ -115,7 +117,8 @@ def start(job: Job) -> attach.Start:
     steps = loop.steps(trainer, len(rows))
     if not attach.needs_rows(job.spec.lora):
         return attach.Start([], steps)
-    chosen, size = rows[: getattr(job.spec.lora, "calibration_rows", 0)], trainer.per_device_train_batch_size
+    wanted, size = getattr(job.spec.lora, "calibration_rows", 0), trainer.per_device_train_batch_size
+    chosen = random.Random(job.spec.seed).sample(rows, min(wanted, len(rows)))
     collate = job.kind.collator(job.base.tokenizer) if job.base.head else DataCollatorForSeq2Seq(job.base.tokenizer)
     batches = [collate(chosen[begin : begin + size]) for begin in range(0, len(chosen), size)]
     place = job.base.model.device

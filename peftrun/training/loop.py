@@ -23,6 +23,7 @@ from transformers import (
 from peftrun.artifacts import CHECKPOINTS, METRICS
 from peftrun.device import Device
 from peftrun.errors import ConfigError
+from peftrun.explain import reads
 from peftrun.schema import TrainerSpec
 from peftrun.training import finite, preference, ranks, sft
 from peftrun.training.callbacks import Report
@@ -163,10 +164,8 @@ def _optimizer(model: Any, arguments: TrainingArguments, method: Method) -> Any:
 
 
 def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -> dict[str, Any]:
-    whole = dataclasses.asdict(trainer)
-    whole.pop("early_stopping_patience")
     return {
-        **whole,
+        **reads.handed(trainer, ("early_stopping_patience",), _moot(trainer)),
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "prediction_loss_only": True,
@@ -183,6 +182,18 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
         "report_to": "none",
         "logging_nan_inf_filter": False,  # the default hides a loss that is no number
     }
+
+
+def _moot(trainer: TrainerSpec) -> list[str]:
+    """What means nothing beside another value."""
+    adam = trainer.optim.startswith(("adamw", "paged_adamw", "lion"))
+    return [
+        *(["num_train_epochs"] if trainer.max_steps > 0 else []),
+        *(["save_steps"] if trainer.save_strategy != "steps" else []),
+        *(["save_total_limit"] if trainer.save_strategy == "no" else []),
+        *(["eval_steps"] if trainer.eval_strategy != "steps" else []),
+        *([] if adam else ["adam_beta1", "adam_beta2"]),
+    ]
 
 
 def _spread(device: Device) -> dict[str, Any]:

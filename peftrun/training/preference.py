@@ -10,6 +10,7 @@ from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 
 from peftrun import console
+from peftrun.explain import reads
 from peftrun.objectives import GrpoObjective
 from peftrun.tasks import rewards
 
@@ -18,9 +19,8 @@ OURS = ("rewards", "pattern", "target_length")  # fields of an objective that sa
 
 def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
     """The loop for an objective. `given`: training arguments by name. Rows were cut to length before."""
-    objective = dataclasses.asdict(lesson.objective)
-    name = objective.pop("name")
-    arguments = {**given, **{key: value for key, value in objective.items() if key not in OURS}}
+    name = lesson.objective.name
+    arguments = {**given, **reads.handed(lesson.objective, ("name", *OURS))}
     rows = lesson.rows
     if name == "kto":  # it pairs each answer with its neighbour's prompt, so the order is drawn once, before
         rows = random.Random(lesson.seed).sample(rows, len(rows))

@@ -9,12 +9,13 @@ from typing import Any
 from transformers import set_seed
 
 from peftrun import artifacts, console, device, heads, tasks, warm
+from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, save
 from peftrun.adapter.joint import Joint
 from peftrun.errors import PeftrunError
 from peftrun.model import Base
 from peftrun.result import Apart, RunResult
-from peftrun.schema import RunSpec, TrainAction
+from peftrun.schema import RunSpec
 from peftrun.training import job as jobs
 from peftrun.training import loop, seat
 from peftrun.training.halving import Halving

@@ -1,8 +1,10 @@
-"""action=plan: what a run or a sweep would take, said before anything is loaded, and nothing written by a sweep's plan."""
+"""action=plan: what a run or a sweep would take; from files nothing is loaded, by measured steps nothing is saved, and a sweep's plan writes nothing."""
 
+import json
 import time
 
 import pytest
+from conftest import TINY_STEPS
 from faults import check_failed, check_refused
 from test_startup import run
 
@@ -35,7 +37,7 @@ def test_a_plan_says_groups_waves_memory_and_time(cli, llama, on_tiny, tmp_path)
     outcome = cli(*grid, "action=plan")
     assert outcome.code == 0, outcome.err
     for text in (
-        "lora=lora seed=1  (also number 2)", "together on one base", "alone: lora.method=ia3", "0.90 GB", "unknown: no run of tiny-llama",
+        "lora=lora seed=1  (also number 2)", "together on one base", "alone: lora.method=ia3", "0.90 GB", "0.65 GB", "unknown: no run of tiny-llama",
     ):  # fmt: skip
         assert text in outcome.out
     waves = outcome.out.partition("\nwave ")[2].splitlines()[1:]
@@ -76,15 +78,97 @@ def test_options_of_the_launcher_are_checked(cli, tmp_path):
     check_refused(cli, tmp_path, [*grid, "hydra.launcher.max_cells=0"], ["hydra.launcher.max_cells=0: must be"])
 
 
-def test_one_run_is_planned_too(tmp_path, trained, cli, llama, on_tiny):
-    outcome = cli(*on_tiny(llama), "action=plan")
+def test_one_run_is_planned_from_files(cli, llama, on_tiny):
+    outcome = cli(*on_tiny(llama), "action=plan", "action.measured_steps=0")
     assert outcome.code == 0, outcome.err
-    assert "about 0.90 GB" in outcome.out and "unknown: no run of tiny-llama here yet" in outcome.out
-    assert outcome.record()["plan"]["memory"] > 9e8
+    for text in ("about 0.65 GB", "fits: ", "60 of 4 rows: 240 rows", "unknown: no run of tiny-llama here yet"):
+        assert text in outcome.out
+    plan = outcome.record()["plan"]
+    assert plan["exact"] and plan["memory"]["peak"] > 6e8 and plan["seconds"] is None and plan["measured"] is None
 
 
-def test_a_plan_of_one_run_imports_nothing_heavy(tmp_path):
-    assert "HEAVY []" in run(tmp_path, "action=plan", "device=cpu").stderr
+def test_a_plan_from_files_imports_nothing_heavy(tmp_path):
+    assert "HEAVY []" in run(tmp_path, "action=plan", "device=cpu", "action.measured_steps=0").stderr
+
+
+@pytest.fixture
+def planned(cli, llama, on_tiny):
+    def run(*overrides):
+        outcome = cli(*on_tiny(llama), "action=plan", *overrides)
+        assert outcome.code == 0, outcome.err
+        return outcome, outcome.record()["plan"]
+
+    return run
+
+
+def test_measured_steps_tell_the_time_and_leave_nothing_behind(planned, trained):
+    outcome, plan = planned(*TINY_STEPS)
+    record = json.loads((trained / "record.json").read_text())
+    assert (plan["trained"], plan["parameters"]) == (record["trainable_parameters"], record["parameters"])
+    assert (plan["rows"], plan["steps"]) == (record["data"]["train_rows"], 4)
+    assert set(plan["parts"]) == {"start", "before", "training", "after"} and plan["measured"]["peak"] > 3e8
+    assert plan["seconds"] == pytest.approx(sum(plan["parts"].values()), abs=0.3)
+    assert everything_in(outcome.run_dir) == {".hydra", "config.yaml", "record.json"}
+    assert "s a step" in outcome.out and "measuring 3 steps" in outcome.err
+
+
+def everything_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_step_is_timed_by_the_trainings_own_loop(planned, cli, llama, on_tiny):
+    steps = ["trainer.max_steps=30", "trainer.save_strategy=no"]
+    _, plan = planned(*steps, "action.measured_steps=10")
+    real = cli(*on_tiny(llama), *steps).record()["training"]["seconds"]
+    assert real / 3 < plan["measured"]["step"] * 30 < real * 3, (plan, real)
+
+
+def test_what_is_measured_is_what_was_asked_for(planned):
+    _, once = planned("trainer.per_device_train_batch_size=1")
+    _, plan = planned("trainer.gradient_accumulation_steps=8", "action.evaluate_before=false", "trainer.packing=false")
+    assert plan["measured"]["step"] > 2 * once["measured"]["step"]
+    assert "before" in plan["parts"] and plan["parts"]["before"] == 0
+
+
+def test_epochs_become_steps_once_rows_are_counted(planned):
+    epochs = ["trainer=epochs", "trainer.gradient_accumulation_steps=2", "trainer.num_train_epochs=3"]
+    outcome, plan = planned(*epochs, "action.measured_steps=0")
+    assert plan["steps"] is None and "unknown until rows are counted; 8 rows a step" in outcome.out
+    outcome, plan = planned(*epochs, "action.measured_steps=1")
+    assert plan["rows"] == 32 and plan["steps"] == 12 and "12 of 8 rows: 96 rows, 3.00 times 32" in outcome.out
+
+
+@pytest.mark.parametrize("method", ["ia3", "vera", "none"])
+def test_another_method_is_counted_on_the_adapted_base(planned, cli, llama, on_tiny, method):
+    guess, plan = planned(f"lora={method}", "action.measured_steps=0")
+    assert plan["exact"] == (method == "none") == ("about 1" not in guess.out.splitlines()[0])
+    _, plan = planned(f"lora={method}", "action.measured_steps=1")
+    real = cli(*on_tiny(llama), f"lora={method}", *TINY_STEPS).record()
+    assert plan["exact"] and plan["trained"] == real["trainable_parameters"]
+
+
+def test_what_will_not_fit_is_said_with_what_to_type_and_not_tried(planned):
+    outcome, plan = planned("trainer.per_device_train_batch_size=2097152")
+    assert plan["memory"]["peak"] > plan["free"] and plan["measured"] is None
+    assert "will not fit: " in outcome.out and "; type trainer.per_device_train_batch_size=" in outcome.out
+    size = outcome.out.partition("trainer.per_device_train_batch_size=")[2].split()[0]
+    outcome, plan = planned(f"trainer.per_device_train_batch_size={size}", "action.measured_steps=0")
+    assert "fits: " in outcome.out
+
+
+def test_what_never_fits_wants_another_model_or_machine(planned):
+    outcome, _ = planned("lora.r=100000000")
+    assert "; choose a smaller model, or a machine with more memory" in outcome.out
+
+
+def test_processes_are_planned_each(planned):
+    outcome, plan = planned("device=ddp", "device.name=cpu", "device.processes=2", "action.measured_steps=1")
+    assert plan["processes"] == 2 and "for each of 2 processes" in outcome.out and "60 of 8 rows" in outcome.out
+
+
+def test_a_run_that_is_to_be_continued_is_planned_whole(planned, cli, llama, on_tiny, tmp_path):
+    outcome, _ = planned("action.resume=auto", "action.measured_steps=1")
+    assert "note      of the whole training" in outcome.out
 
 
 def test_what_training_would_refuse_its_plan_refuses(cli, tmp_path, trained, llama, on_tiny):

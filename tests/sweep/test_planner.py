@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from encoders import build_bert
 from hydra import compose, initialize_config_dir
 
-from peftrun import config, paths
+from peftrun import config, heads, paths
 from peftrun.errors import ConfigError
-from peftrun.sweep import bases, groups, pace, planner
+from peftrun.sweep import bases, groups, memory, pace, parameters, planner
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.memory import Lengths
 from peftrun.sweep.planner import Limits
 
 
@@ -58,37 +60,155 @@ def on(folder, *overrides):
 def test_the_classic_gpt2_adapter_has_as_many_parameters_as_it_has(tmp_path):
     wanted = on(gpt2_124m(tmp_path / "gpt2"), "lora.r=8", "lora.target_modules=[c_attn]")
     base = bases.read(wanted.model)
-    assert bases.adapter_parameters(base, wanted.lora) == 294_912
+    assert parameters.adapter(base, wanted.lora) == 294_912
     assert (base.hidden, base.layers, base.vocabulary) == (768, 12, 50257)
     some = on(tmp_path / "gpt2", "lora.r=8", "lora.target_modules=[c_attn]", "lora.layers_to_transform=[0,3]")
-    assert bases.adapter_parameters(base, some.lora) == 294_912 // 6
+    assert parameters.adapter(base, some.lora) == 294_912 // 6
     pattern = on(tmp_path / "gpt2", "lora.r=8", "lora.target_modules=.*c_attn", "lora.rank_pattern={c_attn: 4}")
-    assert bases.adapter_parameters(base, pattern.lora) == 294_912 // 2
+    assert parameters.adapter(base, pattern.lora) == 294_912 // 2
 
 
 def test_the_count_is_that_of_the_run(trained):
     record = json.loads((trained / "record.json").read_text())
     wanted = config.from_values(config.read_values(trained / "config.yaml"))
     base = bases.read(wanted.model)
-    assert bases.adapter_parameters(base, wanted.lora) == record["trainable_parameters"]
-    total = base.bytes(1, None) + record["trainable_parameters"]
-    assert total == record["parameters"]
+    found = parameters.count(base, wanted.lora, wanted.task)
+    assert found.trained == record["trainable_parameters"] and found.exact
+    assert base.parameters + found.held == record["parameters"]
+
+
+VARIANTS = {
+    "lora": [], "rslora": [], "dora": [], "lora_fa": [], "loraplus": [], "by_pattern": [], "bdlora": [], "tokens": [], "pissa": [], "olora": [],
+    "velora": ["lora.velora_config.num_groups=8"], "alora": [],
+}  # fmt: skip
+SHAPED = [
+    ["lora.target_modules=[q_proj,down_proj]", "lora.exclude_modules=.*layers.0.*"], ["lora.layers_to_transform=[1]", "lora.target_modules=[q_proj]"], ["lora.lora_bias=true"],
+    ["lora.target_modules=[embed_tokens,v_proj]"], ["lora.modules_to_save=[embed_tokens]", "lora.target_modules=[v_proj]"],
+    ["lora.target_modules='.*(up|gate)_proj'", "lora.use_dora=true", "lora.rank_pattern={gate_proj: 2}"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[f"lora={name}", *more] for name, more in VARIANTS.items()] + SHAPED,
+    ids=" ".join,
+)
+def test_every_variant_of_lora_is_counted_exactly(llama, overrides):
+    from peftrun.adapter import attach
+    from peftrun.device import resolve
+    from peftrun.model import load_base
+
+    wanted = on(llama, "device.dtype=float32", *overrides)
+    found = parameters.count(bases.read(wanted.model), wanted.lora, wanted.task)
+    trained, everything = attach.trainable(
+        attach.attach(load_base(wanted.model, resolve(wanted.device)), wanted.lora, 0)
+    )
+    assert (found.trained, found.exact) == (trained, True)
+    assert bases.read(wanted.model).parameters + found.held == everything
+
+
+@pytest.mark.parametrize(
+    "overrides", [["lora=eva"], ["lora=ia3"], ["lora.bias=all"], ["lora.target_modules=[lm_head]"]], ids=str
+)
+def test_what_files_do_not_tell_is_no_exact_count(llama, overrides):
+    wanted = on(llama, *overrides)
+    assert not parameters.count(bases.read(wanted.model), wanted.lora, wanted.task).exact
+
+
+@pytest.mark.parametrize("task", ["spanish_sentiment", "ner"])
+def test_a_classifiers_head_is_counted(tmp_path, task):
+    from peftrun.adapter import attach
+    from peftrun.device import resolve
+    from peftrun.model import load_base
+
+    folder = build_bert(tmp_path / "bert")
+    wanted = on(folder, f"task={task}", "lora.target_modules=[query,value]", "device.dtype=float32")
+    found = parameters.count(bases.read(wanted.model), wanted.lora, wanted.task)
+    base = load_base(wanted.model, resolve(wanted.device), head=heads.of_task(wanted.task))
+    assert (found.trained, found.exact) == (attach.trainable(attach.attach(base, wanted.lora, 0))[0], True)
+    assert not parameters.count(bases.read(wanted.model), on(folder, f"task={task}").lora, wanted.task).exact
 
 
 def test_memory_grows_with_what_takes_it(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
     base = bases.read(on(folder).model)
 
-    def memory(*overrides):
+    def needed(*overrides):
         return planner.cell_memory(base, on(folder, *overrides))
 
-    assert memory("lora.r=16") - memory("lora.r=8") == 8 * sum(map(sum, base.linears.values())) * 16
-    assert memory("lora.r=8") > memory("lora.r=8", "trainer.optim=sgd")
-    assert memory("trainer.per_device_train_batch_size=8") > memory("trainer.per_device_train_batch_size=4")
-    assert memory("trainer.gradient_checkpointing=true") < memory()
-    assert memory("device.dtype=float32") > memory("device.dtype=bfloat16")
+    assert needed("lora.r=16") - needed("lora.r=8") == 8 * sum(map(sum, base.linears.values())) * 16
+    assert needed("lora.r=8") > needed("lora.r=8", "trainer.optim=sgd")
+    assert needed("trainer.per_device_train_batch_size=8") > needed("trainer.per_device_train_batch_size=4")
+    assert needed("device.dtype=float32") > needed("device.dtype=bfloat16")
     four_bits = planner.shared_memory(base, on(folder, "model.quantization=nf4", "device.dtype=float32"))
     assert four_bits < planner.shared_memory(base, on(folder, "device.dtype=float32"))
+
+
+def test_a_run_by_itself_has_parts_that_grow_with_what_takes_them(tmp_path):
+    folder = gpt2_124m(tmp_path / "gpt2")
+    base = bases.read(on(folder).model)
+
+    def parts(*overrides, **lengths):
+        return memory.of_run(base, on(folder, *overrides), Lengths(**lengths) if lengths else None)
+
+    plain = parts("device.dtype=bfloat16")
+    assert plain.weights == 2 * base.parameters and parts("device.dtype=float32").weights == 4 * base.parameters
+    assert plain.loading == memory.IMPORTED + 2 * base.parameters + 4 * base.parameters  # its files are float32
+    assert parts("device.dtype=float32").loading == memory.IMPORTED + 4 * base.parameters
+    assert parts("lora.r=16").learning == 2 * parts("lora.r=8").learning == 6 * parts("lora.r=8").adapter
+    assert parts("trainer.optim=sgd").learning == parts().learning / 3
+    assert parts(longest=64, learned=1).activations < plain.activations
+    assert 0 < parts("trainer.gradient_checkpointing=true").activations < parts().activations
+    assert parts("task.loss_on=all").logits == 4 * 128 * 50257 * memory.LOGITS == 32 * plain.logits
+    assert parts(longest=100, learned=60).logits == 4 * 100 * 50257 * memory.LOGITS  # more than half of the tokens
+    assert parts("device.dtype=bfloat16", "task.max_length=512").activations == 4 * plain.activations  # no heads told
+    assert parts("action.evaluate_before=false").before == 0 < plain.before
+    whole = parts("lora=none")
+    assert whole.adapter == 0 and whole.weights == 4 * base.parameters and whole.learning == 12 * base.parameters
+    assert plain.peak == max(plain.loading, sum(plain.as_dict()[name] for name in HELD) + plain.before + plain.after)
+
+
+def test_plain_products_keep_their_scores(llama):
+    base = bases.read(on(llama).model)
+
+    def kept(tokens, *overrides):
+        return memory.of_run(base, on(llama, f"task.max_length={tokens}", *overrides)).activations / tokens
+
+    assert (
+        kept(512, "device.dtype=bfloat16") - kept(256, "device.dtype=bfloat16") == 4 * 2 * 6 * 4 * 256
+    )  # rows, layers, bytes, heads
+    assert kept(1024, "device.dtype=bfloat16") < kept(512, "device.dtype=bfloat16")
+    assert kept(512, "device.dtype=float32") == kept(256, "device.dtype=float32")
+    eager = ["device.dtype=float32", "model.attn_implementation=eager"]
+    assert kept(512, *eager) - kept(256, *eager) == 4 * 2 * 4 * 4 * 256
+
+
+HELD = ("process", "weights", "adapter", "learning")
+
+
+def test_the_rules_that_other_modules_hold_are_the_same():
+    from peftrun.training import answer_loss, attention
+
+    assert memory.PLAIN_PRODUCTS == attention.LONGEST and memory.SHORT == answer_loss.WORTH_IT
+
+
+def test_a_gpu_takes_nothing_for_the_process_and_leaves_no_holes(tmp_path):
+    folder = gpt2_124m(tmp_path / "gpt2")
+    base = bases.read(on(folder).model)
+    here, there = (
+        memory.of_run(base, on(folder, f"device={name}", "device.dtype=float32")) for name in ("cpu", "cuda")
+    )
+    assert there.process == 0 and there.loading == there.weights and 0 < there.activations < here.activations
+
+
+@pytest.mark.parametrize("overrides", [[], ["trainer.gradient_accumulation_steps=3"], ["trainer.max_steps=7"]], ids=str)
+@pytest.mark.parametrize("rows", [1, 5, 32, 33])
+def test_steps_are_those_of_the_loop(rows, overrides):
+    from peftrun.training import loop
+
+    trainer = spec("trainer=epochs", "trainer.num_train_epochs=1.5", *overrides).trainer
+    assert pace.steps(trainer, rows) == loop.steps(trainer, rows)
+    assert pace.steps(trainer, 2 * rows, 2) == loop.steps(trainer, rows)
 
 
 def sweep_of(folder, count, *overrides):

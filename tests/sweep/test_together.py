@@ -15,7 +15,7 @@ STEPS = ["trainer.max_steps=50", "trainer.logging_steps=1", "trainer.learning_ra
 
 
 def specs_of(*cells):
-    return [config.build(composition.compose_run(cell)[0]) for cell in cells]
+    return [config.build(composition.compose_run(cell).cfg) for cell in cells]
 
 
 def together(folder, cells, at_once=None, halving=None):

@@ -17,7 +17,7 @@ def examples(path, *overrides):
     from peftrun.composition import compose_run
 
     chosen = [] if any(item.startswith("task=") for item in overrides) else ["task=instruction"]
-    return load_examples(build(compose_run([*chosen, f"task.data.path={path}", *overrides])[0]).task)
+    return load_examples(build(compose_run([*chosen, f"task.data.path={path}", *overrides]).cfg).task)
 
 
 def write(folder, kind):
@@ -163,7 +163,7 @@ def test_braces_in_values_are_only_text(tmp_path):
 def test_the_default_task_is_the_real_data():
     from peftrun.composition import compose_run
 
-    train, held_out = load_examples(build(compose_run([])[0]).task)
+    train, held_out = load_examples(build(compose_run([]).cfg).task)
     assert (len(train), len(held_out)) == (934, 200)
     for part in (train, held_out):  # both balanced: a model that always says one word is right half the time
         assert 0.4 < sum(e.completion == "spam" for e in part) / len(part) < 0.6

@@ -50,7 +50,7 @@ def ner(where, bert):
 
 
 def alone(run, overrides):
-    return peftrun.load(str(run), *overrides)
+    return peftrun.load_adapter(str(run), *overrides)
 
 
 def together(spanish, ner, bert, where):
@@ -58,7 +58,7 @@ def together(spanish, ner, bert, where):
     from peftrun.adapter import load
 
     both = f"adapter={{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}"
-    spec = config.build(composition.compose_run((*on_texts(bert, where), "action=reload", both))[0])
+    spec = config.build(composition.compose_run((*on_texts(bert, where), "action=reload", both)).cfg)
     head = heads.wanted(spec.task, spec.adapter, spec.active)
     base = model.load_base(spec.model, device.resolve(spec.device), head=head)
     return load.load(base, spec.adapter, spec.active, False)[0], base
@@ -230,7 +230,7 @@ def test_a_text_longer_than_the_model_reads_is_cut(cli, bert, tmp_path):
 
 def test_several_load_from_python(spanish, ner, bert):
     model = ["model=pretrained", f"model.name_or_path={bert}", "device=cpu", "active=ner"]
-    net, _ = peftrun.load(f"{{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}", *model)
+    net, _ = peftrun.load_adapter(f"{{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}", *model)
     assert net.active_adapter == "ner" and net.config.id2label[0] == "O"
 
 

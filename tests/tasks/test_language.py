@@ -31,7 +31,7 @@ def write(folder, *rows):
 
 
 def task_of(file, *overrides):
-    return build(compose_run([*overrides, f"task.data.path={file}", "task.data.eval_rows=1"])[0]).task
+    return build(compose_run([*overrides, f"task.data.path={file}", "task.data.eval_rows=1"]).cfg).task
 
 
 def talks(tmp_path, *overrides):

@@ -152,7 +152,7 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(llama):
     spec = config.build(
         composition.compose_run(
             ["model=pretrained", f"model.name_or_path={llama}", "device=cpu", "device.dtype=float32"]
-        )[0]
+        ).cfg
     )
     base = model.load_base(spec.model, device.resolve(spec.device))
     prompts, completions = [[5, 6, 7], [8], [9, 10, 11, 12]], [[20, 21], [22, 23, 24, 25], [26]]
@@ -167,8 +167,8 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
     kind, run, given = learned
     if kind != "dpo":
         pytest.skip("DPO's")
-    spec = config.build(composition.compose_run([*given, f"adapter={run.run_dir}", "action=reload"])[0])
-    net, tokenizer = peftrun.load(str(run.run_dir), *given)
+    spec = config.build(composition.compose_run([*given, f"adapter={run.run_dir}", "action=reload"]).cfg)
+    net, tokenizer = peftrun.load_adapter(str(run.run_dir), *given)
     rows = tasks.of_kind("preference").load_rows(spec.task, tokenizer)
     assert len(rows.held_out) == 8 and rows.for_training()[0]["chosen"][0]["content"] == "yes"
     spec.task.objective.beta = 3.0

@@ -32,7 +32,7 @@ def write(path, rows):
 
 def task_of(path, *overrides):
     given = ["task=instruction", f"task.data.path={path}", "task.data.eval_rows=4", "task.max_length=64", *overrides]
-    return build(compose_run(given)[0]).task
+    return build(compose_run(given).cfg).task
 
 
 def kept(folder):
@@ -60,7 +60,7 @@ def test_rows_of_every_form_come_back(experiment, kind, file, llama, tmp_path):
     task = build(compose_run([
         f"task={experiment}", "task.data.source=file", f"task.data.path={file}", "task.messages=null", "task.prompt='{prompt}'",
         "task.completion='{chosen}'", "task.data.eval_rows=3", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false",
-    ])[0]).task  # fmt: skip
+    ]).cfg).task  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(llama)
     first, again = (prepared.rows(of_kind(kind), task, tokenizer) for _ in range(2))
     assert dataclasses.asdict(first) == dataclasses.asdict(again) and first.for_training() == again.for_training()

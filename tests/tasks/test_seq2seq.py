@@ -82,10 +82,10 @@ def test_it_answers_without_repeating_what_it_read(learned, where, given):
 def test_exact_match_is_what_greedy_decoding_writes(learned, given):
     import peftrun
 
-    net, tokenizer = peftrun.load(str(learned.run_dir), *given)
+    net, tokenizer = peftrun.load_adapter(str(learned.run_dir), *given)
     from peftrun import composition, config, tasks
 
-    spec = config.build(composition.compose_run((*given, "action=evaluate"))[0])
+    spec = config.build(composition.compose_run((*given, "action=evaluate")).cfg)
     rows = tasks.of_kind("seq2seq").load_rows(spec.task, tokenizer).held_out
     found = tasks.of_kind("seq2seq").evaluate(net, tokenizer, rows, 3, spec.task)["exact_match"]
     right = 0

@@ -15,7 +15,7 @@ def write(file, rows):
 
 
 def task_of(*overrides):
-    return config.build(composition.compose_run(["task=instruction", *overrides])[0]).task
+    return config.build(composition.compose_run(["task=instruction", *overrides]).cfg).task
 
 
 @pytest.fixture

@@ -1,0 +1,185 @@
+"""Group `action`: what each action is asked, one dataclass an action. What `action.` may be left out of is told by `typed`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from peftrun.methods import STRICT, Positive
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Path = Annotated[str, Field(min_length=1, examples=["PATH"])]
+
+
+@dataclass(config=STRICT)
+class TrainAction:
+    """Learn the task; evaluate before and after; save the adapter."""
+
+    name: Literal["train"]
+    resume: Path | None  # a run folder, or `auto`: the newest unfinished run with this very config
+    evaluate_before: bool
+
+
+@dataclass(config=STRICT)
+class SaveAction:
+    """Write adapters again (all, or those named), in another dtype if asked; a fresh one if none is given."""
+
+    name: Literal["save"]
+    adapters: Annotated[list[str], Field(min_length=1, examples=["[default]"])] | None
+    dtype: Dtype
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
+class ReloadAction:
+    """Load in a fresh process, prove the load, evaluate."""
+
+    name: Literal["reload"]
+    evaluate: bool
+
+
+@dataclass(config=STRICT)
+class EvaluateAction:
+    """Measure the base, with an adapter or without."""
+
+    name: Literal["evaluate"]
+
+
+@dataclass(config=STRICT)
+class GenerateAction:
+    """Answer a prompt, a file of prompts, or a person."""
+
+    name: Literal["generate"]
+    prompt: str | None
+    prompts_file: Path | None
+    batch_size: Positive
+    max_new_tokens: Annotated[int, Field(ge=1, examples=[64])]
+    temperature: Annotated[float, Field(ge=0, examples=[0.7])]  # 0: greedy
+    top_p: Annotated[float, Field(gt=0, le=1, examples=[0.9])]
+
+
+@dataclass(config=STRICT)
+class MergeAction:
+    """Write a full model that needs no adapter, and prove it."""
+
+    name: Literal["merge"]
+    dtype: Dtype
+    output_dir: Path | None
+    verify: bool
+    held_out_rows: Annotated[int, Field(ge=0, examples=[16])]
+
+
+@dataclass(config=STRICT)
+class CombineAction:
+    """Make one adapter of several, and measure it against their weighted sum."""
+
+    name: Literal["combine"]
+    combination: Literal[
+        "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
+        "magnitude_prune", "magnitude_prune_svd",
+    ]  # fmt: skip
+    weights: dict[str, float] | None  # adapter → weight; null: 1 each
+    density: Annotated[float, Field(gt=0, le=1, examples=[0.5])] | None
+    majority_sign_method: Literal["total", "frequency"]
+    rank: Positive | None
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
+class ExtractAction:
+    """Make an adapter of what full fine-tuning has changed."""
+
+    name: Literal["extract"]
+    tuned: Path
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
+class UnmergeAction:
+    """Take an adapter out of a merged model again."""
+
+    name: Literal["unmerge"]
+    dtype: Dtype
+    output_dir: Path | None
+
+
+@dataclass(config=STRICT)
+class InspectAction:
+    """Say what adapters hold; no model is loaded."""
+
+    name: Literal["inspect"]
+
+
+@dataclass(config=STRICT)
+class DiffAction:
+    """Compare two adapters; no model is loaded."""
+
+    name: Literal["diff"]
+
+
+@dataclass(config=STRICT)
+class PlanAction:
+    """Say what training would take. `measured_steps`: taken on the real base to tell the time; 0: nothing is loaded. The others are the training's."""
+
+    name: Literal["plan"]
+    resume: Path | None
+    evaluate_before: bool
+    measured_steps: Annotated[int, Field(ge=0, examples=[3])]
+
+
+@dataclass(config=STRICT)
+class ReplayAction:
+    """Run a record again from its own config, and compare what comes out."""
+
+    name: Literal["replay"]
+    run: Path | None  # a run folder
+    env: Literal["check"] | None  # check: only say what has drifted since
+    tolerance: Annotated[float, Field(ge=0, examples=[1e-3])]  # largest difference of a weight that counts as equal
+
+
+@dataclass(config=STRICT)
+class ExplainAction:
+    """Say where each value of a config comes from, or how two runs differ."""
+
+    name: Literal["explain"]
+    run: Path | None  # a run folder, in place of what is typed
+    against: Path | None  # another one
+    of: str  # the action whose config is explained
+    format: Literal["table", "json"]
+
+
+@dataclass(config=STRICT)
+class TemplateAction:
+    """Make a package of configs that a team installs with pip."""
+
+    name: Literal["template"]
+    path: Path | None
+
+
+@dataclass(config=STRICT)
+class CheckAction:
+    """Resolve every option on the search path, and see that it fits its model."""
+
+    name: Literal["check"]
+    build: bool  # also each model, without weights, on torch's meta device
+
+
+Action = Annotated[
+    TrainAction
+    | SaveAction
+    | ReloadAction
+    | EvaluateAction
+    | GenerateAction
+    | MergeAction
+    | UnmergeAction
+    | CombineAction
+    | ExtractAction
+    | InspectAction
+    | DiffAction
+    | PlanAction
+    | ReplayAction
+    | ExplainAction
+    | TemplateAction
+    | CheckAction,
+    Field(discriminator="name"),
+]

@@ -1,0 +1,33 @@
+"""Resolve every option on the search path, and see that it fits its model. Without `build` nothing heavy is imported."""
+
+from pathlib import Path
+
+from peftrun import asked, console
+from peftrun.action_specs import CheckAction
+from peftrun.errors import CheckError
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+from peftrun.team import check, findings
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """A table of what was found on standard output. Raises: CheckError: one line for each option at fault."""
+    assert isinstance(spec.action, CheckAction)
+    fits = None
+    if spec.action.build:
+        from peftrun.adapter import fit_check
+
+        fits = fit_check.check
+    found = [check.relative(one) for one in check.run(asked.search_path(out_dir), fits)]
+    counts = check.counted(found)
+    facts = {"check": {"counts": counts, "findings": [one.as_dict() for one in found]}}
+    for line in findings.table(check.shown(found)):
+        console.show(line)
+    faults = [one for one in found if one.verdict == findings.FAULT]
+    if faults:
+        raise CheckError(*map(str, faults), facts=facts)
+    built = "" if spec.action.build else ", no model built"
+    summary = [
+        ("options", f"{sum(counts.values())} resolve: {counts['fine']} fine, {counts['note']} with a note{built}")
+    ]
+    return RunResult(out_dir, facts, summary=summary)

@@ -1,0 +1,55 @@
+"""What PEFT and TRL say of the settings that are handed to them under their own names."""
+
+import dataclasses
+from functools import cache
+
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
+from trl.experimental.orpo import ORPOConfig
+
+from peftrun import methods, schema
+from peftrun.adapter.attach import PARTS
+from peftrun.editor.homes import METHODS, OBJECTIVES, tag
+
+OBJECTIVE_CONFIGS: dict[str, type] = {
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "orpo": ORPOConfig,
+    "reward": RewardConfig,
+    "grpo": GRPOConfig,
+}
+PART_FIELDS: dict[type, str] = {
+    methods.EvaSpec: "eva_config",
+    methods.CordaSpec: "corda_config",
+    methods.LoraGaSpec: "lora_ga_config",
+    methods.VeloraSpec: "velora_config",
+    methods.BdLoraSpec: "use_bdlora",
+}
+
+
+@cache
+def help_of(owner: type) -> dict[str, str]:
+    """Field → the library's own help, opened by the library's name; empty where no library takes the dataclass."""
+    library, config = _config(owner)
+    if config is None:
+        return {}
+    fields = {field.name: field.metadata.get("help") for field in dataclasses.fields(config)}
+    return {name: f"{library}: {_one_line(text)}" for name, text in fields.items() if text}
+
+
+def _one_line(text: str | tuple[str, ...]) -> str:
+    """A help text without its line breaks; some of PEFT's are tuples by a slip of a comma."""
+    return " ".join((text if isinstance(text, str) else " ".join(text)).split())
+
+
+def _config(owner: type) -> tuple[str, type | None]:
+    if owner is schema.TrainerSpec:
+        return "TRL", SFTConfig
+    if owner in OBJECTIVES:
+        return "TRL", OBJECTIVE_CONFIGS[tag(owner)]
+    if owner in PART_FIELDS:
+        return "PEFT", PARTS[PART_FIELDS[owner]]
+    if owner in METHODS and owner is not methods.NoAdapter:
+        return "PEFT", PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(tag(owner).upper())]
+    return "", None

@@ -1,0 +1,134 @@
+"""What is told of a configuration, of a run folder, and of two. Light."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts, asked, composition, config
+from peftrun.errors import ConfigError
+from peftrun.explain import difference, quoting, sources
+from peftrun.explain.compositions import Compositions
+from peftrun.explain.sources import RECORDED, Origins, Source
+from peftrun.team import packages
+
+UNCOUNTED = ("resume", "output_dir")  # of an action: where it is written, and how it came about
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A configuration, where it comes from, and how it is typed. `unread`: keys that nothing read when it was run."""
+
+    origins: Origins
+    command: str
+    unread: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON says it."""
+        values = config.flatten(self.origins.values)
+        return {
+            "keys": [_row(key, values[key], source) for key, source in self.origins.sources.items()],
+            "choices": [{"group": one.group, "option": one.option, "by": one.by} for one in self.origins.choices],
+            "unread": self.unread,
+            "command": self.command,
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the config of one run leads to another's: what differs, the overrides, and the whole command of the other."""
+
+    values: dict[str, tuple[Any, Any]]
+    overrides: list[str]
+    command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON says it."""
+        rows = [{"key": key, "from": one, "to": other} for key, (one, other) in self.values.items()]
+        return {"differences": rows, "overrides": self.overrides, "command": self.command}
+
+
+def of_typed(overrides: Sequence[str], search_path: Sequence[str]) -> Explanation:
+    """That of the config that overrides compose. Raises: ConfigError: they cannot be composed."""
+    places = _given(search_path)
+    compositions = Compositions(places)
+    try:
+        origins = sources.of(compositions, overrides)
+    except composition.REFUSALS as error:
+        raise ConfigError(*(composition.explain(overrides, None, places) or [str(error)])) from error
+    return Explanation(origins, _command(compositions, places, origins.values))
+
+
+def of_run(run: Path) -> Explanation:
+    """That of a run folder's config: its values, which today's options may not say any more."""
+    values, places = config.read_run(run / artifacts.CONFIG), _given(asked.search_path(run))
+    compositions = Compositions(_there(places))
+    overrides = asked.overrides(run) or difference.between(compositions, _there(places), values)
+    try:
+        today = sources.of(compositions, [text for text in overrides if not text.startswith("hydra")])
+    except (*composition.REFUSALS, ConfigError):
+        today = Origins({}, {}, [])
+    record = artifacts.read_json(run / artifacts.RECORD) if (run / artifacts.RECORD).is_file() else {}
+    origins = replace(today, values=values, sources=_recorded(values, today))
+    return Explanation(origins, _command(compositions, _there(places), values), record.get("unread", []))
+
+
+def of_two(one: Path, other: Path) -> Difference:
+    """How the config of `one` leads to that of `other`; where they are written and what they continue does not count."""
+    start, target = (_counted(config.read_run(run / artifacts.CONFIG)) for run in (one, other))
+    places = _there(list(dict.fromkeys(place for run in (one, other) for place in _given(asked.search_path(run)))))
+    compositions = Compositions(places)
+    overrides = difference.between(compositions, places, target, start)
+    return Difference(difference.differing(start, target), overrides, _command(compositions, places, target))
+
+
+def _row(key: str, value: Any, source: Source) -> dict[str, Any]:
+    return {
+        "key": key,
+        "value": value,
+        "from": source.told(),
+        "kind": source.kind,
+        "file": source.path(),
+        "line": source.line or None,
+        "interpolated": source.interpolated,
+    }
+
+
+def _recorded(values: dict[str, Any], today: Origins) -> dict[str, Source]:
+    """Where each recorded value comes from: today's place, if it still says so."""
+    says, found = config.flatten(today.values), {}
+    for key, value in config.flatten(values).items():
+        source = today.sources.get(key)
+        if source is None:
+            found[key] = Source(RECORDED, artifacts.CONFIG)
+        elif difference.same(says[key], value):
+            found[key] = source
+        else:
+            found[key] = Source(RECORDED, f"{artifacts.CONFIG}; today {source.told()} makes it {says[key]}")
+    return found
+
+
+def _counted(values: dict[str, Any]) -> dict[str, Any]:
+    action = {key: None if key in UNCOUNTED else value for key, value in values["action"].items()}
+    return {**values, "action": action}
+
+
+def _given(search_path: Sequence[str]) -> list[str]:
+    """Without installed packages, whose options are found without a word."""
+    known = {f"file://{folder}" for folder in packages.installed().values()}
+    return [place for place in search_path if place not in known]
+
+
+def _there(places: Sequence[str]) -> list[str]:
+    """Those that still are."""
+    return [place for place in places if packages.folders([place])]
+
+
+def _command(compositions: Compositions, places: Sequence[str], values: dict[str, Any]) -> str:
+    """What to type for these values; a search path is part of it only where it makes it shorter."""
+    found = difference.between(compositions, places, values)
+    if places:
+        without = difference.between(Compositions(), (), values)
+        if len(without) <= len(found):
+            return quoting.command(without)
+    return quoting.command(found, places)

@@ -1,0 +1,55 @@
+"""Values that somebody has set and that nothing has read. Light."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from peftrun import asked, config, console
+from peftrun.explain import quoting
+from peftrun.schema import RunSpec
+
+LOOKING = ("plan", "replay", "explain", "template", "check")  # these look at a config that another run is to use
+TEMPLATES = ("slots", "template")  # read while the config is composed
+
+
+def found(spec: RunSpec, out_dir: Path, unread: Sequence[str]) -> list[str]:
+    """`key=value` of those unread keys that were set: for a training, by a key or a chosen option; for other actions, by a typed key alone.
+
+    Those others are told to use the model, task and device of a training, by the same options.
+    """
+    if spec.action.name in LOOKING:
+        return []
+    values = config.flatten(dataclasses.asdict(spec))
+    wanted = [key for key in unread if not _is_neutral(values[key]) and key.split(".")[0] not in TEMPLATES]
+    if not wanted:
+        return []
+    if spec.action.name == "train":
+        usual = _usual()
+        wanted = [key for key in wanted if values[key] != usual.get(key)]
+    else:
+        typed = {text.lstrip("+~").partition("=")[0] for text in asked.overrides(out_dir)}
+        wanted = [key for key in wanted if any(key == one or key.startswith(f"{one}.") for one in typed if "." in one)]
+    return [quoting.override(key, values[key]) for key in wanted]
+
+
+def tell(lines: Iterable[str]) -> None:
+    """One line on standard error, if there is something to tell."""
+    told = list(dict.fromkeys(lines))
+    if told:
+        was, it = ("was", "it") if len(told) == 1 else ("were", "them")
+        console.warn(f"{', '.join(told)} {was} set and nothing read {it} on this path")
+
+
+def _is_neutral(value: Any) -> bool:
+    """Whether it asks for nothing."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+@cache
+def _usual() -> dict[str, Any]:
+    """What a training is composed of when nothing is typed."""
+    from peftrun import composition
+
+    return config.flatten(config.plain(composition.compose_run([]).cfg))

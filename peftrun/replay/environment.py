@@ -1,0 +1,119 @@
+"""What a run stands on besides its config: every package, the machine, the settings of its threads, peftrun's own code. Light."""
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+OWN = Path(__file__).parent.parent  # the package
+METADATA = re.compile(r"(?P<name>[^~-][^-]*)(-(?P<version>[^-]+))?(-py[\d.]+)?\.(dist|egg)-info")
+FLAGS = ("avx", "amx", "fma", "sse4", "asimd", "sve", "bf16", "i8mm")  # those by which kernels are chosen
+SETTINGS = (  # of the process, read by the libraries that compute
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "KMP_AFFINITY", "MKL_NUM_THREADS", "MKL_CBWR", "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED",
+)  # fmt: skip
+DRIVER = Path("/proc/driver/nvidia")
+
+
+def now() -> dict[str, Any]:
+    """For the record of a run that begins: a lock of what it stands on. Nothing is imported for it."""
+    model, flags = of_processor()
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "cpu": {"model": model, "flags": sorted(flag for flag in flags if flag.startswith(FLAGS))},
+        "cores": _cores(),
+        "gpus": _gpus(),
+        "driver": _driver(),
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "code": _code(),
+        "packages": packages(),
+    }
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Name → version of every installed distribution. Of two of a name the one that would be imported counts."""
+    found: dict[str, str] = {}
+    for entry in sys.path:
+        for name in _names(entry):
+            one = METADATA.fullmatch(name)
+            if one:
+                plain = re.sub(r"[._]+", "-", one["name"]).lower()
+                found.setdefault(plain, one["version"] or _version(plain))
+    return dict(sorted(found.items()))
+
+
+def _names(entry: str) -> list[str]:
+    try:
+        return sorted(os.listdir(entry or "."))
+    except OSError:  # a folder that is not there, or a zip file
+        return []
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@cache
+def of_processor() -> tuple[str, frozenset[str]]:
+    """Model and feature flags of the first processor; nothing where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), frozenset()
+    told = {key.strip().lower(): text.strip() for key, _, text in (line.partition(":") for line in reversed(lines))}
+    flags = told.get("flags") or told.get("features") or ""
+    return told.get("model name") or platform.machine(), frozenset(flags.split())
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    """Names of NVIDIA's, as the driver tells them; others are told by torch, once it is there."""
+    texts = [_read(file) for file in sorted(DRIVER.glob("gpus/*/information"))]
+    return [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line.startswith("Model")]
+
+
+def _driver() -> str | None:
+    found = re.search(r"(\d+\.\d+(\.\d+)?)", _read(DRIVER / "version"))
+    return found[1] if found else None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+@cache
+def _code() -> dict[str, str | None]:
+    """peftrun's own source: one digest of all its files, and the commit where it is a checkout."""
+    whole = hashlib.sha256()
+    for file in sorted(OWN.rglob("*.py")):
+        whole.update(f"{file.relative_to(OWN).as_posix()}\n".encode() + file.read_bytes() + b"\0")
+    return {"sha256": whole.hexdigest(), "git_commit": commit(OWN.parent) if (OWN.parent / ".git").exists() else None}
+
+
+def commit(folder: Path) -> str | None:
+    """What is checked out in a folder that git keeps; None where it keeps none, or there is no git."""
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None if asked.returncode == 0 else None

@@ -1,0 +1,50 @@
+"""The record of an earlier run: read, seen to be one that can be run again; and what a record notes of adapters that are given."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftrun import adapter_folder, artifacts
+from peftrun.errors import ArtifactError, PeftrunError
+
+REPLAYED = ("train", "save", "reload", "evaluate", "generate", "merge", "unmerge", "combine", "extract", "diff")
+
+
+def problems(action: Any) -> Iterator[str]:
+    """One line for each reason why the run that action=replay names cannot be run again, or looked at."""
+    if action.run is None:
+        yield "action.run is not set; action=replay needs a run folder: type run=outputs/train/RUN"
+        return
+    key, folder = f"action.run={action.run}", Path(action.run).expanduser()
+    if not all((folder / name).is_file() for name in (artifacts.RECORD, artifacts.CONFIG)):
+        yield f"{key}: is no run folder (no {artifacts.RECORD}); name one below outputs, or a cell of a sweep"
+        return
+    try:
+        record = artifacts.read_json(folder / artifacts.RECORD)
+    except ArtifactError as error:
+        yield str(error)
+        return
+    yield from _of_record(key, record, action.env is not None)
+
+
+def _of_record(key: str, record: dict[str, Any], only_looked_at: bool) -> Iterator[str]:
+    name, status = record.get("action"), record.get("status")
+    if name not in REPLAYED:
+        yield f"{key}: is a run of action={name}, which leaves nothing to compare; name one of {', '.join(REPLAYED)}"
+    elif status != "completed" and not only_looked_at:
+        reason = f" ({str(record['error']).splitlines()[0]})" if record.get("error") else ""
+        yield (
+            f"{key}: this run is '{status}'{reason}, so there is nothing to compare; name a completed one, "
+            "or type env=check to see what has drifted since"
+        )
+
+
+def given(adapters: dict[str, str]) -> dict[str, str]:
+    """Name → sha256 of the weights of every adapter that a run is given; what cannot be read is told by whoever loads it."""
+    found = {}
+    for name, path in adapters.items():
+        try:
+            found[name] = artifacts.sha256(adapter_folder.locate(path, name) / artifacts.ADAPTER_WEIGHTS)
+        except (PeftrunError, OSError):
+            continue
+    return found

@@ -1,0 +1,60 @@
+"""What a run would stand on if it began now, as its record would tell it; nothing is trained, no weight is loaded."""
+
+import platform
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from peftrun import console, launch
+from peftrun.errors import PeftrunError
+from peftrun.replay import environment, records
+from peftrun.schema import RunSpec
+from peftrun.versions import versions
+
+GONE = "cannot be read"
+
+
+def facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
+    """Those facts of a record that inputs are compared by. `then`: the older record; what it does not hold is not looked for."""
+    found = {
+        "environment": environment.now(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "git_commit": environment.commit(Path()),
+        "given": records.given(spec.adapter),
+        "computing": None if launch.wanted(spec) or "computing" not in then else _computing(spec),
+    }
+    tokens = {part: _base(spec, part) for part in ("base", "merged") if then.get(part)}
+    found |= tokens
+    return found | ({"data": _data(spec)} if then.get("data") else {})
+
+
+def _computing(spec: RunSpec) -> dict[str, Any] | None:
+    """None where the device is not there; what is installed and the machine tell why."""
+    try:
+        import_module("peftrun.device").resolve(spec.device)
+    except PeftrunError as fault:
+        console.warn(fault.lines[0])
+        return None
+    found: dict[str, Any] | None = import_module("peftrun.determinism").described()
+    return found
+
+
+def _base(spec: RunSpec, part: str) -> dict[str, Any]:
+    model, fingerprint = (import_module(f"peftrun.{name}") for name in ("model", "fingerprint"))
+    try:
+        return {"fingerprint": fingerprint.of_model(model.locate(spec.model)).as_dict()}
+    except PeftrunError as fault:
+        console.warn(f"{part}: {fault.lines[0]}")
+        return {"fingerprint": {"weights": GONE}}
+
+
+def _data(spec: RunSpec) -> dict[str, Any]:
+    model, tasks, prepared = (import_module(f"peftrun.{name}") for name in ("model", "tasks", "tasks.prepared"))
+    try:
+        tokenizer = model.load_tokenizer(model.locate(spec.model), spec.model)
+        described: dict[str, Any] = prepared.rows(tasks.of_kind(spec.task.kind), spec.task, tokenizer).describe()
+        return described
+    except (PeftrunError, OSError, ValueError) as fault:
+        console.warn(f"data: {str(fault).splitlines()[0]}")
+        return {"digest": GONE}

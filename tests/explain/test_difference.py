@@ -1,0 +1,171 @@
+"""The command that is printed gives the identical config, whatever is in it."""
+
+import dataclasses
+import random
+import shlex
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from peftrun import composition, config, paths, schema
+from peftrun.errors import ConfigError
+from peftrun.explain import difference, quoting
+from peftrun.explain.compositions import Compositions
+
+SEED = 20260
+GROUPS = [group for group in paths.GROUPS if group != "experiment"]
+NASTY = [
+    "", " ", "a b", " a ", "a,b", "{x}", "[x]", "null", "NULL", "true", "False", "inf", "nan", "1", "-1", "1e-05", ".5", "1_000", "0x1F", "yes",
+    "it's", 'say "x"', "it's \"x\"", "'", '"', "''", "a\\", "a\\'", 'a\\"', "\\\\", "C:\\x\\", "${x}", "\\${x}", "a ${b} \\\\${c}\\", "${", "}${",
+    "$HOME", "`x`", "#c", "key: value", "a=b", "a:b", "(x)", "f(x)", "~a", "+a", "--flag", "*", "&a", "!t", "@", "|", ">", "%s", "x\\n", "…", "\u2028",
+    "line\nbreak", "\n", "a\r\nb", "tab\tx", "ñandú 😀", "\x07", "/a/b", "../x", '{"a": 1}', "oc.create:'x'",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compositions() -> Compositions:
+    return Compositions()
+
+
+def composed(overrides: list[str]) -> dict[str, Any]:
+    return config.plain(composition.compose_run(overrides).cfg)
+
+
+def typed_again(command: str) -> dict[str, Any]:
+    """What a shell makes of a command, composed."""
+    return composed(shlex.split(command)[1:])
+
+
+def value_of(kind: Any, draw: random.Random) -> Any:
+    """A value that the type of a key in the schema allows, ranges aside."""
+    if get_origin(kind) is Literal:
+        return draw.choice(get_args(kind))
+    if kind in (bool, int, float, str):
+        made = {bool: [True, False], int: [0, 7, -3, 10**9], float: [1e-05, 0.0, 2.5, 1e20, -0.25], str: NASTY}
+        return draw.choice(made[kind])
+    if get_origin(kind) is list:
+        return [value_of(get_args(kind)[0], draw) for _ in range(draw.randrange(3))]
+    if get_origin(kind) is dict:
+        return {draw.choice(NASTY): value_of(get_args(kind)[1], draw) for _ in range(draw.randrange(3))}
+    if dataclasses.is_dataclass(kind):
+        return {name: value_of(one, draw) for name, one in hints(kind).items()}
+    return value_of(draw.choice(get_args(kind) or [str]), draw) if kind is not type(None) else None
+
+
+def hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def owners(kind: Any) -> list[Any]:
+    return [kind] if dataclasses.is_dataclass(kind) else [one for arg in get_args(kind) for one in owners(arg)]
+
+
+def type_of(key: str, values: dict[str, Any]) -> Any:
+    """The type of a key in the schema; that of the chosen option where several have it."""
+    kinds: list[Any] = [schema.RunSpec]
+    for name in key.split("."):
+        held = [hints(owner)[name] for kind in kinds for owner in owners(kind) if name in hints(owner)]
+        kinds = held or [
+            get_args(kind)[1] for whole in kinds for kind in (whole, *get_args(whole)) if get_origin(kind) is dict
+        ]
+    return kinds[0]
+
+
+def drawn(draw: random.Random, compositions: Compositions) -> list[str]:
+    """Options of some groups, and values of some keys."""
+    chosen = draw.sample([*GROUPS, "experiment"], draw.choice([0, 0, 1, 1, 2, 3]))
+    texts = [f"{group}={draw.choice(compositions.options(group))}" for group in chosen]
+    values = compositions.compose(texts)
+    keys = [key for key in config.flatten(values) if "." in key and not key.startswith(("slots", "template", "action"))]
+    for key in draw.sample(keys, draw.choice([0, 1, 2, 3, 6])):
+        texts.append(quoting.override(key, value_of(type_of(key, values), draw), "++"))
+    return texts
+
+
+def check(compositions: Compositions, seed: int, cases: int) -> None:
+    """Of random configs, that the command found for them is no longer than the one that made them, and makes them again."""
+    draw = random.Random(seed)
+    for _ in range(cases):
+        overrides = drawn(draw, compositions)
+        values = composed(overrides)
+        found = difference.between(compositions, (), values)
+        assert difference.same(typed_again(quoting.command(found)), values), overrides
+        assert len(found) <= len(overrides), (overrides, found)
+
+
+def test_the_printed_command_gives_the_identical_config(compositions):
+    check(compositions, SEED, 8)
+
+
+@pytest.mark.slow
+def test_the_printed_command_gives_the_identical_config_hundreds_of_times(compositions):
+    check(compositions, SEED + 1, 300)
+
+
+@pytest.mark.parametrize("text", NASTY, ids=ascii)
+def test_a_text_is_typed_as_it_is(compositions, text):
+    for key, value in {
+        "task.prompt": text,
+        "task.metrics": [text, 1, "x"],
+        "lora.rank_pattern": {"a": text},
+        "slots": {text: "v", "deep": {text: [1e-05, None, {"k": text}]}},
+    }.items():
+        command = quoting.command([quoting.override(key, value, "++")])
+        found: Any = compositions.compose(shlex.split(command)[1:])
+        for name in key.split("."):
+            found = found[name]
+        assert difference.same(found, value), command
+
+
+SMALLEST = [
+    [],
+    ["lora=dora"],
+    ["lora=dora", "lora.r=4"],
+    ["experiment=ner"],
+    ["experiment=dpo", "lora=none", "seed=3"],
+    ["experiment=dpo", "trainer=smoke", "lora.lora_bias=true"],
+    ["action=reload", "adapter=out"],
+    ["action=diff", "adapter={a: x, b: y}"],
+    ["lora.target_modules=[a,b]", "trainer.learning_rate=1e-05"],
+    ["task.data.labels=null"],
+    ["++task.data.labels.2=z"],
+    ["~task.data.labels.1"],
+    ["lora.rank_pattern={q_proj: 16}"],
+]
+
+
+@pytest.mark.parametrize("overrides", SMALLEST, ids=" ".join)
+def test_the_smallest_set_is_what_a_person_would_type(overrides):
+    found = difference.smallest(composed(overrides))
+    assert len(found) == len(overrides) and difference.same(composed(found), composed(overrides))
+    assert not found or quoting.command(found).startswith(f"peftrun {shlex.quote(overrides[0])}")
+
+
+STEPS = [
+    (["lora=dora", "lora.r=4"], ["lora=dora", "lora.r=8"], ["lora.r=8"]),
+    (["lora=dora", "lora.r=4"], ["lora=adalora"], ["lora=adalora"]),
+    (["lora=adalora", "lora.init_r=9"], ["lora=dora", "lora.r=4"], ["lora=dora", "lora.r=4"]),
+    (["adapter={a: x, b: y}", "action=diff"], ["action=reload", "adapter=z"], ["action=reload", "adapter=z"]),
+    (["seed=1"], ["seed=1"], []),
+    (["++slots.a=1", "++slots.b=2"], ["++slots.a=1"], ["~slots.b"]),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "steps"), STEPS, ids=lambda given: " ".join(given) or "nothing")
+def test_what_leads_from_one_config_to_another(one, other, steps):
+    start, target = composed(one), composed(other)
+    found = difference.smallest(target, start=start)
+    if "adapter=z" not in steps:
+        assert found == steps
+    assert difference.same(composed(difference.added(difference.smallest(start), found)), target)
+
+
+def test_true_is_not_one_but_one_is_one_point_zero():
+    assert difference.same({"a": [1, {"0": 2.0}]}, {"a": [1.0, {0: 2}]})
+    assert not any(difference.same(*pair) for pair in [(1, True), (0, False), (None, False), ("1", 1), ([1], [1, 2])])
+
+
+def test_what_cannot_be_typed_is_refused(compositions):
+    values = composed([])
+    with pytest.raises(ConfigError, match="cannot be typed"):
+        difference.between(compositions, (), values | {"lora": None})

@@ -1,0 +1,111 @@
+"""What a template asks for: typed, told in one line, and recorded with the template's name and version."""
+
+import pytest
+from conftest import TINY_STEPS
+from faults import check_refused
+from team_packages import write
+
+from peftrun import config
+
+TEMPLATE = """
+defaults:
+  - override /task: instruction
+template:
+  name: ours/support
+  version: 1.2.0
+  slots:
+    rows: {type: path, help: a .jsonl of columns prompt and completion}
+    rank: {type: int, help: how large}
+    rate: {type: float, help: how fast}
+    fast: {type: bool, help: whether}
+    words: {type: str, help: a greeting}
+slots: {rows: '???', rank: 8, rate: 0.1, fast: false, words: Hello}
+task: {data: {path: "${slots.rows}"}, system: "${slots.words} there"}
+lora: {r: "${slots.rank}", lora_dropout: "${slots.rate}", use_dora: "${slots.fast}"}
+"""
+RUN = ["--config-dir", "team", "experiment=ours_support"]
+ROWS = "slots.rows=rows.jsonl"
+
+
+@pytest.fixture
+def team(tmp_path, data):
+    write(tmp_path / "team", "experiment/ours_support", TEMPLATE)
+    (tmp_path / "rows.jsonl").write_bytes(data.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ([], ["slots.rows is not set: a .jsonl of columns prompt and completion (path); type slots.rows=PATH"]),
+        (["slots.rows=no.jsonl"], ["slots.rows=no.jsonl: there is no such file"]),
+        ([ROWS, "slots.rank=a"], ["slots.rank=a: must be an int: how large (int); type slots.rank=1"]),
+        ([ROWS, "slots.rank=1.5"], ["slots.rank=1.5: must be an int"]),
+        ([ROWS, "slots.rate=true"], ["slots.rate=true: must be a float"]),
+        ([ROWS, "slots.fast=1"], ["slots.fast=1: must be a bool"]),
+        ([ROWS, "slots.words=3"], ["slots.words=3: must be a str"]),
+        ([ROWS, "slots.nosuch=3"], ["slots.nosuch=3: the template has no such slot; slots: slots.rows"]),
+        ([ROWS, "+slots.nosuch=3"], ["slots.nosuch=3: is declared nowhere"]),
+        ([ROWS, "~slots.rank"], ["template.slots.rank: has no key to be set by", "lora.r: "]),
+        (["lora.rr=1"], ["lora.rr=1: there is no such key", "slots.rows is not set"]),
+        ([ROWS, "slots.rank=0"], ["lora.r=0: must be greater than or equal to 1"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_wrong_with_a_slot_is_one_line(team, cli, typed, told):
+    if "~slots.rank" in typed:
+        told = told[1:]  # an interpolation that leads nowhere is told first
+    check_refused(cli, team, [*RUN, *typed], *[(line,) for line in told])
+
+
+def test_a_slot_without_a_template_is_refused(tmp_path, cli):
+    check_refused(cli, tmp_path, ["+slots.x=1"], ("slots.x=1: no template is chosen that asks for it",))
+    check_refused(cli, tmp_path, ["slots.x=1"], ("slots.x=1: no template is chosen that asks for it",))
+
+
+def test_a_declared_slot_without_a_key_is_told(team, cli):
+    write(
+        team / "team", "experiment/ours_support", TEMPLATE.replace(" rate: 0.1,", "").replace('"${slots.rate}"', "0.1")
+    )
+    check_refused(
+        cli, team, [*RUN, ROWS], ("template.slots.rate: has no key to be set by; write `slots: {rate: ???}`",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("  version: 1.2.0\n", ""), ("template.version is not set",)),
+        (("version: 1.2.0", "version: 1.2"), ("template.version=1.2: must be a valid string", 'type template.version="1.0.0"')),
+        (("type: bool", "type: boolean"), ("template.slots.fast.type=boolean",)),
+        (("help: whether", "hint: whether"), ("template.slots.fast",)),
+    ],
+)  # fmt: skip
+def test_a_template_says_what_it_is(team, cli, change, told):
+    write(team / "team", "experiment/ours_support", TEMPLATE.replace(*change))
+    outcome = cli(*RUN, ROWS)
+    assert outcome.code == 1
+    assert all(part in outcome.err for part in told), outcome.err
+
+
+def test_a_run_says_and_records_its_template(team, cli, llama, on_tiny):
+    tiny = [text for text in on_tiny(llama) if not text.startswith(("task=", "task.data.path="))]
+    done = cli(*RUN, ROWS, "slots.rate=0", *tiny, *TINY_STEPS)
+    assert done.code == 0, done.err
+    assert "template ours/support 1.2.0" in done.err
+    assert done.record()["template"] == {"name": "ours/support", "version": "1.2.0"}
+    values = config.read_values(done.run_dir / "config.yaml")
+    assert values["template"]["version"] == "1.2.0" and values["slots"]["rows"] == "rows.jsonl"
+    assert values["task"]["data"]["path"] == "rows.jsonl" and values["task"]["system"] == "Hello there"
+    assert config.from_values(values).template.slots["rows"].type == "path"
+    assert "slots" not in str(done.record()["unread"]) and "template" not in str(done.record()["unread"])
+
+
+def test_slots_can_be_swept(team, cli):
+    shown = cli("-m", *RUN, ROWS, "slots.rank=2,4", "action=plan")
+    assert shown.code == 0 and "slots.rank=2" in shown.out and "slots.rank=4" in shown.out, shown.err
+
+
+def test_help_says_what_a_template_asks_for(team, cli):
+    shown = cli("--help", "--config-dir", "team").out
+    assert "slots.rows=PATH" in shown and "a .jsonl of columns prompt and completion" in shown

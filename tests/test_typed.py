@@ -1,0 +1,34 @@
+"""`action.` may be left out where the chosen action alone has the key; everything else stays as it was typed."""
+
+import pytest
+
+from peftrun import typed
+
+
+@pytest.mark.parametrize(
+    ("given", "full"),
+    [
+        (["action=replay", "run=a", "env=check"], ["action=replay", "action.run=a", "action.env=check"]),
+        (["run=a", "action=explain", "against=b"], ["action.run=a", "action=explain", "action.against=b"]),
+        (["resume=auto"], ["action.resume=auto"]),  # the default action is train
+        (["action=merge", "output_dir=x", "lora.r=4"], ["action=merge", "action.output_dir=x", "lora.r=4"]),
+        (["-m", "action=plan,train", "seed=1,2"], ["-m", "action=plan,train", "seed=1,2"]),
+        (["run=a"], ["run=a"]),  # train knows no run: refused as it stands
+        (["adapter=x", "active=y", "seed=3"], ["adapter=x", "active=y", "seed=3"]),
+        (["action=nosuch", "run=a"], ["action=nosuch", "run=a"]),
+        (["--config-dir=team", "+run=a"], ["--config-dir=team", "+run=a"]),
+    ],
+)
+def test_keys_are_put_in_full(given, full):
+    assert typed.in_full(given) == full
+
+
+def test_a_short_key_does_what_the_full_one_does(cli, trained, on_tiny, llama):
+    short = cli("action=merge", f"adapter={trained}", "verify=false", *on_tiny(llama))
+    assert short.code == 0, short.err
+    assert short.record()["action"] == "merge" and "verify: false" in (short.run_dir / "config.yaml").read_text()
+
+
+def test_a_short_key_of_another_action_is_refused(cli):
+    outcome = cli("action=merge", "prompt=hello")
+    assert outcome.code == 1 and "prompt=hello: there is no such key" in outcome.err
