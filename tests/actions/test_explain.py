@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shlex
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -184,11 +183,9 @@ def test_a_run_has_its_own_config(cli, tmp_path, two):
 
 
 def test_nothing_heavy_is_imported(tmp_path, trained):
-    started = time.perf_counter()
     for given in (["lora=dora", "format=json"], [f"run={trained}"], [f"run={trained}", f"against={trained}"]):
         done = in_a_process(tmp_path, "action=explain", *given)
         assert done.returncode == 0 and "HEAVY []" in done.stderr, done.stderr
-    assert time.perf_counter() - started < 60
 
 
 def test_from_python(tmp_path, monkeypatch, capsys):

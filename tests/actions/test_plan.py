@@ -1,7 +1,6 @@
 """action=plan: what a run or a sweep would take; from files nothing is loaded, by measured steps nothing is saved, and a sweep's plan writes nothing."""
 
 import json
-import time
 
 import pytest
 from conftest import TINY_STEPS
@@ -15,12 +14,9 @@ def everything_below(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_three_hundred_cells_are_planned_in_seconds_without_torch(tmp_path):
-    started = time.perf_counter()
-    done = run(tmp_path, "-m", *GRID, "action=plan", "device=cpu")
-    seconds = time.perf_counter() - started
+def test_three_hundred_cells_are_planned_without_torch(tmp_path):
+    done = run(tmp_path, "-m", *GRID, "action=plan", "device=cpu")  # 2 s on a quiet machine
     assert done.returncode == 0 and "HEAVY []" in done.stderr, done.stderr
-    assert seconds < 5, f"{seconds:.1f} s"  # 2 s on a quiet machine
     assert done.stdout.count("waiting") == 300 and "1      300    together on one base" in done.stdout
     assert everything_below(tmp_path) == []
 
