@@ -37,11 +37,16 @@ def now() -> dict[str, Any]:
     }
 
 
-@cache
 def packages() -> dict[str, str]:
     """Name → version of every installed distribution. Of two of a name the one that would be imported counts."""
+    return dict(_packages_on(tuple(sys.path)))
+
+
+@cache
+def _packages_on(path: tuple[str, ...]) -> dict[str, str]:
+    """Looked up once for each path: a sweep has many records."""
     found: dict[str, str] = {}
-    for entry in sys.path:
+    for entry in path:
         for name in _names(entry):
             one = METADATA.fullmatch(name)
             if one:

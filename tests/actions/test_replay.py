@@ -399,4 +399,4 @@ def test_the_lock_holds_what_is_installed():
     known = {}
     for one in distributions():
         known.setdefault(re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(), one.version)
-    assert environment.packages.__wrapped__() == known
+    assert environment.packages() == known
