@@ -74,8 +74,12 @@ def _command(device: DeviceSpec, out_dir: Path) -> list[str]:
 
 def _environment(device: DeviceSpec) -> dict[str, str]:
     """Processes that share processors must share them out, or their threads wait for each other's turns."""
-    threads = max(1, (os.cpu_count() or 1) // device.processes)
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    return {"OMP_NUM_THREADS": str(share_of_processors(device.processes)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+
+
+def share_of_processors(processes: int) -> int:
+    """Processors for each of so many processes on this machine, at least one."""
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 def _watch(launcher: subprocess.Popen[bytes], log: Path) -> None:

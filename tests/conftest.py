@@ -93,6 +93,12 @@ def subprocess_cli(where: Path, *args: str, **env: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr, next(iter(sorted(run_folders(where) - before)), None))
 
 
+def jsonl(file: Path, rows: list[dict]) -> Path:
+    """The file, with a row of JSON a line."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

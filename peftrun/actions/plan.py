@@ -4,13 +4,12 @@ From files alone nothing heavy is imported; a few steps on the real base (`actio
 """
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun import checks, dispatch
+from peftrun import checks, dispatch, launch
 from peftrun.action_specs import PlanAction, TrainAction
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
@@ -65,7 +64,7 @@ def _free(spec: RunSpec) -> int | None:
 def _of_one_process(spec: RunSpec) -> RunSpec:
     """What one of several processes does, by itself; it begins anew also where a run is to be continued."""
     device = spec.device
-    shared = max(1, (os.cpu_count() or 1) // device.processes) if device.processes > 1 else None
+    shared = launch.share_of_processors(device.processes) if device.processes > 1 else None
     alone = dataclasses.replace(
         device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or shared
     )

@@ -11,6 +11,7 @@ from peftrun import artifacts, safetensors_file
 from peftrun.errors import ArtifactError
 from peftrun.packages import package_dir
 from peftrun.paths import cache_dir
+from peftrun.replay import environment
 from peftrun.schema import DeviceSpec, ModelSpec
 
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
@@ -137,19 +138,9 @@ def width(device: DeviceSpec) -> int:
     """Bytes of a weight of the base: two or four."""
     if device.dtype != "auto":
         return 4 if device.dtype == "float32" else 2
-    return 2 if on_gpu(device) or NATIVE_BF16 & cpu_flags() else 4
+    return 2 if on_gpu(device) or NATIVE_BF16 & environment.of_processor()[1] else 4
 
 
 def on_gpu(device: DeviceSpec) -> bool:
     """Whether the run goes to a GPU, as far as that can be told without torch."""
     return device.name in ("cuda", "xpu") or (device.name == "auto" and Path("/dev/nvidia0").exists())
-
-
-def cpu_flags() -> set[str]:
-    """Feature flags of the first processor; empty where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    line = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return set(line.partition(":")[2].split())

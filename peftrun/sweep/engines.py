@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, console
+from peftrun import artifacts, console, launch
 from peftrun.errors import ArtifactError, ConfigError
 
 POLL = 0.2  # seconds between looks at the workers
@@ -189,7 +189,7 @@ def _hidden(folders: Sequence[str], where: str) -> str:
 
 def threads_of(parallel: int | None, groups: int) -> int:
     """Processors for each of several workers on this machine, so that their threads do not wait for each other's turns."""
-    return max(1, (os.cpu_count() or 1) // max(1, min(parallel or groups, groups)))
+    return launch.share_of_processors(max(1, min(parallel or groups, groups)))
 
 
 def option(options: dict[str, Any], engine: str, key: str, least: int) -> int | None:

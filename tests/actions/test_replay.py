@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY_STEPS, build_llama, cli_here, subprocess_cli
+from conftest import TINY_STEPS, build_llama, cli_here, jsonl, subprocess_cli
 from faults import check_failed, check_refused
 from safetensors.torch import load_file, save_file
 
@@ -21,11 +21,6 @@ from encoders import STEPS, build_bert, build_t5, on_texts, on_words
 
 NUMBERS = range(40)
 WEIGHTS = "adapter/adapter_model.safetensors"
-
-
-def jsonl(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import cli_here
+from conftest import cli_here, jsonl
 from faults import check_refused
 
 import peftrun
@@ -17,11 +17,6 @@ from peftrun.tasks.likelihood import against_base, log_likelihoods
 NUMBERS = range(40)
 KINDS = ["dpo", "orpo", "kto", "reward", "grpo"]
 MOVED = {"dpo": "margin", "orpo": "likelihood_accuracy", "kto": "auc", "reward": "margin", "grpo": "reward"}
-
-
-def write(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +37,9 @@ def files(where):
         for n, text in enumerate(asked)
     ]
     return {
-        "pairs": write(where / "pairs.jsonl", pairs),
-        "judged": write(where / "judged.jsonl", judged),
-        "asked": write(where / "asked.jsonl", [{"q": text, "a": "yes"} for text in asked]),
+        "pairs": jsonl(where / "pairs.jsonl", pairs),
+        "judged": jsonl(where / "judged.jsonl", judged),
+        "asked": jsonl(where / "asked.jsonl", [{"q": text, "a": "yes"} for text in asked]),
     }
 
 
@@ -248,14 +243,14 @@ ROWS = {
 def test_bad_rows_are_named(cli, tmp_path, llama, files, case):
     row, said = ROWS[case]
     good = [{"q": f"{n}", "good": "x", "bad": "y"} for n in range(20)]
-    file = write(tmp_path / "rows.jsonl", [*good, row])
+    file = jsonl(tmp_path / "rows.jsonl", [*good, row])
     found = cli(*overrides("dpo", llama, files), f"task.data.path={file}")
     assert found.code == 1 and "row 21" in found.err and said in found.err
 
 
 def test_a_judgement_must_be_true_or_false(cli, tmp_path, llama, files):
     rows = [{"q": f"{n}", "a": "x", "ok": "maybe"} for n in range(20)]
-    file = write(tmp_path / "rows.jsonl", rows)
+    file = jsonl(tmp_path / "rows.jsonl", rows)
     more = ["task.messages=null", "task.prompt='{q}'", "task.completion='{a}'", f"task.data.path={file}"]
     found = cli(*overrides("kto", llama, files), *more)
     assert found.code == 1 and "row 1: ok=maybe is neither true nor false" in found.err
@@ -263,7 +258,7 @@ def test_a_judgement_must_be_true_or_false(cli, tmp_path, llama, files):
 
 def test_prompts_with_a_label_are_balanced(cli, tmp_path, llama, files):
     rows = [{"q": f"Is {n} even?", "of": str(int(n % 4 == 0))} for n in range(60)]
-    file = write(tmp_path / "rows.jsonl", rows)
+    file = jsonl(tmp_path / "rows.jsonl", rows)
     labelled = ["task.data.label_column=of", "task.data.balance=true", "task.completion='{label}'"]
     given = [
         one
