@@ -13,7 +13,7 @@ ROWS := llamafactory-0.9.5
 ROW_FILES := alpaca_en_demo.json glaive_toolcall_en_demo.json wiki_demo.txt dpo_en_demo.json kto_en_demo.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install run encoders test slow check format schemas bench clean
+.PHONY: help install run encoders test slow check format schemas docs bench clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ format: $(STAMP) ## write the code as `make check` wants it
 schemas: $(STAMP) ## the JSON Schemas of conf/ for editors, after a change of a dataclass or of a comment in a YAML file
 	$(BIN)/python -m peftrun.editor
 
+docs: $(STAMP) ## the documentation as a site: .site/index.html; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/.mkdocs/mkdocs.yml
+
 bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_step.py
@@ -74,6 +77,8 @@ bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/sweep_equality.py
 	$(BIN)/python benchmarks/tasks.py
+	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/catalogue.py
 
 clean: ## remove the environment and build leftovers; outputs/ stays
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .site dist build .mypy_cache .ruff_cache .pytest_cache

@@ -9,7 +9,9 @@ from typing import Any
 
 from peftrun import paths, prompts, schema
 from peftrun.artifacts import CONFIG, RECORD
+from peftrun.catalogue import checks as catalogue_checks
 from peftrun.errors import PeftrunError
+from peftrun.export import checks as export_checks
 from peftrun.prompts import BASE
 from peftrun.replay import records
 
@@ -139,6 +141,18 @@ def output(action: Any) -> Lines:
     resume = getattr(action, "resume", None)
     if resume not in (None, "auto") and not all((Path(resume) / name).is_file() for name in (RECORD, CONFIG)):
         yield f"action.resume={resume}: is no run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
+
+
+def export(action: Any, adapter: dict[str, str]) -> Lines:
+    """What is exported is there, goes where it is to go, and nothing asked for would be ignored."""
+    if action.name == "export":
+        yield from export_checks.problems(action, adapter)
+
+
+def catalogue(action: Any) -> Lines:
+    """Where runs are looked for is there, and what is asked can be read."""
+    if action.name in ("list", "compare", "browse"):
+        yield from catalogue_checks.problems(action)
 
 
 def replay(action: Any) -> Lines:

@@ -18,6 +18,7 @@ class TrainAction:
     name: Literal["train"]
     resume: Path | None  # a run folder, or `auto`: the newest unfinished run with this very config
     evaluate_before: bool
+    samples: Annotated[int, Field(ge=0, examples=[3])]  # held-out rows answered before and after, for the report
 
 
 @dataclass(config=STRICT)
@@ -124,6 +125,7 @@ class PlanAction:
     name: Literal["plan"]
     resume: Path | None
     evaluate_before: bool
+    samples: Annotated[int, Field(ge=0, examples=[3])]
     measured_steps: Annotated[int, Field(ge=0, examples=[3])]
 
 
@@ -164,6 +166,70 @@ class CheckAction:
     build: bool  # also each model, without weights, on torch's meta device
 
 
+@dataclass(config=STRICT)
+class ListAction:
+    """Find runs and adapters; no model is loaded."""
+
+    name: Literal["list"]
+    roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
+    where: str | None  # which of them: "task=sms_spam and r>=8"
+    sort: str | None  # by what: a column, `-` before it for the largest first
+    limit: Positive | None
+    format: Literal["table", "json"]
+
+
+@dataclass(config=STRICT)
+class CompareAction:
+    """Set runs side by side: what differs, what came out; no model is loaded."""
+
+    name: Literal["compare"]
+    runs: list[str] | None  # run folders
+    roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
+    where: str | None  # in place of `runs`
+    format: Literal["table", "json"]
+
+
+@dataclass(config=STRICT)
+class BrowseAction:
+    """Show the catalogue as a web page on this machine; no model is loaded."""
+
+    name: Literal["browse"]
+    roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
+    host: Annotated[str, Field(min_length=1, examples=["127.0.0.1"])]
+    port: Annotated[int, Field(ge=0, le=65535, examples=[8600])]
+
+
+@dataclass(config=STRICT)
+class ServeAction:
+    """Answer over HTTP as OpenAI's API does, one base and every adapter."""
+
+    name: Literal["serve"]
+    host: Annotated[str, Field(min_length=1, examples=["127.0.0.1"])]
+    port: Annotated[int, Field(ge=0, le=65535, examples=[8000])]
+    max_batch_size: Positive  # answers computed at once
+    max_waiting: Positive  # answers that wait for their turn
+    max_new_tokens: Annotated[int, Field(ge=1, examples=[256])]  # of an answer whose request sets no limit
+    request_timeout: Annotated[float, Field(gt=0, examples=[600])]  # seconds
+    shutdown_timeout: Annotated[float, Field(ge=0, examples=[30])]  # seconds
+    max_body_bytes: Annotated[int, Field(ge=1024, examples=[4194304])]  # of a request
+    api_key_env: Annotated[str, Field(min_length=1, examples=["PEFTRUN_API_KEY"])] | None
+
+
+@dataclass(config=STRICT)
+class ExportAction:
+    """Write what others load: a Hub folder with a model card, a folder for vLLM, a GGUF adapter."""
+
+    name: Literal["export"]
+    target: Literal["hub", "vllm", "gguf"]
+    model_dir: Path | None  # target=hub: a full model in place of an adapter
+    base_model: Annotated[str, Field(min_length=1, examples=["ORG/NAME"])] | None  # the base's id on the Hub
+    license: Annotated[str, Field(min_length=1, examples=["apache-2.0"])] | None
+    repo_id: Annotated[str, Field(min_length=1, examples=["ORG/NAME"])] | None
+    push: bool
+    private: bool
+    output_dir: Path | None
+
+
 Action = Annotated[
     TrainAction
     | SaveAction
@@ -180,6 +246,11 @@ Action = Annotated[
     | ReplayAction
     | ExplainAction
     | TemplateAction
-    | CheckAction,
+    | CheckAction
+    | ListAction
+    | CompareAction
+    | BrowseAction
+    | ServeAction
+    | ExportAction,
     Field(discriminator="name"),
 ]

@@ -9,13 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from peftrun import asked, composition, config, console, dispatch
+from peftrun import asked, command_checks, composition, config, console, dispatch
 from peftrun.composition import Composed
+from peftrun.errors import ConfigError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.team import shadows
 
-Team = Sequence[str | Path]
+Team = str | Path | Sequence[str | Path]
 
 
 def load(*overrides: str, config_dirs: Team = ()) -> RunSpec:
@@ -61,8 +62,8 @@ def load_adapter(adapter: str, *overrides: str, config_dirs: Team = ()) -> tuple
 
     Raises: PeftrunError: see `run`.
     """
+    loading = dispatch.heavy("peftrun.adapter.load")
     from peftrun import device, heads, model
-    from peftrun.adapter import load as loading
 
     spec = load(*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}", config_dirs=config_dirs)
     head = heads.wanted(spec.task, spec.adapter, spec.active)
@@ -71,7 +72,14 @@ def load_adapter(adapter: str, *overrides: str, config_dirs: Team = ()) -> tuple
 
 
 def _composed(overrides: Sequence[str], config_dirs: Team) -> Composed:
-    return composition.compose_run(overrides, [str(one) for one in config_dirs])
+    other = next((one for one in overrides if not isinstance(one, str)), None)
+    if other is not None:
+        raise TypeError(f"peftrun: an override is a string, and {other!r} is none; type load('lora.r=4', 'seed=1')")
+    places = [str(one) for one in ([config_dirs] if isinstance(config_dirs, str | Path) else config_dirs)]
+    faults = [line for place in places for line in command_checks.team_folder(place)]
+    if faults:
+        raise ConfigError(*(f"config_dirs: {line}" for line in faults))
+    return composition.compose_run(overrides, places)
 
 
 def _dated(spec: RunSpec) -> Path:

@@ -17,7 +17,9 @@ from peftrun import (
     method_checks,
     preference_checks,
     schema,
+    serve_checks,
     task_checks,
+    tracker_checks,
 )
 from peftrun.errors import PeftrunError
 from peftrun.packages import not_installed, package_dir
@@ -28,6 +30,14 @@ ADVICE = {
     "causal_lm": "type task=sms_spam, or the task it learned",
     "seq_cls": "type model=minilm task=spanish_sentiment, or the task it learned",
     "token_cls": "type model=minilm task=ner, or the task it learned",
+}
+
+SCHEDULES = {  # the settings that a schedule has of its own
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr_rate", "min_lr", "num_cycles"),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
 }
 
 
@@ -58,6 +68,7 @@ def _trainer(trainer: schema.TrainerSpec) -> Lines:
             f"trainer.warmup_steps={trainer.warmup_steps:g}: must be below trainer.max_steps={trainer.max_steps}; "
             f"type trainer.warmup_steps={trainer.max_steps // 10}"
         )
+    yield from _schedule(trainer)
     yield from _validation(trainer)
     if trainer.packing and trainer.padding_free:
         yield "trainer.padding_free=true: rows packed by trainer.packing=true are not padded either; type trainer.padding_free=false"
@@ -65,6 +76,23 @@ def _trainer(trainer: schema.TrainerSpec) -> Lines:
         yield (
             "trainer.packing=true: packed rows have one length, so trainer.train_sampling_strategy=group_by_length "
             "would do nothing; type trainer.train_sampling_strategy=random"
+        )
+
+
+def _schedule(trainer: schema.TrainerSpec) -> Lines:
+    """Each schedule has keys of its own, which transformers would look at after the model is loaded."""
+    kind, given = trainer.lr_scheduler_type, trainer.lr_scheduler_kwargs or {}
+    known = SCHEDULES.get(kind, ())
+    for name in given:
+        if name not in known:
+            yield (
+                f"trainer.lr_scheduler_kwargs.{name}={given[name]:g}: is no setting of trainer.lr_scheduler_type={kind} "
+                f"(it has {', '.join(known) or 'none'}); type trainer.lr_scheduler_kwargs=null"
+            )
+    if kind == "cosine_with_min_lr" and ("min_lr" in given) == ("min_lr_rate" in given):
+        yield (
+            "trainer.lr_scheduler_kwargs: trainer.lr_scheduler_type=cosine_with_min_lr needs either min_lr_rate, a share of the "
+            "learning rate, or min_lr; type 'trainer.lr_scheduler_kwargs={min_lr_rate: 0.1}'"
         )
 
 
@@ -80,7 +108,7 @@ def _validation(trainer: schema.TrainerSpec) -> Lines:
                 f"trainer.save_strategy={trainer.save_strategy}: trainer.{key} goes back to a checkpoint of each measurement; "
                 f"type trainer.save_strategy={trainer.eval_strategy}"
             )
-    if trainer.optim.endswith("8bit") and find_spec("bitsandbytes") is None:
+    if trainer.optim.endswith("bit") and find_spec("bitsandbytes") is None:
         yield not_installed(f"trainer.optim={trainer.optim} needs package", "bitsandbytes")
     if trainer.use_liger_kernel and find_spec("liger_kernel") is None:
         yield not_installed("trainer.use_liger_kernel=true needs package", "liger_kernel")
@@ -152,6 +180,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     *device_checks.RULES,
     *task_checks.RULES,
     *preference_checks.RULES,
+    *tracker_checks.RULES,
     (("lora",), method_checks.patterns),
     (("lora",), method_checks.converted),
     (("lora", "trainer"), method_checks.optimizer),
@@ -164,6 +193,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("adapter", "active"), _adapters),
     (("action", "adapter", "lora"), action_checks.action),
     (("action", "adapter"), action_checks.generate),
+    (("action", "adapter"), serve_checks.serve),
     (("task", "action", "adapter"), action_checks.rows),
     (("action", "adapter"), action_checks.combine),
     (("action", "lora"), action_checks.extract),
@@ -171,4 +201,6 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("action",), action_checks.output),
     (("action",), action_checks.template),
     (("action",), action_checks.replay),
+    (("action",), action_checks.catalogue),
+    (("action", "adapter"), action_checks.export),
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def compose_run(overrides: Sequence[str], search_path: Sequence[str] = ()) -> Co
         with hydra_of(search_path):
             cfg = compose("config", overrides=in_full, return_hydra_config=True)
     except REFUSALS as error:
-        raise ConfigError(*(explain(in_full, None, search_path) or [str(error)])) from error
+        known = explain(in_full, None, search_path) or several_values(in_full)
+        raise ConfigError(*(known or [in_one_line(error)])) from error
     hydra: dict[str, Any] = OmegaConf.to_container(cfg.hydra)  # type: ignore[assignment]
     hydra["run"]["dir"] = str(cfg.hydra.run.dir)
     with open_dict(cfg):
@@ -86,8 +88,6 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
 
     Args: team_dir: what `--config-dir` named. search_path: as of `compose_run`.
     """
-    if team_dir and not Path(team_dir).is_dir():
-        return [f"--config-dir {team_dir}: there is no such folder; name one laid out like conf/"]
     places = [team_dir, *search_path] if team_dir else list(search_path)
     good = [text for text in overrides if text.startswith(SEARCH_PATH)]
     rest = [text for text in overrides if not text.startswith(SEARCH_PATH)]
@@ -113,6 +113,15 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
     return lines
 
 
+def several_values(overrides: Sequence[str]) -> list[str]:
+    """One line for each override that only a sweep can take."""
+    return [
+        f"{text}: several values are a sweep; type -m before them: peftrun -m {text}"
+        for text in overrides
+        if len(_single(text)) > 1
+    ]
+
+
 def _compose(overrides: list[str]) -> DictConfig:
     return compose("config", overrides=overrides)
 
@@ -128,7 +137,9 @@ def _single(text: str) -> list[str]:
 def _choice(group: str, value: str, error: Exception, options: list[str]) -> str:
     if value in options:  # it is there, and what is in it is at fault
         return f"{group}={value}: {in_one_line(error)}"
-    return f"{group}={value}: there is no such option; options: {', '.join(options)}; type {group}=OPTION, or omit it"
+    near = get_close_matches(value, options, n=1)
+    advice = f"did you mean {near[0]}? type {group}={near[0]}" if near else f"type {group}=OPTION, or omit it"
+    return f"{group}={value}: there is no such option; options: {', '.join(options)}; {advice}"
 
 
 def in_one_line(error: Exception) -> str:
@@ -156,15 +167,21 @@ def _line(text: str, error: Exception, composed: DictConfig, teams: Sequence[Pat
     return _refused(override.key_or_group, text, error, composed, teams)
 
 
+def _of_hydra(name: str, value: str) -> str | None:
+    if name == "hydra/launcher":
+        options = ", ".join(["basic", *paths.group_options(name)])
+        return f"{name}={value}: there is no such launcher; launchers: {options}; type {name}=shared_base"
+    if name == "hydra/sweeper":
+        return f"{name}={value}: there is no such sweeper; sweepers: basic, optuna; type {name}=optuna, or omit it"
+    return None
+
+
 def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams: Sequence[Path]) -> str:
     value = text.partition("=")[2]
     if name in paths.GROUPS:
         return _choice(name, value, error, paths.group_options(name, *teams))
-    if name == "hydra/launcher":
-        options = ", ".join(["basic", *paths.group_options(name)])
-        return f"{name}={value}: there is no such launcher; launchers: {options}; type {name}=shared_base"
     if name.startswith("hydra"):
-        return f"{text}: {in_one_line(error)}"
+        return _of_hydra(name, value) or f"{text}: {in_one_line(error)}"
     if name.startswith("slots."):
         return slots.unknown(name.removeprefix("slots."), value, config.plain(composed))
     known = list(config.flatten(config.plain(composed)))

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from yaml import YAMLError
 
 from peftrun import checks, migrations, schema
-from peftrun.errors import ConfigError
+from peftrun.errors import ArtifactError, ConfigError
 from peftrun.team import slots
 
 MISSING = "???"
@@ -65,8 +66,14 @@ def from_values(values: dict[str, Any]) -> schema.RunSpec:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Plain nested values of a saved `config.yaml`, as they are: it may be older than this version's schema. `read_run` reads older ones."""
-    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+    """Plain nested values of a saved `config.yaml`, as they are: it may be older than this version's schema. `read_run` reads older ones.
+
+    Raises: ArtifactError: it is no YAML.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
 
 
 def read_run(path: Path, aloud: bool = True) -> dict[str, Any]:
@@ -163,8 +170,9 @@ def _missing(values: dict[str, Any]) -> list[str]:
 
 def unknown_key(key: str, value: Any, known: list[str]) -> str:
     """One line for a key that does not exist, with the nearest that does."""
+    own, last = key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
     near = get_close_matches(key, known, n=1, cutoff=0.7) or [
-        name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
+        last[name] for name in get_close_matches(own, last, n=1, cutoff=0.75)
     ]
     advice = f"did you mean {near[0]}? type {near[0]}={value}" if near else "`peftrun --cfg job` lists every key"
     return f"{key}={value}: there is no such key; {advice}"

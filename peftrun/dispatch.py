@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config, launch
+from peftrun import artifacts, config, launch, trackers, tracking
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.explain import reads, vain
 from peftrun.replay import environment, records
@@ -30,6 +30,7 @@ QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on st
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
+IMPORTS_NOTHING = ("list", "compare", "browse")  # that takes time
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -45,8 +46,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         record.failed(error)
+        record.reported()
         raise
     record.completed(result)
+    result.summary += record.reported()
     vain.tell(record.set_in_vain())
     return result
 
@@ -75,6 +78,7 @@ def together(
         if isinstance(found, RunResult):
             _note_what_they_share(records)
             records[cell].completed(found)
+            records[cell].reported()
             in_vain.extend(records[cell].set_in_vain())
         elif isinstance(found, Apart):
             records[cell].withdrawn(found.reason)
@@ -90,9 +94,11 @@ def together(
     except PeftrunError as fault:  # of all of them
         for record in records:
             record.failed(fault)
+            record.reported()
     except BaseException as error:
         for record in records:
             record.failed(error)
+            record.reported()
         raise
     vain.tell(in_vain)
     return apart
@@ -111,6 +117,7 @@ def _tell(found: Exception, record: "Record") -> None:
 
     fault = _disk_full(found, record.out_dir) or found
     record.failed(fault)
+    record.reported()
     console.warn(
         f"cell {record.out_dir.name} failed: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}"
     )
@@ -126,7 +133,9 @@ class Record:
         _compute_anew()
         artifacts.write_text(out_dir / artifacts.CONFIG, config.to_yaml(spec))
         self.out_dir, self.started, self.values, self.open = out_dir, time.perf_counter(), _opening(spec), True
+        self.values["config_sha256"] = artifacts.sha256(out_dir / artifacts.CONFIG)
         artifacts.write_json(out_dir / artifacts.RECORD, self.values)
+        self.told = False  # by a page, and to a tracker
         self.spec = reads.tracked(spec)
         reads.note(self.spec, ("slots", "template"))  # they were when the run was composed
 
@@ -144,11 +153,31 @@ class Record:
         with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
             self._finish(status="failed", error=reason, **getattr(error, "facts", {}))
 
+    def reported(self) -> list[tuple[str, str]]:
+        """Leaves the page of a training, whatever became of it, and tells its tracker: where it lies, as a row for the closing table."""
+        if self.open or self.told:
+            return []
+        self.told = True
+        try:
+            return self._page()
+        finally:
+            tracking.end(self.spec, self.out_dir, self.values)
+
+    def _page(self) -> list[tuple[str, str]]:
+        if self.values["action"] != "train" or not (self.out_dir / artifacts.METRICS).is_file():
+            return []
+        from peftrun import console
+        from peftrun.report import page
+
+        found = page.leave(self.out_dir)
+        return [("report", console.short(found))] if found else []
+
     def withdrawn(self, reason: str) -> None:
         """The run has not begun, as if it had never been asked for."""
         from peftrun import console
 
-        self.open = False
+        self.open, self.told = False, True
+        trackers.pause(self.out_dir)
         (self.out_dir / artifacts.RECORD).unlink()
         console.say(f"cell {self.out_dir.name} is trained alone: {reason}")
 
@@ -160,7 +189,8 @@ class Record:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.started, 2),
         }
-        artifacts.write_json(self.out_dir / artifacts.RECORD, self.values | more)
+        self.values |= more
+        artifacts.write_json(self.out_dir / artifacts.RECORD, self.values)
 
 
 def refuse_taken(out_dir: Path) -> None:
@@ -171,7 +201,8 @@ def refuse_taken(out_dir: Path) -> None:
 
 def action(name: str) -> Any:
     """The module of an action, its heavy imports done and quiet."""
-    return heavy(f"peftrun.actions.{name}")
+    module = f"peftrun.actions.{name}"
+    return import_module(module) if name in IMPORTS_NOTHING else heavy(module)
 
 
 def heavy(module: str) -> Any:
@@ -198,6 +229,7 @@ def _opening(spec: RunSpec) -> dict[str, Any]:
         "git_commit": environment.commit(Path()),  # for people who keep their configs in git
         "platform": platform.platform(),
         "pid": os.getpid(),
+        "host": platform.node(),  # on which that process is looked for
         "environment": environment.now(),
         "given": records.given(spec.adapter),
     }

@@ -8,7 +8,7 @@ from peftrun.team import packages, slots
 
 INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, by config.
 
-  peftrun [action=train] [model=…] [lora=…] [task=…] [trainer=…] [device=…] [experiment=…] [adapter=…] [key=value …]
+  peftrun [action=train] [model=…] [lora=…] [task=…] [trainer=…] [device=…] [tracker=…] [experiment=…] [adapter=…] [key=value …]
 
 With no argument it trains the default task on the embedded model. An option chooses a whole group
 (lora=dora); a key changes one value (lora.r=8). `peftrun --cfg job` shows every key and its value.

@@ -14,9 +14,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from peftrun import migrations, typed
+from peftrun import command_checks, migrations, typed
 from peftrun.artifacts import DISK_FULL, RECORD
-from peftrun.errors import ArtifactError, PeftrunError
+from peftrun.errors import PeftrunError
 from peftrun.paths import config_dir
 from peftrun.sweep import launcher
 from peftrun.team import search_path
@@ -39,11 +39,11 @@ def run(argv: Sequence[str]) -> int:
         return _report([_unread(item) for item in unread])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
     try:
-        faults = _taken(arguments.overrides if arguments else []) or _run_jobs(_plan_of_a_sweep(arguments))
+        faults = _refused(arguments) or _run_jobs(_plan_of_a_sweep(arguments))
     except KeyboardInterrupt:
         _report(
             [
-                "interrupted; the record says so. A training run continues with action.resume=auto, a sweep by the same command"
+                "interrupted; what had begun says so in its record. A training run continues with action.resume=auto, a sweep by the same command"
             ]
         )
         return INTERRUPTED
@@ -69,20 +69,18 @@ def _tell(lines: Sequence[str]) -> None:
         config.tell(lines)
 
 
-def _taken(overrides: Sequence[str]) -> list[PeftrunError]:
-    """A run folder named on the command line that holds a run: seen before Hydra writes its own files there."""
-    named = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("hydra.run.dir=")]
-    return [_holds_a_run(name) for name in named if (Path(name) / RECORD).exists()]
-
-
-def _holds_a_run(folder: Path | str) -> ArtifactError:
-    return ArtifactError(f"hydra.run.dir={folder}: holds a run already; name a folder that does not exist")
+def _refused(arguments: argparse.Namespace | None) -> list[PeftrunError]:
+    if arguments is None:
+        return []
+    return command_checks.problems(arguments.overrides, arguments.config_dir, _is_swept(arguments))
 
 
 def _plan_of_a_sweep(arguments: argparse.Namespace | None) -> bool:
-    overrides = arguments.overrides if arguments else []
-    swept = bool(arguments and arguments.multirun) or "hydra.mode=MULTIRUN" in overrides
-    return swept and "action=plan" in overrides
+    return arguments is not None and _is_swept(arguments) and "action=plan" in arguments.overrides
+
+
+def _is_swept(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.multirun) or "hydra.mode=MULTIRUN" in arguments.overrides
 
 
 def _run_jobs(plan: bool) -> list[PeftrunError]:
@@ -147,7 +145,7 @@ def _build(cfg: DictConfig, out_dir: Path) -> Any:
     from peftrun import config
 
     if (out_dir / RECORD).exists():
-        raise _holds_a_run(out_dir)
+        raise command_checks.holds_a_run(out_dir)
     try:
         return config.build(cfg)
     except PeftrunError:
@@ -178,9 +176,11 @@ def _unread(item: str) -> str:
 
 
 def _composition_problems(arguments: argparse.Namespace | None, error: Exception) -> Sequence[str]:
-    from peftrun.composition import explain
+    from peftrun.composition import explain, several_values
 
     known = explain(arguments.overrides, arguments.config_dir) if arguments else []
+    if arguments and not _is_swept(arguments):
+        known = known or several_values(arguments.overrides)
     if not known and isinstance(error, ValueError):
         raise error  # not Hydra's: a bug
     return known or [str(error).splitlines()[0]]

@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "task.chosen": None,
     "task.rejected": None,
     "task.desirable": None,
+    "task.lm_eval": None,
     "task.objective": None,
     "task.loss_on": "completion",
     "task.metrics": None,
@@ -38,6 +39,7 @@ ADDED: dict[str, Any] = {
     "trainer.load_best_model_at_end": False,
     "trainer.early_stopping_patience": None,
     "trainer.padding_free": False,
+    "trainer.lr_scheduler_kwargs": None,
     "device.strategy": None,
     "device.processes": 1,
     "device.machines": 1,
@@ -47,6 +49,7 @@ ADDED: dict[str, Any] = {
     "device.deepspeed_config": None,
     "device.max_memory": None,
     "device.deterministic": False,
+    "tracker": {"name": "none"},
     "slots": {},
     "template": None,
 }
@@ -67,7 +70,8 @@ ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {  # to the options whose key 
     },
     ("action.name", "merge"): {"action.held_out_rows": 0},
     ("action.name", "generate"): {"action.batch_size": 1},
-    ("action.name", "plan"): {"action.measured_steps": 0},
+    ("action.name", "train"): {"action.samples": 0},
+    ("action.name", "plan"): {"action.measured_steps": 0, "action.samples": 0},
 }
 TYPED = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w.]+)(?P<rest>=.*)?", re.DOTALL)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-GROUPS = ("action", "model", "lora", "task", "trainer", "device", "experiment")
+GROUPS = ("action", "model", "lora", "task", "trainer", "device", "tracker", "experiment")
 
 
 def config_dir() -> Path:

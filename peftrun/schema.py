@@ -13,6 +13,7 @@ from peftrun import other_methods, update_methods
 from peftrun.action_specs import Action, Dtype, Path
 from peftrun.methods import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
 from peftrun.objectives import Objective
+from peftrun.tracker_specs import Tracker
 
 
 @dataclass(config=STRICT)
@@ -70,10 +71,24 @@ class DataSpec:
 
 
 @dataclass(config=STRICT)
+class LmEvalSpec:
+    """What lm-evaluation-harness measures. Rows at once are trainer.per_device_eval_batch_size, seeds are seed."""
+
+    tasks: Annotated[list[str], Field(min_length=1, examples=["[arc_easy]"])]
+    include_path: Path | None  # a folder with YAML files of your own tasks
+    num_fewshot: Annotated[int, Field(ge=0, examples=[5])] | None
+    limit: Positive | None
+    apply_chat_template: bool
+    log_samples: bool
+
+
+@dataclass(config=STRICT)
 class TaskSpec:
     """What is learned. Templates name columns: `{text}`."""
 
-    kind: Literal["causal_lm", "seq_cls", "token_cls", "seq2seq", "preference", "unpaired_preference", "prompt_only"]
+    kind: Literal[
+        "causal_lm", "seq_cls", "token_cls", "seq2seq", "preference", "unpaired_preference", "prompt_only", "lm_eval"
+    ]
     data: DataSpec
     messages: str | None  # a column of chat messages, in place of the templates
     system: str | None
@@ -85,6 +100,7 @@ class TaskSpec:
     chosen: str | None  # preference: a column of the better answers
     rejected: str | None  # preference: a column of the worse ones
     desirable: str | None  # unpaired_preference: a column that says whether the answer is wanted
+    lm_eval: LmEvalSpec | None  # which tasks of lm-evaluation-harness
     objective: Objective | None  # of preferences and rewards
     words: str | None  # token_cls: a column of words
     tags: str | None  # token_cls: a column of their tags
@@ -99,7 +115,11 @@ class TrainerSpec:
     """Every field but early_stopping_patience goes to `trl.SFTConfig`, or the config of another loop, under its own name."""
 
     learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_min_lr", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial",
+        "inverse_sqrt",
+    ]  # fmt: skip
+    lr_scheduler_kwargs: dict[str, float] | None  # of the schedule itself
     warmup_steps: Annotated[float, Field(ge=0, examples=[10])]
     max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs decides
     num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
@@ -109,8 +129,8 @@ class TrainerSpec:
     weight_decay: Annotated[float, Field(ge=0, examples=[0.01])]
     max_grad_norm: Annotated[float, Field(gt=0, examples=[1.0])]
     optim: Literal[
-        "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "lion_32bit"
-    ]
+        "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit"
+    ]  # fmt: skip
     adam_beta1: Annotated[float, Field(ge=0, lt=1, examples=[0.9])]
     adam_beta2: Annotated[float, Field(ge=0, lt=1, examples=[0.999])]
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1, examples=[0.1])]
@@ -178,6 +198,7 @@ class RunSpec:
     task: TaskSpec
     trainer: TrainerSpec
     device: DeviceSpec
+    tracker: Tracker  # who is told of a training while it runs
     seed: Annotated[int, Field(ge=0, lt=2**32, examples=[0])]
     adapter: dict[str, str]
     active: str | None

@@ -17,8 +17,35 @@ MODELLESS = (
     "explain",
     "template",
     "check",
+    "list",
+    "compare",
+    "browse",
+    "export",
 )  # they see to models and rows themselves, or need none
-ROWLESS = ("save", "generate", "unmerge", "combine", "extract", *MODELLESS)
+ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELLESS)
+
+
+LM_EVAL = "lm_eval"
+
+
+def lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
+    """Tasks of lm-evaluation-harness are measured, and by nothing but action=evaluate."""
+    if (task.kind == LM_EVAL) != (task.lm_eval is not None):
+        yield f"task.kind={task.kind}: task.lm_eval is of task.kind=lm_eval, which needs it; type task=lm_eval task.lm_eval.tasks=[arc_easy]"
+        return
+    if task.lm_eval is None or action.name in MODELLESS:
+        return
+    if action.name != "evaluate":
+        yield (
+            f"task=lm_eval: is measured by action=evaluate alone, and action={action.name} has no rows of it; "
+            "type action=evaluate, or another task"
+        )
+        return
+    if find_spec("lm_eval") is None:
+        yield not_installed("task=lm_eval needs package", "lm_eval")
+    folder = task.lm_eval.include_path
+    if folder is not None and not any(Path(folder).expanduser().glob("**/*.y*ml")):
+        yield f"task.lm_eval.include_path={folder}: is no folder with YAML files; name that of your own tasks, or type null"
 
 
 def rows_apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
@@ -88,7 +115,11 @@ def sources(task: schema.TaskSpec) -> Lines:
 def files(task: schema.TaskSpec, action: Any) -> Lines:
     """The files and packages are there, where the action reads rows."""
     data = task.data
-    if action.name in ROWLESS or (action.name == "merge" and not (action.verify and action.held_out_rows)):
+    if (
+        task.kind == LM_EVAL
+        or action.name in ROWLESS
+        or (action.name == "merge" and not (action.verify and action.held_out_rows))
+    ):
         return  # these read no rows
     paths = {"task.data.path": data.path} | ({"task.data.eval_path": data.eval_path} if data.eval_path else {})
     if data.source == "package":
@@ -140,4 +171,5 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task", "action"), files),
     (("task",), loss_on),
     (("task",), metrics),
+    (("task", "action"), lm_eval),
 ]

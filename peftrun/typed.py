@@ -1,6 +1,7 @@
 """What is typed, as Hydra is to read it: `action.` may be left out before a key that the chosen action alone has. Light.
 
 `peftrun action=replay run=FOLDER` is `peftrun action=replay action.run=FOLDER`; records and messages know the full form alone.
+Conditions need no quotes but the shell's: where='loss<0.5 and lora.r>=8' is where='"loss<0.5 and lora.r>=8"'.
 """
 
 import re
@@ -12,15 +13,27 @@ from peftrun.paths import GROUPS
 TOP_LEVEL = (*GROUPS, "seed", "adapter", "active", "allow_base_mismatch", "slots", "template")
 SHORT = re.compile(r"([A-Za-z_]\w*)=")
 DEFAULT_ACTION = "train"
+CONDITIONS = ("where=", "action.where=")  # hold signs that mean something to Hydra
 
 
 def in_full(typed: Sequence[str]) -> list[str]:
     """The same command with the full name of every key."""
+    typed = [_quoted(text) if text.startswith(CONDITIONS) else text for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
     if not asked:
-        return list(typed)
+        return typed
     known = _keys(_action(typed))
     return [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
+
+
+def _quoted(text: str) -> str:
+    """In quotes for Hydra, unless it is already, or says nothing, or takes another key's value."""
+    key, _, value = text.partition("=")
+    if value in ("", "null") or value.startswith("${") or re.fullmatch(r"""(['"]).*\1""", value, re.DOTALL):
+        return text
+    sign = '"' if "'" in value or '"' not in value else "'"
+    escaped = re.sub(rf"(\\*)({sign}|\Z)", lambda found: found[1] * 2 + (f"\\{sign}" if found[2] else ""), value)
+    return f"{key}={sign}{escaped}{sign}"
 
 
 def _action(typed: Sequence[str]) -> str:

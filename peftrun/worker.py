@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from peftrun import config, dispatch, launch
+from peftrun import config, dispatch, launch, trackers
 from peftrun.artifacts import CONFIG
 from peftrun.errors import PeftrunError
 from peftrun.explain import reads
@@ -20,6 +20,8 @@ def main(out_dir: Path) -> int:
     except PeftrunError as fault:
         launch.tell_fault(out_dir, type(fault).__name__, fault.lines)
         return 1
+    finally:
+        trackers.pause(out_dir)
     if rank == 0:
         result.facts |= dispatch.computing()
         launch.tell(out_dir, result, reads.noted(spec))

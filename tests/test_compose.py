@@ -16,13 +16,15 @@ NEEDED = {
     "task=instruction": ["task.data.source=hub", "task.data.path=org/rows"],
 }
 NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text")}
-NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect")}
+NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect", "export")}
 NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
 NEEDED |= {
     "action=extract": ["action.tuned=MODEL"],
     "action=replay": ["run=ADAPTER"],
     "action=template": ["path=new_templates"],
+    "action=compare": ["runs=[ADAPTER, ADAPTER]"],
 }
+NEEDED["task=lm_eval"] = ["action=evaluate", "task.lm_eval.tasks=[arc_easy]"]
 NEEDED["device=fsdp"] = ["trainer.save_strategy=no"]
 NEEDED["device=offload"] = ["action=evaluate"]
 NEEDED["lora=loftq"] = ["model.quantization=nf4"]
@@ -62,7 +64,7 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 130
+    assert len(OPTIONS) == count == 141
 
 
 def test_actions_methods_and_devices_combine_freely(trained):
@@ -77,7 +79,7 @@ def test_actions_methods_and_devices_combine_freely(trained):
             continue
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == 2 * 57 - 58 + 16 * 5
+    assert combined == 2 * 57 - 58 + 21 * 5
 
 
 def test_the_default_run_is_frozen():

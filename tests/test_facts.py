@@ -1,4 +1,4 @@
-"""What docs/saving-adapters.md says of PEFT, seen on the installed PEFT: if a version changes it, this fails and the page is mended."""
+"""Part of what docs/gotchas.md says of PEFT, seen on the installed PEFT: if a version changes it, this fails and the page is mended."""
 
 import pytest
 import torch

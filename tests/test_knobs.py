@@ -12,7 +12,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 from trl.experimental.orpo import ORPOConfig
 
-from peftrun import action_specs, methods, objectives, other_methods, schema, update_methods
+from peftrun import action_specs, methods, objectives, other_methods, schema, tracker_specs, update_methods
 from peftrun.adapter.attach import OURS, PARTS
 from peftrun.training.preference import OURS as REWARD_FIELDS
 
@@ -52,12 +52,18 @@ NO_READERS = {
     "preference_checks.py",
     "task_checks.py",
     "device_checks.py",
+    "tracker_checks.py",
+    "tracker_specs.py",
     "config.py",
 }
 
 
 def specs() -> list[type]:
-    found = [item for one in (schema, action_specs) for _, item in inspect.getmembers(one, dataclasses.is_dataclass)]
+    found = [
+        item
+        for one in (schema, action_specs, tracker_specs)
+        for _, item in inspect.getmembers(one, dataclasses.is_dataclass)
+    ]
     return list(dict.fromkeys(found))
 
 

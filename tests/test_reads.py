@@ -61,7 +61,7 @@ def where(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_vain(where, llama, on_tiny):
-    given = ["lora.calibration_rows=7", "task.max_new_tokens=9", "trainer.num_train_epochs=3"]
+    given = ["lora.calibration_rows=7", "task.max_new_tokens=9", "trainer.num_train_epochs=3", "action.samples=0"]
     return cli_here(where, *on_tiny(llama), *TINY_STEPS, *given)
 
 

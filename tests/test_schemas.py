@@ -12,7 +12,16 @@ from omegaconf import OmegaConf
 from referencing import Registry, Resource
 
 from peftrun import paths, schema
-from peftrun.editor.homes import ACTIONS, METHODS, OBJECTIVES, action_options, method_options, tag
+from peftrun.editor.homes import (
+    ACTIONS,
+    METHODS,
+    OBJECTIVES,
+    TRACKERS,
+    action_options,
+    method_options,
+    tag,
+    tracker_options,
+)
 from peftrun.editor.launchers import OPTIONS
 from peftrun.editor.schemas import all_schemas
 from peftrun.sweep.launcher import LAUNCHERS
@@ -21,7 +30,9 @@ CONF = paths.config_dir()
 FILES = sorted(CONF.rglob("*.yaml"))
 HEADER = "# yaml-language-server: $schema="
 OUT_OF_DATE = "the schemas are not those of the code; run `make schemas`"
-DESCRIBED_ABOVE = {f"experiment.json.allOf.else.{name}" for name in ("lora", "action")}  # any method, any action
+DESCRIBED_ABOVE = {
+    f"experiment.json.allOf.else.{name}" for name in ("lora", "action", "tracker")
+}  # any method, any action
 GROUPS = {
     "model": schema.ModelSpec,
     "task": schema.TaskSpec,
@@ -71,6 +82,13 @@ WRONG = {  # group → what is at fault in a file of it
         "packing: maybe",
         "save_steps: 1.5",
         "adam_beta2: 1.0",
+    ],
+    "tracker": [
+        "name: mlfow",
+        "name: mlflow\nprojct: x",
+        "name: tensorboard\nuri: http://x",
+        "name: wandb\nmode: on",
+        "name: none\nproject: x",
     ],
     "device": ["name: gpu", "main_port: 70000", "processes: two", "max_memory: 4GiB", "deterministc: true"],
     "experiment": [
@@ -196,8 +214,8 @@ def test_every_field_of_every_dataclass_is_a_key(generated):
         names = {field.name for field in dataclasses.fields(owner)}
         assert names | {"defaults"} == read[f"{group}.json"]["properties"].keys()
     held = read["experiment.json"]["definitions"]
-    parts = [schema.DataSpec, schema.MixSpec, schema.SlotSpec, schema.TemplateSpec, *GROUPS.values()]
-    for owner in [*ACTIONS, *METHODS, *OBJECTIVES, *parts]:
+    parts = [schema.DataSpec, schema.LmEvalSpec, schema.MixSpec, schema.SlotSpec, schema.TemplateSpec, *GROUPS.values()]
+    for owner in [*ACTIONS, *METHODS, *OBJECTIVES, *TRACKERS, *parts]:
         names = {field.name for field in dataclasses.fields(owner)}
         assert names == held[owner.__name__]["properties"].keys(), owner
     names = {field.name for field in dataclasses.fields(schema.RunSpec)}
@@ -205,7 +223,11 @@ def test_every_field_of_every_dataclass_is_a_key(generated):
 
 
 def test_every_option_is_of_a_method_or_an_action_that_is_known():
-    for options, owners, group in ((method_options(), METHODS, "lora"), (action_options(), ACTIONS, "action")):
+    for options, owners, group in (
+        (method_options(), METHODS, "lora"),
+        (action_options(), ACTIONS, "action"),
+        (tracker_options(), TRACKERS, "tracker"),
+    ):
         assert options.keys() == {tag(owner) for owner in owners}
         assert sorted(name for names in options.values() for name in names) == paths.group_options(group)
 

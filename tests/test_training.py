@@ -1,6 +1,7 @@
 """The trainer: same loss and gradients as the full-logits loss, whatever is left out of the arithmetic."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+import peftrun
+from peftrun.errors import ConfigError
 from peftrun.tasks.limits import IGNORED
 from peftrun.training.answer_loss import AnswerTrainer
 
@@ -92,6 +95,10 @@ KNOBS = {
     "beta1": ["trainer.adam_beta1=0.5"],
     "beta2": ["trainer.adam_beta2=0.5"],
     "schedule": ["trainer.lr_scheduler_type=constant"],
+    "schedule_settings": [
+        "trainer.lr_scheduler_type=cosine_with_min_lr",
+        "trainer.lr_scheduler_kwargs={min_lr_rate: 0.5}",
+    ],
     "warmup": ["trainer.warmup_steps=2"],
     "order": ["trainer.train_sampling_strategy=sequential"],
     "batch": ["trainer.per_device_train_batch_size=2"],
@@ -131,3 +138,15 @@ def test_epochs_decide_when_steps_do_not(cli, llama, on_tiny):
         *on_tiny(llama), "trainer=epochs", "trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=1"
     )
     assert outcome.record()["training"]["steps"] == 2 * 32 // 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["trainer.lr_scheduler_kwargs={num_cycles: 2}"], "trainer.lr_scheduler_kwargs.num_cycles=2: is no setting of"),
+        (["trainer.lr_scheduler_type=cosine_with_min_lr"], "type 'trainer.lr_scheduler_kwargs={min_lr_rate: 0.1}'"),
+    ],
+)
+def test_a_setting_that_is_not_the_schedules_is_refused(overrides, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        peftrun.load(*overrides)

@@ -23,6 +23,27 @@ def test_keys_are_put_in_full(given, full):
     assert typed.in_full(given) == full
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "task=sms_spam and r>=8", "a='x y' and b=\"z\"", "a~*b* or (c!=d)", "a=b\\", "x='it\\'s'", 'q="a" and s="c"', "run~a,b", 'a=\\"x', "a=${b}", "z=[1] or {q}", "",
+    ],
+)  # fmt: skip
+def test_conditions_reach_hydra_as_they_were_typed(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for key in ("where", "action.where"):
+        text = typed.in_full(["action=list", f"{key}={value}"])[-1]
+        assert typed.in_full(["action=list", text])[-1] == text
+        found = OverridesParser.create().parse_override(text).value()
+        assert found == value or (value == "a=${b}" and found is not None)
+
+
+def test_conditions_in_quotes_stay_as_they_are():
+    for value in ("'a=1'", '"a=1 and b<2"', "null", "${seed}"):
+        assert typed.in_full([f"action.where={value}"]) == [f"action.where={value}"]
+
+
 def test_a_short_key_does_what_the_full_one_does(cli, trained, on_tiny, llama):
     short = cli("action=merge", f"adapter={trained}", "verify=false", *on_tiny(llama))
     assert short.code == 0, short.err

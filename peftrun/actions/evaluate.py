@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import console, device, heads, tasks, warm
+from peftrun import artifacts, console, device, heads, tasks, warm
 from peftrun.adapter import load, mixing
 from peftrun.errors import DataError
 from peftrun.prompts import BASE
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
-from peftrun.tasks import causal_lm
+from peftrun.tasks import causal_lm, lm_eval
+
+SAMPLES = "samples.jsonl"  # in the run folder: what lm-evaluation-harness asked and was answered
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The task's metrics for the base, or for the active adapter on it."""
+    if spec.task.lm_eval is not None:
+        return _by_harness(spec, out_dir)
     place = device.resolve(spec.device)
     console.say(place.note)
     base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
@@ -60,3 +64,43 @@ def _by_rows(
     return causal_lm.metrics(scores), {
         name: {**causal_lm.metrics(part), "rows": len(part)} for name, part in own.items()
     }
+
+
+def _by_harness(spec: RunSpec, out_dir: Path) -> RunResult:
+    """Tasks of lm-evaluation-harness on the base, and with the active adapter on it, in one process."""
+    assert spec.task.lm_eval is not None
+    harness = lm_eval.Harness(spec.task.lm_eval, spec.trainer.per_device_eval_batch_size, spec.seed)
+    place = device.resolve(spec.device)
+    console.say(place.note)
+    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    told: dict[str, Any] = {"base": base.describe(), "device": place.note}
+    summary, sides = [("base", base.name)], {}
+    if spec.adapter:
+        net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+        told["adapters"] = [proof.as_dict() for proof in proofs]
+        summary.append(("adapter", net.active_adapter))
+        with net.disable_adapter():
+            sides["base"] = harness.measure(net, base.tokenizer)
+        sides["adapter"] = harness.measure(net, base.tokenizer)
+    else:
+        sides["base"] = harness.measure(base.model, base.tokenizer)
+    result = _told(out_dir, told, summary, sides)
+    if spec.task.lm_eval.log_samples:
+        artifacts.write_text(out_dir / SAMPLES, lm_eval.as_lines(sides))
+        result.summary.append(("samples", console.short(out_dir / SAMPLES)))
+    return result
+
+
+def _told(out_dir: Path, told: dict[str, Any], summary: list[tuple[str, str]], sides: dict[str, Any]) -> RunResult:
+    found = {side: lm_eval.figures(one) for side, one in sides.items()}
+    changes = lm_eval.differences(sides["base"], sides["adapter"]) if "adapter" in sides else {}
+    for name in found["base"]:
+        shown = " → ".join(str(one[name]) for one in found.values() if name in one)
+        summary.append((name, f"{shown}, {changes[name]}" if name in changes else shown))
+    told["lm_eval"] = {
+        **lm_eval.facts(sides["base"]),
+        "stderr": {side: {name: one.stderr for name, one in values.items()} for side, values in found.items()},
+        "difference": {name: one.as_dict() for name, one in changes.items()},
+    }
+    metrics = {side: {name: one.value for name, one in values.items()} for side, values in found.items()}
+    return RunResult(out_dir, told, metrics, summary=summary)

@@ -47,7 +47,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 
 def _wanted(spec: RunSpec, action: PlanAction) -> RunSpec:
-    training = TrainAction("train", action.resume, action.evaluate_before)
+    training = TrainAction("train", action.resume, action.evaluate_before, action.samples)
     wanted = dataclasses.replace(spec, action=training)
     problems = checks.run({field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)})
     if problems:

@@ -32,23 +32,41 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     then, old = artifacts.read_json(run / artifacts.RECORD), again.values_of(run)
     wanted = again.spec(again.changed(copy.deepcopy(old), asked.overrides(out_dir), spec))
     if action.env == "check":
-        return _checked(out_dir, run, inputs.compared(then, today.facts(wanted, then), old, asdict(wanted)))
+        now = today.facts(wanted, then)
+        compared = [*inputs.of_file(run, then), *inputs.compared(then, now, old, asdict(wanted))]
+        return _checked(out_dir, run, compared, then["status"] == "completed")
     console.say(f"running {short(run)} again, in {short(out_dir / AGAIN)}")
-    dispatch.run(wanted, out_dir / AGAIN)
+    try:
+        dispatch.run(wanted, out_dir / AGAIN)
+    except Exception:
+        _say_drift(run, out_dir / AGAIN, then, old, asdict(wanted))
+        raise
     now = artifacts.read_json(out_dir / AGAIN / artifacts.RECORD)
     found = outcome.compare(run, out_dir / AGAIN, action.tolerance)
-    notes = _notes(then, now)
-    return _judged(out_dir, run, found, inputs.compared(then, now, old, asdict(wanted)), notes)
+    compared = [*inputs.of_file(run, then), *inputs.compared(then, now, old, asdict(wanted))]
+    return _judged(out_dir, run, found, compared, _notes(then, now))
 
 
-def _checked(out_dir: Path, run: Path, compared: list[Input]) -> RunResult:
+def _say_drift(run: Path, second: Path, then: dict[str, Any], old: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """What is not as it was, as far as a run that has failed can tell: it may be why."""
+    if not (second / artifacts.RECORD).exists():
+        return
+    now = artifacts.read_json(second / artifacts.RECORD)
+    told = {key: then.get(key) for key in now}
+    for label, text in inputs.rows(
+        inputs.drifted([*inputs.of_file(run, then), *inputs.compared(told, now, old, wanted)])
+    ):
+        console.warn(f"{short(run)}: {label}: {text}")
+
+
+def _checked(out_dir: Path, run: Path, compared: list[Input], completed: bool) -> RunResult:
     drifted = inputs.drifted(compared)
     verdict = f"{len(drifted)} of {len(compared)} inputs have drifted" if drifted else "nothing has drifted"
     result = RunResult(
         out_dir,
         {"replay": {"run": str(run), "env": "check", **_told(compared)}},
         summary=[("run", short(run)), *inputs.rows(compared, every=True), ("verdict", verdict)],
-        next_commands=[f"peftrun action=replay run={shlex.quote(short(run))}"],
+        next_commands=[f"peftrun action=replay run={shlex.quote(short(run))}"] if completed else [],
     )
     if drifted:
         _refuse(result, *(f"{run}: {label}: {text}" for label, text in inputs.rows(compared)))

@@ -61,9 +61,9 @@ def load(
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
     for folder in folders.values():
         check_base(base.name, base.fingerprint, folder, allow_base_mismatch)
-    add = _add_classifiers if base.head else _add_all
-    model, plain = add(base, folders)
-    proofs = [_prove(base, model, name, folder, plain[name]) for name, folder in folders.items()]
+    add_each = _add_classifiers if base.head else _add_all
+    model, plain = add_each(base, folders)
+    proofs = [prove(base, model, name, folder, plain[name]) for name, folder in folders.items()]
     model.set_adapter(active or next(iter(paths)))
     return model.requires_grad_(False).eval(), proofs
 
@@ -113,7 +113,7 @@ def _add_all(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch
     for name, folder in folders.items():
         if heads.of_adapter(str(folder), name):
             raise AdapterError(f"adapter.{name}={folder}: is a classifier's and cannot stand beside a language model's")
-        model = _add(base, base.model, model, name, folder)
+        model = add(base, base.model, model, name, folder)
     return model, plain
 
 
@@ -127,11 +127,12 @@ def _add_classifiers(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[st
         free = head == base.head and not any(host is base.model for host in hosts.values())
         hosts[name] = base.model if free else company.sibling(base, head)
     plain = {name: probe.logits(host, base.tokenizer) for name, host in hosts.items()}
-    members = {name: _add(base, host, None, name, folders[name]) for name, host in hosts.items()}
+    members = {name: add(base, host, None, name, folders[name]) for name, host in hosts.items()}
     return (company.Company(members) if len(members) > 1 else next(iter(members.values()))), plain
 
 
-def _add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
+def add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
+    """`model`, or `host` where there is none yet, with one more adapter. Raises: AdapterError: it does not fit the base."""
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
@@ -146,7 +147,8 @@ def _add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
     return model
 
 
-def _prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
+def prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
+    """What was seen of an adapter that has been added. `plain`: the base's logits on the probes. Raises: AdapterError, ProofError: see `load`."""
     model.set_adapter(name)
     known = adapter_folder.facts(folder) or {}
     norms = delta_norms(model, name)

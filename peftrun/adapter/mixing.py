@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from peftrun.errors import AdapterError
 from peftrun.prompts import BASE
@@ -38,14 +39,16 @@ def cannot(net: Any, names: Names) -> str | None:
         raise AdapterError(
             f"adapter.{biased[0]}: has trained the base's biases, so the base cannot answer beside it; omit rows of {BASE}"
         )
-    for name, config in configs.items():
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        if kind != "LORA":
-            return f"adapter {name} is of type {kind}"
-        own = next((key for key in APART if getattr(config, key, None)), None)
-        if own:
-            return f"adapter {name} has {own}"
-    return None
+    return next((reason for reason in (alone(name, config) for name, config in configs.items()) if reason), None)
+
+
+def alone(name: str, config: Any) -> str | None:
+    """Why rows of the adapter with PEFT's `config` cannot share a batch with those of others; None if they can."""
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if kind != "LORA":
+        return f"adapter {name} is of type {kind}"
+    own = next((key for key in APART if getattr(config, key, None)), None)
+    return f"adapter {name} has {own}" if own else None
 
 
 def groups(net: Any, names: Names) -> list[list[int]]:
@@ -72,5 +75,18 @@ def answering(net: Any, names: Names) -> Iterator[None]:
             net.set_adapter(before)
     else:
         routed = [PLAIN if name == BASE else name or net.active_adapter for name in names]
-        with net.base_model._enable_peft_forward_hooks(adapter_names=routed):
+        with _modules_of_the_base(net), net.base_model._enable_peft_forward_hooks(adapter_names=routed):
             yield
+
+
+@contextmanager
+def _modules_of_the_base(net: Any) -> Iterator[None]:
+    """Where rows are mixed nobody has saved modules or tokens in full: other adapters' copies of these would be asked for theirs."""
+    wrappers = [one for one in net.modules() if isinstance(one, AuxiliaryTrainingWrapper) and not one.disable_adapters]
+    for one in wrappers:
+        one.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for one in wrappers:
+            one.enable_adapters(True)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from peftrun import action_specs, methods, objectives, paths, schema
+from peftrun import action_specs, methods, objectives, paths, schema, tracker_specs
 from peftrun.editor.yaml_comments import Key, keys
 
 TRAILING = re.compile(r"#\s?(.*)$")
@@ -16,6 +16,7 @@ FILES: dict[type, tuple[str, str]] = {  # the file, and the key in it below whic
     schema.RunSpec: ("config.yaml", ""),
     schema.ModelSpec: ("model/pretrained.yaml", ""),
     schema.TaskSpec: ("task/instruction.yaml", ""),
+    schema.LmEvalSpec: ("task/lm_eval.yaml", "lm_eval."),
     schema.DataSpec: ("task/instruction.yaml", "data."),
     schema.TrainerSpec: ("trainer/default.yaml", ""),
     schema.DeviceSpec: ("device/auto.yaml", ""),
@@ -33,7 +34,9 @@ def members(union: Any) -> list[type]:
     return list(get_args(inner))
 
 
-ACTIONS, METHODS, OBJECTIVES = (members(union) for union in (action_specs.Action, schema.Lora, objectives.Objective))
+ACTIONS, METHODS, OBJECTIVES, TRACKERS = (
+    members(union) for union in (action_specs.Action, schema.Lora, objectives.Objective, tracker_specs.Tracker)
+)
 
 
 def tag(owner: type) -> str:
@@ -81,6 +84,8 @@ def _file(owner: type) -> tuple[str, str]:
         return FILES[owner]
     if owner in ACTIONS:
         return f"action/{tag(owner)}.yaml", ""
+    if owner in TRACKERS:
+        return f"tracker/{tag(owner)}.yaml", ""
     if owner in OBJECTIVES:
         return f"task/{tag(owner)}.yaml", "objective."
     return (f"lora/{method_options()[tag(owner)][0]}.yaml", "") if owner in METHODS else ("", "")
@@ -96,6 +101,12 @@ def method_options() -> dict[str, list[str]]:
 def action_options() -> dict[str, list[str]]:
     """Action → the options of group `action` that are of it."""
     return _options("action", "name")
+
+
+@cache
+def tracker_options() -> dict[str, list[str]]:
+    """Tracker → the options of group `tracker` that are of it."""
+    return _options("tracker", "name")
 
 
 def _options(group: str, key: str) -> dict[str, list[str]]:

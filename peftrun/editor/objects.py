@@ -6,12 +6,22 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from peftrun import help, paths
 from peftrun.editor.choices import by_tag
-from peftrun.editor.homes import ACTIONS, METHODS, OBJECTIVES, field_comments, members, method_options, said, tag
+from peftrun.editor.homes import (
+    ACTIONS,
+    METHODS,
+    OBJECTIVES,
+    TRACKERS,
+    field_comments,
+    members,
+    method_options,
+    said,
+    tag,
+)
 from peftrun.editor.library_help import help_of
 from peftrun.editor.values import LATER_REF, Schema, of_type
 
 TAGS = ("name", "method")
-UNIONS = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objective"}
+UNIONS = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objective", TRACKERS[0]: "Tracker"}
 
 
 def of_owner(owner: type, more: Mapping[str, Schema] | None = None) -> Schema:

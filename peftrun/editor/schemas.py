@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from peftrun import action_specs, schema
+from peftrun import action_specs, schema, tracker_specs
 from peftrun.editor import defaults, launchers
 from peftrun.editor.choices import by_override, by_tag
 from peftrun.editor.compact import as_text, shared
-from peftrun.editor.homes import ACTIONS, METHODS, action_options, method_options, tag
+from peftrun.editor.homes import ACTIONS, METHODS, TRACKERS, action_options, method_options, tag, tracker_options
 from peftrun.editor.objects import definition, definitions, of_any, of_owner, reference
 from peftrun.editor.values import LATER, LATER_NAME, Schema, opened
 
@@ -18,7 +18,7 @@ PLAIN = {
     "trainer": schema.TrainerSpec,
     "device": schema.DeviceSpec,
 }
-UNIONS = {"lora": schema.Lora, "action": action_specs.Action}
+UNIONS = {"lora": schema.Lora, "action": action_specs.Action, "tracker": tracker_specs.Tracker}
 ADAPTER = opened(
     {"anyOf": [{"type": "null"}, {"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}
 )
@@ -31,7 +31,13 @@ HYDRA: Schema = {
 def all_schemas() -> dict[str, str]:
     """File name → text of every schema."""
     built = {group: _plain(group, owner) for group, owner in PLAIN.items()}
-    built |= {"action": _action(), "lora": _lora(), "experiment": _experiment(), "config": _root()}
+    built |= {
+        "action": _action(),
+        "lora": _lora(),
+        "tracker": _tracker(),
+        "experiment": _experiment(),
+        "config": _root(),
+    }
     built |= {"hydra-launcher": launchers.of_launcher()}
     return {f"{name}.json": _text(name, one) for name, one in sorted(built.items())}
 
@@ -57,6 +63,10 @@ def _lora() -> Schema:
     return _tagged("lora", "method", schema.Lora, METHODS, method_options())
 
 
+def _tracker() -> Schema:
+    return _tagged("tracker", "name", tracker_specs.Tracker, TRACKERS, tracker_options())
+
+
 def _tagged(group: str, key: str, union: Any, owners: list[type], options: dict[str, list[str]]) -> Schema:
     more = {"defaults": defaults.of_group(group)}
     held = definitions(union) | {owner.__name__: of_owner(owner, more) for owner in owners}
@@ -66,7 +76,7 @@ def _tagged(group: str, key: str, union: Any, owners: list[type], options: dict[
 
 
 def _experiment() -> Schema:
-    """Of a file that may set keys of every group; which keys `lora` and `action` have depends on its defaults."""
+    """Of a file that may set keys of every group; which keys `lora`, `action` and `tracker` have depends on its defaults."""
     root = of_owner(schema.RunSpec, {"defaults": defaults.of_experiment(), "hydra": HYDRA})
     properties = root["properties"]
     properties["adapter"] = ADAPTER | {"description": properties["adapter"]["description"]}
@@ -77,6 +87,7 @@ def _experiment() -> Schema:
     conditions = [
         by_override("lora", method_options(), _references(METHODS), reference(schema.Lora)),
         by_override("action", action_options(), _references(ACTIONS), reference(action_specs.Action)),
+        by_override("tracker", tracker_options(), _references(TRACKERS), reference(tracker_specs.Tracker)),
     ]
     return root | {"allOf": conditions, "definitions": held}
 

@@ -60,8 +60,12 @@ def of_typed(overrides: Sequence[str], search_path: Sequence[str]) -> Explanatio
 
 
 def of_run(run: Path) -> Explanation:
-    """That of a run folder's config: its values, which today's options may not say any more."""
+    """That of a run folder's config: its values, which today's options may not say any more.
+
+    Raises: ConfigError: it holds keys that no option has.
+    """
     values, places = config.read_run(run / artifacts.CONFIG), _given(asked.search_path(run))
+    _refuse_unknown(run, values)
     compositions = Compositions(_there(places))
     overrides = asked.overrides(run) or difference.between(compositions, _there(places), values)
     try:
@@ -71,6 +75,16 @@ def of_run(run: Path) -> Explanation:
     record = artifacts.read_json(run / artifacts.RECORD) if (run / artifacts.RECORD).is_file() else {}
     origins = replace(today, values=values, sources=_recorded(values, today))
     return Explanation(origins, _command(compositions, _there(places), values), record.get("unread", []))
+
+
+def _refuse_unknown(run: Path, values: dict[str, Any]) -> None:
+    """Files that are gone since do not matter here; keys that never were would make a command that is refused."""
+    try:
+        config.of_values(values)
+    except ConfigError as error:
+        unknown = [line for line in error.lines if "there is no such key" in line]
+        if unknown:
+            raise ConfigError(*(f"{run / artifacts.CONFIG}: {line}" for line in unknown)) from error
 
 
 def of_two(one: Path, other: Path) -> Difference:

@@ -10,7 +10,16 @@ from peftrun import asked, config, console
 from peftrun.explain import quoting
 from peftrun.schema import RunSpec
 
-LOOKING = ("plan", "replay", "explain", "template", "check")  # these look at a config that another run is to use
+LOOKING = (
+    "plan",
+    "replay",
+    "explain",
+    "template",
+    "check",
+    "list",
+    "compare",
+    "browse",
+)  # at configs that other runs are to use, or did
 TEMPLATES = ("slots", "template")  # read while the config is composed
 
 
@@ -23,15 +32,20 @@ def found(spec: RunSpec, out_dir: Path, unread: Sequence[str]) -> list[str]:
         return []
     values = config.flatten(dataclasses.asdict(spec))
     wanted = [key for key in unread if not _is_neutral(values[key]) and key.split(".")[0] not in TEMPLATES]
-    if not wanted:
-        return []
     if spec.action.name == "train":
         usual = _usual()
         wanted = [key for key in wanted if values[key] != usual.get(key)]
     else:
         typed = {text.lstrip("+~").partition("=")[0] for text in asked.overrides(out_dir)}
         wanted = [key for key in wanted if any(key == one or key.startswith(f"{one}.") for one in typed if "." in one)]
+        return [*_tracker(spec, typed), *(quoting.override(key, values[key]) for key in wanted)]
     return [quoting.override(key, values[key]) for key in wanted]
+
+
+def _tracker(spec: RunSpec, typed: set[str]) -> list[str]:
+    """A tracker that was chosen for what no tracker is told of: unlike model, task and device no next action is told to choose it."""
+    chosen = "tracker" in typed and spec.tracker.name != "none"
+    return [quoting.override("tracker", spec.tracker.name)] if chosen else []
 
 
 def tell(lines: Iterable[str]) -> None:

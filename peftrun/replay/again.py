@@ -21,6 +21,7 @@ def values_of(run: Path) -> dict[str, Any]:
     values = config.read_run(run / CONFIG)
     action = values["action"]
     action |= {key: None for key in PLACES if key in action}
+    values["tracker"] = {"name": "none"}  # it was told once
     if action["name"] == "generate" and action.get("prompt") is None and action.get("prompts_file") is None:
         raise ConfigError(
             f"action.run={run}: is a talk with a person, which cannot be run again; name another run, or type action=generate"

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from peftrun import config
+from peftrun import artifacts, config
 from peftrun.versions import LIBRARIES
 
 # In the order in which a reader wants to hear of them: what is most likely to change what comes out first.
@@ -66,6 +67,13 @@ def compared(then: Values, now: Values, then_config: Values, now_config: Values)
         *_commit(FOLDER, then, now),
         *_others(old.get("packages"), new.get("packages")),
     ]
+
+
+def of_file(run: Path, then: Values) -> list[Input]:
+    """Whether the config that lies in a run folder is the one that was run; older records do not tell."""
+    recorded = then.get("config_sha256")
+    found = _cut(artifacts.sha256(run / artifacts.CONFIG))
+    return [Input(CONFIG, f"{artifacts.CONFIG} itself", _cut(recorded), found)] if recorded else []
 
 
 def _config(then: Values, now: Values) -> Iterator[Input]:

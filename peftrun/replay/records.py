@@ -16,8 +16,9 @@ def problems(action: Any) -> Iterator[str]:
         yield "action.run is not set; action=replay needs a run folder: type run=outputs/train/RUN"
         return
     key, folder = f"action.run={action.run}", Path(action.run).expanduser()
-    if not all((folder / name).is_file() for name in (artifacts.RECORD, artifacts.CONFIG)):
-        yield f"{key}: is no run folder (no {artifacts.RECORD}); name one below outputs, or a cell of a sweep"
+    missing = [name for name in (artifacts.RECORD, artifacts.CONFIG) if not (folder / name).is_file()]
+    if missing:
+        yield f"{key}: is no run folder (no {missing[0]}); name one below outputs, or a cell of a sweep"
         return
     try:
         record = artifacts.read_json(folder / artifacts.RECORD)

@@ -145,8 +145,9 @@ def _fill(cell: Cell, composer: Composer) -> None:
 
 
 def cell_id(values: dict[str, Any]) -> str:
-    """What a resolved configuration is known by: the beginning of its SHA-256, with `action.resume` left out."""
+    """What a resolved configuration is known by: the beginning of its SHA-256, with `action.resume` and the tracker left out."""
     action = {key: value for key, value in (values.get("action") or {}).items() if key != "resume"}
+    values = {key: value for key, value in values.items() if key != "tracker"}
     text = json.dumps({**values, "action": action}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 

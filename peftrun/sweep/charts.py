@@ -3,16 +3,16 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 from statistics import fmean
 from typing import Any
 
-from peftrun.sweep.drawing import Scale, apart, box, dot, fitting, line, number, path, scale, svg, text
-from peftrun.sweep.statistics import Configuration, figure, in_order, is_number, show
+from peftrun.report.curves import WIDE, grid, thinned
+from peftrun.report.drawing import Scale, apart, box, dot, fitting, line, number, path, scale, svg, text
+from peftrun.report.figures import figure, is_number
+from peftrun.sweep.statistics import Configuration, in_order, show
 from peftrun.sweep.summary import as_key
 
 LETTERS = "ABCDEFG"  # the best configurations have a letter and a colour; the others are grey
-WIDE, NARROW = 860, 340
 SHADES = 7
 STRAND = 2.2  # pixels between the lines of two configurations with a letter
 POINTS = 12_000  # of all curves of one chart together: more cells, fewer points each
@@ -56,22 +56,11 @@ def curves(name: str, found: Sequence[Curve], width: int, what: str) -> str:
     along = Scale(across.low, across.high, across.begin, across.end, False)
     upward = scale((y for _, y in points), height - 38, top)
     budget = max(12, POINTS // len(found) // (1 if width == WIDE else 2))
-    body = [*_grid(along, upward, what), *_lines(found, along, upward, min(160, budget)), *_ends(found, along, upward)]
+    body = [*grid(along, upward, what), *_lines(found, along, upward, min(160, budget)), *_ends(found, along, upward)]
     said = f"{what} over training steps, {len(found)} cells, from {figure(upward.low)} to {figure(upward.high)}" + (
         ", logarithmic" if upward.log else ""
     )
     return svg(name, (width, height), f"Learning curves: {what}", said, body)
-
-
-def _grid(along: Scale, upward: Scale, what: str) -> Iterator[str]:
-    for value in upward.ticks(5):
-        yield line(along.begin, upward.at(value), along.end, upward.at(value), "grid")
-        yield text(along.begin - 6, upward.at(value) + 4, number(value), "", "end")
-    for value in along.ticks(4 if along.end < 500 else 8):
-        yield text(along.at(value), upward.begin + 18, number(value), "", "middle")
-    yield line(along.begin, upward.begin, along.end, upward.begin, "axis")
-    yield text(along.end, upward.begin + 33, "step", "strong", "end")
-    yield text(2, upward.end - 12, f"{what}{', logarithmic' if upward.log else ''}", "strong")
 
 
 def _lines(found: Sequence[Curve], along: Scale, upward: Scale, most: int) -> Iterator[str]:
@@ -84,16 +73,6 @@ def _lines(found: Sequence[Curve], along: Scale, upward: Scale, most: int) -> It
             yield path([(x - 4, y + 4), (x + 4, y - 4)], f"sign {colour(one.place)}", one.name)
         if one.status == "stopped":
             yield box(x - 3.5, y - 3.5, (7, 7), f"block {colour(one.place)}", one.name)
-
-
-def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most so many points: the means of runs of neighbours; the first and the last stay as they are."""
-    if len(points) <= most:
-        return list(points)
-    inner, runs = points[1:-1], most - 2
-    cuts = [len(inner) * place // runs for place in range(runs + 1)]
-    parts = [inner[begin:end] for begin, end in pairwise(cuts)]
-    return [points[0], *((fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts), points[-1]]
 
 
 def _ends(found: Sequence[Curve], along: Scale, upward: Scale) -> Iterator[str]:
@@ -257,10 +236,3 @@ def _beyond(value: float, limits: Scale) -> bool:
 
 def _arrow(x: float, y: float, css: str, sign: int) -> str:
     return path([(x - 5 * sign, y - 5), (x, y), (x - 5 * sign, y + 5)], f"arrow {css}")
-
-
-def finite(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, figure) of the rows that have the figure as a finite number; of several at one step the last."""
-    known = [(float(row["step"]), row[key]) for row in rows if is_number(row.get(key)) and is_number(row.get("step"))]
-    finite = sorted((x, float(y)) for x, y in known if abs(y) < float("inf"))
-    return [[*group][-1] for _, group in groupby(finite, key=lambda point: point[0])]

@@ -62,7 +62,7 @@ class Flow:
             self._clean()
             self._show_plan(batch)
             return [None] * len(jobs), _fault(
-                [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch)
+                [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch), planned=True
             )
         self._settle(batch)
         assert self.folder is not None
@@ -223,7 +223,9 @@ def _team_dir(master: DictConfig) -> str | None:
     return next((str(one.path) for one in sources if one.provider == "command-line"), None)
 
 
-def _fault(failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str], cells: int) -> SweepError | None:
+def _fault(
+    failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str], cells: int, planned: bool = False
+) -> SweepError | None:
     """One line for each reason, with the cells it holds for, and how to go on."""
     if not failed:
         return None
@@ -232,8 +234,10 @@ def _fault(failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str],
         for line in lines:
             reasons.setdefault(line, []).append(cell)
     told = [f"{_named(which, labels)}: {line}" for line, which in reasons.items()]
-    again = "type the same command to run those again; what is done stays as it is"
-    return SweepError(*told, f"{len(failed)} of {_count(cells, 'cell')} failed; {again}")
+    said = "failed; type the same command to run those again; what is done stays as it is"
+    if planned:
+        said = "cannot be run as typed; mend the values, or leave these out"
+    return SweepError(*told, f"{len(failed)} of {_count(cells, 'cell')} {said}")
 
 
 def _named(cells: Sequence[Cell], labels: dict[int, str]) -> str:

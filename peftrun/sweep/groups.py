@@ -27,6 +27,7 @@ TRAINER: dict[str, Any] = {
 OWN_MEMORY = (
     "adamw_8bit",
     "paged_adamw_8bit",
+    "paged_adamw_32bit",
     "lion_32bit",
 )  # bitsandbytes' optimisers want each tensor in memory of its own
 DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}

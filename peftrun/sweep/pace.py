@@ -98,7 +98,7 @@ def estimates(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> tuple[list[f
 
 def _note(name: str, pace: Pace | None) -> str:
     if pace is None:
-        return f"time: unknown: no run of {name} here yet"
+        return f"time: unknown: no run of {name} below outputs/ yet"
     return (
         f"time: cells one after another at {pace.tokens_per_second:.0f} tokens/s, as {pace.run} trained {name}; "
         "evaluation comes on top, and cells trained together take less"

@@ -1,5 +1,6 @@
 """report.html: what a sweep has found, on one page that needs no script, no network and no other file."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 
 from peftrun import artifacts
 from peftrun.errors import ArtifactError
+from peftrun.report import PAGE
+from peftrun.report.figures import duration, figure, finite
+from peftrun.report.pieces import both, definitions, document, folded, metrics
 from peftrun.sweep import charts, statistics, tables
-from peftrun.sweep.charts import NARROW, WIDE, Curve, Ranked
-from peftrun.sweep.statistics import Difference, Findings, figure
+from peftrun.sweep.charts import Curve, Ranked
+from peftrun.sweep.statistics import Difference, Findings
 from peftrun.sweep.summary import SUMMARY
 
-REPORT = "report.html"
 SHOWN = 24  # rows in sight; the others are folded away
 FEW, MOST = 6, 400  # sentences of an axis: all in sight if they are few; the surest of them if they are many
 SIGNS = {"completed": "✓", "failed": "✗", "stopped": "■", "running": "▶", "waiting": "…"}
@@ -49,17 +52,13 @@ def write(folder: Path) -> Path:
     summary = artifacts.read_json(folder / SUMMARY)
     findings = statistics.of(summary)
     page = _Page(folder, summary, findings, charts.ranked(findings.configurations))
-    artifacts.write_text(folder / REPORT, "".join(_document(page)))
-    return folder / REPORT
+    artifacts.write_text(folder / PAGE, "".join(_document(page)))
+    return folder / PAGE
 
 
 def _document(page: _Page) -> Iterator[str]:
-    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{escape(_title(page))}</title><style>{style}</style></head><body><main>"
-    for section in (_headline, _state, _configurations, _sentences, _curves, _map, _cost, _about):
-        yield from section(page)
-    yield "</main></body></html>\n"
+    sections = (_headline, _state, _configurations, _sentences, _curves, _map, _cost, _about)
+    yield from document(_title(page), (part for section in sections for part in section(page)))
 
 
 def _title(page: _Page) -> str:
@@ -107,17 +106,9 @@ def _state(page: _Page) -> Iterator[str]:
         yield f'<li class="{escape(status)}">{SIGNS.get(status, "?")} {counts[status]} {escape(status)}</li>'
     twins = sum(len(cell["numbers"]) - 1 for cell in page.cells)
     yield f"<li>{twins} identical to another, run once</li></ul>" if twins > 0 else "</ul>"
-    yield from _folded(
+    yield from folded(
         [f"<li>{escape(line)}</li>" for line in page.findings.left_out], FEW, "cells that are not counted", "ul"
     )
-
-
-def _folded(items: list[str], shown: int, what: str, tag: str) -> Iterator[str]:
-    """The first items in sight, the others under a line to open."""
-    if items:
-        yield f"<{tag}>{''.join(items[:shown])}</{tag}>"
-    if len(items) > shown:
-        yield f"<details><summary>{len(items) - shown} more {what}</summary><{tag}>{''.join(items[shown:])}</{tag}></details>"
 
 
 def _configurations(page: _Page) -> Iterator[str]:
@@ -146,7 +137,7 @@ def _sentences(page: _Page) -> Iterator[str]:
         found = [one for one in page.findings.differences if one.axis == axis]
         if found:
             yield f"<h3>{escape(axis)}</h3>"
-            yield from _folded(*_best_first(page, found), "comparisons", "ul")
+            yield from folded(*_best_first(page, found), "comparisons", "ul")
     if not page.findings.differences:
         yield "<p>No two configurations differ in one axis only and share two seeds.</p>"
 
@@ -165,37 +156,24 @@ def _emphasised(sentence: str, strong: bool) -> str:
 
 
 def _curves(page: _Page) -> Iterator[str]:
-    rows = {cell["id"]: _rows(page.folder / cell["folder"] / artifacts.METRICS) for cell in page.cells}
+    rows = {cell["id"]: metrics(page.folder / cell["folder"]) for cell in page.cells}
     places = {cell["id"]: one.place for one in page.ranked for cell in one.one.cells}
     drawn = []
     for key, what in CURVES.items():
         found = [
             Curve(statistics.label(cell), places[cell["id"]], cell["status"], points)
             for cell in page.cells
-            if (points := charts.finite(rows[cell["id"]], key))
+            if (points := finite(rows[cell["id"]], key))
         ]
         if found:
-            drawn.append(
-                _both(f"curves-{key}", lambda name, width, one=found, of=what: charts.curves(name, one, width, of))
-            )
+            drawn.append(both(f"curves-{key}", functools.partial(_drawn, found, what)))
     if drawn:
         yield '<h2>Learning curves</h2><p class="soft">A line a cell, its configuration by letter and colour. Dashed: not completed; ✗ where it failed, ■ where it was ended early. '
         yield f"Long curves are drawn as means of neighbouring steps.</p>{_legend(page)}{''.join(drawn)}"
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        return artifacts.read_json_lines(file)
-    except ValueError:  # damaged: the report does without this curve
-        return []
-
-
-def _both(name: str, draw: Any) -> str:
-    """A chart for wide pages and for narrow ones: only one of them is shown."""
-    return "".join(
-        f'<div class="scroll {css}" tabindex="0" role="group" aria-label="chart">{draw(f"{name}-{css}", width)}</div>'
-        for css, width in (("wide", WIDE), ("narrow", NARROW))
-    )
+def _drawn(found: Sequence[Curve], what: str, name: str, width: int) -> str:
+    return charts.curves(name, found, width, what)
 
 
 def _legend(page: _Page) -> str:
@@ -215,16 +193,16 @@ def _map(page: _Page) -> Iterator[str]:
     yield f"<h2>{'Heat map' if grid else 'All axes at once'}</h2>"
     told = "The stronger the shade, the lower" if grid else "A line a configuration; on the last axis its mean"
     yield f'<p class="soft">{told} {escape(page.objective)}{"; the lowest is framed" if grid else ""}.</p>'
-    yield _both("map", lambda name, width: draw(name, axes, page.ranked, width, page.objective))
+    yield both("map", lambda name, width: draw(name, axes, page.ranked, width, page.objective))
 
 
 def _cost(page: _Page) -> Iterator[str]:
     total = sum(cell.get("cost_seconds") or 0.0 for cell in page.cells)
-    yield f'<h2>Cells and their cost</h2><p class="soft">{tables.duration(total)} of training and measuring in all cells together. '
+    yield f'<h2>Cells and their cost</h2><p class="soft">{duration(total)} of training and measuring in all cells together. '
     yield "Of cells that were trained together, each is charged its share of the group's time. Parameters: those that were trained.</p>"
     for rows in (page.cells[:SHOWN], page.cells[SHOWN:]):
         if rows:
-            table = tables.cells(rows, page.cells, page.objective)
+            table = tables.cells(page.folder, rows, page.cells, page.objective)
             yield (
                 table
                 if rows[0] is page.cells[0]
@@ -240,7 +218,7 @@ def _about(page: _Page) -> Iterator[str]:
         "Folder": page.summary["folder"],
         "Started": page.summary["started"],
         "Finished": page.summary["finished"] or "not yet",
-        "Took": tables.duration(page.summary["seconds"]),
+        "Took": duration(page.summary["seconds"]),
         "Base": base.get("name"),
         "Fingerprint of the base": _fingerprint(base.get("fingerprint")),
         "Data": ", ".join(f"{key} {value}" for key, value in (record.get("data") or {}).items()),
@@ -250,9 +228,7 @@ def _about(page: _Page) -> Iterator[str]:
         "Versions": versions,
         "Report written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    yield f'<h2>What was run</h2><pre tabindex="0"><code>{escape(page.summary["command"])}</code></pre><dl>'
-    yield from (f"<dt>{key}</dt><dd>{escape(str(value))}</dd>" for key, value in known.items() if value)
-    yield "</dl>"
+    yield f'<h2>What was run</h2><pre tabindex="0"><code>{escape(page.summary["command"])}</code></pre>{definitions(known)}'
 
 
 def _fingerprint(value: Any) -> str:

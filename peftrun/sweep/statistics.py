@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from peftrun.report.figures import figure, is_number
 from peftrun.sweep.summary import SEED, as_key, typed
 
 LEVEL = 0.95
@@ -168,19 +169,9 @@ def show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def figure(value: float) -> str:
-    """A number with three significant digits."""
-    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:.0f}"
-
-
 def in_order(values: list[Any]) -> list[Any]:
     """Numbers ascending; what is no number in alphabetical order behind them."""
     return sorted(values, key=lambda one: (0, one, "") if is_number(one) else (1, 0, show(one)))
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def label(cell: dict[str, Any]) -> str:

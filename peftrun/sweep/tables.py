@@ -2,12 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from peftrun.report import PAGE
+from peftrun.report.drawing import Scale
+from peftrun.report.figures import duration, figure, short
+from peftrun.report.pieces import table
 from peftrun.sweep import charts
 from peftrun.sweep.charts import LETTERS, Ranked
-from peftrun.sweep.drawing import Scale
-from peftrun.sweep.statistics import Findings, figure, show
+from peftrun.sweep.statistics import Findings, show
 
 COSTS = {"cost_seconds": "time", "tokens": "tokens", "trainable_parameters": "parameters"}
 
@@ -17,25 +22,11 @@ def badge(found: Ranked) -> str:
     return "" if found.place is None else f'<span class="badge c{found.place}">{LETTERS[found.place]}</span>'
 
 
-def duration(seconds: float) -> str:
-    """A time as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def short(keys: Sequence[str]) -> list[str]:
-    """The last part of each key; whole where that is not enough to tell them apart."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
-
-
 def configurations(rows: Sequence[Ranked], findings: Findings, objective: str) -> str:
     """A row a configuration: its values, mean and interval, and where its seeds lie."""
     reach = charts.reach(findings.configurations)
     head = ["", *short(list(findings.axes)), f"n|{objective}, mean", "n|± 95 %", "n|deviation", "n|cells", "seeds"]
-    return _table("Configurations", head, [_configuration(found, reach, objective) for found in rows])
+    return table("Configurations", head, [_configuration(found, reach, objective) for found in rows])
 
 
 def _configuration(found: Ranked, reach: Scale, objective: str) -> list[str]:
@@ -52,17 +43,17 @@ def _configuration(found: Ranked, reach: Scale, objective: str) -> list[str]:
     ]
 
 
-def cells(rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]], objective: str) -> str:
-    """A row a cell: its values, what became of it, what it cost; a bar shows its part of the dearest's."""
+def cells(folder: Path, rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]], objective: str) -> str:
+    """A row a cell: its values, what became of it, what it cost; a bar shows its part of the dearest's. Its number leads to its own report."""
     axes = short(list(every[0]["values"]))
     dearest = {key: max((cell.get(key) or 0 for cell in every), default=0) for key in COSTS}
     head = ["n|cell", *axes, "status", f"n|{objective}", *(f"cost|{name}" for name in COSTS.values())]
-    return _table("Cells", head, [_cell(one, dearest) for one in rows])
+    return table("Cells", head, [_cell(folder, one, dearest) for one in rows])
 
 
-def _cell(cell: dict[str, Any], dearest: dict[str, float]) -> list[str]:
+def _cell(folder: Path, cell: dict[str, Any], dearest: dict[str, float]) -> list[str]:
     return [
-        f'<td class="n">{escape(", ".join(map(str, cell["numbers"])))}</td>',
+        f'<td class="n">{_linked(folder, cell)}</td>',
         *(f'<td class="words">{escape(show(value))}</td>' for value in cell["values"].values()),
         f"<td>{escape(cell['status'])}</td>",
         _number(cell["objective"], figure),
@@ -83,14 +74,7 @@ def _bar(value: float | None, most: float, words: Callable[[float], str]) -> str
     return f'<td class="n cost" style="--part:{part:.0f}%">{"–" if value is None else words(value)}</td>'
 
 
-def _table(name: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Heads as `class|words`, rows as cells that are written already."""
-    parts = [one.rpartition("|") for one in head]
-    heads = "".join(
-        f'<th scope="col" class="{"n " if css else ""}{css}">{escape(words)}</th>' for css, _, words in parts
-    )
-    rows = "".join(f"<tr>{''.join(row)}</tr>" for row in body)
-    return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{name}"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+def _linked(folder: Path, cell: dict[str, Any]) -> str:
+    numbers = escape(", ".join(map(str, cell["numbers"])))
+    page = f"{cell['folder']}/{PAGE}"
+    return f'<a href="{escape(quote(page))}">{numbers}</a>' if (folder / page).is_file() else numbers

@@ -32,13 +32,22 @@ def collator(tokenizer: Any) -> Any:
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Over held-out rows: `loss` (mean nats a row), `accuracy`, `macro_f1` (mean of the labels' F1)."""
+    return detailed(model, tokenizer, rows, batch_size, task)[0]
+
+
+def detailed(
+    model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What `evaluate` gives; and `confusion`: how many rows of each label (a line each) were given each label (a column each)."""
     total, pairs, labels = 0.0, [], 0
     for row, logits in answers(model, tokenizer, rows, batch_size):
         true, labels = int(row.labels), len(logits)
         total -= torch.log_softmax(logits, -1)[true].item()
         pairs.append((true, int(logits.argmax())))
     right = sum(one == other for one, other in pairs)
-    return {"loss": total / len(pairs), "accuracy": right / len(pairs), "macro_f1": macro_f1(pairs, labels)}
+    found = {"loss": total / len(pairs), "accuracy": right / len(pairs), "macro_f1": macro_f1(pairs, labels)}
+    counts = [[pairs.count((true, answered)) for answered in range(labels)] for true in range(labels)]
+    return found, {"confusion": {"labels": task.label_names, "counts": counts}}
 
 
 def _labelled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +53,16 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
         precision, recall, f1: of whole entities; one counts if its first word, its last and its type are right
             (Tjong Kim Sang & De Meulder 2003, CoNLL).
     """
+    return detailed(model, tokenizer, rows, batch_size, task)[0]
+
+
+def detailed(
+    model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What `evaluate` gives; and `entities`: of each type how many are `true`, were `found`, and are `right` of those."""
     names = [model.config.id2label[number] for number in range(len(model.config.id2label))]
-    total, words, right, hits, found, true = 0.0, 0, 0, 0, 0, 0
+    total, words, right = 0.0, 0, 0
+    counts = {kind: Counter[str]() for name in names if (kind := name.partition("-")[2])}
     for row, logits in answers(model, tokenizer, rows, batch_size):
         labels = torch.tensor(row.labels)
         judged = labels != IGNORED
@@ -62,14 +71,19 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
         words, right = words + len(labels), right + int((scores.argmax(-1) == labels).sum())
         answered = entities([names[i] for i in scores.argmax(-1).tolist()])
         given = entities([names[i] for i in labels.tolist()])
-        hits, found, true = hits + len(answered & given), found + len(answered), true + len(given)
-    return {
+        for which, some in (("true", given), ("found", answered), ("right", answered & given)):
+            for _, _, kind in some:
+                counts.setdefault(kind, Counter())[which] += 1
+    true, found, hits = (sum(one[which] for one in counts.values()) for which in ("true", "found", "right"))
+    figures = {
         "loss": total / max(words, 1),
         "token_accuracy": right / max(words, 1),
         "precision": hits / found if found else 0.0,
         "recall": hits / true if true else 0.0,
         "f1": f1(hits, found, true),
     }
+    each = {kind: {which: one[which] for which in ("true", "found", "right")} for kind, one in counts.items()}
+    return figures, {"entities": each}
 
 
 def entities(tags: list[str]) -> set[tuple[int, int, str]]:

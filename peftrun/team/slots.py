@@ -21,7 +21,15 @@ KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
 }
 READS = re.compile(r"\$\{slots\.(\w+)\}")  # an interpolation of a slot
-FILELESS = ("replay", "explain", "template", "check")  # actions that look for no files: see task_checks.MODELLESS
+FILELESS = (
+    "replay",
+    "explain",
+    "template",
+    "check",
+    "list",
+    "compare",
+    "browse",
+)  # actions that look for no files: see task_checks.MODELLESS
 
 
 class Unfilled(str):

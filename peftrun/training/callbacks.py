@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from peftrun import artifacts, console
-from peftrun.training import ranks
+from peftrun import artifacts, console, trackers
+from peftrun.training import memory, ranks
 from peftrun.training.checkpoints import mark_complete
 
 
@@ -47,8 +47,8 @@ class Report(TrainerCallback):
         if not logs or "loss" not in logs or not ranks.is_main():
             return
         seconds = time.perf_counter() - self.started
-        row = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
-        artifacts.append_json_line(self.metrics_file, row)
+        row = {"step": state.global_step, "seconds": round(seconds, 3), **logs, **memory.held()}
+        self._tell(row)
         self._show(state, logs, seconds)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,11 +66,15 @@ class Report(TrainerCallback):
     def _validated(self, state: Any, logs: dict[str, Any]) -> None:
         if not ranks.is_main():
             return
-        artifacts.append_json_line(self.metrics_file, {"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        self._tell({"step": state.global_step, "eval_loss": logs["eval_loss"]})
         if not self.shown:
             return
         best = "" if state.best_metric is None else f", best so far {min(state.best_metric, logs['eval_loss']):.4f}"
         console.say(f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}")
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        artifacts.append_json_line(self.metrics_file, row)
+        trackers.log(self.metrics_file.parent, row)
 
     def _show(self, state: Any, logs: dict[str, Any], seconds: float) -> None:
         seen = float(logs.get("num_tokens", 0.0))

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config, console
+from peftrun import artifacts, config, console, tracking
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.explain import reads
 from peftrun.schema import RunSpec
 
+APART = ("action.resume", "action.samples")  # what a run may be continued with otherwise
 COMPLETE = "complete"  # an empty file that is written after everything else of a checkpoint
 
 
@@ -47,6 +48,7 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     with artifacts.new_folder(target) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     _copy_metrics(run, out_dir, step_of(checkpoint))
+    tracking.carry(run, out_dir)
     return target
 
 
@@ -96,4 +98,5 @@ def _differences(spec: RunSpec, run: Path, aloud: bool) -> list[str]:
 
 
 def _comparable(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.flatten(values).items() if key != "action.resume"}
+    told = {key: value for key, value in config.flatten(values).items() if key.split(".")[0] != "tracker"}
+    return {key: value for key, value in told.items() if key not in APART}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, set_seed
 
-from peftrun import artifacts, console, device, heads, tasks, warm
+from peftrun import artifacts, console, device, heads, tasks, tracking, warm
 from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, nature, optimizers
 from peftrun.console import figures, megabytes, short
@@ -23,7 +23,7 @@ from peftrun.model import Base
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import seq2seq
-from peftrun.training import attention, checkpoints, loop, ranks
+from peftrun.training import attention, checkpoints, loop, memory, ranks, samples
 
 
 @dataclass
@@ -38,6 +38,8 @@ class Job:
     kind: ModuleType
     rows: Any
     timings: dict[str, float] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)  # before, after → what belongs to the figures
+    answered: dict[str, list[str]] = field(default_factory=dict)  # before, after → answers to sample rows
 
 
 def prepare(spec: RunSpec, out_dir: Path) -> Job:
@@ -49,6 +51,8 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
     place = device.resolve(spec.device)
     ranks.meet(place.name)
     checkpoint = resumed(spec, out_dir)
+    if ranks.is_main():
+        tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
     set_seed(spec.seed)
     console.say(place.note)
     base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
@@ -92,7 +96,12 @@ def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
         return {}
     started = time.perf_counter()
     batch_size, task = job.spec.trainer.per_device_eval_batch_size, job.spec.task
-    found: dict[str, float] = job.kind.evaluate(net, job.base.tokenizer, job.rows.held_out, batch_size, task)
+    given = (net, job.base.tokenizer, job.rows.held_out, batch_size, task)
+    found: dict[str, float]
+    if hasattr(job.kind, "detailed"):
+        found, job.details[when] = job.kind.detailed(*given)
+    else:
+        found = job.kind.evaluate(*given)
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
     console.say(f"held-out {when}: {figures(found)}")
     if not math.isfinite(found["loss"]):
@@ -101,6 +110,35 @@ def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
             f"the held-out loss {when} training is {found['loss']}{who}, so nothing was saved; "
             "lower trainer.learning_rate, or type device.dtype=float32"
         )
+    _sample(job, net, when)
+    return found
+
+
+def _sample(job: Job, net: Any, when: str) -> None:
+    """Answers to some held-out rows, for the report."""
+    asked, tokenizer = _asked(job), job.base.tokenizer
+    if not asked:
+        return
+    started, most = time.perf_counter(), samples.longest(asked, job.spec.task)
+    size = job.spec.trainer.per_device_eval_batch_size
+    job.answered[when] = samples.answers(net, tokenizer, asked, size, most)
+    job.timings[f"samples_{when}_seconds"] = round(time.perf_counter() - started, 2)
+
+
+def _asked(job: Job) -> list[samples.Asked]:
+    """None of a classifier or a reward model, which writes nothing."""
+    assert isinstance(job.spec.action, TrainAction)
+    return [] if job.base.head else samples.chosen(job.rows.held_out, job.spec.action.samples)
+
+
+def _noted(job: Job) -> dict[str, Any]:
+    """Beside the figures: answers to sample rows, and what a classifier took for what."""
+    names = dict.fromkeys(name for found in job.details.values() for name in found)
+    found: dict[str, Any] = {name: {when: one[name] for when, one in job.details.items()} for name in names}
+    if job.answered:
+        asked = _asked(job)
+        most = samples.longest(asked, job.spec.task)
+        found["samples"] = samples.told(asked, job.base.tokenizer, job.answered, most)
     return found
 
 
@@ -195,6 +233,8 @@ def result(
         "resumed_from": str(job.checkpoint) if job.checkpoint else None,
         "training": fitted.as_dict(),
         "timings": job.timings,
+        "memory": memory.peaks(),
+        **_noted(job),
         "trainable_parameters": counts[0],
         "parameters": counts[1],
     }
@@ -214,12 +254,13 @@ def told(job: Job, found: RunResult) -> RunResult:
     target, here = job.out_dir / artifacts.ADAPTER, short(job.out_dir)
     size, base_size = artifacts.size_of(target), job.base.size()
     found.artifacts = [target]
+    found.facts["size"] = {"adapter_bytes": size, "base_bytes": base_size}
     found.summary.append(
         ("adapter", f"{megabytes(size)}, {size / base_size:.2%} of the base's {megabytes(base_size)}: {short(target)}")
     )
     found.next_commands = [
         f"peftrun action=reload adapter={here}",
-        *([] if job.base.head else [f"peftrun action=generate adapter={here} action.prompt='…'"]),
+        *([] if job.base.head else [f"peftrun action=generate adapter={here} 'action.prompt=\"…\"'"]),
         f"peftrun action=merge adapter={here}",
     ]
     return found

@@ -2,8 +2,6 @@
 
 import dataclasses
 import gc
-import resource
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,8 +18,9 @@ from peftrun.methods import NoAdapter
 from peftrun.schema import RunSpec
 from peftrun.sweep.memory import Lengths
 from peftrun.tasks.limits import IGNORED
+from peftrun.tracker_specs import NoTracker
 from peftrun.training import job as jobs
-from peftrun.training import loop
+from peftrun.training import loop, memory
 from peftrun.training.job import Job
 
 WARM_UP = 1  # steps before those that count: the first one compiles and allocates
@@ -79,7 +78,7 @@ def take(spec: RunSpec, steps: int) -> Measured:
 
 def _taken(spec: RunSpec, steps: int, folder: Path, evaluate_before: bool) -> Measured:
     started = time.perf_counter()
-    job = jobs.prepare(spec, folder)
+    job = jobs.prepare(dataclasses.replace(spec, tracker=NoTracker("none")), folder)
     ready = time.perf_counter()
     before = _row_seconds(job, job.base.model) if evaluate_before else 0.0
     again = time.perf_counter()
@@ -156,5 +155,4 @@ def _learned(labels: Any) -> int:
 def _peak(job: Job) -> int:
     if job.place.name == "cuda":
         return torch.cuda.max_memory_allocated()
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
+    return memory.peak_resident()

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, heads, tasks, warm
+from peftrun import artifacts, console, device, heads, tasks, tracking, warm
 from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, save
 from peftrun.adapter.joint import Joint
@@ -16,8 +16,8 @@ from peftrun.errors import PeftrunError
 from peftrun.model import Base
 from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
+from peftrun.training import checkpoints, loop, seat
 from peftrun.training import job as jobs
-from peftrun.training import loop, seat
 from peftrun.training.halving import Halving
 from peftrun.training.job import Job
 from peftrun.training.progress import Progress
@@ -53,12 +53,13 @@ class _Group:
         self.jobs: dict[int, Job] = {}
         self.before: dict[int, dict[str, float]] = {}
         self.kept: list[tuple[Any, Any]] = []  # tasks with their rows
-        self.measured: dict[tuple[int, int], dict[str, float]] = {}
+        self.measured: dict[tuple[int, int, int], tuple[dict[str, float], Job]] = {}
 
     def admit(self, cell: int, spec: RunSpec, out_dir: Path) -> None:
         """The cell's rows are there and the base is measured on them, once for all cells that share them."""
         try:
             checkpoint = jobs.resumed(spec, out_dir)
+            tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
             job = Job(spec, out_dir, checkpoint, self.place, self.base, tasks.of_kind(spec.task.kind), self._rows(spec))
             self.before[cell] = self._before(job)
         except PeftrunError as fault:
@@ -77,10 +78,12 @@ class _Group:
         assert isinstance(job.spec.action, TrainAction)
         if not job.spec.action.evaluate_before:
             return {}
-        key = (id(job.rows), job.spec.trainer.per_device_eval_batch_size)
+        key = (id(job.rows), job.spec.trainer.per_device_eval_batch_size, job.spec.action.samples)
         if key not in self.measured:
-            self.measured[key] = jobs.evaluate(job, self.base.model, "before")
-        return self.measured[key]
+            self.measured[key] = (jobs.evaluate(job, self.base.model, "before"), job)
+        found, measured = self.measured[key]
+        job.details, job.answered = dict(measured.details), dict(measured.answered)
+        return found
 
     def train(self, at_once: int) -> None:
         """All cells, to their ends; the base is as it was afterwards."""

@@ -77,7 +77,12 @@ def test_options_of_the_launcher_are_checked(cli, tmp_path):
 def test_one_run_is_planned_from_files(cli, llama, on_tiny):
     outcome = cli(*on_tiny(llama), "action=plan", "action.measured_steps=0")
     assert outcome.code == 0, outcome.err
-    for text in ("about 0.65 GB", "fits: ", "60 of 4 rows: 240 rows", "unknown: no run of tiny-llama here yet"):
+    for text in (
+        "about 0.65 GB",
+        "fits: ",
+        "60 of 4 rows: 240 rows",
+        "unknown: no run of tiny-llama below outputs/ yet",
+    ):
         assert text in outcome.out
     plan = outcome.record()["plan"]
     assert plan["exact"] and plan["memory"]["peak"] > 6e8 and plan["seconds"] is None and plan["measured"] is None

@@ -134,6 +134,20 @@ def test_another_value_is_named(where, trained, key, then, now):
     assert again.record()["status"] == "failed" and verdict(again)["weights"]["largest_difference"] > 1e-3
 
 
+def test_what_has_drifted_is_told_also_where_the_second_run_fails(where, trained):
+    outcome = cli_here(where, "action=replay", f"run={trained}", "trainer.learning_rate=1e30")
+    assert outcome.code == 1
+    assert "config, drifted: trainer.learning_rate 0.01 → 1e+30" in outcome.err
+
+
+def test_a_config_that_was_altered_is_drift(where, tmp_path, trained):
+    altered = shutil.copytree(trained, tmp_path / "altered")
+    config = altered / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 5"))
+    outcome = cli_here(where, "action=replay", f"run={altered}", "env=check")
+    assert outcome.code == 1 and "config.yaml itself" in outcome.err
+
+
 def test_a_group_typed_beside_replaces_the_records(where, trained):
     again = replayed(where, trained, "lora=dora", "lora.r=4")
     assert again.code == 1 and {("config", "lora.use_dora"), ("config", "lora.r")} <= drifted(again).keys()

@@ -260,4 +260,4 @@ def test_time_is_that_of_a_run_on_the_same_base_or_unknown(tmp_path, trained):
     record = json.loads((trained / "record.json").read_text())
     assert found.seconds(wanted) == pytest.approx(record["training"]["seconds"], rel=1e-6)
     (seconds,), (note,) = pace.estimates([wanted], tmp_path)
-    assert seconds is None and "unknown: no run of tiny-llama here yet" in note
+    assert seconds is None and "unknown: no run of tiny-llama below outputs/ yet" in note

@@ -2,47 +2,17 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
+from html_pages import Page
 from sweep_folders import FINGERPRINT, grid, put, record, sweep
 
 from peftrun.errors import ArtifactError
-from peftrun.sweep import charts, drawing, report
+from peftrun.report import drawing
+from peftrun.sweep import charts, report
 from peftrun.sweep.summary import Planned, write
 
 EVIL = '<script>alert("x")</script> & <img src=x>'
-VOID = {"meta", "br", "img", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Collects what a page holds; elements must close in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(self.words)
 
 
 def page_of(folder):
@@ -193,6 +163,17 @@ def test_damaged_curves_and_figures_that_are_no_numbers_are_passed_over(tmp_path
 def test_without_a_summary_it_is_told(tmp_path):
     with pytest.raises(ArtifactError, match=r"sweep\.json"):
         report.write(tmp_path)
+
+
+def test_a_cell_that_has_a_report_of_its_own_is_led_to(tmp_path):
+    put(tmp_path, "a cell", record(0.5))
+    put(tmp_path, "b", record(0.6))
+    (tmp_path / "a cell/report.html").write_text("")
+    write(
+        tmp_path,
+        sweep([Planned(name, [n], {"lora.r": n}, f"peftrun lora.r={n}") for n, name in enumerate(["a cell", "b"])]),
+    )
+    assert [value for tag, name, value in page_of(tmp_path).attributes if name == "href"] == ["a%20cell/report.html"]
 
 
 def test_the_report_reads_files_only(tmp_path):

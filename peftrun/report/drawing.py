@@ -1,4 +1,4 @@
-"""Scales and the few shapes that the report's charts are drawn with: SVG as text, every word escaped."""
+"""Scales and the few shapes that the charts of reports are drawn with: SVG as text, every word escaped."""
 
 import math
 from collections.abc import Iterable, Sequence

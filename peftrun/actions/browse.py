@@ -1,0 +1,25 @@
+"""Show the catalogue of runs as a web page on this machine. Nothing heavy is imported."""
+
+import time
+from pathlib import Path
+
+from peftrun import console
+from peftrun.action_specs import BrowseAction
+from peftrun.catalogue import app, server
+from peftrun.catalogue.pages import Catalogue
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """How long it was served, and where. Raises: ConfigError: the address cannot be had."""
+    action = spec.action
+    assert isinstance(action, BrowseAction)
+    with server.bound(action.host, action.port) as listening:
+        where = server.address(listening)
+        if action.host not in ("127.0.0.1", "::1", "localhost"):
+            console.warn(f"action.host={action.host}: whoever reaches this address sees these runs; no key is needed")
+        page, started = app.made(Catalogue(action.roots), action.host), time.perf_counter()
+        console.show(f"browse {where} (Ctrl-C ends it)")
+        server.run(page, listening)
+    return RunResult(out_dir, {"browsed": {"address": where, "seconds": round(time.perf_counter() - started, 1)}})

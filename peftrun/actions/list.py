@@ -1,0 +1,59 @@
+"""Find runs and adapters: task, base, method, rank, metric, size, date, status. Nothing heavy is imported."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from peftrun import console
+from peftrun.action_specs import ListAction
+from peftrun.catalogue import search, table, where
+from peftrun.catalogue.search import Found
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """What was found, on standard output. Raises: ConfigError: `where` cannot be read, or a column is not there."""
+    action = spec.action
+    assert isinstance(action, ListAction)
+    as_json = action.format == "json"
+    found = search.find(action.roots, action.where, action.sort, action.limit, with_config=as_json)
+    if as_json:
+        console.show(json.dumps([table.as_dict(one) for one in found.runs], indent=2, ensure_ascii=False))
+    elif found.runs:
+        console.show("\n".join(table.lines(found, _asked(action))))
+    console.say(_counted(found, action))
+    result = RunResult(out_dir, {"listed": {"shown": len(found.runs), "matching": found.matching}})
+    if found.runs and not as_json and sys.stdout.isatty():
+        result.next_commands = _next(found)
+    return result
+
+
+def _asked(action: ListAction) -> list[str]:
+    """Columns that were asked about: they are shown too."""
+    names = where.columns(where.parsed(action.where)) if action.where and action.where.strip() else []
+    return list(dict.fromkeys([*names, *([action.sort.strip().removeprefix("-")] if action.sort else [])]))
+
+
+def _counted(found: Found, action: ListAction) -> str:
+    roots = ", ".join(action.roots)
+    if found.matching == 0:
+        hint = "" if action.where is None else f"; {found.total} runs lie there, of every action"
+        return f"none found below {roots}{hint}"
+    of = f" of {found.matching}" if len(found.runs) < found.matching else ""
+    return f"{len(found.runs)}{of} found below {roots}"
+
+
+def _next(found: Found) -> list[str]:
+    """What to do with the first ones."""
+    adapters = [one for one in found.runs if one.facts.get("adapter") and one.facts.get("status") == "completed"]
+    commands = [f"peftrun action=reload adapter={_typed(adapters[0].facts['run'])}"] if adapters else []
+    if len(found.runs) > 1:
+        pair = ",".join(str(one.facts["run"]) for one in found.runs[:2])
+        commands.append(f"peftrun action=compare {shlex.quote(f'runs=[{pair}]')}")
+    return [*commands, "peftrun action=browse"]
+
+
+def _typed(path: str) -> str:
+    return shlex.quote(path)

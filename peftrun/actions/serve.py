@@ -1,0 +1,100 @@
+"""Answer over HTTP as OpenAI's API does: one base, each adapter a model of its own."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from peftrun import adapter_folder, console, device, model, warm
+from peftrun.action_specs import ServeAction
+from peftrun.adapter import load, mixing, probe
+from peftrun.prompts import BASE
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+from peftrun.serve import fit, routes, server, swapping
+from peftrun.serve.engine import Engine
+from peftrun.serve.guard import Guard
+from peftrun.serve.lane import Computer
+from peftrun.serve.service import Service
+from peftrun.serve.versions import Version, Versions
+from peftrun.serve.watch import Watch
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """Serves until it is told to stop; the record then holds what was served, and each adapter that came and went."""
+    action = spec.action
+    assert isinstance(action, ServeAction)
+    with server.bound(action.host, action.port) as listening:
+        place = device.resolve(spec.device)
+        console.say(place.note)
+        fit.check_config(model.locate(spec.model), spec.model)
+        base = warm.load_base(spec.model, place)
+        fit.check_loaded(base)
+        plain = probe.logits(base.model, base.tokenizer)
+        net: Any = base.model
+        proofs: list[load.LoadProof] = []
+        if spec.adapter:
+            net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+        versions = Versions(base.name, _versions(net, spec.adapter))
+        service, swapper = _parts(
+            base, net, versions, action, plain=plain, allow_base_mismatch=spec.allow_base_mismatch
+        )
+        _serve(action, listening, service, swapper)
+    found = [proof.as_dict() for proof in proofs]
+    facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "adapters": found, "swaps": swapper.told}
+    return RunResult(out_dir, facts, metrics=_figures(service.watch), summary=_summary(service.watch))
+
+
+def _versions(net: Any, paths: dict[str, str]) -> list[Version]:
+    """What PEFT has loaded, under the names it was given."""
+    found = []
+    for name, path in paths.items():
+        folder = adapter_folder.locate(path, name)
+        found.append(Version(name, name, str(folder), mixing.alone(name, net.peft_config[name])))
+    for one in found:
+        if one.alone and len(found) > 1:
+            console.say(f"{one.alone}: its rows are answered in batches of their own")
+    return found
+
+
+def _parts(
+    base: Any, net: Any, versions: Versions, action: ServeAction, *, plain: Any, allow_base_mismatch: bool
+) -> tuple[Service, swapping.Swapper]:
+    watch = Watch()
+    watch.adapters.set(len(versions.adapters()))
+    computer = Computer(net, base.tokenizer.pad_token_id)
+    engine = Engine(computer, versions, watch, action.max_batch_size, action.max_waiting)
+    swapper = swapping.Swapper(base, computer, engine, versions, plain=plain, allow_base_mismatch=allow_base_mismatch)
+    return Service(base, engine, versions, watch, action), swapper
+
+
+def _serve(action: ServeAction, listening: Any, service: Service, swapper: swapping.Swapper) -> None:
+    key = os.environ[action.api_key_env] if action.api_key_env else None
+    private = server.is_this_machine(action.host)
+    if key is None and not private:
+        console.warn(
+            f"action.host={action.host}: whoever reaches this address may ask, and no key is needed; type action.api_key_env=VARIABLE"
+        )
+    app = Guard(routes.application(service, swapper, may_swap=private or key is not None), action, key, service.watch)
+    service.engine.start()
+    try:
+        server.run(app, listening, service, lambda: _tell(listening, service))
+    finally:
+        service.engine.close(timeout=action.shutdown_timeout)
+
+
+def _tell(listening: Any, service: Service) -> None:
+    names = service.versions.names()
+    console.show(
+        f"serving {', '.join(name for name in names if name != service.base.name or name == BASE)} on {server.url(listening)}"
+    )
+
+
+def _figures(watch: Watch) -> dict[str, Any]:
+    """Totals of what was answered."""
+    samples = [one for family in watch.registry.collect() for one in family.samples]
+    wanted = {"peftrun_requests_total": "requests", "peftrun_prompt_tokens_total": "prompt_tokens", "peftrun_generated_tokens_total": "generated_tokens"}  # fmt: skip
+    return {key: int(sum(one.value for one in samples if one.name == name)) for name, key in wanted.items()}
+
+
+def _summary(watch: Watch) -> list[tuple[str, str]]:
+    return [("served", console.figures(_figures(watch)))]

@@ -1,0 +1,1 @@
+"""What others load, made of an adapter and its record. Light."""

@@ -1,0 +1,37 @@
+"""An adapter's files as others load them: PEFT's own layout, nothing of this machine in it. Light."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts
+from peftrun.export.names import known_as
+from peftrun.export.source import Source
+
+TOKENIZER = (  # lie beside an adapter where whoever made it has changed the base's tokenizer
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "vocab.txt", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str, Any] | None = None) -> None:
+    """Config, weights and peftrun's facts of an adapter in `folder`, and its tokenizer where it has one of its own.
+
+    Args: base_id: goes into the config as the base's name; None: what was noted. changes: other keys of the config.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (artifacts.ADAPTER_WEIGHTS, artifacts.FACTS, *TOKENIZER):
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    values = source.config | {"base_model_name_or_path": base_id or known_as(source)} | (changes or {})
+    if values == source.config:
+        shutil.copyfile(source.folder / artifacts.ADAPTER_CONFIG, folder / artifacts.ADAPTER_CONFIG)
+    else:
+        text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
+        artifacts.write_text(folder / artifacts.ADAPTER_CONFIG, text)
+
+
+def listed(folder: Path) -> dict[str, int]:
+    """Name → bytes of every file below `folder`, in order."""
+    return {str(one.relative_to(folder)): one.stat().st_size for one in sorted(folder.rglob("*")) if one.is_file()}

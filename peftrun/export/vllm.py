@@ -1,0 +1,95 @@
+"""A folder that vLLM serves: each adapter in a folder of its own, the command in `launch.sh`, and what was checked in `vllm.json`. Light."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts
+from peftrun.errors import AdapterError
+from peftrun.export import adapter_files, factors, vllm_rules
+from peftrun.export.source import Source
+
+LAUNCH, FACTS = "launch.sh", "vllm.json"
+BASE = '"$BASE"'
+
+
+def write(sources: Sequence[Source], base_id: str | None, revision: str | None, folder: Path) -> dict[str, Any]:
+    """Everything in `folder`, and what `vllm.json` says.
+
+    Raises: AdapterError: the adapters are for different bases, or cannot be brought under one scaling.
+    """
+    check_one_base(sources)
+    adapters = {source.name: _adapter(source, base_id, folder / source.name) for source in sources}
+    rank = vllm_rules.max_lora_rank(max(one["rank"] for one in adapters.values()))
+    found = {
+        "rules_of": f"vLLM {vllm_rules.VERSION}",
+        "run_with_vllm": False,
+        "base": base_id,
+        "base_fingerprint": sources[0].fingerprint(),
+        "max_lora_rank": rank,
+        "adapters": adapters,
+        "command": command(list(adapters), base_id or "BASE", revision, rank),
+    }
+    artifacts.write_json(folder / FACTS, found)
+    artifacts.write_text(folder / LAUNCH, _script(list(adapters), base_id, revision, rank))
+    (folder / LAUNCH).chmod(0o755)
+    return found
+
+
+def command(names: Sequence[str], base: str, revision: str | None, rank: int, where: str = "") -> str:
+    """The command that serves these adapters, in the folder that holds them, or with `where` before each."""
+    at = f" --revision {shlex.quote(revision)}" if revision else ""
+    modules = " ".join(f"{name}={where}{name}" for name in names)
+    limits = f"--max-lora-rank {rank} --max-loras {len(names)}"
+    return f"vllm serve {base}{at} --enable-lora {limits} --lora-modules {modules}"
+
+
+def check_one_base(sources: Sequence[Source]) -> None:
+    """Raises: AdapterError: two of them were made for different bases."""
+    marks = {source.name: source.fingerprint().get("weights") for source in sources}
+    known = {name: mark for name, mark in marks.items() if mark}
+    first = next(iter(known), None)
+    for name, mark in known.items():
+        if first is not None and mark != known[first]:
+            raise AdapterError(
+                f"adapter.{name}: was made for another base than adapter.{first} ({str(mark)[:12]}, {str(known[first])[:12]}); "
+                "vLLM serves one base: export them apart"
+            )
+
+
+def _adapter(source: Source, base_id: str | None, folder: Path) -> dict[str, Any]:
+    """The adapter's files; per-layer ranks and scalings, which older versions of vLLM pass over without a word, are brought to one."""
+    flat = bool(source.config.get("rank_pattern") or source.config.get("alpha_pattern"))
+    rank = _flattened(source, base_id, folder) if flat else int(source.config["r"])
+    if not flat:
+        adapter_files.copied(source, folder, base_id)
+    weights = artifacts.sha256(folder / artifacts.ADAPTER_WEIGHTS)
+    return {"rank": rank, "brought_to_one_rank": flat, "sha256": weights}
+
+
+def _flattened(source: Source, base_id: str | None, folder: Path) -> int:
+    pairs = factors.read(source)
+    if not pairs:
+        raise AdapterError(f"{source.folder}: holds no LoRA factors; merge it instead (peftrun action=merge adapter=…)")
+    rank = max(one.rank for one in pairs.values())
+    changes = {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
+    adapter_files.copied(source, folder, base_id, changes)
+    tensors: dict[str, Any] = {}
+    for one in pairs.values():
+        whole = factors.padded(factors.scaled(one, 1.0), rank)
+        tensors |= dict(zip(one.names, (whole.a, whole.b), strict=True))
+    from safetensors.numpy import save_file
+
+    save_file(tensors, folder / artifacts.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    return rank
+
+
+def _script(names: Sequence[str], base_id: str | None, revision: str | None, rank: int) -> str:
+    wanted = (
+        f'BASE="${{BASE:-{base_id}}}"'
+        if base_id
+        else 'BASE="${BASE:?set BASE to the base model: a folder or ORG/NAME}"'
+    )
+    line = command(names, BASE, revision, rank, where="./")
+    return f'#!/bin/sh\n# Serves the adapters beside this file. More options of vLLM may follow.\nset -e\ncd "$(dirname "$0")"\n{wanted}\nexec {line} "$@"\n'

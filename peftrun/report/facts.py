@@ -1,0 +1,138 @@
+"""Everything a page says about one training run, from the run folder's own files. Light, and content with a run that failed or goes on."""
+
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peftrun import artifacts, asked, config
+from peftrun.errors import ArtifactError
+from peftrun.paths import GROUPS
+from peftrun.report import pieces
+from peftrun.report.figures import is_number
+
+Values = dict[str, Any]
+SWEEP = "sweep.json"  # in the folder above a cell's
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run.
+
+    Attributes:
+        record: what record.json holds; empty where it cannot be read.
+        values: the resolved config in today's keys; empty where there is none.
+        rows: of metrics.jsonl, in their order.
+        made: what peftrun.json says of the adapter; empty where none was saved.
+        typed: the overrides that were asked for; empty where the run was not composed.
+        choices: group → the option that was chosen; empty likewise.
+    """
+
+    folder: Path
+    record: Values
+    values: Values
+    rows: list[Values]
+    made: Values
+    typed: list[str]
+    choices: dict[str, str]
+
+    @property
+    def status(self) -> str:
+        """running, completed, stopped, failed; unknown without a record."""
+        return str(self.record.get("status", "unknown"))
+
+    @property
+    def task(self) -> str:
+        """The task's name, or what kind it is and the name of its data."""
+        data = part(self.values, "task.data")
+        described = f"{part(self.values, 'task').get('kind', 'task')} on {Path(str(data.get('path', '?'))).name}"
+        return self.choices.get("task") or described
+
+    @property
+    def base(self) -> str:
+        """The base's name: as recorded, or as asked for."""
+        model = part(self.values, "model")
+        asked_for = [str(model[key]) for key in ("package", "name_or_path") if model.get(key)]
+        return str(part(self.record, "base").get("name") or ":".join(asked_for) or "a base")
+
+    @property
+    def lora(self) -> Values:
+        """The method's settings."""
+        return part(self.values, "lora")
+
+    @property
+    def before(self) -> dict[str, float]:
+        """Figures on held-out rows before training; empty where they were not measured."""
+        return _figures(part(self.record, "metrics").get("before"))
+
+    @property
+    def after(self) -> dict[str, float]:
+        """The same after training."""
+        return _figures(part(self.record, "metrics").get("after"))
+
+
+def of_run(folder: Path) -> RunFacts:
+    """What is known of the run in `folder`; what is missing or damaged there is empty.
+
+    Raises: ArtifactError: there is neither a record nor a config.
+    """
+    names = (artifacts.RECORD, artifacts.CONFIG)
+    if not any((folder / name).is_file() for name in names):
+        raise ArtifactError(f"{folder}: is no run folder (no {artifacts.RECORD}); name one below outputs")
+    nothing: list[str] = []
+    typed = _read(lambda: asked.overrides(folder), nothing) or _read(lambda: _of_cell(folder), nothing)
+    return RunFacts(
+        folder,
+        _read(lambda: artifacts.read_json(folder / artifacts.RECORD), {}),
+        _read(lambda: config.read_run(folder / artifacts.CONFIG, aloud=False), {}),
+        pieces.metrics(folder),
+        _read(lambda: artifacts.read_json(folder / artifacts.ADAPTER / artifacts.FACTS), {}),
+        typed,
+        _read(lambda: _choices(folder), {}) or _chosen(typed),
+    )
+
+
+def part(values: Values, key: str) -> Values:
+    """The mapping under a dotted key; an empty one where there is none."""
+    found: Any = values
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def listed(values: Values, key: str) -> list[Any]:
+    """The list under a key; an empty one where there is none."""
+    found = values.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _of_cell(folder: Path) -> list[str]:
+    """What a cell's own command is, from its sweep's summary."""
+    cells = artifacts.read_json(folder.parent / SWEEP)["cells"]
+    command = next(str(cell["command"]) for cell in cells if cell["folder"] == folder.name)
+    return shlex.split(command)[1:]
+
+
+def _chosen(typed: list[str]) -> dict[str, str]:
+    """Options of groups among what was typed."""
+    pairs = (text.partition("=") for text in typed)
+    return {group: option for group, _, option in pairs if group in GROUPS}
+
+
+def _choices(folder: Path) -> dict[str, str]:
+    own = folder / asked.FOLDER / asked.OWN
+    found = part(config.read_values(own), "hydra.runtime.choices") if own.is_file() else {}
+    return {str(group): str(option) for group, option in found.items() if option is not None and "/" not in str(group)}
+
+
+def _read(look: Callable[[], Found], otherwise: Found) -> Found:
+    with suppress(Exception):  # whatever is wrong with a file, the page says what the others tell
+        return look()
+    return otherwise
+
+
+def _figures(found: Any) -> dict[str, float]:
+    return {str(key): value for key, value in found.items() if is_number(value)} if isinstance(found, dict) else {}

@@ -1,0 +1,1 @@
+"""One base that answers over HTTP, each request by its own adapter."""

@@ -1,0 +1,131 @@
+"""Rows that share batches: their keys and values, and one step of all of them."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from peftrun.adapter import changing, mixing
+from peftrun.device import of_inputs
+from peftrun.prompts import BASE
+from peftrun.serve import cache
+from peftrun.serve.ticket import Piece, Row
+
+Told = list[tuple[Row, Piece | None]]  # what each row has got; None: the model gave it no numbers to choose by
+
+
+class Computer:
+    """The model, and who answers its rows: PEFT is told anew only where the rows have changed."""
+
+    def __init__(self, net: Any, pad: int) -> None:
+        self.net, self.pad = net, pad
+        self._names: list[str] | None = None
+        self._answering = ExitStack()
+
+    def release(self) -> None:
+        """Takes back what PEFT was told: before adapters are added or taken away."""
+        self._names = None
+        self._answering.close()
+
+    def forget(self, adapter: str) -> None:
+        """Takes an adapter out of the model."""
+        self.net = changing.without(self.net, adapter)
+
+    @torch.inference_mode()
+    def logits(self, names: list[str], **inputs: torch.Tensor | DynamicCache) -> torch.Tensor:
+        """Of each row's last position, in float32. Row number i is answered by adapter `names[i]`."""
+        self._let_answer(names)
+        return self.net(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs belong."""
+        return of_inputs(self.net)
+
+    def _let_answer(self, names: list[str]) -> None:
+        if names == self._names:
+            return
+        self.release()
+        adapters = [name for name in names if name != BASE]
+        if adapters and len(set(names)) > 1:  # wrappers of modules saved in full look at the active adapter first
+            self._answering.enter_context(mixing.answering(self.net, adapters[:1]))
+        self._answering.enter_context(mixing.answering(self.net, names))
+        self._names = list(names)
+
+
+class Lane:
+    """A running batch. Rows join and leave between two steps."""
+
+    def __init__(self, computer: Computer) -> None:
+        self.rows: list[Row] = []
+        self._computer = computer
+        self._cache, self._mask = cache.fresh(), torch.zeros(0, 0, dtype=torch.long)
+
+    def admit(self, rows: list[Row]) -> Told:
+        """Reads the prompts of these rows together, and gives each its first token."""
+        width, device = max(len(row.prompt) for row in rows), self._computer.device
+        padded = [[self._computer.pad] * (width - len(row.prompt)) + row.prompt for row in rows]
+        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
+        read = cache.fresh()
+        logits = self._computer.logits(
+            _names(rows),
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=read,
+        )
+        found = _next(rows, logits)
+        together = bool(self.rows)
+        self._cache = cache.joined(self._cache, read) if together else read
+        self._mask = cache.joined_masks(self._mask, mask) if together else mask
+        self.rows = [*self.rows, *rows]
+        self.keep([row for row in self.rows if not _over(row, found)])
+        return found
+
+    def step(self) -> Told:
+        """Gives every row its next token."""
+        last = [row.written[-1] for row in self.rows]
+        mask = torch.cat([self._mask, self._mask.new_ones(len(last), 1)], dim=1)
+        logits = self._computer.logits(
+            _names(self.rows),
+            input_ids=torch.tensor(last, device=mask.device)[:, None],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=self._cache,
+        )
+        self._mask = mask
+        found = _next(self.rows, logits)
+        self.keep([row for row in self.rows if not _over(row, found)])
+        return found
+
+    def keep(self, rows: list[Row]) -> None:
+        """Lets all other rows go, and positions that none of these has read."""
+        if len(rows) == len(self.rows):
+            return
+        wanted = {id(row) for row in rows}
+        places = [place for place, row in enumerate(self.rows) if id(row) in wanted]
+        left = [self.rows[place] for place in places]
+        if not places:
+            self.rows, self._cache = left, cache.fresh()
+            return
+        mask = self._mask[places]
+        begin = int(mask.any(0).nonzero()[0])
+        self.rows, self._mask, self._cache = left, mask[:, begin:], cache.kept(self._cache, places, begin)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return [row.ticket.version.internal for row in rows]
+
+
+@torch.inference_mode()
+def _next(rows: list[Row], logits: torch.Tensor) -> Told:
+    likeliest, sound = logits.argmax(-1).tolist(), (~logits.isnan().any(-1)).tolist()
+    return [
+        (row, row.next(logits[place], likeliest[place]) if sound[place] else None) for place, row in enumerate(rows)
+    ]
+
+
+def _over(row: Row, found: Told) -> bool:
+    return any(one is row and (piece is None or piece.finish is not None) for one, piece in found)

@@ -1,0 +1,163 @@
+"""From a wish to rows for the engine, and from what the engine hands over to the reply."""
+
+import asyncio
+import copy
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from peftrun.action_specs import ServeAction
+from peftrun.errors import DataError
+from peftrun.model import Base
+from peftrun.serve import answers, faults, fit, sampling
+from peftrun.serve.asking import ChatWish, CompletionWish
+from peftrun.serve.engine import Engine
+from peftrun.serve.sampling import Sampling
+from peftrun.serve.ticket import Piece, Row, Ticket
+from peftrun.serve.versions import Versions
+from peftrun.serve.watch import Watch
+from peftrun.serve.writing import Writing
+from peftrun.tasks.encoding import prompt_ids
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request, read: what is to be computed for it."""
+
+    prompts: list[list[int]]
+    each: int  # answers to a prompt
+    limit: int
+    stops: list[str]
+    sampling: Sampling
+    letter: answers.Letter
+
+    @property
+    def rows(self) -> int:
+        """Answers in all."""
+        return len(self.prompts) * self.each
+
+
+class Service:
+    """What the routes call. `stopping`: no request is taken any more."""
+
+    def __init__(self, base: Base, engine: Engine, versions: Versions, watch: Watch, action: ServeAction) -> None:
+        self.base, self.engine, self.versions, self.watch, self.action = base, engine, versions, watch, action
+        self.stopping = False
+        self.positions = fit.positions(base)
+        self.vocabulary = int(base.model.config.get_text_config().vocab_size)
+        self.embedded = int(base.model.get_input_embeddings().weight.shape[0])
+        self.repetition_penalty = float(getattr(base.model.generation_config, "repetition_penalty", None) or 1.0)
+        self._reader = copy.deepcopy(base.tokenizer)  # the engine's thread decodes with the other
+        self._reading = ThreadPoolExecutor(1, "tokenizer")
+
+    async def ask(self, wish: ChatWish | CompletionWish) -> tuple[Ticket, answers.Letter]:
+        """Puts a request in the queue. Raises: ApiFault: it cannot be answered."""
+        if self.stopping:
+            raise faults.stopping()
+        version = self.versions.taken(wish.model)
+        if version is None:
+            raise faults.no_such_model(wish.model, self.versions.names())
+        try:
+            plan = await asyncio.get_running_loop().run_in_executor(self._reading, self._plan, wish)
+            ticket = Ticket(version, plan.prompts, plan.rows)
+            self.engine.submit(ticket, self._rows(ticket, plan))
+        except BaseException:
+            self.versions.left(version)
+            raise
+        self.watch.prompt_tokens.labels(version.name).inc(plan.letter.usage.prompt)
+        return ticket, plan.letter
+
+    async def pieces(self, ticket: Ticket, letter: answers.Letter) -> AsyncGenerator[list[Piece]]:
+        """What is written, as it comes. Raises: ApiFault: it took too long, or the engine failed. However it ends, the engine lets go."""
+        deadline = ticket.arrived + self.action.request_timeout
+        name = ticket.version.name
+        try:
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    found = await ticket.take()
+                if not found:
+                    break
+                written = sum(piece.tokens for piece in found)
+                letter.usage.written += written
+                self.watch.written_tokens.labels(name).inc(written)
+                yield found
+            self.watch.seconds.labels(name).observe(asyncio.get_running_loop().time() - ticket.arrived)
+            self.watch.first_token.labels(name).observe(ticket.first_token - ticket.arrived)
+        except TimeoutError as error:
+            raise faults.timed_out(self.action.request_timeout) from error
+        finally:
+            self.engine.cancel(ticket)
+
+    async def whole(self, ticket: Ticket, letter: answers.Letter) -> dict[str, Any]:
+        """The reply at once. Raises: ApiFault: see `pieces`."""
+        whole: dict[int, Piece] = {}
+        async with aclosing(self.pieces(ticket, letter)) as found:
+            async for pieces in found:
+                for piece in pieces:
+                    whole[piece.index] = whole[piece.index].grown(piece) if piece.index in whole else piece
+        return letter.whole(whole)
+
+    def close(self) -> None:
+        """Ends the thread that reads prompts."""
+        self._reading.shutdown(wait=False, cancel_futures=True)
+
+    def _plan(self, wish: ChatWish | CompletionWish) -> Plan:
+        chat = isinstance(wish, ChatWish)
+        prompts = self._chat_prompt(wish) if chat else self._prompts(wish)
+        for ids in prompts:
+            self._check(ids, "messages" if chat else "prompt")
+        if len(prompts) * wish.n > self.action.max_waiting:
+            raise faults.invalid(f"Invalid value for 'n': at most {self.action.max_waiting} answers at once", "n")
+        usage = answers.Usage(sum(map(len, prompts)))
+        form: Any = answers.Chat() if chat else answers.Completion()
+        logprobs = wish.alternatives()
+        return Plan(
+            prompts=prompts,
+            each=wish.n,
+            limit=self._limit(max(map(len, prompts)), wish.most()),
+            stops=wish.stops(),
+            sampling=wish.sampling(logprobs, self.repetition_penalty, self.vocabulary),
+            letter=answers.Letter(form, wish.model, usage, self._reader, logprobs is not None),
+        )
+
+    def _chat_prompt(self, wish: Any) -> list[list[int]]:
+        try:
+            return [prompt_ids(self._reader, wish.talk())]
+        except DataError as error:
+            raise faults.invalid(" ".join(error.lines), "messages") from error
+
+    def _prompts(self, wish: Any) -> list[list[int]]:
+        return [list(self._reader(one)["input_ids"]) if isinstance(one, str) else one for one in wish.prompts()]
+
+    def _check(self, ids: list[int], field: str) -> None:
+        if not ids:
+            raise faults.invalid(f"Invalid value for '{field}': holds no token", field)
+        if max(ids) >= self.embedded:
+            raise faults.invalid(f"Invalid value for '{field}': the model knows no token {max(ids)}", field)
+
+    def _limit(self, prompt: int, asked: int | None) -> int:
+        """Tokens that may be written. Raises: ApiFault: the base does not read so many."""
+        room = None if self.positions is None else self.positions - prompt
+        if room is None:
+            return asked or self.action.max_new_tokens
+        if room < (asked or 1):
+            raise faults.too_long(prompt, asked or 1, self.positions or 0)
+        return asked or min(self.action.max_new_tokens, room)
+
+    def _rows(self, ticket: Ticket, plan: Plan) -> list[Row]:
+        device, tokenizer = self.base.model.device, self.base.tokenizer
+        return [
+            Row(
+                ticket=ticket,
+                index=number,
+                prompt=plan.prompts[number // plan.each],
+                sampling=plan.sampling,
+                limit=plan.limit,
+                end=tokenizer.eos_token_id,
+                writing=Writing(tokenizer, plan.stops),
+                draws=sampling.generator(plan.sampling, number, device),
+            )
+            for number in range(plan.rows)
+        ]

@@ -1,0 +1,51 @@
+"""What must hold of a server before its base is loaded; light."""
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from peftrun import adapter_folder
+from peftrun.artifacts import ADAPTER_CONFIG, read_json
+from peftrun.errors import PeftrunError
+from peftrun.packages import not_installed
+from peftrun.prompts import BASE
+
+Lines = Iterator[str]
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT")
+MERGE = "merge it and serve the merged model: action=merge adapter=PATH"
+
+
+def serve(action: Any, adapter: dict[str, str]) -> Lines:
+    """The packages are there, the key is, and the adapters can answer beside each other."""
+    if action.name != "serve":
+        return
+    missing = next((name for name in NEEDED if find_spec(name) is None), None)
+    if missing:
+        yield not_installed("action=serve needs package", missing)
+    if action.api_key_env is not None and not os.environ.get(action.api_key_env):
+        yield f"action.api_key_env={action.api_key_env}: this environment variable is not set, or empty; export {action.api_key_env}=KEY, or type action.api_key_env=null"
+    if BASE in adapter:
+        yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
+    for name, path in adapter.items():
+        try:
+            reason = unservable(read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG))
+        except PeftrunError:
+            continue  # told by the rule for adapters
+        if reason:
+            yield f"adapter.{name}={path}: {reason}"
+
+
+def unservable(config: dict[str, Any]) -> str | None:
+    """Why an adapter with this adapter_config.json cannot answer beside others and the base; None if it can."""
+    kind = config.get("peft_type")
+    if kind in VIRTUAL_TOKENS or kind == "ADAPTION_PROMPT":
+        return f"is of type {kind}, which adds to what is read, and rows of a running batch cannot be read so; answer with action=generate"
+    if config.get("alora_invocation_tokens"):
+        return "is an aLoRA, which begins in the middle of a text; answer with action=generate"
+    if config.get("target_parameters"):
+        return f"adapts parameters (target_parameters), which rows of other adapters cannot pass by; {MERGE}"
+    if config.get("bias", "none") != "none":
+        return f"has trained the base's biases, with which everybody would answer; {MERGE}"
+    return None

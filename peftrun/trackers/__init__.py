@@ -1,0 +1,61 @@
+"""Trackers of a training: TensorBoard, Trackio, MLflow, Weights & Biases. Light: a library is imported when its tracker begins.
+
+transformers' own callbacks talk to the library's one current run, which they end with the last step. Here a run has a handle of its
+own, so that many cells train in one process without mixing; it is told the run's own config, what was measured before and after, and how
+the run ended; and a run that goes on from a checkpoint goes on in its tracker. Names of figures are those that transformers uses.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts
+from peftrun.tracker_specs import NoTracker
+from peftrun.trackers.guard import Guard
+from peftrun.trackers.session import STATE, Outcome, Run, outcome
+
+_LIVE: dict[Path, Guard] = {}  # run folder → its tracker
+
+
+def start(spec: Any, run: Run) -> None:
+    """The tracker of this run is there, and knows its config; a run that was paused, or is continued, keeps its identity.
+
+    Raises: ConfigError: the tracker cannot be reached, or its folder cannot be written.
+    """
+    if isinstance(spec, NoTracker):
+        return
+    guard = Guard.opened(spec, run)
+    artifacts.write_json(run.folder / STATE, {"name": spec.name, "id": guard.id, "run_name": run.name})
+    _LIVE[run.folder] = guard
+
+
+def log(folder: Path, row: dict[str, Any]) -> None:
+    """A row of metrics.jsonl, told to the tracker of the run in `folder`, if it has one."""
+    guard = _LIVE.get(folder)
+    if guard:
+        guard.log(row)
+
+
+def pause(folder: Path) -> None:
+    """What was told so far is written; another process, or a later attempt, goes on."""
+    guard = _LIVE.pop(folder, None)
+    if guard:
+        guard.pause()
+        state = artifacts.read_json(folder / STATE)
+        artifacts.write_json(folder / STATE, state | {"paused": True})
+
+
+def paused(folder: Path) -> bool:
+    """Whether the run's tracker waits for its end, which another process has left to this one."""
+    return (
+        folder not in _LIVE and (folder / STATE).is_file() and bool(artifacts.read_json(folder / STATE).get("paused"))
+    )
+
+
+def end(folder: Path, record: dict[str, Any]) -> None:
+    """How the run has ended, and what it has left; nothing where it has no tracker."""
+    guard = _LIVE.pop(folder, None)
+    if guard:
+        guard.end(outcome(folder, record))
+
+
+__all__ = ["STATE", "Outcome", "Run", "end", "log", "pause", "paused", "start"]

@@ -1,0 +1,81 @@
+"""Which tracker is told of a training, and what: the run's own config, its sweep, the earlier attempt that it continues. Light."""
+
+import dataclasses
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts, config, console, trackers
+from peftrun.errors import PeftrunError
+from peftrun.explain import difference, quoting, reads
+from peftrun.schema import RunSpec
+from peftrun.trackers.tensorboard import OWN
+
+SWEEPS = ("sweep.json", "multirun.yaml")  # one of them lies in a sweep's folder
+NOT_TOLD = ("tracker", "slots", "template")  # groups that say nothing of what is trained
+
+
+def start(spec: RunSpec, out_dir: Path, step: int = 0) -> None:
+    """The run's tracker is there, if it has one. Args: step: of the checkpoint that the run goes on from.
+
+    Raises: ConfigError: see `trackers.start`.
+    """
+    if spec.tracker.name == "none":
+        return
+    reads.note(spec, ["tracker"])  # all of it is the tracker's, also what it reads when the run ends
+    state, group = _state(spec, out_dir), _sweep(out_dir)
+    values = dataclasses.asdict(reads.plain(spec))
+    told = {key: value for key, value in config.flatten(values).items() if key.split(".")[0] not in NOT_TOLD}
+    name = state.get("run_name") or _name(spec.tracker.run_name, out_dir, group)
+    trackers.start(spec.tracker, trackers.Run(out_dir, name, group, told, _differs(values), state.get("id"), step))
+
+
+def end(spec: RunSpec, out_dir: Path, record: dict[str, Any]) -> None:
+    """The tracker is told how the run has ended; never raises for a tracker that is gone."""
+    if trackers.paused(out_dir):  # by the process that trained
+        try:
+            start(spec, out_dir, int((record.get("training") or {}).get("steps", 0)))
+        except PeftrunError as fault:
+            console.warn(str(fault.lines[0]))
+    trackers.end(out_dir, record)
+
+
+def carry(run: Path, out_dir: Path) -> None:
+    """A run that continues another goes on in its tracker."""
+    if not (run / trackers.STATE).is_file():
+        return
+    state = artifacts.read_json(run / trackers.STATE)
+    artifacts.write_json(out_dir / trackers.STATE, {key: value for key, value in state.items() if key != "paused"})
+    if state.get("name") == "tensorboard" and (run / OWN).is_dir():
+        shutil.copytree(run / OWN, out_dir / OWN)
+
+
+def _state(spec: RunSpec, out_dir: Path) -> dict[str, Any]:
+    """Of the tracker's run that goes on; empty for a new one."""
+    file = out_dir / trackers.STATE
+    state = artifacts.read_json(file) if file.is_file() else {}
+    return state if state.get("name") == spec.tracker.name else {}
+
+
+def _sweep(out_dir: Path) -> str | None:
+    return out_dir.parent.name if any((out_dir.parent / name).is_file() for name in SWEEPS) else None
+
+
+def _name(asked: str | None, out_dir: Path, group: str | None) -> str:
+    if asked is None:
+        return out_dir.name
+    return f"{asked}-{out_dir.name}" if group else asked
+
+
+def _differs(values: dict[str, Any]) -> list[str]:
+    """What was asked for beyond the default run."""
+    found = difference.differing(values, _usual())
+    return [quoting.override(key, one) for key, (one, _) in found.items() if key.split(".")[0] not in NOT_TOLD]
+
+
+@cache
+def _usual() -> dict[str, Any]:
+    from peftrun import composition
+
+    return config.plain(composition.compose_run([]).cfg)

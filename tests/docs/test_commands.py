@@ -1,0 +1,211 @@
+"""Every command that the documentation shows is run as a user would type it, on a desk of tiny models; what cannot be run here is listed, with why."""
+
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import desk
+import documented
+
+from peftrun.composition import compose_run
+from peftrun.config import build
+from peftrun.errors import ConfigError
+from peftrun.shell.candidates import candidates
+
+ROOT = Path(__file__).parents[2]
+ALL = documented.all_commands()
+# What is no command: the beginning of one (TAB completes it), or a form of one.
+FORMS = {"peftrun experiment=", "peftrun OVERRIDES", "peftrun …", "peftrun action=serve …"}
+# What a command needs that a machine like this lacks: it is composed and checked, not run. With more words: the check refuses it, with these in each line.
+NOT_HERE: dict[str, tuple[str, ...]] = {
+    r"device(\.name)?=(cuda|mps|xpu)\b": ("an accelerator of that kind",),
+    r"device=deepspeed": ("the package deepspeed, a GPU", "device.strategy=deepspeed needs package=deepspeed"),
+    r"device\.machines=": ("more machines",),
+    r"task\.data\.source=hub|tasks=\[arc_easy": ("a data set of the Hub",),
+    r"push=true": ("a token of the Hub", "HF_HUB_OFFLINE is set", "there is no token for the Hub"),
+    r"tracker\.mode=online": ("a key of wandb", "there is no key for api.wandb.ai"),
+    r"tracker\.uri=http": ("a server of mlflow",),
+    r"launcher=shared_base_slurm(?!.*cluster=local)": ("a SLURM cluster",),
+    r"launcher=shared_base_ray": ("a Ray cluster (sweep/test_ray.py runs one)",),
+}
+PORT = ("port=", "action.port=")
+# Minutes each, or a process for each rank, or one for each trial.
+LONG = re.compile(
+    r"device=(ddp|fsdp)|data_parallel|sweeper=optuna| -m |^peftrun -m |action=check\b(?!.*build=false)|device=offload|tasks=\[spam\]"
+)
+RUNS = tuple(c for c in documented.distinct(ALL) if c.program == "peftrun" and c.text not in FORMS and not c.completed)
+HERE = [c for c in RUNS if not any(re.search(pattern, c.text) for pattern in NOT_HERE)]
+ELSEWHERE = [c for c in RUNS if c not in HERE]
+
+
+def marked(command):
+    """A command as a test's parameter: those of conf/ and the long ones are slow."""
+    slow = command.file.startswith("conf/") or LONG.search(command.text)
+    return pytest.param(command, id=command.where, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return desk.shelf(tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture
+def here(shelf, tmp_path, monkeypatch, request):
+    """A desk of one's own, standard input at its end."""
+    given = getattr(request.node, "callspec", None)
+    desk.lay(tmp_path, shelf, given.params["command"].words if given else [])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", [marked(command) for command in HERE if not command.serves and not command.of_shell]
+)
+def test_a_command_does_what_it_says(command, cli, here):
+    args = desk.as_typed(command.words[1:]) if command.refused else desk.on_desk(command.words[1:])
+    if "action.resume=auto" in args:
+        args.append("trainer.save_steps=2")
+        desk.interrupted(cli(*(word for word in args if word != "action.resume=auto")))
+    done = cli(*args)
+    if command.refused:
+        assert done.code == 1
+        assert [line for line in done.err.splitlines() if line.startswith("peftrun: ")] == command.refused
+    else:
+        assert done.code == 0, (shlex.join(args), done.err)
+
+
+@pytest.mark.parametrize("command", ELSEWHERE, ids=lambda command: command.where)
+def test_what_cannot_run_here_is_composed_and_checked(command, here, monkeypatch):
+    monkeypatch.chdir(here)
+    lines = next(lines for pattern, (_, *lines) in NOT_HERE.items() if re.search(pattern, command.text))
+    args = [first(word) for word in desk.on_desk(command.words[1:]) if word != "-m"]
+    if lines:
+        with pytest.raises(ConfigError) as refused:
+            build(compose_run(args).cfg)
+        assert all(any(line in told for line in lines) for told in refused.value.lines), refused.value.lines
+    else:
+        build(compose_run(args).cfg)
+
+
+def first(word):
+    """The first value of a swept override."""
+    key, sign, value = word.partition("=")
+    swept = "," in value and value[:1] not in "[{'\"" and "(" not in value and not key.startswith("hydra")
+    return f"{key}{sign}{value.split(',')[0]}" if swept else word
+
+
+def test_nothing_is_left_out_in_silence():
+    counted = {
+        why: len([c for c in ELSEWHERE if re.search(pattern, c.text)]) for pattern, (why, *_) in NOT_HERE.items()
+    }
+    assert all(counted.values()), counted
+    assert len(ELSEWHERE) <= 60, [command.text for command in ELSEWHERE]
+    assert len(HERE) > 150 and {"README.md", "docs/sweeps.md"} <= {command.file for command in HERE}
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    assert files == {command.file for command in ALL if command.file.startswith("conf/")}
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in documented.distinct(ALL) if command.completed], ids=lambda command: command.text
+)
+def test_a_line_before_tab_is_completed_as_the_page_says(command, here, monkeypatch):
+    monkeypatch.chdir(here)
+    (here / "configs" / "lora").mkdir(parents=True)
+    (here / "configs" / "lora" / "ours.yaml").write_text("# Ours.\n# peftrun lora=ours\ndefaults: [lora, _self_]\n")
+    found = candidates(command.text)
+    named = [word for word in re.findall(r"`([^`]+)`", command.completed) if "=" in word]
+    assert found and all(any(one.startswith(word) for one in found) for word in named), found
+
+
+@pytest.mark.parametrize("command", [marked(command) for command in HERE if command.of_shell])
+def test_a_command_of_the_shell(command, here):
+    (here / "FOLDER").mkdir()
+    for folder in (".local/share/bash-completion/completions", ".config/fish/completions", "our_configs"):
+        (here / folder).mkdir(parents=True)
+    text = command.text.replace("| source", "| cat")  # fish's own word
+    assert typed(text, here).returncode == 0
+
+
+def typed(text, where, **env):
+    """What bash does of a line, with this environment's programs and `where` as home."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {text}"], cwd=where, env=os.environ | {"PATH": path, "HOME": str(where)} | env,
+        capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [marked(command) for command in HERE if command.serves])
+def test_a_command_that_serves_answers_until_it_is_stopped(command, here):
+    args = [*(word for word in desk.on_desk(command.words[1:]) if not word.startswith(PORT)), "port=0"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "peftrun", *args], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        said = running.stdout.readline()
+        address = re.search(r"http://[\d.]+:\d+", said)
+        assert address, said + (running.stderr.read() if running.poll() is not None else "")
+        page = "/v1/models" if "action=serve" in command.words else "/"
+        with urllib.request.urlopen(address[0] + page, timeout=60) as answer:
+            assert answer.status == 200
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+        assert running.returncode == 0, err
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.parametrize("command", [c for c in documented.distinct(ALL) if c.program == "make"], ids=lambda c: c.where)
+def test_a_target_of_the_makefile_is_one_of_those_it_lists(command):
+    """CI runs them; here each is only asked what it would do."""
+    done = subprocess.run(["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert done.returncode == 0, done.stderr
+    assert f"make {command.words[1]} " in listed
+
+
+@pytest.mark.parametrize("command", [c for c in documented.distinct(ALL) if c.program == "pip"], ids=lambda c: c.where)
+def test_what_pip_installs_is_pinned_or_ours(command):
+    """test_wheel.py installs; here packages, versions and extras are compared with what is declared."""
+    pins = (ROOT / "constraints.txt").read_text().lower().splitlines()
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    for word in command.words[2:]:
+        name = re.fullmatch(r"peftrun\[(.+)\]", word)
+        if name:
+            assert set(name[1].split(",")) <= set(extras), word
+        elif "==" in word:
+            assert word.lower() in pins, word
+        else:
+            assert word.startswith("-") or word in (".", "constraints.txt", "our_templates", *bare(pins)), word
+
+
+def bare(pins):
+    return {line.partition("==")[0] for line in pins}
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in documented.distinct(ALL) if c.program in ("python", "cp")], ids=lambda c: c.where
+)
+def test_a_command_of_another_program(command, here):
+    if "-m peftrun.editor" in command.text:  # writes into the repository: test_schemas.py makes the same and compares
+        return
+    if command.words[1].endswith(".py"):
+        assert (ROOT / command.words[1]).is_file()
+        return
+    (here / "our_configs").mkdir()
+    done = typed(re.sub(r"outputs/train/\d[-_\d]+", "outputs/train/RUN", command.text), here)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_desk_has_a_stand_in_for_what_nobody_here_has():
+    assert desk.on_desk(["model=pretrained", "model.name_or_path=ORG/NAME"])[1] == "model.name_or_path=llama"

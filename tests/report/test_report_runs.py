@@ -1,0 +1,164 @@
+"""What trainings leave for their reports: answers that move nothing, matrices that add up, pages whatever became of the run."""
+
+import encoders
+import pytest
+from conftest import TINY_STEPS, jsonl
+from faults import check_told
+from html_pages import Page, needs_nothing
+
+from peftrun import artifacts, composition, config, dispatch
+from peftrun.report import page
+from peftrun.report.answers import scored
+
+STEPS = [*TINY_STEPS, "trainer.save_strategy=no"]
+
+
+def spec(*overrides):
+    return config.build(composition.compose_run(overrides).cfg)
+
+
+def run(folder, *overrides):
+    result = dispatch.run(spec(*overrides), folder)
+    return result, artifacts.read_json(folder / artifacts.RECORD)
+
+
+def text_of(folder):
+    found = Page((folder / "report.html").read_text())
+    needs_nothing(found)
+    return found.text
+
+
+def weights(folder):
+    return artifacts.sha256(folder / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
+
+
+@pytest.mark.parametrize("more", [[], ["lora.lora_dropout=0.3"]], ids=["plain", "dropout"])
+def test_answering_samples_moves_nothing(tmp_path, llama, on_tiny, more):
+    given = [*on_tiny(llama), *STEPS, *more]
+    found = {count: run(tmp_path / f"of{count}", *given, f"action.samples={count}")[1] for count in (0, 3)}
+    assert weights(tmp_path / "of0") == weights(tmp_path / "of3")
+    assert found[0]["metrics"] == found[3]["metrics"] and "samples" not in found[0]
+    losses = [
+        [row["loss"] for row in artifacts.read_json_lines(tmp_path / name / "metrics.jsonl")] for name in ("of0", "of3")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert len(found[3]["samples"]["rows"]) == 3 and "What it answers" not in text_of(tmp_path / "of0")
+
+
+def test_the_closing_table_names_the_report(tmp_path, llama, on_tiny, cli):
+    outcome = cli(*on_tiny(llama), *STEPS, "action.samples=1", "action.evaluate_before=false")
+    named = next(line.split() for line in outcome.out.splitlines() if line.startswith("report "))
+    assert named == ["report", str(outcome.run_dir.relative_to(tmp_path) / "report.html")]
+    (row,) = outcome.record()["samples"]["rows"]
+    assert "before" not in row and row["after"] is not None and "After training" in text_of(outcome.run_dir)
+
+
+def test_cells_trained_together_leave_what_lone_runs_leave(tmp_path, monkeypatch, llama, on_tiny):
+    monkeypatch.chdir(tmp_path)
+    cells = [
+        [*on_tiny(llama), *STEPS, "trainer.max_steps=20", f"seed={seed}", f"action.samples={2 + seed}"]
+        for seed in (0, 1)
+    ]
+    folders = [tmp_path / f"joint{n}" for n in range(2)]
+    dispatch.together([spec(*cell) for cell in cells], folders, 2)
+    for n, (folder, cell) in enumerate(zip(folders, cells, strict=True)):
+        _, lone = run(tmp_path / f"lone{n}", *cell)
+        joint = artifacts.read_json(folder / artifacts.RECORD)
+        assert joint["samples"] == lone["samples"] and len(joint["samples"]["rows"]) == 2 + n
+        assert {"before", "after"} <= joint["samples"]["rows"][0].keys()
+        assert "trained together with 1 other cells" in text_of(folder) and (folder / "curves.svg").is_file()
+
+
+def test_a_confusion_matrix_adds_up_to_the_figures(tmp_path):
+    _, record = run(tmp_path / "run", *encoders.on_texts(encoders.build_bert(tmp_path / "bert"), tmp_path), *STEPS)
+    for when in ("before", "after"):
+        labels, counts = record["confusion"][when]["labels"], record["confusion"][when]["counts"]
+        assert labels == encoders.LABELS and sum(map(sum, counts)) == record["data"]["held_out_rows"] == 8
+        assert sum(counts[place][place] for place in range(2)) / 8 == record["metrics"][when]["accuracy"]
+        assert f"{when.capitalize()} training: {counts[0][0] + counts[1][1]} of 8 right" in text_of(tmp_path / "run")
+    assert "samples" not in record
+
+
+def test_entities_of_each_type_add_up_to_the_figures(tmp_path):
+    _, record = run(tmp_path / "run", *encoders.on_words(encoders.build_bert(tmp_path / "bert"), tmp_path), *STEPS)
+    for when in ("before", "after"):
+        kinds = record["entities"][when]
+        assert kinds.keys() == {"PERSON", "LOCATION"}
+        every = {name: sum(one[name] for one in kinds.values()) for name in ("true", "found", "right")}
+        assert scored(every) == pytest.approx([record["metrics"][when][name] for name in ("precision", "recall", "f1")])
+    assert "PERSON" in text_of(tmp_path / "run")
+
+
+def test_an_encoder_and_a_decoder_answer_too(tmp_path):
+    pairs = jsonl(tmp_path / "pairs.jsonl", [{"en": f"muy {n}", "es": "bueno " * (n % 3 + 1)} for n in range(30)])
+    _, record = run(
+        tmp_path / "run", "model=pretrained", f"model.name_or_path={encoders.build_t5(tmp_path / 't5')}", "task=translation",
+        "task.data.source=file", f"task.data.path={pairs}", "task.data.eval_rows=6", 'task.prompt="{en}"', 'task.completion="{es}"',
+        "task.metrics=null", "device=cpu", "device.dtype=float32", *STEPS,
+    )  # fmt: skip
+    assert [row["prompt"].startswith("muy") for row in record["samples"]["rows"]] == [True] * 3
+    assert all(row["expected"].startswith("bueno") and "after" in row for row in record["samples"]["rows"])
+
+
+def test_a_preference_expects_the_chosen_answer(tmp_path, llama):
+    file = jsonl(tmp_path / "pairs.jsonl", [{"q": f"Is {n} even?", "good": "yes", "bad": "no"} for n in range(40)])
+    given = [
+        "model=pretrained", f"model.name_or_path={llama}", "task.data.source=file", f"task.data.path={file}", "task.data.eval_rows=8",
+        "task.max_length=64", "task.messages=null", "task.prompt='{q}'", "task.chosen=good", "task.rejected=bad", "device=cpu",
+        "device.dtype=float32", *STEPS,
+    ]  # fmt: skip
+    _, record = run(tmp_path / "dpo", "task=dpo", *given)
+    assert [row["expected"] for row in record["samples"]["rows"]] == ["yes"] * 3
+    assert "rewards/accuracies" in text_of(tmp_path / "dpo")
+    assert "samples" not in run(tmp_path / "reward", "task=reward", *given)[1]  # it writes nothing
+
+
+def test_a_text_learned_whole_is_asked_for_what_follows_its_beginning(tmp_path, llama):
+    file = jsonl(
+        tmp_path / "texts.jsonl", [{"text": f"{n} quick brown foxes jump over {n} lazy dogs"} for n in range(40)]
+    )
+    _, record = run(
+        tmp_path / "run", "model=pretrained", f"model.name_or_path={llama}", "task=text", "task.data.source=file",
+        f"task.data.path={file}", "task.data.eval_rows=8", "task.completion='{text}'", "task.max_length=64", "device=cpu",
+        "device.dtype=float32", *STEPS,
+    )  # fmt: skip
+    for row in record["samples"]["rows"]:
+        assert row["prompt"] and row["expected"] and "dogs" in row["expected"]
+
+
+def test_a_run_that_fails_after_it_has_logged_leaves_its_report(tmp_path, llama, on_tiny):
+    with pytest.raises(Exception, match="the loss is"):
+        run(tmp_path / "run", *on_tiny(llama), *STEPS, "trainer.max_steps=40", "trainer.learning_rate=1e30")
+    record = artifacts.read_json(tmp_path / "run" / artifacts.RECORD)
+    assert record["status"] == "failed" and artifacts.read_json_lines(tmp_path / "run/metrics.jsonl")
+    assert record["error"] in text_of(tmp_path / "run")
+
+
+def test_other_actions_leave_none(tmp_path, trained, on_tiny, llama):
+    run(tmp_path / "run", "action=evaluate", *on_tiny(llama), f"adapter={trained}")
+    assert not (tmp_path / "run/report.html").exists()
+
+
+def test_a_report_that_cannot_be_made_costs_the_run_nothing(tmp_path, llama, on_tiny, capsys):
+    (tmp_path / "run/report.html").mkdir(parents=True)
+    result, record = run(tmp_path / "run", *on_tiny(llama), *STEPS, "action.samples=0")
+    assert record["status"] == "completed" and "report" not in dict(result.summary)
+    assert "warning: no report of" in capsys.readouterr().err
+
+
+def test_memory_is_logged_and_recorded(trained):
+    record = artifacts.read_json(trained / artifacts.RECORD)
+    held = [row["resident_bytes"] for row in artifacts.read_json_lines(trained / "metrics.jsonl")]
+    assert len(held) == 4 and 0 < max(held) <= record["memory"]["peak_resident_bytes"]
+
+
+def test_negative_samples_are_refused(cli):
+    check_told(
+        cli("action.samples=-1"), [("action.samples=-1: must be greater than or equal to 0", "type action.samples=3")]
+    )
+
+
+def test_full_training_has_a_report(tmp_path, llama, on_tiny):
+    run(tmp_path / "run", *on_tiny(llama), *STEPS, "lora=none", "trainer.learning_rate=1e-3", "action.samples=1")
+    assert "every weight is trained" in text_of(tmp_path / "run")
+    assert page.write(tmp_path / "run").is_file()

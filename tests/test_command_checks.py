@@ -1,0 +1,71 @@
+"""What is wrong with a command line itself, or with folders it names, is one line; nothing is left behind."""
+
+import shutil
+
+import pytest
+
+import peftrun
+from peftrun.errors import ConfigError
+
+REFUSED = [
+    (["hydra.run.dir=taken"], "hydra.run.dir=taken: taken is a file"),
+    (["hydra.run.dir=taken/inside"], "hydra.run.dir=taken/inside: taken is a file"),
+    (["-m", "lora.r=2,4", "hydra/launcher=shared_base", "hydra.sweep.dir=taken"], "hydra.sweep.dir=taken: taken is a file"),
+    (["-m", "lora.r=2,4", "action=plan", "hydra.sweep.dir=RUN"], "holds a run already"),
+    (["lora.r=4,8"], "lora.r=4,8: several values are a sweep; type -m before them: peftrun -m lora.r=4,8"),
+    (["-m", "action=template", "path=made", "lora.r=4,8"], "action=template: is done once"),
+    (["--config-dir", "outer", "action=check"], "did you mean outer/inner?"),
+    (["--config-dir", "empty", "action=check"], "holds none of the groups action, model"),
+    (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+    (["lora=dorra"], "did you mean dora? type lora=dora"),
+    (["-m", "lora.r=4,8", "hydra/sweeper=optunaa"], "there is no such sweeper; sweepers: basic, optuna"),
+    (["action=replay", "runn=RUN"], "did you mean action.run? type action.run="),
+]  # fmt: skip
+
+
+def refused(outcome, line):
+    assert outcome.code == 1 and line in outcome.err and "Traceback" not in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(("typed", "line"), REFUSED, ids=[" ".join(typed) for typed, _ in REFUSED])
+def test_it_is_one_line(cli, tmp_path, trained, typed, line):
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "outer" / "inner" / "lora").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    refused(cli(*(text.replace("RUN", str(trained)) for text in typed)), line)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("places", ["nowhere", ["nowhere"]])
+def test_from_python_a_folder_of_configs_is_looked_at_too(places):
+    with pytest.raises(ConfigError, match="config_dirs: nowhere: there is no such folder"):
+        peftrun.load(config_dirs=places)
+
+
+def test_from_python_overrides_stand_by_themselves():
+    with pytest.raises(TypeError, match=r"load\('lora.r=4'"):
+        peftrun.load(["lora.r=4"])
+    with pytest.raises(ConfigError, match="several values are a sweep"):
+        peftrun.load("lora.r=4,8")
+
+
+def test_a_runs_config_that_is_no_yaml_is_named(cli, tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "broken")
+    with open(tmp_path / "broken" / "config.yaml", "a") as file:
+        file.write("  : [broken")
+    for action in ("replay", "explain"):
+        refused(cli(f"action={action}", "run=broken"), "broken/config.yaml: is not readable YAML")
+
+
+def test_a_run_without_its_config_is_named(cli, tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "bare")
+    (tmp_path / "bare" / "config.yaml").unlink()
+    refused(cli("action=replay", "run=bare"), "no config.yaml")
+
+
+def test_a_key_that_never_was_is_not_explained(cli, tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "typo")
+    config = tmp_path / "typo" / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps:", "max_stepss:"))
+    refused(cli("action=explain", "run=typo"), "did you mean trainer.max_steps?")
