@@ -4,11 +4,12 @@ import keyword
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun import paths, prompts, schema
-from peftrun.artifacts import CONFIG, RECORD
+from peftrun import adapter_folder, paths, prompts, schema, serve_checks
+from peftrun.artifacts import ADAPTER_CONFIG, CONFIG, RECORD, read_json
 from peftrun.catalogue import checks as catalogue_checks
 from peftrun.errors import PeftrunError
 from peftrun.export import checks as export_checks
@@ -66,10 +67,16 @@ def generate(action: Any, adapter: dict[str, str]) -> Lines:
             yield from error.lines
     if BASE in adapter:
         yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
+    for name, path in adapter.items():
+        with suppress(PeftrunError):  # told by the rule for adapters
+            if serve_checks.is_classifier(read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG)):
+                yield f"adapter.{name}={path}: {serve_checks.NO_ANSWERS.format('generate')}"
 
 
 def rows(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
     """A column that names each row's adapter is read where several may answer."""
+    if task.lm_eval is not None and len(adapter) > 1 and BASE in adapter:
+        yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
     if task.data.adapter_column is None:
         return
     if action.name == "explain":

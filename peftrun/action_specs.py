@@ -183,7 +183,7 @@ class CompareAction:
     """Set runs side by side: what differs, what came out; no model is loaded."""
 
     name: Literal["compare"]
-    runs: list[str] | None  # run folders
+    runs: Annotated[list[str], Field(examples=["[outputs/train/RUN,outputs/train/RUN2]"])] | None  # run folders
     roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
     where: str | None  # in place of `runs`
     format: Literal["table", "json"]
@@ -195,6 +195,7 @@ class BrowseAction:
 
     name: Literal["browse"]
     roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
+    where: str | None
     host: Annotated[str, Field(min_length=1, examples=["127.0.0.1"])]
     port: Annotated[int, Field(ge=0, le=65535, examples=[8600])]
 

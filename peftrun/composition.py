@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from peftrun import config, migrations, paths, typed
+from peftrun import config, migrations, paths, tracker_checks, typed
 from peftrun.errors import ConfigError
 from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
@@ -135,11 +135,17 @@ def _single(text: str) -> list[str]:
 
 
 def _choice(group: str, value: str, error: Exception, options: list[str]) -> str:
-    if value in options:  # it is there, and what is in it is at fault
+    typed = [one.partition("=")[2] for one in _single(f"{group}={value}")]  # several: a sweep
+    wrong = next((one for one in typed if one not in options), None)
+    if wrong is None:  # it is there, and what is in it is at fault
         return f"{group}={value}: {in_one_line(error)}"
-    near = get_close_matches(value, options, n=1)
-    advice = f"did you mean {near[0]}? type {group}={near[0]}" if near else f"type {group}=OPTION, or omit it"
-    return f"{group}={value}: there is no such option; options: {', '.join(options)}; {advice}"
+    near = get_close_matches(wrong, options, n=1)
+    mended = ",".join(near[0] if one == wrong else one for one in typed if one != wrong or near)
+    advice = (
+        f"did you mean {near[0]}? type {group}={mended}" if near else f"type {group}={mended or 'OPTION'}, or omit it"
+    )
+    what = "such option" if len(typed) == 1 else f"option {wrong}"
+    return f"{group}={value}: there is no {what}; options: {', '.join(options)}; {advice}"
 
 
 def in_one_line(error: Exception) -> str:
@@ -184,6 +190,9 @@ def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams
         return _of_hydra(name, value) or f"{text}: {in_one_line(error)}"
     if name.startswith("slots."):
         return slots.unknown(name.removeprefix("slots."), value, config.plain(composed))
+    other = tracker_checks.of_another(name, value, str(composed.tracker.name)) if "tracker" in composed else None
+    if other:
+        return other
     known = list(config.flatten(config.plain(composed)))
     if any(item.startswith(f"{name}.") for item in known):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"

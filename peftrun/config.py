@@ -26,6 +26,7 @@ MISSING = "???"
 _TOLD: set[str] = set()
 RULES = {  # pydantic's words in ours
     "Input should be an object": "must be a mapping {name: VALUE}",
+    "Input should be a valid array": "must be a list",
     "Input should be": "must be",
     "Input should": "must",
     "String should": "must",
@@ -58,11 +59,6 @@ def of_values(values: dict[str, Any]) -> schema.RunSpec:
     if problems:
         raise ConfigError(*problems)
     return schema.RunSpec(**parts)
-
-
-def from_values(values: dict[str, Any]) -> schema.RunSpec:
-    """The run that plain nested values describe, such as `read_values` gives. Raises: ConfigError: see `build`."""
-    return build(OmegaConf.create(values))
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -162,10 +158,17 @@ def _unknown_groups(values: dict[str, Any]) -> list[str]:
 def _missing(values: dict[str, Any]) -> list[str]:
     """Slots are told with what belongs there, and not also the keys that read them."""
     return [
-        f"{key} is not set; type {key}=VALUE"
+        f"{key} is not set; type {key}={_usual(key, values)}"
         for key, value in flatten(values).items()
         if value == MISSING and not isinstance(value, slots.Unfilled) and not key.startswith("slots.")
     ]
+
+
+def _usual(key: str, values: dict[str, Any]) -> Any:
+    """What is typed for a key that has no value, as its type offers."""
+    group, *path = key.split(".")
+    found = _example(_at(_types(schema.RunSpec).get(group), path, values.get(group)))
+    return "VALUE" if found is None else found
 
 
 def unknown_key(key: str, value: Any, known: list[str]) -> str:
@@ -190,7 +193,7 @@ def _explain(group: str, given: Any, kind: Any, error: ValidationError) -> list[
             rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
         elif value != MISSING:
             rules.setdefault(f"{key}={_show(value)}", []).append(_rule(item["msg"]))
-    lines += [_line(key, list(dict.fromkeys(rule)), kind) for key, rule in rules.items()]
+    lines += [_line(key, list(dict.fromkeys(rule)), kind, given) for key, rule in rules.items()]
     return lines
 
 
@@ -214,9 +217,9 @@ def _show(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) or value is None else str(value)
 
 
-def _line(key: str, rules: list[str], kind: Any) -> str:
+def _line(key: str, rules: list[str], kind: Any, given: Any) -> str:
     name, _, value = key.removesuffix(" is not set").partition("=")
-    found = _at(kind, name.split(".")[1:])
+    found = _at(kind, name.split(".")[1:], given)
     example = _example(found)
     if example is None and value:
         example = _nearest(found, value)
@@ -224,11 +227,13 @@ def _line(key: str, rules: list[str], kind: Any) -> str:
     return f"{key}{': ' if rules else ''}{' or '.join(rules)}{advice}"
 
 
-def _at(kind: Any, path: list[str]) -> Any:
-    """The type of a key; None where no type is known."""
+def _at(kind: Any, path: list[str], given: Any) -> Any:
+    """The type of a key, in the chosen one of several dataclasses that have it; None where no type is known."""
     for step in path:
         owners = [owner for owner in _dataclasses(kind) if step in _types(owner)]
+        owners = [owner for owner in owners if _is_selected(owner, given)] or owners
         kind = _types(owners[0])[step] if owners else None
+        given = given.get(step) if isinstance(given, dict) else None
     return kind
 
 

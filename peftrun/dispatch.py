@@ -164,7 +164,7 @@ class Record:
             tracking.end(self.spec, self.out_dir, self.values)
 
     def _page(self) -> list[tuple[str, str]]:
-        if self.values["action"] != "train" or not (self.out_dir / artifacts.METRICS).is_file():
+        if self.values["action"] != "train":
             return []
         from peftrun import console
         from peftrun.report import page

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,11 +21,6 @@ from peftrun.sweep import launcher
 from peftrun.team import search_path
 
 USER_FAULT, INTERRUPTED = 1, 130
-SHARED = ("experiment", "model", "task", "device", "allow_base_mismatch")  # what the next action needs as this one did
-SPREAD = tuple(
-    f"device.{key}"
-    for key in ("strategy", "processes", "machines", "machine_rank", "main_address", "main_port", "deepspeed_config")
-)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -113,31 +107,18 @@ def _run_jobs(plan: bool) -> list[PeftrunError]:
 def _run_job(cfg: DictConfig) -> float | None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     spec = _build(cfg, out_dir)
-    from peftrun import console, dispatch
+    from peftrun import asked, console, dispatch
     from peftrun.team import shadows
 
     for line in shadows.chosen(HydraConfig.get().runtime):
         console.warn(line)
     result = dispatch.run(spec, out_dir)
-    asked = list(HydraConfig.get().overrides.task)
+    typed_here = list(HydraConfig.get().overrides.task)
     if spec.device.strategy is not None:
-        asked = [*_in_one_process(asked), "device=auto"]
-    result.next_commands = [_on_the_same(command, asked) for command in result.next_commands]
+        typed_here = asked.in_one_process(typed_here)
+    result.next_commands = [asked.on_the_same(command, typed_here) for command in result.next_commands]
     console.closing_table(result)
     return result.objective
-
-
-def _on_the_same(command: str, asked: Sequence[str]) -> str:
-    """The command with what was asked for of model, task and device, where it says nothing of these itself."""
-    groups = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in asked}
-    more = [text for text, group in groups.items() if group in SHARED and f" {group}" not in command]
-    return " ".join([command, *map(shlex.quote, more)])
-
-
-def _in_one_process(asked: Sequence[str]) -> list[str]:
-    """What was asked for, without how it was spread over processes: what comes next runs in one."""
-    keys = {text: text.lstrip("+~").partition("=")[0] for text in asked}
-    return [text for text, key in keys.items() if key != "device" and key not in SPREAD]
 
 
 def _build(cfg: DictConfig, out_dir: Path) -> Any:

@@ -266,8 +266,8 @@ def _check_kind(folder: Path, spec: ModelSpec, head: Head | None) -> None:
     key = f"model.name_or_path={spec.name_or_path}"
     if names and head is None and not causal:
         raise ModelError(
-            f"{key}: is a {names[0]}, not a causal language model; choose another model, or for an encoder a task of its kind: "
-            "type task=spanish_sentiment or task=ner"
+            f"{key}: is a {names[0]}, not a causal language model, so it writes no answers; choose another model, "
+            "or train and evaluate this one on a task of its kind: type task=spanish_sentiment or task=ner"
         )
     if head is not None and head.kind != "seq_cls" and causal:
         raise ModelError(f"{key}: is a {names[0]}, and a {head.kind} head needs an encoder; type model=minilm")

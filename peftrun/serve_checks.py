@@ -14,6 +14,11 @@ from peftrun.prompts import BASE
 Lines = Iterator[str]
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT")
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")  # as PEFT names them
+NO_ANSWERS = (
+    "is a classifier's adapter, and action={} answers with language models alone; "
+    "measure it with action=evaluate, the model and the task that it was trained with"
+)
 MERGE = "merge it and serve the merged model: action=merge adapter=PATH"
 
 
@@ -37,8 +42,15 @@ def serve(action: Any, adapter: dict[str, str]) -> Lines:
             yield f"adapter.{name}={path}: {reason}"
 
 
+def is_classifier(config: dict[str, Any]) -> bool:
+    """Whether an adapter_config.json is of one that names classes and writes no text."""
+    return config.get("task_type") in CLASSIFIERS
+
+
 def unservable(config: dict[str, Any]) -> str | None:
     """Why an adapter with this adapter_config.json cannot answer beside others and the base; None if it can."""
+    if is_classifier(config):
+        return NO_ANSWERS.format("serve")
     kind = config.get("peft_type")
     if kind in VIRTUAL_TOKENS or kind == "ADAPTION_PROMPT":
         return f"is of type {kind}, which adds to what is read, and rows of a running batch cannot be read so; answer with action=generate"

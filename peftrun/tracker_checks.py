@@ -3,8 +3,9 @@
 import netrc
 import os
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from peftrun import tracker_specs
@@ -66,6 +67,34 @@ def folder(tracker: Any, action: Any) -> Lines:
     named = getattr(tracker, "folder", None)
     if action.name == "train" and named is not None and Path(named).expanduser().is_file():
         yield f"tracker.folder={named}: is a file; name a folder, which may not be there yet"
+
+
+def of_another(key: str, value: str, chosen: str) -> str | None:
+    """One line for a key that the chosen tracker lacks and another has; None for any other key."""
+    own = key.removeprefix("tracker.")
+    homes = _homes()
+    near = get_close_matches(own, homes, n=1, cutoff=0.75) if own != key else []
+    if not near or chosen in homes[near[0]]:
+        return None
+    better = f"tracker={homes[near[0]][0]} tracker.{near[0]}={value}"
+    if chosen == "none":
+        return f"{key}={value}: no tracker is chosen; choose one first: type {better}"
+    return f"{key}={value}: tracker={chosen} has no {near[0]} ({', '.join(homes[near[0]])} have it); type {better}"
+
+
+def _homes() -> dict[str, list[str]]:
+    """Key → the trackers that have it."""
+    found: dict[str, list[str]] = {}
+    for kind in (
+        tracker_specs.MlflowTracker,
+        tracker_specs.TrackioTracker,
+        tracker_specs.WandbTracker,
+        tracker_specs.TensorBoardTracker,
+    ):
+        (name,) = get_args(get_type_hints(kind)["name"])
+        for key in get_type_hints(kind).keys() - {"name"}:
+            found.setdefault(key, []).append(name)
+    return found
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [

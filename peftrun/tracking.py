@@ -41,6 +41,18 @@ def end(spec: RunSpec, out_dir: Path, record: dict[str, Any]) -> None:
     trackers.end(out_dir, record)
 
 
+def rows(spec: RunSpec, out_dir: Path) -> list[tuple[str, str]]:
+    """Where the run was told, as a row for the closing table; none where it has no tracker."""
+    found: Any = spec.tracker
+    if found.name == "none":
+        return []
+    if getattr(found, "mode", None) == "online":
+        where = f"project {found.project} at Weights & Biases"
+    else:
+        where = getattr(found, "uri", None) or console.short(Path(found.folder) if found.folder else out_dir / OWN)
+    return [("tracker", f"{found.name}: {where} (docs/trackers.md says how to look)")]
+
+
 def carry(run: Path, out_dir: Path) -> None:
     """A run that continues another goes on in its tracker."""
     if not (run / trackers.STATE).is_file():

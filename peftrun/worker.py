@@ -15,7 +15,7 @@ def main(out_dir: Path) -> int:
     rank = int(os.environ["RANK"])
     _into_log(out_dir / f"worker-{rank}.log")
     try:
-        spec = reads.tracked(config.from_values(config.read_values(out_dir / CONFIG)))
+        spec = reads.tracked(config.of_values(config.read_values(out_dir / CONFIG)))
         result = dispatch.action("train").run(spec, out_dir)
     except PeftrunError as fault:
         launch.tell_fault(out_dir, type(fault).__name__, fault.lines)

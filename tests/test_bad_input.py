@@ -30,8 +30,15 @@ REFUSED = {
     "not an offered choice": (["device.dtype=int3"], ["device.dtype=int3: must be 'auto', 'float32', 'bfloat16'", "type device.dtype="]),
     "nearly an offered choice": (["task.data.holdout=lats"], ["must be 'random' or 'last'", "type task.data.holdout=last"]),
     "nearly one of a list": (["task.metrics=[rougel]"], ["'rouge_2' or 'rouge_l'", "type task.metrics=[rouge_l]"]),
-    "a word for a list": (["task.metrics=chrf"], ["task.metrics=chrf: must be a valid array", "type task.metrics=[chrf]"]),
-    "model without a name": (["model=pretrained"], [f"{MODEL} is not set; type {MODEL}=VALUE"]),
+    "a word for a list": (["task.metrics=chrf"], ["task.metrics=chrf: must be a list", "type task.metrics=[chrf]"]),
+    "model without a name": (["model=pretrained"], [f"{MODEL} is not set; type {MODEL}=PATH"]),
+    "a port too large": (["action=serve", "port=99999"], ["action.port=99999", "type action.port=8000"]),
+    "a run for a list of runs": (["action=compare", "runs=X"], ["action.runs=X: must be a list; type action.runs=[outputs/train/RUN"]),
+    "a tracker's key without one": (["tracker.mode=online"], ["no tracker is chosen", "type tracker=wandb tracker.mode=online"]),
+    "another tracker's key": (
+        ["tracker=tensorboard", "tracker.projet=x"],
+        ["tracker=tensorboard has no project", "type tracker=mlflow tracker.project=x"],
+    ),
     "warmup as long as training": (
         ["trainer.warmup_steps=60", "trainer.max_steps=60"],
         ["trainer.warmup_steps=60: must be below trainer.max_steps=60", "type trainer.warmup_steps=6"],
@@ -254,3 +261,10 @@ def test_a_gpu_that_is_not_there_is_told(cli, tmp_path, on_tiny, llama):
 def test_an_attention_that_is_not_installed_is_told(cli, tmp_path, on_tiny, llama):
     args = [*on_tiny(llama), "action=evaluate", "model.attn_implementation=flash_attention_2"]
     check_failed(cli, tmp_path, args, ["model.attn_implementation=flash_attention_2: cannot be used here", "=sdpa"])
+
+
+def test_of_a_sweep_the_option_that_there_is_not_is_named_and_the_others_stay():
+    from peftrun import composition
+
+    (line,) = composition.explain(["tracker=mlfow,none"], None)
+    assert "there is no option mlfow; " in line and "did you mean mlflow? type tracker=mlflow,none" in line

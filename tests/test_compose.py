@@ -98,6 +98,14 @@ def test_the_config_read_back_is_the_config(tmp_path):
     assert config.read_values(tmp_path / "config.yaml") == dataclasses.asdict(spec)
 
 
+def test_a_saved_text_that_looks_like_an_interpolation_stays_one(tmp_path):
+    typed = ["task=sms_spam", r"task.prompt='\${price} {text}'"]
+    spec = config.build(compose("config", overrides=typed))
+    assert spec.task.prompt == "${price} {text}"
+    (tmp_path / "config.yaml").write_text(config.to_yaml(spec))
+    assert config.of_values(config.read_values(tmp_path / "config.yaml")) == spec
+
+
 def test_building_changes_nothing():
     cfg = compose("config")
     before = repr(cfg)

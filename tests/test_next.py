@@ -29,10 +29,10 @@ def test_what_is_suggested_works(cli, trained, llama, on_tiny, action):
     ids=lambda given: given[0],
 )
 def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
-    from peftrun import composition, config, jobs
+    from peftrun import asked, composition, config
 
-    asked = [*jobs._in_one_process([*spread, "device.dtype=float32", "seed=3"]), "device=auto"]
-    command = shlex.split(jobs._on_the_same("peftrun action=evaluate", asked))[1:]
+    typed = asked.in_one_process([*spread, "device.dtype=float32", "seed=3"])
+    command = shlex.split(asked.on_the_same("peftrun action=evaluate", typed))[1:]
     assert "device.dtype=float32" in command
     spec = config.build(composition.compose_run(command).cfg)
     assert spec.device.strategy is None and spec.device.processes == 1 and spec.device.dtype == "float32"

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 from peftrun import console
 from peftrun.action_specs import BrowseAction
@@ -20,6 +21,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         if action.host not in ("127.0.0.1", "::1", "localhost"):
             console.warn(f"action.host={action.host}: whoever reaches this address sees these runs; no key is needed")
         page, started = app.made(Catalogue(action.roots), action.host), time.perf_counter()
-        console.show(f"browse {where} (Ctrl-C ends it)")
+        console.show(f"browse {where}{_first(action.where)} (Ctrl-C ends it)")
         server.run(page, listening)
     return RunResult(out_dir, {"browsed": {"address": where, "seconds": round(time.perf_counter() - started, 1)}})
+
+
+def _first(where: str | None) -> str:
+    """The part of the address that says what the page shows at first."""
+    return f"#/?{urlencode({'where': where.strip()})}" if where and where.strip() else ""

@@ -44,7 +44,7 @@ def _chosen(action: CompareAction) -> list[Run]:
             f"action.where={action.where}: finds {len(found)} runs, and at most {comparison.MOST} stand side by side; "
             "ask for fewer, or type action=list"
         )
-    return found
+    return comparison.readable(found, "action.where")
 
 
 def _next(runs: list[Run]) -> list[str]:

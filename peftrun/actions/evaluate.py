@@ -11,6 +11,7 @@ from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import causal_lm, lm_eval
 
+ADAPTER = "adapter"  # the side of the only one
 SAMPLES = "samples.jsonl"  # in the run folder: what lm-evaluation-harness asked and was answered
 
 
@@ -67,7 +68,7 @@ def _by_rows(
 
 
 def _by_harness(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Tasks of lm-evaluation-harness on the base, and with the active adapter on it, in one process."""
+    """Tasks of lm-evaluation-harness on the base, and with each adapter on it (`active`: with that one), in one process."""
     assert spec.task.lm_eval is not None
     harness = lm_eval.Harness(spec.task.lm_eval, spec.trainer.per_device_eval_batch_size, spec.seed)
     place = device.resolve(spec.device)
@@ -78,10 +79,13 @@ def _by_harness(spec: RunSpec, out_dir: Path) -> RunResult:
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         told["adapters"] = [proof.as_dict() for proof in proofs]
-        summary.append(("adapter", net.active_adapter))
+        names = [spec.active] if spec.active else list(spec.adapter)
+        summary.append(("adapter" if len(names) == 1 else "adapters", ", ".join(names)))
         with net.disable_adapter():
             sides["base"] = harness.measure(net, base.tokenizer)
-        sides["adapter"] = harness.measure(net, base.tokenizer)
+        for name in names:
+            net.set_adapter(name)
+            sides[name if len(names) > 1 else ADAPTER] = harness.measure(net, base.tokenizer)
     else:
         sides["base"] = harness.measure(base.model, base.tokenizer)
     result = _told(out_dir, told, summary, sides)
@@ -93,14 +97,33 @@ def _by_harness(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _told(out_dir: Path, told: dict[str, Any], summary: list[tuple[str, str]], sides: dict[str, Any]) -> RunResult:
     found = {side: lm_eval.figures(one) for side, one in sides.items()}
-    changes = lm_eval.differences(sides["base"], sides["adapter"]) if "adapter" in sides else {}
-    for name in found["base"]:
-        shown = " → ".join(str(one[name]) for one in found.values() if name in one)
-        summary.append((name, f"{shown}, {changes[name]}" if name in changes else shown))
+    changes = {side: lm_eval.differences(sides["base"], one) for side, one in sides.items() if side != BASE}
+    summary += [("rows", lm_eval.counted(sides[BASE])), *_table(found, changes)]
+    differences = {side: {name: one.as_dict() for name, one in each.items()} for side, each in changes.items()}
     told["lm_eval"] = {
         **lm_eval.facts(sides["base"]),
         "stderr": {side: {name: one.stderr for name, one in values.items()} for side, values in found.items()},
-        "difference": {name: one.as_dict() for name, one in changes.items()},
+        "difference": differences.get(ADAPTER, {}) if len(sides) < 3 else differences,
     }
     metrics = {side: {name: one.value for name, one in values.items()} for side, values in found.items()}
     return RunResult(out_dir, told, metrics, summary=summary)
+
+
+def _table(found: dict[str, Any], changes: dict[str, Any]) -> list[tuple[str, str]]:
+    """A row for each figure: the base's and the only adapter's; with several adapters one for each of them below the base's."""
+    if len(changes) < 2:
+        own = changes.get(ADAPTER, {})
+        return [
+            (name, " → ".join(str(one[name]) for one in found.values() if name in one) + _change(own, name))
+            for name in found[BASE]
+        ]
+    return [
+        (f"{side}: {name}", f"{found[side][name]}{_change(changes.get(side, {}), name)}")
+        for name in found[BASE]
+        for side in found
+        if name in found[side]
+    ]
+
+
+def _change(changes: dict[str, Any], name: str) -> str:
+    return f", {changes[name]}" if name in changes else ""

@@ -7,7 +7,7 @@ from typing import Any
 from peftrun import artifacts, console
 from peftrun.action_specs import ExportAction
 from peftrun.errors import AdapterError, ConfigError
-from peftrun.export import adapter_files, base, hub, llama_cpp, names, push, source, vllm, vllm_rules
+from peftrun.export import adapter_files, base, hub, licenses, llama_cpp, names, push, source, vllm, vllm_rules
 from peftrun.export.source import Source
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -23,6 +23,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     sources = _sources(spec, action)
     base_id = names.base_id(sources[0], action.base_model)
     _check_base_id(action, sources[0], base_id)
+    _check_license(action.license)
     target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / EXPORT
     with artifacts.new_folder(target) as folder:
         found = _write(spec, action, sources, base_id, folder)
@@ -55,6 +56,13 @@ def _check_base_id(action: ExportAction, first: Source, base_id: str | None) -> 
     if action.push:
         raise ConfigError(line)
     console.warn(line)
+
+
+def _check_license(name: str | None) -> None:
+    """The Hub shows an id that it does not know as no licence at all."""
+    line = licenses.unknown(name) if name else None
+    if line:
+        console.warn(line)
 
 
 def _write(
@@ -108,11 +116,12 @@ def _next(action: ExportAction, first: Source, base_id: str | None, target: Path
         return [line, f"{here}/{vllm.LAUNCH}"]
     if action.target == "gguf":
         return [f"llama-cli -m BASE.gguf --lora {here}/{GGUF}"]
-    return [] if action.push else _to_push(action, first, here)
+    return [] if action.push else _to_push(action, first, base_id, here)
 
 
-def _to_push(action: ExportAction, first: Source, here: str) -> list[str]:
+def _to_push(action: ExportAction, first: Source, base_id: str | None, here: str) -> list[str]:
     repo = action.repo_id or "ORG/NAME"
     given = f"action.model_dir={action.model_dir}" if action.model_dir else f"adapter={console.short(first.folder)}"
-    more = "".join(f" {key}={value}" for key in ("base_model", "license") if (value := getattr(action, key)))
+    named = {"base_model": action.base_model or (None if base_id else "ORG/BASE"), "license": action.license}
+    more = "".join(f" {key}={value}" for key, value in named.items() if value)
     return [f"peftrun action=export {given}{more} repo_id={repo} push=true", f"hf upload {repo} {here}"]

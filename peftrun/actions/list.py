@@ -5,9 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from peftrun import console
+from peftrun import asked, console
 from peftrun.action_specs import ListAction
 from peftrun.catalogue import search, table, where
+from peftrun.catalogue.index import Run
 from peftrun.catalogue.search import Found
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -47,13 +48,15 @@ def _counted(found: Found, action: ListAction) -> str:
 
 def _next(found: Found) -> list[str]:
     """What to do with the first ones."""
-    adapters = [one for one in found.runs if one.facts.get("adapter") and one.facts.get("status") == "completed"]
-    commands = [f"peftrun action=reload adapter={_typed(adapters[0].facts['run'])}"] if adapters else []
-    if len(found.runs) > 1:
-        pair = ",".join(str(one.facts["run"]) for one in found.runs[:2])
+    whole = [one for one in found.runs if one.facts.get("status") == "completed"]
+    commands = [_reload(one) for one in whole if one.facts.get("adapter")][:1]
+    if len(whole) > 1:
+        pair = ",".join(str(one.facts["run"]) for one in whole[:2])
         commands.append(f"peftrun action=compare {shlex.quote(f'runs=[{pair}]')}")
     return [*commands, "peftrun action=browse"]
 
 
-def _typed(path: str) -> str:
-    return shlex.quote(path)
+def _reload(run: Run) -> str:
+    """Its adapter on the base, and with the task, that its run was typed with."""
+    command = f"peftrun action=reload adapter={shlex.quote(run.facts['run'])}"
+    return asked.on_the_same(command, shlex.split(run.facts.get("command") or "")[1:])

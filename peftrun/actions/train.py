@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, console, heads, tasks, warm
+from peftrun import artifacts, console, heads, tasks, tracking, warm
 from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, save
 from peftrun.console import megabytes, short
@@ -22,7 +22,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     job = jobs.prepare(spec, out_dir)
     before = jobs.evaluate(job, job.base.model, "before") if spec.action.evaluate_before else {}
     steps = _train_whole if isinstance(spec.lora, NoAdapter) else _train_adapter
-    return steps(job, before)
+    result = steps(job, before)
+    result.summary += tracking.rows(spec, out_dir)
+    return result
 
 
 def _train_adapter(job: Job, before: dict[str, float]) -> RunResult:

@@ -86,6 +86,7 @@ function listed(found, here) {
     element("table", { id: "runs" }, element("thead", {}, element("tr", {}, element("th", {}, ""), heads)), element("tbody", {}, rows))));
 }
 
+const LONGEST = { run: 42, other: 28 }; // letters of a cell
 const SORTED = { metric: "after", time: "seconds" };
 
 function row(run, columns) {
@@ -94,10 +95,11 @@ function row(run, columns) {
   box.checked = chosen.has(run.id);
   const cells = columns.map((column, place) => {
     const text = run.cells[place];
-    if (column.name === "run") return element("td", { class: "mono" }, element("a", { href: `#/run/${run.id}` }, text),
+    if (column.name === "run") return element("td", { class: "mono" }, element("a", { href: `#/run/${run.id}`, title: text }, shortened(text, LONGEST.run)),
       run.report ? element("a", { class: "report", href: `/run/${run.id}/report.html`, target: "_blank", rel: "noopener", "aria-label": `report of ${text}` }, "report") : null);
     if (column.name === "status") return element("td", { title: run.error }, status(text));
-    return element("td", { class: column.right ? "n" : column.name === "metric" ? "change" : null }, text === "-" ? element("span", { class: "soft" }, "–") : text);
+    if (column.name === "metric") return element("td", { class: "change" }, text === "-" ? element("span", { class: "soft" }, "–") : text);
+    return element("td", { class: column.right ? "n" : null, title: text.length > LONGEST.other ? text : null }, text === "-" ? element("span", { class: "soft" }, "–") : shortened(text, LONGEST.other));
   });
   return element("tr", { class: box.checked ? "picked" : null }, element("td", {}, box), cells);
 }

@@ -40,6 +40,10 @@ FIXED = {  # name → what it says
     "command": "what to type to get it",
 }
 HIDDEN = ("pid", "host")
+MEASURED = (  # what peftrun measures: columns also where no run has measured it yet
+    "loss", "perplexity", "exact_match", "token_accuracy", "accuracy", "macro_f1", "precision", "recall", "f1", "preference_accuracy",
+    "likelihood_accuracy", "margin", "desirable_log_ratio", "undesirable_log_ratio", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l",
+)  # fmt: skip
 GROUPS = ("metrics.after.", "metrics.", "metrics.before.")  # in which a short name is looked for, the first wins
 
 Value = Callable[[Run], Any]
@@ -58,7 +62,7 @@ class Columns:
 
     def knows(self, name: str) -> bool:
         """Whether the facts alone tell it."""
-        return bool(self._of_facts(name))
+        return bool(self._of_facts(name)) or _is_measured(name)
 
     def value(self, name: str, key: str = "action.where") -> Value:
         """What tells the value of a column, None where a run has none; a last part alone will do, if it is one key's.
@@ -68,6 +72,8 @@ class Columns:
         names = self._of_facts(name)
         if names:
             return lambda run: next((run.facts[one] for one in names if run.facts.get(one) is not None), None)
+        if _is_measured(name):
+            return lambda run: None
         full = self._of_config(name, key)
         return lambda run: run.config.get(full)
 
@@ -92,11 +98,16 @@ class Columns:
         raise ConfigError(f"{key}: there is no column {name}; {self._nearest(name)}")
 
     def _nearest(self, name: str) -> str:
-        known = [*self.facts, *self.config]
+        known = [*self.facts, *self.config, *MEASURED]
         short = {one.rpartition(".")[2]: one for one in known}
         near = get_close_matches(name, [*known, *short], n=1, cutoff=0.6)
         fallback = "columns are those of action=list format=json, and every key of the configuration"
         return f"did you mean {near[0]}?" if near else fallback
+
+
+def _is_measured(name: str) -> bool:
+    group, _, own = name.rpartition(".")
+    return own in MEASURED and (not group or f"{group}." in GROUPS)
 
 
 def text(value: Any) -> str:

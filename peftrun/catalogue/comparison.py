@@ -67,7 +67,17 @@ def named(paths: Sequence[str], key: str = "action.runs") -> list[Run]:
                 for path in missing
             )
         )
-    return [run for _, run in found if run]
+    return readable([run for _, run in found if run], key)
+
+
+def readable(runs: list[Run], key: str) -> list[Run]:
+    """The same. Raises: ConfigError: the record of one is torn."""
+    torn = [run for run in runs if run.facts.get("status") == "unreadable"]
+    if torn:
+        raise ConfigError(
+            *(f"{key}: {run.facts['run']}: its record is torn, so nothing is known of it; leave it out" for run in torn)
+        )
+    return runs
 
 
 def of(runs: Sequence[Run]) -> Comparison:

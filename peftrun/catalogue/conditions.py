@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,6 +18,7 @@ ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+STATUSES = ("completed", "running", "dead", "failed", "stopped", "unreadable", "rejected")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 WORDS = {"null": None, "true": True, "false": False}
 Test = Callable[[Run], bool]
@@ -46,6 +48,8 @@ def _test(expression: Expression, columns: Columns, key: str) -> Test:
 
 def _check(one: Condition, columns: Columns, runs: Sequence[Run], key: str) -> None:
     value = columns.value(one.column, key)
+    if one.column == "status" and one.operator in ("=", "!="):
+        _check_status(one, key)
     if one.operator == "~" or (one.operator in ("=", "!=") and not _is_date(one)):
         return
     if _is_date(one):
@@ -60,6 +64,15 @@ def _check(one: Condition, columns: Columns, runs: Sequence[Run], key: str) -> N
             f"{key}: {one.column}{one.operator}{one.value}: {one.column} holds numbers; "
             f"type {one.column}{one.operator}{text(found[0])}"
         )
+
+
+def _check_status(one: Condition, key: str) -> None:
+    if one.value in STATUSES or (one.value.lower() in WORDS and not one.quoted):
+        return
+    near = get_close_matches(one.value.lower(), STATUSES, n=1) or STATUSES
+    raise ConfigError(
+        f"{key}: status{one.operator}{one.value}: a status is one of {', '.join(STATUSES)}; type status{one.operator}{near[0]}"
+    )
 
 
 def _is_date(one: Condition) -> bool:

@@ -1,6 +1,7 @@
 """Where runs and adapters lie below some folders, and what tells that one of them has changed. Nothing is opened."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,8 @@ from peftrun.artifacts import ADAPTER_CONFIG, CHECKPOINTS, CONFIG, RECORD
 
 ATTEMPTS, SUMMARY = "attempts", "sweep.json"  # of a sweep: what earlier attempts left is no run of its own
 SKIPPED = {CHECKPOINTS, "__pycache__", "node_modules"}
+COPIES, STORE = "artifacts", ".db"  # a tracker keeps copies of records and adapters there, beside its file
+TRACKED = re.compile(r"[0-9a-f]{32}")  # how MLflow names the folder of one of its runs
 
 
 def found(roots: Sequence[str]) -> dict[str, str]:
@@ -44,7 +47,8 @@ def _below(folder: str, seen: set[str]) -> dict[str, str]:
             with suppress(OSError):  # removed meanwhile
                 stamps[here] = _stamp(here, entries)
             continue
-        waiting += [entry.path for entry in entries.values() if _leads_on(entry, SUMMARY in entries, seen)]
+        passed = {*([ATTEMPTS] if SUMMARY in entries else []), *([COPIES] if _is_store(here, entries) else [])}
+        waiting += [entry.path for entry in entries.values() if entry.name not in passed and _leads_on(entry, seen)]
     return stamps
 
 
@@ -56,8 +60,13 @@ def _entries(folder: str) -> dict[str, os.DirEntry[str]]:
         return {}
 
 
-def _leads_on(entry: os.DirEntry[str], in_sweep: bool, seen: set[str]) -> bool:
-    if entry.name.startswith(".") or entry.name in SKIPPED or (in_sweep and entry.name == ATTEMPTS):
+def _is_store(folder: str, entries: dict[str, os.DirEntry[str]]) -> bool:
+    """Whether a tracker keeps its runs here: what it has copied is no run of its own."""
+    return TRACKED.fullmatch(os.path.basename(folder)) is not None or any(name.endswith(STORE) for name in entries)
+
+
+def _leads_on(entry: os.DirEntry[str], seen: set[str]) -> bool:
+    if entry.name.startswith(".") or entry.name in SKIPPED:
         return False
     try:
         if not entry.is_dir():

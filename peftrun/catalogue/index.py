@@ -16,7 +16,7 @@ from typing import Any
 from peftrun import paths
 from peftrun.catalogue import folders, live, reading
 
-VERSION = 1  # of what `reading` keeps: other facts, another number
+VERSION = 2  # of what `reading` keeps: other facts, another number
 FILE = "catalogue.sqlite"
 TORN = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # the first: another table than ours
 PATIENCE = 2.0  # seconds that another process may hold the file

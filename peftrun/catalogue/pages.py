@@ -18,6 +18,7 @@ from peftrun.report.figures import finite
 SERVED = ("report.html", "curves.svg")  # the only files of a run that a browser is given
 CURVES = {"loss": "loss in training", "eval_loss": "loss on validation rows", "learning_rate": "learning rate"}
 SVG = "http://www.w3.org/2000/svg"
+FIRST = ("run", "status", "metric", "date", "task", "method", "rank", "base")  # columns of the table
 COLOURS = 7  # of curves; further ones are grey
 MOST = 1000  # rows that are sent at once
 Values = dict[str, Any]
@@ -40,7 +41,7 @@ class Catalogue:
         with self._lock:
             found = search.find(self.roots, text, sort, MOST, key="")
             self._know(found.runs)
-        cells = table.columns(found, _asked(text, sort)) if found.runs else {}
+        cells = _by_use(table.columns(found, _asked(text, sort))) if found.runs else {}
         return {
             "columns": [{"name": name, "title": own[0], "right": name in table.RIGHT} for name, own in cells.items()],
             "runs": [_row(run, [own[place] for own in cells.values()]) for place, run in enumerate(found.runs, 1)],
@@ -75,7 +76,7 @@ class Catalogue:
         runs = [self._run(name) for name in dict.fromkeys(names)]
         if not 2 <= len(runs) <= comparison.MOST:
             raise ConfigError(f"from 2 to {comparison.MOST} runs stand beside each other; choose as many")
-        found = comparison.of(runs)
+        found = comparison.of(comparison.readable(runs, "runs"))
         running = any(run.facts.get("status") == RUNNING for run in runs)
         return {**found.as_dict(), "sections": comparison.sections(found), "running": running}
 
@@ -135,6 +136,11 @@ def name_of(folder: str) -> str:
 def _asked(text: str | None, sort: str | None) -> list[str]:
     names = where.columns(where.parsed(text, "where")) if text and text.strip() else []
     return list(dict.fromkeys([*names, *([sort.removeprefix("-")] if sort else [])]))
+
+
+def _by_use(cells: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What people look for first is in sight first, however wide the rest is."""
+    return {name: cells[name] for name in [*(one for one in FIRST if one in cells), *cells]}
 
 
 def _row(run: Run, cells: list[str]) -> Values:

@@ -33,6 +33,12 @@ function charts(found) {
   return element("div", { class: "charts" }, found.map((one) => element("figure", { class: one.name }, drawing(one.svg))));
 }
 
+// The beginning and the end of a long name: there runs differ.
+function shortened(text, most) {
+  const letters = Array.from(text), half = Math.floor((most - 1) / 2);
+  return letters.length > most ? `${letters.slice(0, half).join("")}…${letters.slice(-half).join("")}` : text;
+}
+
 function number(value) {
   return value === null || value === undefined ? "–" : Number(value.toPrecision(4)).toString();
 }

@@ -89,7 +89,15 @@ def _base(record: Values, config: Values) -> Values:
     if isinstance(base, dict):
         return {"base": base.get("name"), "fingerprint": str((base.get("fingerprint") or {}).get("weights"))[:12]}
     name = config.get("model.name_or_path") if record.get("action") in ON_ROWS else None
-    return {"base": os.path.basename(str(name).rstrip("/")) if name else base, "fingerprint": None}
+    return {"base": _named(config.get("model.package"), str(name)) if name else base, "fingerprint": None}
+
+
+def _named(package: Any, name: str) -> str:
+    """What the record will call this base once it is loaded."""
+    if package:
+        return f"{package}:{name}"
+    is_folder = os.path.exists(os.path.expanduser(name)) or name.startswith(("/", ".", "~")) or name.count("/") != 1
+    return os.path.basename(name.rstrip("/")) if is_folder else name
 
 
 def _made(folder: str, record: Values, action: Any, config: Values, choices: dict[str, str]) -> Values:
@@ -159,7 +167,14 @@ def _command(folder: str, record: Values) -> str | None:
     sweep = _of_sweep(os.path.dirname(folder))
     alone = (sweep[1].get(os.path.basename(folder)) or {}).get("command") if sweep else None
     typed = record.get("command")
-    return alone or (" ".join(["peftrun", *map(_quoted, typed[1:])]) if isinstance(typed, list) else None)
+    again = [text for text in typed[1:] if not _of_hydra(text)] if isinstance(typed, list) else []
+    return alone or (" ".join(["peftrun", *map(_quoted, again)]) if isinstance(typed, list) else None)
+
+
+def _of_hydra(text: str) -> bool:
+    """Whether it says where the run was put, and not what it was."""
+    key = str(text).lstrip("+~").partition("=")[0]
+    return key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath"
 
 
 def _quoted(text: str) -> str:

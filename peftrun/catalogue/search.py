@@ -8,7 +8,7 @@ from peftrun.catalogue.columns import Columns, order
 from peftrun.catalogue.index import Run
 
 # Unless `where` asks for actions itself: those that make an adapter or a model, and adapters outside runs.
-MAKING = ("train", "save", "merge", "unmerge", "combine", "extract", "export", None)
+MAKING = ("train", "save", "merge", "unmerge", "combine", "extract", None)
 NEWEST = "-date"
 
 

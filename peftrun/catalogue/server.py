@@ -3,6 +3,7 @@
 import socket
 from typing import Any
 
+from peftrun import addresses
 from peftrun.errors import ConfigError
 
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a browser on this machine finds what is open to all
@@ -16,12 +17,9 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         found.bind((host, port))
         found.listen()  # whoever reads the address may ask at once
-    except OSError as error:
+    except addresses.REFUSALS as error:
         found.close()
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"action.port={port}: cannot be had on action.host={host} ({reason}); type port=0 for a free one"
-        ) from error
+        raise ConfigError(addresses.refused(host, port, error)) from error
     return found
 
 

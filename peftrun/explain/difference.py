@@ -71,12 +71,10 @@ def same(one: Any, other: Any) -> bool:
 
 
 def differing(one: Values, other: Values) -> dict[str, tuple[Any, Any]]:
-    """Full key → value of one, value of the other, where they differ; None also stands for a key that is not there."""
+    """Full key → value of one, value of the other, where they differ; None also stands for a key that is not there, which differs from null in nothing."""
     mine, theirs = config.flatten(one), config.flatten(other)
     return {
-        key: (mine.get(key), theirs.get(key))
-        for key in {**mine, **theirs}
-        if not same(mine.get(key, NOTHING), theirs.get(key, NOTHING))
+        key: (mine.get(key), theirs.get(key)) for key in {**mine, **theirs} if not same(mine.get(key), theirs.get(key))
     }
 
 

@@ -16,9 +16,6 @@ LOOKING = (
     "explain",
     "template",
     "check",
-    "list",
-    "compare",
-    "browse",
 )  # at configs that other runs are to use, or did
 TEMPLATES = ("slots", "template")  # read while the config is composed
 

@@ -24,7 +24,8 @@ WITH_EMBEDDINGS = (  # bases whose `embedding_modules` name embeddings and head
     "SolarForCausalLM", "JambaForCausalLM", "ApertusForCausalLM", "Lfm2ForCausalLM", "FalconH1ForCausalLM",
 )  # fmt: skip
 MERGE = "merge it instead (peftrun action=merge adapter=…) and serve the folder"
-SERVE = "serve it with peftrun action=serve"
+ANSWER = "answer with peftrun action=generate adapter=…"
+MEASURE = "measure it with peftrun action=evaluate adapter=…, or load it with action=reload"
 
 
 def _changes_base(config: dict[str, Any]) -> bool:
@@ -35,7 +36,7 @@ def _changes_base(config: dict[str, Any]) -> bool:
 # (what vLLM refuses or would get wrong, whether a config asks for it, what to do instead)
 RULES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("methods other than LoRA", lambda config: config.get("peft_type") != "LORA", MERGE),
-    ("classifiers' adapters as a language model's", lambda config: config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"), SERVE),
+    ("classifiers' adapters as a language model's", lambda config: config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"), MEASURE),
     ("adapters of encoder-decoder models", lambda config: config.get("task_type") == "SEQ_2_SEQ_LM", MERGE),
     ("DoRA", lambda config: config.get("use_dora"), MERGE),
     ("modules_to_save", lambda config: config.get("modules_to_save"), MERGE),
@@ -43,7 +44,7 @@ RULES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("biases of the factors (lora_bias)", lambda config: config.get("lora_bias"), MERGE),
     ("trained tokens (trainable_token_indices)", lambda config: config.get("trainable_token_indices"), MERGE),
     ("experts as parameters (target_parameters)", lambda config: config.get("target_parameters"), MERGE),
-    ("an adapter that a call switches on (aLoRA)", lambda config: config.get("alora_invocation_tokens"), SERVE),
+    ("an adapter that a call switches on (aLoRA)", lambda config: config.get("alora_invocation_tokens"), ANSWER),
     ("repeated layers (layer_replication)", lambda config: config.get("layer_replication"), MERGE),
     ("block-diagonal factors (use_bdlora)", lambda config: config.get("use_bdlora"), MERGE),
     ("QALoRA", lambda config: config.get("use_qalora"), MERGE),

@@ -6,7 +6,7 @@ from typing import Any
 
 from peftrun.report import pieces
 from peftrun.report.facts import RunFacts, listed, part
-from peftrun.report.figures import is_number, precise
+from peftrun.report.figures import is_number, many, precise
 
 WHEN = {"before": "before training", "after": "after training"}
 SHADES, MATRIX = 7, 30  # of a cell; labels beyond which only the table is shown
@@ -25,7 +25,7 @@ def _samples(found: dict[str, Any]) -> Iterator[str]:
     if not rows:
         return
     yield "<h2>What it answers</h2>"
-    yield f'<p class="soft">{_many(len(rows), "held-out row")}, evenly apart, answered greedily in at most {escape(str(found.get("max_new_tokens")))} tokens; nothing was learned from them. '
+    yield f'<p class="soft">{many(len(rows), "held-out row")}, evenly apart, answered greedily in at most {escape(str(found.get("max_new_tokens")))} tokens; nothing was learned from them. '
     yield "✓ marks an answer that is exactly the expected one.</p>"
     yield from (_sample(row, number) for number, row in enumerate(rows, 1))
 
@@ -57,7 +57,7 @@ def _confusion(found: dict[str, Any]) -> Iterator[str]:
     if not drawn:
         return
     labels = next(iter(drawn.values()))[0]
-    yield "<h2>What it takes for what</h2>"
+    yield "<h2>Which labels it mixes up</h2>"
     yield '<p class="soft">Held-out rows: a line for each true label, a column for each answer. The shade is the share of its line.</p>'
     if len(labels) <= MATRIX:
         parts = (_shaded(WHEN[when], labels, counts) for when, (_, counts) in drawn.items())
@@ -129,7 +129,3 @@ def scored(counts: dict[str, int]) -> tuple[float, float, float]:
         right / true if true else 0.0,
         2 * right / (found + true) if found + true else 0.0,
     )
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -62,3 +62,8 @@ def finite(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]
     """(step, figure) of the rows that have the figure as a finite number; of several at one step the last."""
     known = [(float(row["step"]), float(row[key])) for row in rows if is_finite(row.get(key)) and is_finite(row.get("step"))]  # fmt: skip
     return [[*group][-1] for _, group in groupby(sorted(known), key=lambda point: point[0])]
+
+
+def many(count: Any, what: str) -> str:
+    """A count of things, in words that fit it."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from peftrun import artifacts
+from peftrun import artifacts, asked
 from peftrun.console import short
 from peftrun.report import pieces
 from peftrun.report.facts import RunFacts, listed, part
+from peftrun.report.figures import many
 
 
 def section(run: RunFacts) -> Iterator[str]:
@@ -27,7 +28,14 @@ def section(run: RunFacts) -> Iterator[str]:
         yield pieces.table("Inputs", ["what it was made of", "sha256"], read)
     if (run.folder / artifacts.ADAPTER).is_dir():
         yield "<p>To prove that the saved adapter loads and answers as it did when it was saved:</p>"
-        yield pieces.command(f"peftrun action=reload adapter={shlex.quote(short(run.folder))}")
+        yield pieces.command(_reload(run))
+
+
+def _reload(run: RunFacts) -> str:
+    """On the same base, with the same rows."""
+    spread = part(run.values, "device").get("strategy") is not None
+    typed = asked.in_one_process(run.typed) if spread else run.typed
+    return asked.on_the_same(f"peftrun action=reload adapter={shlex.quote(short(run.folder))}", typed)
 
 
 def _claims(run: RunFacts) -> Iterator[str]:
@@ -48,7 +56,7 @@ def _claims(run: RunFacts) -> Iterator[str]:
             if inexact
             else "nothing was found that is not deterministic"
         )
-        yield f"Computed on {computing.get('threads')} threads; {told}."
+        yield f"Computed on {many(computing.get('threads'), 'thread')}; {told}."
 
 
 def _read(run: RunFacts) -> list[list[str]]:

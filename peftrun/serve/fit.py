@@ -8,7 +8,7 @@ from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from peftrun.errors import ModelError
-from peftrun.model import Base
+from peftrun.model import CAUSAL, Base
 from peftrun.schema import ModelSpec
 
 BATCH_WIDE = ("dynamic", "longrope")  # rotations that depend on the longest row of a batch
@@ -19,6 +19,12 @@ def check_config(folder: Path, spec: ModelSpec) -> None:
     """Before weights are read. Raises: ModelError: the model in `folder` cannot be served."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     key = f"model.name_or_path={spec.name_or_path}"
+    names = config.architectures or []
+    if names and not config.is_encoder_decoder and not any(name.endswith(CAUSAL) for name in names):
+        raise ModelError(
+            f"{key}: is a {names[0]}, and action=serve answers with decoders alone; choose another model, "
+            "or measure this one with action=evaluate adapter=RUN_FOLDER and a task of its kind"
+        )
     if config.is_encoder_decoder:
         raise ModelError(
             f"{key}: is an encoder with a decoder, and action=serve answers with a decoder alone; type action=generate"

@@ -11,6 +11,7 @@ from peftrun.serve import faults
 from peftrun.serve.watch import Watch
 
 OPEN = ("/health",)
+NO_KEY = "You did not provide an API key; send the header Authorization: Bearer KEY"
 Scope = dict[str, Any]
 
 
@@ -49,8 +50,10 @@ class Guard:
         return await self._app(scope, self._measured(receive), send)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> faults.ApiFault | None:
-        if self._key is not None and scope["path"] not in OPEN and not _same(headers.get("authorization"), self._key):
-            return faults.ApiFault(401, "Incorrect API key provided", faults.INVALID, "invalid_api_key")
+        shown = headers.get("authorization")
+        if self._key is not None and scope["path"] not in OPEN and not _same(shown, self._key):
+            reason = "Incorrect API key provided" if shown else NO_KEY
+            return faults.ApiFault(401, reason, faults.INVALID, "invalid_api_key")
         if scope["method"] == "POST" and not _is_json(headers.get("content-type", "")):
             return faults.ApiFault(415, "Send the header Content-Type: application/json", code="unsupported_media_type")
         length = headers.get("content-length", "0")

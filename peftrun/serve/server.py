@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from peftrun import console
+from peftrun import addresses, console
 from peftrun.errors import ConfigError
 from peftrun.serve.service import Service
 
@@ -24,12 +24,9 @@ def bound(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
-    except OSError as error:
+    except addresses.REFUSALS as error:
         found.close()
-        reason = error.strerror or error
-        raise ConfigError(
-            f"action.port={port}: cannot be had on action.host={host} ({reason}); type action.port=0 for a free one"
-        ) from error
+        raise ConfigError(addresses.refused(host, port, error)) from error
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from peftrun import adapter_folder, console, heads, serve_checks
+from peftrun import adapter_folder, console, serve_checks
 from peftrun.adapter import changing, load, mixing
 from peftrun.artifacts import ADAPTER_CONFIG, read_json
 from peftrun.errors import AdapterError, PeftrunError
@@ -62,7 +62,10 @@ class Swapper:
             version, proof = await asyncio.wrap_future(self._engine.change(self._adding(wish.lora_name, folder)))
         console.say(f"adapter {version.name}: {folder} loaded and proved ({proof.tensors} tensors)")
         self.told.append({"served": version.name, "as": version.internal, **proof.as_dict()})
-        return {key: value for key, value in proof.as_dict().items() if key != "delta_norms"}
+        shown = proof.as_dict() | {
+            "name": version.name
+        }  # not the one that it has inside, beside the version it replaces
+        return {key: value for key, value in shown.items() if key != "delta_norms"}
 
     def removed(self, name: str) -> None:
         """Serves the adapter no longer; requests in flight finish. Raises: ApiFault: there is none of this name."""
@@ -96,8 +99,6 @@ def check(folder: Path, name: str) -> None:
     reason = serve_checks.unservable(read_json(folder / ADAPTER_CONFIG))
     if reason:
         raise AdapterError(f"adapter.{name}={folder}: {reason}")
-    if heads.of_adapter(str(folder), name):
-        raise AdapterError(f"adapter.{name}={folder}: is a classifier's and cannot stand beside a language model's")
 
 
 @contextmanager

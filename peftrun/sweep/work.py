@@ -36,7 +36,7 @@ def _prepared(cell: Path) -> RunSpec | None:
     if found != folder.WAITING or _begun(cell):
         folder.set_aside(cell)
     try:
-        spec = config.from_values(config.read_values(cell / artifacts.CONFIG))
+        spec = config.of_values(config.read_values(cell / artifacts.CONFIG))
     except PeftrunError as fault:
         refuse(cell, fault.lines)
         return None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from peftrun import console, paths
 from peftrun.errors import ConfigError, DataError
@@ -162,6 +163,11 @@ def facts(found: Results) -> dict[str, Any]:
     }
 
 
+def counted(found: Results) -> str:
+    """How many rows of each task were asked."""
+    return ", ".join(f"{task} {number['effective']}" for task, number in found.get("n-samples", {}).items())
+
+
 def _name(task: str, key: str) -> str:
     metric, _, kind = key.partition(",")
     return f"{task}/{metric}" + (f",{kind}" if kind not in ("", "none") else "")
@@ -192,6 +198,7 @@ def _manager(spec: LmEvalSpec) -> tuple[Any, bool]:
         manager = TaskManager(include_path=own, include_defaults=False)
         if {*spec.tasks} <= {*manager.all_tasks}:
             return manager, True
+        _check_files(Path(own), own)
     console.say("looking through the tasks of lm-evaluation-harness")
     manager = TaskManager(include_path=own)
     for name in spec.tasks:
@@ -200,6 +207,24 @@ def _manager(spec: LmEvalSpec) -> tuple[Any, bool]:
             advice = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them"
             raise ConfigError(f"task.lm_eval.tasks=[{','.join(spec.tasks)}]: there is no task {name}; {advice}")
     return manager, False
+
+
+def _check_files(folder: Path, named: str) -> None:
+    """The harness passes over a file that it cannot read. Raises: ConfigError: where one is broken."""
+    for file in sorted(folder.glob("**/*.y*ml")):
+        try:
+            yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)  # nothing it names is made
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise ConfigError(
+                f"task.lm_eval.include_path={named}: {file}{place}: is not YAML ({error.problem}); mend it there"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"task.lm_eval.include_path={named}: {file}: is not YAML ({reason}); mend it there"
+            ) from error
 
 
 def _quiet() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from peftrun import console
 from peftrun.errors import ConfigError
-from peftrun.trackers.session import Outcome, Run, Session, figures
+from peftrun.trackers.session import Outcome, Run, Session, figures, reason
 
 
 class Guard:
@@ -28,9 +28,7 @@ class Guard:
         except ConfigError:
             raise
         except Exception as error:  # the libraries raise what they like
-            raise ConfigError(
-                f"tracker.name={spec.name}: cannot begin: {_line(error)}; mend that, or type tracker=none"
-            ) from error
+            raise ConfigError(f"{_at_fault(spec, error)}; mend that, or type tracker=none") from error
 
     def log(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl."""
@@ -53,7 +51,7 @@ class Guard:
         except Exception as error:
             self.session = None
             console.warn(
-                f"tracker={self.name}: {_line(error)}; the run goes on without it, metrics.jsonl has every row"
+                f"tracker={self.name}: {reason(error)}; the run goes on without it, metrics.jsonl has every row"
             )
 
 
@@ -68,6 +66,8 @@ def _apart() -> Iterator[None]:
         random.setstate(drawn)
 
 
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return (text or type(error).__name__)[:300]
+def _at_fault(spec: Any, error: Exception) -> str:
+    """The folder, where a file in it was refused; else the tracker."""
+    if isinstance(error, OSError) and error.filename is not None and getattr(spec, "folder", None):
+        return f"tracker.folder={spec.folder}: cannot be written ({reason(error)})"
+    return f"tracker.name={spec.name}: cannot begin: {reason(error)}"

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from peftrun.errors import ConfigError
 from peftrun.tracker_specs import MlflowTracker
-from peftrun.trackers.session import Outcome, Run, facts, in_words
+from peftrun.trackers.session import Outcome, Run, facts, in_words, reason
 
 FILE, ARTIFACTS = "mlflow.db", "artifacts"
 QUIET = {  # no request but to the store; a store that is gone is found so soon
@@ -68,10 +68,8 @@ def opened(spec: MlflowTracker, run: Run) -> _Session:
         client, experiment = _store(spec.uri, str(Path(spec.folder).expanduser().absolute()), spec.project)
     except Exception as error:
         where = f"tracker.uri={spec.uri}" if spec.uri else f"tracker.folder={spec.folder}"
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{where}: cannot be reached ({reason}); mend that, or type tracker.uri=null, or tracker=none"
-        ) from error
+        instead = "type tracker.uri=null, or tracker=none" if spec.uri else "type tracker=none"
+        raise ConfigError(f"{where}: cannot be reached ({reason(error)}); mend that, or {instead}") from error
     if run.id is not None:
         client.update_run(run.id, status="RUNNING")
         return _Session(client, run.id, spec, continued=True)

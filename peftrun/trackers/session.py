@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 from peftrun import artifacts
@@ -10,6 +11,7 @@ from peftrun.report import CURVES, PAGE
 
 STATE = "tracker.json"  # in the run folder: which run of the tracker it is
 SHOWN = (artifacts.RECORD, artifacts.CONFIG, PAGE, CURVES)  # of the run folder, where they are there
+SENTENCE = re.compile(r"(?<=\w\w)[.:;](?= [A-Z(])")  # where one ends
 UNFIT = re.compile(r"[^\w\-. /]")  # letters that MLflow refuses in a name
 
 
@@ -72,6 +74,16 @@ class Session(Protocol):
 
     def end(self, outcome: Outcome) -> None:
         """The run has ended."""
+
+
+def reason(error: BaseException) -> str:
+    """Why a library has failed: what the system said where it was asked first, else the library's first sentence."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    said = [one.strerror for one in chain if isinstance(one, OSError) and one.strerror]
+    text = said[-1] if said else SENTENCE.split(" ".join(str(error).split()), maxsplit=1)[0]
+    return shorten(text, 200, placeholder=" …") or type(error).__name__
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:

@@ -36,7 +36,9 @@ class Report(TrainerCallback):
             self.each_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Moves the bar."""
+        """Moves the bar; the last step is logged, however few there are."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
 

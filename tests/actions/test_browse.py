@@ -134,7 +134,10 @@ def test_an_address_that_is_taken_is_one_line(cli, tmp_path):
         other.listen()
         port = other.getsockname()[1]
         check_failed(
-            cli, tmp_path, ["action=browse", f"port={port}"], [f"action.port={port}: cannot be had", "type port=0"]
+            cli,
+            tmp_path,
+            ["action=browse", f"port={port}"],
+            [f"action.port={port}: cannot be had", "type action.port=0"],
         )
     check_failed(cli, tmp_path, ["action=browse", "host=203.0.113.7", "port=0"], ["action.host=203.0.113.7"])
     check_failed(
@@ -151,3 +154,11 @@ def test_without_a_server_to_be_had_one_line_says_what_to_install(trained, tmp_p
 
 def test_roots_that_are_not_there_are_refused(cli, tmp_path):
     check_refused(cli, tmp_path, ["action=browse", "roots=[nowhere]"], ["action.roots: there is no folder nowhere"])
+
+
+def test_the_page_may_begin_with_a_filter(cli, trained, tmp_path):
+    copies(trained, tmp_path / "outputs", 1)
+    with browsing(tmp_path, "where=task=instruction and lora.r>=8") as (address, _):
+        assert address.endswith("/#/?where=task%3Dinstruction+and+lora.r%3E%3D8")
+        assert get(address.partition("#")[0], "api/runs")[0] == 200
+    check_refused(cli, tmp_path, ["action=browse", "where=task"], ["action.where: after task one of"])

@@ -55,7 +55,10 @@ def test_runs_that_are_the_same_say_so(cli, trained, tmp_path):
     ("args", "told"),
     [
         ([], ["action.runs is not set; action=compare needs two runs or more", "type 'runs=["]),
-        (["runs=[outputs/train/RUN]"], ["action.runs names outputs/train/RUN alone; action=compare needs two runs or more"]),
+        (
+            ["runs=[outputs/train/RUN]"],
+            ["action.runs names outputs/train/RUN alone; action=compare needs two runs or more"],
+        ),
         (["runs=[a,b]", "where=seed=0"], ["cannot stand beside action.where"]),
     ],
 )
@@ -70,3 +73,10 @@ def test_what_turns_out_to_be_no_two_runs_is_one_line(cli, pair, tmp_path):
     )
     check_failed(cli, tmp_path, ["action=compare", "where=lora.r=16"], ["finds one run alone, outputs/train/"])
     check_failed(cli, tmp_path, ["action=compare", "where=lora.r=5"], ["finds no run"])
+
+
+def test_a_torn_record_is_refused(cli, pair, tmp_path):
+    (tmp_path / pair[0] / "record.json").write_text('{"status": "comp')
+    told = [f"{pair[0]}: its record is torn"]
+    check_failed(cli, tmp_path, ["action=compare", f"runs=[{pair[0]},{pair[1]}]"], told)
+    check_failed(cli, tmp_path, ["action=compare", "where=action!=compare"], told)

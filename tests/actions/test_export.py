@@ -63,6 +63,15 @@ def test_the_base_is_left_as_it_was_noted_where_nobody_names_it(cli, trained, ll
     assert "base_model:" not in (outcome.run_dir / "export" / "README.md").read_text().split("---")[1]
 
 
+def test_the_next_command_names_what_it_needs_and_an_unknown_licence_its_neighbour(cli, trained):
+    run = cli("action=export", f"adapter={trained}", "license=apache2", "repo_id=me/mine")
+    assert run.code == 0, run.err
+    assert "action.license=apache2: is no licence id that the Hub lists; did you mean apache-2.0?" in run.err
+    assert " base_model=ORG/BASE license=apache2 repo_id=me/mine push=true" in run.out
+    named = cli("action=export", f"adapter={trained}", "license=mit", "base_model=me/base")
+    assert "licence" not in named.err and " base_model=me/base license=mit repo_id=ORG/NAME push=true" in named.out
+
+
 def test_an_adapter_made_elsewhere_loses_the_path_of_its_base(cli, tmp_path, trained, llama):
     shutil.copytree(trained / "adapter", tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "peftrun.json").unlink()

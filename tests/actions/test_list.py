@@ -11,6 +11,9 @@ from catalogue_runs import copies
 from faults import check_failed, check_refused
 from test_startup import HEAVY, PROBE
 
+from peftrun.actions import list as list_action
+from peftrun.catalogue import search
+
 
 @pytest.fixture
 def runs(trained, tmp_path):
@@ -91,7 +94,31 @@ def test_a_terminal_is_filled_and_no_more(runs, tmp_path, width):
     lines = text.decode().splitlines()
     assert len(lines) > 5 and max(map(len, lines[:5])) <= width
     assert "exact_match" in lines[0] or width < 80
-    assert "next:" in lines and any(line.startswith("  peftrun action=reload adapter=outputs/train/") for line in lines)
+    assert "next:" in lines
+    (reload,) = [line for line in lines if line.startswith("  peftrun action=reload adapter=outputs/train/")]
+    assert " model=pretrained " in reload and " task=" in reload and " hydra" not in reload
+    assert any(line.startswith("  peftrun action=compare 'runs=[") for line in lines)
+
+
+def test_what_has_not_come_to_its_end_is_not_proposed(runs):
+    """Only number 3, which has failed, is newer than another."""
+    found = search.find([str(runs[0].parents[1])], "status=failed or seed=0", "status").runs
+    failed = next(one for one in found if one.facts["status"] == "failed")
+    commands = list_action._next(search.Found([failed, *found], search.Columns(found, False), 13, 13))
+    assert len(commands) == 3 and not any(failed.facts["run"] in command for command in commands)
+
+
+def test_a_metric_that_nobody_has_measured_finds_nothing(cli):
+    for _ in range(2):  # then there is a run: the first of these
+        assert listed(cli, "where=task=sms_spam and lora.r>=8 and macro_f1>0.9", "sort=-macro_f1") == []
+
+
+def test_what_was_exported_is_found_where_it_is_asked_for(cli, trained, tmp_path):
+    copies(
+        trained, tmp_path / "outputs", 2, lambda number, record: record.update(action=("train", "export")[number]) or {}
+    )
+    assert [one["action"] for one in listed(cli)] == ["train"]
+    assert [one["action"] for one in listed(cli, "where=action=export")] == ["export"]
 
 
 def test_a_folder_without_runs_is_told(cli):
@@ -128,6 +155,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_done(cli, runs, tmp_p
         (["where=exact_mtch>0.5"], ["action.where: there is no column exact_mtch; did you mean exact_match?"]),
         (["sort=-ranks"], ["action.sort: there is no column ranks; did you mean rank?"]),
         (["where=rank>many"], ["rank holds numbers"]),
+        (["where=status=compleet"], ["action.where: status=compleet: a status is one of", "type status=completed"]),
     ],
 )
 def test_an_unknown_column_is_one_line(cli, runs, tmp_path, args, told):

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import TINY_STEPS
-from encoders import build_t5
+from encoders import build_bert, build_t5
 from faults import check_failed, check_refused
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
@@ -49,6 +49,10 @@ def test_base_is_no_name_for_an_adapter(cli, tmp_path, llama, trained, on_tiny):
         ({"peft_type": "PROMPT_TUNING"}, "is of type PROMPT_TUNING"),
         ({"alora_invocation_tokens": [5]}, "is an aLoRA"),
         ({"target_parameters": ["mlp.experts.down_proj"]}, "adapts parameters"),
+        (
+            {"task_type": "SEQ_CLS"},
+            "is a classifier's adapter, and action=serve answers with language models alone; measure it",
+        ),
     ],
 )
 def test_adapters_that_cannot_answer_beside_others_are_refused(cli, tmp_path, llama, trained, on_tiny, change, told):
@@ -68,6 +72,19 @@ def test_a_port_that_is_taken_is_told_before_the_base_is_loaded(cli, tmp_path, l
         port = taken.getsockname()[1]
         args = [*on_tiny(llama), "action=serve", f"action.port={port}"]
         check_failed(cli, tmp_path, args, [f"action.port={port}: cannot be had", "type action.port=0"])
+
+
+@pytest.mark.parametrize("action", ["serve", "browse"])
+def test_a_host_that_is_none_is_told_and_not_its_port(cli, tmp_path, llama, on_tiny, action):
+    args = [*on_tiny(llama), f"action={action}", "action.host=nohost.invalid", "action.port=0"]
+    check_failed(cli, tmp_path, args, ["action.host=nohost.invalid: is no address", "type action.host=127.0.0.1"])
+
+
+def test_an_encoder_alone_is_told_who_measures_it(cli, tmp_path, on_tiny):
+    args = [*on_tiny(build_bert(tmp_path / "bert")), "action=serve", "action.port=0"]
+    check_failed(
+        cli, tmp_path, args, ["is a BertModel, and action=serve answers with decoders alone", "action=evaluate"]
+    )
 
 
 def test_an_encoder_with_a_decoder_is_refused(cli, tmp_path, llama, on_tiny):
@@ -93,6 +110,7 @@ def test_a_trained_gpt2_is_served_as_action_generate_answers_and_only_to_those_w
         for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "s3cret"}):
             found = httpx.post(f"{url}/chat/completions", json=CHAT, headers=headers)
             assert (found.status_code, found.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert ("did not provide" in found.json()["error"]["message"]) == (not headers)
         assert httpx.get(f"{url.removesuffix('/v1')}/metrics").status_code == 401
         assert httpx.get(f"{url.removesuffix('/v1')}/health").status_code == 200
         found = httpx.post(f"{url}/chat/completions", json=CHAT, headers={"Authorization": "Bearer s3cret"}).json()

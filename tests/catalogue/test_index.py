@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import yaml
 from catalogue_runs import copies
 from faults import snapshot
 
@@ -228,6 +229,45 @@ def test_folders_are_looked_through_sensibly(trained, here):
         "completed",
     )
     assert found["outputs/saved/mine.rejected"]["status"] == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("file", "inside"),
+    [
+        ("outputs/mlflow/mlflow.db", f"artifacts/{'0a' * 16}/artifacts"),
+        ("outputs/trackio/peftrun.db", "artifacts/peftrun/run-1"),
+    ],
+)
+def test_what_a_tracker_has_copied_is_no_run_of_its_own(trained, here, file, inside):
+    (one,) = copies(trained, here / "outputs", 1)
+    (here / file).parent.mkdir(parents=True)
+    (here / file).touch()
+    shutil.copytree(one, (here / file).parent / inside)
+    shutil.copytree(one, here / f"outputs/mlruns/1/{'b1' * 16}/artifacts")  # of a server
+    assert [run.facts["run"] for run in index.runs(["outputs"])] == [str(one.relative_to(here))]
+
+
+def test_a_base_has_one_name_before_and_after_it_is_loaded(some, trained):
+    for package, name in ((None, "org/base"), ("weights_of_someone", "model")):
+        config = (some[0] / "config.yaml").read_text()
+        values = yaml.safe_load(config)
+        values["model"] |= {"package": package, "name_or_path": name}
+        (some[0] / "config.yaml").write_text(yaml.safe_dump(values))
+        record = json.loads((trained / RECORD).read_text())
+        (some[0] / RECORD).write_text(json.dumps({key: value for key, value in record.items() if key != "base"}))
+        assert index.one(str(some[0])).facts["base"] == (f"{package}:{name}" if package else name)
+
+
+def test_what_is_typed_again_says_not_where_the_old_run_was_put(some):
+    typed = [
+        "peftrun",
+        "task=sms_spam",
+        "hydra.run.dir=outputs/train/q1",
+        "hydra.searchpath=[file://ours]",
+        "hydra/launcher=local",
+    ]
+    alter(some[0], command=typed)
+    assert index.one(str(some[0])).facts["command"] == "peftrun task=sms_spam 'hydra.searchpath=[file://ours]'"
 
 
 def test_a_linked_folder_is_looked_through(trained, here, tmp_path):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from peftrun.catalogue import conditions, search, where
-from peftrun.catalogue.columns import Columns
+from peftrun.catalogue.columns import MEASURED, Columns
 from peftrun.catalogue.index import Run
 from peftrun.errors import ConfigError
 
@@ -176,12 +176,22 @@ FOUND = runs(random.Random(0), 60)
         ("qqqqqqq=8", "columns are those of"),
         ("rank>many", "rank holds numbers; type rank>"),
         ("date>yesterday", "is no date; type date>2026-11-01"),
+        ("status=compleet", "a status is one of completed, running, dead,"),
+        ("status!=Fail", "type status!=failed"),
     ],
 )
 def test_a_column_that_is_not_there_is_told_with_the_nearest(typed, told):
     with pytest.raises(ConfigError) as caught:
         conditions.test(where.parsed(typed), Columns(FOUND, True), FOUND)
     assert len(caught.value.lines) == 1 and told in caught.value.lines[0]
+
+
+@pytest.mark.parametrize("name", [*MEASURED, "metrics.before.exact_match"])
+def test_a_metric_that_no_run_has_measured_is_a_column_without_a_value(name):
+    found = [Run("/a", {"status": "failed"}, {"lora.r": 8})]
+    meets = conditions.test(where.parsed(f"{name}>0.9"), Columns(found, False), found)
+    assert not meets(found[0])
+    assert conditions.test(where.parsed(f"{name}=null and status!=null"), Columns(found, True), found)(found[0])
 
 
 def test_a_short_name_of_two_columns_is_refused():

@@ -130,7 +130,7 @@ def _data(folder: Path) -> None:
     (folder / "mine.csv").write_text(
         "text,label\n" + "".join(f"libro {n},{'no' if n % 2 else 'yes'}\n" for n in range(300))
     )
-    jsonl(folder / "tags.jsonl", [{"words": ["Ana", "vive"], "tags": ["B-PER", "O"]}] * 60)
+    jsonl(folder / "tags.jsonl", [{"words": ["Ana", f"vive{n}"], "tags": ["B-PER", "O"]} for n in range(60)])
     jsonl(folder / "rows.jsonl", [{"prompt": ask, "adapter": who} for who in ("one", "two") for ask, _ in numbers[:4]])
     jsonl(
         folder / "answered.jsonl",

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging as hf_logging
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "gotchas.md"
@@ -92,10 +93,14 @@ def test_torch_dtype_is_deprecated(gpt2):
     handler.emit = lambda record: told.append(record.getMessage())
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_warning()
+    hf_logging.warning_once.cache_clear()  # it may have been told in another test
     try:
         AutoModelForCausalLM.from_pretrained(gpt2, torch_dtype=torch.float32)
     finally:
         logger.removeHandler(handler)
+        hf_logging.set_verbosity(verbosity)
     assert [line for line in told if "torch_dtype" in line and "deprecated" in line]
 
 

@@ -169,3 +169,7 @@ def test_what_cannot_be_typed_is_refused(compositions):
     values = composed([])
     with pytest.raises(ConfigError, match="cannot be typed"):
         difference.between(compositions, (), values | {"lora": None})
+
+
+def test_a_key_that_is_not_there_differs_from_null_in_nothing():
+    assert difference.differing({"lora": {"r": 8, "x": None}}, {"lora": {"r": 4}}) == {"lora.r": (8, 4)}

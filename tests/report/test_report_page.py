@@ -189,6 +189,28 @@ def test_older_runs_get_theirs_by_hand(run, tmp_path, capsys):
         page.write(tmp_path / "nowhere")
 
 
+def test_by_hand_only_whole_trainings_get_one(run, capsys):
+    assert by_hand.main(["--help"]) == 0 and capsys.readouterr().out.startswith("usage: python -m peftrun.report")
+    assert by_hand.main([]) == 2 and capsys.readouterr().err.startswith("usage: ")
+    (run / "report.html").unlink()
+    change(run, action="evaluate")
+    assert by_hand.main([str(run)]) == 1 and "is a run of action=evaluate" in capsys.readouterr().err
+    (run / "record.json").write_text('{"status": ')
+    assert by_hand.main([str(run)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "record.json: is torn" in line and not (run / "report.html").exists()
+
+
+def test_what_proves_the_adapter_is_typed_on_the_same_base(run):
+    command = next(line for line in page_of(run).text.splitlines() if "peftrun action=reload adapter=" in line)
+    assert " model=pretrained " in command and " task=" in command and "model.name_or_path=" in command
+
+
+def test_counts_fit_their_words(run):
+    change(run, computing={"threads": 1, "not_deterministic": []})
+    assert "Computed on 1 thread;" in page_of(run).text
+
+
 def test_where_it_cannot_be_written_a_warning_is_all(run, capsys):
     (run / "report.html").unlink()
     (run / "report.html").mkdir()

@@ -134,6 +134,27 @@ def test_a_run_that_fails_after_it_has_logged_leaves_its_report(tmp_path, llama,
     assert record["error"] in text_of(tmp_path / "run")
 
 
+def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report(tmp_path, llama, on_tiny):
+    every = [*on_tiny(llama), *STEPS, "action.samples=0"]
+    for logging, steps in ((100, [4]), (3, [3, 4]), (2, [2, 4])):
+        folder = tmp_path / f"each{logging}"
+        run(folder, *every, f"trainer.logging_steps={logging}")
+        assert [row["step"] for row in artifacts.read_json_lines(folder / "metrics.jsonl")] == steps
+        assert "Learning" in text_of(folder) and (folder / "curves.svg").is_file()
+
+
+def test_cells_shorter_than_their_logging_log_the_same_last_step(tmp_path, monkeypatch, llama, on_tiny):
+    monkeypatch.chdir(tmp_path)
+    given = [*on_tiny(llama), *STEPS, "trainer.logging_steps=100", "action.samples=0"]
+    dispatch.together([spec(*given, f"seed={seed}") for seed in (0, 1)], [tmp_path / "cell0", tmp_path / "cell1"], 2)
+    run(tmp_path / "lone", *given, "seed=1")
+    joint, lone = (artifacts.read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("cell1", "lone"))
+    assert [row["step"] for row in joint] == [row["step"] for row in lone] == [4] and joint[0]["loss"] == lone[0][
+        "loss"
+    ]
+    assert (tmp_path / "cell0/report.html").is_file()
+
+
 def test_other_actions_leave_none(tmp_path, trained, on_tiny, llama):
     run(tmp_path / "run", "action=evaluate", *on_tiny(llama), f"adapter={trained}")
     assert not (tmp_path / "run/report.html").exists()

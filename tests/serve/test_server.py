@@ -292,7 +292,8 @@ def swap(server, action, **body):
 
 
 def test_adapters_come_and_go(server, client, offline, paths):
-    assert swap(server, "load", lora_name="dora", lora_path=str(paths["dora"])).status_code == 200
+    found = swap(server, "load", lora_name="dora", lora_path=str(paths["dora"]))
+    assert (found.status_code, found.json()["proof"]["name"]) == (200, "dora")
     assert "dora" in {one.id for one in client.models.list()}
     asked = [(model, text) for model in ("dora", "one", "two", "base") for text in WORDS]
     with ThreadPoolExecutor(8) as pool:  # DoRA beside LoRA: in batches of their own

@@ -70,7 +70,7 @@ def test_the_classic_gpt2_adapter_has_as_many_parameters_as_it_has(tmp_path):
 
 def test_the_count_is_that_of_the_run(trained):
     record = json.loads((trained / "record.json").read_text())
-    wanted = config.from_values(config.read_values(trained / "config.yaml"))
+    wanted = config.of_values(config.read_values(trained / "config.yaml"))
     base = bases.read(wanted.model)
     found = parameters.count(base, wanted.lora, wanted.task)
     assert found.trained == record["trainable_parameters"] and found.exact
@@ -255,7 +255,7 @@ def test_limits_are_read():
 
 
 def test_time_is_that_of_a_run_on_the_same_base_or_unknown(tmp_path, trained):
-    wanted = config.from_values(config.read_values(trained / "config.yaml"))
+    wanted = config.of_values(config.read_values(trained / "config.yaml"))
     found = pace.of(wanted.model, trained.parent)
     record = json.loads((trained / "record.json").read_text())
     assert found.seconds(wanted) == pytest.approx(record["training"]["seconds"], rel=1e-6)

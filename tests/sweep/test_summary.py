@@ -120,7 +120,7 @@ def test_what_a_command_types(command, found):
     assert typed(command) == found
 
 
-@pytest.mark.parametrize("module", ["summary", "statistics", "report", "charts", "tables", "drawing"])
+@pytest.mark.parametrize("module", ["summary", "statistics", "report", "charts", "tables"])
 def test_nothing_heavy_is_imported(module):
     code = f"import sys, peftrun.sweep.{module}; print([one for one in ('torch', 'transformers', 'peft', 'datasets', 'scipy') if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

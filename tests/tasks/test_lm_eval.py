@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import cli_here
-from faults import check_refused
+from faults import check_failed, check_refused
 
 from peftrun.tasks.lm_eval import compared
 
@@ -135,6 +135,32 @@ def test_the_difference_is_told_with_its_significance(measured):
     assert len(record["adapters"]) == 1 and record["adapters"][0]["effect"]
 
 
+def test_several_adapters_are_measured_side_by_side_and_the_active_one_alone_where_it_is_named(
+    where, tasks, learned, llama, measured
+):
+    both = f"adapter={{one: {learned}, two: {learned}}}"
+    run = cli_here(where, *asked(llama, tasks), both)
+    assert run.code == 0, run.err
+    metrics, alone = run.record()["metrics"], measured.record()["metrics"]
+    assert metrics["base"] == alone["base"] and metrics["one"] == metrics["two"] == alone["adapter"]
+    told = run.record()["lm_eval"]["difference"]
+    assert told["one"] == told["two"] == measured.record()["lm_eval"]["difference"]
+    shown = [line.split("  ")[0].strip() for line in run.out.splitlines() if "even/acc" in line]
+    assert shown == ["base: even/acc", "one: even/acc", "two: even/acc"]
+    assert any(line.split() == ["rows", "even", "40"] for line in run.out.splitlines())
+    named = cli_here(where, *asked(llama, tasks, "task.lm_eval.limit=4"), both, "active=two")
+    assert named.record()["metrics"].keys() == {"base", "adapter"}
+    taken = cli_here(where, *asked(llama, tasks), f"adapter={{base: {learned}, two: {learned}}}")
+    assert taken.code == 1 and "adapter.base: means the base without any adapter" in taken.err
+
+
+def test_a_file_of_tasks_that_is_broken_is_named_with_its_place(cli, tmp_path, llama):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "even.yaml").write_text("task: even\ndoc_to_choice: [no, yes\nmetadata: {version: 1.0}\n")
+    told = ["even.yaml, line 3, column 9: is not YAML", "mend it there"]
+    check_failed(cli, tmp_path, asked(llama, tmp_path / "own"), told)
+
+
 def test_samples_are_kept_where_asked_for(measured):
     found = [json.loads(line) for line in (measured.run_dir / "samples.jsonl").read_text().splitlines()]
     assert len(found) == 80 and {row["side"] for row in found} == {"base", "adapter"}
@@ -181,6 +207,7 @@ def test_rows_that_changed_are_read_anew(where, tasks, llama):
         (["action=train"], ["task=lm_eval", "action=evaluate alone", "action=train"]),
         (["action=plan"], ["task=lm_eval", "action=plan"]),
         (["task.lm_eval.tasks=[]"], ["task.lm_eval.tasks=[]", "task.lm_eval.tasks=[arc_easy]"]),
+        (["task.lm_eval.tasks=???"], ["task.lm_eval.tasks is not set", "type task.lm_eval.tasks=[arc_easy]"]),
         (["task.lm_eval.limit=0"], ["task.lm_eval.limit=0"]),
         (["task.lm_eval.include_path=nowhere"], ["task.lm_eval.include_path=nowhere", "no folder with YAML files"]),
         (["task.lm_eval=null"], ["task.kind=lm_eval", "task.lm_eval.tasks=[arc_easy]"]),

@@ -97,7 +97,7 @@ def test_a_run_says_and_records_its_template(team, cli, llama, on_tiny):
     values = config.read_values(done.run_dir / "config.yaml")
     assert values["template"]["version"] == "1.2.0" and values["slots"]["rows"] == "rows.jsonl"
     assert values["task"]["data"]["path"] == "rows.jsonl" and values["task"]["system"] == "Hello there"
-    assert config.from_values(values).template.slots["rows"].type == "path"
+    assert config.of_values(values).template.slots["rows"].type == "path"
     assert "slots" not in str(done.record()["unread"]) and "template" not in str(done.record()["unread"])
 
 

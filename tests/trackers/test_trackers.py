@@ -59,6 +59,8 @@ def test_a_run_is_told_as_it_was(tracked, store):
     kind, run = tracked
     assert run.code == 0, run.err
     assert "warning" not in run.err
+    (row,) = [line for line in run.out.splitlines() if line.startswith("tracker ")]
+    assert f"{kind}: {store / kind} (docs/trackers.md" in row
     found = told.read(kind, run.run_dir, store / kind)
     same(kind, found.curves, told.expected(run.run_dir))
     assert "eval/loss" in found.curves and "before/loss" in found.curves
@@ -160,6 +162,19 @@ def test_other_actions_say_that_no_tracker_is_told(where, llama, on_tiny):
     assert run.code == 0, run.err
     assert "warning: tracker=mlflow, trainer.learning_rate=0.01 were set and nothing read them on this path" in run.err
     assert not (where / "outputs/mlflow").exists() and not (run.run_dir / "tracker.json").exists()
+
+
+def test_a_listing_says_so_too(cli):
+    assert (
+        "warning: tracker=mlflow was set and nothing read it on this path" in cli("action=list", "tracker=mlflow").err
+    )
+
+
+@pytest.mark.parametrize("kind", told.KINDS)
+def test_a_folder_that_cannot_be_made_is_what_is_at_fault(where, llama, on_tiny, kind):
+    run = cli_here(where, *on_tiny(llama), *STEPS, f"tracker={kind}", "tracker.folder=/proc/nope")
+    assert run.code == 1
+    assert "peftrun: tracker.folder=/proc/nope: cannot be" in run.err and "(No such file or directory)" in run.err
 
 
 @pytest.mark.parametrize(

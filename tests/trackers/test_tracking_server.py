@@ -73,6 +73,7 @@ def test_a_server_that_is_not_there_is_refused_before_the_model_is_loaded(tmp_pa
     assert run.code == 1 and run.record()["status"] == "failed"
     (line,) = [line for line in run.err.splitlines() if line.startswith("peftrun: ")]
     assert f"tracker.uri={where}" in line and "type tracker.uri=null" in line
+    assert "cannot be reached (Connection refused); mend" in line
     assert "data:" not in run.err and not (run.run_dir / "metrics.jsonl").exists()
 
 

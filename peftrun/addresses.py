@@ -1,0 +1,15 @@
+"""Addresses that a server asks for and cannot have. Light."""
+
+import errno
+import socket
+
+REFUSALS = (OSError, UnicodeError)  # a name that is no host's may also be none that can be encoded
+OF_HOST = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def refused(host: str, port: int, error: OSError | UnicodeError) -> str:
+    """One line: whether the host or the port is at fault, and what to type."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, socket.gaierror | UnicodeError) or error.errno in OF_HOST:
+        return f"action.host={host}: is no address of this machine ({reason}); type action.host=127.0.0.1"
+    return f"action.port={port}: cannot be had on action.host={host} ({reason}); type action.port=0 for a free one"
