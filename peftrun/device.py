@@ -45,13 +45,26 @@ def resolve(spec: DeviceSpec) -> Device:
     if found.name == "cpu":
         allocator.keep_freed(grow_by=GROW_BY)
     if spec.max_memory is not None:
-        limits = {int(key) if key.isdigit() else key: value for key, value in spec.max_memory.items()}
+        limits = _limits(spec.max_memory)
         shown = ", ".join(f"{key} {value}" for key, value in limits.items())
         return replace(found, note=f"{found.note}; base offloaded beyond {shown}", max_memory=limits)
     if spec.strategy is None:
         return found
     many = f"{spec.strategy}, {spec.processes * spec.machines} processes"
     return replace(found, note=f"{many}: {found.note}", strategy=spec.strategy, deepspeed_config=spec.deepspeed_config)
+
+
+def _limits(given: dict[str, str]) -> dict[str | int, str]:
+    """By PEFT's and accelerate's names of devices. Raises: DeviceError: one is not there."""
+    there = torch.accelerator.device_count()
+    for key in given:
+        if key.isdigit() and int(key) >= there:
+            kept = ", ".join(f"{name}: {size}" for name, size in given.items() if name != key)
+            raise DeviceError(
+                f"device.max_memory={given}: torch finds {there} accelerators here, so there is no {key}; "
+                f"type 'device.max_memory={{{kept or 'cpu: 4GiB'}}}'"
+            )
+    return {int(key) if key.isdigit() else key: value for key, value in given.items()}
 
 
 def _placed(spec: DeviceSpec) -> Device:

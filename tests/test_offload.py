@@ -8,6 +8,7 @@ from conftest import TINY_STEPS
 
 from peftrun import composition, config, device, model
 from peftrun.adapter import load, probe
+from peftrun.errors import DeviceError
 
 SMALL = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
 
@@ -26,6 +27,12 @@ def test_part_of_the_base_is_on_disk_and_it_answers_the_same(llama):
     assert any(one.is_meta for one in split.model.parameters())
     one, other = (probe.logits(base.model, base.tokenizer) for base in (whole, split))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="device 0 is there")
+def test_a_device_that_is_not_there_is_named(llama):
+    with pytest.raises(DeviceError, match=r"there is no 0; type 'device.max_memory=\{cpu: 1GiB\}'"):
+        based(llama, "device=offload", "++device.max_memory={0: 1GiB, cpu: 1GiB}")
 
 
 def test_every_adapter_tensor_is_where_its_layer_computes(llama, trained):

@@ -41,6 +41,7 @@ BASES = {
     "gpt2": "gpt2",
     "minilm": "bert",
     "translation": "t5",
+    "experiment=translation": "llama",  # which is task=translation_lm
 }
 ROWS = ["task=instruction", "task.data.path=pairs.jsonl", "task.data.eval_rows=8", "task.max_length=64"]
 FEW_ROWS = ["task.data.train_rows=12", "task.data.eval_rows=4"]
@@ -199,8 +200,9 @@ def tiny(words: Sequence[str]) -> list[str]:
 
 def _base(given: dict[str, str]) -> str:
     """The tiny base of a command's kind."""
-    named = (given.get(key, "") for key in ("model", "experiment", "task"))
-    return next((BASES[name] for name in named if name in BASES), "llama")
+    named = ((key, given.get(key, "")) for key in ("model", "experiment", "task"))
+    wanted = (name for key, value in named for name in (f"{key}={value}", value))
+    return next((BASES[name] for name in wanted if name in BASES), "llama")
 
 
 def _model(given: dict[str, str], base: str) -> list[str]:

@@ -28,6 +28,8 @@ FORMS = {"peftrun experiment=", "peftrun OVERRIDES", "peftrun …", "peftrun act
 # What a command needs that a machine like this lacks: it is composed and checked, not run. With more words: the check refuses it, with these in each line.
 NOT_HERE: dict[str, tuple[str, ...]] = {
     r"device(\.name)?=(cuda|mps|xpu)\b": ("an accelerator of that kind",),
+    r"max_memory=\{0:": ("an accelerator",),
+    r"lora=experts": ("a mixture of experts (test_experts.py builds one)",),
     r"device=deepspeed": ("the package deepspeed, a GPU", "device.strategy=deepspeed needs package=deepspeed"),
     r"device\.machines=": ("more machines",),
     r"task\.data\.source=hub|tasks=\[arc_easy": ("a data set of the Hub",),
