@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import reading_paths
-from conftest import TINY_STEPS, cli_here
+from conftest import TINY_STEPS, cli_here, jsonl
 
 import peftrun
 from peftrun import config, methods, paths, schema
@@ -163,6 +163,8 @@ def test_every_key_is_read_on_some_path(where, tiny, unread_of, llama, on_tiny, 
         "eva": [*given, *TINY_STEPS, "lora=eva", "lora.calibration_rows=8"],
         "reload": [*given, "action=reload", f"adapter={in_vain.run_dir}"],
         "package": ["model=pretrained", f"model.name_or_path={tiny['bert']}", "task=spanish_sentiment", *on_cpu, *TINY_STEPS],
+        "lm_eval": [*given[:2], *on_cpu, "action=evaluate", "task=lm_eval", "task.lm_eval.tasks=[even]",
+                    f"task.lm_eval.include_path={harness_task(where)}"],
         "hub": [*given, *TINY_STEPS, "task.data.source=hub", f"task.data.path={hub(where)}"],
     }  # fmt: skip
     for name, overrides in more.items():
@@ -173,6 +175,18 @@ def test_every_key_is_read_on_some_path(where, tiny, unread_of, llama, on_tiny, 
     everything = set(config.flatten(dataclasses.asdict(peftrun.load())))
     dead = set.intersection(*unread_of.values()) & everything
     assert {key for key in dead if key.split(".")[0] not in COMPOSED} == set()
+
+
+def harness_task(where):
+    """A folder with a task of one's own for lm-evaluation-harness."""
+    folder = where / "harness"
+    folder.mkdir()
+    jsonl(folder / "rows.jsonl", [{"ask": f"Is {n} even?", "answer": "no"} for n in range(1, 9, 2)])
+    (folder / "even.yaml").write_text(
+        f"task: even\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'rows.jsonl'}}}}}\ntest_split: test\n"
+        'output_type: multiple_choice\ndoc_to_text: "{{ask}}"\ndoc_to_choice: ["no", "yes"]\ndoc_to_target: answer\n'
+    )
+    return folder
 
 
 def hub(where):
