@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[2]
-LINK = re.compile(r"(?<![!\\])\[(?P<text>[^\]\[]*)\]\((?P<to>[^)\s]+)\)")
+LINK = re.compile(r"(?<!\\)(?P<picture>!?)\[(?P<text>[^\]\[]*)\]\((?P<to>[^)\s]+)\)")
 CODE = re.compile(
     r"(^ *(?P<fence>`{3,}).*?^ *(?P=fence)`*$|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`))", re.DOTALL | re.MULTILINE
 )
@@ -59,11 +59,13 @@ def _link(found: re.Match[str], page: str) -> str:
     if not (ROOT / file).exists():
         return found[0]
     to = page_of(file)
+    if found["picture"] and file.startswith("docs/"):
+        to = file.removeprefix("docs/")
     if to is None:
         return text if "`" in text else f"{text} (`{file}`)"
     relative = os.path.relpath(to.partition("#")[0], PurePosixPath(page).parent)
     anchor = anchor or to.partition("#")[2]
-    return f"[{text}]({relative}{'#' + anchor if anchor else ''})"
+    return f"{found['picture']}[{text}]({relative}{'#' + anchor if anchor else ''})"
 
 
 def _outside_code(text: str, change: Callable[[str], str]) -> str:
