@@ -8,20 +8,10 @@ from typing import Any
 
 from peftrun import preference_checks, schema
 from peftrun.packages import not_installed, package_dir
+from peftrun.team.slots import FILELESS
 
 Lines = Iterator[str]
-MODELLESS = (
-    "inspect",
-    "diff",
-    "replay",
-    "explain",
-    "template",
-    "check",
-    "list",
-    "compare",
-    "browse",
-    "export",
-)  # they see to models and rows themselves, or need none
+MODELLESS = ("inspect", "diff", "export", *FILELESS)  # they see to models and rows themselves, or need none
 ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELLESS)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from peftrun import artifacts, console, device, heads, tasks, warm
 from peftrun.adapter import load, mixing
 from peftrun.errors import DataError
+from peftrun.model import Base
 from peftrun.prompts import BASE
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -19,12 +20,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The task's metrics for the base, or for the active adapter on it."""
     if spec.task.lm_eval is not None:
         return _by_harness(spec, out_dir)
-    place = device.resolve(spec.device)
-    console.say(place.note)
-    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base, facts = _base(spec)
     tasks.say_if_other(spec.task, spec.adapter)
     rows = tasks.load(spec.task, base)
-    facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "data": rows.describe()}
+    facts["data"] = rows.describe()
     net, who = base.model, f"{base.name} alone"
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
@@ -43,6 +42,14 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         found = kind.evaluate(net, base.tokenizer, rows.held_out, size, spec.task)
     summary += [(name, f"{value:.4f}") for name, value in found.items()]
     return RunResult(out_dir, facts, found, summary=summary, objective=found["loss"])
+
+
+def _base(spec: RunSpec) -> tuple[Base, dict[str, Any]]:
+    """The base on its device, and what the record says of both."""
+    place = device.resolve(spec.device)
+    console.say(place.note)
+    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    return base, {"base": base.describe(), "device": place.note}
 
 
 def _by_rows(
@@ -71,10 +78,7 @@ def _by_harness(spec: RunSpec, out_dir: Path) -> RunResult:
     """Tasks of lm-evaluation-harness on the base, and with each adapter on it (`active`: with that one), in one process."""
     assert spec.task.lm_eval is not None
     harness = lm_eval.Harness(spec.task.lm_eval, spec.trainer.per_device_eval_batch_size, spec.seed)
-    place = device.resolve(spec.device)
-    console.say(place.note)
-    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
-    told: dict[str, Any] = {"base": base.describe(), "device": place.note}
+    base, told = _base(spec)
     summary, sides = [("base", base.name)], {}
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)

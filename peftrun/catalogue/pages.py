@@ -60,12 +60,12 @@ class Catalogue:
         """All about one run. Raises: Unknown."""
         run = self._run(name)
         found: Values = table.as_dict(run)
-        made = run.facts.get("adapter")
+        made, alone = run.facts.get("adapter"), comparison.of([run])
         return {
             **found,
             "id": name,
-            "cells": [[key, value] for key, value in _told(run)],
-            "metrics": _metrics(run),
+            "cells": [[key, value] for key, value in _told(alone)],
+            "metrics": _metrics(alone),
             "files": [file for file in SERVED if self.file(name, file)],
             "adapter_norms": table.plain(adapters.norms(Path(made).absolute())) if made else None,
             "running": run.facts.get("status") == RUNNING,
@@ -155,16 +155,15 @@ def _row(run: Run, cells: list[str]) -> Values:
     }
 
 
-def _told(run: Run) -> list[tuple[str, str]]:
-    found = comparison.sections(comparison.of([run]))
+def _told(alone: comparison.Comparison) -> list[tuple[str, str]]:
+    found = comparison.sections(alone)
     return [(key, values[0]) for part in ("what it is", "cost") for key, values in found.get(part, {}).items()]
 
 
-def _metrics(run: Run) -> list[Values]:
-    found = comparison.of([run]).metrics
+def _metrics(alone: comparison.Comparison) -> list[Values]:
     return [
         {"name": name, "before": pairs[0][0] and table.figure(pairs[0][0]), "after": table.figure(pairs[0][1])}
-        for name, pairs in found.items()
+        for name, pairs in alone.metrics.items()
     ]
 
 

@@ -29,7 +29,7 @@ FILELESS = (
     "list",
     "compare",
     "browse",
-)  # actions that look for no files: see task_checks.MODELLESS
+)  # actions that look for no files
 
 
 class Unfilled(str):
