@@ -1,16 +1,16 @@
-"""Rows of one batch, each answered by its own adapter: through PEFT's own routing where that is right, else in turn.
+"""Rows of one batch, each answered by its own adapter: through one pass where that is right, else in turn.
 
 PEFT routes rows of one batch to LoRA layers. It refuses DoRA, and of what an adapter trained in full (biases,
 `modules_to_save`) it keeps one copy in the base's place or none by row: such adapters answer their rows in batches of their own.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from peft import PeftModel
-from peft.utils.other import AuxiliaryTrainingWrapper
 
+from peftrun.adapter.routing import Router
 from peftrun.errors import AdapterError
 from peftrun.prompts import BASE
 
@@ -59,34 +59,46 @@ def groups(net: Any, names: Names) -> list[list[int]]:
 
 
 @contextmanager
-def answering(net: Any, names: Names) -> Iterator[None]:
-    """For as long as the block runs, row number i of every batch that passes `net` is answered by `names[i]`."""
+def answering(net: Any, names: Names, router: Router | None = None) -> Iterator[None]:
+    """For as long as the block runs, row number i of every batch that passes `net` is answered by `names[i]`.
+
+    A `router` of this model makes one block after another cheap: it remembers, and the active adapter stays as it is.
+    """
     if not isinstance(net, PeftModel) or set(names) == {None}:
         yield
-    elif set(names) == {BASE}:
-        with net.disable_adapter():
+        return
+    routed = [PLAIN if name == BASE else name or net.active_adapter for name in names]
+    own = set(routed) - {PLAIN}
+    plain = not any(alone(name, net.peft_config[name]) for name in own)
+    if len(set(routed)) == 1 and not (router and plain and router.fits(own)):
+        with _active(net, routed[0]):
             yield
-    elif len(set(names)) == 1:
-        before = net.active_adapter
-        net.set_adapter(names[0])
-        try:
-            yield
-        finally:
-            net.set_adapter(before)
     else:
-        routed = [PLAIN if name == BASE else name or net.active_adapter for name in names]
-        with _modules_of_the_base(net), net.base_model._enable_peft_forward_hooks(adapter_names=routed):
+        with _routed(net, routed, router or Router(net)):
             yield
 
 
 @contextmanager
-def _modules_of_the_base(net: Any) -> Iterator[None]:
-    """Where rows are mixed nobody has saved modules or tokens in full: other adapters' copies of these would be asked for theirs."""
-    wrappers = [one for one in net.modules() if isinstance(one, AuxiliaryTrainingWrapper) and not one.disable_adapters]
-    for one in wrappers:
-        one.enable_adapters(False)
+def _active(net: Any, name: str) -> Iterator[None]:
+    if name == PLAIN:
+        with net.disable_adapter():
+            yield
+        return
+    before = net.active_adapter
+    net.set_adapter(name)
     try:
         yield
     finally:
-        for one in wrappers:
-            one.enable_adapters(True)
+        net.set_adapter(before)
+
+
+@contextmanager
+def _routed(net: Any, names: list[str], router: Router) -> Iterator[None]:
+    with ExitStack() as entered:
+        entered.enter_context(router.modules_of_the_base())
+        if router.fits(set(names) - {PLAIN}):
+            entered.enter_context(router.answering(names))
+        else:  # layers look at the active adapter first
+            entered.enter_context(_active(net, next(name for name in names if name != PLAIN)))
+            entered.enter_context(net.base_model._enable_peft_forward_hooks(adapter_names=names))
+        yield

@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache
 
 from peftrun.adapter import changing, mixing
+from peftrun.adapter.routing import Router
 from peftrun.device import of_inputs
-from peftrun.prompts import BASE
 from peftrun.serve import cache
 from peftrun.serve.ticket import Piece, Row
 
@@ -17,16 +17,17 @@ Told = list[tuple[Row, Piece | None]]  # what each row has got; None: the model 
 
 
 class Computer:
-    """The model, and who answers its rows: PEFT is told anew only where the rows have changed."""
+    """The model, and who answers its rows: its layers are told anew only where the rows have changed."""
 
     def __init__(self, net: Any, pad: int) -> None:
         self.net, self.pad = net, pad
         self._names: list[str] | None = None
         self._answering = ExitStack()
+        self._router: Router | None = None  # of the layers that there are now
 
     def release(self) -> None:
-        """Takes back what PEFT was told: before adapters are added or taken away."""
-        self._names = None
+        """Takes back what layers were told, and all copies of adapters: before any is added or taken away."""
+        self._names = self._router = None
         self._answering.close()
 
     def forget(self, adapter: str) -> None:
@@ -47,11 +48,10 @@ class Computer:
     def _let_answer(self, names: list[str]) -> None:
         if names == self._names:
             return
-        self.release()
-        adapters = [name for name in names if name != BASE]
-        if adapters and len(set(names)) > 1:  # wrappers of modules saved in full look at the active adapter first
-            self._answering.enter_context(mixing.answering(self.net, adapters[:1]))
-        self._answering.enter_context(mixing.answering(self.net, names))
+        self._names = None
+        self._answering.close()
+        self._router = self._router or Router(self.net)
+        self._answering.enter_context(mixing.answering(self.net, names, self._router))
         self._names = list(names)
 
 
@@ -65,6 +65,7 @@ class Lane:
 
     def admit(self, rows: list[Row]) -> Told:
         """Reads the prompts of these rows together, and gives each its first token."""
+        rows = sorted(rows, key=lambda row: row.ticket.version.internal)  # rows of one adapter in one piece
         width, device = max(len(row.prompt) for row in rows), self._computer.device
         padded = [[self._computer.pad] * (width - len(row.prompt)) + row.prompt for row in rows]
         mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
