@@ -1,6 +1,7 @@
-"""Addresses that a server asks for and cannot have. Light."""
+"""Addresses that a server listens at: who reaches them, and which it cannot have. Light."""
 
 import errno
+import ipaddress
 import socket
 
 REFUSALS = (OSError, UnicodeError)  # a name that is no host's may also be none that can be encoded
@@ -13,3 +14,11 @@ def refused(host: str, port: int, error: OSError | UnicodeError) -> str:
     if isinstance(error, socket.gaierror | UnicodeError) or error.errno in OF_HOST:
         return f"action.host={host}: is no address of this machine ({reason}); type action.host=127.0.0.1"
     return f"action.port={port}: cannot be had on action.host={host} ({reason}); type action.port=0 for a free one"
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -12,7 +12,6 @@ from peftrun.schema import DeviceSpec
 
 GROW_BY = 1 << 26  # bytes of memory that a CPU run fetches at once
 OWN_THREADS = torch.get_num_threads()
-NATIVE_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, Arm
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,5 @@ def _bf16_reason(name: str) -> str | None:
         return "this GPU computes it natively"
     if name == "mps":
         return None
-    flags = cpu_flags()
-    found = next((flag for flag in NATIVE_BF16_FLAGS if flag in flags), None)
+    found = environment.native_bf16()
     return f"this CPU computes it natively ({found})" if found else None
-
-
-def cpu_flags() -> frozenset[str]:
-    """Feature flags of the first processor; empty where the system does not tell."""
-    return environment.of_processor()[1]

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from peftrun import artifacts, device, fingerprint, model
 from peftrun.device import Device
 from peftrun.errors import ArtifactError, DeviceError, ModelError
+from peftrun.replay import environment
 from peftrun.schema import DeviceSpec, ModelSpec
 
 CPU = Device("cpu", torch.float32, "")
@@ -107,7 +108,7 @@ def test_a_second_fingerprint_reads_no_weights(tmp_path, llama, monkeypatch):
 
 def test_bfloat16_is_chosen_exactly_where_it_is_native():
     found = device.resolve(DeviceSpec(name="cpu", dtype="auto", num_threads=None, **ALONE))
-    native = bool(device.cpu_flags() & set(device.NATIVE_BF16_FLAGS))
+    native = bool({"amx_bf16", "avx512_bf16", "bf16"} & environment.of_processor()[1])
     assert found.dtype == (torch.bfloat16 if native else torch.float32)
     assert ("natively" in found.note) == native
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlencode
 
-from peftrun import console
+from peftrun import addresses, console
 from peftrun.action_specs import BrowseAction
 from peftrun.catalogue import app, server
 from peftrun.catalogue.pages import Catalogue
@@ -18,7 +18,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, BrowseAction)
     with server.bound(action.host, action.port) as listening:
         where = server.address(listening)
-        if action.host not in ("127.0.0.1", "::1", "localhost"):
+        if not addresses.is_this_machine(action.host):
             console.warn(f"action.host={action.host}: whoever reaches this address sees these runs; no key is needed")
         page, started = app.made(Catalogue(action.roots), action.host), time.perf_counter()
         console.show(f"browse {where}{_first(action.where)} (Ctrl-C ends it)")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, console, device, model, warm
+from peftrun import adapter_folder, addresses, console, device, model, warm
 from peftrun.action_specs import ServeAction
 from peftrun.adapter import load, mixing, probe
 from peftrun.prompts import BASE
@@ -69,7 +69,7 @@ def _parts(
 
 def _serve(action: ServeAction, listening: Any, service: Service, swapper: swapping.Swapper) -> None:
     key = os.environ[action.api_key_env] if action.api_key_env else None
-    private = server.is_this_machine(action.host)
+    private = addresses.is_this_machine(action.host)
     if key is None and not private:
         console.warn(
             f"action.host={action.host}: whoever reaches this address may ask, and no key is needed; type action.api_key_env=VARIABLE"

@@ -14,6 +14,7 @@ from typing import Any
 OWN = Path(__file__).parent.parent  # the package
 METADATA = re.compile(r"(?P<name>[^~-][^-]*)(-(?P<version>[^-]+))?(-py[\d.]+)?\.(dist|egg)-info")
 FLAGS = ("avx", "amx", "fma", "sse4", "asimd", "sve", "bf16", "i8mm")  # those by which kernels are chosen
+NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, Arm
 SETTINGS = (  # of the process, read by the libraries that compute
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "KMP_AFFINITY", "MKL_NUM_THREADS", "MKL_CBWR", "ATEN_CPU_CAPABILITY",
     "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED",
@@ -79,6 +80,11 @@ def of_processor() -> tuple[str, frozenset[str]]:
     told = {key.strip().lower(): text.strip() for key, _, text in (line.partition(":") for line in reversed(lines))}
     flags = told.get("flags") or told.get("features") or ""
     return told.get("model name") or platform.machine(), frozenset(flags.split())
+
+
+def native_bf16() -> str | None:
+    """The feature of the processor that computes bfloat16; None where it does so by way of float32."""
+    return next((flag for flag in NATIVE_BF16 if flag in of_processor()[1]), None)
 
 
 def _cores() -> int:

@@ -1,7 +1,6 @@
 """A listening socket, and a server on it until it is told to stop."""
 
 import asyncio
-import ipaddress
 import signal
 import socket
 from collections.abc import Callable
@@ -28,14 +27,6 @@ def bound(host: str, port: int) -> socket.socket:
         found.close()
         raise ConfigError(addresses.refused(host, port, error)) from error
     return found
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def url(listening: socket.socket) -> str:

@@ -14,7 +14,6 @@ from peftrun.paths import cache_dir
 from peftrun.replay import environment
 from peftrun.schema import DeviceSpec, ModelSpec
 
-NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.25, "torchao_int8": 8.25}  # of a linear weight, its scales counted in
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?)(\.|$)")
 OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|score|classifier)$")
@@ -138,7 +137,7 @@ def width(device: DeviceSpec) -> int:
     """Bytes of a weight of the base: two or four."""
     if device.dtype != "auto":
         return 4 if device.dtype == "float32" else 2
-    return 2 if on_gpu(device) or NATIVE_BF16 & environment.of_processor()[1] else 4
+    return 2 if on_gpu(device) or environment.native_bf16() else 4
 
 
 def on_gpu(device: DeviceSpec) -> bool:

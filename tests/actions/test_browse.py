@@ -162,3 +162,12 @@ def test_the_page_may_begin_with_a_filter(cli, trained, tmp_path):
         assert address.endswith("/#/?where=task%3Dinstruction+and+lora.r%3E%3D8")
         assert get(address.partition("#")[0], "api/runs")[0] == 200
     check_refused(cli, tmp_path, ["action=browse", "where=task"], ["action.where: after task one of"])
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("127.0.0.2", False)])
+def test_who_can_see_the_runs_is_told_where_others_can(trained, tmp_path, host, warned):
+    copies(trained, tmp_path / "outputs", 1)
+    with browsing(tmp_path, f"action.host={host}") as (_, done):
+        done.send_signal(signal.SIGINT)
+        err = done.stderr.read()
+    assert ("whoever reaches this address sees these runs" in err) == warned
