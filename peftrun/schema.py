@@ -42,6 +42,9 @@ class MixSpec:
     weight: Annotated[float, Field(gt=0, examples=[1.0])]  # the first source's is 1
     prompt: str | None = None  # templates of its own; null: the task's
     completion: str | None = None  # null: the task's
+    name: str | None = None  # on the Hub: of its own, as are these
+    revision: str | None = None
+    split: str | None = None  # null: the first source's
 
 
 @dataclass(config=STRICT)
@@ -51,9 +54,11 @@ class DataSpec:
     source: Literal["package", "file", "hub"]
     path: Path  # csv, json, jsonl, parquet or txt; on the Hub: the dataset's id
     package: str | None
+    name: str | None  # on the Hub: which of the dataset's configurations
     revision: str | None
     split: str
     eval_path: Path | None  # held-out rows of their own; null: split off from `path`
+    eval_split: str | None  # on the Hub: held-out rows are those of another split
     train_rows: Positive | None
     eval_rows: Positive
     validation_rows: Positive | None
@@ -133,6 +138,7 @@ class TrainerSpec:
     ]  # fmt: skip
     adam_beta1: Annotated[float, Field(ge=0, lt=1, examples=[0.9])]
     adam_beta2: Annotated[float, Field(ge=0, lt=1, examples=[0.999])]
+    adam_epsilon: Annotated[float, Field(gt=0, examples=[1e-8])]
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1, examples=[0.1])]
     neftune_noise_alpha: Annotated[float, Field(gt=0, examples=[5.0])] | None
     packing: bool

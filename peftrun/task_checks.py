@@ -89,17 +89,31 @@ def templates(task: schema.TaskSpec) -> Lines:
 def sources(task: schema.TaskSpec) -> Lines:
     """How sources are read, mixed and split."""
     data = task.data
+    apart = data.eval_path is not None or data.eval_split is not None
+    yield from _of_the_hub(data)
     if data.streaming and data.train_rows is None:
         yield "task.data.train_rows is not set; task.data.streaming=true reads no more rows than that: type task.data.train_rows=1000"
     if data.streaming and data.balance:
         yield "task.data.balance=true: needs every row, and task.data.streaming=true reads the first; type task.data.balance=false"
-    if data.group_column is not None and (data.mix is not None or data.eval_path is not None):
-        yield "task.data.group_column: splits one source, not beside task.data.mix or task.data.eval_path; type task.data.group_column=null"
-    if data.holdout == "last" and (data.mix is not None or data.eval_path is not None or data.group_column is not None):
-        yield "task.data.holdout=last: takes the end of one source, not beside task.data.mix, eval_path or group_column; type task.data.holdout=random"
+    if data.group_column is not None and (data.mix is not None or apart):
+        yield "task.data.group_column: splits one source, not beside task.data.mix, eval_path or eval_split; type task.data.group_column=null"
+    if data.holdout == "last" and (data.mix is not None or apart or data.group_column is not None):
+        yield "task.data.holdout=last: takes the end of one source, not beside task.data.mix, eval_path, eval_split or group_column; type task.data.holdout=random"
     for name, one in (data.mix or {}).items():
         if data.source == "file" and not Path(one.path).expanduser().is_file():
             yield f"task.data.mix.{name}.path={one.path}: there is no such file; name a csv, json, jsonl, parquet or txt file"
+
+
+def _of_the_hub(data: schema.DataSpec) -> Lines:
+    if data.source == "hub":
+        return
+    for key, usual in {"name": None, "revision": None, "split": "train", "eval_split": None}.items():
+        value = getattr(data, key)
+        if value != usual:
+            yield f"task.data.{key}={value}: is of a dataset on the Hub; omit it, or type task.data.source=hub"
+    for name, one in (data.mix or {}).items():
+        if one.name or one.revision or one.split:
+            yield f"task.data.mix.{name}: name, revision and split are of a dataset on the Hub; omit them, or type task.data.source=hub"
 
 
 def files(task: schema.TaskSpec, action: Any) -> Lines:

@@ -111,7 +111,7 @@ def test_an_interrupt_ends_every_process(where, together):
         cwd=where, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     metrics = where / "outputs/train/long/metrics.jsonl"
-    deadline = time.time() + 120
+    deadline = time.time() + 400
     while not metrics.is_file() and time.time() < deadline:
         time.sleep(0.2)
     started.send_signal(signal.SIGTERM)

@@ -94,6 +94,7 @@ KNOBS = {
     "adafactor": ["trainer.optim=adafactor"],
     "beta1": ["trainer.adam_beta1=0.5"],
     "beta2": ["trainer.adam_beta2=0.5"],
+    "epsilon": ["trainer.adam_epsilon=0.1"],
     "schedule": ["trainer.lr_scheduler_type=constant"],
     "schedule_settings": [
         "trainer.lr_scheduler_type=cosine_with_min_lr",

@@ -40,7 +40,9 @@ def source_of(task: TaskSpec) -> str:
     data = task.data
     if data.source == "package":
         return f"{task.kind} rows of {data.package}:{data.path}"
-    return f"{task.kind} rows of {data.path if data.source == 'hub' else Path(data.path).name}"
+    if data.source == "hub":
+        return f"{task.kind} rows of {data.path}{f' ({data.name})' if data.name else ''}"
+    return f"{task.kind} rows of {Path(data.path).name}"
 
 
 def say_if_other(task: TaskSpec, adapters: dict[str, str]) -> None:

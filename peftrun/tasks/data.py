@@ -40,11 +40,12 @@ def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> t
     """
     data, made = task.data, render or example
     groups: dict[Any, str] = {}
-    rows = _prepare(_load("task.data.path", data.path, task, made, groups), data)
+    rows = _prepare(_load(sources.first(data), task, made, groups), data)
     if data.mix is not None:
         rows = mixture.mixed({"task.data.path": (1.0, rows)} | _others(task, made), data.split_seed)
-    if data.eval_path is not None:
-        held_out = _load("task.data.eval_path", data.eval_path, task, made)[: data.eval_rows]
+    apart = sources.held_out(data)
+    if apart is not None:
+        held_out = _load(apart, task, made)[: data.eval_rows]
     else:
         _check_enough(len(rows), data.eval_rows)
         rows, held_out = _split(rows, groups, data)
@@ -68,7 +69,8 @@ def _others(task: TaskSpec, render: Callable[..., Any]) -> dict[str, tuple[float
     found = {}
     for name, one in (task.data.mix or {}).items():
         own = replace(task, prompt=one.prompt or task.prompt, completion=one.completion or task.completion)
-        found[name] = (one.weight, _prepare(_load(f"task.data.mix.{name}.path", one.path, own, render), task.data))
+        source = sources.further(f"task.data.mix.{name}.path", one, task.data)
+        found[name] = (one.weight, _prepare(_load(source, own, render), task.data))
     return found
 
 
@@ -88,13 +90,13 @@ def digest(examples: Iterable[Example]) -> str:
 
 
 def _load(
-    key: str, path: str, task: TaskSpec, render: Callable[..., Any], groups: dict[Any, str] | None = None
+    source: sources.Source, task: TaskSpec, render: Callable[..., Any], groups: dict[Any, str] | None = None
 ) -> list[Any]:
     """Every row rendered; `groups` is given the group of each."""
-    rows = sources.read(task.data, f"{key}={path}", path)
+    rows = sources.read(task.data, source)
     _check_columns(rows[0], task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    made = [render(f"{key}={path}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
+    made = [render(f"{source.told}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
     if groups is not None and task.data.group_column:
         groups |= {one: str(row[task.data.group_column]) for one, row in zip(made, rows, strict=True)}
     return made

@@ -21,7 +21,7 @@ from peftrun.errors import ArtifactError
 from peftrun.explain import reads
 from peftrun.paths import cache_dir
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks.sources import file_of
+from peftrun.tasks import sources
 
 LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -98,10 +98,10 @@ def _key(task: TaskSpec, tokenizer: Any) -> str | None:
 
 def _contents(data: DataSpec) -> list[str] | None:
     if data.source == "hub":
-        return [data.revision] if data.revision and COMMIT.fullmatch(data.revision) else None
-    paths = [data.path, *([data.eval_path] if data.eval_path else []), *(one.path for one in (data.mix or {}).values())]
+        commits = [one.revision or "" for one in sources.all_of(data)]
+        return commits if all(map(COMMIT.fullmatch, commits)) else None
     try:
-        return [fingerprint.of_file(file_of(data, path)) for path in paths]
+        return [fingerprint.of_file(sources.file_of(data, one.path)) for one in sources.all_of(data)]
     except OSError:  # whoever reads the rows says what is wrong with the file
         return None
 

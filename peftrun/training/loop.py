@@ -186,13 +186,14 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
 
 def _moot(trainer: TrainerSpec) -> list[str]:
     """What means nothing beside another value."""
-    adam = trainer.optim.startswith(("adamw", "paged_adamw", "lion"))
+    adam = trainer.optim.startswith(("adamw", "paged_adamw"))
     return [
         *(["num_train_epochs"] if trainer.max_steps > 0 else []),
         *(["save_steps"] if trainer.save_strategy != "steps" else []),
         *(["save_total_limit"] if trainer.save_strategy == "no" else []),
         *(["eval_steps"] if trainer.eval_strategy != "steps" else []),
-        *([] if adam else ["adam_beta1", "adam_beta2"]),
+        *([] if adam or trainer.optim.startswith("lion") else ["adam_beta1", "adam_beta2"]),
+        *([] if adam else ["adam_epsilon"]),
     ]
 
 

@@ -80,7 +80,7 @@ def killed_after(where: Path, step: int, *args: str) -> Path:
     process = subprocess.Popen(
         [sys.executable, "-m", "peftrun", *args], cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    for _ in range(3000):
+    for _ in range(30_000):  # minutes: what is tested is no speed
         found = list(where.glob(f"outputs/train/*/checkpoints/checkpoint-{step}/complete"))
         if found:
             process.send_signal(signal.SIGKILL)

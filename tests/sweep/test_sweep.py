@@ -207,7 +207,7 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(tmp_path, llama, 
         [sys.executable, "-m", "peftrun", *command], cwd=tmp_path / "killed", env=os.environ, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list((tmp_path / "killed").glob("outputs/sweeps/*/*/adapter")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGKILL)

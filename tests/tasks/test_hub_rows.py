@@ -1,0 +1,126 @@
+"""Datasets of the Hub: their configurations, splits and commits. A folder with the Hub's own description of itself stands for one."""
+
+import json
+
+import pytest
+from faults import check_failed, check_refused
+
+from peftrun.composition import compose_run
+from peftrun.config import build
+from peftrun.tasks import prepared, source_of
+from peftrun.tasks.data import load_examples
+
+CARD = """---
+configs:
+- config_name: sums
+  data_files: [{split: train, path: sums/train.jsonl}, {split: test, path: sums/test.jsonl}]
+- config_name: names
+  data_files: [{split: train, path: names/train.jsonl}, {split: short, path: names/short.jsonl}]
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "rows"
+    for name, split, count in (
+        ("sums", "train", 30),
+        ("sums", "test", 8),
+        ("names", "train", 20),
+        ("names", "short", 5),
+    ):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        rows = [{"prompt": f"{name} {split} {n}", "completion": f"{n}"} for n in range(count)]
+        (folder / name / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+def task_of(dataset, *more):
+    where = ["task=instruction", "task.data.source=hub", f"task.data.path={dataset}", "task.data.eval_rows=4"]
+    return build(compose_run([*where, *more]).cfg).task
+
+
+def prompts(examples):
+    return [one.given[-1][1] for one in examples]
+
+
+def parts(examples):
+    return {text.rsplit(" ", 1)[0] for text in prompts(examples)}
+
+
+def test_rows_of_one_configuration_are_read_and_named(dataset):
+    task = task_of(dataset, "task.data.name=names")
+    train, held_out = load_examples(task)
+    assert (len(train), len(held_out)) == (16, 4) and parts([*train, *held_out]) == {"names train"}
+    assert source_of(task) == f"causal_lm rows of {dataset} (names)"
+
+
+def test_held_out_rows_are_those_of_another_split(dataset):
+    train, held_out = load_examples(task_of(dataset, "task.data.name=sums", "task.data.eval_split=test"))
+    assert len(train) == 30 and parts(train) == {"sums train"}
+    assert prompts(held_out) == [f"sums test {n}" for n in range(4)]
+
+
+def test_a_further_source_has_a_configuration_and_a_split_of_its_own(dataset):
+    more = f"task.data.mix={{more: {{path: {dataset}, weight: 0.2, name: names, split: short}}}}"
+    train, held_out = load_examples(task_of(dataset, "task.data.name=sums", "task.data.eval_split=test", more))
+    found = [text.rsplit(" ", 1)[0] for text in prompts(train)]
+    assert (found.count("sums train"), found.count("names short")) == (25, 5)
+    assert parts(held_out) == {"sums test"}
+
+
+def test_rows_are_kept_as_tokens_only_where_every_source_is_a_commit(dataset, llama):
+    from transformers import AutoTokenizer
+
+    tokenizer, commit = AutoTokenizer.from_pretrained(llama), "a" * 40
+    given = ["task.data.name=sums", f"task.data.revision={commit}"]
+    more = "task.data.mix={{more: {{path: org/rows, weight: 1.0{}}}}}"
+    keys = [
+        prepared._key(task_of(dataset, *given, *beside), tokenizer)
+        for beside in (
+            [],
+            ["task.data.eval_split=test"],
+            ["task.data.name=names"],
+            [more.format(f", revision: {commit}")],
+            [more.format("")],
+            ["task.data.eval_path=org/other"],
+        )
+    ]
+    assert None not in keys[:4] and len(set(keys[:4])) == 4 and keys[4:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            ["task.data.name=nosuch"],
+            ["task.data.path=", "BuilderConfig 'nosuch' not found", "check it, task.data.name"],
+        ),
+        (["task.data.name=sums", "task.data.eval_split=nosuch"], ["task.data.path=", "nosuch", "the split"]),
+        ([], ["task.data.path=", "sums", "names", "task.data.name"]),
+    ],
+)
+def test_a_part_that_is_not_there_is_told_in_one_line(cli, tmp_path, llama, on_tiny, dataset, more, told):
+    where = ["task=instruction", "task.data.source=hub", f"task.data.path={dataset}"]
+    check_failed(cli, tmp_path, [*on_tiny(llama), *where, *more], told)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("task.data.name=sums", "task.data.name=sums: is of a dataset on the Hub; omit it, or type task.data.source=hub"),
+        ("task.data.split=test", "task.data.split=test: is of a dataset on the Hub"),
+        ("task.data.eval_split=test", "task.data.eval_split=test: is of a dataset on the Hub"),
+        ("task.data.revision=main", "task.data.revision=main: is of a dataset on the Hub"),
+        (f"task.data.mix={{more: {{path: {__file__}, weight: 1, name: b}}}}", "task.data.mix.more: name, revision and split are of a dataset on the Hub"),
+    ],
+)  # fmt: skip
+def test_what_is_of_the_hub_is_refused_elsewhere(cli, tmp_path, llama, on_tiny, given, told):
+    check_refused(cli, tmp_path, [*on_tiny(llama), given], [told])
+
+
+@pytest.mark.parametrize("key", ["group_column=prompt", "holdout=last"])
+def test_rows_are_held_out_in_one_way(cli, tmp_path, llama, on_tiny, dataset, key):
+    given = ["task=instruction", "task.data.source=hub", f"task.data.path={dataset}", "task.data.eval_split=test", f"task.data.{key}"]  # fmt: skip
+    check_refused(cli, tmp_path, [*on_tiny(llama), *given], [f"task.data.{key.split('=')[0]}", "eval_split"])
