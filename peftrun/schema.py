@@ -42,9 +42,9 @@ class MixSpec:
     weight: Annotated[float, Field(gt=0, examples=[1.0])]  # the first source's is 1
     prompt: str | None = None  # templates of its own; null: the task's
     completion: str | None = None  # null: the task's
-    name: str | None = None  # on the Hub: of its own, as are these
-    revision: str | None = None
-    split: str | None = None  # null: the first source's
+    name: str | None = None  # on the Hub: which configuration
+    revision: str | None = None  # on the Hub: branch, tag or commit
+    split: str | None = None  # on the Hub; null: the first source's
 
 
 @dataclass(config=STRICT)

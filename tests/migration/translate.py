@@ -141,6 +141,11 @@ def _mixture(value: dict[str, Any], keys: dict[str, Any]) -> Overrides:
     return ["task.data.source=hub", f"task.data.path={first['id']}", f'task.data.split="{first["split"]}"']
 
 
+def _splits(value: list[str], keys: dict[str, Any]) -> Overrides:
+    train, *held_out = value
+    return [f"task.data.split={train}", *(f"task.data.eval_split={one}" for one in held_out)]
+
+
 def _report_to(value: str | list[str], keys: dict[str, Any]) -> Overrides:
     one = value if isinstance(value, str) else value[-1]
     return [] if one == "none" else [f"tracker={one}"]
@@ -160,7 +165,8 @@ HAND: dict[tuple[str, str], Callable[..., Overrides]] = {
     ("llama-factory", "val_size"): _share,
     ("trl", "dataset_mixer"): _mixer,
     ("trl", "dataset_mixture"): _mixture,
-    ("trl", "dataset_splits"): lambda value, keys: [f"task.data.split={value[0]}"],
+    ("trl", "dataset_splits"): _splits,
+    ("trl", "dataset_configs"): lambda value, keys: [f"task.data.name={value[0]}"],
     ("trl", "report_to"): _report_to,
 }
 ALPHA = ("llama-factory", "lora_alpha")  # a default that is reckoned
