@@ -58,6 +58,8 @@ def generate(action: Any, adapter: dict[str, str]) -> Lines:
         return
     if action.prompt is not None and action.prompts_file is not None:
         yield "action.prompt: cannot stand beside action.prompts_file; omit one"
+    if action.prompt is not None and not action.prompt.strip():
+        yield "action.prompt=: asks nothing; type action.prompt='Hello', or omit it to be asked for prompts"
     if action.prompts_file is not None and not Path(action.prompts_file).is_file():
         yield f"action.prompts_file={action.prompts_file}: there is no such file; name a text file, one prompt a line"
     elif action.prompts_file is not None:

@@ -27,6 +27,8 @@ def locate(path: str, name: str = "default") -> Path:
         torn, a pickle, or not JSON.
     """
     given, key = Path(path).expanduser(), f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
+    if not path.strip():
+        raise AdapterError(f"{key}: names no folder; name a run folder or one that holds {ADAPTER_CONFIG}")
     if not given.is_dir():
         raise AdapterError(f"{key}: is not a folder; name a run folder or one that holds {ADAPTER_CONFIG}")
     folder = _inside_run(given, key) if (given / RECORD).is_file() else given
@@ -57,6 +59,10 @@ def _inside_run(run: Path, key: str) -> Path:
     record = read_json(run / RECORD)
     if (run / ADAPTER).is_dir():
         return run / ADAPTER
+    if record.get("status") == "completed":
+        raise AdapterError(
+            f"{key}: this run is 'completed', and its folder holds no {ADAPTER}; restore it, or name another run"
+        )
     reason = f" ({record['error']})" if record.get("error") else ""
     raise AdapterError(
         f"{key}: this run is '{record.get('status')}' and saved no adapter{reason}; "

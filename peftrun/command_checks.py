@@ -1,5 +1,7 @@
 """What is wrong with a command line before anything is composed: folders that cannot be a run's, team folders of another shape. Light."""
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from peftrun.errors import ArtifactError, ConfigError, PeftrunError
 
 ONCE = ("action=template", "action=serve", "action=browse")  # what a sweep would do for one value of several
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+ADAPTERS = re.compile(r"adapter=\{(?P<pairs>[^{}]*)\}")
 
 
 def problems(overrides: Sequence[str], config_dir: str | None, swept: bool) -> list[PeftrunError]:
@@ -16,7 +19,7 @@ def problems(overrides: Sequence[str], config_dir: str | None, swept: bool) -> l
 
     Args: config_dir: what `--config-dir` names. swept: whether `-m` was typed.
     """
-    found: list[PeftrunError] = [*_folders(overrides)]
+    found: list[PeftrunError] = [*_folders(overrides), *_said_twice(overrides)]
     if config_dir:
         found += [ConfigError(f"--config-dir {line}") for line in team_folder(config_dir)]
     if swept:
@@ -48,16 +51,33 @@ def holds_a_run(folder: Path | str, key: str = "hydra.run.dir") -> ArtifactError
 
 def _folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:
     """Folders named on the command line: seen before Hydra writes its own files there."""
+    resumed = any(text.startswith("action.resume=") for text in overrides)
     for text in overrides:
         key, _, value = text.partition("=")
         folder = Path(value.strip("'\""))
         if key not in FOLDERS:
             continue
+        if not value.strip("'\" "):
+            yield ConfigError(f"{key}=: names no folder; name one that does not exist, or omit {key}")
+            continue
         taken = next((one for one in (folder, *folder.parents) if one.exists() and not one.is_dir()), None)
         if taken:
             yield ArtifactError(f"{key}={folder}: {taken} is a file; name a folder that does not exist")
+        elif (folder / RECORD).exists() and resumed:
+            yield ConfigError(
+                f"{key}={folder}: holds a run already, and what goes on with it gets a folder of its own; omit {key} and type action.resume={folder}"
+            )
         elif (folder / RECORD).exists():
             yield holds_a_run(folder, key)
+
+
+def _said_twice(overrides: Sequence[str]) -> Iterator[PeftrunError]:
+    """Of two adapters of one name the second would take the first one's place without a word."""
+    for text in overrides:
+        if found := ADAPTERS.fullmatch(text):
+            names = Counter(pair.partition(":")[0].strip(" '\"") for pair in found["pairs"].split(","))
+            for name in [one for one, count in names.items() if one and count > 1]:
+                yield ConfigError(f"adapter.{name}: is given more than once; give each adapter a name of its own")
 
 
 def _holds_groups(folder: Path) -> bool:

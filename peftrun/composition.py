@@ -22,6 +22,7 @@ from peftrun.errors import ConfigError
 from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
 
+TEXTS = ("task.prompt", "task.completion")  # hold braces that are no mapping's
 QUOTING = "quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 SEARCH_PATH = "hydra.searchpath="
@@ -164,9 +165,10 @@ def _line(text: str, error: Exception, composed: DictConfig, teams: Sequence[Pat
     try:
         override: Override = OverridesParser.create().parse_override(text)
     except HydraException:
-        advice = (
-            f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'" if value.startswith("{") else QUOTING
-        )
+        advice = QUOTING
+        if value.startswith("{"):
+            mapped = f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'"
+            advice = f"type '{key}=\"{value}\"'" if key in TEXTS else mapped
         return f"{text}: cannot be read as key=value; {advice}"
     if key.startswith(("+", "~")):
         return f"{text}: {in_one_line(error)}"
@@ -196,4 +198,9 @@ def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams
     known = list(config.flatten(config.plain(composed)))
     if any(item.startswith(f"{name}.") for item in known):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
-    return config.unknown_key(name, value, known)
+    return _of_other_actions(name, text) or config.unknown_key(name, value, known)
+
+
+def _of_other_actions(name: str, text: str) -> str | None:
+    owners = typed.actions_with(name.removeprefix("action.")) if name.startswith("action.") else []
+    return f"{text}: is a key of action={', '.join(owners)}; type action={owners[0]}, or omit it" if owners else None

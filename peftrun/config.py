@@ -6,6 +6,7 @@ The only module that knows omegaconf. After `build` there is no DictConfig.
 import copy
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -177,8 +178,15 @@ def unknown_key(key: str, value: Any, known: list[str]) -> str:
     near = get_close_matches(key, known, n=1, cutoff=0.7) or [
         last[name] for name in get_close_matches(own, last, n=1, cutoff=0.75)
     ]
-    advice = f"did you mean {near[0]}? type {near[0]}={value}" if near else "`peftrun --cfg job` lists every key"
+    if near and near[0].endswith("_env"):  # what was typed may be the secret itself, which no terminal is to show
+        return f"{key}: there is no such key; {near[0]} is the name of an environment variable that holds it: type {near[0]}=VARIABLE"
+    typed = f"{near[0]}={value}" if near else ""
+    advice = f"did you mean {near[0]}? type {_in_shell(typed)}" if near else "`peftrun --cfg job` lists every key"
     return f"{key}={value}: there is no such key; {advice}"
+
+
+def _in_shell(text: str) -> str:
+    return shlex.quote(text) if " " in text else text
 
 
 def _explain(group: str, given: Any, kind: Any, error: ValidationError) -> list[str]:
@@ -219,12 +227,20 @@ def _show(value: Any) -> str:
 
 def _line(key: str, rules: list[str], kind: Any, given: Any) -> str:
     name, _, value = key.removesuffix(" is not set").partition("=")
-    found = _at(kind, name.split(".")[1:], given)
-    example = _example(found)
-    if example is None and value:
-        example = _nearest(found, value)
-    advice = f"; type {name}={example}" if example is not None else ""
+    advice = _advice(name, value, _at(kind, name.split(".")[1:], given))
     return f"{key}{': ' if rules else ''}{' or '.join(rules)}{advice}"
+
+
+def _advice(name: str, value: str, kind: Any) -> str:
+    """What to type for a key of this type."""
+    kinds, example = (kind, *_inner(kind)), _example(kind)
+    if example is None and value:
+        example = _nearest(kind, value)
+    if example is None and bool in kinds:
+        return f"; type {name}=true or {name}=false"
+    if example is None and any(get_origin(one) is dict for one in kinds):
+        example = "{NAME: VALUE}"
+    return "" if example is None else f"; type {_in_shell(f'{name}={example}')}"
 
 
 def _at(kind: Any, path: list[str], given: Any) -> Any:

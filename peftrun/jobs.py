@@ -35,12 +35,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         faults = _refused(arguments) or _run_jobs(_plan_of_a_sweep(arguments))
     except KeyboardInterrupt:
-        _report(
-            [
-                "interrupted; what had begun says so in its record. A training run continues with action.resume=auto, a sweep by the same command"
-            ]
-        )
-        return INTERRUPTED
+        return _report([_interrupted(argv)]) and INTERRUPTED
     except PeftrunError as fault:
         return _report(fault.lines)
     except Exception as error:
@@ -54,6 +49,12 @@ def run(argv: Sequence[str]) -> int:
             raise
         return _report(_composition_problems(arguments, error))
     return _report([line for fault in faults for line in fault.lines]) if faults else 0
+
+
+def _interrupted(argv: Sequence[str]) -> str:
+    own = next((text.partition("=")[2] for text in argv if text.startswith("hydra.run.dir=")), None)
+    how = "with action.resume=auto" if own is None else f"with action.resume={own} in place of hydra.run.dir={own}"
+    return f"interrupted; what had begun says so in its record. A training run continues {how}, a sweep by the same command"
 
 
 def _tell(lines: Sequence[str]) -> None:

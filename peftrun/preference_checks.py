@@ -36,7 +36,7 @@ def columns(task: Any) -> Lines:
     if task.kind not in KINDS:
         return
     if (task.messages is None) == (task.prompt is None):
-        yield "task.prompt: exactly one of task.prompt and task.messages is needed; type task.prompt='{COLUMN}'"
+        yield "task.prompt: exactly one of task.prompt and task.messages is needed; type 'task.prompt=\"{COLUMN}\"'"
     if task.data.balance and task.kind != "prompt_only":
         yield f"task.data.balance=true: counts labels, and task.kind={task.kind} has none; type task.data.balance=false"
     needed = {"preference": ("chosen", "rejected"), "unpaired_preference": ("desirable",)}.get(task.kind, ())
@@ -66,7 +66,7 @@ def rewards(task: Any) -> Lines:
             f"({', '.join(found.rewards)}); type task.objective.reward_weights=null"
         )
     if {"exact_answer", "contains_answer"} & set(found.rewards) and task.completion is None:
-        yield "task.completion is not set; rewards exact_answer and contains_answer compare with it: type task.completion='{COLUMN}'"
+        yield "task.completion is not set; rewards exact_answer and contains_answer compare with it: type 'task.completion=\"{COLUMN}\"'"
     if "near_length" in found.rewards and found.target_length is None:
         yield "task.objective.target_length is not set; reward near_length needs it: type task.objective.target_length=200"
     if "matches_pattern" in found.rewards:

@@ -74,7 +74,7 @@ def apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
 def templates(task: schema.TaskSpec) -> Lines:
     """Where texts are found, and that templates can be read."""
     if task.kind in ("causal_lm", "seq_cls", "seq2seq") and (task.messages is None) == (task.completion is None):
-        yield "task.completion: exactly one of task.completion and task.messages is needed; type task.completion='{COLUMN}'"
+        yield "task.completion: exactly one of task.completion and task.messages is needed; type 'task.completion=\"{COLUMN}\"'"
     if task.kind not in preference_checks.KINDS and task.messages is not None and task.prompt is not None:
         yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"
     if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:

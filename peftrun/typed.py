@@ -41,12 +41,18 @@ def _action(typed: Sequence[str]) -> str:
     return chosen[-1].split(",")[0] if chosen else DEFAULT_ACTION
 
 
+def actions_with(key: str) -> list[str]:
+    """The actions that have a key of this name."""
+    return [name for name, keys in _actions().items() if key in keys]
+
+
 def _keys(action: str) -> set[str]:
     """Keys of an action that mean nothing else."""
+    return _actions().get(action, set())
+
+
+def _actions() -> dict[str, set[str]]:
     from peftrun import action_specs
 
-    for kind in get_args(get_args(action_specs.Action)[0]):
-        hints = get_type_hints(kind)
-        if action in get_args(hints["name"]):
-            return hints.keys() - {"name", *TOP_LEVEL}
-    return set()
+    kinds = [get_type_hints(kind) for kind in get_args(get_args(action_specs.Action)[0])]
+    return {name: hints.keys() - {"name", *TOP_LEVEL} for hints in kinds for name in get_args(hints["name"])}

@@ -20,11 +20,25 @@ REFUSED = [
     (["lora=dorra"], "did you mean dora? type lora=dora"),
     (["-m", "lora.r=4,8", "hydra/sweeper=optunaa"], "there is no such sweeper; sweepers: basic, optuna"),
     (["action=replay", "runn=RUN"], "did you mean action.run? type action.run="),
+    (["hydra.run.dir="], "hydra.run.dir=: names no folder"),
+    (["hydra.run.dir=RUN", "action.resume=auto"], "omit hydra.run.dir and type action.resume="),
+    (["hydra.run.dir=RUN"], "holds a run already; name a folder that does not exist"),
+    (["action=serve", "adapter={one: RUN, two: RUN, one: RUN}"], "adapter.one: is given more than once"),
+    (["action=inspect", "adapter="], "adapter=: names no folder"),
+    (["action=inspect", "adapter={one: ''}"], "adapter.one=: names no folder"),
+    (["action=reload", "adapter=[RUN,RUN]"], "must be a mapping {name: VALUE}; type 'adapter={NAME: VALUE}'"),
+    (["action.prompt=foo"], "action.prompt=foo: is a key of action=generate; type action=generate, or omit it"),
+    (["action=serve", "api_key=our-secret"], "is the name of an environment variable that holds it: type action.api_key_env=VARIABLE"),
+    (["action=export", "adapter=RUN", "action.push=maybe"], "type action.push=true or action.push=false"),
+    (["action=compare", "rnus=[a, b]"], "type 'action.runs=[a, b]'"),
+    (["task.prompt={question}"], "type 'task.prompt=\"{question}\"'"),
+    (["action=generate", "prompt="], "action.prompt=: asks nothing"),
 ]  # fmt: skip
 
 
 def refused(outcome, line):
     assert outcome.code == 1 and line in outcome.err and "Traceback" not in outcome.err, outcome.err
+    assert "our-secret" not in outcome.err
 
 
 @pytest.mark.parametrize(("typed", "line"), REFUSED, ids=[" ".join(typed) for typed, _ in REFUSED])

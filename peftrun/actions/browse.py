@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from peftrun import addresses, console
 from peftrun.action_specs import BrowseAction
-from peftrun.catalogue import app, server
+from peftrun.catalogue import app, search, server
 from peftrun.catalogue.pages import Catalogue
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -16,6 +16,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """How long it was served, and where. Raises: ConfigError: the address cannot be had."""
     action = spec.action
     assert isinstance(action, BrowseAction)
+    if action.where:
+        search.find(
+            action.roots, action.where, None, 1
+        )  # a condition that cannot be met is told here, and not by the page
     with server.bound(action.host, action.port) as listening:
         where = server.address(listening)
         if not addresses.is_this_machine(action.host):

@@ -122,6 +122,10 @@ def _next(action: ExportAction, first: Source, base_id: str | None, target: Path
 def _to_push(action: ExportAction, first: Source, base_id: str | None, here: str) -> list[str]:
     repo = action.repo_id or "ORG/NAME"
     given = f"action.model_dir={action.model_dir}" if action.model_dir else f"adapter={console.short(first.folder)}"
+    private = "" if action.private else " private=false"
     named = {"base_model": action.base_model or (None if base_id else "ORG/BASE"), "license": action.license}
     more = "".join(f" {key}={value}" for key, value in named.items() if value)
-    return [f"peftrun action=export {given}{more} repo_id={repo} push=true", f"hf upload {repo} {here}"]
+    return [
+        f"peftrun action=export {given}{more} repo_id={repo}{private} push=true",
+        push.by_hand(repo, here, action.private),
+    ]

@@ -14,6 +14,7 @@ import yaml
 
 from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, FACTS, RECORD
 from peftrun.catalogue import settings
+from peftrun.paths import GROUPS
 
 LEARNING = ("train", "plan", "extract")  # their config says which method; others are given an adapter, or none
 ON_ROWS = ("train", "evaluate", "plan")  # their config says which task
@@ -48,7 +49,7 @@ def _config(folder: str) -> Values:
 
 
 def _of_run(folder: str, record: Values, config: Values) -> Values:
-    action, choices = record.get("action"), _choices(folder)
+    action, choices = record.get("action"), _choices(folder) or _typed(record)
     training = record.get("training") or {}
     return {
         "action": action,
@@ -160,6 +161,13 @@ def _choices(folder: str) -> dict[str, str]:
     choices, cells = sweep
     values = (cells.get(os.path.basename(folder)) or {}).get("values") or {}
     return choices | {key: str(value) for key, value in values.items() if key in choices}
+
+
+def _typed(record: Values) -> dict[str, str]:
+    """Group → option as it was typed: for a folder that was copied without Hydra's notes."""
+    typed = record.get("command")
+    pairs = [text.partition("=") for text in typed[1:] if isinstance(text, str)] if isinstance(typed, list) else []
+    return {key: option for key, _, option in pairs if key in GROUPS}
 
 
 def _command(folder: str, record: Values) -> str | None:

@@ -17,6 +17,7 @@ LOOKING = (
     "template",
     "check",
 )  # at configs that other runs are to use, or did
+ALONE = ("adapter", "active", "seed")  # keys, and no groups, that stand at the top
 TEMPLATES = ("slots", "template")  # read while the config is composed
 
 
@@ -34,7 +35,11 @@ def found(spec: RunSpec, out_dir: Path, unread: Sequence[str]) -> list[str]:
         wanted = [key for key in wanted if values[key] != usual.get(key)]
     else:
         typed = {text.lstrip("+~").partition("=")[0] for text in asked.overrides(out_dir)}
-        wanted = [key for key in wanted if any(key == one or key.startswith(f"{one}.") for one in typed if "." in one)]
+        wanted = [
+            key
+            for key in wanted
+            if any(key == one or key.startswith(f"{one}.") for one in typed if "." in one or one in ALONE)
+        ]
         return [*_tracker(spec, typed), *(quoting.override(key, values[key]) for key in wanted)]
     return [quoting.override(key, values[key]) for key in wanted]
 

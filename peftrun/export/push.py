@@ -30,9 +30,14 @@ def push(folder: Path, repo_id: str, private: bool) -> dict[str, Any]:
             raise
         raise ArtifactError(
             f"action.repo_id={repo_id}: the Hub did not take it ({_reason(error)}); the folder is whole: check name and token, then "
-            f"type `hf upload {repo_id} {folder}`"
+            f"type `{by_hand(repo_id, str(folder), private)}`"
         ) from error
     return {"repo_id": repo_id, "commit": commit.oid, "url": commit.commit_url}
+
+
+def by_hand(repo_id: str, folder: str, private: bool) -> str:
+    """The command of the Hub's own client that does the same."""
+    return f"hf upload {repo_id} {folder}{' --private' if private else ''}"
 
 
 def _is_of_the_hub(error: Exception) -> bool:

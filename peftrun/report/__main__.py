@@ -17,14 +17,14 @@ def main(folders: list[str]) -> int:
         return 0
     if not folders:
         print(USAGE, file=sys.stderr)
-        return 2
+        return 1
     failed = 0
     for folder in folders:
         try:
             print(_written(Path(folder)))
         except PeftrunError as error:
             failed = 1
-            print(error, file=sys.stderr)
+            print(f"peftrun: {error}", file=sys.stderr)
     return failed
 
 

@@ -49,8 +49,11 @@ class Swapper:
                 f"The lora adapter '{name}' has already been loaded. Set load_inplace to true to replace it.",
                 "lora_name",
             )
+        if not adapter_folder.NAME.fullmatch(name):
+            raise faults.invalid(
+                f"{name!r} must be letters, digits, '_', '-' and single dots between them.", "lora_name"
+            )
         with _as_fault("lora_path"):
-            adapter_folder.check_name(name)
             folder = adapter_folder.locate(wish.lora_path, name)
             check(folder, name)
             load.check_base(self._base.name, self._base.fingerprint, folder, self._allow)

@@ -10,6 +10,7 @@ from typing import Any
 
 from peftrun import console
 from peftrun.errors import DataError
+from peftrun.explain import quoting
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks import mixture, sources, templates
 from peftrun.tasks.messages import ASSISTANT, messages_of
@@ -164,7 +165,7 @@ def _advice(key: str, name: str, row: dict[str, Any], task: TaskSpec) -> str:
     if key not in TEMPLATES:
         return f"type {key}={near[0] if near else 'COLUMN'}"
     template = task.prompt if key == "task.prompt" else task.completion
-    return f"type {key}='{(template or '').replace(name, near[0])}'" if near else f"type {key}='{{COLUMN}}'"
+    return f"type {quoting.words([quoting.override(key, (template or '').replace(name, near[0]) if near else '{COLUMN}')])}"
 
 
 def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:

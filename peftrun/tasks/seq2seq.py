@@ -92,7 +92,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
 def _encode(example: Example, tokenizer: Any) -> Row:
     if not example.given:
         raise DataError(
-            "task.prompt is not set; task.kind=seq2seq reads one text and writes another: type task.prompt='{COLUMN}'"
+            "task.prompt is not set; task.kind=seq2seq reads one text and writes another: type 'task.prompt=\"{COLUMN}\"'"
         )
     target = list(tokenizer(text_target=example.completion)["input_ids"])
     end = tokenizer.eos_token_id

@@ -70,7 +70,7 @@ def _newest_unfinished(spec: RunSpec, out_dir: Path) -> Path:
             return run
     raise ConfigError(
         f"action.resume=auto: {out_dir.parent} holds no unfinished run with this config; "
-        "give the same overrides as the run to continue, or name it: action.resume=RUN_FOLDER"
+        "give the same overrides as the run to continue, or, where it lies elsewhere, name it: action.resume=RUN_FOLDER"
     )
 
 
