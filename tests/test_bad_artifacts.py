@@ -164,6 +164,12 @@ def test_an_adapter_of_a_run_that_failed_is_refused_with_its_reason(cli, tmp_pat
     check_refused(cli, tmp_path, [*on_tiny(llama), "action=reload", f"adapter={failed}"], told)
 
 
+def test_a_completed_run_without_its_adapter_is_not_said_to_be_unfinished(cli, tmp_path, on_tiny, llama, trained):
+    shutil.copytree(trained, tmp_path / "bare", ignore=shutil.ignore_patterns("adapter"))
+    told = ["adapter=bare: this run is 'completed', and its folder holds no adapter; restore it"]
+    check_refused(cli, tmp_path, [*on_tiny(llama), "action=reload", "adapter=bare"], told)
+
+
 def test_a_completed_run_is_not_resumed(cli, tmp_path, on_tiny, llama, trained):
     args = [*on_tiny(llama), *TINY_STEPS, f"action.resume={trained}"]
     check_failed(cli, tmp_path, args, [f"action.resume={trained}: this run is complete", "omit action.resume"])

@@ -169,8 +169,8 @@ ROWS = {
     "blank lines": ("r.jsonl", "\n\n", [], [["DATA: holds no rows", "name a file with data"]]),
     "header only": ("r.csv", "prompt,completion\n", [], [["DATA: holds no rows", "name a file with data"]]),
     "lacks columns": ("r.jsonl", '{"a": "b"}\n', [], [
-        ["task.prompt: the data has no column 'prompt'", "columns: a", "type task.prompt='{COLUMN}'"],
-        ["task.completion: the data has no column 'completion'", "columns: a", "type task.completion='{COLUMN}'"],
+        ["task.prompt: the data has no column 'prompt'", "columns: a", "type 'task.prompt=\"{COLUMN}\"'"],
+        ["task.completion: the data has no column 'completion'", "columns: a", "type 'task.completion=\"{COLUMN}\"'"],
     ]),
     "lacks the label": ("r.jsonl", pairs(20), ["task.data.label_column=spam"], [
         ["task.data.label_column: the data has no column 'spam'", "type task.data.label_column=COLUMN"],
@@ -178,7 +178,7 @@ ROWS = {
     "broken json": ("r.jsonl", '{"prompt": "a", \n', [], [["DATA: cannot be read (line 1 is not JSON", "check the file"]]),
     "broken json further down": ("r.jsonl", pairs(20) + "no json\n", [], [["DATA: cannot be read (line 21 is not JSON"]]),
     "misspelt column": ("r.jsonl", pairs(20), ["task.prompt='Q: {promt}?'"], [
-        ["task.prompt: the data has no column 'promt'", "type task.prompt='Q: {prompt}?'"],
+        ["task.prompt: the data has no column 'promt'", "type 'task.prompt=\"Q: {prompt}?\"'"],
     ]),
     "broken parquet": ("r.parquet", "abc", [], [["DATA: cannot be read (Parquet file", "check the file"]]),
     "unknown extension": ("r.xyz", "a", [], [["DATA: cannot tell its format", "ends in .csv, .tsv, .json, .jsonl"]]),
@@ -194,7 +194,7 @@ ROWS = {
         ["task.prompt: the data has no column 'prompt.__class__'", "columns: completion, prompt"],
     ]),
     "index in a template": ("r.jsonl", pairs(20), ["task.completion='{prompt[0]}'"], [
-        ["task.completion: the data has no column 'prompt[0]'", "type task.completion='{prompt}'"],
+        ["task.completion: the data has no column 'prompt[0]'", "type 'task.completion=\"{prompt}\"'"],
     ]),
 }  # fmt: skip
 

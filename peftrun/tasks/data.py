@@ -165,7 +165,8 @@ def _advice(key: str, name: str, row: dict[str, Any], task: TaskSpec) -> str:
     if key not in TEMPLATES:
         return f"type {key}={near[0] if near else 'COLUMN'}"
     template = task.prompt if key == "task.prompt" else task.completion
-    return f"type {quoting.words([quoting.override(key, (template or '').replace(name, near[0]) if near else '{COLUMN}')])}"
+    mended = (template or "").replace(name, near[0]) if near else "{COLUMN}"
+    return "type " + quoting.words([quoting.override(key, mended)]).replace("\n", "\\n")
 
 
 def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:

@@ -128,6 +128,11 @@ def test_it_ends_when_told_to_and_nothing_heavy_was_imported(trained, tmp_path, 
     assert found["status"] == "completed" and found["browsed"]["address"] == address
 
 
+def test_a_condition_that_cannot_be_met_is_told_before_anything_is_served(cli, trained, tmp_path):
+    copies(trained, tmp_path / "outputs", 1)
+    check_failed(cli, tmp_path, ["action=browse", "where=exact_mtch>1", "port=0"], ["there is no column exact_mtch"])
+
+
 def test_an_address_that_is_taken_is_one_line(cli, tmp_path):
     with closing(socket.socket()) as other:
         other.bind(("127.0.0.1", 0))

@@ -72,6 +72,13 @@ def test_the_next_command_names_what_it_needs_and_an_unknown_licence_its_neighbo
     assert "licence" not in named.err and " base_model=me/base license=mit repo_id=ORG/NAME push=true" in named.out
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_the_next_commands_keep_what_is_private_private(cli, trained, private):
+    run = cli("action=export", f"adapter={trained}", "repo_id=me/mine", f"private={str(private).lower()}")
+    ours, theirs = (line for line in run.out.splitlines() if "me/mine" in line and ("push=true" in line or "hf upload" in line) and "would" not in line)  # fmt: skip
+    assert ("private=false" in ours, theirs.endswith(" --private")) == (not private, private)
+
+
 def test_an_adapter_made_elsewhere_loses_the_path_of_its_base(cli, tmp_path, trained, llama):
     shutil.copytree(trained / "adapter", tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "peftrun.json").unlink()

@@ -100,6 +100,12 @@ def test_a_terminal_is_filled_and_no_more(runs, tmp_path, width):
     assert any(line.startswith("  peftrun action=compare 'runs=[") for line in lines)
 
 
+def test_keys_that_it_does_not_read_are_told(cli, runs):
+    told = cli("action=list", f"roots=[{runs[0].parents[1]}]", "seed=9", f"adapter={runs[0]}", "limit=1").err
+    assert "seed=9" in told and "adapter.default=" in told and "nothing read them" in told
+    assert "nothing read" not in cli("action=list", f"roots=[{runs[0].parents[1]}]", "limit=1").err
+
+
 def test_what_has_not_come_to_its_end_is_not_proposed(runs):
     """Only number 3, which has failed, is newer than another."""
     found = search.find([str(runs[0].parents[1])], "status=failed or seed=0", "status").runs

@@ -270,6 +270,13 @@ def test_what_is_typed_again_says_not_where_the_old_run_was_put(some):
     assert index.one(str(some[0])).facts["command"] == "peftrun task=sms_spam 'hydra.searchpath=[file://ours]'"
 
 
+def test_a_folder_without_hydras_notes_has_the_task_that_was_typed(some):
+    shutil.rmtree(some[0] / ".hydra", ignore_errors=True)
+    alter(some[0], command=["peftrun", "task=chat", "lora=dora", "lora.r=2"])
+    facts = index.one(str(some[0])).facts
+    assert (facts["task"], facts["method"]) == ("chat", "dora")
+
+
 def test_a_linked_folder_is_looked_through(trained, here, tmp_path):
     copies(trained, tmp_path / "disk", 2)
     (here / "outputs").mkdir()

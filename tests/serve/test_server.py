@@ -312,7 +312,7 @@ def test_adapters_that_cannot_come_are_refused_and_leave_nothing(server, client,
         ({"lora_name": "one", "lora_path": str(paths["one"])}, "already been loaded"),
         ({"lora_name": "base", "lora_path": str(paths["one"])}, "the base's own name"),
         ({"lora_name": "x", "lora_path": str(nobody)}, "is not a folder"),
-        ({"lora_name": "a/b", "lora_path": str(paths["one"])}, "must be letters"),
+        ({"lora_name": "a/b", "lora_path": str(paths["one"])}, "'a/b' must be letters"),
         ({"lora_name": "x"}, "lora_path"),
     ]:
         found = swap(server, "load", **body)
