@@ -1,7 +1,6 @@
 """The real embedded model: converted once, learned from for real, merged, proved."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -30,9 +29,8 @@ def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
     assert "quantization_config" not in config and config["model_type"] == "llama"
     from peftrun.composition import compose_run
 
-    started = time.perf_counter()
     assert model.locate(build(compose_run([]).cfg).model) == base_folder
-    assert time.perf_counter() - started < 5 and base_folder.stat().st_mtime_ns == changed
+    assert base_folder.stat().st_mtime_ns == changed
     assert not list(base_folder.parent.glob(".*.tmp"))
 
 
