@@ -191,7 +191,7 @@ def test_older_runs_get_theirs_by_hand(run, tmp_path, capsys):
 
 def test_by_hand_only_whole_trainings_get_one(run, capsys):
     assert by_hand.main(["--help"]) == 0 and capsys.readouterr().out.startswith("usage: python -m peftrun.report")
-    assert by_hand.main([]) == 2 and capsys.readouterr().err.startswith("usage: ")
+    assert by_hand.main([]) == 1 and capsys.readouterr().err.startswith("usage: ")
     (run / "report.html").unlink()
     change(run, action="evaluate")
     assert by_hand.main([str(run)]) == 1 and "is a run of action=evaluate" in capsys.readouterr().err
