@@ -9,15 +9,14 @@ from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, R
 from peftrun.errors import AdapterError, ArtifactError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+NAME_RULE = "must be letters, digits, '_', '-' and single dots between them"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def check_name(name: str) -> None:
     """Raises: AdapterError: `name` could not be a folder of its own."""
     if not NAME.fullmatch(name):
-        raise AdapterError(
-            f"adapter name {name!r}: must be letters, digits, '_', '-' and single dots between them; type adapter={{my_name: PATH}}"
-        )
+        raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{my_name: PATH}}")
 
 
 def locate(path: str, name: str = "default") -> Path:

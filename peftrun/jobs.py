@@ -35,7 +35,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         faults = _refused(arguments) or _run_jobs(_plan_of_a_sweep(arguments))
     except KeyboardInterrupt:
-        return _report([_interrupted(argv)]) and INTERRUPTED
+        _report([_interrupted(argv)])
+        return INTERRUPTED
     except PeftrunError as fault:
         return _report(fault.lines)
     except Exception as error:

@@ -1,6 +1,6 @@
 """Rows of one batch, each answered by its own adapter: through one pass where that is right, else in turn.
 
-PEFT routes rows of one batch to LoRA layers. It refuses DoRA, and of what an adapter trained in full (biases,
+Rows of plain LoRA adapters pass the layers as `routing` has it, others as PEFT routes them. PEFT refuses DoRA, and of what an adapter trained in full (biases,
 `modules_to_save`) it keeps one copy in the base's place or none by row: such adapters answer their rows in batches of their own.
 """
 

@@ -50,9 +50,7 @@ class Swapper:
                 "lora_name",
             )
         if not adapter_folder.NAME.fullmatch(name):
-            raise faults.invalid(
-                f"{name!r} must be letters, digits, '_', '-' and single dots between them.", "lora_name"
-            )
+            raise faults.invalid(f"{name!r} {adapter_folder.NAME_RULE}.", "lora_name")
         with _as_fault("lora_path"):
             folder = adapter_folder.locate(wish.lora_path, name)
             check(folder, name)

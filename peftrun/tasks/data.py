@@ -70,8 +70,7 @@ def _others(task: TaskSpec, render: Callable[..., Any]) -> dict[str, tuple[float
     found = {}
     for name, one in (task.data.mix or {}).items():
         own = replace(task, prompt=one.prompt or task.prompt, completion=one.completion or task.completion)
-        source = sources.further(f"task.data.mix.{name}.path", one, task.data)
-        found[name] = (one.weight, _prepare(_load(source, own, render), task.data))
+        found[name] = (one.weight, _prepare(_load(sources.further(name, one, task.data), own, render), task.data))
     return found
 
 

@@ -47,15 +47,15 @@ def held_out(data: DataSpec) -> Source | None:
     return Source(key, data.eval_path or data.path, name, revision, data.eval_split or data.split)
 
 
-def further(key: str, one: MixSpec, data: DataSpec) -> Source:
-    """A source that is mixed in."""
-    return Source(key, one.path, one.name, one.revision, one.split or data.split)
+def further(name: str, one: MixSpec, data: DataSpec) -> Source:
+    """The source that is mixed in under this name."""
+    return Source(f"task.data.mix.{name}.path", one.path, one.name, one.revision, one.split or data.split)
 
 
 def all_of(data: DataSpec) -> list[Source]:
     """Every source of a task's rows."""
     apart, mixed = held_out(data), data.mix or {}
-    more = [further(f"task.data.mix.{name}.path", one, data) for name, one in mixed.items()]
+    more = [further(name, one, data) for name, one in mixed.items()]
     return [first(data), *([apart] if apart else []), *more]
 
 
