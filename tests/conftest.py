@@ -1,6 +1,7 @@
 """Tiny models built on the spot, tiny data, and the command line run in this process or in one of its own."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -9,12 +10,33 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-TINY_STEPS = ["trainer.max_steps=4", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
+ROOT = Path(__file__).parent.parent
+SAMPLED_STEPS = ["trainer.max_steps=4", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
+TINY_STEPS = [*SAMPLED_STEPS, "action.samples=0"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--share", type=int, default=1, help="of rotating tests run one in so many, chosen by the commit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those that take longest first, so that no process ends with one; of rotating tests the commit's share."""
+    items.sort(key=lambda item: not item.get_closest_marker("first"))
+    share = config.getoption("--share")
+    if share > 1:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        chosen = int(head, 16) % share
+        left = [
+            one for one in items if one.get_closest_marker("rotating") and crc32(one.nodeid.encode()) % share != chosen
+        ]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [one for one in items if one not in left]
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,19 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PEFTRUN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_flushing() -> None:
+    """Nothing waits for the disk: only a power cut could tell. What a kill or a full disk leaves is tested in processes of their own."""
+    os.fsync = lambda handle: None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> None:
+    """Imported modules are some million objects, which every training would otherwise look through for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 def run_folders(where: Path) -> set[Path]:
     return {path.parent for path in where.glob("outputs/**/record.json")}
 
@@ -48,7 +83,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str) -> Outcome:
-        before = run_folders(tmp_path)
+        before = run_folders(Path.cwd())
         monkeypatch.setattr(sys, "argv", ["peftrun", *args])
         capfd.readouterr()
         try:
@@ -56,7 +91,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capfd.readouterr()
-        return Outcome(code, out, err, next(iter(sorted(run_folders(tmp_path) - before)), None))
+        return Outcome(code, out, err, next(iter(sorted(run_folders(Path.cwd()) - before)), None))
 
     return run
 
@@ -198,7 +233,7 @@ def on_tiny(data: Path) -> Callable[[Path], list[str]]:
 def trained(tmp_path_factory: pytest.TempPathFactory, llama: Path, on_tiny) -> Path:
     """A run folder with an adapter that was trained for four steps on the tiny Llama."""
     where = tmp_path_factory.mktemp("trained")
-    outcome = subprocess_cli(where, *on_tiny(llama), *TINY_STEPS)
+    outcome = subprocess_cli(where, *on_tiny(llama), *SAMPLED_STEPS)
     assert outcome.code == 0, outcome.err
     assert outcome.run_dir is not None
     return outcome.run_dir

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS, Outcome, build_llama, run_folders
 from faults import check_failed, check_recorded, check_refused, check_told, fill, instead, snapshot
 
@@ -58,7 +59,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("row", BROKEN)
+@cases("row", BROKEN)
 def test_a_broken_adapter_is_refused_before_the_run_starts(row, cli, tmp_path, on_tiny, llama, trained):
     shutil.copytree(trained / "adapter", tmp_path / "broken")
     spoil, fragments = BROKEN[row]
@@ -141,8 +142,8 @@ def other_architecture(folder, gpt2):
 BASES = {other_weights: "tiny-other", other_shapes: "tiny-wide", other_architecture: "tiny-gpt2"}
 
 
-@pytest.mark.parametrize("action", ["reload", "merge", "save", "evaluate"])
-@pytest.mark.parametrize("other", BASES, ids=lambda other: other.__name__)
+@cases("action", ["reload", "merge", "save", "evaluate"])
+@cases("other", BASES, ids=lambda other: other.__name__)
 def test_an_adapter_for_another_base_is_refused(other, action, cli, tmp_path, gpt2, on_tiny, trained):
     args = [*on_tiny(other(tmp_path, gpt2)), f"action={action}", f"adapter={trained}"]
     told = [f"{trained / 'adapter'}: was made for base tiny-llama (", f"this is {BASES[other]} (",
@@ -150,7 +151,7 @@ def test_an_adapter_for_another_base_is_refused(other, action, cli, tmp_path, gp
     check_failed(cli, tmp_path, args, told)
 
 
-@pytest.mark.parametrize("other", [other_shapes, other_architecture], ids=lambda other: other.__name__)
+@cases("other", [other_shapes, other_architecture], ids=lambda other: other.__name__)
 def test_an_adapter_that_cannot_fit_is_refused_even_if_allowed(other, cli, tmp_path, gpt2, on_tiny, trained):
     args = [*on_tiny(other(tmp_path, gpt2)), "action=reload", f"adapter={trained}", "allow_base_mismatch=true"]
     told = [f"{trained / 'adapter'}: does not fit {BASES[other]} (", "choose the base it was made for"]

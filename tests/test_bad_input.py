@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed, check_refused, fill, instead
 
@@ -87,11 +88,12 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", REFUSED)
+@cases("row", REFUSED, every=2)
 def test_is_refused_before_the_run_starts(row, cli, tmp_path, on_tiny, llama):
     (tmp_path / "prompts.txt").write_text("hello\n")
     overrides, fragments = REFUSED[row]
-    args = instead(on_tiny(llama), fill(overrides, file="prompts.txt"))
+    named = [word for word in on_tiny(llama) if word.startswith(("model", "task=", f"{DATA}="))]
+    args = instead(named, fill(overrides, file="prompts.txt"))
     check_refused(cli, tmp_path, args, fragments)
 
 
@@ -130,8 +132,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("place", ["broken", "ABSOLUTE"])
-@pytest.mark.parametrize("row", MODELS)
+@cases("place", ["broken", "ABSOLUTE"])
+@cases("row", MODELS)
 def test_a_broken_model_folder_is_refused(row, place, cli, tmp_path, on_tiny, llama):
     shutil.copytree(llama, tmp_path / "broken")
     spoil, fragments = MODELS[row]
@@ -200,7 +202,7 @@ ROWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ROWS)
+@cases("row", ROWS, every=3)
 def test_bad_rows_are_told(row, cli, tmp_path, on_tiny, llama):
     name, text, more, problems = ROWS[row]
     (tmp_path / name).write_text(text)
@@ -244,7 +246,7 @@ LATE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", LATE)
+@cases("row", LATE)
 def test_fails_with_its_reason_in_the_record(row, cli, tmp_path, on_tiny, llama):
     overrides, fragments = LATE[row]
     check_failed(cli, tmp_path, instead([*on_tiny(llama), *TINY_STEPS], overrides), fragments)

@@ -3,6 +3,8 @@
 import shutil
 
 import pytest
+from cases import cases
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import peftrun
 from peftrun.errors import ConfigError
@@ -41,7 +43,7 @@ def refused(outcome, line):
     assert "our-secret" not in outcome.err
 
 
-@pytest.mark.parametrize(("typed", "line"), REFUSED, ids=[" ".join(typed) for typed, _ in REFUSED])
+@cases("typed, line", REFUSED, every=2)
 def test_it_is_one_line(cli, tmp_path, trained, typed, line):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "outer" / "inner" / "lora").mkdir(parents=True)
@@ -51,7 +53,7 @@ def test_it_is_one_line(cli, tmp_path, trained, typed, line):
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("places", ["nowhere", ["nowhere"]])
+@cases("places", ["nowhere", ["nowhere"]])
 def test_from_python_a_folder_of_configs_is_looked_at_too(places):
     with pytest.raises(ConfigError, match="config_dirs: nowhere: there is no such folder"):
         peftrun.load(config_dirs=places)
@@ -83,3 +85,19 @@ def test_a_key_that_never_was_is_not_explained(cli, tmp_path, trained):
     config = tmp_path / "typo" / "config.yaml"
     config.write_text(config.read_text().replace("max_steps:", "max_stepss:"))
     refused(cli("action=explain", "run=typo"), "did you mean trainer.max_steps?")
+
+
+def test_a_run_is_composed_once_and_a_teams_file_may_still_make_it_a_sweep(cli, tmp_path, trained, monkeypatch):
+    composed = []
+    load = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_configuration", lambda *args, **more: (composed.append(1), load(*args, **more))[1]
+    )
+    inspect = ["action=inspect", f"adapter={trained}"]
+    assert cli(*inspect).code == 0 and len(composed) == 1
+    (tmp_path / "team" / "experiment").mkdir(parents=True)
+    (tmp_path / "team" / "experiment" / "grid.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '1,2'}\n"
+    )
+    swept = cli("--config-dir", "team", "experiment=grid", *inspect)
+    assert swept.code == 0 and len(list(tmp_path.glob("outputs/sweeps/*/*/record.json"))) == 2, swept.err

@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from cases import cases
 
 from peftrun import paths
 from peftrun.shell.candidates import candidates
+
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 START = {"bash": ["bash", "--noprofile", "--norc", "-i"], "zsh": ["zsh", "-f", "-i"]}
@@ -151,7 +154,7 @@ def test_fish_completes(home):
     )
 
 
-@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+@cases("name", ["bash", "zsh", "fish"])
 def test_a_shell_forgets_it_again(name, home):
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
@@ -170,8 +173,8 @@ def installed_for_good(name: str, path: Path) -> None:
     path.write_text(done.stdout)
 
 
-@pytest.mark.parametrize(
-    ("name", "begin"),
+@cases(
+    "name, begin",
     [("bash", ". HOME/peftrun\n"), ("zsh", "fpath=(HOME $fpath); autoload -Uz compinit; compinit -i -D\n")],
 )
 def test_a_file_that_the_shell_reads_by_itself(name, begin, home):
@@ -222,9 +225,7 @@ def test_slots_of_a_template_are_offered(tmp_path):
     assert set(candidates(f"{asked}rows={tmp_path}/ro")) == {f"slots.rows={tmp_path}/rows.jsonl"}
 
 
-@pytest.mark.parametrize(
-    "line", ["", "peftrun 'lora", "peftrun lora=nosuch lora.zz", "peftrun nosuch=", "peftrun a.b.c="]
-)
+@cases("line", ["", "peftrun 'lora", "peftrun lora=nosuch lora.zz", "peftrun nosuch=", "peftrun a.b.c="])
 def test_what_cannot_be_read_finds_nothing(line):
     assert not [text for text in candidates(line) if text.startswith(("lora.zz", "nosuch", "a.b", "'"))]
 

@@ -5,6 +5,8 @@ import itertools
 from pathlib import Path
 
 import pytest
+import yaml
+from cases import cases
 from hydra import compose, initialize_config_dir
 
 from peftrun import config, packages, paths, typed
@@ -52,7 +54,7 @@ def built(overrides, trained):
     return config.build(compose("config", overrides=overrides))
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+@cases("group, option", OPTIONS, every=5)
 def test_each_option_is_a_valid_run(group, option, trained):
     choice = f"{group}={option}"
     if choice == "device=deepspeed":
@@ -67,6 +69,7 @@ def test_every_yaml_of_every_group_was_composed():
     assert len(OPTIONS) == count == 141
 
 
+@pytest.mark.slow
 def test_actions_methods_and_devices_combine_freely(trained):
     actions, lora, devices = ([f"{g}={o}" for o in paths.group_options(g)] for g in ("action", "lora", "device"))
     devices = [
@@ -121,6 +124,13 @@ def test_a_team_folder_adds_options(tmp_path):
     cfg = compose("config", overrides=[f"hydra.searchpath=[file://{tmp_path}]", "lora=ours"])
     assert config.build(cfg).lora.r == 3
     assert "ours" in paths.group_options("lora", tmp_path)
+
+
+def test_no_file_of_ours_sets_the_mode_of_hydra():
+    """Or `jobs` would have to compose a run twice to learn of it."""
+    for file in paths.config_dir().rglob("*.yaml"):
+        values = yaml.safe_load(file.read_text())
+        assert "mode" not in (values.get("hydra") or {}), file
 
 
 def test_an_interpolation_that_leads_nowhere_is_named():

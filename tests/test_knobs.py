@@ -3,10 +3,11 @@
 import ast
 import dataclasses
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
-import pytest
+from cases import cases
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
@@ -67,6 +68,7 @@ def specs() -> list[type]:
     return list(dict.fromkeys(found))
 
 
+@cache
 def fields_read() -> set[str]:
     """Every attribute name that some module reads."""
     found = set()
@@ -89,15 +91,13 @@ def test_there_are_specs_to_look_at():
 COMPOSED = (schema.SlotSpec,)
 
 
-@pytest.mark.parametrize(
-    "spec", [s for s in specs() if s not in (*HANDED_WHOLE, *COMPOSED)], ids=lambda spec: spec.__name__
-)
+@cases("spec", [s for s in specs() if s not in (*HANDED_WHOLE, *COMPOSED)], ids=lambda spec: spec.__name__)
 def test_every_field_is_read(spec):
     unread = {field.name for field in dataclasses.fields(spec)} - fields_read() - {"method"}
     assert not unread, f"nothing reads {spec.__name__}.{unread}"
 
 
-@pytest.mark.parametrize("spec", list(HANDED_WHOLE), ids=lambda spec: spec.__name__)
+@cases("spec", list(HANDED_WHOLE), ids=lambda spec: spec.__name__)
 def test_fields_of_groups_handed_whole_are_the_librarys(spec):
     names = {field.name for field in dataclasses.fields(spec)} - {
         *OURS,

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from conftest import TINY_STEPS
+from conftest import TINY_STEPS, cli_here
 from safetensors.torch import load_file
 
 
@@ -18,9 +18,9 @@ def apart(one, other):
     return max((one[key] - other[key]).abs().max().item() for key in one)
 
 
-@pytest.fixture
-def plain(cli, llama, on_tiny):
-    return cli(*on_tiny(llama), *TINY_STEPS)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, llama, on_tiny):
+    return cli_here(tmp_path_factory.mktemp("plain"), *on_tiny(llama), *TINY_STEPS)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,14 @@ def test_checkpointing_keeps_less_for_the_backward_pass(llama):
 
 
 @pytest.mark.slow
+@pytest.mark.rotating
 def test_a_compiled_model_learns_the_same(cli, llama, on_tiny, plain):
     run = cli(*on_tiny(llama), *TINY_STEPS, "trainer.torch_compile=true")
     assert run.code == 0, run.err
     assert apart(adapter(plain), adapter(run)) < 2e-4
 
 
+@pytest.mark.slow
 def test_an_8_bit_optimizer_learns(cli, llama, on_tiny, plain):
     pytest.importorskip("bitsandbytes")
     run = cli(*on_tiny(llama), *TINY_STEPS, "trainer.optim=adamw_8bit")
@@ -199,6 +201,7 @@ def test_half_a_validation_is_refused(cli, llama, on_tiny, overrides, said):
     assert found.code == 1 and said in found.err and "Traceback" not in found.err
 
 
+@pytest.mark.slow
 def test_rows_without_padding_learn_the_same_from_fewer_tokens(cli, llama, tmp_path, on_tiny):
     rows = [{"prompt": "word " * (1 + 5 * (n % 4)), "completion": f"w{n}"} for n in range(40)]
     file = tmp_path / "uneven.jsonl"

@@ -5,7 +5,7 @@ import statistics
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
+from cases import cases
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
@@ -87,7 +87,7 @@ def test_there_are_modules_to_look_at():
     assert len(files()) > 30
 
 
-@pytest.mark.parametrize("module", sorted(LIGHT))
+@cases("module", sorted(LIGHT))
 def test_light_modules_import_nothing_heavy(module):
     path = PACKAGE / f"{module}.py"
     names = top_level(path)
@@ -95,7 +95,7 @@ def test_light_modules_import_nothing_heavy(module):
     assert own(names) <= LIGHT | FOLDERS
 
 
-@pytest.mark.parametrize("path", [path for path in files() if path.parent.name in FOLDERS], ids=name)
+@cases("path", [path for path in files() if path.parent.name in FOLDERS], ids=name)
 def test_modules_of_light_folders_are_light_and_what_they_import_is(path):
     names = top_level(path)
     assert not {item.split(".")[0] for item in names} & HEAVY
@@ -145,7 +145,7 @@ def test_libraries_take_their_own_branch_of_the_config():
             assert "peftrun.schema.RunSpec" not in imported(ast.parse(path.read_text())), name(path)
 
 
-@pytest.mark.parametrize("library", sorted(ONLY_IN))
+@cases("library", sorted(ONLY_IN))
 def test_each_library_has_one_home(library):
     for path in files():
         if library in {item.split(".")[0] for item in imported(ast.parse(path.read_text()))}:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
@@ -65,7 +66,7 @@ KNOBS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("knob", KNOBS)
+@cases("knob", KNOBS)
 def test_each_lora_knob_shows_in_what_is_saved(cli, llama, on_tiny, knob):
     overrides, shows = KNOBS[knob]
     outcome = cli(*on_tiny(llama), "action=save", *overrides)
@@ -75,7 +76,7 @@ def test_each_lora_knob_shows_in_what_is_saved(cli, llama, on_tiny, knob):
     assert shows(config, load_file(folder / "adapter_model.safetensors"))
 
 
-@pytest.mark.parametrize(
+@cases(
     "override",
     [
         "lora.exclude_modules=[nosuch]",
@@ -91,6 +92,7 @@ def test_whatever_names_a_module_must_name_one(cli, llama, on_tiny, override):
     assert override.split("=")[0] in outcome.err and ("modules: " in outcome.err or "layers are 0 to 1" in outcome.err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pissa", "olora"])
 def test_what_is_trained_in_full_survives_the_conversion_to_plain_lora(cli, on_tiny, llama, method):
     """PEFT's own conversion saves the low-rank factors alone."""

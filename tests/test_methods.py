@@ -8,9 +8,11 @@ from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
 from peftrun import paths
-from peftrun.adapter import attach, probe
+from peftrun.actions import merge
+from peftrun.adapter import attach, load, optimizers, probe, save
 from peftrun.config import build
 from peftrun.device import Device
+from peftrun.errors import AdapterError
 from peftrun.model import load_base
 
 # What a tiny Llama (inputs 32 and 64, outputs 16, 32 and 64) needs said otherwise.
@@ -34,6 +36,8 @@ FITTING = {
 NEEDS_MORE = {"experts", "loftq", "none"}  # a mixture of experts, a 4-bit base: tests of their own
 NOT_MERGED = {"adaption_prompt", "alora", "beft", "cartridge", "lily", "p_tuning", "prefix_tuning", "prompt_tuning"}
 STARTS_APART = {"c3a", "cartridge", "fourierft", "p_tuning", "prefix_tuning", "prompt_tuning", "unilora", "vblora"}
+CPU = Device("cpu", torch.float32, "")
+LONG = [pytest.mark.slow, pytest.mark.rotating]
 OPTIONS = sorted(set(paths.group_options("lora")) - NEEDS_MORE)
 
 
@@ -43,8 +47,8 @@ def run_of(model, *overrides):
     return build(compose_run(["model=pretrained", f"model.name_or_path={model}", *overrides]).cfg)
 
 
-def rows(base, count=8):
-    ids = [base.tokenizer(f"Is {n} even? yes no good bad")["input_ids"][:9] for n in range(count)]
+def rows(base, count=8, before=""):
+    ids = [base.tokenizer(f"{before}Is {n} even? yes no good bad")["input_ids"][:12] for n in range(count)]
     batch = torch.tensor(ids)
     return [{"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch}]
 
@@ -54,7 +58,7 @@ class Fresh:
 
     def __init__(self, llama, option):
         spec = run_of(llama, f"lora={option}", *FITTING.get(option, []))
-        self.base = load_base(spec.model, Device("cpu", torch.float32, ""))
+        self.base = load_base(spec.model, CPU)
         self.before = {name: value.clone() for name, value in self.base.model.named_parameters()}
         self.plain = probe.logits(self.base.model, self.base.tokenizer)
         self.spec = spec.lora
@@ -143,8 +147,6 @@ EFFECTS = {  # option → its effect in words (the table of benchmarks/methods.p
 
 def rates(it):
     """The learning rate of each matrix under the optimiser that the method brings."""
-    from peftrun.adapter import optimizers
-
     made = optimizers.of(it.net, it.spec, torch.optim.AdamW, {"lr": 1e-3}, 0.0)
     names = {id(value): name for name, value in it.net.named_parameters()}
     return {
@@ -172,47 +174,53 @@ def test_every_adapter_option_has_its_effect_listed():
     assert set(EFFECTS) | NEEDS_MORE == set(paths.group_options("lora"))
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
-def fresh(request, llama):
-    return request.param, Fresh(llama, request.param)
-
-
-def test_the_option_has_its_own_effect(fresh):
-    option, it = fresh
+@pytest.mark.parametrize("option", OPTIONS)
+def test_effect_start_and_whole_life(tmp_path, llama, option):
+    """Its own effect; no answer changed by a fresh adapter unless the method starts elsewhere; then trained, saved, reloaded, merged."""
+    it = Fresh(llama, option)
     words, holds = EFFECTS[option]
     assert holds(it), (words, sorted(it.names)[:6])
-
-
-def test_a_fresh_adapter_changes_no_answer_but_where_the_method_starts_elsewhere(fresh):
-    option, it = fresh
     apart = probe.compare(it.plain, probe.logits(it.net, it.base.tokenizer))["max_logit_difference"]
     assert apart > 1e-4 if option in STARTS_APART else apart < 2e-4
+    folder = tmp_path / "adapter"
+    with save.initial_kept(it.net, it.spec, tmp_path) as initial:
+        train(it)
+        save.save(it.net, it.base, folder, fresh=set(), initial=initial)
+    spec = run_of(llama, "action=merge", "action.held_out_rows=0", f"adapter={folder}")
+    _, (proof,) = load.load(load_base(spec.model, CPU), {"default": str(folder)}, None, False)
+    assert proof.saved_difference < 2e-4 and proof.effect["max_logit_difference"] > 1e-4
+    if option in NOT_MERGED:
+        with pytest.raises(AdapterError, match="cannot merge"):
+            merge.run(spec, tmp_path)
+        assert not (tmp_path / "merged").exists()
+    else:
+        figures = merge.run(spec, tmp_path).facts["merge"]
+        assert figures["max_logit_difference"] < 0.1 * figures["max_logit_difference_from_base"]
 
 
-QUICK = {
-    "lora",
-    "rslora",
-    "dora",
-    "pissa",
-    "eva",
-    "corda",
-    "loraplus",
-    "lora_fa",
-    "alora",
-    "adalora",
-    "ia3",
-    "vera",
-    "oft",
-    "prompt_tuning",
-    "prefix_tuning",
-    "tokens",
-}
+def train(it, steps=2):
+    """A few steps of the method's own optimiser, or of AdamW."""
+    learned = [value for value in it.net.parameters() if value.requires_grad]
+    settings = {"lr": 1e-2}
+    optimizer = optimizers.of(it.net, it.spec, torch.optim.AdamW, settings, 0.0) or torch.optim.AdamW(
+        learned, **settings
+    )
+    after_step = attach.each_step(it.net) or (lambda step: None)
+    (batch,) = rows(it.base, before=getattr(it.spec, "alora_invocation_tokens", None) or "")
+    for step in range(1, steps + 1):
+        it.net.train()(**batch).loss.backward()
+        optimizer.step()
+        after_step(step)
+        optimizer.zero_grad()
+    it.net.eval()
 
 
-@pytest.mark.parametrize(
-    "option", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in OPTIONS]
-)
-def test_trained_saved_reloaded_is_the_same_and_merges(cli, llama, on_tiny, option):
+QUICK = ("lora", "ia3", "prompt_tuning")
+
+
+@pytest.mark.parametrize("option", [one if one in QUICK else pytest.param(one, marks=LONG) for one in OPTIONS])
+def test_by_command_lines(cli, llama, on_tiny, option):
+    """Trained, reloaded as it was, merged where PEFT can, each by a command line."""
     overrides = [*on_tiny(llama), f"lora={option}", *FITTING.get(option, [])]
     run = cli(*overrides, *TINY_STEPS)
     assert run.code == 0, run.err

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed, check_refused
 from merge_cases import FAMILIES, trained_adapter
@@ -137,7 +138,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("row", BAD)
+@cases("row", BAD, every=2)
 def test_a_bad_row_is_refused_before_anything_is_loaded(cli, tmp_path, llama, trained, on_tiny, row):
     content, told = BAD[row]
     (tmp_path / "rows.jsonl").write_text(content)
@@ -157,6 +158,7 @@ def test_base_is_no_name_for_an_adapter(cli, tmp_path, llama, trained, on_tiny):
     )
 
 
+@pytest.mark.slow
 def test_the_base_cannot_answer_beside_trained_biases(cli, tmp_path, llama, gpt2, on_tiny):
     biased = cli(*on_tiny(gpt2), *TINY_STEPS, "lora.bias=all").run_dir
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "a", "adapter": "one"}, {"prompt": "b", "adapter": "base"}])
@@ -164,8 +166,8 @@ def test_the_base_cannot_answer_beside_trained_biases(cli, tmp_path, llama, gpt2
     check_failed(cli, tmp_path, args, ["adapter.one: has trained the base's biases", "omit rows of base"])
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
+@cases(
+    "more, told",
     [
         (
             ["action=train"],

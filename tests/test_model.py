@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from cases import cases
 from conftest import build_gpt2, build_llama
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +40,7 @@ def test_a_folder_loads_frozen_in_the_dtype_asked_for(llama):
     assert base.name == "tiny-llama"
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@cases("attention", ["eager", "sdpa"])
 def test_the_attention_implementation_is_the_one_asked_for(llama, attention):
     base = model.load_base(spec(llama, attn_implementation=attention), CPU)
     assert base.model.config._attn_implementation == attention
@@ -120,7 +121,7 @@ def test_threads_are_set():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["cuda", "mps", "xpu"])
+@cases("name", ["cuda", "mps", "xpu"])
 def test_a_device_that_is_not_there_is_an_error(name):
     if device._available(name):
         pytest.skip(f"{name} is here")

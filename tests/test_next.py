@@ -2,7 +2,7 @@
 
 import shlex
 
-import pytest
+from cases import cases
 
 
 def suggested(outcome) -> list[list[str]]:
@@ -11,7 +11,7 @@ def suggested(outcome) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if "action.prompt" not in line]
 
 
-@pytest.mark.parametrize("action", ["save", "merge", "reload", "combine"])
+@cases("action", ["save", "merge", "reload", "combine"], every=4)
 def test_what_is_suggested_works(cli, trained, llama, on_tiny, action):
     given = f"adapter={{a: {trained}, b: {trained}}}" if action in ("save", "combine") else f"adapter={trained}"
     commands = suggested(cli(*on_tiny(llama), f"action={action}", given))
@@ -23,7 +23,7 @@ def test_what_is_suggested_works(cli, trained, llama, on_tiny, action):
         assert again.code == 0, (command, again.err)
 
 
-@pytest.mark.parametrize(
+@cases(
     "spread",
     [["device=ddp", "device.processes=2"], ["experiment=data_parallel", "device.name=cpu"]],
     ids=lambda given: given[0],

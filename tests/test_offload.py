@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS
 
 from peftrun import composition, config, device, model
@@ -53,7 +54,8 @@ def test_two_adapters_switch_on_it(llama, trained):
     assert net.active_adapter == "b" and len(proofs) == 2
 
 
-@pytest.mark.parametrize("action", ["reload", "evaluate", "generate", "merge"])
+@pytest.mark.slow
+@cases("action", ["reload", "evaluate", "generate", "merge"])
 def test_actions_answer_as_on_the_whole_base(cli, llama, on_tiny, trained, action):
     given = [one for one in on_tiny(llama) if not one.startswith("device")]
     more = {"generate": ["action.prompt=hi", "action.max_new_tokens=4"]}.get(action, [])

@@ -14,6 +14,8 @@ from peftrun import composition, config, device, model, quantize
 from peftrun.adapter import attach, load, probe
 from peftrun.errors import ModelError
 
+pytestmark = pytest.mark.slow
+
 bitsandbytes = pytest.importorskip("bitsandbytes")
 torchao = pytest.importorskip("torchao")
 FORMATS = ["nf4", "fp4", "int8", "torchao_int8"]

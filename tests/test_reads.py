@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import reading_paths
+from cases import cases
 from conftest import TINY_STEPS, cli_here, jsonl
 
 import peftrun
@@ -140,7 +141,8 @@ def unread_of():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", paths.group_options("experiment"))
+@pytest.mark.rotating
+@cases("experiment", paths.group_options("experiment"))
 def test_an_experiment_sets_nothing_that_its_run_does_not_read(where, tiny, unread_of, experiment):
     run = cli_here(where, *reading_paths.overrides(experiment, tiny, where))
     assert run.code == 0, run.err

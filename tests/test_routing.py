@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import cases
 from merge_cases import FAMILIES
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,7 +61,7 @@ def by_peft(net, names):
         return steps(net, names)
 
 
-@pytest.mark.parametrize("case", SETS)
+@cases("case", SETS)
 def test_logits_are_those_of_pefts_routing_and_of_each_row_alone(llama, case):
     net = several(llama, SETS[case])
     router = Router(net)
@@ -84,7 +85,7 @@ def test_adapters_in_float32_on_a_base_in_bfloat16(llama):
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("case", ["alike", "wider than the base"])
+@cases("case", ["alike", "wider than the base"])
 def test_products_of_a_step_do_not_grow_with_adapters_unless_they_outgrow_the_base(llama, case):
     counts = []
     for names in (["a", "b", "base", "a"], ["a", "b", "c", "d"]):
@@ -98,7 +99,7 @@ def test_products_of_a_step_do_not_grow_with_adapters_unless_they_outgrow_the_ba
     assert counts[0] > 0 and (counts[0] == counts[1]) == (case == "alike"), counts
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@cases("value", [float("nan"), float("inf")])
 def test_an_adapter_without_sound_numbers_spoils_its_own_rows_alone(llama, value):
     net = several(llama, SETS["alike"])
     for key, one in net.named_parameters():

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cases import cases
 from jsonschema import Draft7Validator
 from language_server import LanguageServer
 from omegaconf import OmegaConf
@@ -185,7 +186,7 @@ def test_they_are_made_alike_each_time(generated):
     assert all_schemas() == generated
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONF).as_posix())
+@cases("path", FILES, ids=lambda path: path.relative_to(CONF).as_posix())
 def test_each_file_names_its_schema_and_is_valid(path):
     folders = path.relative_to(CONF).parts[:-1]
     assert named(path) == (paths.schemas_dir() / f"{'-'.join(folders) or 'config'}.json").resolve()
@@ -194,7 +195,7 @@ def test_each_file_names_its_schema_and_is_valid(path):
     assert lines[2].startswith(HEADER)
 
 
-@pytest.mark.parametrize(("group", "text"), [(group, text) for group, texts in WRONG.items() for text in texts])
+@cases("group, text", [(group, text) for group, texts in WRONG.items() for text in texts])
 def test_what_is_wrong_is_refused(group, text):
     assert problems(group, text)
 
@@ -203,7 +204,7 @@ def test_wrong_files_were_tried_for_every_schema(generated):
     assert {f"{group}.json" for group in WRONG} == generated.keys()
 
 
-@pytest.mark.parametrize(("group", "text"), [(group, text) for group, texts in RIGHT.items() for text in texts])
+@cases("group, text", [(group, text) for group, texts in RIGHT.items() for text in texts])
 def test_what_is_partial_or_filled_in_later_is_taken(group, text):
     assert not problems(group, text)
 

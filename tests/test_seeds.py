@@ -55,7 +55,8 @@ CASES = {
 }
 
 
-SLOW = [pytest.param(case, marks=pytest.mark.slow) if "calibration" in case else case for case in CASES]
+QUICK = ("adapter initialisation", "order of the rows", "dropout of the adapter", "generation")
+SLOW = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize("case", SLOW)
@@ -77,6 +78,7 @@ def test_which_rows_are_held_out_is_not_the_seeds_to_say(cli, llama, on_tiny):
     assert first == other
 
 
+@pytest.mark.slow
 def test_workers_that_load_rows_change_nothing(cli, llama, on_tiny):
     workers = [
         product(cli(*on_tiny(llama), *TINY_STEPS, "lora.lora_dropout=0.3", f"trainer.dataloader_num_workers={count}"))
@@ -101,6 +103,7 @@ def test_the_seed_chooses_the_calibration_rows(tmp_path, llama, on_tiny):
     assert [len(batch) for batch in chosen(7)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_grpo_draws_its_answers_by_the_seed(cli, tmp_path, llama):
     given = preferences("grpo", llama, tmp_path)
     rows = tmp_path / "grpo.jsonl"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import cases
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "trl")
 PROBE = f"""
@@ -28,8 +29,8 @@ def run(where, *args, **env):
     )
 
 
-@pytest.mark.parametrize(
-    ("args", "env", "shown"),
+@cases(
+    "args, env, shown",
     [
         (["--help"], {}, "lora=dora"),
         (["--version"], {}, "peftrun 0."),
@@ -41,7 +42,7 @@ def run(where, *args, **env):
         (["action=reload", "adapter=nowhere"], {}, ""),
         (["task=instruction", "task.data.path=nowhere.csv"], {}, ""),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    every=4,
 )
 def test_nothing_heavy_is_imported(tmp_path, args, env, shown):
     done = run(tmp_path, *args, **env)
@@ -55,6 +56,7 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_real_run_does_import_torch(tmp_path):
     done = run(tmp_path, "device=cuda")  # fails after the imports, on a machine without CUDA; there, it trains
     assert "'torch'" in done.stderr

@@ -1,6 +1,7 @@
 """The trainer: same loss and gradients as the full-logits loss, whatever is left out of the arithmetic."""
 
 import copy
+import json
 import re
 
 import pytest
@@ -105,7 +106,13 @@ KNOBS = {
     "batch": ["trainer.per_device_train_batch_size=2"],
 }
 UNCHANGED = {"gradient_checkpointing"}  # less memory, same numbers
-STEPS = ["trainer.max_steps=4", "trainer.warmup_steps=0", "trainer.save_strategy=no", "action.evaluate_before=false"]
+STEPS = [
+    "action.samples=0",
+    "trainer.max_steps=4",
+    "trainer.warmup_steps=0",
+    "trainer.save_strategy=no",
+    "action.evaluate_before=false",
+]
 
 
 def adapter(cli, llama, on_tiny, *extra):
@@ -116,11 +123,29 @@ def adapter(cli, llama, on_tiny, *extra):
     return load_file(outcome.run_dir / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("knob", KNOBS)
-def test_each_trainer_knob_reaches_training(cli, llama, on_tiny, knob):
-    plain, turned = adapter(cli, llama, on_tiny), adapter(cli, llama, on_tiny, *KNOBS[knob])
-    same = all(torch.allclose(plain[key], turned[key], atol=1e-7) for key in plain)
-    assert same == (knob in UNCHANGED)
+def test_each_trainer_knob_reaches_training(cli, llama, on_tiny, subtests):
+    plain = adapter(cli, llama, on_tiny)
+    for knob, overrides in KNOBS.items():
+        with subtests.test(knob):
+            turned = adapter(cli, llama, on_tiny, *overrides)
+            same = all(torch.allclose(plain[key], turned[key], atol=1e-7) for key in plain)
+            assert same == (knob in UNCHANGED)
+
+
+def test_the_default_schedule_fits_any_number_of_steps(cli, llama, on_tiny, subtests):
+    """It warms up for a share of all steps; one step alone is taken at the full rate, or it would learn nothing."""
+    for steps, warmup in {1: 0, 2: 1, 3: 1, 8: 2}.items():
+        with subtests.test(str(steps)):
+            run = cli(*on_tiny(llama), "action.samples=0", f"trainer.max_steps={steps}", "trainer.logging_steps=1")
+            assert run.code == 0, run.err
+            rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
+            assert [row["learning_rate"] for row in rows].index(0.01) == warmup
+
+
+def test_the_first_step_is_logged_whatever_the_interval(cli, llama, on_tiny):
+    run = cli(*on_tiny(llama), "action.samples=0", "trainer.max_steps=7", "trainer.logging_steps=5")
+    rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 5, 7]
 
 
 def test_checkpoints_are_kept_as_many_as_asked(cli, llama, on_tiny):

@@ -1,12 +1,12 @@
 """`action.` may be left out where the chosen action alone has the key; everything else stays as it was typed."""
 
-import pytest
+from cases import cases
 
 from peftrun import typed
 
 
-@pytest.mark.parametrize(
-    ("given", "full"),
+@cases(
+    "given, full",
     [
         (["action=replay", "run=a", "env=check"], ["action=replay", "action.run=a", "action.env=check"]),
         (["run=a", "action=explain", "against=b"], ["action.run=a", "action=explain", "action.against=b"]),
@@ -23,12 +23,9 @@ def test_keys_are_put_in_full(given, full):
     assert typed.in_full(given) == full
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+@cases("value", [
         "task=sms_spam and r>=8", "a='x y' and b=\"z\"", "a~*b* or (c!=d)", "a=b\\", "x='it\\'s'", 'q="a" and s="c"', "run~a,b", 'a=\\"x', "a=${b}", "z=[1] or {q}", "",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_conditions_reach_hydra_as_they_were_typed(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

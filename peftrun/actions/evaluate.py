@@ -29,6 +29,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
         who = f"adapter {net.active_adapter} on {base.name}"
+    console.doing(f"measuring {len(rows.held_out)} held-out rows")
     kind, size = tasks.of_kind(spec.task.kind), spec.trainer.per_device_eval_batch_size
     summary = [("measured", who), ("held out", f"{len(rows.held_out)} rows")]
     if spec.task.data.adapter_column:

@@ -48,6 +48,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         load.check_base(known_as, mark, adapter_folder.locate(spec.adapter[name], name), spec.allow_base_mismatch)
     evidence = _evidence(spec, place, name) if action.verify else None
     target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.MERGED
+    console.doing(f"writing {console.short(target)}")
     started = time.perf_counter()
     figures: dict[str, Any] = {"verified": action.verify}
     with artifacts.new_folder(target, kept_if=ProofError) as folder:
@@ -123,6 +124,7 @@ def _check_streams(path: str, name: str) -> None:
 def _prove(spec: RunSpec, place: Device, folder: Path, evidence: _Evidence, dtype: str) -> dict[str, Any]:
     adapter = next(iter(spec.adapter)) if spec.active is None else spec.active
     head = heads.of_adapter(spec.adapter[adapter], adapter)
+    console.doing("comparing the written files with the adapter on its base")
     again = model.load_folder(folder, spec.model, place, torch.float32, head)
     tokenizer = model.load_tokenizer(folder, spec.model)
     merged = _logits(again, tokenizer, evidence.rows)

@@ -24,6 +24,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         tasks.say_if_other(spec.task, spec.adapter)
         rows = tasks.load(spec.task, base)
         result.facts["data"] = rows.describe()
+        console.doing(f"measuring {len(rows.held_out)} held-out rows")
         result.metrics = tasks.of_kind(spec.task.kind).evaluate(
             net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
         )

@@ -97,6 +97,7 @@ def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
     started = time.perf_counter()
     batch_size, task = job.spec.trainer.per_device_eval_batch_size, job.spec.task
     given = (net, job.base.tokenizer, job.rows.held_out, batch_size, task)
+    console.doing(f"measuring {len(job.rows.held_out)} held-out rows {when} training")
     found: dict[str, float]
     if hasattr(job.kind, "detailed"):
         found, job.details[when] = job.kind.detailed(*given)

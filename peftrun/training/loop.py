@@ -93,6 +93,12 @@ def steps(trainer: TrainerSpec, rows: int) -> int:
     return math.ceil(max(1, batches // trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
 
 
+def _warmup(trainer: TrainerSpec, rows: int) -> float:
+    """Steps of warm-up, or a share of all steps; a run so short that the share rounds up to all of it would learn at no rate at all."""
+    share, total = trainer.warmup_steps, steps(trainer, rows)
+    return float(total - 1) if share < 1 and math.ceil(share * total) >= total else share
+
+
 def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_dir: Path, *,
         checkpoint: Path | None, method: Method = PLAIN, maker: Maker | None = None) -> Fitted:  # fmt: skip
     """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
@@ -104,7 +110,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     """
     _check_device(trainer, device)
     report = Report(out_dir / METRICS, method.each_step, shown=maker is None)
-    given = _arguments(trainer, device, lesson.seed, out_dir)
+    given = _arguments(trainer, device, lesson.seed, out_dir) | {"warmup_steps": _warmup(trainer, len(lesson.rows))}
     routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
     plain = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -180,6 +186,7 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
         "dataloader_pin_memory": device.name == "cuda",
         "disable_tqdm": True,
         "report_to": "none",
+        "logging_first_step": True,  # a figure at once, however slow the machine
         "logging_nan_inf_filter": False,  # the default hides a loss that is no number
     }
 

@@ -11,6 +11,7 @@ import urllib.request
 from contextlib import closing
 
 import pytest
+from cases import cases
 from catalogue_runs import browsing, copies
 from faults import check_failed, check_refused
 from test_startup import PROBE
@@ -35,6 +36,7 @@ def served(trained, tmp_path_factory):
         yield address, [run for run in json.loads(get(address, "api/runs?sort=date")[2])["runs"]]
 
 
+@pytest.mark.slow
 def test_the_page_and_its_answers_are_there(served):
     address, runs = served
     status, headers, text = get(address, "")
@@ -57,6 +59,7 @@ def test_the_page_and_its_answers_are_there(served):
     assert "trainer.learning_rate" in json.loads(get(address, "api/columns")[2])
 
 
+@pytest.mark.slow
 def test_a_fault_in_what_is_asked_is_told(served):
     address, runs = served
     status, _, text = get(address, "api/runs?where=exact_mtch%3E1")
@@ -68,6 +71,7 @@ def test_a_fault_in_what_is_asked_is_told(served):
     assert get(address, "api/run/0123456789abcdef")[0] == get(address, "api/compare?id=a&id=b")[0] == 404
 
 
+@pytest.mark.slow
 def test_a_report_is_given_and_can_do_nothing(served):
     address, runs = served
     status, headers, text = get(address, f"run/{runs[0]['id']}/report.html")
@@ -79,13 +83,11 @@ def test_a_report_is_given_and_can_do_nothing(served):
     )
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+@pytest.mark.slow
+@cases("path", [
         "run/{0}/record.json", "run/{0}/config.yaml", "run/{0}/../../../secret.txt", "run/{0}/..%2F..%2F..%2Fsecret.txt", "run/{0}/%2Fetc%2Fpasswd", "run/{1}/report.html",
         "run/{0}/curves.svg", "run/../secret.txt", "../secret.txt", "browse.py", "app.py", "pages.py", "docs", "openapi.json", "run/x/report.html",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_no_other_file_leaves_the_machine(served, path):
     address, runs = served
     host, port = address.removeprefix("http://").strip("/").split(":")
@@ -96,16 +98,15 @@ def test_no_other_file_leaves_the_machine(served, path):
     assert answer.status == 404 and "secret" not in text and "root:" not in text
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("127.0.0.1:1", 200), ("localhost:1", 200), ("[::1]:1", 200), ("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil.example:1", 403)],
-)  # fmt: skip
+@pytest.mark.slow
+@cases("host, status", [("127.0.0.1:1", 200), ("localhost:1", 200), ("[::1]:1", 200), ("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil.example:1", 403)])  # fmt: skip
 def test_another_name_that_leads_here_is_refused(served, host, status):
     address, _ = served
     for path in ("", "api/runs", "browse.js"):
         assert get(address, path, Host=host)[0] == status
 
 
+@pytest.mark.slow
 def test_nothing_can_be_sent(served):
     address, _ = served
     asked = urllib.request.Request(f"{address}api/runs", data=b"{}", method="POST")
@@ -114,7 +115,8 @@ def test_nothing_can_be_sent(served):
     assert caught.value.code == 405
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@cases("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_when_told_to_and_nothing_heavy_was_imported(trained, tmp_path, number):
     copies(trained, tmp_path / "outputs", 2)
     with browsing(tmp_path) as (address, done):
@@ -161,6 +163,7 @@ def test_roots_that_are_not_there_are_refused(cli, tmp_path):
     check_refused(cli, tmp_path, ["action=browse", "roots=[nowhere]"], ["action.roots: there is no folder nowhere"])
 
 
+@pytest.mark.slow
 def test_the_page_may_begin_with_a_filter(cli, trained, tmp_path):
     copies(trained, tmp_path / "outputs", 1)
     with browsing(tmp_path, "where=task=instruction and lora.r>=8") as (address, _):
@@ -169,7 +172,8 @@ def test_the_page_may_begin_with_a_filter(cli, trained, tmp_path):
     check_refused(cli, tmp_path, ["action=browse", "where=task"], ["action.where: after task one of"])
 
 
-@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("127.0.0.2", False)])
+@pytest.mark.slow
+@cases("host, warned", [("0.0.0.0", True), ("127.0.0.1", False), ("127.0.0.2", False)])
 def test_who_can_see_the_runs_is_told_where_others_can(trained, tmp_path, host, warned):
     copies(trained, tmp_path / "outputs", 1)
     with browsing(tmp_path, f"action.host={host}") as (_, done):

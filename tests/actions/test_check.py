@@ -4,6 +4,7 @@ import json
 
 import pytest
 import test_startup
+from cases import cases
 from conftest import cli_here
 from team_packages import install, write
 
@@ -59,7 +60,8 @@ def broken(tmp_path_factory):
     return where, cli_here(where, "--config-dir", "team", "action=check", "build=false")
 
 
-@pytest.mark.parametrize("option", sorted(BROKEN))
+@pytest.mark.slow
+@cases("option", sorted(BROKEN))
 def test_what_is_broken_is_found(broken, option):
     _, outcome = broken
     told = [line for line in outcome.err.splitlines() if line.startswith("peftrun: ")]
@@ -67,6 +69,7 @@ def test_what_is_broken_is_found(broken, option):
     assert any(file in line and BROKEN[option][1] in line for line in told), outcome.err
 
 
+@pytest.mark.slow
 def test_nothing_else_is_called_wrong(broken):
     _, outcome = broken
     assert outcome.code == 1 and "Traceback" not in outcome.err
@@ -79,6 +82,7 @@ def test_nothing_else_is_called_wrong(broken):
         assert rows and all((verdict or "fine") in row for row in rows), (option, rows)
 
 
+@pytest.mark.slow
 def test_notes_are_no_faults(broken):
     _, outcome = broken
     rows = [line for line in outcome.out.splitlines() if "unheaded" in line or "misnamed" in line]
@@ -87,6 +91,7 @@ def test_notes_are_no_faults(broken):
     assert not any("unheaded" in line for line in outcome.err.splitlines())
 
 
+@pytest.mark.slow
 def test_the_place_is_told_and_the_record_holds_all(broken):
     where, outcome = broken
     assert "team/lora/typo.yaml:4: lora=typo: lora.ranks=8" in outcome.err
@@ -115,7 +120,7 @@ def compositions(tmp_path_factory):
     return Compositions()
 
 
-@pytest.mark.parametrize(
+@cases(
     "name",
     ["device=fsdp", "device=offload", "lora=loftq", "action=reload", "action=extract", "task=chat", "device=deepspeed"],
 )
@@ -125,6 +130,7 @@ def test_options_that_ask_for_more_are_fine(compositions, name):
     assert not [one for one in option.found if one.verdict == "fault"], option.found
 
 
+@pytest.mark.slow
 def test_without_models_it_imports_nothing_heavy(tmp_path):
     done = test_startup.run(tmp_path, "action=check", "build=false")
     assert done.returncode == 0, done.stderr

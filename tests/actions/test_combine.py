@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed, check_refused
 from merge_cases import FAMILIES, trained_adapter
@@ -63,10 +64,8 @@ def test_cat_is_the_weighted_sum_whatever_ranks_scalings_and_modules(cli, pair, 
     assert config["r"] == 8 and config["use_rslora"] is False
 
 
-@pytest.mark.parametrize(
-    "combination", ["linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune"]
-)
-@pytest.mark.parametrize("stabilised", [False, True])
+@cases("combination", ["linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune"], every=3)
+@cases("stabilised", [False, True])
 def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on_tiny, combination, stabilised):
     """PEFT itself would scale the result of rank-stabilised adapters by √r once more."""
     same = {"r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": stabilised}
@@ -104,6 +103,7 @@ def test_the_result_loads_with_proof_and_says_what_it_is_made_of(cli, pair, llam
     assert again.code == 0 and again.record()["adapters"][0]["saved_difference"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_seed_decides_what_dare_drops(cli, tmp_path, llama, on_tiny):
     paths = {name: made(tmp_path / name, llama, seed, r=4, target_modules=["q_proj"]) for seed, name in enumerate("ab")}
     args = [*on_tiny(llama), *asked(paths, "action.combination=dare_linear", "action.density=0.5")]
@@ -111,8 +111,9 @@ def test_the_seed_decides_what_dare_drops(cli, tmp_path, llama, on_tiny):
     assert errors[0] == errors[1] != errors[2]
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
+@pytest.mark.slow
+@cases(
+    "settings, told",
     [
         ({"use_dora": True}, "adapter.b: has use_dora, which no combination takes along"),
         ({"modules_to_save": ["norm"]}, "adapter.b: has modules_to_save, which no combination takes along"),
@@ -149,6 +150,7 @@ def test_parts_that_cancel_out_are_refused(cli, tmp_path, pair, llama, on_tiny):
     check_failed(cli, tmp_path, args, ["action.weights: the combination changes nothing", "choose other weights"])
 
 
+@pytest.mark.slow
 def test_adapters_of_another_base_are_refused(cli, tmp_path, trained, pair, gpt2, llama, on_tiny):
     from conftest import build_llama
 
@@ -158,8 +160,8 @@ def test_adapters_of_another_base_are_refused(cli, tmp_path, trained, pair, gpt2
     check_failed(cli, tmp_path, args, [f"{theirs / 'adapter'}: was made for base other", "choose that model"])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "told"),
+@cases(
+    "overrides, told",
     [
         (["adapter={a: A}"], ["adapter: action=combine makes one of several", "type 'adapter={a: PATH, b: PATH}'"]),
         (["action.combination=ties"], ["action.density: action.combination=ties needs", "type action.density=0.5"]),
@@ -171,6 +173,7 @@ def test_adapters_of_another_base_are_refused(cli, tmp_path, trained, pair, gpt2
         (["action.weights={a: 1}"], ["action.weights: must name the adapters given (a, b)", "b is on one side only"]),
         (["adapter={default: A, b: B}"], ["adapter.default: is the name of the result", "give this adapter another"]),
     ],
+    every=2,
 )
 def test_wrong_settings_are_refused_before_the_run(cli, tmp_path, pair, llama, on_tiny, overrides, told):
     overrides = [

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cases import cases
 from catalogue_runs import copies
 from faults import check_failed, check_refused
 
@@ -51,8 +52,8 @@ def test_runs_that_are_the_same_say_so(cli, trained, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("args", "told"),
+@cases(
+    "args, told",
     [
         ([], ["action.runs is not set; action=compare needs two runs or more", "type 'runs=["]),
         (
@@ -66,6 +67,7 @@ def test_fewer_than_two_are_refused_at_once(cli, tmp_path, args, told):
     check_refused(cli, tmp_path, ["action=compare", *args], told)
 
 
+@pytest.mark.slow
 def test_what_turns_out_to_be_no_two_runs_is_one_line(cli, pair, tmp_path):
     check_failed(cli, tmp_path, ["action=compare", f"runs=[{pair[0]},{pair[0]}/]"], ["action.runs: two runs or more"])
     check_failed(

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from cases import cases
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -128,6 +129,7 @@ def test_an_untrained_adapter_has_no_direction(cli, llama, tmp_path):
     assert compared(cli, zero, zero)[0]["totals"]["relative_distance"] is None
 
 
+@pytest.mark.slow
 def test_modules_of_one_only_and_of_other_shapes(cli, llama, gpt2, tmp_path):
     made(llama, tmp_path / "a", LoraConfig(r=2, target_modules=["q_proj", "k_proj"]))
     made(llama, tmp_path / "b", LoraConfig(r=2, target_modules=["q_proj", "o_proj"]))
@@ -157,7 +159,7 @@ def test_a_method_without_pairs_is_told_not_to_be_comparable(cli, llama, trained
     assert found["config"]["peft_type"] == ["LORA", "IA3"] and "not comparable" in outcome.out
 
 
-@pytest.mark.parametrize("adapter", ["", "adapter={adapter}", "adapter={{a: {adapter}, b: {adapter}, c: {adapter}}}"])
+@cases("adapter", ["", "adapter={adapter}", "adapter={{a: {adapter}, b: {adapter}, c: {adapter}}}"])
 def test_it_compares_two(cli, trained, adapter):
     outcome = cli("action=diff", *([adapter.format(adapter=trained)] if adapter else []))
     line = "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"

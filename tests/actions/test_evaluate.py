@@ -73,6 +73,7 @@ def test_the_active_adapter_is_the_one_measured(cli, tmp_path, trained, llama, o
     assert other == cli(*on_tiny(llama), "action=evaluate").record()["metrics"] != one
 
 
+@pytest.mark.slow
 def test_rows_of_another_task_than_the_adapters_own_are_told(cli, tmp_path, trained, llama, on_tiny, data):
     own = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}")
     assert "what is measured here" not in own.err

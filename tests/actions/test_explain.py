@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cases import cases
 from conftest import cli_here
 from faults import check_failed, check_refused
 from test_startup import run as in_a_process
@@ -49,6 +50,7 @@ def test_each_key_has_a_row_with_its_source_and_the_command_comes_last(cli):
     assert run.out.endswith("\ncommand:\n  peftrun lora=dora lora.r=4 trainer.warmup_steps=1 trainer.max_steps=7\n")
 
 
+@pytest.mark.slow
 def test_standard_output_is_json_alone_where_it_was_asked_for(cli):
     run = cli("action=explain", "format=json", "experiment=ner", "seed=4")
     found = as_json(run)
@@ -62,7 +64,8 @@ def test_standard_output_is_json_alone_where_it_was_asked_for(cli):
     assert run.record()["explained"] == found
 
 
-@pytest.mark.parametrize("of", [["of=merge", "adapter=TRAINED"], ["action.of=generate"]], ids=lambda given: given[0])
+@pytest.mark.slow
+@cases("of", [["of=merge", "adapter=TRAINED"], ["action.of=generate"]], ids=lambda given: given[0])
 def test_the_config_of_another_action(cli, trained, of):
     found = as_json(cli("action=explain", "format=json", *(text.replace("TRAINED", str(trained)) for text in of)))
     name = of[0].partition("=")[2]
@@ -87,6 +90,7 @@ def team(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_teams_options_are_found_and_are_part_of_the_command(cli, team):
     for given in (["--config-dir", str(team)], [f"hydra.searchpath=[file://{team}]"]):
         found = as_json(cli(*given, "action=explain", "format=json", "lora=ours"))
@@ -97,6 +101,7 @@ def test_a_teams_options_are_found_and_are_part_of_the_command(cli, team):
     assert plain["command"] == "peftrun lora.r=4"
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_explained_with_what_nothing_read_and_its_command(cli, trained):
     found = as_json(cli("action=explain", f"run={trained}", "format=json"))
     saved = config.read_values(trained / "config.yaml")
@@ -109,6 +114,7 @@ def test_a_run_folder_is_explained_with_what_nothing_read_and_its_command(cli, t
     assert "nothing read these when it was run:\n" in text and "  device.main_port=29500\n" in text
 
 
+@pytest.mark.slow
 def test_options_that_have_changed_since_are_told(cli, team):
     run = cli("--config-dir", str(team), "action=explain", "lora=ours")
     assert run.code == 0, run.err
@@ -125,6 +131,7 @@ def test_options_that_have_changed_since_are_told(cli, team):
     assert difference.same(composed(gone["command"]), config.read_values(run.run_dir / "config.yaml"))
 
 
+@pytest.mark.slow
 def test_a_folder_that_only_holds_a_config_as_cells_do(cli, tmp_path):
     spec = peftrun.load("lora=adalora", "trainer.learning_rate=1e-05")
     (tmp_path / "cell").mkdir()
@@ -143,6 +150,7 @@ def two(cli, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_overrides_that_lead_from_one_run_to_another(cli, two):
     one, other = two("one", "lora=dora", "lora.r=4"), two("other", "lora=dora", "lora.r=8", "seed=1", "trainer=smoke")
     found = as_json(cli("action=explain", f"run={one}", f"against={other}", "format=json"))
@@ -156,6 +164,7 @@ def test_the_overrides_that_lead_from_one_run_to_another(cli, two):
     assert "4 → 8" in text and "overrides:\n  trainer=smoke lora.r=8 seed=1\n" in text
 
 
+@pytest.mark.slow
 def test_where_it_was_written_and_what_it_continues_does_not_count(cli, two, trained):
     one, other = two("one", "lora.r=4"), two("other", "lora.r=4", f"action.resume={trained}")
     run = cli("action=explain", f"run={one}", f"against={other}")
@@ -171,7 +180,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("given", "key", "rule"), REFUSED, ids=str)
+@cases("given, key, rule", REFUSED)
 def test_what_cannot_be_explained_is_refused(cli, tmp_path, given, key, rule):
     problems = [(key, rule), *([("action.run is not set",)] if key.startswith("action.against") else [])]
     check_refused(cli, tmp_path, ["action=explain", *given], *problems)
@@ -182,6 +191,7 @@ def test_a_run_has_its_own_config(cli, tmp_path, two):
     check_failed(cli, tmp_path, ["action=explain", "run=one", "lora.r=8"], ("lora.r=8", "would ignore this"))
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported(tmp_path, trained):
     for given in (["lora=dora", "format=json"], [f"run={trained}"], [f"run={trained}", f"against={trained}"]):
         done = in_a_process(tmp_path, "action=explain", *given)
@@ -194,6 +204,7 @@ def test_from_python(tmp_path, monkeypatch, capsys):
     assert result.facts["explained"]["command"] == "peftrun lora.r=4" and "typed: lora.r=4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_whoever_reads_may_stop_early(tmp_path):
     import sys
     from subprocess import PIPE, Popen

@@ -49,6 +49,7 @@ def test_nothing_of_this_machine_is_in_it(exported, trained, llama, data):
     assert f"name_or_path: {llama.name}" in config and f"path: {data.name}" in config
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported(tmp_path, trained):
     for target in ("hub", "vllm", "gguf"):
         done = watched(tmp_path, "action=export", f"adapter={trained}", f"target={target}")

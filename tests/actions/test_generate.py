@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SHORT = "action.max_new_tokens=6"
 
 
@@ -39,6 +41,7 @@ def test_sampling_follows_the_seed(cli, llama, on_tiny):
     assert one == same != other
 
 
+@pytest.mark.slow
 def test_a_talk_ends_at_an_empty_line(tmp_path, llama, on_tiny):
     done = subprocess.run(
         [sys.executable, "-m", "peftrun", *on_tiny(llama), "action=generate", SHORT],

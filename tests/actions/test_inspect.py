@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from cases import cases
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -76,7 +77,7 @@ CONFIGS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", CONFIGS)
+@cases("case", CONFIGS, every=2)
 def test_norms_are_those_of_the_products_torch_builds(cli, llama, tmp_path, case):
     model = made(llama, tmp_path / "a", LoraConfig(**CONFIGS[case]))
     found, _ = inspected(cli, tmp_path / "a")
@@ -102,7 +103,7 @@ def test_conv1d_projections(cli, gpt2, tmp_path):
     assert {name: row["norm"] for name, row in found["modules"].items()} == pytest.approx(delta_norms(model), rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@cases("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions(cli, llama, tmp_path, dtype):
     made(llama, tmp_path / "a", LoraConfig(**PLAIN))
     file = tmp_path / "a" / WEIGHTS
@@ -159,8 +160,8 @@ def _config(**changes):
     return change
 
 
-@pytest.mark.parametrize(
-    ("broken", "words"),
+@cases(
+    "broken, words",
     [
         (_torn, "truncated"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "not readable JSON"),
@@ -168,7 +169,6 @@ def _config(**changes):
         (_config(lora_alpha="x"), "lora_alpha is 'x'"),
         (_config(rank_pattern={"(": 2}), "rank_pattern holds no patterns"),
     ],
-    ids=["torn", "json", "no r", "alpha", "pattern"],
 )
 def test_a_broken_folder_is_one_line(cli, tmp_path, trained, broken, words):
     shutil.copytree(trained / "adapter", tmp_path / "copy")
@@ -204,7 +204,8 @@ finally:
 """
 
 
-@pytest.mark.parametrize("args", [("action=inspect", "adapter={}"), ("action=diff", "adapter={{a: {0}, b: {0}}}")])
+@pytest.mark.slow
+@cases("args", [("action=inspect", "adapter={}"), ("action=diff", "adapter={{a: {0}, b: {0}}}")])
 def test_nothing_heavy_is_imported(tmp_path, trained, args):
     typed = [args[0], args[1].format(trained)]
     done = subprocess.run(

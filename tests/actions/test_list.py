@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import cases
 from catalogue_runs import copies
 from faults import check_failed, check_refused
 from test_startup import HEAVY, PROBE
@@ -68,6 +69,7 @@ def test_the_table_is_a_line_a_run_whole_where_another_program_reads(cli, runs):
     assert outcome.record()["listed"] == {"shown": 5, "matching": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_terminal_is_filled_and_no_more(runs, tmp_path, width):
     """Run in a pseudo-terminal of that width."""
@@ -141,8 +143,8 @@ def test_numbers_that_json_cannot_say_are_null(cli, trained, tmp_path):
     assert listed(cli)[0]["metrics.after.exact_match"] is None
 
 
-@pytest.mark.parametrize(
-    ("args", "told"),
+@cases(
+    "args, told",
     [
         (["where=task"], ["action.where: after task one of", "⟨here⟩"]),
         (["where=(task=a"], ["action.where:", "closing parenthesis"]),
@@ -156,7 +158,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_done(cli, runs, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    "args, told",
     [
         (["where=exact_mtch>0.5"], ["action.where: there is no column exact_mtch; did you mean exact_match?"]),
         (["sort=-ranks"], ["action.sort: there is no column ranks; did you mean rank?"]),
@@ -168,6 +170,7 @@ def test_an_unknown_column_is_one_line(cli, runs, tmp_path, args, told):
     check_failed(cli, tmp_path, ["action=list", *args], told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["action=list", "where=lora.r>=8"], ["action=compare", "where=exact_match>0.45"]])
 def test_nothing_heavy_is_imported(runs, tmp_path, args):
     done = subprocess.run(

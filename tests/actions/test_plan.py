@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed, check_refused
 from test_startup import run
@@ -17,6 +18,7 @@ def everything_below(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
+@pytest.mark.slow
 def test_three_hundred_cells_are_planned_without_torch(tmp_path):
     done = run(tmp_path, "-m", *GRID, "action=plan", "device=cpu")  # 2 s on a quiet machine
     assert done.returncode == 0 and "HEAVY []" in done.stderr, done.stderr
@@ -49,9 +51,8 @@ def test_a_plan_says_groups_waves_memory_and_time(cli, llama, on_tiny, tmp_path)
     assert everything_below(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "launcher", [[], ["hydra/launcher=basic"], ["hydra.launcher.memory_limit=1GiB", "hydra/launcher=shared_base"]]
-)
+@pytest.mark.slow
+@cases("launcher", [[], ["hydra/launcher=basic"], ["hydra.launcher.memory_limit=1GiB", "hydra/launcher=shared_base"]])
 def test_any_launcher_is_planned_alike(cli, llama, on_tiny, launcher):
     outcome = cli("-m", *on_tiny(llama), "seed=1,2", "action=plan", *launcher)
     assert outcome.code == 0 and "1      2      together on one base" in outcome.out, outcome.err
@@ -137,9 +138,8 @@ def clock_of_tokens(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["trainer.gradient_accumulation_steps=3"], ["trainer.per_device_train_batch_size=1"]]
-)
+@pytest.mark.slow
+@cases("more", [[], ["trainer.gradient_accumulation_steps=3"], ["trainer.per_device_train_batch_size=1"]])
 def test_a_step_is_timed_by_the_trainings_own_loop(planned, cli, llama, on_tiny, clock_of_tokens, more):
     steps = ["trainer.max_steps=30", "trainer.save_strategy=no", *more]
     _, plan = planned(*steps, "action.measured_steps=10")
@@ -161,7 +161,8 @@ def test_epochs_become_steps_once_rows_are_counted(planned):
     assert plan["rows"] == 32 and plan["steps"] == 12 and "12 of 8 rows: 96 rows, 3.00 times 32" in outcome.out
 
 
-@pytest.mark.parametrize("method", ["ia3", "vera", "none"])
+@pytest.mark.slow
+@cases("method", ["ia3", "vera", "none"])
 def test_another_method_is_counted_on_the_adapted_base(planned, cli, llama, on_tiny, method):
     guess, plan = planned(f"lora={method}", "action.measured_steps=0")
     assert plan["exact"] == (method == "none") == ("about 1" not in guess.out.splitlines()[0])
@@ -184,6 +185,7 @@ def test_what_never_fits_wants_another_model_or_machine(planned):
     assert "; choose a smaller model, or a machine with more memory" in outcome.out
 
 
+@pytest.mark.slow
 def test_processes_are_planned_each(planned):
     outcome, plan = planned("device=ddp", "device.name=cpu", "device.processes=2", "action.measured_steps=1")
     assert plan["processes"] == 2 and "for each of 2 processes" in outcome.out and "60 of 8 rows" in outcome.out

@@ -15,6 +15,7 @@ def copied(trained, tmp_path):
     return target
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_the_very_same_answers(tmp_path, trained, llama, on_tiny):
     outcome = subprocess_cli(tmp_path, *on_tiny(llama), "action=reload", f"adapter={trained}")
     record = outcome.record()

@@ -94,7 +94,10 @@ def drifted(outcome):
 KINDS = ["causal_lm", "seq_cls", "token_cls", "seq2seq", "preference", "unpaired_preference", "prompt_only"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("causal_lm", "seq_cls")
+
+
+@pytest.mark.parametrize("kind", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in KINDS])
 def test_every_task_kind_comes_out_the_same_to_the_byte(where, models, on_tiny, kind):
     first = cli_here(where, *of_kind(kind, models, where, on_tiny))
     assert first.code == 0, first.err
@@ -154,6 +157,7 @@ def test_a_group_typed_beside_replaces_the_records(where, trained):
     assert "tensors are on one side only" in verdict(again)["weights"]["not_comparable"]
 
 
+@pytest.mark.slow
 def test_a_tolerance_is_held(where, trained):
     near = replayed(where, trained, "trainer.learning_rate=0.01000001")
     assert near.code == 0 and verdict(near)["verdict"] == "equal within tolerance"
@@ -182,6 +186,7 @@ def test_one_row_that_has_changed_is_named(tmp_path, own, only_checked):
     assert ("data, drifted: rows" if only_checked else "drifted: data: rows") in again.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only_checked", [True, False], ids=["check", "replay"])
 def test_other_weights_of_the_base_are_named(tmp_path, own, only_checked):
     shutil.rmtree(tmp_path / "base")
@@ -191,12 +196,14 @@ def test_other_weights_of_the_base_are_named(tmp_path, own, only_checked):
     assert ("base, drifted: base weights" if only_checked else "drifted: base: base weights") in again.err
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_named_though_the_bytes_may_be_the_same(tmp_path, own):
     again = replayed(tmp_path, own.run_dir, "device.num_threads=2")
     assert verdict(again)["verdict"] in ("identical", "equal within tolerance") and again.code == 0
     assert drifted(again) == {("config", "device.num_threads"): (1, 2), ("computing", "threads"): (1, 2)}
 
 
+@pytest.mark.slow
 def test_another_version_of_a_package_is_named(tmp_path, trained):
     """Its metadata alone: what is installed says that it is another."""
     for name, version in {"accelerate": "1.99.0", "Some.Thing_new": "0.1"}.items():
@@ -234,12 +241,14 @@ def test_env_check_trains_nothing_and_shows_every_input(where, trained):
     assert "step" not in checked.err
 
 
+@pytest.mark.slow
 def test_what_is_gone_is_named(tmp_path, own):
     shutil.rmtree(tmp_path / "base")
     again = replayed(tmp_path, own.run_dir)
     assert again.code == 1 and f"model.name_or_path={tmp_path / 'base'}" in again.err and "Traceback" not in again.err
 
 
+@pytest.mark.slow
 def test_an_older_record_is_run_again_and_what_it_does_not_tell_is_said(tmp_path, trained):
     run = tmp_path / "older"
     shutil.copytree(trained, run)
@@ -256,6 +265,7 @@ def test_an_older_record_is_run_again_and_what_it_does_not_tell_is_said(tmp_path
     assert "peftrun's code: source" in verdict(again)["not_recorded"] and "computing: threads" in again.out
 
 
+@pytest.mark.slow
 def test_the_record_counts_not_what_lies_there_now(tmp_path, trained):
     run = tmp_path / "tampered"
     shutil.copytree(trained, run)
@@ -265,6 +275,7 @@ def test_the_record_counts_not_what_lies_there_now(tmp_path, trained):
     assert other.code == 1 and "adapter_model.safetensors has changed since the run wrote it" in other.out
 
 
+@pytest.mark.slow
 def test_without_its_files_a_record_still_tells_same_from_other(tmp_path, trained):
     run = tmp_path / "bare"
     run.mkdir()
@@ -297,6 +308,7 @@ def actions(where, trained, llama, on_tiny):
     return {"merge": merged, **{name: run.run_dir for name, run in runs.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["merge", "save", "reload", "evaluate", "generate", "unmerge", "combine", "extract", "diff"]
 )
@@ -323,6 +335,7 @@ def test_figures_of_a_run_without_files_are_compared(where, actions):
     assert "loss" in again.err and "task.data.eval_rows 8 → 10" in again.err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_run_from_its_first_step(tmp_path, trained, llama, on_tiny):
     stopped = tmp_path / "stopped"
     shutil.copytree(trained, stopped)
@@ -336,6 +349,7 @@ def test_a_resumed_run_is_run_from_its_first_step(tmp_path, trained, llama, on_t
     assert "it was run again from its first step" in again.out
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_sweep_is_run_again_alone(tmp_path, llama, on_tiny):
     sweep = cli_here(tmp_path, "-m", *on_tiny(llama), *TINY_STEPS, "lora.r=2,4", "hydra/launcher=shared_base")
     assert sweep.code == 0, sweep.err
@@ -354,6 +368,7 @@ def test_a_run_of_two_processes_is_run_again_in_two(tmp_path, llama, on_tiny):
     assert not drifted(again)
 
 
+@pytest.mark.slow
 def test_from_python_it_is_the_same(tmp_path, monkeypatch, trained):
     monkeypatch.chdir(tmp_path)
     assert peftrun.run("action=replay", f"run={trained}").facts["replay"]["verdict"] == "identical"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY_STEPS
+from cases import cases
+from conftest import SAMPLED_STEPS
 from faults import check_failed, check_refused
 
 import peftrun
@@ -27,7 +28,7 @@ def resolved(overrides, where):
     return {key: value for key, value in values.items() if key not in ("slots", "template")}
 
 
-@pytest.mark.parametrize(
+@cases(
     "typed",
     [
         TYPED,
@@ -37,7 +38,7 @@ def resolved(overrides, where):
         ["task=spanish_sentiment", "model=minilm", "task.data.labels={a: b}", "+task.data.labels.c=d"],
         ["task=instruction", "task.data.source=hub", "task.data.path=org/rows"],
     ],
-    ids=str,
+    every=3,
 )
 def test_the_experiment_is_what_was_typed(tmp_path, cli, typed):
     (tmp_path / "mine.jsonl").write_text("")
@@ -75,9 +76,7 @@ def test_every_file_is_in_the_wheel(tmp_path, cli):
     assert 'our_templates = ["*/*.yaml", "data/*"]' in text and 'dependencies = ["peftrun>=' in text
 
 
-@pytest.mark.parametrize(
-    ("args", "told"),
-    [
+@cases("args, told", [
         ([], "action.path is not set; action=template makes a folder: type path=our_templates"),
         (["path=Our-Templates"], "type path=our_templates"),
         (["path=1st"], "type path=our_1st"),
@@ -87,9 +86,7 @@ def test_every_file_is_in_the_wheel(tmp_path, cli):
         (["path=there"], "action.path=there: exists already and is never overwritten"),
         (["path=fine", "lora.rr=3"], "lora.rr=3: there is no such key"),
         (["path=fine", "lora.r=0"], "lora.r=0: must be greater"),
-    ],
-    ids=str,
-)  # fmt: skip
+    ], every=3)  # fmt: skip
 def test_what_cannot_be_made_is_refused(tmp_path, cli, args, told):
     (tmp_path / "there").mkdir()
     check_refused(cli, tmp_path, ["action=template", *args], (told,))
@@ -123,7 +120,7 @@ def test_it_is_installed_used_and_checked(tmp_path, cli, environment, llama, dat
     (tmp_path / "rows.jsonl").write_bytes(data.read_bytes())
     tiny = [text for text in on_tiny(llama) if not text.startswith(("task=", "task.data.path="))]
     made = cli(
-        "action=template", "path=our_templates", "task=instruction", "task.data.path=rows.jsonl", *tiny, *TINY_STEPS
+        "action=template", "path=our_templates", "task=instruction", "task.data.path=rows.jsonl", *tiny, *SAMPLED_STEPS
     )
     assert made.code == 0, made.err
     pip = [

@@ -59,6 +59,7 @@ def test_another_adapter_than_the_merged_one_is_refused(cli, tmp_path, trained, 
     check_failed(cli, tmp_path, args, ["is not the adapter that was merged into", "name that one"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -76,6 +77,7 @@ def test_what_a_merge_replaced_cannot_be_undone(cli, tmp_path, on_tiny, settings
     check_failed(cli, tmp_path, args, ["this merge cannot be undone", reason, "keep the base"])
 
 
+@pytest.mark.slow
 def test_a_model_merged_elsewhere_is_unmerged_with_a_warning(cli, trained, llama, on_tiny):
     merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}").run_dir / "merged"
     note = json.loads((merged / "peftrun.json").read_text())

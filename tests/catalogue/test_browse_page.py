@@ -13,7 +13,7 @@ from peftrun.artifacts import METRICS, RECORD
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror=document.title='gone'>"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium is here")]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import yaml
+from cases import cases
 
 from peftrun import config
 from peftrun.catalogue import settings
@@ -25,7 +26,7 @@ def value(dice: random.Random, depth: int):
     return dice.choice(LEAVES)
 
 
-@pytest.mark.parametrize("seed", range(150))
+@cases("seed", range(150))
 def test_whatever_peftrun_writes_is_read_as_the_library_reads_it(seed):
     dice = random.Random(seed)
     values = {name: value(dice, 0) for name in dice.sample(["lora", "task", "trainer", "seed", "slots", "z"], 4)}
@@ -38,14 +39,12 @@ def test_a_real_config_is_read_line_by_line(trained):
     assert settings._lines(text) == settings.flat(text) == settings.leaves(config.read_values(trained / "config.yaml"))
 
 
-@pytest.mark.parametrize(
-    "text", ["a: &x {b: 1}\nc: *x\n", "a:\n    b: 1\n    c: [1, 2]\n", "? a\n: 1\n", "a: |\n  one\n  two\nb: 2\n"]
-)
+@cases("text", ["a: &x {b: 1}\nc: *x\n", "a:\n    b: 1\n    c: [1, 2]\n", "? a\n: 1\n", "a: |\n  one\n  two\nb: 2\n"])
 def test_what_somebody_else_has_written_is_read_too(text):
     assert settings.flat(text) == settings.leaves(yaml.safe_load(text))
 
 
-@pytest.mark.parametrize("text", ["- a\n", "just words\n", "a: [1\n"])
+@cases("text", ["- a\n", "just words\n", "a: [1\n"])
 def test_what_is_no_mapping_is_refused(text):
     with pytest.raises((ValueError, yaml.YAMLError)):
         settings.flat(text)

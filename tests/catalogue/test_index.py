@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cases import cases
 from catalogue_runs import copies
 from faults import snapshot
 
@@ -141,7 +142,7 @@ def spoil(kind: str) -> None:
                 base.execute("ALTER TABLE runs RENAME COLUMN facts TO others")
 
 
-@pytest.mark.parametrize("kind", ["noise", "empty", "cut", "page", "version", "older", "no table", "column"])
+@cases("kind", ["noise", "empty", "cut", "page", "version", "older", "no table", "column"])
 def test_an_index_that_cannot_be_used_is_made_anew(some, kind):
     before = names()
     spoil(kind)
@@ -232,7 +233,7 @@ def test_folders_are_looked_through_sensibly(trained, here):
 
 
 @pytest.mark.parametrize(
-    ("file", "inside"),
+    "file, inside",
     [
         ("outputs/mlflow/mlflow.db", f"artifacts/{'0a' * 16}/artifacts"),
         ("outputs/trackio/peftrun.db", "artifacts/peftrun/run-1"),
@@ -284,18 +285,14 @@ def test_a_linked_folder_is_looked_through(trained, here, tmp_path):
     assert len(names()) == 2 and all(one.startswith("outputs/train/") for one in names())
 
 
-@pytest.mark.parametrize(
-    ("changes", "status"),
-    [
+@cases("changes, status", [
         ({"pid": os.getpid()}, "running"),
         ({"pid": os.getpid(), "host": platform.node()}, "running"),
         ({"pid": 2**22 + 5}, "dead"),
         ({"pid": None}, "dead"),
         ({"pid": 2**22 + 5, "host": "another-machine"}, "running"),
         ({"pid": os.getpid(), "started": "2020-01-01T00:00:00+00:00"}, "dead"),  # its number is another process's now
-    ],
-    ids=str,
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_run_that_goes_on_is_told_from_one_that_was_killed(some, changes, status):
     now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     alter(some[0], **{"status": "running", "started": now, "host": None} | changes)
@@ -303,7 +300,7 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(some, changes, stat
     assert run.facts["status"] == status and run.facts["steps"] == 30  # as many as were logged
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     ["", "{", "[]", "null", '{"metrics": 3}', '{"versions": []}', '{"artifacts": 5}', '{"base": {"fingerprint": 3}}'],
 )

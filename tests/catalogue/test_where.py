@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+from cases import cases
 
 from peftrun.catalogue import conditions, search, where
 from peftrun.catalogue.columns import MEASURED, Columns
@@ -106,7 +107,7 @@ def expression(dice: random.Random, depth: int) -> tuple[str, str]:
     return typed, f"({f' {joint} '.join(python for _, python in parts)})"
 
 
-@pytest.mark.parametrize("seed", range(300))
+@cases("seed", range(300))
 def test_an_expression_finds_what_python_finds(seed):
     dice = random.Random(seed)
     found = runs(dice, 40)
@@ -125,9 +126,7 @@ def test_and_binds_closer_than_or_and_not_closest():
     assert isinstance(inner, where.Joined) and inner.joint == "and" and isinstance(inner.parts[0], where.Not)
 
 
-@pytest.mark.parametrize(
-    ("typed", "told"),
-    [
+@cases("typed, told", [
         ("", "a column is expected"),
         ("task", "after task one of"),
         ("task=", "after task= a value is expected"),
@@ -144,9 +143,7 @@ def test_and_binds_closer_than_or_and_not_closest():
         ("(" * 5000 + "a=1" + ")" * 5000, "parentheses within each other"),
         ("not " * 5000 + "a=1", "parentheses within each other"),
         ("a=1;drop table runs", "`and` or `or` is expected"),
-    ],
-    ids=lambda text: text[:20],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_cannot_be_read_is_one_line_that_points_at_the_place(typed, told):
     with pytest.raises(ConfigError) as caught:
         where.parsed(typed)
@@ -155,7 +152,7 @@ def test_what_cannot_be_read_is_one_line_that_points_at_the_place(typed, told):
     assert len(line) < 250 and "\n" not in line
 
 
-@pytest.mark.parametrize("seed", range(200))
+@cases("seed", range(200))
 def test_noise_is_read_or_refused_and_nothing_else(seed):
     dice = random.Random(seed)
     typed = "".join(dice.choice(["task", "=", "(", ")", " and ", " or ", "not ", "<", "'", '"', "\\", "8", "~", "!", "ü", "\n", "=="]) for _ in range(12))  # fmt: skip
@@ -168,8 +165,8 @@ def test_noise_is_read_or_refused_and_nothing_else(seed):
 FOUND = runs(random.Random(0), 60)
 
 
-@pytest.mark.parametrize(
-    ("typed", "told"),
+@cases(
+    "typed, told",
     [
         ("exact_mtch>0.5", "did you mean exact_match?"),
         ("lora.rr=8", "did you mean lora.r?"),
@@ -186,7 +183,7 @@ def test_a_column_that_is_not_there_is_told_with_the_nearest(typed, told):
     assert len(caught.value.lines) == 1 and told in caught.value.lines[0]
 
 
-@pytest.mark.parametrize("name", [*MEASURED, "metrics.before.exact_match"])
+@cases("name", [*MEASURED, "metrics.before.exact_match"])
 def test_a_metric_that_no_run_has_measured_is_a_column_without_a_value(name):
     found = [Run("/a", {"status": "failed"}, {"lora.r": 8})]
     meets = conditions.test(where.parsed(f"{name}>0.9"), Columns(found, False), found)
@@ -205,7 +202,7 @@ def none(value) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-@pytest.mark.parametrize("by", ["rank", "-rank", "task", "exact_match", "-exact_match", "trainer.learning_rate", "run"])
+@cases("by", ["rank", "-rank", "task", "exact_match", "-exact_match", "trainer.learning_rate", "run"])
 def test_what_has_no_value_is_last_in_both_directions(by):
     columns = Columns(FOUND, True)
     value = columns.value(by.removeprefix("-"))

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from cases import cases
 
 sys.path.insert(0, str(Path(__file__).parent))
 import desk
@@ -49,10 +50,13 @@ HERE = [c for c in RUNS if not any(re.search(pattern, c.text) for pattern in NOT
 ELSEWHERE = [c for c in RUNS if c not in HERE]
 
 
-def marked(command):
-    """A command as a test's parameter: those of conf/ and the long ones are slow."""
-    slow = command.file.startswith("conf/") or LONG.search(command.text)
-    return pytest.param(command, id=command.where, marks=[pytest.mark.slow] if slow else [])
+def by_page(commands):
+    """The commands of each page, or folder of conf/, as one test."""
+    pages = {}
+    for command in commands:
+        page = command.file if command.file.endswith(".md") else command.file.rpartition("/")[0]
+        pages.setdefault(f"{page} (long)" if LONG.search(command.text) else page, []).append(command)
+    return [pytest.param(found, id=page) for page, found in pages.items()]
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +65,30 @@ def shelf(tmp_path_factory):
 
 
 @pytest.fixture
-def here(shelf, tmp_path, monkeypatch, request):
+def here(shelf, tmp_path, monkeypatch):
     """A desk of one's own, standard input at its end."""
-    given = getattr(request.node, "callspec", None)
-    desk.lay(tmp_path, shelf, given.params["command"].words if given else [])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    sit_down(tmp_path, shelf, monkeypatch)
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "command", [marked(command) for command in HERE if not command.serves and not command.of_shell]
-)
-def test_a_command_does_what_it_says(command, cli, here):
+def sit_down(folder, shelf, monkeypatch, words=()):
+    folder.mkdir(exist_ok=True)
+    desk.lay(folder, shelf, words)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+
+
+@pytest.mark.slow
+@pytest.mark.rotating
+@pytest.mark.parametrize("commands", by_page([one for one in HERE if not one.serves and not one.of_shell]))
+def test_commands_do_what_they_say(commands, cli, shelf, tmp_path, monkeypatch, subtests):
+    for number, command in enumerate(commands):
+        with subtests.test(command.where), monkeypatch.context() as patch:
+            sit_down(tmp_path / str(number), shelf, patch, command.words)
+            check_command(command, cli)
+
+
+def check_command(command, cli):
     args = desk.as_typed(command.words[1:]) if command.refused else desk.on_desk(command.words[1:])
     if "action.resume=auto" in args:
         args.append("trainer.save_steps=2")
@@ -87,10 +103,14 @@ def test_a_command_does_what_it_says(command, cli, here):
         assert done.code == 0, (shlex.join(args), done.err)
 
 
-@pytest.mark.parametrize("command", ELSEWHERE, ids=lambda command: command.where)
+OF_README = [c for c in HERE if c.file == "README.md" and not (c.of_shell or c.refused or " --" in c.text)]
+
+
+@cases("command", [*OF_README, *ELSEWHERE], ids=lambda command: command.where, every=2)
 def test_what_cannot_run_here_is_composed_and_checked(command, here, monkeypatch):
+    """So are the commands of the README, which `make test` would take too long to run."""
     monkeypatch.chdir(here)
-    lines = next(lines for pattern, (_, *lines) in NOT_HERE.items() if re.search(pattern, command.text))
+    lines = next((lines for pattern, (_, *lines) in NOT_HERE.items() if re.search(pattern, command.text)), [])
     args = [first(word) for word in desk.on_desk(command.words[1:]) if word != "-m"]
     if lines:
         with pytest.raises(ConfigError) as refused:
@@ -118,20 +138,21 @@ def test_nothing_is_left_out_in_silence():
     assert files == {command.file for command in ALL if command.file.startswith("conf/")}
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in documented.distinct(ALL) if command.completed], ids=lambda command: command.text
-)
+@cases("command", [one for one in documented.distinct(ALL) if one.completed], ids=lambda command: command.text)
 def test_a_line_before_tab_is_completed_as_the_page_says(command, here, monkeypatch):
     monkeypatch.chdir(here)
-    (here / "configs" / "lora").mkdir(parents=True)
+    (here / "configs" / "lora").mkdir(parents=True, exist_ok=True)
     (here / "configs" / "lora" / "ours.yaml").write_text("# Ours.\n# peftrun lora=ours\ndefaults: [lora, _self_]\n")
     found = candidates(command.text)
     named = [word for word in re.findall(r"`([^`]+)`", command.completed) if "=" in word]
     assert found and all(any(one.startswith(word) for one in found) for word in named), found
 
 
-@pytest.mark.parametrize("command", [marked(command) for command in HERE if command.of_shell])
-def test_a_command_of_the_shell(command, here):
+@pytest.mark.slow
+@cases("command", [one for one in HERE if one.of_shell], ids=lambda command: command.where)
+def test_a_command_of_the_shell(command, tmp_path, shelf, monkeypatch):
+    here = tmp_path
+    sit_down(here, shelf, monkeypatch)
     (here / "FOLDER").mkdir()
     for folder in (".local/share/bash-completion/completions", ".config/fish/completions", "our_configs"):
         (here / folder).mkdir(parents=True)
@@ -148,7 +169,10 @@ def typed(text, where, **env):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [marked(command) for command in HERE if command.serves])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, id=one.where, marks=pytest.mark.rotating) for one in HERE if one.serves]
+)
 def test_a_command_that_serves_answers_until_it_is_stopped(command, here):
     args = [*(word for word in desk.on_desk(command.words[1:]) if not word.startswith(PORT)), "port=0"]
     running = subprocess.Popen(
@@ -169,7 +193,7 @@ def test_a_command_that_serves_answers_until_it_is_stopped(command, here):
         running.wait()
 
 
-@pytest.mark.parametrize("command", [c for c in documented.distinct(ALL) if c.program == "make"], ids=lambda c: c.where)
+@cases("command", [one for one in documented.distinct(ALL) if one.program == "make"], ids=lambda command: command.where)
 def test_a_target_of_the_makefile_is_one_of_those_it_lists(command):
     """CI runs them; here each is only asked what it would do."""
     done = subprocess.run(["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -178,7 +202,7 @@ def test_a_target_of_the_makefile_is_one_of_those_it_lists(command):
     assert f"make {command.words[1]} " in listed
 
 
-@pytest.mark.parametrize("command", [c for c in documented.distinct(ALL) if c.program == "pip"], ids=lambda c: c.where)
+@cases("command", [one for one in documented.distinct(ALL) if one.program == "pip"], ids=lambda command: command.where)
 def test_what_pip_installs_is_pinned_or_ours(command):
     """test_wheel.py installs; here packages, versions and extras are compared with what is declared."""
     pins = (ROOT / "constraints.txt").read_text().lower().splitlines()
@@ -197,10 +221,15 @@ def bare(pins):
     return {line.partition("==")[0] for line in pins}
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in documented.distinct(ALL) if c.program in ("python", "cp")], ids=lambda c: c.where
+@pytest.mark.slow
+@cases(
+    "command",
+    [one for one in documented.distinct(ALL) if one.program in ("python", "cp")],
+    ids=lambda command: command.where,
 )
-def test_a_command_of_another_program(command, here):
+def test_a_command_of_another_program(command, tmp_path, shelf, monkeypatch):
+    here = tmp_path
+    sit_down(here, shelf, monkeypatch)
     if "-m peftrun.editor" in command.text:  # writes into the repository: test_schemas.py makes the same and compares
         return
     if command.words[1].endswith(".py"):

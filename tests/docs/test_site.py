@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from cases import cases
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / ".mkdocs"))
 import pages
@@ -64,6 +65,7 @@ class Loaded(HTMLParser):
             self.found.add(given[LOADS[tag]])
 
 
+@pytest.mark.slow
 def test_no_page_asks_anything_of_the_network(site):
     for page in site.rglob("*.html"):
         fetched = Loaded(page.read_text()).found
@@ -74,6 +76,7 @@ def test_no_page_asks_anything_of_the_network(site):
         assert not re.search(r"url\(\s*[\"']?(https?:)?//", sheet.read_text()), sheet
 
 
+@pytest.mark.slow
 def test_every_page_of_the_repository_is_there_and_in_the_menu(site):
     menu = (site / "index.html").read_text()
     for path in PAGES:
@@ -81,6 +84,7 @@ def test_every_page_of_the_repository_is_there_and_in_the_menu(site):
         assert (site / page).is_file() and (page == "index.html" or f'href="{page}"' in menu), page
 
 
+@pytest.mark.slow
 def test_every_option_has_its_place_in_the_reference(site):
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
         if path.name != "config.yaml":
@@ -102,6 +106,7 @@ def test_every_key_stands_in_the_reference_as_its_schema_has_it():
     assert "| `seed` |" in text and "| `hydra/launcher.max_cells` |" in text
 
 
+@pytest.mark.slow
 def test_the_search_index_holds_what_is_said(site):
     index = json.loads((site / "search" / "search_index.json").read_text())
     assert any("target_modules" in one["text"] for one in index["docs"])
@@ -155,7 +160,8 @@ def copied(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.slow
+@cases("fault", BROKEN)
 def test_a_link_that_leads_nowhere_breaks_the_build(copied, tmp_path, fault):
     page = copied / "docs" / "python.md"
     text = page.read_text()
@@ -171,7 +177,7 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@cases("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_are_true_in_the_repository(path):
     """Seen on a code host, a link leads to a file that is there, and to a place in it that is there."""
     bare = pages.CODE.sub("", path.read_text())

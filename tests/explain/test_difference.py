@@ -6,6 +6,7 @@ import shlex
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from cases import cases
 
 from peftrun import composition, config, paths, schema
 from peftrun.errors import ConfigError
@@ -93,16 +94,17 @@ def check(compositions: Compositions, seed: int, cases: int) -> None:
         assert len(found) <= len(overrides), (overrides, found)
 
 
+@pytest.mark.slow
 def test_the_printed_command_gives_the_identical_config(compositions):
     check(compositions, SEED, 8)
 
 
 @pytest.mark.slow
-def test_the_printed_command_gives_the_identical_config_hundreds_of_times(compositions):
-    check(compositions, SEED + 1, 300)
+def test_the_printed_command_gives_the_identical_config_a_hundred_times(compositions):
+    check(compositions, SEED + 1, 100)
 
 
-@pytest.mark.parametrize("text", NASTY, ids=ascii)
+@cases("text", NASTY, ids=ascii)
 def test_a_text_is_typed_as_it_is(compositions, text):
     for key, value in {
         "task.prompt": text,
@@ -134,7 +136,7 @@ SMALLEST = [
 ]
 
 
-@pytest.mark.parametrize("overrides", SMALLEST, ids=" ".join)
+@cases("overrides", SMALLEST, ids=" ".join, every=5)
 def test_the_smallest_set_is_what_a_person_would_type(overrides):
     found = difference.smallest(composed(overrides))
     assert len(found) == len(overrides) and difference.same(composed(found), composed(overrides))
@@ -151,7 +153,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other", "steps"), STEPS, ids=lambda given: " ".join(given) or "nothing")
+@cases("one, other, steps", STEPS, every=3)
 def test_what_leads_from_one_config_to_another(one, other, steps):
     start, target = composed(one), composed(other)
     found = difference.smallest(target, start=start)

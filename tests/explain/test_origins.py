@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cases import cases
 from omegaconf._utils import get_yaml_loader
 
 from peftrun import composition, config, paths
@@ -42,7 +43,7 @@ def leaves(values):
             yield str(name), value
 
 
-@pytest.mark.parametrize("overrides", CHOICES, ids=lambda given: given[0] if given else "default")
+@cases("overrides", CHOICES, ids=lambda given: given[0] if given else "default", every=11)
 def test_every_key_comes_from_a_line_that_says_its_value(compositions, overrides):
     found = sources.of(compositions, overrides)
     values = config.flatten(found.values)
@@ -52,6 +53,7 @@ def test_every_key_comes_from_a_line_that_says_its_value(compositions, overrides
         assert source.interpolated or difference.same(said(source, key) if key != "adapter" else {}, values[key]), key
 
 
+@pytest.mark.slow
 def test_it_is_what_the_command_line_composes(compositions):
     for overrides in CHOICES[::7]:
         given = [*overrides, "seed=3", "++slots.a=1"]

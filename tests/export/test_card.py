@@ -7,6 +7,7 @@ import encoders
 import pytest
 import torch
 import yaml
+from cases import cases
 from conftest import TINY_STEPS, cli_here
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -97,6 +98,7 @@ def test_what_it_says_of_loading_works(card, where, trained, llama):
     assert torch.equal(probe.logits(model, tokenizer), probe.logits(wanted, tokenizer))
 
 
+@pytest.mark.slow
 def test_a_classifier_s_card_says_its_labels(where, tmp_path):
     bert, rows = encoders.build_bert(tmp_path / "bert"), tmp_path / "rows.jsonl"
     rows.write_text(
@@ -124,6 +126,7 @@ def test_a_classifier_s_card_says_its_labels(where, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_base_that_was_not_measured_is_not_claimed(where, llama, on_tiny):
     run = cli_here(where, *on_tiny(llama), *TINY_STEPS, "action.evaluate_before=false").run_dir
     found = card_of(cli_here(where, "action=export", f"adapter={run}", "base_model=me/tiny"))
@@ -142,7 +145,7 @@ def test_of_an_adapter_without_a_run_nothing_is_claimed(where, llama):
     assert not re.search(r"\d+ (rows|steps)", found.text)
 
 
-@pytest.mark.parametrize("inner", ["checkpoints/checkpoint-2", "export"])
+@cases("inner", ["checkpoints/checkpoint-2", "export"])
 def test_what_a_record_is_not_about_claims_nothing_of_it(where, trained, inner):
     """A checkpoint was not measured, and the run of an export trained nothing."""
     if inner == "export":

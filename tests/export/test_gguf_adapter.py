@@ -11,12 +11,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS, build_llama, cli_here
 from faults import check_failed, check_refused
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peftrun import packages
 from peftrun.adapter import probe
+
+pytestmark = pytest.mark.slow
 
 KINDS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 HEAD_SIZE = {"qwen3": 128}  # the only one that transformers' reader of GGUF gives a Qwen3
@@ -97,7 +100,7 @@ def answers(folder, **more):
     return probe.logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval(), tokenizer)
 
 
-@pytest.mark.parametrize(("kind", "method"), [
+@cases("kind, method", [
     ("llama", "lora"), ("llama", "rslora"), ("llama", "by_pattern"), ("mistral", "lora"), ("qwen2", "by_pattern"), ("qwen3", "lora"),
 ])  # fmt: skip
 def test_base_and_adapter_in_gguf_answer_as_peft_does(where, bases, on_tiny, kind, method):

@@ -2,6 +2,7 @@
 
 import fake_hub
 import pytest
+from cases import cases
 from conftest import subprocess_cli
 from fake_hub import COMMIT, TOKEN
 
@@ -37,11 +38,13 @@ def test_exactly_the_folder_is_sent_as_one_commit(tmp_path, trained, hub):
     assert TOKEN not in (outcome.run_dir / "record.json").read_text() + outcome.out + outcome.err
 
 
+@pytest.mark.slow
 def test_it_can_be_public(tmp_path, trained, hub):
     assert export(tmp_path, trained, hub, "push=true", "private=false").code == 0
     assert hub.repos["me/even"]["visibility"] == "public"
 
 
+@pytest.mark.slow
 def test_without_push_nothing_is_asked_and_every_file_is_listed(tmp_path, trained, hub):
     outcome = export(tmp_path, trained, hub)
     assert outcome.code == 0 and hub.asked == []
@@ -50,17 +53,14 @@ def test_without_push_nothing_is_asked_and_every_file_is_listed(tmp_path, traine
     assert "me/even (private)" in outcome.out and "Export by peftrun" in outcome.out
 
 
-@pytest.mark.parametrize(
-    ("env", "said"),
-    [({"HF_TOKEN": ""}, "no token for the Hub"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
-    ids=["no token", "offline"],
-)
+@cases("env, said", [({"HF_TOKEN": ""}, "no token for the Hub"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")])
 def test_what_cannot_be_sent_is_told_before_anything_is_written(tmp_path, trained, hub, env, said):
     outcome = export(tmp_path, trained, hub, "push=true", **env)
     assert outcome.code == 1 and said in outcome.err and "Traceback" not in outcome.err
     assert hub.asked == [] and outcome.run_dir is None
 
 
+@pytest.mark.slow
 def test_a_base_that_nobody_finds_is_not_published(tmp_path, trained, hub):
     outcome = export(tmp_path, trained, hub, "push=true", "base_model=null")
     assert outcome.code == 1 and "action.base_model is not set" in outcome.err
@@ -76,6 +76,7 @@ def test_a_hub_that_refuses_is_told_in_one_line_and_the_folder_stays(tmp_path, t
     assert outcome.record()["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_there_is_told_in_one_line(tmp_path, trained, hub):
     outcome = export(tmp_path, trained, hub, "push=true", HF_ENDPOINT="http://127.0.0.1:9")
     lines = [line for line in outcome.err.splitlines() if line.startswith("peftrun: ")]

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cases import cases
 from conftest import TINY_STEPS, build_llama, cli_here
 from faults import check_failed, check_refused
 from peft import PeftModel
@@ -63,7 +64,7 @@ def test_each_rule_has_an_example():
         assert words in what
 
 
-@pytest.mark.parametrize("words", ASKED)
+@cases("words", ASKED, every=5)
 def test_what_vllm_does_not_take_is_refused_with_what_to_do(cli, tmp_path, trained, words):
     folder = changed(trained, tmp_path / "other", **ASKED[words])
     line = (f"vLLM {vllm_rules.VERSION} does not take", words)
@@ -71,7 +72,7 @@ def test_what_vllm_does_not_take_is_refused_with_what_to_do(cli, tmp_path, train
     assert all(words_to_type for *_, words_to_type in vllm_rules.RULES)
 
 
-@pytest.mark.parametrize(("rank", "most"), [(1, 1), (2, 8), (8, 8), (9, 16), (100, 128), (257, 320), (512, 512)])
+@cases("rank, most", [(1, 1), (2, 8), (8, 8), (9, 16), (100, 128), (257, 320), (512, 512)])
 def test_the_rank_is_rounded_up_to_one_that_vllm_knows(rank, most):
     assert vllm_rules.max_lora_rank(rank) == most
 
@@ -119,7 +120,8 @@ def test_the_script_serves_from_its_own_folder_whatever_the_base(cli, tmp_path, 
     )
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "pissa", "by_pattern"])
+@pytest.mark.slow
+@cases("method", ["lora", "rslora", "pissa", "by_pattern"])
 def test_what_is_written_answers_as_the_adapter_does(where, llama, on_tiny, method):
     more = ["lora.use_rslora=true"] if method == "by_pattern" else []
     run = cli_here(where, *on_tiny(llama), *TINY_STEPS, f"lora={method}", *more).run_dir
@@ -136,6 +138,7 @@ def test_what_is_written_answers_as_the_adapter_does(where, llama, on_tiny, meth
         assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (16, 16, False)
 
 
+@pytest.mark.slow
 def test_adapters_of_different_bases_are_refused(where, trained, on_tiny):
     other = cli_here(where, *on_tiny(build_llama(where / "other", seed=1)), *TINY_STEPS).run_dir
     outcome = cli_here(where, "action=export", f"adapter={{a: {trained}, b: {other}}}", "target=vllm")
@@ -148,6 +151,7 @@ def test_a_base_without_lora_in_vllm_is_refused(cli, gpt2, on_tiny, tmp_path):
     check_refused(cli, tmp_path, ["action=export", f"adapter={run}", "target=vllm"], ("Conv1D layers (GPT-2)",))
 
 
+@pytest.mark.slow
 def test_embeddings_go_where_the_base_s_class_adapts_them(where, llama, on_tiny, cli, tmp_path):
     run = cli_here(where, *on_tiny(llama), *TINY_STEPS, "lora.target_modules=[q_proj,embed_tokens]").run_dir
     done = cli("action=export", f"adapter={run}", "target=vllm")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import translate
 import yaml
+from cases import cases
 
 import peftrun
 from peftrun import config, paths
@@ -116,14 +117,14 @@ def facts_of(spec: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=named)
+@cases("peer", PEERS, ids=named)
 def test_every_key_of_a_peer_is_told(peer):
     mapped = translate.tables(peer["tool"])["mapped"]
     unknown = [key for key in [*translate.keys_of(peer["keys"]), *peer.get("empty", [])] if key not in mapped]
     assert not unknown
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=named)
+@cases("peer", PEERS, ids=named, every=5)
 def test_a_peers_config_becomes_the_run_that_it_describes(peer, room):
     overrides = translate.translated(peer["tool"], peer["keys"])
     assert overrides == shlex.split(peer["overrides"])
@@ -164,7 +165,7 @@ def known_keys() -> set[str]:
     return found | {"trainer.lr_scheduler_kwargs", "task.data.mix", "lora"}
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@cases("tool", TOOLS)
 def test_every_override_in_the_tables_has_a_key(tool, known_keys):
     guide = (translate.GUIDES / f"from-{tool}.md").read_text()
     spans = [span for line in guide.splitlines() if line.startswith("|") for span in re.findall(r"`([^`]+)`", line)]
@@ -179,7 +180,7 @@ def commands_of(tool: str) -> list[list[str]]:
     return [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@cases("tool", TOOLS)
 def test_the_worked_example_is_a_valid_run(tool, room):
     (command,) = commands_of(tool)
     assert peftrun.load(*command).action.name == "train"

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from cases import cases
 from html_pages import Page, needs_nothing
 
 from peftrun import artifacts
@@ -112,7 +113,7 @@ def test_everything_that_is_not_ours_is_text(run):
     assert found.text.count(EVIL) > 20
 
 
-@pytest.mark.parametrize("figure", [float("nan"), float("inf"), float("-inf"), None, "much", True])
+@cases("figure", [float("nan"), float("inf"), float("-inf"), None, "much", True])
 def test_figures_that_are_no_numbers(run, figure):
     change(run, metrics={"before": {"loss": 2.0, "f1": figure}, "after": {"loss": figure, "f1": 0.5}})
     rows(
@@ -133,7 +134,7 @@ def test_one_logged_step_and_a_flat_line(run):
     assert "loss" in page_of(run).text
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 1, "lo{"step": 2}\n', '[1, 2]\n"x"\n', '{"loss": 3}\n'])
+@cases("text", ["", '{"step": 1, "lo{"step": 2}\n', '[1, 2]\n"x"\n', '{"loss": 3}\n'])
 def test_no_rows_or_damaged_ones(run, text):
     (run / "metrics.jsonl").write_text(text)
     page_of(run)
@@ -158,6 +159,7 @@ def test_a_run_that_goes_on_and_one_that_failed(run):
     assert "What was at fault" in page_of(run).text and "the loss is nan at step 3" in page_of(run).text
 
 
+@pytest.mark.slow
 def test_a_record_of_any_shape_is_told_as_far_as_it_goes(run):
     for key in artifacts.read_json(run / "record.json"):
         for value in (None, [], "x", 3, {"x": [1]}):

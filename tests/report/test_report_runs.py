@@ -2,7 +2,8 @@
 
 import encoders
 import pytest
-from conftest import TINY_STEPS, jsonl
+from cases import cases
+from conftest import SAMPLED_STEPS, jsonl
 from faults import check_told
 from html_pages import Page, needs_nothing
 
@@ -10,7 +11,7 @@ from peftrun import artifacts, composition, config, dispatch
 from peftrun.report import page
 from peftrun.report.answers import scored
 
-STEPS = [*TINY_STEPS, "trainer.save_strategy=no"]
+STEPS = [*SAMPLED_STEPS, "trainer.save_strategy=no"]
 
 
 def spec(*overrides):
@@ -32,7 +33,7 @@ def weights(folder):
     return artifacts.sha256(folder / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
 
 
-@pytest.mark.parametrize("more", [[], ["lora.lora_dropout=0.3"]], ids=["plain", "dropout"])
+@cases("more", [[], ["lora.lora_dropout=0.3"]])
 def test_answering_samples_moves_nothing(tmp_path, llama, on_tiny, more):
     given = [*on_tiny(llama), *STEPS, *more]
     found = {count: run(tmp_path / f"of{count}", *given, f"action.samples={count}")[1] for count in (0, 3)}
@@ -53,6 +54,7 @@ def test_the_closing_table_names_the_report(tmp_path, llama, on_tiny, cli):
     assert "before" not in row and row["after"] is not None and "After training" in text_of(outcome.run_dir)
 
 
+@pytest.mark.slow
 def test_cells_trained_together_leave_what_lone_runs_leave(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     cells = [
@@ -69,6 +71,7 @@ def test_cells_trained_together_leave_what_lone_runs_leave(tmp_path, monkeypatch
         assert "trained together with 1 other cells" in text_of(folder) and (folder / "curves.svg").is_file()
 
 
+@pytest.mark.slow
 def test_a_confusion_matrix_adds_up_to_the_figures(tmp_path):
     _, record = run(tmp_path / "run", *encoders.on_texts(encoders.build_bert(tmp_path / "bert"), tmp_path), *STEPS)
     for when in ("before", "after"):
@@ -79,6 +82,7 @@ def test_a_confusion_matrix_adds_up_to_the_figures(tmp_path):
     assert "samples" not in record
 
 
+@pytest.mark.slow
 def test_entities_of_each_type_add_up_to_the_figures(tmp_path):
     _, record = run(tmp_path / "run", *encoders.on_words(encoders.build_bert(tmp_path / "bert"), tmp_path), *STEPS)
     for when in ("before", "after"):
@@ -89,6 +93,7 @@ def test_entities_of_each_type_add_up_to_the_figures(tmp_path):
     assert "PERSON" in text_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_encoder_and_a_decoder_answer_too(tmp_path):
     pairs = jsonl(tmp_path / "pairs.jsonl", [{"en": f"muy {n}", "es": "bueno " * (n % 3 + 1)} for n in range(30)])
     _, record = run(
@@ -100,6 +105,7 @@ def test_an_encoder_and_a_decoder_answer_too(tmp_path):
     assert all(row["expected"].startswith("bueno") and "after" in row for row in record["samples"]["rows"])
 
 
+@pytest.mark.slow
 def test_a_preference_expects_the_chosen_answer(tmp_path, llama):
     file = jsonl(tmp_path / "pairs.jsonl", [{"q": f"Is {n} even?", "good": "yes", "bad": "no"} for n in range(40)])
     given = [
@@ -113,6 +119,7 @@ def test_a_preference_expects_the_chosen_answer(tmp_path, llama):
     assert "samples" not in run(tmp_path / "reward", "task=reward", *given)[1]  # it writes nothing
 
 
+@pytest.mark.slow
 def test_a_text_learned_whole_is_asked_for_what_follows_its_beginning(tmp_path, llama):
     file = jsonl(
         tmp_path / "texts.jsonl", [{"text": f"{n} quick brown foxes jump over {n} lazy dogs"} for n in range(40)]
@@ -134,6 +141,7 @@ def test_a_run_that_fails_after_it_has_logged_leaves_its_report(tmp_path, llama,
     assert record["error"] in text_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report(tmp_path, llama, on_tiny):
     every = [*on_tiny(llama), *STEPS, "action.samples=0"]
     for logging, steps in ((100, [4]), (3, [3, 4]), (2, [2, 4])):
@@ -143,6 +151,7 @@ def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report
         assert "Learning" in text_of(folder) and (folder / "curves.svg").is_file()
 
 
+@pytest.mark.slow
 def test_cells_shorter_than_their_logging_log_the_same_last_step(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     given = [*on_tiny(llama), *STEPS, "trainer.logging_steps=100", "action.samples=0"]
@@ -179,6 +188,7 @@ def test_negative_samples_are_refused(cli):
     )
 
 
+@pytest.mark.slow
 def test_full_training_has_a_report(tmp_path, llama, on_tiny):
     run(tmp_path / "run", *on_tiny(llama), *STEPS, "lora=none", "trainer.learning_rate=1e-3", "action.samples=1")
     assert "every weight is trained" in text_of(tmp_path / "run")

@@ -5,6 +5,7 @@ import random
 import pytest
 import serving
 import torch
+from cases import cases
 from conftest import build_llama
 from merge_cases import FAMILIES, trained_adapter
 from peft import PeftModel
@@ -85,7 +86,7 @@ def made(tmp_path_factory, llama):
     return serving.adapters(llama, tmp_path_factory.mktemp("kinds"), *serving.KINDS)
 
 
-@pytest.mark.parametrize("case", CASES)
+@cases("case", CASES)
 def test_a_row_is_written_as_if_it_were_alone(llama, made, case):
     paths = {name: made[name] for name in CASES[case]}
     check(serving.Offline(llama, paths), loaded(llama, paths), list(paths))

@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 import serving
+from cases import cases
 
 WORDS = (
     "Is 3 even?",
@@ -75,7 +76,7 @@ def test_models_are_the_base_and_its_adapters(client):
         client.models.retrieve("three")
 
 
-@pytest.mark.parametrize("model", ["one", "two", "base", "tiny-llama"])
+@cases("model", ["one", "two", "base", "tiny-llama"])
 def test_a_greedy_answer_is_the_one_that_the_adapter_gives_alone(client, offline, model):
     own = "base" if model == "tiny-llama" else model
     for text in WORDS:
@@ -205,7 +206,7 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BAD)
+@cases("case", BAD)
 def test_a_bad_request_is_refused_by_name(server, case):
     change, status, code, param = BAD[case]
     found = httpx.post(f"{server.url}/chat/completions", json=CHAT | change)
@@ -233,7 +234,7 @@ RAW = {
 }
 
 
-@pytest.mark.parametrize("case", RAW)
+@cases("case", RAW)
 def test_a_body_that_is_none_is_refused(server, case):
     body, status, code = RAW[case]
     found = httpx.post(f"{server.url}/chat/completions", content=body, headers={"Content-Type": "application/json"})

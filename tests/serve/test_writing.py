@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from cases import cases
 from conftest import _tokenizer
 
 from peftrun.serve import sampling
@@ -28,7 +29,7 @@ def pieces(tokenizer, ids, stops=()):
     return [*found, writing.end()], writing.stopped
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@cases("text", TEXTS)
 def test_pieces_are_whole_characters_and_make_up_the_text(tokenizer, text):
     found, stopped = pieces(tokenizer, tokenizer(text)["input_ids"])
     assert "".join(found) == text and not stopped

@@ -4,6 +4,7 @@ import copy
 import itertools
 
 import pytest
+from cases import cases
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -72,7 +73,7 @@ GRIDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@cases("grid", GRIDS, every=4)
 def test_cells_are_what_hydra_composes(sweep, grid):
     loader, master = sweep
     composer = cells.Composer(loader, master)
@@ -129,6 +130,7 @@ def test_the_id_is_that_of_what_is_run_not_of_how_it_is_continued(sweep):
     assert cells.cell_id(values) == plain.id
 
 
+@pytest.mark.slow
 def test_three_hundred_cells_are_all_composed(sweep):
     grid = jobs(**{"lora.r": [4, 8, 16], "trainer.learning_rate": range(1, 11), "seed": range(10)})
     assert len(all_of(sweep, grid)) == 300

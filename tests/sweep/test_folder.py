@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import cases
 
 from peftrun.errors import ArtifactError
 from peftrun.sweep import folder
@@ -54,8 +55,8 @@ def test_the_folder_that_one_is_in_is_not_taken_away(tmp_path, monkeypatch):
     assert (tmp_path / "here").is_dir() and not (tmp_path / "here" / "s").exists()
 
 
-@pytest.mark.parametrize(
-    ("record", "status"),
+@cases(
+    "record, status",
     [
         (None, "waiting"),
         ('{"status": "completed"}', "completed"),

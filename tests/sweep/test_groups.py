@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from cases import cases
 from hydra import compose, initialize_config_dir
 
 from peftrun import config, paths
@@ -61,7 +62,7 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("override", ALONE)
+@cases("override", ALONE, every=4)
 def test_what_shapes_the_forward_pass_in_another_way_stands_alone(override):
     odd = cell(override)
     found = groups.form([cell(), odd, cell("seed=1")])
@@ -72,7 +73,8 @@ def test_what_shapes_the_forward_pass_in_another_way_stands_alone(override):
 OTHER_BASE = (["model=smollm2"], ["model.quantization=nf4"], ["device=cpu"], ["device.dtype=float32"])
 
 
-@pytest.mark.parametrize("overrides", OTHER_BASE, ids=" ".join)
+@pytest.mark.slow
+@cases("overrides", OTHER_BASE, ids=" ".join)
 def test_another_base_or_device_is_another_group(overrides):
     found = groups.form([cell(), cell(*overrides), cell("seed=1"), cell(*overrides, "seed=1")])
     assert [len(one.cells) for one in found] == [2, 2] and not any(one.reason for one in found)

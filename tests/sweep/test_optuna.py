@@ -7,6 +7,8 @@ import pytest
 import yaml
 from conftest import TINY_STEPS
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("optuna", reason="package optuna is not installed: pip install 'peftrun[sweeper]'")
 SEARCH = ["hydra/sweeper=optuna", "hydra/launcher=shared_base", "hydra.sweeper.n_jobs=3"]
 SPACE = ["lora.r=choice(2,4)", "trainer.learning_rate=tag(log,interval(1e-4,1e-2))"]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cases import cases
 from encoders import build_bert
 from hydra import compose, initialize_config_dir
 
@@ -68,6 +69,7 @@ def test_the_classic_gpt2_adapter_has_as_many_parameters_as_it_has(tmp_path):
     assert parameters.adapter(base, pattern.lora) == 294_912 // 2
 
 
+@pytest.mark.slow
 def test_the_count_is_that_of_the_run(trained):
     record = json.loads((trained / "record.json").read_text())
     wanted = config.of_values(config.read_values(trained / "config.yaml"))
@@ -88,11 +90,7 @@ SHAPED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [[f"lora={name}", *more] for name, more in VARIANTS.items()] + SHAPED,
-    ids=" ".join,
-)
+@cases("overrides", [[f"lora={name}", *more] for name, more in VARIANTS.items()] + SHAPED, ids=" ".join, every=4)
 def test_every_variant_of_lora_is_counted_exactly(llama, overrides):
     from peftrun.adapter import attach
     from peftrun.device import resolve
@@ -107,15 +105,13 @@ def test_every_variant_of_lora_is_counted_exactly(llama, overrides):
     assert bases.read(wanted.model).parameters + found.held == everything
 
 
-@pytest.mark.parametrize(
-    "overrides", [["lora=eva"], ["lora=ia3"], ["lora.bias=all"], ["lora.target_modules=[lm_head]"]], ids=str
-)
+@cases("overrides", [["lora=eva"], ["lora=ia3"], ["lora.bias=all"], ["lora.target_modules=[lm_head]"]])
 def test_what_files_do_not_tell_is_no_exact_count(llama, overrides):
     wanted = on(llama, *overrides)
     assert not parameters.count(bases.read(wanted.model), wanted.lora, wanted.task).exact
 
 
-@pytest.mark.parametrize("task", ["spanish_sentiment", "ner"])
+@cases("task", ["spanish_sentiment", "ner"])
 def test_a_classifiers_head_is_counted(tmp_path, task):
     from peftrun.adapter import attach
     from peftrun.device import resolve
@@ -201,8 +197,8 @@ def test_a_gpu_takes_nothing_for_the_process_and_leaves_no_holes(tmp_path):
     assert there.process == 0 and there.loading == there.weights and 0 < there.activations < here.activations
 
 
-@pytest.mark.parametrize("overrides", [[], ["trainer.gradient_accumulation_steps=3"], ["trainer.max_steps=7"]], ids=str)
-@pytest.mark.parametrize("rows", [1, 5, 32, 33])
+@cases("overrides", [[], ["trainer.gradient_accumulation_steps=3"], ["trainer.max_steps=7"]])
+@cases("rows", [1, 5, 32, 33])
 def test_steps_are_those_of_the_loop(rows, overrides):
     from peftrun.training import loop
 
@@ -233,8 +229,8 @@ def test_a_base_that_is_not_here_yet_is_said_to_be_unknown():
     assert plan.waves[0].memory is None and "openai-community/gpt2" in plan.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("memory", "cells", "told"),
+@cases(
+    "memory, cells, told",
     [
         ("6 apples", None, "hydra.launcher.memory_limit=6 apples: must be an amount of memory"),
         (0, None, "memory_limit=0: must be"),

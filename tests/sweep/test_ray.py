@@ -7,18 +7,19 @@ import clusters
 import pytest
 from conftest import TINY_STEPS, subprocess_cli
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="package ray is not installed: pip install 'peftrun[ray]'")
 RAY = "hydra/launcher=shared_base_ray"
 
 
-@pytest.mark.slow
+@pytest.mark.rotating
 def test_a_killed_worker_is_replaced_and_finished_cells_stay(llama, on_tiny, tmp_path):
     done = clusters.killed_once(tmp_path, *on_tiny(llama), RAY)
     clusters.check_completed(tmp_path, done)
     assert "raylet" not in done.stdout + done.stderr  # Ray's own words stay in its logs
 
 
-@pytest.mark.slow
 def test_nothing_is_written_into_the_home_folder(llama, on_tiny, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
@@ -45,7 +46,6 @@ def test_what_cannot_be_sent_is_told_in_one_line(cli, llama, on_tiny, args, part
     assert any(all(part in line for part in parts) for line in outcome.err.splitlines() if line.startswith("peftrun: "))
 
 
-@pytest.mark.slow
 def test_a_gpu_that_no_machine_has_is_not_waited_for(llama, on_tiny, tmp_path):
     outcome = subprocess_cli(tmp_path, "-m", *on_tiny(llama), "seed=1,2", RAY, "hydra.launcher.num_gpus=64")
     assert outcome.code == 1

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from cases import cases
 from html_pages import Page
 from sweep_folders import FINGERPRINT, grid, put, record, sweep
 
@@ -129,6 +130,7 @@ def test_a_sweep_that_has_just_begun_and_one_in_which_all_failed(tmp_path):
     assert "2 failed" in page_of(tmp_path).text
 
 
+@pytest.mark.slow
 def test_three_hundred_cells_are_a_page_of_a_reasonable_size(tmp_path):
     axes = {
         "lora.r": [2, 4, 8, 16, 32],
@@ -198,7 +200,7 @@ def test_numbers_that_span_ten_times_are_on_a_logarithmic_scale():
     assert drawing.scale([1e-4, 1e-3, 1e-2], 0, 100).at(1e-3) == pytest.approx(50)
 
 
-@pytest.mark.parametrize("values", [[0, 1], [3, 3], [0.031, 4.2], [1e-5, 7], [-3, 8], [99, 101], [1e-9, 1e9]])
+@cases("values", [[0, 1], [3, 3], [0.031, 4.2], [1e-5, 7], [-3, 8], [99, 101], [1e-9, 1e9]])
 def test_ticks_are_few_and_inside(values):
     found = drawing.scale(values, 0, 100).ticks(5)
     assert 1 <= len(found) <= 9 and all(min(values) * 0.99 <= tick <= max(values) * 1.01 for tick in found if tick > 0)

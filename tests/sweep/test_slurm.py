@@ -14,6 +14,8 @@ from conftest import TINY_STEPS, subprocess_cli
 from peftrun.errors import ArtifactError
 from peftrun.sweep import engines
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("submitit", reason="package submitit is not installed: pip install 'peftrun[slurm]'")
 LOCAL = ["hydra/launcher=shared_base_slurm", "hydra.launcher.cluster=local"]
 DIES = ["+hydra.launcher.executor.local_setup=['kill -9 $$']"]  # each job, before it has begun
@@ -36,13 +38,11 @@ def test_a_group_whose_jobs_always_die_fails_with_the_reason(cli, llama, on_tiny
     assert all("the worker died 2 times" in record["error"] for record in found)
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_finished_cells_stay(llama, on_tiny, tmp_path):
     done = clusters.killed_once(tmp_path, *on_tiny(llama), *LOCAL)
     clusters.check_completed(tmp_path, done)
 
 
-@pytest.mark.slow
 def test_jobs_of_a_launch_that_was_killed_end_before_their_cells_are_sent_again(llama, on_tiny, tmp_path):
     args = [*on_tiny(llama), *clusters.GRID, *LOCAL]
     command = [sys.executable, "-m", "peftrun", "-m", *args]
@@ -119,7 +119,6 @@ def test_a_job_that_slurm_refuses_is_told_in_one_line(cli, llama, on_tiny, tmp_p
     assert "invalid partition specified: moon" in outcome.err
 
 
-@pytest.mark.slow
 def test_every_option_reaches_sbatch_and_the_jobs_complete(cli, llama, on_tiny, tmp_path, monkeypatch):
     job = "SLURM_JOB_ID=7 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_CPUS_PER_TASK=1"
     folder = slurm(
@@ -139,7 +138,6 @@ def test_every_option_reaches_sbatch_and_the_jobs_complete(cli, llama, on_tiny, 
     assert [record["status"] for record in found] == ["completed", "completed"]
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_the_jobs_and_their_records(llama, on_tiny, tmp_path):
     command = [sys.executable, "-m", "peftrun", "-m", *on_tiny(llama), *clusters.GRID, *LOCAL]
     with (tmp_path / "err.txt").open("w") as err:

@@ -1,6 +1,7 @@
 """Seeds as replicates: figures against those computed by hand and by scipy's own tests."""
 
 import pytest
+from cases import cases
 from scipy import stats
 from sweep_folders import grid, put, record, sweep
 
@@ -133,8 +134,6 @@ def test_a_key_that_follows_from_a_typed_one_is_no_axis(tmp_path):
     assert of(write(tmp_path, sweep(cells))).axes == {"lora.r": [4, 8]}
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(["q", "v"], "[q,v]"), (0.0003, "0.0003"), (True, "true"), (None, "null"), ("a", "a")]
-)
+@cases("value, words", [(["q", "v"], "[q,v]"), (0.0003, "0.0003"), (True, "true"), (None, "null"), ("a", "a")])
 def test_values_are_shown_as_typed(value, words):
     assert show(value) == words

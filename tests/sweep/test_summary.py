@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import cases
 from sweep_folders import grid, planned, put, record, sweep
 
 from peftrun.sweep.summary import Planned, axes, typed, write
@@ -108,8 +109,8 @@ def test_cells_trained_together_cost_what_their_record_says(tmp_path):
     assert costs(tmp_path, "abc") == [25.0, 75.0, 30.0]
 
 
-@pytest.mark.parametrize(
-    ("command", "found"),
+@cases(
+    "command, found",
     [
         ("peftrun 'a.b=[1, 2]' +c=x seed=1", {"a.b": "[1, 2]", "c": "x", "seed": "1"}),
         ("peftrun action.prompt='1+1=2'", {"action.prompt": "1+1=2"}),
@@ -120,7 +121,8 @@ def test_what_a_command_types(command, found):
     assert typed(command) == found
 
 
-@pytest.mark.parametrize("module", ["summary", "statistics", "report", "charts", "tables"])
+@pytest.mark.slow
+@cases("module", ["summary", "statistics", "report", "charts", "tables"])
 def test_nothing_heavy_is_imported(module):
     code = f"import sys, peftrun.sweep.{module}; print([one for one in ('torch', 'transformers', 'peft', 'datasets', 'scipy') if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -93,6 +93,7 @@ def test_a_sweep_without_a_cell_in_common_has_a_folder_of_its_own(swept):
     assert set((where / "outputs" / "sweeps").iterdir()) == known
 
 
+@pytest.mark.slow
 def test_a_poisoned_cell_fails_alone_and_is_tried_again(cli, tmp_path, tiny):
     grid = [*tiny, "lora.target_modules=[q_proj],[nosuch],[v_proj]", "lora.r=4"]
     outcome = cli(*grid)
@@ -115,6 +116,7 @@ def cells_by_targets(where):
     return {cell["values"]["lora.target_modules"][0]: cell for cell in summary(where)["cells"]}
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_refused_leaves_its_reason_and_the_others_run(cli, tmp_path, tiny):
     outcome = cli(*tiny, "lora=lora,ia3", "lora.r=0,4")
     assert outcome.code == 1, outcome.out
@@ -123,11 +125,13 @@ def test_a_cell_that_is_refused_leaves_its_reason_and_the_others_run(cli, tmp_pa
     assert "3 of 4 cells failed" in outcome.err
 
 
+@pytest.mark.slow
 def test_where_every_cell_is_refused_nothing_is_written(cli, tmp_path, tiny):
     check_refused(cli, tmp_path, [*tiny, "lora.r=0,-1"], ["lora.r=0: must"], ["lora.r=-1: must"])
     check_refused(cli, tmp_path, [*tiny, "lora.rr=1,2"], ["there is no such key"])
 
 
+@pytest.mark.slow
 def test_identical_cells_are_run_once_and_said_so(cli, tmp_path, tiny):
     outcome = cli(*tiny, "seed=1,1", "trainer.warmup_steps=0,0.0", "hydra.sweep.dir=here")
     assert outcome.code == 0, outcome.err
@@ -137,6 +141,7 @@ def test_identical_cells_are_run_once_and_said_so(cli, tmp_path, tiny):
     assert (tmp_path / "here" / cell["id"] / "adapter").is_dir()
 
 
+@pytest.mark.slow
 def test_batches_of_a_sweep_share_its_folder(cli, tmp_path, tiny):
     outcome = cli(*tiny, "seed=1,2,3", "hydra.sweeper.max_batch_size=2")
     assert outcome.code == 0, outcome.err
@@ -144,8 +149,10 @@ def test_batches_of_a_sweep_share_its_folder(cli, tmp_path, tiny):
     assert [cell["group"] for cell in summary(tmp_path)["cells"]] == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_other_actions_run_one_after_another(cli, tmp_path, tiny, trained):
-    outcome = cli(*tiny, "action=evaluate", f"adapter={trained}", "task.data.split_seed=1,2")
+    plain = [word for word in tiny if word != "action.samples=0"]
+    outcome = cli(*plain, "action=evaluate", f"adapter={trained}", "task.data.split_seed=1,2")
     assert outcome.code == 0, outcome.err
     assert {cell["how"] for cell in summary(tmp_path)["cells"]} == {"alone"}
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cases import cases
 from datasets import Dataset
 
 from peftrun.config import build
@@ -34,7 +35,7 @@ def write(folder, kind):
     return file
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+@cases("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
 def test_every_format_gives_the_same_rows(tmp_path, kind):
     train, held_out = examples(write(tmp_path, kind), *TEMPLATES)
     assert {(e.given, e.completion) for e in [*train, *held_out]} == {
@@ -118,7 +119,7 @@ def test_balance_keeps_as_many_of_each(tmp_path, capsys):
     assert "left out" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("label", [None, " "])
+@cases("label", [None, " "])
 def test_an_empty_label_names_its_row(tmp_path, label):
     rows = [{"text": "a", "spam": "1"}, {"text": "t", "spam": label}]
     (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -76,6 +76,7 @@ def test_both_kinds_learn(spanish, ner):
     assert after["loss"] < before["loss"] and after["f1"] > max(0.9, before["f1"]) and after["token_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["spanish", "ner"])
 def test_reloaded_in_a_fresh_process_it_is_what_was_saved(which, request, where, bert):
     run = request.getfixturevalue(which)
@@ -148,6 +149,7 @@ def test_rows_of_both_tasks_mix_in_one_pass(spanish, ner, where, bert):
         net.mixed(["nobody"] * 4, **batch)
 
 
+@pytest.mark.slow
 def test_saved_together_each_reloads_alone_as_it_was(spanish, ner, where, bert):
     both = f"adapter={{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}"
     saved = subprocess_cli(where, "action=save", both, *on_texts(bert, where))
@@ -163,6 +165,7 @@ def test_saved_together_each_reloads_alone_as_it_was(spanish, ner, where, bert):
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_a_language_model_takes_a_text_classifiers_head(where, llama, bert):
     """As a reward model does: the head reads the last token of a row."""
     swapped = [item for item in on_texts(bert, where) if not item.startswith("model.")]

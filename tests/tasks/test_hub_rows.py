@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cases import cases
 from faults import check_failed, check_refused
 
 from peftrun.composition import compose_run
@@ -90,8 +91,8 @@ def test_rows_are_kept_as_tokens_only_where_every_source_is_a_commit(dataset, ll
     assert None not in keys[:4] and len(set(keys[:4])) == 4 and keys[4:] == [None, None]
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
+@cases(
+    "more, told",
     [
         (
             ["task.data.name=nosuch"],
@@ -106,21 +107,18 @@ def test_a_part_that_is_not_there_is_told_in_one_line(cli, tmp_path, llama, on_t
     check_failed(cli, tmp_path, [*on_tiny(llama), *where, *more], told)
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
+@cases("given, told", [
         ("task.data.name=sums", "task.data.name=sums: is of a dataset on the Hub; omit it, or type task.data.source=hub"),
         ("task.data.split=test", "task.data.split=test: is of a dataset on the Hub"),
         ("task.data.eval_split=test", "task.data.eval_split=test: is of a dataset on the Hub"),
         ("task.data.revision=main", "task.data.revision=main: is of a dataset on the Hub"),
         (f"task.data.mix={{more: {{path: {__file__}, weight: 1, name: b}}}}", "task.data.mix.more: name, revision and split are of a dataset on the Hub"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_of_the_hub_is_refused_elsewhere(cli, tmp_path, llama, on_tiny, given, told):
     check_refused(cli, tmp_path, [*on_tiny(llama), given], [told])
 
 
-@pytest.mark.parametrize("key", ["group_column=prompt", "holdout=last"])
+@cases("key", ["group_column=prompt", "holdout=last"])
 def test_rows_are_held_out_in_one_way(cli, tmp_path, llama, on_tiny, dataset, key):
     given = ["task=instruction", "task.data.source=hub", f"task.data.path={dataset}", "task.data.eval_split=test", f"task.data.{key}"]  # fmt: skip
     check_refused(cli, tmp_path, [*on_tiny(llama), *given], [f"task.data.{key.split('=')[0]}", "eval_split"])

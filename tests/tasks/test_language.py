@@ -4,6 +4,7 @@ import json
 
 import pytest
 import sacrebleu
+from cases import cases
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoTokenizer
 
@@ -52,8 +53,8 @@ def learned(row, tokenizer):
     return [*parts, *([tokenizer.decode(now)] if now else [])]
 
 
-@pytest.mark.parametrize(
-    ("loss_on", "parts"),
+@cases(
+    "loss_on, parts",
     [
         ("completion", ["no, bad<|im_end|>\n"]),
         ("assistant", ["yes<|im_end|>\n", "call now<|im_end|>\n", "no, bad<|im_end|>\n"]),
@@ -103,14 +104,11 @@ def test_a_template_that_refuses_a_talk_names_the_row(tmp_path, llama):
         causal_lm.load_rows(talks(tmp_path), tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("task", "overrides"),
-    [
+@cases("task, overrides", [
         ("dpo", ["task.messages=null", "task.prompt='{q}'", "task.chosen=a", "task.rejected=b"]),
         ("kto", ["task.messages=null", "task.prompt='{q}'", "task.completion='{a}'", "task.desirable=c"]),
         ("grpo", ["task.prompt='{q}'", "task.completion='{a}'", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false"]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_so_does_one_that_refuses_a_preference(tmp_path, llama, task, overrides):
     from peftrun.tasks import of_kind
 
@@ -182,6 +180,7 @@ def test_written_answers_are_measured_as_the_libraries_measure():
     }
 
 
+@pytest.mark.slow
 def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
     metrics = "task.metrics=[bleu,chrf,rouge_l]"
     given = [*on_tiny(llama), metrics, "task.max_new_tokens=4", "task.data.eval_rows=8", "trainer.warmup_steps=0"]
@@ -193,8 +192,8 @@ def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
     assert again.record()["metrics"] == pytest.approx(after)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
+@cases(
+    "overrides, said",
     [
         (["task.loss_on=assistant"], "task.loss_on=assistant: learns every answer of a talk"),
         (["task=spanish_sentiment", "task.loss_on=all"], "task.loss_on=all: is for language models"),
@@ -208,6 +207,7 @@ def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
         ),
         (["trainer.padding_free=true", "lora=prompt_tuning"], "works on each text by itself"),
     ],
+    every=2,
 )
 def test_what_cannot_be_is_refused(cli, llama, on_tiny, data, overrides, said):
     found = cli(*on_tiny(llama), *(one.replace("DATA", str(data)) for one in overrides))

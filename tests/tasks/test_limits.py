@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS, build_llama
 from safetensors.torch import load_file, save_file
 
@@ -94,7 +95,7 @@ def token_of(folder, text):
     return AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"][-1]
 
 
-@pytest.mark.parametrize("more", [[], ["trainer.padding_free=true"], ["trainer.packing=true"]], ids=str)
+@cases("more", [[], ["trainer.padding_free=true"], ["trainer.packing=true"]])
 def test_a_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny, rows, more):
     """One token of the vocabulary has lost its embedding; one row holds it."""
     folder = build_llama(tmp_path / "torn", tie_word_embeddings=False)

@@ -9,6 +9,8 @@ from faults import check_failed, check_refused
 
 from peftrun.tasks.lm_eval import compared
 
+pytestmark = pytest.mark.slow
+
 TASK = """
 task: {name}
 dataset_path: json
@@ -225,7 +227,6 @@ def test_a_package_that_is_not_there_is_named(cli, tmp_path, monkeypatch, llama,
     check_refused(cli, tmp_path, asked(llama, tasks), ["lm_eval", "pip install 'peftrun[lm_eval]'"])
 
 
-@pytest.mark.slow
 def test_a_task_that_is_unknown_is_named_with_its_neighbour(where, tasks, llama):
     run = cli_here(where, *asked(llama, tasks, "task.lm_eval.tasks=[arc_eazy]"))
     assert run.code == 1 and "there is no task arc_eazy; did you mean arc_easy?" in run.err

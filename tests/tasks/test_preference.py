@@ -89,6 +89,7 @@ def test_the_adapter_is_saved_alone_and_reloads_as_it_was(learned, where):
     assert record["metrics"] == pytest.approx(run.record()["metrics"]["after"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_merges_and_the_merge_is_proved(learned, where):
     kind, run, given = learned
     merged = cli_here(where, *given, "action=merge", f"adapter={run.run_dir}")
@@ -98,6 +99,7 @@ def test_it_merges_and_the_merge_is_proved(learned, where):
         assert merged.record()["merge"]["held_out_rows"] == 8
 
 
+@pytest.mark.slow
 def test_language_models_generate(learned, where):
     kind, run, given = learned
     said = cli_here(
@@ -109,6 +111,7 @@ def test_language_models_generate(learned, where):
         assert said.code == 0, said.err
 
 
+@pytest.mark.slow
 def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files):
     given = [*overrides("dpo", llama, files), "trainer.max_steps=4", "trainer.save_steps=2"]
     whole = cli_here(where, *given, "hydra.run.dir=outputs/train/whole")
@@ -130,6 +133,7 @@ def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files):
     assert one == other
 
 
+@pytest.mark.slow
 def test_an_adapter_that_starts_anywhere_is_held_against_the_base(cli, where, llama, files):
     """TRL's own reference would be a copy of the start, and the first loss log 2 whatever that is."""
     run = cli(

@@ -51,8 +51,7 @@ def test_what_is_kept_is_what_was_made_and_is_said_again(file, llama, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("experiment", "kind"),
-    [("dpo", "preference"), ("kto", "unpaired_preference"), ("grpo", "prompt_only")],
+    "experiment, kind", [("dpo", "preference"), ("kto", "unpaired_preference"), ("grpo", "prompt_only")]
 )
 def test_rows_of_every_form_come_back(experiment, kind, file, llama, tmp_path):
     rows = [{"prompt": f"{n}?", "chosen": f"yes {n}", "rejected": f"no {n}", "label": n % 2 == 0} for n in range(12)]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cases import cases
 
 from peftrun import composition, config
 from peftrun.errors import DataError
@@ -37,7 +38,7 @@ def mixed(first, second, weight, *more):
     )
 
 
-@pytest.mark.parametrize(("weight", "counts"), [(1.0, (100, 100)), (0.5, (100, 50)), (2.0, (50, 100))])
+@cases("weight, counts", [(1.0, (100, 100)), (0.5, (100, 50)), (2.0, (50, 100))])
 def test_weights_are_shares(first, second, weight, counts):
     train, held_out = mixed(first, second, weight)
     found = [sum(one.given[0][1].startswith(name) for one in train + held_out) for name in ("first", "second")]
@@ -76,8 +77,8 @@ def test_streaming_reads_no_further_than_asked(tmp_path):
         load_examples(task_of(*given))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
+@cases(
+    "overrides, said",
     [
         (["task.data.streaming=true"], "task.data.train_rows is not set"),
         (["task.data.group_column=nosuch"], "task.data.group_column: the data has no column 'nosuch'"),

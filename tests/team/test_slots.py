@@ -34,9 +34,7 @@ def team(tmp_path, data):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("typed", "told"),
-    [
+@pytest.mark.parametrize("typed, told", [
         ([], ["slots.rows is not set: a .jsonl of columns prompt and completion (path); type slots.rows=PATH"]),
         (["slots.rows=no.jsonl"], ["slots.rows=no.jsonl: there is no such file"]),
         ([ROWS, "slots.rank=a"], ["slots.rank=a: must be an int: how large (int); type slots.rank=1"]),
@@ -49,9 +47,7 @@ def team(tmp_path, data):
         ([ROWS, "~slots.rank"], ["template.slots.rank: has no key to be set by", "lora.r: "]),
         (["lora.rr=1"], ["lora.rr=1: there is no such key", "slots.rows is not set"]),
         ([ROWS, "slots.rank=0"], ["lora.r=0: must be greater than or equal to 1"]),
-    ],
-    ids=str,
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_wrong_with_a_slot_is_one_line(team, cli, typed, told):
     if "~slots.rank" in typed:
         told = told[1:]  # an interpolation that leads nowhere is told first
@@ -72,15 +68,12 @@ def test_a_declared_slot_without_a_key_is_told(team, cli):
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
+@pytest.mark.parametrize("change, told", [
         (("  version: 1.2.0\n", ""), ("template.version is not set",)),
         (("version: 1.2.0", "version: 1.2"), ("template.version=1.2: must be a valid string", 'type template.version="1.0.0"')),
         (("type: bool", "type: boolean"), ("template.slots.fast.type=boolean",)),
         (("help: whether", "hint: whether"), ("template.slots.fast",)),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_template_says_what_it_is(team, cli, change, told):
     write(team / "team", "experiment/ours_support", TEMPLATE.replace(*change))
     outcome = cli(*RUN, ROWS)

@@ -5,10 +5,13 @@ import re
 
 import pytest
 import told
+from cases import cases
 from conftest import TINY_STEPS, cli_here
 from faults import check_refused
 
 from peftrun import artifacts
+
+pytestmark = pytest.mark.slow
 
 STEPS = [*TINY_STEPS, "trainer.eval_strategy=steps", "trainer.eval_steps=2", "task.data.validation_rows=4"]
 
@@ -92,7 +95,7 @@ def test_a_replay_is_not_told_and_its_verdict_is_the_same(tracked, where, store)
     assert not list(again.run_dir.rglob("tracker.json")) and (store / kind / "mlflow.db").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", told.KINDS)
+@cases("kind", told.KINDS)
 def test_a_continued_run_goes_on_in_its_tracker(kind, where, llama, on_tiny, asked, store):
     given = [*on_tiny(llama), *STEPS, *asked(kind), "seed=3"]
     given += [] if kind == "tensorboard" else ["tracker.project=continued"]
@@ -112,7 +115,7 @@ def test_a_continued_run_goes_on_in_its_tracker(kind, where, llama, on_tiny, ask
     assert [value for _, value in found] == pytest.approx([value for _, value in wanted], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", told.KINDS)
+@cases("kind", told.KINDS)
 def test_cells_that_train_together_do_not_mix(kind, where, llama, on_tiny, asked, store):
     sweep = where / f"sweep-{kind}"
     given = ["hydra/launcher=shared_base", "lora.r=2,4", "seed=0,1", f"hydra.sweep.dir={sweep}"]
@@ -134,7 +137,7 @@ def test_cells_that_train_together_do_not_mix(kind, where, llama, on_tiny, asked
     assert len(finals) == 4
 
 
-@pytest.mark.parametrize("kind", told.KINDS)
+@cases("kind", told.KINDS)
 def test_a_run_that_fails_is_told_so(kind, where, llama, on_tiny, asked, store):
     more = [] if kind == "tensorboard" else ["tracker.project=failing"]
     run = cli_here(where, *on_tiny(llama), *TINY_STEPS, *asked(kind), *more, "trainer.learning_rate=1e30")
@@ -170,16 +173,14 @@ def test_a_listing_says_so_too(cli):
     )
 
 
-@pytest.mark.parametrize("kind", told.KINDS)
+@cases("kind", told.KINDS)
 def test_a_folder_that_cannot_be_made_is_what_is_at_fault(where, llama, on_tiny, kind):
     run = cli_here(where, *on_tiny(llama), *STEPS, f"tracker={kind}", "tracker.folder=/proc/nope")
     assert run.code == 1
     assert "peftrun: tracker.folder=/proc/nope: cannot be" in run.err and "(No such file or directory)" in run.err
 
 
-@pytest.mark.parametrize(
-    ("given", "fragments"),
-    [
+@cases("given, fragments", [
         (["tracker=mlflow", "tracker.uri=nowhere"], ["tracker.uri=nowhere", "no address", "tracker.uri=http://HOST:5000"]),
         (["tracker=mlflow", "tracker.uri=http://me:secret@host:1"], ["tracker.uri", "password", "MLFLOW_TRACKING_PASSWORD"]),
         (["tracker=mlflow", "tracker.folder=taken"], ["tracker.folder=taken", "is a file"]),
@@ -187,8 +188,7 @@ def test_a_folder_that_cannot_be_made_is_what_is_at_fault(where, llama, on_tiny,
         (["tracker=wandb", "tracker.mode=on"], ["tracker.mode=on"]),
         (["tracker=tensorboard", "tracker.uri=x"], ["tracker.uri"]),
         (["tracker=trackio", "tracker.project='a/b'"], ["tracker.project=a/b"]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_cannot_be_is_refused(cli, tmp_path, monkeypatch, llama, on_tiny, given, fragments):
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -213,8 +213,8 @@ def test_nothing_of_the_environment_is_kept(tracked, monkeypatch):
     assert set(json.loads((run.run_dir / "tracker.json").read_text())) == {"name", "id", "run_name"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", told.KINDS)
+@pytest.mark.rotating
+@cases("kind", told.KINDS)
 def test_a_run_of_two_processes_is_told_once(kind, tmp_path, llama, on_tiny, asked, store):
     """By the first of them; how it ended by the process that started them."""
     more = [] if kind == "tensorboard" else ["tracker.project=spread"]

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import TINY_STEPS, cli_here
 
+pytestmark = pytest.mark.slow
+
 ANSWERS = {  # of MLflow's REST interface, as much as a run asks for
     "experiments/get-by-name": {"experiment": {"experiment_id": "1", "name": "peftrun"}},
     "runs/create": {"run": {"info": {"run_id": "a1", "run_uuid": "a1", "experiment_id": "1", "status": "RUNNING"}, "data": {}}},
