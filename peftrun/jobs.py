@@ -114,7 +114,8 @@ def _run_jobs(plan: bool) -> list[PeftrunError]:
 def _one_composition(argv: Sequence[str]) -> Iterator[None]:
     """Hydra composes everything a first time only to see whether a file sets `hydra.mode`; none of ours does, so where no
     other files can be chosen that is left out."""
-    others = any("hydra" in text or "config-" in text for text in argv[1:]) or packages.installed()
+    flags = {text for text in argv[1:] if text.startswith("-")} - {"-m", "--multirun"}
+    others = flags or any("hydra" in text for text in argv[1:]) or packages.installed()
     asking = Hydra.get_mode
     if not others:
         Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]

@@ -78,10 +78,10 @@ def opened(spec: TrackioTracker, run: Run) -> _Session:
             """Trackio would ask the Hub who this is."""
 
         def _warn_once(self, key: str, message: str) -> None:
-            vars(self).setdefault("faults", []).append(message)
+            self.__dict__.setdefault("faults", []).append(message)
 
     made = Local(None, spec.project, None, name=run.name, run_id=run.id, group=run.group, config=dict(run.config))
-    vars(made).setdefault("faults", [])
+    made.__dict__.setdefault("faults", [])
     if run.differs:
         made.config["differs"] = " ".join(run.differs)
     last = SQLiteStorage.get_max_step_for_run(spec.project, run.name, run_id=run.id) if run.id else None
