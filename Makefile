@@ -13,7 +13,7 @@ ARGS ?=
 # Processes that run tests, a thread each, and of rotating tests one in how many, chosen by the commit.
 WORKERS ?= auto
 SHARE ?= 1
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 25
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 25
 PIP := $(BIN)/pip --disable-pip-version-check
 # Most modules of torch and transformers are never imported: those that are get compiled at the end, the others not.
 INSTALL := install --no-compile -c constraints.txt

@@ -66,7 +66,7 @@ KNOBS = {
 }  # fmt: skip
 
 
-@cases("knob", KNOBS)
+@cases("knob", KNOBS, every=2)
 def test_each_lora_knob_shows_in_what_is_saved(cli, llama, on_tiny, knob):
     overrides, shows = KNOBS[knob]
     outcome = cli(*on_tiny(llama), "action=save", *overrides)

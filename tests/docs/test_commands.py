@@ -138,6 +138,7 @@ def test_nothing_is_left_out_in_silence():
     assert files == {command.file for command in ALL if command.file.startswith("conf/")}
 
 
+@pytest.mark.slow
 @cases("command", [one for one in documented.distinct(ALL) if one.completed], ids=lambda command: command.text)
 def test_a_line_before_tab_is_completed_as_the_page_says(command, here, monkeypatch):
     monkeypatch.chdir(here)

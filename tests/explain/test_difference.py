@@ -153,7 +153,8 @@ STEPS = [
 ]
 
 
-@cases("one, other, steps", STEPS, every=3)
+@pytest.mark.slow
+@cases("one, other, steps", STEPS)
 def test_what_leads_from_one_config_to_another(one, other, steps):
     start, target = composed(one), composed(other)
     found = difference.smallest(target, start=start)

@@ -172,7 +172,8 @@ AXES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("grid", [0, *(pytest.param(grid, marks=pytest.mark.slow) for grid in range(1, 8))])
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", range(8))
 def test_random_grids(tmp_path, monkeypatch, llama, gpt2, on_tiny, grid):
     """Cells drawn from all axes at once, on either base, with fewer seats than cells."""
     monkeypatch.chdir(tmp_path)

@@ -165,6 +165,6 @@ def test_the_default_task_is_the_real_data():
     from peftrun.composition import compose_run
 
     train, held_out = load_examples(build(compose_run([]).cfg).task)
-    assert (len(train), len(held_out)) == (934, 200)
+    assert (len(train), len(held_out)) == (1034, 100)
     for part in (train, held_out):  # both balanced: a model that always says one word is right half the time
         assert 0.4 < sum(e.completion == "spam" for e in part) / len(part) < 0.6
