@@ -47,7 +47,7 @@ def test_the_converted_weights_are_the_dequantised_ones(base_folder):
 @pytest.mark.first
 def test_the_main_job_on_the_real_model(tmp_path: Path):
     """Trained, reloaded as it was in a fresh process, merged and proved: in little, on short messages."""
-    short = ["task.max_length=64", "task.data.eval_rows=16"]
+    short = ["task.max_length=64", "task.data.eval_rows=16", "device.dtype=float32"]
     trained = cli_here(tmp_path, *short, "trainer.max_steps=10", "trainer.warmup_steps=1", "action.samples=0")
     assert trained.code == 0, trained.err
     metrics = trained.record()["metrics"]
