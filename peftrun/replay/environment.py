@@ -48,9 +48,7 @@ def _packages_on(path: tuple[str, ...]) -> dict[str, str]:
     """Looked up once for each path: a sweep has many records."""
     found: dict[str, str] = {}
     for entry in path:
-        if entry.endswith(
-            "_vendor"
-        ):  # what setuptools carries inside itself, and puts on the path once something imports it
+        if entry.endswith("_vendor"):  # what setuptools carries inside itself, put on the path once it is imported
             continue
         for name in _names(entry):
             one = METADATA.fullmatch(name)
