@@ -80,11 +80,11 @@ def _placed(spec: DeviceSpec) -> Device:
 
 
 def of_inputs(model: Any) -> torch.device:
-    """Where a model's inputs belong; one whose first layers are offloaded computes on its first real device."""
+    """Where a model's inputs belong; one whose first layers are offloaded, or in files, computes on its first real device."""
     found = torch.device(model.device)
     if found.type != "meta":
         return found
-    places = [place for place in model.hf_device_map.values() if place not in ("cpu", "disk")]
+    places = [place for place in getattr(model, "hf_device_map", {}).values() if place not in ("cpu", "disk")]
     return torch.device(places[0] if places else "cpu")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -178,12 +179,14 @@ def _kind_of(folder: Path, spec: ModelSpec) -> Any:
 
 
 def empty(folder: Path, spec: ModelSpec, head: Head | None = None) -> Any:
-    """The model in `folder` without weights, with `head` as a classifier: every parameter on the meta device."""
+    """The model in `folder` without weights, with `head` as a classifier: every parameter on the meta device, buffers as computed."""
     names = _names(head) if head else {}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **names)
-    with quiet(), torch.device("meta"):
+    config.dtype = torch.float32
+    attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    with quiet(), init_empty_weights(include_buffers=False):
         made = CLASSIFIERS[head.kind] if head else _kind_of(folder, spec)
-        return made.from_config(config, trust_remote_code=spec.trust_remote_code)
+        return made.from_config(config, trust_remote_code=spec.trust_remote_code, **attention).eval()
 
 
 def check_full_precision(folder: Path, name: str) -> None:

@@ -4,7 +4,8 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from conftest import build_gpt2, build_llama
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from peftrun.adapter import skeleton
-from peftrun.merge import shards, streaming
+from peftrun.merge import in_memory, shards, streamed_proof, streaming
+from peftrun.merge.job import MergeJob
 from peftrun.schema import ModelSpec
 
 TOKENS = torch.arange(24).view(2, 12) + 5
@@ -116,11 +118,30 @@ def part_tied_weights(net: Any, adapter: Path) -> None:
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
+def written(base: Path, adapter: Path, folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """PEFT's model without the base's weights, once peftrun has written the merge into `folder`."""
+    folder.mkdir(parents=True)
+    net = skeleton.build(base, model_spec(base), str(adapter), "default")
+    streaming.write(net, "default", base, folder, dtype)
+    return net
+
+
+def model_spec(base: Path) -> ModelSpec:
+    return ModelSpec(str(base), None, None, None, None, False)
+
+
+def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dict[str, Any]:
+    """The figures of peftrun's own proof of the merge in `folder`."""
+    job = MergeJob(cast(Any, SimpleNamespace(model=model_spec(base))), cast(Any, None), "default", base, adapter, dtype)
+    figures, loaded = streamed_proof.prove(job, net, folder, [list(range(5, 12))])
+    assert loaded.effect["max_logit_difference"] > 0
+    return figures
+
+
 def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
     """Parameters in the files that peftrun writes, as loaded; and the logits of that model in float32."""
-    spec = ModelSpec(str(base), None, None, None, None, False)
-    folder.mkdir(parents=True)
-    streaming.write(skeleton.build(base, spec, str(adapter), "default"), "default", base, folder, None)
+    net = written(base, adapter, folder)
+    proved(net, base, adapter, folder, in_memory.stored_dtype(base))
     net = family.auto.from_pretrained(folder, dtype="auto")
     values = {key: value.detach() for key, value in net.named_parameters(remove_duplicate=False)}
     return values, family.logits(net.float())

@@ -1,7 +1,7 @@
 """Write a full model that needs no adapter, tensor by tensor; read the written files again and prove them equal."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,14 @@ import torch
 from peftrun import adapter_folder, artifacts, console, device, fingerprint, heads, model, tasks
 from peftrun.action_specs import MergeAction
 from peftrun.adapter import load, probe, skeleton
-from peftrun.device import Device
+from peftrun.adapter.layer_walk import NotWalkableError
+from peftrun.adapter.load import LoadProof
 from peftrun.errors import ProofError
-from peftrun.merge import in_memory, origin, proof, streaming
+from peftrun.merge import in_memory, origin, proof, streamed_proof, streaming
+from peftrun.merge.job import MergeJob
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import prepared
-
-
-@dataclass
-class _Evidence:
-    """Logits of the base and of the adapter on it, at the tokens on which the merged model is compared."""
-
-    plain: torch.Tensor
-    adapted: torch.Tensor
-    rows: list[list[int]]
-    proofs: list[dict[str, Any]]
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -35,82 +27,118 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, MergeAction)
     place = device.resolve(spec.device)
     name = spec.active or next(iter(spec.adapter))
-    in_memory.check(
-        artifacts.read_json(adapter_folder.locate(spec.adapter[name], name) / artifacts.ADAPTER_CONFIG), name
-    )
+    adapter = adapter_folder.locate(spec.adapter[name], name)
+    in_memory.check(artifacts.read_json(adapter / artifacts.ADAPTER_CONFIG), name)
     base = model.locate(spec.model)
     model.check_full_precision(base, model.portable_name(spec.model))
     mark = fingerprint.of_model(base)
     known_as = model.portable_name(spec.model)
     identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
-    dtype = in_memory.stored_dtype(base) if action.dtype == "auto" else action.dtype
-    if not action.verify:  # else loading checks it
-        load.check_base(known_as, mark, adapter_folder.locate(spec.adapter[name], name), spec.allow_base_mismatch)
-    evidence = _evidence(spec, place, name) if action.verify else None
+    load.check_base(known_as, mark, adapter, spec.allow_base_mismatch)
+    job = MergeJob(
+        spec, place, name, base, adapter, in_memory.stored_dtype(base) if action.dtype == "auto" else action.dtype
+    )
     target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.MERGED
-    console.doing(f"writing {console.short(target)}")
-    started = time.perf_counter()
+    console.say("a merge is computed in float32 and rounded once")
     figures: dict[str, Any] = {"verified": action.verify}
     with artifacts.new_folder(target, kept_if=ProofError) as folder:
-        figures["streamed"] = _write(spec, place, name, base, folder)
-        figures["seconds"] = round(time.perf_counter() - started, 2)
-        origin.write(folder, identity, in_memory.stored_dtype(base), adapter_folder.locate(spec.adapter[name], name))
-        if evidence is not None:
-            figures |= _prove(spec, place, folder, evidence, dtype)
+        figures |= _merge(job, folder, console.short(target))
+        origin.write(folder, identity, in_memory.stored_dtype(base), adapter)
+    loaded = figures.pop("loaded", None)
     facts = {
         "base": identity,
         "allow_base_mismatch": spec.allow_base_mismatch,
-        "adapters": evidence.proofs if evidence else [],
-        "merge": {**figures, "dtype": dtype},
+        "adapters": [loaded.as_dict()] if loaded else [],
+        "merge": {**figures, "dtype": job.dtype},
     }
-    summary = _summary(target, f"{known_as} ({mark.short()})", name, dtype, figures)
+    summary = _summary(target, f"{known_as} ({mark.short()})", job, figures)
     verbs = ["evaluate"] if heads.of_adapter(spec.adapter[name], name) else ["evaluate", "generate"]
     again = [f"peftrun action={verb} model=pretrained model.name_or_path={console.short(target)}" for verb in verbs]
     return RunResult(out_dir, facts, artifacts=[target], summary=summary, next_commands=again)
 
 
-def _evidence(spec: RunSpec, place: Device, name: str) -> _Evidence:
-    assert isinstance(spec.action, MergeAction)
-    console.say(f"device {place.name}, float32: a merge is computed exactly and rounded once")
-    head = heads.of_adapter(spec.adapter[name], name)
-    base = model.load_base(spec.model, place, torch.float32, head)
-    rows: list[list[int]] = []
-    if spec.action.held_out_rows and heads.of_task(spec.task) == head:
-        held_out = prepared.rows(tasks.of_kind(spec.task.kind), spec.task, base.tokenizer).held_out
-        rows = [row.ids for row in held_out[: spec.action.held_out_rows]]
-    plain = _logits(base.model, base.tokenizer, rows)
-    net, proofs = load.load(base, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
-    return _Evidence(plain, _logits(net, base.tokenizer, rows), rows, [one.as_dict() for one in proofs])
+def _merge(job: MergeJob, folder: Path, shown: str) -> dict[str, Any]:
+    """Writes and proves; figures for the record, and `loaded`, the proof of the adapter's load."""
+    console.doing(f"writing {shown}")
+    started = time.perf_counter()
+    try:
+        net = _stream(job, folder)
+    except streaming.NotStreamableError as reason:
+        console.say(f"this merge needs the whole model in memory: {reason}")
+        for file in folder.iterdir():
+            file.unlink()
+        return _in_memory(job, folder)
+    figures: dict[str, Any] = {"streamed": True, "seconds": round(time.perf_counter() - started, 2)}
+    if not job.action.verify:
+        return figures
+    console.doing("comparing the written files with the adapter on its base")
+    proved, loaded = _prove(job, net, folder)
+    return {
+        **figures,
+        **proved,
+        "loaded": loaded,
+        "proof_seconds": round(time.perf_counter() - started - figures["seconds"], 2),
+    }
+
+
+def _stream(job: MergeJob, folder: Path) -> Any:
+    """PEFT's model without the base's weights, once the merge is written. Raises: NotStreamableError: it needs them all at once."""
+    _check_streams(str(job.adapter), job.name)
+    net = skeleton.build(job.base, job.spec.model, str(job.adapter), job.name)
+    start = skeleton.starts_from_base(net, job.name)
+    if start is not None:
+        raise streaming.NotStreamableError(
+            f"an adapter that starts from {start} and was not converted changes its base"
+        )
+    dtype = None if job.action.dtype == "auto" else device.dtype_of(job.dtype)
+    streaming.write(net, job.name, job.base, folder, dtype)
+    return net
+
+
+def _prove(job: MergeJob, net: Any, folder: Path) -> tuple[dict[str, Any], LoadProof]:
+    rows = _rows(job)
+    try:
+        proved, loaded = streamed_proof.prove(job, net, folder, rows)
+    except NotWalkableError as reason:
+        console.say(f"this proof needs the whole model in memory: {reason}")
+        proved, loaded = streamed_proof.prove_whole(job, folder, rows)
+    return {**proved, "held_out_rows": len(rows)}, loaded
+
+
+def _in_memory(job: MergeJob, folder: Path) -> dict[str, Any]:
+    """The same where PEFT merges the whole model at once."""
+    spec, started = job.spec, time.perf_counter()
+    loaded = model.load_base(spec.model, job.place, torch.float32, job.head)
+    rows = _rows(job) if job.action.verify else []
+    plain = probe.logits(loaded.model, loaded.tokenizer)
+    net, (proof_of_load,) = load.load(loaded, {job.name: str(job.adapter)}, job.name, spec.allow_base_mismatch)
+    adapted = _logits(net, loaded.tokenizer, rows)
+    merged = in_memory.merge(net)
+    if job.action.verify:
+        proof.compare(adapted, _logits(merged, loaded.tokenizer, rows), plain, "float32")
+    in_memory.save(merged, loaded, folder, device.dtype_of(job.dtype))
+    figures: dict[str, Any] = {"streamed": False, "seconds": round(time.perf_counter() - started, 2)}
+    if not job.action.verify:
+        return figures
+    again = model.load_folder(folder, spec.model, job.place, torch.float32, job.head)
+    tokenizer = model.load_tokenizer(folder, spec.model)
+    compared = proof.compare(adapted, _logits(again, tokenizer, rows), plain, job.dtype)
+    return {**figures, **compared, "held_out_rows": len(rows), "loaded": proof_of_load}
+
+
+def _rows(job: MergeJob) -> list[list[int]]:
+    """Token ids of held-out rows of the task, where the adapter answers such."""
+    count, task = job.action.held_out_rows, job.spec.task
+    if not count or heads.of_task(task) != job.head:
+        return []
+    tokenizer = model.load_tokenizer(job.base, job.spec.model)
+    held_out = prepared.rows(tasks.of_kind(task.kind), task, tokenizer).held_out
+    return [row.ids for row in held_out[:count]]
 
 
 def _logits(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
     found = probe.logits(net, tokenizer)
     return torch.cat([found, probe.logits_of_rows(net, rows)]) if rows else found
-
-
-def _write(spec: RunSpec, place: Device, name: str, base: Path, folder: Path) -> bool:
-    """Whether the merge was streamed."""
-    assert isinstance(spec.action, MergeAction)
-    dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)
-    try:
-        _check_streams(spec.adapter[name], name)
-        net = skeleton.build(base, spec.model, spec.adapter[name], name)
-        start = skeleton.starts_from_base(net, name)
-        if start is not None:
-            raise streaming.NotStreamableError(
-                f"an adapter that starts from {start} and was not converted changes its base"
-            )
-        streaming.write(net, name, base, folder, dtype)
-    except streaming.NotStreamableError as reason:
-        console.say(f"this merge needs the whole model in memory: {reason}")
-        for file in folder.iterdir():
-            file.unlink()
-        head = heads.of_adapter(spec.adapter[name], name)
-        loaded = model.load_base(spec.model, place, torch.float32, head)
-        whole, _ = load.load(loaded, {name: spec.adapter[name]}, name, spec.allow_base_mismatch)
-        in_memory.write(whole, loaded, folder, dtype or device.dtype_of(in_memory.stored_dtype(base)))
-        return False
-    return True
 
 
 def _check_streams(path: str, name: str) -> None:
@@ -121,29 +149,35 @@ def _check_streams(path: str, name: str) -> None:
         )
 
 
-def _prove(spec: RunSpec, place: Device, folder: Path, evidence: _Evidence, dtype: str) -> dict[str, Any]:
-    adapter = next(iter(spec.adapter)) if spec.active is None else spec.active
-    head = heads.of_adapter(spec.adapter[adapter], adapter)
-    console.doing("comparing the written files with the adapter on its base")
-    again = model.load_folder(folder, spec.model, place, torch.float32, head)
-    tokenizer = model.load_tokenizer(folder, spec.model)
-    merged = _logits(again, tokenizer, evidence.rows)
-    return {**proof.compare(evidence.adapted, merged, evidence.plain, dtype), "held_out_rows": len(evidence.rows)}
-
-
-def _summary(target: Path, base: str, name: str, dtype: str, figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) -> list[tuple[str, str]]:
     size = console.megabytes(artifacts.size_of(target))
     how = "streamed" if figures["streamed"] else "in memory"
     rows = [
         ("base", base),
-        ("merged", f"adapter {name}, {dtype}, {size}, {how} in {figures['seconds']:.1f} s: {console.short(target)}"),
+        (
+            "merged",
+            f"adapter {job.name}, {job.dtype}, {size}, {how} in {figures['seconds']:.1f} s: {console.short(target)}",
+        ),
     ]
     if not figures["verified"]:
         return [*rows, ("proof", "not made, as asked (action.verify=false)")]
+    share = figures["share_of_effect"]
+    if share > proof.NOTABLE:
+        console.warn(
+            f"rounding to {job.dtype} moves the answers by {share:.0%} of what the adapter changes in them: every tensor is "
+            "rounded right, the dtype is too coarse for so small a change; type action.dtype=float32 to keep it"
+        )
     equal = (
-        f"max |Δlogit| {figures['max_logit_difference']:.3g} (tolerance {figures['tolerance']:g}), "
+        f"max |Δlogit| {figures['max_logit_difference']:.3g}, {share:.2g} of the adapter's effect, "
         f"KL {figures['kl_divergence']:.3g}, top-1 agreement {figures['top1_agreement']:.1%}"
     )
+    if figures["streamed"]:
+        rows.append(
+            (
+                "tensors",
+                f"{figures['summed']} are the sum, rounded once; {figures['unchanged']} are the base's, byte by byte",
+            )
+        )
     return [
         *rows,
         ("equals adapter on base", equal),

@@ -150,9 +150,23 @@ def add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
 def prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
     """What was seen of an adapter that has been added. `plain`: the base's logits on the probes. Raises: AdapterError, ProofError: see `load`."""
     model.set_adapter(name)
+    adapted = probe.logits(model, base.tokenizer, nature.calls(model))
+    return prove_by(base.fingerprint, model, name, folder, Computed(plain, adapted, _computed_in(base)))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Logits on the probes: of the base alone, and of the adapter on it. `on`: the device and the dtype that they were computed in."""
+
+    plain: torch.Tensor
+    adapted: torch.Tensor
+    on: str
+
+
+def prove_by(mark: Fingerprint, model: Any, name: str, folder: Path, logits: Computed) -> LoadProof:
+    """The same by logits that were computed elsewhere. `mark`: of the base. Raises: AdapterError, ProofError: see `load`."""
     known = adapter_folder.facts(folder) or {}
     norms = delta_norms(model, name)
-    adapted = probe.logits(model, base.tokenizer, nature.calls(model))
     proof = LoadProof(
         name=name,
         path=str(folder),
@@ -161,14 +175,14 @@ def prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor) 
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         fresh=bool(known.get("fresh")),
-        base_checked=_is_for(base.fingerprint, known or None),
-        effect=probe.compare(plain, adapted),
+        base_checked=_is_for(mark, known or None),
+        effect=probe.compare(logits.plain, logits.adapted),
         saved_difference=None,
     )
-    kept = known.get("probe", {}).get(_computed_in(base))
+    kept = known.get("probe", {}).get(logits.on)
     if kept and proof.base_checked:
-        proof.saved_difference = probe.distance(adapted, kept)
-    _check_effect(proof, probe.TOLERANCE[_dtype(base)])
+        proof.saved_difference = probe.distance(logits.adapted, kept)
+    _check_effect(proof, probe.TOLERANCE[logits.on.split()[1]])
     return proof
 
 

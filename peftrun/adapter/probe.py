@@ -22,16 +22,21 @@ TOLERANCE = {"float32": 1e-2, "bfloat16": 2.0, "float16": 0.25}
 @torch.inference_mode()
 def logits(model: Any, tokenizer: Any, call: list[int] | None = None) -> torch.Tensor:
     """Logits at every real token of the probes, virtual ones left out (of a text classifier, of every probe): (tokens, choices), float32, on the CPU."""
-    given = tokenizer(list(PROMPTS), truncation=True, max_length=MAX_TOKENS)["input_ids"]
-    # after the text that calls an adapter, something that it can change
-    rows = [[*ids, *call, *ids[:KEPT]] if call else ids for ids in given]
-    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-    ids, mask = batch["input_ids"].to(of_inputs(model)), batch["attention_mask"].to(of_inputs(model))
+    ids, mask = (one.to(of_inputs(model)) for one in batch(tokenizer, call))
     was_training = model.training
     model.eval()
     out = model(input_ids=ids, attention_mask=mask, **_written(model, ids)).logits
     model.train(was_training)
     return (out[:, -ids.shape[1] :][mask.bool()] if out.dim() == 3 else out).float().cpu()
+
+
+def batch(tokenizer: Any, call: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probes' token ids and attention mask. `call`: token ids after which an adapter is on."""
+    given = tokenizer(list(PROMPTS), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    # after the text that calls an adapter, something that it can change
+    rows = [[*ids, *call, *ids[:KEPT]] if call else ids for ids in given]
+    padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    return padded["input_ids"], padded["attention_mask"]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Base and adapter as one full model, in float32 in memory, by PEFT's own definition of every method."""
+"""Base and adapter as one full model, whole in memory in float32, by PEFT's own definition of every method."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from peftrun import safetensors_file
-from peftrun.errors import AdapterError
+from peftrun.errors import AdapterError, ProofError
+from peftrun.merge import shards
 from peftrun.model import Base
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -36,22 +37,35 @@ def check(config: dict[str, Any], name: str) -> None:
         )
 
 
-def write(model: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the merged weights, rounded once to `dtype`, and the tokenizer into `folder`. `model` is used up.
+def merge(model: Any) -> Any:
+    """transformers' model with the adapter in its weights, in float32. `model` is used up.
 
     Raises: AdapterError: PEFT cannot merge this adapter.
     """
     try:
         _untie(model)
-        merged = model.merge_and_unload(safe_merge=True).to(dtype)
+        return model.merge_and_unload(safe_merge=True)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         kind = next(iter(model.peft_config.values())).peft_type.value
         reason = str(error).splitlines()[0]
         raise AdapterError(
             f"PEFT cannot merge this {kind} adapter ({reason}); keep it as an adapter on its base"
         ) from error
-    merged.save_pretrained(folder)
+
+
+def save(merged: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the merged model, rounded once to `dtype`, and the tokenizer into `folder`; then reads every tensor again.
+
+    Raises: ProofError: a tensor in the files is not the model's.
+    """
+    merged.to(dtype).save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+    held = merged.state_dict()
+    for file in shards.files_of(folder):
+        for one in shards.stored(file):
+            value = held.get(one.entry.name)
+            if value is None or not torch.equal(value.float().cpu(), one.as_float()):
+                raise ProofError(f"{file}: {one.entry.name} is not what was merged; write it again, to another disk")
 
 
 def _untie(model: Any) -> None:

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,32 @@ class Stored:
         """Number of values."""
         return torch.Size(self.entry.shape).numel()
 
+    def rows(self, start: int | None, stop: int | None) -> "Stored":
+        """The same tensor's rows from `start` up to `stop`; all of it where these are None."""
+        if start is None or stop is None:
+            return self
+        size = (self.entry.end - self.entry.begin) // self.entry.shape[0]
+        begin, shape = self.entry.begin + start * size, (stop - start, *self.entry.shape[1:])
+        return Stored(self.file, replace(self.entry, shape=shape, begin=begin, end=begin + (stop - start) * size))
+
     def as_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
         """Its values in float32, read from disk piece by piece into `room` (flat, at least `count` long) or new memory."""
         into = (torch.empty(self.count) if room is None else room)[: self.count]
+        place = 0
+        for part in self.pieces():
+            into[place : place + len(part)].copy_(part)
+            place += len(part)
+        return into.reshape(self.entry.shape)
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """Its values as stored, flat, so many at a time; each is overwritten by the next."""
         buffer = bytearray(min(PIECE * self.dtype.itemsize, self.entry.end - self.entry.begin))
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.entry.begin)
-            for part in into.split(PIECE) if self.count else ():
-                view = memoryview(buffer)[: len(part) * self.dtype.itemsize]
+            for start in range(0, self.count, PIECE):
+                view = memoryview(buffer)[: min(PIECE, self.count - start) * self.dtype.itemsize]
                 _read_all(file, view)
-                part.copy_(torch.frombuffer(view, dtype=self.dtype))
-        return into.reshape(self.entry.shape)
+                yield torch.frombuffer(view, dtype=self.dtype)
 
     def copy_to(self, handle: int) -> None:
         """Its bytes at the end of an open file, without passing through this process where the system can do that."""

@@ -6,7 +6,7 @@ rounded once.
 
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,12 @@ class _Sources:
     found: dict[str, Stored]
     room: torch.Tensor
     undo: bool
+    last: dict[str, Any] = field(default_factory=dict)  # the layer that was merged last: its path and parameters
 
     def as_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
         """The parameter `key`: as it is, or read from the base's files where it is nowhere in memory."""
         room = self.room if key.endswith(".weight") else None
-        return self.found[key].as_float(room) if value.is_meta else value.detach()
+        return self.found[key].as_float(room) if value.is_meta else value.detach().clone()
 
 
 def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | None, *, undo: bool = False) -> None:
@@ -167,31 +168,44 @@ def _of_layer(module: Any, path: str, name: str, sources: _Sources) -> dict[str,
 
 def _merged(module: Any, wanted: str, path: str, name: str, sources: _Sources) -> torch.Tensor:
     """One parameter of a layer after PEFT has merged the adapter into it, in float32."""
+    if sources.last.get("path") != path:
+        own = module.get_base_layer().named_parameters(recurse=False)
+        values = {key: sources.as_float(value, f"{path}.{key}") for key, value in own}
+        sources.last.update(path=path, merged=merge_layer(module, path, name, values, sources.undo))
+    merged: torch.Tensor = sources.last["merged"][wanted]
+    return merged
+
+
+def merge_layer(
+    module: Any, path: str, name: str, values: dict[str, torch.Tensor], undo: bool = False
+) -> dict[str, torch.Tensor]:
+    """Every parameter of a layer after PEFT has merged the adapter into it, or with `undo` taken it out again.
+
+    Args: module: PEFT's layer. values: the base's parameters of it, by name; they may be overwritten.
+    Raises: NotStreamableError: PEFT cannot, or a number is not finite.
+    """
     layer = module.get_base_layer()
     before = dict(layer.named_parameters(recurse=False))
-    if wanted != "weight" and not getattr(module, "lora_bias", {}).get(name):
-        return sources.as_float(before[wanted], f"{path}.{wanted}")
-    for key, value in before.items():
-        setattr(layer, key, torch.nn.Parameter(sources.as_float(value, f"{path}.{key}"), requires_grad=False))
     try:
-        if sources.undo:
+        for key, value in values.items():
+            layer._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
+        if undo:
             module.merged_adapters.append(name)
             module.unmerge()
         else:
             module.merge(safe_merge=False, adapter_names=[name])
+        merged = {key: one.data for key, one in layer.named_parameters(recurse=False)}
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         raise NotStreamableError(f"{path}: {str(error).splitlines()[0]}") from error
-    merged: torch.Tensor = getattr(layer, wanted).data
-    module.merged_adapters.clear()
-    for key, value in before.items():
-        setattr(layer, key, value)
-    return _finite(merged, path)
-
-
-def _finite(value: torch.Tensor, path: str) -> torch.Tensor:
-    if not torch.isfinite(value.sum()):
+    finally:
+        module.merged_adapters.clear()
+        for key in values:
+            layer._parameters[key] = before[key]
+    if merged.keys() != values.keys():
+        raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
+    if not all(torch.isfinite(value.sum()) for value in merged.values()):
         raise NotStreamableError(f"{path} holds numbers that are not finite after the merge")
-    return value
+    return merged
 
 
 def _itself(value: torch.Tensor) -> torch.Tensor:

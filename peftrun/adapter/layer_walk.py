@@ -1,0 +1,194 @@
+"""Forward passes of models whose weights lie in files: each layer is read when it is reached and let go when it has answered.
+
+Memory holds the layer that computes, whatever the size of the model. Passes run side by side: each waits at every layer until
+the others have come to one too, so that a weight that several of them need is read once.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+
+WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")
+PIECE = 1 << 24  # values of a linear layer's weight that are read at once
+# After a module has answered and while its weights are still there: (path, module, its arguments, its output).
+Check = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class NotWalkableError(Exception):
+    """Why this model cannot compute with its weights in files."""
+
+
+@dataclass
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        model: transformers' model; its parameters on the meta device are read when they are needed.
+        read: (name of a parameter, first row, last row + 1; None: all rows) → what identifies it, and a function that gives its values.
+        call: runs the model; what it returns is what the pass gives.
+        check: called after each module that an adapter has changed.
+    """
+
+    model: Any
+    read: Callable[[str, int | None, int | None], tuple[Any, Callable[[], torch.Tensor]]]
+    call: Callable[[], torch.Tensor]
+    check: Check | None = None
+
+
+@dataclass
+class _Wanted:
+    """What a pass waits for: names and rows of parameters, and then their values."""
+
+    keys: list[tuple[str, int | None, int | None]]
+    values: list[torch.Tensor] = field(default_factory=list)
+
+
+def run(passes: list[Pass]) -> list[torch.Tensor]:
+    """What each pass gives. All of them advance together, a layer at a time.
+
+    Raises: NotWalkableError: a model uses a weight outside of the layer that has it.
+    """
+    with ExitStack() as stack, torch.inference_mode():
+        for model, check in {id(one.model): (one.model, one.check) for one in passes}.values():
+            stack.enter_context(_read_when_reached(model, check))
+        try:
+            return _advance(passes)
+        except (NotImplementedError, RuntimeError, AttributeError) as error:
+            if "meta" not in str(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise NotWalkableError(f"it uses weights outside of the layer that holds them ({reason})") from error
+
+
+def _advance(passes: list[Pass]) -> list[torch.Tensor]:
+    found: dict[int, torch.Tensor] = {}
+    running = {place: greenlet(one.call) for place, one in enumerate(passes)}
+    waiting: dict[int, _Wanted] = {}
+    cache: dict[Any, torch.Tensor] = {}
+    while running:
+        for place, routine in list(running.items()):
+            if place in waiting:
+                _serve(passes[place], waiting[place], cache)
+                answer = routine.switch(waiting.pop(place).values)
+            else:
+                answer = routine.switch()
+            if routine.dead:
+                found[place] = answer
+                del running[place]
+            else:
+                waiting[place] = answer
+        cache = _still_wanted(passes, waiting, cache)
+    return [found[place] for place in range(len(passes))]
+
+
+def _serve(one: Pass, wanted: _Wanted, cache: dict[Any, torch.Tensor]) -> None:
+    for key in wanted.keys:
+        identity, values = one.read(*key)
+        if identity not in cache:
+            cache[identity] = values()
+        wanted.values.append(cache[identity])
+
+
+def _still_wanted(passes: list[Pass], waiting: dict[int, _Wanted], cache: dict[Any, torch.Tensor]) -> dict[Any, Any]:
+    """What has been read and is asked for again; the rest is let go."""
+    asked = {passes[place].read(*key)[0] for place, wanted in waiting.items() for key in wanted.keys}
+    return {identity: values for identity, values in cache.items() if identity in asked}
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter has without the adapter's wrappers around its module."""
+    return WRAPPED.sub("", f".{name}").removeprefix(".")
+
+
+@contextmanager
+def _read_when_reached(model: Any, check: Check | None) -> Iterator[None]:
+    handles, replaced = [], []
+    users: Counter[int] = Counter()  # of a module that holds others, passes that are inside of it
+    for path, module, absent in _units(model):
+        if type(module) in (torch.nn.Linear, torch.nn.Embedding) and "weight" in absent:
+            module.forward = _by_rows(module, absent)
+            replaced.append(module)
+        elif absent or check:
+            handles += _hooks(path, module, absent, check, users)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in replaced:
+            del module.forward
+
+
+def _units(model: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
+    """Modules that are loaded as one, with the names of their parameters that are nowhere and those in the files."""
+    handled: list[str] = []
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{outer}.") for outer in handled):
+            continue
+        whole = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        if whole:
+            handled.append(path)
+        skipped = "original_module." if isinstance(module, ModulesToSaveWrapper) else "-"
+        own = [(name, one) for name, one in module.named_parameters(recurse=whole) if not name.startswith(skipped)]
+        absent = {name: plain_name(f"{path}.{name}" if path else name) for name, one in own if one.is_meta}
+        if absent or whole:
+            yield path, module, absent
+
+
+def _ask(keys: list[tuple[str, int | None, int | None]]) -> list[torch.Tensor]:
+    parent = getcurrent().parent
+    assert parent is not None, "a layer without weights answers inside of `run` alone"
+    values: list[torch.Tensor] = parent.switch(_Wanted(keys))
+    return values
+
+
+def _hooks(path: str, module: Any, absent: dict[str, str], check: Check | None, users: Counter[int]) -> list[Any]:
+    places = {name: (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in absent}
+    nowhere = {name: owner._parameters[own] for name, (owner, own) in places.items()}
+
+    def load(*_: Any) -> None:
+        values = _ask([(key, None, None) for key in absent.values()]) if absent else []
+        users[id(module)] += 1
+        for (owner, own), value in zip(places.values(), values, strict=True):
+            owner._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
+
+    def release(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if check and isinstance(module, BaseTunerLayer):
+            check(path, module, args, kwargs, output)
+        users[id(module)] -= 1
+        if not users[id(module)]:
+            for name, (owner, own) in places.items():
+                owner._parameters[own] = nowhere[name]
+
+    return [module.register_forward_pre_hook(load), module.register_forward_hook(release, with_kwargs=True)]
+
+
+def _by_rows(module: Any, absent: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward of a linear layer or of embeddings that reads so many rows of its weight at a time."""
+
+    def linear(inputs: torch.Tensor) -> torch.Tensor:
+        step = max(1, PIECE // module.in_features)
+        parts = []
+        for start in range(0, module.out_features, step):
+            (weight,) = _ask([(absent["weight"], start, min(start + step, module.out_features))])
+            parts.append(torch.nn.functional.linear(inputs, weight.to(inputs.dtype)))
+        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        if module.bias is None:
+            return out
+        bias = _ask([(absent["bias"], None, None)])[0] if "bias" in absent else module.bias
+        return out + bias
+
+    def embedding(ids: torch.Tensor) -> torch.Tensor:
+        rows, places = ids.unique(return_inverse=True)
+        weight = torch.cat(_ask([(absent["weight"], row, row + 1) for row in rows.tolist()]))
+        return torch.nn.functional.embedding(places, weight)
+
+    return linear if isinstance(module, torch.nn.Linear) else embedding

@@ -1,0 +1,96 @@
+"""The forward passes that prove a merge: base, adapter on base, written model, side by side from their files, a layer at a time."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftrun import fingerprint, model
+from peftrun.adapter import layer_walk, load, probe
+from peftrun.adapter.layer_walk import Pass
+from peftrun.adapter.load import LoadProof
+from peftrun.merge import proof
+from peftrun.merge.job import MergeJob
+from peftrun.merge.proof import WrittenModel
+from peftrun.merge.shards import Stored
+
+
+def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple[dict[str, Any], LoadProof]:
+    """Figures of the merge in `folder`, and the proof of the adapter's load.
+
+    Args: net: see `skeleton.build`. rows: token ids on which the models are compared beside the probes.
+    Raises: ProofError: what was written is not the adapter on its base. NotWalkableError: this model computes whole only.
+    """
+    tokenizer = model.load_tokenizer(job.base, job.spec.model)
+    plain, merged = (model.empty(one, job.spec.model, job.head) for one in (job.base, folder))
+    adapted, written = net.get_base_model(), _untouched(job, net, folder, merged)
+    of_base = {key: written.merged[key] if key in written.same else one for key, one in written.base.items()}
+    texts = [lambda net: probe.logits(net, tokenizer), *(_of_row(row) for row in rows)]
+    passes = [
+        Pass(plain, reader(plain, of_base), _call(texts[0], plain)),
+        *(Pass(adapted, reader(adapted, of_base), _call(text, net), written.check_layer) for text in texts),
+        *(Pass(merged, reader(merged, written.merged), _call(text, merged)) for text in texts),
+    ]
+    for one in (plain, adapted, merged):
+        one.config.use_cache = False
+    logits = layer_walk.run(passes)
+    before, after, again = logits[0], torch.cat(logits[1 : 1 + len(texts)]), torch.cat(logits[1 + len(texts) :])
+    mark, computed = fingerprint.of_model(job.base), load.Computed(before, logits[1], "cpu float32")
+    loaded = load.prove_by(mark, net, job.name, job.adapter, computed)
+    return {**proof.check(written), **proof.compare(after, again, before, job.dtype)}, loaded
+
+
+def prove_whole(job: MergeJob, folder: Path, rows: list[list[int]]) -> tuple[dict[str, Any], LoadProof]:
+    """The same with whole models in memory, one after another. Raises: ProofError: see `prove`."""
+    spec = job.spec
+    base = model.load_base(spec.model, job.place, torch.float32, job.head)
+    plain = probe.logits(base.model, base.tokenizer)
+    net, (loaded,) = load.load(base, {job.name: str(job.adapter)}, job.name, spec.allow_base_mismatch)
+    written = _untouched(job, net, folder, model.empty(folder, spec.model, job.head))
+    answers = partial(_answers, tokenizer=base.tokenizer, rows=rows)
+    (adapted,) = layer_walk.run([Pass(net.get_base_model(), _nothing, partial(answers, net), written.check_layer)])
+    figures = proof.check(written)
+    del net, base.model
+    merged = answers(model.load_folder(folder, spec.model, job.place, torch.float32, job.head))
+    return {**figures, **proof.compare(adapted, merged, plain, job.dtype)}, loaded
+
+
+def _answers(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
+    found = probe.logits(net, tokenizer)
+    return torch.cat([found, probe.logits_of_rows(net, rows)]) if rows else found
+
+
+def _untouched(job: MergeJob, net: Any, folder: Path, merged: Any) -> WrittenModel:
+    """The written model, its config and all tensors compared that no layer of the adapter computes. `merged`: without weights."""
+    proof.check_config(net, folder, job.spec.model.trust_remote_code)
+    files = proof.stored_in(net.get_base_model(), job.base), proof.stored_in(merged, folder)
+    written = WrittenModel(net, job.name, *files)
+    written.compare_untouched(merged)
+    return written
+
+
+def _nothing(*_: Any) -> Any:
+    raise AssertionError("a model in memory asks for no weights")
+
+
+def reader(net: Any, files: dict[str, Stored]) -> Callable[..., Any]:
+    """How a pass reads; a classifier that no file holds yet is zero."""
+    shapes = {layer_walk.plain_name(key): one.shape for key, one in net.named_parameters(remove_duplicate=False)}
+
+    def read(key: str, start: int | None, stop: int | None) -> Any:
+        if key not in files:
+            return key, lambda: torch.zeros(shapes[key])[start:stop]
+        part = files[key].rows(start, stop)
+        return (part.file, part.entry.begin, part.entry.end), part.as_float
+
+    return read
+
+
+def _of_row(row: list[int]) -> Callable[[Any], torch.Tensor]:
+    return lambda net: probe.logits_of_rows(net, [row])
+
+
+def _call(text: Callable[[Any], torch.Tensor], net: Any) -> Callable[[], torch.Tensor]:
+    return lambda: text(net)
