@@ -1,39 +1,87 @@
-"""What merge.py times, each in a process of its own: the base and adapter are built here, and PEFT's merge run."""
+"""What merge.py times, each in a process of its own: the base and adapters are built here, and PEFT's merge run."""
 
+import json
 import sys
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-SHARD = "500MB"
+VOCABULARY, RANK = 32000, 16
+# Billions of parameters → width, inner width, layers, heads of a Llama.
+SIZES = {"0.5": (1024, 2816, 32, 16), "2": (2560, 6912, 24, 20), "7": (4096, 11008, 32, 32)}
+TARGETS = {
+    "qv": ("q_proj", "v_proj"),
+    "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
 
 
-def build(folder: Path, layers: int) -> None:
-    """A random Llama of TinyLlama's dimensions in bfloat16 shards, and a LoRA of rank 16 on its every linear layer."""
+def build(folder: Path, size: str) -> None:
+    """A random Llama in bfloat16, a layer a file, none of it held; and a LoRA of rank 16 for each entry of TARGETS."""
+    width, inner, layers, heads = SIZES[size]
+    base = folder / "base"
+    base.mkdir(parents=True)
+    LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        tie_word_embeddings=False, architectures=["LlamaForCausalLM"], dtype="bfloat16",
+    ).save_pretrained(base)  # fmt: skip
+    _tokenizer().save_pretrained(base)
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    config = LlamaConfig(
-        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=4, tie_word_embeddings=False,
-    )  # fmt: skip
-    net = LlamaForCausalLM(config)
-    net.save_pretrained(folder / "base", max_shard_size=SHARD)
-    _tokenizer().save_pretrained(folder / "base")
-    adapted = get_peft_model(net, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn_like(parameter) * 0.01
-    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    places: dict[str, str] = {}
+    outer = {
+        "model.embed_tokens.weight": (VOCABULARY, width),
+        "lm_head.weight": (VOCABULARY, width),
+        "model.norm.weight": (width,),
+    }
+    parts = [
+        outer,
+        *({f"model.layers.{one}.{key}": shape for key, shape in _layer(width, inner).items()} for one in range(layers)),
+    ]
+    for number, part in enumerate(parts, 1):
+        name = f"model-{number:05}-of-{len(parts):05}.safetensors"
+        save_file({key: _random(shape) for key, shape in part.items()}, base / name, {"format": "pt"})
+        places |= dict.fromkeys(part, name)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    for name, targets in TARGETS.items():
+        _adapter(folder / name, targets, parts[1:])
 
 
-def merge(folder: Path, output: Path) -> None:
-    """As the documentation of PEFT has it: load in the dtype of the files, merge, save."""
-    net = AutoModelForCausalLM.from_pretrained(folder / "base", dtype="auto")
-    merged = PeftModel.from_pretrained(net, str(folder / "adapter")).merge_and_unload()
-    merged.save_pretrained(output, max_shard_size=SHARD)
+def _layer(width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    square = {f"self_attn.{one}_proj.weight": (width, width) for one in "qkvo"}
+    mlp = {
+        "mlp.gate_proj.weight": (inner, width),
+        "mlp.up_proj.weight": (inner, width),
+        "mlp.down_proj.weight": (width, inner),
+    }
+    return {**square, **mlp, "input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,)}
+
+
+def _random(shape: tuple[int, ...]) -> torch.Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
+
+
+def _adapter(folder: Path, targets: tuple[str, ...], layers: list[dict[str, tuple[int, ...]]]) -> None:
+    LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules=list(targets)).save_pretrained(folder)
+    tensors = {}
+    for key, shape in (
+        (key, shape) for layer in layers for key, shape in layer.items() if key.split(".")[-2] in targets
+    ):
+        path = f"base_model.model.{key.removesuffix('.weight')}"
+        tensors[f"{path}.lora_A.weight"] = torch.randn(RANK, shape[1]) / shape[1] ** 0.5
+        tensors[f"{path}.lora_B.weight"] = torch.randn(shape[0], RANK) * 0.01
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def merge(folder: Path, adapter: str, output: Path, dtype: str) -> None:
+    """As the documentation of PEFT has it: load, merge, save in bfloat16."""
+    net = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=getattr(torch, dtype))
+    merged = PeftModel.from_pretrained(net, str(folder / adapter)).merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(output, max_shard_size="500MB")
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -45,6 +93,6 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 if __name__ == "__main__":
     if sys.argv[1] == "build":
-        build(Path(sys.argv[2]), int(sys.argv[3]))
+        build(Path(sys.argv[2]), sys.argv[3])
     else:
-        merge(Path(sys.argv[2]), Path(sys.argv[3]))
+        merge(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])

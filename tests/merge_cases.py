@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from peftrun import fingerprint
 from peftrun.adapter import skeleton
 from peftrun.merge import in_memory, shards, streamed_proof, streaming
 from peftrun.merge.job import MergeJob
@@ -132,7 +134,10 @@ def model_spec(base: Path) -> ModelSpec:
 
 def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dict[str, Any]:
     """The figures of peftrun's own proof of the merge in `folder`."""
-    job = MergeJob(cast(Any, SimpleNamespace(model=model_spec(base))), cast(Any, None), "default", base, adapter, dtype)
+    known: Future[Any] = Future()
+    known.set_result(fingerprint.of_model(base))
+    spec = cast(Any, SimpleNamespace(model=model_spec(base)))
+    job = MergeJob(spec, cast(Any, None), "default", base, adapter, dtype, known)
     figures, loaded = streamed_proof.prove(job, net, folder, [list(range(5, 12))])
     assert loaded.effect["max_logit_difference"] > 0
     return figures

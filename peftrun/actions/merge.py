@@ -1,6 +1,7 @@
 """Write a full model that needs no adapter, tensor by tensor; read the written files again and prove them equal."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,18 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     in_memory.check(artifacts.read_json(adapter / artifacts.ADAPTER_CONFIG), name)
     base = model.locate(spec.model)
     model.check_full_precision(base, model.portable_name(spec.model))
-    mark = fingerprint.of_model(base)
     known_as = model.portable_name(spec.model)
-    identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
-    load.check_base(known_as, mark, adapter, spec.allow_base_mismatch)
-    job = MergeJob(
-        spec, place, name, base, adapter, in_memory.stored_dtype(base) if action.dtype == "auto" else action.dtype
-    )
+    stored = in_memory.stored_dtype(base)
+    dtype = stored if action.dtype == "auto" else action.dtype
     target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.MERGED
     console.say("a merge is computed in float32 and rounded once")
-    figures: dict[str, Any] = {"verified": action.verify}
-    with artifacts.new_folder(target, kept_if=ProofError) as folder:
-        figures |= _merge(job, folder, console.short(target))
-        origin.write(folder, identity, in_memory.stored_dtype(base), adapter)
+    # The base's content is hashed while it is merged, so that its files are read once.
+    with artifacts.new_folder(target, kept_if=ProofError) as folder, ThreadPoolExecutor(1) as pool:
+        job = MergeJob(spec, place, name, base, adapter, dtype, pool.submit(fingerprint.of_model, base))
+        figures = {"verified": action.verify, **_merge(job, folder, console.short(target))}
+        mark = job.check_base()
+        identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
+        origin.write(folder, identity, stored, adapter)
     loaded = figures.pop("loaded", None)
     facts = {
         "base": identity,
@@ -71,6 +71,7 @@ def _merge(job: MergeJob, folder: Path, shown: str) -> dict[str, Any]:
     figures: dict[str, Any] = {"streamed": True, "seconds": round(time.perf_counter() - started, 2)}
     if not job.action.verify:
         return figures
+    job.check_base()
     console.doing("comparing the written files with the adapter on its base")
     proved, loaded = _prove(job, net, folder)
     return {
@@ -108,6 +109,7 @@ def _prove(job: MergeJob, net: Any, folder: Path) -> tuple[dict[str, Any], LoadP
 def _in_memory(job: MergeJob, folder: Path) -> dict[str, Any]:
     """The same where PEFT merges the whole model at once."""
     spec, started = job.spec, time.perf_counter()
+    job.check_base()
     loaded = model.load_base(spec.model, job.place, torch.float32, job.head)
     rows = _rows(job) if job.action.verify else []
     plain = probe.logits(loaded.model, loaded.tokenizer)

@@ -1,7 +1,7 @@
 """Forward passes of models whose weights lie in files: each layer is read when it is reached and let go when it has answered.
 
 Memory holds the layer that computes, whatever the size of the model. Passes run side by side: each waits at every layer until
-the others have come to one too, so that a weight that several of them need is read once.
+the others have come to one too, so that a weight that several of them need is read once, and the products with it are taken at once.
 """
 
 import re
@@ -68,16 +68,29 @@ def run(passes: list[Pass]) -> list[torch.Tensor]:
             raise NotWalkableError(f"it uses weights outside of the layer that holds them ({reason})") from error
 
 
+@dataclass
+class _Product:
+    """What a linear layer waits for: its inputs times a weight, which is read so many rows at a time."""
+
+    key: str
+    rows: int
+    inputs: torch.Tensor
+    values: torch.Tensor | None = None
+
+
 def _advance(passes: list[Pass]) -> list[torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
     running = {place: greenlet(one.call) for place, one in enumerate(passes)}
-    waiting: dict[int, _Wanted] = {}
+    waiting: dict[int, _Wanted | _Product] = {}
     cache: dict[Any, torch.Tensor] = {}
     while running:
+        _multiply(passes, {place: one for place, one in waiting.items() if isinstance(one, _Product)})
         for place, routine in list(running.items()):
             if place in waiting:
-                _serve(passes[place], waiting[place], cache)
-                answer = routine.switch(waiting.pop(place).values)
+                wanted = waiting.pop(place)
+                if isinstance(wanted, _Wanted):
+                    _serve(passes[place], wanted, cache)
+                answer = routine.switch(wanted.values)
             else:
                 answer = routine.switch()
             if routine.dead:
@@ -97,9 +110,33 @@ def _serve(one: Pass, wanted: _Wanted, cache: dict[Any, torch.Tensor]) -> None:
         wanted.values.append(cache[identity])
 
 
-def _still_wanted(passes: list[Pass], waiting: dict[int, _Wanted], cache: dict[Any, torch.Tensor]) -> dict[Any, Any]:
+def _multiply(passes: list[Pass], products: dict[int, _Product]) -> None:
+    """Takes the products with the same weight together, piece by piece of it."""
+    groups: dict[Any, list[int]] = {}
+    for place, one in products.items():
+        groups.setdefault(passes[place].read(one.key, None, None)[0], []).append(place)
+    for places in groups.values():
+        first = products[places[0]]
+        flat = [products[place].inputs.flatten(end_dim=-2) for place in places]  # (tokens, inputs)
+        together, step, parts = torch.cat(flat), max(1, PIECE // first.inputs.shape[-1]), []
+        for start in range(0, first.rows, step):
+            _, values = passes[places[0]].read(first.key, start, min(start + step, first.rows))
+            parts.append(torch.nn.functional.linear(together, values().to(together.dtype)))
+        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        for place, own in zip(places, out.split([len(one) for one in flat]), strict=True):
+            products[place].values = own.reshape(*products[place].inputs.shape[:-1], first.rows)
+
+
+def _still_wanted(
+    passes: list[Pass], waiting: dict[int, _Wanted | _Product], cache: dict[Any, torch.Tensor]
+) -> dict[Any, torch.Tensor]:
     """What has been read and is asked for again; the rest is let go."""
-    asked = {passes[place].read(*key)[0] for place, wanted in waiting.items() for key in wanted.keys}
+    asked = {
+        passes[place].read(*key)[0]
+        for place, wanted in waiting.items()
+        if isinstance(wanted, _Wanted)
+        for key in wanted.keys
+    }
     return {identity: values for identity, values in cache.items() if identity in asked}
 
 
@@ -144,10 +181,14 @@ def _units(model: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
 
 
 def _ask(keys: list[tuple[str, int | None, int | None]]) -> list[torch.Tensor]:
+    values: list[torch.Tensor] = _wait_for(_Wanted(keys))
+    return values
+
+
+def _wait_for(wanted: _Wanted | _Product) -> Any:
     parent = getcurrent().parent
     assert parent is not None, "a layer without weights answers inside of `run` alone"
-    values: list[torch.Tensor] = parent.switch(_Wanted(keys))
-    return values
+    return parent.switch(wanted)
 
 
 def _hooks(path: str, module: Any, absent: dict[str, str], check: Check | None, users: Counter[int]) -> list[Any]:
@@ -172,15 +213,10 @@ def _hooks(path: str, module: Any, absent: dict[str, str], check: Check | None, 
 
 
 def _by_rows(module: Any, absent: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward of a linear layer or of embeddings that reads so many rows of its weight at a time."""
+    """The forward of a linear layer or of embeddings of which only some rows are in memory at a time."""
 
     def linear(inputs: torch.Tensor) -> torch.Tensor:
-        step = max(1, PIECE // module.in_features)
-        parts = []
-        for start in range(0, module.out_features, step):
-            (weight,) = _ask([(absent["weight"], start, min(start + step, module.out_features))])
-            parts.append(torch.nn.functional.linear(inputs, weight.to(inputs.dtype)))
-        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        out: torch.Tensor = _wait_for(_Product(absent["weight"], module.out_features, inputs))
         if module.bias is None:
             return out
         bias = _ask([(absent["bias"], None, None)])[0] if "bias" in absent else module.bias

@@ -1,17 +1,25 @@
 """What is merged into what, for those who write it and those who prove it."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftrun import heads
+from peftrun import heads, model
 from peftrun.action_specs import MergeAction
+from peftrun.adapter import load
 from peftrun.device import Device
+from peftrun.fingerprint import Fingerprint
 from peftrun.schema import RunSpec
 
 
 @dataclass(frozen=True)
 class MergeJob:
-    """Adapter `name`, in the folder `adapter`, goes into the base in the folder `base`; `dtype`: what is written."""
+    """Adapter `name`, in the folder `adapter`, goes into the base in the folder `base`.
+
+    Attributes:
+        dtype: what is written.
+        hashing: gives the base's fingerprint once its files are read.
+    """
 
     spec: RunSpec
     place: Device
@@ -19,6 +27,13 @@ class MergeJob:
     base: Path
     adapter: Path
     dtype: str
+    hashing: Future[Fingerprint]
+
+    def check_base(self) -> Fingerprint:
+        """The base's fingerprint. Raises: AdapterError: the adapter was made for another base."""
+        mark, spec = self.hashing.result(), self.spec
+        load.check_base(model.portable_name(spec.model), mark, self.adapter, spec.allow_base_mismatch)
+        return mark
 
     @property
     def action(self) -> MergeAction:

@@ -8,6 +8,7 @@ the adapter on its base, as a share of what the adapter does. Where every tensor
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,25 @@ class WrittenModel:
     def compare_untouched(self, model: Any) -> None:
         """Every tensor that no layer of the adapter computes: the base's, or trained and saved whole. `model`: the merged one, without weights."""
         own, layers = self._own(), self._changed_by_layers()
-        for key, written in self.merged.items():
-            if key in layers:
-                continue
-            if key in own:
-                self._compare(key, written, own[key])
-            elif key not in self.base:
-                self.wrong.append(f"{key} is in the merged files and not in the base")
-            elif _same_bytes(self.base[key], written):
-                self.same.add(key)
-            elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
-                self.wrong.append(f"{key} is not the base's, and the adapter does not change it")
+        with ThreadPoolExecutor(2) as pool:  # reading and comparing each leave half of a processor idle
+            list(
+                pool.map(
+                    lambda key: self._compare_untouched(key, own), [key for key in self.merged if key not in layers]
+                )
+            )
         needed = {key for key, _ in model.named_parameters(remove_duplicate=False)}
         self.wrong += [f"{key} is not in the merged files" for key in sorted(needed - self.merged.keys())]
+
+    def _compare_untouched(self, key: str, own: dict[str, torch.Tensor]) -> None:
+        written = self.merged[key]
+        if key in own:
+            self._compare(key, written, own[key])
+        elif key not in self.base:
+            self.wrong.append(f"{key} is in the merged files and not in the base")
+        elif _same_bytes(self.base[key], written):
+            self.same.add(key)
+        elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
+            self.wrong.append(f"{key} is not the base's, and the adapter does not change it")
 
     def check_layer(self, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Compares one adapted layer, once it has answered and while its weights are there."""

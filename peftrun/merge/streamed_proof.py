@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from peftrun import fingerprint, model
+from peftrun import model
 from peftrun.adapter import layer_walk, load, probe
 from peftrun.adapter.layer_walk import Pass
 from peftrun.adapter.load import LoadProof
@@ -37,8 +37,8 @@ def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple
         one.config.use_cache = False
     logits = layer_walk.run(passes)
     before, after, again = logits[0], torch.cat(logits[1 : 1 + len(texts)]), torch.cat(logits[1 + len(texts) :])
-    mark, computed = fingerprint.of_model(job.base), load.Computed(before, logits[1], "cpu float32")
-    loaded = load.prove_by(mark, net, job.name, job.adapter, computed)
+    computed = load.Computed(before, logits[1], "cpu float32")
+    loaded = load.prove_by(job.hashing.result(), net, job.name, job.adapter, computed)
     return {**proof.check(written), **proof.compare(after, again, before, job.dtype)}, loaded
 
 
