@@ -14,9 +14,10 @@ from peftrun.action_specs import PlanAction, TrainAction
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
-from peftrun.sweep import bases, memory, pace, parameters, planner, table
+from peftrun.sweep import bases, memory, pace, parameters, table
 from peftrun.sweep.memory import Memory
-from peftrun.sweep.planner import gigabytes
+from peftrun.system import free_memory
+from peftrun.system.sizes import gigabytes
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _wanted(spec: RunSpec, action: PlanAction) -> RunSpec:
 
 def _free(spec: RunSpec) -> int | None:
     """Bytes for one process; None where only the GPU's own library would tell."""
-    free = None if bases.on_gpu(spec.device) else planner.available()
+    free = None if bases.on_gpu(spec.device) else free_memory.available().bytes
     return None if free is None else free // spec.device.processes
 
 

@@ -8,10 +8,8 @@ A cell that runs by itself takes what `memory.of_run` says. Cells that are train
 Measured on SmolLM2-135M, bfloat16: a further cell of a batch of 512 tokens took 470 MB, the formula says 460.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from peftrun import heads
 from peftrun.errors import ConfigError
@@ -20,9 +18,10 @@ from peftrun.sweep import bases, memory, parameters
 from peftrun.sweep.bases import Base
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.groups import Group
+from peftrun.system import free_memory
+from peftrun.system.sizes import amount, gigabytes
 
 PROCESS = 900_000_000  # what a run holds beside base and cells, measured: 530 MB once the libraries are imported, 900 MB at its height
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Limits:
 def limits(memory_limit: object, max_cells: object, here: bool = True) -> Limits:
     """The launcher's options, checked. Raises: ConfigError: one of them is no such thing; one line each."""
     problems = []
-    memory = _bytes(memory_limit)
+    memory = amount(memory_limit)
     if memory_limit is not None and not memory:
         problems.append(
             f"hydra.launcher.memory_limit={memory_limit}: must be an amount of memory; type hydra.launcher.memory_limit=6GiB"
@@ -69,12 +68,6 @@ def limits(memory_limit: object, max_cells: object, here: bool = True) -> Limits
     if problems:
         raise ConfigError(*problems)
     return Limits(memory, max_cells if isinstance(max_cells, int) else None, here)
-
-
-def _bytes(text: object) -> int | None:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?i?[bB]?)", str(text))
-    unit = found[2].upper() if found else None
-    return int(float(found[1]) * UNITS[unit]) if found and unit in UNITS else None
 
 
 def plan(groups: Sequence[Group], allowed: Limits) -> Plan:
@@ -89,7 +82,9 @@ def plan(groups: Sequence[Group], allowed: Limits) -> Plan:
         base = read(spec.model)
         if base is None:
             notes[f"memory: not known for {bases.name_of(spec.model)}, whose files are not on this disk yet"] = None
-        own = allowed.memory or (available() if allowed.here and not bases.on_gpu(spec.device) else None)
+        own = allowed.memory or (
+            free_memory.available().bytes if allowed.here and not bases.on_gpu(spec.device) else None
+        )
         limit = limit or own
         for cells, needed in _fill(group, base, Limits(own, allowed.cells)):
             waves.append(Wave(len(waves) + 1, number, cells, needed))
@@ -159,17 +154,3 @@ def _remembered() -> Callable[[ModelSpec], Base | None]:
         return known[key]
 
     return read
-
-
-def available() -> int | None:
-    """Bytes of memory that this machine can give now; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def gigabytes(size: float) -> str:
-    """A size in bytes for people (10⁹ bytes)."""
-    return f"{size / 1e9:.2f} GB"
