@@ -78,8 +78,10 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
         MemoryShortageError: it is larger than what is free.
     """
     folder = locate(spec)
-    mark, held = fingerprint.of_model(folder), quantize.held_in(folder)
+    held = quantize.held_in(folder)
     quantize.check(held, spec.quantization, spec.name_or_path, dtype or device.dtype)
+    memory_check.check_load(folder, spec, device, dtype or device.dtype)
+    mark = fingerprint.of_model(folder)
     try:
         _check_kind(folder, spec, head)
         model, untrained = _load(folder, spec, device, dtype or device.dtype, head)
@@ -102,6 +104,7 @@ def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtyp
 
     Raises: MemoryShortageError: it is larger than what is free.
     """
+    memory_check.check_load(folder, spec, device, dtype)
     return _load(folder, spec, device, dtype, head)[0]
 
 
@@ -113,6 +116,12 @@ def load_classifier(
     Raises: MemoryShortageError: it is larger than what is free.
     """
     memory_check.check_load(folder, spec, device, dtype)
+    return _load_classifier(folder, spec, head, device, dtype)
+
+
+def _load_classifier(
+    folder: Path, spec: ModelSpec, head: Head, device: Device, dtype: torch.dtype
+) -> tuple[Any, tuple[str, ...]]:
     kwargs = _kwargs(folder, spec, device.name, dtype)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
@@ -171,11 +180,10 @@ def _load(
 ) -> tuple[Any, tuple[str, ...]]:
     if head is None:
         return _load_causal(folder, spec, device, dtype), ()
-    return load_classifier(folder, spec, head, device, dtype)
+    return _load_classifier(folder, spec, head, device, dtype)
 
 
 def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
-    memory_check.check_load(folder, spec, device, dtype)
     kwargs = _kwargs(folder, spec, device.name, dtype, device.max_memory)
     with quiet():
         model = _kind_of(folder, spec).from_pretrained(

@@ -24,7 +24,7 @@ def settle(place: Device, spec: RunSpec) -> Device:
 
     Raises: MemoryShortageError: the run is a training, and takes more than is free.
     """
-    base = None if place.max_memory else bases.of_folder(model.locate(spec.model))
+    base = None if place.max_memory else bases.of_folder(bases.locate(spec.model) or model.locate(spec.model))
     if base is None:
         return place
     plain = reads.plain(spec)  # what is only estimated by is not used

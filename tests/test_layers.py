@@ -107,7 +107,18 @@ def test_modules_of_light_folders_are_light_and_what_they_import_is(path):
 
 
 def test_light_modules_are_those_outside_the_heavy_ones():
-    heavy = {"determinism", "device", "memory_check", "placement", "model", "fingerprint", "gguf", "hush", "quantize", "warm"}
+    heavy = {
+        "determinism",
+        "device",
+        "memory_check",
+        "placement",
+        "model",
+        "fingerprint",
+        "gguf",
+        "hush",
+        "quantize",
+        "warm",
+    }
     assert {path.stem for path in PACKAGE.glob("*.py")} == LIGHT | heavy
 
 

@@ -98,6 +98,11 @@ def settled(base: Base, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str | N
     return (spec, None) if short is None or room.shortage(to_run(base, smaller)) else (smaller, short)
 
 
+def of_free(free: int) -> Headroom:
+    """So many bytes, for a process that holds none of them yet."""
+    return Headroom((Free(free),))
+
+
 def advice(base: Base, spec: RunSpec, room: Headroom) -> list[str]:
     """Overrides that are possible in this run and with each of which it would fit."""
     problems = set(checks.run(_parts(spec)))

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from peftrun import heads
 from peftrun.errors import ConfigError
 from peftrun.schema import ModelSpec, RunSpec
-from peftrun.sweep import bases, memory, parameters
+from peftrun.sweep import bases, fitting, memory, parameters
 from peftrun.sweep.bases import Base
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.fitting import Headroom
 from peftrun.sweep.groups import Group
 from peftrun.system import free_memory
 from peftrun.system.sizes import amount, gigabytes
@@ -86,7 +87,8 @@ def plan(groups: Sequence[Group], allowed: Limits) -> Plan:
             free_memory.available().bytes if allowed.here and not bases.on_gpu(spec.device) else None
         )
         limit = limit or own
-        for cells, needed in _fill(group, base, Limits(own, allowed.cells)):
+        room = fitting.headroom() if allowed.here and base and not bases.on_gpu(spec.device) else None
+        for cells, needed in _fill(group, base, Limits(own, allowed.cells), room):
             waves.append(Wave(len(waves) + 1, number, cells, needed))
             if needed and own and needed > own:
                 notes[_beyond(waves[-1], needed, own)] = None
@@ -97,13 +99,15 @@ def _beyond(wave: Wave, needed: float, limit: float) -> str:
     return f"memory: wave {wave.number} may need {gigabytes(needed)} of {gigabytes(limit)}; a smaller trainer.per_device_train_batch_size needs less"
 
 
-def _fill(group: Group, base: Base | None, allowed: Limits) -> Iterator[tuple[list[Cell], float | None]]:
+def _fill(
+    group: Group, base: Base | None, allowed: Limits, room: Headroom | None
+) -> Iterator[tuple[list[Cell], float | None]]:
     if base is None:
         yield from ((cells, None) for cells in _by_number(group.cells, allowed.cells))
     elif group.reason:  # a cell by itself
-        yield from (([cell], memory.of_run(base, _spec(cell)).peak) for cell in group.cells)
+        yield from (([cell], memory.of_run(base, _spec(cell, base, room)).peak) for cell in group.cells)
     else:
-        yield from _by_memory(group.cells, base, allowed)
+        yield from _by_memory(group.cells, base, allowed, room)
 
 
 def _by_number(cells: Sequence[Cell], most: int | None) -> Iterator[list[Cell]]:
@@ -111,13 +115,16 @@ def _by_number(cells: Sequence[Cell], most: int | None) -> Iterator[list[Cell]]:
     return (list(cells[start : start + size]) for start in range(0, len(cells), size))
 
 
-def _by_memory(cells: Sequence[Cell], base: Base, allowed: Limits) -> Iterator[tuple[list[Cell], float]]:
+def _by_memory(
+    cells: Sequence[Cell], base: Base, allowed: Limits, room: Headroom | None
+) -> Iterator[tuple[list[Cell], float]]:
     waiting = list(cells)
     while waiting:
         taken = [waiting.pop(0)]
-        needed = shared_memory(base, _spec(taken[0])) + cell_memory(base, _spec(taken[0]))
+        first = _spec(taken[0], base, room)
+        needed = shared_memory(base, first) + cell_memory(base, first)
         while waiting and (allowed.cells is None or len(taken) < allowed.cells):
-            more = cell_memory(base, _spec(waiting[0]))
+            more = cell_memory(base, _spec(waiting[0], base, room))
             if allowed.memory is not None and needed + more > allowed.memory:
                 break
             taken.append(waiting.pop(0))
@@ -125,9 +132,10 @@ def _by_memory(cells: Sequence[Cell], base: Base, allowed: Limits) -> Iterator[t
         yield taken, needed
 
 
-def _spec(cell: Cell) -> RunSpec:
+def _spec(cell: Cell, base: Base, room: Headroom | None) -> RunSpec:
+    """The cell's run, with the dtype that it will have on this machine. `room`: None where cells run elsewhere."""
     assert cell.spec is not None
-    return cell.spec
+    return fitting.settled(base, cell.spec, room)[0] if room else cell.spec
 
 
 def shared_memory(base: Base, spec: RunSpec) -> float:
