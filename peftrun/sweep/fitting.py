@@ -46,7 +46,8 @@ class Headroom:
         for free in self.limits:
             more = (need.mapped if free.counts_mapped else need.resident) - self.held
             if more > free.bytes:
-                return f"about {gigabytes(more)}, of {free}"
+                files = " with its files" if free.counts_mapped else ""
+                return f"about {gigabytes(more)}{files}, of {free}"
         return None
 
 
