@@ -39,7 +39,9 @@ def settle(place: Device, spec: RunSpec) -> Device:
             else "this training"
         )
         need = fitting.to_train(base, here)
-        memory_check.refuse_shortage(f"{who} takes", base, place, need, lambda: _room(place, here))
+        memory_check.refuse_shortage(
+            f"{who} takes, as action=plan estimates,", base, place, need, lambda: _room(place, here)
+        )
     return place
 
 

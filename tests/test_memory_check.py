@@ -69,7 +69,7 @@ def typed(*overrides):
 def test_every_action_refuses_a_base_that_does_not_fit(cli, huge, llama, on_tiny, trained, action, tmp_path):
     more = [one.replace("TRAINED", str(trained)).replace("LLAMA", str(llama)) for one in LOADING[action]]
     args = [*on_tiny(huge), f"action={action}", *more]
-    outcome = check_failed(cli, tmp_path, args, ["takes about ", " GB free; type ", GO_ON])
+    outcome = check_failed(cli, tmp_path, args, ["takes", " about ", " GB free; type ", GO_ON])
     assert outcome.record()["status"] == "failed"
 
 
@@ -127,14 +127,16 @@ def test_a_smaller_batch_is_advised_for_training(llama, on_tiny):
     spec = typed(*on_tiny(llama), "trainer.per_device_train_batch_size=2097152")
     first = refused(spec, llama)[0]
     assert first.startswith("trainer.per_device_train_batch_size=")
-    with pytest.raises(memory_check.MemoryShortageError, match="this training takes about"):
+    with pytest.raises(memory_check.MemoryShortageError, match="this training takes, as action=plan estimates, about"):
         placement.resolve(spec)
     placement.resolve(typed(*on_tiny(llama), first))
 
 
 def test_processes_share_what_is_free(llama, on_tiny):
     spec = typed(*on_tiny(llama), "device=ddp", "device.name=cpu", "device.processes=1000", "task.max_length=100000")
-    with pytest.raises(memory_check.MemoryShortageError, match="each of 1000 processes of this training takes about"):
+    with pytest.raises(
+        memory_check.MemoryShortageError, match="each of 1000 processes of this training takes, as action=plan"
+    ):
         placement.resolve(spec)
 
 

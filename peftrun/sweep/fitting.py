@@ -160,7 +160,7 @@ def _parts(spec: RunSpec) -> dict[str, Any]:
 
 def refusal(statement: str, choices: Sequence[str] = ()) -> str:
     """One line: what does not fit, and what to type."""
-    return f"{statement}; type {', or '.join([*choices, GO_ON])}"
+    return f"{statement}; type {', '.join(choices)}{', or ' if choices else ''}{GO_ON}"
 
 
 @contextmanager
