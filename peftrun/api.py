@@ -14,6 +14,7 @@ from peftrun.composition import Composed
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
+from peftrun.sweep import fitting
 from peftrun.team import shadows
 
 Team = str | Path | Sequence[str | Path]
@@ -63,11 +64,12 @@ def load_adapter(adapter: str, *overrides: str, config_dirs: Team = ()) -> tuple
     Raises: PeftrunError: see `run`.
     """
     loading = dispatch.heavy("peftrun.adapter.load")
-    from peftrun import device, heads, model
+    from peftrun import heads, model, placement
 
     spec = load(*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}", config_dirs=config_dirs)
     head = heads.wanted(spec.task, spec.adapter, spec.active)
-    base = model.load_base(spec.model, device.resolve(spec.device), head=head)
+    with fitting.advising(spec):
+        base = model.load_base(spec.model, placement.resolve(spec), head=head)
     return loading.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)[0], base.tokenizer
 
 

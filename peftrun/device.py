@@ -11,12 +11,18 @@ from peftrun.replay import environment
 from peftrun.schema import DeviceSpec
 
 GROW_BY = 1 << 26  # bytes of memory that a CPU run fetches at once
+NOT_NATIVE = "no native bfloat16 here"
 OWN_THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True)
 class Device:
-    """A resolved device. `note` says in one line what was chosen and why."""
+    """A resolved device.
+
+    Attributes:
+        note: says in one line what was chosen and why.
+        memory_check: what will not fit into memory is refused before it is loaded.
+    """
 
     name: str
     dtype: torch.dtype
@@ -24,11 +30,17 @@ class Device:
     strategy: str | None = None
     deepspeed_config: str | None = None
     max_memory: dict[str | int, str] | None = None
+    memory_check: bool = True
 
     @property
     def dtype_name(self) -> str:
         """`float32`, not `torch.float32`."""
         return str(self.dtype).removeprefix("torch.")
+
+    def in_bfloat16(self, reason: str) -> "Device":
+        """The same device, computing in bfloat16 though it is not native, which `reason` tells in place of why it was float32."""
+        note = self.note.replace(f"float32: {NOT_NATIVE}", f"bfloat16: {reason}")
+        return replace(self, dtype=torch.bfloat16, note=note)
 
 
 def resolve(spec: DeviceSpec) -> Device:
@@ -40,7 +52,7 @@ def resolve(spec: DeviceSpec) -> Device:
     wanted = spec.num_threads or OWN_THREADS
     if wanted != torch.get_num_threads():  # also back again, after a run of this process that asked otherwise
         torch.set_num_threads(wanted)
-    found = _placed(spec)
+    found = _checked_or_not(_placed(spec), spec)
     if found.name == "cpu":
         allocator.keep_freed(grow_by=GROW_BY)
     if spec.max_memory is not None:
@@ -51,6 +63,13 @@ def resolve(spec: DeviceSpec) -> Device:
         return found
     many = f"{spec.strategy}, {spec.processes * spec.machines} processes"
     return replace(found, note=f"{many}: {found.note}", strategy=spec.strategy, deepspeed_config=spec.deepspeed_config)
+
+
+def _checked_or_not(found: Device, spec: DeviceSpec) -> Device:
+    if spec.memory_check:
+        return found
+    note = f"{found.note}; memory is not checked, as device.memory_check=false asks"
+    return replace(found, note=note, memory_check=False)
 
 
 def _limits(given: dict[str, str]) -> dict[str | int, str]:
@@ -74,7 +93,7 @@ def _placed(spec: DeviceSpec) -> Device:
         return Device(name, _checked(name, spec.dtype), f"device {name}, {spec.dtype} as asked")
     reason = _bf16_reason(name)
     dtype = torch.bfloat16 if reason else torch.float32
-    why = reason or "no native bfloat16 here"
+    why = reason or NOT_NATIVE
     short = "bfloat16" if reason else "float32"
     return Device(name, dtype, f"device {name}, {short}: {why} (device.dtype=float32|bfloat16|float16 to choose)")
 

@@ -20,6 +20,7 @@ from peftrun.explain import reads, vain
 from peftrun.replay import environment, records
 from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
+from peftrun.sweep import fitting
 from peftrun.versions import versions
 
 QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
@@ -41,7 +42,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     record = Record(spec, out_dir)
     _say_template(record.spec)
     try:
-        with _terminate_as_interrupt(), _disk_full_as_fault(out_dir):
+        with _terminate_as_interrupt(), _disk_full_as_fault(out_dir), fitting.advising(spec):
             spread, spec = launch.wanted(record.spec), record.spec
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:

@@ -6,6 +6,7 @@
     ├── AdapterError        an adapter that is not there, broken, or made for another base
     ├── DataError           rows that are missing, empty, or do not fit
     ├── DeviceError         hardware or a precision that this machine does not have
+    │   └── MemoryShortageError   a base or a training that free memory cannot hold
     ├── ArtifactError       a file or folder that could not be written, or would be overwritten
     ├── SweepError          cells of a sweep that failed, each with its reason; the others were run
     ├── CheckError          options that do not resolve, or do not fit their model
@@ -43,6 +44,14 @@ class DataError(PeftrunError):
 
 class DeviceError(PeftrunError):
     """The device or its precision is at fault."""
+
+
+class MemoryShortageError(DeviceError):
+    """What would not fit into memory, before it is loaded. `base`, `room` and `device` are what `fitting.advising` chooses advice by."""
+
+    def __init__(self, *lines: str, statement: str = "", base: Any = None, room: Any = None, device: str = "") -> None:
+        self.statement, self.base, self.room, self.device = statement, base, room, device
+        super().__init__(*lines)
 
 
 class ArtifactError(PeftrunError):

@@ -50,6 +50,7 @@ ADDED: dict[str, Any] = {
     "device.main_address": None,
     "device.main_port": 29500,
     "device.deepspeed_config": None,
+    "device.memory_check": False,
     "device.max_memory": None,
     "device.deterministic": False,
     "tracker": {"name": "none"},

@@ -18,7 +18,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from peftrun import artifacts, console, fingerprint, gguf, quantize
+from peftrun import artifacts, console, fingerprint, gguf, memory_check, quantize
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
@@ -47,6 +47,7 @@ class Base:
         head: of a classifier; None for a language model.
         held: in what few bits it is held; None: in full precision.
         untrained: modules of a classifier that the base's files do not hold: its head.
+        device: on which it was loaded.
     """
 
     model: Any
@@ -56,6 +57,7 @@ class Base:
     revision: str | None
     fingerprint: Fingerprint
     spec: ModelSpec
+    device: Device
     head: Head | None = None
     held: str | None = None
     untrained: tuple[str, ...] = ()
@@ -74,10 +76,13 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
     """The base that `spec` names, in `dtype` (the device's own if None), on `device`; with `head` as a classifier.
 
     Raises: ModelError: it is not there, is of the other kind (language model, encoder), or holds pickles only.
+        MemoryShortageError: it is larger than what is free.
     """
     folder = locate(spec)
-    mark, held = fingerprint.of_model(folder), quantize.held_in(folder)
+    held = quantize.held_in(folder)
     quantize.check(held, spec.quantization, spec.name_or_path, dtype or device.dtype)
+    memory_check.check_load(folder, spec, device, dtype or device.dtype)
+    mark = fingerprint.of_model(folder)
     try:
         _check_kind(folder, spec, head)
         model, untrained = _load(folder, spec, device, dtype or device.dtype, head)
@@ -90,19 +95,35 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
     model.name_or_path = name  # PEFT writes it into adapter_config.json
     if held:
         console.say(f"base {name}: its files hold {held} weights, which are used as they are")
-    return Base(model, tokenizer, folder, name, spec.revision, mark, spec, head, held or spec.quantization, untrained)
+    return Base(
+        model, tokenizer, folder, name, spec.revision, mark, spec, device, head, held or spec.quantization, untrained
+    )
 
 
 def load_folder(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: Head | None = None) -> Any:
-    """A model read from safetensors in `folder`, frozen, in evaluation mode: a causal language model, or a classifier."""
+    """A model read from safetensors in `folder`, frozen, in evaluation mode: a causal language model, or a classifier.
+
+    Raises: MemoryShortageError: it is larger than what is free.
+    """
+    memory_check.check_load(folder, spec, device, dtype)
     return _load(folder, spec, device, dtype, head)[0]
 
 
 def load_classifier(
-    folder: Path, spec: ModelSpec, head: Head, device: Any, dtype: torch.dtype
+    folder: Path, spec: ModelSpec, head: Head, device: Device, dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
-    """An encoder with `head`, and the names of its modules that are not in the files and so are drawn from a fixed seed."""
-    kwargs = _kwargs(folder, spec, device, dtype)
+    """An encoder with `head`, and the names of its modules that are not in the files and so are drawn from a fixed seed.
+
+    Raises: MemoryShortageError: it is larger than what is free.
+    """
+    memory_check.check_load(folder, spec, device, dtype)
+    return _load_classifier(folder, spec, head, device, dtype)
+
+
+def _load_classifier(
+    folder: Path, spec: ModelSpec, head: Head, device: Device, dtype: torch.dtype
+) -> tuple[Any, tuple[str, ...]]:
+    kwargs = _kwargs(folder, spec, device.name, dtype)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         model, seen = CLASSIFIERS[head.kind].from_pretrained(
@@ -112,7 +133,7 @@ def load_classifier(
     if model.config.pad_token_id is None:  # a language model with a head reads it to find the last token of a row
         model.config.pad_token_id = load_tokenizer(folder, spec).pad_token_id
     untrained = tuple(sorted({key.rpartition(".")[0] for key in seen["missing_keys"]}))
-    return _placed(model, device), untrained
+    return _placed(model, device.name), untrained
 
 
 def _kwargs(folder: Path, spec: ModelSpec, device: Any, dtype: torch.dtype, limits: Any = None) -> dict[str, Any]:
@@ -160,7 +181,7 @@ def _load(
 ) -> tuple[Any, tuple[str, ...]]:
     if head is None:
         return _load_causal(folder, spec, device, dtype), ()
-    return load_classifier(folder, spec, head, device.name, dtype)
+    return _load_classifier(folder, spec, head, device, dtype)
 
 
 def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:

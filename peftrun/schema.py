@@ -174,6 +174,7 @@ class DeviceSpec:
     main_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
     deepspeed_config: Path | None
     deterministic: bool  # ask for algorithms that give the same bytes each time
+    memory_check: bool  # refuse what will not fit before it is loaded
     max_memory: dict[str, str] | None  # device (cpu, 0, 1, …) → at most so much of it for the base: 4GiB
 
 

@@ -61,6 +61,12 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
     return replace(place[0].base, model=_copied(place[0].base.model))
 
 
+def held_bytes() -> int:
+    """What the weights of the base that is held take; the next run uses them, or they are given back."""
+    held = _PLACES[-1][0].base.model.parameters() if _PLACES and _PLACES[-1] else ()
+    return sum(one.nbytes for one in held)
+
+
 def _can_be_held(spec: ModelSpec, device: Device) -> bool:
     """Layers that wait elsewhere, and weights in few bits that are repacked while they are used, are read again each time."""
     return spec.quantization is None and device.max_memory is None and device.strategy is None

@@ -8,6 +8,7 @@ from peftrun import config, dispatch, launch, trackers
 from peftrun.artifacts import CONFIG
 from peftrun.errors import PeftrunError
 from peftrun.explain import reads
+from peftrun.sweep import fitting
 
 
 def main(out_dir: Path) -> int:
@@ -16,7 +17,8 @@ def main(out_dir: Path) -> int:
     _into_log(out_dir / f"worker-{rank}.log")
     try:
         spec = reads.tracked(config.of_values(config.read_values(out_dir / CONFIG)))
-        result = dispatch.action("train").run(spec, out_dir)
+        with fitting.advising(reads.plain(spec)):
+            result = dispatch.action("train").run(spec, out_dir)
     except PeftrunError as fault:
         launch.tell_fault(out_dir, type(fault).__name__, fault.lines)
         return 1

@@ -18,7 +18,7 @@ from peftrun.schema import DeviceSpec, ModelSpec
 CPU = Device("cpu", torch.float32, "")
 ALONE = {
     "strategy": None, "processes": 1, "machines": 1, "machine_rank": 0, "main_address": None, "main_port": 29500,
-    "deepspeed_config": None, "deterministic": True, "max_memory": None,
+    "deepspeed_config": None, "deterministic": True, "memory_check": True, "max_memory": None,
 }  # fmt: skip
 
 

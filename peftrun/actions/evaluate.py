@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, console, device, heads, tasks, warm
+from peftrun import artifacts, console, heads, placement, tasks, warm
 from peftrun.adapter import load, mixing
 from peftrun.errors import DataError
 from peftrun.model import Base
@@ -47,7 +47,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _base(spec: RunSpec) -> tuple[Base, dict[str, Any]]:
     """The base on its device, and what the record says of both."""
-    place = device.resolve(spec.device)
+    place = placement.resolve(spec)
     console.say(place.note)
     base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     return base, {"base": base.describe(), "device": place.note}

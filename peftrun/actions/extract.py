@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, console, device, fingerprint, model
+from peftrun import artifacts, console, fingerprint, model, placement
 from peftrun.action_specs import ExtractAction
 from peftrun.adapter import attach, extract, save
 from peftrun.result import RunResult
@@ -16,7 +16,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     spec = replace(spec, model=model.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, ExtractAction) and isinstance(spec.lora, LoraSpec)
-    place = device.resolve(spec.device)
+    place = placement.resolve(spec)
     console.say(place.note)
     tuned = Path(action.tuned).expanduser()
     base = model.load_base(spec.model, place)

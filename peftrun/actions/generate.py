@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, prompts, warm
+from peftrun import artifacts, console, device, placement, prompts, warm
 from peftrun.action_specs import GenerateAction
 from peftrun.adapter import load, mixing
 from peftrun.model import Base
@@ -28,7 +28,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, GenerateAction)
     asked = _prompts(action, spec.adapter)
     set_seed(spec.seed)
-    place = device.resolve(spec.device)
+    place = placement.resolve(spec)
     console.say(place.note)
     base = warm.load_base(spec.model, place)
     net: Any = base.model

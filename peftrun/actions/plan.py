@@ -14,9 +14,10 @@ from peftrun.action_specs import PlanAction, TrainAction
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
-from peftrun.sweep import bases, memory, pace, parameters, planner, table
+from peftrun.sweep import bases, fitting, memory, pace, parameters, table
 from peftrun.sweep.memory import Memory
-from peftrun.sweep.planner import gigabytes
+from peftrun.system import free_memory
+from peftrun.system.sizes import gigabytes
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(spec.action, PlanAction)
     wanted = _wanted(spec, spec.action)
     free = _free(wanted)
+    wanted, short = _settled(wanted)
     plan = _from_files(wanted, free)
     if spec.action.measured_steps and not _beyond(wanted, plan):
         plan = _from_steps(_of_one_process(wanted), wanted, spec.action.measured_steps, free)
+    if short:
+        plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {short}")
     return RunResult(out_dir, {"plan": _facts(wanted, plan)}, summary=list(_summary(wanted, plan)))
 
 
@@ -57,8 +61,14 @@ def _wanted(spec: RunSpec, action: PlanAction) -> RunSpec:
 
 def _free(spec: RunSpec) -> int | None:
     """Bytes for one process; None where only the GPU's own library would tell."""
-    free = None if bases.on_gpu(spec.device) else planner.available()
+    free = None if bases.on_gpu(spec.device) else free_memory.available().bytes
     return None if free is None else free // spec.device.processes
+
+
+def _settled(spec: RunSpec) -> tuple[RunSpec, str | None]:
+    """The run with the dtype that `auto` means for it, and what float32 is short of where that is bfloat16 instead."""
+    base = None if bases.on_gpu(spec.device) else bases.read(spec.model)
+    return (spec, None) if base is None else fitting.settled(base, spec, fitting.headroom(spec.device.processes))
 
 
 def _of_one_process(spec: RunSpec) -> RunSpec:
@@ -122,24 +132,10 @@ def _beyond(spec: RunSpec, plan: _Plan) -> str | None:
     """Why it will not fit, and what to type; None: it will, or that is not known."""
     if plan.memory is None or plan.free is None or plan.memory.peak <= plan.free:
         return None
-    smaller = list(_smaller(spec, plan.free))
-    what = f"type {' or '.join(smaller)}" if smaller else "choose a smaller model, or a machine with more memory"
+    base = bases.read(spec.model)
+    choices = fitting.advice(base, spec, fitting.of_free(plan.free)) if base else []
+    what = f"type {' or '.join(choices)}" if choices else "choose a smaller model, or a machine with more memory"
     return f"will not fit: {gigabytes(plan.memory.peak)} of {gigabytes(plan.free)} free; {what}"
-
-
-def _smaller(spec: RunSpec, free: int) -> Any:
-    """Values of the trainer with which it would fit."""
-    base, batch = bases.read(spec.model), spec.trainer.per_device_train_batch_size
-    sizes = [batch >> halvings for halvings in range(1, batch.bit_length())]
-    tried = [{"per_device_train_batch_size": size} for size in sizes]
-    found = [values for values in tried if _peak(base, spec, values) <= free][:1]
-    if not spec.trainer.gradient_checkpointing and _peak(base, spec, {"gradient_checkpointing": True}) <= free:
-        found.append({"gradient_checkpointing": True})
-    return (f"trainer.{key}={str(value).lower()}" for values in found for key, value in values.items())
-
-
-def _peak(base: Any, spec: RunSpec, changed: dict[str, Any]) -> float:
-    return memory.of_run(base, dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, **changed))).peak
 
 
 def _facts(spec: RunSpec, plan: _Plan) -> dict[str, Any]:

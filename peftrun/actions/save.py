@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, heads, warm
+from peftrun import artifacts, console, device, heads, placement, warm
 from peftrun.action_specs import SaveAction
 from peftrun.adapter import attach, load, save
 from peftrun.result import RunResult
@@ -17,7 +17,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Saves into `action.output_dir`, or `adapter/` in the run folder."""
     assert isinstance(spec.action, SaveAction)
     set_seed(spec.seed)
-    place = device.resolve(spec.device)
+    place = placement.resolve(spec)
     console.say(place.note)
     base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     net, fresh, facts = _open(spec, base)

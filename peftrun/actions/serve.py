@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, addresses, console, device, model, warm
+from peftrun import adapter_folder, addresses, console, model, placement, warm
 from peftrun.action_specs import ServeAction
 from peftrun.adapter import load, mixing, probe
 from peftrun.prompts import BASE
@@ -24,7 +24,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ServeAction)
     with server.bound(action.host, action.port) as listening:
-        place = device.resolve(spec.device)
+        place = placement.resolve(spec)
         console.say(place.note)
         fit.check_config(model.locate(spec.model), spec.model)
         base = warm.load_base(spec.model, place)

@@ -93,7 +93,7 @@ class Company(torch.nn.Module):
 
 def sibling(base: Base, head: Head) -> Any:
     """A task model with `head`, on the very layers of the base's encoder."""
-    found, _ = models.load_classifier(base.folder, base.spec, head, base.model.device, base.model.dtype)
+    found, _ = models.load_classifier(base.folder, base.spec, head, base.device, base.model.dtype)
     found.name_or_path = base.name
     encoder = found.base_model
     for name, _ in list(encoder.named_children()):

@@ -43,6 +43,7 @@ class Base:
         sizes: parameters of each tensor.
         keys: outputs of a layer's keys, and of its values.
         stored: bytes of the weights' files.
+        quantized: the files hold few bits already, which stay as they are.
     """
 
     linears: dict[str, tuple[int, int]]
@@ -56,6 +57,7 @@ class Base:
     heads: int
     keys: int
     stored: int
+    quantized: bool = False
 
     @property
     def parameters(self) -> int:
@@ -64,18 +66,28 @@ class Base:
 
     def bytes(self, width: float, quantization: str | None) -> float:
         """Memory of the weights, each `width` bytes, the linear ones fewer if they are quantised."""
+        if self.quantized:
+            return self.stored
         linear = sum(first * second for first, second in self.linears.values())
         held = BITS[quantization] / 8 if quantization else width
         return linear * held + (self.parameters - linear) * width
+
+    @property
+    def in_two_bytes(self) -> bool:
+        """Whether the files hold bfloat16 or float16, which float32 would double."""
+        return not self.quantized and self.stored <= 2 * self.parameters
 
 
 def read(model: ModelSpec) -> Base | None:
     """The base as its files describe it; None if they are not on this disk yet, or cannot be read."""
     folder = locate(model)
-    if folder is None:
-        return None
+    return None if folder is None else of_folder(folder)
+
+
+def of_folder(folder: Path) -> Base | None:
+    """The same of the base in `folder`."""
     try:
-        entries = [entry for file in sorted(folder.glob("*.safetensors")) for entry in safetensors_file.entries(file)]
+        entries = [entry for file in _weight_files(folder) for entry in safetensors_file.entries(file)]
         settings = artifacts.read_json(folder / "config.json")
     except ArtifactError:
         return None
@@ -86,7 +98,23 @@ def read(model: ModelSpec) -> Base | None:
     tables = {name: _pair(shape) for name, shape in shapes.items() if len(shape) == 2 and not _linear(name)}
     sizes = {entry.name: math.prod(entry.shape) for entry in entries}
     stored = sum(entry.end - entry.begin for entry in entries)
-    return Base(linears, tables, sizes, kind, **_sizes(settings), stored=stored) if entries else None
+    quantized = bool(settings.get("quantization_config"))
+    return (
+        Base(linears, tables, sizes, kind, **_sizes(settings), stored=stored, quantized=quantized) if entries else None
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers reads: some folders hold the same weights once more in another layout.
+
+    Raises: ArtifactError: the index cannot be read.
+    """
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        return [folder / name for name in sorted(set(artifacts.read_json(index).get("weight_map", {}).values()))]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _pair(shape: tuple[int, ...]) -> tuple[int, int]:

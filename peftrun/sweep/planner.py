@@ -8,21 +8,21 @@ A cell that runs by itself takes what `memory.of_run` says. Cells that are train
 Measured on SmolLM2-135M, bfloat16: a further cell of a batch of 512 tokens took 470 MB, the formula says 460.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from peftrun import heads
 from peftrun.errors import ConfigError
 from peftrun.schema import ModelSpec, RunSpec
-from peftrun.sweep import bases, memory, parameters
+from peftrun.sweep import bases, fitting, memory, parameters
 from peftrun.sweep.bases import Base
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.fitting import Headroom
 from peftrun.sweep.groups import Group
+from peftrun.system import free_memory
+from peftrun.system.sizes import amount, gigabytes
 
 PROCESS = 900_000_000  # what a run holds beside base and cells, measured: 530 MB once the libraries are imported, 900 MB at its height
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Limits:
 def limits(memory_limit: object, max_cells: object, here: bool = True) -> Limits:
     """The launcher's options, checked. Raises: ConfigError: one of them is no such thing; one line each."""
     problems = []
-    memory = _bytes(memory_limit)
+    memory = amount(memory_limit)
     if memory_limit is not None and not memory:
         problems.append(
             f"hydra.launcher.memory_limit={memory_limit}: must be an amount of memory; type hydra.launcher.memory_limit=6GiB"
@@ -69,12 +69,6 @@ def limits(memory_limit: object, max_cells: object, here: bool = True) -> Limits
     if problems:
         raise ConfigError(*problems)
     return Limits(memory, max_cells if isinstance(max_cells, int) else None, here)
-
-
-def _bytes(text: object) -> int | None:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?i?[bB]?)", str(text))
-    unit = found[2].upper() if found else None
-    return int(float(found[1]) * UNITS[unit]) if found and unit in UNITS else None
 
 
 def plan(groups: Sequence[Group], allowed: Limits) -> Plan:
@@ -89,9 +83,12 @@ def plan(groups: Sequence[Group], allowed: Limits) -> Plan:
         base = read(spec.model)
         if base is None:
             notes[f"memory: not known for {bases.name_of(spec.model)}, whose files are not on this disk yet"] = None
-        own = allowed.memory or (available() if allowed.here and not bases.on_gpu(spec.device) else None)
+        own = allowed.memory or (
+            free_memory.available().bytes if allowed.here and not bases.on_gpu(spec.device) else None
+        )
         limit = limit or own
-        for cells, needed in _fill(group, base, Limits(own, allowed.cells)):
+        room = fitting.headroom() if allowed.here and base and not bases.on_gpu(spec.device) else None
+        for cells, needed in _fill(group, base, Limits(own, allowed.cells), room):
             waves.append(Wave(len(waves) + 1, number, cells, needed))
             if needed and own and needed > own:
                 notes[_beyond(waves[-1], needed, own)] = None
@@ -102,13 +99,15 @@ def _beyond(wave: Wave, needed: float, limit: float) -> str:
     return f"memory: wave {wave.number} may need {gigabytes(needed)} of {gigabytes(limit)}; a smaller trainer.per_device_train_batch_size needs less"
 
 
-def _fill(group: Group, base: Base | None, allowed: Limits) -> Iterator[tuple[list[Cell], float | None]]:
+def _fill(
+    group: Group, base: Base | None, allowed: Limits, room: Headroom | None
+) -> Iterator[tuple[list[Cell], float | None]]:
     if base is None:
         yield from ((cells, None) for cells in _by_number(group.cells, allowed.cells))
     elif group.reason:  # a cell by itself
-        yield from (([cell], memory.of_run(base, _spec(cell)).peak) for cell in group.cells)
+        yield from (([cell], memory.of_run(base, _spec(cell, base, room)).peak) for cell in group.cells)
     else:
-        yield from _by_memory(group.cells, base, allowed)
+        yield from _by_memory(group.cells, base, allowed, room)
 
 
 def _by_number(cells: Sequence[Cell], most: int | None) -> Iterator[list[Cell]]:
@@ -116,13 +115,16 @@ def _by_number(cells: Sequence[Cell], most: int | None) -> Iterator[list[Cell]]:
     return (list(cells[start : start + size]) for start in range(0, len(cells), size))
 
 
-def _by_memory(cells: Sequence[Cell], base: Base, allowed: Limits) -> Iterator[tuple[list[Cell], float]]:
+def _by_memory(
+    cells: Sequence[Cell], base: Base, allowed: Limits, room: Headroom | None
+) -> Iterator[tuple[list[Cell], float]]:
     waiting = list(cells)
     while waiting:
         taken = [waiting.pop(0)]
-        needed = shared_memory(base, _spec(taken[0])) + cell_memory(base, _spec(taken[0]))
+        first = _spec(taken[0], base, room)
+        needed = shared_memory(base, first) + cell_memory(base, first)
         while waiting and (allowed.cells is None or len(taken) < allowed.cells):
-            more = cell_memory(base, _spec(waiting[0]))
+            more = cell_memory(base, _spec(waiting[0], base, room))
             if allowed.memory is not None and needed + more > allowed.memory:
                 break
             taken.append(waiting.pop(0))
@@ -130,9 +132,10 @@ def _by_memory(cells: Sequence[Cell], base: Base, allowed: Limits) -> Iterator[t
         yield taken, needed
 
 
-def _spec(cell: Cell) -> RunSpec:
+def _spec(cell: Cell, base: Base, room: Headroom | None) -> RunSpec:
+    """The cell's run, with the dtype that it will have on this machine. `room`: None where cells run elsewhere."""
     assert cell.spec is not None
-    return cell.spec
+    return fitting.settled(base, cell.spec, room)[0] if room else cell.spec
 
 
 def shared_memory(base: Base, spec: RunSpec) -> float:
@@ -159,17 +162,3 @@ def _remembered() -> Callable[[ModelSpec], Base | None]:
         return known[key]
 
     return read
-
-
-def available() -> int | None:
-    """Bytes of memory that this machine can give now; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def gigabytes(size: float) -> str:
-    """A size in bytes for people (10⁹ bytes)."""
-    return f"{size / 1e9:.2f} GB"

@@ -9,6 +9,7 @@ from peftrun import console
 from peftrun.errors import ConfigError
 from peftrun.sweep import groups, pace, planner, table
 from peftrun.sweep.cells import Cell
+from peftrun.system.sizes import gigabytes
 
 PLAN = "plan"
 
@@ -46,6 +47,6 @@ def show(
     seconds = dict(zip([cell.id for cell in ready], times, strict=True))
     for line in table.planned(batch, plan, labels, status, seconds):
         console.show(line)
-    limit = "no limit is known" if plan.limit is None else f"limit {planner.gigabytes(plan.limit)}"
+    limit = "no limit is known" if plan.limit is None else f"limit {gigabytes(plan.limit)}"
     for note in ("", f"memory: an estimate from the base's files; {limit}", *plan.notes, *notes):
         console.show(note)

@@ -7,7 +7,8 @@ from typing import Any
 
 from peftrun import console
 from peftrun.sweep.cells import Cell
-from peftrun.sweep.planner import Plan, Wave, gigabytes
+from peftrun.sweep.planner import Plan, Wave
+from peftrun.system.sizes import gigabytes
 
 GAP = "  "
 

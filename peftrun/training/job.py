@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, set_seed
 
-from peftrun import artifacts, console, device, heads, tasks, tracking, warm
+from peftrun import artifacts, console, device, heads, placement, tasks, tracking, warm
 from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, nature, optimizers
 from peftrun.console import figures, megabytes, short
@@ -50,6 +50,7 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
     assert isinstance(spec.action, TrainAction)
     place = device.resolve(spec.device)
     ranks.meet(place.name)
+    place = ranks.of_main(lambda: placement.settle(place, spec))
     checkpoint = resumed(spec, out_dir)
     if ranks.is_main():
         tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)

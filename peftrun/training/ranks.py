@@ -1,14 +1,16 @@
 """Processes that train together: which of them writes, how they wait for each other, and what is sharded over them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=6)  # the others wait while the first one evaluates
 
@@ -43,6 +45,15 @@ def wait() -> None:
     """Returns once every process is here."""
     if together():
         torch.distributed.barrier()
+
+
+def of_main(find: Callable[[], T]) -> T:
+    """What the writing process finds, in every process; when it is there, none has gone on."""
+    if not together():
+        return find()
+    found = [find() if is_main() else None]
+    broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]
 
 
 def shard_on_cpu(trainer: Any) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, heads, tasks, tracking, warm
+from peftrun import artifacts, console, device, heads, placement, tasks, tracking, warm
 from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, save
 from peftrun.adapter.joint import Joint
-from peftrun.errors import PeftrunError
+from peftrun.device import Device
+from peftrun.errors import MemoryShortageError, PeftrunError
 from peftrun.model import Base
 from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
+from peftrun.sweep import fitting
 from peftrun.training import checkpoints, loop, seat
 from peftrun.training import job as jobs
 from peftrun.training.halving import Halving
@@ -36,13 +38,32 @@ def run(
     Args: at_once: most cells in one step; the others follow as seats become free. halving: see `Halving`; None: all run to their ends.
     Raises: PeftrunError: the base cannot be loaded, which no cell outlives.
     """
-    place = device.resolve(specs[0].device)
+    cells = _places(specs, finish)
+    if not cells:
+        return
+    place = next(iter(cells.values()))
     console.say(place.note)
-    base = warm.load_base(specs[0].model, place, None, heads.of_task(specs[0].task))
+    with fitting.advising(specs[0]):
+        base = warm.load_base(specs[0].model, place, None, heads.of_task(specs[0].task))
     group = _Group(base, place, finish, Halving(**halving) if halving else None)
-    for cell, (spec, out_dir) in enumerate(zip(specs, out_dirs, strict=True)):
-        group.admit(cell, spec, out_dir)
+    for cell, own in cells.items():
+        if own.dtype == place.dtype:
+            group.admit(cell, specs[cell], out_dirs[cell])
+        else:  # a cell's lone run would not have the dtype of the others
+            finish(cell, Apart(f"its base fits in {own.dtype_name}, that of the others in {place.dtype_name}"))
     group.train(at_once)
+
+
+def _places(specs: list[RunSpec], finish: Finish) -> dict[int, Device]:
+    """The device of each cell with the dtype that its lone run would have; cells that do not fit by themselves are finished."""
+    place, found = device.resolve(specs[0].device), {}
+    for cell, spec in enumerate(specs):
+        try:
+            with fitting.advising(spec):
+                found[cell] = placement.settle(place, spec)
+        except MemoryShortageError as fault:
+            finish(cell, fault)
+    return found
 
 
 class _Group:

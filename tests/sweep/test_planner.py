@@ -259,3 +259,13 @@ def test_time_is_that_of_a_run_on_the_same_base_or_unknown(tmp_path, trained):
     assert found.seconds(wanted) == pytest.approx(record["training"]["seconds"], rel=1e-6)
     (seconds,), (note,) = pace.estimates([wanted], tmp_path)
     assert seconds is None and "unknown: no run of tiny-llama below outputs/ yet" in note
+
+
+def test_weights_that_lie_twice_in_a_folder_count_once_and_few_bits_as_they_are_stored(tmp_path):
+    folder = header_only(tmp_path / "one", {"h.0.w.weight": [64, 64]}, n_embd=64, n_layer=1, vocab_size=8)
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    base = bases.of_folder(folder)
+    assert base.parameters == 64 * 64 and not base.in_two_bytes
+    settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert bases.of_folder(folder).bytes(2, None) == base.stored

@@ -1,0 +1,53 @@
+"""The device of a run, with a dtype in which its base fits there."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+from peftrun import device, memory_check, model, warm
+from peftrun.device import Device
+from peftrun.explain import reads
+from peftrun.schema import RunSpec
+from peftrun.sweep import bases, fitting
+from peftrun.sweep.fitting import Headroom
+
+
+def resolve(spec: RunSpec) -> Device:
+    """What `device.resolve` gives, settled by what the run's base takes.
+
+    Raises: DeviceError, ModelError: see `device.resolve`, `model.locate`. MemoryShortageError: see `settle`.
+    """
+    return settle(device.resolve(spec.device), spec)
+
+
+def settle(place: Device, spec: RunSpec) -> Device:
+    """The device with bfloat16 where `auto` was float32, which would double what the base's files hold and does not fit.
+
+    Raises: MemoryShortageError: the run is a training, and takes more than is free.
+    """
+    base = None if place.max_memory else bases.of_folder(bases.locate(spec.model) or model.locate(spec.model))
+    if base is None:
+        return place
+    plain = reads.plain(spec)  # what is only estimated by is not used
+    here = replace(plain, device=replace(plain.device, name=cast(Any, place.name)))
+    if place.name == "cpu":
+        here, short = fitting.settled(base, here, _room(place, here))
+        place = place.in_bfloat16(f"float32 would take {short}") if short else place
+    if spec.action.name == "train":
+        who = (
+            f"each of {spec.device.processes} processes of this training"
+            if spec.device.processes > 1
+            else "this training"
+        )
+        need = fitting.to_train(base, here)
+        memory_check.refuse_shortage(
+            f"{who} takes, as action=plan estimates,", base, place, need, lambda: _room(place, here)
+        )
+    return place
+
+
+def _room(place: Device, spec: RunSpec) -> Headroom:
+    """What is free for a process of the run; the base that is held since an earlier run is used again, or given back."""
+    returned = warm.held_bytes()
+    if place.name in memory_check.GPUS:
+        return memory_check.of_gpu(place.name, returned)
+    return fitting.headroom(spec.device.processes, returned)

@@ -1,0 +1,203 @@
+"""A base or a training that free memory cannot hold is refused in one line before it is loaded, and `auto` is a dtype that fits."""
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from cases import cases
+from conftest import TINY_STEPS
+from faults import check_failed
+
+from peftrun import composition, config, memory_check, placement
+from peftrun.device import Device
+from peftrun.replay import environment
+from peftrun.sweep import bases, fitting, memory
+from peftrun.system import free_memory
+
+MACHINE = psutil.virtual_memory().total
+LINEAR, EMBEDDING = "model.layers.0.self_attn.q_proj", "model.embed_tokens"
+GO_ON = "device.memory_check=false to go on all the same"
+LOADING = {  # action → what it needs beside a base and a task
+    "train": [], "save": [], "evaluate": [], "generate": ["action.prompt=hi"], "serve": ["action.port=0"],
+    "extract": ["action.tuned=LLAMA", "lora.target_modules=all-linear"], "reload": ["adapter=TRAINED"],
+    "combine": ["adapter={a: TRAINED, b: TRAINED}"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sized(tmp_path_factory, llama):
+    """Makes a base of so many parameters in one module: its files have headers, and a hole where the weights would be."""
+
+    def make(parameters, module=LINEAR, dtype="BF16"):
+        folder = tmp_path_factory.mktemp("bases") / f"base-{module.rpartition('.')[2]}-{dtype.lower()}"
+        folder.mkdir()
+        for file in llama.iterdir():
+            if file.suffix != ".safetensors":
+                (folder / file.name).write_bytes(file.read_bytes())
+        rows, size = int(parameters) // 4096, {"BF16": 2, "F32": 4}[dtype]
+        end = rows * 4096 * size
+        header = json.dumps({f"{module}.weight": {"dtype": dtype, "shape": [rows, 4096], "data_offsets": [0, end]}})
+        with open(folder / "model.safetensors", "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header.encode())
+            file.truncate(8 + len(header) + end)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def huge(sized):
+    return sized(MACHINE, EMBEDDING)
+
+
+@pytest.fixture(scope="session")
+def doubled(sized):
+    """Fits into memory as it is stored, and not in float32."""
+    return sized(free_memory.available().bytes // 3)
+
+
+def typed(*overrides):
+    return config.build(composition.compose_run(list(overrides)).cfg)
+
+
+@cases("action", LOADING)
+def test_every_action_refuses_a_base_that_does_not_fit(cli, huge, llama, on_tiny, trained, action, tmp_path):
+    more = [one.replace("TRAINED", str(trained)).replace("LLAMA", str(llama)) for one in LOADING[action]]
+    args = [*on_tiny(huge), f"action={action}", *more]
+    outcome = check_failed(cli, tmp_path, args, ["takes", " about ", " GB free; type ", GO_ON])
+    assert outcome.record()["status"] == "failed"
+
+
+@pytest.mark.parametrize("launcher", ["shared_base", "basic"])
+def test_every_cell_of_a_sweep_is_refused(cli, huge, on_tiny, launcher):
+    outcome = cli("-m", *on_tiny(huge), *TINY_STEPS, "seed=1,2", f"hydra/launcher={launcher}")
+    assert outcome.code == 1 and "Traceback" not in outcome.err and GO_ON in outcome.err
+
+
+def test_a_real_limit_ends_a_process_in_one_line(sized, on_tiny, tmp_path):
+    limit = (psutil.Process().memory_info().vms + 2 * 10**9) // 1024
+    words = [sys.executable, "-m", "peftrun", *on_tiny(sized(10**9)), "action=evaluate"]
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v {limit}; exec {shlex.join(words)}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("peftrun: base base-q_proj-bf16: in float32 it takes about 6.")
+    assert " GB with its files, of " in last and " GB free under ulimit -v; type " in last
+    assert "device=offload" not in last  # what it maps would count
+
+
+def refused(spec, folder, **limits):
+    base = bases.of_folder(folder)
+    return fitting.advice(base, spec, fitting.headroom(**limits))
+
+
+def test_only_what_helps_is_advised(doubled, huge, llama, on_tiny, trained):
+    small = on_tiny(doubled)
+    offload = "device=offload '++device.max_memory={cpu: "
+    told = {
+        name: refused(typed(*small, f"action={name}", *given), doubled)
+        for name, given in {
+            "evaluate": [], "serve": [], "extract": [f"action.tuned={llama}"], "merge": [f"adapter={trained}"],
+        }.items()
+    }  # fmt: skip
+    assert told["evaluate"][:2] == ["device.dtype=bfloat16", "model.quantization=nf4"]
+    assert told["evaluate"][2].startswith(offload) and len(told["evaluate"]) == 3
+    assert told["serve"] == ["device.dtype=bfloat16", "model.quantization=nf4"]
+    assert told["extract"] == ["device.dtype=bfloat16"]  # it reads the base in full precision
+    assert [one.startswith(offload) for one in told["merge"]] == [True]  # it computes in float32
+    assert refused(typed(*on_tiny(huge), "action=save"), huge) == []
+
+
+def test_what_is_advised_is_taken(doubled, on_tiny):
+    asked = on_tiny(doubled)
+    for text in refused(typed(*asked, "action=evaluate"), doubled):
+        spec, place = typed(*asked, "action=evaluate", *shlex.split(text)), Device("cpu", torch.float32, "")
+        place = replace(place, dtype=getattr(torch, spec.device.dtype), max_memory=spec.device.max_memory)
+        memory_check.check_load(doubled, spec.model, place, place.dtype)
+
+
+def test_a_smaller_batch_is_advised_for_training(llama, on_tiny):
+    spec = typed(*on_tiny(llama), "trainer.per_device_train_batch_size=2097152")
+    first = refused(spec, llama)[0]
+    assert first.startswith("trainer.per_device_train_batch_size=")
+    with pytest.raises(memory_check.MemoryShortageError, match="this training takes, as action=plan estimates, about"):
+        placement.resolve(spec)
+    placement.resolve(typed(*on_tiny(llama), first))
+
+
+def test_processes_share_what_is_free(llama, on_tiny):
+    spec = typed(*on_tiny(llama), "device=ddp", "device.name=cpu", "device.processes=1000", "task.max_length=100000")
+    with pytest.raises(
+        memory_check.MemoryShortageError, match="each of 1000 processes of this training takes, as action=plan"
+    ):
+        placement.resolve(spec)
+
+
+@pytest.fixture
+def old_processor(monkeypatch):
+    """One that computes bfloat16 by way of float32."""
+    monkeypatch.setattr(environment, "NATIVE_BF16", ())
+
+
+@pytest.mark.usefixtures("old_processor")
+@cases(
+    "dtype,given",
+    [
+        ("bfloat16", ["action=evaluate"]), ("bfloat16", ["action=train", "task.max_length=16"]),
+        ("bfloat16", ["action=evaluate", "device.memory_check=false"]), ("float32", ["action=evaluate", "device.dtype=float32"]),
+    ],
+)  # fmt: skip
+def test_auto_does_not_double_what_would_not_fit(doubled, on_tiny, dtype, given):
+    place = placement.resolve(typed(*on_tiny(doubled), "device.dtype=auto", *given))
+    assert place.dtype_name == dtype
+    if dtype == "bfloat16":
+        assert place.note.startswith("device cpu, bfloat16: float32 would take about ") and " GB free" in place.note
+
+
+@pytest.mark.usefixtures("old_processor")
+def test_auto_is_float32_where_that_fits_or_bfloat16_would_lose_something(llama, sized, doubled, huge, on_tiny):
+    whole = sized(free_memory.available().bytes // 3, dtype="F32")
+    for folder in (llama, whole, huge):  # fits; is not doubled; fits in neither
+        assert placement.resolve(typed(*on_tiny(folder), "device.dtype=auto", "action=evaluate")).dtype == torch.float32
+    with pytest.raises(memory_check.MemoryShortageError):  # its small updates would be rounded away
+        placement.resolve(typed(*on_tiny(doubled), "device.dtype=auto", "lora=none"))
+
+
+@pytest.mark.usefixtures("old_processor")
+def test_a_plan_knows_the_dtype(cli, doubled, on_tiny):
+    outcome = cli(
+        *on_tiny(doubled), "device.dtype=auto", "task.max_length=16", "action=plan", "action.measured_steps=0"
+    )
+    assert "device.dtype=auto is bfloat16 here: float32 would take about " in outcome.out and "fits: " in outcome.out
+
+
+def test_it_goes_on_if_asked_and_the_record_says_so(cli, llama, on_tiny, monkeypatch):
+    monkeypatch.setattr(memory, "PROCESS", 100 * MACHINE)  # an estimate that is far off
+    assert cli(*on_tiny(llama), "action=evaluate").code == 1
+    outcome = cli(*on_tiny(llama), "action=evaluate", "device.memory_check=false")
+    assert outcome.code == 0 and "goes on, as device.memory_check=false asks" in outcome.err
+    assert outcome.record()["device"].endswith("; memory is not checked, as device.memory_check=false asks")
+
+
+def test_what_waits_on_disk_is_not_counted(huge, on_tiny):
+    spec = typed(
+        *on_tiny(huge), "action=evaluate", "device=offload", "device.name=cpu", "++device.max_memory={cpu: 60KB}"
+    )
+    memory_check.check_load(huge, spec.model, placement.resolve(spec), torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+def test_a_gpu_tells_what_it_can_give():
+    before = memory_check.of_gpu("cuda").limits[0].bytes
+    held = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+    assert before - memory_check.of_gpu("cuda").limits[0].bytes >= held.nbytes
+    del held  # torch keeps it for the next tensor
+    assert before - memory_check.of_gpu("cuda").limits[0].bytes < 1 << 28
+    assert 0 < before <= torch.cuda.mem_get_info()[1]
