@@ -19,13 +19,18 @@ def check_name(name: str) -> None:
         raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{my_name: PATH}}")
 
 
+def option(path: object, name: str) -> str:
+    """How the adapter was asked for on the command line."""
+    return f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
+
+
 def locate(path: str, name: str = "default") -> Path:
     """The adapter folder that `path` means: itself, or the one inside the run folder `path`.
 
     Raises: AdapterError: there is none, the run that should have made it failed, or a file in it is missing,
         torn, a pickle, or not JSON.
     """
-    given, key = Path(path).expanduser(), f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
+    given, key = Path(path).expanduser(), option(path, name)
     if not path.strip():
         raise AdapterError(f"{key}: names no folder; name a run folder or one that holds {ADAPTER_CONFIG}")
     if not given.is_dir():

@@ -16,6 +16,7 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapter import calibrate, targets
+from peftrun.adapter_rules import CONVERTED
 from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.methods import AdaLoraSpec, LoraSpec
@@ -30,7 +31,6 @@ TASK_TYPES = {
 }
 ROWWISE = (torch.nn.Linear, Conv1D)  # layers whose matrices of several cells are stacked: see `adapter.joint`
 HEADS = ("classifier", "score")  # PEFT itself adds these to modules_to_save
-CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga")
 OURS = ("method", "calibration_rows", "loraplus_lr_ratio", "lora_fa")  # fields that are none of PEFT's config
 PARTS = {
     "eva_config": EvaConfig,
@@ -138,7 +138,7 @@ def trainable(model: Any) -> tuple[int, int]:
 
 def changes_base(lora: Any) -> bool:
     """Whether this initialisation moves part of the base's weights into the adapter."""
-    return str(getattr(lora, "init_lora_weights", "")).startswith(CHANGES_BASE)
+    return str(getattr(lora, "init_lora_weights", "")).startswith(CONVERTED)
 
 
 def needs_rows(lora: Any) -> bool:

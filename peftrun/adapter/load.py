@@ -12,7 +12,7 @@ from peft.tuners.lora.variants import BdLoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from peftrun import adapter_folder, console, heads
+from peftrun import adapter_folder, adapter_rules, console, heads
 from peftrun.adapter import company, nature, offloaded, probe
 from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from peftrun.device import of_inputs
@@ -59,11 +59,14 @@ def load(
         ProofError: it loaded, yet changes nothing or answers otherwise than when it was saved.
     """
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
+    _check_rules(folders)
     for folder in folders.values():
         check_base(base.name, base.fingerprint, folder, allow_base_mismatch)
     add_each = _add_classifiers if base.head else _add_all
     model, plain = add_each(base, folders)
     proofs = [prove(base, model, name, folder, plain[name]) for name, folder in folders.items()]
+    if len(folders) > 1:
+        _check_base_unchanged(base, model, plain)
     model.set_adapter(active or next(iter(paths)))
     return model.requires_grad_(False).eval(), proofs
 
@@ -102,6 +105,32 @@ def check_base(name: str, mark: Fingerprint, folder: Path, allow: bool) -> None:
 
 def _is_for(mark: Fingerprint, known: dict[str, Any] | None) -> bool:
     return known is not None and known["base"]["fingerprint"]["weights"] == mark.weights
+
+
+def _check_rules(folders: dict[str, Path]) -> None:
+    """Raises: AdapterError: loading one of them cannot make the model that was saved, or it cannot share the base with the others."""
+    configs = {name: read_json(folder / ADAPTER_CONFIG) for name, folder in folders.items()}
+    reasons = {name: adapter_rules.not_repeatable(config) for name, config in configs.items()}
+    lines = [f"{adapter_folder.option(folders[name], name)}: {reason}" for name, reason in reasons.items() if reason]
+    lines = lines or list(adapter_rules.together(configs))
+    if lines:
+        raise AdapterError(*lines)
+
+
+def _check_base_unchanged(base: Base, model: Any, plain: dict[str, torch.Tensor]) -> None:
+    """Raises: ProofError: with all adapters off, the base does not answer as it did before they were loaded."""
+    first = next(iter(plain))
+    model.set_adapter(first)
+    own = company.member(model, first)
+    with own.disable_adapter():
+        found = probe.logits(own, base.tokenizer, nature.calls(model))
+    limit = max(1e-4, 4 * torch.finfo(base.model.dtype).eps) * float(plain[first].abs().max())
+    difference = probe.compare(plain[first], found)["max_logit_difference"]
+    if not difference <= limit:
+        raise ProofError(
+            f"adapter: one of {', '.join(plain)} changes the base that the others answer from (max |Δlogit| {difference:.3g} with all of them "
+            "off); load each alone"
+        )
 
 
 def _add_all(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
