@@ -62,7 +62,7 @@ def loadable(action: Any, adapter: dict[str, str], active: str | None) -> Lines:
     for name, path in chosen.items() if action.name in (*ONE_ADAPTER, *ALL_ADAPTERS, "export") else ():
         with suppress(PeftrunError):  # told by the rule for adapters
             configs[name] = read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG)
-    reasons = {name: reason for name, config in configs.items() if (reason := adapter_rules.not_repeatable(config))}
+    reasons = {name: reason for name, config in configs.items() if (reason := adapter_rules.not_loadable(config))}
     yield from (f"{adapter_folder.option(adapter[name], name)}: {reason}" for name, reason in reasons.items())
     change = adapter_rules.change_to_base(configs.get(one, {})) if action.name == "unmerge" and not reasons else None
     if change:

@@ -8,15 +8,20 @@ from peftrun import safetensors_file
 from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, RECORD, read_json
 from peftrun.errors import AdapterError, ArtifactError
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
-NAME_RULE = "must be letters, digits, '_', '-' and single dots between them"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+SERVED_NAME = re.compile(rf"{NAME.pattern}(\.[A-Za-z0-9_-]+)*")  # a server gives PEFT another
+NAME_RULE = "must be letters, digits, '_' and '-'"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def check_name(name: str) -> None:
     """Raises: AdapterError: `name` could not be a folder of its own."""
     if not NAME.fullmatch(name):
-        raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{my_name: PATH}}")
+        raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{{_as_name(name)}: PATH}}")
+
+
+def _as_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "my_name"
 
 
 def option(path: object, name: str) -> str:

@@ -11,6 +11,11 @@ Config = Mapping[str, Any]
 CONVERTED = ("pissa", "olora", "corda", "lora_ga")  # initialisations whose adapters peftrun converts
 LEAVE_BASE = ("gaussian", "eva", "orthogonal", "mica")  # those that leave the base as it is; all others change it
 REPEATED = ("pissa", "olora")  # those that PEFT repeats exactly when it loads the adapter
+NEED_MORE = {  # types that answer with something beside the text
+    "POLY": "needs the number of its task with each row",
+    "MULTITASK_PROMPT_TUNING": "needs the number of its task with each row",
+    "XLORA": "needs other adapters, each under a path of its own",
+}
 CONVERT = "save it again where it was trained: model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=UNTRAINED_ADAPTER)"
 
 
@@ -20,8 +25,11 @@ def changing_init(config: Config) -> str | None:
     return init if isinstance(init, str) and init.lower() not in LEAVE_BASE else None
 
 
-def not_repeatable(config: Config) -> str | None:
+def not_loadable(config: Config) -> str | None:
     """Why loading this adapter cannot make the model that was saved; None if it can."""
+    kind = _text(config.get("peft_type"))
+    if kind in NEED_MORE:
+        return f"is of type {kind}, which {NEED_MORE[kind]}, and peftrun gives none; use it with PEFT itself"
     init = changing_init(config)
     if init is None or init.lower() in REPEATED:
         return None
@@ -64,6 +72,8 @@ def together(configs: Mapping[str, Config]) -> Iterator[str]:
                 f"adapter.{name}: is of type {_text(kind)} and adapter.{first} of type {_text(configs[first].get('peft_type'))}, which PEFT "
                 "cannot load together; load each alone"
             )
+        elif name != first and _text(kind) == "TRAINABLE_TOKENS":
+            yield f"adapter.{name}: is of type TRAINABLE_TOKENS as adapter.{first} is, and PEFT cannot load two of them; load each alone"
 
 
 def _text(kind: Any) -> str:

@@ -96,6 +96,13 @@ def scaling(config: dict[str, Any], module: str, folder: Path) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
+def not_finite(folder: Path) -> str | None:
+    """The first tensor of an adapter's file that holds NaN or infinity; None if all numbers are finite, or of a dtype that is not read here."""
+    file = folder / ADAPTER_WEIGHTS
+    read = (entry for entry in safetensors_file.entries(file) if entry.dtype in DTYPES)
+    return next((entry.name for entry in read if not np.isfinite(tensor(file, entry)).all()), None)
+
+
 def norms(weights: Weights) -> dict[str, float]:
     """Module → Frobenius norm of its ΔW."""
     return {module: math.sqrt(max(_inner(*[pair.factors()] * 2), 0.0)) for module, pair in weights.found.items()}

@@ -3,17 +3,21 @@
 import json
 
 import pytest
+import torch
 from cases import cases
 from conftest import build_gpt2
 from faults import check_refused
 from foreign_adapters import GPT2, LLAMA, base_of, logits, made, randomized_biases
-from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig
+from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, TrainableTokensConfig, VeraConfig
 from peft.tuners.lora.config import KasaConfig
+from safetensors.torch import load_file, save_file
 
 from peftrun import adapter_rules
-from peftrun.adapter import load, mixing
+from peftrun.adapter import load, mixing, save
 from peftrun.errors import AdapterError, PeftrunError, ProofError
 
+TOKENS = {"task_type": "CAUSAL_LM"}
+EXPERTS = {**TOKENS, "target_modules": []}
 TOGETHER = "would answer from a changed base; load it alone, or "
 
 
@@ -96,6 +100,82 @@ def test_a_change_that_no_rule_knows_is_found_by_its_effect(llama, tmp_path, mon
     monkeypatch.setattr(adapter_rules, "LEAVE_BASE", ("olora",))
     with pytest.raises(ProofError, match="one of a, b changes the base"):
         load.load(base_of(llama), {name: str(tmp_path / name) for name in "ab"}, None, False)
+
+
+def check_reason(model, folder, names, *words):
+    with pytest.raises(PeftrunError) as refused:
+        load.load(base_of(model), {name: str(folder / name) for name in names}, None, False)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+    assert "choose the base" not in str(refused.value) and "another architecture" not in str(refused.value)
+
+
+UNLIKE = [
+    (VeraConfig(**LLAMA, projection_prng_key=1), VeraConfig(**LLAMA, projection_prng_key=2), "PRNG"),
+    (LoraConfig(**EXPERTS, target_parameters=["q_proj.weight"]), LoraConfig(**EXPERTS, target_parameters=["v_proj.weight"]), "target_parameters"),
+    (TrainableTokensConfig(**TOKENS, token_indices=[5, 6]), TrainableTokensConfig(**TOKENS, token_indices=[7]), "cannot load two of them"),
+]  # fmt: skip
+
+
+@cases("one, other, words", UNLIKE, ids=lambda case: case[2])
+def test_what_cannot_be_loaded_together_is_said_and_not_that_the_base_is_another(llama, tmp_path, one, other, words):
+    for name, config in (("a", one), ("b", other)):
+        made(llama, tmp_path / name, config)
+        load.load(base_of(llama), {name: str(tmp_path / name)}, None, False)
+    check_reason(llama, tmp_path, "ab", "adapter.b", words, "alone")
+
+
+@cases("names", [["plain", "tokens"], ["tokens", "plain"], ["tokens", "plain", "more"]])
+def test_trained_tokens_and_adapters_without_any_are_loaded_and_saved_together(llama, tmp_path, names):
+    """PEFT looks for trained tokens of every adapter."""
+    kinds = {"plain": {}, "tokens": {"trainable_token_indices": [5, 6]}, "more": {"trainable_token_indices": [6, 7, 8]}}
+    answers = {n: made(llama, tmp_path / n, LoraConfig(**LLAMA, **kinds[n]), seed) for seed, n in enumerate(names)}
+    base = base_of(llama)
+    net, _ = load.load(base, {name: str(tmp_path / name) for name in names}, None, False)
+    save.save(net, base, tmp_path / "again", fresh=set())
+    again, proofs = load.load(base_of(llama), {name: str(tmp_path / "again" / name) for name in names}, None, False)
+    assert all(proof.saved_difference == 0.0 for proof in proofs)
+    for name in names:
+        for loaded in (net, again):
+            loaded.set_adapter(name)
+            assert torch.equal(logits(loaded), answers[name])
+
+
+@cases("name", ["v1.2", "weight", "bias", "train", "keys", "layers", "0", "lora_A"])
+def test_a_name_that_is_also_the_models_is_refused_as_a_name(llama, tmp_path, name):
+    made(llama, tmp_path / "a", LoraConfig(**LLAMA))
+    (tmp_path / name).symlink_to(tmp_path / "a")
+    names = [name, "a"] if name in ("layers", "0", "lora_A") else [name]
+    check_reason(llama, tmp_path, names, name, f"type {'adapter={v1_2: PATH}' if name == 'v1.2' else 'another'}")
+
+
+@cases("kind", ["POLY", "MULTITASK_PROMPT_TUNING", "XLORA"])
+def test_types_that_need_more_than_a_text_are_refused(cli, llama, tmp_path, on_tiny, kind):
+    made(llama, tmp_path / "a", LoraConfig(**LLAMA))
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": kind}))
+    for action in ("reload", "merge"):
+        args = [*on_tiny(llama), f"action={action}", f"adapter={tmp_path / 'a'}"]
+        check_refused(
+            cli,
+            tmp_path,
+            args,
+            [f"adapter={tmp_path / 'a'}: is of type {kind}, which needs", "use it with PEFT itself"],
+        )
+
+
+@cases("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_named(cli, llama, tmp_path, on_tiny, value):
+    made(llama, tmp_path / "a", LoraConfig(**LLAMA))
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[1]
+    tensors[name][0, 0] = value
+    save_file(tensors, file)
+    words = [name, "NaN or infinity", "train again with a lower learning rate"]
+    check_reason(llama, tmp_path, "a", *words)
+    for target in ("vllm", "hub", "gguf"):
+        args = ["action=export", f"action.target={target}", f"adapter={tmp_path / 'a'}"]
+        check_refused(cli, tmp_path, args, words)
 
 
 @cases("config", [LoHaConfig, IA3Config, PromptTuningConfig])

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun import adapter_folder, console
-from peftrun.adapter import adding, company, nature, probe, saved_base
+from peftrun.adapter import adding, company, nature, probe, saved_base, trained_tokens
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.device import of_inputs
 from peftrun.errors import AdapterError, ProofError
@@ -59,7 +59,7 @@ def load(
         ProofError: it loaded, yet changes nothing or answers otherwise than when it was saved.
     """
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
-    adding.check_rules(folders)
+    adding.check_rules(base, folders)
     for folder in folders.values():
         check_base(base.name, base.fingerprint, folder, allow_base_mismatch)
     add_each = adding.add_classifiers if base.head else adding.add_all
@@ -167,7 +167,13 @@ def _check_effect(proof: LoadProof, limit: float) -> None:
 def _check_tensors(model: Any, name: str, folder: Path) -> int:
     """Number of tensors in the file, each found in the model with equal values, and none left over on either side."""
     saved = load_file(folder / ADAPTER_WEIGHTS)
-    landed = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    broken = sorted(key for key, value in saved.items() if value.is_floating_point() and not value.isfinite().all())
+    if broken:
+        raise AdapterError(
+            f"{folder}: {len(broken)} tensors hold NaN or infinity{_first(broken)}, so training has diverged; train again with a lower learning rate"
+        )
+    with trained_tokens.only_of_owners(model, name):
+        landed = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     saved = saved_base.without(saved, saved_base.names(model, name, saved).keys() | saved_base.copies(saved, landed))
     missing, unexpected = sorted(landed.keys() - saved.keys()), sorted(saved.keys() - landed.keys())
     if missing or unexpected:

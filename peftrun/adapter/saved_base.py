@@ -15,6 +15,7 @@ from accelerate.utils import align_module_device
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
+from peftrun.adapter import trained_tokens
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
 
@@ -36,7 +37,8 @@ def names(model: Any, adapter: str, keys: Iterable[str]) -> dict[str, str]:
     found = {key: parameters[name] for key, name in found.items() if name in parameters}
     if not found:
         return {}
-    own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    with trained_tokens.only_of_owners(model, adapter):
+        own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return {key: name for key, name in found.items() if key not in own}
 
 
