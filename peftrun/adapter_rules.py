@@ -54,8 +54,14 @@ def change_to_base(config: Config) -> str | None:
 
 
 def remedy(config: Config) -> str:
-    """How an adapter that changes its base becomes one that does not."""
-    return CONVERT if changing_init(config) else "merge it (peftrun action=merge adapter=…)"
+    """What to do with an adapter that changes its base."""
+    if changing_init(config):
+        return f"load it alone, or {CONVERT}"
+    return (
+        "load it alone"
+        if config.get("layer_replication")
+        else "load it alone, or merge it (peftrun action=merge adapter=…)"
+    )
 
 
 def together(configs: Mapping[str, Config]) -> Iterator[str]:
@@ -66,7 +72,7 @@ def together(configs: Mapping[str, Config]) -> Iterator[str]:
     for name, config in configs.items():
         change, kind = change_to_base(config), config.get("peft_type")
         if change:
-            yield f"adapter.{name}: {change}, so the others would answer from a changed base; load it alone, or {remedy(config)}"
+            yield f"adapter.{name}: {change}, so the others would answer from a changed base; {remedy(config)}"
         elif kind != configs[first].get("peft_type"):
             yield (
                 f"adapter.{name}: is of type {_text(kind)} and adapter.{first} of type {_text(configs[first].get('peft_type'))}, which PEFT "
