@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from peft.tuners.lora import LoraLayer
 
 from peftrun.action_specs import CombineAction
@@ -50,12 +50,9 @@ def check(configs: dict[str, Any], combination: str) -> None:
 
 def _left_behind(config: Any) -> str | None:
     """What the adapter has beside its factors, if anything."""
-    usual = LoraConfig()
-    odd = [
-        key
-        for key, value in vars(config).items()
-        if key not in TAKEN_ALONG and value and value != getattr(usual, key, None)
-    ]
+    own = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in TAKEN_ALONG}
+    usual = {field.name: field.default for field in fields(config)}
+    odd = [key for key, value in own.items() if value and value != usual[key]]
     return f"bias={config.bias}" if odd[:1] == ["bias"] else next(iter(odd), None)
 
 
