@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, paths, prompts, schema, serve_checks
+from peftrun import adapter_folder, adapter_rules, paths, prompts, schema, serve_checks
 from peftrun.artifacts import ADAPTER_CONFIG, CONFIG, RECORD, read_json
 from peftrun.catalogue import checks as catalogue_checks
 from peftrun.errors import PeftrunError
@@ -17,6 +17,8 @@ from peftrun.prompts import BASE
 from peftrun.replay import records
 
 Lines = Iterator[str]
+ONE_ADAPTER = ("merge", "unmerge")  # actions that load the active adapter alone
+ALL_ADAPTERS = ("reload", "save", "combine", "evaluate", "generate")  # and those that load all that are given
 PLAIN: dict[str, tuple[Any, ...]] = {  # what an extracted adapter may say
     "use_dora": (False,),
     "bias": ("none",),
@@ -50,6 +52,23 @@ def action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
     if name == "save" and adapter:
         for unknown in set(action.adapters or ()) - set(adapter):
             yield f"action.adapters: {unknown!r} is not loaded; loaded: {', '.join(adapter)}"
+
+
+def loadable(action: Any, adapter: dict[str, str], active: str | None) -> Lines:
+    """Loading makes the models that were saved, and adapters that are loaded together leave each other's base as it is."""
+    one = active if active in adapter else next(iter(adapter), "")
+    chosen = {one: adapter[one]} if action.name in ONE_ADAPTER and adapter else adapter
+    configs = {}
+    for name, path in chosen.items() if action.name in (*ONE_ADAPTER, *ALL_ADAPTERS, "export") else ():
+        with suppress(PeftrunError):  # told by the rule for adapters
+            configs[name] = read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG)
+    reasons = {name: reason for name, config in configs.items() if (reason := adapter_rules.not_loadable(config))}
+    yield from (f"{adapter_folder.option(adapter[name], name)}: {reason}" for name, reason in reasons.items())
+    change = adapter_rules.change_to_base(configs.get(one, {})) if action.name == "unmerge" and not reasons else None
+    if change:
+        yield f"{adapter_folder.option(adapter[one], one)}: {change}, which unmerge cannot undo; keep the base it was made for"
+    if action.name in ALL_ADAPTERS and not reasons:
+        yield from adapter_rules.together(configs)
 
 
 def generate(action: Any, adapter: dict[str, str]) -> Lines:

@@ -8,15 +8,25 @@ from peftrun import safetensors_file
 from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, RECORD, read_json
 from peftrun.errors import AdapterError, ArtifactError
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
-NAME_RULE = "must be letters, digits, '_', '-' and single dots between them"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+SERVED_NAME = re.compile(rf"{NAME.pattern}(\.[A-Za-z0-9_-]+)*")  # a server gives PEFT another
+NAME_RULE = "must be letters, digits, '_' and '-'"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def check_name(name: str) -> None:
     """Raises: AdapterError: `name` could not be a folder of its own."""
     if not NAME.fullmatch(name):
-        raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{my_name: PATH}}")
+        raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{{_as_name(name)}: PATH}}")
+
+
+def _as_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "my_name"
+
+
+def option(path: object, name: str) -> str:
+    """How the adapter was asked for on the command line."""
+    return f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
 
 
 def locate(path: str, name: str = "default") -> Path:
@@ -25,7 +35,7 @@ def locate(path: str, name: str = "default") -> Path:
     Raises: AdapterError: there is none, the run that should have made it failed, or a file in it is missing,
         torn, a pickle, or not JSON.
     """
-    given, key = Path(path).expanduser(), f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
+    given, key = Path(path).expanduser(), option(path, name)
     if not path.strip():
         raise AdapterError(f"{key}: names no folder; name a run folder or one that holds {ADAPTER_CONFIG}")
     if not given.is_dir():

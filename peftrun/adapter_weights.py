@@ -56,15 +56,20 @@ def tensor(file: Path, entry: Entry) -> np.ndarray:
 
     Raises: ArtifactError: its dtype is none of `DTYPES`, or its byte range is not that of its shape.
     """
-    if entry.dtype not in DTYPES:
-        raise ArtifactError(f"{file}: {entry.name} is {entry.dtype}; save the adapter again in float32")
-    kind, count = np.dtype(DTYPES[entry.dtype]), math.prod(entry.shape)
-    if entry.end - entry.begin != count * kind.itemsize:
-        raise ArtifactError(f"{file}: {entry.name} has {entry.end - entry.begin} bytes for {entry.shape}; restore it")
-    if not count:
+    check_range(file, entry)
+    kind = np.dtype(DTYPES[entry.dtype])
+    if not math.prod(entry.shape):
         return np.zeros(entry.shape)
     raw = np.memmap(file, dtype=kind, mode="r", offset=entry.begin, shape=entry.shape)
     return (raw.astype(np.uint32) << 16).view(np.float32).astype(float) if entry.dtype == "BF16" else raw.astype(float)
+
+
+def check_range(file: Path, entry: Entry) -> None:
+    """Raises: ArtifactError: the tensor's dtype is none of `DTYPES`, or its byte range is not that of its shape."""
+    if entry.dtype not in DTYPES:
+        raise ArtifactError(f"{file}: {entry.name} is {entry.dtype}; save the adapter again in float32")
+    if entry.end - entry.begin != math.prod(entry.shape) * np.dtype(DTYPES[entry.dtype]).itemsize:
+        raise ArtifactError(f"{file}: {entry.name} has {entry.end - entry.begin} bytes for {entry.shape}; restore it")
 
 
 def pairs(folder: Path) -> Weights:
@@ -94,6 +99,13 @@ def scaling(config: dict[str, Any], module: str, folder: Path) -> float:
     alpha = _number(config, "alpha_pattern", "lora_alpha", module, folder)
     rank = _rank(config, module, folder)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def not_finite(folder: Path) -> str | None:
+    """The first tensor of an adapter's file that holds NaN or infinity; None if all numbers are finite, or of a dtype that is not read here."""
+    file = folder / ADAPTER_WEIGHTS
+    read = (entry for entry in safetensors_file.entries(file) if entry.dtype in DTYPES)
+    return next((entry.name for entry in read if not np.isfinite(tensor(file, entry)).all()), None)
 
 
 def norms(weights: Weights) -> dict[str, float]:

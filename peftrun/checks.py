@@ -192,6 +192,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("model", "action"), _model),
     (("adapter", "active"), _adapters),
     (("action", "adapter", "lora"), action_checks.action),
+    (("action", "adapter", "active"), action_checks.loadable),
     (("action", "adapter"), action_checks.generate),
     (("action", "adapter"), serve_checks.serve),
     (("task", "action", "adapter"), action_checks.rows),

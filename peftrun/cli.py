@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 HELP, VERSION, CONFIG_DIR = {"-h", "--help"}, {"--version"}, ("-cd", "--config-dir")
+BUG = 70  # as in sysexits.h: a fault of the program, not of what it was given
 COMPLETION = {"-sc", "--shell-completion"}
 
 
 def main() -> int:
-    """Runs the command line in `sys.argv`; returns the exit code. A bug keeps its traceback."""
+    """Runs the command line in `sys.argv`; returns the exit code. A bug keeps its traceback, and ends with `BUG`."""
     argv = sys.argv[1:]
     if HELP & set(argv):
         from peftrun import help
@@ -27,7 +28,13 @@ def main() -> int:
         return answer.run(argv)
     from peftrun import jobs
 
-    return jobs.run(argv)
+    try:
+        return jobs.run(argv)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        return BUG
 
 
 def _team_dir(argv: Sequence[str]) -> str | None:

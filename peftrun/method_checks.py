@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from peftrun.adapter_rules import CONVERTED
 from peftrun.methods import AdaLoraSpec, LoraSpec, NoAdapter
 
 Lines = Iterator[str]
-CONVERTED = ("pissa", "olora", "corda", "lora_ga")
 CALIBRATED = ("eva", "corda", "lora_ga")
 VIRTUAL = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from peftrun.adapter_rules import CONVERTED
 from peftrun.methods import NoAdapter
 from peftrun.objectives import DpoObjective, GrpoObjective, KtoObjective, OrpoObjective, RewardObjective
 
@@ -19,7 +20,6 @@ ADVICE = {
     "prompt_only": "task=grpo",
 }
 SMOOTHED = {"robust", "exo_pair", "aot"}
-CONVERTED = ("pissa", "olora", "corda", "lora_ga")
 
 
 def objective(task: Any) -> Lines:

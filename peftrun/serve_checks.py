@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from peftrun import adapter_folder
+from peftrun import adapter_folder, adapter_rules
 from peftrun.artifacts import ADAPTER_CONFIG, read_json
 from peftrun.errors import PeftrunError
 from peftrun.packages import not_installed
@@ -58,6 +58,7 @@ def unservable(config: dict[str, Any]) -> str | None:
         return "is an aLoRA, which begins in the middle of a text; answer with action=generate"
     if config.get("target_parameters"):
         return f"adapts parameters (target_parameters), which rows of other adapters cannot pass by; {MERGE}"
-    if config.get("bias", "none") != "none":
-        return f"has trained the base's biases, with which everybody would answer; {MERGE}"
+    change = adapter_rules.change_to_base(config)
+    if change:
+        return f"{change}, with which everybody would answer; {MERGE}"
     return None

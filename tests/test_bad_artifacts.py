@@ -69,7 +69,8 @@ def test_a_broken_adapter_is_refused_before_the_run_starts(row, cli, tmp_path, o
 
 # Adapters named wrongly, and folders that are taken: id → (overrides, fragments).
 REFUSED = {
-    "slash in a name": (["adapter={a/b: TRAINED}"], ["adapter name 'a/b': must be letters", "adapter={my_name: PATH}"]),
+    "slash in a name": (["adapter={a/b: TRAINED}"], ["adapter name 'a/b': must be letters", "adapter={a_b: PATH}"]),
+    "a dot in a name": (["adapter={v1.2: TRAINED}"], ["adapter name 'v1.2': must be letters", "adapter={v1_2: PATH}"]),
     "dots for a name": (["adapter={..: TRAINED}"], ["adapter name '..': must be letters", "adapter={my_name: PATH}"]),
     "no name": (["--config-dir=team", "experiment=nameless"], ["adapter name '': must be letters", "{my_name: PATH}"]),
     "quoted name": (['adapter={"a/b": TRAINED}'], ["cannot be read", "names in braces stand without quotes"]),

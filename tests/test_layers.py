@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
-    "__init__", "__main__", "action_checks", "action_specs", "addresses", "asked", "adapter_folder", "adapter_weights", "allocator", "api", "artifacts", "checks", "cli", "command_checks", "composition", "config", "console",
+    "__init__", "__main__", "action_checks", "action_specs", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "checks", "cli", "command_checks", "composition", "config", "console",
     "device_checks", "dispatch", "errors", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "update_methods", "versions", "worker",
 }  # fmt: skip
 FOLDERS = {
@@ -28,13 +28,21 @@ FOLDERS = {
 }  # every module of these is light
 # Each module may import those of an earlier row, not of a later one.
 ORDER = [
-    {"addresses", "allocator", "errors", "migrations", "packages", "paths", "result", "versions"},
+    {"adapter_rules", "addresses", "allocator", "errors", "migrations", "packages", "paths", "result", "versions"},
     {"methods", "typed"},
     {"action_specs", "objectives", "other_methods", "tracker_specs", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},
     {"adapter_folder", "console", "launch", "prompts"},
     {"adapter_weights", "heads"},
-    {"action_checks", "device_checks", "method_checks", "preference_checks", "serve_checks", "tracker_checks"},
+    {
+        "action_checks",
+        "adapter_tensors",
+        "device_checks",
+        "method_checks",
+        "preference_checks",
+        "serve_checks",
+        "tracker_checks",
+    },
     {"task_checks"},
     {"checks"},
     {"config"},

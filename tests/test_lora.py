@@ -8,9 +8,10 @@ from cases import cases
 from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
-from peftrun.adapter import attach, probe
+from peftrun.adapter import attach, load, probe
 from peftrun.config import build
 from peftrun.device import Device
+from peftrun.errors import ConfigError
 from peftrun.model import load_base
 
 
@@ -90,6 +91,45 @@ def test_whatever_names_a_module_must_name_one(cli, llama, on_tiny, override):
     outcome = cli(*on_tiny(llama), "action=save", override, *targets)
     assert outcome.code == 1 and not (outcome.run_dir / "adapter").exists()
     assert override.split("=")[0] in outcome.err and ("modules: " in outcome.err or "layers are 0 to 1" in outcome.err)
+
+
+@cases(
+    "overrides, told",
+    [
+        (
+            ["lora=osf", "lora.effective_rank=1000"],
+            "with lora.effective_rank=1000; choose",
+        ),
+        (
+            ["lora=cartridge", "lora.num_virtual_tokens=4", "lora.num_frozen_tokens=4"],
+            "lora.num_frozen_tokens=4; choose",
+        ),
+        (["lora=glora", "lora.config_A_B=none", "lora.config_C=none", "lora.config_D_E=none"], "lora.config_C=none"),
+    ],
+)
+def test_a_method_that_trains_nothing_is_refused(llama, overrides, told):
+    with pytest.raises(ConfigError, match=r"^lora.method=\w+: trains 0 parameters of this model") as refused:
+        attached(llama, *overrides)
+    assert told in str(refused.value)
+
+
+@cases("size, fits", [(24, 16), (100, 32)])
+def test_a_block_size_that_does_not_divide_the_inputs_is_refused(llama, size, fits):
+    """PEFT takes another one in its place, and saves the one that was asked for."""
+    with pytest.raises(ConfigError, match=f"^lora.oft_block_size={size}: .*type lora.oft_block_size={fits}$"):
+        attached(llama, "lora=oft", f"lora.oft_block_size={size}")
+
+
+@cases("option, setting", [("miss", "r=7"), ("peanut", "depth=1"), ("velora", "velora_config.num_groups=7")])
+def test_sizes_that_divide_nothing_are_saved_and_loaded_as_they_are(llama, tmp_path, option, setting):
+    net, _, _, base = attached(llama, f"lora={option}", f"lora.{setting}")
+    for parameter in net.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1 if parameter.requires_grad else 0
+    net.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    fresh = load_base(base.spec, Device("cpu", torch.float32, ""))
+    again, (proof,) = load.load(fresh, {"default": str(tmp_path)}, None, False)
+    assert proof.effect["max_logit_difference"] > 1e-3 and proof.modules == 14
+    assert torch.equal(probe.logits(again, base.tokenizer), probe.logits(net.eval(), base.tokenizer))
 
 
 @pytest.mark.slow

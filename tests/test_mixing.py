@@ -163,7 +163,7 @@ def test_the_base_cannot_answer_beside_trained_biases(cli, tmp_path, llama, gpt2
     biased = cli(*on_tiny(gpt2), *TINY_STEPS, "lora.bias=all").run_dir
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "a", "adapter": "one"}, {"prompt": "b", "adapter": "base"}])
     args = [*on_tiny(gpt2), "action=generate", given({"one": biased}), f"action.prompts_file={rows}"]
-    check_failed(cli, tmp_path, args, ["adapter.one: has trained the base's biases", "omit rows of base"])
+    check_failed(cli, tmp_path, args, ["adapter.one: replaces the base's biases", "omit rows of base"])
 
 
 @cases(

@@ -29,7 +29,7 @@ EXIT_CODES = """# Exit codes and streams
 | 0 | done | results on standard output |
 | 1 | the input or an artefact is at fault | a line `peftrun: KEY=VALUE: the rule; type WHAT INSTEAD` on standard error for each problem, no traceback |
 | 130 | interrupted (Ctrl-C) | one line; a training goes on with `action.resume=auto` |
-| anything else | a bug | a traceback |
+| 70 | a bug | a traceback |
 
 Notes, progress and warnings go to standard error, results to standard output. Of a sweep the exit code is 1 if any cell failed; each is named with its reason, and the others are
 done. Each run's folder holds `record.json`, in which `status` is `completed`, `failed` or, where the process was killed, still `running`; `error` is the reason.

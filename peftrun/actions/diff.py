@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, adapter_weights, artifacts, console
+from peftrun import adapter_folder, adapter_tensors, adapter_weights, artifacts, console
 from peftrun.adapter_weights import Weights
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -36,18 +36,27 @@ def compare(folder_a: Path, folder_b: Path) -> dict[str, Any]:
         if module in other.found
     }
     modules = {module: row for module, row in both.items() if not isinstance(row, str)}
+    beside = adapter_tensors.comparisons((folder_a, folder_b), (one, other))
+    tensors = {name: row for name, row in beside.items() if not isinstance(row, str)}
+    names_a, names_b = (
+        adapter_tensors.names_beside_pairs(folder, found) for folder, found in ((folder_a, one), (folder_b, other))
+    )
     return {
         "distance_of": "scaling·B·A" + (", without DoRA's magnitudes" if _dora(folder_a, folder_b) else ""),
         "same_base": _same_base(folder_a, folder_b),
         "config": _config(folder_a, folder_b),
         "only_in_a": _only(one, other),
         "only_in_b": _only(other, one),
+        "tensors_only_in_a": sorted(names_a - names_b),
+        "tensors_only_in_b": sorted(names_b - names_a),
         "totals": _totals(modules),
         "modules": modules,
+        "tensor_totals": _distances(tensors) if tensors else {},
+        "tensors": tensors,
         "not_comparable": {
             **{f"a: {module}": reason for module, reason in one.unmeasured.items()},
             **{f"b: {module}": reason for module, reason in other.unmeasured.items()},
-            **{module: row for module, row in both.items() if isinstance(row, str)},
+            **{name: row for name, row in (both | beside).items() if isinstance(row, str)},
         },
     }
 
@@ -83,15 +92,20 @@ def _totals(modules: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if not modules:
         return {"modules": 0}
     rows = modules.values()
-    norm_a, norm_b, distance = (
-        adapter_weights.total(row[key] for row in rows) for key in ("norm_a", "norm_b", "distance")
-    )
     return {
         "modules": len(rows),
-        **adapter_weights.distances(norm_a, norm_b, sum(row["inner"] for row in rows), distance),
+        **_distances(modules),
         "overlap_B": _mean(row["overlap_B"] for row in rows),
         "overlap_A": _mean(row["overlap_A"] for row in rows),
     }
+
+
+def _distances(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Of everything together."""
+    norm_a, norm_b, distance = (
+        adapter_weights.total(row[key] for row in rows.values()) for key in ("norm_a", "norm_b", "distance")
+    )
+    return adapter_weights.distances(norm_a, norm_b, sum(row["inner"] for row in rows.values()), distance)
 
 
 def _mean(values: Any) -> float | None:
@@ -110,14 +124,30 @@ def _summary(found: dict[str, Any]) -> list[tuple[str, str]]:
         for side, names in (("a", found["only_in_a"]), ("b", found["only_in_b"]))
         if names
     ]
+    rows += [
+        (
+            f"only in {side}",
+            f"{len(names)} tensors: {', '.join(names[:LARGEST])}{', …' if len(names) > LARGEST else ''}",
+        )
+        for side, names in (("a", found["tensors_only_in_a"]), ("b", found["tensors_only_in_b"]))
+        if names
+    ]
     ordered = sorted(found["modules"].items(), key=lambda item: -item[1]["distance"])
     rows += [(f"ΔW {module}", _figures(row)) for module, row in ordered[:LARGEST]]
     if ordered:
         rows.append((f"all {len(ordered)} shared modules", _figures(found["totals"])))
         rows.append(("ΔW is", found["distance_of"]))
+    rows += _tensor_rows(found)
     reasons = list(found["not_comparable"].items())
     rows += [("not comparable", f"{module}: {reason}") for module, reason in reasons[:LARGEST]]
     return [*rows, ("not comparable", f"{len(reasons) - LARGEST} more")] if len(reasons) > LARGEST else rows
+
+
+def _tensor_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What both hold beside the pairs: modules trained in full, biases, token rows, embeddings."""
+    ordered = sorted(found["tensors"].items(), key=lambda item: -item[1]["distance"])
+    rows = [(name, _figures(row)) for name, row in ordered[:LARGEST]]
+    return [*rows, (f"all {len(ordered)} other tensors", _figures(found["tensor_totals"]))] if ordered else []
 
 
 def _settings(config: dict[str, list[Any]]) -> str:
@@ -127,6 +157,6 @@ def _settings(config: dict[str, list[Any]]) -> str:
 def _figures(row: dict[str, Any]) -> str:
     shown = {
         "‖a‖": row["norm_a"], "‖b‖": row["norm_b"], "‖a−b‖": row["distance"], "relative": row["relative_distance"],
-        "cosine": row["cosine"], "overlap of B": row["overlap_B"], "of A": row["overlap_A"],
+        "cosine": row["cosine"], "overlap of B": row.get("overlap_B"), "of A": row.get("overlap_A"),
     }  # fmt: skip
     return console.figures({key: value for key, value in shown.items() if value is not None})

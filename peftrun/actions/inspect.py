@@ -3,13 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, adapter_weights, artifacts, console, safetensors_file
+from peftrun import (
+    adapter_folder,
+    adapter_rules,
+    adapter_tensors,
+    adapter_weights,
+    artifacts,
+    console,
+    safetensors_file,
+)
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 
 LARGEST = 5
 SETTINGS = (
     "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern", "alpha_pattern", "bias", "modules_to_save",
+    "target_parameters", "trainable_token_indices", "token_indices", "alora_invocation_tokens", "layer_replication", "init_lora_weights",
 )  # fmt: skip
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -30,7 +39,7 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises: PeftrunError: a file in it is broken.
     """
     config = artifacts.read_json(folder / artifacts.ADAPTER_CONFIG)
-    entries = safetensors_file.entries(folder / artifacts.ADAPTER_WEIGHTS)
+    entries, weights = safetensors_file.entries(folder / artifacts.ADAPTER_WEIGHTS), adapter_weights.pairs(folder)
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -38,7 +47,10 @@ def describe(folder: Path) -> dict[str, Any]:
         "parameters": sum(_count(entry) for entry in entries),
         "bytes": sum(entry.end - entry.begin for entry in entries),
         "dtype": ", ".join(sorted({DTYPES.get(entry.dtype, entry.dtype) for entry in entries})),
-        **_modules(adapter_weights.pairs(folder), bool(config.get("use_dora"))),
+        **_modules(weights, bool(config.get("use_dora"))),
+        "tensors": adapter_tensors.describe(folder, weights),
+        "change_to_base": adapter_rules.change_to_base(config),
+        "not_loadable": adapter_rules.not_loadable(config),
         "provenance": _provenance(folder),
         "sha256": {file.name: artifacts.sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
@@ -88,19 +100,38 @@ def _summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"‖ΔW‖ {module}", f"{row['norm']:.4g} (rank {row['rank']})") for module, row in ordered[:LARGEST]]
     if ordered:
         rows.append(("‖ΔW‖ total", f"{adapter['norm']:.4g} of {len(ordered)} modules; {adapter['norm_of']}"))
+    rows += [("also holds", text) for text in _tensors(adapter["tensors"])]
+    rows += [("the base", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
+    rows += [("cannot be loaded", adapter["not_loadable"])] if adapter["not_loadable"] else []
     return rows + [("not measured", f"{module}: {reason}") for module, reason in _few(adapter["not_measured"])]
+
+
+def _tensors(tensors: dict[str, dict[str, Any]]) -> list[str]:
+    """What the adapter holds beside its pairs, the largest first."""
+    ordered = sorted(tensors.items(), key=lambda item: -(item[1]["norm"] or 0.0))
+    shown = [
+        f"{name}: {row['kind']}, {'×'.join(map(str, row['shape']))}, {_size(row['norm'])}" for name, row in ordered
+    ]
+    return shown[:LARGEST] + ([f"{len(shown) - LARGEST} more tensors"] if len(shown) > LARGEST else [])
+
+
+def _size(norm: float | None) -> str:
+    return "holds NaN, infinity or numbers that are not read here" if norm is None else f"norm {norm:.4g}"
 
 
 def _settings(adapter: dict[str, Any]) -> str:
     kind = f"{adapter['method']}{' with DoRA' if adapter['use_dora'] else ''}"
     if adapter["r"] is None:
-        return kind
+        return kind + (f", trained tokens {adapter['token_indices']}" if adapter["token_indices"] else "")
     scaling = ", ".join(f"{value:.4g}" for value in adapter["scaling"]) or "not known"
     text = f"{kind}, r={adapter['r']}, alpha={adapter['lora_alpha']}, scaling {scaling}"
     targets, kept = adapter["target_modules"], adapter["modules_to_save"]
     named = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     text += f"{' (rsLoRA)' if adapter['use_rslora'] else ''}, on {named}, bias {adapter['bias']}"
-    return text + (f", whole modules {', '.join(kept)}" if kept else "")
+    tokens, call = adapter["trainable_token_indices"], adapter["alora_invocation_tokens"]
+    text += f", whole modules {', '.join(kept)}" if kept else ""
+    text += f", trained tokens {tokens}" if tokens else ""
+    return text + (f", called by tokens {call}" if call else "")
 
 
 def _maker(provenance: dict[str, Any] | str) -> str:

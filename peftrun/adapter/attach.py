@@ -1,6 +1,7 @@
 """A fresh adapter on a base, by any of PEFT's methods."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,14 @@ import torch
 from peft import TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig, CordaConfig, EvaConfig, LoraGAConfig, VeloraConfig
+from peft.tuners.oft import OFTLayer
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapter import calibrate, targets
+from peftrun.adapter_rules import CONVERTED
 from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.methods import AdaLoraSpec, LoraSpec
@@ -30,7 +33,6 @@ TASK_TYPES = {
 }
 ROWWISE = (torch.nn.Linear, Conv1D)  # layers whose matrices of several cells are stacked: see `adapter.joint`
 HEADS = ("classifier", "score")  # PEFT itself adds these to modules_to_save
-CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga")
 OURS = ("method", "calibration_rows", "loraplus_lr_ratio", "lora_fa")  # fields that are none of PEFT's config
 PARTS = {
     "eva_config": EvaConfig,
@@ -52,7 +54,7 @@ class Start:
 def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
     """The base wrapped with a fresh adapter named `default`, whose weights depend on `seed`, `lora` and `start` alone.
 
-    Raises: ConfigError: a name in the config matches nothing in the model, or PEFT refuses the method on this model.
+    Raises: ConfigError: a name in the config matches nothing in the model, PEFT refuses the method on this model, or nothing would be trained.
     """
     targets.check(base.model, lora)
     if base.held and changes_base(lora):
@@ -70,7 +72,10 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         # PEFT owns the rules between its own fields, and knows which layers a method can work on
         raise ConfigError(f"lora: {_reason(error)} (method {lora.method})") from error
-    return _as_trained(net, lora)
+    net = _as_trained(net, lora)
+    _check_trains(net, lora)
+    _check_blocks(net, lora)
+    return net
 
 
 def together(base: Base, cells: dict[str, tuple[Any, int]]) -> tuple[Any, dict[str, ConfigError | Apart]]:
@@ -138,7 +143,7 @@ def trainable(model: Any) -> tuple[int, int]:
 
 def changes_base(lora: Any) -> bool:
     """Whether this initialisation moves part of the base's weights into the adapter."""
-    return str(getattr(lora, "init_lora_weights", "")).startswith(CHANGES_BASE)
+    return str(getattr(lora, "init_lora_weights", "")).startswith(CONVERTED)
 
 
 def needs_rows(lora: Any) -> bool:
@@ -213,6 +218,33 @@ def _as_trained(net: Any, lora: Any) -> Any:
             if "lora_A" in name or "lora_embedding_A" in name:
                 parameter.requires_grad_(False)
     return net
+
+
+def _check_trains(net: Any, lora: Any) -> None:
+    if trainable(net)[0]:
+        return
+    settings = {
+        key: value
+        for key, value in vars(lora).items()
+        if isinstance(value, int | float | str) and key not in ("method", "target_modules")
+    }
+    asked = ", ".join(f"lora.{key}={value}" for key, value in settings.items())
+    raise ConfigError(
+        f"lora.method={lora.method}: trains 0 parameters of this model with {asked}; choose values that leave some to train"
+    )
+
+
+def _check_blocks(net: Any, lora: Any) -> None:
+    """OFT takes another block size, layer by layer, where the one that was asked for does not divide the layer's inputs."""
+    asked: int = getattr(lora, "oft_block_size", 0)
+    layers = [module for module in net.modules() if isinstance(module, OFTLayer)] if asked else []
+    if any(layer.oft_block_size["default"] != asked for layer in layers):
+        size = math.gcd(*(layer.in_features for layer in layers))
+        fits = next(value for value in range(min(asked, size), 0, -1) if size % value == 0)
+        raise ConfigError(
+            f"lora.oft_block_size={asked}: must divide the inputs of every adapted layer, which are multiples of {size}; "
+            f"type lora.oft_block_size={fits}"
+        )
 
 
 def each_step(net: Any) -> Callable[[int], None] | None:

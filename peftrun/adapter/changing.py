@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
-from peftrun.adapter import load
+from peftrun.adapter import adding, load
 from peftrun.adapter.load import LoadProof
 from peftrun.errors import AdapterError
 from peftrun.model import Base
@@ -23,7 +23,7 @@ def with_adapter(base: Base, net: Any, name: str, folder: Path, plain: torch.Ten
     """
     model = net if isinstance(net, PeftModel) else _wrapped(base, name, folder)
     try:
-        load.add(base, base.model, model, name, folder)
+        adding.add(base, base.model, model, name, folder)
         model.requires_grad_(False).eval()
     except BaseException:
         yield without(model, name)

@@ -1,9 +1,11 @@
 """One adapter of several on the same base, by PEFT's definitions, and its distance from their weighted sum."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.lora import LoraLayer
 
 from peftrun.action_specs import CombineAction
@@ -11,6 +13,14 @@ from peftrun.errors import AdapterError
 
 COMBINED = "default"  # the name of the result: it lies at the top of its folder
 NOTHING = 1e-12  # of the squared norms, in float32 arithmetic
+# Fields of PEFT's config that are in A, B and their scaling, or that matter in training alone. What another field says would be lost, or be
+# the first adapter's for the whole sum.
+TAKEN_ALONG = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "fan_in_fan_out", "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "velora_config", "qalora_group_size", "runtime_config", "megatron_config", "megatron_core", "ensure_weight_tying",
+    *(field.name for field in fields(PeftConfig)),
+}  # fmt: skip
 SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")  # of A and B, one by one
 
 
@@ -19,13 +29,11 @@ def check(configs: dict[str, Any], combination: str) -> None:
     lines = []
     for name, config in configs.items():
         kind = getattr(config.peft_type, "value", config.peft_type)
-        wrong = next((key for key in ("use_dora", "modules_to_save", "lora_bias") if getattr(config, key, None)), None)
         if kind != "LORA":
             lines.append(f"adapter.{name}: is of type {kind}, and only LoRA can be combined")
-        elif wrong or config.bias != "none":
-            lines.append(
-                f"adapter.{name}: has {wrong or f'bias={config.bias}'}, which no combination takes along; combine merged models instead"
-            )
+        elif key := _left_behind(config):
+            advice = "leave it out" if key == "alora_invocation_tokens" else "combine merged models instead"
+            lines.append(f"adapter.{name}: has {key}, which no combination takes along; {advice}")
     ranks = {
         str((config.r, sorted((config.rank_pattern or {}).items())))
         for config in configs.values()
@@ -38,6 +46,14 @@ def check(configs: dict[str, Any], combination: str) -> None:
         )
     if lines:
         raise AdapterError(*lines)
+
+
+def _left_behind(config: Any) -> str | None:
+    """What the adapter has beside its factors, if anything."""
+    own = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in TAKEN_ALONG}
+    usual = {field.name: field.default for field in fields(config)}
+    odd = [key for key, value in own.items() if value and value != usual[key]]
+    return f"bias={config.bias}" if odd[:1] == ["bias"] else next(iter(odd), None)
 
 
 def combine(model: Any, action: CombineAction) -> dict[str, Any]:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import BdLoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from peftrun import adapter_folder, console, heads
-from peftrun.adapter import company, nature, offloaded, probe
-from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from peftrun import adapter_folder, console
+from peftrun.adapter import adding, company, nature, probe, saved_base, trained_tokens
+from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.device import of_inputs
 from peftrun.errors import AdapterError, ProofError
 from peftrun.fingerprint import Fingerprint
@@ -59,11 +59,14 @@ def load(
         ProofError: it loaded, yet changes nothing or answers otherwise than when it was saved.
     """
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
+    adding.check_rules(base, folders)
     for folder in folders.values():
         check_base(base.name, base.fingerprint, folder, allow_base_mismatch)
-    add_each = _add_classifiers if base.head else _add_all
+    add_each = adding.add_classifiers if base.head else adding.add_all
     model, plain = add_each(base, folders)
     proofs = [prove(base, model, name, folder, plain[name]) for name, folder in folders.items()]
+    if len(folders) > 1:
+        _check_base_unchanged(base, model, plain)
     model.set_adapter(active or next(iter(paths)))
     return model.requires_grad_(False).eval(), proofs
 
@@ -104,47 +107,20 @@ def _is_for(mark: Fingerprint, known: dict[str, Any] | None) -> bool:
     return known is not None and known["base"]["fingerprint"]["weights"] == mark.weights
 
 
-def _add_all(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The base with all adapters, and for each the logits without it."""
-    model, plain = None, {}
-    for name, folder in folders.items():
-        call = read_json(folder / ADAPTER_CONFIG).get("alora_invocation_tokens")
-        plain[name] = probe.logits(base.model, base.tokenizer, call)
-    for name, folder in folders.items():
-        if heads.of_adapter(str(folder), name):
-            raise AdapterError(f"adapter.{name}={folder}: is a classifier's and cannot stand beside a language model's")
-        model = add(base, base.model, model, name, folder)
-    return model, plain
-
-
-def _add_classifiers(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The same for classifiers: see `company`. One alone is a plain PeftModel."""
-    hosts: dict[str, Any] = {}
-    for name, folder in folders.items():
-        head = heads.of_adapter(str(folder), name)
-        if head is None:
-            raise AdapterError(f"adapter.{name}={folder}: is no classifier's and cannot stand beside one")
-        free = head == base.head and not any(host is base.model for host in hosts.values())
-        hosts[name] = base.model if free else company.sibling(base, head)
-    plain = {name: probe.logits(host, base.tokenizer) for name, host in hosts.items()}
-    members = {name: add(base, host, None, name, folders[name]) for name, host in hosts.items()}
-    return (company.Company(members) if len(members) > 1 else next(iter(members.values()))), plain
-
-
-def add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
-    """`model`, or `host` where there is none yet, with one more adapter. Raises: AdapterError: it does not fit the base."""
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = True
-        if any(one.is_meta for one in host.parameters()):
-            return offloaded.add(host, model, config, name, folder)
-        if model is None:
-            model = get_peft_model(host, config, adapter_name=name)
-        model.load_adapter(str(folder), name, torch_device="cpu")
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise AdapterError(f"{folder}: does not fit {base.name} ({reason}); choose the base it was made for") from error
-    return model
+def _check_base_unchanged(base: Base, model: Any, plain: dict[str, torch.Tensor]) -> None:
+    """Raises: ProofError: with all adapters off, the base does not answer as it did before they were loaded."""
+    first = next(iter(plain))
+    model.set_adapter(first)
+    own = company.member(model, first)
+    with own.disable_adapter():
+        found = probe.logits(own, base.tokenizer, nature.calls(model))
+    limit = max(1e-4, 4 * torch.finfo(base.model.dtype).eps) * float(plain[first].abs().max())
+    difference = probe.compare(plain[first], found)["max_logit_difference"]
+    if not difference <= limit:
+        raise ProofError(
+            f"adapter: one of {', '.join(plain)} changes the base that the others answer from (max |Δlogit| {difference:.3g} with all of them "
+            "off); load each alone"
+        )
 
 
 def prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
@@ -205,7 +181,14 @@ def _check_effect(proof: LoadProof, limit: float) -> None:
 def _check_tensors(model: Any, name: str, folder: Path) -> int:
     """Number of tensors in the file, each found in the model with equal values, and none left over on either side."""
     saved = load_file(folder / ADAPTER_WEIGHTS)
-    landed = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    broken = sorted(key for key, value in saved.items() if value.is_floating_point() and not value.isfinite().all())
+    if broken:
+        raise AdapterError(
+            f"{folder}: {len(broken)} tensors hold NaN or infinity{_first(broken)}, so training has diverged; train again with a lower learning rate"
+        )
+    with trained_tokens.only_of_owners(model, name):
+        landed = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    saved = saved_base.without(saved, saved_base.names(model, name, saved).keys() | saved_base.copies(saved, landed))
     missing, unexpected = sorted(landed.keys() - saved.keys()), sorted(saved.keys() - landed.keys())
     if missing or unexpected:
         raise AdapterError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from peftrun import adapter_rules
 from peftrun.adapter.routing import Router
 from peftrun.errors import AdapterError
 from peftrun.prompts import BASE
@@ -29,17 +30,21 @@ PLAIN = "__base__"  # PEFT's word for BASE
 def cannot(net: Any, names: Names) -> str | None:
     """Why these rows cannot share a batch; None if they can.
 
-    Raises: AdapterError: a row asks for the base, which an adapter with trained biases has changed.
+    Raises: AdapterError: a row asks for the base, which an adapter has changed.
     """
     if not isinstance(net, PeftModel):
         return None
+    _check_base(net, names)
     configs = dict(net.peft_config)
-    biased = [name for name, config in configs.items() if getattr(config, "bias", "none") != "none"]
-    if biased and BASE in names:
-        raise AdapterError(
-            f"adapter.{biased[0]}: has trained the base's biases, so the base cannot answer beside it; omit rows of {BASE}"
-        )
     return next((reason for reason in (alone(name, config) for name, config in configs.items()) if reason), None)
+
+
+def _check_base(net: Any, names: Names) -> None:
+    """Raises: AdapterError: a row asks for the base, and an adapter has changed it."""
+    for name, config in net.peft_config.items() if BASE in names else ():
+        change = adapter_rules.change_to_base(vars(config))
+        if change:
+            raise AdapterError(f"adapter.{name}: {change}, so the base cannot answer beside it; omit rows of {BASE}")
 
 
 def alone(name: str, config: Any) -> str | None:
@@ -52,7 +57,12 @@ def alone(name: str, config: Any) -> str | None:
 
 
 def groups(net: Any, names: Names) -> list[list[int]]:
-    """Numbers of the rows that may share batches: all, or those of each adapter."""
+    """Numbers of the rows that may share batches: all, or those of each adapter.
+
+    Raises: AdapterError: a row asks for the base, which an adapter has changed.
+    """
+    if isinstance(net, PeftModel):
+        _check_base(net, names)
     if len(set(names)) > 1 and cannot(net, names):
         return [[row for row, name in enumerate(names) if name == wanted] for wanted in dict.fromkeys(names)]
     return [list(range(len(names)))]

@@ -11,6 +11,7 @@ from peft import get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
+from peftrun.adapter import saved_base
 from peftrun.adapter.skeleton import stay
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
@@ -39,7 +40,9 @@ def add(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
     else:
         model.add_adapter(name, config, low_cpu_mem_usage=True)
     stay(model)
-    set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS), adapter_name=name, low_cpu_mem_usage=True)
+    with saved_base.untouched(model, name, folder) as found:
+        own = saved_base.without(load_file(folder / ADAPTER_WEIGHTS), found)
+        set_peft_model_state_dict(model, own, adapter_name=name, low_cpu_mem_usage=True)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             _place(module)

@@ -12,6 +12,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from peftrun import artifacts
+from peftrun.adapter import trained_tokens
 from peftrun.adapter.attach import changes_base
 from peftrun.adapter.company import member
 from peftrun.adapter.load import kept_probe
@@ -64,7 +65,8 @@ def initial_kept(model: Any, lora: Any, out_dir: Path, writes: bool = True) -> I
 def _write(model: Any, name: str, folder: Path, initial: Path | None) -> None:
     conversion = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
     root = folder.parent if folder.name == name else folder
-    model.save_pretrained(str(root), selected_adapters=[name], save_embedding_layers=False, **conversion)
+    with trained_tokens.only_of_owners(model, name):
+        model.save_pretrained(str(root), selected_adapters=[name], save_embedding_layers=False, **conversion)
     (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names paths of this machine
     inner = root / name
     if root == folder and inner.is_dir():  # PEFT puts every adapter but `default` into a folder of its own

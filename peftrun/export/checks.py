@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from peftrun import adapter_folder, adapter_weights
 from peftrun.errors import AdapterError, PeftrunError
 from peftrun.export import llama_cpp_rules, source, vllm_rules
 from peftrun.export.names import HUB_ID
@@ -82,3 +83,6 @@ def _adapter(target: str, name: str, path: str) -> Iterator[str]:
         yield from error.lines
         return
     yield from TARGETS.get(target, lambda _: [])(found)
+    broken = adapter_weights.not_finite(found.folder)
+    if broken:
+        yield f"{adapter_folder.option(path, name)}: tensor {broken} holds NaN or infinity, so training has diverged; train again with a lower learning rate"

@@ -7,12 +7,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from peftrun import artifacts, safetensors_file
+from peftrun import adapter_rules, artifacts, safetensors_file
 from peftrun.export.source import Source
 
 VERSION = "0.33.0"
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # `--max-lora-rank` takes these alone
-STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # starts that leave the base as it is; others change it
 TENSORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte")
 WITHOUT_LORA = (  # bases whose class in vLLM is not `SupportsLoRA`
@@ -26,11 +25,6 @@ WITH_EMBEDDINGS = (  # bases whose `embedding_modules` name embeddings and head
 MERGE = "merge it instead (peftrun action=merge adapter=…) and serve the folder"
 ANSWER = "answer with peftrun action=generate adapter=…"
 MEASURE = "measure it with peftrun action=evaluate adapter=…, or load it with action=reload"
-
-
-def _changes_base(config: dict[str, Any]) -> bool:
-    start = config.get("init_lora_weights", True)
-    return isinstance(start, str) and start.lower() not in STARTS
 
 
 # (what vLLM refuses or would get wrong, whether a config asks for it, what to do instead)
@@ -50,7 +44,7 @@ RULES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("QALoRA", lambda config: config.get("use_qalora"), MERGE),
     ("KaSA", lambda config: config.get("kasa_config"), MERGE),
     ("Conv1D layers (GPT-2)", lambda config: config.get("fan_in_fan_out"), MERGE),
-    ("a start that changes the base (init_lora_weights)", _changes_base, "save it again with peftrun or PEFT's path_initial_model_for_weight_conversion"),
+    ("an initialisation that changes the base (init_lora_weights)", adapter_rules.changing_init, adapter_rules.CONVERT),
 ]  # fmt: skip
 
 

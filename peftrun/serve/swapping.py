@@ -49,8 +49,8 @@ class Swapper:
                 f"The lora adapter '{name}' has already been loaded. Set load_inplace to true to replace it.",
                 "lora_name",
             )
-        if not adapter_folder.NAME.fullmatch(name):
-            raise faults.invalid(f"{name!r} {adapter_folder.NAME_RULE}.", "lora_name")
+        if not adapter_folder.SERVED_NAME.fullmatch(name):
+            raise faults.invalid(f"{name!r} {adapter_folder.NAME_RULE}, with single dots between them.", "lora_name")
         with _as_fault("lora_path"):
             folder = adapter_folder.locate(wish.lora_path, name)
             check(folder, name)

@@ -8,7 +8,11 @@ from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed, check_refused
 from merge_cases import FAMILIES, trained_adapter
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora.config import ArrowConfig, BdLoraConfig, KasaConfig
+
+from peftrun.adapter import combine
+from peftrun.errors import AdapterError
 
 FAMILY = FAMILIES["llama"]
 WEIGHTS = {"a": 0.7, "b": -0.4}
@@ -122,6 +126,45 @@ def test_the_seed_decides_what_dare_drops(cli, tmp_path, llama, on_tiny):
 def test_what_a_combination_would_drop_is_refused(cli, tmp_path, pair, llama, on_tiny, settings, told):
     paths = {"a": pair["a"], "b": made(tmp_path / "b", llama, r=3, target_modules=["q_proj"], **settings)}
     check_failed(cli, tmp_path, [*on_tiny(llama), *asked(paths)], [told])
+
+
+OWN_RULES = {
+    "use_dora": True,
+    "modules_to_save": ["norm"],
+    "lora_bias": True,
+    "alora_invocation_tokens": [5, 6],
+    "trainable_token_indices": [5, 6],
+    "target_parameters": ["q_proj.weight"],
+    "use_qalora": True,
+    "use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2),
+    "kasa_config": KasaConfig(),
+    "layer_replication": [[0, 2]],
+    "arrow_config": ArrowConfig(),
+}
+
+
+@cases("key", OWN_RULES)
+def test_whatever_is_not_in_the_factors_is_refused(key):
+    """PEFT would drop it, or let the first adapter decide for the sum."""
+    odd = LoraConfig(target_modules=["q_proj"])
+    setattr(odd, key, OWN_RULES[key])
+    for configs in ({"a": LoraConfig(), "b": odd}, {"b": odd, "a": LoraConfig()}):
+        with pytest.raises(
+            AdapterError, match=rf"^adapter\.b: has {key}, which no combination takes along; "
+        ) as refused:
+            combine.check(configs, "cat")
+        assert ("leave it out" in str(refused.value)) == (key == "alora_invocation_tokens")
+
+
+def test_settings_of_training_do_not_matter():
+    plain = LoraConfig(
+        target_modules=["q_proj"],
+        init_lora_weights="eva",
+        lora_dropout=0.1,
+        exclude_modules=["v_proj"],
+        revision="main",
+    )
+    combine.check({"a": plain, "b": LoraConfig()}, "cat")
 
 
 def test_unequal_ranks_need_cat_or_svd(cli, tmp_path, pair, llama, on_tiny):

@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 from cases import cases
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+
+from peftrun import adapter_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 TARGETS = ["q_proj", "v_proj"]
@@ -157,6 +159,67 @@ def test_a_method_without_pairs_is_told_not_to_be_comparable(cli, llama, trained
     found, outcome = compared(cli, trained, tmp_path / "ia3")
     assert "IA3 has no LoRA pairs" in found["not_comparable"]["b: *"] and found["totals"] == {"modules": 0}
     assert found["config"]["peft_type"] == ["LORA", "IA3"] and "not comparable" in outcome.out
+
+
+BESIDE = {
+    "modules_to_save": ({"modules_to_save": ["lm_head"]}, "lm_head.weight"),
+    "tokens": ({"trainable_token_indices": [5, 6]}, "model.embed_tokens.token_adapter.trainable_tokens_delta"),
+    "dora": ({"use_dora": True}, "model.layers.0.self_attn.q_proj.lora_magnitude_vector"),
+    "lora_bias": ({"lora_bias": True}, "model.layers.0.self_attn.q_proj.lora_B.bias"),
+}
+
+
+@cases("kind", BESIDE)
+def test_what_is_beside_the_pairs_is_compared(cli, llama, tmp_path, kind):
+    settings, name = BESIDE[kind]
+    made(llama, tmp_path / "a", LoraConfig(target_modules=TARGETS, **settings))
+    key = next(key for key in load_file(tmp_path / "a" / WEIGHTS) if key.removeprefix("base_model.model.") == name)
+    other = changed(tmp_path / "a", tmp_path / "b", lambda one, value: value + (one == key))
+    found, outcome = compared(cli, tmp_path / "a", other)
+    value = load_file(tmp_path / "a" / WEIGHTS)[key].double()
+    row = found["tensors"][name]
+    assert found["totals"]["distance"] == 0.0 and found["config"] == {}
+    assert row["norm_a"] == pytest.approx(value.norm().item()) and row["norm_b"] == pytest.approx(
+        (value + 1).norm().item()
+    )
+    assert row["distance"] == pytest.approx(value.numel() ** 0.5) == pytest.approx(found["tensor_totals"]["distance"])
+    assert name in outcome.out and f"all {len(found['tensors'])} other tensors" in outcome.out
+
+
+def test_biases_and_tensors_of_one_only(cli, gpt2, tmp_path):
+    more = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    made(gpt2, tmp_path / "a", LoraConfig(**more, bias="all"))
+    made(gpt2, tmp_path / "b", LoraConfig(**more))
+    moved = changed(tmp_path / "a", tmp_path / "c", lambda key, value: value + key.endswith(".bias"))
+    found, _ = compared(cli, tmp_path / "a", moved)
+    assert {row["distance"] for name, row in found["tensors"].items() if name.endswith("ln_f.bias")} == {32**0.5}
+    found, outcome = compared(cli, tmp_path / "a", tmp_path / "b")
+    assert (
+        "transformer.ln_f.bias" in found["tensors_only_in_a"]
+        and not found["tensors_only_in_b"]
+        and not found["tensors"]
+    )
+    assert "only in a" in outcome.out
+
+
+def test_rows_of_other_tokens_are_not_compared(cli, llama, tmp_path):
+    for name, tokens in (("a", [5, 6]), ("b", [5, 7])):
+        made(llama, tmp_path / name, LoraConfig(target_modules=TARGETS, trainable_token_indices=tokens))
+    found, _ = compared(cli, tmp_path / "a", tmp_path / "b")
+    assert not found["tensors"] and list(found["not_comparable"].values()) == ["its rows are of other tokens"]
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 22])
+def test_methods_without_pairs_are_compared_tensor_by_tensor(cli, llama, tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(adapter_tensors, "PIECE", piece)
+    config = LoHaConfig(target_modules=TARGETS, r=4)
+    made(llama, tmp_path / "a", config)
+    found, _ = compared(cli, tmp_path / "a", changed(tmp_path / "a", tmp_path / "b", lambda key, value: value * 2))
+    whole = (
+        torch.cat([value.double().flatten() for value in load_file(tmp_path / "a" / WEIGHTS).values()]).norm().item()
+    )
+    totals = found["tensor_totals"]
+    assert (totals["norm_a"], totals["distance"], totals["cosine"]) == pytest.approx((whole, whole, 1.0))
 
 
 @cases("adapter", ["", "adapter={adapter}", "adapter={{a: {adapter}, b: {adapter}, c: {adapter}}}"])

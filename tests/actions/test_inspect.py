@@ -128,6 +128,32 @@ def test_a_method_without_pairs_is_told_and_not_measured(cli, llama, tmp_path):
     assert "no LoRA pairs" in found["not_measured"]["*"] and "not measured" in outcome.out
 
 
+HELD = {
+    "tokens": ({"trainable_token_indices": [5, 6]}, ["trained tokens [5, 6]", "token rows, 2×32, norm "]),
+    "aLoRA": ({"alora_invocation_tokens": [7, 8]}, ["called by tokens [7, 8]"]),
+    "whole modules": ({"modules_to_save": ["lm_head"]}, ["whole modules lm_head", "lm_head.weight: trained in full, "]),
+    "embeddings": ({"target_modules": ["embed_tokens"]}, ["embed_tokens.base_layer.weight: embedding of the base, "]),
+    "init": ({"init_lora_weights": "olora"}, ["takes part of the base's weights away", "init_lora_weights=olora"]),
+    "niter": ({"init_lora_weights": "pissa_niter_4"}, ["cannot be loaded", "path_initial_model_for_weight_conversion"]),
+}
+
+
+@cases("held", HELD)
+def test_everything_that_it_holds_is_shown(cli, llama, tmp_path, held):
+    settings, words = HELD[held]
+    made(llama, tmp_path / "a", LoraConfig(**PLAIN | settings))
+    found, outcome = inspected(cli, tmp_path / "a")
+    shown = " ".join(outcome.out.split())
+    assert all(word in shown for word in words), outcome.out
+    tensors = {
+        key.removeprefix("base_model.model."): value for key, value in load_file(tmp_path / "a" / WEIGHTS).items()
+    }
+    beside = {key: value for key, value in tensors.items() if ".lora_" not in key}
+    assert {name: row["norm"] for name, row in found["tensors"].items()} == pytest.approx(
+        {name: value.double().norm().item() for name, value in beside.items()}
+    )
+
+
 def test_modules_that_cannot_be_measured_are_named(cli, llama, tmp_path):
     made(llama, tmp_path / "a", LoraConfig(**PLAIN))
     file, start = tmp_path / "a" / WEIGHTS, "base_model.model.model.layers.0."

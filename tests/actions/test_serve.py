@@ -47,7 +47,7 @@ def test_base_is_no_name_for_an_adapter(cli, tmp_path, llama, trained, on_tiny):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"bias": "all"}, "has trained the base's biases"),
+        ({"bias": "all"}, "replaces the base's biases"),
         ({"peft_type": "PROMPT_TUNING"}, "is of type PROMPT_TUNING"),
         ({"alora_invocation_tokens": [5]}, "is an aLoRA"),
         ({"target_parameters": ["mlp.experts.down_proj"]}, "adapts parameters"),
