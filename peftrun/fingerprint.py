@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from peftrun import artifacts, safetensors_file
@@ -14,6 +14,7 @@ from peftrun.errors import ModelError
 from peftrun.paths import cache_dir
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+CHUNK = 1 << 22  # bytes
 TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 
 
@@ -77,19 +78,21 @@ def _weights(files: list[Path]) -> str:
 
 
 def _tensor_lines(file: Path) -> list[str]:
-    """`name dtype shape sha256` for each tensor of a file; hashed in threads over a memory map."""
-    found = safetensors_file.entries(file)
-    with open(file, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
+    """`name dtype shape sha256` for each tensor of a file; read and hashed in threads, a few megabytes at a time."""
+    with open(file, "rb", buffering=0) as handle, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(partial(_tensor_line, handle.fileno()), safetensors_file.entries(file)))
 
-        def line(entry: safetensors_file.Entry) -> str:
-            with view[entry.begin : entry.end] as part:
-                return f"{entry.name} {entry.dtype} {entry.shape} {hashlib.sha256(part).hexdigest()}"
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            lines = list(pool.map(line, found))
-        view.release()
-    return lines
+def _tensor_line(handle: int, entry: safetensors_file.Entry) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, entry.end - entry.begin)))
+    begin = entry.begin
+    while begin < entry.end:
+        count = os.preadv(handle, [buffer[: entry.end - begin]], begin)
+        if not count:
+            raise artifacts.ArtifactError(f"{entry.name}: the file became shorter while it was read; restore it")
+        digest.update(buffer[:count])
+        begin += count
+    return f"{entry.name} {entry.dtype} {entry.shape} {digest.hexdigest()}"
 
 
 def _contents(files: list[Path]) -> str:

@@ -5,7 +5,6 @@ import shutil
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from peftrun import fingerprint
+from peftrun.action_specs import MergeAction
 from peftrun.adapter import skeleton
 from peftrun.merge import in_memory, shards, streamed_proof, streaming
 from peftrun.merge.job import MergeJob
@@ -136,8 +136,8 @@ def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dic
     """The figures of peftrun's own proof of the merge in `folder`."""
     known: Future[Any] = Future()
     known.set_result(fingerprint.of_model(base))
-    spec = cast(Any, SimpleNamespace(model=model_spec(base)))
-    job = MergeJob(spec, cast(Any, None), "default", base, adapter, dtype, known)
+    action = MergeAction("merge", "auto", None, True, 1)
+    job = MergeJob(model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, known)
     figures, loaded = streamed_proof.prove(job, net, folder, [list(range(5, 12))])
     assert loaded.effect["max_logit_difference"] > 0
     return figures

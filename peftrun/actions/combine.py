@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import adapter_folder, artifacts, console, device, heads, model
+from peftrun import adapter_folder, artifacts, console, heads, model, placement
 from peftrun.action_specs import CombineAction
 from peftrun.adapter import combine, load, save
 from peftrun.artifacts import ADAPTER_WEIGHTS, sha256
@@ -21,7 +21,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     spec = replace(spec, model=model.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, CombineAction)
-    place = device.resolve(spec.device)
+    place = placement.resolve(spec)
     console.say(place.note)
     base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)

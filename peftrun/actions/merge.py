@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from peftrun import adapter_folder, artifacts, console, device, fingerprint, heads, model, tasks
+from peftrun import adapter_folder, adapter_rules, artifacts, console, device, fingerprint, heads, model, tasks
 from peftrun.action_specs import MergeAction
 from peftrun.adapter import load, probe, skeleton
 from peftrun.adapter.layer_walk import NotWalkableError
 from peftrun.adapter.load import LoadProof
-from peftrun.errors import ProofError
+from peftrun.errors import AdapterError, ProofError
 from peftrun.merge import in_memory, origin, proof, streamed_proof, streaming
 from peftrun.merge.job import MergeJob
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
+from peftrun.schema import RunSpec, TaskSpec
 from peftrun.tasks import prepared
 
 
@@ -39,8 +39,18 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.say("a merge is computed in float32 and rounded once")
     # The base's content is hashed while it is merged, so that its files are read once.
     with artifacts.new_folder(target, kept_if=ProofError) as folder, ThreadPoolExecutor(1) as pool:
-        job = MergeJob(spec, place, name, base, adapter, dtype, pool.submit(fingerprint.of_model, base))
-        figures = {"verified": action.verify, **_merge(job, folder, console.short(target))}
+        job = MergeJob(
+            spec.model,
+            action,
+            spec.allow_base_mismatch,
+            place,
+            name,
+            base,
+            adapter,
+            dtype,
+            pool.submit(fingerprint.of_model, base),
+        )
+        figures = {"verified": action.verify, **_merge(job, spec.task, folder, console.short(target))}
         mark = job.check_base()
         identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
         origin.write(folder, identity, stored, adapter)
@@ -57,7 +67,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return RunResult(out_dir, facts, artifacts=[target], summary=summary, next_commands=again)
 
 
-def _merge(job: MergeJob, folder: Path, shown: str) -> dict[str, Any]:
+def _merge(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str, Any]:
     """Writes and proves; figures for the record, and `loaded`, the proof of the adapter's load."""
     console.doing(f"writing {shown}")
     started = time.perf_counter()
@@ -67,13 +77,13 @@ def _merge(job: MergeJob, folder: Path, shown: str) -> dict[str, Any]:
         console.say(f"this merge needs the whole model in memory: {reason}")
         for file in folder.iterdir():
             file.unlink()
-        return _in_memory(job, folder)
+        return _in_memory(job, _rows(job, task), folder)
     figures: dict[str, Any] = {"streamed": True, "seconds": round(time.perf_counter() - started, 2)}
     if not job.action.verify:
         return figures
     job.check_base()
     console.doing("comparing the written files with the adapter on its base")
-    proved, loaded = _prove(job, net, folder)
+    proved, loaded = _prove(job, net, _rows(job, task), folder)
     return {
         **figures,
         **proved,
@@ -85,8 +95,12 @@ def _merge(job: MergeJob, folder: Path, shown: str) -> dict[str, Any]:
 def _stream(job: MergeJob, folder: Path) -> Any:
     """PEFT's model without the base's weights, once the merge is written. Raises: NotStreamableError: it needs them all at once."""
     _check_streams(str(job.adapter), job.name)
-    net = skeleton.build(job.base, job.spec.model, str(job.adapter), job.name)
-    start = skeleton.starts_from_base(net, job.name)
+    try:
+        net = skeleton.build(job.base, job.model, str(job.adapter), job.name)
+    except AdapterError:
+        job.check_base()  # another base is why
+        raise
+    start = adapter_rules.changing_init(artifacts.read_json(job.adapter / artifacts.ADAPTER_CONFIG))
     if start is not None:
         raise streaming.NotStreamableError(
             f"an adapter that starts from {start} and was not converted changes its base"
@@ -96,8 +110,7 @@ def _stream(job: MergeJob, folder: Path) -> Any:
     return net
 
 
-def _prove(job: MergeJob, net: Any, folder: Path) -> tuple[dict[str, Any], LoadProof]:
-    rows = _rows(job)
+def _prove(job: MergeJob, net: Any, rows: list[list[int]], folder: Path) -> tuple[dict[str, Any], LoadProof]:
     try:
         proved, loaded = streamed_proof.prove(job, net, folder, rows)
     except NotWalkableError as reason:
@@ -106,14 +119,13 @@ def _prove(job: MergeJob, net: Any, folder: Path) -> tuple[dict[str, Any], LoadP
     return {**proved, "held_out_rows": len(rows)}, loaded
 
 
-def _in_memory(job: MergeJob, folder: Path) -> dict[str, Any]:
+def _in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, Any]:
     """The same where PEFT merges the whole model at once."""
-    spec, started = job.spec, time.perf_counter()
+    started = time.perf_counter()
     job.check_base()
-    loaded = model.load_base(spec.model, job.place, torch.float32, job.head)
-    rows = _rows(job) if job.action.verify else []
+    loaded = model.load_base(job.model, job.place, torch.float32, job.head)
     plain = probe.logits(loaded.model, loaded.tokenizer)
-    net, (proof_of_load,) = load.load(loaded, {job.name: str(job.adapter)}, job.name, spec.allow_base_mismatch)
+    net, (proof_of_load,) = load.load(loaded, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
     adapted = _logits(net, loaded.tokenizer, rows)
     merged = in_memory.merge(net)
     if job.action.verify:
@@ -122,18 +134,18 @@ def _in_memory(job: MergeJob, folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"streamed": False, "seconds": round(time.perf_counter() - started, 2)}
     if not job.action.verify:
         return figures
-    again = model.load_folder(folder, spec.model, job.place, torch.float32, job.head)
-    tokenizer = model.load_tokenizer(folder, spec.model)
+    again = model.load_folder(folder, job.model, job.place, torch.float32, job.head)
+    tokenizer = model.load_tokenizer(folder, job.model)
     compared = proof.compare(adapted, _logits(again, tokenizer, rows), plain, job.dtype)
     return {**figures, **compared, "held_out_rows": len(rows), "loaded": proof_of_load}
 
 
-def _rows(job: MergeJob) -> list[list[int]]:
-    """Token ids of held-out rows of the task, where the adapter answers such."""
-    count, task = job.action.held_out_rows, job.spec.task
-    if not count or heads.of_task(task) != job.head:
+def _rows(job: MergeJob, task: TaskSpec) -> list[list[int]]:
+    """Token ids of held-out rows of the task, where the adapter answers such and a proof is asked for."""
+    count = job.action.held_out_rows
+    if not job.action.verify or not count or heads.of_task(task) != job.head:
         return []
-    tokenizer = model.load_tokenizer(job.base, job.spec.model)
+    tokenizer = model.load_tokenizer(job.base, job.model)
     held_out = prepared.rows(tasks.of_kind(task.kind), task, tokenizer).held_out
     return [row.ids for row in held_out[:count]]
 

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import console, device, heads, tasks, warm
+from peftrun import console, heads, placement, tasks, warm
 from peftrun.action_specs import ReloadAction
-from peftrun.adapter import load
+from peftrun.adapter import load, streamed_load
+from peftrun.adapter.layer_walk import NotWalkableError
 from peftrun.adapter.load import LoadProof
+from peftrun.device import Device
+from peftrun.errors import AdapterError
+from peftrun.model import Base
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 
@@ -14,10 +18,9 @@ from peftrun.schema import RunSpec
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The proofs of load and, if asked, the task's metrics."""
     assert isinstance(spec.action, ReloadAction)
-    place = device.resolve(spec.device)
+    place = placement.resolve(spec)
     console.say(place.note)
-    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
-    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    base, net, proofs = _loaded(spec, place)
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
     if spec.action.evaluate:
@@ -34,6 +37,21 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     generate = [] if base.head else [f"peftrun action=generate adapter={path}"]
     result.next_commands = [*generate, f"peftrun action=merge adapter={path}"]
     return result
+
+
+def _loaded(spec: RunSpec, place: Device) -> tuple[Base, Any, list[LoadProof]]:
+    """Base, adapters on it, proofs. An adapter that is proved and nothing else needs no base in memory."""
+    assert isinstance(spec.action, ReloadAction)
+    if not spec.action.evaluate and len(spec.adapter) == 1:
+        ((name, path),) = spec.adapter.items()
+        try:
+            base, net, proof = streamed_load.prove(spec.model, place, path, name, spec.allow_base_mismatch)
+            return base, net, [proof]
+        except (NotWalkableError, AdapterError):
+            pass  # whole, it loads, or says why not
+    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    return base, net, proofs
 
 
 def _facts(base: Any, place: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ PROMPTS = (
 )
 MAX_TOKENS = 24
 KEPT = 8
-# Largest |Δlogit| taken for equal between two computations of the same numbers, by the dtype they are computed in.
-TOLERANCE = {"float32": 1e-2, "bfloat16": 2.0, "float16": 0.25}
+# What two computations of the same numbers may differ by: units of the dtype in the largest logit, and a share of what the adapter changes.
+UNITS, SHARE = 8, 0.05
 
 
 @torch.inference_mode()
@@ -51,6 +51,11 @@ def logits_of_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
 def _written(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a decoder of its own is given: the same text."""
     return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+
+
+def tolerance(adapted: torch.Tensor, effect: float, dtype: str) -> float:
+    """Largest |Δlogit| taken for equal between two computations of an adapter's logits in `dtype`. `effect`: max |Δlogit| from the base."""
+    return UNITS * torch.finfo(getattr(torch, dtype)).eps * adapted.abs().max().item() + SHARE * effect
 
 
 def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ PEFT would put these in the place of the base's.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,17 @@ def untouched(model: PeftModel, adapter: str, folder: Path) -> Iterator[dict[str
     yield found
     for name, value in rounded.items():
         base.get_parameter(name).data.copy_(value)
+
+
+def check_same(
+    read: Callable[[str], torch.Tensor], saved: Mapping[str, tuple[str, torch.Tensor]], folder: Path
+) -> None:
+    """The same for a base in files. `saved`: key in the adapter's file → parameter of the base, and the values in the adapter's file.
+
+    Raises: AdapterError: one of them is not as the base has it.
+    """
+    for key, (name, values) in saved.items():
+        _check_same(read(name), values, key, folder)
 
 
 def copies(tensors: Mapping[str, torch.Tensor], own: Iterable[str]) -> set[str]:

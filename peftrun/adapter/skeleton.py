@@ -1,5 +1,6 @@
 """A model without weights under an adapter with them: what a merge needs, in the adapter's own size of memory."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun import adapter_folder, heads, model
+from peftrun.adapter import saved_base
+from peftrun.adapter.layer_walk import plain_name
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
+from peftrun.merge import shards, streaming
 from peftrun.schema import ModelSpec
-
-UNCONVERTED = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 
 
 def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
@@ -30,6 +32,11 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
         stay(net)
         saved = load_file(folder / ADAPTER_WEIGHTS)
         known = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
+        of_base = saved_base.names(net, name, saved)
+        saved_base.check_same(
+            _stored(net, base_folder), {key: (one, saved[key]) for key, one in of_base.items()}, folder
+        )
+        saved = saved_base.without(saved, of_base.keys() | saved_base.copies(saved, known))
         set_peft_model_state_dict(net, saved, adapter_name=name, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -55,7 +62,9 @@ def stay(net: Any) -> None:
             module._move_adapter_to_device_of_base_layer = lambda *_, **__: None
 
 
-def starts_from_base(net: Any, name: str) -> str | None:
-    """The initialisation of an adapter that means a base with parts taken out of it; None if it means the base itself."""
-    found = str(getattr(net.peft_config[name], "init_lora_weights", ""))
-    return found if found.startswith(UNCONVERTED) else None
+def _stored(net: Any, folder: Path) -> Callable[[str], torch.Tensor]:
+    """Reads a parameter of the base from its files."""
+    model = net.get_base_model()
+    parts = [one for file in shards.files_of(folder) for one in shards.stored(file)]
+    found = streaming.with_tied(model, streaming.by_name(model, parts))
+    return lambda name: found[plain_name(name)].as_stored()

@@ -31,6 +31,8 @@ def check(config: dict[str, Any], name: str) -> None:
     why = "puts virtual tokens before the input" if kind in VIRTUAL else None
     if config.get("alora_invocation_tokens"):
         why = "is on only after a text that calls it"
+    if config.get("layer_replication"):
+        why = "repeats layers of the base (layer_replication), which shares their weights and a merged model cannot"
     if why:
         raise AdapterError(
             f"adapter.{name}: cannot merge this {kind} adapter, which {why}; keep it as an adapter on its base"

@@ -4,12 +4,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftrun import heads, model
+from peftrun import heads
 from peftrun.action_specs import MergeAction
 from peftrun.adapter import load
 from peftrun.device import Device
 from peftrun.fingerprint import Fingerprint
-from peftrun.schema import RunSpec
+from peftrun.model import portable_name
+from peftrun.schema import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class MergeJob:
         hashing: gives the base's fingerprint once its files are read.
     """
 
-    spec: RunSpec
+    model: ModelSpec
+    action: MergeAction
+    allow_base_mismatch: bool
     place: Device
     name: str
     base: Path
@@ -31,15 +34,9 @@ class MergeJob:
 
     def check_base(self) -> Fingerprint:
         """The base's fingerprint. Raises: AdapterError: the adapter was made for another base."""
-        mark, spec = self.hashing.result(), self.spec
-        load.check_base(model.portable_name(spec.model), mark, self.adapter, spec.allow_base_mismatch)
+        mark = self.hashing.result()
+        load.check_base(portable_name(self.model), mark, self.adapter, self.allow_base_mismatch)
         return mark
-
-    @property
-    def action(self) -> MergeAction:
-        """What the action was asked."""
-        assert isinstance(self.spec.action, MergeAction)
-        return self.spec.action
 
     @property
     def head(self) -> heads.Head | None:

@@ -59,6 +59,10 @@ class Stored:
             place += len(part)
         return into.reshape(self.entry.shape)
 
+    def as_stored(self) -> torch.Tensor:
+        """Its values in the dtype that they are stored in."""
+        return torch.cat([part.clone() for part in self.pieces()]).reshape(self.entry.shape)
+
     def pieces(self) -> Iterator[torch.Tensor]:
         """Its values as stored, flat, so many at a time; each is overwritten by the next."""
         buffer = bytearray(min(PIECE * self.dtype.itemsize, self.entry.end - self.entry.begin))

@@ -23,8 +23,8 @@ def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple
     Args: net: see `skeleton.build`. rows: token ids on which the models are compared beside the probes.
     Raises: ProofError: what was written is not the adapter on its base. NotWalkableError: this model computes whole only.
     """
-    tokenizer = model.load_tokenizer(job.base, job.spec.model)
-    plain, merged = (model.empty(one, job.spec.model, job.head) for one in (job.base, folder))
+    tokenizer = model.load_tokenizer(job.base, job.model)
+    plain, merged = (model.empty(one, job.model, job.head) for one in (job.base, folder))
     adapted, written = net.get_base_model(), _untouched(job, net, folder, merged)
     of_base = {key: written.merged[key] if key in written.same else one for key, one in written.base.items()}
     texts = [lambda net: probe.logits(net, tokenizer), *(_of_row(row) for row in rows)]
@@ -44,16 +44,15 @@ def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple
 
 def prove_whole(job: MergeJob, folder: Path, rows: list[list[int]]) -> tuple[dict[str, Any], LoadProof]:
     """The same with whole models in memory, one after another. Raises: ProofError: see `prove`."""
-    spec = job.spec
-    base = model.load_base(spec.model, job.place, torch.float32, job.head)
+    base = model.load_base(job.model, job.place, torch.float32, job.head)
     plain = probe.logits(base.model, base.tokenizer)
-    net, (loaded,) = load.load(base, {job.name: str(job.adapter)}, job.name, spec.allow_base_mismatch)
-    written = _untouched(job, net, folder, model.empty(folder, spec.model, job.head))
+    net, (loaded,) = load.load(base, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
+    written = _untouched(job, net, folder, model.empty(folder, job.model, job.head))
     answers = partial(_answers, tokenizer=base.tokenizer, rows=rows)
     (adapted,) = layer_walk.run([Pass(net.get_base_model(), _nothing, partial(answers, net), written.check_layer)])
     figures = proof.check(written)
     del net, base.model
-    merged = answers(model.load_folder(folder, spec.model, job.place, torch.float32, job.head))
+    merged = answers(model.load_folder(folder, job.model, job.place, torch.float32, job.head))
     return {**figures, **proof.compare(adapted, merged, plain, job.dtype)}, loaded
 
 
@@ -64,7 +63,7 @@ def _answers(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
 
 def _untouched(job: MergeJob, net: Any, folder: Path, merged: Any) -> WrittenModel:
     """The written model, its config and all tensors compared that no layer of the adapter computes. `merged`: without weights."""
-    proof.check_config(net, folder, job.spec.model.trust_remote_code)
+    proof.check_config(net, folder, job.model.trust_remote_code)
     files = proof.stored_in(net.get_base_model(), job.base), proof.stored_in(merged, folder)
     written = WrittenModel(net, job.name, *files)
     written.compare_untouched(merged)
@@ -75,15 +74,15 @@ def _nothing(*_: Any) -> Any:
     raise AssertionError("a model in memory asks for no weights")
 
 
-def reader(net: Any, files: dict[str, Stored]) -> Callable[..., Any]:
-    """How a pass reads; a classifier that no file holds yet is zero."""
+def reader(net: Any, files: dict[str, Stored], dtype: torch.dtype = torch.float32) -> Callable[..., Any]:
+    """How a pass reads, for computing in `dtype`; a classifier that no file holds yet is zero."""
     shapes = {layer_walk.plain_name(key): one.shape for key, one in net.named_parameters(remove_duplicate=False)}
 
     def read(key: str, start: int | None, stop: int | None) -> Any:
         if key not in files:
-            return key, lambda: torch.zeros(shapes[key])[start:stop]
+            return key, lambda: torch.zeros(shapes[key], dtype=dtype)[start:stop]
         part = files[key].rows(start, stop)
-        return (part.file, part.entry.begin, part.entry.end), part.as_float
+        return (part.file, part.entry.begin, part.entry.end), lambda: part.as_float().to(dtype)
 
     return read
 

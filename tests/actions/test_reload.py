@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import build_llama, subprocess_cli
+from cases import cases
+from conftest import TINY_STEPS, build_llama, subprocess_cli
 from safetensors.torch import load_file, save_file
+
+from peftrun import model
 
 
 def copied(trained, tmp_path):
@@ -102,3 +105,19 @@ def test_a_base_saved_in_other_files_is_the_same_base(cli, tmp_path, trained, ll
     assert len(list(sharded.glob("*.safetensors"))) > 1
     outcome = cli(*on_tiny(sharded), "action=reload", f"adapter={trained}")
     assert outcome.code == 0 and outcome.record()["adapters"][0]["base_checked"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@cases("base", ["llama", "gpt2"])
+def test_a_proof_alone_needs_no_base_in_memory_and_is_the_same_proof(cli, request, on_tiny, monkeypatch, base, dtype):
+    overrides = [*on_tiny(request.getfixturevalue(base)), f"device.dtype={dtype}"]
+    trained = cli(*overrides, *TINY_STEPS)
+    whole = cli(*overrides, "action=reload", f"adapter={trained.run_dir}")
+    monkeypatch.setattr(model, "load_base", None)  # nobody calls it
+    alone = cli(*overrides, "action=reload", "action.evaluate=false", f"adapter={trained.run_dir}")
+    assert alone.code == 0, alone.err
+    (one,), (other,) = whole.record()["adapters"], alone.record()["adapters"]
+    assert one["tensors"] == other["tensors"] and one["delta_norm"] == pytest.approx(other["delta_norm"])
+    effect = one["effect"]["max_logit_difference"]
+    assert other["effect"]["max_logit_difference"] == pytest.approx(effect, rel=0.1)
+    assert other["saved_difference"] < (1e-4 if dtype == "float32" else 0.1) < effect
