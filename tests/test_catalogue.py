@@ -116,7 +116,8 @@ def test_a_merge_that_is_not_the_adapter_is_kept_as_rejected_with_its_figures(cl
     assert not (outcome.run_dir / "merged").exists()
     assert (outcome.run_dir / "merged.rejected" / "model.safetensors").is_file()
     figures = outcome.record()["merge"]
-    assert outcome.record()["status"] == "failed" and not figures["max_logit_difference"] <= figures["tolerance"]
+    assert outcome.record()["status"] == "failed" and not figures["max_logit_difference"] < float("inf")
+    assert "action.dtype=bfloat16" in outcome.err
 
 
 def test_held_out_rows_take_part_in_the_proof(cli, trained, llama, on_tiny):

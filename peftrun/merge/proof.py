@@ -141,7 +141,15 @@ def compare(adapted: torch.Tensor, merged: torch.Tensor, plain: torch.Tensor, dt
     rms, rms_effect = _rms(merged[: len(plain)] - adapted[: len(plain)]), _rms(adapted[: len(plain)] - plain)
     figures["share_of_effect"] = rms / rms_effect if rms_effect else 0.0
     limit = LOGIT_SHARE * effect + LOGIT_NOISE * adapted.abs().max().item()
-    if not math.isfinite(error) or (dtype == "float32" and error > limit):
+    if dtype == "float32":
+        figures["tolerance"] = limit
+    if not math.isfinite(error):
+        raise ProofError(
+            f"the merged model is not the adapter on its base: it answers with logits that are no finite numbers, since some weights are beyond "
+            f"what {dtype} can hold; what was written is kept under a .rejected name. Type action.dtype=bfloat16, or float32",
+            facts={"merge": figures},
+        )
+    if dtype == "float32" and error > limit:
         raise ProofError(
             f"the merged model is not the adapter on its base: max |Δlogit| {error:.3g}, where the adapter's own effect is "
             f"{effect:.3g} and {limit:.2g} is allowed; {ADVICE}",
