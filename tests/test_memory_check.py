@@ -79,6 +79,7 @@ def test_every_cell_of_a_sweep_is_refused(cli, huge, on_tiny, launcher):
     assert outcome.code == 1 and "Traceback" not in outcome.err and GO_ON in outcome.err
 
 
+@pytest.mark.slow
 def test_a_real_limit_ends_a_process_in_one_line(sized, on_tiny, tmp_path):
     limit = (psutil.Process().memory_info().vms + 2 * 10**9) // 1024
     words = [sys.executable, "-m", "peftrun", *on_tiny(sized(10**9)), "action=evaluate"]

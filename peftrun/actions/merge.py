@@ -135,6 +135,7 @@ def _in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, 
     if not job.action.verify:
         return figures
     again = model.load_folder(folder, job.model, job.place, torch.float32, job.head)
+    in_memory.compare(merged, again)
     tokenizer = model.load_tokenizer(folder, job.model)
     compared = proof.compare(adapted, _logits(again, tokenizer, rows), plain, job.dtype)
     return {**figures, **compared, "held_out_rows": len(rows), "loaded": proof_of_load}

@@ -8,7 +8,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from peftrun import safetensors_file
 from peftrun.errors import AdapterError, ProofError
-from peftrun.merge import shards
 from peftrun.model import Base
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -56,18 +55,19 @@ def merge(model: Any) -> Any:
 
 
 def save(merged: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the merged model, rounded once to `dtype`, and the tokenizer into `folder`; then reads every tensor again.
-
-    Raises: ProofError: a tensor in the files is not the model's.
-    """
+    """Writes the merged model, rounded once to `dtype`, and the tokenizer into `folder`."""
     merged.to(dtype).save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+
+
+def compare(merged: Any, again: Any) -> None:
+    """Raises: ProofError: a tensor of the model that was read `again` from the files, in float32, is not the merged one's."""
     held = merged.state_dict()
-    for file in shards.files_of(folder):
-        for one in shards.stored(file):
-            value = held.get(one.entry.name)
-            if value is None or not torch.equal(value.float().cpu(), one.as_float()):
-                raise ProofError(f"{file}: {one.entry.name} is not what was merged; write it again, to another disk")
+    for key, value in again.state_dict().items():
+        if key not in held or not torch.equal(held[key].float(), value):
+            raise ProofError(
+                f"{key}: what was read again from the merged files is not what was written; write them again, to another disk"
+            )
 
 
 def _untie(model: Any) -> None:
