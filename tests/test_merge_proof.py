@@ -9,11 +9,13 @@ import peft
 import pytest
 import torch
 from cases import cases
-from merge_cases import FAMILIES, proved, stored_base, trained_adapter, written
+from merge_cases import FAMILIES, model_spec, proved, stored_base, trained_adapter, written
 from safetensors.torch import load_file, save_file
 
+from peftrun import model
 from peftrun.errors import ArtifactError, ProofError
-from peftrun.merge import shards, streaming
+from peftrun.merge import proof, shards, streaming
+from peftrun.merge.proof import WrittenModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SMALL = {"r": 2, "lora_alpha": 2}
@@ -153,3 +155,19 @@ def biases_of(folder):
         for key in load_file(file)
         if re.search(r"(c_attn|query|value)\.bias$", key)
     ]
+
+
+def test_a_layer_that_no_text_reaches_is_compared_too(tmp_path):
+    net, base, _, folder = sound(tmp_path, "bfloat16")
+    adapted, merged = net.get_base_model(), model.empty(folder, model_spec(folder))
+
+    def summed():
+        files = WrittenModel(net, "default", proof.stored_in(adapted, base), proof.stored_in(merged, folder))
+        files.compare_untouched(merged)
+        return files
+
+    figures = proof.check(summed())
+    assert figures["layers"] == 0 and figures["summed"] == 8  # weights and biases of four layers
+    change(folder, WEIGHT, lambda value: value * 1.1)
+    with pytest.raises(ProofError, match=WEIGHT):
+        proof.check(summed())

@@ -97,6 +97,17 @@ class WrittenModel:
                 f"{path} answers otherwise merged than adapted: ‖error‖ {error:.3g}, ‖effect of the adapter‖ {effect:.3g}"
             )
 
+    def compare_unreached(self) -> None:
+        """The tensors of adapted layers to which no text has come: of a tower for images, of an expert that was not chosen."""
+        for path, module in self.net.get_base_model().named_modules():
+            if path in self._seen or not isinstance(module, streaming.BaseTunerLayer):
+                continue
+            values = {}
+            for key, one in module.get_base_layer().named_parameters(recurse=False):
+                values[key] = self.base[plain_name(f"{path}.{key}")].as_float() if one.is_meta else one.detach().clone()
+            for key, value in streaming.merge_layer(module, path, self.name, values).items():
+                self._compare(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
+
     def _compare(self, key: str, written: Stored | None, value: torch.Tensor) -> None:
         self.summed.add(key)
         if written is None:
@@ -161,7 +172,8 @@ def compare(adapted: torch.Tensor, merged: torch.Tensor, plain: torch.Tensor, dt
 
 
 def check(written: WrittenModel) -> dict[str, Any]:
-    """Figures of the comparison of tensors and layers. Raises: ProofError: one of them is wrong."""
+    """Figures of the comparison of tensors and layers, once texts have passed. Raises: ProofError: one of them is wrong."""
+    written.compare_unreached()
     figures = {
         "tensors": len(written.merged), "unchanged": len(written.same), "summed": len(written.summed),
         "layers": written.layers, "largest_layer_error": written.largest_layer_error,
