@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config, launch, trackers, tracking
+from peftrun import artifacts, config, exhaustion, launch, trackers, tracking
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.explain import reads, vain
 from peftrun.replay import environment, records
@@ -42,7 +42,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     record = Record(spec, out_dir)
     _say_template(record.spec)
     try:
-        with _terminate_as_interrupt(), _disk_full_as_fault(out_dir), fitting.advising(spec):
+        with _terminate_as_interrupt(), exhaustion.as_fault(out_dir), fitting.advising(spec):
             spread, spec = launch.wanted(record.spec), record.spec
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
@@ -116,7 +116,7 @@ def _tell(found: Exception, record: "Record") -> None:
     """One cell has failed; the others go on. A bug keeps its traceback."""
     from peftrun import console
 
-    fault = _disk_full(found, record.out_dir) or found
+    fault = exhaustion.fault_of(found, record.out_dir) or found
     record.failed(fault)
     record.reported()
     console.warn(
@@ -275,22 +275,3 @@ def _terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _disk_full_as_fault(out_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        fault = _disk_full(error, out_dir)
-        if fault is None:
-            raise
-        raise fault from error
-
-
-def _disk_full(error: Exception, out_dir: Path) -> ArtifactError | None:
-    code = getattr(error, "errno", None)
-    if not artifacts.disk_refused(error) or (isinstance(error, OSError) and code not in artifacts.DISK_FULL):
-        return None
-    where, reason = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
-    return ArtifactError(f"{where}: the disk is full ({' '.join(reason.split())[:200]}); free space and run again")

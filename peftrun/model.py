@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import errno
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
         if head is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
     except (ValueError, OSError, ImportError) as error:
+        if getattr(error, "errno", None) == errno.ENOMEM:  # not the base's fault
+            raise
         raise ModelError(_unreadable(spec, error)) from error
     name = portable_name(spec)
     model.name_or_path = name  # PEFT writes it into adapter_config.json

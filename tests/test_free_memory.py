@@ -3,7 +3,6 @@
 import resource
 
 import psutil
-import pytest
 from cases import cases
 
 from peftrun.system import free_memory, sizes
@@ -79,8 +78,6 @@ def test_it_is_told_for_people():
     assert str(Free(12 * 10**8)) == "1.20 GB free" and str(Free(0, "under ulimit -v")) == "0.00 GB free under ulimit -v"
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("4GiB", 4 * 2**30), ("60KB", 60_000), ("7", 7), ("much", None), (None, None)]
-)
+@cases("text, size", [("4GiB", 4 * 2**30), ("60KB", 60_000), ("7", 7), ("much", None), (None, None)])
 def test_amounts_are_read(text, size):
     assert sizes.amount(text) == size

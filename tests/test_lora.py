@@ -30,7 +30,7 @@ def attached(llama, *overrides):
     return net, before, plain, base
 
 
-@pytest.mark.parametrize("option", ["lora", "rslora", "dora"])
+@cases("option", ["lora", "rslora", "dora"])
 def test_disabled_is_the_base(llama, option):
     net, _, plain, base = attached(llama, f"lora={option}")
     for name, value in net.named_parameters():
@@ -41,7 +41,7 @@ def test_disabled_is_the_base(llama, option):
     assert not torch.equal(probe.logits(net, base.tokenizer), plain)
 
 
-@pytest.mark.parametrize("option", ["pissa", "olora", "corda", "lora_ga"])
+@cases("option", ["pissa", "olora", "corda", "lora_ga"])
 def test_what_changed_the_base_is_saved_as_plain_lora_of_twice_the_rank(cli, llama, on_tiny, option):
     folder = cli(*on_tiny(llama), *TINY_STEPS, f"lora={option}").run_dir / "adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -133,7 +133,7 @@ def test_sizes_that_divide_nothing_are_saved_and_loaded_as_they_are(llama, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["pissa", "olora"])
+@cases("method", ["pissa", "olora"])
 def test_what_is_trained_in_full_survives_the_conversion_to_plain_lora(cli, on_tiny, llama, method):
     """PEFT's own conversion saves the low-rank factors alone."""
     run = cli(*on_tiny(llama), *TINY_STEPS, f"lora={method}", "lora.modules_to_save=[norm]")

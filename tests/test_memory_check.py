@@ -13,7 +13,7 @@ from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed
 
-from peftrun import composition, config, memory_check, placement
+from peftrun import composition, config, memory_check, model, placement
 from peftrun.device import Device
 from peftrun.replay import environment
 from peftrun.sweep import bases, fitting, memory
@@ -73,7 +73,7 @@ def test_every_action_refuses_a_base_that_does_not_fit(cli, huge, llama, on_tiny
     assert outcome.record()["status"] == "failed"
 
 
-@pytest.mark.parametrize("launcher", ["shared_base", "basic"])
+@cases("launcher", ["shared_base", "basic"])
 def test_every_cell_of_a_sweep_is_refused(cli, huge, on_tiny, launcher):
     outcome = cli("-m", *on_tiny(huge), *TINY_STEPS, "seed=1,2", f"hydra/launcher={launcher}")
     assert outcome.code == 1 and "Traceback" not in outcome.err and GO_ON in outcome.err
@@ -202,3 +202,20 @@ def test_a_gpu_tells_what_it_can_give():
     del held  # torch keeps it for the next tensor
     assert before - memory_check.of_gpu("cuda").limits[0].bytes < 1 << 28
     assert 0 < before <= torch.cuda.mem_get_info()[1]
+
+
+def test_memory_that_runs_out_all_the_same_is_one_line(cli, llama, on_tiny, trained, monkeypatch):
+    """What torch, a GPU's library or the system says is not a traceback to the user."""
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        OSError(12, "Cannot allocate memory"),
+    ):
+
+        def full(*_, why=error, **__):
+            raise why
+
+        monkeypatch.setattr(model, "_load", full)
+        outcome = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}", "device.memory_check=false")
+        assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
+        assert "memory is full" in outcome.err and "type " in outcome.err

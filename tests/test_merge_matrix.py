@@ -64,7 +64,7 @@ def test_other_methods_of_peft_stream_too(tmp_path, kind):
     assert error < ALLOWED["float32"]
 
 
-@pytest.mark.parametrize("kind", ["AdaLoraConfig", "LNTuningConfig"])
+@cases("kind", ["AdaLoraConfig", "LNTuningConfig"])
 def test_what_cannot_stream_is_merged_in_memory_and_that_is_said(cli, tmp_path, llama, on_tiny, kind):
     targets = ["q_proj", "v_proj"] if kind == "AdaLoraConfig" else ["input_layernorm"]
     settings = {"target_modules": targets} | ({"total_step": 10} if kind == "AdaLoraConfig" else {})

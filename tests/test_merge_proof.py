@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from functools import partial
+from itertools import product
 
 import peft
 import pytest
@@ -106,8 +107,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@cases("fault", FAULTS)
+@cases("fault, dtype", product(FAULTS, DTYPES))
 def test_every_fault_of_the_files_is_found(tmp_path, dtype, fault):
     net, base, adapter, folder = sound(tmp_path, dtype)
     figures = proved(net, base, adapter, folder, dtype)
@@ -126,8 +126,7 @@ BIASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@cases("kind", BIASES)
+@cases("kind, dtype", product(BIASES, DTYPES))
 def test_a_method_that_changes_biases_changes_them_in_the_merge(tmp_path, monkeypatch, dtype, kind):
     """A merge that took every bias from the base, as one of ours did, is found at the layer."""
     family = "gpt2" if "c_attn" in BIASES[kind]["target_modules"] else "bert"

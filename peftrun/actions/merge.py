@@ -82,8 +82,9 @@ def _merge(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str,
     if not job.action.verify:
         return figures
     job.check_base()
+    rows = _rows(job, task)
     console.doing("comparing the written files with the adapter on its base")
-    proved, loaded = _prove(job, net, _rows(job, task), folder)
+    proved, loaded = _prove(job, net, rows, folder)
     return {
         **figures,
         **proved,
@@ -179,18 +180,19 @@ def _summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) ->
     share = figures["share_of_effect"]
     if share > proof.NOTABLE:
         console.warn(
-            f"rounding to {job.dtype} moves the answers by {share:.0%} of what the adapter changes in them: every tensor is "
-            "rounded right, the dtype is too coarse for so small a change; type action.dtype=float32 to keep it"
+            f"rounding the merged weights to {job.dtype} moves the logits by {share:.0%} of what the adapter changes in them (root mean square): "
+            "the files are right, the dtype is coarse for so small a change; type action.dtype=float32 and another folder to keep all of it"
         )
     equal = (
-        f"max |Δlogit| {figures['max_logit_difference']:.3g}, {share:.2g} of the adapter's effect, "
+        f"max |Δlogit| {figures['max_logit_difference']:.3g}, in root mean square {share:.2g} of the adapter's effect, "
         f"KL {figures['kl_divergence']:.3g}, top-1 agreement {figures['top1_agreement']:.1%}"
     )
     if figures["streamed"]:
         rows.append(
             (
                 "tensors",
-                f"{figures['summed']} are the sum, rounded once; {figures['unchanged']} are the base's, byte by byte",
+                f"{figures['summed']} are base plus adapter, rounded once; of the others {figures['unchanged']} are the base's byte by byte, "
+                f"{figures['rounded']} the base's rounded once",
             )
         )
     return [

@@ -39,6 +39,8 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
         saved = saved_base.without(saved, of_base.keys() | saved_base.copies(saved, known))
         set_peft_model_state_dict(net, saved, adapter_name=name, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        if "allocate memory" in str(error):  # not the adapter's fault
+            raise
         reason = " ".join(str(error).split())[:300]
         raise AdapterError(f"{folder}: does not fit {model.portable_name(spec)} ({reason})") from error
     # Against what PEFT would write again: it calls the second copy of a bias unexpected, though it writes both.

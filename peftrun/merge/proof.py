@@ -176,6 +176,7 @@ def check(written: WrittenModel) -> dict[str, Any]:
     written.compare_unreached()
     figures = {
         "tensors": len(written.merged), "unchanged": len(written.same), "summed": len(written.summed),
+        "rounded": len(written.merged) - len(written.same) - len(written.summed),
         "layers": written.layers, "largest_layer_error": written.largest_layer_error,
     }  # fmt: skip
     if written.wrong:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_an_adapter_altered_after_it_was_saved_is_refused(cli, tmp_path, trained
     assert outcome.code == 1 and "answers otherwise than when it was saved" in outcome.err
 
 
-@pytest.mark.parametrize(("drop", "told"), [(True, "not in the file"), (False, "no place in the model")])
+@cases("drop, told", [(True, "not in the file"), (False, "no place in the model")])
 def test_missing_and_unexpected_tensors_are_named(cli, tmp_path, trained, llama, on_tiny, drop, told):
     folder = copied(trained, tmp_path)
     file = folder / "adapter_model.safetensors"
@@ -107,8 +108,7 @@ def test_a_base_saved_in_other_files_is_the_same_base(cli, tmp_path, trained, ll
     assert outcome.code == 0 and outcome.record()["adapters"][0]["base_checked"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@cases("base", ["llama", "gpt2"])
+@cases("base, dtype", product(["llama", "gpt2"], ["float32", "bfloat16"]))
 def test_a_proof_alone_needs_no_base_in_memory_and_is_the_same_proof(cli, request, on_tiny, monkeypatch, base, dtype):
     overrides = [*on_tiny(request.getfixturevalue(base)), f"device.dtype={dtype}"]
     trained = cli(*overrides, *TINY_STEPS)
