@@ -36,7 +36,7 @@ def _memory_full(error: Exception) -> DeviceError | None:
     ):
         return None
     return DeviceError(
-        f"memory is full ({reason[:200]}); type device.dtype=bfloat16, model.quantization=nf4, or a smaller batch, raise the limit "
+        f"memory is full{f' ({reason[:200]})' if reason else ''}; type device.dtype=bfloat16, model.quantization=nf4, or a smaller batch, raise the limit "
         "(`ulimit -v unlimited`), or use a machine with more memory"
     )
 
