@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 ASKED = """
 import resource, torch
 from peftrun import device, schema
-device.resolve(schema.DeviceSpec("cpu", "float32", None, None, 1, 1, 0, None, 29500, None, True, None))
+device.resolve(schema.DeviceSpec("cpu", "float32", None, None, 1, 1, 0, None, 29500, None, True, True, None))
 for _ in range(3): torch.ones(1 << 22)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(50): torch.ones(1 << 22)
