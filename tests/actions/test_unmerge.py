@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import TINY_STEPS, build_llama
-from faults import check_failed
+from faults import check_failed, check_refused
 from merge_cases import FAMILIES, stored_base, tensors_of, trained_adapter
 from transformers import AutoModelForCausalLM
 
@@ -65,7 +65,6 @@ def test_another_adapter_than_the_merged_one_is_refused(cli, tmp_path, trained, 
     [
         ({"use_dora": True}, "DoRA gave"),
         ({"modules_to_save": ["lm_head"]}, "lm_head.weight in the place of the base's"),
-        ({"bias": "all"}, "replaces the base's biases"),
     ],
 )
 def test_what_a_merge_replaced_cannot_be_undone(cli, tmp_path, on_tiny, settings, reason):
@@ -74,7 +73,14 @@ def test_what_a_merge_replaced_cannot_be_undone(cli, tmp_path, on_tiny, settings
     merged = cli(*on_tiny(base), "action=merge", f"adapter={adapter}").run_dir / "merged"
     overrides = [item for item in on_tiny(base) if not item.startswith("model.name_or_path")]
     args = [*overrides, "action=unmerge", f"model.name_or_path={merged}", f"adapter={adapter}"]
-    check_failed(cli, tmp_path, args, ["undo", reason, "keep the base"])
+    check_failed(cli, tmp_path, args, ["this merge cannot be undone", reason, "keep the base"])
+
+
+def test_trained_biases_are_refused_before_the_run(cli, tmp_path, on_tiny, llama):
+    settings = {"r": 4, "target_modules": ["q_proj"], "bias": "all"}
+    adapter = trained_adapter(FAMILIES["llama"], llama, tmp_path, settings)
+    args = [*on_tiny(llama), "action=unmerge", f"adapter={adapter}"]
+    check_refused(cli, tmp_path, args, ["replaces the base's biases", "unmerge cannot undo", "keep the base"])
 
 
 @pytest.mark.slow
