@@ -127,10 +127,10 @@ def _in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, 
     loaded = model.load_base(job.model, job.place, torch.float32, job.head)
     plain = probe.logits(loaded.model, loaded.tokenizer)
     net, (proof_of_load,) = load.load(loaded, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
-    adapted = _logits(net, loaded.tokenizer, rows)
+    adapted = streamed_proof.answers(net, loaded.tokenizer, rows)
     merged = in_memory.merge(net)
     if job.action.verify:
-        proof.compare(adapted, _logits(merged, loaded.tokenizer, rows), plain, "float32")
+        proof.compare(adapted, streamed_proof.answers(merged, loaded.tokenizer, rows), plain, "float32")
     in_memory.save(merged, loaded, folder, device.dtype_of(job.dtype))
     figures: dict[str, Any] = {"streamed": False, "seconds": round(time.perf_counter() - started, 2)}
     if not job.action.verify:
@@ -138,7 +138,7 @@ def _in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, 
     again = model.load_folder(folder, job.model, job.place, torch.float32, job.head)
     in_memory.compare(merged, again)
     tokenizer = model.load_tokenizer(folder, job.model)
-    compared = proof.compare(adapted, _logits(again, tokenizer, rows), plain, job.dtype)
+    compared = proof.compare(adapted, streamed_proof.answers(again, tokenizer, rows), plain, job.dtype)
     return {**figures, **compared, "held_out_rows": len(rows), "loaded": proof_of_load}
 
 
@@ -150,11 +150,6 @@ def _rows(job: MergeJob, task: TaskSpec) -> list[list[int]]:
     tokenizer = model.load_tokenizer(job.base, job.model)
     held_out = prepared.rows(tasks.of_kind(task.kind), task, tokenizer).held_out
     return [row.ids for row in held_out[:count]]
-
-
-def _logits(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
-    found = probe.logits(net, tokenizer)
-    return torch.cat([found, probe.logits_of_rows(net, rows)]) if rows else found
 
 
 def _check_streams(path: str, name: str) -> None:

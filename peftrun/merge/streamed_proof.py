@@ -48,15 +48,16 @@ def prove_whole(job: MergeJob, folder: Path, rows: list[list[int]]) -> tuple[dic
     plain = probe.logits(base.model, base.tokenizer)
     net, (loaded,) = load.load(base, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
     written = _untouched(job, net, folder, model.empty(folder, job.model, job.head))
-    answers = partial(_answers, tokenizer=base.tokenizer, rows=rows)
-    (adapted,) = layer_walk.run([Pass(net.get_base_model(), _nothing, partial(answers, net), written.check_layer)])
+    compute = partial(answers, tokenizer=base.tokenizer, rows=rows)
+    (adapted,) = layer_walk.run([Pass(net.get_base_model(), _nothing, partial(compute, net), written.check_layer)])
     figures = proof.check(written)
     del net, base.model
-    merged = answers(model.load_folder(folder, job.model, job.place, torch.float32, job.head))
+    merged = compute(model.load_folder(folder, job.model, job.place, torch.float32, job.head))
     return {**figures, **proof.compare(adapted, merged, plain, job.dtype)}, loaded
 
 
-def _answers(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
+def answers(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
+    """Logits of a whole model on the probes, and then on the rows: (tokens, choices)."""
     found = probe.logits(net, tokenizer)
     return torch.cat([found, probe.logits_of_rows(net, rows)]) if rows else found
 
