@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -128,13 +128,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(root: Path, *parts: Path) -> dict[str, str]:
-    """Relative name → sha256 of every file in the folders `parts`, which lie below or beside `root`."""
+def digests(root: Path, parts: Iterable[Path], known: Mapping[Path, str]) -> dict[str, str]:
+    """Relative name → sha256 of every file in the folders `parts`, which lie below or beside `root`. `known`: need not be read."""
     files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
-        return {
-            os.path.relpath(file, root): digest for file, digest in zip(files, pool.map(sha256, files), strict=True)
-        }
+        found = pool.map(lambda file: known.get(file) or sha256(file), files)
+        return {os.path.relpath(file, root): digest for file, digest in zip(files, found, strict=True)}
 
 
 def size_of(folder: Path, pattern: str = "*.safetensors") -> int:

@@ -1,5 +1,7 @@
 """Runs one action: record first, heavy imports second, record finished last whatever happens."""
 
+import atexit
+import gc
 import logging
 import os
 import platform
@@ -208,14 +210,28 @@ def action(name: str) -> Any:
 
 def heavy(module: str) -> Any:
     """A module that imports torch, quietly."""
+    if module in sys.modules:
+        return sys.modules[module]
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     # It tells at each start what it could do if another package were there.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peftrun import console
 
-    with console.importing():
+    with console.importing(), _uncollected():
         return import_module(module)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """The collector looks at loaded modules neither while they load nor when the process ends: they stay, and each look takes a second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.freeze)
 
 
 def _opening(spec: RunSpec) -> dict[str, Any]:
@@ -242,7 +258,7 @@ def _outcome(result: RunResult) -> dict[str, Any]:
         **result.facts,
         "metrics": result.metrics,
         "objective": result.objective,
-        "artifacts": artifacts.digests(result.out_dir, *result.artifacts),
+        "artifacts": artifacts.digests(result.out_dir, result.artifacts, result.hashes),
     }
 
 

@@ -144,10 +144,10 @@ def _result(found: dict[str, Any], out_dir: Path, device: DeviceSpec) -> RunResu
         out_dir,
         {**found["facts"], "spread": spread},
         found["metrics"],
-        [Path(one) for one in found["artifacts"]],
-        [(str(key), str(value)) for key, value in found["summary"]],
-        found["next_commands"],
-        found["objective"],
+        artifacts=[Path(one) for one in found["artifacts"]],
+        summary=[(str(key), str(value)) for key, value in found["summary"]],
+        next_commands=found["next_commands"],
+        objective=found["objective"],
     )
 
 

@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -137,7 +137,9 @@ def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dic
     known: Future[Any] = Future()
     known.set_result(fingerprint.of_model(base))
     action = MergeAction("merge", "auto", None, True, 1)
-    job = MergeJob(model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, known)
+    job = MergeJob(
+        model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, ThreadPoolExecutor(1), known
+    )
     figures, loaded = streamed_proof.prove(job, net, folder, [list(range(5, 12))])
     assert loaded.effect["max_logit_difference"] > 0
     return figures

@@ -61,10 +61,10 @@ def test_load_adapter_gives_a_model_that_answers(trained, llama, on_tiny):
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(trained, llama, on_tiny):
-    before = digests(trained, trained)
+    before = digests(trained, [trained], {})
     with pytest.raises(peftrun.ArtifactError, match="holds a run already"):
         peftrun.run(*on_tiny(llama), out_dir=trained)
-    assert digests(trained, trained) == before
+    assert digests(trained, [trained], {}) == before
 
 
 def test_faults_are_exceptions(tmp_path):

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import psutil
 import pytest
@@ -108,9 +109,9 @@ def test_only_what_helps_is_advised(doubled, huge, llama, on_tiny, trained):
             "evaluate": [], "serve": [], "extract": [f"action.tuned={llama}"], "merge": [f"adapter={trained}"],
         }.items()
     }  # fmt: skip
-    assert told["evaluate"][:2] == ["device.dtype=bfloat16", "model.quantization=nf4"]
-    assert told["evaluate"][2].startswith(offload) and len(told["evaluate"]) == 3
-    assert told["serve"] == ["device.dtype=bfloat16", "model.quantization=nf4"]
+    held = ["device.dtype=bfloat16", *(["model.quantization=nf4"] if find_spec("bitsandbytes") else [])]
+    assert told["evaluate"][:-1] == held and told["evaluate"][-1].startswith(offload)
+    assert told["serve"] == held
     assert told["extract"] == ["device.dtype=bfloat16"]  # it reads the base in full precision
     assert [one.startswith(offload) for one in told["merge"]] == [True]  # it computes in float32
     assert refused(typed(*on_tiny(huge), "action=save"), huge) == []

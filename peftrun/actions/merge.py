@@ -38,18 +38,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.MERGED
     console.say("a merge is computed in float32 and rounded once")
     # The base's content is hashed while it is merged, so that its files are read once.
-    with artifacts.new_folder(target, kept_if=ProofError) as folder, ThreadPoolExecutor(1) as pool:
-        job = MergeJob(
-            spec.model,
-            action,
-            spec.allow_base_mismatch,
-            place,
-            name,
-            base,
-            adapter,
-            dtype,
-            pool.submit(fingerprint.of_model, base),
-        )
+    with artifacts.new_folder(target, kept_if=ProofError) as folder, ThreadPoolExecutor(2) as pool:
+        hashing = pool.submit(fingerprint.of_model, base)
+        job = MergeJob(spec.model, action, spec.allow_base_mismatch, place, name, base, adapter, dtype, pool, hashing)
         figures = {"verified": action.verify, **_merge(job, spec.task, folder, console.short(target))}
         mark = job.check_base()
         identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
@@ -64,7 +55,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     summary = _summary(target, f"{known_as} ({mark.short()})", job, figures)
     verbs = ["evaluate"] if heads.of_adapter(spec.adapter[name], name) else ["evaluate", "generate"]
     again = [f"peftrun action={verb} model=pretrained model.name_or_path={console.short(target)}" for verb in verbs]
-    return RunResult(out_dir, facts, artifacts=[target], summary=summary, next_commands=again)
+    hashes = {target / file: one.result() for file, one in job.hashes.items()}
+    return RunResult(out_dir, facts, artifacts=[target], hashes=hashes, summary=summary, next_commands=again)
 
 
 def _merge(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str, Any]:
@@ -75,8 +67,7 @@ def _merge(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str,
         net = _stream(job, folder)
     except streaming.NotStreamableError as reason:
         console.say(f"this merge needs the whole model in memory: {reason}")
-        for file in folder.iterdir():
-            file.unlink()
+        job.forget_written(folder)
         return _in_memory(job, _rows(job, task), folder)
     figures: dict[str, Any] = {"streamed": True, "seconds": round(time.perf_counter() - started, 2)}
     if not job.action.verify:
@@ -107,7 +98,7 @@ def _stream(job: MergeJob, folder: Path) -> Any:
             f"an adapter that starts from {start} and was not converted changes its base"
         )
     dtype = None if job.action.dtype == "auto" else device.dtype_of(job.dtype)
-    streaming.write(net, job.name, job.base, folder, dtype)
+    streaming.write(net, job.name, job.base, folder, dtype, after=job.follow)
     return net
 
 

@@ -258,4 +258,4 @@ def kept_probe(base: Base, model: Any) -> dict[str, Any]:
             "the adapter answers with logits that are no finite numbers, so training has diverged; no adapter was saved. "
             "Lower trainer.learning_rate, or type device.dtype=float32"
         )
-    return {_computed_in(base): probe.signature(found)}
+    return {_computed_in(base): probe.top_logits(found)}

@@ -1,5 +1,6 @@
 """Fixed prompts on which two models are compared, and how far apart they are."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ PROMPTS = (
     "def add(a, b):\n    return a + b\n",
     "URGENT! You have won a prize. Call now to claim 1000 pounds.",
 )
-MAX_TOKENS = 24
+MAX_TOKENS = 8  # of each; what a base of many billions computes on a laptop within seconds
 KEPT = 8
 # What two computations of the same numbers may differ by: units of the dtype in the largest logit, and a share of what the adapter changes.
 UNITS, SHARE = 8, 0.05
@@ -43,8 +44,10 @@ def batch(tokenizer: Any, call: list[int] | None = None) -> tuple[torch.Tensor, 
 def logits_of_rows(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
     model.eval()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    last = {"logits_to_keep": KEPT} if "logits_to_keep" in signature(inner.forward).parameters else {}
     given = [torch.tensor([ids], device=of_inputs(model)) for ids in rows]
-    found = [model(input_ids=ids, **_written(model, ids)).logits for ids in given]
+    found = [model(input_ids=ids, **_written(model, ids), **last).logits for ids in given]
     return torch.cat([(one[0, -KEPT:] if one.dim() == 3 else one).float().cpu() for one in found])
 
 
@@ -68,7 +71,7 @@ def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     }
 
 
-def signature(values: torch.Tensor) -> dict[str, Any]:
+def top_logits(values: torch.Tensor) -> dict[str, Any]:
     """A few kilobytes that tell whether logits are the same: the highest of each token, with their places."""
     top = values.topk(min(KEPT, values.shape[-1]), dim=-1)
     return {"indices": top.indices.tolist(), "values": top.values.tolist()}

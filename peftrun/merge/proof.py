@@ -26,6 +26,7 @@ from peftrun.merge.shards import Stored
 NOISE, SHARE = 2e-5, 2e-3
 LOGIT_NOISE, LOGIT_SHARE = 1e-4, 1e-2  # the same after all layers
 NOTABLE = 0.1  # share of the adapter's effect whose loss to rounding is said aloud
+Pair = tuple[Stored, Stored]  # of the base's files and of the merged ones
 UNLIKE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
 ADVICE = "what was written is kept under a .rejected name. This is a fault of peftrun: report it, and merge with PEFT meanwhile"
 
@@ -37,6 +38,7 @@ class WrittenModel:
     Attributes:
         net: the PEFT model; adapter `name` is active.
         base, merged: the tensors of the base and of the written folder, by the model's names of parameters.
+        equal: pairs of them whose bytes were compared when they were written, and are the same.
         wrong: what was found, one line a tensor or layer.
         same: names of tensors whose bytes are the base's.
         summed: names of tensors that were compared with PEFT's sum.
@@ -46,6 +48,7 @@ class WrittenModel:
     name: str
     base: dict[str, Stored]
     merged: dict[str, Stored]
+    equal: set[Pair] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     same: set[str] = field(default_factory=set)
     summed: set[str] = field(default_factory=set)
@@ -71,7 +74,7 @@ class WrittenModel:
             self._compare(key, written, own[key])
         elif key not in self.base:
             self.wrong.append(f"{key} is in the merged files and not in the base")
-        elif _same_bytes(self.base[key], written):
+        elif (self.base[key], written) in self.equal or _same_bytes(self.base[key], written):
             self.same.add(key)
         elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
             self.wrong.append(f"{key} is not the base's, and the adapter does not change it")
@@ -186,6 +189,13 @@ def check(written: WrittenModel) -> dict[str, Any]:
             facts={"merge": figures | {"wrong": written.wrong}},
         )
     return figures
+
+
+def equal_tensors(base: Path, written: Path) -> set[Pair]:
+    """Tensors of two files that have the same name and the same bytes."""
+    named = {one.entry.name: one for one in shards.stored(base)}
+    pairs = [(named[one.entry.name], one) for one in shards.stored(written) if one.entry.name in named]
+    return {pair for pair in pairs if _same_bytes(*pair)}
 
 
 def _same_bytes(one: Stored, other: Stored) -> bool:

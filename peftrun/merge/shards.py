@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 26  # bytes
 FLUSH = 1 << 28  # bytes
 PIECE = 1 << 21  # values
+AHEAD = 1 << 27  # bytes
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Stored:
         buffer = bytearray(min(PIECE * self.dtype.itemsize, self.entry.end - self.entry.begin))
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.entry.begin)
+            _read_ahead(file.fileno(), self.entry)
             for start in range(0, self.count, PIECE):
                 view = memoryview(buffer)[: min(PIECE, self.count - start) * self.dtype.itemsize]
                 _read_all(file, view)
@@ -152,6 +154,12 @@ def _put(handle: int, one: Planned) -> None:
     for part in value.detach().reshape(-1).split(PIECE):
         _write_all(handle, memoryview(part.to(one.dtype).view(torch.uint8).numpy()))
     return None
+
+
+def _read_ahead(handle: int, entry: Entry) -> None:
+    """Has the system read this tensor, and what is asked for after it in all likelihood, while others are computed with."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, entry.begin, entry.end - entry.begin + AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 def _read_all(file: Any, view: memoryview) -> None:

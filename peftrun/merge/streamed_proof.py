@@ -66,7 +66,8 @@ def _untouched(job: MergeJob, net: Any, folder: Path, merged: Any) -> WrittenMod
     """The written model, its config and all tensors compared that no layer of the adapter computes. `merged`: without weights."""
     proof.check_config(net, folder, job.model.trust_remote_code)
     files = proof.stored_in(net.get_base_model(), job.base), proof.stored_in(merged, folder)
-    written = WrittenModel(net, job.name, *files)
+    equal = {pair for one in job.comparing for pair in one.result()}
+    written = WrittenModel(net, job.name, *files, equal)
     written.compare_untouched(merged)
     return written
 

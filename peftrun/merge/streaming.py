@@ -52,11 +52,21 @@ class _Sources:
         return self.found[key].as_float(room) if value.is_meta else value.detach().clone()
 
 
-def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | None, *, undo: bool = False) -> None:
+def write(
+    net: Any,
+    name: str,
+    base: Path,
+    folder: Path,
+    dtype: torch.dtype | None,
+    *,
+    undo: bool = False,
+    after: Callable[[Path, Path], object] | None = None,
+) -> None:
     """Writes the merged model into `folder`: weights in files as the base's, config, tokenizer.
 
     Args: net: see `adapter.skeleton`. base: the base's folder. dtype: of floating tensors; None: each as stored.
         undo: `base` is a merged model, and what is written is the model before the merge.
+        after: called with each file of the base and the one written from it.
     Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
     """
     model = net.get_base_model()
@@ -75,6 +85,8 @@ def write(net: Any, name: str, base: Path, folder: Path, dtype: torch.dtype | No
     plans[max(plans)] += [_added(key, more[key], usual) for key in sorted(more.keys() - found.keys())]
     for file, planned in plans.items():
         shards.write(folder / file.name, planned)
+        if after:
+            after(file, folder / file.name)
     if len(plans) > 1:
         places = {one.name: file.name for file, parts in plans.items() for one in parts}
         shards.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from peftrun.device import Device
 from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.schema import TrainerSpec
-from peftrun.training import finite, preference, ranks, sft
+from peftrun.training import finite, ranks
 from peftrun.training.callbacks import Report
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -116,7 +117,9 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     plain = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
     validation = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
-    make = maker or (sft.loop if lesson.objective is None else preference.loop)
+    # TRL takes a second to import, which a training that is refused need not wait for.
+    loops = "sft" if lesson.objective is None else "preference"
+    make = maker or import_module(f"peftrun.training.{loops}").loop
     try:
         with _own_printing():
             trained_by = make(

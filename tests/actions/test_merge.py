@@ -27,9 +27,9 @@ def test_merged_is_adapter_on_base(cli, request, on_tiny, base, method):
 
 
 def test_base_and_adapter_are_untouched(cli, trained, llama, on_tiny):
-    before = digests(llama, llama, trained / "adapter")
+    before = digests(llama, [llama, trained / "adapter"], {})
     cli(*on_tiny(llama), "action=merge", f"adapter={trained}")
-    assert digests(llama, llama, trained / "adapter") == before
+    assert digests(llama, [llama, trained / "adapter"], {}) == before
 
 
 def test_the_written_model_and_tokenizer_load_by_themselves(cli, trained, llama, on_tiny):

@@ -60,7 +60,7 @@ def test_it_reloads_as_it_was(learned, where, given):
 
 
 def test_it_merges_with_proof(learned, where, given):
-    merged = cli_here(where, *given, "action=merge", f"adapter={learned.run_dir}")
+    merged = cli_here(where, *given, "action=merge", f"adapter={learned.run_dir}", "action.held_out_rows=16")
     assert merged.code == 0, merged.err
     figures = merged.record()["merge"]
     assert figures["streamed"] and figures["held_out_rows"] == 8 and figures["max_logit_difference"] < 1e-3
