@@ -42,7 +42,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         hashing = pool.submit(fingerprint.of_model, base)
         job = MergeJob(spec.model, action, spec.allow_base_mismatch, place, name, base, adapter, dtype, pool, hashing)
         figures = {"verified": action.verify, **_merge(job, spec.task, folder, console.short(target))}
-        mark = job.check_base()
+        mark = job.mark
         identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
         origin.write(folder, identity, stored, adapter)
     loaded = figures.pop("loaded", None)
@@ -72,7 +72,6 @@ def _merge(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str,
     figures: dict[str, Any] = {"streamed": True, "seconds": round(time.perf_counter() - started, 2)}
     if not job.action.verify:
         return figures
-    job.check_base()
     rows = _rows(job, task)
     console.doing("comparing the written files with the adapter on its base")
     proved, loaded = _prove(job, net, rows, folder)
@@ -90,7 +89,7 @@ def _stream(job: MergeJob, folder: Path) -> Any:
     try:
         net = skeleton.build(job.base, job.model, str(job.adapter), job.name)
     except AdapterError:
-        job.check_base()  # another base is why
+        _ = job.mark  # another base is why
         raise
     start = adapter_rules.changing_init(artifacts.read_json(job.adapter / artifacts.ADAPTER_CONFIG))
     if start is not None:
@@ -114,7 +113,7 @@ def _prove(job: MergeJob, net: Any, rows: list[list[int]], folder: Path) -> tupl
 def _in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, Any]:
     """The same where PEFT merges the whole model at once."""
     started = time.perf_counter()
-    job.check_base()
+    _ = job.mark  # another base is refused before it is loaded
     loaded = model.load_base(job.model, job.place, torch.float32, job.head)
     plain = probe.logits(loaded.model, loaded.tokenizer)
     net, (proof_of_load,) = load.load(loaded, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)

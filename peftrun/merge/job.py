@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from peftrun import artifacts, heads
@@ -40,8 +41,9 @@ class MergeJob:
     hashes: dict[str, Future[str]] = field(default_factory=dict)
     comparing: list[Future[set[Pair]]] = field(default_factory=list)
 
-    def check_base(self) -> Fingerprint:
-        """The base's fingerprint. Raises: AdapterError: the adapter was made for another base."""
+    @cached_property
+    def mark(self) -> Fingerprint:
+        """The base's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base."""
         mark = self.hashing.result()
         load.check_base(portable_name(self.model), mark, self.adapter, self.allow_base_mismatch)
         return mark

@@ -23,7 +23,7 @@ def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple
     Args: net: see `skeleton.build`. rows: token ids on which the models are compared beside the probes.
     Raises: ProofError: what was written is not the adapter on its base. NotWalkableError: this model computes whole only.
     """
-    tokenizer = model.load_tokenizer(job.base, job.model)
+    mark, tokenizer = job.mark, model.load_tokenizer(job.base, job.model)
     plain, merged = (model.empty(one, job.model, job.head) for one in (job.base, folder))
     adapted, written = net.get_base_model(), _untouched(job, net, folder, merged)
     of_base = {key: written.merged[key] if key in written.same else one for key, one in written.base.items()}
@@ -38,7 +38,7 @@ def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple
     logits = layer_walk.run(passes)
     before, after, again = logits[0], torch.cat(logits[1 : 1 + len(texts)]), torch.cat(logits[1 + len(texts) :])
     computed = load.Computed(before, logits[1], "cpu float32")
-    loaded = load.prove_by(job.hashing.result(), net, job.name, job.adapter, computed)
+    loaded = load.prove_by(mark, net, job.name, job.adapter, computed)
     return {**proof.check(written), **proof.compare(after, again, before, job.dtype)}, loaded
 
 
