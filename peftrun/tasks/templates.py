@@ -1,5 +1,6 @@
 """Templates that name columns: `{text}`; `{input?}`, which may be empty; `{sentences.abstract}`, which lies in another column."""
 
+from functools import cache
 from string import Formatter
 from typing import Any
 
@@ -28,7 +29,7 @@ def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None
     if template is None:
         return None
     parts = []
-    for text, field, _, _ in Formatter().parse(template):
+    for text, field in _parsed(template):
         parts.append(text)
         if field is not None:
             parts.append(_text(where, field, values))
@@ -47,7 +48,13 @@ def text_of(where: str, column: str, value: Any) -> str:
 
 
 def _fields(template: str | None) -> list[str]:
-    return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
+    return [field for _, field in _parsed(template or "") if field is not None]
+
+
+@cache
+def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Each text with the field after it; kept, since a template is filled in for every row."""
+    return tuple((text, field) for text, field, _, _ in Formatter().parse(template))
 
 
 def _text(where: str, field: str, values: dict[str, Any]) -> str:
