@@ -144,7 +144,7 @@ def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     if value not in data.labels:
         raise DataError(
             f"{where}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)}); "
-            "add it as it is spelled here (in a YAML file in quotes), or mend the row"
+            "add it as it is spelled here (in quotes in a YAML file), or mend the row"
         )
     return data.labels[value]
 
