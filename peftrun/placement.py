@@ -58,7 +58,8 @@ def _offloaded(place: Device, base: Base, spec: RunSpec) -> Device:
         f"the base would take {short}: what does not fit waits on disk, from where each pass reads it; "
         "faster is more memory, or model.quantization=nf4"
     )
-    return place.offloaded({**(changed.device.max_memory or {})})
+    limits: dict[str | int, str] = {key: size for key, size in (changed.device.max_memory or {}).items()}
+    return place.offloaded(limits)
 
 
 def _room(place: Device, spec: RunSpec) -> Headroom:
