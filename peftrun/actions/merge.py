@@ -91,11 +91,9 @@ def _stream(job: MergeJob, folder: Path) -> Any:
     except AdapterError:
         _ = job.mark  # another base is why
         raise
-    start = adapter_rules.changing_init(artifacts.read_json(job.adapter / artifacts.ADAPTER_CONFIG))
-    if start is not None:
-        raise streaming.NotStreamableError(
-            f"an adapter that starts from {start} and was not converted changes its base"
-        )
+    taken = adapter_rules.taken_from_base(artifacts.read_json(job.adapter / artifacts.ADAPTER_CONFIG))
+    if taken:
+        raise streaming.NotStreamableError(f"this adapter {taken}")
     dtype = None if job.action.dtype == "auto" else device.dtype_of(job.dtype)
     streaming.write(net, job.name, job.base, folder, dtype, after=job.follow)
     return net
