@@ -49,6 +49,18 @@ def taken_from_base(config: Config) -> str | None:
     return None
 
 
+def needs_weights(config: Config) -> str | None:
+    """Why PEFT cannot put this adapter on a base whose weights are not in memory; None if it can."""
+    taken = taken_from_base(config)
+    if taken:
+        return f"this adapter {taken}"
+    if config.get("save_projection") is False:
+        return "this adapter's projections are not in its file (save_projection=false), so PEFT draws them again"
+    if config.get("monteclora_config"):
+        return "PEFT makes this adapter's samplers with the weights that they vary (monteclora_config)"
+    return None
+
+
 def change_to_base(config: Config) -> str | None:
     """What loading this adapter does to the base itself, so that nobody else can answer from it; None if nothing."""
     taken, bias = taken_from_base(config), config.get("bias") or "none"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import AuxiliaryTrainingWrapper
 
 from peftrun import safetensors_file
 from peftrun.adapter import saved_base
@@ -27,7 +28,7 @@ VIRTUAL = (
 def check(config: dict[str, Any], name: str) -> None:
     """Raises: AdapterError: an adapter with this `adapter_config.json` is no change to the weights, so nothing can be merged."""
     kind = config.get("peft_type")
-    why = "puts virtual tokens before the input" if kind in VIRTUAL else None
+    why = "answers with virtual tokens, which are no weights" if kind in VIRTUAL else None
     if config.get("alora_invocation_tokens"):
         why = "is on only after a text that calls it"
     if config.get("layer_replication"):
@@ -48,6 +49,7 @@ def merge(model: Any) -> Any:
         tied = bool(getattr(base.config, "tie_word_embeddings", False))
         _part_tied(base)
         merged = model.merge_and_unload(safe_merge=True)
+        _unwrap(merged)
         _tie_again(merged, tied)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         kind = next(iter(model.peft_config.values())).peft_type.value
@@ -87,6 +89,13 @@ def _part_tied(base: Any) -> None:
     for target in tied:
         value = base.get_parameter(held[target]).detach().clone()
         _put(base, held[target], torch.nn.Parameter(value, requires_grad=False))
+
+
+def _unwrap(merged: Any) -> None:
+    """Puts what was trained in full in the base's place where PEFT has not done so (LN tuning)."""
+    wrapped = [(path, one) for path, one in merged.named_modules() if isinstance(one, AuxiliaryTrainingWrapper)]
+    for path, one in wrapped:
+        merged.set_submodule(path, one.unload_and_optionally_merge_module(True, True, None))
 
 
 def _tie_again(merged: Any, tied: bool) -> None:
