@@ -53,7 +53,7 @@ def test_it_learns(learned):
     assert after["loss"] < 0.6 * before["loss"] and after["perplexity"] < before["perplexity"]
 
 
-@cases("method", [[], ["lora=adalora", "lora.tinit=1", "lora.tfinal=1", "trainer.max_steps=4"]])
+@cases("method", [[], ["lora=adalora", "lora.tinit=1", "lora.tfinal=1", "trainer.max_steps=3", "action.samples=0"]])
 def test_it_reloads_as_it_was(learned, where, given, method):
     run = cli_here(where, *given, *method) if method else learned
     again = cli_here(where, *given, "action=reload", f"adapter={run.run_dir}")
