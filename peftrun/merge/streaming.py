@@ -195,6 +195,8 @@ def merge_layer(
     """
     layer = module.get_base_layer()
     before = dict(layer.named_parameters(recurse=False))
+    # PEFT writes into the adapter where it must fulfil a condition first (OFT with coft=true)
+    own = {one: one.data.clone() for key, one in module.named_parameters() if not key.startswith("base_layer.")}
     try:
         for key, value in values.items():
             layer._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
@@ -208,6 +210,8 @@ def merge_layer(
         raise NotStreamableError(f"{path}: {str(error).splitlines()[0]}") from error
     finally:
         module.merged_adapters.clear()
+        for one, value in own.items():
+            one.data = value
         for key in values:
             layer._parameters[key] = before[key]
     if merged.keys() != values.keys():
