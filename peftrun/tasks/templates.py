@@ -19,6 +19,17 @@ def has(row: dict[str, Any], column: str) -> bool:
     return column in row or last in (_deeper(row, above) or {})
 
 
+def sole(template: str | None) -> str | None:
+    """The column that is all of a template; None where there is more to it."""
+    fields = _fields(template)
+    return columns(template)[0] if len(fields) == 1 and template == f"{{{fields[0]}}}" else None
+
+
+def value(row: dict[str, Any], column: str) -> Any:
+    """What a column holds, or what its dotted name leads to."""
+    return row[column] if column in row else _deeper(row, column)
+
+
 def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
     """The template with its columns put in; None if there is none. Only plain names: no attribute or index reaches the values.
 
@@ -43,7 +54,7 @@ def _fields(template: str | None) -> list[str]:
 
 def _text(where: str, field: str, values: dict[str, Any]) -> str:
     column = field.removesuffix(MAY_BE_EMPTY)
-    found = values[column] if column in values else _deeper(values, column)
+    found = value(values, column)
     text = " ".join(map(str, found)) if isinstance(found, list) else "" if found is None else str(found)
     if not text.strip() and not field.endswith(MAY_BE_EMPTY):
         raise DataError(
