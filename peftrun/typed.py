@@ -16,6 +16,7 @@ SHORT = re.compile(r"([A-Za-z_]\w*)=")
 DEFAULT_ACTION = "train"
 TEXTS = ("task.prompt", "task.completion", "task.system", "action.prompt")
 LINE_END = re.compile(r"(?<!\\)\\[nt]")
+AS_WRITTEN = "${oc.env:PEFTRUN_NOTHING,''}"  # is empty, and says of the text in which it stands that \n is no line end
 ENDS = {"\\n": "\n", "\\t": "\t"}
 QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*\1""", re.DOTALL)  # in Hydra's grammar
 CONDITIONS = ("where=", "action.where=")  # hold signs that mean something to Hydra
@@ -38,7 +39,13 @@ def holds_text(key: str) -> bool:
 
 def _with_line_ends(text: str) -> str:
     key, sign, value = text.partition("=")
-    if not sign or not holds_text(key.lstrip("+")) or not LINE_END.search(value) or "${" in value:
+    if (
+        not sign
+        or not holds_text(key.lstrip("+"))
+        or not LINE_END.search(value)
+        or AS_WRITTEN in value
+        or "${oc.create:" in value
+    ):
         return text
     if not QUOTED.search(value) and "," not in value:
         value = _quoted(text).partition("=")[2]

@@ -17,16 +17,19 @@ from peftrun import typed
 BARE = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.+@%-]*")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|[1-9][0-9]*")  # of a key, in a mapping or between dots
 WORDS = {"null", "true", "false", "inf", "nan"}  # mean something else where they stand without quotes
-# Is empty, and a text with an interpolation in it is read as it is written: a \n of its own is no line end.
-AS_WRITTEN = "${oc.env:PEFTRUN_NOTHING,''}"
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 def override(key: str, value: Any, sign: str = "") -> str:
     """`key=value` as Hydra reads it. `sign`: `++` for a key that is not there yet."""
-    if typed.holds_text(key) and isinstance(value, str) and typed.LINE_END.search(value):
-        return f"{sign}{key}={QuotedString(_literal(value) + AS_WRITTEN, Quote.double).with_quotes()}"
-    return f"{sign}{key}={_value(value) if _sayable(value) else whole(value)}"
+    text = _value(value) if _sayable(value) else whole(value)
+    if typed.holds_text(key) and typed.LINE_END.search(text):  # it would be read as the end of a line
+        text = (
+            QuotedString(_literal(value) + typed.AS_WRITTEN, Quote.double).with_quotes()
+            if isinstance(value, str)
+            else whole(value)
+        )
+    return f"{sign}{key}={text}"
 
 
 def whole(value: Any) -> str:

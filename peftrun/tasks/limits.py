@@ -15,9 +15,10 @@ def check(rows: Any, base: Any) -> None:
     """
     most = positions(base.model)
     for row in (*rows.train, *rows.held_out):
-        if most is not None and len(row.ids) > most:
+        longest = max([len(row.ids), *(len(row.prompt) + len(one) for one in getattr(row, "candidates", ()))])
+        if most is not None and longest > most:
             raise DataError(
-                f"{row.where}: has {len(row.ids)} tokens, and {base.name} reads {most}; type task.max_length={most}"
+                f"{row.where}: has {longest} tokens, and {base.name} reads {most}; type task.max_length={most}"
             )
         check_embedded([*row.ids, *getattr(row, "target", ())], base, row.where)
         labels = getattr(row, "labels", None)

@@ -5,6 +5,8 @@ from typing import Any
 
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer
 
+from peftrun.tasks.ends import end_tokens
+
 
 class TokenizedDPO(DPOTrainer):
     """Rows: prompt_ids, chosen_ids, rejected_ids."""
@@ -29,7 +31,12 @@ class TokenizedKTO(KTOTrainer):
 
 
 class TokenizedGRPO(GRPOTrainer):
-    """Rows: `prompt`, token ids."""
+    """Rows: `prompt`, token ids. An answer ends at the same tokens as everywhere else."""
+
+    def __init__(self, *given: Any, **how: Any) -> None:
+        super().__init__(*given, **how)
+        self.eos_token_ids = end_tokens(self.accelerator.unwrap_model(self.model), self.processing_class)
+        self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
