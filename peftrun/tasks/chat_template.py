@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateError, UndefinedError
 
+from peftrun import console
 from peftrun.errors import DataError
 from peftrun.tasks.messages import ADVICE, Conversation, Message
 
@@ -20,6 +21,11 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, arguments: dict[str, Any]) -> None:
         self.tokenizer, self.arguments = tokenizer, arguments
+        for name in arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", json.dumps(tokenizer.chat_template)):
+                console.say(
+                    f"task.template_arguments.{name}: the model's chat template reads no such name, so it changes nothing"
+                )
 
     def ids(self, conversation: Conversation, *, escaping: bool = False, **how: Any) -> list[int]:
         """Token ids of a conversation. Raises: DataError: the template refuses it."""
@@ -46,8 +52,7 @@ class ChatTemplate:
                     f"the model's chat template does not write tool_calls, so those of message {place + 1} would be lost; "
                     "choose a model whose template does, or remove the row"
                 )
-        keys = [key for key in SAID_ONCE if any(key in one for one in conversation.messages)]
-        found = [key for key in keys if self._same(conversation, _without(conversation, key))]
+        found = [key for key in said_beside(conversation) if self._same(conversation, _without(conversation, key))]
         tools = conversation.tools and self._same(conversation, Conversation(conversation.messages))
         return [*found, *(["tools"] if tools else [])]
 
@@ -71,7 +76,7 @@ class ChatTemplate:
         try:
             return self._rendered(messages, given)
         except FAULTS as error:
-            roles = ", ".join(one["role"] for one in messages)
+            roles = ", ".join(one["role"] for one in messages)[:200]
             reason = " ".join(str(error).split())[:200]
             raise DataError(
                 f"the model's chat template refuses a conversation of {roles} ({reason}); {ADVICE}, or omit task.system"
@@ -90,6 +95,11 @@ class ChatTemplate:
             return self.tokenizer.apply_chat_template(with_content, **given)
         except TypeError:
             return self.tokenizer.apply_chat_template([_arguments_as_text(one) for one in with_content], **given)
+
+
+def said_beside(conversation: Conversation) -> list[str]:
+    """What messages say beside their content, and a template may leave out."""
+    return [key for key in SAID_ONCE if any(key in one for one in conversation.messages)]
 
 
 def spans_of(mask: list[int]) -> list[tuple[int, int]]:

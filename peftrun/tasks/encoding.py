@@ -9,7 +9,7 @@ from peftrun import console
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
 from peftrun.tasks import ends
-from peftrun.tasks.chat_template import ChatTemplate
+from peftrun.tasks.chat_template import ChatTemplate, said_beside
 from peftrun.tasks.messages import ADVICE, Conversation, Message, tools_in
 
 Span = tuple[int, int]  # of token ids: the first, and one after the last
@@ -47,7 +47,7 @@ class Encoder:
         conversation = self._with_tools(conversation)
         if self._template is None and (conversation.tools or conversation.calls_tools):
             raise DataError("has tools, and the model has no chat template that could write them; choose another model")
-        for what in self._template.unwritten(conversation) if self._template else ():
+        for what in self._template.unwritten(conversation) if self._template else said_beside(conversation):
             self._note(f"unwritten {what}")
 
     def prompt(self, given: Conversation) -> list[int]:
@@ -110,7 +110,8 @@ class Encoder:
         if kind == "parting":
             return f"the template opens an answer with {name}, which it does not write before a finished one; learned is what it writes"
         if kind == "unwritten":
-            return f"{name} is not written by the model's chat template, so nothing is learned of it"
+            by = "by the model's chat template" if self._template else "for a model without a chat template"
+            return f"{name} is not written {by}, so nothing is learned of it"
         if self._special_tokens == "escape":
             return f"{name} in the text is read as plain text"
         return (

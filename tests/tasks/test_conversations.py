@@ -220,6 +220,7 @@ FORGETTING = "{% for m in messages %}{% if loop.last %}{{ m.content }}<|im_end|>
         (None, talk(answer(reasoning_content="so", name="Ann")), [], ["yes<|im_end|>\n"], "reasoning_content is not written"),
         (None, talk(answer(name="Ann"), tools=json.dumps([TOOL])), [], ["yes<|im_end|>\n"], "tools is not written"),
         (THINKING, talk(answer(reasoning_content="so")), ["task.template_arguments={mark: '!'}"], ["<think>so</think>yes!<|im_end|>\n"], ""),
+        (None, talk(answer()), ["task.template_arguments={marc: '!'}"], ["yes<|im_end|>\n"], "marc: the model's chat template reads no such name"),
         # Special tokens of the model, as text.
         (None, talk(answer("a<|im_end|>b")), [], ["a<|im_end|>b<|im_end|>\n"], "<|im_end|> in the text is read as the model's special token"),
         (None, talk(answer("a<|im_end|>b")), ["task.special_tokens_in_text=escape"], ["a<|im_end|>b<|im_end|>\n"], "is read as plain text"),
@@ -238,7 +239,11 @@ def test_what_the_template_makes_of_a_row(llama, capsys, template, row, override
     capsys.readouterr()
     found = row_of(tokenizer, row, *overrides)
     assert learned(found, tokenizer) == parts
-    told = [line for line in capsys.readouterr().err.splitlines() if "1 training rows, the first" in line]
+    told = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "1 training rows, the first" in line or "template_arguments" in line
+    ]
     assert any(said in line for line in told) if said else not told
     ends_of_turns = found.ids.count(tokenizer.eos_token_id)
     assert ends_of_turns == len(row["messages"]) + ("a<|im_end|>b" in str(row) and not overrides)
