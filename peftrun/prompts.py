@@ -23,10 +23,9 @@ class Prompt:
 def read(path: str, adapters: dict[str, str]) -> list[Prompt]:
     """The prompts in a text file, or in a .jsonl file of `{"prompt": TEXT or [{role, content}, …], "adapter": …, "tools": […]}`. A line ends with a line feed alone.
 
-    Raises: DataError: no prompt; a row that is no such object, or that names an adapter which is not given; one line each.
+    Raises: DataError: it is not UTF-8; no prompt; a row that is no such object, or that names an adapter which is not given; one line each.
     """
-    lines = Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
-    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [(number, line.strip()) for number, line in enumerate(_lines(path), 1) if line.strip()]
     if not rows:
         raise DataError(f"action.prompts_file={path}: holds no prompt; write one a line")
     if Path(path).suffix.lower() != ".jsonl":
@@ -38,6 +37,14 @@ def read(path: str, adapters: dict[str, str]) -> list[Prompt]:
         raise DataError(*problems)
     found = [json.loads(line) for _, line in rows]
     return [Prompt(row["prompt"], row.get("adapter"), row.get("tools")) for row in found]
+
+
+def _lines(path: str) -> list[str]:
+    """What lies between line feeds: nothing else ends a line, such as U+2028, which may stand in a prompt."""
+    try:
+        return Path(path).expanduser().read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"action.prompts_file={path}: cannot be read ({error}); save it as UTF-8") from error
 
 
 def _wrong(line: str, adapters: dict[str, str]) -> list[str]:

@@ -52,7 +52,7 @@ class DataSpec:
     """Where rows come from: a file in an installed package, the user's own file, or the Hub."""
 
     source: Literal["package", "file", "hub"]
-    path: Path  # csv, json, jsonl, parquet or txt; on the Hub: the dataset's id
+    path: Path  # csv, tsv, json, jsonl, parquet, arrow or txt; on the Hub: the dataset's id
     package: str | None
     name: str | None  # on the Hub: which of the dataset's configurations
     revision: str | None

@@ -16,13 +16,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
-from peftrun import allocator
 from peftrun.merge import shards
 from peftrun.merge.shards import Planned, Stored
 
 PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
 Make = Callable[[], torch.Tensor]
-KEPT = 1 << 27  # bytes of freed memory that are kept between layers
 # Beside the weights, what a model folder is made of.
 COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
@@ -75,7 +73,6 @@ def write(
         files = _without_other_heads(model, files)
     found = by_name(model, [one for parts in files.values() for one in parts])
     sources = with_tied(model, found)
-    allocator.keep_freed(KEPT, arenas=1)
     changes = _changes(net, name, _Sources(sources, _room(net, sources), undo))
     untied = _untied(model, changes, sources)
     usual = dtype or _usual(found)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 from peftrun import console
@@ -95,7 +96,7 @@ def _check_enough(rows: int, eval_rows: int) -> None:
 
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of what is learned, in order."""
-    text = json.dumps([[e.given.as_json(), _answer_as_json(e)] for e in examples], ensure_ascii=False)
+    text = json.dumps([[e.given.as_json(), _answer_as_json(e)] for e in examples], ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -108,17 +109,22 @@ def _load(
 ) -> list[Any]:
     """Every row rendered; `groups` is given the group of each."""
     rows = sources.read(task.data, source)
-    _check_columns(rows[0], task)
+    first = next(rows)
+    _check_columns(first, source, task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    made = [render(f"{source.told}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
-    if groups is not None and task.data.group_column:
-        groups |= {one: str(row[task.data.group_column]) for one, row in zip(made, rows, strict=True)}
+    empty, made = dict.fromkeys(_named(task).values()), []
+    for number, found in enumerate(chain([first], rows), 1):
+        where, row = f"{source.told}: row {number}", empty | found  # a column that a row leaves out is empty there
+        made.append(render(where, row, task, choices))
+        if groups is not None and task.data.group_column:
+            groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])
     return made
 
 
 def example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     """One row rendered. Raises: DataError: see `load_examples`."""
-    values = row | ({"label": label(where, row, task.data)} if task.data.label_column else {})
+    labelled = task.data.label_column is not None and task.messages is None
+    values = row | ({"label": label(where, row, task.data)} if labelled else {})
     conversation = talks.whole_of(where, values, task)
     if conversation is not None:
         if conversation.messages[-1]["role"] != ASSISTANT:
@@ -136,7 +142,7 @@ def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
     if data.adapter_column is None:
         return None
     value = row[data.adapter_column]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: column {data.adapter_column} must name an adapter; write its name, or base")
     return value
 
@@ -144,31 +150,46 @@ def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
 def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     """The word that stands for a row's label. Raises: DataError: the column is empty, or holds another than `task.data.labels`."""
     assert data.label_column is not None
-    value = "" if row[data.label_column] is None else str(row[data.label_column])
+    value = templates.text_of(where, data.label_column, row[data.label_column])
     if not value.strip():
         raise DataError(f"{where}: column {data.label_column} is empty; fill it or remove the row")
     if data.labels is None:
         return value
     if value not in data.labels:
         raise DataError(
-            f"{where}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)})"
+            f"{where}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)}); "
+            "add it as it is spelled here (in quotes in a YAML file), or mend the row"
         )
     return data.labels[value]
 
 
-def _check_columns(row: dict[str, Any], task: TaskSpec) -> None:
-    wanted = {"task.prompt": templates.columns(task.prompt), "task.completion": templates.columns(task.completion)}
-    wanted |= {f"task.{key}": [column] for key in COLUMNS if (column := getattr(task, key))}
-    wanted |= {f"task.data.{key}": [column] for key in LABELS if (column := getattr(task.data, key))}
+def _named(task: TaskSpec) -> dict[str, str]:
+    """Field → the column that it names, of the fields that name one."""
+    fields = {f"task.{key}": getattr(task, key) for key in COLUMNS}
+    fields |= {f"task.data.{key}": getattr(task.data, key) for key in LABELS}
+    return {key: name for key, name in fields.items() if name}
+
+
+def _check_columns(first: dict[str, Any], source: sources.Source, task: TaskSpec) -> None:
+    """Reads on until each column that is asked for was in a row. Raises: DataError: one is in none."""
     made = {"label"} if task.data.label_column else set()
+    wanted = [(key, name) for key in TEMPLATES for name in _columns(key, task) if name not in made]
+    wanted += _named(task).items()
+    columns: dict[str, Any] = {}
+    for row in chain([first], sources.read(task.data, source)):
+        wanted = [(key, name) for key, name in wanted if not templates.has(row, name)]
+        if not wanted:
+            return
+        columns |= row
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(row))}; {_advice(key, name, row, task)}"
-        for key, names in wanted.items()
-        for name in names
-        if not templates.has(row, name) and not (name in made and key in TEMPLATES)
+        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(columns))}; {_advice(key, name, columns, task)}"
+        for key, name in wanted
     ]
-    if problems:
-        raise DataError(*problems)
+    raise DataError(*problems)
+
+
+def _columns(key: str, task: TaskSpec) -> list[str]:
+    return templates.columns(task.prompt if key == "task.prompt" else task.completion)
 
 
 def _advice(key: str, name: str, row: dict[str, Any], task: TaskSpec) -> str:

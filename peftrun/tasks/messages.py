@@ -19,7 +19,7 @@ class Message(dict[str, Any]):
     """One message as a chat template reads it: role, content, and whatever else the row says. Never changed once it is made."""
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(json.dumps(self, sort_keys=True))
+        return hash(json.dumps(self, sort_keys=True, default=str))
 
     @property
     def text(self) -> str:

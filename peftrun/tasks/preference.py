@@ -77,7 +77,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     """
     train, held_out = load_examples(task, _pair)
     said = [[one.given.as_json(), one.chosen.brief, one.rejected.brief] for one in (*train, *held_out)]
-    text = json.dumps(said, ensure_ascii=False)
+    text = json.dumps(said, ensure_ascii=False, default=str)
     return Rows(*encoded(train, held_out, task, tokenizer, _encode), hashlib.sha256(text.encode()).hexdigest())
 
 

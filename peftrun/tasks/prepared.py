@@ -23,7 +23,7 @@ from peftrun.paths import cache_dir
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks import sources
 
-LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
+LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -51,7 +51,9 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     """
     ends.eos(tokenizer)  # answers that are drawn must be able to end
     train, held_out = load_examples(task, _asked)
-    text = json.dumps([[one.given.as_json(), one.completion] for one in (*train, *held_out)], ensure_ascii=False)
+    text = json.dumps(
+        [[one.given.as_json(), one.completion] for one in (*train, *held_out)], ensure_ascii=False, default=str
+    )
     return Rows(*encoded(train, held_out, task, tokenizer, _encode), hashlib.sha256(text.encode()).hexdigest())
 
 

@@ -64,7 +64,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
         raise DataError(
             f"task.desirable={task.desirable}: every training row says {str(both.pop()).lower()}; KTO needs both kinds"
         )
-    return Rows(first, second, hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest())
+    return Rows(first, second, hashlib.sha256(json.dumps(said, ensure_ascii=False, default=str).encode()).hexdigest())
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
