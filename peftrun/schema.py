@@ -96,6 +96,9 @@ class TaskSpec:
     ]
     data: DataSpec
     messages: str | None  # a column of chat messages, in place of the templates
+    tools: Path | None  # a JSON file of tools, for rows that bring none
+    template_arguments: dict[str, str | int | float | bool | None] | None  # handed to the model's chat template
+    special_tokens_in_text: Literal["keep", "escape", "refuse"]
     system: str | None
     prompt: str | None
     completion: str | None

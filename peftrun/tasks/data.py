@@ -13,8 +13,8 @@ from peftrun import console
 from peftrun.errors import DataError
 from peftrun.explain import quoting
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks import mixture, sources, templates
-from peftrun.tasks.messages import ASSISTANT, messages_of
+from peftrun.tasks import mixture, sources, talks, templates
+from peftrun.tasks.messages import ASSISTANT, Conversation, says
 from peftrun.tasks.templates import fill
 
 TEMPLATES = ("task.prompt", "task.completion")
@@ -25,13 +25,23 @@ LABELS = ("label_column", "group_column", "adapter_column")
 
 @dataclass(frozen=True)
 class Example:
-    """One row as a talk: messages that are given, and the text to be learned. `choices`: what else it could be."""
+    """One row: a conversation whose last message is learned; without messages a plain text. `choices`: what else the answer could be."""
 
-    given: tuple[tuple[str, str], ...]  # (role, content)
-    completion: str
+    conversation: Conversation
+    completion: str  # the text of the answer, or the plain text
     choices: tuple[str, ...] = ()
     adapter: str | None = None  # who is to answer it, where a column says so
     where: str = field(default="", compare=False)  # the file and the row's number in it, for messages
+
+    @property
+    def given(self) -> Conversation:
+        """What comes before the answer."""
+        return self.conversation.before(len(self.conversation.messages) - 1)
+
+    def up_to(self, place: int) -> "Example":
+        """The same up to and with an earlier answer."""
+        answer = self.conversation.messages[place]
+        return replace(self, conversation=self.conversation.before(place).followed_by(answer), completion=answer.text)
 
 
 def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> tuple[list[Any], list[Any]]:
@@ -86,8 +96,12 @@ def _check_enough(rows: int, eval_rows: int) -> None:
 
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of what is learned, in order."""
-    text = json.dumps([[e.given, e.completion] for e in examples], ensure_ascii=False)
+    text = json.dumps([[e.given.as_json(), _answer_as_json(e)] for e in examples], ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _answer_as_json(one: Example) -> Any:
+    return one.conversation.messages[-1].brief if one.conversation else one.completion
 
 
 def _load(
@@ -109,19 +123,19 @@ def _load(
 
 def example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     """One row rendered. Raises: DataError: see `load_examples`."""
-    system = (("system", task.system),) if task.system else ()
-    if task.messages is not None:
-        talk = messages_of(where, row[task.messages], task.messages)
-        if talk[-1][0] != ASSISTANT:
+    labelled = task.data.label_column is not None and task.messages is None
+    values = row | ({"label": label(where, row, task.data)} if labelled else {})
+    conversation = talks.whole_of(where, values, task)
+    if conversation is not None:
+        if conversation.messages[-1]["role"] != ASSISTANT:
             raise DataError(
                 f"{where}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
             )
-        return Example((*system, *talk[:-1]), talk[-1][1], (), _adapter(where, row, task.data), where)
-    values = row | ({"label": label(where, row, task.data)} if task.data.label_column else {})
-    prompt = fill(where, task.prompt, values)
-    given = (*system, ("user", prompt)) if prompt is not None else ()
+        return Example(conversation, conversation.messages[-1].text, (), _adapter(where, row, task.data), where)
+    given, completion = talks.prompted_by(where, values, task), fill(where, task.completion, values) or ""
+    answered = given.followed_by(says(ASSISTANT, completion)) if given else given
     fixed = tuple(fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
-    return Example(given, fill(where, task.completion, values) or "", fixed, _adapter(where, row, task.data), where)
+    return Example(answered, completion, fixed, _adapter(where, row, task.data), where)
 
 
 def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:

@@ -90,6 +90,7 @@ def _key(task: TaskSpec, tokenizer: Any) -> str | None:
         "sources": sources,
         "tokenizer": _of_tokenizer(tokenizer),
         "task": dataclasses.asdict(reads.plain(task)),
+        "tools": fingerprint.of_file(Path(task.tools).expanduser()) if task.tools else None,
         "code": [fingerprint.of_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
         "libraries": [version(name) for name in LIBRARIES],
     }

@@ -98,7 +98,7 @@ def _encode(example: Example, tokenizer: Any) -> Row:
     target = list(tokenizer(text_target=example.completion)["input_ids"])
     end = tokenizer.eos_token_id
     return Row(
-        list(tokenizer(example.given[-1][1])["input_ids"]),
+        list(tokenizer(example.given.messages[-1].text)["input_ids"]),
         target if end is None or target[-1:] == [end] else [*target, end],
         example.where,
     )

@@ -21,6 +21,17 @@ def has(row: dict[str, Any], column: str) -> bool:
     return column in row or last in (_deeper(row, above) or {})
 
 
+def sole(template: str | None) -> str | None:
+    """The column that is all of a template; None where there is more to it."""
+    fields = _fields(template)
+    return columns(template)[0] if len(fields) == 1 and template == f"{{{fields[0]}}}" else None
+
+
+def value(row: dict[str, Any], column: str) -> Any:
+    """What a column holds, or what its dotted name leads to."""
+    return row[column] if column in row else _deeper(row, column)
+
+
 def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
     """The template with its columns put in; None if there is none. Only plain names: no attribute or index reaches the values.
 
@@ -59,8 +70,7 @@ def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
 
 def _text(where: str, field: str, values: dict[str, Any]) -> str:
     column = field.removesuffix(MAY_BE_EMPTY)
-    found = values[column] if column in values else _deeper(values, column)
-    text = text_of(where, column, found)
+    text = text_of(where, column, value(values, column))
     if not text.strip() and not field.endswith(MAY_BE_EMPTY):
         raise DataError(
             f"{where}: column {column} is empty; fill it or remove the row (or write {{{column}?}}: it may be empty)"

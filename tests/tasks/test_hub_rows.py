@@ -44,7 +44,7 @@ def task_of(dataset, *more):
 
 
 def prompts(examples):
-    return [one.given[-1][1] for one in examples]
+    return [one.given.messages[-1].text for one in examples]
 
 
 def parts(examples):

@@ -33,7 +33,7 @@ def pairs(path, *overrides):
     """(prompt, completion) of each row, in the order of the file."""
     task = task_of(*overrides)
     train, held_out = load_examples(replace(task, data=replace(task.data, path=str(path))))
-    return [(one.given[-1][1] if one.given else None, one.completion) for one in (*train, *held_out)]
+    return [(one.given.messages[-1].text if one.given else None, one.completion) for one in (*train, *held_out)]
 
 
 def answers(path, *overrides):
@@ -222,7 +222,7 @@ def test_each_text_that_is_written_is_read_back(tmp_path, kind):
     ],
 )
 def test_a_prompt_ends_at_a_line_feed(tmp_path, name, content, expected):
-    assert [one.text for one in prompts.read(str(write(tmp_path / name, content)), {})] == expected
+    assert [one.said for one in prompts.read(str(write(tmp_path / name, content)), {})] == expected
     write(tmp_path / name, content.encode("utf-16"))
     with pytest.raises(DataError, match="UTF-8"):
         prompts.read(str(tmp_path / name), {})
