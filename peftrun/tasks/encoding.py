@@ -45,9 +45,7 @@ class Encoder:
         if found:
             self._note(f"special {found[0]}")
         conversation = self._with_tools(conversation)
-        if self._template is None and (conversation.tools or conversation.calls_tools):
-            raise DataError("has tools, and the model has no chat template that could write them; choose another model")
-        for what in self._template.unwritten(conversation) if self._template else said_beside(conversation):
+        for what in self._template.unwritten(conversation) if self._template else _unwritten(conversation):
             self._note(f"unwritten {what}")
 
     def prompt(self, given: Conversation) -> list[int]:
@@ -201,6 +199,15 @@ class Encoder:
         if end <= start:
             raise DataError(OTHERWISE)
         return start, end
+
+
+def _unwritten(conversation: Conversation) -> list[str]:
+    """What is lost where there is no chat template. Raises: DataError: calls of tools are."""
+    if conversation.calls_tools:
+        raise DataError(
+            f"has tool_calls, and the model has no chat template that could write them; choose another model, or {ADVICE}"
+        )
+    return [*said_beside(conversation), *(["tools"] if conversation.tools else [])]
 
 
 def common_prefix(one: list[int], other: list[int]) -> int:

@@ -271,6 +271,8 @@ def test_one_end_token_at_the_end_and_none_in_between(tmp_path):
     assert tokenizer.decode(text.ids) == "Is it spam?<|endoftext|>"
     twice = row_of(tokenizer, {"text": "Is it spam?<|endoftext|>"}, "task=text")
     assert twice.ids == text.ids
+    with pytest.raises(DataError, match="has tool_calls, and the model has no chat template"):
+        row_of(tokenizer, talk(answer(None, tool_calls=[CALL])))
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"names no end token.*\"eos_token\": \"TOKEN\""):
         row_of(tokenizer, {"text": "Is it spam?"}, "task=text")
