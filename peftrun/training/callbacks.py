@@ -19,7 +19,7 @@ class Report(TrainerCallback):
         self, metrics_file: Path, each_step: Callable[[int], None] | None = None, *, shown: bool = True
     ) -> None:
         self.metrics_file, self.each_step, self.shown = metrics_file, each_step, shown
-        self.tokens = 0.0
+        self.tokens, self.save_later = 0.0, False
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -39,8 +39,16 @@ class Report(TrainerCallback):
         """Moves the bar; the last step is logged, however few there are."""
         if state.global_step >= state.max_steps:
             control.should_log = True
+        if args.eval_strategy == "epoch" and (control.should_training_stop or state.epoch == int(state.epoch)):
+            # A checkpoint is a point to go on from: what the epoch's end measures comes first, and is in it.
+            self.save_later, control.should_save = control.should_save, False
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves what its last step had left to be saved."""
+        control.should_save |= self.save_later
+        self.save_later = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """One row, one line."""

@@ -11,6 +11,7 @@ from peftrun.explain import reads
 from peftrun.schema import RunSpec
 
 APART = ("action.resume", "action.samples")  # what a run may be continued with otherwise
+STATE = "trainer_state.json"
 COMPLETE = "complete"  # an empty file that is written after everything else of a checkpoint
 
 
@@ -31,6 +32,26 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
+def stop_where_ended(trainer: Any) -> None:
+    """Has a Trainer learn nothing more from a checkpoint at which its training had ended.
+
+    transformers begins the checkpoint's epoch and looks for the end after a step only.
+    """
+    restored = trainer._init_training_state
+
+    def restore(max_steps: int, epoch_steps: int, epochs: int, *more: Any) -> tuple[int, int]:
+        begun: tuple[int, int] = restored(max_steps, epoch_steps, epochs, *more)
+        return (epochs, 0) if _ended(trainer.state, max_steps) else begun
+
+    trainer._init_training_state = restore
+
+
+def _ended(state: Any, max_steps: int) -> bool:
+    """By its number of steps, or because early stopping had said so."""
+    control = state.stateful_callbacks.get("TrainerControl", {})
+    return state.global_step >= max_steps or control.get("args", {}).get("should_training_stop", False)
+
+
 def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     """Copies the checkpoint and the metrics of the run to be continued into this run's folder.
 
@@ -44,11 +65,37 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
         console.say(f"{run} has no complete checkpoint yet; starting from the first step")
         return None
     console.say(f"continuing {run} after step {step_of(checkpoint)}")
+    best = _best(checkpoint) if spec.trainer.load_best_model_at_end else None
+    if best and best != checkpoint:
+        _copy(best, out_dir)
+    target = _copy(checkpoint, out_dir, best)
+    _copy_metrics(run, out_dir, step_of(checkpoint))
+    tracking.carry(run, out_dir)
+    return target
+
+
+def _best(checkpoint: Path) -> Path | None:
+    """The checkpoint that was the best one so far, beside this one; None: nothing was measured yet."""
+    named = artifacts.read_json(checkpoint / STATE).get("best_model_checkpoint")
+    if named is None:
+        return None
+    best = checkpoint.with_name(Path(named).name)
+    if not (best / COMPLETE).is_file():
+        raise ArtifactError(
+            f"{best}: the best checkpoint of this run is gone, which trainer.load_best_model_at_end=true would end with; "
+            "restore it, or leave action.resume out"
+        )
+    return best
+
+
+def _copy(checkpoint: Path, out_dir: Path, best: Path | None = None) -> Path:
+    """The checkpoint in another run's folder, which then stands alone. `best`: copied as well, and named in it."""
     target = out_dir / artifacts.CHECKPOINTS / checkpoint.name
     with artifacts.new_folder(target) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-    _copy_metrics(run, out_dir, step_of(checkpoint))
-    tracking.carry(run, out_dir)
+        if best:
+            state = artifacts.read_json(folder / STATE)
+            artifacts.write_json(folder / STATE, state | {"best_model_checkpoint": str(target.with_name(best.name))})
     return target
 
 

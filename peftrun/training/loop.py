@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from peftrun.device import Device
 from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.schema import TrainerSpec
-from peftrun.training import finite, ranks
+from peftrun.sweep import pace
+from peftrun.training import checkpoints, finite, ranks
 from peftrun.training.callbacks import Report
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -88,10 +90,7 @@ Maker = Callable[..., Trainer]
 
 def steps(trainer: TrainerSpec, rows: int) -> int:
     """Optimiser steps of a run over so many rows."""
-    if trainer.max_steps > 0:
-        return trainer.max_steps
-    batches = math.ceil(rows / trainer.per_device_train_batch_size)
-    return math.ceil(max(1, batches // trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
+    return pace.steps(trainer, rows) or 0
 
 
 def _warmup(trainer: TrainerSpec, rows: int) -> float:
@@ -143,6 +142,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
         # Classifiers: their losses are means over the batch and pass over the count that accumulation would divide by.
         trained_by.model_accepts_loss_kwargs = False
     finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
+    checkpoints.stop_where_ended(trained_by)
     for unwanted in (PrinterCallback, ProgressCallback):
         trained_by.remove_callback(unwanted)
     try:
@@ -151,7 +151,21 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
         report.close()
         _as_before(model, routing)
     model.eval()
-    return Fitted(found.global_step, found.training_loss, found.metrics["train_runtime"], int(report.tokens))
+    seconds, history = found.metrics["train_runtime"], trained_by.state.log_history
+    return Fitted(found.global_step, _mean_loss(history, found.training_loss), seconds, _tokens(history))
+
+
+def _mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
+    """Over all steps, those before a checkpoint too. `since_start`: over those of this process."""
+    logged = [(0, 0.0), *((row["step"], row["loss"]) for row in history if "loss" in row)]
+    weights = [here[0] - before[0] for before, here in itertools.pairwise(logged)]
+    if not sum(weights):
+        return since_start
+    return sum(weight * loss for weight, (_, loss) in zip(weights, logged[1:], strict=True)) / sum(weights)
+
+
+def _tokens(history: list[dict[str, Any]]) -> int:
+    return int(next((row["num_tokens"] for row in reversed(history) if "num_tokens" in row), 0))
 
 
 def _check_device(trainer: TrainerSpec, device: Device) -> None:
@@ -190,6 +204,7 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
         "disable_tqdm": True,
         "report_to": "none",
         "logging_first_step": True,  # a figure at once, however slow the machine
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited already
         "logging_nan_inf_filter": False,  # the default hides a loss that is no number
     }
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from peftrun import artifacts
 from peftrun.artifacts import sha256
 
 LONGER = ["trainer.max_steps=30", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=5"]
@@ -125,6 +127,52 @@ def test_a_torn_checkpoint_is_passed_over(cli, llama, on_tiny):
     resumed = cli(*overrides, f"action.resume={run}")
     assert resumed.code == 0, resumed.err
     assert Path(resumed.record()["resumed_from"]).name == "checkpoint-10"
+
+
+MEASURED = ["task.data.validation_rows=8", "trainer.eval_steps=2", "trainer.learning_rate=0.3"]
+# How a training ends: what is set beside a constant learning rate, under which a step too many shows.
+ENDS = {
+    "steps": ["trainer.max_steps=3"],
+    "a part of an epoch": ["trainer.max_steps=-1", "trainer.num_train_epochs=0.4", "trainer.save_strategy=epoch"],
+    "epochs of a batch and a half": ["trainer.max_steps=-1", "trainer.num_train_epochs=1", "trainer.gradient_accumulation_steps=5"],
+    "early stopping": [*MEASURED, "trainer.max_steps=20", "trainer.eval_strategy=steps", "trainer.early_stopping_patience=2"],
+    "the best of them": [*MEASURED, "trainer.max_steps=6", "trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true"],
+    "measured after an epoch": ["task.data.validation_rows=8", "trainer.eval_strategy=epoch", "trainer.save_steps=3",
+                                "trainer.max_steps=8"],
+    "stopped after an epoch": [*MEASURED, "trainer.max_steps=60", "trainer.eval_strategy=epoch", "trainer.save_strategy=epoch",
+                               "trainer.early_stopping_patience=1"],
+}  # fmt: skip
+
+
+@cases("end", ENDS, every=4)
+def test_a_run_killed_at_its_end_or_a_checkpoint_before_ends_alike(end, cli, llama, on_tiny):
+    """From its last step to its record a killed run leaves the same; continued elsewhere, it trains no step more."""
+    overrides = [
+        *on_tiny(llama),
+        *TINY_STEPS,
+        "trainer.lr_scheduler_type=constant",
+        "lora.lora_dropout=0.1",
+        *ENDS[end],
+    ]
+    run = interrupted(cli, *overrides)
+    killed = run.rename(run.with_name("killed"))  # nothing may lean on where it was
+    whole, expected = artifacts.read_json(killed / "record.json"), losses(killed)
+    for checkpoints_left in ("all", "but the last"):
+        resumed = cli(*overrides, f"action.resume={killed}")
+        assert resumed.code == 0, resumed.err
+        assert sha256(weights(resumed.run_dir)) == sha256(weights(killed)), checkpoints_left
+        for key in ("steps", "train_loss"):
+            assert resumed.record()["training"][key] == pytest.approx(whole["training"][key])
+        assert losses(resumed.run_dir) == expected
+        saved = sorted(killed.glob("checkpoints/*/complete"), key=lambda file: int(file.parent.name.split("-")[1]))
+        if len(saved) == 1:  # there is none before it
+            break
+        saved[-1].unlink()
+
+
+def losses(run: Path) -> list[tuple]:
+    rows = artifacts.read_json_lines(run / "metrics.jsonl")
+    return [(row["step"], row.get("loss"), row.get("eval_loss")) for row in rows]
 
 
 def test_auto_passes_over_runs_that_are_not_this_one(cli, tmp_path, llama, on_tiny):
