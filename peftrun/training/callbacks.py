@@ -16,14 +16,21 @@ class Report(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows where training is."""
 
     def __init__(
-        self, metrics_file: Path, each_step: Callable[[int], None] | None = None, *, shown: bool = True
+        self,
+        metrics_file: Path,
+        each_step: Callable[[int], None] | None = None,
+        begin: Callable[[], None] | None = None,
+        *,
+        shown: bool = True,
     ) -> None:
-        self.metrics_file, self.each_step, self.shown = metrics_file, each_step, shown
+        self.metrics_file, self.each_step, self.begin, self.shown = metrics_file, each_step, begin, shown
         self.tokens, self.save_later = 0.0, False
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the bar, on a terminal."""
+        if self.begin:
+            self.begin()
         self.started, self.first_step = time.perf_counter(), state.global_step
         if self.shown and console.is_terminal():
             self.bar = console.progress_bar()

@@ -78,10 +78,12 @@ class Method:
     Attributes:
         optimizer: makes its own optimiser of (class, arguments) that the loop would use; None returned: that one will do.
         each_step: called with the number of each step once the weights have moved.
+        begin: called before the first step, when the libraries have made of the model what they train.
     """
 
     optimizer: Callable[[type, dict[str, Any]], Any] | None = None
     each_step: Callable[[int], None] | None = None
+    begin: Callable[[], None] | None = None
 
 
 PLAIN = Method()
@@ -109,7 +111,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
     _check_device(trainer, device)
-    report = Report(out_dir / METRICS, method.each_step, shown=maker is None)
+    report = Report(out_dir / METRICS, method.each_step, method.begin, shown=maker is None)
     given = _arguments(trainer, device, lesson.seed, out_dir) | {"warmup_steps": _warmup(trainer, len(lesson.rows))}
     routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]

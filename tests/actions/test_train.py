@@ -1,6 +1,7 @@
 """action=train: learns, saves what PEFT loads, is reproducible to the byte, continues after a kill."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from cases import cases
-from conftest import TINY_STEPS
+from conftest import TINY_STEPS, build_llama
+from faults import check_told
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from peftrun import artifacts
 from peftrun.artifacts import sha256
@@ -222,6 +224,54 @@ def test_full_training_saves_a_model_that_evaluates(cli, llama, on_tiny):
     overrides = [item for item in on_tiny(llama) if not item.startswith("model.name")]
     again = cli(*overrides, "action=evaluate", f"model.name_or_path={trained.run_dir / 'model'}")
     assert again.record()["metrics"]["loss"] == pytest.approx(trained.record()["metrics"]["after"]["loss"], abs=1e-6)
+
+
+def spoiled(file: str, **values: object):
+    """Changes a JSON file of a base."""
+    return lambda base, patch: artifacts.write_json(base / file, artifacts.read_json(base / file) | values)
+
+
+def with_adapter(base: Path, patch: pytest.MonkeyPatch) -> None:
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig()).save_pretrained(base)
+
+
+def on_full_disk(base: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 250_000, 250_000))
+
+
+def losing_a_tensor(base: Path, patch: pytest.MonkeyPatch) -> None:
+    """As a library would that writes something other than what it was given, at the end and not in checkpoints."""
+    from safetensors.torch import load_file, save_file
+
+    def save_pretrained(self, folder, **given):
+        save(self, folder, **given)
+        if not given:
+            file = Path(folder) / "model.safetensors"
+            save_file({key: value + key.endswith("norm.weight") for key, value in load_file(file).items()}, file)
+
+    save = LlamaForCausalLM.save_pretrained
+    patch.setattr(LlamaForCausalLM, "save_pretrained", save_pretrained)
+
+
+# What would be lost at the end of a full training: how the base or the disk is spoiled, fragments of the line, whether steps come before it.
+UNSAVABLE = {
+    "generation": (spoiled("generation_config.json", pad_token_id=None, do_sample=False, temperature=0.6), ["could not be saved", "temperature"], False),
+    "adapter in the base": (with_adapter, ["adapter_config.json and adapter_model.safetensors", "adapter=THAT_FOLDER"], False),
+    "full disk": (on_full_disk, ["GB free", "this training writes", "trainer.save_total_limit=1"], False),
+    "other bytes": (losing_a_tensor, ["differs from what was trained", "kept as model.rejected"], True),
+}  # fmt: skip
+
+
+@cases("how", UNSAVABLE)
+def test_a_full_training_that_could_not_be_saved_is_refused_before_its_first_step(
+    how, cli, tmp_path, on_tiny, monkeypatch
+):
+    base = build_llama(tmp_path / "base")
+    spoil, fragments, trains = UNSAVABLE[how]
+    spoil(base, monkeypatch)
+    check_told(outcome := cli(*on_tiny(base), *TINY_STEPS, "lora=none", "trainer.save_steps=1"), [fragments])
+    assert (outcome.run_dir / "metrics.jsonl").exists() == trains
+    assert not (outcome.run_dir / "model").exists()
 
 
 def test_the_classic_gpt2_adapter_has_the_classic_size():
