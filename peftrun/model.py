@@ -19,7 +19,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from peftrun import artifacts, console, fingerprint, gguf, memory_check, quantize
+from peftrun import artifacts, base_files, console, fingerprint, gguf, memory_check, quantize
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
@@ -28,7 +28,6 @@ from peftrun.hush import quiet
 from peftrun.packages import package_dir
 from peftrun.schema import ModelSpec
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CLASSIFIERS = {"seq_cls": AutoModelForSequenceClassification, "token_cls": AutoModelForTokenClassification}
 COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
@@ -249,58 +248,9 @@ def locate(spec: ModelSpec) -> Path:
         given = (package_dir(spec.package) or Path()) / spec.name_or_path
     if given.suffix == ".gguf" and given.is_file():
         return gguf.converted(given)
-    folder = given.resolve() if given.is_dir() else _from_hub(spec)
-    _refuse_adapter(folder, spec)
+    folder = given.resolve() if given.is_dir() else base_files.from_hub(spec)
+    base_files.refuse_adapter(folder, spec)
     return folder
-
-
-def _refuse_adapter(folder: Path, spec: ModelSpec) -> None:
-    """Raises: ModelError: an adapter's files lie in the base's folder: transformers would load them with it, without a word."""
-    files = [name for name in (artifacts.ADAPTER_CONFIG, artifacts.ADAPTER_WEIGHTS) if (folder / name).is_file()]
-    if not files:
-        return
-    key = f"model.name_or_path={spec.name_or_path}"
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{key}: is an adapter, not a base; type adapter={spec.name_or_path} and name the base it was made for"
-        )
-    raise ModelError(
-        f"{key}: {' and '.join(files)} of an adapter in it would be loaded with the base; "
-        "move them to a folder of their own, and type adapter=THAT_FOLDER to use them"
-    )
-
-
-def _hub_files(spec: ModelSpec) -> list[str]:
-    """Python files only of whom they are trusted."""
-    return [*HUB_FILES, *(["*.py"] if spec.trust_remote_code else [])]
-
-
-def _from_hub(spec: ModelSpec) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    key = f"model.name_or_path={spec.name_or_path}"
-    try:
-        return Path(
-            snapshot_download(
-                spec.name_or_path,
-                revision=spec.revision,
-                allow_patterns=_hub_files(spec),
-                ignore_patterns=["adapter_*"],
-            )
-        )
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{key}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
-            f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
-        ) from error
-    except HFValidationError as error:
-        raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
-        ) from error
 
 
 def _unreadable(spec: ModelSpec, error: Exception) -> str:

@@ -18,12 +18,14 @@ class Report(TrainerCallback):
     def __init__(
         self,
         metrics_file: Path,
+        inputs: dict[str, str],
         each_step: Callable[[int], None] | None = None,
         begin: Callable[[], None] | None = None,
         *,
         shown: bool = True,
     ) -> None:
-        self.metrics_file, self.each_step, self.begin, self.shown = metrics_file, each_step, begin, shown
+        self.metrics_file, self.inputs, self.shown = metrics_file, inputs, shown
+        self.each_step, self.begin = each_step, begin
         self.tokens, self.save_later = 0.0, False
         self.bar: Any = None
 
@@ -72,7 +74,7 @@ class Report(TrainerCallback):
         """Marks the checkpoint that the Trainer has just finished."""
         ranks.wait()  # every process adds the state of its random numbers
         if ranks.is_main():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.inputs)
 
     def close(self) -> None:
         """Takes the bar away, also after an error."""

@@ -8,17 +8,34 @@ from typing import Any
 from peftrun import artifacts, config, console, tracking
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.explain import reads
+from peftrun.replay import sources
 from peftrun.schema import RunSpec
 
 APART = ("action.resume", "action.samples")  # what a run may be continued with otherwise
 STATE = "trainer_state.json"
-COMPLETE = "complete"  # an empty file that is written after everything else of a checkpoint
+COMPLETE = "complete"  # a file that is written after everything else of a checkpoint
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Says that every file of a checkpoint is on disk."""
+def mark_complete(checkpoint: Path, inputs: dict[str, str]) -> None:
+    """Says that every file of a checkpoint is on disk. Args: inputs: digests of what the training is made from."""
     artifacts.flush_tree(checkpoint)
-    artifacts.write_text(checkpoint / COMPLETE, "")
+    artifacts.write_json(checkpoint / COMPLETE, inputs)
+
+
+def changed_inputs(checkpoint: Path, inputs: dict[str, str]) -> list[str]:
+    """What is another than when the checkpoint was written; nothing of one by an earlier peftrun, which does not tell."""
+    marked = checkpoint / COMPLETE
+    return sources.changed(artifacts.read_json(marked), inputs) if marked.stat().st_size else []
+
+
+def check_inputs(checkpoint: Path, inputs: dict[str, str], asked: str) -> None:
+    """Raises: ConfigError: training would go on with other rows, or on another base."""
+    changed = changed_inputs(checkpoint, inputs)
+    if changed:
+        raise ConfigError(
+            f"action.resume={asked}: since the run began, these have changed: {', '.join(changed)}; "
+            "restore them, or leave action.resume out to train anew"
+        )
 
 
 def last_complete(run: Path) -> Path | None:

@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Lesson:
     Attributes:
         rows: of the kind that the loop takes.
         names: where each of them comes from.
+        inputs: digests of what it is made from; noted in each checkpoint.
         validation: more of them, on which the loss is measured while training.
         collator: makes batches for transformers' own Trainer; None: TRL's loops make their own.
         objective: of preferences and rewards; None: supervised.
@@ -69,6 +70,7 @@ class Lesson:
     collator: Any = None
     objective: Any = None
     validation: list[dict[str, Any]] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,28 +113,15 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
     _check_device(trainer, device)
-    report = Report(out_dir / METRICS, method.each_step, method.begin, shown=maker is None)
+    report = Report(out_dir / METRICS, lesson.inputs, method.each_step, method.begin, shown=maker is None)
     given = _arguments(trainer, device, lesson.seed, out_dir) | {"warmup_steps": _warmup(trainer, len(lesson.rows))}
     routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
     plain = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
     validation = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
-    # TRL takes a second to import, which a training that is refused need not wait for.
-    loops = "sft" if lesson.objective is None else "preference"
-    make = maker or import_module(f"peftrun.training.{loops}").loop
-    try:
-        with _own_printing():
-            trained_by = make(
-                model,
-                lesson,
-                given,
-                callbacks=_callbacks(report, trainer),
-                optimizers=(own, None),
-                **validation,
-            )
-    except ValueError as error:  # the libraries own the rules between their own arguments
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    common = {"callbacks": _callbacks(report, trainer), "optimizers": (own, None), **validation}
+    trained_by = _build(maker, model, lesson, given, common)
     if REFERENCE in getattr(model, "peft_config", {}):
         model.delete_adapter(
             REFERENCE
@@ -155,6 +144,18 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     model.eval()
     seconds, history = found.metrics["train_runtime"], trained_by.state.log_history
     return Fitted(found.global_step, _mean_loss(history, found.training_loss), seconds, _tokens(history))
+
+
+def _build(maker: Maker | None, model: Any, lesson: Lesson, given: dict[str, Any], common: dict[str, Any]) -> Trainer:
+    # TRL takes a second to import, which a training that is refused need not wait for.
+    loops = "sft" if lesson.objective is None else "preference"
+    make = maker or import_module(f"peftrun.training.{loops}").loop
+    try:
+        with _own_printing():
+            made: Trainer = make(model, lesson, given, **common)
+    except ValueError as error:  # the libraries own the rules between their own arguments
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    return made
 
 
 def _mean_loss(history: list[dict[str, Any]], since_start: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import cases
 from conftest import TINY_STEPS, build_llama
-from faults import check_told
+from faults import check_told, instead
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -194,6 +194,30 @@ def test_another_config_is_not_continued(cli, llama, on_tiny):
     refused = cli(*overrides, "lora.r=4", f"action.resume={run}")
     assert refused.code == 1
     assert "lora.r=4: the run has 8" in refused.err
+
+
+def edit_rows(base: Path, rows: Path) -> None:
+    rows.write_text(rows.read_text().replace("Is 3 even?", "Is 3 uneven?"))
+
+
+def edit_template(base: Path, rows: Path) -> None:
+    (base / "chat_template.jinja").write_text((base / "chat_template.jinja").read_text() + "{# other #}")
+
+
+def edit_weights(base: Path, rows: Path) -> None:
+    build_llama(base, seed=5)
+
+
+EDITED = {"task.data.path=": edit_rows, "the base's chat template": edit_template, "the base's weights": edit_weights}
+
+
+@cases("name", EDITED)
+def test_what_a_run_is_made_from_may_not_change_before_it_is_continued(name, cli, tmp_path, data, on_tiny):
+    base, rows = build_llama(tmp_path / "base"), Path(shutil.copy(data, tmp_path / "rows.jsonl"))
+    overrides = instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}"])
+    run = interrupted(cli, *overrides)
+    EDITED[name](base, rows)
+    check_told(cli(*overrides, f"action.resume={run}"), [[f"action.resume={run}", name, "leave action.resume out"]])
 
 
 @pytest.mark.slow
