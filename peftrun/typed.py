@@ -4,6 +4,7 @@
 Conditions need no quotes but the shell's: where='loss<0.5 and lora.r>=8' is where='"loss<0.5 and lora.r>=8"'.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from typing import get_args, get_type_hints
@@ -13,17 +14,28 @@ from peftrun.paths import GROUPS
 TOP_LEVEL = (*GROUPS, "seed", "adapter", "active", "allow_base_mismatch", "slots", "template")
 SHORT = re.compile(r"([A-Za-z_]\w*)=")
 DEFAULT_ACTION = "train"
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra makes these itself, as they are named
+HOME = re.compile(r"""(?<![^\s:,{\['"])~\w*(?=/)""")
 CONDITIONS = ("where=", "action.where=")  # hold signs that mean something to Hydra
 
 
 def in_full(typed: Sequence[str]) -> list[str]:
     """The same command with the full name of every key."""
-    typed = [_quoted(text) if text.startswith(CONDITIONS) else text for text in typed]
+    typed = [_quoted(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
     if not asked:
         return typed
     known = _keys(_action(typed))
     return [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
+
+
+def _at_home(text: str) -> str:
+    """With the user's home folder for `~/`, which no shell puts after a key with a dot, and Hydra cannot read."""
+    key, sign, value = text.partition("=")
+    quoted = value[:1] in ("'", '"')
+    if not sign or (quoted and key not in FOLDERS):  # those in quotes are expanded where they are read
+        return text
+    return key + sign + HOME.sub(lambda found: os.path.expanduser(found[0]), value)
 
 
 def _quoted(text: str) -> str:

@@ -23,6 +23,8 @@ REFUSED = [
     (["-m", "lora.r=4,8", "hydra/sweeper=optunaa"], "there is no such sweeper; sweepers: basic, optuna"),
     (["action=replay", "runn=RUN"], "did you mean action.run? type action.run="),
     (["hydra.run.dir="], "hydra.run.dir=: names no folder"),
+    (["hydra.run.dir=/proc/x"], "/proc/x: cannot be made or written (No such file or directory); type hydra.run.dir="),
+    (["-m", "lora.r=4", "hydra.sweep.dir=/proc/x"], "/proc/x: cannot be made or written (No such file or directory)"),
     (["hydra.run.dir=RUN", "action.resume=auto"], "omit hydra.run.dir and type action.resume="),
     (["hydra.run.dir=RUN"], "holds a run already; name a folder that does not exist"),
     (["action=serve", "adapter={one: RUN, two: RUN, one: RUN}"], "adapter.one: is given more than once"),

@@ -76,7 +76,7 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     Returns: the copied checkpoint, or None if the run had saved none yet (then training starts anew).
     Raises: ConfigError: there is no such run, it is complete, or its config differs (each differing key named).
     """
-    run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked))
+    run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked).expanduser())
     checkpoint = last_complete(run)
     if checkpoint is None:
         console.say(f"{run} has no complete checkpoint yet; starting from the first step")
