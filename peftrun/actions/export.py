@@ -8,7 +8,7 @@ from typing import Any
 from peftrun import artifacts, console
 from peftrun.action_specs import ExportAction
 from peftrun.errors import AdapterError, ConfigError
-from peftrun.export import adapter_files, base, hub, licenses, llama_cpp, names, push, source, vllm, vllm_rules
+from peftrun.export import adapter_files, base, hub, licenses, llama_cpp, names, push, source, vllm, vllm_rules, wrapper
 from peftrun.export.source import Source
 from peftrun.packages import package_dir
 from peftrun.result import RunResult
@@ -83,7 +83,12 @@ def _write(
         raise AdapterError(*problems)
     if architecture is None:
         console.say("the base's config is not on this machine: whether vLLM has LoRA for it was not checked")
-    return {"vllm": vllm.write(sources, base_id, sources[0].base().get("revision"), folder)}
+    renamed = {one.name: wrapper.names(one, model, settings) for one in sources}
+    for name, tensors in renamed.items():
+        if tensors:
+            old, new = next(iter(tensors.items()))
+            console.say(f"adapter.{name}: {len(tensors)} tensors get the names of {architecture}: {old} → {new}")
+    return {"vllm": vllm.write(sources, base_id, sources[0].base().get("revision"), folder, renamed)}
 
 
 def _files(target: Path, files: dict[str, int]) -> list[tuple[str, str]]:
