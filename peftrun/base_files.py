@@ -39,15 +39,14 @@ def from_hub(spec: ModelSpec) -> Path:
         ) from error
 
 
-def refuse_adapter(folder: Path, spec: ModelSpec) -> None:
-    """Raises: ModelError: an adapter's files lie in the base's folder: transformers would load them with it, without a word."""
-    files = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / name).is_file()]
+def of_an_adapter(folder: Path, name: str) -> str | None:
+    """Why this folder is no base: transformers would load an adapter in it with the base, without a word; None if there is none."""
+    files = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / file).is_file()]
     if not files:
-        return
-    key = f"model.name_or_path={spec.name_or_path}"
+        return None
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{key}: is an adapter, not a base; type adapter={spec.name_or_path} and name its base")
-    raise ModelError(
-        f"{key}: {' and '.join(files)} of an adapter in it would be loaded with the base; "
+        return f"model.name_or_path={name}: is an adapter, not a base; type adapter={name} and name its base"
+    return (
+        f"model.name_or_path={name}: {' and '.join(files)} of an adapter in it would be loaded with the base; "
         "move them to a folder of their own, and type adapter=THAT_FOLDER to use them"
     )

@@ -249,7 +249,9 @@ def locate(spec: ModelSpec) -> Path:
     if given.suffix == ".gguf" and given.is_file():
         return gguf.converted(given)
     folder = given.resolve() if given.is_dir() else base_files.from_hub(spec)
-    base_files.refuse_adapter(folder, spec)
+    stray = base_files.of_an_adapter(folder, spec.name_or_path)
+    if stray:
+        raise ModelError(stray)
     return folder
 
 
