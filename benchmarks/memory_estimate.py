@@ -69,15 +69,15 @@ def write_rows(folder: Path, tokens: int) -> Path:
     from peftrun.composition import compose_run
     from peftrun.config import build
     from peftrun.model import load_tokenizer, locate
-    from peftrun.tasks.encoding import completion_ids, prompt_ids
+    from peftrun.tasks.encoding import Encoder
+    from peftrun.tasks.messages import Conversation, says
 
-    model = build(compose_run(["model=embedded"]).cfg).model
-    tokenizer = load_tokenizer(locate(model), model)
+    spec = build(compose_run(["model=embedded"]).cfg)
+    encoder = Encoder(load_tokenizer(locate(spec.model), spec.model), spec.task)
 
     def length(text: str) -> int:
-        given = (("user", text),)
-        prompt = prompt_ids(tokenizer, given)
-        return len(prompt) + len(completion_ids(tokenizer, given, prompt, "yes"))
+        prompt, (completion,) = encoder.answered(Conversation((says("user", text),)), [says("assistant", "yes")])
+        return len(prompt) + len(completion)
 
     words = next(count for count in range(tokens) if length(" ".join(["word"] * count) + " 100") == tokens)
     texts = [" ".join(["word"] * words) + f" {number}" for number in range(100, 200)]

@@ -136,7 +136,7 @@ def table(found: dict[str, Any]) -> str:
             name,
             report.cells(report.ratios([seconds for seconds, _ in each], copied)),
             report.cells(report.spread(seconds for seconds, _ in each), 1),
-            report.cells(report.spread(memory for _, memory in each), 0),
+            "–" if name == COPY else report.cells(report.spread(memory for _, memory in each), 0),
         ]
         for name, each in processes.items()
     ]

@@ -134,9 +134,11 @@ def continuous(base: Any, net: Any, asked: list[Request], batch: int) -> None:
 
     versions = Versions(base.name, [Version(name, name) for name in net.peft_config])
     watch = Watch()
-    action: Any = peftrun.load("action=serve").action
+    spec = peftrun.load("action=serve")
     engine = Engine(Computer(net, base.tokenizer.pad_token_id), versions, watch, batch, len(asked))
-    service = Service(base, engine, versions, watch, action)
+    action: Any = spec.action
+    service = Service(base, engine, versions, watch, action, task=spec.task)
+    service.ends = frozenset()  # every answer is as long as it may be
     engine.start()
 
     async def ask(name: str, text: str, tokens: int) -> None:

@@ -64,11 +64,18 @@ def loadable(action: Any, adapter: dict[str, str], active: str | None) -> Lines:
             configs[name] = read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG)
     reasons = {name: reason for name, config in configs.items() if (reason := adapter_rules.not_loadable(config))}
     yield from (f"{adapter_folder.option(adapter[name], name)}: {reason}" for name, reason in reasons.items())
-    change = adapter_rules.change_to_base(configs.get(one, {})) if action.name == "unmerge" and not reasons else None
-    if change:
-        yield f"{adapter_folder.option(adapter[one], one)}: {change}, which unmerge cannot undo; keep the base it was made for"
+    if action.name == "unmerge" and not reasons and one in configs:
+        yield from _undoable(adapter_folder.option(adapter[one], one), configs[one])
     if action.name in ALL_ADAPTERS and not reasons:
         yield from adapter_rules.together(configs)
+
+
+def _undoable(option: str, config: Any) -> Lines:
+    change, reason = adapter_rules.change_to_base(config), adapter_rules.needs_weights(config)
+    if change:
+        yield f"{option}: {change}, which unmerge cannot undo; keep the base it was made for"
+    elif reason:
+        yield f"{option}: {reason}, and unmerge cannot take it out of a model; keep the base it was made for"
 
 
 def generate(action: Any, adapter: dict[str, str]) -> Lines:

@@ -39,15 +39,35 @@ def not_loadable(config: Config) -> str | None:
     )
 
 
-def change_to_base(config: Config) -> str | None:
-    """What loading this adapter does to the base itself, so that nobody else can answer from it; None if nothing."""
-    init, bias = changing_init(config), config.get("bias") or "none"
+def taken_from_base(config: Config) -> str | None:
+    """What PEFT takes out of the base's weights when it puts this adapter on them; None if nothing."""
+    init = changing_init(config)
     if init is not None:
         return f"takes part of the base's weights away (init_lora_weights={init}, not converted)"
-    if bias != "none":
-        return f"replaces the base's biases (bias={bias})"
     if config.get("kasa_config"):
         return "takes the smallest directions out of the base's weights (kasa_config)"
+    return None
+
+
+def needs_weights(config: Config) -> str | None:
+    """Why PEFT cannot put this adapter on a base whose weights are not in memory; None if it can."""
+    taken = taken_from_base(config)
+    if taken:
+        return f"this adapter {taken}"
+    if config.get("save_projection") is False:
+        return "this adapter's projections are not in its file (save_projection=false), so PEFT draws them again"
+    if config.get("monteclora_config"):
+        return "PEFT makes this adapter's samplers with the weights that they vary (monteclora_config)"
+    return None
+
+
+def change_to_base(config: Config) -> str | None:
+    """What loading this adapter does to the base itself, so that nobody else can answer from it; None if nothing."""
+    taken, bias = taken_from_base(config), config.get("bias") or "none"
+    if taken:
+        return taken
+    if bias != "none":
+        return f"replaces the base's biases (bias={bias})"
     if config.get("layer_replication"):
         return "repeats layers of the base (layer_replication)"
     return None

@@ -67,10 +67,10 @@ def _kind(name: str, config: dict[str, Any]) -> str:
         return "token rows"
     if any(f".{module}." in f".{name}" for module in whole):
         return "trained in full"
-    if ".base_layer." in name or EMBEDDINGS.search(name):
-        return "embedding of the base"
     if name.endswith(".bias") and ".lora_" not in name:
         return "bias"
+    if ".base_layer." in name or EMBEDDINGS.search(name):
+        return "embedding of the base"
     return "magnitude" if "lora_magnitude_vector" in name else "parameter of the method"
 
 

@@ -23,7 +23,7 @@ from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
 
 TEXTS = ("task.prompt", "task.completion")  # hold braces that are no mapping's
-QUOTING = "quote what holds spaces, commas or brackets: 'key=\"a, b\"'"
+QUOTING = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 SEARCH_PATH = "hydra.searchpath="
 

@@ -24,6 +24,7 @@ from peftrun.errors import ArtifactError, ConfigError
 from peftrun.team import slots
 
 MISSING = "???"
+QUOTES = " (write it in quotes: YAML reads a bare no, off or 012 as something else than text)"
 _TOLD: set[str] = set()
 RULES = {  # pydantic's words in ours
     "Input should be an object": "must be a mapping {name: VALUE}",
@@ -200,7 +201,7 @@ def _explain(group: str, given: Any, kind: Any, error: ValidationError) -> list[
         elif item["type"] == "missing":
             rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
         elif value != MISSING:
-            rules.setdefault(f"{key}={_show(value)}", []).append(_rule(item["msg"]))
+            rules.setdefault(f"{key}={_show(value)}", []).append(_rule(item))
     lines += [_line(key, list(dict.fromkeys(rule)), kind, given) for key, rule in rules.items()]
     return lines
 
@@ -215,10 +216,11 @@ def _follow(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any
     return path, given
 
 
-def _rule(message: str) -> str:
+def _rule(item: Any) -> str:
+    message = str(item["msg"])
     for theirs, ours in RULES.items():
         message = message.replace(theirs, ours)
-    return message
+    return message + QUOTES * (item["type"] == "string_type" and isinstance(item["input"], bool | int | float))
 
 
 def _show(value: Any) -> str:

@@ -42,6 +42,11 @@ class Device:
         note = self.note.replace(f"float32: {NOT_NATIVE}", f"bfloat16: {reason}")
         return replace(self, dtype=torch.bfloat16, note=note)
 
+    def offloaded(self, limits: dict[str | int, str]) -> "Device":
+        """The same device, with so much of a base on each place and the rest on disk."""
+        shown = ", ".join(f"{key} {value}" for key, value in limits.items())
+        return replace(self, note=f"{self.note}; base offloaded beyond {shown}", max_memory=limits)
+
 
 def resolve(spec: DeviceSpec) -> Device:
     """The device to use, and the dtype that a base is loaded in.
@@ -56,9 +61,7 @@ def resolve(spec: DeviceSpec) -> Device:
     if found.name == "cpu":
         allocator.keep_freed(grow_by=GROW_BY)
     if spec.max_memory is not None:
-        limits = _limits(spec.max_memory)
-        shown = ", ".join(f"{key} {value}" for key, value in limits.items())
-        return replace(found, note=f"{found.note}; base offloaded beyond {shown}", max_memory=limits)
+        return found.offloaded(_limits(spec.max_memory))
     if spec.strategy is None:
         return found
     many = f"{spec.strategy}, {spec.processes * spec.machines} processes"

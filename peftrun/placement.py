@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Any, cast
 
-from peftrun import device, memory_check, model, warm
+from peftrun import console, device, memory_check, model, warm
 from peftrun.device import Device
 from peftrun.explain import reads
 from peftrun.schema import RunSpec
 from peftrun.sweep import bases, fitting
+from peftrun.sweep.bases import Base
 from peftrun.sweep.fitting import Headroom
 
 
@@ -32,6 +33,8 @@ def settle(place: Device, spec: RunSpec) -> Device:
     if place.name == "cpu":
         here, short = fitting.settled(base, here, _room(place, here))
         place = place.in_bfloat16(f"float32 would take {short}") if short else place
+        if spec.device.dtype == "auto":
+            place = _offloaded(place, base, here)
     if spec.action.name == "train":
         who = (
             f"each of {spec.device.processes} processes of this training"
@@ -43,6 +46,20 @@ def settle(place: Device, spec: RunSpec) -> Device:
             f"{who} takes, as action=plan estimates,", base, place, need, lambda: _room(place, here)
         )
     return place
+
+
+def _offloaded(place: Device, base: Base, spec: RunSpec) -> Device:
+    """The device with part of the base on disk where it does not fit as a whole."""
+    found = fitting.offloaded(base, spec, _room(place, spec)) if place.memory_check else None
+    if found is None:
+        return place
+    changed, short = found
+    console.warn(
+        f"the base would take {short}: what does not fit waits on disk, from where each pass reads it; "
+        "faster is more memory, or model.quantization=nf4"
+    )
+    limits: dict[str | int, str] = {key: size for key, size in (changed.device.max_memory or {}).items()}
+    return place.offloaded(limits)
 
 
 def _room(place: Device, spec: RunSpec) -> Headroom:

@@ -3,28 +3,29 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peftrun.errors import DataError
 
 BASE = "base"  # the name under which a row asks for the base without any adapter
-KEYS = {"prompt", "adapter"}
+KEYS = {"prompt", "adapter", "tools"}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`adapter`: who is to answer: a loaded adapter, `BASE`, or None for the active one."""
+    """`said`: a text, or the messages of a conversation. `adapter`: who is to answer: a loaded adapter, `BASE`, or None for the active one."""
 
-    text: str
+    said: str | list[dict[str, Any]]
     adapter: str | None = None
+    tools: Any = None  # that may be called in it
 
 
 def read(path: str, adapters: dict[str, str]) -> list[Prompt]:
-    """The prompts in a text file, or in a .jsonl file of `{"prompt": …, "adapter": …}`.
+    """The prompts in a text file, or in a .jsonl file of `{"prompt": TEXT or [{role, content}, …], "adapter": …, "tools": […]}`. A line ends with a line feed alone.
 
-    Raises: DataError: no prompt; a row that is no such object, or that names an adapter which is not given; one line each.
+    Raises: DataError: it is not UTF-8; no prompt; a row that is no such object, or that names an adapter which is not given; one line each.
     """
-    lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [(number, line.strip()) for number, line in enumerate(_lines(path), 1) if line.strip()]
     if not rows:
         raise DataError(f"action.prompts_file={path}: holds no prompt; write one a line")
     if Path(path).suffix.lower() != ".jsonl":
@@ -35,7 +36,15 @@ def read(path: str, adapters: dict[str, str]) -> list[Prompt]:
     if problems:
         raise DataError(*problems)
     found = [json.loads(line) for _, line in rows]
-    return [Prompt(row["prompt"], row.get("adapter")) for row in found]
+    return [Prompt(row["prompt"], row.get("adapter"), row.get("tools")) for row in found]
+
+
+def _lines(path: str) -> list[str]:
+    """What lies between line feeds: nothing else ends a line, such as U+2028, which may stand in a prompt."""
+    try:
+        return Path(path).expanduser().read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"action.prompts_file={path}: cannot be read ({error}); save it as UTF-8") from error
 
 
 def _wrong(line: str, adapters: dict[str, str]) -> list[str]:
@@ -43,9 +52,10 @@ def _wrong(line: str, adapters: dict[str, str]) -> list[str]:
         row = json.loads(line)
     except ValueError as error:
         return [f'is not JSON ({error}); write {{"prompt": "…"}}']
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        return ['must be an object with a text under prompt; write {"prompt": "…"}']
-    found = [f"{key} is neither prompt nor adapter; remove it" for key in row if key not in KEYS]
+    said = row.get("prompt") if isinstance(row, dict) else None
+    if not said or not (said.strip() if isinstance(said, str) else isinstance(said, list)):
+        return ['must be an object with a text or messages under prompt; write {"prompt": "…"}']
+    found = [f"{key} is none of prompt, adapter and tools; remove it" for key in row if key not in KEYS]
     name = row.get("adapter")
     if name is not None and name != BASE and name not in adapters:
         found.append(f"adapter={name} is not given; given: {', '.join([*adapters, BASE])}")

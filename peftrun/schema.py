@@ -52,7 +52,7 @@ class DataSpec:
     """Where rows come from: a file in an installed package, the user's own file, or the Hub."""
 
     source: Literal["package", "file", "hub"]
-    path: Path  # csv, json, jsonl, parquet or txt; on the Hub: the dataset's id
+    path: Path  # csv, tsv, json, jsonl, parquet, arrow or txt; on the Hub: the dataset's id
     package: str | None
     name: str | None  # on the Hub: which of the dataset's configurations
     revision: str | None
@@ -96,6 +96,9 @@ class TaskSpec:
     ]
     data: DataSpec
     messages: str | None  # a column of chat messages, in place of the templates
+    tools: Path | None  # a JSON file of tools, for rows that bring none
+    template_arguments: dict[str, str | int | float | bool | None] | None  # handed to the model's chat template
+    special_tokens_in_text: Literal["keep", "escape", "refuse"]
     system: str | None
     prompt: str | None
     completion: str | None

@@ -16,6 +16,11 @@ ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELL
 
 
 LM_EVAL = "lm_eval"
+# Arguments of transformers' apply_chat_template that say how, and not what, is rendered.
+RENDERING = {
+    "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation",
+    "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "sanitize_control_tokens", "tokenizer_kwargs",
+}  # fmt: skip
 
 
 def lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
@@ -150,6 +155,14 @@ def loss_on(task: schema.TaskSpec) -> Lines:
         yield "task.loss_on=assistant: learns every answer of a talk, and task.messages names none; type task.messages=COLUMN, or task.loss_on=completion"
 
 
+def conversations(task: schema.TaskSpec) -> Lines:
+    """What a chat template is given beside the messages."""
+    if task.tools is not None and not Path(task.tools).expanduser().is_file():
+        yield f"task.tools={task.tools}: there is no such file; name a JSON file with a list of tools, or type task.tools=null"
+    for name in sorted((task.template_arguments or {}).keys() & RENDERING):
+        yield f"task.template_arguments.{name}: is set by peftrun itself; omit it, and type task.tools=FILE for tools"
+
+
 def metrics(task: schema.TaskSpec) -> Lines:
     """Answers can be written and compared, with the packages that do so."""
     if not task.metrics:
@@ -174,6 +187,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task",), sources),
     (("task", "action"), files),
     (("task",), loss_on),
+    (("task",), conversations),
     (("task",), metrics),
     (("task", "action"), lm_eval),
 ]

@@ -2,6 +2,7 @@
 
 `peftrun action=replay run=FOLDER` is `peftrun action=replay action.run=FOLDER`; records and messages know the full form alone.
 Conditions need no quotes but the shell's: where='loss<0.5 and lora.r>=8' is where='"loss<0.5 and lora.r>=8"'.
+In templates, system messages and prompts \\n is a line end and \\t a tab, since a shell has no plain way to type them; in YAML files YAML's own rules hold.
 """
 
 import os
@@ -16,24 +17,51 @@ SHORT = re.compile(r"([A-Za-z_]\w*)=")
 DEFAULT_ACTION = "train"
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra makes these itself, as they are named
 HOME = re.compile(r"""(?<![^\s:,{\['"])~\w*(?=/)""")
+TEXTS = ("task.prompt", "task.completion", "task.system", "action.prompt")
+LINE_END = re.compile(r"(?<!\\)\\[nt]")
+AS_WRITTEN = "${oc.env:PEFTRUN_NOTHING,''}"  # is empty, and says of the text in which it stands that \n is no line end
+ENDS = {"\\n": "\n", "\\t": "\t"}
+QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*\1""", re.DOTALL)  # in Hydra's grammar
 CONDITIONS = ("where=", "action.where=")  # hold signs that mean something to Hydra
 
 
 def in_full(typed: Sequence[str]) -> list[str]:
-    """The same command with the full name of every key."""
+    """The same command with the full name of every key, and line ends and home folders as they are."""
     typed = [_quoted(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
-    if not asked:
-        return typed
-    known = _keys(_action(typed))
-    return [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
+    if asked:
+        known = _keys(_action(typed))
+        typed = [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
+    return [_with_line_ends(text) for text in typed]
+
+
+def holds_text(key: str) -> bool:
+    """Whether what is typed for this key is text of several lines: a template, a system message, a prompt."""
+    return key in TEXTS or key.startswith("task.data.mix")
+
+
+def _with_line_ends(text: str) -> str:
+    key, sign, value = text.partition("=")
+    if (
+        not sign
+        or not holds_text(key.lstrip("+"))
+        or not LINE_END.search(value)
+        or AS_WRITTEN in value
+        or "${oc.create:" in value
+    ):
+        return text
+    if not QUOTED.search(value) and "," not in value:
+        value = _quoted(text).partition("=")[2]
+    return f"{key}={QUOTED.sub(lambda part: LINE_END.sub(lambda one: ENDS[one[0]], part[0]), value)}"
 
 
 def _at_home(text: str) -> str:
     """With the user's home folder for `~/`, which no shell puts after a key with a dot, and Hydra cannot read."""
     key, sign, value = text.partition("=")
     quoted = value[:1] in ("'", '"')
-    if not sign or (quoted and key not in FOLDERS):  # those in quotes are expanded where they are read
+    if (
+        not sign or holds_text(key) or (quoted and key not in FOLDERS)
+    ):  # those in quotes are expanded where they are read
         return text
     return key + sign + HOME.sub(lambda found: os.path.expanduser(found[0]), value)
 

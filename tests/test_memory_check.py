@@ -166,7 +166,7 @@ def test_auto_does_not_double_what_would_not_fit(doubled, on_tiny, dtype, given)
 @pytest.mark.usefixtures("old_processor")
 def test_auto_is_float32_where_that_fits_or_bfloat16_would_lose_something(llama, sized, doubled, huge, on_tiny):
     whole = sized(free_memory.available().bytes // 3, dtype="F32")
-    for folder in (llama, whole, huge):  # fits; is not doubled; fits in neither
+    for folder in (llama, whole):  # fits; is not doubled
         assert placement.resolve(typed(*on_tiny(folder), "device.dtype=auto", "action=evaluate")).dtype == torch.float32
     with pytest.raises(memory_check.MemoryShortageError):  # its small updates would be rounded away
         placement.resolve(typed(*on_tiny(doubled), "device.dtype=auto", "lora=none"))
@@ -186,6 +186,21 @@ def test_it_goes_on_if_asked_and_the_record_says_so(cli, llama, on_tiny, monkeyp
     outcome = cli(*on_tiny(llama), "action=evaluate", "device.memory_check=false")
     assert outcome.code == 0 and "goes on, as device.memory_check=false asks" in outcome.err
     assert outcome.record()["device"].endswith("; memory is not checked, as device.memory_check=false asks")
+
+
+def test_auto_lets_wait_on_disk_what_fits_in_no_dtype(cli, huge, llama, on_tiny, trained):
+    asked = [*on_tiny(huge), "device.dtype=auto"]
+    for action in (["evaluate"], ["generate", "action.prompt=hi"], ["reload", f"adapter={trained}"]):
+        place = placement.resolve(typed(*asked, *(f"action={one}" if one.isalpha() else one for one in action)))
+        assert place.dtype == torch.bfloat16 and "; base offloaded beyond cpu " in place.note
+        memory_check.check_load(huge, typed(*asked).model, place, place.dtype)
+    whole = replace(typed(*asked, "action=evaluate"), model=typed(*on_tiny(llama)).model)
+    assert placement.resolve(whole).max_memory is None
+    for more in (["action=evaluate", "device.dtype=bfloat16"], ["action=train"], ["action=save"]):
+        spec = typed(*asked, *more)
+        with pytest.raises(memory_check.MemoryShortageError):
+            place = placement.resolve(spec)
+            memory_check.check_load(huge, spec.model, place, place.dtype)
 
 
 def test_what_waits_on_disk_is_not_counted(huge, on_tiny):

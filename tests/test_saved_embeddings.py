@@ -1,5 +1,6 @@
 """Adapters that PEFT saved with the base's embeddings beside them: they load where these are the base's own, and nowhere else."""
 
+from functools import partial
 from itertools import product
 
 import pytest
@@ -8,7 +9,7 @@ from cases import cases
 from conftest import build_llama
 from faults import check_failed
 from foreign_adapters import LLAMA, base_of, logits, made
-from merge_cases import FAMILIES
+from merge_cases import FAMILIES, reference, stored_base, streamed
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ from peftrun.errors import AdapterError
 
 ADAPTED = [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"], []]
 EMBEDDINGS = ("lm_head", "embed_tokens")
+COPIES = tuple(f"{name}.{part}weight" for name in EMBEDDINGS for part in ("", "base_layer."))
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -58,6 +60,27 @@ def test_embeddings_that_are_trained_are_the_adapters_own(base, tmp_path, more):
     answers = made(base, tmp_path / "a", lora([], **more), save_embedding_layers=True)
     net, _ = load.load(base_of(base), {"default": str(tmp_path / "a")}, None, False)
     assert torch.equal(logits(net), answers)
+
+
+# Embeddings among the adapter's targets, and those that it trains in full.
+MERGED = [*product(ADAPTED, [[]]), *product([[]], [["lm_head"], ["embed_tokens", "lm_head"]])]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@cases("tied, number", product([True, False], range(len(MERGED))))
+def test_a_merge_takes_the_copies_from_the_base_and_what_changes_them_from_the_adapter(tmp_path, tied, number):
+    family, (targets, whole), dtype = FAMILIES["llama"], MERGED[number], DTYPES[(number + tied) % 2]
+    base = stored_base(family, tmp_path, dtype, build=partial(build_llama, tie_word_embeddings=tied))
+    made(
+        base, tmp_path / "a", lora(targets, modules_to_save=whole, use_dora=number % 2 == 0), save_embedding_layers=True
+    )
+    assert any(key.endswith(COPIES) for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    expected, answers = reference(family, base, tmp_path / "a")
+    found, merged = streamed(family, base, tmp_path / "a", tmp_path / "merged")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value.to(dtype), found[key]) for key, value in expected.items())
+    if dtype == torch.float32:
+        torch.testing.assert_close(merged, answers, atol=1e-4, rtol=1e-4)
 
 
 @cases("targets", ADAPTED)

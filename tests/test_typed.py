@@ -29,10 +29,20 @@ HOME = Path.home()
             ['hydra.run.dir="~/runs/x"', 'task.prompt="~/x"', "~lora.r"],
             [f'hydra.run.dir="{HOME}/runs/x"', 'task.prompt="~/x"', "~lora.r"],
         ),
+        # Line ends in templates, system messages and prompts; nowhere else.
+        (
+            [r"task.prompt='{a}\n\n{b?}'", r"++task.system=Be\tkind"],
+            ["task.prompt='{a}\n\n{b?}'", '++task.system="Be\tkind"'],
+        ),
+        (["action=generate", r'prompt="a\n\"b\""'], ["action=generate", 'action.prompt="a\n\\"b\\""']),
+        ([r"task.data.mix={a: {path: x\n, prompt: '{q}\n'}}"], ["task.data.mix={a: {path: x\\n, prompt: '{q}\n'}}"]),
+        ([r"task.system='a\n','b'", r"task.data.path=C:\new"], ["task.system='a\n','b'", r"task.data.path=C:\new"]),
+        ([r"task.system='a\\nb'", r"task.system='${b}\n'"], [r"task.system='a\\nb'", "task.system='${b}\n'"]),
+        ([rf'task.system="a\n{typed.AS_WRITTEN}"'], [rf'task.system="a\n{typed.AS_WRITTEN}"']),
     ],
 )
 def test_keys_are_put_in_full(given, full):
-    assert typed.in_full(given) == full
+    assert typed.in_full(given) == full == typed.in_full(full)
 
 
 @cases("value", [

@@ -2,22 +2,24 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, placement, prompts, warm
+from peftrun import artifacts, console, placement, prompts, warm
 from peftrun.action_specs import GenerateAction
 from peftrun.adapter import load, mixing
+from peftrun.errors import DataError
 from peftrun.model import Base
 from peftrun.prompts import Prompt
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
-from peftrun.tasks import limits
-from peftrun.tasks.encoding import prompt_ids
-from peftrun.tasks.messages import ASSISTANT, Talk
+from peftrun.tasks import limits, written
+from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.messages import ASSISTANT, Conversation, conversation_of, named, opened_by, says
+from peftrun.tasks.talks import unanswered
 
 GENERATIONS = "generations.jsonl"
 
@@ -37,49 +39,58 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
     file = out_dir / GENERATIONS
-    given: Talk = (("system", spec.task.system),) if spec.task.system else ()
+    given = Conversation(opened_by(spec.task.system))
+    writer = Writer(net, base, Encoder(base.tokenizer, spec.task), action)
     usual = net.active_adapter if spec.adapter else prompts.BASE
-    turns = _chat(given, net, base, action) if asked is None else _each(asked, given, net, base, action)
+    turns = _chat(given, writer) if asked is None else _each(asked, given, writer)
     for prompt, said in turns:
-        artifacts.append_json_line(file, {"prompt": prompt.text, "answer": said, "adapter": prompt.adapter or usual})
+        artifacts.append_json_line(file, {"prompt": prompt.said, "answer": said, "adapter": prompt.adapter or usual})
         console.show(said)
     return RunResult(out_dir, facts, summary=[("answers", console.short(file))])
 
 
-def answers(net: Any, base: Base, talks: list[Talk], action: GenerateAction) -> list[str]:
-    """What the model says next in each talk. Prompts are padded on the left, which changes no answer.
+@dataclass(frozen=True)
+class Writer:
+    """Who answers, and how."""
 
-    Raises: DataError: the chat template refuses a talk, or the base does not embed a token of it.
-    """
-    tokenizer = base.tokenizer
-    read = _read if net.config.is_encoder_decoder else prompt_ids
-    ids = [read(tokenizer, talk) for talk in talks]
-    for one, talk in zip(ids, talks, strict=True):
-        limits.check_embedded(one, base, f"prompt {talk[-1][1][:40]!r}")
-    width = max(map(len, ids))
-    padded = [[tokenizer.pad_token_id] * (width - len(one)) + one for one in ids]
-    mask = [[0] * (width - len(one)) + [1] * len(one) for one in ids]
-    sampling = (
-        {"do_sample": True, "temperature": action.temperature, "top_p": action.top_p}
-        if action.temperature > 0
-        else {"do_sample": False}
-    )
-    with torch.inference_mode():
-        out = net.generate(
-            input_ids=torch.tensor(padded, device=device.of_inputs(net)),
-            attention_mask=torch.tensor(mask, device=device.of_inputs(net)),
-            max_new_tokens=action.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **sampling,
+    net: Any
+    base: Base
+    encoder: Encoder
+    action: GenerateAction
+
+    def read(self, conversation: Conversation) -> list[int]:
+        """A conversation's token ids; an encoder is given the last message alone, as in training.
+
+        Raises: DataError: the chat template refuses it, the base does not embed a token of it, or has no position left for an answer.
+        """
+        last, net = conversation.messages[-1].text, self.net
+        where = f"prompt {last[:40]!r}"
+        if net.config.is_encoder_decoder:
+            ids = list(self.base.tokenizer(last)["input_ids"])
+        else:
+            with named(where):
+                self.encoder.check(where, conversation)
+                ids = self.encoder.prompt(conversation)
+        limits.check_embedded(ids, self.base, where)
+        left = limits.room(net, ids)
+        if left is not None and left < 1:
+            raise DataError(
+                f"{where}: has {len(ids)} tokens, and {self.base.name} reads {limits.positions(net)}, the answer among them; shorten it"
+            )
+        return ids
+
+    def batches(self, prompts: list[list[int]]) -> Iterator[list[int]]:
+        """Places of prompts to be answered together."""
+        return written.batches(self.net, prompts, self.action.batch_size, self.action.max_new_tokens)
+
+    def answers(self, prompts: list[list[int]]) -> list[str]:
+        """What the model says next, computed in one batch. Prompts are padded on the left, which changes no answer."""
+        hot = self.action.temperature > 0
+        sampling = (
+            {"do_sample": True, "temperature": self.action.temperature, "top_p": self.action.top_p} if hot else {}
         )
-    begin = 0 if net.config.is_encoder_decoder else width  # a decoder of its own does not repeat what was read
-    return [str(tokenizer.decode(row[begin:], skip_special_tokens=True)).strip() for row in out]
-
-
-def _read(tokenizer: Any, talk: Talk) -> list[int]:
-    """What an encoder is given: the last message alone, as in training."""
-    return list(tokenizer(talk[-1][1])["input_ids"])
+        said = written.write(self.net, self.base.tokenizer, prompts, self.action.max_new_tokens, **sampling)
+        return [one.strip() for one in said]
 
 
 def _prompts(action: GenerateAction, adapters: dict[str, str]) -> list[Prompt] | None:
@@ -89,37 +100,50 @@ def _prompts(action: GenerateAction, adapters: dict[str, str]) -> list[Prompt] |
     return prompts.read(action.prompts_file, adapters) if action.prompts_file is not None else None
 
 
-def _each(
-    asked: list[Prompt], given: Talk, net: Any, base: Any, action: GenerateAction
-) -> Iterator[tuple[Prompt, str]]:
+def _each(asked: list[Prompt], given: Conversation, writer: Writer) -> Iterator[tuple[Prompt, str]]:
     """Answers in the order of the prompts, computed in batches of rows that may share one."""
     names = [one.adapter for one in asked]
-    groups = mixing.groups(net, names)
+    ids = [writer.read(_conversation(one, given)) for one in asked]
+    writer.encoder.report("prompts")
+    groups = mixing.groups(writer.net, names)
     if len(groups) > 1:
-        console.say(f"rows are answered adapter by adapter: {mixing.cannot(net, names)}, which cannot share a batch")
+        console.say(
+            f"rows are answered adapter by adapter: {mixing.cannot(writer.net, names)}, which cannot share a batch"
+        )
     found: dict[int, str] = {}
     told = 0
     for group in groups:
-        for start in range(0, len(group), action.batch_size):
-            rows = group[start : start + action.batch_size]
-            talks = [(*given, ("user", asked[row].text)) for row in rows]
-            with mixing.answering(net, [names[row] for row in rows]):
-                found |= dict(zip(rows, answers(net, base, talks, action), strict=True))
+        for part in writer.batches([ids[row] for row in group]):
+            rows = [group[place] for place in part]
+            with mixing.answering(writer.net, [names[row] for row in rows]):
+                found |= zip(rows, writer.answers([ids[row] for row in rows]), strict=True)
             while told in found:
                 yield asked[told], found[told]
                 told += 1
 
 
-def _chat(given: Talk, net: Any, base: Any, action: GenerateAction) -> Iterator[tuple[Prompt, str]]:
-    """Turns of a talk that remembers itself, until an empty line or the end of input."""
+def _conversation(prompt: Prompt, given: Conversation) -> Conversation:
+    """What is asked, after the task's system message."""
+    if isinstance(prompt.said, str):
+        return given.followed_by(says("user", prompt.said))
+    asked = unanswered(
+        "action.prompts_file", conversation_of("action.prompts_file", prompt.said, "prompt", prompt.tools), "prompt"
+    )
+    return Conversation((*given.messages, *asked.messages), asked.tools)
+
+
+def _chat(given: Conversation, writer: Writer) -> Iterator[tuple[Prompt, str]]:
+    """Turns of a conversation that remembers itself, until an empty line or the end of input."""
     console.say("chat: type a message, an empty line ends")
-    talk = given
+    conversation = given
     while True:
         print("you> ", end="", file=sys.stderr, flush=True)
         prompt = sys.stdin.readline().strip()
         if not prompt:
             return
-        talk = (*talk, ("user", prompt))
-        said = answers(net, base, [talk], action)[0]
-        talk = (*talk, (ASSISTANT, said))
+        conversation = conversation.followed_by(says("user", prompt))
+        ids = writer.read(conversation)
+        writer.encoder.report("prompts")
+        said = writer.answers([ids])[0]
+        conversation = conversation.followed_by(says(ASSISTANT, said))
         yield Prompt(prompt), said

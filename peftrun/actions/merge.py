@@ -91,11 +91,6 @@ def _stream(job: MergeJob, folder: Path) -> Any:
     except AdapterError:
         _ = job.mark  # another base is why
         raise
-    start = adapter_rules.changing_init(artifacts.read_json(job.adapter / artifacts.ADAPTER_CONFIG))
-    if start is not None:
-        raise streaming.NotStreamableError(
-            f"an adapter that starts from {start} and was not converted changes its base"
-        )
     dtype = None if job.action.dtype == "auto" else device.dtype_of(job.dtype)
     streaming.write(net, job.name, job.base, folder, dtype, after=job.follow)
     return net
@@ -143,7 +138,10 @@ def _rows(job: MergeJob, task: TaskSpec) -> list[list[int]]:
 
 
 def _check_streams(path: str, name: str) -> None:
-    kind = artifacts.read_json(adapter_folder.locate(path, name) / artifacts.ADAPTER_CONFIG).get("peft_type")
+    config = artifacts.read_json(adapter_folder.locate(path, name) / artifacts.ADAPTER_CONFIG)
+    kind, reason = config.get("peft_type"), adapter_rules.needs_weights(config)
+    if reason:
+        raise streaming.NotStreamableError(reason)
     if kind in streaming.IN_MEMORY:
         raise streaming.NotStreamableError(
             f"{kind} adapters take parts of themselves from the base's weights or from random numbers"

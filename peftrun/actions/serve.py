@@ -35,9 +35,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         if spec.adapter:
             net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         versions = Versions(base.name, _versions(net, spec.adapter))
-        service, swapper = _parts(
-            base, net, versions, action, plain=plain, allow_base_mismatch=spec.allow_base_mismatch
-        )
+        service, swapper = _parts(base, net, versions, spec, plain)
         _serve(action, listening, service, swapper)
     found = [proof.as_dict() for proof in proofs]
     facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "adapters": found, "swaps": swapper.told}
@@ -56,15 +54,16 @@ def _versions(net: Any, paths: dict[str, str]) -> list[Version]:
     return found
 
 
-def _parts(
-    base: Any, net: Any, versions: Versions, action: ServeAction, *, plain: Any, allow_base_mismatch: bool
-) -> tuple[Service, swapping.Swapper]:
+def _parts(base: Any, net: Any, versions: Versions, spec: RunSpec, plain: Any) -> tuple[Service, swapping.Swapper]:
+    assert isinstance(spec.action, ServeAction)
     watch = Watch()
     watch.adapters.set(len(versions.adapters()))
     computer = Computer(net, base.tokenizer.pad_token_id)
-    engine = Engine(computer, versions, watch, action.max_batch_size, action.max_waiting)
-    swapper = swapping.Swapper(base, computer, engine, versions, plain=plain, allow_base_mismatch=allow_base_mismatch)
-    return Service(base, engine, versions, watch, action), swapper
+    engine = Engine(computer, versions, watch, spec.action.max_batch_size, spec.action.max_waiting)
+    swapper = swapping.Swapper(
+        base, computer, engine, versions, plain=plain, allow_base_mismatch=spec.allow_base_mismatch
+    )
+    return Service(base, engine, versions, watch, spec.action, task=spec.task), swapper
 
 
 def _serve(action: ServeAction, listening: Any, service: Service, swapper: swapping.Swapper) -> None:

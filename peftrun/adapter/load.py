@@ -20,6 +20,8 @@ from peftrun.errors import AdapterError, ProofError
 from peftrun.fingerprint import Fingerprint
 from peftrun.model import Base
 
+COMPUTED = ("_topk_weights",)  # what PEFT computes from a tensor that is not in the file (VB-LoRA), up to the last bits
+
 
 @dataclass
 class LoadProof:
@@ -107,8 +109,10 @@ def _check_base_unchanged(base: Base, model: Any, plain: dict[str, torch.Tensor]
 def prove(base: Base, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
     """What was seen of an adapter that has been added. `plain`: the base's logits on the probes. Raises: AdapterError, ProofError: see `load`."""
     model.set_adapter(name)
+    tensors = check_tensors(company.member(model, name), name, folder)
     adapted = probe.logits(model, base.tokenizer, nature.calls(model))
-    return prove_by(base.fingerprint, model, name, folder, Computed(plain, adapted, _computed_in(base)))
+    computed = Computed(plain, adapted, _computed_in(base))
+    return prove_by(base.fingerprint, model, name, folder, computed, tensors=tensors)
 
 
 @dataclass(frozen=True)
@@ -120,14 +124,14 @@ class Computed:
     on: str
 
 
-def prove_by(mark: Fingerprint, model: Any, name: str, folder: Path, logits: Computed) -> LoadProof:
-    """The same by logits that were computed elsewhere. `mark`: of the base. Raises: AdapterError, ProofError: see `load`."""
+def prove_by(mark: Fingerprint, model: Any, name: str, folder: Path, logits: Computed, *, tensors: int) -> LoadProof:
+    """The same by logits that were computed elsewhere. `mark`: of the base. `tensors`: see `check_tensors`. Raises: ProofError: see `load`."""
     known = adapter_folder.facts(folder) or {}
     norms, differing = delta_norms(model, name), base_match.differing(mark, known or None)
     proof = LoadProof(
         name=name,
         path=str(folder),
-        tensors=_check_tensors(company.member(model, name), name, folder),
+        tensors=tensors,
         modules=len(_adapted(model, name)) or int(name in getattr(model, "prompt_encoder", ())),
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
@@ -160,8 +164,12 @@ def _check_effect(proof: LoadProof, limit: float) -> None:
         )
 
 
-def _check_tensors(model: Any, name: str, folder: Path) -> int:
-    """Number of tensors in the file, each found in the model with equal values, and none left over on either side."""
+def check_tensors(model: Any, name: str, folder: Path) -> int:
+    """Number of tensors in the file, each found in the model with equal values, and none left over on either side.
+
+    To be asked before the adapter answers: some methods write into their own tensors as they compute (OFT with coft=true).
+    Raises: AdapterError: some are not finite, or have no place. ProofError: some are not what is in the file.
+    """
     saved = load_file(folder / ADAPTER_WEIGHTS)
     broken = sorted(key for key, value in saved.items() if value.is_floating_point() and not value.isfinite().all())
     if broken:
@@ -177,10 +185,16 @@ def _check_tensors(model: Any, name: str, folder: Path) -> int:
             f"{folder}: {len(missing)} adapted tensors are not in the file{_first(missing)} and "
             f"{len(unexpected)} of the file have no place in the model{_first(unexpected)}; it was made for another architecture"
         )
-    differing = [key for key, value in saved.items() if not torch.equal(value.to(landed[key].dtype), landed[key].cpu())]
+    differing = [key for key, value in saved.items() if not _landed(key, value, landed[key].cpu())]
     if differing:
         raise ProofError(f"{folder}: {len(differing)} tensors did not land as they are in the file{_first(differing)}")
     return len(saved)
+
+
+def _landed(key: str, saved: torch.Tensor, found: torch.Tensor) -> bool:
+    if key.endswith(COMPUTED):
+        return torch.allclose(saved.to(found.dtype), found, rtol=1e-5, atol=0)
+    return torch.equal(saved.to(found.dtype), found)
 
 
 def _first(names: list[str]) -> str:
@@ -214,7 +228,7 @@ def _delta_norm(module: Any, name: str) -> float:
 
 
 def _is_pair(module: Any, name: str) -> bool:
-    if not isinstance(module.lora_A, torch.nn.ModuleDict) or hasattr(module, "parameter_name"):
+    if not isinstance(module.lora_A, torch.nn.ModuleDict) or getattr(module, "num_experts", 1) > 1:
         return False
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
     return bool(down.shape[0] == up.shape[1])

@@ -33,7 +33,7 @@ def add(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
     needs = next((key for key in WHOLE if getattr(config, key, None)), None)
     if kind != "LORA" or needs or config.bias != "none":
         raise AdapterError(
-            f"{folder}: is of type {kind}{f' with {needs}' if needs else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null"
+            f"{folder}: is of type {kind}{f' with {needs}' if needs else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null where there is memory for all of it, or model.quantization=nf4"
         )
     if model is None:
         model = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)

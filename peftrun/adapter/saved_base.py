@@ -33,7 +33,7 @@ def names(model: Any, adapter: str, keys: Iterable[str]) -> dict[str, str]:
     Args: model: the PEFT model that has the adapter already.
     """
     parameters = _embeddings(model.get_base_model())
-    found = {key: _unwrapped(key.removeprefix(PREFIX)) for key in keys if key.startswith(PREFIX)}
+    found = {key: unwrapped(key.removeprefix(PREFIX)) for key in keys if key.startswith(PREFIX)}
     found = {key: parameters[name] for key, name in found.items() if name in parameters}
     if not found:
         return {}
@@ -93,10 +93,11 @@ def _embeddings(base: Any) -> dict[str, str]:
     ]
     parameters = [name for name, _ in base.named_parameters(remove_duplicate=False) if "lora_" not in name]
     inside = [name for name in parameters if name.startswith(tuple(f"{path}." for path in paths))]
-    return {_unwrapped(name): name for name in inside if ".modules_to_save." not in name}
+    return {unwrapped(name): name for name in inside if ".modules_to_save." not in name}
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """The name that a parameter has in a model without adapters."""
     return WRAPPED.sub("", name)
 
 

@@ -9,13 +9,15 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from peftrun import adapter_folder, heads, model
+from peftrun import adapter_folder, allocator, heads, model
 from peftrun.adapter import peft_config, saved_base
 from peftrun.adapter.layer_walk import plain_name
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
 from peftrun.merge import shards, streaming
 from peftrun.schema import ModelSpec
+
+KEPT, LARGE = 1 << 27, 1 << 25  # bytes of freed memory that are kept between layers, and of tensors that are not
 
 
 def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
@@ -24,6 +26,7 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     Raises: AdapterError: the adapter does not fit this base's architecture.
     """
     folder = adapter_folder.locate(path, name)
+    allocator.keep_freed(KEPT, arenas=1, not_from=LARGE)
     try:
         config = peft_config.read(folder)
         config.inference_mode = True

@@ -37,9 +37,10 @@ def prove(
         Pass(one, streamed_proof.reader(one, files, place.dtype), partial(probe.logits, whole, tokenizer, call))
         for one, whole in ((plain, plain), (adapted, net))
     ]
+    tensors = load.check_tensors(net, name, folder)
     logits = layer_walk.run(passes)
     computed = load.Computed(logits[0], logits[1], f"{place.name} {place.dtype_name}")
-    loaded = load.prove_by(mark, net, name, folder, computed)
+    loaded = load.prove_by(mark, net, name, folder, computed, tensors=tensors)
     return Base(plain, tokenizer, base, model.portable_name(spec), spec.revision, mark, spec, place, head), net, loaded
 
 
@@ -50,6 +51,7 @@ def _check_walkable(spec: ModelSpec, place: Device, folder: Path) -> None:
         "the device is no CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
         "the base is quantized": spec.quantization is not None or quantize.held_in(model.locate(spec)) is not None,
         f"{kind} adapters are not on layers alone": kind in (*streaming.IN_MEMORY, *in_memory.VIRTUAL),
+        "the adapter needs the base's weights": adapter_rules.needs_weights(config) is not None,
         "the adapter changes its base": adapter_rules.change_to_base(config) is not None,
     }
     if any(why.values()):

@@ -12,6 +12,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from peftrun import typed
+
 BARE = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.+@%-]*")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|[1-9][0-9]*")  # of a key, in a mapping or between dots
 WORDS = {"null", "true", "false", "inf", "nan"}  # mean something else where they stand without quotes
@@ -20,7 +22,14 @@ INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 def override(key: str, value: Any, sign: str = "") -> str:
     """`key=value` as Hydra reads it. `sign`: `++` for a key that is not there yet."""
-    return f"{sign}{key}={_value(value) if _sayable(value) else whole(value)}"
+    text = _value(value) if _sayable(value) else whole(value)
+    if typed.holds_text(key) and typed.LINE_END.search(text):  # it would be read as the end of a line
+        text = (
+            QuotedString(_literal(value) + typed.AS_WRITTEN, Quote.double).with_quotes()
+            if isinstance(value, str)
+            else whole(value)
+        )
+    return f"{sign}{key}={text}"
 
 
 def whole(value: Any) -> str:

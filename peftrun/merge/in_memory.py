@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 
 from peftrun import safetensors_file
+from peftrun.adapter import saved_base
 from peftrun.errors import AdapterError, ProofError
 from peftrun.merge import companions
 from peftrun.model import Base
@@ -28,7 +29,7 @@ VIRTUAL = (
 def check(config: dict[str, Any], name: str) -> None:
     """Raises: AdapterError: an adapter with this `adapter_config.json` is no change to the weights, so nothing can be merged."""
     kind = config.get("peft_type")
-    why = "puts virtual tokens before the input" if kind in VIRTUAL else None
+    why = "answers with virtual tokens, which are no weights" if kind in VIRTUAL else None
     if config.get("alora_invocation_tokens"):
         why = "is on only after a text that calls it"
     if config.get("layer_replication"):
@@ -45,14 +46,19 @@ def merge(model: Any) -> Any:
     Raises: AdapterError: PEFT cannot merge this adapter.
     """
     try:
-        _untie(model)
-        return model.merge_and_unload(safe_merge=True)
+        base = model.get_base_model()
+        tied = bool(getattr(base.config, "tie_word_embeddings", False))
+        _part_tied(base)
+        merged = model.merge_and_unload(safe_merge=True)
+        _unwrap(merged)
+        _tie_again(merged, tied)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         kind = next(iter(model.peft_config.values())).peft_type.value
         reason = str(error).splitlines()[0]
         raise AdapterError(
             f"PEFT cannot merge this {kind} adapter ({reason}); keep it as an adapter on its base"
         ) from error
+    return merged
 
 
 def save(merged: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
@@ -71,23 +77,49 @@ def compare(merged: Any, again: Any) -> None:
             )
 
 
-def _untie(model: Any) -> None:
-    """Output weights of their own where the adapter changes one of the two that are tied.
+def _part_tied(base: Any) -> None:
+    """A copy of its own for each weight that is tied to another, where the adapter changes one of them.
 
-    PEFT merges into the embeddings in place, which would change the tied output weights as well.
+    PEFT merges into embeddings in place, which would change the tied output weights as well.
     """
-    tied = model.get_base_model()
-    outer, inner = tied.get_output_embeddings(), tied.get_input_embeddings()
-    if not any(isinstance(module, BaseTunerLayer) for module in (outer, inner)):
+    own = (key for key, _ in base.named_parameters(remove_duplicate=False) if ".modules_to_save." not in key)
+    held = {saved_base.unwrapped(key): key for key in own}
+    tied = base.all_tied_weights_keys
+    if all(held.get(name) == name for pair in tied.items() for name in pair):
         return
-    outer, inner = (getattr(module, "base_layer", module) for module in (outer, inner))
-    if outer is not None and outer.weight is inner.weight:
-        if tied.config.is_encoder_decoder:
-            raise ValueError(
-                "it changes embeddings that are tied, and this model computes otherwise once they are parted"
-            )
-        outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
-        tied.config.tie_word_embeddings = False
+    for target in tied:
+        value = base.get_parameter(held[target]).detach().clone()
+        _put(base, held[target], torch.nn.Parameter(value, requires_grad=False))
+
+
+def _unwrap(merged: Any) -> None:
+    """Puts what was trained in full in the base's place where PEFT has not done so (LN tuning)."""
+    wrapped = [(path, one) for path, one in merged.named_modules() if isinstance(one, AuxiliaryTrainingWrapper)]
+    for path, one in wrapped:
+        merged.set_submodule(path, one.unload_and_optionally_merge_module(True, True, None))
+
+
+def _tie_again(merged: Any, tied: bool) -> None:
+    """Ties what has come out equal, and notes what has not. `tied`: what the base's config says.
+
+    Raises: ValueError: weights differ that this model reads from one place.
+    """
+    apart = []
+    for target, source in merged.all_tied_weights_keys.items():
+        own, other = merged.get_parameter(target), merged.get_parameter(source)
+        if torch.equal(own, other):
+            _put(merged, target, other)
+        elif own is getattr(merged.get_output_embeddings(), "weight", None):
+            apart.append(target)
+        else:
+            raise ValueError(f"{target} and {source} are one in this model, and it changes one of them alone")
+    # The embeddings of an encoder-decoder stay tied to each other: transformers leaves output weights apart that a file holds beside them.
+    merged.config.tie_word_embeddings = tied and (merged.config.is_encoder_decoder or not apart)
+
+
+def _put(model: Any, name: str, value: torch.nn.Parameter) -> None:
+    path, _, own = name.rpartition(".")
+    setattr(model.get_submodule(path), own, value)
 
 
 def stored_dtype(folder: Path) -> str:

@@ -35,10 +35,11 @@ def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple
     ]
     for one in (plain, adapted, merged):
         one.config.use_cache = False
+    tensors = load.check_tensors(net, job.name, job.adapter)
     logits = layer_walk.run(passes)
     before, after, again = logits[0], torch.cat(logits[1 : 1 + len(texts)]), torch.cat(logits[1 + len(texts) :])
     computed = load.Computed(before, logits[1], "cpu float32")
-    loaded = load.prove_by(mark, net, job.name, job.adapter, computed)
+    loaded = load.prove_by(mark, net, job.name, job.adapter, computed, tensors=tensors)
     return {**proof.check(written), **proof.compare(after, again, before, job.dtype)}, loaded
 
 

@@ -15,13 +15,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
-from peftrun import allocator
 from peftrun.merge import companions, shards
 from peftrun.merge.shards import Planned, Stored
 
 PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
 Make = Callable[[], torch.Tensor]
-KEPT = 1 << 27  # bytes of freed memory that are kept between layers
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
 
 
@@ -71,7 +69,6 @@ def write(
         files = _without_other_heads(model, files)
     found = by_name(model, [one for parts in files.values() for one in parts])
     sources = with_tied(model, found)
-    allocator.keep_freed(KEPT, arenas=1)
     changes = _changes(net, name, _Sources(sources, _room(net, sources), undo))
     untied = _untied(model, changes, sources)
     usual = dtype or _usual(found)
@@ -195,6 +192,8 @@ def merge_layer(
     """
     layer = module.get_base_layer()
     before = dict(layer.named_parameters(recurse=False))
+    # PEFT writes into the adapter where it must fulfil a condition first (OFT with coft=true)
+    own = {one: one.data.clone() for key, one in module.named_parameters() if not key.startswith("base_layer.")}
     try:
         for key, value in values.items():
             layer._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
@@ -208,6 +207,8 @@ def merge_layer(
         raise NotStreamableError(f"{path}: {str(error).splitlines()[0]}") from error
     finally:
         module.merged_adapters.clear()
+        for one, value in own.items():
+            one.data = value
         for key in values:
             layer._parameters[key] = before[key]
     if merged.keys() != values.keys():

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from peftrun.serve import faults
 from peftrun.serve.sampling import Sampling
-from peftrun.tasks.messages import Talk
+from peftrun.tasks.messages import Conversation, says
 
 UNREAD = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")  # change no answer
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that ask for nothing; everything else under these keys is refused
@@ -113,9 +113,9 @@ class ChatWish(Wish):
         """How many rivals of a token are told; None: no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def talk(self) -> Talk:
-        """(role, text) of each message."""
-        return tuple((ROLES.get(one.role, one.role), one.text()) for one in self.messages)
+    def conversation(self) -> Conversation:
+        """Its messages."""
+        return Conversation(tuple(says(ROLES.get(one.role, one.role), one.text()) for one in self.messages))
 
 
 class CompletionWish(Wish):

@@ -45,12 +45,6 @@ def check_loaded(base: Base) -> None:
         raise ModelError(f"model {base.name}: takes no position_ids, so rows of several lengths cannot join; {ADVICE}")
 
 
-def positions(base: Base) -> int | None:
-    """Tokens that the base reads, prompt and answer together; None where it does not say."""
-    found = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
-
-
 def _rope_types(config: Any) -> list[str]:
     found = getattr(config.get_text_config(), "rope_parameters", None) or {}
     nested = [one for one in found.values() if isinstance(one, dict)]

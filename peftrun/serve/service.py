@@ -11,7 +11,8 @@ from typing import Any
 from peftrun.action_specs import ServeAction
 from peftrun.errors import DataError
 from peftrun.model import Base
-from peftrun.serve import answers, faults, fit, sampling
+from peftrun.schema import TaskSpec
+from peftrun.serve import answers, faults, sampling
 from peftrun.serve.asking import ChatWish, CompletionWish
 from peftrun.serve.engine import Engine
 from peftrun.serve.sampling import Sampling
@@ -19,7 +20,8 @@ from peftrun.serve.ticket import Piece, Row, Ticket
 from peftrun.serve.versions import Versions
 from peftrun.serve.watch import Watch
 from peftrun.serve.writing import Writing
-from peftrun.tasks.encoding import prompt_ids
+from peftrun.tasks import ends, limits
+from peftrun.tasks.encoding import Encoder
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,19 @@ class Plan:
 class Service:
     """What the routes call. `stopping`: no request is taken any more."""
 
-    def __init__(self, base: Base, engine: Engine, versions: Versions, watch: Watch, action: ServeAction) -> None:
+    def __init__(
+        self, base: Base, engine: Engine, versions: Versions, watch: Watch, action: ServeAction, *, task: TaskSpec
+    ) -> None:
         self.base, self.engine, self.versions, self.watch, self.action = base, engine, versions, watch, action
         self.stopping = False
-        self.positions = fit.positions(base)
+        self.positions = limits.positions(base.model)
+        self.ends = frozenset(ends.end_tokens(base.model, base.tokenizer))
+        self.special = ends.special_tokens(base.tokenizer)
         self.vocabulary = int(base.model.config.get_text_config().vocab_size)
         self.embedded = int(base.model.get_input_embeddings().weight.shape[0])
         self.repetition_penalty = float(getattr(base.model.generation_config, "repetition_penalty", None) or 1.0)
         self._reader = copy.deepcopy(base.tokenizer)  # the engine's thread decodes with the other
+        self._encoder = Encoder(self._reader, task)
         self._reading = ThreadPoolExecutor(1, "tokenizer")
 
     async def ask(self, wish: ChatWish | CompletionWish) -> tuple[Ticket, answers.Letter]:
@@ -124,12 +131,14 @@ class Service:
 
     def _chat_prompt(self, wish: Any) -> list[list[int]]:
         try:
-            return [prompt_ids(self._reader, wish.talk())]
+            conversation = wish.conversation()
+            self._encoder.check("", conversation)
+            return [self._encoder.prompt(conversation)]
         except DataError as error:
             raise faults.invalid(" ".join(error.lines), "messages") from error
 
     def _prompts(self, wish: Any) -> list[list[int]]:
-        return [list(self._reader(one)["input_ids"]) if isinstance(one, str) else one for one in wish.prompts()]
+        return [self._encoder.plain(one) if isinstance(one, str) else one for one in wish.prompts()]
 
     def _check(self, ids: list[int], field: str) -> None:
         if not ids:
@@ -155,7 +164,7 @@ class Service:
                 prompt=plan.prompts[number // plan.each],
                 sampling=plan.sampling,
                 limit=plan.limit,
-                end=tokenizer.eos_token_id,
+                ends=self.ends | {self.special[stop] for stop in plan.stops if stop in self.special},
                 writing=Writing(tokenizer, plan.stops),
                 draws=sampling.generator(plan.sampling, number, device),
             )

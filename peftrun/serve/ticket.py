@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +77,7 @@ class Row:
 
     Attributes:
         limit: most tokens that may be written.
-        end: the token that ends an answer.
+        ends: the tokens that end an answer.
     """
 
     ticket: Ticket
@@ -85,7 +85,7 @@ class Row:
     prompt: list[int]
     sampling: Sampling
     limit: int
-    end: int
+    ends: Collection[int]
     writing: Writing
     draws: torch.Generator | None
     written: list[int] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Row:
         token = likeliest if how.plain else sampling.choose(logits, self.prompt, self.written, how, self.draws)
         chosen = sampling.told(logits, token, how)
         self.written.append(token)
-        text = self.writing.add(token) if token != self.end else ""
+        text = self.writing.add(token) if token not in self.ends else ""
         finish = self._finish(token)
         if finish:
             text += self.writing.end()
@@ -104,6 +104,6 @@ class Row:
         return Piece(self.index, text, 1, [chosen] if chosen else [], finish)
 
     def _finish(self, token: int) -> str | None:
-        if token == self.end or self.writing.stopped:
+        if token in self.ends or self.writing.stopped:
             return "stop"
         return "length" if len(self.written) >= self.limit else None

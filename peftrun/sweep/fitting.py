@@ -1,7 +1,7 @@
 """Whether a base or a training fits into memory, which dtype `auto` then means, and what to type where it does not fit. Light."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ OFFLOADED = (
     0.5  # share of the free memory that is named for an offloaded base; its inputs and largest layer need the rest
 )
 MIB = 1 << 20
+Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,14 @@ def to_run(base: Base, spec: RunSpec) -> Need:
 
 
 def settled(base: Base, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str | None]:
-    """The run with device.dtype=bfloat16 where `auto` would be float32, which would double what the files hold and does not fit, and
-    bfloat16 does; with what float32 is short of. Else the run as it is, and None.
+    """The run with device.dtype=bfloat16 where `auto` would be float32, which would double what the files hold and does not fit;
+    with what float32 is short of. Else the run as it is, and None.
     """
     whole = spec.action.name == "train" and spec.lora.method == "none"  # bfloat16 would round its small updates away
     if spec.device.dtype != "auto" or whole or not base.in_two_bytes or bases.width(spec.device) == 2:
         return spec, None
-    smaller = _changed(spec, device={"dtype": "bfloat16"})
     short = room.shortage(to_run(base, _changed(spec, device={"dtype": "float32"})))
-    return (spec, None) if short is None or room.shortage(to_run(base, smaller)) else (smaller, short)
+    return (_changed(spec, device={"dtype": "bfloat16"}), short) if short else (spec, None)
 
 
 def of_free(free: int) -> Headroom:
@@ -106,21 +106,33 @@ def of_free(free: int) -> Headroom:
 
 def advice(base: Base, spec: RunSpec, room: Headroom) -> list[str]:
     """Overrides that are possible in this run and with each of which it would fit."""
-    problems = set(checks.run(_parts(spec)))
     tried = (_trainer if spec.action.name == "train" else _inference)(base, spec, room)
-    return [
-        typed
-        for typed, changed in tried
-        if room.shortage(to_run(base, changed)) is None and not set(checks.run(_parts(changed))) - problems
-    ]
+    return [typed for typed, _ in _possible(base, spec, room, tried)]
 
 
-def _trainer(base: Base, spec: RunSpec, room: Headroom) -> Iterator[tuple[str, RunSpec]]:
+def offloaded(base: Base, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str] | None:
+    """The run with a base that waits on disk in part, and what it is short of without; None: it fits, or its base cannot wait there."""
+    short = room.shortage(to_run(base, spec))
+    if short is None or spec.action.name == "train":
+        return None
+    changed = next(_possible(base, spec, room, _offload(spec, room)), None)
+    return (changed[1], short) if changed else None
+
+
+def _possible(base: Base, spec: RunSpec, room: Headroom, tried: Iterable[Choice]) -> Iterator[Choice]:
+    """Those that keep every rule between keys and with which the run would fit."""
+    problems = set(checks.run(_parts(spec)))
+    for typed, changed in tried:
+        if room.shortage(to_run(base, changed)) is None and not set(checks.run(_parts(changed))) - problems:
+            yield typed, changed
+
+
+def _trainer(base: Base, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
     yield from smaller_steps(base, spec, room)
     yield from _in_fewer_bytes(base, spec)
 
 
-def smaller_steps(base: Base, spec: RunSpec, room: Headroom) -> Iterator[tuple[str, RunSpec]]:
+def smaller_steps(base: Base, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
     """The largest smaller batch with which a training would fit, and checkpointed activations where they are not."""
     batch = spec.trainer.per_device_train_batch_size
     for size in (batch >> halvings for halvings in range(1, batch.bit_length())):
@@ -132,8 +144,12 @@ def smaller_steps(base: Base, spec: RunSpec, room: Headroom) -> Iterator[tuple[s
         yield "trainer.gradient_checkpointing=true", _changed(spec, trainer={"gradient_checkpointing": True})
 
 
-def _inference(base: Base, spec: RunSpec, room: Headroom) -> Iterator[tuple[str, RunSpec]]:
+def _inference(base: Base, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
     yield from _in_fewer_bytes(base, spec)
+    yield from _offload(spec, room)
+
+
+def _offload(spec: RunSpec, room: Headroom) -> Iterator[Choice]:
     if any(free.counts_mapped for free in room.limits) or bases.on_gpu(spec.device):
         return  # what waits on disk is mapped, which such a limit counts; and what is on a GPU is chosen by hand
     size = int(min(free.bytes for free in room.limits) * OFFLOADED) // MIB
@@ -141,7 +157,7 @@ def _inference(base: Base, spec: RunSpec, room: Headroom) -> Iterator[tuple[str,
     yield f"device=offload '++device.max_memory={{cpu: {size}MiB}}'", _changed(spec, device={"max_memory": limits})
 
 
-def _in_fewer_bytes(base: Base, spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
+def _in_fewer_bytes(base: Base, spec: RunSpec) -> Iterator[Choice]:
     if bases.width(spec.device) == 4 and spec.action.name not in IN_FLOAT32:
         yield "device.dtype=bfloat16", _changed(spec, device={"dtype": "bfloat16"})
     if spec.model.quantization is None and not base.quantized and spec.action.name not in FULL_PRECISION:

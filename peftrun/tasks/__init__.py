@@ -7,6 +7,7 @@ from typing import Any
 
 from peftrun import adapter_folder, console
 from peftrun.errors import ConfigError
+from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
 from peftrun.tasks import limits, prepared
 
@@ -32,6 +33,8 @@ def load(task: TaskSpec, base: Any) -> Any:
     check_fits(task.kind, base.model.config, base.name)
     rows = prepared.rows(of_kind(task.kind), task, base.tokenizer)
     limits.check(rows, base)
+    if isinstance(task.objective, GrpoObjective):
+        limits.check_room(rows, base, task.objective.max_completion_length)
     return rows
 
 

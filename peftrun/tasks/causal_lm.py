@@ -13,11 +13,11 @@ from peftrun.adapter import mixing, nature
 from peftrun.device import of_inputs
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks import written
+from peftrun.tasks import ends, written
 from peftrun.tasks.data import Example, digest, load_examples
-from peftrun.tasks.encoding import answers_in, completion_ids, prompt_ids, to_end
+from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.limits import IGNORED
-from peftrun.tasks.messages import ASSISTANT, named
+from peftrun.tasks.messages import ASSISTANT, named, says
 from peftrun.tasks.talks import kept
 
 
@@ -81,9 +81,10 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     Raises: DataError: see `data.load_examples`; or no row fits.
     """
     train, held_out = load_examples(task)
+    encoder = Encoder(tokenizer, task)
     return Rows(
-        _fitting(train, task, tokenizer, "training"),
-        _fitting(held_out, task, tokenizer, "held-out"),
+        _fitting(train, task, encoder, "training"),
+        _fitting(held_out, task, encoder, "held-out"),
         digest([*train, *held_out]),
     )
 
@@ -99,10 +100,11 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
 def scored(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> list[Score]:
     """Each row measured, by the adapter that it names. Greedy decoding yields a completion exactly if its every token is
     the first choice given those before it, so one teacher-forced pass tells."""
-    was_training = model.training
+    was_training, last = model.training, ends.end_tokens(model, tokenizer)
     model.eval()
     found = []
-    for batch in _batches(rows, batch_size):
+    ending = [replace(row, candidates=[ends.until(ids, last) for ids in row.candidates]) for row in rows]
+    for batch in _batches(ending, batch_size):
         with mixing.answering(model, [row.adapter for row in batch]):
             each = (_score_whole if nature.reads_whole(model) else _score)(model, batch, tokenizer.pad_token_id)
         for row, scores in zip(batch, each, strict=True):
@@ -127,53 +129,69 @@ def metrics(scores: list[Score]) -> dict[str, float]:
     return found | ({"choice_accuracy": chosen} if len(scores[0].row.candidates) > 1 else {})
 
 
-def _encode(example: Example, task: TaskSpec, tokenizer: Any, *, learned: bool) -> list[Row]:
-    """One row; of a plain text as many as `task.max_length` asks for; of a talk held out for all its answers, one for each."""
+def _encode(example: Example, task: TaskSpec, encoder: Encoder, *, learned: bool) -> list[Row]:
+    """One row; of a plain text as many as `task.max_length` asks for; of a conversation held out for all its answers, one for each. None where
+    the row says that what would be learned of it is not."""
     with named(example.where):
-        if not example.given:
-            return _pieces(example, task, tokenizer)
-        row = _row(example, tokenizer)
-        if task.loss_on == "all" and learned:
-            return [replace(row, learned=[(0, len(row.ids))])]
-        if task.loss_on == "assistant":
-            talk = (*example.given, (ASSISTANT, example.completion))
-            if learned:
-                return [replace(row, learned=answers_in(tokenizer, talk, row.ids))]
-            turns = [turn for turn, (role, _) in enumerate(talk[:-1]) if role == ASSISTANT]
-            return [
-                *(_row(replace(example, given=talk[:turn], completion=talk[turn][1]), tokenizer) for turn in turns),
-                row,
-            ]
-    return [row]
+        encoder.check(example.where, example.conversation, "" if example.conversation else example.completion)
+        if not example.conversation:
+            return _pieces(example, task, encoder)
+        if learned:
+            return _to_learn(example, task, encoder)
+        answers = example.conversation.answers if task.loss_on == "assistant" else example.conversation.answers[-1:]
+        wanted = [place for place in answers if place not in example.conversation.unlearned]
+        return [_row(example.up_to(place), encoder) for place in wanted]
 
 
-def _row(example: Example, tokenizer: Any) -> Row:
-    prompt = prompt_ids(tokenizer, example.given)
-    completion = completion_ids(tokenizer, example.given, prompt, example.completion)
-    choices = [completion_ids(tokenizer, example.given, prompt, choice) for choice in example.choices]
-    answer = example.choices.index(example.completion) if choices else 0
-    candidates = [to_end(ids, tokenizer.eos_token_id) for ids in choices or [completion]]
-    return Row(prompt, completion, candidates, answer, example.adapter, where=example.where)
+def _to_learn(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
+    row = _row(example, encoder)
+    whole = example.conversation
+    if task.loss_on == "completion" and len(whole.messages) - 1 in whole.unlearned:
+        return []
+    spans = encoder.learned(whole, row.ids, len(row.prompt), task.loss_on)
+    plain = spans == [(len(row.prompt), len(row.ids))]
+    return [replace(row, learned=None if plain else spans)] if spans else []
 
 
-def _pieces(example: Example, task: TaskSpec, tokenizer: Any) -> list[Row]:
+def _row(example: Example, encoder: Encoder) -> Row:
+    *_, last = example.conversation.messages
+    answers = [says(ASSISTANT, choice) for choice in example.choices] or [last]
+    answer = example.choices.index(example.completion) if example.choices else 0
+    prompt, candidates = encoder.answered(example.given, answers)
+    return Row(prompt, candidates[answer], candidates, answer, example.adapter, where=example.where)
+
+
+def _pieces(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
     """A plain text, cut where it is longer than a row may be; of each piece the first token is given, the rest is learned."""
-    ids = completion_ids(tokenizer, (), [], example.completion)
+    ids = encoder.text(example.completion)
     parts = [ids[start : start + task.max_length] for start in range(0, len(ids), task.max_length)]
     return [
         Row(part[:1], part[1:], [part[1:]], 0, example.adapter, where=example.where) for part in parts if len(part) > 1
     ]
 
 
-def _fitting(examples: list[Example], task: TaskSpec, tokenizer: Any, which: str) -> list[Row]:
-    rows = [row for one in examples for row in _encode(one, task, tokenizer, learned=which == "training")]
-    if not rows:
-        raise DataError(
-            f"task.completion: each of the {len(examples)} {which} texts is a single token; name longer ones"
+def _fitting(examples: list[Example], task: TaskSpec, encoder: Encoder, which: str) -> list[Row]:
+    made = [(one, _encode(one, task, encoder, learned=which == "training")) for one in examples]
+    encoder.report(which)
+    rows = [row for _, found in made for row in found]
+    silent = [one.where for one, found in made if not found and one.conversation]
+    if silent:
+        more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
+        console.say(
+            f"data: nothing is learned of {len(silent)} {which} rows, whose answers have weight 0 or train false: "
+            f"{', '.join(silent[:3])}{more}; left out"
         )
-    if len(rows) > len(examples):
+    if not rows:
+        raise DataError(_nothing(examples, which, bool(silent)))
+    if len(rows) + len(silent) > len(examples):
         console.say(f"data: {len(examples)} {which} texts make {len(rows)} rows")
     return kept(rows, lambda row: len(row.ids), task, which)
+
+
+def _nothing(examples: list[Example], which: str, silent: bool) -> str:
+    if silent:
+        return f"task.messages: every answer of the {len(examples)} {which} rows has weight 0 or train false; give one of them weight 1"
+    return f"task.completion: each of the {len(examples)} {which} texts is a single token; name longer ones"
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:

@@ -6,14 +6,15 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 from peftrun import console
 from peftrun.errors import DataError
 from peftrun.explain import quoting
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks import mixture, sources, templates
-from peftrun.tasks.messages import ASSISTANT, messages_of
+from peftrun.tasks import mixture, sources, talks, templates
+from peftrun.tasks.messages import ASSISTANT, Conversation, says
 from peftrun.tasks.templates import fill
 
 TEMPLATES = ("task.prompt", "task.completion")
@@ -24,13 +25,23 @@ LABELS = ("label_column", "group_column", "adapter_column")
 
 @dataclass(frozen=True)
 class Example:
-    """One row as a talk: messages that are given, and the text to be learned. `choices`: what else it could be."""
+    """One row: a conversation whose last message is learned; without messages a plain text. `choices`: what else the answer could be."""
 
-    given: tuple[tuple[str, str], ...]  # (role, content)
-    completion: str
+    conversation: Conversation
+    completion: str  # the text of the answer, or the plain text
     choices: tuple[str, ...] = ()
     adapter: str | None = None  # who is to answer it, where a column says so
     where: str = field(default="", compare=False)  # the file and the row's number in it, for messages
+
+    @property
+    def given(self) -> Conversation:
+        """What comes before the answer."""
+        return self.conversation.before(len(self.conversation.messages) - 1)
+
+    def up_to(self, place: int) -> "Example":
+        """The same up to and with an earlier answer."""
+        answer = self.conversation.messages[place]
+        return replace(self, conversation=self.conversation.before(place).followed_by(answer), completion=answer.text)
 
 
 def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> tuple[list[Any], list[Any]]:
@@ -85,8 +96,12 @@ def _check_enough(rows: int, eval_rows: int) -> None:
 
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of what is learned, in order."""
-    text = json.dumps([[e.given, e.completion] for e in examples], ensure_ascii=False)
+    text = json.dumps([[e.given.as_json(), _answer_as_json(e)] for e in examples], ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _answer_as_json(one: Example) -> Any:
+    return one.conversation.messages[-1].brief if one.conversation else one.completion
 
 
 def _load(
@@ -94,36 +109,40 @@ def _load(
 ) -> list[Any]:
     """Every row rendered; `groups` is given the group of each."""
     rows = sources.read(task.data, source)
-    _check_columns(rows[0], task)
+    first = next(rows)
+    _check_columns(first, source, task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    made = [render(f"{source.told}: row {number}", row, task, choices) for number, row in enumerate(rows, 1)]
-    if groups is not None and task.data.group_column:
-        groups |= {one: str(row[task.data.group_column]) for one, row in zip(made, rows, strict=True)}
+    empty, made = dict.fromkeys(_named(task).values()), []
+    for number, found in enumerate(chain([first], rows), 1):
+        where, row = f"{source.told}: row {number}", empty | found  # a column that a row leaves out is empty there
+        made.append(render(where, row, task, choices))
+        if groups is not None and task.data.group_column:
+            groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])
     return made
 
 
 def example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     """One row rendered. Raises: DataError: see `load_examples`."""
-    system = (("system", task.system),) if task.system else ()
-    if task.messages is not None:
-        talk = messages_of(where, row[task.messages], task.messages)
-        if talk[-1][0] != ASSISTANT:
+    labelled = task.data.label_column is not None and task.messages is None
+    values = row | ({"label": label(where, row, task.data)} if labelled else {})
+    conversation = talks.whole_of(where, values, task)
+    if conversation is not None:
+        if conversation.messages[-1]["role"] != ASSISTANT:
             raise DataError(
                 f"{where}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
             )
-        return Example((*system, *talk[:-1]), talk[-1][1], (), _adapter(where, row, task.data), where)
-    values = row | ({"label": label(where, row, task.data)} if task.data.label_column else {})
-    prompt = fill(where, task.prompt, values)
-    given = (*system, ("user", prompt)) if prompt is not None else ()
+        return Example(conversation, conversation.messages[-1].text, (), _adapter(where, row, task.data), where)
+    given, completion = talks.prompted_by(where, values, task), fill(where, task.completion, values) or ""
+    answered = given.followed_by(says(ASSISTANT, completion)) if given else given
     fixed = tuple(fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
-    return Example(given, fill(where, task.completion, values) or "", fixed, _adapter(where, row, task.data), where)
+    return Example(answered, completion, fixed, _adapter(where, row, task.data), where)
 
 
 def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
     if data.adapter_column is None:
         return None
     value = row[data.adapter_column]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: column {data.adapter_column} must name an adapter; write its name, or base")
     return value
 
@@ -131,31 +150,46 @@ def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
 def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     """The word that stands for a row's label. Raises: DataError: the column is empty, or holds another than `task.data.labels`."""
     assert data.label_column is not None
-    value = "" if row[data.label_column] is None else str(row[data.label_column])
+    value = templates.text_of(where, data.label_column, row[data.label_column])
     if not value.strip():
         raise DataError(f"{where}: column {data.label_column} is empty; fill it or remove the row")
     if data.labels is None:
         return value
     if value not in data.labels:
         raise DataError(
-            f"{where}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)})"
+            f"{where}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)}); "
+            "add it as it is spelled here (in quotes in a YAML file), or mend the row"
         )
     return data.labels[value]
 
 
-def _check_columns(row: dict[str, Any], task: TaskSpec) -> None:
-    wanted = {"task.prompt": templates.columns(task.prompt), "task.completion": templates.columns(task.completion)}
-    wanted |= {f"task.{key}": [column] for key in COLUMNS if (column := getattr(task, key))}
-    wanted |= {f"task.data.{key}": [column] for key in LABELS if (column := getattr(task.data, key))}
+def _named(task: TaskSpec) -> dict[str, str]:
+    """Field → the column that it names, of the fields that name one."""
+    fields = {f"task.{key}": getattr(task, key) for key in COLUMNS}
+    fields |= {f"task.data.{key}": getattr(task.data, key) for key in LABELS}
+    return {key: name for key, name in fields.items() if name}
+
+
+def _check_columns(first: dict[str, Any], source: sources.Source, task: TaskSpec) -> None:
+    """Reads on until each column that is asked for was in a row. Raises: DataError: one is in none."""
     made = {"label"} if task.data.label_column else set()
+    wanted = [(key, name) for key in TEMPLATES for name in _columns(key, task) if name not in made]
+    wanted += _named(task).items()
+    columns: dict[str, Any] = {}
+    for row in chain([first], sources.read(task.data, source)):
+        wanted = [(key, name) for key, name in wanted if not templates.has(row, name)]
+        if not wanted:
+            return
+        columns |= row
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(row))}; {_advice(key, name, row, task)}"
-        for key, names in wanted.items()
-        for name in names
-        if not templates.has(row, name) and not (name in made and key in TEMPLATES)
+        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(columns))}; {_advice(key, name, columns, task)}"
+        for key, name in wanted
     ]
-    if problems:
-        raise DataError(*problems)
+    raise DataError(*problems)
+
+
+def _columns(key: str, task: TaskSpec) -> list[str]:
+    return templates.columns(task.prompt if key == "task.prompt" else task.completion)
 
 
 def _advice(key: str, name: str, row: dict[str, Any], task: TaskSpec) -> str:

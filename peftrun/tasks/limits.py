@@ -13,17 +13,47 @@ def check(rows: Any, base: Any) -> None:
     Raises: DataError: one has more tokens than the base has positions, a token that the base does not embed, or no label; the first
         is named.
     """
-    positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    most = positions(base.model)
     for row in (*rows.train, *rows.held_out):
-        if positions is not None and len(row.ids) > positions:
+        longest = max([len(row.ids), *(len(row.prompt) + len(one) for one in getattr(row, "candidates", ()))])
+        if most is not None and longest > most:
             raise DataError(
-                f"{row.where}: has {len(row.ids)} tokens, and {base.name} reads {positions}; type task.max_length={positions}"
+                f"{row.where}: has {longest} tokens, and {base.name} reads {most}; type task.max_length={most}"
             )
         check_embedded([*row.ids, *getattr(row, "target", ())], base, row.where)
         labels = getattr(row, "labels", None)
         if isinstance(labels, list) and all(label == IGNORED for label in labels):
             raise DataError(
                 f"{row.where}: nothing in it is learned, every label is masked; raise task.max_length, or remove the row"
+            )
+
+
+def positions(model: Any) -> int | None:
+    """Tokens that a model reads, prompt and answer together; None where it does not say."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def room(model: Any, prompt: list[int]) -> int | None:
+    """Tokens that may be written in answer to a prompt; None where the model does not say how many it reads."""
+    most = positions(model)
+    if most is None:
+        return None
+    return most - (
+        1 if model.config.is_encoder_decoder else len(prompt)
+    )  # a decoder of its own begins anew, with one token
+
+
+def check_room(rows: Any, base: Any, asked: int) -> None:
+    """Raises: DataError: an answer of so many tokens to a row's prompt does not fit into the base's positions; the first is named."""
+    for row in (*rows.train, *rows.held_out):
+        left = room(base.model, row.ids)
+        if left is not None and left < asked:
+            raise DataError(
+                f"{row.where}: has {len(row.ids)} tokens, and with task.objective.max_completion_length={asked} more {base.name} would read more than its "
+                f"{positions(base.model)}; type task.objective.max_completion_length={left}, or a smaller task.max_length"
+                if left > 0
+                else f"{row.where}: has {len(row.ids)} tokens, all that {base.name} reads, and nothing could be written; type a smaller task.max_length"
             )
 
 

@@ -12,10 +12,10 @@ from peftrun.errors import DataError
 from peftrun.objectives import DpoObjective, RewardObjective
 from peftrun.schema import TaskSpec
 from peftrun.tasks.data import load_examples
-from peftrun.tasks.encoding import completion_ids, prompt_ids
+from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.likelihood import against_base
-from peftrun.tasks.messages import Talk, named
-from peftrun.tasks.talks import answer_of, conversational, given_of, kept
+from peftrun.tasks.messages import Conversation, Message
+from peftrun.tasks.talks import answer_of, encoded, given_of
 
 TIE = 0.5  # how a pair counts that the model does not tell apart
 
@@ -24,26 +24,33 @@ TIE = 0.5  # how a pair counts that the model does not tell apart
 class Pair:
     """One row: what is given, and two answers."""
 
-    given: Talk
-    chosen: str
-    rejected: str
+    given: Conversation
+    chosen: Message
+    rejected: Message
     where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A pair as token ids, and as TRL takes it."""
+    """A pair as token ids. `rewarded`: each answer is judged together with its prompt, as one text."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-    as_trl: dict[str, Any]
+    rewarded: bool = False
     where: str = field(default="", compare=False)
 
     @property
     def ids(self) -> list[int]:
         """Prompt and the longer answer."""
         return self.prompt + max(self.chosen, self.rejected, key=len)
+
+    @property
+    def as_trl(self) -> dict[str, Any]:
+        """As TRL takes it."""
+        if self.rewarded:
+            return {"chosen_ids": self.prompt + self.chosen, "rejected_ids": self.prompt + self.rejected}
+        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,9 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     Raises: DataError: see `data.load_examples`; or both answers of a row are the same.
     """
     train, held_out = load_examples(task, _pair)
-    text = json.dumps([[one.given, one.chosen, one.rejected] for one in (*train, *held_out)], ensure_ascii=False)
-    first, second = (
-        kept([_encode(one, task, tokenizer) for one in part], lambda row: len(row.ids), task, which)
-        for part, which in ((train, "training"), (held_out, "held-out"))
-    )
-    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
+    said = [[one.given.as_json(), one.chosen.brief, one.rejected.brief] for one in (*train, *held_out)]
+    text = json.dumps(said, ensure_ascii=False, default=str)
+    return Rows(*encoded(train, held_out, task, tokenizer, _encode), hashlib.sha256(text.encode()).hexdigest())
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
@@ -143,10 +147,8 @@ def _pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -
     return Pair(given, chosen, rejected, where)
 
 
-def _encode(one: Pair, task: TaskSpec, tokenizer: Any) -> Row:
-    with named(one.where):
-        prompt = prompt_ids(tokenizer, one.given)
-        chosen, rejected = (completion_ids(tokenizer, one.given, prompt, text) for text in (one.chosen, one.rejected))
-    apart = not isinstance(task.objective, RewardObjective)
-    as_trl = conversational(tokenizer, one.given, {"chosen": one.chosen, "rejected": one.rejected}, apart=apart)
-    return Row(prompt, chosen, rejected, as_trl, one.where)
+def _encode(one: Pair, task: TaskSpec, encoder: Encoder) -> Row:
+    for answer in (one.chosen, one.rejected):
+        encoder.check(one.where, one.given.followed_by(answer))
+    prompt, (chosen, rejected) = encoder.answered(one.given, [one.chosen, one.rejected])
+    return Row(prompt, chosen, rejected, isinstance(task.objective, RewardObjective), one.where)

@@ -23,7 +23,7 @@ from peftrun.paths import cache_dir
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks import sources
 
-LIBRARIES = ("datasets", "jinja2", "tokenizers", "transformers")
+LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -90,6 +90,7 @@ def _key(task: TaskSpec, tokenizer: Any) -> str | None:
         "sources": sources,
         "tokenizer": _of_tokenizer(tokenizer),
         "task": dataclasses.asdict(reads.plain(task)),
+        "tools": fingerprint.of_file(Path(task.tools).expanduser()) if task.tools else None,
         "code": [fingerprint.of_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
         "libraries": [version(name) for name in LIBRARIES],
     }

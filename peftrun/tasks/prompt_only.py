@@ -7,12 +7,12 @@ from typing import Any
 
 from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks import rewards, written
+from peftrun.tasks import ends, rewards, written
 from peftrun.tasks.data import label, load_examples
-from peftrun.tasks.encoding import prompt_ids
-from peftrun.tasks.messages import Talk, named
+from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.messages import Conversation
 from peftrun.tasks.preference import Rows
-from peftrun.tasks.talks import conversational, given_of, kept
+from peftrun.tasks.talks import encoded, given_of
 from peftrun.tasks.templates import fill
 
 
@@ -20,18 +20,17 @@ from peftrun.tasks.templates import fill
 class Asked:
     """One row: what is given, and the true answer, if there is one."""
 
-    given: Talk
+    given: Conversation
     completion: str
     where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The same as token ids, and as TRL takes it."""
+    """The same as token ids."""
 
     prompt: list[int]
     answer: str
-    as_trl: dict[str, Any]
     where: str = field(default="", compare=False)
 
     @property
@@ -39,19 +38,23 @@ class Row:
         """The prompt."""
         return self.prompt
 
+    @property
+    def as_trl(self) -> dict[str, Any]:
+        """As TRL takes it."""
+        return {"prompt": self.prompt, "answer": self.answer}
+
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     """The task's prompts. Those longer than `task.max_length` are left out, and counted aloud.
 
     Raises: DataError: see `data.load_examples`.
     """
+    ends.eos(tokenizer)  # answers that are drawn must be able to end
     train, held_out = load_examples(task, _asked)
-    text = json.dumps([[one.given, one.completion] for one in (*train, *held_out)], ensure_ascii=False)
-    first, second = (
-        kept([_encode(one, tokenizer) for one in part], lambda row: len(row.prompt), task, which)
-        for part, which in ((train, "training"), (held_out, "held-out"))
+    text = json.dumps(
+        [[one.given.as_json(), one.completion] for one in (*train, *held_out)], ensure_ascii=False, default=str
     )
-    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
+    return Rows(*encoded(train, held_out, task, tokenizer, _encode), hashlib.sha256(text.encode()).hexdigest())
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
@@ -75,8 +78,6 @@ def _asked(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, 
     return Asked(given_of(where, labelled, task), fill(where, task.completion, labelled) or "", where)
 
 
-def _encode(one: Asked, tokenizer: Any) -> Row:
-    with named(one.where):
-        prompt = prompt_ids(tokenizer, one.given)
-    as_trl = conversational(tokenizer, one.given, {}) | {"answer": one.completion}
-    return Row(prompt, one.completion, as_trl, one.where)
+def _encode(one: Asked, _: TaskSpec, encoder: Encoder) -> Row:
+    encoder.check(one.where, one.given)
+    return Row(encoder.prompt(one.given), one.completion, one.where)

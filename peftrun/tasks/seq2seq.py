@@ -71,13 +71,14 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     """
     was_training = model.training
     model.eval()
-    batches, total, tokens, exact = DataCollatorForSeq2Seq(tokenizer), 0.0, 0, 0
+    batches, total, tokens, exact = collator(tokenizer, model), 0.0, 0, 0
     for start in range(0, len(rows), batch_size):
         part = [{"input_ids": row.ids, "labels": row.target} for row in rows[start : start + batch_size]]
         batch = batches(part).to(of_inputs(model))
+        labels = batch.pop("labels")  # with which a model computes its own loss: of AdaLoRA, one that only training has
         logs = model(**batch).logits.float().log_softmax(-1)
-        learned = batch["labels"] != IGNORED
-        labels = batch["labels"].masked_fill(~learned, 0)
+        learned = labels != IGNORED
+        labels = labels.masked_fill(~learned, 0)
         total -= (logs.gather(-1, labels[..., None])[..., 0] * learned).sum().item()
         tokens += int(learned.sum())
         exact += int(((logs.argmax(-1) == labels) | ~learned).all(-1).sum())
@@ -97,7 +98,7 @@ def _encode(example: Example, tokenizer: Any) -> Row:
     target = list(tokenizer(text_target=example.completion)["input_ids"])
     end = tokenizer.eos_token_id
     return Row(
-        list(tokenizer(example.given[-1][1])["input_ids"]),
+        list(tokenizer(example.given.messages[-1].text)["input_ids"]),
         target if end is None or target[-1:] == [end] else [*target, end],
         example.where,
     )

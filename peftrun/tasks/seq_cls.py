@@ -60,6 +60,6 @@ def _labelled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[st
 
 
 def _encode(one: Example, task: TaskSpec, tokenizer: Any) -> Row:
-    text = one.given[-1][1]
+    text = one.given.messages[-1].text
     ids = tokenizer(text, truncation=True, max_length=limit(task, tokenizer))["input_ids"]
     return Row(list(ids), (task.label_names or []).index(one.completion), one.where)

@@ -1,19 +1,28 @@
 """Rows as they lie in a file, an installed package or on the Hub."""
 
-import json
 import logging
-import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from peftrun.errors import DataError
 from peftrun.packages import package_dir
 from peftrun.schema import DataSpec, MixSpec
-from peftrun.tasks import translations
+from peftrun.tasks import files, hub, tables, translations
+from peftrun.tasks.files import Row
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-NO_ROWS = "corresponds to no data"  # how datasets says it
+READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
+    ".csv": files.csv_rows,
+    ".tsv": files.tsv_rows,
+    ".json": files.json_rows,
+    ".jsonl": files.jsonl_rows,
+    ".parquet": tables.parquet_rows,
+    ".arrow": tables.arrow_rows,
+    ".txt": files.text_rows,
+    ".po": lambda stream: iter(translations.read(Path(stream.name))),
+}
 
 
 @dataclass(frozen=True)
@@ -59,19 +68,23 @@ def all_of(data: DataSpec) -> list[Source]:
     return [first(data), *([apart] if apart else []), *more]
 
 
-def read(data: DataSpec, source: Source) -> list[dict[str, Any]]:
-    """Every row of a source; of a streamed one no more than are asked for.
+def read(data: DataSpec, source: Source) -> Iterator[Row]:
+    """Every row of a source, one at a time; of a streamed one no more than are asked for.
 
     Raises: DataError: it is empty, or cannot be read.
     """
     # What datasets logs as an error it also raises, and that is what the user is told.
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    row = None
     try:
-        return _rows(data, source) or _fail(_no_rows(source.told))
+        for row in islice(_rows(data, source), _asked(data)):
+            yield row
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
-        raise DataError(_no_rows(source.told) if NO_ROWS in str(error) else _unreadable(source, error, data)) from error
+        raise DataError(_unreadable(source, error, data)) from error
+    if row is None:
+        raise DataError(f"{source.told}: holds no rows; name a file with data")
 
 
 def file_of(data: DataSpec, path: str) -> Path:
@@ -79,58 +92,28 @@ def file_of(data: DataSpec, path: str) -> Path:
     return (package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
 
 
-def _rows(data: DataSpec, source: Source) -> list[dict[str, Any]]:
+def _asked(data: DataSpec) -> int | None:
+    return (data.train_rows or 0) + data.eval_rows if data.streaming else None
+
+
+def _rows(data: DataSpec, source: Source) -> Iterator[Row]:
     if data.source == "hub":
-        return _listed(data, source.path, name=source.name, revision=source.revision, split=source.split)
+        yield from hub.rows(source.path, source.name, source.revision, source.split, data.streaming)
+        return
     file = file_of(data, source.path)
     if file.stat().st_size == 0:
         raise DataError(f"{source.told}: the file is empty; name a file with data")
-    if file.suffix == ".po":
-        return translations.read(file)
-    options = {"delimiter": "\t"} if file.suffix == ".tsv" else {}
-    kind = FORMATS.get(file.suffix.lower())
-    if kind is None:
-        raise DataError(
-            f"{source.told}: cannot tell its format; name a file that ends in {', '.join([*FORMATS, '.po'])}"
-        )
-    # In a cache of its own: datasets knows a file again by its size and time alone, and would give the rows that it once had.
-    with tempfile.TemporaryDirectory(prefix="peftrun-rows-") as room:
-        return _listed(data, kind, data_files=str(file), split="train", cache_dir=room, **options)
-
-
-def _listed(data: DataSpec, path: str, **how: Any) -> list[dict[str, Any]]:
-    from datasets import Dataset, load_dataset
-
-    rows = load_dataset(path, streaming=data.streaming, **how)
-    if data.streaming:
-        rows = Dataset.from_list(list(rows.take((data.train_rows or 0) + data.eval_rows)))
-    return rows.to_list()
-
-
-def _fail(line: str) -> Any:
-    raise DataError(line)
-
-
-def _no_rows(key: str) -> str:
-    return f"{key}: holds no rows; name a file with data"
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"{source.told}: cannot tell its format; name a file that ends in {', '.join(READERS)}")
+    with file.open("rb") as stream:
+        yield from reader(stream)
 
 
 def _unreadable(source: Source, error: BaseException, data: DataSpec) -> str:
     deepest = error.__cause__ or error
     reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
+    reason += "; save it as UTF-8" if isinstance(deepest, UnicodeDecodeError) else ""
     if data.source == "hub":
         return f"{source.told}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
-    return f"{source.told}: cannot be read ({_broken_line(file_of(data, source.path)) or reason}); check the file"
-
-
-def _broken_line(file: Path) -> str | None:
-    """The first line of JSON lines that is none."""
-    if file.suffix.lower() != ".jsonl" or not file.is_file():
-        return None
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                json.loads(line if line.strip() else "null")
-            except ValueError as error:
-                return f"line {number} is not JSON: {error}"
-    return None
+    return f"{source.told}: cannot be read ({reason}); check the file"

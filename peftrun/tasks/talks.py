@@ -1,4 +1,4 @@
-"""What is given, and answers to it: rows of preferences and rewards."""
+"""What a row says: a conversation, what is given in it, an answer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,52 +6,108 @@ from typing import Any
 from peftrun import console
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.messages import Talk, messages_of
+from peftrun.tasks import templates
+from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.messages import (
+    ADVICE,
+    ASSISTANT,
+    Conversation,
+    Message,
+    are_messages,
+    conversation_of,
+    named,
+    opened_by,
+    says,
+)
 from peftrun.tasks.templates import fill
 
 
-def given_of(where: str, row: dict[str, Any], task: TaskSpec) -> Talk:
-    """What an answer answers: the talk in column `task.messages`, or `task.prompt` filled in.
+def whole_of(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation | None:
+    """The conversation in column `task.messages`, or in the columns that prompt and completion name (TRL's form); None: they hold texts.
 
-    Raises: DataError: a column is empty, or holds no talk.
+    Raises: DataError: a column holds none.
     """
-    system = (("system", task.system),) if task.system else ()
-    if task.messages is None:
-        return (*system, ("user", fill(where, task.prompt, row) or ""))
-    talk = messages_of(where, row[task.messages], task.messages)
-    if talk[-1][0] == "assistant":
+    if task.messages is not None:
+        return conversation_of(where, row[task.messages], task.messages, row.get("tools"), task.system)
+    column = templates.sole(task.completion)
+    found = templates.value(row, column) if column else None
+    if column is None or not are_messages(found):
+        return None
+    answer = conversation_of(where, found, column)
+    if len(answer.messages) > 1:
         raise DataError(
-            f"{where}: column {task.messages} ends with an answer; it must end with what is answered: mend or remove the row"
+            f"{where}: column {column} holds {len(answer.messages)} messages, and one is the answer; put the whole conversation "
+            "into one column and type task.messages=COLUMN"
         )
-    return (*system, *talk)
+    given = prompted_by(where, row, task)
+    unlearned = (*given.unlearned, *(len(given.messages) + place for place in answer.unlearned))
+    return Conversation((*given.messages, *answer.messages), given.tools, unlearned)
 
 
-def answer_of(where: str, row: dict[str, Any], column: str) -> str:
-    """An answer from a column: a text, a message, or a talk whose last message is the answer.
+def prompted_by(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation:
+    """What `task.prompt` gives: the messages in the column that it names, or its text filled in; nothing where there is no prompt.
+
+    Raises: DataError: a column is empty, or its messages end with an answer.
+    """
+    if task.prompt is None:
+        return Conversation()
+    column = templates.sole(task.prompt)
+    found = templates.value(row, column) if column else None
+    if column is not None and are_messages(found):
+        return unanswered(where, conversation_of(where, found, column, row.get("tools"), task.system), column)
+    return Conversation((*opened_by(task.system), says("user", fill(where, task.prompt, row) or "")))
+
+
+def given_of(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation:
+    """What an answer answers: the conversation in column `task.messages`, or what `task.prompt` gives.
+
+    Raises: DataError: a column is empty, or holds no conversation.
+    """
+    if task.messages is None:
+        return prompted_by(where, row, task)
+    found = conversation_of(where, row[task.messages], task.messages, row.get("tools"), task.system)
+    return unanswered(where, found, task.messages)
+
+
+def answer_of(where: str, row: dict[str, Any], column: str) -> Message:
+    """An answer from a column: a text, a message, or a conversation whose last message is the answer.
 
     Raises: DataError: it is empty.
     """
     found = row[column]
-    if isinstance(found, dict):
-        found = [found]
-    text = found if isinstance(found, str) else messages_of(where, found, column)[-1][1]
-    if not text.strip():
+    if not isinstance(found, str):
+        return conversation_of(where, found, column).messages[-1]
+    if not found.strip():
         raise DataError(f"{where}: column {column} is empty; fill it or remove the row")
-    return text
+    return says(ASSISTANT, found)
 
 
-def conversational(tokenizer: Any, given: Talk, answers: dict[str, str], *, apart: bool = True) -> dict[str, Any]:
-    """A row as TRL takes it: messages where the model has a chat template, else texts.
+def unanswered(where: str, found: Conversation, column: str) -> Conversation:
+    """The conversation. Raises: DataError: it ends with an answer."""
+    if found.messages[-1]["role"] == ASSISTANT:
+        raise DataError(f"{where}: column {column} ends with an answer; it must end with what is answered: {ADVICE}")
+    return found
 
-    Args: apart: the prompt in a column of its own; else in front of each answer.
-    """
-    if not tokenizer.chat_template:
-        prompt: Any = "\n".join(content for _, content in given) + "\n"
-        said: dict[str, Any] = dict(answers)
-    else:
-        prompt = [{"role": role, "content": content} for role, content in given]
-        said = {key: [{"role": "assistant", "content": text}] for key, text in answers.items()}
-    return {"prompt": prompt, **said} if apart else {key: prompt + text for key, text in said.items()}
+
+def encoded(
+    train: list[Any],
+    held_out: list[Any],
+    task: TaskSpec,
+    tokenizer: Any,
+    encode: Callable[[Any, TaskSpec, Encoder], Any],
+) -> tuple[list[Any], list[Any]]:
+    """Training and held-out rows as token ids, those that `kept` keeps. Raises: DataError: what is at fault with a row, named."""
+
+    def each(examples: list[Any], which: str) -> list[Any]:
+        rows = []
+        for one in examples:
+            with named(one.where):
+                rows.append(encode(one, task, encoder))
+        encoder.report(which)
+        return kept(rows, lambda row: len(row.ids), task, which)
+
+    encoder = Encoder(tokenizer, task)
+    return each(train, "training"), each(held_out, "held-out")
 
 
 def kept(rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: str) -> list[Any]:

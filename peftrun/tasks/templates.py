@@ -1,9 +1,11 @@
 """Templates that name columns: `{text}`; `{input?}`, which may be empty; `{sentences.abstract}`, which lies in another column."""
 
+from functools import cache
 from string import Formatter
 from typing import Any
 
 from peftrun.errors import DataError
+from peftrun.tasks.values import spelled
 
 MAY_BE_EMPTY = "?"
 
@@ -19,17 +21,26 @@ def has(row: dict[str, Any], column: str) -> bool:
     return column in row or last in (_deeper(row, above) or {})
 
 
+def sole(template: str | None) -> str | None:
+    """The column that is all of a template; None where there is more to it."""
+    fields = _fields(template)
+    return columns(template)[0] if len(fields) == 1 and template == f"{{{fields[0]}}}" else None
+
+
+def value(row: dict[str, Any], column: str) -> Any:
+    """What a column holds, or what its dotted name leads to."""
+    return row[column] if column in row else _deeper(row, column)
+
+
 def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None:
     """The template with its columns put in; None if there is none. Only plain names: no attribute or index reaches the values.
 
-    A list of texts is put in as one text, with blanks between.
-
-    Raises: DataError: a column that must not be is empty.
+    Raises: DataError: a column that must not be is empty, or holds what has no spelling (`values.spelled`).
     """
     if template is None:
         return None
     parts = []
-    for text, field, _, _ in Formatter().parse(template):
+    for text, field in _parsed(template):
         parts.append(text)
         if field is not None:
             parts.append(_text(where, field, values))
@@ -37,14 +48,29 @@ def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None
     return whole.strip() if any(field.endswith(MAY_BE_EMPTY) for field in _fields(template)) else whole
 
 
+def text_of(where: str, column: str, value: Any) -> str:
+    """A column's value as text, empty for none. Raises: DataError: it has no spelling, such as bytes."""
+    try:
+        return spelled(value)
+    except TypeError as error:
+        raise DataError(
+            f"{where}: column {column} holds {error}, which has no spelling as text; name another column, or write it as text"
+        ) from error
+
+
 def _fields(template: str | None) -> list[str]:
-    return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
+    return [field for _, field in _parsed(template or "") if field is not None]
+
+
+@cache
+def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Each text with the field after it; kept, since a template is filled in for every row."""
+    return tuple((text, field) for text, field, _, _ in Formatter().parse(template))
 
 
 def _text(where: str, field: str, values: dict[str, Any]) -> str:
     column = field.removesuffix(MAY_BE_EMPTY)
-    found = values[column] if column in values else _deeper(values, column)
-    text = " ".join(map(str, found)) if isinstance(found, list) else "" if found is None else str(found)
+    text = text_of(where, column, value(values, column))
     if not text.strip() and not field.endswith(MAY_BE_EMPTY):
         raise DataError(
             f"{where}: column {column} is empty; fill it or remove the row (or write {{{column}?}}: it may be empty)"

@@ -15,6 +15,7 @@ from peftrun.schema import TaskSpec
 from peftrun.tasks.classes import Row, Rows, answers, f1, limit, say_cut
 from peftrun.tasks.data import load_examples
 from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.templates import text_of
 
 OUTSIDE = "O"
 ENTITY = re.compile(r"(.+?) - ([A-Z]+)(?:, |$)")
@@ -102,26 +103,27 @@ def entities(tags: list[str]) -> set[tuple[int, int, str]]:
 
 def _tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Tagged:
     assert task.words is not None and task.tags is not None
-    words, tags = _words(row[task.words]), row[task.tags]
+    words, tags = [text_of(where, task.words, word) for word in _words(row[task.words])], row[task.tags]
     if isinstance(tags, str):
         tags = _from_list(words, tags)
-    if not words or not isinstance(tags, list) or len(words) != len(tags):
+    if not words or not all(words) or not isinstance(tags, list) or len(words) != len(tags):
         raise DataError(
             f"{where}: columns {task.words} and {task.tags} must hold a word and its tag each, as many of one as of the other; "
             "mend or remove the row"
         )
-    unknown = sorted({str(tag) for tag in tags} - set(task.label_names or ()))
+    tags = [text_of(where, task.tags, tag) for tag in tags]
+    unknown = sorted(set(tags) - set(task.label_names or ()))
     if unknown:
         names = ", ".join(task.label_names or ())
         raise DataError(f"{where}: tag {unknown[0]} is not among task.label_names ({names}); add it, or mend the row")
-    return Tagged(tuple(words), tuple(str(tag) for tag in tags), where)
+    return Tagged(tuple(words), tuple(tags), where)
 
 
-def _words(value: Any) -> list[str]:
+def _words(value: Any) -> list[Any]:
     """A list of words as it is; a text parted at blanks; of a talk its last message."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = value[-1].get("content")
-    return value.split() if isinstance(value, str) else [str(word) for word in value or []]
+    return value.split() if isinstance(value, str) else value if isinstance(value, list) else []
 
 
 def _from_list(words: list[str], listed: str) -> list[str]:

@@ -11,11 +11,11 @@ from peftrun.errors import DataError
 from peftrun.objectives import KtoObjective
 from peftrun.schema import TaskSpec
 from peftrun.tasks.data import load_examples
-from peftrun.tasks.encoding import completion_ids, prompt_ids
+from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.likelihood import against_base
-from peftrun.tasks.messages import Talk, messages_of, named
+from peftrun.tasks.messages import ADVICE, ASSISTANT, Conversation, Message, says
 from peftrun.tasks.preference import Rows
-from peftrun.tasks.talks import conversational, given_of, kept
+from peftrun.tasks.talks import encoded, given_of, whole_of
 from peftrun.tasks.templates import fill
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
@@ -25,26 +25,30 @@ TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 class Judged:
     """One row: what is given, an answer, and whether it is wanted."""
 
-    given: Talk
-    completion: str
+    given: Conversation
+    completion: Message
     desirable: bool
     where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The same as token ids, and as TRL takes it."""
+    """The same as token ids."""
 
     prompt: list[int]
     completion: list[int]
     desirable: bool
-    as_trl: dict[str, Any]
     where: str = field(default="", compare=False)
 
     @property
     def ids(self) -> list[int]:
         """Prompt and answer."""
         return self.prompt + self.completion
+
+    @property
+    def as_trl(self) -> dict[str, Any]:
+        """As TRL takes it."""
+        return {"prompt_ids": self.prompt, "completion_ids": self.completion, "label": self.desirable}
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
@@ -53,17 +57,14 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     Raises: DataError: see `data.load_examples`; or a judgement is neither true nor false.
     """
     train, held_out = load_examples(task, _judged)
-    text = json.dumps([[one.given, one.completion, one.desirable] for one in (*train, *held_out)], ensure_ascii=False)
-    first, second = (
-        kept([_encode(one, tokenizer) for one in part], lambda row: len(row.ids), task, which)
-        for part, which in ((train, "training"), (held_out, "held-out"))
-    )
+    said = [[one.given.as_json(), one.completion.brief, one.desirable] for one in (*train, *held_out)]
+    first, second = encoded(train, held_out, task, tokenizer, _encode)
     both = {row.desirable for row in first}
     if len(both) < 2:
         raise DataError(
             f"task.desirable={task.desirable}: every training row says {str(both.pop()).lower()}; KTO needs both kinds"
         )
-    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest())
+    return Rows(first, second, hashlib.sha256(json.dumps(said, ensure_ascii=False, default=str).encode()).hexdigest())
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
@@ -96,20 +97,19 @@ def _judged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...])
         raise DataError(
             f"{where}: {task.desirable}={row[task.desirable]} is neither true nor false; mend or remove the row"
         )
-    if task.messages is None:
-        return Judged(given_of(where, row, task), fill(where, task.completion, row) or "", said in TRUE, where)
-    talk = messages_of(where, row[task.messages], task.messages)
-    if talk[-1][0] != "assistant" or len(talk) < 2:
+    whole = whole_of(where, row, task)
+    if whole is None:
+        answer = says(ASSISTANT, fill(where, task.completion, row) or "")
+        return Judged(given_of(where, row, task), answer, said in TRUE, where)
+    last = len(whole.messages) - 1
+    if whole.messages[last]["role"] != ASSISTANT or not any(one["role"] != "system" for one in whole.messages[:last]):
         raise DataError(
-            f"{where}: column {task.messages} must end with the assistant's answer to something; mend or remove the row"
+            f"{where}: column {task.messages or task.completion} must end with the assistant's answer to something; {ADVICE}"
         )
-    system = (("system", task.system),) if task.system else ()
-    return Judged((*system, *talk[:-1]), talk[-1][1], said in TRUE, where)
+    return Judged(whole.before(last), whole.messages[last], said in TRUE, where)
 
 
-def _encode(one: Judged, tokenizer: Any) -> Row:
-    with named(one.where):
-        prompt = prompt_ids(tokenizer, one.given)
-        completion = completion_ids(tokenizer, one.given, prompt, one.completion)
-    as_trl = conversational(tokenizer, one.given, {"completion": one.completion}) | {"label": one.desirable}
-    return Row(prompt, completion, one.desirable, as_trl, one.where)
+def _encode(one: Judged, _: TaskSpec, encoder: Encoder) -> Row:
+    encoder.check(one.where, one.given.followed_by(one.completion))
+    prompt, (completion,) = encoder.answered(one.given, [one.completion])
+    return Row(prompt, completion, one.desirable, one.where)

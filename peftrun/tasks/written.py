@@ -1,34 +1,66 @@
 """What a model writes in answer to prompts, and how near it is to what it should have written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from peftrun.device import of_inputs
 from peftrun.schema import TaskSpec
+from peftrun.tasks.ends import end_tokens
+from peftrun.tasks.limits import room
 
 
-@torch.inference_mode()
 def answers(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int, longest: int) -> list[str]:
     """The greedy answer to each prompt, of at most so many tokens, in the order of the prompts."""
     was_training = model.training
     model.eval()
     found: dict[int, str] = {}
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding to compute
-    for start in range(0, len(prompts), batch_size):
-        part = by_length[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [prompts[i] for i in part]}, padding_side="left", return_tensors="pt")
-        padded = padded.to(of_inputs(model))
-        out = model.generate(
-            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=longest, do_sample=False,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        # A decoder of its own does not repeat what was read.
-        begin = 0 if model.config.is_encoder_decoder else padded["input_ids"].shape[1]
-        found |= dict(zip(part, tokenizer.batch_decode(out[:, begin:], skip_special_tokens=True), strict=True))
+    for part in batches(model, [prompts[i] for i in by_length], batch_size, longest):
+        places = [by_length[i] for i in part]
+        found |= zip(places, write(model, tokenizer, [prompts[i] for i in places], longest), strict=True)
     model.train(was_training)
     return [found[i] for i in range(len(prompts))]
+
+
+def batches(model: Any, prompts: list[list[int]], size: int, longest: int) -> Iterator[list[int]]:
+    """Places of prompts to be answered together, in their order. One whose answer has less room than the longest is by itself, so that no other
+    is cut with it."""
+    part: list[int] = []
+    for place, prompt in enumerate(prompts):
+        tight = _room(model, prompt, longest) < longest
+        if part and (tight or len(part) == size):
+            yield part
+            part = []
+        if tight:
+            yield [place]
+        else:
+            part.append(place)
+    if part:
+        yield part
+
+
+@torch.inference_mode()
+def write(model: Any, tokenizer: Any, prompts: list[list[int]], longest: int, **sampling: Any) -> list[str]:
+    """The answers to prompts of one batch, up to an end token, of at most so many tokens and no more than the model has positions for.
+
+    Args: sampling: as `generate` takes it; nothing: greedy.
+    """
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(of_inputs(model))
+    out = model.generate(
+        input_ids=padded["input_ids"], attention_mask=padded["attention_mask"],
+        max_new_tokens=min(_room(model, one, longest) for one in prompts),
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=end_tokens(model, tokenizer) or None, **(sampling or {"do_sample": False}),
+    )  # fmt: skip
+    # A decoder of its own does not repeat what was read.
+    begin = 0 if model.config.is_encoder_decoder else padded["input_ids"].shape[1]
+    return [str(one) for one in tokenizer.batch_decode(out[:, begin:], skip_special_tokens=True)]
+
+
+def _room(model: Any, prompt: list[int], longest: int) -> int:
+    left = room(model, prompt)
+    return longest if left is None else min(longest, left)
 
 
 def measured(

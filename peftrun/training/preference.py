@@ -7,12 +7,13 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import Trainer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RewardTrainer
 
 from peftrun import console
 from peftrun.explain import reads
 from peftrun.objectives import GrpoObjective
 from peftrun.tasks import rewards
+from peftrun.training.tokenized import TokenizedDPO, TokenizedGRPO, TokenizedKTO
 
 OURS = ("rewards", "pattern", "target_length")  # fields of an objective that say what is rewarded
 
@@ -28,17 +29,17 @@ def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Train
         console.say("kto: one order of the rows for every epoch, drawn from the seed")
     common |= {"model": model, "train_dataset": Dataset.from_list(rows), "processing_class": lesson.tokenizer}
     if name == "dpo":
-        return DPOTrainer(args=_fitting(DPOConfig, arguments, max_length=None), **common)
+        return TokenizedDPO(args=_fitting(DPOConfig, arguments, max_length=None), **common)
     if name == "kto":
-        return KTOTrainer(args=_fitting(KTOConfig, arguments, max_length=None), **common)
+        return TokenizedKTO(args=_fitting(KTOConfig, arguments, max_length=None), **common)
     if name == "reward":
         return RewardTrainer(args=_fitting(RewardConfig, arguments, max_length=None), **common)
     if name == "orpo":
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+        from peftrun.training.orpo import ORPOConfig, TokenizedORPO
 
-        return ORPOTrainer(args=_fitting(ORPOConfig, arguments, max_length=lesson.max_length), **common)
+        return TokenizedORPO(args=_fitting(ORPOConfig, arguments, max_length=lesson.max_length), **common)
     scorers = [_scorer(reward, lesson.objective) for reward in lesson.objective.rewards]
-    return GRPOTrainer(reward_funcs=scorers, args=_fitting(GRPOConfig, arguments), **common)
+    return TokenizedGRPO(reward_funcs=scorers, args=_fitting(GRPOConfig, arguments), **common)
 
 
 def _fitting(kind: type, arguments: dict[str, Any], **more: Any) -> Any:

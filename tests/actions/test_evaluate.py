@@ -1,12 +1,16 @@
 """action=evaluate: what it reports is what a reader of the rows would compute."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftrun.tasks import causal_lm
+import peftrun
+from peftrun.tasks import causal_lm, ends
+from peftrun.tasks.data import load_examples
+from peftrun.tasks.encoding import Encoder
 
 CHOICES = ["task.data.label_column=completion", "task.data.labels={yes: yes, no: no}"]
 
@@ -30,11 +34,13 @@ def test_metrics_equal_a_row_by_row_computation(request, base, tmp_path, data):
 
 
 def _rows(tokenizer, data):
-    from peftrun.tasks.data import Example
-
-    for line in data.read_text().splitlines()[:7]:
-        row = json.loads(line)
-        yield causal_lm._row(Example((("user", row["prompt"]),), row["completion"], ("yes", "no")), tokenizer)
+    """Candidates as far as they are measured: up to the end token."""
+    task = peftrun.load(
+        "task=instruction", f"task.data.path={data}", "task.data.eval_rows=8", *CHOICES, "task.completion='{label}'"
+    ).task
+    train, _ = load_examples(task)
+    for row in [causal_lm._row(one, Encoder(tokenizer, task)) for one in train[:7]]:
+        yield replace(row, candidates=[ends.until(ids, {tokenizer.eos_token_id}) for ids in row.candidates])
 
 
 def _nats(model, prompt, ids):

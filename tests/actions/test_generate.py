@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import jsonl
 
 SHORT = "action.max_new_tokens=6"
 
@@ -22,9 +23,22 @@ def test_a_prompt_is_answered_and_kept(cli, llama, on_tiny):
 
 
 def test_every_line_of_a_file_is_a_prompt(cli, tmp_path, llama, on_tiny):
+    """A row of JSON may be a conversation."""
     (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
     outcome = cli(*on_tiny(llama), "action=generate", "action.prompts_file=prompts.txt", SHORT)
     assert [row["prompt"] for row in answers(outcome)] == ["one", "two"]
+    conversation = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "two"},
+    ]
+    jsonl(tmp_path / "rows.jsonl", [{"prompt": conversation}, {"prompt": conversation[:1]}, {"prompt": "one"}])
+    ask = [*on_tiny(llama), "action=generate", "action.prompts_file=rows.jsonl", SHORT]
+    found = answers(cli(*ask))
+    assert found[0]["prompt"] == conversation and found[1]["answer"] == found[2]["answer"]
+    jsonl(tmp_path / "rows.jsonl", [{"prompt": conversation[:2]}])
+    wrong = cli(*ask)
+    assert wrong.code == 1 and "column prompt ends with an answer" in wrong.err
 
 
 def test_the_adapter_changes_the_answer(cli, llama, on_tiny):

@@ -133,15 +133,16 @@ HELD = {
     "aLoRA": ({"alora_invocation_tokens": [7, 8]}, ["called by tokens [7, 8]"]),
     "whole modules": ({"modules_to_save": ["lm_head"]}, ["whole modules lm_head", "lm_head.weight: trained in full, "]),
     "embeddings": ({"target_modules": ["embed_tokens"]}, ["embed_tokens.base_layer.weight: embedding of the base, "]),
+    "biases": ({"target_modules": ["c_attn"], "bias": "all"}, ["c_attn.base_layer.bias: bias, ", "ln_1.bias: bias, "]),
     "init": ({"init_lora_weights": "olora"}, ["takes part of the base's weights away", "init_lora_weights=olora"]),
     "niter": ({"init_lora_weights": "pissa_niter_4"}, ["cannot be loaded", "path_initial_model_for_weight_conversion"]),
 }
 
 
 @cases("held", HELD)
-def test_everything_that_it_holds_is_shown(cli, llama, tmp_path, held):
+def test_everything_that_it_holds_is_shown(cli, llama, gpt2, tmp_path, held):
     settings, words = HELD[held]
-    made(llama, tmp_path / "a", LoraConfig(**PLAIN | settings))
+    made(gpt2 if held == "biases" else llama, tmp_path / "a", LoraConfig(**PLAIN | settings))
     found, outcome = inspected(cli, tmp_path / "a")
     shown = " ".join(outcome.out.split())
     assert all(word in shown for word in words), outcome.out

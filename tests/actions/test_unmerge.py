@@ -2,10 +2,13 @@
 
 import json
 
+import peft
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS, build_llama
 from faults import check_failed, check_refused
+from foreign_adapters import LLAMA, made
 from merge_cases import FAMILIES, stored_base, tensors_of, trained_adapter
 from transformers import AutoModelForCausalLM
 
@@ -76,11 +79,16 @@ def test_what_a_merge_replaced_cannot_be_undone(cli, tmp_path, on_tiny, settings
     check_failed(cli, tmp_path, args, ["this merge cannot be undone", reason, "keep the base"])
 
 
-def test_trained_biases_are_refused_before_the_run(cli, tmp_path, on_tiny, llama):
-    settings = {"r": 4, "target_modules": ["q_proj"], "bias": "all"}
-    adapter = trained_adapter(FAMILIES["llama"], llama, tmp_path, settings)
-    args = [*on_tiny(llama), "action=unmerge", f"adapter={adapter}"]
-    check_refused(cli, tmp_path, args, ["replaces the base's biases", "unmerge cannot undo", "keep the base"])
+KEPT_NOWHERE = [
+    (peft.LoraConfig(**LLAMA, bias="all"), ["replaces the base's biases", "unmerge cannot undo", "keep the base"]),
+    (peft.RandLoraConfig(**LLAMA, save_projection=False), ["PEFT draws them again", "unmerge cannot", "keep the base"]),
+]
+
+
+@cases("config, words", KEPT_NOWHERE)
+def test_what_a_file_cannot_undo_is_refused_before_the_run(cli, tmp_path, on_tiny, llama, config, words):
+    made(llama, tmp_path / "a", config)
+    check_refused(cli, tmp_path, [*on_tiny(llama), "action=unmerge", f"adapter={tmp_path / 'a'}"], words)
 
 
 @pytest.mark.slow

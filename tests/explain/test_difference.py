@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from cases import cases
 
-from peftrun import composition, config, paths, schema
+from peftrun import composition, config, paths, schema, typed
 from peftrun.errors import ConfigError
 from peftrun.explain import difference, quoting
 from peftrun.explain.compositions import Compositions
@@ -108,12 +108,13 @@ def test_the_printed_command_gives_the_identical_config_a_hundred_times(composit
 def test_a_text_is_typed_as_it_is(compositions, text):
     for key, value in {
         "task.prompt": text,
+        "task.data.mix": {"a": {"prompt": text}},
         "task.metrics": [text, 1, "x"],
         "lora.rank_pattern": {"a": text},
         "slots": {text: "v", "deep": {text: [1e-05, None, {"k": text}]}},
     }.items():
         command = quoting.command([quoting.override(key, value, "++")])
-        found: Any = compositions.compose(shlex.split(command)[1:])
+        found: Any = compositions.compose(typed.in_full(shlex.split(command)[1:]))
         for name in key.split("."):
             found = found[name]
         assert difference.same(found, value), command

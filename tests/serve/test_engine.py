@@ -43,7 +43,7 @@ def service(llama, on_tiny, weather):
     base.model.register_forward_pre_hook(weather)
     versions, watch = Versions(base.name, []), Watch()
     engine = Engine(Computer(base.model, base.tokenizer.pad_token_id), versions, watch, 2, 4)
-    found = Service(base, engine, versions, watch, spec.action)
+    found = Service(base, engine, versions, watch, spec.action, task=spec.task)
     engine.start()
     yield found
     engine.close(10)

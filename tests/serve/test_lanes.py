@@ -41,7 +41,7 @@ def rows(offline, names, net, count, seed):
         alone = None if name == "base" else mixing.alone(name, net.peft_config[name])
         row = Row(
             Asked(Version(name, name, alone=alone)), number, prompt, Sampling(temperature=0), draw.randrange(1, 24),
-            offline.tokenizer.eos_token_id, Writing(offline.tokenizer, []), None,
+            {offline.tokenizer.eos_token_id}, Writing(offline.tokenizer, []), None,
         )  # fmt: skip
         found.append(row)
     return found

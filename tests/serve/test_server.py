@@ -140,6 +140,17 @@ def test_a_seed_draws_the_same_alone_and_in_company(client):
 
 
 def test_stop_strings_and_several_prompts(client, offline):
+    opening = offline.tokenizer.convert_tokens_to_ids(
+        "<|im_start|>"
+    )  # special tokens are in no text, and yet may be named as stops
+    stopped = client.completions.create(
+        model="one", prompt="dog", max_tokens=9, temperature=0, stop=["<|im_start|>"], logit_bias={str(opening): 100}
+    )
+    assert (stopped.choices[0].finish_reason, stopped.choices[0].text, stopped.usage.completion_tokens) == (
+        "stop",
+        "",
+        1,
+    )
     whole = offline.completion("one", "dog", 30)
     stop = whole[5:7]
     found = client.completions.create(model="one", prompt="dog", temperature=0, max_tokens=30, stop=stop)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from peftrun.config import build
 from peftrun.errors import DataError
 from peftrun.tasks.data import load_examples
+from peftrun.tasks.messages import Conversation, says
 
 PAIRS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(12)]
 TEMPLATES = ["task.prompt='{question}'", "task.completion='{answer}'", "task.data.eval_rows=3"]
@@ -39,7 +40,7 @@ def write(folder, kind):
 def test_every_format_gives_the_same_rows(tmp_path, kind):
     train, held_out = examples(write(tmp_path, kind), *TEMPLATES)
     assert {(e.given, e.completion) for e in [*train, *held_out]} == {
-        ((("user", f"q{n}"),), f"a{n}") for n in range(12)
+        (Conversation((says("user", f"q{n}"),)), f"a{n}") for n in range(12)
     }
     assert len(held_out) == 3
 
@@ -47,7 +48,7 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
 def test_text_files_are_rows_to_be_learned_as_they_are(tmp_path):
     (tmp_path / "book.txt").write_text("one line\nanother line\na third\n")
     train, held_out = examples(tmp_path / "book.txt", "task=text", "task.data.eval_rows=1")
-    assert all(e.given == () for e in train) and len(train) == 2 and len(held_out) == 1
+    assert not any(e.given for e in train) and len(train) == 2 and len(held_out) == 1
 
 
 def test_a_talk_is_given_but_for_its_last_answer(tmp_path):
@@ -59,7 +60,7 @@ def test_a_talk_is_given_but_for_its_last_answer(tmp_path):
     rows = [{"messages": [*talk, {"role": "assistant", "content": f"farewell {n}"}]} for n in range(4)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train, _ = examples(tmp_path / "t.jsonl", "task=chat", "task.data.eval_rows=1", "task.system='Be kind.'")
-    assert [role for role, _ in train[0].given] == ["system", "user", "assistant", "user"]
+    assert [one["role"] for one in train[0].given.messages] == ["system", "user", "assistant", "user"]
     assert train[0].completion.startswith("farewell")
 
 
@@ -158,7 +159,7 @@ def test_braces_in_values_are_only_text(tmp_path):
         json.dumps({"question": "{answer} {0}", "answer": "a"}) + "\n" + json.dumps(PAIRS[0]) + "\n"
     )
     train, held_out = examples(tmp_path / "rows.jsonl", *TEMPLATES[:2], "task.data.eval_rows=1")
-    assert "{answer} {0}" in {e.given[0][1] for e in [*train, *held_out]}
+    assert "{answer} {0}" in {e.given.messages[0].text for e in [*train, *held_out]}
 
 
 def test_the_default_task_is_the_real_data():

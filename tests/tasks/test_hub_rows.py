@@ -11,6 +11,7 @@ from peftrun.config import build
 from peftrun.tasks import prepared, source_of
 from peftrun.tasks.data import load_examples
 
+COMMIT = "a" * 40
 CARD = """---
 configs:
 - config_name: sums
@@ -43,18 +44,33 @@ def task_of(dataset, *more):
 
 
 def prompts(examples):
-    return [one.given[-1][1] for one in examples]
+    return [one.given.messages[-1].text for one in examples]
 
 
 def parts(examples):
     return {text.rsplit(" ", 1)[0] for text in prompts(examples)}
 
 
-def test_rows_of_one_configuration_are_read_and_named(dataset):
-    task = task_of(dataset, "task.data.name=names")
-    train, held_out = load_examples(task)
-    assert (len(train), len(held_out)) == (16, 4) and parts([*train, *held_out]) == {"names train"}
-    assert source_of(task) == f"causal_lm rows of {dataset} (names)"
+@pytest.fixture
+def fetched(dataset, tmp_path, monkeypatch):
+    """A name under which the Hub's own cache holds the same files, while the Hub is out of reach."""
+    kept = tmp_path / "datasets--org--fetched"
+    (kept / "snapshots").mkdir(parents=True)
+    (kept / "snapshots" / COMMIT).symlink_to(dataset)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return "org/fetched"
+
+
+def test_rows_of_one_configuration_are_read_and_named(dataset, fetched):
+    for path in (dataset, fetched):
+        task = task_of(path, "task.data.name=names")
+        train, held_out = load_examples(task)
+        assert (len(train), len(held_out)) == (16, 4) and parts([*train, *held_out]) == {"names train"}
+        assert source_of(task) == f"causal_lm rows of {path} (names)"
+        some = load_examples(task_of(path, "task.data.name=names", "task.data.split='train[:50%]+short'"))
+        assert [len(part) for part in some] == [11, 4]
 
 
 def test_held_out_rows_are_those_of_another_split(dataset):
@@ -74,8 +90,8 @@ def test_a_further_source_has_a_configuration_and_a_split_of_its_own(dataset):
 def test_rows_are_kept_as_tokens_only_where_every_source_is_a_commit(dataset, llama):
     from transformers import AutoTokenizer
 
-    tokenizer, commit = AutoTokenizer.from_pretrained(llama), "a" * 40
-    given = ["task.data.name=sums", f"task.data.revision={commit}"]
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    given = ["task.data.name=sums", f"task.data.revision={COMMIT}"]
     more = "task.data.mix={{more: {{path: org/rows, weight: 1.0{}}}}}"
     keys = [
         prepared._key(task_of(dataset, *given, *beside), tokenizer)
@@ -83,7 +99,7 @@ def test_rows_are_kept_as_tokens_only_where_every_source_is_a_commit(dataset, ll
             [],
             ["task.data.eval_split=test"],
             ["task.data.name=names"],
-            [more.format(f", revision: {commit}")],
+            [more.format(f", revision: {COMMIT}")],
             [more.format("")],
             ["task.data.eval_path=org/other"],
         )

@@ -134,7 +134,10 @@ def test_a_column_that_may_be_empty_and_one_that_lies_deeper(tmp_path):
         "task.data.holdout=last",
     ]
     train, _ = load_examples(task_of(write(tmp_path, *rows), *given))
-    assert [(one.given[0][1], one.completion) for one in train] == [("Add.", "one two"), ("Add.\n\n1 and 2", "three")]
+    assert [(one.given.messages[0].text, one.completion) for one in train] == [
+        ("Add.", "one two"),
+        ("Add.\n\n1 and 2", "three"),
+    ]
     with pytest.raises(DataError, match=r"row 1: column input is empty; .*\{input\?\}: it may be empty"):
         load_examples(task_of(write(tmp_path, *rows), *given, "task.prompt='{input}'"))
     with pytest.raises(DataError, match=r"row 1: column meta.none is empty"):

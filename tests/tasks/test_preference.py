@@ -175,7 +175,7 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
     spec = config.build(composition.compose_run([*given, f"adapter={run.run_dir}", "action=reload"]).cfg)
     net, tokenizer = peftrun.load_adapter(str(run.run_dir), *given)
     rows = tasks.of_kind("preference").load_rows(spec.task, tokenizer)
-    assert len(rows.held_out) == 8 and rows.for_training()[0]["chosen"][0]["content"] == "yes"
+    assert len(rows.held_out) == 8 and tokenizer.decode(rows.for_training()[0]["chosen_ids"]) == "yes<|im_end|>\n"
     spec.task.objective.beta = 3.0
     found = tasks.of_kind("preference").evaluate(net, tokenizer, rows.held_out, 4, spec.task)
     prompts = [row.prompt for row in rows.held_out]

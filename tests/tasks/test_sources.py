@@ -41,7 +41,9 @@ def mixed(first, second, weight, *more):
 @cases("weight, counts", [(1.0, (100, 100)), (0.5, (100, 50)), (2.0, (50, 100))])
 def test_weights_are_shares(first, second, weight, counts):
     train, held_out = mixed(first, second, weight)
-    found = [sum(one.given[0][1].startswith(name) for one in train + held_out) for name in ("first", "second")]
+    found = [
+        sum(one.given.messages[0].text.startswith(name) for one in train + held_out) for name in ("first", "second")
+    ]
     assert tuple(found) == counts and len(held_out) == 30
     assert 0 < sum(one.completion == "b" for one in held_out) < 30  # both are held out
     assert len(set(train) | set(held_out)) == len(train) + len(held_out)
@@ -55,7 +57,7 @@ def test_the_mixture_is_the_same_each_time_and_another_with_another_seed(first, 
 def test_no_group_is_on_both_sides(first):
     task = task_of(f"task.data.path={first}", "task.data.eval_rows=25", "task.data.group_column=of")
     train, held_out = load_examples(task)
-    groups = [{int(one.given[0][1].split()[1]) % 10 for one in part} for part in (train, held_out)]
+    groups = [{int(one.given.messages[0].text.split()[1]) % 10 for one in part} for part in (train, held_out)]
     assert not groups[0] & groups[1] and len(held_out) == 30 and len(train) == 70
 
 
@@ -72,7 +74,7 @@ def test_streaming_reads_no_further_than_asked(tmp_path):
     given = [f"task.data.path={file}", "task.data.eval_rows=10", "task.data.train_rows=50"]
     train, held_out = load_examples(task_of(*given, "task.data.streaming=true"))
     assert len(train) == 50 and len(held_out) == 10
-    assert {int(one.given[0][1]) for one in train + held_out} == set(range(60))
+    assert {int(one.given.messages[0].text) for one in train + held_out} == set(range(60))
     with pytest.raises(DataError, match="cannot be read"):
         load_examples(task_of(*given))
 

@@ -1,0 +1,124 @@
+"""A model's own chat template: conversations as text and as token ids, and what of a conversation it does not write."""
+
+import json
+import re
+from typing import Any
+
+from jinja2 import TemplateError, UndefinedError
+
+from peftrun import console
+from peftrun.errors import DataError
+from peftrun.tasks.messages import ADVICE, Conversation, Message
+
+# What templates raise: on purpose, or because they expect a message to have another form.
+FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+SAID_ONCE = ("reasoning_content", "reasoning", "thinking", "name")
+
+
+class ChatTemplate:
+    """The template with the arguments that every rendering is given. `escaping`: special tokens in messages are read as plain text."""
+
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any]) -> None:
+        self.tokenizer, self.arguments = tokenizer, arguments
+        for name in arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", json.dumps(tokenizer.chat_template)):
+                console.say(
+                    f"task.template_arguments.{name}: the model's chat template reads no such name, so it changes nothing"
+                )
+
+    def ids(self, conversation: Conversation, *, escaping: bool = False, **how: Any) -> list[int]:
+        """Token ids of a conversation. Raises: DataError: the template refuses it."""
+        escape = {"sanitize_control_tokens": True} if escaping else {}
+        return list(self._applied(conversation, return_dict=True, **escape, **how)["input_ids"])
+
+    def text(self, conversation: Conversation, **how: Any) -> str:
+        """The same as text."""
+        return str(self._applied(conversation, tokenize=False, **how))
+
+    def marked(self, conversation: Conversation) -> list[tuple[int, int]]:
+        """The spans of its ids that the template itself marks as the assistant's; none where it marks nothing."""
+        template = self.tokenizer.get_chat_template(tools=list(conversation.tools) or None)
+        if not MARKS.search(template) or not self.tokenizer.is_fast:
+            return []
+        found = self._applied(conversation, return_dict=True, return_assistant_tokens_mask=True)
+        return spans_of(found["assistant_masks"])
+
+    def unwritten(self, conversation: Conversation) -> list[str]:
+        """What the conversation says and the template does not write: tools, keys of messages. Raises: DataError: calls of tools are among it."""
+        for place, one in enumerate(conversation.messages):
+            if "tool_calls" in one and not self._writes_calls(conversation, place):
+                raise DataError(
+                    f"the model's chat template does not write tool_calls, so those of message {place + 1} would be lost; "
+                    "choose a model whose template does, or remove the row"
+                )
+        found = [key for key in said_beside(conversation) if self._same(conversation, _without(conversation, key))]
+        tools = conversation.tools and self._same(conversation, Conversation(conversation.messages))
+        return [*found, *(["tools"] if tools else [])]
+
+    def _writes_calls(self, conversation: Conversation, place: int) -> bool:
+        """Whether the rendering up to a message changes by its calls."""
+        one = conversation.messages[place]
+        plain = Message({"content": "", **{key: value for key, value in one.items() if key != "tool_calls"}})
+        before = conversation.before(place)
+        calling = before.followed_by(Message({**plain, "tool_calls": one["tool_calls"]}))
+        return not self._same(calling, before.followed_by(plain))
+
+    def _same(self, one: Conversation, other: Conversation) -> bool:
+        try:
+            return self.text(one) == self.text(other)
+        except DataError:  # one of them is refused, so they do not mean the same to the template
+            return False
+
+    def _applied(self, conversation: Conversation, **how: Any) -> Any:
+        given = {**self.arguments, "tools": [dict(one) for one in conversation.tools] or None, **how}
+        messages = [dict(one) for one in conversation.messages]
+        try:
+            return self._rendered(messages, given)
+        except FAULTS as error:
+            roles = ", ".join(one["role"] for one in messages)[:200]
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the model's chat template refuses a conversation of {roles} ({reason}); {ADVICE}, or omit task.system"
+            ) from error
+
+    def _rendered(self, messages: list[dict[str, Any]], given: dict[str, Any]) -> Any:
+        """Templates expect calls of tools in one of three forms: without a content, with an empty one (all that read it first), and with
+        arguments as JSON text (DeepSeek's)."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, **given)
+        except (UndefinedError, TypeError):
+            if not any("tool_calls" in one for one in messages):
+                raise
+        with_content = [{"content": "", **one} for one in messages]
+        try:
+            return self.tokenizer.apply_chat_template(with_content, **given)
+        except TypeError:
+            return self.tokenizer.apply_chat_template([_arguments_as_text(one) for one in with_content], **given)
+
+
+def said_beside(conversation: Conversation) -> list[str]:
+    """What messages say beside their content, and a template may leave out."""
+    return [key for key in SAID_ONCE if any(key in one for one in conversation.messages)]
+
+
+def spans_of(mask: list[int]) -> list[tuple[int, int]]:
+    """(first, one after the last) of each run of ones."""
+    edges = [place for place, (a, b) in enumerate(zip([0, *mask], [*mask, 0], strict=True)) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _without(conversation: Conversation, key: str) -> Conversation:
+    messages = (Message({name: value for name, value in one.items() if name != key}) for one in conversation.messages)
+    return Conversation(tuple(messages), conversation.tools)
+
+
+def _arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [
+        {
+            **one,
+            "function": {**one["function"], "arguments": json.dumps(one["function"]["arguments"], ensure_ascii=False)},
+        }
+        for one in message.get("tool_calls", [])
+    ]
+    return {**message, **({"tool_calls": calls} if calls else {})}

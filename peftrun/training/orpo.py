@@ -1,0 +1,26 @@
+"""TRL's loop for ORPO on rows that are token ids already, see `tokenized`."""
+
+from typing import Any
+
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from peftrun.tasks.limits import IGNORED
+
+__all__ = ["ORPOConfig", "TokenizedORPO"]
+
+
+class TokenizedORPO(ORPOTrainer):
+    """Rows: prompt_ids, chosen_ids, rejected_ids."""
+
+    def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:
+        """The columns that the loop's collator takes."""
+        prompt = feature["prompt_ids"]
+        found = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for side in ("chosen", "rejected"):
+            answer = feature[f"{side}_ids"]
+            found |= {
+                f"{side}_input_ids": prompt + answer,
+                f"{side}_attention_mask": [1] * len(prompt + answer),
+                f"{side}_labels": [IGNORED] * len(prompt) + answer,
+            }
+        return found
