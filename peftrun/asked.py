@@ -19,6 +19,8 @@ SPREAD = tuple(
 
 def on_the_same(command: str, typed: Sequence[str]) -> str:
     """The command with what was typed for model, task and device, where it says nothing of these itself."""
+    if not command.startswith("peftrun "):  # another program's
+        return command
     groups = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in typed}
     more = [text for text, group in groups.items() if group in SHARED and f" {group}" not in command]
     return " ".join([command, *map(shlex.quote, more)])

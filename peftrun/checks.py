@@ -12,6 +12,7 @@ from typing import Any
 from peftrun import (
     action_checks,
     adapter_folder,
+    base_files,
     device_checks,
     heads,
     method_checks,
@@ -138,7 +139,10 @@ def _model_folder(name: str) -> Lines:
         yield f"model.name_or_path={name}: there is no such folder; type a folder or a Hub id"
     if not folder.is_dir():
         return
-    if not (folder / "config.json").is_file():
+    stray = base_files.of_an_adapter(folder, name)
+    if stray:
+        yield stray
+    elif not (folder / "config.json").is_file():
         yield f"model.name_or_path={name}: holds no config.json, so it is no model folder; name another"
     elif not any(folder.glob("*.safetensors")):
         yield (

@@ -8,9 +8,9 @@ from pathlib import Path
 from peftrun import paths
 from peftrun.artifacts import RECORD
 from peftrun.errors import ArtifactError, ConfigError, PeftrunError
+from peftrun.typed import FOLDERS
 
 ONCE = ("action=template", "action=serve", "action=browse")  # what a sweep would do for one value of several
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 ADAPTERS = re.compile(r"adapter=\{(?P<pairs>[^{}]*)\}")
 
 

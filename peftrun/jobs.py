@@ -35,8 +35,9 @@ def run(argv: Sequence[str]) -> int:
     if unread:
         return _report([_unread(item) for item in unread])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
+    begun: list[Path] = []
     try:
-        faults = _refused(arguments) or _run_jobs(_plan_of_a_sweep(arguments))
+        faults = _refused(arguments) or _run_jobs(_plan_of_a_sweep(arguments), begun)
     except KeyboardInterrupt:
         _report([_interrupted(argv)])
         return INTERRUPTED
@@ -45,14 +46,22 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         from peftrun import composition
 
-        if isinstance(error, OSError) and error.errno in DISK_FULL:  # before the run had a folder of its own
-            return _report(
-                [f"{error.filename or os.getcwd()}: the disk is full ({error.strerror}); free space and run again"]
-            )
+        if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL or not begun):
+            return _report([_without_folder(error)])
         if not isinstance(error, composition.REFUSALS):
             raise
         return _report(_composition_problems(arguments, error))
     return _report([line for fault in faults for line in fault.lines]) if faults else 0
+
+
+def _without_folder(error: OSError) -> str:
+    """What kept Hydra from making the run's folder."""
+    where = error.filename or os.getcwd()
+    if error.errno in DISK_FULL:
+        return f"{where}: the disk is full ({error.strerror}); free space and run again"
+    return (
+        f"{where}: cannot be made or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
+    )
 
 
 def _interrupted(argv: Sequence[str]) -> str:
@@ -82,10 +91,10 @@ def _is_swept(arguments: argparse.Namespace) -> bool:
     return bool(arguments.multirun) or "hydra.mode=MULTIRUN" in arguments.overrides
 
 
-def _run_jobs(plan: bool) -> list[PeftrunError]:
+def _run_jobs(plan: bool, begun: list[Path]) -> list[PeftrunError]:
     """Runs every job of the command line; returns what was at fault. One faulty job does not stop the others.
 
-    Args: plan: of a sweep, which our own launcher makes, whichever is to run the cells.
+    Args: plan: of a sweep, which our own launcher makes, whichever is to run the cells. begun: gets the folder of each.
     """
     faults: list[PeftrunError] = []
     launcher.register()
@@ -93,6 +102,7 @@ def _run_jobs(plan: bool) -> list[PeftrunError]:
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def job(cfg: DictConfig) -> float | None:
+        begun.append(Path(HydraConfig.get().runtime.output_dir))
         try:
             return _run_job(cfg)
         except PeftrunError as fault:

@@ -19,7 +19,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from peftrun import artifacts, console, fingerprint, gguf, memory_check, quantize
+from peftrun import artifacts, base_files, console, fingerprint, gguf, memory_check, quantize
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
@@ -28,7 +28,6 @@ from peftrun.hush import quiet
 from peftrun.packages import package_dir
 from peftrun.schema import ModelSpec
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CLASSIFIERS = {"seq_cls": AutoModelForSequenceClassification, "token_cls": AutoModelForTokenClassification}
 COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
@@ -249,28 +248,11 @@ def locate(spec: ModelSpec) -> Path:
         given = (package_dir(spec.package) or Path()) / spec.name_or_path
     if given.suffix == ".gguf" and given.is_file():
         return gguf.converted(given)
-    return given.resolve() if given.is_dir() else _from_hub(spec)
-
-
-def _from_hub(spec: ModelSpec) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    key = f"model.name_or_path={spec.name_or_path}"
-    try:
-        return Path(snapshot_download(spec.name_or_path, revision=spec.revision, allow_patterns=HUB_FILES))
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{key}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
-            f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
-        ) from error
-    except HFValidationError as error:
-        raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
-        ) from error
+    folder = given.resolve() if given.is_dir() else base_files.from_hub(spec)
+    stray = base_files.of_an_adapter(folder, spec.name_or_path)
+    if stray:
+        raise ModelError(stray)
+    return folder
 
 
 def _unreadable(spec: ModelSpec, error: Exception) -> str:

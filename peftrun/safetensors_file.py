@@ -1,6 +1,8 @@
 """Reading the header of a safetensors file without torch: names, dtypes, shapes, byte ranges."""
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,18 @@ def entries(path: Path) -> list[Entry]:
     if found and expected != actual:
         raise ArtifactError(f"{path}: is truncated or torn ({actual} bytes, its header says {expected}); restore it")
     return found
+
+
+def rename(path: Path, names: Mapping[str, str]) -> None:
+    """Gives tensors of a file other names; their bytes are copied as they are."""
+    new = path.with_name(f".{path.name}.tmp")
+    with open(path, "rb") as file, open(new, "wb") as target:
+        header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
+        text = json.dumps({names.get(name, name): item for name, item in header.items()}).encode()
+        text += b" " * (-len(text) % LENGTH_BYTES)  # the format asks for tensors that begin at multiples of eight
+        target.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        shutil.copyfileobj(file, target)
+    new.replace(path)
 
 
 def _parse(path: Path) -> list[Entry]:

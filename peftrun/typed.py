@@ -5,6 +5,7 @@ Conditions need no quotes but the shell's: where='loss<0.5 and lora.r>=8' is whe
 In templates, system messages and prompts \\n is a line end and \\t a tab, since a shell has no plain way to type them; in YAML files YAML's own rules hold.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from typing import get_args, get_type_hints
@@ -14,6 +15,8 @@ from peftrun.paths import GROUPS
 TOP_LEVEL = (*GROUPS, "seed", "adapter", "active", "allow_base_mismatch", "slots", "template")
 SHORT = re.compile(r"([A-Za-z_]\w*)=")
 DEFAULT_ACTION = "train"
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra makes these itself, as they are named
+HOME = re.compile(r"""(?<![^\s:,{\['"])~\w*(?=/)""")
 TEXTS = ("task.prompt", "task.completion", "task.system", "action.prompt")
 LINE_END = re.compile(r"(?<!\\)\\[nt]")
 AS_WRITTEN = "${oc.env:PEFTRUN_NOTHING,''}"  # is empty, and says of the text in which it stands that \n is no line end
@@ -23,8 +26,8 @@ CONDITIONS = ("where=", "action.where=")  # hold signs that mean something to Hy
 
 
 def in_full(typed: Sequence[str]) -> list[str]:
-    """The same command with the full name of every key, and line ends as they are."""
-    typed = [_quoted(text) if text.startswith(CONDITIONS) else text for text in typed]
+    """The same command with the full name of every key, and line ends and home folders as they are."""
+    typed = [_quoted(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
     if asked:
         known = _keys(_action(typed))
@@ -50,6 +53,17 @@ def _with_line_ends(text: str) -> str:
     if not QUOTED.search(value) and "," not in value:
         value = _quoted(text).partition("=")[2]
     return f"{key}={QUOTED.sub(lambda part: LINE_END.sub(lambda one: ENDS[one[0]], part[0]), value)}"
+
+
+def _at_home(text: str) -> str:
+    """With the user's home folder for `~/`, which no shell puts after a key with a dot, and Hydra cannot read."""
+    key, sign, value = text.partition("=")
+    quoted = value[:1] in ("'", '"')
+    if (
+        not sign or holds_text(key) or (quoted and key not in FOLDERS)
+    ):  # those in quotes are expanded where they are read
+        return text
+    return key + sign + HOME.sub(lambda found: os.path.expanduser(found[0]), value)
 
 
 def _quoted(text: str) -> str:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from cases import cases
-from conftest import TINY_STEPS, Outcome, build_llama, run_folders
+from conftest import CHATML, TINY_STEPS, Outcome, build_llama, run_folders
 from faults import check_failed, check_recorded, check_refused, check_told, fill, instead, snapshot
+from transformers import AutoTokenizer
 
 from peftrun import artifacts
 from peftrun.errors import ArtifactError
@@ -157,6 +159,60 @@ def test_an_adapter_that_cannot_fit_is_refused_even_if_allowed(other, cli, tmp_p
     args = [*on_tiny(other(tmp_path, gpt2)), "action=reload", f"adapter={trained}", "allow_base_mismatch=true"]
     told = [f"{trained / 'adapter'}: does not fit {BASES[other]} (", "choose the base it was made for"]
     check_failed(cli, tmp_path, args, told)
+
+
+def edit_json(file, **values):
+    artifacts.write_json(file, artifacts.read_json(file) | values)
+
+
+def other_tokens(folder):
+    """One merge fewer: the same words in other tokens."""
+    file = folder / "tokenizer.json"
+    model = artifacts.read_json(file)["model"]
+    edit_json(file, model=model | {"merges": model["merges"][:-1]})
+
+
+def other_template(folder):
+    (folder / "chat_template.jinja").write_text(CHATML.replace("assistant", "bot"))
+
+
+def as_foreign(change, base, adapter):
+    """As TRL saves an adapter: the tokenizer beside it, and nothing of peftrun's."""
+    (adapter / FACTS).unlink()
+    AutoTokenizer.from_pretrained(base).save_pretrained(adapter)
+    change(adapter)
+
+
+# What is not as it was when the adapter was made: how (base, adapter), fragments of what is said, whether it is refused.
+CHANGED = {
+    "tokenizer": (lambda base, adapter: other_tokens(base), ["which has another tokenizer"], True),
+    "template": (lambda base, adapter: other_template(base), ["which has another chat template", "conversations"], False),
+    "own tokenizer": (partial(as_foreign, other_tokens), ["brings another tokenizer than base", "copy of the base"], True),
+    "own template": (partial(as_foreign, other_template), ["brings another chat template than base"], False),
+    "own, the same": (partial(as_foreign, lambda folder: None), ["was not made by peftrun"], False),
+    "new and on": (lambda base, adapter: edit_json(adapter / CONFIG, use_new=True, peft_version="9.1"),
+                   ["use_new=true", "pip install peft==9.1"], True),
+    "new and off": (lambda base, adapter: edit_json(adapter / CONFIG, use_new=False), ["use_new of adapter_config.json"], False),
+}  # fmt: skip
+
+
+@cases("action", ["reload", "merge"])
+@cases("name", CHANGED)
+def test_what_is_not_as_it_was_is_named_and_refused_where_answers_must_differ(
+    name, action, cli, tmp_path, llama, on_tiny, trained
+):
+    base, adapter = shutil.copytree(llama, tmp_path / "base"), shutil.copytree(trained / "adapter", tmp_path / "made")
+    change, fragments, refused = CHANGED[name]
+    change(base, adapter)
+    args = [*on_tiny(base), f"action={action}", f"adapter={adapter}"]
+    outcome = cli(*args)
+    if refused:
+        check_told(outcome, [fragments])
+    assert outcome.code == int(refused) and all(part in outcome.err for part in fragments), outcome.err
+    if "another" not in fragments[0]:
+        assert "another" not in outcome.err
+    elif action == "reload" and not refused:
+        assert "another chat template" in outcome.out or FACTS not in {path.name for path in adapter.iterdir()}
 
 
 def test_an_adapter_of_a_run_that_failed_is_refused_with_its_reason(cli, tmp_path, on_tiny, llama):

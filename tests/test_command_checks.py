@@ -23,6 +23,9 @@ REFUSED = [
     (["-m", "lora.r=4,8", "hydra/sweeper=optunaa"], "there is no such sweeper; sweepers: basic, optuna"),
     (["action=replay", "runn=RUN"], "did you mean action.run? type action.run="),
     (["hydra.run.dir="], "hydra.run.dir=: names no folder"),
+    (["action=evaluate", "model=pretrained", "model.name_or_path=RUN/adapter"], "is an adapter, not a base; type adapter=RUN/adapter"),
+    (["hydra.run.dir=/proc/x"], "/proc/x: cannot be made or written (No such file or directory); type hydra.run.dir="),
+    (["-m", "lora.r=4", "hydra.sweep.dir=/proc/x"], "/proc/x: cannot be made or written (No such file or directory)"),
     (["hydra.run.dir=RUN", "action.resume=auto"], "omit hydra.run.dir and type action.resume="),
     (["hydra.run.dir=RUN"], "holds a run already; name a folder that does not exist"),
     (["action=serve", "adapter={one: RUN, two: RUN, one: RUN}"], "adapter.one: is given more than once"),
@@ -49,7 +52,7 @@ def test_it_is_one_line(cli, tmp_path, trained, typed, line):
     (tmp_path / "outer" / "inner" / "lora").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     before = {path.name for path in tmp_path.iterdir()}
-    refused(cli(*(text.replace("RUN", str(trained)) for text in typed)), line)
+    refused(cli(*(text.replace("RUN", str(trained)) for text in typed)), line.replace("RUN", str(trained)))
     assert {path.name for path in tmp_path.iterdir()} == before
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
-    "__init__", "__main__", "action_checks", "action_specs", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "checks", "cli", "command_checks", "composition", "config", "console",
+    "__init__", "__main__", "action_checks", "action_specs", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "base_files", "checks", "cli", "command_checks", "composition", "config", "console",
     "device_checks", "dispatch", "errors", "exhaustion", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "update_methods", "versions", "worker",
 }  # fmt: skip
 FOLDERS = {
@@ -32,7 +32,7 @@ ORDER = [
     {"methods", "typed"},
     {"action_specs", "objectives", "other_methods", "tracker_specs", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},
-    {"adapter_folder", "console", "exhaustion", "launch", "prompts"},
+    {"adapter_folder", "base_files", "console", "exhaustion", "launch", "prompts"},
     {"adapter_weights", "heads"},
     {
         "action_checks",

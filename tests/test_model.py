@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from cases import cases
 from conftest import build_gpt2, build_llama
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForCausalLM
 
 from peftrun import artifacts, device, fingerprint, model
@@ -50,7 +52,7 @@ def test_a_tokenizer_without_pad_token_pads_with_its_end(gpt2):
     assert model.load_base(spec(gpt2), CPU).tokenizer.pad_token == "<|endoftext|>"
 
 
-def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama):
+def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama, monkeypatch):
     folder = tmp_path / "coded"
     shutil.copytree(llama, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -60,6 +62,25 @@ def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama)
     with pytest.raises(ModelError, match="trust_remote_code"):
         model.load_base(spec(folder), CPU)
     assert not (tmp_path / "ran").exists()
+    offered = ["config.json", "code.py", "sub/more.py", "a.tiktoken", "adapter_config.json", "pytorch_model.bin"]
+    fetched = []
+
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
+        fetched.append(
+            (
+                revision,
+                sorted(filter_repo_objects(offered, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)),
+            )
+        )
+        return folder
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    for trusted in (False, True):
+        model.locate(spec("org/coded", revision="a1", trust_remote_code=trusted))
+    assert fetched == [
+        ("a1", ["a.tiktoken", "config.json"]),
+        ("a1", ["a.tiktoken", "code.py", "config.json", "sub/more.py"]),
+    ]
 
 
 def test_an_encoder_is_refused(tmp_path):

@@ -1,8 +1,12 @@
 """`action.` may be left out where the chosen action alone has the key; everything else stays as it was typed."""
 
+from pathlib import Path
+
 from cases import cases
 
 from peftrun import typed
+
+HOME = Path.home()
 
 
 @cases(
@@ -17,6 +21,14 @@ from peftrun import typed
         (["adapter=x", "active=y", "seed=3"], ["adapter=x", "active=y", "seed=3"]),
         (["action=nosuch", "run=a"], ["action=nosuch", "run=a"]),
         (["--config-dir=team", "+run=a"], ["--config-dir=team", "+run=a"]),
+        (
+            ["task.data.path=~/x.jsonl", "adapter={a: ~/one, b: /~/two}"],
+            [f"task.data.path={HOME}/x.jsonl", f"adapter={{a: {HOME}/one, b: /~/two}}"],
+        ),
+        (
+            ['hydra.run.dir="~/runs/x"', 'task.prompt="~/x"', "~lora.r"],
+            [f'hydra.run.dir="{HOME}/runs/x"', 'task.prompt="~/x"', "~lora.r"],
+        ),
         # Line ends in templates, system messages and prompts; nowhere else.
         (
             [r"task.prompt='{a}\n\n{b?}'", r"++task.system=Be\tkind"],

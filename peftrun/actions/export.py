@@ -1,14 +1,16 @@
 """Write what others load: a Hub folder with a model card, a folder for vLLM, a GGUF adapter. Nothing heavy is imported."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts, console
 from peftrun.action_specs import ExportAction
 from peftrun.errors import AdapterError, ConfigError
-from peftrun.export import adapter_files, base, hub, licenses, llama_cpp, names, push, source, vllm, vllm_rules
+from peftrun.export import adapter_files, base, hub, licenses, llama_cpp, names, push, source, vllm, vllm_rules, wrapper
 from peftrun.export.source import Source
+from peftrun.packages import package_dir
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 
@@ -81,7 +83,12 @@ def _write(
         raise AdapterError(*problems)
     if architecture is None:
         console.say("the base's config is not on this machine: whether vLLM has LoRA for it was not checked")
-    return {"vllm": vllm.write(sources, base_id, sources[0].base().get("revision"), folder)}
+    renamed = {one.name: wrapper.names(one, model, settings) for one in sources}
+    for name, tensors in renamed.items():
+        if tensors:
+            old, new = next(iter(tensors.items()))
+            console.say(f"adapter.{name}: {len(tensors)} tensors get the names of {architecture}: {old} → {new}")
+    return {"vllm": vllm.write(sources, base_id, sources[0].base().get("revision"), folder, renamed)}
 
 
 def _files(target: Path, files: dict[str, int]) -> list[tuple[str, str]]:
@@ -112,11 +119,24 @@ def _next(action: ExportAction, first: Source, base_id: str | None, target: Path
     here = console.short(target)
     if action.target == "vllm":
         known, at = facts["vllm"], first.base().get("revision")
-        line = vllm.command(list(known["adapters"]), base_id or "BASE", at, known["max_lora_rank"], f"{here}/")
-        return [line, f"{here}/{vllm.LAUNCH}"]
+        local = _base_here(first)
+        names, rank, serves = list(known["adapters"]), known["max_lora_rank"], base_id or local or "BASE"
+        line = vllm.command(names, serves, at if base_id else None, rank, f"{shlex.quote(here)}/")
+        return [line, f"{'' if base_id else f'BASE={serves} '}{shlex.quote(f'{here}/{vllm.LAUNCH}')}"]
     if action.target == "gguf":
-        return [f"llama-cli -m BASE.gguf --lora {here}/{GGUF}"]
+        local = _base_here(first) or ""
+        model = local if ".gguf" in local else "BASE.gguf"
+        return [f"llama-cli -m {model} --lora {shlex.quote(f'{here}/{GGUF}')}"]
     return [] if action.push else _to_push(action, first, base_id, here)
+
+
+def _base_here(first: Source) -> str | None:
+    """The file or folder on this machine that the adapter's run had for a base, as a shell reads it."""
+    given = base.model_of(first) or {}
+    path = Path(str(given.get("name_or_path"))).expanduser()
+    if given.get("package"):
+        path = (package_dir(str(given["package"])) or Path()) / path
+    return shlex.quote(str(path.absolute())) if path.exists() else None
 
 
 def _to_push(action: ExportAction, first: Source, base_id: str | None, here: str) -> list[str]:

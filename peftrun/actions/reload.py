@@ -68,12 +68,18 @@ def _summary(base: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> list
     for proof in proofs:
         rows += [
             (f"adapter {proof.name}", f"{proof.tensors} tensors landed in {proof.modules} modules{_norm(proof)}"),
-            ("made for this base", "yes" if proof.base_checked else "not known"),
+            ("made for this base", _made_for(proof)),
             ("differs from base", _effect(proof)),
             ("equals what was saved", _equality(proof)),
         ]
     modules = ", ".join(f"{count} on {where}" for where, count in placed["adapted_modules"].items())
     return [*rows, ("active", ", ".join(placed["active_adapters"])), ("adapted modules", modules)]
+
+
+def _made_for(proof: LoadProof) -> str:
+    if proof.base_differs_in:
+        return f"no: another {' and another '.join(proof.base_differs_in)}"
+    return "yes" if proof.base_checked else "not known"
 
 
 def _norm(proof: LoadProof) -> str:

@@ -14,9 +14,11 @@ from peftrun.replay import again, inputs, outcome, today
 from peftrun.replay.inputs import Input
 from peftrun.replay.outcome import DIFFERENT, Outcome
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
+from peftrun.schema import RunSpec, TrainerSpec
+from peftrun.sweep import pace
 
 AGAIN = "again"
+UNCOUNTED = ("grpo",)  # objectives that take several steps with a row
 MOST = 4  # drifted inputs that a fault names
 
 
@@ -33,7 +35,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     wanted = again.spec(again.changed(copy.deepcopy(old), asked.overrides(out_dir), spec))
     if action.env == "check":
         now = today.facts(wanted, then)
-        compared = [*inputs.of_file(run, then), *inputs.compared(then, now, old, asdict(wanted))]
+        compared = [*inputs.of_file(run, then), *_steps(then, old), *inputs.compared(then, now, old, asdict(wanted))]
         return _checked(out_dir, run, compared, then["status"] == "completed")
     console.say(f"running {short(run)} again, in {short(out_dir / AGAIN)}")
     try:
@@ -45,6 +47,17 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     found = outcome.compare(run, out_dir / AGAIN, action.tolerance)
     compared = [*inputs.of_file(run, then), *inputs.compared(then, now, old, asdict(wanted))]
     return _judged(out_dir, run, found, compared, _notes(then, now))
+
+
+def _steps(then: dict[str, Any], old: dict[str, Any]) -> list[Input]:
+    """The steps that the run's config asks for, beside those that it took, where it took more of them."""
+    done, rows = (then.get("training") or {}).get("steps"), (then.get("data") or {}).get("train_rows")
+    if done is None or rows is None or (old["task"].get("objective") or {}).get("name") in UNCOUNTED:
+        return []
+    rows -= old["task"]["data"].get("validation_rows") or 0
+    processes = old["device"]["processes"] * old["device"]["machines"]
+    asked = pace.steps(TrainerSpec(**old["trainer"]), rows, processes)
+    return [Input(inputs.CONFIG, "steps, asked for and taken", asked, done)] if asked and done > asked else []
 
 
 def _say_drift(run: Path, second: Path, then: dict[str, Any], old: dict[str, Any], wanted: dict[str, Any]) -> None:

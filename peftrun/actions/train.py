@@ -11,8 +11,8 @@ from peftrun.errors import ConfigError
 from peftrun.methods import NoAdapter
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
+from peftrun.training import disk, loop, ranks, whole_model
 from peftrun.training import job as jobs
-from peftrun.training import ranks
 from peftrun.training.job import Job
 
 
@@ -30,6 +30,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _train_adapter(job: Job, before: dict[str, float]) -> RunResult:
     adapted = attach.attach(job.base, job.spec.lora, job.spec.seed, jobs.start(job))
     trainable, total = attach.trainable(adapted)
+    if ranks.is_main():
+        disk.check_room(job, adapted)
     console.say(f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     with save.initial_kept(adapted, job.spec.lora, job.out_dir, ranks.is_main()) as initial:
         fitted = jobs.fit(job, adapted, jobs.method(job, adapted))
@@ -57,14 +59,13 @@ def _train_whole(job: Job, before: dict[str, float]) -> RunResult:
     if job.base.held:
         raise ConfigError(f"lora=none: {job.base.held} weights cannot be trained themselves; type lora=lora")
     net = job.base.model.requires_grad_(True)
-    fitted = jobs.fit(job, net)
+    if ranks.is_main():
+        disk.check_room(job, net)
+    fitted = jobs.fit(job, net, loop.Method(begin=lambda: whole_model.check_savable(job, net)))
     if not ranks.is_main():
         return RunResult(job.out_dir)
     after = jobs.evaluate(job, net, "after")
-    target = job.out_dir / artifacts.MODEL
-    with artifacts.new_folder(target) as folder:
-        net.save_pretrained(folder)
-        job.base.tokenizer.save_pretrained(folder)
+    target = whole_model.save(job, net)
     result = jobs.result(job, fitted, before, after, attach.trainable(net))
     result.artifacts = [target]
     result.summary.append(("model", f"{megabytes(artifacts.size_of(target))}: {short(target)}"))

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import get_peft_model
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
 from peftrun import adapter_folder, adapter_rules, heads
-from peftrun.adapter import company, offloaded, probe, saved_base, trained_tokens
+from peftrun.adapter import company, offloaded, peft_config, probe, saved_base, trained_tokens
 from peftrun.artifacts import ADAPTER_CONFIG, read_json
 from peftrun.errors import AdapterError
 from peftrun.model import Base
@@ -72,7 +72,7 @@ def add_classifiers(base: Base, folders: dict[str, Path]) -> tuple[Any, dict[str
 def add(base: Base, host: Any, model: Any, name: str, folder: Path) -> Any:
     """`model`, or `host` where there is none yet, with one more adapter. Raises: AdapterError: it does not fit the base."""
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config = peft_config.read(folder)
         config.inference_mode = True
         if any(one.is_meta for one in host.parameters()):
             return offloaded.add(host, model, config, name, folder)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 
-from peftrun.adapter import adding, load
+from peftrun.adapter import adding, load, peft_config
 from peftrun.adapter.load import LoadProof
 from peftrun.errors import AdapterError
 from peftrun.model import Base
@@ -49,7 +49,7 @@ def without(net: Any, name: str) -> Any:
 
 def _wrapped(base: Base, name: str, folder: Path) -> Any:
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config = peft_config.read(folder)
         config.inference_mode = True
         return get_peft_model(base.model, config, adapter_name=name)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:

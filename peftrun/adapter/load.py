@@ -12,8 +12,8 @@ from peft.tuners.lora.variants import BdLoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from peftrun import adapter_folder, console
-from peftrun.adapter import adding, company, nature, probe, saved_base, trained_tokens
+from peftrun import adapter_folder
+from peftrun.adapter import adding, base_match, company, nature, probe, saved_base, trained_tokens
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.device import of_inputs
 from peftrun.errors import AdapterError, ProofError
@@ -31,6 +31,7 @@ class LoadProof:
         tensors: tensors in the file; each landed, and equals its place in the model.
         modules: adapted modules.
         delta_norm: Frobenius norm of the change to the base's weights, over all LoRA modules.
+        base_checked, base_differs_in: whether the weights are those of the base it was made for; parts of the base that are not.
         delta_norms: the same for each of them; empty for other methods.
         effect: how far the adapted logits are from the base's, on the probes.
         saved_difference: max |Δlogit| against the logits kept when it was saved; None if none were kept.
@@ -44,6 +45,7 @@ class LoadProof:
     delta_norms: dict[str, float]
     fresh: bool
     base_checked: bool
+    base_differs_in: list[str]
     effect: dict[str, float]
     saved_difference: float | None
 
@@ -63,7 +65,7 @@ def load(
     folders = {name: adapter_folder.locate(path, name) for name, path in paths.items()}
     adding.check_rules(base, folders)
     for folder in folders.values():
-        check_base(base.name, base.fingerprint, folder, allow_base_mismatch)
+        base_match.check(base.name, base.fingerprint, folder, allow_base_mismatch, lambda: base.tokenizer)
     add_each = adding.add_classifiers if base.head else adding.add_all
     model, plain = add_each(base, folders)
     proofs = [prove(base, model, name, folder, plain[name]) for name, folder in folders.items()]
@@ -86,27 +88,6 @@ def placement(model: Any) -> dict[str, Any]:
             for place in places:
                 found[place] = found.get(place, 0) + 1
     return {"active_adapters": model.active_adapters, "adapted_modules": found}
-
-
-def check_base(name: str, mark: Fingerprint, folder: Path, allow: bool) -> None:
-    """Raises: AdapterError: the adapter was made for another base than the one with fingerprint `mark`."""
-    known = adapter_folder.facts(folder)
-    if known is None:
-        console.warn(f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are")
-        return
-    if _is_for(mark, known):
-        return
-    text = (
-        f"{folder}: was made for base {known['base']['name']} ({known['base']['fingerprint']['weights'][:12]}), "
-        f"this is {name} ({mark.short()})"
-    )
-    if not allow:
-        raise AdapterError(f"{text}; choose that model, or type allow_base_mismatch=true")
-    console.warn(f"{text}; loaded all the same, as allowed")
-
-
-def _is_for(mark: Fingerprint, known: dict[str, Any] | None) -> bool:
-    return known is not None and known["base"]["fingerprint"]["weights"] == mark.weights
 
 
 def _check_base_unchanged(base: Base, model: Any, plain: dict[str, torch.Tensor]) -> None:
@@ -146,7 +127,7 @@ class Computed:
 def prove_by(mark: Fingerprint, model: Any, name: str, folder: Path, logits: Computed, *, tensors: int) -> LoadProof:
     """The same by logits that were computed elsewhere. `mark`: of the base. `tensors`: see `check_tensors`. Raises: ProofError: see `load`."""
     known = adapter_folder.facts(folder) or {}
-    norms = delta_norms(model, name)
+    norms, differing = delta_norms(model, name), base_match.differing(mark, known or None)
     proof = LoadProof(
         name=name,
         path=str(folder),
@@ -155,7 +136,8 @@ def prove_by(mark: Fingerprint, model: Any, name: str, folder: Path, logits: Com
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
         fresh=bool(known.get("fresh")),
-        base_checked=_is_for(mark, known or None),
+        base_checked=bool(known) and base_match.WEIGHTS not in differing,
+        base_differs_in=differing,
         effect=probe.compare(logits.plain, logits.adapted),
         saved_difference=None,
     )

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun import adapter_folder, allocator, heads, model
-from peftrun.adapter import saved_base
+from peftrun.adapter import peft_config, saved_base
 from peftrun.adapter.layer_walk import plain_name
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
@@ -28,7 +28,7 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     folder = adapter_folder.locate(path, name)
     allocator.keep_freed(KEPT, arenas=1, not_from=LARGE)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config = peft_config.read(folder)
         config.inference_mode = True
         host = model.empty(base_folder, spec, heads.of_adapter(path, name))
         net = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from peftrun import adapter_folder, adapter_rules, artifacts, fingerprint, heads, model, quantize
-from peftrun.adapter import layer_walk, load, nature, probe, skeleton
+from peftrun.adapter import base_match, layer_walk, load, nature, probe, skeleton
 from peftrun.adapter.layer_walk import NotWalkableError, Pass
 from peftrun.adapter.load import LoadProof
 from peftrun.device import Device
@@ -26,9 +26,10 @@ def prove(
     folder, base = adapter_folder.locate(path, name), model.locate(spec)
     _check_walkable(spec, place, folder)
     head, mark = heads.of_adapter(path, name), fingerprint.of_model(base)
-    load.check_base(model.portable_name(spec), mark, folder, allow_base_mismatch)
+    tokenizer = model.load_tokenizer(base, spec)
+    base_match.check(model.portable_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer)
     net, plain = skeleton.build(base, spec, path, name), model.empty(base, spec, head)
-    adapted, tokenizer, call = net.get_base_model(), model.load_tokenizer(base, spec), nature.calls(net)
+    adapted, call = net.get_base_model(), nature.calls(net)
     files = proof.stored_in(adapted, base)
     for one in (plain, adapted):
         one.config.use_cache = False

@@ -29,6 +29,8 @@ def model_of(source: Source) -> Mapping[str, Any] | None:
 def settings(model: Mapping[str, Any]) -> dict[str, Any] | None:
     """config.json of the base, or what the header of its GGUF file says in the same keys; None where it is not on this machine.
 
+    Of a language model inside a larger one it is the language model's part, and `wrapped` says so.
+
     Raises: ModelError: it is there and cannot be read.
     """
     given = Path(str(model["name_or_path"])).expanduser()
@@ -41,7 +43,9 @@ def settings(model: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     found = artifacts.read_json(file)
     text = found.get("text_config")
-    return {**text, "architectures": found.get("architectures")} if isinstance(text, dict) else found
+    if not isinstance(text, dict):
+        return found
+    return {**text, "architectures": found.get("architectures"), "wrapped": True}
 
 
 def architecture(found: Mapping[str, Any] | None) -> str | None:

@@ -1,5 +1,6 @@
 """Sending a folder to the Hub as one commit: exactly these files. Light: huggingface_hub is imported where something is sent."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def push(folder: Path, repo_id: str, private: bool) -> dict[str, Any]:
 
 def by_hand(repo_id: str, folder: str, private: bool) -> str:
     """The command of the Hub's own client that does the same."""
-    return f"hf upload {repo_id} {folder}{' --private' if private else ''}"
+    return f"hf upload {repo_id} {shlex.quote(folder)}{' --private' if private else ''}"
 
 
 def _is_of_the_hub(error: Exception) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts
+from peftrun import artifacts, safetensors_file
 from peftrun.errors import AdapterError
 from peftrun.export import adapter_files, factors, vllm_rules
 from peftrun.export.source import Source
@@ -14,13 +14,16 @@ LAUNCH, FACTS = "launch.sh", "vllm.json"
 BASE = '"$BASE"'
 
 
-def write(sources: Sequence[Source], base_id: str | None, revision: str | None, folder: Path) -> dict[str, Any]:
+def write(
+    sources: Sequence[Source], base_id: str | None, revision: str | None, folder: Path, names: dict[str, dict[str, str]]
+) -> dict[str, Any]:
     """Everything in `folder`, and what `vllm.json` says.
 
+    Args: names: adapter → its tensors that get another name, see `wrapper`.
     Raises: AdapterError: the adapters are for different bases, or cannot be brought under one scaling.
     """
     check_one_base(sources)
-    adapters = {source.name: _adapter(source, base_id, folder / source.name) for source in sources}
+    adapters = {source.name: _adapter(source, base_id, folder / source.name, names[source.name]) for source in sources}
     rank = vllm_rules.max_lora_rank(max(one["rank"] for one in adapters.values()))
     found = {
         "rules_of": f"vLLM {vllm_rules.VERSION}",
@@ -58,14 +61,16 @@ def check_one_base(sources: Sequence[Source]) -> None:
             )
 
 
-def _adapter(source: Source, base_id: str | None, folder: Path) -> dict[str, Any]:
+def _adapter(source: Source, base_id: str | None, folder: Path, names: dict[str, str]) -> dict[str, Any]:
     """The adapter's files; per-layer ranks and scalings, which older versions of vLLM pass over without a word, are brought to one."""
     flat = bool(source.config.get("rank_pattern") or source.config.get("alpha_pattern"))
     rank = _flattened(source, base_id, folder) if flat else int(source.config["r"])
     if not flat:
         adapter_files.copied(source, folder, base_id)
+    if names:
+        safetensors_file.rename(folder / artifacts.ADAPTER_WEIGHTS, names)
     weights = artifacts.sha256(folder / artifacts.ADAPTER_WEIGHTS)
-    return {"rank": rank, "brought_to_one_rank": flat, "sha256": weights}
+    return {"rank": rank, "brought_to_one_rank": flat, "tensors_renamed": len(names), "sha256": weights}
 
 
 def _flattened(source: Source, base_id: str | None, folder: Path) -> int:

@@ -9,6 +9,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from peftrun import safetensors_file
 from peftrun.adapter import saved_base
 from peftrun.errors import AdapterError, ProofError
+from peftrun.merge import companions
 from peftrun.model import Base
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -61,9 +62,9 @@ def merge(model: Any) -> Any:
 
 
 def save(merged: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the merged model, rounded once to `dtype`, and the tokenizer into `folder`."""
+    """Writes the merged model, rounded once to `dtype`, and what lies beside the base's weights into `folder`."""
+    companions.copy(base.folder, folder)
     merged.to(dtype).save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
 
 
 def compare(merged: Any, again: Any) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from peftrun import artifacts, heads
 from peftrun.action_specs import MergeAction
-from peftrun.adapter import load
+from peftrun.adapter import base_match
 from peftrun.device import Device
 from peftrun.fingerprint import Fingerprint
 from peftrun.merge import proof
 from peftrun.merge.proof import Pair
-from peftrun.model import portable_name
+from peftrun.model import load_tokenizer, portable_name
 from peftrun.schema import ModelSpec
 
 
@@ -45,7 +45,10 @@ class MergeJob:
     def mark(self) -> Fingerprint:
         """The base's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base."""
         mark = self.hashing.result()
-        load.check_base(portable_name(self.model), mark, self.adapter, self.allow_base_mismatch)
+        base_match.check(
+            portable_name(self.model), mark, self.adapter, self.allow_base_mismatch,
+            lambda: load_tokenizer(self.base, self.model),
+        )  # fmt: skip
         return mark
 
     def follow(self, base: Path, written: Path) -> None:

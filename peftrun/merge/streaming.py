@@ -4,7 +4,6 @@ PEFT's own `merge` computes each layer, on a model whose other weights are nowhe
 rounded once.
 """
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,15 +15,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
-from peftrun.merge import shards
+from peftrun.merge import companions, shards
 from peftrun.merge.shards import Planned, Stored
 
 PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
 Make = Callable[[], torch.Tensor]
-# Beside the weights, what a model folder is made of.
-COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
-NOT_COMPANIONS = (".index.json", "adapter_config.json", "peftrun.json", "record.json")
 
 
 # Methods whose layers, made without weights, are not what they were.
@@ -87,7 +83,8 @@ def write(
     if len(plans) > 1:
         places = {one.name: file.name for file, parts in plans.items() for one in parts}
         shards.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
-    _companions(model, base, folder, usual, tied=not untied)
+    companions.copy(base, folder)
+    _write_config(model, folder, usual, tied=not untied)
 
 
 def _without_other_heads(model: Any, files: dict[Path, list[Stored]]) -> dict[Path, list[Stored]]:
@@ -262,11 +259,7 @@ def _usual(found: dict[str, Stored]) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def _companions(model: Any, base: Path, folder: Path, dtype: torch.dtype, *, tied: bool) -> None:
-    for pattern in COMPANIONS:
-        for file in base.glob(pattern):
-            if not file.name.endswith(NOT_COMPANIONS):
-                shutil.copyfile(file, folder / file.name)
+def _write_config(model: Any, folder: Path, dtype: torch.dtype, *, tied: bool) -> None:
     config = model.config
     config.architectures, config.dtype = [type(model).__name__], dtype
     if not tied:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from peftrun import adapter_folder, console, serve_checks
-from peftrun.adapter import changing, load, mixing
+from peftrun.adapter import base_match, changing, mixing
 from peftrun.artifacts import ADAPTER_CONFIG, read_json
 from peftrun.errors import AdapterError, PeftrunError
 from peftrun.serve import faults
@@ -54,7 +54,7 @@ class Swapper:
         with _as_fault("lora_path"):
             folder = adapter_folder.locate(wish.lora_path, name)
             check(folder, name)
-            load.check_base(self._base.name, self._base.fingerprint, folder, self._allow)
+            base_match.check(self._base.name, self._base.fingerprint, folder, self._allow, lambda: self._base.tokenizer)
         return folder
 
     async def put(self, wish: LoadWish, folder: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Flow:
         self.cells: dict[str, Cell] = {}
         self.labels: dict[int, str] = {}
         self.places: dict[str, dict[str, Any]] = {}
+        self.changed: dict[str, list[str]] = {}  # cells that are done → what they were made from and is another now
         self.groups = self.waves = 0
         self.started, self.clock = _now(), time.perf_counter()
         context.config_loader = _Unchecked(context.config_loader)  # type: ignore[assignment]
@@ -78,8 +79,9 @@ class Flow:
 
     def _show_plan(self, batch: Sequence[Cell]) -> None:
         where = folder.choose(self.named, self.dated, [cell.id for cell in batch if cell.id])
+        self._look_at_inputs(where, batch)
         status = {cell.id: "refused" if cell.problems else folder.status(where / cell.id) for cell in batch}
-        ready = [cell for cell in batch if cell.spec is not None and not self._done(status[cell.id])]
+        ready = [cell for cell in batch if cell.spec is not None and not self._done(where, cell.id)]
         preview.show(batch, ready, self.limits, status, self.labels)
 
     def _settle(self, batch: Sequence[Cell]) -> None:
@@ -99,7 +101,8 @@ class Flow:
             if self.folder != self.named:
                 folder.remove_new(self.named)
                 self.master.hydra.sweep.dir = str(self.folder)
-        done = sum(self._done(folder.status(self.folder / one)) for one in ids)
+        self._look_at_inputs(self.folder, batch)
+        done = sum(self._done(self.folder, one) for one in ids)
         if done or (first and self.folder != self.named):
             console.say(f"continuing {console.short(self.folder)}: {done} of {len(batch)} cells are done")
 
@@ -109,7 +112,9 @@ class Flow:
             known = self.cells.setdefault(cell.id or f"number {cell.numbers[0]}", cell)
             if known is not cell:
                 known.numbers += cell.numbers
-            if self._freeze(cell) and not self._done(folder.status(self._at(cell))):
+            if self._freeze(cell) and not self._done(self._at(cell).parent, cell.id):
+                if self.changed.pop(cell.id, None):
+                    folder.set_aside(self._at(cell))
                 ready.append(cell)
         plan = planner.plan(groups.form(ready), self.limits)
         self._remember(plan)
@@ -122,9 +127,23 @@ class Flow:
         finally:
             self.groups, self.waves = self.groups + len(plan.groups), self.waves + len(plan.waves)
 
-    def _done(self, status: str) -> bool:
-        """Whether a cell of this status is not run again; one that halving has stopped goes on once there is no halving."""
-        return status == folder.COMPLETED or (status == folder.STOPPED and self.halving is not None)
+    def _look_at_inputs(self, where: Path, batch: Sequence[Cell]) -> None:
+        """Says which cells were made from other rows, or another base, than those that are there now."""
+        self.changed = {
+            cell.id: names for cell in batch if cell.spec and (names := work.changed(where / cell.id, cell.spec))
+        }
+        told = dict.fromkeys(name for names in self.changed.values() for name in names)
+        if told:
+            cells = _count(len(self.changed), "cell")
+            console.warn(
+                f"{cells} of {len(batch)} were made before these changed, and are run again: {', '.join(told)}"
+            )
+
+    def _done(self, where: Path, cell: str) -> bool:
+        """Whether a cell is not run again; one that halving has stopped goes on once there is no halving."""
+        status = folder.status(where / cell)
+        done = status == folder.COMPLETED or (status == folder.STOPPED and self.halving is not None)
+        return done and cell not in self.changed
 
     def _at(self, cell: Cell) -> Path:
         assert self.folder is not None

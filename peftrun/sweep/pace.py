@@ -69,13 +69,13 @@ def step_rows(trainer: TrainerSpec, processes: int = 1) -> int:
 
 
 def steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
-    """Optimiser steps of a run over so many rows; None where that is not known. See `training.loop.steps`."""
+    """Optimiser steps of a run over so many rows; None where that is not known."""
     if trainer.max_steps > 0:
         return trainer.max_steps
     if rows is None:
         return None
     batches = math.ceil(rows / (trainer.per_device_train_batch_size * processes))
-    return math.ceil(max(1, batches // trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
+    return math.ceil(math.ceil(batches / trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
 
 
 def _rows(spec: RunSpec) -> float | None:

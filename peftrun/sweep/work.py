@@ -9,6 +9,7 @@ from pathlib import Path
 from peftrun import artifacts, config, console, dispatch
 from peftrun.action_specs import TrainAction
 from peftrun.errors import PeftrunError
+from peftrun.replay import sources
 from peftrun.schema import RunSpec
 from peftrun.sweep import folder
 
@@ -43,6 +44,14 @@ def _prepared(cell: Path) -> RunSpec | None:
     return _resumed(spec, cell)
 
 
+def changed(cell: Path, spec: RunSpec) -> list[str]:
+    """What a cell that has ended was made from, and is another now; nothing where its record does not tell."""
+    if folder.status(cell) not in (folder.COMPLETED, folder.STOPPED):
+        return []
+    then = artifacts.read_json(cell / artifacts.RECORD).get("input_digests") or {}
+    return sources.changed(then, sources.digests(spec)) if then else []
+
+
 def _begun(cell: Path) -> bool:
     return {path.name for path in cell.iterdir()} != {artifacts.CONFIG}
 
@@ -53,7 +62,12 @@ def _resumed(spec: RunSpec, cell: Path) -> RunSpec:
 
     if not isinstance(spec.action, TrainAction):
         return spec
-    found = [(point, one) for one in folder.attempts(cell) if (point := checkpoints.last_complete(one)) is not None]
+    now = sources.digests(spec)
+    found = [
+        (point, one)
+        for one in folder.attempts(cell)
+        if (point := checkpoints.last_complete(one)) is not None and not checkpoints.changed_inputs(point, now)
+    ]
     if not found:
         return spec
     furthest = max(found, key=lambda pair: checkpoints.step_of(pair[0]))[1]

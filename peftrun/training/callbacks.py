@@ -16,14 +16,23 @@ class Report(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows where training is."""
 
     def __init__(
-        self, metrics_file: Path, each_step: Callable[[int], None] | None = None, *, shown: bool = True
+        self,
+        metrics_file: Path,
+        inputs: dict[str, str],
+        each_step: Callable[[int], None] | None = None,
+        begin: Callable[[], None] | None = None,
+        *,
+        shown: bool = True,
     ) -> None:
-        self.metrics_file, self.each_step, self.shown = metrics_file, each_step, shown
-        self.tokens = 0.0
+        self.metrics_file, self.inputs, self.shown = metrics_file, inputs, shown
+        self.each_step, self.begin = each_step, begin
+        self.tokens, self.save_later = 0.0, False
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the bar, on a terminal."""
+        if self.begin:
+            self.begin()
         self.started, self.first_step = time.perf_counter(), state.global_step
         if self.shown and console.is_terminal():
             self.bar = console.progress_bar()
@@ -39,8 +48,16 @@ class Report(TrainerCallback):
         """Moves the bar; the last step is logged, however few there are."""
         if state.global_step >= state.max_steps:
             control.should_log = True
+        if args.eval_strategy == "epoch" and (control.should_training_stop or state.epoch == int(state.epoch)):
+            # A checkpoint is a point to go on from: what the epoch's end measures comes first, and is in it.
+            self.save_later, control.should_save = control.should_save, False
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves what its last step had left to be saved."""
+        control.should_save |= self.save_later
+        self.save_later = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """One row, one line."""
@@ -57,7 +74,7 @@ class Report(TrainerCallback):
         """Marks the checkpoint that the Trainer has just finished."""
         ranks.wait()  # every process adds the state of its random numbers
         if ranks.is_main():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.inputs)
 
     def close(self) -> None:
         """Takes the bar away, also after an error."""

@@ -8,16 +8,34 @@ from typing import Any
 from peftrun import artifacts, config, console, tracking
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.explain import reads
+from peftrun.replay import sources
 from peftrun.schema import RunSpec
 
 APART = ("action.resume", "action.samples")  # what a run may be continued with otherwise
-COMPLETE = "complete"  # an empty file that is written after everything else of a checkpoint
+STATE = "trainer_state.json"
+COMPLETE = "complete"  # a file that is written after everything else of a checkpoint
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Says that every file of a checkpoint is on disk."""
+def mark_complete(checkpoint: Path, inputs: dict[str, str]) -> None:
+    """Says that every file of a checkpoint is on disk. Args: inputs: digests of what the training is made from."""
     artifacts.flush_tree(checkpoint)
-    artifacts.write_text(checkpoint / COMPLETE, "")
+    artifacts.write_json(checkpoint / COMPLETE, inputs)
+
+
+def changed_inputs(checkpoint: Path, inputs: dict[str, str]) -> list[str]:
+    """What is another than when the checkpoint was written; nothing of one by an earlier peftrun, which does not tell."""
+    marked = checkpoint / COMPLETE
+    return sources.changed(artifacts.read_json(marked), inputs) if marked.stat().st_size else []
+
+
+def check_inputs(checkpoint: Path, inputs: dict[str, str], asked: str) -> None:
+    """Raises: ConfigError: training would go on with other rows, or on another base."""
+    changed = changed_inputs(checkpoint, inputs)
+    if changed:
+        raise ConfigError(
+            f"action.resume={asked}: since the run began, these have changed: {', '.join(changed)}; "
+            "restore them, or leave action.resume out to train anew"
+        )
 
 
 def last_complete(run: Path) -> Path | None:
@@ -31,6 +49,26 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
+def stop_where_ended(trainer: Any) -> None:
+    """Has a Trainer learn nothing more from a checkpoint at which its training had ended.
+
+    transformers begins the checkpoint's epoch and looks for the end after a step only.
+    """
+    restored = trainer._init_training_state
+
+    def restore(max_steps: int, epoch_steps: int, epochs: int, *more: Any) -> tuple[int, int]:
+        begun: tuple[int, int] = restored(max_steps, epoch_steps, epochs, *more)
+        return (epochs, 0) if _ended(trainer.state, max_steps) else begun
+
+    trainer._init_training_state = restore
+
+
+def _ended(state: Any, max_steps: int) -> bool:
+    """By its number of steps, or because early stopping had said so."""
+    control = state.stateful_callbacks.get("TrainerControl", {})
+    return state.global_step >= max_steps or control.get("args", {}).get("should_training_stop", False)
+
+
 def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     """Copies the checkpoint and the metrics of the run to be continued into this run's folder.
 
@@ -38,17 +76,43 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     Returns: the copied checkpoint, or None if the run had saved none yet (then training starts anew).
     Raises: ConfigError: there is no such run, it is complete, or its config differs (each differing key named).
     """
-    run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked))
+    run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked).expanduser())
     checkpoint = last_complete(run)
     if checkpoint is None:
         console.say(f"{run} has no complete checkpoint yet; starting from the first step")
         return None
     console.say(f"continuing {run} after step {step_of(checkpoint)}")
+    best = _best(checkpoint) if spec.trainer.load_best_model_at_end else None
+    if best and best != checkpoint:
+        _copy(best, out_dir)
+    target = _copy(checkpoint, out_dir, best)
+    _copy_metrics(run, out_dir, step_of(checkpoint))
+    tracking.carry(run, out_dir)
+    return target
+
+
+def _best(checkpoint: Path) -> Path | None:
+    """The checkpoint that was the best one so far, beside this one; None: nothing was measured yet."""
+    named = artifacts.read_json(checkpoint / STATE).get("best_model_checkpoint")
+    if named is None:
+        return None
+    best = checkpoint.with_name(Path(named).name)
+    if not (best / COMPLETE).is_file():
+        raise ArtifactError(
+            f"{best}: the best checkpoint of this run is gone, which trainer.load_best_model_at_end=true would end with; "
+            "restore it, or leave action.resume out"
+        )
+    return best
+
+
+def _copy(checkpoint: Path, out_dir: Path, best: Path | None = None) -> Path:
+    """The checkpoint in another run's folder, which then stands alone. `best`: copied as well, and named in it."""
     target = out_dir / artifacts.CHECKPOINTS / checkpoint.name
     with artifacts.new_folder(target) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-    _copy_metrics(run, out_dir, step_of(checkpoint))
-    tracking.carry(run, out_dir)
+        if best:
+            state = artifacts.read_json(folder / STATE)
+            artifacts.write_json(folder / STATE, state | {"best_model_checkpoint": str(target.with_name(best.name))})
     return target
 
 

@@ -20,6 +20,7 @@ from peftrun.device import Device
 from peftrun.errors import ConfigError, DataError
 from peftrun.methods import NoAdapter
 from peftrun.model import Base
+from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import seq2seq
@@ -40,6 +41,13 @@ class Job:
     timings: dict[str, float] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)  # before, after → what belongs to the figures
     answered: dict[str, list[str]] = field(default_factory=dict)  # before, after → answers to sample rows
+    inputs: dict[str, str] = field(init=False)  # digests of what it is made from
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: the checkpoint to go on from is of other rows, or of another base."""
+        self.inputs = sources.digests(self.spec) | {sources.ROWS: self.rows.digest}
+        if self.checkpoint is not None:
+            checkpoints.check_inputs(self.checkpoint, self.inputs, str(getattr(self.spec.action, "resume", None)))
 
 
 def prepare(spec: RunSpec, out_dir: Path) -> Job:
@@ -198,6 +206,7 @@ def lesson(job: Job, net: Any) -> loop.Lesson:
         _collator(job, net),
         job.spec.task.objective,
         rows[:apart],
+        job.inputs,
     )
 
 
@@ -232,6 +241,7 @@ def result(
         "base": job.base.describe(),
         "device": job.place.note,
         "data": job.rows.describe(),
+        "input_digests": job.inputs,
         "resumed_from": str(job.checkpoint) if job.checkpoint else None,
         "training": fitted.as_dict(),
         "timings": job.timings,

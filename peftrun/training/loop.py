@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from peftrun.device import Device
 from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.schema import TrainerSpec
-from peftrun.training import finite, ranks
+from peftrun.sweep import pace
+from peftrun.training import checkpoints, finite, ranks
 from peftrun.training.callbacks import Report
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -54,6 +56,7 @@ class Lesson:
     Attributes:
         rows: of the kind that the loop takes.
         names: where each of them comes from.
+        inputs: digests of what it is made from; noted in each checkpoint.
         validation: more of them, on which the loss is measured while training.
         collator: makes batches for transformers' own Trainer; None: TRL's loops make their own.
         objective: of preferences and rewards; None: supervised.
@@ -67,6 +70,7 @@ class Lesson:
     collator: Any = None
     objective: Any = None
     validation: list[dict[str, Any]] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ class Method:
     Attributes:
         optimizer: makes its own optimiser of (class, arguments) that the loop would use; None returned: that one will do.
         each_step: called with the number of each step once the weights have moved.
+        begin: called before the first step, when the libraries have made of the model what they train.
     """
 
     optimizer: Callable[[type, dict[str, Any]], Any] | None = None
     each_step: Callable[[int], None] | None = None
+    begin: Callable[[], None] | None = None
 
 
 PLAIN = Method()
@@ -88,10 +94,7 @@ Maker = Callable[..., Trainer]
 
 def steps(trainer: TrainerSpec, rows: int) -> int:
     """Optimiser steps of a run over so many rows."""
-    if trainer.max_steps > 0:
-        return trainer.max_steps
-    batches = math.ceil(rows / trainer.per_device_train_batch_size)
-    return math.ceil(max(1, batches // trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
+    return pace.steps(trainer, rows) or 0
 
 
 def _warmup(trainer: TrainerSpec, rows: int) -> float:
@@ -110,28 +113,15 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
     _check_device(trainer, device)
-    report = Report(out_dir / METRICS, method.each_step, shown=maker is None)
+    report = Report(out_dir / METRICS, lesson.inputs, method.each_step, method.begin, shown=maker is None)
     given = _arguments(trainer, device, lesson.seed, out_dir) | {"warmup_steps": _warmup(trainer, len(lesson.rows))}
     routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
     plain = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
     validation = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
-    # TRL takes a second to import, which a training that is refused need not wait for.
-    loops = "sft" if lesson.objective is None else "preference"
-    make = maker or import_module(f"peftrun.training.{loops}").loop
-    try:
-        with _own_printing():
-            trained_by = make(
-                model,
-                lesson,
-                given,
-                callbacks=_callbacks(report, trainer),
-                optimizers=(own, None),
-                **validation,
-            )
-    except ValueError as error:  # the libraries own the rules between their own arguments
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    common = {"callbacks": _callbacks(report, trainer), "optimizers": (own, None), **validation}
+    trained_by = _build(maker, model, lesson, given, common)
     if REFERENCE in getattr(model, "peft_config", {}):
         model.delete_adapter(
             REFERENCE
@@ -143,6 +133,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
         # Classifiers: their losses are means over the batch and pass over the count that accumulation would divide by.
         trained_by.model_accepts_loss_kwargs = False
     finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
+    checkpoints.stop_where_ended(trained_by)
     for unwanted in (PrinterCallback, ProgressCallback):
         trained_by.remove_callback(unwanted)
     try:
@@ -151,7 +142,33 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
         report.close()
         _as_before(model, routing)
     model.eval()
-    return Fitted(found.global_step, found.training_loss, found.metrics["train_runtime"], int(report.tokens))
+    seconds, history = found.metrics["train_runtime"], trained_by.state.log_history
+    return Fitted(found.global_step, _mean_loss(history, found.training_loss), seconds, _tokens(history))
+
+
+def _build(maker: Maker | None, model: Any, lesson: Lesson, given: dict[str, Any], common: dict[str, Any]) -> Trainer:
+    # TRL takes a second to import, which a training that is refused need not wait for.
+    loops = "sft" if lesson.objective is None else "preference"
+    make = maker or import_module(f"peftrun.training.{loops}").loop
+    try:
+        with _own_printing():
+            made: Trainer = make(model, lesson, given, **common)
+    except ValueError as error:  # the libraries own the rules between their own arguments
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    return made
+
+
+def _mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
+    """Over all steps, those before a checkpoint too. `since_start`: over those of this process."""
+    logged = [(0, 0.0), *((row["step"], row["loss"]) for row in history if "loss" in row)]
+    weights = [here[0] - before[0] for before, here in itertools.pairwise(logged)]
+    if not sum(weights):
+        return since_start
+    return sum(weight * loss for weight, (_, loss) in zip(weights, logged[1:], strict=True)) / sum(weights)
+
+
+def _tokens(history: list[dict[str, Any]]) -> int:
+    return int(next((row["num_tokens"] for row in reversed(history) if "num_tokens" in row), 0))
 
 
 def _check_device(trainer: TrainerSpec, device: Device) -> None:
@@ -190,6 +207,7 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
         "disable_tqdm": True,
         "report_to": "none",
         "logging_first_step": True,  # a figure at once, however slow the machine
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited already
         "logging_nan_inf_filter": False,  # the default hides a loss that is no number
     }
 

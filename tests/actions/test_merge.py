@@ -1,5 +1,6 @@
 """action=merge: the written model is the adapter on its base, and neither of them was touched."""
 
+import shutil
 from itertools import product
 
 import pytest
@@ -32,13 +33,34 @@ def test_base_and_adapter_are_untouched(cli, trained, llama, on_tiny):
     assert digests(llama, [llama, trained / "adapter"], {}) == before
 
 
-def test_the_written_model_and_tokenizer_load_by_themselves(cli, trained, llama, on_tiny):
-    merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}").run_dir / "merged"
+BESIDE = ("additional_chat_templates/tool_use.jinja", "qwen.tiktoken", "source.spm", "1_Pooling/config.json", "LICENSE")
+NOT_BESIDE = (
+    "onnx/model.onnx",
+    "onnx/config.json",
+    "pytorch_model.bin",
+    "model.safetensors.index.json.bak/x.pt",
+    ".git/HEAD",
+)
+
+
+@cases("how", ["streamed", "in memory"])
+def test_the_written_model_and_all_that_lies_beside_it_load_by_themselves(how, cli, tmp_path, trained, llama, on_tiny):
+    folder = shutil.copytree(llama, tmp_path / "tiny-llama")
+    for name in (*BESIDE, *NOT_BESIDE):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    kind = [] if how == "streamed" else ["lora=adalora", "lora.tinit=1", "lora.tfinal=2"]
+    adapter = trained if not kind else cli(*on_tiny(llama), *TINY_STEPS, *kind, "trainer.max_steps=6").run_dir
+    outcome = cli(*on_tiny(folder), "action=merge", f"adapter={adapter}")
+    assert outcome.code == 0 and outcome.record()["merge"]["streamed"] == (not kind), outcome.err
+    merged = outcome.run_dir / "merged"
+    assert all((merged / name).read_text() == name for name in BESIDE)
+    assert not any((merged / name).exists() for name in NOT_BESIDE)
     tokenizer = AutoTokenizer.from_pretrained(merged)
     values = probe.logits(AutoModelForCausalLM.from_pretrained(merged).eval(), tokenizer)
     base = probe.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), tokenizer)
     assert probe.compare(base, values)["max_logit_difference"] > 1e-3
-    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(llama).chat_template
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(folder).chat_template
 
 
 @cases("dtype", ["bfloat16", "float16"])

@@ -239,6 +239,13 @@ def test_env_check_trains_nothing_and_shows_every_input(where, trained):
     ):
         assert f"{kind}, the same" in checked.out, checked.out
     assert "step" not in checked.err
+    longer = where / "longer"
+    shutil.copytree(trained, longer)
+    record = json.loads((longer / "record.json").read_text())
+    record["training"]["steps"] += 1
+    (longer / "record.json").write_text(json.dumps(record))
+    checked = replayed(where, longer, "env=check")
+    assert checked.code == 1 and "steps, asked for and taken 4 → 5" in checked.err
 
 
 @pytest.mark.slow

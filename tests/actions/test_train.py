@@ -1,6 +1,7 @@
 """action=train: learns, saves what PEFT loads, is reproducible to the byte, continues after a kill."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_STEPS
+from cases import cases
+from conftest import TINY_STEPS, build_llama
+from faults import check_told, instead
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from peftrun import artifacts
 from peftrun.artifacts import sha256
 
 LONGER = ["trainer.max_steps=30", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=5"]
@@ -127,6 +131,52 @@ def test_a_torn_checkpoint_is_passed_over(cli, llama, on_tiny):
     assert Path(resumed.record()["resumed_from"]).name == "checkpoint-10"
 
 
+MEASURED = ["task.data.validation_rows=8", "trainer.eval_steps=2", "trainer.learning_rate=0.3"]
+# How a training ends: what is set beside a constant learning rate, under which a step too many shows.
+ENDS = {
+    "steps": ["trainer.max_steps=3"],
+    "a part of an epoch": ["trainer.max_steps=-1", "trainer.num_train_epochs=0.4", "trainer.save_strategy=epoch"],
+    "epochs of a batch and a half": ["trainer.max_steps=-1", "trainer.num_train_epochs=1", "trainer.gradient_accumulation_steps=5"],
+    "early stopping": [*MEASURED, "trainer.max_steps=20", "trainer.eval_strategy=steps", "trainer.early_stopping_patience=2"],
+    "the best of them": [*MEASURED, "trainer.max_steps=6", "trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true"],
+    "measured after an epoch": ["task.data.validation_rows=8", "trainer.eval_strategy=epoch", "trainer.save_steps=3",
+                                "trainer.max_steps=8"],
+    "stopped after an epoch": [*MEASURED, "trainer.max_steps=60", "trainer.eval_strategy=epoch", "trainer.save_strategy=epoch",
+                               "trainer.early_stopping_patience=1"],
+}  # fmt: skip
+
+
+@cases("end", ENDS, every=4)
+def test_a_run_killed_at_its_end_or_a_checkpoint_before_ends_alike(end, cli, llama, on_tiny):
+    """From its last step to its record a killed run leaves the same; continued elsewhere, it trains no step more."""
+    overrides = [
+        *on_tiny(llama),
+        *TINY_STEPS,
+        "trainer.lr_scheduler_type=constant",
+        "lora.lora_dropout=0.1",
+        *ENDS[end],
+    ]
+    run = interrupted(cli, *overrides)
+    killed = run.rename(run.with_name("killed"))  # nothing may lean on where it was
+    whole, expected = artifacts.read_json(killed / "record.json"), losses(killed)
+    for checkpoints_left in ("all", "but the last"):
+        resumed = cli(*overrides, f"action.resume={killed}")
+        assert resumed.code == 0, resumed.err
+        assert sha256(weights(resumed.run_dir)) == sha256(weights(killed)), checkpoints_left
+        for key in ("steps", "train_loss"):
+            assert resumed.record()["training"][key] == pytest.approx(whole["training"][key])
+        assert losses(resumed.run_dir) == expected
+        saved = sorted(killed.glob("checkpoints/*/complete"), key=lambda file: int(file.parent.name.split("-")[1]))
+        if len(saved) == 1:  # there is none before it
+            break
+        saved[-1].unlink()
+
+
+def losses(run: Path) -> list[tuple]:
+    rows = artifacts.read_json_lines(run / "metrics.jsonl")
+    return [(row["step"], row.get("loss"), row.get("eval_loss")) for row in rows]
+
+
 def test_auto_passes_over_runs_that_are_not_this_one(cli, tmp_path, llama, on_tiny):
     overrides = [*on_tiny(llama), *LONGER]
     for name, config in {"older": "some: thing\n", "empty": ""}.items():
@@ -144,6 +194,30 @@ def test_another_config_is_not_continued(cli, llama, on_tiny):
     refused = cli(*overrides, "lora.r=4", f"action.resume={run}")
     assert refused.code == 1
     assert "lora.r=4: the run has 8" in refused.err
+
+
+def edit_rows(base: Path, rows: Path) -> None:
+    rows.write_text(rows.read_text().replace("Is 3 even?", "Is 3 uneven?"))
+
+
+def edit_template(base: Path, rows: Path) -> None:
+    (base / "chat_template.jinja").write_text((base / "chat_template.jinja").read_text() + "{# other #}")
+
+
+def edit_weights(base: Path, rows: Path) -> None:
+    build_llama(base, seed=5)
+
+
+EDITED = {"task.data.path=": edit_rows, "the base's chat template": edit_template, "the base's weights": edit_weights}
+
+
+@cases("name", EDITED)
+def test_what_a_run_is_made_from_may_not_change_before_it_is_continued(name, cli, tmp_path, data, on_tiny):
+    base, rows = build_llama(tmp_path / "base"), Path(shutil.copy(data, tmp_path / "rows.jsonl"))
+    overrides = instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}"])
+    run = interrupted(cli, *overrides)
+    EDITED[name](base, rows)
+    check_told(cli(*overrides, f"action.resume={run}"), [[f"action.resume={run}", name, "leave action.resume out"]])
 
 
 @pytest.mark.slow
@@ -174,6 +248,54 @@ def test_full_training_saves_a_model_that_evaluates(cli, llama, on_tiny):
     overrides = [item for item in on_tiny(llama) if not item.startswith("model.name")]
     again = cli(*overrides, "action=evaluate", f"model.name_or_path={trained.run_dir / 'model'}")
     assert again.record()["metrics"]["loss"] == pytest.approx(trained.record()["metrics"]["after"]["loss"], abs=1e-6)
+
+
+def spoiled(file: str, **values: object):
+    """Changes a JSON file of a base."""
+    return lambda base, patch: artifacts.write_json(base / file, artifacts.read_json(base / file) | values)
+
+
+def with_adapter(base: Path, patch: pytest.MonkeyPatch) -> None:
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig()).save_pretrained(base)
+
+
+def on_full_disk(base: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 250_000, 250_000))
+
+
+def losing_a_tensor(base: Path, patch: pytest.MonkeyPatch) -> None:
+    """As a library would that writes something other than what it was given, at the end and not in checkpoints."""
+    from safetensors.torch import load_file, save_file
+
+    def save_pretrained(self, folder, **given):
+        save(self, folder, **given)
+        if not given:
+            file = Path(folder) / "model.safetensors"
+            save_file({key: value + key.endswith("norm.weight") for key, value in load_file(file).items()}, file)
+
+    save = LlamaForCausalLM.save_pretrained
+    patch.setattr(LlamaForCausalLM, "save_pretrained", save_pretrained)
+
+
+# What would be lost at the end of a full training: how the base or the disk is spoiled, fragments of the line, whether steps come before it.
+UNSAVABLE = {
+    "generation": (spoiled("generation_config.json", pad_token_id=None, do_sample=False, temperature=0.6), ["could not be saved", "temperature"], False),
+    "adapter in the base": (with_adapter, ["adapter_config.json and adapter_model.safetensors", "adapter=THAT_FOLDER"], False),
+    "full disk": (on_full_disk, ["GB free", "this training writes", "trainer.save_total_limit=1"], False),
+    "other bytes": (losing_a_tensor, ["differs from what was trained", "kept as model.rejected"], True),
+}  # fmt: skip
+
+
+@cases("how", UNSAVABLE)
+def test_a_full_training_that_could_not_be_saved_is_refused_before_its_first_step(
+    how, cli, tmp_path, on_tiny, monkeypatch
+):
+    base = build_llama(tmp_path / "base")
+    spoil, fragments, trains = UNSAVABLE[how]
+    spoil(base, monkeypatch)
+    check_told(cli(*on_tiny(base), *TINY_STEPS, "lora=none", "trainer.save_steps=1"), [fragments])
+    assert bool(list(tmp_path.glob("outputs/**/metrics.jsonl"))) == trains
+    assert not list(tmp_path.glob("outputs/**/model"))
 
 
 def test_the_classic_gpt2_adapter_has_the_classic_size():

@@ -11,10 +11,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from cases import cases
 from conftest import TINY_STEPS, build_llama, cli_here
 from faults import check_failed, check_refused
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftrun.adapter import probe
@@ -165,6 +167,39 @@ def test_embeddings_go_where_the_base_s_class_adapts_them(where, llama, on_tiny,
         "model.name_or_path=org/nowhere",
     ]
     check_failed(cli, tmp_path, asked, ("adapts no embed_tokens",))
+
+
+def wrapped(llama: Path, folder: Path, prefix: str) -> Path:
+    """A checkpoint as those of Gemma 3 or Qwen 3.5: the language model beside a vision tower with layers of its own."""
+    config = json.loads((llama / "config.json").read_text())
+    folder.mkdir()
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config}
+    (folder / "config.json").write_text(json.dumps(outer))
+    tensors = load_file(llama / "model.safetensors")
+    inner = {name.replace("model.", prefix, 1): value for name, value in tensors.items()}
+    vision = {name.replace("model.", "vision_tower.", 1): value + 1 for name, value in tensors.items()}
+    save_file(inner | vision if prefix else vision, folder / "model.safetensors")
+    return folder
+
+
+@cases("prefix", ["language_model.model.", "model.language_model.", ""])
+def test_an_adapter_of_an_inner_language_model_gets_the_names_of_its_checkpoint(prefix, cli, tmp_path, trained, llama):
+    base, adapter = wrapped(llama, tmp_path / "base", prefix), shutil.copytree(trained / "adapter", tmp_path / "made")
+    asked = ["action=export", f"adapter={adapter}", "target=vllm", "model=pretrained", f"model.name_or_path={base}"]
+    if not prefix:
+        check_failed(cli, tmp_path, asked, ("a larger model around a language model", "model.name_or_path=FOLDER"))
+        return
+    outcome = cli(*asked)
+    assert outcome.code == 0 and "get the names of Gemma3ForConditionalGeneration" in outcome.err, outcome.err
+    old, new = (
+        load_file(one / "adapter_model.safetensors") for one in (adapter, outcome.run_dir / "export" / "default")
+    )
+    renamed = {
+        name.replace("base_model.model.model.", f"base_model.model.{prefix}"): value for name, value in old.items()
+    }
+    assert new.keys() == renamed.keys() and all(torch.equal(new[name], renamed[name]) for name in new)
+    after = outcome.out.split("next:")[1]
+    assert "vllm serve" in after and "model=pretrained" not in after
 
 
 def test_the_docs_name_every_rule():

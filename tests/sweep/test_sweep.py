@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import TINY_STEPS, cli_here, run_folders
-from faults import check_refused
+from conftest import TINY_STEPS, build_llama, cli_here, run_folders
+from faults import check_refused, instead
 
 ON = ["hydra/launcher=shared_base"]
 
@@ -73,6 +75,27 @@ def test_the_same_command_again_touches_nothing_that_is_done(swept):
     assert "4 of 4 cells are done" in outcome.err and "group 1" not in outcome.err
     assert {path.name: state(path) for path in run_folders(where)} == before
     assert {cell["how"] for cell in summary(where)["cells"]} == {"done before"}
+
+
+def test_cells_are_run_again_once_their_rows_or_their_base_are_others(cli, tmp_path, data, on_tiny):
+    rows, base = Path(shutil.copy(data, tmp_path / "rows.jsonl")), build_llama(tmp_path / "base")
+    command = ["-m", *instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}"]), *ON, "lora.r=2,4"]
+    assert cli(*command).code == 0
+    first = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
+    edits = {
+        "task.data.path=": lambda: rows.write_text(rows.read_text().replace("even", "odd")),
+        "the base's weights": lambda: build_llama(base, seed=3),
+    }
+    for name, edit in edits.items():
+        edit()
+        again = cli(*command)
+        assert (
+            again.code == 0 and f"2 cells of 2 were made before these changed, and are run again: {name}" in again.err
+        )
+        found = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
+        assert found.keys() == first.keys() and all(found[one] != first[one] for one in found)
+        assert "2 of 2 cells are done" in cli(*command).err
+    assert len(list((sweep_folder(tmp_path) / "attempts").iterdir())) == 4
 
 
 def test_added_cells_alone_are_run(swept):

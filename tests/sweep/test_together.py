@@ -243,7 +243,8 @@ def test_a_cell_that_can_only_be_trained_alone_says_so(tmp_path, monkeypatch, ll
 def test_a_cell_goes_on_from_a_checkpoint_of_either_kind(tmp_path, monkeypatch, llama, on_tiny):
     """Checkpoints written among others are continued alone, and the other way round, to the same weights."""
     monkeypatch.chdir(tmp_path)
-    cell = [*on_tiny(llama), *STEPS, "trainer.save_strategy=steps", "trainer.save_steps=10", "lora.lora_dropout=0.1"]
+    cell = [*on_tiny(llama), *STEPS, "trainer.save_strategy=steps", "trainer.save_steps=10", "lora.lora_dropout=0.1",
+            "trainer.lr_scheduler_type=constant"]  # fmt: skip
     whole = alone(tmp_path, cell, "whole")
     joint, _ = together(tmp_path, [cell, [*cell, "seed=1"]])
     for folder in (joint, whole):
@@ -254,10 +255,17 @@ def test_a_cell_goes_on_from_a_checkpoint_of_either_kind(tmp_path, monkeypatch, 
         artifacts.write_json(folder / artifacts.RECORD, values)
     continued = alone(tmp_path, [*cell, f"action.resume={joint}"], "continued")
     (tmp_path / "second").mkdir()
-    again, _ = together(tmp_path / "second", [[*cell, f"action.resume={whole}"], [*cell, "seed=2"]])
+    again, other = together(tmp_path / "second", [[*cell, f"action.resume={whole}"], [*cell, "seed=2"]])
     for folder in (continued, again):
         assert distance(folder, whole) < FLOAT32
         assert record(folder)["resumed_from"]
+    for folder in (again, other):  # as if both had been killed after their last steps
+        artifacts.write_json(folder / artifacts.RECORD, record(folder) | {"status": "failed"})
+    (tmp_path / "third").mkdir()
+    seeds = {"seed=0": again, "seed=2": other}
+    ended = together(tmp_path / "third", [[*cell, seed, f"action.resume={run}"] for seed, run in seeds.items()])
+    for folder, run in zip(ended, seeds.values(), strict=True):
+        assert record(folder)["training"]["steps"] == 30 and distance(folder, run) == 0
 
 
 def test_the_base_is_measured_once_for_all(tmp_path, monkeypatch, llama, on_tiny, capfd):

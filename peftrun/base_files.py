@@ -1,0 +1,52 @@
+"""The folder of a base: what is fetched from the Hub, and what must not lie in it. Light."""
+
+from pathlib import Path
+
+from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftrun.errors import ModelError
+from peftrun.schema import ModelSpec
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]
+
+
+def from_hub(spec: ModelSpec) -> Path:
+    """The base at its revision, in the local cache; Python files only of whom they are trusted.
+
+    Raises: ModelError: it is not there, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    key = f"model.name_or_path={spec.name_or_path}"
+    wanted = [*HUB_FILES, *(["*.py"] if spec.trust_remote_code else [])]
+    try:
+        return Path(
+            snapshot_download(
+                spec.name_or_path, revision=spec.revision, allow_patterns=wanted, ignore_patterns=["adapter_*"]
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{key}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
+            f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
+        ) from error
+    except HFValidationError as error:
+        raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
+        ) from error
+
+
+def of_an_adapter(folder: Path, name: str) -> str | None:
+    """Why this folder is no base: transformers would load an adapter in it with the base, without a word; None if there is none."""
+    files = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / file).is_file()]
+    if not files:
+        return None
+    if not (folder / "config.json").is_file():
+        return f"model.name_or_path={name}: is an adapter, not a base; type adapter={name} and name its base"
+    return (
+        f"model.name_or_path={name}: {' and '.join(files)} of an adapter in it would be loaded with the base; "
+        "move them to a folder of their own, and type adapter=THAT_FOLDER to use them"
+    )
