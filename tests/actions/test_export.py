@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS, cli_here
 from faults import check_refused
 from peft import PeftModel
@@ -134,8 +135,8 @@ def test_another_base_than_the_run_s_is_told_to_be_typed_in_vain(cli, trained):
     assert outcome.code == 0 and "model.name_or_path=org/other was set and nothing read it" in outcome.err
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
+@cases(
+    "args, said",
     [
         ([], "adapter is not set; action=export needs one"),
         (["adapter={a: TRAINED, b: TRAINED}"], "action.target=hub exports one"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -142,9 +143,12 @@ def test_no_rows_or_damaged_ones(run, text):
     assert "No step was logged" in page_of(run).text
 
 
-@pytest.mark.parametrize("name", ["record.json", "config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "adapter/peftrun.json"])  # fmt: skip
-@pytest.mark.parametrize("text", ["{", "[1, 2]", "a: &b\n", None])
-def test_a_file_that_is_missing_or_damaged_is_a_gap(run, name, text):
+FILES = "record.json", "config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "adapter/peftrun.json"
+
+
+@cases("name, text", product(FILES, ["{", "[1, 2]", "a: &b\n", None]))
+def test_a_file_that_is_missing_or_damaged_is_a_gap(trained, tmp_path, name, text):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / name).unlink() if text is None else (run / name).write_text(text)
     page_of(run)
 

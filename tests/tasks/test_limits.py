@@ -57,7 +57,7 @@ def test_so_does_a_preference(cli, tmp_path, on_tiny):
 def test_a_row_in_which_nothing_is_learned(cli, tmp_path, bert):
     rows = [{"words": ["Ana", "vive"], "tags": ["B-PER", "O"]} for _ in range(12)]
     rows = [row | {"words": [row["words"][0] * (n + 1), "vive"]} for n, row in enumerate(rows)]
-    rows[6] = {"words": [""], "tags": ["O"]}
+    rows[6] = {"words": [" "], "tags": ["O"]}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = cli(
         "model=pretrained", f"model.name_or_path={bert}", "task=ner", "task.data.source=file", f"task.data.path={tmp_path / 'rows.jsonl'}",

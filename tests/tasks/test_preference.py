@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from cases import cases
 from conftest import cli_here, jsonl
 from faults import check_refused
 
@@ -233,7 +234,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@cases("case", WRONG)
 def test_what_cannot_be_is_refused_in_a_line(cli, tmp_path, llama, files, case):
     more, said = WRONG[case]
     found = cli(*overrides("dpo", llama, files), *more)
