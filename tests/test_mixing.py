@@ -130,9 +130,9 @@ BAD = {
         "row 2: adapter=three is not given; given: one, two, base",
     ),
     "not json": ("hello", "row 1: is not JSON ("),
-    "no prompt": ('{"adapter": "one"}', "row 1: must be an object with a text under prompt"),
-    "prompt is no text": ('{"prompt": 3}', "row 1: must be an object with a text under prompt"),
-    "no object": ("[1]", "row 1: must be an object with a text under prompt"),
+    "no prompt": ('{"adapter": "one"}', "row 1: must be an object with a text or messages under prompt"),
+    "prompt is no text": ('{"prompt": 3}', "row 1: must be an object with a text or messages under prompt"),
+    "no object": ("[1]", "row 1: must be an object with a text or messages under prompt"),
     "other key": ('{"prompt": "a", "adaptor": "one"}', "row 1: adaptor is neither prompt nor adapter; remove it"),
     "empty": ("\n", "holds no prompt"),
 }

@@ -62,12 +62,9 @@ def _resumed(spec: RunSpec, cell: Path) -> RunSpec:
 
     if not isinstance(spec.action, TrainAction):
         return spec
-    now = sources.digests(spec)
-    found = [
-        (point, one)
-        for one in folder.attempts(cell)
-        if (point := checkpoints.last_complete(one)) is not None and not checkpoints.changed_inputs(point, now)
-    ]
+    left = [(point, one) for one in folder.attempts(cell) if (point := checkpoints.last_complete(one)) is not None]
+    now = sources.digests(spec) if left else {}  # a base that will not fit is refused before it is read
+    found = [(point, one) for point, one in left if not checkpoints.changed_inputs(point, now)]
     if not found:
         return spec
     furthest = max(found, key=lambda pair: checkpoints.step_of(pair[0]))[1]
