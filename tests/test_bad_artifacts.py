@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,13 @@ def other_template(folder):
     (folder / "chat_template.jinja").write_text(CHATML.replace("assistant", "bot"))
 
 
+def added_token(folder):
+    """As many a training does that has nothing to pad with."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<|pad of mine|>"})
+    tokenizer.save_pretrained(folder)
+
+
 def as_foreign(change, base, adapter):
     """As TRL saves an adapter: the tokenizer beside it, and nothing of peftrun's."""
     (adapter / FACTS).unlink()
@@ -189,6 +197,7 @@ CHANGED = {
     "template": (lambda base, adapter: other_template(base), ["which has another chat template", "conversations"], False),
     "own tokenizer": (partial(as_foreign, other_tokens), ["brings another tokenizer than base", "copy of the base"], True),
     "own template": (partial(as_foreign, other_template), ["brings another chat template than base"], False),
+    "own, with a token more": (partial(as_foreign, added_token), ["also has <|pad of mine|>", "as plain text"], False),
     "own, the same": (partial(as_foreign, lambda folder: None), ["was not made by peftrun"], False),
     "new and on": (lambda base, adapter: edit_json(adapter / CONFIG, use_new=True, peft_version="9.1"),
                    ["use_new=true", "pip install peft==9.1"], True),
@@ -196,8 +205,7 @@ CHANGED = {
 }  # fmt: skip
 
 
-@cases("action", ["reload", "merge"])
-@cases("name", CHANGED)
+@cases("name, action", product(CHANGED, ["reload", "merge"]), every=3)
 def test_what_is_not_as_it_was_is_named_and_refused_where_answers_must_differ(
     name, action, cli, tmp_path, llama, on_tiny, trained
 ):
