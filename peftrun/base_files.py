@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from peftrun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.errors import ModelError
 from peftrun.schema import ModelSpec
 
@@ -41,6 +41,8 @@ def from_hub(spec: ModelSpec) -> Path:
 
 def of_an_adapter(folder: Path, name: str) -> str | None:
     """Why this folder is no base: transformers would load an adapter in it with the base, without a word; None if there is none."""
+    if (folder / ADAPTER / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        return f"model.name_or_path={name}: is a run with an adapter, not a base; type adapter={name}"
     files = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / file).is_file()]
     if not files:
         return None

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import errno
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from peftrun.schema import ModelSpec
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CLASSIFIERS = {"seq_cls": AutoModelForSequenceClassification, "token_cls": AutoModelForTokenClassification}
 COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
+TOKENIZER = re.compile(r"token|vocab|merges|tekken|\.(model|spm|tiktoken|codes)$")  # in the names of its files
 HEAD_SEED = 0  # an untrained head is the same wherever it is made
 
 
@@ -223,7 +225,12 @@ def check_full_precision(folder: Path, name: str) -> None:
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """The tokenizer in `folder`; one without a pad token pads with its end token. Raises: ModelError: it has neither."""
+    """The tokenizer in `folder`; one without a pad token pads with its end token. Raises: ModelError: it has neither, or there is no tokenizer."""
+    if not any(TOKENIZER.search(file.name) for file in folder.iterdir()):  # transformers may make one without any words
+        raise ModelError(
+            f"model.name_or_path={spec.name_or_path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json "
+            "from the model it was made from, or choose another model"
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

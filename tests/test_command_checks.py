@@ -24,6 +24,7 @@ REFUSED = [
     (["action=replay", "runn=RUN"], "did you mean action.run? type action.run="),
     (["hydra.run.dir="], "hydra.run.dir=: names no folder"),
     (["action=evaluate", "model=pretrained", "model.name_or_path=RUN/adapter"], "is an adapter, not a base; type adapter=RUN/adapter"),
+    (["action=evaluate", "model=pretrained", "model.name_or_path=RUN"], "is a run with an adapter, not a base; type adapter=RUN"),
     (["hydra.run.dir=/proc/x"], "/proc/x: cannot be made or written (No such file or directory); type hydra.run.dir="),
     (["-m", "lora.r=4", "hydra.sweep.dir=/proc/x"], "/proc/x: cannot be made or written (No such file or directory)"),
     (["hydra.run.dir=RUN", "action.resume=auto"], "omit hydra.run.dir and type action.resume="),

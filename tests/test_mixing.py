@@ -133,7 +133,10 @@ BAD = {
     "no prompt": ('{"adapter": "one"}', "row 1: must be an object with a text or messages under prompt"),
     "prompt is no text": ('{"prompt": 3}', "row 1: must be an object with a text or messages under prompt"),
     "no object": ("[1]", "row 1: must be an object with a text or messages under prompt"),
-    "other key": ('{"prompt": "a", "adaptor": "one"}', "row 1: adaptor is neither prompt nor adapter; remove it"),
+    "other key": (
+        '{"prompt": "a", "adaptor": "one"}',
+        "row 1: adaptor is none of prompt, adapter and tools; remove it",
+    ),
     "empty": ("\n", "holds no prompt"),
 }
 

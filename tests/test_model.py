@@ -48,6 +48,12 @@ def test_the_attention_implementation_is_the_one_asked_for(llama, attention):
     assert base.model.config._attn_implementation == attention
 
 
+def test_a_base_without_a_tokenizer_is_told(gpt2, tmp_path):
+    bare = shutil.copytree(gpt2, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "vocab*", "merges*"))
+    with pytest.raises(ModelError, match=r"holds no tokenizer; copy tokenizer\.json"):
+        model.load_base(spec(bare), CPU)
+
+
 def test_a_tokenizer_without_pad_token_pads_with_its_end(gpt2):
     assert model.load_base(spec(gpt2), CPU).tokenizer.pad_token == "<|endoftext|>"
 

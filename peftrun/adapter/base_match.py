@@ -89,4 +89,4 @@ def _judge(text: str, parts: list[str], allow: bool, advice: str) -> None:
     elif allow:
         console.warn(f"{text}; loaded all the same, as allowed")
     else:
-        raise AdapterError(f"{text}; {advice}, or type allow_base_mismatch=true")
+        raise AdapterError(f"{text}; {advice}, or type allow_base_mismatch=true to go on with what this base has")

@@ -101,7 +101,7 @@ class Encoder:
         """Says what was noted of these rows, and forgets it."""
         for what, rows in self._noted.items():
             kind, name = what.split(" ", 1)
-            console.say(f"data: {len(rows)} {which} rows, the first {rows[0]}: {self._said(kind, name)}")
+            console.say(f"data: {self._said(kind, name)} ({len(rows)} {which} rows, the first: {rows[0]})")
         self._noted.clear()
 
     def _said(self, kind: str, name: str) -> str:

@@ -242,7 +242,7 @@ def test_what_the_template_makes_of_a_row(llama, capsys, template, row, override
     told = [
         line
         for line in capsys.readouterr().err.splitlines()
-        if "1 training rows, the first" in line or "template_arguments" in line
+        if "(1 training rows, the first: " in line or "template_arguments" in line
     ]
     assert any(said in line for line in told) if said else not told
     ends_of_turns = found.ids.count(tokenizer.eos_token_id)
