@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
+from peftrun import allocator
 from peftrun.merge import companions, shards
 from peftrun.merge.shards import Planned, Stored
 
@@ -80,6 +81,7 @@ def write(
         shards.write(folder / file.name, planned)
         if after:
             after(file, folder / file.name)
+        allocator.give_back()  # tensors of many sizes leave gaps that no other fits into
     if len(plans) > 1:
         places = {one.name: file.name for file, parts in plans.items() for one in parts}
         shards.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
