@@ -20,7 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from peftrun import allocator, artifacts, base_files, console, fingerprint, gguf, memory_check, quantize
+from peftrun import artifacts, base_files, console, fingerprint, gguf, memory_check, quantize
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
@@ -209,7 +209,7 @@ def empty(folder: Path, spec: ModelSpec, head: Head | None = None) -> Any:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **names)
     config.dtype = torch.float32
     attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
-    with quiet(), allocator.kept_nothing(), init_empty_weights(include_buffers=False):
+    with quiet(), init_empty_weights(include_buffers=False):
         made = CLASSIFIERS[head.kind] if head else _kind_of(folder, spec)
         return made.from_config(config, trust_remote_code=spec.trust_remote_code, **attention).eval()
 

@@ -161,7 +161,7 @@ def test_a_layer_that_no_text_reaches_is_compared_too(tmp_path):
     adapted, merged = net.get_base_model(), model.empty(folder, model_spec(folder))
 
     def summed():
-        files = WrittenModel(net, "default", proof.stored_in(adapted, base), proof.stored_in(merged, folder))
+        files = WrittenModel(net, "default", streaming.stored_in(adapted, base), streaming.stored_in(merged, folder))
         files.compare_untouched(merged)
         return files
 

@@ -53,33 +53,33 @@ def _check_own(name: str, folder: Path, allow: bool, tokenizer: Callable[[], Any
     if not any((folder / file).is_file() for file in ("tokenizer.json", *TEMPLATE_FILES)):
         return
     base, template = tokenizer(), folder / TEMPLATE_FILES[0]
+    known = base.get_vocab()
     try:
         own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        found = (_pieces(own, base), own.chat_template)
-        _note_added(name, folder, own, base)
+        found = (_pieces(own, known), own.chat_template)
+        _note_added(name, folder, own, known)
     except (OSError, ValueError, ImportError):  # a template alone, or no tokenizer that could be read
         found = (None, template.read_text(encoding="utf-8") if template.is_file() else None)
-    parts = [TOKENIZER] if found[0] not in (None, _pieces(base, base)) else []
+    parts = [TOKENIZER] if found[0] not in (None, _pieces(base, known)) else []
     parts += [TEMPLATE] if found[1] not in (None, base.chat_template) else []
     if parts:
         text = f"{folder}: brings another {' and another '.join(parts)} than {name}, whose own is used"
         _judge(text, parts, allow, "to use the adapter's, name a copy of the base with these files in it as the model")
 
 
-def _note_added(name: str, folder: Path, own: Any, base: Any) -> None:
+def _note_added(name: str, folder: Path, own: Any, known: dict[str, int]) -> None:
     """Tokens that training added to the tokenizer, most often for padding, change no text that does not hold them."""
-    added = sorted(own.get_added_vocab().keys() - base.get_vocab().keys())
+    added = sorted(own.get_added_vocab().keys() - known.keys())
     if added:
         console.warn(f"{folder}: its tokenizer also has {', '.join(added[:3])}, which {name} reads as plain text")
 
 
-def _pieces(tokenizer: Any, base: Any) -> Any:
-    """What decides which tokens a text has that holds none which only this tokenizer has, and `base` has not."""
+def _pieces(tokenizer: Any, known: dict[str, int]) -> Any:
+    """What decides which tokens a text has in which none but the base's are: those `known`."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
-        return {token: number for token, number in tokenizer.get_vocab().items() if token in base.get_vocab()}
+        return {token: number for token, number in tokenizer.get_vocab().items() if token in known}
     found = {key: value for key, value in json.loads(core.to_str()).items() if key not in LENGTHS}
-    known = base.get_vocab()
     return found | {"added_tokens": [one for one in found["added_tokens"] if one["content"] in known]}
 
 

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 
 from peftrun.errors import AdapterError
-from peftrun.merge import shards, streaming
+from peftrun.merge import streaming
 from peftrun.merge.shards import Stored
 
 EXACT_UP_TO = 1024  # the shorter side of a matrix whose singular values are computed all
@@ -40,7 +40,7 @@ def fill(net: Any, name: str, base: Path, tuned: Path) -> dict[str, Any]:
         changed and are no part of the adapter, with their share of the whole squared change.
     Raises: AdapterError: the two are not of one architecture, or do not differ.
     """
-    models = _Models(_tensors(net, base), _tensors(net, tuned))
+    models = _Models(*(streaming.stored_in(net.get_base_model(), folder) for folder in (base, tuned)))
     _check_alike(models, base, tuned)
     covered: set[str] = set()
     each: dict[str, tuple[float, float]] = {}
@@ -62,12 +62,6 @@ def fill(net: Any, name: str, base: Path, tuned: Path) -> dict[str, Any]:
         "residuals": {path: math.sqrt(off / all_) if all_ else 0.0 for path, (off, all_) in each.items()},
         "left_out": {key: value / whole for key, value in squares.items() if value and key not in covered},
     }
-
-
-def _tensors(net: Any, folder: Path) -> dict[str, Stored]:
-    parts = [one for file in shards.files_of(folder) for one in shards.stored(file)]
-    model = net.get_base_model()
-    return streaming.with_tied(model, streaming.by_name(model, parts))
 
 
 def _check_alike(models: _Models, base: Path, tuned: Path) -> None:

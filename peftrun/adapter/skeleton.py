@@ -14,7 +14,7 @@ from peftrun.adapter import peft_config, saved_base
 from peftrun.adapter.layer_walk import plain_name
 from peftrun.artifacts import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
-from peftrun.merge import shards, streaming
+from peftrun.merge import streaming
 from peftrun.schema import ModelSpec
 
 KEPT, LARGE = 1 << 27, 1 << 25  # bytes of freed memory that are kept between layers, and of tensors that are not
@@ -69,7 +69,5 @@ def stay(net: Any) -> None:
 
 def _stored(net: Any, folder: Path) -> Callable[[str], torch.Tensor]:
     """Reads a parameter of the base from its files."""
-    model = net.get_base_model()
-    parts = [one for file in shards.files_of(folder) for one in shards.stored(file)]
-    found = streaming.with_tied(model, streaming.by_name(model, parts))
+    found = streaming.stored_in(net.get_base_model(), folder)
     return lambda name: found[plain_name(name)].as_stored()

@@ -11,7 +11,7 @@ from peftrun.adapter import base_match, layer_walk, load, nature, probe, skeleto
 from peftrun.adapter.layer_walk import NotWalkableError, Pass
 from peftrun.adapter.load import LoadProof
 from peftrun.device import Device
-from peftrun.merge import in_memory, proof, streamed_proof, streaming
+from peftrun.merge import in_memory, streamed_proof, streaming
 from peftrun.model import Base
 from peftrun.schema import ModelSpec
 
@@ -30,7 +30,7 @@ def prove(
     base_match.check(model.portable_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer)
     net, plain = skeleton.build(base, spec, path, name), model.empty(base, spec, head)
     adapted, call = net.get_base_model(), nature.calls(net)
-    files = proof.stored_in(adapted, base)
+    files = streaming.stored_in(adapted, base)
     for one in (plain, adapted):
         one.config.use_cache = False
     passes = [

@@ -7,7 +7,6 @@ the adapter on its base, as a share of what the adapter does. Where every tensor
 """
 
 import math
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,9 +249,3 @@ def _rms(values: torch.Tensor) -> float:
 
 def _name(stored: Stored) -> str:
     return str(stored.dtype).removeprefix("torch.")
-
-
-def stored_in(model: Any, folder: Path) -> dict[str, Stored]:
-    """The tensors of a model folder by the model's names of parameters; tied ones under both."""
-    parts: Iterable[Stored] = [one for file in shards.files_of(folder) for one in shards.stored(file)]
-    return streaming.with_tied(model, streaming.by_name(model, parts))

@@ -11,7 +11,7 @@ from peftrun import model
 from peftrun.adapter import layer_walk, load, probe
 from peftrun.adapter.layer_walk import Pass
 from peftrun.adapter.load import LoadProof
-from peftrun.merge import proof
+from peftrun.merge import proof, streaming
 from peftrun.merge.job import MergeJob
 from peftrun.merge.proof import WrittenModel
 from peftrun.merge.shards import Stored
@@ -66,7 +66,7 @@ def answers(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Tensor:
 def _untouched(job: MergeJob, net: Any, folder: Path, merged: Any) -> WrittenModel:
     """The written model, its config and all tensors compared that no layer of the adapter computes. `merged`: without weights."""
     proof.check_config(net, folder, job.model.trust_remote_code)
-    files = proof.stored_in(net.get_base_model(), job.base), proof.stored_in(merged, folder)
+    files = streaming.stored_in(net.get_base_model(), job.base), streaming.stored_in(merged, folder)
     equal = {pair for one in job.comparing for pair in one.result()}
     written = WrittenModel(net, job.name, *files, equal)
     written.compare_untouched(merged)

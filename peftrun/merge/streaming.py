@@ -125,6 +125,12 @@ def with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
     return sources
 
 
+def stored_in(model: Any, folder: Path) -> dict[str, Stored]:
+    """The tensors of a model folder by the model's names of parameters; tied ones under both."""
+    parts = [one for file in shards.files_of(folder) for one in shards.stored(file)]
+    return with_tied(model, by_name(model, parts))
+
+
 def _changes(net: Any, name: str, sources: _Sources) -> dict[str, Make]:
     """For every parameter that the adapter changes, how its merged value is computed."""
     changes: dict[str, Make] = {}
