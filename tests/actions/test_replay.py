@@ -186,6 +186,17 @@ def test_one_row_that_has_changed_is_named(tmp_path, own, only_checked):
     assert ("data, drifted: rows" if only_checked else "drifted: data: rows") in again.err
 
 
+def test_tools_that_have_changed_are_another_input(tmp_path, llama, on_tiny):
+    """Also where the rows are kept from an earlier run."""
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "weather"}]')
+    run = cli_here(tmp_path, *on_tiny(llama), *TINY_STEPS, f"task.tools={tools}")
+    assert "nothing has drifted" in replayed(tmp_path, run.run_dir, "env=check").out
+    tools.write_text('[{"name": "climate"}]')
+    again = replayed(tmp_path, run.run_dir, "env=check")
+    assert again.code == 1 and drifted(again).keys() == {("data", "rows")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("only_checked", [True, False], ids=["check", "replay"])
 def test_other_weights_of_the_base_are_named(tmp_path, own, only_checked):
