@@ -62,6 +62,7 @@ class Seat(Trainer):
         self.seen, self.hits, self.losses = 0, list[float](), list[float]()
         super().__init__(**common)
         self.model_accepts_loss_kwargs = kind in (LANGUAGE, "seq2seq")  # whose losses are means over a step's tokens
+        self._loss_shifts_labels = kind == LANGUAGE  # Trainer asks the class of its model, which is not the base's here
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of this batch; gradients are there when it comes back."""
