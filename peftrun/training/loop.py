@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
@@ -129,9 +128,6 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     for one, value in learned:
         one.data = value  # TRL has rounded an adapter on a quantised base to bfloat16, and what is saved would answer otherwise
     ranks.shard_on_cpu(trained_by)
-    if lesson.collator is not None and not isinstance(lesson.collator, DataCollatorForSeq2Seq):
-        # Classifiers: their losses are means over the batch and pass over the count that accumulation would divide by.
-        trained_by.model_accepts_loss_kwargs = False
     finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
     checkpoints.stop_where_ended(trained_by)
     validation.mean_over_rows(trained_by)
