@@ -64,6 +64,7 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
         tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
     set_seed(spec.seed)
     console.say(place.note)
+    tasks.look(spec.task)
     base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
     return Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
 
