@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from peftrun import config, migrations, paths, peer_keys, tracker_checks, typed
+from peftrun import adapter_origin, config, migrations, paths, peer_keys, tracker_checks, typed
 from peftrun.errors import ConfigError
 from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
@@ -105,7 +105,7 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
                 lines.append(_line(text, error, _compose(good), packages.folders(places)))
                 refused.append(text.split("=", 1)[0].lstrip("+~"))
         try:
-            config.build(_compose(good))
+            adapter_origin.build(_compose(good), good)
         except ConfigError as error:
             # A key whose value could not be read is not also "not set".
             lines += [

@@ -152,12 +152,12 @@ def _run_job(cfg: DictConfig) -> float | None:
 
 def _build(cfg: DictConfig, out_dir: Path) -> Any:
     """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
-    from peftrun import config
+    from peftrun import adapter_origin
 
     if (out_dir / RECORD).exists():
         raise command_checks.holds_a_run(out_dir)
     try:
-        return config.build(cfg)
+        return adapter_origin.build(cfg, list(HydraConfig.get().overrides.task))
     except PeftrunError:
         _remove_new(out_dir)
         raise

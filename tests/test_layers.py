@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
-    "__init__", "__main__", "action_checks", "action_specs", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "base_files", "checks", "cli", "command_checks", "composition", "config", "console",
+    "__init__", "__main__", "action_checks", "action_specs", "adapter_origin", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "base_files", "checks", "cli", "command_checks", "composition", "config", "console",
     "device_checks", "dispatch", "early_checks", "errors", "exhaustion", "flags", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "peer_keys", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "unknown_keys", "update_methods", "versions", "worker",
 }  # fmt: skip
 FOLDERS = {
@@ -59,14 +59,14 @@ ORDER = [
     {"checks"},
     {"config"},
     {"tracking"},
-    {"command_checks"},
+    {"adapter_origin", "command_checks"},
     {"asked", "composition", "dispatch", "flags", "help"},
     {"api", "jobs", "worker"},
     {"cli"},
 ]
 ONLY_IN = {
     "peft": ("adapter/", "merge/", "editor/"),
-    "omegaconf": ("config.py", "composition.py", "jobs.py", "sweep/", "explain/", "team/"),
+    "omegaconf": ("config.py", "adapter_origin.py", "composition.py", "jobs.py", "sweep/", "explain/", "team/"),
     "hydra": ("jobs.py", "flags.py", "composition.py", "sweep/", "explain/", "team/"),
     "trl": ("training/", "editor/"),
 }
