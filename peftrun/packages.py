@@ -63,6 +63,8 @@ def _is_here(values: dict[str, Any], key: str) -> bool:
     if not isinstance(package, str) or not isinstance(path, str) or not Path(path).expanduser().exists():
         return False
     folder = package_dir(package)
+    if folder and Path(path).expanduser().is_absolute():
+        return not Path(path).expanduser().is_relative_to(folder)
     return not (folder / path).exists() if folder else package in INSTALL  # of one that nobody knows it is told
 
 

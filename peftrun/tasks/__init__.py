@@ -62,8 +62,9 @@ def say_if_other(task: TaskSpec, adapters: dict[str, str]) -> None:
     for name, path in adapters.items():
         learned = (adapter_folder.facts(adapter_folder.locate(path, name)) or {}).get("learned")
         if learned and learned != source_of(task):
-            console.say(
-                f"adapter {name} learned {learned}; what is measured here is {source_of(task)}: type its own task to measure that"
+            console.warn(
+                f"adapter {name} was trained on {learned} and is evaluated on {source_of(task)}; to measure it on its own rows, "
+                "omit task= if its run is here, else type its task"
             )
 
 

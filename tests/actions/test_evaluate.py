@@ -100,12 +100,12 @@ def test_base_and_task_are_the_adapters_own_unless_others_are_typed(cli, tmp_pat
 @pytest.mark.slow
 def test_rows_of_another_task_than_the_adapters_own_are_told(cli, tmp_path, trained, llama, on_tiny, data):
     own = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}")
-    assert "what is measured here" not in own.err
+    assert "was trained on" not in own.err
     other = tmp_path / "others.jsonl"
     other.write_text(data.read_text())
     for action in ("evaluate", "reload"):
         found = cli(*on_tiny(llama), f"task.data.path={other}", f"action={action}", f"adapter={trained}")
         assert (
-            "adapter default learned causal_lm rows of pairs.jsonl; what is measured here is causal_lm rows of others.jsonl"
+            "adapter default was trained on causal_lm rows of pairs.jsonl and is evaluated on causal_lm rows of others.jsonl"
             in found.err
         )
