@@ -123,7 +123,7 @@ def _model(model: schema.ModelSpec, action: Any) -> Lines:
         if folder is None:
             yield not_installed("model.package", model.package)
         elif not (folder / model.name_or_path).exists():
-            yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; look in {folder}"
+            yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; type model=pretrained model.name_or_path={model.name_or_path}"
     else:
         yield from _model_folder(model.name_or_path)
     needed = {None: None, "torchao_int8": "torchao"}.get(model.quantization, "bitsandbytes")

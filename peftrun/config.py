@@ -6,7 +6,6 @@ The only module that knows omegaconf. After `build` there is no DictConfig.
 import copy
 import dataclasses
 import json
-import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -19,13 +18,18 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
-from peftrun import checks, migrations, schema
+from peftrun import checks, migrations, packages, peer_keys, schema
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.team import slots
+from peftrun.unknown_keys import in_shell, unknown_key
 
 MISSING = "???"
 QUOTES = " (write it in quotes: YAML reads a bare no, off or 012 as something else than text)"
 _TOLD: set[str] = set()
+SCALARS = {
+    "task.data": "task.data.path",
+    "task.objective": "task",
+}  # mappings → the key of what is typed in their place
 RULES = {  # pydantic's words in ours
     "Input should be an object": "must be a mapping {name: VALUE}",
     "Input should be a valid array": "must be a list",
@@ -128,7 +132,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     values["adapter"] = {} if adapter is None else {"default": adapter} if isinstance(adapter, str) else adapter
     found, lines = migrations.renamed(slots.mark(values, waiting))  # type: ignore[arg-type]
     tell(lines)
-    return found
+    return packages.of_the_user(found)
 
 
 def _without(cfg: DictConfig, keys: list[str]) -> DictConfig:
@@ -171,23 +175,6 @@ def _usual(key: str, values: dict[str, Any]) -> Any:
     group, *path = key.split(".")
     found = _example(_at(_types(schema.RunSpec).get(group), path, values.get(group)))
     return "VALUE" if found is None else found
-
-
-def unknown_key(key: str, value: Any, known: list[str]) -> str:
-    """One line for a key that does not exist, with the nearest that does."""
-    own, last = key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-    near = get_close_matches(key, known, n=1, cutoff=0.7) or [
-        last[name] for name in get_close_matches(own, last, n=1, cutoff=0.75)
-    ]
-    if near and near[0].endswith("_env"):  # what was typed may be the secret itself, which no terminal is to show
-        return f"{key}: there is no such key; {near[0]} is the name of an environment variable that holds it: type {near[0]}=VARIABLE"
-    typed = f"{near[0]}={value}" if near else ""
-    advice = f"did you mean {near[0]}? type {_in_shell(typed)}" if near else "`peftrun --cfg job` lists every key"
-    return f"{key}={value}: there is no such key; {advice}"
-
-
-def _in_shell(text: str) -> str:
-    return shlex.quote(text) if " " in text else text
 
 
 def _explain(group: str, given: Any, kind: Any, error: ValidationError) -> list[str]:
@@ -235,6 +222,8 @@ def _line(key: str, rules: list[str], kind: Any, given: Any) -> str:
 
 def _advice(name: str, value: str, kind: Any) -> str:
     """What to type for a key of this type."""
+    if name in SCALARS and value and value[0] not in "{[":
+        return f"; type {in_shell(f'{SCALARS[name]}={value}')}"
     kinds, example = (kind, *_inner(kind)), _example(kind)
     if example is None and value:
         example = _nearest(kind, value)
@@ -242,7 +231,7 @@ def _advice(name: str, value: str, kind: Any) -> str:
         return f"; type {name}=true or {name}=false"
     if example is None and any(get_origin(one) is dict for one in kinds):
         example = "{NAME: VALUE}"
-    return "" if example is None else f"; type {_in_shell(f'{name}={example}')}"
+    return "" if example is None else f"; type {in_shell(f'{name}={example}')}"
 
 
 def _at(kind: Any, path: list[str], given: Any) -> Any:
@@ -253,6 +242,13 @@ def _at(kind: Any, path: list[str], given: Any) -> Any:
         kind = _types(owners[0])[step] if owners else None
         given = given.get(step) if isinstance(given, dict) else None
     return kind
+
+
+def takes_list(key: str) -> bool:
+    """Whether this key may hold a list."""
+    group, *path = key.split(".")
+    kind = _at(_types(schema.RunSpec).get(group), path, None)
+    return any(get_origin(one) is list for one in (kind, *_inner(kind)))
 
 
 def _example(kind: Any) -> Any:
@@ -270,7 +266,7 @@ def _nearest(kind: Any, value: str) -> str | None:
     words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
     if not words:
         return None
-    typed = [one.strip(' "') for one in value.strip("[]").split(",")]
+    typed = [peer_keys.VALUES.get(one.strip(' "'), one.strip(' "')) for one in value.strip("[]").split(",")]
     near = [(get_close_matches(one, words, n=1, cutoff=0.4) or words[:1])[0] for one in typed]
     return f"[{','.join(near)}]" if any(get_origin(part) is list for part in parts) else near[0]
 

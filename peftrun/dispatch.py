@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config, exhaustion, launch, trackers, tracking
+from peftrun import artifacts, config, early_checks, exhaustion, launch, trackers, tracking
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.explain import reads, vain
 from peftrun.replay import environment, records
@@ -46,6 +46,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     try:
         with _terminate_as_interrupt(), exhaustion.as_fault(out_dir), fitting.advising(spec):
             spread, spec = launch.wanted(record.spec), record.spec
+            early_checks.run(reads.plain(spec))
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         record.failed(error)

@@ -11,11 +11,10 @@ from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from peftrun import command_checks, migrations, typed
+from peftrun import command_checks, flags, migrations, typed
 from peftrun.artifacts import DISK_FULL, RECORD
 from peftrun.errors import PeftrunError
 from peftrun.paths import config_dir
@@ -31,9 +30,9 @@ def run(argv: Sequence[str]) -> int:
     argv, renamed = migrations.in_new_names(typed.in_full(argv))
     sys.argv = [sys.argv[0], *argv]
     _tell(renamed)
-    arguments, unread = _arguments(argv)
-    if unread:
-        return _report([_unread(item) for item in unread])
+    arguments, unread = flags.read(argv)
+    if arguments is None or unread:
+        return _report(unread)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
     begun: list[Path] = []
     try:
@@ -77,14 +76,12 @@ def _tell(lines: Sequence[str]) -> None:
         config.tell(lines)
 
 
-def _refused(arguments: argparse.Namespace | None) -> list[PeftrunError]:
-    if arguments is None:
-        return []
+def _refused(arguments: argparse.Namespace) -> list[PeftrunError]:
     return command_checks.problems(arguments.overrides, arguments.config_dir, _is_swept(arguments))
 
 
-def _plan_of_a_sweep(arguments: argparse.Namespace | None) -> bool:
-    return arguments is not None and _is_swept(arguments) and "action=plan" in arguments.overrides
+def _plan_of_a_sweep(arguments: argparse.Namespace) -> bool:
+    return _is_swept(arguments) and "action=plan" in arguments.overrides
 
 
 def _is_swept(arguments: argparse.Namespace) -> bool:
@@ -155,12 +152,12 @@ def _run_job(cfg: DictConfig) -> float | None:
 
 def _build(cfg: DictConfig, out_dir: Path) -> Any:
     """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
-    from peftrun import config
+    from peftrun import adapter_origin
 
     if (out_dir / RECORD).exists():
         raise command_checks.holds_a_run(out_dir)
     try:
-        return config.build(cfg)
+        return adapter_origin.build(cfg, list(HydraConfig.get().overrides.task))
     except PeftrunError:
         _remove_new(out_dir)
         raise
@@ -174,25 +171,11 @@ def _remove_new(out_dir: Path) -> None:
                 parent.rmdir()
 
 
-def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
-    """Hydra's own reading of the flags, and what it cannot place; None when it cannot read them (it says so itself)."""
-    try:
-        return get_args_parser().parse_known_args(argv)
-    except SystemExit:
-        return None, []
-
-
-def _unread(item: str) -> str:
-    if item.startswith("-"):
-        return f"{item}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
-    return f"{item}: stands after a flag that stands after a key=value; type all flags first: peftrun --config-dir DIR {item}"
-
-
-def _composition_problems(arguments: argparse.Namespace | None, error: Exception) -> Sequence[str]:
+def _composition_problems(arguments: argparse.Namespace, error: Exception) -> Sequence[str]:
     from peftrun.composition import explain, several_values
 
-    known = explain(arguments.overrides, arguments.config_dir) if arguments else []
-    if arguments and not _is_swept(arguments):
+    known = explain(arguments.overrides, arguments.config_dir)
+    if not _is_swept(arguments):
         known = known or several_values(arguments.overrides)
     if not known and isinstance(error, ValueError):
         raise error  # not Hydra's: a bug

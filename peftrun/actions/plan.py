@@ -206,8 +206,7 @@ def _steps(spec: RunSpec, plan: _Plan) -> str:
     steps, size = pace.steps(trainer, plan.rows, processes), pace.step_rows(trainer, processes)
     if steps is None:
         return f"unknown until rows are counted; {size} rows a step"
-    epochs = f", {steps * size / plan.rows:.2f} times {plan.rows}" if plan.rows else ""
-    return f"{steps} of {size} rows: {steps * size} rows{epochs}"
+    return pace.seen(steps, size, plan.rows)
 
 
 def _time(spec: RunSpec, plan: _Plan) -> str:

@@ -68,6 +68,12 @@ def step_rows(trainer: TrainerSpec, processes: int = 1) -> int:
     return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * processes
 
 
+def seen(steps: int, size: int, rows: int | None) -> str:
+    """How often rows are learned: `60 steps × 4 rows = 240 rows (0.26 epochs of 918)`."""
+    epochs = f" ({steps * size / rows:.2f} epochs of {rows:,})" if rows else ""
+    return f"{steps:,} steps × {size} rows = {steps * size:,} rows{epochs}"
+
+
 def steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
     """Optimiser steps of a run over so many rows; None where that is not known."""
     if trainer.max_steps > 0:

@@ -24,7 +24,7 @@ from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import seq2seq
-from peftrun.training import attention, checkpoints, loop, memory, ranks, samples
+from peftrun.training import attention, checkpoints, epochs, loop, memory, ranks, samples
 
 
 @dataclass
@@ -64,6 +64,7 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
         tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
     set_seed(spec.seed)
     console.say(place.note)
+    tasks.look(spec.task)
     base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
     return Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
 
@@ -78,6 +79,10 @@ def rows_of(spec: RunSpec, base: Base) -> Any:
             f"type task.data.validation_rows={len(rows.train) // 5}"
         )
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
+    count = len(rows.train) - (apart or 0)
+    for line in (epochs.told(spec, count), epochs.unseen(spec, count)):
+        if line:
+            console.say(line)
     return rows
 
 
@@ -254,11 +259,17 @@ def result(
         ("base", f"{job.base.name} ({job.base.fingerprint.short()})"),
         ("trainable", f"{counts[0]:,} of {counts[1]:,} parameters ({counts[0] / counts[1]:.2%})"),
         ("training", f"{fitted.steps} steps in {fitted.seconds:.0f} s, mean loss {fitted.train_loss:.4f}"),
+        *_learned(job, fitted.steps),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
         ("record", short(job.out_dir / artifacts.RECORD)),
     ]
     metrics = {"before": before, "after": after}
     return RunResult(job.out_dir, facts, metrics, summary=summary, objective=after.get("loss"))
+
+
+def _learned(job: Job, steps: int) -> list[tuple[str, str]]:
+    found = epochs.told(job.spec, len(job.rows.train) - (job.spec.task.data.validation_rows or 0), steps)
+    return [("learned", found)] if found else []
 
 
 def told(job: Job, found: RunResult) -> RunResult:

@@ -143,7 +143,7 @@ REFUSED = {
     "half of a character": ("r.jsonl", rows_of('"a"', '"\\ud83d"'), [], ["line 2", "half of a character"]),
     "a line that is no object": ("r.jsonl", rows_of("1") + "[1]\n", [], ["line 2 is no object"]),
     "an object in place of a list": ("r.json", '{\n"data": []}', [], ["list of objects"]),
-    "a column in no row": ("r.jsonl", rows_of("1", "2", key="answer"), [], ["task.completion: the data has no column 'completion'", "COLUMN"]),
+    "a column in no row": ("r.jsonl", rows_of("1", "2", key="answer"), [], ["task.completion: the data has no column 'completion'", "type 'task.completion=\"{answer}\"'"]),
     "bytes": ("r.parquet", table(completion=[b"a", b"b"]), [], ["row 1: column completion", "bytes"]),
     "bytes in an object": ("r.parquet", table(completion=[{"a": b"a"}] * 2), [], ["row 1: column completion", "bytes"]),
     "a duration": ("r.parquet", table(completion=[datetime(2024, 1, 2) - datetime(2024, 1, 1)] * 2), [], ["row 1: column completion", "timedelta"]),
