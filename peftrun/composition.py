@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from peftrun import config, migrations, paths, tracker_checks, typed
+from peftrun import config, fields, migrations, paths, peft_fields, tracker_checks, typed
 from peftrun.errors import ConfigError
 from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
@@ -198,7 +198,13 @@ def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams
     known = list(config.flatten(config.plain(composed)))
     if any(item.startswith(f"{name}.") for item in known):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
-    return _of_other_actions(name, text) or config.unknown_key(name, value, known)
+    return _of_other_actions(name, text) or _of_peft(name, text, composed) or fields.unknown_key(name, value, known)
+
+
+def _of_peft(name: str, text: str, composed: DictConfig) -> str | None:
+    known = peft_fields.of_method(str(composed.lora.method)) if name.startswith("lora.") else {}
+    added = f"{text}: the chosen option does not show this field of PEFT's, so it must be added; type '++{text}'"
+    return added if name.partition(".")[2].partition(".")[0] in known else None
 
 
 def _of_other_actions(name: str, text: str) -> str | None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
     "__init__", "__main__", "action_checks", "action_specs", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "base_files", "checks", "cli", "command_checks", "composition", "config", "console",
-    "device_checks", "dispatch", "errors", "exhaustion", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "update_methods", "versions", "worker",
+    "device_checks", "dispatch", "errors", "exhaustion", "fields", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "peft_fields", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "update_methods", "versions", "worker",
 }  # fmt: skip
 FOLDERS = {
     "sweep",
@@ -30,9 +30,9 @@ FOLDERS = {
 ORDER = [
     {"adapter_rules", "addresses", "allocator", "errors", "migrations", "packages", "paths", "result", "versions"},
     {"methods", "typed"},
-    {"action_specs", "objectives", "other_methods", "tracker_specs", "update_methods"},
+    {"action_specs", "objectives", "other_methods", "peft_fields", "tracker_specs", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},
-    {"adapter_folder", "base_files", "console", "exhaustion", "launch", "prompts"},
+    {"adapter_folder", "base_files", "console", "exhaustion", "fields", "launch", "prompts"},
     {"adapter_weights", "heads"},
     {
         "action_checks",
