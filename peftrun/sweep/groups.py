@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peftrun import heads
+from peftrun import heads, peft_fields
 from peftrun.action_specs import TrainAction
 from peftrun.methods import LoraSpec
 from peftrun.schema import RunSpec
@@ -76,7 +76,9 @@ def _reasons(spec: RunSpec) -> Iterator[str]:
         return
     if spec.lora.init_lora_weights not in INITS:
         yield f"lora.init_lora_weights={spec.lora.init_lora_weights}"
-    yield from _differing("lora", spec.lora, LORA)
+    if spec.lora.target_modules is None:
+        yield "lora.target_modules=null"
+    yield from _differing("lora", spec.lora, LORA | dict.fromkeys(peft_fields.beside(spec.lora)))
     if spec.task.objective is not None or spec.task.kind not in KINDS:
         yield f"task.kind={spec.task.kind}"
     yield from _differing("trainer", spec.trainer, TRAINER)

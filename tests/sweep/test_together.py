@@ -83,6 +83,7 @@ LLAMA = {
         ["trainer.learning_rate=3e-3", "trainer.lr_scheduler_type=cosine", "trainer.warmup_steps=5"],
         ["trainer.weight_decay=0.1", "trainer.adam_beta2=0.95", "trainer.adam_beta1=0.8"],
         ["trainer.max_grad_norm=0.1", "seed=3"],
+        ["trainer.max_grad_norm=0", "seed=4", "lora.lora_alpha=2.5", "lora.alpha_pattern={q_proj: 7.5}"],
         ["trainer.optim=adafactor", "trainer.max_steps=12"],
         ["trainer.optim=sgd", "trainer.train_sampling_strategy=group_by_length"],
     ],
