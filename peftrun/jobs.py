@@ -16,13 +16,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from peftrun import command_checks, migrations, typed
-from peftrun.artifacts import DISK_FULL, RECORD
-from peftrun.errors import PeftrunError
+from peftrun.artifacts import CONFIG, DISK_FULL, RECORD
+from peftrun.errors import AdapterError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
 from peftrun.paths import config_dir
+from peftrun.report import CURVES, PAGE
 from peftrun.sweep import launcher
 from peftrun.team import packages, search_path
 
 USER_FAULT, INTERRUPTED = 1, 130
+INPUT_FAULTS = (ConfigError, ModelError, AdapterError, DataError, DeviceError)
+OPENING = {".hydra", CONFIG, RECORD, PAGE, CURVES}  # what every run has before it does anything, and what tells of it
 WAIT_FOR_PEOPLE = ("serve", "browse", "generate")
 
 
@@ -144,7 +147,11 @@ def _run_job(cfg: DictConfig) -> float | None:
     for line in shadows.chosen(HydraConfig.get().runtime):
         console.warn(line)
     with nullcontext() if spec.action.name in WAIT_FOR_PEOPLE else console.never_silent():
-        result = dispatch.run(spec, out_dir)
+        try:
+            result = dispatch.run(spec, out_dir)
+        except INPUT_FAULTS:
+            _remove_new(out_dir)
+            raise
     typed_here = list(HydraConfig.get().overrides.task)
     if spec.device.strategy is not None:
         typed_here = asked.in_one_process(typed_here)
@@ -167,7 +174,8 @@ def _build(cfg: DictConfig, out_dir: Path) -> Any:
 
 
 def _remove_new(out_dir: Path) -> None:
-    if {path.name for path in out_dir.iterdir()} <= {".hydra"}:
+    """Takes away the folder of a run that was refused before it had made, measured or logged anything."""
+    if {path.name for path in out_dir.iterdir()} <= OPENING:
         shutil.rmtree(out_dir)
         for parent in list(out_dir.parents)[:2]:  # outputs/<action>, outputs: when this run was the first
             if not any(parent.iterdir()):

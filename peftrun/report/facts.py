@@ -41,7 +41,7 @@ class RunFacts:
 
     @property
     def status(self) -> str:
-        """running, completed, stopped, failed; unknown without a record."""
+        """running, completed, stopped, interrupted, failed; unknown without a record."""
         return str(self.record.get("status", "unknown"))
 
     @property

@@ -10,7 +10,7 @@ from peftrun.report import CURVES, PAGE, answers, cost, learning, pieces, proofs
 from peftrun.report.facts import SWEEP, RunFacts, of_run, part
 from peftrun.report.figures import duration, figure, is_finite, is_number, precise, signed
 
-SIGNS = {"completed": "✓", "failed": "✗", "stopped": "■", "running": "▶"}
+SIGNS = {"completed": "✓", "failed": "✗", "stopped": "■", "interrupted": "‖", "running": "▶"}
 LESS = ("loss", "perplexity")  # of these less is better; of the others more
 NEITHER = ("desirable_log_ratio", "undesirable_log_ratio", "margin")
 LATER = ("perplexity", "precision", "recall")  # what others say too

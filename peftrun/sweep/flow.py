@@ -17,17 +17,20 @@ from omegaconf import DictConfig, OmegaConf
 from peftrun import artifacts, config, console, dispatch
 from peftrun.errors import PeftrunError, SweepError
 from peftrun.sweep import cells as composed
-from peftrun.sweep import folder, groups, halving, planner, preview, report, summary, table, work
+from peftrun.sweep import ending, folder, groups, halving, pace, planner, preview, report, summary, work
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.groups import Group
 from peftrun.sweep.planner import Plan
 
 
 class Flow:
     """One command's sweep. A search hands its cells over in several batches, which go into one folder."""
 
-    def __init__(self, context: HydraContext, master: DictConfig, options: dict[str, Any], engine: str | None) -> None:
+    def __init__(
+        self, context: HydraContext, master: DictConfig, options: dict[str, Any], engine: str | None, *, together: bool
+    ) -> None:
         self.loader: Any = context.config_loader
-        self.master, self.options, self.engine = master, options, engine
+        self.master, self.options, self.engine, self.together = master, options, engine, together
         self.limits = planner.limits(options.get("memory_limit"), options.get("max_cells"), engine is None)
         self.halving = halving.read(options.get("halving"), engine)
         self.plans_only = preview.wanted(master)
@@ -116,13 +119,14 @@ class Flow:
                 if self.changed.pop(cell.id, None):
                     folder.set_aside(self._at(cell))
                 ready.append(cell)
-        plan = planner.plan(groups.form(ready), self.limits)
+        paces = pace.of_all([cell.spec for cell in ready if cell.spec])
+        plan = planner.plan(groups.form(ready, self.together), self.limits, paces.lengths)
         self._remember(plan)
         self._sum_up("running")
         try:
             self._send(plan)
-        except BaseException:
-            self._sum_up("stopped")
+        except BaseException as error:
+            self._sum_up("interrupted" if isinstance(error, KeyboardInterrupt) else "stopped")
             raise
         finally:
             self.groups, self.waves = self.groups + len(plan.groups), self.waves + len(plan.waves)
@@ -150,13 +154,10 @@ class Flow:
         return self.folder / cell.id
 
     def _freeze(self, cell: Cell) -> bool:
-        """Whether the cell can be run. One that cannot leaves its reason."""
-        if cell.id:
-            folder.freeze(self._at(cell), lambda: config.values_to_yaml(cell.values))
+        """Whether the cell can be run. Why one cannot stands in the summary alone."""
         if cell.spec is not None:
+            folder.freeze(self._at(cell), lambda: config.values_to_yaml(cell.values))
             return True
-        if cell.id:
-            work.refuse(self._at(cell), cell.problems)
         self.places[cell.id] = {"how": "refused"}
         return False
 
@@ -182,12 +183,20 @@ class Flow:
                 self._run_here(plan)
 
     def _run_here(self, plan: Plan) -> None:
+        spec = plan.groups[0].cells[0].spec
+        assert spec is not None
+        allowed = self.limits.now(spec)  # before there is a base in memory
         for number, group in enumerate(plan.groups, 1):
-            at_once = max(len(wave.cells) for wave in plan.waves if wave.group == number)
-            together = f"alone ({group.reason})" if group.reason else f"at most {at_once} at once"
-            console.say(f"group {number} of {len(plan.groups)}: {_count(len(group.cells), 'cell')}, {together}")
-            work.run([self._at(cell) for cell in group.cells], at_once, self.halving)
+            console.say(self._heading(number, group, len(plan.groups)))
+            work.run([self._at(cell) for cell in group.cells], allowed, self.halving)
             self._sum_up("running")
+
+    def _heading(self, number: int, group: Group, groups: int) -> str:
+        label = self.labels[group.cells[0].numbers[0]]
+        if not self.together:
+            return f"cell {number} of {groups}: {label}"
+        how = f"alone ({group.reason}): {label}" if group.reason else "together on one base"
+        return f"group {number} of {groups}: {_count(len(group.cells), 'cell')}, {how}"
 
     def _sum_up(self, status: str) -> dict[str, Any]:
         """Writes what came out so far, and returns it."""
@@ -213,7 +222,7 @@ class Flow:
         reasons = [(cell, cell.problems or _reasons(found[cell.id])) for cell in batch]
         failed = [(cell, lines) for cell, lines in reasons if lines]
         whole = self._sum_up("failed" if failed else "completed")
-        for line in table.closing(whole, {cell.numbers[0] for cell in batch}, self.labels, self.folder):
+        for line in ending.lines(whole, {cell.numbers[0] for cell in batch}, self.labels, self.folder):
             console.show(line)
         objectives: list[float | None] = [None] * jobs
         for cell in batch:

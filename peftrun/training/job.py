@@ -23,7 +23,9 @@ from peftrun.model import Base
 from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
+from peftrun.sweep.memory import Lengths
 from peftrun.tasks import seq2seq
+from peftrun.tasks.limits import IGNORED
 from peftrun.training import attention, checkpoints, loop, memory, ranks, samples
 
 
@@ -38,6 +40,7 @@ class Job:
     base: Base
     kind: ModuleType
     rows: Any
+    name: str = ""  # of a cell among others, in what is said
     timings: dict[str, float] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)  # before, after → what belongs to the figures
     answered: dict[str, list[str]] = field(default_factory=dict)  # before, after → answers to sample rows
@@ -113,7 +116,8 @@ def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
     else:
         found = job.kind.evaluate(*given)
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
-    console.say(f"held-out {when}: {figures(found)}")
+    who = f"{job.name}: " if job.name and when == "after" else ""  # before, it is the base, for all cells
+    console.say(f"{who}held-out {when}: {figures(found)}")
     if not math.isfinite(found["loss"]):
         who = f" at {_first_without_loss(job, net)}" if when == "before" else ""
         raise DataError(
@@ -233,10 +237,30 @@ def _fit(job: Job, net: Any, **how: Any) -> loop.Fitted:
     return fitted
 
 
+def tokens(job: Job) -> list[int]:
+    """Of each training row; nothing where rows hold no tokens of their own."""
+    rows = job.rows.for_training()
+    return [len(row["input_ids"]) for row in rows] if rows and "input_ids" in rows[0] else []
+
+
+def lengths(job: Job) -> Lengths | None:
+    """Of the longest training row; None where rows hold no tokens of their own."""
+    each = tokens(job)
+    if not each:
+        return None
+    longest = job.spec.task.max_length if job.spec.trainer.packing else max(each)
+    return Lengths(longest, max(_learned(row.get("labels")) for row in job.rows.for_training()))
+
+
+def _learned(labels: Any) -> int:
+    return sum(one != IGNORED for one in labels) if isinstance(labels, list) else 1
+
+
 def result(
     job: Job, fitted: loop.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
 ) -> RunResult:
     """What the run found; `counts`: trainable parameters, and all."""
+    longest = lengths(job)
     facts = {
         "base": job.base.describe(),
         "device": job.place.note,
@@ -246,6 +270,7 @@ def result(
         "training": fitted.as_dict(),
         "timings": job.timings,
         "memory": memory.peaks(),
+        "lengths": dataclasses.asdict(longest) if longest else None,
         **_noted(job),
         "trainable_parameters": counts[0],
         "parameters": counts[1],
