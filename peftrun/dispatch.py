@@ -50,7 +50,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         record.failed(error)
-        record.reported()
         raise
     record.completed(result)
     result.summary += record.reported()
@@ -86,8 +85,7 @@ def together(
             records[cell].reported()
             in_vain.extend(records[cell].set_in_vain())
         elif isinstance(found, Apart):
-            records[cell].withdrawn()
-            _say_apart(records[cell], found)
+            records[cell].withdrawn(f"is trained alone: {found.reason}")
             apart.append(cell)
         else:
             _tell(found, records[cell])
@@ -100,13 +98,11 @@ def together(
     except PeftrunError as fault:  # of all of them
         for record in records:
             record.failed(fault)
-            record.reported()
     except BaseException as error:
         for cell, record in enumerate(records):
             if isinstance(error, KeyboardInterrupt) and cell not in begun:
                 record.withdrawn()
             record.failed(error)
-            record.reported()
         raise
     vain.tell(in_vain)
     return apart
@@ -119,19 +115,12 @@ def _note_what_they_share(records: Sequence["Record"]) -> None:
         reads.note(record.spec, found)
 
 
-def _say_apart(record: "Record", found: Apart) -> None:
-    from peftrun import console
-
-    console.say(f"cell {record.out_dir.name} is trained alone: {found.reason}")
-
-
 def _tell(found: Exception, record: "Record") -> None:
     """One cell has failed; the others go on. A bug keeps its traceback."""
     from peftrun import console
 
     fault = exhaustion.fault_of(found, record.out_dir) or found
     record.failed(fault)
-    record.reported()
     console.warn(
         f"cell {record.out_dir.name} failed: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}"
     )
@@ -168,6 +157,7 @@ class Record:
             ending = {"status": "interrupted"}
         with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
             self._finish(**ending, **getattr(error, "facts", {}))
+        self.reported()
 
     def reported(self) -> list[tuple[str, str]]:
         """Leaves the page of a training, whatever became of it, and tells its tracker: where it lies, as a row for the closing table."""
@@ -188,10 +178,14 @@ class Record:
         found = page.leave(self.out_dir)
         return [("report", console.short(found))] if found else []
 
-    def withdrawn(self) -> None:
+    def withdrawn(self, why: str = "") -> None:
         """The run has not begun, as if it had never been asked for; nothing where the record is finished already."""
+        from peftrun import console
+
         if not self.open:
             return
+        if why:
+            console.say(f"cell {self.out_dir.name} {why}")
         self.open, self.told = False, True
         trackers.pause(self.out_dir)
         (self.out_dir / artifacts.RECORD).unlink()

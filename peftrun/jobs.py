@@ -141,7 +141,7 @@ def _one_composition(argv: Sequence[str]) -> Iterator[None]:
 def _run_job(cfg: DictConfig) -> float | None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     spec = _build(cfg, out_dir)
-    from peftrun import asked, console, dispatch
+    from peftrun import console, dispatch
     from peftrun.team import shadows
 
     for line in shadows.chosen(HydraConfig.get().runtime):
@@ -152,12 +152,27 @@ def _run_job(cfg: DictConfig) -> float | None:
         except INPUT_FAULTS:
             _remove_new(out_dir)
             raise
-    typed_here = list(HydraConfig.get().overrides.task)
-    if spec.device.strategy is not None:
-        typed_here = asked.in_one_process(typed_here)
-    result.next_commands = [asked.on_the_same(command, typed_here) for command in result.next_commands]
+    result.next_commands = _on_the_same(result.next_commands, spec)
     console.closing_table(result)
     return result.objective
+
+
+def _on_the_same(commands: list[str], spec: Any) -> list[str]:
+    """The commands with what they need of what was typed here; for a model that was made of an adapter, of what its training was typed with."""
+    from peftrun import asked
+
+    typed_here = list(HydraConfig.get().overrides.task)
+    places = asked.places_of(HydraConfig.get().runtime.config_sources)
+    if spec.device.strategy is not None:
+        typed_here = asked.in_one_process(typed_here)
+    learned: list[str] = []
+    if spec.adapter and not asked.of_rows(typed_here):
+        words, its_places = asked.of_adapter(spec.adapter[spec.active or next(iter(spec.adapter))])
+        learned, places = asked.of_rows(words), places or its_places
+    return [
+        asked.on_the_same(command, [*([] if " adapter=" in command else learned), *typed_here], places)
+        for command in commands
+    ]
 
 
 def _build(cfg: DictConfig, out_dir: Path) -> Any:

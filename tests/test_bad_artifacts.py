@@ -224,8 +224,8 @@ def test_what_is_not_as_it_was_is_named_and_refused_where_answers_must_differ(
 
 
 def test_an_adapter_of_a_run_that_failed_is_refused_with_its_reason(cli, tmp_path, on_tiny, llama):
-    failed = cli(*on_tiny(llama), "lora.target_modules=[nothing]").run_dir
-    told = [f"adapter={failed}: this run is 'failed' and saved no adapter (lora.target_modules=nothing: matches no",
+    failed = cli(*on_tiny(llama), *TINY_STEPS, "trainer.learning_rate=1e30").run_dir
+    told = [f"adapter={failed}: this run is 'failed' and saved no adapter (the loss is nan at step",
             f"action.resume={failed}, or name another run"]  # fmt: skip
     check_refused(cli, tmp_path, [*on_tiny(llama), "action=reload", f"adapter={failed}"], told)
 

@@ -2,15 +2,17 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts, asked, console
+from peftrun.errors import SweepError
 from peftrun.report import PAGE
 from peftrun.sweep import statistics
+from peftrun.sweep.cells import Cell
 from peftrun.sweep.statistics import Configuration, Findings
-from peftrun.sweep.table import aligned, twice
+from peftrun.sweep.table import aligned, count, twice
 
 Summary = dict[str, Any]
 
@@ -31,6 +33,29 @@ def lines(summary: Summary, batch: Collection[int], labels: dict[int, str], fold
         f"report {console.short(folder / PAGE)}",
         *_next(findings, folder),
     ]
+
+
+def fault(
+    failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str], cells: int, planned: bool = False
+) -> SweepError | None:
+    """One line for each reason, with the cells it holds for, and how to go on."""
+    if not failed:
+        return None
+    reasons: dict[str, list[Cell]] = {}
+    for cell, lines in failed:
+        for line in lines:
+            reasons.setdefault(line, []).append(cell)
+    told = [f"{_named(which, labels)}: {line}" for line, which in reasons.items()]
+    said = "failed; type the same command to run those again; what is done stays as it is"
+    if planned:
+        said = "cannot be run as typed; mend the values, or leave these out"
+    return SweepError(*told, f"{len(failed)} of {count(cells, 'cell')} {said}")
+
+
+def _named(cells: Sequence[Cell], labels: dict[int, str]) -> str:
+    first = cells[0]
+    more = f" and {count(len(cells) - 1, 'other cell')}" if len(cells) > 1 else ""
+    return f"cell {first.id or first.numbers[0]} ({labels[first.numbers[0]]}){more}"
 
 
 def _cells(summary: Summary, batch: Collection[int], labels: dict[int, str]) -> list[str]:
@@ -71,12 +96,12 @@ def _next(findings: Findings, folder: Path) -> Iterator[str]:
     found = _first(findings)
     if found is None or not (folder / found[1]["folder"] / artifacts.ADAPTER).is_dir():
         return
-    cell, typed = found[1], shlex.split(found[1]["command"])[1:]
-    adapter = shlex.quote(console.short(folder / cell["folder"]))
+    run = folder / found[1]["folder"]
+    adapter, typed, places = shlex.quote(console.short(run)), asked.typed(run), asked.places(run)
     yield ""
     yield "next:"
     for action in ("reload", "merge"):
-        yield f"  {asked.on_the_same(f'peftrun action={action} adapter={adapter}', typed)}"
+        yield f"  {asked.on_the_same(f'peftrun action={action} adapter={adapter}', typed, places)}"
 
 
 def _change(cell: dict[str, Any], name: str) -> str:

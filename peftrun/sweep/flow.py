@@ -21,6 +21,7 @@ from peftrun.sweep import ending, folder, groups, halving, pace, planner, previe
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.groups import Group
 from peftrun.sweep.planner import Plan
+from peftrun.sweep.table import count
 
 
 class Flow:
@@ -65,7 +66,7 @@ class Flow:
         if self.plans_only:
             self._clean()
             self._show_plan(batch)
-            return [None] * len(jobs), _fault(
+            return [None] * len(jobs), ending.fault(
                 [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch), planned=True
             )
         self._settle(batch)
@@ -138,7 +139,7 @@ class Flow:
         }
         told = dict.fromkeys(name for names in self.changed.values() for name in names)
         if told:
-            cells = _count(len(self.changed), "cell")
+            cells = count(len(self.changed), "cell")
             console.warn(
                 f"{cells} of {len(batch)} were made before these changed, and are run again: {', '.join(told)}"
             )
@@ -196,7 +197,7 @@ class Flow:
         if not self.together:
             return f"cell {number} of {groups}: {label}"
         how = f"alone ({group.reason}): {label}" if group.reason else "together on one base"
-        return f"group {number} of {groups}: {_count(len(group.cells), 'cell')}, {how}"
+        return f"group {number} of {groups}: {count(len(group.cells), 'cell')}, {how}"
 
     def _sum_up(self, status: str) -> dict[str, Any]:
         """Writes what came out so far, and returns it."""
@@ -229,7 +230,7 @@ class Flow:
             for number in cell.numbers:
                 if first <= number < first + jobs:
                     objectives[number - first] = _objective(found.get(cell.id, {}))
-        return objectives, _fault(failed, self.labels, len(batch))
+        return objectives, ending.fault(failed, self.labels, len(batch))
 
 
 class _Unchecked:
@@ -251,29 +252,6 @@ def _team_dir(master: DictConfig) -> str | None:
     return next((str(one.path) for one in sources if one.provider == "command-line"), None)
 
 
-def _fault(
-    failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str], cells: int, planned: bool = False
-) -> SweepError | None:
-    """One line for each reason, with the cells it holds for, and how to go on."""
-    if not failed:
-        return None
-    reasons: dict[str, list[Cell]] = {}
-    for cell, lines in failed:
-        for line in lines:
-            reasons.setdefault(line, []).append(cell)
-    told = [f"{_named(which, labels)}: {line}" for line, which in reasons.items()]
-    said = "failed; type the same command to run those again; what is done stays as it is"
-    if planned:
-        said = "cannot be run as typed; mend the values, or leave these out"
-    return SweepError(*told, f"{len(failed)} of {_count(cells, 'cell')} {said}")
-
-
-def _named(cells: Sequence[Cell], labels: dict[int, str]) -> str:
-    first = cells[0]
-    more = f" and {_count(len(cells) - 1, 'other cell')}" if len(cells) > 1 else ""
-    return f"cell {first.id or first.numbers[0]} ({labels[first.numbers[0]]}){more}"
-
-
 def _record(cell: Path) -> dict[str, Any]:
     """The record of a cell; none where it is not there, or damaged."""
     try:
@@ -293,10 +271,6 @@ def _objective(record: dict[str, Any]) -> float | None:
     value = record.get("objective")
     done = record.get("status") in (folder.COMPLETED, folder.STOPPED)
     return float(value) if done and isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _now() -> str:

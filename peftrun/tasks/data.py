@@ -199,7 +199,7 @@ def _advice(key: str, name: str, row: dict[str, Any], task: TaskSpec) -> str:
         return f"type {key}={near[0] if near else 'COLUMN'}"
     template = task.prompt if key == "task.prompt" else task.completion
     mended = (template or "").replace(name, near[0]) if near else "{COLUMN}"
-    return "type " + quoting.words([quoting.override(key, mended)]).replace("\n", "\\n")
+    return "type " + quoting.words([quoting.override(key, mended)])
 
 
 def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:

@@ -23,10 +23,8 @@ from peftrun.model import Base
 from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
-from peftrun.sweep.memory import Lengths
 from peftrun.tasks import seq2seq
-from peftrun.tasks.limits import IGNORED
-from peftrun.training import attention, checkpoints, loop, memory, ranks, samples
+from peftrun.training import attention, checkpoints, lengths, loop, memory, ranks, samples
 
 
 @dataclass
@@ -237,30 +235,11 @@ def _fit(job: Job, net: Any, **how: Any) -> loop.Fitted:
     return fitted
 
 
-def tokens(job: Job) -> list[int]:
-    """Of each training row; nothing where rows hold no tokens of their own."""
-    rows = job.rows.for_training()
-    return [len(row["input_ids"]) for row in rows] if rows and "input_ids" in rows[0] else []
-
-
-def lengths(job: Job) -> Lengths | None:
-    """Of the longest training row; None where rows hold no tokens of their own."""
-    each = tokens(job)
-    if not each:
-        return None
-    longest = job.spec.task.max_length if job.spec.trainer.packing else max(each)
-    return Lengths(longest, max(_learned(row.get("labels")) for row in job.rows.for_training()))
-
-
-def _learned(labels: Any) -> int:
-    return sum(one != IGNORED for one in labels) if isinstance(labels, list) else 1
-
-
 def result(
     job: Job, fitted: loop.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
 ) -> RunResult:
     """What the run found; `counts`: trainable parameters, and all."""
-    longest = lengths(job)
+    longest = lengths.of_longest(job.rows, job.spec)
     facts = {
         "base": job.base.describe(),
         "device": job.place.note,

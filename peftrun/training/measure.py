@@ -19,7 +19,7 @@ from peftrun.schema import RunSpec
 from peftrun.sweep.memory import Lengths
 from peftrun.tracker_specs import NoTracker
 from peftrun.training import job as jobs
-from peftrun.training import loop, memory
+from peftrun.training import lengths, loop, memory
 from peftrun.training.job import Job
 
 WARM_UP = 1  # steps before those that count: the first one compiles and allocates
@@ -89,7 +89,16 @@ def _taken(spec: RunSpec, steps: int, folder: Path, evaluate_before: bool) -> Me
     after = _row_seconds(job, net)
     apart = spec.task.data.validation_rows or 0
     rows = (len(job.rows.train) - apart, len(job.rows.held_out), apart)
-    return Measured(*counts, *rows, jobs.lengths(job), step, starting, (before, after), _peak(job), job.place.note)
+    return Measured(
+        *counts,
+        *rows,
+        lengths.of_longest(job.rows, job.spec),
+        step,
+        starting,
+        (before, after),
+        _peak(job),
+        job.place.note,
+    )
 
 
 def _net(job: Job) -> Any:
@@ -127,7 +136,7 @@ def _step_seconds(job: Job, net: Any, steps: int) -> float:
 
 def _to_mean(job: Job, tokens: float) -> float:
     """What a step of mean length takes to one that had so many tokens; 1 where tokens are not told or fill whole rows."""
-    rows, trainer = jobs.tokens(job), job.spec.trainer
+    rows, trainer = lengths.of_each(job.rows), job.spec.trainer
     if not rows or not tokens or trainer.packing:
         return 1.0
     mean = sum(rows) / len(rows)

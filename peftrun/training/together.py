@@ -20,7 +20,7 @@ from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
 from peftrun.sweep import fitting, planner, summary
 from peftrun.sweep.planner import Limits
-from peftrun.training import checkpoints, loop, seat
+from peftrun.training import checkpoints, lengths, loop, seat
 from peftrun.training import job as jobs
 from peftrun.training.halving import Halving
 from peftrun.training.job import Job
@@ -133,8 +133,8 @@ class _Group:
     def _seats(self, ready: list[int], allowed: Limits) -> int:
         """How many train in one step, which is said."""
         found = {id(job.rows): job for job in map(self.jobs.__getitem__, ready)}
-        lengths = {rows: jobs.lengths(job) for rows, job in found.items()}
-        runs = [(self._as_it_runs(self.jobs[cell].spec), lengths[id(self.jobs[cell].rows)]) for cell in ready]
+        known = {rows: lengths.of_longest(job.rows, job.spec) for rows, job in found.items()}
+        runs = [(self._as_it_runs(self.jobs[cell].spec), known[id(self.jobs[cell].rows)]) for cell in ready]
         at_once, said = planner.seats(runs, allowed)
         console.say(said)
         return at_once
