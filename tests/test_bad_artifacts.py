@@ -191,12 +191,18 @@ def as_foreign(change, base, adapter):
     change(adapter)
 
 
+def laid_beside(base, adapter):
+    AutoTokenizer.from_pretrained(base).save_pretrained(adapter)
+    other_tokens(adapter)
+
+
 # What is not as it was when the adapter was made: how (base, adapter), fragments of what is said, whether it is refused.
 CHANGED = {
     "tokenizer": (lambda base, adapter: other_tokens(base), ["which has another tokenizer"], True),
     "template": (lambda base, adapter: other_template(base), ["which has another chat template", "conversations"], False),
     "own tokenizer": (partial(as_foreign, other_tokens), ["brings another tokenizer than base", "copy of the base"], True),
     "own template": (partial(as_foreign, other_template), ["brings another chat template than base"], False),
+    "laid beside ours": (laid_beside, ["brings another tokenizer than base", "copy of the base"], True),
     "own, with a token more": (partial(as_foreign, added_token), ["also has <|pad of mine|>", "as plain text"], False),
     "own, the same": (partial(as_foreign, lambda folder: None), ["was not made by peftrun"], False),
     "new and on": (lambda base, adapter: edit_json(adapter / CONFIG, use_new=True, peft_version="9.1"),

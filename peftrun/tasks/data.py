@@ -13,7 +13,7 @@ from peftrun import console
 from peftrun.errors import DataError
 from peftrun.explain import quoting
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks import mixture, sources, talks, templates
+from peftrun.tasks import files, mixture, sources, talks, templates
 from peftrun.tasks.messages import ASSISTANT, Conversation, says
 from peftrun.tasks.templates import fill
 
@@ -114,7 +114,8 @@ def _load(
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
     empty, made = dict.fromkeys(_named(task).values()), []
     for number, found in enumerate(chain([first], rows), 1):
-        where, row = f"{source.told}: row {number}", empty | found  # a column that a row leaves out is empty there
+        where = f"{source.told}: {files.place(number, getattr(found, 'line', None))}"
+        row = empty | found  # a column that a row leaves out is empty there
         made.append(render(where, row, task, choices))
         if groups is not None and task.data.group_column:
             groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])

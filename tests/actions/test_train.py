@@ -126,9 +126,12 @@ def test_a_torn_checkpoint_is_passed_over(cli, llama, on_tiny):
     torn = run / "checkpoints" / "checkpoint-12"
     (torn / "complete").unlink()
     (torn / "trainer_state.json").write_text("{")
+    (run / "checkpoints" / "checkpoint-14").mkdir()
     resumed = cli(*overrides, f"action.resume={run}")
     assert resumed.code == 0, resumed.err
     assert Path(resumed.record()["resumed_from"]).name == "checkpoint-10"
+    assert f"{run}: not whole, and passed over: checkpoint-12, checkpoint-14" in resumed.err
+    assert not list(run.rglob("README.md"))
 
 
 MEASURED = ["task.data.validation_rows=8", "trainer.eval_steps=2", "trainer.learning_rate=0.3"]
