@@ -90,12 +90,8 @@ class OneByOne(SharedBase):
         return self.plain.launch(job_overrides, initial_job_idx)
 
 
-LAUNCHERS = {
-    "shared_base": SharedBase,
-    "shared_base_slurm": SharedBaseSlurm,
-    "shared_base_ray": SharedBaseRay,
-    "basic": OneByOne,
-}
+LAUNCHERS = {"shared_base": SharedBase, "shared_base_slurm": SharedBaseSlurm, "shared_base_ray": SharedBaseRay}
+IN_PLACE_OF_HYDRAS = {"basic": OneByOne}
 MEASURING = ("train", "evaluate")  # actions whose cells are compared by what came out
 
 
@@ -110,18 +106,15 @@ def register() -> None:
         package.__path__ = []
     sys.modules[ALIAS] = module
     setattr(package, own, module)
-    for name, kind in LAUNCHERS.items():
+    options = {f"{name}_class": kind for name, kind in LAUNCHERS.items()} | IN_PLACE_OF_HYDRAS
+    for option, kind in options.items():
         kind.__module__ = ALIAS
         setattr(module, kind.__name__, kind)
         plugins.register(kind)
-        _store(name if kind is OneByOne else f"{name}_class", kind)
+        node = {"_target_": f"{ALIAS}.{kind.__name__}"}
+        ConfigStore.instance().store(group="hydra/launcher", name=option, node=node, provider="peftrun")
     if find_spec("peftrun.sweep.search"):
         import_module("peftrun.sweep.search").register()
-
-
-def _store(option: str, kind: type[Launcher]) -> None:
-    node = {"_target_": f"{ALIAS}.{kind.__name__}"}
-    ConfigStore.instance().store(group="hydra/launcher", name=option, node=node, provider="peftrun")
 
 
 def on_shared_base(argv: Sequence[str]) -> list[str]:

@@ -185,7 +185,11 @@ def seats(runs: Sequence[tuple[RunSpec, Lengths | None]], allowed: Limits) -> tu
     longest = max((rows.longest for _, rows in runs if rows), default=None)
     told += f", rows of at most {longest} tokens" if longest else ""
     if size < count and size != allowed.cells:
-        told += f"; hydra.launcher.max_cells={count} takes all at once, whatever the estimate"
+        told += (
+            "; a larger one takes more"
+            if allowed.memory
+            else f"; hydra.launcher.max_cells={count} takes all at once, whatever the estimate"
+        )
     return size, told
 
 
@@ -197,7 +201,7 @@ def _at_once(size: int, count: int, allowed: Limits) -> str:
 
 def _of_what(allowed: Limits) -> str:
     if allowed.memory:
-        return f" of hydra.launcher.memory_limit={gigabytes(allowed.memory)}"
+        return f" of hydra.launcher.memory_limit ({gigabytes(allowed.memory)})"
     return f" of {gigabytes(allowed.free)} free" if allowed.free else ""
 
 

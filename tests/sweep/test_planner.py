@@ -233,15 +233,11 @@ def test_waves_hold_what_the_limits_allow(tmp_path):
         planner.seats(runs, allowed)[0] == 2 and planner.seats(short, allowed)[0] > 2
     )  # as long as rows are, not as they may be
     told = planner.seats(runs, allowed)[1]
-    assert "7 cells on one base, 2 at once: about " in told and "hydra.launcher.max_cells=7" in told
-    few = Limits(free=1000)
-    assert (
-        planner.seats(runs, few)[0] == 1 and planner.seats(runs, Limits(None, 7, free=1000))[0] == 7
-    )  # the user's wins
-    assert (
-        "all at once" in planner.seats(short, Limits())[1]
-        and "rows of at most 16 tokens" in planner.seats(short, Limits())[1]
-    )
+    assert "7 cells on one base, 2 at once: about " in told and "of hydra.launcher.memory_limit (" in told
+    few, own = planner.seats(runs, Limits(free=1000)), planner.seats(runs, Limits(None, 7, free=1000))
+    assert few[0] == 1 and "hydra.launcher.max_cells=7 takes all at once" in few[1]
+    assert own[0] == 7 and "all at once" in own[1]  # what the user sets wins
+    assert "rows of at most 16 tokens" in planner.seats(short, Limits())[1]
 
 
 def test_a_base_that_is_not_here_yet_is_said_to_be_unknown():
