@@ -43,6 +43,17 @@ def holds_text(key: str) -> bool:
     return key in TEXTS or key.startswith("task.data.mix")
 
 
+def as_typed(text: str) -> str:
+    """The inverse of what `in_full` does to line ends and tabs, so that an override can be shown on one line."""
+    key, sign, value = text.partition("=")
+    if not sign or not holds_text(key.lstrip("+")):
+        return text
+    for written, end in ENDS.items():
+        value = value.replace(end, written)
+    found = f"{key}={value}"
+    return found if _with_line_ends(found) == text else text
+
+
 def _with_line_ends(text: str) -> str:
     key, sign, value = text.partition("=")
     if (

@@ -31,6 +31,7 @@ OWN_MEMORY = (
     "lion_32bit",
 )  # bitsandbytes' optimisers want each tensor in memory of its own
 DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}
+ONE_BY_ONE = "cells are trained one after another; hydra/launcher=shared_base trains those together that share a base"
 ONLY_ONE = "no other cell shares its base, device and kind of task"
 
 
@@ -42,14 +43,14 @@ class Group:
     reason: str = ""
 
 
-def form(cells: Sequence[Cell]) -> list[Group]:
-    """The groups of cells that can be run, in the order of their first cells."""
+def form(cells: Sequence[Cell], together: bool = True) -> list[Group]:
+    """The groups of cells that can be run, in the order of their first cells. `together`: whether any are trained together."""
     shared: dict[str, list[Cell]] = {}
     found: list[Group] = []
     for cell in cells:
         if cell.spec is None:
             continue
-        reason = alone(cell.spec)
+        reason = alone(cell.spec) if together else ONE_BY_ONE
         if reason:
             found.append(Group([cell], reason))
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from peftrun import console
 from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks import columns, mixture, sources, talks, templates
+from peftrun.tasks import columns, files, mixture, sources, talks, templates
 from peftrun.tasks.messages import ASSISTANT, Conversation, says
 from peftrun.tasks.templates import fill
 
@@ -104,7 +104,8 @@ def _load(
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
     empty, made = dict.fromkeys(columns.named(task).values()), []
     for number, found in enumerate(sources.read(task.data, source), 1):
-        where, row = f"{source.told}: row {number}", empty | found  # a column that a row leaves out is empty there
+        where = f"{source.told}: {files.place(number, getattr(found, 'line', None))}"
+        row = empty | found  # a column that a row leaves out is empty there
         made.append(render(where, row, task, choices))
         if groups is not None and task.data.group_column:
             groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])

@@ -24,7 +24,7 @@ from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import seq2seq
-from peftrun.training import attention, checkpoints, epochs, loop, memory, ranks, samples
+from peftrun.training import attention, checkpoints, epochs, lengths, loop, memory, ranks, samples
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Job:
     base: Base
     kind: ModuleType
     rows: Any
+    name: str = ""  # of a cell among others, in what is said
     timings: dict[str, float] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)  # before, after → what belongs to the figures
     answered: dict[str, list[str]] = field(default_factory=dict)  # before, after → answers to sample rows
@@ -118,7 +119,8 @@ def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
     else:
         found = job.kind.evaluate(*given)
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
-    console.say(f"held-out {when}: {figures(found)}")
+    who = f"{job.name}: " if job.name and when == "after" else ""  # before, it is the base, for all cells
+    console.say(f"{who}held-out {when}: {figures(found)}")
     if not math.isfinite(found["loss"]):
         who = f" at {_first_without_loss(job, net)}" if when == "before" else ""
         raise DataError(
@@ -242,6 +244,7 @@ def result(
     job: Job, fitted: loop.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
 ) -> RunResult:
     """What the run found; `counts`: trainable parameters, and all."""
+    longest = lengths.of_longest(job.rows, job.spec)
     facts = {
         "base": job.base.describe(),
         "device": job.place.note,
@@ -251,6 +254,7 @@ def result(
         "training": fitted.as_dict(),
         "timings": job.timings,
         "memory": memory.peaks(),
+        "lengths": dataclasses.asdict(longest) if longest else None,
         **_noted(job),
         "trainable_parameters": counts[0],
         "parameters": counts[1],

@@ -134,6 +134,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
         trained_by.model_accepts_loss_kwargs = False
     finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
     checkpoints.stop_where_ended(trained_by)
+    trained_by.create_model_card = lambda *_, **__: None  # TRL's, in each checkpoint's folder
     for unwanted in (PrinterCallback, ProgressCallback):
         trained_by.remove_callback(unwanted)
     try:
