@@ -256,6 +256,7 @@ def _opening(spec: RunSpec) -> dict[str, Any]:
         "host": platform.node(),  # on which that process is looked for
         "environment": environment.now(),
         "given": records.given(spec.adapter),
+        "files": records.files(reads.plain(spec)),
     }
 
 

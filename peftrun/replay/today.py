@@ -22,6 +22,7 @@ def facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "git_commit": environment.commit(Path()),
         "given": records.given(spec.adapter),
+        "files": records.files(spec),
         "computing": None if launch.wanted(spec) or "computing" not in then else _computing(spec),
     }
     tokens = {part: _base(spec, part) for part in ("base", "merged") if then.get(part)}

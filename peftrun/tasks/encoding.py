@@ -31,9 +31,10 @@ class Encoder:
         self._noted: dict[str, list[str]] = {}  # what was remarkable → the rows in which it was
         self._where = ""  # the row that was checked last
 
-    def check(self, where: str, conversation: Conversation, text: str = "") -> None:
+    def check(self, where: str, conversation: Conversation, text: str = "") -> list[str]:
         """Notes what of a conversation, or of a plain text, is not learned as it is written.
 
+        Returns: what the template does not write: tools, keys of messages.
         Raises: DataError: special tokens are in it and refused, or the template does not write its calls of tools.
         """
         self._where = where
@@ -45,8 +46,10 @@ class Encoder:
         if found:
             self._note(f"special {found[0]}")
         conversation = self._with_tools(conversation)
-        for what in self._template.unwritten(conversation) if self._template else _unwritten(conversation):
+        unwritten = self._template.unwritten(conversation) if self._template else _unwritten(conversation)
+        for what in unwritten:
             self._note(f"unwritten {what}")
+        return unwritten
 
     def prompt(self, given: Conversation) -> list[int]:
         """Token ids of a conversation up to the point where the answer begins. Raises: DataError: the template refuses it."""

@@ -22,6 +22,7 @@ from peftrun.explain import reads
 from peftrun.paths import cache_dir
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks import sources
+from peftrun.tasks.messages import tools_in
 
 LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -34,26 +35,36 @@ def rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
     """
     key = _key(task, tokenizer) if task.data.cache else None
     if key is None:
-        return kind.load_rows(task, tokenizer)
+        return _load(kind, task, tokenizer)[0]
     file = cache_dir() / "rows" / f"{key}.json"
     lock = FileLock(f"{file}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()  # of several processes one makes the rows, the others read them
     except OSError:  # a read-only cache costs time, nothing else
-        return kind.load_rows(task, tokenizer)
+        return _load(kind, task, tokenizer)[0]
     try:
         return _read(file, kind, task) or _make(file, kind, task, tokenizer)
     finally:
         lock.release()
 
 
-def _make(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
+def _load(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> tuple[Any, list[str]]:
+    """The task's rows, made now, and the keys that were read. The tools that they are prompted with are part of their digest."""
     watched = reads.tracked(task, "task")
-    with console.overheard() as said:
-        found = kind.load_rows(watched, tokenizer)
+    found = kind.load_rows(watched, tokenizer)
     read = reads.noted(watched)
     reads.note(task, read)
+    tools = tools_in(reads.plain(task).tools) if "task.tools" in read else ()
+    if not tools:
+        return found, read
+    whole = json.dumps([found.digest, tools]).encode()
+    return dataclasses.replace(found, digest=hashlib.sha256(whole).hexdigest()), read
+
+
+def _make(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
+    with console.overheard() as said:
+        found, read = _load(kind, task, tokenizer)
     kept = dataclasses.asdict(found) | {"said": said, "read": read}
     text = json.dumps(kept, ensure_ascii=False)
     try:

@@ -211,13 +211,24 @@ def edit_weights(base: Path, rows: Path) -> None:
     build_llama(base, seed=5)
 
 
-EDITED = {"task.data.path=": edit_rows, "the base's chat template": edit_template, "the base's weights": edit_weights}
+def edit_tools(base: Path, rows: Path) -> None:
+    rows.with_name("tools.json").write_text('[{"name": "climate"}]')
+
+
+EDITED = {
+    "task.data.path=": edit_rows,
+    "task.tools=": edit_tools,
+    "the base's chat template": edit_template,
+    "the base's weights": edit_weights,
+}
 
 
 @cases("name", EDITED)
 def test_what_a_run_is_made_from_may_not_change_before_it_is_continued(name, cli, tmp_path, data, on_tiny):
     base, rows = build_llama(tmp_path / "base"), Path(shutil.copy(data, tmp_path / "rows.jsonl"))
-    overrides = instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}"])
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "weather"}]')
+    overrides = instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}", f"task.tools={tools}"])
     run = interrupted(cli, *overrides)
     EDITED[name](base, rows)
     check_told(cli(*overrides, f"action.resume={run}"), [[f"action.resume={run}", name, "leave action.resume out"]])

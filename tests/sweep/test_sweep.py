@@ -79,19 +79,26 @@ def test_the_same_command_again_touches_nothing_that_is_done(swept):
 
 def test_cells_are_run_again_once_their_rows_or_their_base_are_others(cli, tmp_path, data, on_tiny):
     rows, base = Path(shutil.copy(data, tmp_path / "rows.jsonl")), build_llama(tmp_path / "base")
-    command = ["-m", *instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}"]), *ON, "lora.r=2,4"]
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "weather"}]')
+    own = [*TINY_STEPS, f"task.data.path={rows}", f"task.tools={tools}"]
+    command = ["-m", *instead(on_tiny(base), own), *ON, "lora.r=2,4"]
     assert cli(*command).code == 0
     first = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
+
+    def edit_base_and_tools():
+        tools.write_text('[{"name": "climate"}]')
+        build_llama(base, seed=3)
+
     edits = {
-        "task.data.path=": lambda: rows.write_text(rows.read_text().replace("even", "odd")),
-        "the base's weights": lambda: build_llama(base, seed=3),
+        ("task.data.path=",): lambda: rows.write_text(rows.read_text().replace("even", "odd")),
+        ("task.tools=", "the base's weights"): edit_base_and_tools,
     }
-    for name, edit in edits.items():
+    for names, edit in edits.items():
         edit()
         again = cli(*command)
-        assert (
-            again.code == 0 and f"2 cells of 2 were made before these changed, and are run again: {name}" in again.err
-        )
+        told = again.err.partition("2 cells of 2 were made before these changed, and are run again: ")[2]
+        assert again.code == 0 and all(name in told for name in names)
         found = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
         assert found.keys() == first.keys() and all(found[one] != first[one] for one in found)
         assert "2 of 2 cells are done" in cli(*command).err
