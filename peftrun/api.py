@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from peftrun import asked, command_checks, composition, config, console, dispatch
+from peftrun import adapter_origin, asked, command_checks, composition, console, dispatch
 from peftrun.composition import Composed
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
@@ -27,7 +27,8 @@ def load(*overrides: str, config_dirs: Team = ()) -> RunSpec:
 
     Raises: ConfigError: one line for each problem, as on the command line.
     """
-    return config.build(_composed(overrides, config_dirs).cfg)
+    composed = _composed(overrides, config_dirs)
+    return adapter_origin.build(composed.cfg, composed.overrides)
 
 
 def run(
@@ -48,7 +49,7 @@ def run(
         return dispatch.run(config_or_override, Path(out_dir or _dated(config_or_override)))
     typed = [text for text in (config_or_override, *overrides) if text is not None]
     composed = _composed(typed, config_dirs)
-    spec, folder = config.build(composed.cfg), Path(out_dir or composed.run_dir)
+    spec, folder = adapter_origin.build(composed.cfg, composed.overrides), Path(out_dir or composed.run_dir)
     dispatch.refuse_taken(folder)
     for line in shadows.chosen(composed.hydra["runtime"]):
         console.warn(line)

@@ -1,11 +1,15 @@
 """The folder of a base: what is fetched from the Hub, and what must not lie in it. Light."""
 
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.errors import ModelError
 from peftrun.schema import ModelSpec
 
+PATIENCE = 3  # seconds in which the Hub is to answer
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]
 
 
@@ -26,10 +30,7 @@ def from_hub(spec: ModelSpec) -> Path:
             )
         )
     except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{key}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
-            f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
-        ) from error
+        raise ModelError(_nowhere(spec)) from error
     except HFValidationError as error:
         raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
     except (HfHubHTTPError, OSError) as error:
@@ -37,6 +38,43 @@ def from_hub(spec: ModelSpec) -> Path:
         raise ModelError(
             f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
         ) from error
+
+
+def check_reach(spec: ModelSpec) -> None:
+    """Says within seconds, before anything heavy is imported, that a base can be had from nowhere.
+
+    Raises: ModelError: it is to come from the Hub, is not in the local cache, and the Hub does not answer.
+    """
+    if spec.package or Path(spec.name_or_path).expanduser().exists():
+        return
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(spec.name_or_path, "config.json", revision=spec.revision)
+    except HFValidationError:  # told where it is fetched
+        return
+    if not isinstance(cached, str) and (constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)):
+        raise ModelError(_nowhere(spec))
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens there; behind a proxy nobody can tell."""
+    place = urlsplit(address)
+    if getproxies():
+        return True
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE):
+            return True
+    except OSError:
+        return False
+
+
+def _nowhere(spec: ModelSpec) -> str:
+    return (
+        f"model.name_or_path={spec.name_or_path}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
+        f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
+    )
 
 
 def of_an_adapter(folder: Path, name: str) -> str | None:

@@ -123,7 +123,7 @@ def _model(model: schema.ModelSpec, action: Any) -> Lines:
         if folder is None:
             yield not_installed("model.package", model.package)
         elif not (folder / model.name_or_path).exists():
-            yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; look in {folder}"
+            yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; type model=pretrained model.name_or_path={model.name_or_path}"
     else:
         yield from _model_folder(model.name_or_path)
     needed = {None: None, "torchao_int8": "torchao"}.get(model.quantization, "bitsandbytes")
@@ -189,6 +189,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora",), method_checks.converted),
     (("lora", "trainer"), method_checks.optimizer),
     (("lora", "action"), method_checks.rows),
+    (("lora", "task"), method_checks.penalty),
     (("lora", "trainer", "action"), method_checks.adalora),
     (("lora", "trainer"), method_checks.packed),
     (("lora", "model", "action"), method_checks.quantized),

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from peftrun import config, migrations, paths, tracker_checks, typed
+from peftrun import adapter_origin, config, fields, migrations, paths, peer_keys, peft_fields, tracker_checks, typed
 from peftrun.errors import ConfigError
 from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
+from peftrun.unknown_keys import spelled, unknown_key
 
 TEXTS = ("task.prompt", "task.completion")  # hold braces that are no mapping's
 QUOTING = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
@@ -105,7 +105,7 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
                 lines.append(_line(text, error, _compose(good), packages.folders(places)))
                 refused.append(text.split("=", 1)[0].lstrip("+~"))
         try:
-            config.build(_compose(good))
+            adapter_origin.build(_compose(good), good)
         except ConfigError as error:
             # A key whose value could not be read is not also "not set".
             lines += [
@@ -114,13 +114,22 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
     return lines
 
 
+def usual_keys() -> list[str]:
+    """Every key of a run for which nothing is typed."""
+    with hydra_of():
+        return list(config.flatten(config.plain(_compose([]))))
+
+
 def several_values(overrides: Sequence[str]) -> list[str]:
     """One line for each override that only a sweep can take."""
-    return [
-        f"{text}: several values are a sweep; type -m before them: peftrun -m {text}"
-        for text in overrides
-        if len(_single(text)) > 1
-    ]
+    return [_several(text) for text in overrides if len(_single(text)) > 1]
+
+
+def _several(text: str) -> str:
+    key, _, value = text.partition("=")
+    if fields.takes_list(key.lstrip("+")):
+        return f"{text}: is a list, which stands in brackets; type '{key}=[{value}]' (or -m before it, for a run with each)"
+    return f"{text}: several values are a sweep; type -m before them: peftrun -m {text}"
 
 
 def _compose(overrides: list[str]) -> DictConfig:
@@ -135,18 +144,21 @@ def _single(text: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _choice(group: str, value: str, error: Exception, options: list[str]) -> str:
+def _choice(group: str, value: str, error: Exception, teams: Sequence[Path]) -> str:
+    options = {one: paths.group_options(one, *teams) for one in paths.GROUPS}
+    own = options[group]
     typed = [one.partition("=")[2] for one in _single(f"{group}={value}")]  # several: a sweep
-    wrong = next((one for one in typed if one not in options), None)
+    wrong = next((one for one in typed if one not in own), None)
     if wrong is None:  # it is there, and what is in it is at fault
         return f"{group}={value}: {in_one_line(error)}"
-    near = get_close_matches(wrong, options, n=1)
-    mended = ",".join(near[0] if one == wrong else one for one in typed if one != wrong or near)
-    advice = (
-        f"did you mean {near[0]}? type {group}={mended}" if near else f"type {group}={mended or 'OPTION'}, or omit it"
-    )
+    meant = peer_keys.option(group, wrong, options)
+    if meant is not None and len(typed) == 1:
+        return f"{group}={value}: there is no such option; type {meant}"
+    near = spelled(wrong, own)
+    mended = ",".join(near if one == wrong else one for one in typed if one != wrong or near)  # type: ignore[misc]
+    advice = f"did you mean {near}? type {group}={mended}" if near else f"type {group}={mended or 'OPTION'}, or omit it"
     what = "such option" if len(typed) == 1 else f"option {wrong}"
-    return f"{group}={value}: there is no {what}; options: {', '.join(options)}; {advice}"
+    return f"{group}={value}: there is no {what}; options: {', '.join(own)}; {advice}"
 
 
 def in_one_line(error: Exception) -> str:
@@ -165,7 +177,7 @@ def _line(text: str, error: Exception, composed: DictConfig, teams: Sequence[Pat
     try:
         override: Override = OverridesParser.create().parse_override(text)
     except HydraException:
-        advice = QUOTING
+        advice = _word(text, teams) or QUOTING
         if value.startswith("{"):
             mapped = f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'"
             advice = f"type '{key}=\"{value}\"'" if key in TEXTS else mapped
@@ -173,6 +185,19 @@ def _line(text: str, error: Exception, composed: DictConfig, teams: Sequence[Pat
     if key.startswith(("+", "~")):
         return f"{text}: {in_one_line(error)}"
     return _refused(override.key_or_group, text, error, composed, teams)
+
+
+def _word(text: str, teams: Sequence[Path]) -> str | None:
+    """What to type for a word that stands alone: the name of an action or an option, of a file of values, or of a key."""
+    if "=" in text:
+        return None
+    if text.endswith((".yaml", ".yml")):
+        return peer_keys.FILE
+    options = {group: paths.group_options(group, *teams) for group in paths.GROUPS}
+    if text in options["action"]:
+        return f"type action={text}"
+    meant = peer_keys.WORDS.get(text) or peer_keys.option("", text, options)
+    return f"type {meant}" if meant else None
 
 
 def _of_hydra(name: str, value: str) -> str | None:
@@ -187,7 +212,7 @@ def _of_hydra(name: str, value: str) -> str | None:
 def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams: Sequence[Path]) -> str:
     value = text.partition("=")[2]
     if name in paths.GROUPS:
-        return _choice(name, value, error, paths.group_options(name, *teams))
+        return _choice(name, value, error, teams)
     if name.startswith("hydra"):
         return _of_hydra(name, value) or f"{text}: {in_one_line(error)}"
     if name.startswith("slots."):
@@ -198,7 +223,13 @@ def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams
     known = list(config.flatten(config.plain(composed)))
     if any(item.startswith(f"{name}.") for item in known):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
-    return _of_other_actions(name, text) or config.unknown_key(name, value, known)
+    return _of_other_actions(name, text) or _of_peft(name, text, composed) or unknown_key(name, value, known)
+
+
+def _of_peft(name: str, text: str, composed: DictConfig) -> str | None:
+    known = peft_fields.of_method(str(composed.lora.method)) if name.startswith("lora.") else {}
+    added = f"{text}: the chosen option does not show this field of PEFT's, so it must be added; type '++{text}'"
+    return added if name.partition(".")[2].partition(".")[0] in known else None
 
 
 def _of_other_actions(name: str, text: str) -> str | None:

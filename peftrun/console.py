@@ -36,10 +36,18 @@ NOISY = (
 _LISTENERS: list[list[str]] = []
 IMPORTING = "importing torch, transformers and peft"
 LONGEST_SILENCE = 15.0  # seconds without a line
-_LAST: dict[str, Any] = {"at": 0.0, "text": ""}
+_LAST: dict[str, Any] = {
+    "said": 0.0,
+    "at": 0.0,
+    "text": "",
+}  # when a line was printed last; what the run is at, and since when
+_BARS: list[Progress] = []
 
 
 def _notes() -> Console:
+    """That of the bar that is on the screen, which then stays below what is said; else a new one."""
+    if _BARS and _BARS[-1].live.is_started:
+        return _BARS[-1].console
     # Made anew each time: tests and sweeps replace sys.stderr. Not soft-wrapped: one note is one line.
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -48,7 +56,8 @@ def say(text: str) -> None:
     """One line for the user, on standard error."""
     for heard in _LISTENERS:
         heard.append(text)
-    _LAST.update(at=time.monotonic(), text=text)
+    now = time.monotonic()
+    _LAST.update(said=now, at=now, text=text)
     _notes().print(escape(text))
 
 
@@ -69,10 +78,10 @@ def never_silent() -> Iterator[None]:
     def repeat() -> None:
         shown = started
         while not ended.wait(1.0):
-            now, last = time.monotonic(), _LAST["at"]
-            if now - max(shown, last) >= LONGEST_SILENCE:
+            now = time.monotonic()
+            if now - max(shown, _LAST["said"]) >= LONGEST_SILENCE:
                 shown = now
-                _notes().print(escape(f"{_LAST['text']} ... {now - last:.0f} s"))
+                _notes().print(escape(f"{_LAST['text']} ... {now - _LAST['at']:.0f} s"))
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -124,7 +133,7 @@ def importing() -> Iterator[None]:
 
 def progress_bar() -> Progress:
     """A live bar for a terminal: step, loss, tokens a second, time left."""
-    return Progress(
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -135,6 +144,8 @@ def progress_bar() -> Progress:
         console=_notes(),
         transient=False,
     )
+    _BARS[:] = [bar]
+    return bar
 
 
 def is_terminal() -> bool:

@@ -11,18 +11,20 @@ from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from peftrun import command_checks, migrations, typed
-from peftrun.artifacts import DISK_FULL, RECORD
-from peftrun.errors import PeftrunError
+from peftrun import command_checks, flags, migrations, typed
+from peftrun.artifacts import CONFIG, DISK_FULL, RECORD
+from peftrun.errors import AdapterError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
 from peftrun.paths import config_dir
+from peftrun.report import CURVES, PAGE
 from peftrun.sweep import launcher
 from peftrun.team import packages, search_path
 
 USER_FAULT, INTERRUPTED = 1, 130
+INPUT_FAULTS = (ConfigError, ModelError, AdapterError, DataError, DeviceError)
+OPENING = {".hydra", CONFIG, RECORD, PAGE, CURVES}  # what every run has before it does anything, and what tells of it
 WAIT_FOR_PEOPLE = ("serve", "browse", "generate")
 
 
@@ -31,9 +33,9 @@ def run(argv: Sequence[str]) -> int:
     argv, renamed = migrations.in_new_names(typed.in_full(argv))
     sys.argv = [sys.argv[0], *argv]
     _tell(renamed)
-    arguments, unread = _arguments(argv)
-    if unread:
-        return _report([_unread(item) for item in unread])
+    arguments, unread = flags.read(argv)
+    if arguments is None or unread:
+        return _report(unread)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
     begun: list[Path] = []
     try:
@@ -77,14 +79,12 @@ def _tell(lines: Sequence[str]) -> None:
         config.tell(lines)
 
 
-def _refused(arguments: argparse.Namespace | None) -> list[PeftrunError]:
-    if arguments is None:
-        return []
+def _refused(arguments: argparse.Namespace) -> list[PeftrunError]:
     return command_checks.problems(arguments.overrides, arguments.config_dir, _is_swept(arguments))
 
 
-def _plan_of_a_sweep(arguments: argparse.Namespace | None) -> bool:
-    return arguments is not None and _is_swept(arguments) and "action=plan" in arguments.overrides
+def _plan_of_a_sweep(arguments: argparse.Namespace) -> bool:
+    return _is_swept(arguments) and "action=plan" in arguments.overrides
 
 
 def _is_swept(arguments: argparse.Namespace) -> bool:
@@ -138,61 +138,67 @@ def _one_composition(argv: Sequence[str]) -> Iterator[None]:
 def _run_job(cfg: DictConfig) -> float | None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     spec = _build(cfg, out_dir)
-    from peftrun import asked, console, dispatch
+    from peftrun import console, dispatch
     from peftrun.team import shadows
 
     for line in shadows.chosen(HydraConfig.get().runtime):
         console.warn(line)
     with nullcontext() if spec.action.name in WAIT_FOR_PEOPLE else console.never_silent():
-        result = dispatch.run(spec, out_dir)
-    typed_here = list(HydraConfig.get().overrides.task)
-    if spec.device.strategy is not None:
-        typed_here = asked.in_one_process(typed_here)
-    result.next_commands = [asked.on_the_same(command, typed_here) for command in result.next_commands]
+        try:
+            result = dispatch.run(spec, out_dir)
+        except INPUT_FAULTS:
+            _remove_new(out_dir)
+            raise
+    result.next_commands = _on_the_same(result.next_commands, spec)
     console.closing_table(result)
     return result.objective
 
 
+def _on_the_same(commands: list[str], spec: Any) -> list[str]:
+    """The commands with what they need of what was typed here; for a model that was made of an adapter, of what its training was typed with."""
+    from peftrun import asked
+
+    typed_here = list(HydraConfig.get().overrides.task)
+    places = asked.places_of(HydraConfig.get().runtime.config_sources)
+    if spec.device.strategy is not None:
+        typed_here = asked.in_one_process(typed_here)
+    learned: list[str] = []
+    if spec.adapter and not asked.of_rows(typed_here):
+        words, its_places = asked.of_adapter(spec.adapter[spec.active or next(iter(spec.adapter))])
+        learned, places = asked.of_rows(words), places or its_places
+    return [
+        asked.on_the_same(command, [*([] if " adapter=" in command else learned), *typed_here], places)
+        for command in commands
+    ]
+
+
 def _build(cfg: DictConfig, out_dir: Path) -> Any:
     """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
-    from peftrun import config
+    from peftrun import adapter_origin
 
     if (out_dir / RECORD).exists():
         raise command_checks.holds_a_run(out_dir)
     try:
-        return config.build(cfg)
+        return adapter_origin.build(cfg, list(HydraConfig.get().overrides.task))
     except PeftrunError:
         _remove_new(out_dir)
         raise
 
 
 def _remove_new(out_dir: Path) -> None:
-    if {path.name for path in out_dir.iterdir()} <= {".hydra"}:
+    """Takes away the folder of a run that was refused before it had made, measured or logged anything."""
+    if {path.name for path in out_dir.iterdir()} <= OPENING:
         shutil.rmtree(out_dir)
         for parent in list(out_dir.parents)[:2]:  # outputs/<action>, outputs: when this run was the first
             if not any(parent.iterdir()):
                 parent.rmdir()
 
 
-def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
-    """Hydra's own reading of the flags, and what it cannot place; None when it cannot read them (it says so itself)."""
-    try:
-        return get_args_parser().parse_known_args(argv)
-    except SystemExit:
-        return None, []
-
-
-def _unread(item: str) -> str:
-    if item.startswith("-"):
-        return f"{item}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
-    return f"{item}: stands after a flag that stands after a key=value; type all flags first: peftrun --config-dir DIR {item}"
-
-
-def _composition_problems(arguments: argparse.Namespace | None, error: Exception) -> Sequence[str]:
+def _composition_problems(arguments: argparse.Namespace, error: Exception) -> Sequence[str]:
     from peftrun.composition import explain, several_values
 
-    known = explain(arguments.overrides, arguments.config_dir) if arguments else []
-    if arguments and not _is_swept(arguments):
+    known = explain(arguments.overrides, arguments.config_dir)
+    if not _is_swept(arguments):
         known = known or several_values(arguments.overrides)
     if not known and isinstance(error, ValueError):
         raise error  # not Hydra's: a bug

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 INSTALL = {
     "bitsandbytes": "pip install 'peftrun[qlora]'",
@@ -39,6 +40,32 @@ def package_dir(package: str) -> Path | None:
     except (ImportError, ValueError):  # a dotted name whose parent is not there; an empty name
         return None
     return Path(found.origin).parent if found and found.origin else None
+
+
+def of_the_user(values: dict[str, Any]) -> dict[str, Any]:
+    """The same resolved values; where a package is to hold a model or rows and does not, but the user's own files do, those are meant.
+
+    So `task=dpo task.data.path=mine.jsonl` needs no `task.data.source=file`, and `model.name_or_path=FOLDER` no `model.package=null`.
+    """
+    model, task = values.get("model"), values.get("task")
+    if isinstance(model, dict) and package_dir(str(model.get("package"))) and _is_here(model, "name_or_path"):
+        model["package"] = None
+    data = task.get("data") if isinstance(task, dict) else None
+    if isinstance(data, dict) and data.get("source") == "package" and _is_here(data, "path"):
+        held_out = data["eval_path"] if _is_here(data, "eval_path") else None  # the package's own belong to its rows
+        data |= {"source": "file", "package": None, "eval_path": held_out}
+    return values
+
+
+def _is_here(values: dict[str, Any], key: str) -> bool:
+    """Whether a path, of a model or of rows, is not in its package and is one of this machine."""
+    package, path = values.get("package"), values.get(key)
+    if not isinstance(package, str) or not isinstance(path, str) or not Path(path).expanduser().exists():
+        return False
+    folder = package_dir(package)
+    if folder and Path(path).expanduser().is_absolute():
+        return not Path(path).expanduser().is_relative_to(folder)
+    return not (folder / path).exists() if folder else package in INSTALL  # of one that nobody knows it is told
 
 
 def not_installed(key: str, package: str) -> str:

@@ -124,12 +124,8 @@ def _of_the_hub(data: schema.DataSpec) -> Lines:
 def files(task: schema.TaskSpec, action: Any) -> Lines:
     """The files and packages are there, where the action reads rows."""
     data = task.data
-    if (
-        task.kind == LM_EVAL
-        or action.name in ROWLESS
-        or (action.name == "merge" and not (action.verify and action.held_out_rows))
-    ):
-        return  # these read no rows
+    if not reads_rows(task, action):
+        return
     paths = {"task.data.path": data.path} | ({"task.data.eval_path": data.eval_path} if data.eval_path else {})
     if data.source == "package":
         folder = package_dir(data.package) if data.package else None
@@ -140,11 +136,18 @@ def files(task: schema.TaskSpec, action: Any) -> Lines:
         else:
             for key, path in paths.items():
                 if not (folder / path).is_file():
-                    yield f"{key}={path}: package {data.package} holds no such file; look in {folder}"
+                    yield f"{key}={path}: package {data.package} holds no such file, nor is it one here; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
     if data.source == "file":
         for key, path in paths.items():
             if not Path(path).expanduser().is_file():
                 yield f"{key}={path}: there is no such file; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+
+
+def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
+    """Whether an action reads rows of its task."""
+    if task.kind == LM_EVAL or action.name in ROWLESS:
+        return False
+    return action.name != "merge" or bool(action.verify and action.held_out_rows)
 
 
 def loss_on(task: schema.TaskSpec) -> Lines:

@@ -65,7 +65,7 @@ def test_each_option_is_a_valid_run(group, option, trained):
 
 def test_every_yaml_of_every_group_was_composed():
     count = sum(1 for group in paths.GROUPS for _ in (paths.config_dir() / group).glob("*.yaml"))
-    assert len(OPTIONS) == count == 141
+    assert len(OPTIONS) == count == 142
 
 
 @pytest.mark.slow
@@ -101,9 +101,9 @@ def test_the_config_read_back_is_the_config(tmp_path):
 
 
 def test_a_saved_text_that_looks_like_an_interpolation_stays_one(tmp_path):
-    typed = ["task=sms_spam", r"task.prompt='\${price} {text}'"]
+    typed = ["task=sms_spam", r"task.prompt='\${text} {text}'"]
     spec = config.build(compose("config", overrides=typed))
-    assert spec.task.prompt == "${price} {text}"
+    assert spec.task.prompt == "${text} {text}"
     (tmp_path / "config.yaml").write_text(config.to_yaml(spec))
     assert config.of_values(config.read_values(tmp_path / "config.yaml")) == spec
 

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
-    "__init__", "__main__", "action_checks", "action_specs", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "base_files", "checks", "cli", "command_checks", "composition", "config", "console",
-    "device_checks", "dispatch", "errors", "exhaustion", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "update_methods", "versions", "worker",
+    "__init__", "__main__", "action_checks", "action_specs", "adapter_origin", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "base_files", "checks", "cli", "command_checks", "composition", "config", "console",
+    "device_checks", "dispatch", "early_checks", "errors", "exhaustion", "fields", "flags", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "peer_keys", "peft_fields", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "unknown_keys", "update_methods", "versions", "worker",
 }  # fmt: skip
 FOLDERS = {
     "sweep",
@@ -28,11 +28,22 @@ FOLDERS = {
 }  # every module of these is light
 # Each module may import those of an earlier row, not of a later one.
 ORDER = [
-    {"adapter_rules", "addresses", "allocator", "errors", "migrations", "packages", "paths", "result", "versions"},
-    {"methods", "typed"},
-    {"action_specs", "objectives", "other_methods", "tracker_specs", "update_methods"},
+    {
+        "adapter_rules",
+        "addresses",
+        "allocator",
+        "errors",
+        "migrations",
+        "packages",
+        "paths",
+        "peer_keys",
+        "result",
+        "versions",
+    },
+    {"methods", "typed", "unknown_keys"},
+    {"action_specs", "objectives", "other_methods", "peft_fields", "tracker_specs", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},
-    {"adapter_folder", "base_files", "console", "exhaustion", "launch", "prompts"},
+    {"adapter_folder", "base_files", "console", "exhaustion", "fields", "launch", "prompts"},
     {"adapter_weights", "heads"},
     {
         "action_checks",
@@ -44,18 +55,19 @@ ORDER = [
         "tracker_checks",
     },
     {"task_checks"},
+    {"early_checks"},
     {"checks"},
     {"config"},
     {"tracking"},
-    {"command_checks"},
-    {"asked", "composition", "dispatch", "help"},
+    {"adapter_origin", "command_checks"},
+    {"asked", "composition", "dispatch", "flags", "help"},
     {"api", "jobs", "worker"},
     {"cli"},
 ]
 ONLY_IN = {
     "peft": ("adapter/", "merge/", "editor/"),
-    "omegaconf": ("config.py", "composition.py", "jobs.py", "sweep/", "explain/", "team/"),
-    "hydra": ("jobs.py", "composition.py", "sweep/", "explain/", "team/"),
+    "omegaconf": ("config.py", "adapter_origin.py", "composition.py", "jobs.py", "sweep/", "explain/", "team/"),
+    "hydra": ("jobs.py", "flags.py", "composition.py", "sweep/", "explain/", "team/"),
     "trl": ("training/", "editor/"),
 }
 

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cases import cases
 
+ROWS = Path(__file__).parent.parent / "peftrun" / "data" / "spanish_sentiment.csv"
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "trl")
 PROBE = f"""
 import runpy, sys
@@ -41,6 +43,13 @@ def run(where, *args, **env):
         (["lora=nosuch", "lora.rr=1"], {}, ""),
         (["action=reload", "adapter=nowhere"], {}, ""),
         (["task=instruction", "task.data.path=nowhere.csv"], {}, ""),
+        (["--lora_r", "8"], {}, ""),
+        (["task=chat", f"task.data.path={ROWS}"], {}, ""),  # whose columns are others
+        (
+            ["model=qwen3", "task=text", f"task.data.path={ROWS}"],
+            {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "nowhere"},
+            "",
+        ),
     ],
     every=4,
 )

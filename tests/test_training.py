@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 import peftrun
 from peftrun.errors import ConfigError
 from peftrun.tasks.limits import IGNORED
+from peftrun.training import epochs
 from peftrun.training.answer_loss import AnswerTrainer
 
 ROWS = [(30, 2), (17, 5), (41, 1), (25, 3), (9, 2), (33, 4), (12, 1), (28, 2)]  # prompt and answer lengths
@@ -167,6 +168,12 @@ def test_epochs_decide_when_steps_do_not(cli, llama, on_tiny):
         *on_tiny(llama), "trainer=epochs", "trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=1"
     )
     assert outcome.record()["training"]["steps"] == 2 * 32 // 4
+    whole = "16 steps × 4 rows = 64 rows (2.00 epochs of 32)"
+    assert whole in outcome.err and re.search(f"learned +{re.escape(whole)}", outcome.out + outcome.err)
+    assert "never learned" not in outcome.err
+    spec = peftrun.load(*on_tiny(llama), "trainer.max_steps=60")
+    assert "760 of 1,000 training rows are never learned" in (epochs.unseen(spec, 1000) or "")
+    assert "trainer.max_steps=250" in (epochs.unseen(spec, 1000) or "") and epochs.unseen(spec, 480) is None
 
 
 @pytest.mark.parametrize(

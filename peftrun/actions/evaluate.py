@@ -20,6 +20,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The task's metrics for the base, or for the active adapter on it."""
     if spec.task.lm_eval is not None:
         return _by_harness(spec, out_dir)
+    tasks.look(spec.task)
     base, facts = _base(spec)
     tasks.say_if_other(spec.task, spec.adapter)
     rows = tasks.load(spec.task, base)

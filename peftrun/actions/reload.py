@@ -20,6 +20,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(spec.action, ReloadAction)
     place = placement.resolve(spec)
     console.say(place.note)
+    if spec.action.evaluate:
+        tasks.look(spec.task)
     base, net, proofs = _loaded(spec, place)
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))

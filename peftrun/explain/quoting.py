@@ -45,12 +45,20 @@ def is_name(key: str) -> bool:
 
 def command(overrides: Sequence[str], search_path: Sequence[str] = ()) -> str:
     """What to type in a shell. `search_path`: as `asked.search_path` gives it."""
-    return words(["peftrun", *_team(search_path), *overrides])
+    return words(["peftrun", *team(search_path), *overrides])
 
 
 def words(overrides: Sequence[str]) -> str:
-    """The overrides alone, for a shell."""
-    return shlex.join(overrides)
+    """The overrides alone, for a shell, on one line."""
+    return " ".join(map(_word, overrides))
+
+
+def _word(text: str) -> str:
+    text = typed.as_typed(text)
+    if "\n" not in text:
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"$'{escaped}'"
 
 
 def searchpath(places: Sequence[str]) -> list[str]:
@@ -58,7 +66,8 @@ def searchpath(places: Sequence[str]) -> list[str]:
     return [override("hydra.searchpath", list(places))] if places else []
 
 
-def _team(search_path: Sequence[str]) -> list[str]:
+def team(search_path: Sequence[str]) -> list[str]:
+    """What is typed first, so that options are looked for there too."""
     folders = [one.removeprefix("file://") for one in search_path]
     if len(search_path) == 1 and search_path[0].startswith("file://"):
         return ["--config-dir", folders[0]]

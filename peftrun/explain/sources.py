@@ -14,7 +14,7 @@ from hydra._internal.defaults_list import DefaultsList
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 
-from peftrun import config, migrations, paths
+from peftrun import adapter_origin, config, migrations, paths
 from peftrun.explain.compositions import HYDRAS, ROOT, Compositions
 from peftrun.explain.quoting import INTERPOLATION
 
@@ -93,8 +93,13 @@ def of(compositions: Compositions, overrides: Sequence[str]) -> Origins:
     for old, (new, _) in migrations.RENAMED.items():
         if old in found:
             found[new] = found.pop(old)
-    sources = {key: _source(found, key) for key in config.flatten(values)}
-    return Origins(values, sources, _choices(defaults, {text.partition("=")[0].lstrip("+") for text in overrides}))
+    own, composed = adapter_origin.adopt(values, overrides), config.flatten(values)
+    run = Source(RECORDED, str(adapter_origin.run_of(values) or ""))
+    sources = {
+        key: _source(found, key) if key in composed and composed[key] == value else run
+        for key, value in config.flatten(own).items()
+    }
+    return Origins(own, sources, _choices(defaults, {text.partition("=")[0].lstrip("+") for text in overrides}))
 
 
 def _of_file(compositions: Compositions, default: ResultDefault) -> Iterator[tuple[str, Source]]:

@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from peftrun import composition, config
+from peftrun import adapter_origin, composition, config, typed
 from peftrun.errors import ConfigError
 from peftrun.schema import RunSpec
 
@@ -68,7 +68,7 @@ class Composer:
         cfg = copy.deepcopy(template)
         # Each override is parsed once and used for many cells: what is applied must not be changed by it.
         ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
-        return config.plain(cfg)
+        return adapter_origin.adopt(config.plain(cfg), overrides)
 
     def _chooses(self, override: Override) -> bool:
         return self.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
@@ -93,7 +93,7 @@ class Composer:
             task = copy.deepcopy(cfg)
             with open_dict(task):
                 del task["hydra"]
-            return config.plain(task)
+            return adapter_origin.adopt(config.plain(task), overrides)
 
 
 def compose_all(
@@ -164,7 +164,7 @@ def labels(cells: Sequence[Cell]) -> dict[int, str]:
 def command(cell: Cell, team_dir: str | None) -> str:
     """What to type to run a cell alone."""
     team = ["--config-dir", team_dir] if team_dir else []
-    return shlex.join(["peftrun", *team, *cell.overrides])
+    return shlex.join(["peftrun", *team, *map(typed.as_typed, cell.overrides)])
 
 
 @cache

@@ -75,13 +75,15 @@ class Difference:
         rest = [f"{key}={show(value)}" for key, value in self.first.values.items() if key != self.axis]
         low, high = (figure(end) for end in self.interval)
         alone = self.interval[1] < 0  # told apart, were it the only comparison
-        verdict = f"{'is' if self.told_apart else 'may be' if alone else 'is not'} better than"
+        verdict = f"{one} {'is' if self.told_apart else 'may be'} better than {other}"
+        if not alone and not self.told_apart:
+            verdict = f"no difference shown between {other} and {one}"
         counted = (
             f"; one of {self.family} comparisons, which together leave it open" if alone and not self.told_apart else ""
         )
         where = f"{' with ' if rest else ''}{', '.join(rest)} at this budget"
         span = f"difference of {objective} {figure(self.difference)}, {100 * LEVEL:.0f} % interval {low} to {high}"
-        return f"{one} {verdict} {other}{where} ({span}, {self.seeds} seeds{counted})"
+        return f"{verdict}{where} ({span}, {self.seeds} seeds{counted})"
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,12 @@ def counts(cell: dict[str, Any]) -> bool:
 
 
 def _left_out(cells: list[dict[str, Any]]) -> list[str]:
-    reasons = {"stopped": "ended early, so its budget was another", "completed": "has no objective"}
+    reasons = {
+        "stopped": "ended early, so its budget was another",
+        "completed": "has no objective",
+        "interrupted": "the same command goes on with it",
+        "not started": "the same command begins it",
+    }
     return [
         f"{label(cell)}: {cell['status']}{f', {why}' if (why := cell['error'] or reasons.get(cell['status'])) else ''}"
         for cell in cells

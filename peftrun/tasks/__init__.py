@@ -7,9 +7,10 @@ from typing import Any
 
 from peftrun import adapter_folder, console
 from peftrun.errors import ConfigError
+from peftrun.explain import reads
 from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks import limits, prepared
+from peftrun.tasks import columns
 
 
 def check_fits(kind: str, config: Any, name: str) -> None:
@@ -30,12 +31,20 @@ def load(task: TaskSpec, base: Any) -> Any:
 
     Raises: ConfigError: the base cannot learn this kind. DataError: see the kind's `load_rows`, and `limits`.
     """
+    from peftrun.tasks import limits, prepared  # which take time
+
     check_fits(task.kind, base.model.config, base.name)
     rows = prepared.rows(of_kind(task.kind), task, base.tokenizer)
     limits.check(rows, base)
     if isinstance(task.objective, GrpoObjective):
         limits.check_room(rows, base, task.objective.max_completion_length)
     return rows
+
+
+def look(task: TaskSpec) -> None:
+    """Looks at the columns of every source before the base is loaded. Raises: DataError: see `columns.check`."""
+    if task.lm_eval is None:
+        columns.check(reads.plain(task))
 
 
 def source_of(task: TaskSpec) -> str:
@@ -53,8 +62,9 @@ def say_if_other(task: TaskSpec, adapters: dict[str, str]) -> None:
     for name, path in adapters.items():
         learned = (adapter_folder.facts(adapter_folder.locate(path, name)) or {}).get("learned")
         if learned and learned != source_of(task):
-            console.say(
-                f"adapter {name} learned {learned}; what is measured here is {source_of(task)}: type its own task to measure that"
+            console.warn(
+                f"adapter {name} was trained on {learned} and is evaluated on {source_of(task)}; to measure it on its own rows, "
+                "omit task= if its run is here, else type its task"
             )
 
 

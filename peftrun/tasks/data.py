@@ -5,22 +5,14 @@ import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from itertools import chain
 from typing import Any
 
 from peftrun import console
 from peftrun.errors import DataError
-from peftrun.explain import quoting
 from peftrun.schema import DataSpec, TaskSpec
-from peftrun.tasks import mixture, sources, talks, templates
+from peftrun.tasks import columns, files, mixture, sources, talks, templates
 from peftrun.tasks.messages import ASSISTANT, Conversation, says
 from peftrun.tasks.templates import fill
-
-TEMPLATES = ("task.prompt", "task.completion")
-# Fields that name a column: of a task, of its data.
-COLUMNS = ("messages", "words", "tags", "chosen", "rejected", "desirable")
-LABELS = ("label_column", "group_column", "adapter_column")
 
 
 @dataclass(frozen=True)
@@ -80,8 +72,8 @@ def _others(task: TaskSpec, render: Callable[..., Any]) -> dict[str, tuple[float
     """Weight and rows of each further source, rendered by its own templates where it has some."""
     found = {}
     for name, one in (task.data.mix or {}).items():
-        own = replace(task, prompt=one.prompt or task.prompt, completion=one.completion or task.completion)
-        found[name] = (one.weight, _prepare(_load(sources.further(name, one, task.data), own, render), task.data))
+        rows = _load(sources.further(name, one, task.data), columns.of_mixed(task, one), render)
+        found[name] = (one.weight, _prepare(rows, task.data))
     return found
 
 
@@ -108,13 +100,12 @@ def _load(
     source: sources.Source, task: TaskSpec, render: Callable[..., Any], groups: dict[Any, str] | None = None
 ) -> list[Any]:
     """Every row rendered; `groups` is given the group of each."""
-    rows = sources.read(task.data, source)
-    first = next(rows)
-    _check_columns(first, source, task)
+    columns.check_source(source, task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    empty, made = dict.fromkeys(_named(task).values()), []
-    for number, found in enumerate(chain([first], rows), 1):
-        where, row = f"{source.told}: row {number}", empty | found  # a column that a row leaves out is empty there
+    empty, made = dict.fromkeys(columns.named(task).values()), []
+    for number, found in enumerate(sources.read(task.data, source), 1):
+        where = f"{source.told}: {files.place(number, getattr(found, 'line', None))}"
+        row = empty | found  # a column that a row leaves out is empty there
         made.append(render(where, row, task, choices))
         if groups is not None and task.data.group_column:
             groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])
@@ -161,45 +152,6 @@ def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
             "add it as it is spelled here (in quotes in a YAML file), or mend the row"
         )
     return data.labels[value]
-
-
-def _named(task: TaskSpec) -> dict[str, str]:
-    """Field → the column that it names, of the fields that name one."""
-    fields = {f"task.{key}": getattr(task, key) for key in COLUMNS}
-    fields |= {f"task.data.{key}": getattr(task.data, key) for key in LABELS}
-    return {key: name for key, name in fields.items() if name}
-
-
-def _check_columns(first: dict[str, Any], source: sources.Source, task: TaskSpec) -> None:
-    """Reads on until each column that is asked for was in a row. Raises: DataError: one is in none."""
-    made = {"label"} if task.data.label_column else set()
-    wanted = [(key, name) for key in TEMPLATES for name in _columns(key, task) if name not in made]
-    wanted += _named(task).items()
-    columns: dict[str, Any] = {}
-    for row in chain([first], sources.read(task.data, source)):
-        wanted = [(key, name) for key, name in wanted if not templates.has(row, name)]
-        if not wanted:
-            return
-        columns |= row
-    problems = [
-        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(columns))}; {_advice(key, name, columns, task)}"
-        for key, name in wanted
-    ]
-    raise DataError(*problems)
-
-
-def _columns(key: str, task: TaskSpec) -> list[str]:
-    return templates.columns(task.prompt if key == "task.prompt" else task.completion)
-
-
-def _advice(key: str, name: str, row: dict[str, Any], task: TaskSpec) -> str:
-    """What to type: the nearest column in place of the one that is not there, if one is near."""
-    near = get_close_matches(name, row, n=1)
-    if key not in TEMPLATES:
-        return f"type {key}={near[0] if near else 'COLUMN'}"
-    template = task.prompt if key == "task.prompt" else task.completion
-    mended = (template or "").replace(name, near[0]) if near else "{COLUMN}"
-    return "type " + quoting.words([quoting.override(key, mended)]).replace("\n", "\\n")
 
 
 def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:

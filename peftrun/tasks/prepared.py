@@ -85,7 +85,7 @@ def _read(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
     except (OSError, ValueError, KeyError, TypeError):
         console.say(f"data: kept rows {console.short(file)} are damaged; made anew")
         return None
-    console.say("data: rows as an earlier run has left them (task.data.cache=false makes them anew)")
+    console.say("data: using cached rows (task.data.cache=false rebuilds them)")
     for line in said:
         console.say(line)
     reads.note(task, read)

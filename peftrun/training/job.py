@@ -24,7 +24,7 @@ from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import seq2seq
-from peftrun.training import attention, checkpoints, loop, memory, ranks, samples
+from peftrun.training import attention, checkpoints, epochs, lengths, loop, memory, ranks, samples
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Job:
     base: Base
     kind: ModuleType
     rows: Any
+    name: str = ""  # of a cell among others, in what is said
     timings: dict[str, float] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)  # before, after → what belongs to the figures
     answered: dict[str, list[str]] = field(default_factory=dict)  # before, after → answers to sample rows
@@ -64,6 +65,7 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
         tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
     set_seed(spec.seed)
     console.say(place.note)
+    tasks.look(spec.task)
     base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
     return Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
 
@@ -78,6 +80,10 @@ def rows_of(spec: RunSpec, base: Base) -> Any:
             f"type task.data.validation_rows={len(rows.train) // 5}"
         )
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
+    count = len(rows.train) - (apart or 0)
+    for line in (epochs.told(spec, count), epochs.unseen(spec, count)):
+        if line:
+            console.say(line)
     return rows
 
 
@@ -113,7 +119,8 @@ def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
     else:
         found = job.kind.evaluate(*given)
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
-    console.say(f"held-out {when}: {figures(found)}")
+    who = f"{job.name}: " if job.name and when == "after" else ""  # before, it is the base, for all cells
+    console.say(f"{who}held-out {when}: {figures(found)}")
     if not math.isfinite(found["loss"]):
         who = f" at {_first_without_loss(job, net)}" if when == "before" else ""
         raise DataError(
@@ -237,6 +244,7 @@ def result(
     job: Job, fitted: loop.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
 ) -> RunResult:
     """What the run found; `counts`: trainable parameters, and all."""
+    longest = lengths.of_longest(job.rows, job.spec)
     facts = {
         "base": job.base.describe(),
         "device": job.place.note,
@@ -246,6 +254,7 @@ def result(
         "training": fitted.as_dict(),
         "timings": job.timings,
         "memory": memory.peaks(),
+        "lengths": dataclasses.asdict(longest) if longest else None,
         **_noted(job),
         "trainable_parameters": counts[0],
         "parameters": counts[1],
@@ -254,11 +263,17 @@ def result(
         ("base", f"{job.base.name} ({job.base.fingerprint.short()})"),
         ("trainable", f"{counts[0]:,} of {counts[1]:,} parameters ({counts[0] / counts[1]:.2%})"),
         ("training", f"{fitted.steps} steps in {fitted.seconds:.0f} s, mean loss {fitted.train_loss:.4f}"),
+        *_learned(job, fitted.steps),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
         ("record", short(job.out_dir / artifacts.RECORD)),
     ]
     metrics = {"before": before, "after": after}
     return RunResult(job.out_dir, facts, metrics, summary=summary, objective=after.get("loss"))
+
+
+def _learned(job: Job, steps: int) -> list[tuple[str, str]]:
+    found = epochs.told(job.spec, len(job.rows.train) - (job.spec.task.data.validation_rows or 0), steps)
+    return [("learned", found)] if found else []
 
 
 def told(job: Job, found: RunResult) -> RunResult:

@@ -131,6 +131,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
     checkpoints.stop_where_ended(trained_by)
     unsaved_state.keep(trained_by)
+    trained_by.create_model_card = lambda *_, **__: None  # TRL's, in each checkpoint's folder
     validation.mean_over_rows(trained_by)
     for unwanted in (PrinterCallback, ProgressCallback):
         trained_by.remove_callback(unwanted)

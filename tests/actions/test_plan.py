@@ -84,7 +84,7 @@ def test_one_run_is_planned_from_files(cli, llama, on_tiny):
     for text in (
         "about 0.65 GB",
         "fits: ",
-        "60 of 4 rows: 240 rows",
+        "60 steps × 4 rows = 240 rows",
         "unknown: no run of tiny-llama below outputs/ yet",
     ):
         assert text in outcome.out
@@ -158,7 +158,9 @@ def test_epochs_become_steps_once_rows_are_counted(planned):
     outcome, plan = planned(*epochs, "action.measured_steps=0")
     assert plan["steps"] is None and "unknown until rows are counted; 8 rows a step" in outcome.out
     outcome, plan = planned(*epochs, "action.measured_steps=1")
-    assert plan["rows"] == 32 and plan["steps"] == 12 and "12 of 8 rows: 96 rows, 3.00 times 32" in outcome.out
+    assert (
+        plan["rows"] == 32 and plan["steps"] == 12 and "12 steps × 8 rows = 96 rows (3.00 epochs of 32)" in outcome.out
+    )
 
 
 @pytest.mark.slow

@@ -126,9 +126,12 @@ def test_a_torn_checkpoint_is_passed_over(cli, llama, on_tiny):
     torn = run / "checkpoints" / "checkpoint-12"
     (torn / "complete").unlink()
     (torn / "trainer_state.json").write_text("{")
+    (run / "checkpoints" / "checkpoint-14").mkdir()
     resumed = cli(*overrides, f"action.resume={run}")
     assert resumed.code == 0, resumed.err
     assert Path(resumed.record()["resumed_from"]).name == "checkpoint-10"
+    assert f"{run}: not whole, and passed over: checkpoint-12, checkpoint-14" in resumed.err
+    assert not list(run.rglob("README.md"))
 
 
 MEASURED = ["task.data.validation_rows=8", "trainer.eval_steps=2", "trainer.learning_rate=0.3"]
@@ -250,7 +253,7 @@ def test_ctrl_c_leaves_a_finished_record(tmp_path, llama, on_tiny):
     _, err = process.communicate(timeout=60)
     record = json.loads(next(tmp_path.glob("outputs/train/*/record.json")).read_text())
     assert process.returncode == 130 and "Traceback" not in err
-    assert record["status"] == "failed" and record["error"] == "interrupted"
+    assert record["status"] == "interrupted" and "error" not in record
 
 
 def test_full_training_saves_a_model_that_evaluates(cli, llama, on_tiny):
@@ -327,3 +330,8 @@ def test_a_sweep_makes_a_folder_a_cell_and_one_bad_cell_stops_no_other(cli, tmp_
     records = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("outputs/sweeps/*/*/record.json"))]
     assert outcome.code == 1 and "lora.r=0" in outcome.err
     assert [record["status"] for record in records] == ["completed", "completed"]
+    said = outcome.err + outcome.out
+    for text in ("cell 1 of 2: lora.r=2", "cell 2 of 2: lora.r=4", "best   loss", "report outputs", "next:"):
+        assert text in said, said
+    again = cli("-m", *on_tiny(llama), *TINY_STEPS, "lora.r=2,0,4")
+    assert again.code == 1 and "2 of 3 cells are done" in again.err and "cell 1 of" not in again.err

@@ -62,7 +62,7 @@ def test_a_difference_that_chance_may_make_is_not(tmp_path):
     (difference,) = two(tmp_path, {1: 0.50, 2: 0.56, 3: 0.53}, {1: 0.51, 2: 0.53, 3: 0.54}).differences
     assert not difference.told_apart
     assert difference.sentence("loss").startswith(
-        "lora.r=16 is not better than lora.r=8 at this budget (difference of loss -0.00333"
+        "no difference shown between lora.r=8 and lora.r=16 at this budget (difference of loss -0.00333"
     )
 
 

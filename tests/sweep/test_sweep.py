@@ -233,6 +233,35 @@ def test_work_continues_from_the_checkpoint_of_the_attempt_that_came_furthest(cl
     assert (attempt / "checkpoints").is_dir() and (cell / "adapter" / "adapter_model.safetensors").read_bytes() == whole
 
 
+def test_an_interrupted_sweep_says_so_of_each_cell_and_goes_on(cli, tmp_path, tiny, monkeypatch):
+    """Ctrl-C in the last step of the second of three cells, which are trained one at a time."""
+    from peftrun.training.callbacks import Report
+
+    grid, on_log = [*tiny, "hydra.launcher.max_cells=1", "seed=1,2,3"], Report.on_log
+
+    def log(self, args, state, control, **more):
+        on_log(self, args, state, control, **more)
+        if state.global_step == 4 and len(list(tmp_path.glob("outputs/sweeps/*/*/metrics.jsonl"))) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "on_log", log)
+        outcome = cli(*grid)
+    assert outcome.code == 130 and summary(tmp_path)["status"] == "interrupted"
+    assert [cell["status"] for cell in summary(tmp_path)["cells"]] == ["completed", "interrupted", "not started"]
+    done, begun, waiting = (sweep_folder(tmp_path) / cell["id"] for cell in summary(tmp_path)["cells"])
+    assert (
+        not (waiting / "record.json").exists()
+        and json.loads((begun / "record.json").read_text())["status"] == "interrupted"
+    )
+    before, again = state(done), cli(*grid)
+    assert again.code == 0 and "1 of 3 cells are done" in again.err, again.err
+    assert f"cell {begun.name} (seed=2): held-out after" in again.err and state(done) == before
+    assert [cell["steps"] for cell in summary(tmp_path)["cells"]] == [4, 4, 4]
+    for text in ("best   loss", "the mean of 3 seeds", "report outputs/", "peftrun action=reload adapter=outputs/"):
+        assert text in again.out
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(tmp_path, llama, on_tiny):
     steps = [*TINY_STEPS, "trainer.max_steps=12", "hydra.launcher.max_cells=1", *ON]

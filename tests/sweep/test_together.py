@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from peftrun import artifacts, composition, config, dispatch
+from peftrun.sweep.planner import Limits
 
 FLOAT32 = 1e-5  # largest relative distance of a trained tensor to the lone run's, after up to 30 steps
 STEPS = ["trainer.max_steps=30", "trainer.logging_steps=1", "trainer.learning_rate=1e-3", "trainer.save_strategy=no"]
@@ -21,7 +22,7 @@ def specs_of(*cells):
 def together(folder, cells, at_once=None, halving=None):
     """Run folders of the cells, trained on one base; cells are lists of overrides."""
     folders = [folder / f"joint{n}" for n in range(len(cells))]
-    dispatch.together(specs_of(*cells), folders, at_once or len(cells), halving)
+    dispatch.together(specs_of(*cells), folders, Limits(cells=at_once or len(cells)), halving)
     return folders
 
 
@@ -84,6 +85,7 @@ LLAMA = {
         ["trainer.learning_rate=3e-3", "trainer.lr_scheduler_type=cosine", "trainer.warmup_steps=5"],
         ["trainer.weight_decay=0.1", "trainer.adam_beta2=0.95", "trainer.adam_beta1=0.8"],
         ["trainer.max_grad_norm=0.1", "seed=3"],
+        ["trainer.max_grad_norm=0", "seed=4", "lora.lora_alpha=2.5", "lora.alpha_pattern={q_proj: 7.5}"],
         ["trainer.optim=adafactor", "trainer.max_steps=12"],
         ["trainer.optim=sgd", "trainer.train_sampling_strategy=group_by_length"],
     ],

@@ -47,7 +47,7 @@ def test_what_is_kept_is_what_was_made_and_is_said_again(file, llama, tmp_path, 
     again = prepared.rows(of_kind("causal_lm"), task, tokenizer)
     told = capsys.readouterr().err.splitlines()
     assert dataclasses.asdict(first) == dataclasses.asdict(again) and len(kept(tmp_path)) == 1
-    assert "longer than 40 tokens" in said[0] and told[1:] == said and "as an earlier run has left them" in told[0]
+    assert "longer than 40 tokens" in said[0] and told[1:] == said and "using cached rows" in told[0]
 
 
 @pytest.mark.parametrize(

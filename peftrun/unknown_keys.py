@@ -1,0 +1,52 @@
+"""What is said of a key that does not exist: what it means here, else what is spelled nearly so, else nothing. Light."""
+
+import shlex
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from peftrun import peer_keys
+
+NAMES = ("action.name", "tracker.name", "lora.method", "task.objective.name")  # are chosen by their group
+LIST = "`peftrun --cfg job` lists every key"
+
+
+def unknown_key(key: str, value: object, known: list[str]) -> str:
+    """One line for a key that does not exist, with what to type where that is clear."""
+    meant, given = peer_keys.meant(key, value), f"{key}={value}: there is no such key"
+    if meant == peer_keys.DEFAULT:
+        return f"{given}; another tool's `{key.rpartition('.')[2]}={value}` needs nothing here: omit it"
+    if meant:
+        return f"{given}; type {meant}"
+    near = nearest(key, known)
+    if near is None:
+        return f"{given}; {LIST}"
+    if near.endswith("_env"):  # what was typed may be the secret itself, which no terminal is to show
+        return f"{key}: there is no such key; {near} is the name of an environment variable that holds it: type {near}=VARIABLE"
+    return f"{given}; did you mean {near}? type {in_shell(f'{near}={value}')}"
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The key of the same last name, or one that is spelled nearly so: first beside what was typed, then anywhere. None: none is near."""
+    owner, _, last = key.rpartition(".")
+    lasts = {name: name.rpartition(".")[2] for name in known if name not in NAMES}
+    same = [name for name, one in lasts.items() if one == last]
+    if same:
+        return same[0] if len(same) == 1 else None  # of several nobody knows which is meant
+    beside = {one: name for name, one in lasts.items() if name.rpartition(".")[0] == owner}
+    near = spelled(last, beside)
+    if near:
+        return beside[near]
+    whole = get_close_matches(key, lasts, n=1, cutoff=0.85) if not beside else []
+    anywhere = spelled(last, lasts.values()) if not owner else None
+    return whole[0] if whole else next((name for name, one in lasts.items() if one == anywhere), None)
+
+
+def spelled(word: str, words: Iterable[str]) -> str | None:
+    """The one that is spelled nearly as `word`; of short ones a letter may be wrong."""
+    near = get_close_matches(word, list(words), n=1, cutoff=0.75 if len(word) > 3 else 0.65)
+    return near[0] if near else None
+
+
+def in_shell(text: str) -> str:
+    """As a shell reads it in one piece."""
+    return shlex.quote(text) if " " in text else text
