@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import cli_here
+from conftest import cli_here, jsonl
 from faults import check_refused
 from safetensors.torch import load_file
 
@@ -73,15 +73,26 @@ def test_sharded_weights_are_saved_whole(where, together, alone):
 
 
 @pytest.mark.slow
-def test_accumulated_batches_are_averaged_over_tokens_of_all_processes(where, together, alone):
-    run = cli_here(
-        where, *together, *on("ddp"), "trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=2"
-    )
-    assert run.code == 0, run.err
-    assert run.record()["training"]["steps"] == 6
-    assert run.record()["metrics"]["after"]["loss"] == pytest.approx(
-        alone.record()["metrics"]["after"]["loss"], rel=0.2
-    )
+def test_accumulated_batches_are_averaged_over_tokens_of_all_processes(where, together):
+    """Also where the answers are most of one process's batch, and little of the other's."""
+    answers = [" ".join(["yes"] * (1 + n % 5 * 6)) for n in range(40)]
+    rows = jsonl(where / "uneven.jsonl", [{"prompt": f"{n}?", "completion": text} for n, text in enumerate(answers)])
+    measured = ["task.data.validation_rows=8", "trainer.eval_strategy=steps", "trainer.eval_steps=3", "trainer.per_device_eval_batch_size=2"]  # fmt: skip
+    own = [*together, f"task.data.path={rows}", *measured]
+    run = cli_here(where, *own, *on("ddp"), *batches(1, 2))
+    one = cli_here(where, *own, *batches(4, 1))
+    assert run.code == one.code == 0, run.err + one.err
+    assert logged(run, "loss") == pytest.approx(logged(one, "loss"), rel=1e-4) and len(logged(run, "loss")) == 6
+    assert logged(run, "eval_loss") == pytest.approx(logged(one, "eval_loss"), rel=1e-4)
+
+
+def batches(size, accumulated):
+    return [f"trainer.per_device_train_batch_size={size}", f"trainer.gradient_accumulation_steps={accumulated}"]
+
+
+def logged(run, key):
+    rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
 
 
 @pytest.mark.slow

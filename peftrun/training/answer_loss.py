@@ -54,7 +54,9 @@ class AnswerTrainer(SFTTrainer):
         if "logits_to_keep" not in inspect.signature(self._base_forward()).parameters:
             return None
         learned = (inputs["labels"][:, 1:] != IGNORED).any(0)
-        return learned.nonzero()[:, 0] if learned.float().mean() < WORTH_IT else None
+        # All processes go the same way: each way gathers other figures, and one that went alone would wait for the others for ever.
+        worth = self.accelerator.gather(learned.float().mean()[None] < WORTH_IT).all()
+        return learned.nonzero()[:, 0] if worth else None
 
     def _base_forward(self) -> Any:
         net = self.accelerator.unwrap_model(self.model)

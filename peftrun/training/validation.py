@@ -14,12 +14,18 @@ def mean_over_rows(trainer: Trainer) -> None:
 
     Its own is the mean over batches of their means: batches of another size would choose another checkpoint, and end the training elsewhere.
     """
-    measure, evaluate = trainer.prediction_step, trainer.evaluation_loop
+    measure, evaluate, count = trainer.prediction_step, trainer.evaluation_loop, trainer._get_num_items_in_batch
     total = torch.zeros(2)  # loss times weight, weight
 
     def measured(model: Any, inputs: Any, *given: Any, **how: Any) -> Any:
         weight = _weight(inputs, trainer._loss_shifts_labels)
-        found = measure(model, inputs, *given, **how)
+        trainer._get_num_items_in_batch = lambda *_: (
+            None
+        )  # the batch's own mean, not its share of all processes' batches
+        try:
+            found = measure(model, inputs, *given, **how)
+        finally:
+            trainer._get_num_items_in_batch = count
         if found[0] is not None and weight:
             total.add_(torch.tensor([float(found[0]) * weight, weight]))
         return found
@@ -35,11 +41,11 @@ def mean_over_rows(trainer: Trainer) -> None:
     trainer.prediction_step, trainer.evaluation_loop = measured, evaluated
 
 
-def _weight(inputs: Any, shifted: bool) -> int:
+def _weight(inputs: Any, shifted: bool) -> float:
     """How many losses the mean of a batch is one of; 0 where that cannot be told."""
     if not isinstance(inputs, Mapping):
-        return 0
+        return 0.0
     labels = inputs.get("labels")
     if labels is None or labels.dim() == 1:
-        return len(next(one for one in inputs.values() if torch.is_tensor(one)))
-    return int(((labels[:, 1:] if shifted else labels) != IGNORED).sum())
+        return float(len(next(one for one in inputs.values() if torch.is_tensor(one))))
+    return float(((labels[:, 1:] if shifted else labels) != IGNORED).sum())
