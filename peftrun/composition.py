@@ -1,5 +1,6 @@
 """When Hydra refuses to compose: find every override that is at fault, and say so in peftrun's words."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from peftrun.unknown_keys import spelled, unknown_key
 TEXTS = ("task.prompt", "task.completion")  # hold braces that are no mapping's
 QUOTING = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+ABSENT = re.compile(r"In '[^']+': Could not (find|load) '(?P<group>\w+)/(?P<name>\w+)'")  # as Hydra says it
 SEARCH_PATH = "hydra.searchpath="
 
 
@@ -150,7 +152,7 @@ def _choice(group: str, value: str, error: Exception, teams: Sequence[Path]) -> 
     typed = [one.partition("=")[2] for one in _single(f"{group}={value}")]  # several: a sweep
     wrong = next((one for one in typed if one not in own), None)
     if wrong is None:  # it is there, and what is in it is at fault
-        return f"{group}={value}: {in_one_line(error)}"
+        return f"{group}={value}: {_missing_inside(error, options) or in_one_line(error)}"
     meant = peer_keys.option(group, wrong, options)
     if meant is not None and len(typed) == 1:
         return f"{group}={value}: there is no such option; type {meant}"
@@ -159,6 +161,16 @@ def _choice(group: str, value: str, error: Exception, teams: Sequence[Path]) -> 
     advice = f"did you mean {near}? type {group}={mended}" if near else f"type {group}={mended or 'OPTION'}, or omit it"
     what = "such option" if len(typed) == 1 else f"option {wrong}"
     return f"{group}={value}: there is no {what}; options: {', '.join(own)}; {advice}"
+
+
+def _missing_inside(error: Exception, options: dict[str, list[str]]) -> str | None:
+    """What is said of an option that names another one which there is not."""
+    found = ABSENT.match(str(error))
+    if found is None or found["group"] not in options:
+        return None
+    near = spelled(found["name"], options[found["group"]])
+    advice = f"did you mean {near}?" if near else f"options: {', '.join(options[found['group']])};"
+    return f"chooses {found['group']}={found['name']}, and there is no such option; {advice} write it in the `defaults` of its file"
 
 
 def in_one_line(error: Exception) -> str:

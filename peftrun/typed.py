@@ -30,7 +30,7 @@ def in_full(typed: Sequence[str]) -> list[str]:
     typed = [_quoted(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
     if asked:
-        known = _keys(_action(typed))
+        known = _keys(action_of(typed))
         typed = [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
     return [_with_line_ends(text) for text in typed]
 
@@ -76,7 +76,8 @@ def _quoted(text: str) -> str:
     return f"{key}={sign}{escaped}{sign}"
 
 
-def _action(typed: Sequence[str]) -> str:
+def action_of(typed: Sequence[str]) -> str:
+    """The action that is asked for; of several in a sweep the first."""
     chosen = [text.partition("=")[2] for text in typed if text.startswith("action=")]
     return chosen[-1].split(",")[0] if chosen else DEFAULT_ACTION
 
