@@ -2,31 +2,26 @@
 
 import ctypes
 import os
+from pathlib import Path
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8  # malloc.h of glibc
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 NEVER = -1
-MAPPINGS = 1 << 16  # most at a time, as glibc has it
+GROWTH = 1 << 28  # bytes that tensors of many sizes may leave in gaps that no other fits into
+_resident = 0  # bytes in memory when it was last given back
 
 
-def keep_freed(
-    give_back_above: int = NEVER, arenas: int | None = None, grow_by: int | None = None, not_from: int | None = None
-) -> None:
-    """Has freed memory kept for the next tensor, up to so many bytes; nothing where the C library has no such thing, or the user has
-    set one of its `MALLOC_` variables.
+def keep_freed(arenas: int | None = None, grow_by: int | None = None) -> None:
+    """Has freed memory kept for the next tensor; nothing where the C library has no such thing, or the user has set one of its
+    `MALLOC_` variables.
 
     Args:
         arenas: at most so many pools of memory; fewer keep less in all.
         grow_by: bytes that are fetched at once.
-        not_from: bytes from which a tensor is given back at once, so that it leaves no gap.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    chosen = {
-        M_MMAP_MAX: MAPPINGS if not_from else 0, M_MMAP_THRESHOLD: not_from,
-        M_TRIM_THRESHOLD: give_back_above, M_ARENA_MAX: arenas, M_TOP_PAD: grow_by,
-    }  # fmt: skip
-    for option, value in chosen.items():
+    for option, value in {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_ARENA_MAX: arenas, M_TOP_PAD: grow_by}.items():
         if value is not None:
             mallopt(option, value)
 
@@ -36,3 +31,19 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+def give_back_gaps() -> None:
+    """The same where the process has grown by `GROWTH` since the last time: gaps are cheap to use again and dear to fetch again."""
+    global _resident
+    if _now_resident() > _resident + GROWTH:
+        give_back()
+        _resident = _now_resident()
+
+
+def _now_resident() -> int:
+    """Bytes of memory of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

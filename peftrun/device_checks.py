@@ -52,11 +52,11 @@ def method(device: Any, lora: Any, model: Any, task: Any) -> Lines:
 
 
 def offload(device: Any, action: Any, task: Any) -> Lines:
-    """A base whose layers wait elsewhere answers; it is not trained, and nothing is made of it."""
+    """A base whose layers wait elsewhere answers; it is not trained."""
     if device.max_memory is None:
         return
-    if action.name not in ("reload", "evaluate", "generate", "merge", "explain"):
-        yield f"device.max_memory={device.max_memory}: an offloaded base only answers, so action={action.name} cannot use it; type device=auto"
+    if action.name not in ("reload", "evaluate", "generate", "merge", "explain", "extract", "combine"):
+        yield f"device.max_memory={device.max_memory}: an offloaded base is not trained, so action={action.name} cannot use it; type device=auto"
     if device.strategy is not None:
         yield f"device.max_memory={device.max_memory}: cannot stand beside device.strategy={device.strategy}; type device.max_memory=null"
     if task.kind in ("seq_cls", "token_cls") or getattr(task.objective, "name", None) == "reward":

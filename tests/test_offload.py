@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import cases
 from conftest import TINY_STEPS
+from safetensors.torch import load_file
 
 from peftrun import composition, config, device, model
 from peftrun.adapter import load, probe
@@ -74,10 +75,25 @@ def test_actions_answer_as_on_the_whole_base(cli, llama, on_tiny, trained, actio
         assert "offloaded beyond cpu 60KB" in found["split"].record()["device"]
 
 
+def test_adapters_are_made_on_it_as_on_the_whole_base(cli, llama, on_tiny, trained):
+    given = [one for one in on_tiny(llama) if not one.startswith("device")]
+    merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}").run_dir / "merged"
+    typed = {
+        "extract": ["action=extract", f"action.tuned={merged}", "lora.r=4"],
+        "combine": ["action=combine", f"adapter={{a: {trained}, b: {trained}}}", "action.combination=svd"],
+    }
+    for action, own in typed.items():
+        runs = [cli(*given, *place, *own) for place in (["device=cpu", "device.dtype=float32"], SMALL)]
+        assert [run.code for run in runs] == [0, 0], runs[1].err
+        one, other = (load_file(run.run_dir / "adapter" / "adapter_model.safetensors") for run in runs)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), action
+        assert "offloaded beyond cpu 60KB" in runs[1].record()["device"]
+
+
 def test_what_needs_the_weights_is_refused(cli, llama, on_tiny):
     given = [one for one in on_tiny(llama) if not one.startswith("device")]
     run = cli(*on_tiny(llama), *TINY_STEPS, "lora=dora")
     found = cli(*given, *SMALL, "action=evaluate", f"adapter={run.run_dir}")
     assert found.code == 1 and "use_dora" in found.err and "Traceback" not in found.err
     found = cli(*given, *SMALL, "action=train")
-    assert found.code == 1 and "an offloaded base only answers" in found.err
+    assert found.code == 1 and "an offloaded base is not trained" in found.err

@@ -17,7 +17,7 @@ from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
-from peftrun.adapter import calibrate, targets
+from peftrun.adapter import calibrate, offloaded, targets
 from peftrun.adapter_rules import CONVERTED
 from peftrun.errors import ConfigError
 from peftrun.explain import reads
@@ -67,7 +67,7 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
     try:
         _check_orthonormal(base.model, lora)
         with calibrate.prepared(base, config, start.batches if start else []):
-            net = get_peft_model(base.model, config)
+            net = offloaded.fresh(base.model, config) if base.device.max_memory else get_peft_model(base.model, config)
         calibrate.finish(base, net, lora, start.batches if start else [])
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         # PEFT owns the rules between its own fields, and knows which layers a method can work on

@@ -29,12 +29,7 @@ def add(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
 
     Raises: AdapterError: an adapter of this kind needs weights that are not there.
     """
-    kind = config.peft_type.value
-    needs = next((key for key in WHOLE if getattr(config, key, None)), None)
-    if kind != "LORA" or needs or config.bias != "none":
-        raise AdapterError(
-            f"{folder}: is of type {kind}{f' with {needs}' if needs else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null where there is memory for all of it, or model.quantization=nf4"
-        )
+    _check_plain(config, str(folder))
     if model is None:
         model = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
     else:
@@ -43,6 +38,35 @@ def add(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
     with saved_base.untouched(model, name, folder) as found:
         own = saved_base.without(load_file(folder / ADAPTER_WEIGHTS), found)
         set_peft_model_state_dict(model, own, adapter_name=name, low_cpu_mem_usage=True)
+    return _placed(model)
+
+
+def fresh(host: Any, config: Any) -> Any:
+    """The PEFT model with an adapter `default` of zeros, to be filled, each tensor where its layer computes.
+
+    Raises: AdapterError: see `add`.
+    """
+    _check_plain(config, "lora")
+    model = get_peft_model(host, config, low_cpu_mem_usage=True)
+    stay(model)
+    for module in (one for one in model.modules() if isinstance(one, BaseTunerLayer)):
+        for part in module.adapter_layer_names:
+            getattr(module, part).to_empty(device="cpu", recurse=True)
+            for one in getattr(module, part).parameters():
+                one.data = torch.zeros_like(one, dtype=torch.float32)
+    return _placed(model)
+
+
+def _check_plain(config: Any, where: str) -> None:
+    kind = config.peft_type.value
+    needs = next((key for key in WHOLE if getattr(config, key, None)), None)
+    if kind != "LORA" or needs or config.bias != "none":
+        raise AdapterError(
+            f"{where}: is of type {kind}{f' with {needs}' if needs else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null where there is memory for all of it, or model.quantization=nf4"
+        )
+
+
+def _placed(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             _place(module)

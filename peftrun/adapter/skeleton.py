@@ -17,8 +17,6 @@ from peftrun.errors import AdapterError
 from peftrun.merge import streaming
 from peftrun.schema import ModelSpec
 
-KEPT, LARGE = 1 << 27, 1 << 25  # bytes of freed memory that are kept between layers, and of tensors that are not
-
 
 def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     """The PEFT model in evaluation mode: the base's parameters on the meta device, the adapter's real, in float32.
@@ -26,7 +24,7 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     Raises: AdapterError: the adapter does not fit this base's architecture.
     """
     folder = adapter_folder.locate(path, name)
-    allocator.keep_freed(KEPT, arenas=1, not_from=LARGE)
+    allocator.keep_freed(arenas=1)
     try:
         config = peft_config.read(folder)
         config.inference_mode = True

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from peftrun import allocator
 from peftrun.adapter import probe
 from peftrun.adapter.layer_walk import plain_name
 from peftrun.errors import ProofError
@@ -25,7 +24,6 @@ from peftrun.merge.shards import Stored
 # Of a layer's own answer, and of what the adapter adds to it: what float32 sums in another order may differ by.
 NOISE, SHARE = 2e-5, 2e-3
 LOGIT_NOISE, LOGIT_SHARE = 1e-4, 1e-2  # the same after all layers
-GIVEN_BACK = 16  # layers after which memory that they have left in gaps goes back to the system
 NOTABLE = 0.1  # share of the adapter's effect whose loss to rounding is said aloud
 Pair = tuple[Stored, Stored]  # of the base's files and of the merged ones
 UNLIKE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
@@ -95,8 +93,6 @@ class WrittenModel:
         answer = torch.func.functional_call(layer, merged, few)
         error, effect = _norm(answer - adapted), _norm(adapted - plain)
         self.layers += 1
-        if self.layers % GIVEN_BACK == 0:
-            allocator.give_back()
         self.largest_layer_error = max(self.largest_layer_error, error / (effect or math.inf))
         if not error <= SHARE * effect + NOISE * (_norm(adapted) + _norm(plain)):
             self.wrong.append(

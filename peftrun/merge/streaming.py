@@ -81,7 +81,6 @@ def write(
         shards.write(folder / file.name, planned)
         if after:
             after(file, folder / file.name)
-        allocator.give_back()  # tensors of many sizes leave gaps that no other fits into
     if len(plans) > 1:
         places = {one.name: file.name for file, parts in plans.items() for one in parts}
         shards.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
@@ -219,6 +218,7 @@ def merge_layer(
             one.data = value
         for key in values:
             layer._parameters[key] = before[key]
+        allocator.give_back_gaps()
     if merged.keys() != values.keys():
         raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
     if not all(torch.isfinite(value.sum()) for value in merged.values()):
