@@ -95,6 +95,7 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
     good = [text for text in overrides if text.startswith(SEARCH_PATH)]
     rest = [text for text in overrides if not text.startswith(SEARCH_PATH)]
     lines, refused = [], []
+    whole: DictConfig | None = None  # what is composed of `good`
     with hydra_of(places):
         # Groups first: a key may exist only under the option chosen beside it.
         for text in sorted(rest, key=lambda item: "." in item.split("=", 1)[0]):
@@ -103,11 +104,13 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
                 for candidate in candidates:
                     _compose([*good, candidate])
                 good.append(candidates[0])
+                whole = None
             except REFUSALS as error:
-                lines.append(_line(text, error, _compose(good), packages.folders(places)))
+                whole = whole or _compose(good)
+                lines.append(_line(text, error, whole, packages.folders(places)))
                 refused.append(text.split("=", 1)[0].lstrip("+~"))
         try:
-            adapter_origin.build(_compose(good), good)
+            adapter_origin.build(whole or _compose(good), good)
         except ConfigError as error:
             # A key whose value could not be read is not also "not set".
             lines += [
