@@ -67,6 +67,8 @@ def _without_folder(error: OSError) -> str:
 
 
 def _interrupted(argv: Sequence[str]) -> str:
+    if typed.action_of(argv) != typed.DEFAULT_ACTION and not {"-m", "--multirun"} & set(argv):
+        return "interrupted; what there is so far is in its run folder"
     own = next((text.partition("=")[2] for text in argv if text.startswith("hydra.run.dir=")), None)
     how = "with action.resume=auto" if own is None else f"with action.resume={own} in place of hydra.run.dir={own}"
     return f"interrupted; what had begun says so in its record. A training run continues {how}, a sweep by the same command"
