@@ -27,7 +27,7 @@ from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.schema import TrainerSpec
 from peftrun.sweep import pace
-from peftrun.training import checkpoints, finite, ranks, validation
+from peftrun.training import checkpoints, finite, ranks, unsaved_state, validation
 from peftrun.training.callbacks import Report
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -130,6 +130,7 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     ranks.shard_on_cpu(trained_by)
     finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
     checkpoints.stop_where_ended(trained_by)
+    unsaved_state.keep(trained_by)
     trained_by.create_model_card = lambda *_, **__: None  # TRL's, in each checkpoint's folder
     validation.mean_over_rows(trained_by)
     for unwanted in (PrinterCallback, ProgressCallback):
