@@ -4,13 +4,15 @@ from pathlib import Path
 
 from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.errors import ModelError
+from peftrun.paths import cache_dir
 from peftrun.schema import ModelSpec
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]
+TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # all but weights
+HUB_FILES = [*TEXT_FILES, "*.safetensors"]
 
 
-def from_hub(spec: ModelSpec) -> Path:
-    """The base at its revision, in the local cache; Python files only of whom they are trusted.
+def from_hub(spec: ModelSpec, weights: bool = True) -> Path:
+    """The base at its revision, in the local cache, with its weights or without; Python files only of whom they are trusted.
 
     Raises: ModelError: it is not there, or the Hub cannot be reached.
     """
@@ -18,7 +20,7 @@ def from_hub(spec: ModelSpec) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     key = f"model.name_or_path={spec.name_or_path}"
-    wanted = [*HUB_FILES, *(["*.py"] if spec.trust_remote_code else [])]
+    wanted = [*(HUB_FILES if weights else TEXT_FILES), *(["*.py"] if spec.trust_remote_code else [])]
     try:
         return Path(
             snapshot_download(
@@ -37,6 +39,13 @@ def from_hub(spec: ModelSpec) -> Path:
         raise ModelError(
             f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
         ) from error
+
+
+def of_gguf(file: Path) -> Path:
+    """Where a GGUF file's safetensors lie once it was converted: a folder in the cache, named by its content."""
+    from peftrun import fingerprint
+
+    return cache_dir() / "models" / f"{file.stem}-{fingerprint.of_file(file)[:16]}"
 
 
 def of_an_adapter(folder: Path, name: str) -> str | None:

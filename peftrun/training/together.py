@@ -82,6 +82,7 @@ class _Group:
             checkpoint = jobs.resumed(spec, out_dir)
             tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
             job = Job(spec, out_dir, checkpoint, self.place, self.base, tasks.of_kind(spec.task.kind), self._rows(spec))
+            jobs.leave_rows(job)
             self.before[cell] = self._before(job)
         except PeftrunError as fault:
             self.finish(cell, fault)
