@@ -69,7 +69,9 @@ def _chosen(
     left_out = [one for one in found.tally.left_out if one[0].endswith(f": row {action.at}")]
     if not rows and not left_out:
         read = ", ".join(f"{views.place_of(source)} has {count} rows" for source, count in found.tally.read.items())
-        raise DataError(f"action.at={action.at}: there is no such row; {read}; type action.at=1")
+        raise DataError(
+            f"action.at={action.at}: there is no such row; {read}; type action.at={max(found.tally.read.values())}"
+        )
     return rows, [
         f"{views.place_of(where)} is left out: {why}{f' ({tokens} tokens)' if tokens else ''}"
         for where, why, tokens in left_out
