@@ -261,6 +261,7 @@ def steps(rounds: int) -> None:
 
 def _steps_child(given: dict[str, Any]) -> None:
     from peftrun import composition, config, dispatch, tasks, warm
+    from peftrun.sweep.planner import Limits
 
     tasks.load = lambda task, base: synthetic(given["tokens"], base)  # rows of exactly so many tokens
     cells = [
@@ -272,7 +273,7 @@ def _steps_child(given: dict[str, Any]) -> None:
     ]  # fmt: skip
     with warm.kept():
         folders = [Path(f"joint{n}") for n in range(CELLS)]
-        dispatch.together(cells, folders, CELLS)
+        dispatch.together(cells, folders, Limits(cells=CELLS))
         lone = [Path(f"lone{n}") for n in range(CELLS)]
         for spec, folder in zip(cells, lone, strict=True):
             dispatch.run(spec, folder)

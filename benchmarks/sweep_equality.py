@@ -71,12 +71,13 @@ def main() -> None:
 def compared(common: list[str], steps: int, folder: Path) -> list[tuple[list[str], dict[str, float]]]:
     """Each cell's overrides and distances."""
     from peftrun import artifacts, composition, config, dispatch, warm
+    from peftrun.sweep.planner import Limits
 
     cells = [[*cell, f"trainer.max_steps={steps}"] for cell in CELLS] + [[*EARLY, f"trainer.max_steps={steps // 2}"]]
     specs = [config.build(composition.compose_run([*common, *COMMON, *cell]).cfg) for cell in cells]
     joint = [folder / f"together{n}" for n in range(len(cells))]
     with warm.kept():
-        dispatch.together(specs, joint, len(specs))
+        dispatch.together(specs, joint, Limits(cells=len(specs)))
         for number, spec in enumerate(specs):
             dispatch.run(spec, folder / f"alone{number}")
     found = []

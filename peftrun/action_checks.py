@@ -13,6 +13,7 @@ from peftrun.artifacts import ADAPTER_CONFIG, CONFIG, RECORD, read_json
 from peftrun.catalogue import checks as catalogue_checks
 from peftrun.errors import PeftrunError
 from peftrun.export import checks as export_checks
+from peftrun.method_checks import others
 from peftrun.prompts import BASE
 from peftrun.replay import records
 
@@ -143,8 +144,8 @@ def extract(action: Any, lora: Any) -> Lines:
         return
     if not isinstance(lora, schema.LoraSpec):
         yield f"lora={lora.method}: action=extract needs the shape of an adapter; type lora=lora lora.r=32"
-    elif any(getattr(lora, key) not in plain for key, plain in PLAIN.items()):
-        wrong = next(key for key, plain in PLAIN.items() if getattr(lora, key) not in plain)
+    elif odd := [*(key for key, plain in PLAIN.items() if getattr(lora, key) not in plain), *others(lora)]:
+        wrong = odd[0]
         yield f"lora.{wrong}: action=extract makes a plain low-rank adapter; type lora=lora or lora=rslora, and leave lora.{wrong} at its default"
     folder = Path(action.tuned).expanduser()
     if not folder.is_dir():

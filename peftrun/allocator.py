@@ -7,7 +7,7 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 NEVER = -1
 GROWTH = 1 << 28  # bytes that tensors of many sizes may leave in gaps that no other fits into
-_resident = 0  # bytes in memory when it was last given back
+_RESIDENT = [0]  # bytes in memory when it was last given back
 
 
 def keep_freed(arenas: int | None = None, grow_by: int | None = None) -> None:
@@ -35,10 +35,9 @@ def give_back() -> None:
 
 def give_back_gaps() -> None:
     """The same where the process has grown by `GROWTH` since the last time: gaps are cheap to use again and dear to fetch again."""
-    global _resident
-    if _now_resident() > _resident + GROWTH:
+    if _now_resident() > _RESIDENT[0] + GROWTH:
         give_back()
-        _resident = _now_resident()
+        _RESIDENT[0] = _now_resident()
 
 
 def _now_resident() -> int:

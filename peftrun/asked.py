@@ -1,29 +1,50 @@
 """What a run folder's composition was asked for: Hydra's own files in it, which a run from Python leaves too. Light."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts, config
+from peftrun.errors import ArtifactError
+from peftrun.explain import quoting
 
 FOLDER, OVERRIDES, OWN = ".hydra", "overrides.yaml", "hydra.yaml"
 OURS = ("hydra", "main", "schema", "peftrun.configs")  # providers of a search path that every run has
 
-SHARED = ("experiment", "model", "task", "device", "allow_base_mismatch")  # what the next action needs as this one did
+SWEEP = "sweep.json"  # in the folder above a cell's
+CONFIG_DIR = "--config-dir"
+ROWS = ("experiment", "task", "slots")  # by which the same rows are asked for
+SHARED = (*ROWS, "model", "device", "allow_base_mismatch")  # what the next action needs as this one did
 SPREAD = tuple(
     f"device.{key}"
     for key in ("strategy", "processes", "machines", "machine_rank", "main_address", "main_port", "deepspeed_config")
 )
 
 
-def on_the_same(command: str, typed: Sequence[str]) -> str:
-    """The command with what was typed for model, task and device, where it says nothing of these itself."""
-    if not command.startswith("peftrun "):  # another program's
+def on_the_same(command: str, typed: Sequence[str], places: Sequence[str] = ()) -> str:
+    """The command with what was typed for model, task and device, where it says nothing of these itself.
+
+    Args: places: where options were looked for, as `search_path` gives it.
+    """
+    program, _, rest = command.partition(" ")
+    if program != "peftrun":  # another program's
         return command
-    groups = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in typed}
-    more = [text for text, group in groups.items() if group in SHARED and f" {group}" not in command]
-    return " ".join([command, *map(shlex.quote, more)])
+    said = {_group(word) for word in shlex.split(rest)}
+    more = [text for text in typed if _group(text) in SHARED and _group(text) not in said]
+    if not more:
+        return command
+    return " ".join([quoting.words([program, *quoting.team(places)]), rest, quoting.words(more)])
+
+
+def of_rows(typed: Iterable[str]) -> list[str]:
+    """What of it says which rows are learned or measured, and how they are spelled out."""
+    return [text for text in typed if _group(text) in ROWS]
+
+
+def _group(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
 def in_one_process(typed: Sequence[str]) -> list[str]:
@@ -38,12 +59,45 @@ def overrides(run: Path) -> list[str]:
     return [str(text) for text in config.read_list(file)] if file.is_file() else []
 
 
+def typed(run: Path) -> list[str]:
+    """The same; of a cell of a sweep what its own command says."""
+    return overrides(run) or [word for word in _of_cell(run) if "=" in word and not word.startswith("-")]
+
+
+def places(run: Path) -> list[str]:
+    """As `search_path`, of a cell too."""
+    words = _of_cell(run)
+    named = words[words.index(CONFIG_DIR) + 1 :][:1] if CONFIG_DIR in words else []
+    return search_path(run) or [f"file://{folder}" for folder in named]
+
+
+def _of_cell(run: Path) -> list[str]:
+    """Words of a cell's own command, from its sweep's summary; none where the run is no cell."""
+    with suppress(ArtifactError, KeyError, StopIteration, TypeError, ValueError):
+        cells = artifacts.read_json(run.parent / SWEEP)["cells"]
+        return shlex.split(next(str(cell["command"]) for cell in cells if cell["folder"] == run.name))[1:]
+    return []
+
+
+def of_adapter(path: str) -> tuple[list[str], list[str]]:
+    """What was typed, and the places, of the run that made the adapter; nothing where none is known."""
+    given = Path(path).expanduser()
+    for run in (given, given.parent):
+        if (run / artifacts.RECORD).is_file():
+            return typed(run), places(run)
+    return [], []
+
+
 def search_path(run: Path) -> list[str]:
     """Where options were looked for beside peftrun's own: `file://FOLDER` or `pkg://PACKAGE`, those that win first."""
     file = run / FOLDER / OWN
     if not file.is_file():
         return []
-    sources: list[dict[str, Any]] = config.read_values(file)["hydra"]["runtime"]["config_sources"]
+    return places_of(config.read_values(file)["hydra"]["runtime"]["config_sources"])
+
+
+def places_of(sources: Iterable[Any]) -> list[str]:
+    """The same of Hydra's list of sources."""
     return [f"{one['schema']}://{one['path']}" for one in sources if one["provider"] not in OURS and one["path"]]
 
 

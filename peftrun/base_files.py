@@ -7,14 +7,16 @@ from urllib.request import getproxies
 
 from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.errors import ModelError
+from peftrun.paths import cache_dir
 from peftrun.schema import ModelSpec
 
 PATIENCE = 3  # seconds in which the Hub is to answer
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]
+TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # all but weights
+HUB_FILES = [*TEXT_FILES, "*.safetensors"]
 
 
-def from_hub(spec: ModelSpec) -> Path:
-    """The base at its revision, in the local cache; Python files only of whom they are trusted.
+def from_hub(spec: ModelSpec, weights: bool = True) -> Path:
+    """The base at its revision, in the local cache, with its weights or without; Python files only of whom they are trusted.
 
     Raises: ModelError: it is not there, or the Hub cannot be reached.
     """
@@ -22,7 +24,7 @@ def from_hub(spec: ModelSpec) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     key = f"model.name_or_path={spec.name_or_path}"
-    wanted = [*HUB_FILES, *(["*.py"] if spec.trust_remote_code else [])]
+    wanted = [*(HUB_FILES if weights else TEXT_FILES), *(["*.py"] if spec.trust_remote_code else [])]
     try:
         return Path(
             snapshot_download(
@@ -75,6 +77,13 @@ def _nowhere(spec: ModelSpec) -> str:
         f"model.name_or_path={spec.name_or_path}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
         f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
     )
+
+
+def of_gguf(file: Path) -> Path:
+    """Where a GGUF file's safetensors lie once it was converted: a folder in the cache, named by its content."""
+    from peftrun import fingerprint
+
+    return cache_dir() / "models" / f"{file.stem}-{fingerprint.of_file(file)[:16]}"
 
 
 def of_an_adapter(folder: Path, name: str) -> str | None:

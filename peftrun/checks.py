@@ -189,6 +189,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora",), method_checks.converted),
     (("lora", "trainer"), method_checks.optimizer),
     (("lora", "action"), method_checks.rows),
+    (("lora", "task"), method_checks.penalty),
     (("lora", "trainer", "action"), method_checks.adalora),
     (("lora", "trainer"), method_checks.packed),
     (("lora", "model", "action"), method_checks.quantized),

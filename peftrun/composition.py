@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from peftrun import adapter_origin, config, migrations, paths, peer_keys, tracker_checks, typed
+from peftrun import adapter_origin, config, fields, migrations, paths, peer_keys, peft_fields, tracker_checks, typed
 from peftrun.errors import ConfigError
 from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
@@ -132,7 +132,7 @@ def several_values(overrides: Sequence[str]) -> list[str]:
 
 def _several(text: str) -> str:
     key, _, value = text.partition("=")
-    if config.takes_list(key.lstrip("+")):
+    if fields.takes_list(key.lstrip("+")):
         return f"{text}: is a list, which stands in brackets; type '{key}=[{value}]' (or -m before it, for a run with each)"
     return f"{text}: several values are a sweep; type -m before them: peftrun -m {text}"
 
@@ -238,7 +238,13 @@ def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams
     known = list(config.flatten(config.plain(composed)))
     if any(item.startswith(f"{name}.") for item in known):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
-    return _of_other_actions(name, text) or unknown_key(name, value, known)
+    return _of_other_actions(name, text) or _of_peft(name, text, composed) or unknown_key(name, value, known)
+
+
+def _of_peft(name: str, text: str, composed: DictConfig) -> str | None:
+    known = peft_fields.of_method(str(composed.lora.method)) if name.startswith("lora.") else {}
+    added = f"{text}: the chosen option does not show this field of PEFT's, so it must be added; type '++{text}'"
+    return added if name.partition(".")[2].partition(".")[0] in known else None
 
 
 def _of_other_actions(name: str, text: str) -> str | None:

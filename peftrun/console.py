@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from peftrun.result import RunResult
 
@@ -36,10 +37,18 @@ NOISY = (
 _LISTENERS: list[list[str]] = []
 IMPORTING = "importing torch, transformers and peft"
 LONGEST_SILENCE = 15.0  # seconds without a line
-_LAST: dict[str, Any] = {"at": 0.0, "text": ""}
+_LAST: dict[str, Any] = {
+    "said": 0.0,
+    "at": 0.0,
+    "text": "",
+}  # when a line was printed last; what the run is at, and since when
+_BARS: list[Progress] = []
 
 
 def _notes() -> Console:
+    """That of the bar that is on the screen, which then stays below what is said; else a new one."""
+    if _BARS and _BARS[-1].live.is_started:
+        return _BARS[-1].console
     # Made anew each time: tests and sweeps replace sys.stderr. Not soft-wrapped: one note is one line.
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -48,7 +57,8 @@ def say(text: str) -> None:
     """One line for the user, on standard error."""
     for heard in _LISTENERS:
         heard.append(text)
-    _LAST.update(at=time.monotonic(), text=text)
+    now = time.monotonic()
+    _LAST.update(said=now, at=now, text=text)
     _notes().print(escape(text))
 
 
@@ -69,10 +79,10 @@ def never_silent() -> Iterator[None]:
     def repeat() -> None:
         shown = started
         while not ended.wait(1.0):
-            now, last = time.monotonic(), _LAST["at"]
-            if now - max(shown, last) >= LONGEST_SILENCE:
+            now = time.monotonic()
+            if now - max(shown, _LAST["said"]) >= LONGEST_SILENCE:
                 shown = now
-                _notes().print(escape(f"{_LAST['text']} ... {now - last:.0f} s"))
+                _notes().print(escape(f"{_LAST['text']} ... {now - _LAST['at']:.0f} s"))
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -107,6 +117,20 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def show_marked(parts: Iterable[tuple[str, bool]]) -> None:
+    """A text on standard output in which some parts are marked: by colour on a terminal that has some, else by ⟦ and ⟧."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    if console.is_terminal and not console.no_color:
+        console.print(Text.assemble(*((text, "bold green" if marked else "") for text, marked in parts), end=""))
+        return
+    show("".join(_bracketed(text) if marked else text for text, marked in parts).removesuffix("\n"))
+
+
+def _bracketed(text: str) -> str:
+    line_ends = len(text) - len(text.rstrip("\n"))
+    return f"⟦{text.rstrip(chr(10))}⟧" + "\n" * line_ends
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Shows that libraries are being imported; silences what they would print, now and later."""
@@ -124,7 +148,7 @@ def importing() -> Iterator[None]:
 
 def progress_bar() -> Progress:
     """A live bar for a terminal: step, loss, tokens a second, time left."""
-    return Progress(
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -135,6 +159,8 @@ def progress_bar() -> Progress:
         console=_notes(),
         transient=False,
     )
+    _BARS[:] = [bar]
+    return bar
 
 
 def is_terminal() -> bool:

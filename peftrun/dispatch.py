@@ -23,6 +23,7 @@ from peftrun.replay import environment, records
 from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
 from peftrun.sweep import fitting
+from peftrun.sweep.planner import Limits
 from peftrun.versions import versions
 
 QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
@@ -42,7 +43,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: whatever the action found at fault.
     """
     record = Record(spec, out_dir)
-    _say_template(record.spec)
+    if record.spec.template:
+        from peftrun import console
+
+        console.say(f"template {record.spec.template.name} {record.spec.template.version}")
     try:
         with _terminate_as_interrupt(), exhaustion.as_fault(out_dir), fitting.advising(spec):
             spread, spec = launch.wanted(record.spec), record.spec
@@ -50,7 +54,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             result = launch.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         record.failed(error)
-        record.reported()
         raise
     record.completed(result)
     result.summary += record.reported()
@@ -58,24 +61,18 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return result
 
 
-def _say_template(spec: RunSpec) -> None:
-    if spec.template:
-        from peftrun import console
-
-        console.say(f"template {spec.template.name} {spec.template.version}")
-
-
 def together(
-    specs: Sequence[RunSpec], out_dirs: Sequence[Path], at_once: int, halving: dict[str, int] | None = None
+    specs: Sequence[RunSpec], out_dirs: Sequence[Path], allowed: Limits, halving: dict[str, int] | None = None
 ) -> list[int]:
     """Trains all these on one base; each folder then holds its config and a finished record, which says what was at fault if something was.
 
-    Args: at_once: most of them in one step. halving: `min_steps` and `factor` of successive halving.
+    Args: allowed: what those in one step may take. halving: `min_steps` and `factor` of successive halving.
     Returns: numbers of those that can only be run alone; their folders hold no record.
-    Raises: KeyboardInterrupt: the records of those that had not ended say so.
+    Raises: KeyboardInterrupt: the records of those that had begun and not ended say so; the others hold none.
     """
     records = [Record(spec, out_dir) for spec, out_dir in zip(specs, out_dirs, strict=True)]
     apart: list[int] = []
+    begun: set[int] = set()
     in_vain: list[str] = []
 
     def finish(cell: int, found: RunResult | Exception | Apart) -> None:
@@ -85,7 +82,7 @@ def together(
             records[cell].reported()
             in_vain.extend(records[cell].set_in_vain())
         elif isinstance(found, Apart):
-            records[cell].withdrawn(found.reason)
+            records[cell].withdrawn(f"is trained alone: {found.reason}")
             apart.append(cell)
         else:
             _tell(found, records[cell])
@@ -93,16 +90,16 @@ def together(
     try:
         with _terminate_as_interrupt():
             heavy("peftrun.training.together").run(
-                [record.spec for record in records], list(out_dirs), at_once, halving, finish
+                [record.spec for record in records], list(out_dirs), allowed, halving, begin=begun.add, finish=finish
             )
     except PeftrunError as fault:  # of all of them
         for record in records:
             record.failed(fault)
-            record.reported()
     except BaseException as error:
-        for record in records:
+        for cell, record in enumerate(records):
+            if isinstance(error, KeyboardInterrupt) and cell not in begun:
+                record.withdrawn()
             record.failed(error)
-            record.reported()
         raise
     vain.tell(in_vain)
     return apart
@@ -121,7 +118,6 @@ def _tell(found: Exception, record: "Record") -> None:
 
     fault = exhaustion.fault_of(found, record.out_dir) or found
     record.failed(fault)
-    record.reported()
     console.warn(
         f"cell {record.out_dir.name} failed: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}"
     )
@@ -152,10 +148,13 @@ class Record:
         return vain.found(reads.plain(self.spec), self.out_dir, reads.unread(self.spec))
 
     def failed(self, error: BaseException) -> None:
-        """What was at fault; nothing where the record is finished already."""
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        """What was at fault, or that it was interrupted; nothing where the record is finished already."""
+        ending: dict[str, Any] = {"status": "failed", "error": str(error) or type(error).__name__}
+        if isinstance(error, KeyboardInterrupt):
+            ending = {"status": "interrupted"}
         with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
-            self._finish(status="failed", error=reason, **getattr(error, "facts", {}))
+            self._finish(**ending, **getattr(error, "facts", {}))
+        self.reported()
 
     def reported(self) -> list[tuple[str, str]]:
         """Leaves the page of a training, whatever became of it, and tells its tracker: where it lies, as a row for the closing table."""
@@ -176,14 +175,17 @@ class Record:
         found = page.leave(self.out_dir)
         return [("report", console.short(found))] if found else []
 
-    def withdrawn(self, reason: str) -> None:
-        """The run has not begun, as if it had never been asked for."""
+    def withdrawn(self, why: str = "") -> None:
+        """The run has not begun, as if it had never been asked for; nothing where the record is finished already."""
         from peftrun import console
 
+        if not self.open:
+            return
+        if why:
+            console.say(f"cell {self.out_dir.name} {why}")
         self.open, self.told = False, True
         trackers.pause(self.out_dir)
         (self.out_dir / artifacts.RECORD).unlink()
-        console.say(f"cell {self.out_dir.name} is trained alone: {reason}")
 
     def _finish(self, **more: Any) -> None:
         if not self.open:
@@ -250,6 +252,7 @@ def _opening(spec: RunSpec) -> dict[str, Any]:
         "host": platform.node(),  # on which that process is looked for
         "environment": environment.now(),
         "given": records.given(spec.adapter),
+        "files": records.files(reads.plain(spec)),
     }
 
 

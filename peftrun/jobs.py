@@ -15,13 +15,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from peftrun import command_checks, flags, migrations, typed
-from peftrun.artifacts import DISK_FULL, RECORD
-from peftrun.errors import PeftrunError
+from peftrun.artifacts import CONFIG, DISK_FULL, RECORD
+from peftrun.errors import AdapterError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
 from peftrun.paths import config_dir
+from peftrun.report import CURVES, PAGE
 from peftrun.sweep import launcher
 from peftrun.team import packages, search_path
 
 USER_FAULT, INTERRUPTED = 1, 130
+INPUT_FAULTS = (ConfigError, ModelError, AdapterError, DataError, DeviceError)
+OPENING = {".hydra", CONFIG, RECORD, PAGE, CURVES}  # what every run has before it does anything, and what tells of it
 WAIT_FOR_PEOPLE = ("serve", "browse", "generate")
 
 
@@ -137,19 +140,38 @@ def _one_composition(argv: Sequence[str]) -> Iterator[None]:
 def _run_job(cfg: DictConfig) -> float | None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     spec = _build(cfg, out_dir)
-    from peftrun import asked, console, dispatch
+    from peftrun import console, dispatch
     from peftrun.team import shadows
 
     for line in shadows.chosen(HydraConfig.get().runtime):
         console.warn(line)
     with nullcontext() if spec.action.name in WAIT_FOR_PEOPLE else console.never_silent():
-        result = dispatch.run(spec, out_dir)
-    typed_here = list(HydraConfig.get().overrides.task)
-    if spec.device.strategy is not None:
-        typed_here = asked.in_one_process(typed_here)
-    result.next_commands = [asked.on_the_same(command, typed_here) for command in result.next_commands]
+        try:
+            result = dispatch.run(spec, out_dir)
+        except INPUT_FAULTS:
+            _remove_new(out_dir)
+            raise
+    result.next_commands = _on_the_same(result.next_commands, spec)
     console.closing_table(result)
     return result.objective
+
+
+def _on_the_same(commands: list[str], spec: Any) -> list[str]:
+    """The commands with what they need of what was typed here; for a model that was made of an adapter, of what its training was typed with."""
+    from peftrun import asked
+
+    typed_here = list(HydraConfig.get().overrides.task)
+    places = asked.places_of(HydraConfig.get().runtime.config_sources)
+    if spec.device.strategy is not None:
+        typed_here = asked.in_one_process(typed_here)
+    learned: list[str] = []
+    if spec.adapter and not asked.of_rows(typed_here):
+        words, its_places = asked.of_adapter(spec.adapter[spec.active or next(iter(spec.adapter))])
+        learned, places = asked.of_rows(words), places or its_places
+    return [
+        asked.on_the_same(command, [*([] if " adapter=" in command else learned), *typed_here], places)
+        for command in commands
+    ]
 
 
 def _build(cfg: DictConfig, out_dir: Path) -> Any:
@@ -166,7 +188,8 @@ def _build(cfg: DictConfig, out_dir: Path) -> Any:
 
 
 def _remove_new(out_dir: Path) -> None:
-    if {path.name for path in out_dir.iterdir()} <= {".hydra"}:
+    """Takes away the folder of a run that was refused before it had made, measured or logged anything."""
+    if {path.name for path in out_dir.iterdir()} <= OPENING:
         shutil.rmtree(out_dir)
         for parent in list(out_dir.parents)[:2]:  # outputs/<action>, outputs: when this run was the first
             if not any(parent.iterdir()):

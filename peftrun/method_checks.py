@@ -6,9 +6,12 @@ from typing import Any
 
 from peftrun.adapter_rules import CONVERTED
 from peftrun.methods import AdaLoraSpec, LoraSpec, NoAdapter
+from peftrun.peft_fields import beside
 
 Lines = Iterator[str]
 CALIBRATED = ("eva", "corda", "lora_ga")
+PENALIZED = ("kasa_config", "monteclora_config")  # add a penalty of their own to the loss that the model computes
+HARMLESS = ("fan_in_fan_out", "layers_pattern")  # say which layers there are, and not what is done to them
 VIRTUAL = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")
 
 
@@ -40,6 +43,7 @@ def converted(lora: Any) -> Lines:
         "lora.lora_bias": lora.lora_bias,
         "lora.target_parameters": bool(lora.target_parameters),
         "lora.use_bdlora": lora.use_bdlora is not None,
+        **{f"lora.{key}": True for key in others(lora)},
     }.items():
         if wrong:
             yield (
@@ -57,8 +61,26 @@ def optimizer(lora: Any, trainer: Any) -> Lines:
     for key, wrong in {"lora.use_dora": lora.use_dora, "lora.lora_bias": lora.lora_bias}.items():
         if lora.lora_fa and wrong:
             yield f"{key}=true: LoRA-FA pairs each A with its B and knows no other weights; type {key}=false"
+    for key in penalized(lora) if lora.lora_fa else []:
+        yield f"lora.{key}: LoRA-FA pairs each A with its B and knows no other weights; type lora.{key}=null"
     if (lora.lora_fa or lora.loraplus_lr_ratio) and not trainer.optim.startswith("adamw"):
         yield f"trainer.optim={trainer.optim}: LoRA+ and LoRA-FA are variants of AdamW; type trainer.optim=adamw_torch"
+
+
+def others(lora: Any) -> list[str]:
+    """The fields that make something else than a plain low-rank adapter, of those that were given beside those of the dataclass."""
+    return [key for key in beside(lora) if key not in HARMLESS and getattr(lora, key) not in (None, False)]
+
+
+def penalized(lora: Any) -> list[str]:
+    """The fields that add a penalty to the loss."""
+    return [key for key in PENALIZED if getattr(lora, key, None) is not None]
+
+
+def penalty(lora: Any, task: Any) -> Lines:
+    """A penalty belongs to a loss that the model computes itself."""
+    for key in penalized(lora) if task.objective is not None else []:
+        yield f"lora.{key}: adds a penalty to the loss of a language model or classifier, and task.objective has a loss of its own; type lora.{key}=null"
 
 
 def rows(lora: Any, action: Any) -> Lines:

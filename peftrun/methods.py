@@ -9,8 +9,9 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(ge=1, examples=[1])]
 Rank = Annotated[int, Field(ge=1, examples=[16])]
 Dropout = Annotated[float, Field(ge=0, lt=1, examples=[0.05])]
+Alpha = Annotated[int | float, Field(gt=0, examples=[32])]
 Names = Annotated[list[str] | str, Field(min_length=1, examples=["all-linear"])]
-INITS = r"^(gaussian|orthogonal|olora|eva|corda|lora_ga|loftq|pissa|pissa_niter_\d+)$"
+INITS = r"^(gaussian|orthogonal|olora|mica|eva|corda|lora_ga|loftq|pissa|pissa_niter_\d+)$"
 
 
 @dataclass(config=STRICT)
@@ -25,7 +26,7 @@ class Targets:
     """What most methods share."""
 
     method: str
-    target_modules: Names
+    target_modules: Names | None  # null: PEFT's table for this model
     modules_to_save: list[str] | None
 
 
@@ -86,8 +87,10 @@ class LoraSpec:
 
     method: Literal["lora"]
     r: Rank
-    lora_alpha: Annotated[int, Field(ge=1, examples=[32])]
-    target_modules: Names | None  # null: none, where target_parameters names the experts
+    lora_alpha: Alpha
+    target_modules: (
+        Names | None
+    )  # null: PEFT's table for this model; none of its own where target_parameters names the experts
     exclude_modules: list[str] | str | None
     lora_dropout: Dropout
     bias: Literal["none", "all", "lora_only"]
@@ -97,7 +100,7 @@ class LoraSpec:
     use_rslora: bool
     use_dora: bool
     rank_pattern: dict[str, Positive] | None
-    alpha_pattern: dict[str, Positive] | None
+    alpha_pattern: dict[str, Alpha] | None
     layers_to_transform: list[int] | None
     target_parameters: list[str] | None
     trainable_token_indices: list[int] | dict[str, list[int]] | None
@@ -119,7 +122,7 @@ class AdaLoraSpec:
     method: Literal["adalora"]
     target_r: Rank
     init_r: Rank
-    lora_alpha: Annotated[int, Field(ge=1, examples=[32])]
+    lora_alpha: Alpha
     lora_dropout: Dropout
     tinit: Annotated[int, Field(ge=0, examples=[10])]
     tfinal: Annotated[int, Field(ge=0, examples=[20])]
@@ -127,6 +130,6 @@ class AdaLoraSpec:
     beta1: Annotated[float, Field(gt=0, lt=1, examples=[0.85])]
     beta2: Annotated[float, Field(gt=0, lt=1, examples=[0.85])]
     orth_reg_weight: Annotated[float, Field(gt=0, examples=[0.5])]
-    target_modules: Names
+    target_modules: Names | None  # null: PEFT's table for this model
     modules_to_save: list[str] | None
     layers_to_transform: list[int] | None

@@ -33,7 +33,7 @@ class BoftSpec(LayerTargets):
     """BOFT."""
 
     method: Literal["boft"]
-    boft_block_size: Positive
+    boft_block_size: Annotated[int, Field(ge=0, examples=[4])]  # 0: boft_block_num says how many blocks
     boft_n_butterfly_factor: Positive
     boft_dropout: Dropout
 
@@ -80,7 +80,7 @@ class OftSpec(LayerTargets):
     """OFT."""
 
     method: Literal["oft"]
-    oft_block_size: Positive
+    oft_block_size: Annotated[int, Field(ge=0, examples=[16])]  # 0: r says how many blocks
     coft: bool
     block_share: bool
     module_dropout: Dropout
@@ -91,7 +91,7 @@ class OsfSpec(Targets):
     """OSF."""
 
     method: Literal["osf"]
-    effective_rank: Annotated[int, Field(ge=1, examples=[64])] | Annotated[float, Field(gt=0, examples=[0.5])]
+    effective_rank: Annotated[int, Field(ge=1, examples=[64])] | Annotated[float, Field(gt=0, examples=[0.5])] | None
 
 
 @dataclass(config=STRICT)
@@ -100,7 +100,7 @@ class PTuningSpec:
 
     method: Literal["p_tuning"]
     num_virtual_tokens: Positive
-    encoder_hidden_size: Positive
+    encoder_hidden_size: Positive | None
     encoder_reparameterization_type: Literal["MLP", "LSTM"]
     encoder_num_layers: Positive
     encoder_dropout: Dropout
@@ -122,7 +122,9 @@ class PromptTuningSpec:
 
     method: Literal["prompt_tuning"]
     num_virtual_tokens: Positive
-    prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB"]
+    prompt_tuning_init: Literal[
+        "RANDOM", "SAMPLE_VOCAB", "TEXT"
+    ]  # TEXT: prompt_tuning_init_text, by the base's tokenizer
 
 
 @dataclass(config=STRICT)

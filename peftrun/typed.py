@@ -1,4 +1,5 @@
-"""What is typed, as Hydra is to read it: `action.` may be left out before a key that the chosen action alone has. Light.
+"""What is typed, as Hydra is to read it: `action.` may be left out before a key that the chosen action alone has, and `++` before a field
+of PEFT's that the chosen option of group `lora` does not show. Light.
 
 `peftrun action=replay run=FOLDER` is `peftrun action=replay action.run=FOLDER`; records and messages know the full form alone.
 Conditions need no quotes but the shell's: where='loss<0.5 and lora.r>=8' is where='"loss<0.5 and lora.r>=8"'.
@@ -10,11 +11,13 @@ import re
 from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
-from peftrun.paths import GROUPS
+from peftrun.paths import GROUPS, config_dir
 
 TOP_LEVEL = (*GROUPS, "seed", "adapter", "active", "allow_base_mismatch", "slots", "template")
 SHORT = re.compile(r"([A-Za-z_]\w*)=")
+OF_METHOD = re.compile(r"lora\.(\w+)[.=]")
 DEFAULT_ACTION = "train"
+DEFAULT_METHOD = "lora"
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra makes these itself, as they are named
 HOME = re.compile(r"""(?<![^\s:,{\['"])~\w*(?=/)""")
 TEXTS = ("task.prompt", "task.completion", "task.system", "action.prompt")
@@ -32,12 +35,23 @@ def in_full(typed: Sequence[str]) -> list[str]:
     if asked:
         known = _keys(action_of(typed))
         typed = [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
-    return [_with_line_ends(text) for text in typed]
+    return [_added(_with_line_ends(text), typed) for text in typed]
 
 
 def holds_text(key: str) -> bool:
     """Whether what is typed for this key is text of several lines: a template, a system message, a prompt."""
     return key in TEXTS or key.startswith("task.data.mix")
+
+
+def as_typed(text: str) -> str:
+    """The inverse of what `in_full` does to line ends and tabs, so that an override can be shown on one line."""
+    key, sign, value = text.partition("=")
+    if not sign or not holds_text(key.lstrip("+")):
+        return text
+    for written, end in ENDS.items():
+        value = value.replace(end, written)
+    found = f"{key}={value}"
+    return found if _with_line_ends(found) == text else text
 
 
 def _with_line_ends(text: str) -> str:
@@ -76,10 +90,28 @@ def _quoted(text: str) -> str:
     return f"{key}={sign}{escaped}{sign}"
 
 
+def _added(text: str, typed: Sequence[str]) -> str:
+    """With the sign by which Hydra takes a key that no file has; whether there is such a field is seen once it is composed."""
+    key = OF_METHOD.match(text)
+    return f"++{text}" if key and key[1] not in _shown(_option("lora", typed, DEFAULT_METHOD)) else text
+
+
+def _shown(option: str) -> set[str]:
+    """The keys in the file of an option of group `lora`, and of the option that it builds on; of a team's the default's."""
+    file = config_dir() / "lora" / f"{option}.yaml"
+    text = (file if file.is_file() else file.with_stem(DEFAULT_METHOD)).read_text(encoding="utf-8")
+    parents = re.findall(r"^  - (?!_self_)(\w+)$", text, re.MULTILINE)
+    return set(re.findall(r"^(\w+):", text, re.MULTILINE)).union(*map(_shown, parents))
+
+
 def action_of(typed: Sequence[str]) -> str:
     """The action that is asked for; of several in a sweep the first."""
-    chosen = [text.partition("=")[2] for text in typed if text.startswith("action=")]
-    return chosen[-1].split(",")[0] if chosen else DEFAULT_ACTION
+    return _option("action", typed, DEFAULT_ACTION)
+
+
+def _option(group: str, typed: Sequence[str], default: str) -> str:
+    chosen = [text.partition("=")[2] for text in typed if text.startswith(f"{group}=")]
+    return chosen[-1].split(",")[0] if chosen else default
 
 
 def actions_with(key: str) -> list[str]:

@@ -178,7 +178,7 @@ class ShiraSpec(Targets):
 
     method: Literal["shira"]
     r: Rank
-    random_seed: Annotated[int, Field(ge=0, examples=[0])]
+    random_seed: Annotated[int, Field(ge=0, examples=[0])] | None
 
 
 @dataclass(config=STRICT)

@@ -191,12 +191,18 @@ def as_foreign(change, base, adapter):
     change(adapter)
 
 
+def laid_beside(base, adapter):
+    AutoTokenizer.from_pretrained(base).save_pretrained(adapter)
+    other_tokens(adapter)
+
+
 # What is not as it was when the adapter was made: how (base, adapter), fragments of what is said, whether it is refused.
 CHANGED = {
     "tokenizer": (lambda base, adapter: other_tokens(base), ["which has another tokenizer"], True),
     "template": (lambda base, adapter: other_template(base), ["which has another chat template", "conversations"], False),
     "own tokenizer": (partial(as_foreign, other_tokens), ["brings another tokenizer than base", "copy of the base"], True),
     "own template": (partial(as_foreign, other_template), ["brings another chat template than base"], False),
+    "laid beside ours": (laid_beside, ["brings another tokenizer than base", "copy of the base"], True),
     "own, with a token more": (partial(as_foreign, added_token), ["also has <|pad of mine|>", "as plain text"], False),
     "own, the same": (partial(as_foreign, lambda folder: None), ["was not made by peftrun"], False),
     "new and on": (lambda base, adapter: edit_json(adapter / CONFIG, use_new=True, peft_version="9.1"),
@@ -224,8 +230,8 @@ def test_what_is_not_as_it_was_is_named_and_refused_where_answers_must_differ(
 
 
 def test_an_adapter_of_a_run_that_failed_is_refused_with_its_reason(cli, tmp_path, on_tiny, llama):
-    failed = cli(*on_tiny(llama), "lora.target_modules=[nothing]").run_dir
-    told = [f"adapter={failed}: this run is 'failed' and saved no adapter (lora.target_modules=nothing: matches no",
+    failed = cli(*on_tiny(llama), *TINY_STEPS, "trainer.learning_rate=1e30").run_dir
+    told = [f"adapter={failed}: this run is 'failed' and saved no adapter (the loss is nan at step",
             f"action.resume={failed}, or name another run"]  # fmt: skip
     check_refused(cli, tmp_path, [*on_tiny(llama), "action=reload", f"adapter={failed}"], told)
 

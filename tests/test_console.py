@@ -25,6 +25,31 @@ def test_who_speaks_is_not_interrupted(capfd, monkeypatch):
     assert capfd.readouterr().err == "loading\n"
 
 
+def test_steps_are_told_between_logs_and_a_bar_stays_below_what_is_said(capfd, monkeypatch):
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from peftrun.training.callbacks import Report
+
+    monkeypatch.setattr(console, "LONGEST_SILENCE", 0.5)
+    report = Report(None, {})
+    with console.never_silent():
+        for step in range(6):  # steps faster than the silence, and no log among them
+            report.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=60), None)
+            time.sleep(0.3)
+    assert "step 4/60 ... 0 s\n" in capfd.readouterr().err
+    monkeypatch.setattr(console, "_notes", lambda: Console(force_terminal=True, stderr=True))
+    bar = console.progress_bar()
+    monkeypatch.undo()
+    bar.add_task("training", total=3, note="")
+    with bar:
+        console.say("held-out after")
+        assert console.is_terminal()
+    shown = capfd.readouterr().err
+    assert shown.index("held-out after") < shown.rindex("training") and not console.is_terminal()
+
+
 def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own(cli, monkeypatch):
     def broken(argv):
         raise ZeroDivisionError("a bug")

@@ -105,7 +105,7 @@ def test_a_fault_in_the_workers_is_one_line(where, together):
     run = cli_here(where, *together, *on("ddp"), "lora.target_modules=[nosuch]")
     assert run.code == 1 and "Traceback" not in run.err
     assert run.err.count("lora.target_modules=nosuch") == 1
-    assert run.record()["status"] == "failed" and not (run.run_dir / "adapter").exists()
+    assert run.run_dir is None
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_an_interrupt_ends_every_process(where, together):
         time.sleep(0.2)
     started.send_signal(signal.SIGTERM)
     started.wait(timeout=60)
-    assert json.loads((metrics.parent / "record.json").read_text())["status"] == "failed"
+    assert json.loads((metrics.parent / "record.json").read_text())["status"] == "interrupted"
     time.sleep(1)
     left = subprocess.run(
         ["pgrep", "-f", "outputs/train/long"], capture_output=True, text=True, check=False

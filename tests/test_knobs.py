@@ -14,7 +14,8 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 from trl.experimental.orpo import ORPOConfig
 
 from peftrun import action_specs, methods, objectives, other_methods, schema, tracker_specs, update_methods
-from peftrun.adapter.attach import OURS, PARTS
+from peftrun.adapter.attach import OURS
+from peftrun.editor.library_help import PARTS
 from peftrun.training.preference import OURS as REWARD_FIELDS
 
 PACKAGE = Path(schema.__file__).parent
@@ -26,13 +27,6 @@ METHODS = {
     if get_args(kind.__annotations__.get("method"))
 }
 METHODS.pop("none")
-PART_SPECS = {
-    "eva_config": methods.EvaSpec,
-    "corda_config": methods.CordaSpec,
-    "lora_ga_config": methods.LoraGaSpec,
-    "velora_config": methods.VeloraSpec,
-    "use_bdlora": methods.BdLoraSpec,
-}
 HANDED_WHOLE = {schema.TrainerSpec: SFTConfig}
 HANDED_WHOLE |= {kind: PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())] for name, kind in METHODS.items()}
 HANDED_WHOLE |= {
@@ -42,7 +36,7 @@ HANDED_WHOLE |= {
     objectives.RewardObjective: RewardConfig,
     objectives.GrpoObjective: GRPOConfig,
 }
-HANDED_WHOLE |= {kind: PARTS[name] for name, kind in PART_SPECS.items()}
+HANDED_WHOLE |= PARTS
 # These only check, or only show.
 NO_READERS = {
     "schema.py",
@@ -56,6 +50,7 @@ NO_READERS = {
     "tracker_checks.py",
     "tracker_specs.py",
     "config.py",
+    "fields.py",
 }
 
 

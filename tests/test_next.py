@@ -1,14 +1,18 @@
 """The commands that a run suggests work as they are printed, whatever model, task and adapters it had."""
 
+import html
 import shlex
 
+import pytest
 from cases import cases
+from conftest import TINY_STEPS
+from team_packages import write
 
 
 def suggested(outcome) -> list[list[str]]:
     assert outcome.code == 0, outcome.err
-    lines = [line.strip() for line in outcome.out.splitlines() if line.strip().startswith("peftrun action=")]
-    return [shlex.split(line)[1:] for line in lines if "action.prompt" not in line]
+    lines = [line.strip() for line in outcome.out.splitlines() if line.strip().startswith("peftrun ")]
+    return [shlex.split(line)[1:] for line in lines if "action.prompt=" not in line]
 
 
 @cases("action", ["save", "merge", "reload", "combine"], every=4)
@@ -36,3 +40,32 @@ def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
     assert "device.dtype=float32" in command
     spec = config.build(composition.compose_run(command).cfg)
     assert spec.device.strategy is None and spec.device.processes == 1 and spec.device.dtype == "float32"
+
+
+TEAM = """
+defaults:
+  - override /task: instruction
+template: {name: ours/lines, version: 1.0.0, slots: {rows: {type: path, help: rows}}}
+slots: {rows: '???'}
+task: {data: {path: "${slots.rows}"}}
+"""
+
+
+def test_what_is_suggested_asks_for_the_rows_that_were_learned_on_one_line_each(cli, tmp_path, llama, on_tiny, data):
+    """A team's template with a slot, and a template of two lines: as printed, each command finds folder, rows and prompt."""
+    write(tmp_path / "team", "experiment/ours_lines", TEAM)
+    tiny = [text for text in on_tiny(llama) if not text.startswith(("task=", "task.data.path="))]
+    asked_for = [f"slots.rows={data}", r"task.prompt='{prompt}\nAnswer:'"]
+    trained = cli("--config-dir", "team", "experiment=ours_lines", *asked_for, *tiny, *TINY_STEPS)
+    reload, _merge = suggested(trained)
+    reloaded = cli(*reload)
+    loss = trained.record()["metrics"]["after"]["loss"]
+    assert reloaded.code == 0 and reloaded.record()["metrics"]["loss"] == pytest.approx(loss, rel=1e-3), reloaded.err
+    merged = cli(
+        "action=merge", f"adapter={trained.run_dir}", "model=pretrained", f"model.name_or_path={llama}", "device=cpu"
+    )
+    evaluate, _ = suggested(merged)
+    measured = cli(*evaluate)
+    assert measured.code == 0 and measured.record()["metrics"]["loss"] == pytest.approx(loss, rel=1e-3), measured.err
+    page = html.unescape((trained.run_dir / "report.html").read_text())
+    assert r"slots.rows=" in page and page.count("--config-dir") >= 2 and page.count(r"{prompt}\nAnswer:") >= 2

@@ -4,8 +4,11 @@ import copy
 import json
 import re
 
+import encoders
 import pytest
 import torch
+from cases import cases
+from conftest import jsonl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -183,3 +186,29 @@ def test_epochs_decide_when_steps_do_not(cli, llama, on_tiny):
 def test_a_setting_that_is_not_the_schedules_is_refused(overrides, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
         peftrun.load(*overrides)
+
+
+def of_unlike_rows(kind, folder, llama, on_tiny):
+    """Overrides of a training on rows of unlike length, or of unlike batches."""
+    if kind == "texts":
+        return encoders.on_texts(encoders.build_bert(folder / "bert"), folder)
+    pairs = [{"prompt": f"{n}?", "completion": " ".join(["yes"] * (1 + n % 7))} for n in range(30)]
+    return [*on_tiny(llama), f"task.data.path={jsonl(folder / 'pairs.jsonl', pairs)}"]
+
+
+@cases("kind", ["answers", "texts"])
+def test_the_validation_loss_is_one_mean_whatever_its_batches(kind, cli, tmp_path, llama, on_tiny):
+    own = of_unlike_rows(kind, tmp_path, llama, on_tiny)
+    measured = [
+        "task.data.validation_rows=7",
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=1",
+        "trainer.max_steps=1",
+    ]
+    found = []
+    for size in (1, 4):
+        done = cli(*own, *STEPS, *measured, f"trainer.per_device_eval_batch_size={size}")
+        assert done.code == 0, done.err
+        rows = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
+        found += [row["eval_loss"] for row in rows if "eval_loss" in row]
+    assert len(found) == 2 and found[0] == pytest.approx(found[1], rel=1e-5)

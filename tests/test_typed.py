@@ -17,6 +17,13 @@ HOME = Path.home()
         (["resume=auto"], ["action.resume=auto"]),  # the default action is train
         (["action=merge", "output_dir=x", "lora.r=4"], ["action=merge", "action.output_dir=x", "lora.r=4"]),
         (["-m", "action=plan,train", "seed=1,2"], ["-m", "action=plan,train", "seed=1,2"]),
+        # Fields of PEFT's that the chosen option of group lora does not show.
+        (
+            ["lora.use_qalora=true", "lora.r=8", "lora.kasa_config.beta=1", "+lora.x=1", "lora.eva_config.rho=2"],
+            ["++lora.use_qalora=true", "lora.r=8", "++lora.kasa_config.beta=1", "+lora.x=1", "lora.eva_config.rho=2"],
+        ),
+        (["lora=dora", "lora.r=8", "lora.bias=all"], ["lora=dora", "lora.r=8", "lora.bias=all"]),
+        (["lora=vera,vera", "lora.r=8", "lora.bias=all,none"], ["lora=vera,vera", "lora.r=8", "++lora.bias=all,none"]),
         (["run=a"], ["run=a"]),  # train knows no run: refused as it stands
         (["adapter=x", "active=y", "seed=3"], ["adapter=x", "active=y", "seed=3"]),
         (["action=nosuch", "run=a"], ["action=nosuch", "run=a"]),

@@ -59,4 +59,5 @@ def _next(found: Found) -> list[str]:
 def _reload(run: Run) -> str:
     """Its adapter on the base, and with the task, that its run was typed with."""
     command = f"peftrun action=reload adapter={shlex.quote(run.facts['run'])}"
-    return asked.on_the_same(command, shlex.split(run.facts.get("command") or "")[1:])
+    folder = Path(run.folder)
+    return asked.on_the_same(command, asked.typed(folder), asked.places(folder))

@@ -84,14 +84,17 @@ def _of_one_process(spec: RunSpec) -> RunSpec:
 
 def _from_files(spec: RunSpec, free: int | None) -> _Plan:
     base = bases.read(spec.model)
-    (seconds,), notes = pace.estimates([spec])
+    paces = pace.of_all([spec])
+    seconds, lengths, notes = paces.seconds(spec), paces.lengths(spec), paces.notes([spec])
     times = {} if seconds is None else {"training": seconds / _processes(spec)}
     if base is None:
         notes = [f"memory: not known for {bases.name_of(spec.model)}, whose files are not on this disk yet", *notes]
         return _Plan(None, None, free, spec.task.data.train_rows, times, None, notes)
     counted = parameters.count(base, spec.lora, spec.task)
     count = (counted.trained, base.parameters + counted.held, counted.exact)
-    return _Plan(count, memory.of_run(base, spec), free, spec.task.data.train_rows, times, None, notes)
+    if lengths:
+        notes = [f"memory: rows of at most {lengths.longest} tokens, as an earlier run had them", *notes]
+    return _Plan(count, memory.of_run(base, spec, lengths), free, spec.task.data.train_rows, times, None, notes)
 
 
 def _from_steps(alone: RunSpec, spec: RunSpec, steps: int, free: int | None) -> _Plan:

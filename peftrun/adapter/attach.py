@@ -10,19 +10,20 @@ import peft
 import torch
 from peft import TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.lora.config import BdLoraConfig, CordaConfig, EvaConfig, LoraGAConfig, VeloraConfig
 from peft.tuners.oft import OFTLayer
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
-from peftrun.adapter import calibrate, offloaded, targets
+from peftrun import console
+from peftrun.adapter import calibrate, nature, offloaded, targets
 from peftrun.adapter_rules import CONVERTED
 from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.methods import AdaLoraSpec, LoraSpec
 from peftrun.model import Base
+from peftrun.peft_fields import beside
 from peftrun.result import Apart
 
 TASK_TYPES = {
@@ -34,13 +35,6 @@ TASK_TYPES = {
 ROWWISE = (torch.nn.Linear, Conv1D)  # layers whose matrices of several cells are stacked: see `adapter.joint`
 HEADS = ("classifier", "score")  # PEFT itself adds these to modules_to_save
 OURS = ("method", "calibration_rows", "loraplus_lr_ratio", "lora_fa")  # fields that are none of PEFT's config
-PARTS = {
-    "eva_config": EvaConfig,
-    "corda_config": CordaConfig,
-    "lora_ga_config": LoraGAConfig,
-    "velora_config": VeloraConfig,
-    "use_bdlora": BdLoraConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,7 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
             f"lora.init_lora_weights={lora.init_lora_weights}: moves part of the base's weights, which {base.held} weights forbid; "
             "type lora.init_lora_weights=true"
         )
+    _check_qalora(base, lora)
     config = _config(base, lora, start)
     set_seed(seed)
     try:
@@ -69,10 +64,14 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
         with calibrate.prepared(base, config, start.batches if start else []):
             net = offloaded.fresh(base.model, config) if base.device.max_memory else get_peft_model(base.model, config)
         calibrate.finish(base, net, lora, start.batches if start else [])
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         # PEFT owns the rules between its own fields, and knows which layers a method can work on
         raise ConfigError(f"lora: {_reason(error)} (method {lora.method})") from error
+    _report_layout(net, lora)
+    if getattr(lora, "prompt_tuning_init", None) == "TEXT":
+        net.peft_config["default"].tokenizer_name_or_path = base.name  # the folder is of this machine
     net = _as_trained(net, lora)
+    _add_penalties(net, lora)
     _check_trains(net, lora)
     _check_blocks(net, lora)
     return net
@@ -152,8 +151,8 @@ def needs_rows(lora: Any) -> bool:
 
 
 def _config(base: Base, lora: Any, start: Start | None) -> Any:
-    chosen = {key: value for key, value in reads.handed(lora, OURS).items() if value is not None}
-    chosen |= {key: made(**chosen[key]) for key, made in PARTS.items() if key in chosen}
+    given = beside(lora)
+    chosen = {key: value for key, value in reads.handed(lora, OURS).items() if value is not None or key in given}
     chosen |= _for_head(base, lora) | _for_run(base, lora, start)
     plain = "seq2seq" if base.model.config.is_encoder_decoder else "causal_lm"
     kind = TASK_TYPES[base.head.kind if base.head else plain]
@@ -165,6 +164,10 @@ def _config(base: Base, lora: Any, start: Start | None) -> Any:
 
 
 def _reason(error: Exception) -> str:
+    if "Please specify `target_modules`" in str(error):
+        return (
+            "target_modules=null: PEFT knows no modules for this model; type lora.target_modules=all-linear, or names"
+        )
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -174,6 +177,8 @@ def _for_run(base: Base, lora: Any, start: Start | None) -> dict[str, Any]:
         # an adapter that is saved untrained never reaches these steps
         return {"total_step": start.steps if start else lora.tinit + lora.tfinal + 1}
     changed: dict[str, Any] = {}
+    if getattr(lora, "prompt_tuning_init", None) == "TEXT":
+        changed["tokenizer_name_or_path"] = str(base.folder)
     if isinstance(lora, LoraSpec):
         if isinstance(lora.alora_invocation_tokens, str):
             ids = base.tokenizer(lora.alora_invocation_tokens, add_special_tokens=False)["input_ids"]
@@ -212,12 +217,43 @@ def _check_orthonormal(model: Any, lora: Any) -> None:
         )
 
 
+def _check_qalora(base: Base, lora: Any) -> None:
+    if getattr(lora, "use_qalora", False) and base.held != "gptq":
+        raise ConfigError(
+            "lora.use_qalora=true: PEFT computes QA-LoRA on GPTQ weights alone, and plain LoRA on this base; name a GPTQ model in "
+            "model.name_or_path, or type lora.use_qalora=false"
+        )
+
+
+def _report_layout(net: Any, lora: Any) -> None:
+    """PEFT sees by the kind of a layer how its weight lies, whatever it is told."""
+    asked = getattr(lora, "fan_in_fan_out", None)
+    if asked is not None and asked != net.peft_config["default"].fan_in_fan_out:
+        console.say(f"lora.fan_in_fan_out={str(asked).lower()}: PEFT took the other, which these layers have")
+
+
 def _as_trained(net: Any, lora: Any) -> Any:
     if isinstance(lora, LoraSpec) and lora.lora_fa:
         for name, parameter in net.named_parameters():
             if "lora_A" in name or "lora_embedding_A" in name:
                 parameter.requires_grad_(False)
     return net
+
+
+def _add_penalties(net: Any, lora: Any) -> None:
+    """From now on a loss that the model computes in training holds what the method adds to it."""
+    added = [getattr(net.base_model, name) for name in nature.penalties(lora)]
+
+    def add(module: Any, args: Any, given: dict[str, Any], outputs: Any) -> None:
+        if module.training and outputs.loss is not None:
+            whole = given.get(
+                "num_items_in_batch"
+            )  # labels of all the batches of a step: each brings its share of the penalty
+            share = 1 if whole is None else (given["labels"] != -100).sum() / whole
+            outputs.loss = outputs.loss + share * sum(penalty() for penalty in added)
+
+    if added:
+        net.base_model.register_forward_hook(add, with_kwargs=True)
 
 
 def _check_trains(net: Any, lora: Any) -> None:
@@ -235,15 +271,15 @@ def _check_trains(net: Any, lora: Any) -> None:
 
 
 def _check_blocks(net: Any, lora: Any) -> None:
-    """OFT takes another block size, layer by layer, where the one that was asked for does not divide the layer's inputs."""
-    asked: int = getattr(lora, "oft_block_size", 0)
-    layers = [module for module in net.modules() if isinstance(module, OFTLayer)] if asked else []
-    if any(layer.oft_block_size["default"] != asked for layer in layers):
+    """OFT takes another size or number of blocks, layer by layer, where the one that was asked for does not divide the layer's inputs."""
+    key = "oft_block_size" if getattr(lora, "oft_block_size", 0) else "r"
+    asked: int = getattr(lora, key, 0)
+    layers = [module for module in net.modules() if isinstance(module, OFTLayer)]
+    if any(getattr(layer, key)["default"] != asked for layer in layers):
         size = math.gcd(*(layer.in_features for layer in layers))
         fits = next(value for value in range(min(asked, size), 0, -1) if size % value == 0)
         raise ConfigError(
-            f"lora.oft_block_size={asked}: must divide the inputs of every adapted layer, which are multiples of {size}; "
-            f"type lora.oft_block_size={fits}"
+            f"lora.{key}={asked}: must divide the inputs of every adapted layer, which are multiples of {size}; type lora.{key}={fits}"
         )
 
 

@@ -19,7 +19,7 @@ LENGTHS = ("truncation", "padding")  # settings of a tokenizer that do not chang
 
 
 def check(name: str, mark: Fingerprint, folder: Path, allow: bool, tokenizer: Callable[[], Any]) -> None:
-    """Says where only the chat template is another: what is not asked through it is answered alike.
+    """Says where only the chat template is another: what is not asked through it is answered alike. A tokenizer beside the adapter counts too.
 
     Args: tokenizer: loads that of the base `name`, whose fingerprint is `mark`.
     Raises: AdapterError: the adapter in `folder` was made for other weights, or another tokenizer.
@@ -27,17 +27,17 @@ def check(name: str, mark: Fingerprint, folder: Path, allow: bool, tokenizer: Ca
     known = adapter_folder.facts(folder)
     if known is None:
         console.warn(f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are")
-        _check_own(name, folder, allow, tokenizer)
-        return
-    parts = differing(mark, known)
-    if not parts:
-        return
+    elif parts := differing(mark, known):
+        _judge(_of_another(name, mark, folder, known, parts), parts, allow, "choose that model")
+    _check_own(name, folder, allow, tokenizer)
+
+
+def _of_another(name: str, mark: Fingerprint, folder: Path, known: dict[str, Any], parts: list[str]) -> str:
     made_for = known["base"]
     text = f"{folder}: was made for base {made_for['name']} ({made_for['fingerprint']['weights'][:12]}), "
     text += f"this is {name} ({mark.short()})"
     others = [part for part in parts if part != WEIGHTS]
-    text += f", which has another {' and another '.join(others)}" if others else ""
-    _judge(text, parts, allow, "choose that model")
+    return text + (f", which has another {' and another '.join(others)}" if others else "")
 
 
 def differing(mark: Fingerprint, known: dict[str, Any] | None) -> list[str]:
@@ -49,7 +49,7 @@ def differing(mark: Fingerprint, known: dict[str, Any] | None) -> list[str]:
 
 
 def _check_own(name: str, folder: Path, allow: bool, tokenizer: Callable[[], Any]) -> None:
-    """The same by a tokenizer and a template that lie beside an adapter made elsewhere: TRL, for one, saves them there."""
+    """The same by a tokenizer and a template that lie beside the adapter: TRL, for one, saves them there."""
     if not any((folder / file).is_file() for file in ("tokenizer.json", *TEMPLATE_FILES)):
         return
     base, template = tokenizer(), folder / TEMPLATE_FILES[0]

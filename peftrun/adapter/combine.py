@@ -79,6 +79,8 @@ def combine(model: Any, action: CombineAction) -> dict[str, Any]:
         ) from error
     finally:
         first.use_rslora = stabilised
+    if action.combination in SAME_RANK:
+        _tell_ranks(model.peft_config[COMBINED], first)
     figures = _distance(model, weights)
     if action.combination == "cat" and not figures["relative_error"] <= CAT_UNITS * _precision(model):
         raise ProofError(
@@ -87,6 +89,13 @@ def combine(model: Any, action: CombineAction) -> dict[str, Any]:
             facts={"combined": figures},
         )
     return figures
+
+
+def _tell_ranks(combined: Any, first: Any) -> None:
+    """Each module keeps its own rank, and PEFT's config of the result says the largest one for all: it could not be loaded. Scaling stays 1."""
+    combined.r = combined.lora_alpha = first.r
+    combined.rank_pattern = dict(first.rank_pattern or {})
+    combined.alpha_pattern = dict(combined.rank_pattern)
 
 
 def _precision(model: Any) -> float:

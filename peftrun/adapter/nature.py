@@ -5,6 +5,8 @@ from typing import Any
 from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from peftrun.method_checks import penalized
+
 
 def reads_whole(net: Any) -> bool:
     """Whether a row must pass in one piece: virtual tokens are put before each input, or aLoRA looks for the text that calls it."""
@@ -27,7 +29,13 @@ def adapts_output(net: Any) -> bool:
 
 
 def own_loss(net: Any) -> bool:
-    """Whether the loss must be computed where the adapter can add to it or shift its labels: AdaLoRA's penalty, virtual tokens."""
+    """Whether the loss must be computed where the adapter can add to it or shift its labels: penalties, virtual tokens."""
     return reads_whole(net) or (
-        isinstance(net, PeftModel) and any(config.peft_type == PeftType.ADALORA for config in net.peft_config.values())
+        isinstance(net, PeftModel)
+        and any(config.peft_type == PeftType.ADALORA or penalties(config) for config in net.peft_config.values())
     )
+
+
+def penalties(lora: Any) -> list[str]:
+    """The methods of `LoraModel` whose value belongs to the loss of training; PEFT leaves it to the caller to add it."""
+    return [f"_get_{field.removesuffix('_config')}_loss" for field in penalized(lora)]

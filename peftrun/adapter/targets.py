@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from peftrun.errors import ConfigError
 
 LINEAR = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 ANY_MODULE = ("ln_tuning", "trainable_tokens")  # methods whose targets are no linear layers
 
 
@@ -33,17 +34,18 @@ def check(model: Any, lora: Any) -> None:
     ]
     problems += [
         line
-        for key in ("rank_pattern", "alpha_pattern")
-        for line in _patterns(f"lora.{key}", getattr(lora, key, None) or {}, linear)
+        for key in PATTERNS
+        for line in _patterns(f"lora.{key}", getattr(lora, key, None) or {}, linear, anywhere=lora.method == "osf")
     ]
     problems += _layers(model, lora) + _tokens(model, lora)
     if problems:
         raise ConfigError(*problems)
 
 
-def _patterns(key: str, pattern: dict[str, int], names: list[str]) -> list[str]:
-    # as PEFT reads the keys of a pattern: a regular expression for the end of a module's name
-    found = {one: {name for name in names if re.match(rf"(.*\.)?({one})$", name)} for one in pattern}
+def _patterns(key: str, pattern: dict[str, int], names: list[str], anywhere: bool) -> list[str]:
+    # as PEFT reads the keys of a pattern: a regular expression for the end of a module's name; of OSF's for any part of it
+    whole = {one: one if anywhere else rf"^(.*\.)?({one})$" for one in pattern}
+    found = {one: {name for name in names if re.search(whole[one], name)} for one in pattern}
     absent = [_no_match(key, entry, names) for entry, matched in found.items() if not matched]
     return absent + _overlaps(key, pattern, found)
 

@@ -18,7 +18,7 @@ ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-STATUSES = ("completed", "running", "dead", "failed", "stopped", "unreadable", "rejected")
+STATUSES = ("completed", "running", "dead", "failed", "interrupted", "stopped", "unreadable", "rejected")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 WORDS = {"null": None, "true": True, "false": False}
 Test = Callable[[Run], bool]

@@ -19,7 +19,7 @@ WEIGHT = {
 }  # fmt: skip
 SHOWN = {*WEIGHT, "before", "after", "seconds"}  # by the usual columns
 BEFORE = re.compile(r"\S+ → ")
-SIGNS = {"status": "", "completed": "✓", "failed": "✗", "stopped": "■", "running": "▶", "dead": "†"}
+SIGNS = {"status": "", "completed": "✓", "failed": "✗", "stopped": "■", "interrupted": "‖", "running": "▶", "dead": "†"}
 FEW_LETTERS: dict[str, Callable[[str], str]] = {
     "status": lambda cell: SIGNS.get(cell, cell[:1]),
     "metric": lambda cell: BEFORE.sub("", cell),

@@ -5,11 +5,11 @@ from functools import cache
 
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.config import BdLoraConfig, CordaConfig, EvaConfig, LoraGAConfig, VeloraConfig
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 from trl.experimental.orpo import ORPOConfig
 
 from peftrun import methods, schema
-from peftrun.adapter.attach import PARTS
 from peftrun.editor.homes import METHODS, OBJECTIVES, tag
 
 OBJECTIVE_CONFIGS: dict[str, type] = {
@@ -19,12 +19,12 @@ OBJECTIVE_CONFIGS: dict[str, type] = {
     "reward": RewardConfig,
     "grpo": GRPOConfig,
 }
-PART_FIELDS: dict[type, str] = {
-    methods.EvaSpec: "eva_config",
-    methods.CordaSpec: "corda_config",
-    methods.LoraGaSpec: "lora_ga_config",
-    methods.VeloraSpec: "velora_config",
-    methods.BdLoraSpec: "use_bdlora",
+PARTS: dict[type, type] = {
+    methods.EvaSpec: EvaConfig,
+    methods.CordaSpec: CordaConfig,
+    methods.LoraGaSpec: LoraGAConfig,
+    methods.VeloraSpec: VeloraConfig,
+    methods.BdLoraSpec: BdLoraConfig,
 }
 
 
@@ -48,8 +48,8 @@ def _config(owner: type) -> tuple[str, type | None]:
         return "TRL", SFTConfig
     if owner in OBJECTIVES:
         return "TRL", OBJECTIVE_CONFIGS[tag(owner)]
-    if owner in PART_FIELDS:
-        return "PEFT", PARTS[PART_FIELDS[owner]]
+    if owner in PARTS:
+        return "PEFT", PARTS[owner]
     if owner in METHODS and owner is not methods.NoAdapter:
         return "PEFT", PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(tag(owner).upper())]
     return "", None

@@ -29,6 +29,8 @@ def override(key: str, value: Any, sign: str = "") -> str:
             if isinstance(value, str)
             else whole(value)
         )
+    elif "\n" in text and not typed.holds_text(key) and isinstance(value, dict | list):
+        text = whole(value)
     return f"{sign}{key}={text}"
 
 
@@ -45,12 +47,12 @@ def is_name(key: str) -> bool:
 
 def command(overrides: Sequence[str], search_path: Sequence[str] = ()) -> str:
     """What to type in a shell. `search_path`: as `asked.search_path` gives it."""
-    return words(["peftrun", *_team(search_path), *overrides])
+    return words(["peftrun", *team(search_path), *overrides])
 
 
 def words(overrides: Sequence[str]) -> str:
-    """The overrides alone, for a shell."""
-    return shlex.join(overrides)
+    """The overrides alone, for a shell; line ends as they are typed."""
+    return shlex.join(map(typed.as_typed, overrides))
 
 
 def searchpath(places: Sequence[str]) -> list[str]:
@@ -58,7 +60,8 @@ def searchpath(places: Sequence[str]) -> list[str]:
     return [override("hydra.searchpath", list(places))] if places else []
 
 
-def _team(search_path: Sequence[str]) -> list[str]:
+def team(search_path: Sequence[str]) -> list[str]:
+    """What is typed first, so that options are looked for there too."""
     folders = [one.removeprefix("file://") for one in search_path]
     if len(search_path) == 1 and search_path[0].startswith("file://"):
         return ["--config-dir", folders[0]]

@@ -86,6 +86,7 @@ def _leaves(values: Values) -> Values:
 
 
 def _data(then: Values, now: Values) -> Iterator[Input]:
+    yield from _mapping(DATA, then.get("files"), now.get("files"))
     old, new = then.get("data"), now.get("data")
     if old is None and new is None:
         return

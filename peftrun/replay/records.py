@@ -6,6 +6,7 @@ from typing import Any
 
 from peftrun import adapter_folder, artifacts
 from peftrun.errors import ArtifactError, PeftrunError
+from peftrun.schema import RunSpec
 
 REPLAYED = ("train", "save", "reload", "evaluate", "generate", "merge", "unmerge", "combine", "extract", "diff")
 
@@ -49,3 +50,10 @@ def given(adapters: dict[str, str]) -> dict[str, str]:
         except (PeftrunError, OSError):
             continue
     return found
+
+
+def files(spec: RunSpec) -> dict[str, str]:
+    """Key → sha256 of each file that a run prompts with as it is."""
+    found = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
+    paths = {key: Path(path).expanduser() for key, path in found.items() if path is not None}
+    return {key: artifacts.sha256(path) for key, path in paths.items() if path.is_file()}

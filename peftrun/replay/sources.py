@@ -1,4 +1,4 @@
-"""What a training is made from, by content: the files of its rows, and its base. Light, and fast once each file was read."""
+"""What a training is made from, by content: the files of its rows and tools, and its base. Light, and fast once each file was read."""
 
 from importlib import import_module
 from pathlib import Path
@@ -24,10 +24,12 @@ def changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def _data(task: TaskSpec) -> dict[str, str]:
-    if task.data.source == "hub":
-        return {}
     sources, fingerprint = import_module("peftrun.tasks.sources"), import_module("peftrun.fingerprint")
-    files: dict[str, Path] = {one.told: sources.file_of(task.data, one.path) for one in sources.all_of(task.data)}
+    files: dict[str, Path] = {}
+    if task.data.source != "hub":
+        files = {one.told: sources.file_of(task.data, one.path) for one in sources.all_of(task.data)}
+    if task.tools is not None:
+        files[f"task.tools={task.tools}"] = Path(task.tools).expanduser()
     return {told: fingerprint.of_file(file) for told, file in files.items() if file.is_file()}
 
 

@@ -22,6 +22,7 @@ def facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "git_commit": environment.commit(Path()),
         "given": records.given(spec.adapter),
+        "files": records.files(spec),
         "computing": None if launch.wanted(spec) or "computing" not in then else _computing(spec),
     }
     tokens = {part: _base(spec, part) for part in ("base", "merged") if then.get(part)}
@@ -50,9 +51,10 @@ def _base(spec: RunSpec, part: str) -> dict[str, Any]:
 
 
 def _data(spec: RunSpec) -> dict[str, Any]:
-    model, tasks, prepared = (import_module(f"peftrun.{name}") for name in ("model", "tasks", "tasks.prepared"))
+    model, texts = import_module("peftrun.model"), import_module("peftrun.base_tokenizer")
+    tasks, prepared = import_module("peftrun.tasks"), import_module("peftrun.tasks.prepared")
     try:
-        tokenizer = model.load_tokenizer(model.locate(spec.model), spec.model)
+        tokenizer = texts.load_tokenizer(model.locate(spec.model), spec.model)
         described: dict[str, Any] = prepared.rows(tasks.of_kind(spec.task.kind), spec.task, tokenizer).describe()
         return described
     except (PeftrunError, OSError, ValueError) as fault:

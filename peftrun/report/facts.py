@@ -1,9 +1,8 @@
 """Everything a page says about one training run, from the run folder's own files. Light, and content with a run that failed or goes on."""
 
-import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,6 @@ from peftrun.report import pieces
 from peftrun.report.figures import is_number
 
 Values = dict[str, Any]
-SWEEP = "sweep.json"  # in the folder above a cell's
 Found = TypeVar("Found")
 
 
@@ -29,6 +27,7 @@ class RunFacts:
         made: what peftrun.json says of the adapter; empty where none was saved.
         typed: the overrides that were asked for; empty where the run was not composed.
         choices: group → the option that was chosen; empty likewise.
+        places: where options were looked for beside peftrun's own.
     """
 
     folder: Path
@@ -38,10 +37,11 @@ class RunFacts:
     made: Values
     typed: list[str]
     choices: dict[str, str]
+    places: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> str:
-        """running, completed, stopped, failed; unknown without a record."""
+        """running, completed, stopped, interrupted, failed; unknown without a record."""
         return str(self.record.get("status", "unknown"))
 
     @property
@@ -83,7 +83,7 @@ def of_run(folder: Path) -> RunFacts:
     if not any((folder / name).is_file() for name in names):
         raise ArtifactError(f"{folder}: is no run folder (no {artifacts.RECORD}); name one below outputs")
     nothing: list[str] = []
-    typed = _read(lambda: asked.overrides(folder), nothing) or _read(lambda: _of_cell(folder), nothing)
+    typed = _read(lambda: asked.typed(folder), nothing)
     return RunFacts(
         folder,
         _read(lambda: artifacts.read_json(folder / artifacts.RECORD), {}),
@@ -92,6 +92,7 @@ def of_run(folder: Path) -> RunFacts:
         _read(lambda: artifacts.read_json(folder / artifacts.ADAPTER / artifacts.FACTS), {}),
         typed,
         _read(lambda: _choices(folder), {}) or _chosen(typed),
+        _read(lambda: asked.places(folder), nothing),
     )
 
 
@@ -107,13 +108,6 @@ def listed(values: Values, key: str) -> list[Any]:
     """The list under a key; an empty one where there is none."""
     found = values.get(key)
     return found if isinstance(found, list) else []
-
-
-def _of_cell(folder: Path) -> list[str]:
-    """What a cell's own command is, from its sweep's summary."""
-    cells = artifacts.read_json(folder.parent / SWEEP)["cells"]
-    command = next(str(cell["command"]) for cell in cells if cell["folder"] == folder.name)
-    return shlex.split(command)[1:]
 
 
 def _chosen(typed: list[str]) -> dict[str, str]:

@@ -5,12 +5,12 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from peftrun import artifacts, console
-from peftrun.report import CURVES, PAGE, answers, cost, learning, pieces, proofs, settings
-from peftrun.report.facts import SWEEP, RunFacts, of_run, part
+from peftrun import artifacts, asked, console
+from peftrun.report import CURVES, PAGE, answers, cost, learned_rows, learning, pieces, proofs, settings
+from peftrun.report.facts import RunFacts, of_run, part
 from peftrun.report.figures import duration, figure, is_finite, is_number, precise, signed
 
-SIGNS = {"completed": "✓", "failed": "✗", "stopped": "■", "running": "▶"}
+SIGNS = {"completed": "✓", "failed": "✗", "stopped": "■", "interrupted": "‖", "running": "▶"}
 LESS = ("loss", "perplexity")  # of these less is better; of the others more
 NEITHER = ("desirable_log_ratio", "undesirable_log_ratio", "margin")
 LATER = ("perplexity", "precision", "recall")  # what others say too
@@ -40,7 +40,7 @@ def leave(folder: Path) -> Path | None:
 
 
 def _body(run: RunFacts) -> Iterator[str]:
-    for section in (_headline, _figures, learning.section, answers.section, cost.section, settings.section, proofs.section, proofs.stood_on):  # fmt: skip
+    for section in (_headline, _figures, learning.section, answers.section, learned_rows.section, cost.section, settings.section, proofs.section, proofs.stood_on):  # fmt: skip
         yield from section(run)
     yield f'<footer class="soft">Written by peftrun {escape(str(part(run.record, "versions").get("peftrun", "")))} from the files of this run folder.</footer>'
 
@@ -61,7 +61,7 @@ def _headline(run: RunFacts) -> Iterator[str]:
 
 def _kind(run: RunFacts) -> str:
     """What kind of run it is; a cell leads to its sweep."""
-    return f'cell of <a href="../{PAGE}">a sweep</a>' if (run.folder.parent / SWEEP).is_file() else "training run"
+    return f'cell of <a href="../{PAGE}">a sweep</a>' if (run.folder.parent / asked.SWEEP).is_file() else "training run"
 
 
 def method(run: RunFacts) -> str:

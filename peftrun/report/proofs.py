@@ -35,7 +35,7 @@ def _reload(run: RunFacts) -> str:
     """On the same base, with the same rows."""
     spread = part(run.values, "device").get("strategy") is not None
     typed = asked.in_one_process(run.typed) if spread else run.typed
-    return asked.on_the_same(f"peftrun action=reload adapter={shlex.quote(short(run.folder))}", typed)
+    return asked.on_the_same(f"peftrun action=reload adapter={shlex.quote(short(run.folder))}", typed, run.places)
 
 
 def _claims(run: RunFacts) -> Iterator[str]:

@@ -41,7 +41,7 @@ def section(run: RunFacts) -> Iterator[str]:
 def command(run: RunFacts) -> str:
     """What was typed, as a command line; where the run was continued, without that."""
     typed = [text for text in run.typed if not text.startswith(("action.resume=", "hydra"))]
-    return quoting.command(typed)
+    return quoting.command(typed, run.places)
 
 
 def differing(run: RunFacts) -> dict[str, tuple[Any, Any]]:

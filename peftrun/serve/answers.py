@@ -5,8 +5,9 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from peftrun.serve.calls import Reader
 from peftrun.serve.sampling import Chosen
 from peftrun.serve.ticket import Piece
 
@@ -29,10 +30,17 @@ class Usage:
         }
 
 
+@dataclass
 class Chat:
-    """The form of /v1/chat/completions."""
+    """The form of /v1/chat/completions. `calls`: reads calls of tools out of an answer that has ended; until then nothing of it is told."""
 
-    endpoint, whole, chunk, prefix = "chat/completions", "chat.completion", "chat.completion.chunk", "chatcmpl-"
+    calls: Reader | None = None
+    _held: dict[int, str] = field(default_factory=dict)
+
+    endpoint: ClassVar = "chat/completions"
+    whole: ClassVar = "chat.completion"
+    chunk: ClassVar = "chat.completion.chunk"
+    prefix: ClassVar = "chatcmpl-"
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """What comes before an answer's first piece."""
@@ -40,13 +48,31 @@ class Chat:
 
     def choice(self, piece: Piece, logprobs: Any) -> dict[str, Any]:
         """A whole answer."""
-        message = {"role": "assistant", "content": piece.text, "refusal": None}
-        return {"index": piece.index, "message": message, "logprobs": logprobs, "finish_reason": piece.finish}
+        said, finish = self._said(piece, piece.text)
+        message = {"role": "assistant", "refusal": None, **said}
+        return {"index": piece.index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
     def delta(self, piece: Piece, logprobs: Any) -> dict[str, Any]:
         """What has been added to an answer."""
-        added = {"content": piece.text} if piece.text or not piece.finish else {}
-        return {"index": piece.index, "delta": added, "logprobs": logprobs, "finish_reason": piece.finish}
+        added, finish = self._added(piece)
+        return {"index": piece.index, "delta": added, "logprobs": logprobs, "finish_reason": finish}
+
+    def _added(self, piece: Piece) -> tuple[dict[str, Any], str | None]:
+        if self.calls is None:
+            return {"content": piece.text} if piece.text or not piece.finish else {}, piece.finish
+        self._held[piece.index] = self._held.get(piece.index, "") + piece.text
+        if not piece.finish:
+            return {}, None
+        said, finish = self._said(piece, self._held.pop(piece.index))
+        numbered = [{"index": place, **one} for place, one in enumerate(said.get("tool_calls", []))]
+        return said | ({"tool_calls": numbered} if numbered else {}), finish
+
+    def _said(self, piece: Piece, text: str) -> tuple[dict[str, Any], str | None]:
+        """What an answer that has ended says, and why it ended."""
+        found = self.calls(piece.ids) if self.calls and piece.ids else None
+        if found is None:
+            return {"content": text}, piece.finish
+        return found, "tool_calls" if piece.finish == "stop" else piece.finish
 
     def logprobs(self, found: Sequence[Chosen], tokenizer: Any, offset: int) -> dict[str, Any]:
         """Of each token, with its rivals."""

@@ -1,13 +1,14 @@
 """What a client may ask, and that it is well asked. Fields of OpenAI's API that would change the answer and are not computed are refused by name."""
 
 import json
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from peftrun.serve import faults
+from peftrun.serve.messages import Checked, Message, Tool
 from peftrun.serve.sampling import Sampling
-from peftrun.tasks.messages import Conversation, says
+from peftrun.tasks.messages import Conversation, tools_of
 
 UNREAD = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")  # change no answer
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that ask for nothing; everything else under these keys is refused
@@ -16,33 +17,25 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that ask for nothing; everythi
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
 }
-ROLES = {"developer": "system"}
 Stop = Annotated[str, Field(min_length=1)]
 Token = Annotated[int, Field(ge=0)]
 Unit = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class StreamOptions(_Asked):
+class StreamOptions(Checked):
     """Of an answer that comes in pieces."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class Wish(_Asked):
+class Wish(Checked):
     """What both endpoints read."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -79,28 +72,13 @@ class Wish(_Asked):
         )
 
 
-class TextPart(_Asked):
-    """Part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Asked):
-    """One turn of a talk."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-
-    def text(self) -> str:
-        """What it says."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
 class ChatWish(Wish):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    tools: list[Tool] = Field(default_factory=list)
+    tool_choice: Literal["none", "auto"] = "auto"
+    parallel_tool_calls: bool = True
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -113,9 +91,19 @@ class ChatWish(Wish):
         """How many rivals of a token are told; None: no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tools and not self.parallel_tool_calls:
+            raise faults.invalid(
+                "Unsupported value: 'parallel_tool_calls' cannot be false beside 'tools': nothing keeps the model from several calls; omit it",
+                "parallel_tool_calls", "unsupported_value",
+            )  # fmt: skip
+        return self
+
     def conversation(self) -> Conversation:
-        """Its messages."""
-        return Conversation(tuple(says(ROLES.get(one.role, one.role), one.text()) for one in self.messages))
+        """Its messages, and the tools that may be called in answer to them."""
+        tools = [one.given for one in self.tools] if self.tool_choice == "auto" else []
+        return Conversation(tuple(one.as_learned() for one in self.messages), tools_of(tools))
 
 
 class CompletionWish(Wish):
@@ -144,7 +132,7 @@ class CompletionWish(Wish):
         return list(self.prompt)
 
 
-class LoadWish(_Asked):
+class LoadWish(Checked):
     """POST /v1/load_lora_adapter, vLLM's."""
 
     lora_name: Annotated[str, Field(min_length=1)]
@@ -152,7 +140,7 @@ class LoadWish(_Asked):
     load_inplace: bool = False
 
 
-class UnloadWish(_Asked):
+class UnloadWish(Checked):
     """POST /v1/unload_lora_adapter, vLLM's."""
 
     lora_name: Annotated[str, Field(min_length=1)]

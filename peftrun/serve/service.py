@@ -12,7 +12,7 @@ from peftrun.action_specs import ServeAction
 from peftrun.errors import DataError
 from peftrun.model import Base
 from peftrun.schema import TaskSpec
-from peftrun.serve import answers, faults, sampling
+from peftrun.serve import answers, calls, faults, sampling
 from peftrun.serve.asking import ChatWish, CompletionWish
 from peftrun.serve.engine import Engine
 from peftrun.serve.sampling import Sampling
@@ -111,14 +111,16 @@ class Service:
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     def _plan(self, wish: ChatWish | CompletionWish) -> Plan:
-        chat = isinstance(wish, ChatWish)
-        prompts = self._chat_prompt(wish) if chat else self._prompts(wish)
+        form: answers.Chat | answers.Completion
+        if isinstance(wish, ChatWish):
+            prompts, form = self._chat(wish)
+        else:
+            prompts, form = self._prompts(wish), answers.Completion()
         for ids in prompts:
-            self._check(ids, "messages" if chat else "prompt")
+            self._check(ids, "messages" if isinstance(wish, ChatWish) else "prompt")
         if len(prompts) * wish.n > self.action.max_waiting:
             raise faults.invalid(f"Invalid value for 'n': at most {self.action.max_waiting} answers at once", "n")
         usage = answers.Usage(sum(map(len, prompts)))
-        form: Any = answers.Chat() if chat else answers.Completion()
         logprobs = wish.alternatives()
         return Plan(
             prompts=prompts,
@@ -129,13 +131,20 @@ class Service:
             letter=answers.Letter(form, wish.model, usage, self._reader, logprobs is not None),
         )
 
-    def _chat_prompt(self, wish: Any) -> list[list[int]]:
+    def _chat(self, wish: ChatWish) -> tuple[list[list[int]], answers.Chat]:
+        """The prompt, and how its answers are written."""
+        conversation = wish.conversation()
         try:
-            conversation = wish.conversation()
-            self._encoder.check("", conversation)
-            return [self._encoder.prompt(conversation)]
-        except DataError as error:
-            raise faults.invalid(" ".join(error.lines), "messages") from error
+            unwritten = self._encoder.check("", conversation)
+            prompt = self._encoder.prompt(conversation)
+        except DataError as error:  # what comes behind a semicolon is advice on rows
+            raise faults.invalid(" ".join(line.partition("; ")[0] for line in error.lines), "messages") from error
+        if conversation.tools and "tools" in unwritten:
+            raise faults.invalid(
+                "Unsupported value: 'tools': this model has no chat template that would show them to it; omit them", "tools", "unsupported_value"
+            )  # fmt: skip
+        reader = calls.reader(self._reader, self.base.model, prompt, conversation.tools) if conversation.tools else None
+        return [prompt], answers.Chat(reader)
 
     def _prompts(self, wish: Any) -> list[list[int]]:
         return [self._encoder.plain(one) if isinstance(one, str) else one for one in wish.prompts()]

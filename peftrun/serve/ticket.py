@@ -16,18 +16,24 @@ from peftrun.serve.writing import Writing
 
 @dataclass
 class Piece:
-    """What has been added to answer number `index`. `finish`: why it ended; None: it goes on."""
+    """What has been added to answer number `index`.
+
+    Attributes:
+        finish: why it ended; None: it goes on.
+        ids: all its tokens, once it has ended otherwise than at a stop string.
+    """
 
     index: int
     text: str = ""
     tokens: int = 0
     logprobs: list[Chosen] = field(default_factory=list)
     finish: str | None = None
+    ids: list[int] | None = None
 
     def grown(self, more: "Piece") -> "Piece":
         """Both, as one."""
         logprobs = self.logprobs + more.logprobs
-        return Piece(self.index, self.text + more.text, self.tokens + more.tokens, logprobs, more.finish)
+        return Piece(self.index, self.text + more.text, self.tokens + more.tokens, logprobs, more.finish, more.ids)
 
 
 class Ticket:
@@ -101,7 +107,8 @@ class Row:
         if finish:
             text += self.writing.end()
             finish = "stop" if self.writing.stopped else finish
-        return Piece(self.index, text, 1, [chosen] if chosen else [], finish)
+        ids = self.written if finish and not self.writing.stopped else None
+        return Piece(self.index, text, 1, [chosen] if chosen else [], finish, ids)
 
     def _finish(self, token: int) -> str | None:
         if token in self.ends or self.writing.stopped:

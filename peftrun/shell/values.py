@@ -13,7 +13,7 @@ TAGS = ("name", "method")
 
 def of_key(key: str, value: str, tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """What may stand behind `key=`, where `value` is typed so far and `tree` is the configuration."""
-    full = typed.in_full([*words, f"{key}=_"])[-1].partition("=")[0]
+    full = typed.in_full([*words, f"{key}=_"])[-1].partition("=")[0].lstrip("+")
     kind = _slot(full, tree) if full.startswith("slots.") else _type(full.split("."), tree)
     if full == "adapter" or action_specs.Path in _parts(kind):
         return files(value.rpartition(",")[2])

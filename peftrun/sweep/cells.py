@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from peftrun import adapter_origin, composition, config
+from peftrun import adapter_origin, composition, config, typed
 from peftrun.errors import ConfigError
 from peftrun.schema import RunSpec
 
@@ -164,7 +164,7 @@ def labels(cells: Sequence[Cell]) -> dict[int, str]:
 def command(cell: Cell, team_dir: str | None) -> str:
     """What to type to run a cell alone."""
     team = ["--config-dir", team_dir] if team_dir else []
-    return shlex.join(["peftrun", *team, *cell.overrides])
+    return shlex.join(["peftrun", *team, *map(typed.as_typed, cell.overrides)])
 
 
 @cache

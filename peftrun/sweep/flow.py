@@ -17,17 +17,21 @@ from omegaconf import DictConfig, OmegaConf
 from peftrun import artifacts, config, console, dispatch
 from peftrun.errors import PeftrunError, SweepError
 from peftrun.sweep import cells as composed
-from peftrun.sweep import folder, groups, halving, planner, preview, report, summary, table, work
+from peftrun.sweep import ending, folder, groups, halving, pace, planner, preview, report, summary, work
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.groups import Group
 from peftrun.sweep.planner import Plan
+from peftrun.sweep.table import count
 
 
 class Flow:
     """One command's sweep. A search hands its cells over in several batches, which go into one folder."""
 
-    def __init__(self, context: HydraContext, master: DictConfig, options: dict[str, Any], engine: str | None) -> None:
+    def __init__(
+        self, context: HydraContext, master: DictConfig, options: dict[str, Any], engine: str | None, *, together: bool
+    ) -> None:
         self.loader: Any = context.config_loader
-        self.master, self.options, self.engine = master, options, engine
+        self.master, self.options, self.engine, self.together = master, options, engine, together
         self.limits = planner.limits(options.get("memory_limit"), options.get("max_cells"), engine is None)
         self.halving = halving.read(options.get("halving"), engine)
         self.plans_only = preview.wanted(master)
@@ -62,7 +66,7 @@ class Flow:
         if self.plans_only:
             self._clean()
             self._show_plan(batch)
-            return [None] * len(jobs), _fault(
+            return [None] * len(jobs), ending.fault(
                 [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch), planned=True
             )
         self._settle(batch)
@@ -116,13 +120,14 @@ class Flow:
                 if self.changed.pop(cell.id, None):
                     folder.set_aside(self._at(cell))
                 ready.append(cell)
-        plan = planner.plan(groups.form(ready), self.limits)
+        paces = pace.of_all([cell.spec for cell in ready if cell.spec])
+        plan = planner.plan(groups.form(ready, self.together), self.limits, paces.lengths)
         self._remember(plan)
         self._sum_up("running")
         try:
             self._send(plan)
-        except BaseException:
-            self._sum_up("stopped")
+        except BaseException as error:
+            self._sum_up("interrupted" if isinstance(error, KeyboardInterrupt) else "stopped")
             raise
         finally:
             self.groups, self.waves = self.groups + len(plan.groups), self.waves + len(plan.waves)
@@ -134,7 +139,7 @@ class Flow:
         }
         told = dict.fromkeys(name for names in self.changed.values() for name in names)
         if told:
-            cells = _count(len(self.changed), "cell")
+            cells = count(len(self.changed), "cell")
             console.warn(
                 f"{cells} of {len(batch)} were made before these changed, and are run again: {', '.join(told)}"
             )
@@ -150,13 +155,10 @@ class Flow:
         return self.folder / cell.id
 
     def _freeze(self, cell: Cell) -> bool:
-        """Whether the cell can be run. One that cannot leaves its reason."""
-        if cell.id:
-            folder.freeze(self._at(cell), lambda: config.values_to_yaml(cell.values))
+        """Whether the cell can be run. Why one cannot stands in the summary alone."""
         if cell.spec is not None:
+            folder.freeze(self._at(cell), lambda: config.values_to_yaml(cell.values))
             return True
-        if cell.id:
-            work.refuse(self._at(cell), cell.problems)
         self.places[cell.id] = {"how": "refused"}
         return False
 
@@ -182,12 +184,20 @@ class Flow:
                 self._run_here(plan)
 
     def _run_here(self, plan: Plan) -> None:
+        spec = plan.groups[0].cells[0].spec
+        assert spec is not None
+        allowed = self.limits.now(spec)  # before there is a base in memory
         for number, group in enumerate(plan.groups, 1):
-            at_once = max(len(wave.cells) for wave in plan.waves if wave.group == number)
-            together = f"alone ({group.reason})" if group.reason else f"at most {at_once} at once"
-            console.say(f"group {number} of {len(plan.groups)}: {_count(len(group.cells), 'cell')}, {together}")
-            work.run([self._at(cell) for cell in group.cells], at_once, self.halving)
+            console.say(self._heading(number, group, len(plan.groups)))
+            work.run([self._at(cell) for cell in group.cells], allowed, self.halving)
             self._sum_up("running")
+
+    def _heading(self, number: int, group: Group, groups: int) -> str:
+        label = self.labels[group.cells[0].numbers[0]]
+        if not self.together:
+            return f"cell {number} of {groups}: {label}"
+        how = f"alone ({group.reason}): {label}" if group.reason else "together on one base"
+        return f"group {number} of {groups}: {count(len(group.cells), 'cell')}, {how}"
 
     def _sum_up(self, status: str) -> dict[str, Any]:
         """Writes what came out so far, and returns it."""
@@ -213,14 +223,14 @@ class Flow:
         reasons = [(cell, cell.problems or _reasons(found[cell.id])) for cell in batch]
         failed = [(cell, lines) for cell, lines in reasons if lines]
         whole = self._sum_up("failed" if failed else "completed")
-        for line in table.closing(whole, {cell.numbers[0] for cell in batch}, self.labels, self.folder):
+        for line in ending.lines(whole, {cell.numbers[0] for cell in batch}, self.labels, self.folder):
             console.show(line)
         objectives: list[float | None] = [None] * jobs
         for cell in batch:
             for number in cell.numbers:
                 if first <= number < first + jobs:
                     objectives[number - first] = _objective(found.get(cell.id, {}))
-        return objectives, _fault(failed, self.labels, len(batch))
+        return objectives, ending.fault(failed, self.labels, len(batch))
 
 
 class _Unchecked:
@@ -242,29 +252,6 @@ def _team_dir(master: DictConfig) -> str | None:
     return next((str(one.path) for one in sources if one.provider == "command-line"), None)
 
 
-def _fault(
-    failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str], cells: int, planned: bool = False
-) -> SweepError | None:
-    """One line for each reason, with the cells it holds for, and how to go on."""
-    if not failed:
-        return None
-    reasons: dict[str, list[Cell]] = {}
-    for cell, lines in failed:
-        for line in lines:
-            reasons.setdefault(line, []).append(cell)
-    told = [f"{_named(which, labels)}: {line}" for line, which in reasons.items()]
-    said = "failed; type the same command to run those again; what is done stays as it is"
-    if planned:
-        said = "cannot be run as typed; mend the values, or leave these out"
-    return SweepError(*told, f"{len(failed)} of {_count(cells, 'cell')} {said}")
-
-
-def _named(cells: Sequence[Cell], labels: dict[int, str]) -> str:
-    first = cells[0]
-    more = f" and {_count(len(cells) - 1, 'other cell')}" if len(cells) > 1 else ""
-    return f"cell {first.id or first.numbers[0]} ({labels[first.numbers[0]]}){more}"
-
-
 def _record(cell: Path) -> dict[str, Any]:
     """The record of a cell; none where it is not there, or damaged."""
     try:
@@ -284,10 +271,6 @@ def _objective(record: dict[str, Any]) -> float | None:
     value = record.get("objective")
     done = record.get("status") in (folder.COMPLETED, folder.STOPPED)
     return float(value) if done and isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _now() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peftrun import heads
+from peftrun import heads, peft_fields
 from peftrun.action_specs import TrainAction
 from peftrun.methods import LoraSpec
 from peftrun.schema import RunSpec
@@ -31,6 +31,7 @@ OWN_MEMORY = (
     "lion_32bit",
 )  # bitsandbytes' optimisers want each tensor in memory of its own
 DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}
+ONE_BY_ONE = "cells are trained one after another; hydra/launcher=shared_base trains those together that share a base"
 ONLY_ONE = "no other cell shares its base, device and kind of task"
 
 
@@ -42,14 +43,14 @@ class Group:
     reason: str = ""
 
 
-def form(cells: Sequence[Cell]) -> list[Group]:
-    """The groups of cells that can be run, in the order of their first cells."""
+def form(cells: Sequence[Cell], together: bool = True) -> list[Group]:
+    """The groups of cells that can be run, in the order of their first cells. `together`: whether any are trained together."""
     shared: dict[str, list[Cell]] = {}
     found: list[Group] = []
     for cell in cells:
         if cell.spec is None:
             continue
-        reason = alone(cell.spec)
+        reason = alone(cell.spec) if together else ONE_BY_ONE
         if reason:
             found.append(Group([cell], reason))
             continue
@@ -76,7 +77,9 @@ def _reasons(spec: RunSpec) -> Iterator[str]:
         return
     if spec.lora.init_lora_weights not in INITS:
         yield f"lora.init_lora_weights={spec.lora.init_lora_weights}"
-    yield from _differing("lora", spec.lora, LORA)
+    if spec.lora.target_modules is None:
+        yield "lora.target_modules=null"
+    yield from _differing("lora", spec.lora, LORA | dict.fromkeys(peft_fields.beside(spec.lora)))
     if spec.task.objective is not None or spec.task.kind not in KINDS:
         yield f"task.kind={spec.task.kind}"
     yield from _differing("trainer", spec.trainer, TRAINER)

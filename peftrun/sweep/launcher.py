@@ -1,6 +1,7 @@
 """Hydra's launchers `shared_base`, `shared_base_slurm` and `shared_base_ray`: they differ in who runs the groups. Light.
 
-Hydra takes plugins from the package `hydra_plugins` alone. These are not there: they are registered in code, under that name.
+Where no launcher is typed (Hydra's `basic`), cells are trained one after another and end the same way: a table, a report, and what is done
+is skipped when the command is typed again. Hydra takes plugins from the package `hydra_plugins` alone. These are not there: they are registered in code, under that name.
 """
 
 import sys
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -24,9 +26,15 @@ _FAULTS: list[PeftrunError] = []
 
 
 class SharedBase(Launcher):
-    """Plans all cells of a sweep first, then trains those together that share a base. `engine`: the module that runs groups elsewhere."""
+    """Plans all cells of a sweep first, then trains those together that share a base.
+
+    Attributes:
+        engine: the module that runs groups elsewhere.
+        together: whether any cells are trained together.
+    """
 
     engine: str | None = None
+    together = True
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -36,11 +44,14 @@ class SharedBase(Launcher):
         from peftrun.sweep.flow import Flow
 
         options = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
-        self.flow = Flow(hydra_context, config, dict(options), self.engine)  # type: ignore[arg-type]
+        self.flow = Flow(hydra_context, config, dict(options), self.engine, together=self.together)  # type: ignore[arg-type]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra with a batch of cells. One outcome each, in order: its objective, or None if it failed."""
-        objectives, fault = self.flow.run(job_overrides, initial_job_idx)
+        from peftrun import console
+
+        with console.never_silent():
+            objectives, fault = self.flow.run(job_overrides, initial_job_idx)
         if fault:
             _FAULTS.append(fault)
         return [_ended(list(job), value) for job, value in zip(job_overrides, objectives, strict=True)]
@@ -58,7 +69,30 @@ class SharedBaseRay(SharedBase):
     engine = "peftrun.sweep.ray"
 
 
+class OneByOne(SharedBase):
+    """In the place of Hydra's own: the same, one cell after another. Actions that measure nothing are run as Hydra runs them."""
+
+    together = False
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra once, before any cell is known."""
+        self.plain: BasicLauncher | None = None
+        if config.action.name in MEASURING:
+            super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+            return
+        self.plain = BasicLauncher()
+        self.plain.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra with a batch of cells. One outcome each, in order."""
+        if self.plain is None:
+            return super().launch(job_overrides, initial_job_idx)
+        return self.plain.launch(job_overrides, initial_job_idx)
+
+
 LAUNCHERS = {"shared_base": SharedBase, "shared_base_slurm": SharedBaseSlurm, "shared_base_ray": SharedBaseRay}
+IN_PLACE_OF_HYDRAS = {"basic": OneByOne}
+MEASURING = ("train", "evaluate")  # actions whose cells are compared by what came out
 
 
 def register() -> None:
@@ -72,12 +106,13 @@ def register() -> None:
         package.__path__ = []
     sys.modules[ALIAS] = module
     setattr(package, own, module)
-    for name, kind in LAUNCHERS.items():
+    options = {f"{name}_class": kind for name, kind in LAUNCHERS.items()} | IN_PLACE_OF_HYDRAS
+    for option, kind in options.items():
         kind.__module__ = ALIAS
         setattr(module, kind.__name__, kind)
         plugins.register(kind)
         node = {"_target_": f"{ALIAS}.{kind.__name__}"}
-        ConfigStore.instance().store(group="hydra/launcher", name=f"{name}_class", node=node, provider="peftrun")
+        ConfigStore.instance().store(group="hydra/launcher", name=option, node=node, provider="peftrun")
     if find_spec("peftrun.sweep.search"):
         import_module("peftrun.sweep.search").register()
 

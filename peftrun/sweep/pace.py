@@ -1,5 +1,6 @@
-"""How long training may take: from the newest run on the same base that is on this disk. What was never measured is not guessed. Light."""
+"""How long training may take, and how long its rows are: from runs on the same base that are on this disk. What was never measured is not guessed. Light."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,50 +11,112 @@ from peftrun import artifacts, config
 from peftrun.errors import ArtifactError
 from peftrun.schema import ModelSpec, RunSpec, TrainerSpec
 from peftrun.sweep import bases
+from peftrun.sweep.memory import Lengths
 
 OUTPUTS = Path("outputs")
 NEWEST = 200  # records that are looked at
+MOST = 20  # of which so many on the same base are read with their configs
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What one completed training tells of others on its base.
+
+    Attributes:
+        data: what its rows were made of.
+        row_tokens: tokens of a row, on average.
+        lengths: of the longest row; None: its record does not tell.
+        tokens_per_second: None: its time was not its own, since it was trained together with others or continued.
+    """
+
+    run: Path
+    data: Any
+    row_tokens: float
+    lengths: Lengths | None
+    tokens_per_second: float | None
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What one run did. `data`: what its rows were made of; `row_tokens`: tokens a row of them had on average."""
+    """Trainings on one base, newest first."""
 
-    run: Path
-    tokens_per_second: float
-    row_tokens: float
-    data: Any
+    name: str
+    runs: list[Earlier]
 
     def seconds(self, spec: RunSpec) -> float | None:
-        """Training alone, after the pace of this run; rows of other data count as long as they may be. None: steps not known."""
-        rows = _rows(spec)
-        if rows is None:
+        """Training alone, at the pace of an earlier run; rows that none had count as long as they may be. None: pace or steps not known."""
+        rows, run = _rows(spec), self.timed(spec)
+        if rows is None or run is None or run.tokens_per_second is None:
             return None
-        row = self.row_tokens if self.data == _data(vars(spec.task)) else spec.task.max_length
-        return rows * row / self.tokens_per_second
+        known = self.alike(spec)
+        return rows * (known.row_tokens if known else spec.task.max_length) / run.tokens_per_second
+
+    def timed(self, spec: RunSpec) -> Earlier | None:
+        """The newest run that trained by itself, on the same rows if there is one."""
+        timed = [run for run in self.runs if run.tokens_per_second]
+        return next((run for run in timed if run.data == _data(vars(spec.task))), next(iter(timed), None))
+
+    def alike(self, spec: RunSpec) -> Earlier | None:
+        """The newest run on the same rows."""
+        return next((run for run in self.runs if run.data == _data(vars(spec.task))), None)
+
+    def lengths(self, spec: RunSpec) -> Lengths | None:
+        """Of the run's rows, where an earlier run on them has noted it."""
+        same = (run for run in self.runs if run.data == _data(vars(spec.task)))
+        return next((run.lengths for run in same if run.lengths), None)
 
 
-def of(model: ModelSpec, outputs: Path = OUTPUTS) -> Pace | None:
-    """The pace of the newest completed training on this base below `outputs`; None if there is none."""
+@dataclass(frozen=True)
+class Paces:
+    """Name of a base → what earlier trainings on it tell."""
+
+    known: dict[str, Pace]
+
+    def seconds(self, spec: RunSpec) -> float | None:
+        """See `Pace.seconds`."""
+        return self.known[bases.name_of(spec.model)].seconds(spec)
+
+    def lengths(self, spec: RunSpec) -> Lengths | None:
+        """See `Pace.lengths`."""
+        return self.known[bases.name_of(spec.model)].lengths(spec)
+
+    def notes(self, specs: Sequence[RunSpec]) -> list[str]:
+        """What estimates of time rest on, a line for each base."""
+        first = {bases.name_of(spec.model): spec for spec in reversed(specs)}
+        return [_note(self.known[name], spec) for name, spec in reversed(first.items())]
+
+
+def of(model: ModelSpec, outputs: Path = OUTPUTS) -> Pace:
+    """The newest completed trainings on this base below `outputs`."""
     name = bases.name_of(model)
     records = sorted(outputs.glob(f"**/{artifacts.RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((pace for path in records[:NEWEST] if (pace := _read(path, name)) is not None), None)
+    found = (run for path in records[:NEWEST] if (run := _read(path, name)) is not None)
+    return Pace(name, list(itertools.islice(found, MOST)))
 
 
-def _read(path: Path, name: str) -> Pace | None:
+def of_all(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> "Paces":
+    """The paces of the bases of these runs."""
+    models = {bases.name_of(spec.model): spec.model for spec in specs}
+    return Paces({name: of(model, outputs) for name, model in models.items()})
+
+
+def _read(path: Path, name: str) -> Earlier | None:
     try:
         record = artifacts.read_json(path)
     except ArtifactError:
         return None
     training, base = record.get("training") or {}, record.get("base") or {}
-    alone = record.get("status") == "completed" and not record.get("together") and not record.get("resumed_from")
-    if not alone or base.get("name") != name or not (training.get("tokens") and training.get("seconds")):
+    if record.get("status") != "completed" or base.get("name") != name:
+        return None
+    if not (training.get("tokens") and training.get("seconds")):
         return None
     asked = config.read_run(path.parent / artifacts.CONFIG, aloud=False)
-    trainer = asked["trainer"]
+    trainer, noted = asked["trainer"], record.get("lengths")
     rows = training["steps"] * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
-    rate = training["tokens"] / training["seconds"]
-    return Pace(path.parent, rate, training["tokens"] / rows, _data(asked["task"]))
+    shared = record.get("together") or record.get("resumed_from")
+    rate = None if shared else training["tokens"] / training["seconds"]
+    lengths = Lengths(noted["longest"], noted["learned"]) if noted else None
+    return Earlier(path.parent, _data(asked["task"]), training["tokens"] / rows, lengths, rate)
 
 
 def _data(task: dict[str, Any]) -> Any:
@@ -90,22 +153,14 @@ def _rows(spec: RunSpec) -> float | None:
     return spec.trainer.num_train_epochs * spec.task.data.train_rows if spec.task.data.train_rows else None
 
 
-def estimates(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> tuple[list[float | None], list[str]]:
-    """Seconds of training of each run by itself, None where not known; and what that rests on, a line for each base."""
-    known: dict[str, Pace | None] = {}
-    for spec in specs:
-        name = bases.name_of(spec.model)
-        if name not in known:
-            known[name] = of(spec.model, outputs)
-    found = [known[bases.name_of(spec.model)] for spec in specs]
-    notes = [_note(name, pace) for name, pace in known.items()]
-    return [pace.seconds(spec) if pace else None for pace, spec in zip(found, specs, strict=True)], notes
-
-
-def _note(name: str, pace: Pace | None) -> str:
-    if pace is None:
-        return f"time: unknown: no run of {name} below outputs/ yet"
-    return (
-        f"time: cells one after another at {pace.tokens_per_second:.0f} tokens/s, as {pace.run} trained {name}; "
-        "evaluation comes on top, and cells trained together take less"
+def _note(pace: Pace, spec: RunSpec) -> str:
+    run = pace.timed(spec)
+    if run is None or run.tokens_per_second is None:
+        return f"time: unknown: no run of {pace.name} below outputs/ yet"
+    said = (
+        f"time: estimated from {run.run} ({run.tokens_per_second:.0f} tokens/s on {pace.name}), one run at a time and without evaluation; "
+        "cells trained together are faster"
     )
+    if pace.alike(spec):
+        return said
+    return f"{said}; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"

@@ -11,6 +11,7 @@ from typing import Any
 
 from peftrun import heads
 from peftrun.methods import LoraSpec
+from peftrun.peft_fields import beside
 from peftrun.sweep.bases import Base
 
 LAYER = re.compile(r"\.(\d+)\.")
@@ -44,7 +45,7 @@ def targets(base: Base, lora: Any) -> dict[str, tuple[int, int]]:
     """Module → its outputs and inputs, of those that a LoRA names; all linear ones for another method."""
     if not isinstance(lora, LoraSpec):
         return base.linears
-    asked = base.linears if lora.target_modules == "all-linear" else base.linears | base.tables
+    asked = base.linears if _all_linear(lora) else base.linears | base.tables
     return {name: sizes for name, sizes in asked.items() if _named(name, lora)}
 
 
@@ -93,7 +94,10 @@ def _whole(base: Base, lora: LoraSpec) -> tuple[int, bool]:
 def _exact(base: Base, lora: LoraSpec) -> bool:
     names = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
     tied = any(re.search(r"(lm_head|embed_out)$", name) for name in names) and not any(map(_output, base.tables))
-    return not tied and lora.bias == "none" and lora.target_parameters is None and lora.init_lora_weights != "eva"
+    plain = (
+        lora.bias == "none" and lora.target_parameters is None and lora.init_lora_weights != "eva" and not beside(lora)
+    )
+    return not tied and plain and lora.target_modules is not None
 
 
 def _output(name: str) -> bool:
@@ -106,7 +110,12 @@ def _named(name: str, lora: LoraSpec) -> bool:
     layer = LAYER.search(f".{name}.")
     if lora.layers_to_transform is not None and (layer is None or int(layer[1]) not in lora.layers_to_transform):
         return False
-    return lora.target_modules == "all-linear" or _matches(name, lora.target_modules or [])
+    return _all_linear(lora) or _matches(name, lora.target_modules or [])
+
+
+def _all_linear(lora: LoraSpec) -> bool:
+    """Whether every linear layer is named; what PEFT's own table names is at most that."""
+    return lora.target_modules == "all-linear" or (lora.target_modules is None and lora.target_parameters is None)
 
 
 def _matches(name: str, wanted: list[str] | str) -> bool:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from peftrun import console
 from peftrun.errors import ConfigError
+from peftrun.schema import RunSpec
 from peftrun.sweep import groups, pace, planner, table
 from peftrun.sweep.cells import Cell
 from peftrun.system.sizes import gigabytes
@@ -42,11 +43,30 @@ def show(
     labels: dict[int, str],
 ) -> None:
     """Prints the plan: every cell, the groups and waves of those that are to be run, estimated memory and time."""
-    times, notes = pace.estimates([cell.spec for cell in ready if cell.spec is not None])
-    plan = planner.plan(groups.form(ready), allowed)
-    seconds = dict(zip([cell.id for cell in ready], times, strict=True))
+    specs = {cell.id: cell.spec for cell in ready if cell.spec is not None}
+    paces = pace.of_all([*specs.values()])
+    plan = planner.plan(groups.form(ready), allowed, paces.lengths)
+    seconds = {cell: paces.seconds(spec) for cell, spec in specs.items()}
     for line in table.planned(batch, plan, labels, status, seconds):
         console.show(line)
     limit = "no limit is known" if plan.limit is None else f"limit {gigabytes(plan.limit)}"
-    for note in ("", f"memory: an estimate from the base's files; {limit}", *plan.notes, *notes):
+    rows = _rows([*specs.values()], paces)
+    for note in (
+        "",
+        f"memory: an estimate from the base's files{rows}; {limit}",
+        *plan.notes,
+        *paces.notes([*specs.values()]),
+    ):
         console.show(note)
+
+
+def _rows(specs: Sequence[RunSpec], paces: pace.Paces) -> str:
+    """What the estimate takes the rows for."""
+    longest = {spec.task.max_length: paces.lengths(spec) for spec in specs if spec.action.name == "train"}
+    guessed = [most for most, found in longest.items() if found is None]
+    if guessed:
+        return (
+            f", rows as long as task.max_length={max(guessed)} allows (a run on the same rows would tell their lengths)"
+        )
+    known = max((found.longest for found in longest.values() if found), default=None)
+    return f", rows of at most {known} tokens as an earlier run had them" if known else ""

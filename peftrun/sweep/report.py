@@ -22,7 +22,15 @@ from peftrun.sweep.summary import SUMMARY
 
 SHOWN = 24  # rows in sight; the others are folded away
 FEW, MOST = 6, 400  # sentences of an axis: all in sight if they are few; the surest of them if they are many
-SIGNS = {"completed": "✓", "failed": "✗", "stopped": "■", "running": "▶", "waiting": "…"}
+SIGNS = {
+    "completed": "✓",
+    "failed": "✗",
+    "stopped": "■",
+    "interrupted": "‖",
+    "running": "▶",
+    "waiting": "…",
+    "not started": "○",
+}
 CURVES = {"loss": "loss", "eval_loss": "validation loss"}
 
 

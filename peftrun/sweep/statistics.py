@@ -229,7 +229,12 @@ def counts(cell: dict[str, Any]) -> bool:
 
 
 def _left_out(cells: list[dict[str, Any]]) -> list[str]:
-    reasons = {"stopped": "ended early, so its budget was another", "completed": "has no objective"}
+    reasons = {
+        "stopped": "ended early, so its budget was another",
+        "completed": "has no objective",
+        "interrupted": "the same command goes on with it",
+        "not started": "the same command begins it",
+    }
     return [
         f"{label(cell)}: {cell['status']}{f', {why}' if (why := cell['error'] or reasons.get(cell['status'])) else ''}"
         for cell in cells

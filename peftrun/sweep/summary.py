@@ -68,13 +68,25 @@ def write(folder: Path, sweep: Sweep) -> dict[str, Any]:
         "axes": found,
         "objective": sweep.objective,
         "cells": [
-            _cell(folder, cell, {key: own.get(key) for key in found})
+            _cell(folder, cell, {key: own.get(key) for key in found}, sweep.status)
             for cell, own in zip(sweep.cells, values, strict=True)
         ],
     }
     artifacts.write_json(folder / SUMMARY, summary)
     artifacts.write_text(folder / TABLE, _csv(summary))
     return summary
+
+
+def name_of(cell: Path) -> str:
+    """What a cell is called among others: its id, and what was typed for it alone where its sweep tells."""
+    try:
+        told = artifacts.read_json(cell.parent / SUMMARY)["cells"]
+        commands = {one["id"]: shlex.split(one["command"]) for one in told}
+        shared = set.intersection(*(set(words) for words in commands.values()))
+        own = " ".join(word for word in commands[cell.name] if word not in shared)
+    except (ArtifactError, KeyError, TypeError, ValueError):
+        return f"cell {cell.name}"
+    return f"cell {cell.name} ({own})" if own else f"cell {cell.name}"
 
 
 def axes(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -135,14 +147,24 @@ def _record(cell: Path) -> dict[str, Any]:
         return {"status": "failed", "error": str(error)}
 
 
-def _cell(folder: Path, cell: Planned, values: dict[str, Any]) -> dict[str, Any]:
+def _status(cell: Planned, record: dict[str, Any], attempts: int, sweep: str) -> str:
+    """Of a cell without a record: what becomes of it, or, once the sweep has ended, that nothing did."""
+    if record.get("status") or cell.error:
+        return str(record.get("status") or "failed")
+    if sweep == "running":
+        return "waiting"
+    return "interrupted" if attempts else "not started"
+
+
+def _cell(folder: Path, cell: Planned, values: dict[str, Any], sweep: str) -> dict[str, Any]:
     record = _record(folder / cell.id) if cell.id else {}
+    attempts = len(list((folder / ATTEMPTS).glob(f"{cell.id}-*") if cell.id else []))
     training, metrics = record.get("training") or {}, record.get("metrics") or {}
     return {
         "id": cell.id,
         "numbers": cell.numbers,
         "values": values,
-        "status": record.get("status") or ("failed" if cell.error else "waiting"),
+        "status": _status(cell, record, attempts, sweep),
         "error": record.get("error") or cell.error,
         "folder": cell.id,
         "group": cell.group,
@@ -155,7 +177,7 @@ def _cell(folder: Path, cell: Planned, values: dict[str, Any]) -> dict[str, Any]
         "metrics": {when: _finite(metrics.get(when) or {}) for when in ("before", "after")},
         "objective": _finite(record.get("objective")),
         "trainable_parameters": record.get("trainable_parameters"),
-        "attempts": bool(record) + len(list((folder / ATTEMPTS).glob(f"{cell.id}-*") if cell.id else [])),
+        "attempts": bool(record) + attempts,
         "command": cell.command,
     }
 

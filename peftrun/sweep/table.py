@@ -1,11 +1,7 @@
-"""Tables of a sweep on the terminal: what is planned, and what came out. Light."""
+"""The table of a sweep that is planned, and what every table on the terminal is made of. Light."""
 
-from collections import Counter
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from peftrun import console
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.planner import Plan, Wave
 from peftrun.system.sizes import gigabytes
@@ -24,11 +20,11 @@ def planned(
     rows = [("cell", "status", "group", "wave", "time", "values")]
     for cell in cells:
         where, time = places.get(cell.id, ("-", "-")), duration(seconds[cell.id]) if cell.id in places else "-"
-        rows.append((cell.id or "-", status[cell.id], *where, time, labels[cell.numbers[0]] + _twice(cell.numbers)))
+        rows.append((cell.id or "-", status[cell.id], *where, time, labels[cell.numbers[0]] + twice(cell.numbers)))
     return [*aligned(rows), "", *aligned([("group", "cells", "how"), *_groups(plan)]), "", *_waves(plan.waves, seconds)]
 
 
-def _twice(numbers: Sequence[int]) -> str:
+def twice(numbers: Sequence[int]) -> str:
     """Said of cells that are identical after resolution."""
     return f"  (also number {', '.join(map(str, numbers[1:]))})" if len(numbers) > 1 else ""
 
@@ -55,48 +51,6 @@ def total(times: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(times) else None
 
 
-def _ended(summary: dict[str, Any], batch: Collection[int], labels: dict[int, str]) -> list[str]:
-    name = summary["objective"]
-    rows = [("cell", "status", name, "seconds", "values")]
-    for cell in summary["cells"]:
-        if not {*cell["numbers"]} & {*batch}:
-            continue
-        text = labels[cell["numbers"][0]] + _twice(cell["numbers"])
-        rows.append((cell["id"] or "-", cell["status"], _change(cell, name), _figure(cell["seconds"], ".1f"), text))
-    return aligned(rows)
-
-
-def closing(summary: dict[str, Any], batch: Collection[int], labels: dict[int, str], folder: Path) -> list[str]:
-    """Lines at the end of a sweep, or of a batch of a search: a row for each of its cells, where they are, and the best so far.
-
-    Args: summary: what sweep.json holds. batch: numbers of the cells. labels: first number of a cell → what was typed for it.
-    """
-    counts = Counter(cell["status"] for cell in summary["cells"])
-    said = ", ".join(f"{number} {status}" for status, number in counts.items())
-    winner = best(summary)
-    lines = [*_ended(summary, batch, labels), "", f"sweep  {said}: {console.short(folder)}"]
-    if winner:
-        lines.append(
-            f"best   {summary['objective']} {winner['objective']:.4f}: {console.short(folder / winner['folder'])}"
-        )
-    return lines
-
-
-def best(summary: dict[str, Any]) -> dict[str, Any] | None:
-    """The completed cell with the lowest objective; None if none has one."""
-    known = [cell for cell in summary["cells"] if cell["status"] == "completed" and cell["objective"] is not None]
-    return min(known, key=lambda cell: cell["objective"], default=None)
-
-
-def _change(cell: dict[str, Any], name: str) -> str:
-    before, after = cell["metrics"]["before"].get(name), cell["objective"]
-    return f"{_figure(before, '.4f')} → {_figure(after, '.4f')}" if before is not None else _figure(after, ".4f")
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def duration(seconds: float | None) -> str:
     """A time for people: 42 s, 3 min, 1.5 h."""
     if seconds is None:
@@ -104,6 +58,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def count(number: int, word: str) -> str:
+    """1 cell, 2 cells."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,18 +12,21 @@ from peftrun.errors import PeftrunError
 from peftrun.replay import sources
 from peftrun.schema import RunSpec
 from peftrun.sweep import folder
+from peftrun.sweep.planner import Limits
+
+ALL = Limits(here=False)  # of a worker, whose group was planned for it
 
 
-def run(folders: Sequence[Path], at_once: int | None = None, halving: dict[str, int] | None = None) -> None:
+def run(folders: Sequence[Path], allowed: Limits = ALL, halving: dict[str, int] | None = None) -> None:
     """Completes the cells in `folders`, which may be trained together. Each then has a finished record, a failed one its reason.
 
     A completed cell is not touched. An earlier attempt is set aside and continued from its last whole checkpoint.
 
-    Args: at_once: most cells in one step; None: all of them. halving: see `dispatch.together`.
+    Args: allowed: what cells in one step may take. halving: see `dispatch.together`.
     """
     ready = [(spec, cell) for cell in folders if (spec := _prepared(cell)) is not None]
     if len(ready) > 1:
-        _run_together([spec for spec, _ in ready], [cell for _, cell in ready], at_once or len(ready), halving)
+        _run_together([spec for spec, _ in ready], [cell for _, cell in ready], allowed, halving)
         return
     for spec, cell in ready:
         _run_one(spec, cell)
@@ -73,7 +76,9 @@ def _resumed(spec: RunSpec, cell: Path) -> RunSpec:
 
 def _run_one(spec: RunSpec, cell: Path) -> None:
     try:
-        dispatch.run(spec, cell)
+        result = dispatch.run(spec, cell)
+        if spec.action.name != "train":  # whose figures are in the sweep's own table
+            console.closing_table(dataclasses.replace(result, next_commands=[]))
     except PeftrunError as fault:
         console.warn(f"cell {cell.name} failed: {fault.lines[0] if fault.lines else fault}")
     except Exception:  # a bug; its record holds the last line, and the other cells go on
@@ -81,10 +86,10 @@ def _run_one(spec: RunSpec, cell: Path) -> None:
         traceback.print_exc()
 
 
-def _run_together(specs: list[RunSpec], cells: list[Path], at_once: int, halving: dict[str, int] | None) -> None:
+def _run_together(specs: list[RunSpec], cells: list[Path], allowed: Limits, halving: dict[str, int] | None) -> None:
     apart = []
     try:
-        apart = dispatch.together(specs, cells, at_once, halving)
+        apart = dispatch.together(specs, cells, allowed, halving)
     except Exception:  # a bug; the records of those that had not ended hold the last line
         console.warn(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
         traceback.print_exc()

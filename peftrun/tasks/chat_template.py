@@ -2,13 +2,18 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jinja2 import TemplateError, UndefinedError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from peftrun import console
 from peftrun.errors import DataError
 from peftrun.tasks.messages import ADVICE, Conversation, Message
+from peftrun.tasks.token_ids import TokenIds
 
 # What templates raise: on purpose, or because they expect a message to have another form.
 FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
@@ -21,28 +26,62 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, arguments: dict[str, Any]) -> None:
         self.tokenizer, self.arguments = tokenizer, arguments
+        # A tokenizer of its own kind (Mistral's) makes ids of messages without a text between.
+        self._in_two_steps = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+        self._texts: dict[Any, str] = {}
+        self._ahead: list[tuple[Conversation, bool]] = []  # what is known by its identity must live
+        self._ids = TokenIds(tokenizer, add_special_tokens=False)
         for name in arguments:
             if not re.search(rf"\b{re.escape(name)}\b", json.dumps(tokenizer.chat_template)):
                 console.say(
                     f"task.template_arguments.{name}: the model's chat template reads no such name, so it changes nothing"
                 )
 
-    def ids(self, conversation: Conversation, *, escaping: bool = False, **how: Any) -> list[int]:
-        """Token ids of a conversation. Raises: DataError: the template refuses it."""
-        escape = {"sanitize_control_tokens": True} if escaping else {}
-        return list(self._applied(conversation, return_dict=True, **escape, **how)["input_ids"])
+    def read_ahead(self, conversations: list[tuple[Conversation, bool]]) -> None:
+        """Renders these conversations, tokenizes them together, and forgets those before. What the template refuses it refuses again when it
+        is asked for."""
+        self._ahead, self._texts = conversations, {}
+        if not self._in_two_steps:
+            return
+        for conversation, opened in conversations:
+            with suppress(DataError):
+                self._texts[_key(conversation, opened)] = self.text(conversation, opened)
+        self._ids.read_ahead(self._texts.values())
 
-    def text(self, conversation: Conversation, **how: Any) -> str:
+    def ids(self, conversation: Conversation, opened: bool = False, *, escaping: bool = False) -> list[int]:
+        """Token ids of a conversation; `opened`: up to where an answer begins. Raises: DataError: the template refuses it."""
+        if self._in_two_steps and not escaping:
+            return self._ids.of(self.text(conversation, opened))
+        escape: dict[str, Any] = {"sanitize_control_tokens": True} if escaping else {}
+        return list(self._applied(conversation, return_dict=True, add_generation_prompt=opened, **escape)["input_ids"])
+
+    def text(self, conversation: Conversation, opened: bool = False) -> str:
         """The same as text."""
-        return str(self._applied(conversation, tokenize=False, **how))
+        known = self._texts.get(_key(conversation, opened))
+        if known is not None:
+            return known
+        return str(self._applied(conversation, tokenize=False, add_generation_prompt=opened))
 
     def marked(self, conversation: Conversation) -> list[tuple[int, int]]:
-        """The spans of its ids that the template itself marks as the assistant's; none where it marks nothing."""
+        """The spans of its ids that the template itself marks as the assistant's; none where it marks nothing.
+
+        Where a mark begins or ends with a character that no token holds, transformers' own mask ends too early, or not at all.
+        """
         template = self.tokenizer.get_chat_template(tools=list(conversation.tools) or None)
         if not MARKS.search(template) or not self.tokenizer.is_fast:
             return []
-        found = self._applied(conversation, return_dict=True, return_assistant_tokens_mask=True)
-        return spans_of(found["assistant_masks"])
+        (text,), (marks,) = self._applied(
+            conversation, self._render, chat_template=template, return_assistant_tokens_mask=True
+        )
+        inside = bytearray(len(text))
+        for begin, end in marks:
+            inside[begin:end] = b"1" * (end - begin)
+        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return spans_of([any(inside[begin:end]) for begin, end in places])
+
+    def _render(self, messages: list[dict[str, Any]], **given: Any) -> Any:
+        """The text of a conversation in a list, and the marks in it."""
+        return render_jinja_template([messages], **{**self.tokenizer.special_tokens_map, **given})
 
     def unwritten(self, conversation: Conversation) -> list[str]:
         """What the conversation says and the template does not write: tools, keys of messages. Raises: DataError: calls of tools are among it."""
@@ -70,11 +109,11 @@ class ChatTemplate:
         except DataError:  # one of them is refused, so they do not mean the same to the template
             return False
 
-    def _applied(self, conversation: Conversation, **how: Any) -> Any:
+    def _applied(self, conversation: Conversation, render: Callable[..., Any] | None = None, **how: Any) -> Any:
         given = {**self.arguments, "tools": [dict(one) for one in conversation.tools] or None, **how}
         messages = [dict(one) for one in conversation.messages]
         try:
-            return self._rendered(messages, given)
+            return self._rendered(messages, given, render or self.tokenizer.apply_chat_template)
         except FAULTS as error:
             roles = ", ".join(one["role"] for one in messages)[:200]
             reason = " ".join(str(error).split())[:200]
@@ -82,19 +121,24 @@ class ChatTemplate:
                 f"the model's chat template refuses a conversation of {roles} ({reason}); {ADVICE}, or omit task.system"
             ) from error
 
-    def _rendered(self, messages: list[dict[str, Any]], given: dict[str, Any]) -> Any:
+    def _rendered(self, messages: list[dict[str, Any]], given: dict[str, Any], render: Callable[..., Any]) -> Any:
         """Templates expect calls of tools in one of three forms: without a content, with an empty one (all that read it first), and with
         arguments as JSON text (DeepSeek's)."""
         try:
-            return self.tokenizer.apply_chat_template(messages, **given)
+            return render(messages, **given)
         except (UndefinedError, TypeError):
             if not any("tool_calls" in one for one in messages):
                 raise
         with_content = [{"content": "", **one} for one in messages]
         try:
-            return self.tokenizer.apply_chat_template(with_content, **given)
+            return render(with_content, **given)
         except TypeError:
-            return self.tokenizer.apply_chat_template([_arguments_as_text(one) for one in with_content], **given)
+            return render([_arguments_as_text(one) for one in with_content], **given)
+
+
+def _key(conversation: Conversation, opened: bool) -> Any:
+    """The tools by their identity: a list of them is one for many rows, and long."""
+    return conversation.messages, id(conversation.tools), opened
 
 
 def said_beside(conversation: Conversation) -> list[str]:
@@ -102,7 +146,7 @@ def said_beside(conversation: Conversation) -> list[str]:
     return [key for key in SAID_ONCE if any(key in one for one in conversation.messages)]
 
 
-def spans_of(mask: list[int]) -> list[tuple[int, int]]:
+def spans_of(mask: Sequence[bool]) -> list[tuple[int, int]]:
     """(first, one after the last) of each run of ones."""
     edges = [place for place, (a, b) in enumerate(zip([0, *mask], [*mask, 0], strict=True)) if a != b]
     return list(zip(edges[::2], edges[1::2], strict=True))

@@ -165,4 +165,4 @@ def _named(task: str, found: dict[str, str | None], *roles: str) -> str:
 
 
 def _typed(key: str, template: str) -> str:
-    return quoting.words([quoting.override(key, template)]).replace("\n", "\\n")
+    return quoting.words([quoting.override(key, template)])

@@ -11,10 +11,19 @@ from typing import Any, BinaryIO
 from peftrun.tasks.values import Number
 
 Row = dict[str, Any]
+DAMAGED = re.compile("[\udc80-\udcff]")  # a byte that is no UTF-8, as Python reads it with errors="surrogateescape"
 UTF8 = "utf-8-sig"  # with a byte order mark or without
 LONGEST_CELL = 2**31 - 1  # what a C long holds everywhere
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character above U+FFFF, as JSON may write it
 DIGITS = 300  # of a number that is kept as one; Python refuses to spell some of more than 4,300
+
+
+class InLine(Row):
+    """A row that knows on which line of its file it begins."""
+
+    def __init__(self, cells: Iterable[tuple[str, Any]], line: int) -> None:
+        super().__init__(cells)
+        self.line = line
 
 
 def csv_rows(stream: BinaryIO, delimiter: str = ",", encoding: str = UTF8) -> Iterator[Row]:
@@ -22,12 +31,12 @@ def csv_rows(stream: BinaryIO, delimiter: str = ",", encoding: str = UTF8) -> It
     csv.field_size_limit(LONGEST_CELL)
     # A quote that nothing closes swallows rows unless the reader is strict.
     lines = csv.reader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
-    return _under_header(lines, f"put quotes around a cell with {delimiter!r} in it")
+    return _under_header(_of_csv(lines), f"put quotes around a cell with {delimiter!r} in it")
 
 
 def tsv_rows(stream: BinaryIO, encoding: str = UTF8) -> Iterator[Row]:
     """The same of cells that tabs part; a quote is a character like others. Raises: ValueError: see `csv_rows`."""
-    cells = (line.split("\t") for line in lines_of(stream, encoding) if line)
+    cells = ((number, line.split("\t")) for number, line in enumerate(lines_of(stream, encoding), 1) if line)
     return _under_header(cells, "a cell cannot hold a tab")
 
 
@@ -52,6 +61,8 @@ def jsonl_rows(lines: Iterable[bytes], encoding: str = UTF8) -> Iterator[Row]:
             continue
         try:
             value = _decode(line, encoding)
+        except UnicodeDecodeError:
+            raise
         except ValueError as error:
             raise ValueError(f"line {number} is not JSON: {error}") from None
         yield _row(value, f"line {number}")
@@ -68,20 +79,61 @@ def lines_of(stream: BinaryIO, encoding: str = UTF8) -> Iterator[str]:
         yield line.removesuffix("\n").removesuffix("\r")
 
 
-def _under_header(lines: Iterator[list[str]], advice: str) -> Iterator[Row]:
-    header = next(lines, [])
+def _of_csv(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, with the line on which it begins. Raises: ValueError: a quote is not closed."""
+    row, begin = 0, 1
+    try:
+        for cells in reader:
+            if cells:
+                yield begin, cells
+                row += 1
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        where = place(row, begin) if row else "its header"
+        raise ValueError(f"{where}: {error}; a cell that begins with a quote must end with one") from None
+
+
+def place(row: int, line: int | None) -> str:
+    """A row as messages name it; with its line in the file, where a line is no row."""
+    return f"row {row}" if line is None else f"row {row} (line {line})"
+
+
+def _under_header(lines: Iterator[tuple[int, list[str]]], advice: str) -> Iterator[Row]:
+    header = next((cells for _, cells in lines), [])
     named = [name for name in header if name]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"its header names column {twice} twice; rename one")
-    number = 0
-    try:
-        for number, cells in enumerate(filter(None, lines), 1):
-            if len(cells) != len(header):
-                raise ValueError(f"row {number}: cells={len(cells)}, the header has {len(header)}; {advice}")
-            yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"row {number + 1}: {error}; a cell that begins with a quote must end with one") from None
+    for number, (line, cells) in enumerate(lines, 1):
+        if len(cells) != len(header):
+            raise ValueError(f"{place(number, line)}: cells={len(cells)}, the header has {len(header)}; {advice}")
+        yield InLine(zip(header, cells, strict=True), line)
+
+
+def not_utf8(stream: BinaryIO, delimiter: str | None) -> str | None:
+    """Where a file holds the first byte that is no UTF-8, by line and column, and by row where `delimiter` parts cells; None: nowhere."""
+    for number, line in enumerate(stream, 1):
+        try:
+            line.decode(UTF8)
+        except UnicodeDecodeError as error:
+            column = len(line[: error.start].decode(UTF8)) + 1
+            where = f"line {number}, character {column}: byte 0x{line[error.start]:02x}"
+            stream.seek(0)
+            return f"{_row_of_damage(stream, delimiter)}{where} is not UTF-8"
+    return None
+
+
+def _row_of_damage(stream: BinaryIO, delimiter: str | None) -> str:
+    if delimiter is None:
+        return ""
+    text = io.TextIOWrapper(stream, UTF8, errors="surrogateescape", newline="")
+    header: list[str] = []
+    for row, cells in enumerate(filter(None, csv.reader(text, delimiter=delimiter))):
+        header = header or cells
+        for name, cell in zip(header, cells, strict=False):
+            if DAMAGED.search(cell):
+                return f"row {row}, column {name}, " if row else "its header, "
+    return ""
 
 
 def _is_object(line: bytes, encoding: str) -> bool:

@@ -18,8 +18,12 @@ ADVICE = "fix or remove the row"
 class Message(dict[str, Any]):
     """One message as a chat template reads it: role, content, and whatever else the row says. Never changed once it is made."""
 
+    _hash: int | None = None
+
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(json.dumps(self, sort_keys=True, default=str))
+        if self._hash is None:  # asked for again and again, wherever rows are told apart
+            self._hash = hash(json.dumps(self, sort_keys=True, default=str))
+        return self._hash
 
     @property
     def text(self) -> str:
@@ -90,11 +94,26 @@ def conversation_of(where: str, found: Any, column: str, tools: Any = None, syst
     messages, unlearned, first = [*opened_by(system)], [], bool(system)
     for place, one in enumerate(found):
         with named(f"{where}: column {column}, message {place + 1}"):
-            message, learned = _message(one)
+            message, learned = message_of(one)
+            if not message.text.strip() and "tool_calls" not in message:
+                raise DataError(f"is empty; {ADVICE}")
         messages.append(message)
         unlearned += [] if learned else [place + first]
     with named(f"{where}: column tools"):
         return Conversation(tuple(messages), tools_of(tools), tuple(unlearned))
+
+
+def message_of(one: dict[str, Any]) -> tuple[Message, bool]:
+    """The message as templates take it, and whether it is to be learned where answers are. Raises: DataError: it cannot be read."""
+    found = {key: value for key, value in one.items() if value is not None}
+    names = ("from", "value") if "from" in found else ("role", "content")
+    role, content = (found.pop(name, None) for name in names)
+    learned, calls = _carries_loss(found), _tool_calls(found)
+    text = _text(content)
+    own = {"content": text} if text.strip() or not calls else {}
+    return Message(
+        role=ROLES.get(str(role), str(role)), **own, **({"tool_calls": calls} if calls else {}), **found
+    ), learned
 
 
 def is_message(found: Any) -> bool:
@@ -138,21 +157,6 @@ def named(where: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(*(f"{where}: {line}" for line in error.lines)) from error
-
-
-def _message(one: dict[str, Any]) -> tuple[Message, bool]:
-    """The message, and whether it is to be learned where answers are."""
-    found = {key: value for key, value in one.items() if value is not None}
-    names = ("from", "value") if "from" in found else ("role", "content")
-    role, content = (found.pop(name, None) for name in names)
-    learned, calls = _carries_loss(found), _tool_calls(found)
-    text = _text(content)
-    if not text.strip() and not calls:
-        raise DataError(f"is empty; {ADVICE}")
-    own = {"content": text} if text.strip() or not calls else {}
-    return Message(
-        role=ROLES.get(str(role), str(role)), **own, **({"tool_calls": calls} if calls else {}), **found
-    ), learned
 
 
 def _text(content: Any) -> str:

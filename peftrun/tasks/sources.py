@@ -110,10 +110,20 @@ def _rows(data: DataSpec, source: Source) -> Iterator[Row]:
         yield from reader(stream)
 
 
+def _damage(source: Source, data: DataSpec) -> str | None:
+    """Where a file is not UTF-8; None where that cannot be told."""
+    if data.source == "hub":
+        return None
+    file = file_of(data, source.path)
+    with file.open("rb") as stream:
+        return files.not_utf8(stream, {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower()))
+
+
 def _unreadable(source: Source, error: BaseException, data: DataSpec) -> str:
     deepest = error.__cause__ or error
     reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
-    reason += "; save it as UTF-8" if isinstance(deepest, UnicodeDecodeError) else ""
+    if isinstance(deepest, UnicodeDecodeError):
+        reason = f"{_damage(source, data) or reason}; save it as UTF-8"
     if data.source == "hub":
         return f"{source.told}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
     return f"{source.told}: cannot be read ({reason}); check the file"

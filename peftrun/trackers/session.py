@@ -108,11 +108,10 @@ def in_words(value: Any) -> str:
 
 def outcome(folder: Path, record: dict[str, Any]) -> Outcome:
     """How a run ended, from its finished record."""
-    status, error = str(record.get("status")), str(record.get("error") or "")
     adapter = folder / artifacts.ADAPTER
     return Outcome(
-        "interrupted" if error == "interrupted" else status,
-        error,
+        str(record.get("status")),
+        str(record.get("error") or ""),
         _measured(record),
         [folder / name for name in SHOWN if (folder / name).is_file()],
         adapter if adapter.is_dir() else None,

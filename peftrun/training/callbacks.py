@@ -39,6 +39,11 @@ class Report(TrainerCallback):
             self.bar.start()
             self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes which step it is, for whoever waits longer than for the next log."""
+        if self.shown:
+            console.doing(f"step {state.global_step + 1}/{state.max_steps}")
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What the adapter's method does once the weights have moved, gradients still there."""
         if self.each_step:

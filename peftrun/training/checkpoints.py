@@ -13,11 +13,13 @@ from peftrun.schema import RunSpec
 
 APART = ("action.resume", "action.samples")  # what a run may be continued with otherwise
 STATE = "trainer_state.json"
+CARD = "README.md"  # PEFT's empty model card, which names paths of this machine
 COMPLETE = "complete"  # a file that is written after everything else of a checkpoint
 
 
 def mark_complete(checkpoint: Path, inputs: dict[str, str]) -> None:
-    """Says that every file of a checkpoint is on disk. Args: inputs: digests of what the training is made from."""
+    """Says that every file of a checkpoint is on disk, and none but those. Args: inputs: digests of what the training is made from."""
+    (checkpoint / CARD).unlink(missing_ok=True)
     artifacts.flush_tree(checkpoint)
     artifacts.write_json(checkpoint / COMPLETE, inputs)
 
@@ -42,6 +44,21 @@ def last_complete(run: Path) -> Path | None:
     """The newest whole checkpoint of a run; torn ones, left by a killed process, are passed over."""
     found = [path.parent for path in (run / artifacts.CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
     return max(found, key=step_of, default=None)
+
+
+def _say_torn(run: Path, chosen: Path | None) -> None:
+    """Names the checkpoints later than the one that is gone on from, which a killed process, or a copy, has left in part."""
+    found = [
+        path for path in (run / artifacts.CHECKPOINTS).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()
+    ]
+    torn = [
+        path
+        for path in found
+        if not (path / COMPLETE).is_file() and (chosen is None or step_of(path) > step_of(chosen))
+    ]
+    if torn:
+        names = ", ".join(path.name for path in sorted(torn, key=step_of))
+        console.say(f"{run}: not whole, and passed over: {names}")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -78,6 +95,7 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     """
     run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked).expanduser())
     checkpoint = last_complete(run)
+    _say_torn(run, checkpoint)
     if checkpoint is None:
         console.say(f"{run} has no complete checkpoint yet; starting from the first step")
         return None

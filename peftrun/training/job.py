@@ -20,11 +20,12 @@ from peftrun.device import Device
 from peftrun.errors import ConfigError, DataError
 from peftrun.methods import NoAdapter
 from peftrun.model import Base
+from peftrun.preview import views
 from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import seq2seq
-from peftrun.training import attention, checkpoints, epochs, loop, memory, ranks, samples
+from peftrun.training import attention, checkpoints, epochs, lengths, loop, memory, ranks, samples
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Job:
     base: Base
     kind: ModuleType
     rows: Any
+    name: str = ""  # of a cell among others, in what is said
     timings: dict[str, float] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)  # before, after → what belongs to the figures
     answered: dict[str, list[str]] = field(default_factory=dict)  # before, after → answers to sample rows
@@ -66,20 +68,23 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
     console.say(place.note)
     tasks.look(spec.task)
     base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
-    return Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
+    job = Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
+    if ranks.is_main():
+        leave_rows(job)
+    return job
+
+
+def leave_rows(job: Job) -> None:
+    """Shows the first rows in the run folder as they will be learned."""
+    views.leave_first(job.rows, job.spec.task, job.base.tokenizer, job.out_dir)
 
 
 def rows_of(spec: RunSpec, base: Base) -> Any:
     """The task's rows. Raises: DataError: see `tasks.load`; or too few of them are left to learn from."""
     rows = tasks.load(spec.task, base)
-    apart = spec.task.data.validation_rows
-    if apart is not None and apart >= len(rows.train):
-        raise DataError(
-            f"task.data.validation_rows={apart}: there are {len(rows.train)} training rows to take them from; "
-            f"type task.data.validation_rows={len(rows.train) // 5}"
-        )
+    tasks.check_enough(rows, spec.task)
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
-    count = len(rows.train) - (apart or 0)
+    count = len(rows.train) - (spec.task.data.validation_rows or 0)
     for line in (epochs.told(spec, count), epochs.unseen(spec, count)):
         if line:
             console.say(line)
@@ -118,7 +123,8 @@ def evaluate(job: Job, net: Any, when: str) -> dict[str, float]:
     else:
         found = job.kind.evaluate(*given)
     job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
-    console.say(f"held-out {when}: {figures(found)}")
+    who = f"{job.name}: " if job.name and when == "after" else ""  # before, it is the base, for all cells
+    console.say(f"{who}held-out {when}: {figures(found)}")
     if not math.isfinite(found["loss"]):
         who = f" at {_first_without_loss(job, net)}" if when == "before" else ""
         raise DataError(
@@ -242,6 +248,7 @@ def result(
     job: Job, fitted: loop.Fitted, before: dict[str, float], after: dict[str, float], counts: tuple[int, int]
 ) -> RunResult:
     """What the run found; `counts`: trainable parameters, and all."""
+    longest = lengths.of_longest(job.rows, job.spec)
     facts = {
         "base": job.base.describe(),
         "device": job.place.note,
@@ -251,6 +258,7 @@ def result(
         "training": fitted.as_dict(),
         "timings": job.timings,
         "memory": memory.peaks(),
+        "lengths": dataclasses.asdict(longest) if longest else None,
         **_noted(job),
         "trainable_parameters": counts[0],
         "parameters": counts[1],

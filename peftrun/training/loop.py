@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
@@ -28,7 +27,7 @@ from peftrun.errors import ConfigError
 from peftrun.explain import reads
 from peftrun.schema import TrainerSpec
 from peftrun.sweep import pace
-from peftrun.training import checkpoints, finite, ranks
+from peftrun.training import checkpoints, finite, ranks, unsaved_state, validation
 from peftrun.training.callbacks import Report
 
 ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -119,8 +118,8 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
     plain = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
-    validation = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
-    common = {"callbacks": _callbacks(report, trainer), "optimizers": (own, None), **validation}
+    apart = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
+    common = {"callbacks": _callbacks(report, trainer), "optimizers": (own, None), **apart}
     trained_by = _build(maker, model, lesson, given, common)
     if REFERENCE in getattr(model, "peft_config", {}):
         model.delete_adapter(
@@ -129,11 +128,11 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     for one, value in learned:
         one.data = value  # TRL has rounded an adapter on a quantised base to bfloat16, and what is saved would answer otherwise
     ranks.shard_on_cpu(trained_by)
-    if lesson.collator is not None and not isinstance(lesson.collator, DataCollatorForSeq2Seq):
-        # Classifiers: their losses are means over the batch and pass over the count that accumulation would divide by.
-        trained_by.model_accepts_loss_kwargs = False
     finite.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
     checkpoints.stop_where_ended(trained_by)
+    unsaved_state.keep(trained_by)
+    trained_by.create_model_card = lambda *_, **__: None  # TRL's, in each checkpoint's folder
+    validation.mean_over_rows(trained_by)
     for unwanted in (PrinterCallback, ProgressCallback):
         trained_by.remove_callback(unwanted)
     try:

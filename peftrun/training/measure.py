@@ -17,10 +17,9 @@ from peftrun.errors import DeviceError
 from peftrun.methods import NoAdapter
 from peftrun.schema import RunSpec
 from peftrun.sweep.memory import Lengths
-from peftrun.tasks.limits import IGNORED
 from peftrun.tracker_specs import NoTracker
 from peftrun.training import job as jobs
-from peftrun.training import loop, memory
+from peftrun.training import lengths, loop, memory
 from peftrun.training.job import Job
 
 WARM_UP = 1  # steps before those that count: the first one compiles and allocates
@@ -90,7 +89,16 @@ def _taken(spec: RunSpec, steps: int, folder: Path, evaluate_before: bool) -> Me
     after = _row_seconds(job, net)
     apart = spec.task.data.validation_rows or 0
     rows = (len(job.rows.train) - apart, len(job.rows.held_out), apart)
-    return Measured(*counts, *rows, _lengths(job), step, starting, (before, after), _peak(job), job.place.note)
+    return Measured(
+        *counts,
+        *rows,
+        lengths.of_longest(job.rows, job.spec),
+        step,
+        starting,
+        (before, after),
+        _peak(job),
+        job.place.note,
+    )
 
 
 def _net(job: Job) -> Any:
@@ -128,28 +136,11 @@ def _step_seconds(job: Job, net: Any, steps: int) -> float:
 
 def _to_mean(job: Job, tokens: float) -> float:
     """What a step of mean length takes to one that had so many tokens; 1 where tokens are not told or fill whole rows."""
-    rows, trainer = _tokens(job), job.spec.trainer
+    rows, trainer = lengths.of_each(job.rows), job.spec.trainer
     if not rows or not tokens or trainer.packing:
         return 1.0
     mean = sum(rows) / len(rows)
     return mean * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps / tokens
-
-
-def _tokens(job: Job) -> list[int]:
-    rows = job.rows.for_training()
-    return [len(row["input_ids"]) for row in rows] if rows and "input_ids" in rows[0] else []
-
-
-def _lengths(job: Job) -> Lengths | None:
-    tokens = _tokens(job)
-    if not tokens:
-        return None
-    longest = job.spec.task.max_length if job.spec.trainer.packing else max(tokens)
-    return Lengths(longest, max(_learned(row.get("labels")) for row in job.rows.for_training()))
-
-
-def _learned(labels: Any) -> int:
-    return sum(one != IGNORED for one in labels) if isinstance(labels, list) else 1
 
 
 def _peak(job: Job) -> int:

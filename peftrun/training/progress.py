@@ -39,12 +39,12 @@ class Progress:
         self.tokens += sum(int(turn.inputs["attention_mask"].sum()) for turn in turns)
         losses = [float(turn.loss) for turn in turns if turn.loss is not None]
         seconds = time.perf_counter() - self.started
-        note = (
-            f"{len(turns)} cells · loss {min(losses):.4f} to {max(losses):.4f} · {self.tokens / seconds:.0f} tokens/s"
-        )
+        note = f"{len(turns)} {'cell' if len(turns) == 1 else 'cells'} · loss {min(losses):.4f} to {max(losses):.4f} · {self.tokens / seconds:.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=self.done, note=note)
         elif seconds - self.said > EVERY:
             self.said = seconds
             left = seconds / self.done * max(0, self.total - self.done)
             console.say(f"batch {self.done}/{self.total} of all cells · {note} · {left:.0f} s left")
+        else:
+            console.doing(f"batch {self.done}/{self.total} of all cells · {note}")

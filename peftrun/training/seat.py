@@ -61,7 +61,10 @@ class Seat(Trainer):
         self.fused, self.rung, self.pause = fused, rung, pause
         self.seen, self.hits, self.losses = 0, list[float](), list[float]()
         super().__init__(**common)
-        self.model_accepts_loss_kwargs = kind in (LANGUAGE, "seq2seq")  # whose losses are means over a step's tokens
+        self.model_accepts_loss_kwargs = (
+            kind != "seq_cls"
+        )  # whose loss is a mean over texts, the others' over a step's tokens
+        self._loss_shifts_labels = kind == LANGUAGE  # Trainer asks the class of its model, which is not the base's here
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of this batch; gradients are there when it comes back."""
@@ -74,7 +77,7 @@ class Seat(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Summed nats over `num_items_in_batch`; of classifiers the mean over labels, shared out over accumulated batches."""
+        """Summed nats over `num_items_in_batch`; of texts with one label their mean, shared out over accumulated batches."""
         if not model.training:
             turn = Turn(self.cell, dict(inputs), None, self.draws)
             self.measure(turn)

@@ -4,15 +4,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassification, Trainer
 from trl import SFTConfig
 
+from peftrun.adapter import nature
 from peftrun.tasks.limits import IGNORED
 from peftrun.training.answer_loss import AnswerTrainer
 
 
 def _mean_over_tokens(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Nats a token over all rows of a step. T5's own loss is a mean over each part of an accumulated batch."""
+    """Nats a token over all rows of a step. T5's own loss, and a tagger's, is a mean over each part of an accumulated batch."""
     total = torch.nn.functional.cross_entropy(
         outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
@@ -27,11 +28,12 @@ def arguments(lesson: Any, given: dict[str, Any]) -> SFTConfig:
 
 def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
     """The loop for a supervised lesson. `given`: training arguments by name."""
-    if model.config.is_encoder_decoder:
+    tags = isinstance(lesson.collator, DataCollatorForTokenClassification)
+    if (model.config.is_encoder_decoder or tags) and not nature.own_loss(model):
         common["compute_loss_func"] = _mean_over_tokens
     collator = {} if lesson.collator is None else {"data_collator": lesson.collator}
     made = AnswerTrainer if lesson.collator is None else Trainer
-    return made(
+    trainer = made(
         model=model,
         args=arguments(lesson, given),
         train_dataset=Dataset.from_list(lesson.rows),
@@ -39,3 +41,7 @@ def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Train
         **collator,
         **common,
     )
+    if model.config.is_encoder_decoder or not isinstance(lesson.collator, DataCollatorForSeq2Seq | None):
+        # The models' own losses are means over a batch, and pass over the count that accumulation would divide by.
+        trainer.model_accepts_loss_kwargs = False
+    return trainer

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from peftrun.adapter import attach, save
 from peftrun.adapter.joint import Joint
 from peftrun.device import Device
 from peftrun.errors import MemoryShortageError, PeftrunError
+from peftrun.explain import reads
 from peftrun.model import Base
 from peftrun.result import Apart, RunResult
 from peftrun.schema import RunSpec
-from peftrun.sweep import fitting
-from peftrun.training import checkpoints, loop, seat
+from peftrun.sweep import fitting, planner, summary
+from peftrun.sweep.planner import Limits
+from peftrun.training import checkpoints, lengths, loop, seat
 from peftrun.training import job as jobs
 from peftrun.training.halving import Halving
 from peftrun.training.job import Job
@@ -26,16 +28,23 @@ from peftrun.training.progress import Progress
 from peftrun.training.room import Company, Pause
 from peftrun.training.turns import Room
 
+Begin = Callable[[int], None]
 Finish = Callable[[int, RunResult | Exception | Apart], None]
 
 
 def run(
-    specs: list[RunSpec], out_dirs: list[Path], at_once: int, halving: dict[str, int] | None, finish: Finish
+    specs: list[RunSpec],
+    out_dirs: list[Path],
+    allowed: Limits,
+    halving: dict[str, int] | None,
+    *,
+    begin: Begin,
+    finish: Finish,
 ) -> None:
-    """Trains every cell. `finish` is called with a cell's number and its result, what was at fault, or why it must be run alone, as soon as
-    that is known.
+    """Trains every cell. `begin` is called with a cell's number before its first step; `finish` with that and its result, what was at fault,
+    or why it must be run alone, as soon as that is known.
 
-    Args: at_once: most cells in one step; the others follow as seats become free. halving: see `Halving`; None: all run to their ends.
+    Args: allowed: what the cells in one step may take; the others follow as seats become free. halving: see `Halving`; None: all run to their ends.
     Raises: PeftrunError: the base cannot be loaded, which no cell outlives.
     """
     cells = _places(specs, finish)
@@ -45,13 +54,13 @@ def run(
     console.say(place.note)
     with fitting.advising(specs[0]):
         base = warm.load_base(specs[0].model, place, None, heads.of_task(specs[0].task))
-    group = _Group(base, place, finish, Halving(**halving) if halving else None)
+    group = _Group(base, place, begin, finish, Halving(**halving) if halving else None)
     for cell, own in cells.items():
         if own.dtype == place.dtype:
             group.admit(cell, specs[cell], out_dirs[cell])
         else:  # a cell's lone run would not have the dtype of the others
             finish(cell, Apart(f"its base fits in {own.dtype_name}, that of the others in {place.dtype_name}"))
-    group.train(at_once)
+    group.train(allowed)
 
 
 def _places(specs: list[RunSpec], finish: Finish) -> dict[int, Device]:
@@ -69,8 +78,8 @@ def _places(specs: list[RunSpec], finish: Finish) -> dict[int, Device]:
 class _Group:
     """Cells on one base."""
 
-    def __init__(self, base: Base, place: Any, finish: Finish, halving: Halving | None) -> None:
-        self.base, self.place, self.finish, self.halving = base, place, finish, halving
+    def __init__(self, base: Base, place: Any, begin: Begin, finish: Finish, halving: Halving | None) -> None:
+        self.base, self.place, self.begin, self.finish, self.halving = base, place, begin, finish, halving
         self.jobs: dict[int, Job] = {}
         self.before: dict[int, dict[str, float]] = {}
         self.kept: list[tuple[Any, Any]] = []  # tasks with their rows
@@ -81,7 +90,9 @@ class _Group:
         try:
             checkpoint = jobs.resumed(spec, out_dir)
             tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
-            job = Job(spec, out_dir, checkpoint, self.place, self.base, tasks.of_kind(spec.task.kind), self._rows(spec))
+            kind, name = tasks.of_kind(spec.task.kind), summary.name_of(out_dir)
+            job = Job(spec, out_dir, checkpoint, self.place, self.base, kind, self._rows(spec), name)
+            jobs.leave_rows(job)
             self.before[cell] = self._before(job)
         except PeftrunError as fault:
             self.finish(cell, fault)
@@ -106,7 +117,7 @@ class _Group:
         job.details, job.answered = dict(measured.details), dict(measured.answered)
         return found
 
-    def train(self, at_once: int) -> None:
+    def train(self, allowed: Limits) -> None:
         """All cells, to their ends; the base is as it was afterwards."""
         names = {f"cell{cell}": (job.spec.lora, job.spec.seed) for cell, job in self.jobs.items()}
         net, refused = attach.together(self.base, names)
@@ -116,9 +127,25 @@ class _Group:
         if not ready:
             return
         try:
-            self._seat(net, ready, at_once)
+            self._seat(net, ready, self._seats(ready, allowed))
         finally:
             net.unload()
+
+    def _seats(self, ready: list[int], allowed: Limits) -> int:
+        """How many train in one step, which is said."""
+        found = {id(job.rows): job for job in map(self.jobs.__getitem__, ready)}
+        known = {rows: lengths.of_longest(job.rows, job.spec) for rows, job in found.items()}
+        runs = [(self._as_it_runs(self.jobs[cell].spec), known[id(self.jobs[cell].rows)]) for cell in ready]
+        at_once, said = planner.seats(runs, allowed)
+        console.say(said)
+        return at_once
+
+    def _told(self, cell: int) -> tuple[Callable[[], None], Callable[[RunResult | Exception], None]]:
+        return functools.partial(self.begin, cell), functools.partial(self.finish, cell)
+
+    def _as_it_runs(self, spec: RunSpec) -> RunSpec:
+        plain = reads.plain(spec)  # what is only estimated by is not used
+        return replace(plain, device=replace(plain.device, dtype=self.place.dtype_name))
 
     def _seat(self, net: Any, ready: list[int], at_once: int) -> None:
         joint = Joint(net, [f"cell{cell}" for cell in ready])
@@ -126,9 +153,8 @@ class _Group:
         by_products = all(jobs.by_products(self.jobs[cell]) for cell in ready)
         room = Room(joint, first.spec.task.kind, self.base.tokenizer.pad_token_id, by_products)
         company = Company(room, at_once, self.halving)
-        console.say(f"{len(ready)} cells on one base, at most {min(at_once, len(ready))} in one step")
         bodies = {
-            place: _Body(self.jobs[cell], place, company, self.before[cell], functools.partial(self.finish, cell)).run
+            place: _Body(self.jobs[cell], place, company, self.before[cell], *self._told(cell)).run
             for place, cell in enumerate(ready)
         }
         try:
@@ -146,11 +172,13 @@ class _Body:
     place: int  # of its adapter among the joint ones
     company: Company
     before: dict[str, float]
+    begin: Callable[[], None]
     finish: Callable[[RunResult | Exception], None]
     verdict: str = ""  # why it was stopped early
 
     def run(self) -> None:
         """Never raises for what is the cell's own fault."""
+        self.begin()
         try:
             self.finish(self._trained())
         except Exception as fault:

@@ -69,10 +69,18 @@ def test_cat_is_the_weighted_sum_whatever_ranks_scalings_and_modules(cli, pair, 
 
 
 @cases("combination", ["linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune"], every=3)
-@cases("stabilised", [False, True])
-def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on_tiny, combination, stabilised):
-    """PEFT itself would scale the result of rank-stabilised adapters by √r once more."""
-    same = {"r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": stabilised}
+@cases(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"v_proj": 2}},
+        {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"v_proj": 3}},
+    ],
+)
+def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on_tiny, combination, settings):
+    """PEFT itself would scale the result of rank-stabilised adapters by √r once more, and write one rank for all modules."""
+    same = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
     paths = {name: made(tmp_path / name, llama, seed, **same) for seed, name in enumerate("ab")}
     more = [] if combination in ("linear", "svd") else ["action.density=0.6"]
     outcome = cli(

@@ -186,6 +186,24 @@ def test_one_row_that_has_changed_is_named(tmp_path, own, only_checked):
     assert ("data, drifted: rows" if only_checked else "drifted: data: rows") in again.err
 
 
+def test_tools_and_prompts_that_have_changed_are_named(tmp_path, llama, on_tiny):
+    """Tools also as part of the rows, and also where these are kept from an earlier run."""
+    tools, prompts = tmp_path / "tools.json", tmp_path / "prompts.txt"
+    tools.write_text('[{"name": "weather"}]')
+    prompts.write_text("Is it warm?")
+    own = [*on_tiny(llama), f"task.tools={tools}"]
+    train = cli_here(tmp_path, *own, *TINY_STEPS)
+    asked = ["action=generate", f"action.prompts_file={prompts}", "action.max_new_tokens=2"]
+    generate = cli_here(tmp_path, *own, *asked)
+    for run in (train, generate):
+        assert "nothing has drifted" in replayed(tmp_path, run.run_dir, "env=check").out, run.err
+    tools.write_text('[{"name": "climate"}]')
+    prompts.write_text("Is it cold?")
+    for run, names in ((train, {"task.tools", "rows"}), (generate, {"task.tools", "action.prompts_file"})):
+        again = replayed(tmp_path, run.run_dir, "env=check")
+        assert again.code == 1 and drifted(again).keys() == {("data", name) for name in names}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("only_checked", [True, False], ids=["check", "replay"])
 def test_other_weights_of_the_base_are_named(tmp_path, own, only_checked):
@@ -260,7 +278,7 @@ def test_an_older_record_is_run_again_and_what_it_does_not_tell_is_said(tmp_path
     run = tmp_path / "older"
     shutil.copytree(trained, run)
     record = json.loads((run / "record.json").read_text())
-    for key in ("environment", "computing", "given"):
+    for key in ("environment", "computing", "given", "files"):
         record.pop(key)
     (run / "record.json").write_text(json.dumps(record))
     checked = replayed(tmp_path, run, "env=check")

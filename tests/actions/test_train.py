@@ -126,9 +126,12 @@ def test_a_torn_checkpoint_is_passed_over(cli, llama, on_tiny):
     torn = run / "checkpoints" / "checkpoint-12"
     (torn / "complete").unlink()
     (torn / "trainer_state.json").write_text("{")
+    (run / "checkpoints" / "checkpoint-14").mkdir()
     resumed = cli(*overrides, f"action.resume={run}")
     assert resumed.code == 0, resumed.err
     assert Path(resumed.record()["resumed_from"]).name == "checkpoint-10"
+    assert f"{run}: not whole, and passed over: checkpoint-12, checkpoint-14" in resumed.err
+    assert not list(run.rglob("README.md"))
 
 
 MEASURED = ["task.data.validation_rows=8", "trainer.eval_steps=2", "trainer.learning_rate=0.3"]
@@ -143,19 +146,19 @@ ENDS = {
                                 "trainer.max_steps=8"],
     "stopped after an epoch": [*MEASURED, "trainer.max_steps=60", "trainer.eval_strategy=epoch", "trainer.save_strategy=epoch",
                                "trainer.early_stopping_patience=1"],
+    # What PEFT leaves out of checkpoints.
+    "projections of the first batch": ["lora=velora", "lora.velora_config.num_groups=8", "trainer.max_steps=4"],
+    "the encoder of a prompt": ["lora=p_tuning", *MEASURED, "trainer.max_steps=6", "trainer.eval_strategy=steps",
+                                "trainer.load_best_model_at_end=true"],
+    "the encoder of a prefix": ["lora=prefix_tuning", "lora.prefix_projection=true", "trainer.max_steps=4"],
 }  # fmt: skip
 
 
 @cases("end", ENDS, every=4)
 def test_a_run_killed_at_its_end_or_a_checkpoint_before_ends_alike(end, cli, llama, on_tiny):
     """From its last step to its record a killed run leaves the same; continued elsewhere, it trains no step more."""
-    overrides = [
-        *on_tiny(llama),
-        *TINY_STEPS,
-        "trainer.lr_scheduler_type=constant",
-        "lora.lora_dropout=0.1",
-        *ENDS[end],
-    ]
+    overrides = [*on_tiny(llama), *TINY_STEPS, "trainer.lr_scheduler_type=constant", *ENDS[end]]
+    overrides += [] if any(one.startswith("lora=") for one in overrides) else ["lora.lora_dropout=0.1"]
     run = interrupted(cli, *overrides)
     killed = run.rename(run.with_name("killed"))  # nothing may lean on where it was
     whole, expected = artifacts.read_json(killed / "record.json"), losses(killed)
@@ -208,13 +211,24 @@ def edit_weights(base: Path, rows: Path) -> None:
     build_llama(base, seed=5)
 
 
-EDITED = {"task.data.path=": edit_rows, "the base's chat template": edit_template, "the base's weights": edit_weights}
+def edit_tools(base: Path, rows: Path) -> None:
+    rows.with_name("tools.json").write_text('[{"name": "climate"}]')
+
+
+EDITED = {
+    "task.data.path=": edit_rows,
+    "task.tools=": edit_tools,
+    "the base's chat template": edit_template,
+    "the base's weights": edit_weights,
+}
 
 
 @cases("name", EDITED)
 def test_what_a_run_is_made_from_may_not_change_before_it_is_continued(name, cli, tmp_path, data, on_tiny):
     base, rows = build_llama(tmp_path / "base"), Path(shutil.copy(data, tmp_path / "rows.jsonl"))
-    overrides = instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}"])
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "weather"}]')
+    overrides = instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}", f"task.tools={tools}"])
     run = interrupted(cli, *overrides)
     EDITED[name](base, rows)
     check_told(cli(*overrides, f"action.resume={run}"), [[f"action.resume={run}", name, "leave action.resume out"]])
@@ -239,7 +253,7 @@ def test_ctrl_c_leaves_a_finished_record(tmp_path, llama, on_tiny):
     _, err = process.communicate(timeout=60)
     record = json.loads(next(tmp_path.glob("outputs/train/*/record.json")).read_text())
     assert process.returncode == 130 and "Traceback" not in err
-    assert record["status"] == "failed" and record["error"] == "interrupted"
+    assert record["status"] == "interrupted" and "error" not in record
 
 
 def test_full_training_saves_a_model_that_evaluates(cli, llama, on_tiny):
@@ -316,3 +330,8 @@ def test_a_sweep_makes_a_folder_a_cell_and_one_bad_cell_stops_no_other(cli, tmp_
     records = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("outputs/sweeps/*/*/record.json"))]
     assert outcome.code == 1 and "lora.r=0" in outcome.err
     assert [record["status"] for record in records] == ["completed", "completed"]
+    said = outcome.err + outcome.out
+    for text in ("cell 1 of 2: lora.r=2", "cell 2 of 2: lora.r=4", "best   loss", "report outputs", "next:"):
+        assert text in said, said
+    again = cli("-m", *on_tiny(llama), *TINY_STEPS, "lora.r=2,0,4")
+    assert again.code == 1 and "2 of 3 cells are done" in again.err and "cell 1 of" not in again.err

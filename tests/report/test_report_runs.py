@@ -10,6 +10,7 @@ from html_pages import Page, needs_nothing
 from peftrun import artifacts, composition, config, dispatch
 from peftrun.report import page
 from peftrun.report.answers import scored
+from peftrun.sweep.planner import Limits
 
 STEPS = [*SAMPLED_STEPS, "trainer.save_strategy=no"]
 
@@ -62,7 +63,7 @@ def test_cells_trained_together_leave_what_lone_runs_leave(tmp_path, monkeypatch
         for seed in (0, 1)
     ]
     folders = [tmp_path / f"joint{n}" for n in range(2)]
-    dispatch.together([spec(*cell) for cell in cells], folders, 2)
+    dispatch.together([spec(*cell) for cell in cells], folders, Limits(cells=2))
     for n, (folder, cell) in enumerate(zip(folders, cells, strict=True)):
         _, lone = run(tmp_path / f"lone{n}", *cell)
         joint = artifacts.read_json(folder / artifacts.RECORD)
@@ -155,7 +156,9 @@ def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report
 def test_cells_shorter_than_their_logging_log_the_same_last_step(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     given = [*on_tiny(llama), *STEPS, "trainer.logging_steps=100", "action.samples=0"]
-    dispatch.together([spec(*given, f"seed={seed}") for seed in (0, 1)], [tmp_path / "cell0", tmp_path / "cell1"], 2)
+    dispatch.together(
+        [spec(*given, f"seed={seed}") for seed in (0, 1)], [tmp_path / "cell0", tmp_path / "cell1"], Limits(cells=2)
+    )
     run(tmp_path / "lone", *given, "seed=1")
     joint, lone = (artifacts.read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("cell1", "lone"))
     assert [row["step"] for row in joint] == [row["step"] for row in lone] == [1, 4]

@@ -185,6 +185,8 @@ def test_log_probabilities(client, offline):
     assert [one.token for one in streamed] == [one.token for one in tokens]
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 CHAT = {"model": "one", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 BAD = {
     "unknown model": ({"model": "three"}, 404, "model_not_found", "model"),
@@ -192,9 +194,22 @@ BAD = {
     "no messages": ({"messages": []}, 400, "invalid_value", "messages"),
     "message is no object": ({"messages": ["hi"]}, 400, "invalid_value", "messages[0]"),
     "unknown role": ({"messages": [{"role": "robot", "content": "hi"}]}, 400, "invalid_value", "messages[0].role"),
-    "tool message": ({"messages": [{"role": "tool", "content": "hi"}]}, 400, "invalid_value", "messages[0].role"),
-    "no content": ({"messages": [{"role": "user"}]}, 400, "missing_required_parameter", "messages[0].content"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "unsupported_value", "tools"),
+    "no content": ({"messages": [{"role": "user"}]}, 400, "invalid_value", "messages[0]"),
+    "calls by a user": ({"messages": [{"role": "user", "content": "hi", "tool_calls": CALLS}]}, 400, "invalid_value", "messages[0]"),
+    "calls that are not written": ({"messages": [{"role": "assistant", "tool_calls": CALLS}]}, 400, None, "messages"),
+    "arguments": (
+        {"messages": [{"role": "assistant", "tool_calls": [{**CALLS[0], "function": {"name": "f", "arguments": "{"}}]}]},
+        400, "invalid_value", "messages[0].tool_calls[0].function.arguments",
+    ),
+    "tools that are not shown": ({"tools": TOOLS}, 400, "unsupported_value", "tools"),
+    "no list of tools": ({"tools": {"f": 1}}, 400, "invalid_value", "tools"),
+    "no tool": ({"tools": ["f"]}, 400, "invalid_value", "tools[0]"),
+    "kind of tool": ({"tools": [*TOOLS, {"type": "retrieval"}]}, 400, "invalid_value", "tools[1].type"),
+    "no function": ({"tools": [{"type": "function"}]}, 400, "missing_required_parameter", "tools[0].function"),
+    "parameters": ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 1}}]}, 400, "invalid_value", "tools[0].function.parameters"),
+    "strict": ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, 400, "invalid_value", "tools[0].function.strict"),
+    "a call is required": ({"tools": TOOLS, "tool_choice": "required"}, 400, "invalid_value", "tool_choice"),
+    "one call at most": ({"tools": TOOLS, "parallel_tool_calls": False}, 400, "unsupported_value", "parallel_tool_calls"),
     "json answers": ({"response_format": {"type": "json_object"}}, 400, "unsupported_value", "response_format"),
     "audio": ({"modalities": ["text", "audio"]}, 400, "unsupported_value", "modalities"),
     "unknown field": ({"beam_width": 3}, 400, "unknown_parameter", "beam_width"),

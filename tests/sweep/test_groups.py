@@ -25,8 +25,8 @@ def cell(*overrides, number=0):
 
 def test_everything_of_an_adapter_and_its_training_may_differ():
     together = [
-        cell(), cell("lora.r=16", "lora.lora_dropout=0.1"), cell("lora=rslora", "seed=7"), cell("lora.target_modules=[q_proj]"),
-        cell("trainer.learning_rate=1e-5", "trainer.lr_scheduler_type=cosine", "trainer.max_steps=90", "trainer.max_grad_norm=3"),
+        cell(), cell("lora.r=16", "lora.lora_dropout=0.1", "lora.lora_alpha=2.5"), cell("lora=rslora", "seed=7"), cell("lora.target_modules=[q_proj]"),
+        cell("trainer.learning_rate=1e-5", "trainer.lr_scheduler_type=cosine", "trainer.max_steps=90", "trainer.max_grad_norm=0"),
         cell("trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=2"),
         cell("lora.init_lora_weights=gaussian", "lora.rank_pattern={q_proj: 2}"), cell("trainer.optim=sgd"),
         cell("task.max_length=32", "task.data.train_rows=50"), cell("task=instruction", "task.data.source=hub", "task.data.path=a/b"),
@@ -47,6 +47,10 @@ ALONE = {
     "lora=velora": "lora.velora_config=VeloraSpec",
     "lora=bdlora": "lora.use_bdlora=BdLoraSpec",
     "lora.bias=all": "lora.bias=all",
+    "++lora.ensure_weight_tying=true": "lora.ensure_weight_tying=true",
+    "++lora.kasa_config={}": "lora.kasa_config={}",
+    "lora.target_modules=null": "lora.target_modules=null",
+    "lora.init_lora_weights=mica": "lora.init_lora_weights=mica",
     "lora.lora_bias=true": "lora.lora_bias=true",
     "lora.modules_to_save=[lm_head]": "lora.modules_to_save=['lm_head']",
     "lora.trainable_token_indices=[5]": "lora.trainable_token_indices=[5]",

@@ -1,6 +1,8 @@
 """Estimates come from files: sizes agree with what training counts, and what is not known is said."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cases import cases, where_installed
@@ -224,6 +226,18 @@ def test_waves_hold_what_the_limits_allow(tmp_path):
     assert plan.waves[0].memory == pytest.approx(base + 2 * one)
     tight = planner.plan(found, Limits(1000))
     assert [len(wave.cells) for wave in tight.waves] == [1] * 7 and "wave 1 may need" in tight.notes[0]
+    runs = [(cell.spec, None) for group in found for cell in group.cells]
+    short = [(each, Lengths(16, 4)) for each, _ in runs]
+    allowed = Limits(int(base + 2 * one) + 1)
+    assert (
+        planner.seats(runs, allowed)[0] == 2 and planner.seats(short, allowed)[0] > 2
+    )  # as long as rows are, not as they may be
+    told = planner.seats(runs, allowed)[1]
+    assert "7 cells on one base, 2 at once: about " in told and "of hydra.launcher.memory_limit (" in told
+    few, own = planner.seats(runs, Limits(free=1000)), planner.seats(runs, Limits(None, 7, free=1000))
+    assert few[0] == 1 and "hydra.launcher.max_cells=7 takes all at once" in few[1]
+    assert own[0] == 7 and "all at once" in own[1]  # what the user sets wins
+    assert "rows of at most 16 tokens" in planner.seats(short, Limits())[1]
 
 
 def test_a_base_that_is_not_here_yet_is_said_to_be_unknown():
@@ -257,8 +271,22 @@ def test_time_is_that_of_a_run_on_the_same_base_or_unknown(tmp_path, trained):
     found = pace.of(wanted.model, trained.parent)
     record = json.loads((trained / "record.json").read_text())
     assert found.seconds(wanted) == pytest.approx(record["training"]["seconds"], rel=1e-6)
-    (seconds,), (note,) = pace.estimates([wanted], tmp_path)
-    assert seconds is None and "unknown: no run of tiny-llama below outputs/ yet" in note
+    assert found.lengths(wanted).longest == max(map(len, rows_as_tokens(wanted)))
+    others = replace(wanted, task=replace(wanted.task, prompt="{prompt}!"))
+    assert found.lengths(others) is None and found.seconds(others) > found.seconds(wanted)
+    (note,) = pace.Paces({"tiny-llama": found}).notes([others])
+    assert "each row counts as task.max_length=" in note and str(trained) in note
+    none = pace.of_all([wanted], tmp_path)
+    assert none.seconds(wanted) is None
+    assert "unknown: no run of tiny-llama below outputs/ yet" in none.notes([wanted])[0]
+
+
+def rows_as_tokens(wanted):
+    from peftrun import model
+    from peftrun.tasks import causal_lm
+
+    tokenizer = model.load_tokenizer(Path(wanted.model.name_or_path), wanted.model)
+    return [row.ids for row in causal_lm.load_rows(wanted.task, tokenizer).train]
 
 
 def test_weights_that_lie_twice_in_a_folder_count_once_and_few_bits_as_they_are_stored(tmp_path):

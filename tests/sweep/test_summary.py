@@ -57,7 +57,10 @@ def test_the_table_has_a_row_a_cell_and_a_column_an_axis_and_a_metric(tmp_path):
 
 def test_a_cell_that_has_not_begun_waits_and_one_that_failed_says_why(tmp_path):
     put(tmp_path, "b", record(status="failed", error='a "quoted", reason\nof two lines'))
-    write(tmp_path, sweep([planned("a", 0, {"lora.r": 4}), planned("b", 1, {"lora.r": 8})]))
+    cells = [planned("a", 0, {"lora.r": 4}), planned("b", 1, {"lora.r": 8})]
+    write(tmp_path, sweep(cells))
+    assert rows_of(tmp_path)[0]["status"] == "not started"
+    write(tmp_path, sweep(cells, status="running"))
     waiting, failed = rows_of(tmp_path)
     assert waiting["status"] == "waiting" and waiting["objective"] == ""
     assert failed["status"] == "failed" and failed["error"] == 'a "quoted", reason\nof two lines'

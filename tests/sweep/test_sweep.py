@@ -79,19 +79,26 @@ def test_the_same_command_again_touches_nothing_that_is_done(swept):
 
 def test_cells_are_run_again_once_their_rows_or_their_base_are_others(cli, tmp_path, data, on_tiny):
     rows, base = Path(shutil.copy(data, tmp_path / "rows.jsonl")), build_llama(tmp_path / "base")
-    command = ["-m", *instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}"]), *ON, "lora.r=2,4"]
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "weather"}]')
+    own = [*TINY_STEPS, f"task.data.path={rows}", f"task.tools={tools}"]
+    command = ["-m", *instead(on_tiny(base), own), *ON, "lora.r=2,4"]
     assert cli(*command).code == 0
     first = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
+
+    def edit_base_and_tools():
+        tools.write_text('[{"name": "climate"}]')
+        build_llama(base, seed=3)
+
     edits = {
-        "task.data.path=": lambda: rows.write_text(rows.read_text().replace("even", "odd")),
-        "the base's weights": lambda: build_llama(base, seed=3),
+        ("task.data.path=",): lambda: rows.write_text(rows.read_text().replace("even", "odd")),
+        ("task.tools=", "the base's weights"): edit_base_and_tools,
     }
-    for name, edit in edits.items():
+    for names, edit in edits.items():
         edit()
         again = cli(*command)
-        assert (
-            again.code == 0 and f"2 cells of 2 were made before these changed, and are run again: {name}" in again.err
-        )
+        told = again.err.partition("2 cells of 2 were made before these changed, and are run again: ")[2]
+        assert again.code == 0 and all(name in told for name in names)
         found = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
         assert found.keys() == first.keys() and all(found[one] != first[one] for one in found)
         assert "2 of 2 cells are done" in cli(*command).err
@@ -224,6 +231,35 @@ def test_work_continues_from_the_checkpoint_of_the_attempt_that_came_furthest(cl
     attempt = sweep_folder(tmp_path) / "attempts" / f"{cell.name}-1"
     assert json.loads((cell / "record.json").read_text())["resumed_from"]
     assert (attempt / "checkpoints").is_dir() and (cell / "adapter" / "adapter_model.safetensors").read_bytes() == whole
+
+
+def test_an_interrupted_sweep_says_so_of_each_cell_and_goes_on(cli, tmp_path, tiny, monkeypatch):
+    """Ctrl-C in the last step of the second of three cells, which are trained one at a time."""
+    from peftrun.training.callbacks import Report
+
+    grid, on_log = [*tiny, "hydra.launcher.max_cells=1", "seed=1,2,3"], Report.on_log
+
+    def log(self, args, state, control, **more):
+        on_log(self, args, state, control, **more)
+        if state.global_step == 4 and len(list(tmp_path.glob("outputs/sweeps/*/*/metrics.jsonl"))) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "on_log", log)
+        outcome = cli(*grid)
+    assert outcome.code == 130 and summary(tmp_path)["status"] == "interrupted"
+    assert [cell["status"] for cell in summary(tmp_path)["cells"]] == ["completed", "interrupted", "not started"]
+    done, begun, waiting = (sweep_folder(tmp_path) / cell["id"] for cell in summary(tmp_path)["cells"])
+    assert (
+        not (waiting / "record.json").exists()
+        and json.loads((begun / "record.json").read_text())["status"] == "interrupted"
+    )
+    before, again = state(done), cli(*grid)
+    assert again.code == 0 and "1 of 3 cells are done" in again.err, again.err
+    assert f"cell {begun.name} (seed=2): held-out after" in again.err and state(done) == before
+    assert [cell["steps"] for cell in summary(tmp_path)["cells"]] == [4, 4, 4]
+    for text in ("best   loss", "the mean of 3 seeds", "report outputs/", "peftrun action=reload adapter=outputs/"):
+        assert text in again.out
 
 
 @pytest.mark.slow

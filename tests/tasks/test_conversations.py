@@ -9,16 +9,19 @@ import pytest
 import trl
 from cases import cases
 from conftest import TINY_STEPS, _tokenizer, build_gpt2, build_llama, jsonl
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftrun
 from peftrun.errors import DataError, ModelError
-from peftrun.tasks import causal_lm, ends
+from peftrun.tasks import ends
+from peftrun.tasks.chat_template import ChatTemplate
 from peftrun.tasks.data import example
 from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.limits import IGNORED
 from peftrun.tasks.messages import Conversation, Message
+from peftrun.tasks.rows import causal_lm
+from peftrun.tasks.tally import Tally
 
 OURS, TRLS = Path(__file__).parent.parent / "chat_templates", Path(trl.__file__).parent / "chat_templates"
 # Name → the file, the token that ends a turn, and what is written before an answer's own text.
@@ -83,7 +86,7 @@ def task_of(*overrides):
 def row_of(tokenizer, row, *overrides):
     """What is made of a file's first row."""
     task = task_of(*overrides)
-    made = causal_lm._fitting([example("row 1", row, task, ())], task, Encoder(tokenizer, task), "training")
+    made = causal_lm._fitting([example("row 1", row, task, ())], task, Encoder(tokenizer, task), "training", Tally())
     return made[0]
 
 
@@ -202,6 +205,12 @@ MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
     "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Marks that begin or end with what no token of some tokenizers holds, or at the very first token.
+STRIPPED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>{% generation %} {{ m.content }} <|im_end|>\n{% endgeneration %}"
+    "{% else %}{{ m.content }} {% endif %}{% endfor %}"
+)
+BARE = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %} {{ m.content }}{% endif %}{% endfor %}"
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
     "{{ m.content }}{{ mark }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -247,6 +256,23 @@ def test_what_the_template_makes_of_a_row(llama, capsys, template, row, override
     assert any(said in line for line in told) if said else not told
     ends_of_turns = found.ids.count(tokenizer.eos_token_id)
     assert ends_of_turns == len(row["messages"]) + ("a<|im_end|>b" in str(row) and not overrides)
+
+
+def test_what_a_template_marks_ends_where_it_says(llama):
+    """Also beside whitespace that the tokenizer strips, where transformers' own mask runs on to the end."""
+    talk = Conversation(tuple(map(Message, messages(TALK))))
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    stripping = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    for template, conversation, expected in (
+        (STRIPPED, talk, ["yes,bad<|im_end|>", "nôitisgood<|im_end|>"]),
+        (BARE, Conversation((Message(role="assistant", content="a"), talk.messages[0])), ["a"]),
+    ):
+        tokenizer.chat_template, tokenizer.backend_tokenizer.pre_tokenizer = template, stripping
+        found = ChatTemplate(tokenizer, {})
+        ids = found.ids(conversation)
+        assert [tokenizer.decode(ids[begin:end]) for begin, end in found.marked(conversation)] == expected
 
 
 def closing(folder):

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import peftrun
 from peftrun.tasks.classes import macro_f1
-from peftrun.tasks.token_cls import _from_list, entities
+from peftrun.tasks.rows.token_cls import _from_list
+from peftrun.tasks.token_cls import entities
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoders import LABELS, STEPS, TAGS, build_bert, on_texts, on_words
@@ -190,6 +191,21 @@ def test_a_classifier_resumed_is_the_one_uninterrupted(where, bert):
     assert resumed.code == 0, resumed.err
     files = [where / f"outputs/train/{name}/adapter/adapter_model.safetensors" for name in ("whole", "resumed")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_accumulated_tags_are_learned_as_in_one_batch(tmp_path):
+    """Sentences of unlike length: each tag counts the same, whichever part of the batch it is in."""
+    bert = build_bert(tmp_path / "bert")
+    settings = json.loads((bert / "config.json").read_text())
+    dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (bert / "config.json").write_text(json.dumps(settings | dry))
+    overrides = [*on_words(bert, tmp_path), *STEPS, "trainer.max_steps=2", "lora.lora_dropout=0"]
+    found = []
+    for size, parts in ((6, 1), (2, 3)):
+        batches = [f"trainer.per_device_train_batch_size={size}", f"trainer.gradient_accumulation_steps={parts}"]
+        found.append(cli_here(tmp_path, *overrides, *batches, "trainer.logging_steps=1"))
+    losses = [one.record()["training"]["train_loss"] for one in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_wrong_kind_of_model_or_task_is_one_line(cli, tmp_path, bert, llama, spanish, where, on_tiny):

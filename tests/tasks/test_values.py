@@ -131,14 +131,15 @@ def test_rows_are_learned_as_the_file_spells_them(tmp_path, name):
 
 
 REFUSED = {
-    "a cell too many": ("r.csv", HEAD + "q1,A1,x\nq2,b\n", [], ["row 1", "cells=3", "header has 2", "quotes"]),
-    "a cell too few": ("r.csv", HEAD + "q1,a\nq2\nq3,c\n", [], ["row 2", "cells=1", "header has 2"]),
-    "a tab too many": ("r.tsv", "prompt\tcompletion\nq1\ta\nq2\tb\tc\n", [], ["row 2", "cells=3", "tab"]),
-    "a quote that nothing closes": ("r.csv", HEAD + 'q1,a\nq2,"b\nq3,c\n', [], ["row 2", "quote"]),
+    "a cell too many": ("r.csv", HEAD + "q1,A1,x\nq2,b\n", [], ["row 1 (line 2)", "cells=3", "header has 2", "quotes"]),
+    "a cell too few": ("r.csv", HEAD + 'q1,"a\nb"\n\nq2\nq3,c\n', [], ["row 2 (line 5)", "cells=1", "header has 2"]),
+    "a tab too many": ("r.tsv", "prompt\tcompletion\nq1\ta\nq2\tb\tc\n", [], ["row 2 (line 3)", "cells=3", "tab"]),
+    "a quote that nothing closes": ("r.csv", HEAD + 'q1,a\nq2,"b\nq3,c\n', [], ["row 2 (line 3)", "quote"]),
     "a name twice": ("r.csv", "prompt,completion,prompt\nq1,a,b\n", [], ["column prompt twice", "rename"]),
-    "not utf-8": ("r.csv", HEAD.encode() + b"q1,\xe9\nq2,b\n", [], ["cannot be read", "UTF-8"]),
-    "an empty cell": ("r.csv", HEAD + "q1,a\nq2,\n", [], ["row 2: column completion is empty"]),
-    "an empty label": ("r.csv", "prompt,of\nq1,1\nq2,0\nq3,\n", [*LABELLED, "task.data.labels={0: a, 1: b}"], ["row 3: column of is empty"]),
+    "not utf-8": ("r.csv", HEAD.encode() + b'q1,"a\nb"\nq2,\xc3\xa9 \xe9\n', [], ["cannot be read", "row 2, column completion, line 4, character 6: byte 0xe9", "save it as UTF-8"]),
+    "lines that are not utf-8": ("r.jsonl", rows_of('"a"').encode() + b'{"\xff"}\n', [], ["(line 2, character 3: byte 0xff", "save it as UTF-8"]),
+    "an empty cell": ("r.csv", HEAD + "q1,a\nq2,\n", [], ["row 2 (line 3): column completion is empty"]),
+    "an empty label": ("r.csv", "prompt,of\nq1,1\nq2,0\nq3,\n", [*LABELLED, "task.data.labels={0: a, 1: b}"], ["row 3 (line 4): column of is empty"]),
     "a label spelled otherwise": ("r.csv", "prompt,of\nq1,01\nq2,1\n", [*LABELLED, "task.data.labels={1: a}"], ["row 1", "of=01", "in quotes"]),
     "half of a character": ("r.jsonl", rows_of('"a"', '"\\ud83d"'), [], ["line 2", "half of a character"]),
     "a line that is no object": ("r.jsonl", rows_of("1") + "[1]\n", [], ["line 2 is no object"]),

@@ -154,7 +154,7 @@ def test_an_interrupted_run_is_told_so(where, store, tmp_path):
     spec = peftrun.load("tracker=mlflow", f"tracker.folder={store / 'mlflow'}").tracker
     trackers.start(spec, trackers.Run(tmp_path, "cut off", None, {"seed": 0}, []))
     trackers.log(tmp_path, {"step": 1, "loss": 2.0})
-    record = {"status": "failed", "error": "interrupted", "versions": {}}
+    record = {"status": "interrupted", "versions": {}}
     artifacts.write_json(tmp_path / "record.json", record)
     trackers.end(tmp_path, record)
     assert told.read("mlflow", tmp_path, store / "mlflow").status == "KILLED"
