@@ -1,6 +1,8 @@
 """The folder of a base: what is fetched from the Hub, and what must not lie in it. Light."""
 
 import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -61,15 +63,19 @@ def check_reach(spec: ModelSpec) -> None:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens there; behind a proxy nobody can tell."""
-    place = urlsplit(address)
+    """Whether somebody listens there; behind a proxy nobody can tell. A thread asks, since looking up a name knows no timeout."""
+    place, heard = urlsplit(address), threading.Event()
     if getproxies():
         return True
-    try:
-        with socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE):
-            return True
-    except OSError:
-        return False
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE):
+            heard.set()
+
+    asking = threading.Thread(target=knock, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return heard.is_set()
 
 
 def _nowhere(spec: ModelSpec) -> str:
