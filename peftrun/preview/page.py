@@ -51,7 +51,7 @@ def _histogram(bins: list[Any]) -> str:
     rows = [
         [
             f'<th scope="row" class="n">{span(low, high)}</th>',
-            f'<td class="n cost bar" style="--part: {count / most:.1%}">{count:,}</td>',
+            f'<td class="n cost length" style="--part: {count / most:.1%}">{count:,}</td>',
         ]
         for low, high, count in bins
     ]
@@ -66,7 +66,7 @@ def span(low: int, high: int) -> str:
 def _splits(counts: dict[str, Any]) -> list[list[str]]:
     keys = ("rows", "tokens", "learned_tokens", "shortest", "median", "longest")
     return [
-        [f'<th scope="row">{name}</th>', *(pieces.cell(f"{one[key]:,}", "n") for key in keys)]
+        [f'<th scope="row" class="line">{name}</th>', *(pieces.cell(f"{one[key]:,}", "n") for key in keys)]
         for name, one in counts["splits"].items()
     ]
 

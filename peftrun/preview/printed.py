@@ -1,9 +1,10 @@
 """Rows as they will be learned, on a terminal or in a log. Light."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
-from peftrun.report.learned_rows import cut_text, learned_flags, lengths, visible
+from peftrun.report.learned_rows import TOKENS, cut_text, learned_flags, lengths, visible
 
 Marked = tuple[str, bool]  # a text, and whether it is learned
 BAR = 40  # columns of the longest bar
@@ -36,10 +37,14 @@ def _part(part: dict[str, Any], name: str) -> Iterator[Marked]:
 
 
 def _tokens(part: dict[str, Any]) -> Iterator[Marked]:
-    for text, number, learned in zip(part["tokens"], part["input_ids"], learned_flags(part), strict=True):
-        yield f"{visible(text).rstrip(chr(10)).replace(' ', '␣')}({number})", learned
+    told = [
+        (f"{visible(text).rstrip(chr(10)).replace(' ', '␣')}({number})", learned)
+        for text, number, learned in zip(part["tokens"], part["input_ids"], learned_flags(part), strict=True)
+    ]
+    for learned, run in groupby(told[:TOKENS], key=lambda one: one[1]):
+        yield " ".join(text for text, _ in run), learned
         yield " ", False
-    yield "\n", False
+    yield f"… {len(told) - TOKENS:,} more\n" if told[TOKENS:] else "\n", False
 
 
 def bars(bins: list[Any]) -> Iterator[str]:
