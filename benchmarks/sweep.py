@@ -2,7 +2,7 @@
 
     makespan   eight cells (two ranks, four learning rates) of the default task, from the shell's prompt and back:
                shared_base   `peftrun -m … hydra/launcher=shared_base`
-               basic         the same command with Hydra's own launcher: one process, one cell after another
+               basic         the same command without a launcher: one process, one cell after another
                scripts       eight processes, one after another, of a script written by hand (sweep_script.py)
     steps      warm steps in one process: eight cells in one joint step against eight lone steps one after another, same
                dtype, rows of exactly so many tokens, one a cell, a quarter of them labels; both compute logits only there

@@ -130,6 +130,16 @@ class PlanAction:
 
 
 @dataclass(config=STRICT)
+class PreviewAction:
+    """Show rows as they will be learned; no weights are loaded."""
+
+    name: Literal["preview"]
+    rows: Annotated[int, Field(ge=0, examples=[5])]  # training rows that are shown
+    at: Positive | None  # the number of one row in the data, in their place
+    tokens: bool  # each token with its id
+
+
+@dataclass(config=STRICT)
 class ReplayAction:
     """Run a record again from its own config, and compare what comes out."""
 
@@ -244,6 +254,7 @@ Action = Annotated[
     | InspectAction
     | DiffAction
     | PlanAction
+    | PreviewAction
     | ReplayAction
     | ExplainAction
     | TemplateAction

@@ -11,10 +11,10 @@ from peftrun import config, packages
 from peftrun.artifacts import CONFIG, RECORD
 from peftrun.errors import PeftrunError
 from peftrun.schema import RunSpec
-from peftrun.team.slots import FILELESS
+from peftrun.task_checks import MODELLESS
 
 GROUPS = ("model", "task")
-APART = ("train", "plan", *FILELESS)  # actions that take no adapter, or look at other runs
+APART = ("train", "plan", *MODELLESS)  # actions that take no adapter, or see to models and rows themselves
 
 
 def build(cfg: DictConfig, typed: Sequence[str]) -> RunSpec:

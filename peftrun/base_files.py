@@ -1,20 +1,24 @@
 """The folder of a base: what is fetched from the Hub, and what must not lie in it. Light."""
 
 import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.errors import ModelError
+from peftrun.paths import cache_dir
 from peftrun.schema import ModelSpec
 
 PATIENCE = 3  # seconds in which the Hub is to answer
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]
+TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # all but weights
+HUB_FILES = [*TEXT_FILES, "*.safetensors"]
 
 
-def from_hub(spec: ModelSpec) -> Path:
-    """The base at its revision, in the local cache; Python files only of whom they are trusted.
+def from_hub(spec: ModelSpec, weights: bool = True) -> Path:
+    """The base at its revision, in the local cache, with its weights or without; Python files only of whom they are trusted.
 
     Raises: ModelError: it is not there, or the Hub cannot be reached.
     """
@@ -22,7 +26,7 @@ def from_hub(spec: ModelSpec) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     key = f"model.name_or_path={spec.name_or_path}"
-    wanted = [*HUB_FILES, *(["*.py"] if spec.trust_remote_code else [])]
+    wanted = [*(HUB_FILES if weights else TEXT_FILES), *(["*.py"] if spec.trust_remote_code else [])]
     try:
         return Path(
             snapshot_download(
@@ -59,15 +63,19 @@ def check_reach(spec: ModelSpec) -> None:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens there; behind a proxy nobody can tell."""
-    place = urlsplit(address)
+    """Whether somebody listens there; behind a proxy nobody can tell. A thread asks, since looking up a name knows no timeout."""
+    place, heard = urlsplit(address), threading.Event()
     if getproxies():
         return True
-    try:
-        with socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE):
-            return True
-    except OSError:
-        return False
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE):
+            heard.set()
+
+    asking = threading.Thread(target=knock, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return heard.is_set()
 
 
 def _nowhere(spec: ModelSpec) -> str:
@@ -75,6 +83,13 @@ def _nowhere(spec: ModelSpec) -> str:
         f"model.name_or_path={spec.name_or_path}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
         f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
     )
+
+
+def of_gguf(file: Path) -> Path:
+    """Where a GGUF file's safetensors lie once it was converted: a folder in the cache, named by its content."""
+    from peftrun import fingerprint
+
+    return cache_dir() / "models" / f"{file.stem}-{fingerprint.of_file(file)[:16]}"
 
 
 def of_an_adapter(folder: Path, name: str) -> str | None:

@@ -1,5 +1,6 @@
 """When Hydra refuses to compose: find every override that is at fault, and say so in peftrun's words."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from peftrun.unknown_keys import spelled, unknown_key
 TEXTS = ("task.prompt", "task.completion")  # hold braces that are no mapping's
 QUOTING = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+ABSENT = re.compile(r"In '[^']+': Could not (find|load) '(?P<group>\w+)/(?P<name>\w+)'")  # as Hydra says it
 SEARCH_PATH = "hydra.searchpath="
 
 
@@ -93,6 +95,7 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
     good = [text for text in overrides if text.startswith(SEARCH_PATH)]
     rest = [text for text in overrides if not text.startswith(SEARCH_PATH)]
     lines, refused = [], []
+    whole: DictConfig | None = None  # what is composed of `good`
     with hydra_of(places):
         # Groups first: a key may exist only under the option chosen beside it.
         for text in sorted(rest, key=lambda item: "." in item.split("=", 1)[0]):
@@ -101,11 +104,13 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
                 for candidate in candidates:
                     _compose([*good, candidate])
                 good.append(candidates[0])
+                whole = None
             except REFUSALS as error:
-                lines.append(_line(text, error, _compose(good), packages.folders(places)))
+                whole = whole or _compose(good)
+                lines.append(_line(text, error, whole, packages.folders(places)))
                 refused.append(text.split("=", 1)[0].lstrip("+~"))
         try:
-            adapter_origin.build(_compose(good), good)
+            adapter_origin.build(whole or _compose(good), good)
         except ConfigError as error:
             # A key whose value could not be read is not also "not set".
             lines += [
@@ -150,7 +155,7 @@ def _choice(group: str, value: str, error: Exception, teams: Sequence[Path]) -> 
     typed = [one.partition("=")[2] for one in _single(f"{group}={value}")]  # several: a sweep
     wrong = next((one for one in typed if one not in own), None)
     if wrong is None:  # it is there, and what is in it is at fault
-        return f"{group}={value}: {in_one_line(error)}"
+        return f"{group}={value}: {_missing_inside(error, options) or in_one_line(error)}"
     meant = peer_keys.option(group, wrong, options)
     if meant is not None and len(typed) == 1:
         return f"{group}={value}: there is no such option; type {meant}"
@@ -159,6 +164,16 @@ def _choice(group: str, value: str, error: Exception, teams: Sequence[Path]) -> 
     advice = f"did you mean {near}? type {group}={mended}" if near else f"type {group}={mended or 'OPTION'}, or omit it"
     what = "such option" if len(typed) == 1 else f"option {wrong}"
     return f"{group}={value}: there is no {what}; options: {', '.join(own)}; {advice}"
+
+
+def _missing_inside(error: Exception, options: dict[str, list[str]]) -> str | None:
+    """What is said of an option that names another one which there is not."""
+    found = ABSENT.match(str(error))
+    if found is None or found["group"] not in options:
+        return None
+    near = spelled(found["name"], options[found["group"]])
+    advice = f"did you mean {near}?" if near else f"options: {', '.join(options[found['group']])};"
+    return f"chooses {found['group']}={found['name']}, and there is no such option; {advice} write it in the `defaults` of its file"
 
 
 def in_one_line(error: Exception) -> str:

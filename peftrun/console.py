@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from peftrun.result import RunResult
 
@@ -114,6 +115,20 @@ def show(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_marked(parts: Iterable[tuple[str, bool]]) -> None:
+    """A text on standard output in which some parts are marked: by colour on a terminal that has some, else by ⟦ and ⟧."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    if console.is_terminal and not console.no_color:
+        console.print(Text.assemble(*((text, "bold green" if marked else "") for text, marked in parts), end=""))
+        return
+    show("".join(_bracketed(text) if marked else text for text, marked in parts).removesuffix("\n"))
+
+
+def _bracketed(text: str) -> str:
+    line_ends = len(text) - len(text.rstrip("\n"))
+    return f"⟦{text.rstrip(chr(10))}⟧" + "\n" * line_ends
 
 
 @contextmanager

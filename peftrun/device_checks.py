@@ -17,7 +17,7 @@ def spread(device: Any, action: Any) -> Lines:
             if getattr(device, key) > 1:
                 yield f"device.{key}={getattr(device, key)}: needs to be told how the work is shared; type device=ddp device.{key}={getattr(device, key)}"
         return
-    if action.name not in ("train", "plan", "explain"):
+    if action.name not in ("train", "plan", "preview", "explain"):
         yield f"device.strategy={device.strategy}: action={action.name} runs in one process; type device=auto"
     if device.processes * device.machines < 2:
         yield f"device.processes=1: device.strategy={device.strategy} shares the work between several; type device.processes=2"

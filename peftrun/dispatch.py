@@ -43,7 +43,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: whatever the action found at fault.
     """
     record = Record(spec, out_dir)
-    _say_template(record.spec)
+    if record.spec.template:
+        from peftrun import console
+
+        console.say(f"template {record.spec.template.name} {record.spec.template.version}")
     try:
         with _terminate_as_interrupt(), exhaustion.as_fault(out_dir), fitting.advising(spec):
             spread, spec = launch.wanted(record.spec), record.spec
@@ -56,13 +59,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     result.summary += record.reported()
     vain.tell(record.set_in_vain())
     return result
-
-
-def _say_template(spec: RunSpec) -> None:
-    if spec.template:
-        from peftrun import console
-
-        console.say(f"template {spec.template.name} {spec.template.version}")
 
 
 def together(

@@ -6,14 +6,13 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftrun import artifacts, console, fingerprint
+from peftrun import artifacts, base_files, console
 from peftrun.hush import quiet
-from peftrun.paths import cache_dir
 
 
 def converted(gguf: Path) -> Path:
     """A GGUF file as a safetensors folder in the cache, dequantised to float32, written once for its content."""
-    target = cache_dir() / "models" / f"{gguf.stem}-{fingerprint.of_file(gguf)[:16]}"
+    target = base_files.of_gguf(gguf)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():

@@ -1,5 +1,6 @@
 """`peftrun --help`: written for people, from the first line of every YAML file in `conf/`."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +56,14 @@ def _slots(path: Path) -> Iterator[str]:
     except yaml.YAMLError:
         return  # told when it is chosen, and by action=check
     for name, slot in slots.of_template(values).items():
-        typed = f"slots.{name}={slots.EXAMPLES[slot['type']]}"
+        usual = (values.get("slots") or {}).get(name, slots.MISSING)
+        typed = f"slots.{name}={slots.EXAMPLES[slot['type']] if usual == slots.MISSING else config_text(usual)}"
         yield f"    {typed:<26} {slot.get('help', '')}"
+
+
+def config_text(value: object) -> str:
+    """A value as it is typed."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def title(path: Path) -> str:

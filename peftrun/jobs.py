@@ -18,13 +18,20 @@ from peftrun import command_checks, flags, migrations, typed
 from peftrun.artifacts import CONFIG, DISK_FULL, RECORD
 from peftrun.errors import AdapterError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
 from peftrun.paths import config_dir
-from peftrun.report import CURVES, PAGE
+from peftrun.report import CURVES, PAGE, ROWS
 from peftrun.sweep import launcher
 from peftrun.team import packages, search_path
 
 USER_FAULT, INTERRUPTED = 1, 130
 INPUT_FAULTS = (ConfigError, ModelError, AdapterError, DataError, DeviceError)
-OPENING = {".hydra", CONFIG, RECORD, PAGE, CURVES}  # what every run has before it does anything, and what tells of it
+OPENING = {
+    ".hydra",
+    CONFIG,
+    RECORD,
+    PAGE,
+    CURVES,
+    ROWS,
+}  # what every run has before it does anything, and what tells of it
 WAIT_FOR_PEOPLE = ("serve", "browse", "generate")
 
 
@@ -67,6 +74,8 @@ def _without_folder(error: OSError) -> str:
 
 
 def _interrupted(argv: Sequence[str]) -> str:
+    if typed.action_of(argv) != typed.DEFAULT_ACTION and not {"-m", "--multirun"} & set(argv):
+        return "interrupted; what there is so far is in its run folder"
     own = next((text.partition("=")[2] for text in argv if text.startswith("hydra.run.dir=")), None)
     how = "with action.resume=auto" if own is None else f"with action.resume={own} in place of hydra.run.dir={own}"
     return f"interrupted; what had begun says so in its record. A training run continues {how}, a sweep by the same command"

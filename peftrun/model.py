@@ -3,7 +3,6 @@
 import atexit
 import dataclasses
 import errno
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +16,19 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
 )
 
 from peftrun import artifacts, base_files, console, fingerprint, gguf, memory_check, quantize
+from peftrun.base_tokenizer import check_kind, limit_length, load_tokenizer, unreadable
 from peftrun.device import Device
 from peftrun.errors import ModelError
 from peftrun.fingerprint import Fingerprint
 from peftrun.heads import Head
 from peftrun.hush import quiet
-from peftrun.packages import package_dir
 from peftrun.schema import ModelSpec
+from peftrun.sweep import bases
 
-CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CLASSIFIERS = {"seq_cls": AutoModelForSequenceClassification, "token_cls": AutoModelForTokenClassification}
-COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
-TOKENIZER = re.compile(r"token|vocab|merges|tekken|\.(model|spm|tiktoken|codes)$")  # in the names of its files
 HEAD_SEED = 0  # an untrained head is the same wherever it is made
 
 
@@ -86,15 +82,15 @@ def load_base(spec: ModelSpec, device: Device, dtype: torch.dtype | None = None,
     memory_check.check_load(folder, spec, device, dtype or device.dtype)
     mark = fingerprint.of_model(folder)
     try:
-        _check_kind(folder, spec, head)
+        check_kind(AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code), spec, head)
         model, untrained = _load(folder, spec, device, dtype or device.dtype, head)
         tokenizer = load_tokenizer(folder, spec)
         if head is not None:
-            tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
+            limit_length(tokenizer, model.config)
     except (ValueError, OSError, ImportError) as error:
         if getattr(error, "errno", None) == errno.ENOMEM:  # not the base's fault
             raise
-        raise ModelError(_unreadable(spec, error)) from error
+        raise ModelError(unreadable(spec, error)) from error
     name = portable_name(spec)
     model.name_or_path = name  # PEFT writes it into adapter_config.json
     if held:
@@ -170,12 +166,6 @@ def full_precision(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, quantization=None)
 
 
-def _positions(config: Any) -> int:
-    """Tokens an encoder can read; RoBERTa and its kin count positions from after the pad token's number."""
-    most = getattr(config, "max_position_embeddings", None) or 2**31
-    return most - (config.pad_token_id + 1 if config.model_type in COUNT_FROM_PAD else 0)
-
-
 def _names(head: Head) -> dict[str, Any]:
     return {"id2label": dict(enumerate(head.labels)), "label2id": {name: i for i, name in enumerate(head.labels)}}
 
@@ -224,23 +214,6 @@ def check_full_precision(folder: Path, name: str) -> None:
         )
 
 
-def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """The tokenizer in `folder`; one without a pad token pads with its end token. Raises: ModelError: it has neither, or there is no tokenizer."""
-    if not any(TOKENIZER.search(file.name) for file in folder.iterdir()):  # transformers may make one without any words
-        raise ModelError(
-            f"model.name_or_path={spec.name_or_path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json "
-            "from the model it was made from, or choose another model"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise ModelError(
-            f"model.name_or_path={spec.name_or_path}: its tokenizer has neither a pad token nor an end token; add one to it"
-        )
-    return tokenizer
-
-
 def portable_name(spec: ModelSpec) -> str:
     """A name that means the same on another machine: never an absolute path."""
     if spec.package:
@@ -250,9 +223,7 @@ def portable_name(spec: ModelSpec) -> str:
 
 def locate(spec: ModelSpec) -> Path:
     """The folder with the base's safetensors: found, fetched from the Hub, or converted once from GGUF."""
-    given = Path(spec.name_or_path).expanduser()
-    if spec.package:
-        given = (package_dir(spec.package) or Path()) / spec.name_or_path
+    given = bases.given(spec)
     if given.suffix == ".gguf" and given.is_file():
         return gguf.converted(given)
     folder = given.resolve() if given.is_dir() else base_files.from_hub(spec)
@@ -260,30 +231,3 @@ def locate(spec: ModelSpec) -> Path:
     if stray:
         raise ModelError(stray)
     return folder
-
-
-def _unreadable(spec: ModelSpec, error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return (
-            f"model.name_or_path={spec.name_or_path}: brings Python code of its own, which is not run; "
-            "if you trust it, type model.trust_remote_code=true"
-        )
-    reason = " ".join(str(error).split())[:300]
-    attention = spec.attn_implementation or ""
-    if attention and attention.replace("_", "") in reason.lower().replace("_", ""):
-        return f"model.attn_implementation={attention}: cannot be used here ({reason}); type model.attn_implementation=sdpa"
-    return f"model.name_or_path={spec.name_or_path}: cannot be loaded ({reason}); restore it, or choose another model"
-
-
-def _check_kind(folder: Path, spec: ModelSpec, head: Head | None) -> None:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    names = config.architectures or []
-    causal = any(name.endswith(CAUSAL) for name in names)
-    key = f"model.name_or_path={spec.name_or_path}"
-    if names and head is None and not causal:
-        raise ModelError(
-            f"{key}: is a {names[0]}, not a causal language model, so it writes no answers; choose another model, "
-            "or train and evaluate this one on a task of its kind: type task=spanish_sentiment or task=ner"
-        )
-    if head is not None and head.kind != "seq_cls" and causal:
-        raise ModelError(f"{key}: is a {names[0]}, and a {head.kind} head needs an encoder; type model=minilm")

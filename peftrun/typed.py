@@ -33,7 +33,7 @@ def in_full(typed: Sequence[str]) -> list[str]:
     typed = [_quoted(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
     if asked:
-        known = _keys(_option("action", typed, DEFAULT_ACTION))
+        known = _keys(action_of(typed))
         typed = [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
     return [_added(_with_line_ends(text), typed) for text in typed]
 
@@ -102,6 +102,11 @@ def _shown(option: str) -> set[str]:
     text = (file if file.is_file() else file.with_stem(DEFAULT_METHOD)).read_text(encoding="utf-8")
     parents = re.findall(r"^  - (?!_self_)(\w+)$", text, re.MULTILINE)
     return set(re.findall(r"^(\w+):", text, re.MULTILINE)).union(*map(_shown, parents))
+
+
+def action_of(typed: Sequence[str]) -> str:
+    """The action that is asked for; of several in a sweep the first."""
+    return _option("action", typed, DEFAULT_ACTION)
 
 
 def _option(group: str, typed: Sequence[str], default: str) -> str:

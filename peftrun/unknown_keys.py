@@ -26,19 +26,18 @@ def unknown_key(key: str, value: object, known: list[str]) -> str:
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
-    """The key of the same last name, or one that is spelled nearly so: first beside what was typed, then anywhere. None: none is near."""
+    """The key of the same last name, or one that is spelled nearly so in the same mapping, anywhere where none was typed. None: none is near."""
     owner, _, last = key.rpartition(".")
     lasts = {name: name.rpartition(".")[2] for name in known if name not in NAMES}
     same = [name for name, one in lasts.items() if one == last]
     if same:
         return same[0] if len(same) == 1 else None  # of several nobody knows which is meant
-    beside = {one: name for name, one in lasts.items() if name.rpartition(".")[0] == owner}
+    beside = {one: name for name, one in lasts.items() if not owner or name.rpartition(".")[0] == owner}
     near = spelled(last, beside)
     if near:
         return beside[near]
     whole = get_close_matches(key, lasts, n=1, cutoff=0.85) if not beside else []
-    anywhere = spelled(last, lasts.values()) if not owner else None
-    return whole[0] if whole else next((name for name, one in lasts.items() if one == anywhere), None)
+    return whole[0] if whole else None
 
 
 def spelled(word: str, words: Iterable[str]) -> str | None:

@@ -230,6 +230,8 @@ def test_what_is_not_as_it_was_is_named_and_refused_where_answers_must_differ(
 
 
 def test_an_adapter_of_a_run_that_failed_is_refused_with_its_reason(cli, tmp_path, on_tiny, llama):
+    refused = cli(*on_tiny(llama), *TINY_STEPS, "lora.target_modules=[nothing]")  # rows were there, no step was taken
+    assert refused.code == 1 and not (tmp_path / "outputs").exists()
     failed = cli(*on_tiny(llama), *TINY_STEPS, "trainer.learning_rate=1e30").run_dir
     told = [f"adapter={failed}: this run is 'failed' and saved no adapter (the loss is nan at step",
             f"action.resume={failed}, or name another run"]  # fmt: skip

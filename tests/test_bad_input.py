@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +11,10 @@ import torch
 from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed, check_refused, fill, instead
+
+import peftrun
+from peftrun import base_files
+from peftrun.errors import ModelError
 
 MODULES = "modules: down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
 MODEL, DATA = "model.name_or_path", "task.data.path"
@@ -159,6 +164,15 @@ def test_a_model_that_is_nowhere_is_told_and_nobody_elsewhere_is_asked(cli, tmp_
             f"type model=pretrained {MODEL}=FOLDER"]  # fmt: skip
     check_failed(cli, tmp_path, args, told)
     assert asked == []
+    spec = peftrun.load("model=qwen3").model
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])  # no name server answers
+    monkeypatch.setattr(base_files, "getproxies", dict)
+    monkeypatch.setattr(base_files, "PATIENCE", 0.2)
+    began = time.perf_counter()
+    with pytest.raises(ModelError, match="the Hub cannot be reached"):
+        base_files.check_reach(spec)
+    assert time.perf_counter() - began < 2
 
 
 def pairs(count, **last):

@@ -81,7 +81,7 @@ def test_what_was_set_in_vain_is_told_in_one_line(in_vain):
 
 def test_nothing_is_told_where_all_was_read_and_rows_that_were_kept_count(where, llama, on_tiny, in_vain):
     runs = [cli_here(where, *on_tiny(llama), *TINY_STEPS) for _ in range(2)]
-    assert "rows as an earlier run" in runs[1].err
+    assert "using cached rows" in runs[1].err
     assert all("nothing read" not in run.err for run in runs)
     assert runs[0].record()["unread"] == runs[1].record()["unread"]
 

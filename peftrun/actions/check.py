@@ -11,7 +11,7 @@ from peftrun.team import check, findings
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """A table of what was found on standard output. Raises: CheckError: one line for each option at fault."""
+    """A table of what was found and is no fault, on standard output. Raises: CheckError: one line for each option at fault."""
     assert isinstance(spec.action, CheckAction)
     fits = None
     if spec.action.build:
@@ -21,9 +21,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     found = [check.relative(one) for one in check.run(asked.search_path(out_dir), fits)]
     counts = check.counted(found)
     facts = {"check": {"counts": counts, "findings": [one.as_dict() for one in found]}}
-    for line in findings.table(check.shown(found)):
+    faults = [one for one in found if one.verdict == findings.FAULT]  # told by the error, each once
+    for line in findings.table([one for one in check.shown(found) if one not in faults]):
         console.show(line)
-    faults = [one for one in found if one.verdict == findings.FAULT]
     if faults:
         raise CheckError(*map(str, faults), facts=facts)
     built = "" if spec.action.build else ", no model built"

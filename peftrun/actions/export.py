@@ -109,7 +109,17 @@ def _told(
             ("commit", push.MESSAGE),
         ]  # fmt: skip
     if action.target == "vllm":
-        return [("checked", f"against the rules of {found['vllm']['rules_of']}; not run with it")]
+        unnamed = (
+            []
+            if found["vllm"]["base"]
+            else [
+                (
+                    "base",
+                    "no Hub id is known for it; base_model=ORG/NAME names one, else put its folder in place of BASE",
+                )
+            ]
+        )
+        return [*unnamed, ("checked", f"against the rules of {found['vllm']['rules_of']}; not run with it")]
     return (
         [("pairs", f"{found['gguf']['pairs']} for {found['gguf']['architecture']}")] if action.target == "gguf" else []
     )

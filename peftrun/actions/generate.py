@@ -71,7 +71,7 @@ class Writer:
             with named(where):
                 self.encoder.check(where, conversation)
                 ids = self.encoder.prompt(conversation)
-        limits.check_embedded(ids, self.base, where)
+        limits.check_embedded(ids, limits.reader_of(self.base), where)
         left = limits.room(net, ids)
         if left is not None and left < 1:
             raise DataError(

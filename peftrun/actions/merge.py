@@ -13,6 +13,7 @@ from peftrun.action_specs import MergeAction
 from peftrun.adapter import load, probe, skeleton
 from peftrun.adapter.layer_walk import NotWalkableError
 from peftrun.adapter.load import LoadProof
+from peftrun.base_tokenizer import load_tokenizer
 from peftrun.errors import AdapterError, ProofError
 from peftrun.merge import in_memory, origin, proof, streamed_proof, streaming
 from peftrun.merge.job import MergeJob
@@ -122,7 +123,7 @@ def _in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, 
         return figures
     again = model.load_folder(folder, job.model, job.place, torch.float32, job.head)
     in_memory.compare(merged, again)
-    tokenizer = model.load_tokenizer(folder, job.model)
+    tokenizer = load_tokenizer(folder, job.model)
     compared = proof.compare(adapted, streamed_proof.answers(again, tokenizer, rows), plain, job.dtype)
     return {**figures, **compared, "held_out_rows": len(rows), "loaded": proof_of_load}
 
@@ -132,7 +133,7 @@ def _rows(job: MergeJob, task: TaskSpec) -> list[list[int]]:
     count = job.action.held_out_rows
     if not job.action.verify or not count or heads.of_task(task) != job.head:
         return []
-    tokenizer = model.load_tokenizer(job.base, job.model)
+    tokenizer = load_tokenizer(job.base, job.model)
     held_out = prepared.rows(tasks.of_kind(task.kind), task, tokenizer).held_out
     return [row.ids for row in held_out[:count]]
 

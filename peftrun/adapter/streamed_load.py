@@ -10,6 +10,7 @@ from peftrun import adapter_folder, adapter_rules, artifacts, fingerprint, heads
 from peftrun.adapter import base_match, layer_walk, load, nature, probe, skeleton
 from peftrun.adapter.layer_walk import NotWalkableError, Pass
 from peftrun.adapter.load import LoadProof
+from peftrun.base_tokenizer import load_tokenizer
 from peftrun.device import Device
 from peftrun.merge import in_memory, streamed_proof, streaming
 from peftrun.model import Base
@@ -26,7 +27,7 @@ def prove(
     folder, base = adapter_folder.locate(path, name), model.locate(spec)
     _check_walkable(spec, place, folder)
     head, mark = heads.of_adapter(path, name), fingerprint.of_model(base)
-    tokenizer = model.load_tokenizer(base, spec)
+    tokenizer = load_tokenizer(base, spec)
     base_match.check(model.portable_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer)
     net, plain = skeleton.build(base, spec, path, name), model.empty(base, spec, head)
     adapted, call = net.get_base_model(), nature.calls(net)

@@ -109,7 +109,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _metrics(facts: Sequence[dict[str, Any]]) -> Values:
-    keys = _ordered(key.removeprefix("metrics.") for one in facts for key in one if key.startswith("metrics."))
+    every = [(key, value) for one in facts for key, value in one.items() if key.startswith("metrics.")]
+    keys = _ordered(key.removeprefix("metrics.") for key, value in every if value != {})  # not measured before: {}
     names = _ordered(key.removeprefix("after.").removeprefix("before.") for key in keys)
     return {name: [_pair(one, name) for one in facts] for name in names}
 

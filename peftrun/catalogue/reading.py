@@ -17,7 +17,7 @@ from peftrun.catalogue import settings
 from peftrun.paths import GROUPS
 
 LEARNING = ("train", "plan", "extract")  # their config says which method; others are given an adapter, or none
-ON_ROWS = ("train", "evaluate", "plan")  # their config says which task
+ON_ROWS = ("train", "evaluate", "plan", "preview")  # their config says which task
 PLAIN_METRICS = ("loss", "perplexity")  # said last of what was measured
 CHOICES = re.compile(r"^( +)choices:\n((?:\1  .*\n?)+)", re.MULTILINE)
 CHOICE = re.compile(r"^ +([\w/]+): (.*)$", re.MULTILINE)

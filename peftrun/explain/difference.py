@@ -34,11 +34,15 @@ def smallest(target: Values, search_path: Sequence[str] = (), start: Values | No
 
 
 def between(
-    compositions: Compositions, search_path: Sequence[str], target: Values, start: Values | None = None
+    compositions: Compositions,
+    search_path: Sequence[str],
+    target: Values,
+    start: Values | None = None,
+    typed: Sequence[str] = (),
 ) -> list[str]:
-    """The same, with compositions at hand."""
+    """The same, with compositions at hand. `typed`: of options that save as many overrides, those are taken that stand in it."""
     before = between(compositions, search_path, start) if start is not None else []
-    search = _Search(compositions, before, target)
+    search = _Search(compositions, before, target, typed)
     for look in (search.best, search.values_alone):
         found = look()
         if found is not None and _leads(added(before, found), search_path, target):
@@ -81,8 +85,8 @@ def differing(one: Values, other: Values) -> dict[str, tuple[Any, Any]]:
 class _Search:
     """Looks for few overrides that lead to `target` when they are added to `before`."""
 
-    def __init__(self, compositions: Compositions, before: Sequence[str], target: Values) -> None:
-        self.compositions, self.before, self.target = compositions, before, target
+    def __init__(self, compositions: Compositions, before: Sequence[str], target: Values, typed: Sequence[str]) -> None:
+        self.compositions, self.before, self.target, self.typed = compositions, before, target, typed
 
     def best(self) -> list[str] | None:
         """The fewest found; of equally many, the shortest to type. None: nothing leads there."""
@@ -139,7 +143,7 @@ class _Search:
             choice = quoting.override(group, name)
             found = self._composed([*start, choice])
             costs[choice] = 1 + _count(found[group], want) if found else math.inf
-        nearest = min(costs, key=lambda choice: (costs[choice], len(choice)), default="")
+        nearest = min(costs, key=lambda choice: (costs[choice], choice not in self.typed, len(choice)), default="")
         return [nearest] if nearest and costs[nearest] <= missing else []
 
     def _promising(self, group: str, have: Values, want: Values) -> list[str]:

@@ -56,7 +56,7 @@ def of_typed(overrides: Sequence[str], search_path: Sequence[str]) -> Explanatio
         origins = sources.of(compositions, overrides)
     except composition.REFUSALS as error:
         raise ConfigError(*(composition.explain(overrides, None, places) or [str(error)])) from error
-    return Explanation(origins, _command(compositions, places, origins.values))
+    return Explanation(origins, _command(compositions, places, origins.values, overrides))
 
 
 def of_run(run: Path) -> Explanation:
@@ -74,7 +74,7 @@ def of_run(run: Path) -> Explanation:
         today = Origins({}, {}, [])
     record = artifacts.read_json(run / artifacts.RECORD) if (run / artifacts.RECORD).is_file() else {}
     origins = replace(today, values=values, sources=_recorded(values, today))
-    return Explanation(origins, _command(compositions, _there(places), values), record.get("unread", []))
+    return Explanation(origins, _command(compositions, _there(places), values, overrides), record.get("unread", []))
 
 
 def _refuse_unknown(run: Path, values: dict[str, Any]) -> None:
@@ -138,11 +138,13 @@ def _there(places: Sequence[str]) -> list[str]:
     return [place for place in places if packages.folders([place])]
 
 
-def _command(compositions: Compositions, places: Sequence[str], values: dict[str, Any]) -> str:
+def _command(
+    compositions: Compositions, places: Sequence[str], values: dict[str, Any], typed: Sequence[str] = ()
+) -> str:
     """What to type for these values; a search path is part of it only where it makes it shorter."""
-    found = difference.between(compositions, places, values)
+    found = difference.between(compositions, places, values, typed=typed)
     if places:
-        without = difference.between(Compositions(), (), values)
+        without = difference.between(Compositions(), (), values, typed=typed)
         if len(without) <= len(found):
             return quoting.command(without)
     return quoting.command(found, places)

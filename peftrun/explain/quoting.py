@@ -29,6 +29,8 @@ def override(key: str, value: Any, sign: str = "") -> str:
             if isinstance(value, str)
             else whole(value)
         )
+    elif "\n" in text and not typed.holds_text(key) and isinstance(value, dict | list):
+        text = whole(value)
     return f"{sign}{key}={text}"
 
 
@@ -49,16 +51,8 @@ def command(overrides: Sequence[str], search_path: Sequence[str] = ()) -> str:
 
 
 def words(overrides: Sequence[str]) -> str:
-    """The overrides alone, for a shell, on one line."""
-    return " ".join(map(_word, overrides))
-
-
-def _word(text: str) -> str:
-    text = typed.as_typed(text)
-    if "\n" not in text:
-        return shlex.quote(text)
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    return f"$'{escaped}'"
+    """The overrides alone, for a shell; line ends as they are typed."""
+    return shlex.join(map(typed.as_typed, overrides))
 
 
 def searchpath(places: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from peftrun.schema import RunSpec
 
 LOOKING = (
     "plan",
+    "preview",
     "replay",
     "explain",
     "template",

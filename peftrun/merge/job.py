@@ -8,11 +8,12 @@ from pathlib import Path
 from peftrun import artifacts, heads
 from peftrun.action_specs import MergeAction
 from peftrun.adapter import base_match
+from peftrun.base_tokenizer import load_tokenizer
 from peftrun.device import Device
 from peftrun.fingerprint import Fingerprint
 from peftrun.merge import proof
 from peftrun.merge.proof import Pair
-from peftrun.model import load_tokenizer, portable_name
+from peftrun.model import portable_name
 from peftrun.schema import ModelSpec
 
 

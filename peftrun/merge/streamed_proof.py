@@ -11,6 +11,7 @@ from peftrun import model
 from peftrun.adapter import layer_walk, load, probe
 from peftrun.adapter.layer_walk import Pass
 from peftrun.adapter.load import LoadProof
+from peftrun.base_tokenizer import load_tokenizer
 from peftrun.merge import proof, streaming
 from peftrun.merge.job import MergeJob
 from peftrun.merge.proof import WrittenModel
@@ -23,7 +24,7 @@ def prove(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple
     Args: net: see `skeleton.build`. rows: token ids on which the models are compared beside the probes.
     Raises: ProofError: what was written is not the adapter on its base. NotWalkableError: this model computes whole only.
     """
-    mark, tokenizer = job.mark, model.load_tokenizer(job.base, job.model)
+    mark, tokenizer = job.mark, load_tokenizer(job.base, job.model)
     plain, merged = (model.empty(one, job.model, job.head) for one in (job.base, folder))
     adapted, written = net.get_base_model(), _untouched(job, net, folder, merged)
     of_base = {key: written.merged[key] if key in written.same else one for key, one in written.base.items()}

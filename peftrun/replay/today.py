@@ -51,9 +51,10 @@ def _base(spec: RunSpec, part: str) -> dict[str, Any]:
 
 
 def _data(spec: RunSpec) -> dict[str, Any]:
-    model, tasks, prepared = (import_module(f"peftrun.{name}") for name in ("model", "tasks", "tasks.prepared"))
+    model, texts = import_module("peftrun.model"), import_module("peftrun.base_tokenizer")
+    tasks, prepared = import_module("peftrun.tasks"), import_module("peftrun.tasks.prepared")
     try:
-        tokenizer = model.load_tokenizer(model.locate(spec.model), spec.model)
+        tokenizer = texts.load_tokenizer(model.locate(spec.model), spec.model)
         described: dict[str, Any] = prepared.rows(tasks.of_kind(spec.task.kind), spec.task, tokenizer).describe()
         return described
     except (PeftrunError, OSError, ValueError) as fault:

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from peftrun import artifacts, asked, console
-from peftrun.report import CURVES, PAGE, answers, cost, learning, pieces, proofs, settings
+from peftrun.report import CURVES, PAGE, answers, cost, learned_rows, learning, pieces, proofs, settings
 from peftrun.report.facts import RunFacts, of_run, part
 from peftrun.report.figures import duration, figure, is_finite, is_number, precise, signed
 
@@ -40,7 +40,7 @@ def leave(folder: Path) -> Path | None:
 
 
 def _body(run: RunFacts) -> Iterator[str]:
-    for section in (_headline, _figures, learning.section, answers.section, cost.section, settings.section, proofs.section, proofs.stood_on):  # fmt: skip
+    for section in (_headline, _figures, learning.section, answers.section, learned_rows.section, cost.section, settings.section, proofs.section, proofs.stood_on):  # fmt: skip
         yield from section(run)
     yield f'<footer class="soft">Written by peftrun {escape(str(part(run.record, "versions").get("peftrun", "")))} from the files of this run folder.</footer>'
 

@@ -7,8 +7,9 @@ from typing import Any
 from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from peftrun.base_tokenizer import CAUSAL
 from peftrun.errors import ModelError
-from peftrun.model import CAUSAL, Base
+from peftrun.model import Base
 from peftrun.schema import ModelSpec
 
 BATCH_WIDE = ("dynamic", "longrope")  # rotations that depend on the longest row of a batch

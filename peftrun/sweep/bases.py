@@ -138,19 +138,24 @@ def _sizes(settings: dict[str, Any]) -> dict[str, int]:
 
 def locate(model: ModelSpec) -> Path | None:
     """The folder that holds a base's safetensors on this disk; None if it is still to be fetched or converted."""
-    given = Path(model.name_or_path).expanduser()
-    if model.package:
-        given = (package_dir(model.package) or Path()) / model.name_or_path
-    if given.suffix == ".gguf":
-        return next(iter(sorted((cache_dir() / "models").glob(f"{given.stem}-{'[0-9a-f]' * 16}"))), None)
-    if given.is_dir():
-        return given
+    place = given(model)
+    if place.suffix == ".gguf":
+        return next(iter(sorted((cache_dir() / "models").glob(f"{place.stem}-{'[0-9a-f]' * 16}"))), None)
+    if place.is_dir():
+        return place
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
     repository = hub.expanduser() / f"models--{model.name_or_path.replace('/', '--')}"
     asked = repository / "refs" / (model.revision or "main")
     commit = asked.read_text(encoding="ascii").strip() if asked.is_file() else str(model.revision)
     found = repository / "snapshots" / commit
     return found if found.is_dir() else None
+
+
+def given(model: ModelSpec) -> Path:
+    """The folder or file that is named, in its package if it lies in one; of a base on the Hub nothing that is there."""
+    if model.package:
+        return (package_dir(model.package) or Path()) / model.name_or_path
+    return Path(model.name_or_path).expanduser()
 
 
 def name_of(model: ModelSpec) -> str:

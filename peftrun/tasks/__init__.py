@@ -6,11 +6,13 @@ from types import ModuleType
 from typing import Any
 
 from peftrun import adapter_folder, console
-from peftrun.errors import ConfigError
+from peftrun.errors import ConfigError, DataError
 from peftrun.explain import reads
 from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks import columns
+from peftrun.tasks import columns, limits, prepared, rows
+from peftrun.tasks.limits import Reader
+from peftrun.tasks.rows import Rows
 
 
 def check_fits(kind: str, config: Any, name: str) -> None:
@@ -26,19 +28,32 @@ def check_fits(kind: str, config: Any, name: str) -> None:
         )
 
 
-def load(task: TaskSpec, base: Any) -> Any:
+def load(task: TaskSpec, base: Any) -> Rows:
     """The task's rows, each of which this base can read.
 
     Raises: ConfigError: the base cannot learn this kind. DataError: see the kind's `load_rows`, and `limits`.
     """
-    from peftrun.tasks import limits, prepared  # which take time
+    return load_for(task, limits.reader_of(base))
 
-    check_fits(task.kind, base.model.config, base.name)
-    rows = prepared.rows(of_kind(task.kind), task, base.tokenizer)
-    limits.check(rows, base)
+
+def load_for(task: TaskSpec, reader: Reader) -> Rows:
+    """The same for a base of which only what reads rows is there. No torch."""
+    check_fits(task.kind, reader.config, reader.name)
+    found = prepared.rows(rows.of_kind(task.kind), task, reader.tokenizer)
+    limits.check(found, reader)
     if isinstance(task.objective, GrpoObjective):
-        limits.check_room(rows, base, task.objective.max_completion_length)
-    return rows
+        limits.check_room(found, reader, task.objective.max_completion_length)
+    return found
+
+
+def check_enough(found: Rows, task: TaskSpec) -> None:
+    """Raises: DataError: too few training rows are left once those to validate on are taken from them."""
+    apart = task.data.validation_rows
+    if apart is not None and apart >= len(found.train):
+        raise DataError(
+            f"task.data.validation_rows={apart}: there are {len(found.train)} training rows to take them from; "
+            f"type task.data.validation_rows={len(found.train) // 5}"
+        )
 
 
 def look(task: TaskSpec) -> None:

@@ -1,50 +1,20 @@
-"""Kind `causal_lm`: a language model learns completions. Rows as tokens, and what is measured on held-out rows."""
+"""Kind `causal_lm`: a language model learns completions. What is measured on held-out rows."""
 
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from peftrun import console
 from peftrun.adapter import mixing, nature
 from peftrun.device import of_inputs
-from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
 from peftrun.tasks import ends, written
-from peftrun.tasks.data import Example, digest, load_examples
-from peftrun.tasks.encoding import Encoder
-from peftrun.tasks.limits import IGNORED
-from peftrun.tasks.messages import ASSISTANT, named, says
-from peftrun.tasks.talks import kept
+from peftrun.tasks.rows.causal_lm import Row, load_rows
 
-
-@dataclass(frozen=True)
-class Row:
-    """One example as token ids. `candidates[answer]` is the true completion, the others are what else it could be."""
-
-    prompt: list[int]
-    completion: list[int]
-    candidates: list[list[int]]
-    answer: int
-    adapter: str | None = None  # who is to answer; None: the active one
-    learned: list[tuple[int, int]] | None = None  # spans of `ids` that carry loss; None: the completion
-    where: str = field(default="", compare=False)
-
-    @property
-    def ids(self) -> list[int]:
-        """Prompt and completion."""
-        return self.prompt + self.completion
-
-    @property
-    def labels(self) -> list[int]:
-        """`ids` where they are learned, `IGNORED` elsewhere."""
-        found = [IGNORED] * len(self.ids)
-        for begin, end in self.learned or [(len(self.prompt), len(self.ids))]:
-            found[begin:end] = self.ids[begin:end]
-        return found
+__all__ = ["Row", "Score", "evaluate", "load_rows", "metrics", "scored"]
 
 
 @dataclass(frozen=True)
@@ -56,37 +26,6 @@ class Score:
     tokens: int
     exact: bool
     chosen: bool
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Training rows, held-out rows, and a digest of both."""
-
-    train: list[Row]
-    held_out: list[Row]
-    digest: str
-
-    def for_training(self) -> list[dict[str, list[int]]]:
-        """`input_ids` and `labels` of each training row; no loss but on what is learned."""
-        return [{"input_ids": row.ids, "labels": row.labels} for row in self.train]
-
-    def describe(self) -> dict[str, Any]:
-        """For the record."""
-        return {"train_rows": len(self.train), "held_out_rows": len(self.held_out), "digest": self.digest}
-
-
-def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's rows as tokens. Rows longer than `task.max_length` are left out, and counted aloud.
-
-    Raises: DataError: see `data.load_examples`; or no row fits.
-    """
-    train, held_out = load_examples(task)
-    encoder = Encoder(tokenizer, task)
-    return Rows(
-        _fitting(train, task, encoder, "training"),
-        _fitting(held_out, task, encoder, "held-out"),
-        digest([*train, *held_out]),
-    )
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
@@ -127,71 +66,6 @@ def metrics(scores: list[Score]) -> dict[str, float]:
     found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "exact_match": exact}
     chosen = sum(one.chosen for one in scores) / len(scores)
     return found | ({"choice_accuracy": chosen} if len(scores[0].row.candidates) > 1 else {})
-
-
-def _encode(example: Example, task: TaskSpec, encoder: Encoder, *, learned: bool) -> list[Row]:
-    """One row; of a plain text as many as `task.max_length` asks for; of a conversation held out for all its answers, one for each. None where
-    the row says that what would be learned of it is not."""
-    with named(example.where):
-        encoder.check(example.where, example.conversation, "" if example.conversation else example.completion)
-        if not example.conversation:
-            return _pieces(example, task, encoder)
-        if learned:
-            return _to_learn(example, task, encoder)
-        answers = example.conversation.answers if task.loss_on == "assistant" else example.conversation.answers[-1:]
-        wanted = [place for place in answers if place not in example.conversation.unlearned]
-        return [_row(example.up_to(place), encoder) for place in wanted]
-
-
-def _to_learn(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
-    row = _row(example, encoder)
-    whole = example.conversation
-    if task.loss_on == "completion" and len(whole.messages) - 1 in whole.unlearned:
-        return []
-    spans = encoder.learned(whole, row.ids, len(row.prompt), task.loss_on)
-    plain = spans == [(len(row.prompt), len(row.ids))]
-    return [replace(row, learned=None if plain else spans)] if spans else []
-
-
-def _row(example: Example, encoder: Encoder) -> Row:
-    *_, last = example.conversation.messages
-    answers = [says(ASSISTANT, choice) for choice in example.choices] or [last]
-    answer = example.choices.index(example.completion) if example.choices else 0
-    prompt, candidates = encoder.answered(example.given, answers)
-    return Row(prompt, candidates[answer], candidates, answer, example.adapter, where=example.where)
-
-
-def _pieces(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
-    """A plain text, cut where it is longer than a row may be; of each piece the first token is given, the rest is learned."""
-    ids = encoder.text(example.completion)
-    parts = [ids[start : start + task.max_length] for start in range(0, len(ids), task.max_length)]
-    return [
-        Row(part[:1], part[1:], [part[1:]], 0, example.adapter, where=example.where) for part in parts if len(part) > 1
-    ]
-
-
-def _fitting(examples: list[Example], task: TaskSpec, encoder: Encoder, which: str) -> list[Row]:
-    made = [(one, _encode(one, task, encoder, learned=which == "training")) for one in examples]
-    encoder.report(which)
-    rows = [row for _, found in made for row in found]
-    silent = [one.where for one, found in made if not found and one.conversation]
-    if silent:
-        more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
-        console.say(
-            f"data: nothing is learned of {len(silent)} {which} rows, whose answers have weight 0 or train false: "
-            f"{', '.join(silent[:3])}{more}; left out"
-        )
-    if not rows:
-        raise DataError(_nothing(examples, which, bool(silent)))
-    if len(rows) + len(silent) > len(examples):
-        console.say(f"data: {len(examples)} {which} texts make {len(rows)} rows")
-    return kept(rows, lambda row: len(row.ids), task, which)
-
-
-def _nothing(examples: list[Example], which: str, silent: bool) -> str:
-    if silent:
-        return f"task.messages: every answer of the {len(examples)} {which} rows has weight 0 or train false; give one of them weight 1"
-    return f"task.completion: each of the {len(examples)} {which} texts is a single token; name longer ones"
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:

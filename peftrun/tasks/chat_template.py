@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jinja2 import TemplateError, UndefinedError
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from peftrun import console
 from peftrun.errors import DataError
 from peftrun.tasks.messages import ADVICE, Conversation, Message
+from peftrun.tasks.token_ids import TokenIds
 
 # What templates raise: on purpose, or because they expect a message to have another form.
 FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
@@ -23,20 +26,41 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, arguments: dict[str, Any]) -> None:
         self.tokenizer, self.arguments = tokenizer, arguments
+        # A tokenizer of its own kind (Mistral's) makes ids of messages without a text between.
+        self._in_two_steps = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+        self._texts: dict[Any, str] = {}
+        self._ahead: list[tuple[Conversation, bool]] = []  # what is known by its identity must live
+        self._ids = TokenIds(tokenizer, add_special_tokens=False)
         for name in arguments:
             if not re.search(rf"\b{re.escape(name)}\b", json.dumps(tokenizer.chat_template)):
                 console.say(
                     f"task.template_arguments.{name}: the model's chat template reads no such name, so it changes nothing"
                 )
 
-    def ids(self, conversation: Conversation, *, escaping: bool = False, **how: Any) -> list[int]:
-        """Token ids of a conversation. Raises: DataError: the template refuses it."""
-        escape: dict[str, Any] = {"sanitize_control_tokens": True} if escaping else {}
-        return list(self._applied(conversation, return_dict=True, **escape, **how)["input_ids"])
+    def read_ahead(self, conversations: list[tuple[Conversation, bool]]) -> None:
+        """Renders these conversations, tokenizes them together, and forgets those before. What the template refuses it refuses again when it
+        is asked for."""
+        self._ahead, self._texts = conversations, {}
+        if not self._in_two_steps:
+            return
+        for conversation, opened in conversations:
+            with suppress(DataError):
+                self._texts[_key(conversation, opened)] = self.text(conversation, opened)
+        self._ids.read_ahead(self._texts.values())
 
-    def text(self, conversation: Conversation, **how: Any) -> str:
+    def ids(self, conversation: Conversation, opened: bool = False, *, escaping: bool = False) -> list[int]:
+        """Token ids of a conversation; `opened`: up to where an answer begins. Raises: DataError: the template refuses it."""
+        if self._in_two_steps and not escaping:
+            return self._ids.of(self.text(conversation, opened))
+        escape: dict[str, Any] = {"sanitize_control_tokens": True} if escaping else {}
+        return list(self._applied(conversation, return_dict=True, add_generation_prompt=opened, **escape)["input_ids"])
+
+    def text(self, conversation: Conversation, opened: bool = False) -> str:
         """The same as text."""
-        return str(self._applied(conversation, tokenize=False, **how))
+        known = self._texts.get(_key(conversation, opened))
+        if known is not None:
+            return known
+        return str(self._applied(conversation, tokenize=False, add_generation_prompt=opened))
 
     def marked(self, conversation: Conversation) -> list[tuple[int, int]]:
         """The spans of its ids that the template itself marks as the assistant's; none where it marks nothing.
@@ -110,6 +134,11 @@ class ChatTemplate:
             return render(with_content, **given)
         except TypeError:
             return render([_arguments_as_text(one) for one in with_content], **given)
+
+
+def _key(conversation: Conversation, opened: bool) -> Any:
+    """The tools by their identity: a list of them is one for many rows, and long."""
+    return conversation.messages, id(conversation.tools), opened
 
 
 def said_beside(conversation: Conversation) -> list[str]:

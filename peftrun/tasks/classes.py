@@ -1,40 +1,12 @@
-"""What both kinds of classifiers share: rows as tokens with labels, batches of them, and F1."""
+"""What both kinds of classifiers share: batches of rows, and F1."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from peftrun import console
 from peftrun.device import of_inputs
-from peftrun.schema import TaskSpec
-
-
-@dataclass(frozen=True)
-class Row:
-    """One example: token ids, and the label's number (of a text) or each token's (of words)."""
-
-    ids: list[int]
-    labels: int | list[int]
-    where: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Training rows, held-out rows, and a digest of both."""
-
-    train: list[Row]
-    held_out: list[Row]
-    digest: str
-
-    def for_training(self) -> list[dict[str, Any]]:
-        """`input_ids` and `labels` of each training row."""
-        return [{"input_ids": row.ids, "labels": row.labels} for row in self.train]
-
-    def describe(self) -> dict[str, Any]:
-        """For the record."""
-        return {"train_rows": len(self.train), "held_out_rows": len(self.held_out), "digest": self.digest}
+from peftrun.tasks.rows.classes import Row
 
 
 @torch.inference_mode()
@@ -51,20 +23,6 @@ def answers(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> Ite
         for row, mask, logits in zip(batch, padded["attention_mask"].bool().cpu(), found, strict=True):
             yield row, logits[mask] if logits.dim() == 2 else logits
     model.train(was_training)
-
-
-def limit(task: TaskSpec, tokenizer: Any) -> int:
-    """Tokens of a row that are read: as many as the task says, or as the model can."""
-    return min(task.max_length, int(tokenizer.model_max_length))
-
-
-def say_cut(rows: Rows, most: int) -> Rows:
-    """The same rows; how many of them reach the limit is said aloud."""
-    for which, some in (("training", rows.train), ("held-out", rows.held_out)):
-        cut = sum(len(row.ids) >= most for row in some)
-        if cut:
-            console.say(f"data: {cut} of {len(some)} {which} rows reach {most} tokens; what lies beyond is not read")
-    return rows
 
 
 def f1(hits: int, found: int, true: int) -> float:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks import columns, files, mixture, sources, talks, templates
 from peftrun.tasks.messages import ASSISTANT, Conversation, says
+from peftrun.tasks.tally import REPEATED, UNBALANCED, Tally
 from peftrun.tasks.templates import fill
 
 
@@ -30,30 +31,46 @@ class Example:
         """What comes before the answer."""
         return self.conversation.before(len(self.conversation.messages) - 1)
 
+    def renderings(self, loss_on: str) -> Iterator[tuple[Conversation, bool]]:
+        """The conversations that it is told by, and whether an answer is to follow: what `Encoder.read_ahead` makes of many rows at once."""
+        whole = self.conversation
+        if not whole:
+            return
+        earlier = whole.answers[:-1] if loss_on == "assistant" else []
+        yield whole, False
+        yield from ((whole.before(place), True) for place in (*earlier, len(whole.messages) - 1))
+        yield from ((whole.before(place).followed_by(whole.messages[place]), False) for place in earlier)
+        yield from ((self.given.followed_by(says(ASSISTANT, one)), False) for one in self.choices)
+
     def up_to(self, place: int) -> "Example":
         """The same up to and with an earlier answer."""
         answer = self.conversation.messages[place]
         return replace(self, conversation=self.conversation.before(place).followed_by(answer), completion=answer.text)
 
 
-def load_examples(task: TaskSpec, render: Callable[..., Any] | None = None) -> tuple[list[Any], list[Any]]:
+def load_examples(
+    task: TaskSpec, render: Callable[..., Any] | None = None, tally: Tally | None = None
+) -> tuple[list[Any], list[Any]]:
     """Training and held-out examples, disjoint, in an order that `task.data.split_seed` alone decides.
 
-    Args: render: makes something other than an Example of (where, row, task, choices).
+    Args: render: makes something other than an Example of (where, row, task, choices). tally: is told what became of the rows.
     Raises: DataError: the file is empty or unreadable, a column is missing, a value is empty or no known label.
     """
-    data, made = task.data, render or example
+    data, made, tally = task.data, render or example, tally or Tally()
     groups: dict[Any, str] = {}
-    rows = _prepare(_load(sources.first(data), task, made, groups), data)
+    rows = _prepare(_load(sources.first(data), task, made, tally, groups), data, tally)
     if data.mix is not None:
-        rows = mixture.mixed({"task.data.path": (1.0, rows)} | _others(task, made), data.split_seed)
+        rows = mixture.mixed({"task.data.path": (1.0, rows)} | _others(task, made, tally), data.split_seed, tally)
     apart = sources.held_out(data)
     if apart is not None:
-        held_out = _load(apart, task, made)[: data.eval_rows]
+        others = _load(apart, task, made, tally)
+        held_out = others[: data.eval_rows]
+        tally.leave_out(others, held_out, f"beyond task.data.eval_rows={data.eval_rows}")
     else:
         _check_enough(len(rows), data.eval_rows)
         rows, held_out = _split(rows, groups, data)
     train = rows[: data.train_rows]
+    tally.leave_out(rows, train, f"beyond task.data.train_rows={data.train_rows}")
     known = len(set(train) & set(held_out))
     if known:
         console.say(f"data: {known} held-out rows are among the training rows too, so what is measured flatters")
@@ -68,12 +85,12 @@ def _split(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tuple[lis
     return rows[data.eval_rows :], rows[: data.eval_rows]
 
 
-def _others(task: TaskSpec, render: Callable[..., Any]) -> dict[str, tuple[float, list[Any]]]:
+def _others(task: TaskSpec, render: Callable[..., Any], tally: Tally) -> dict[str, tuple[float, list[Any]]]:
     """Weight and rows of each further source, rendered by its own templates where it has some."""
     found = {}
     for name, one in (task.data.mix or {}).items():
-        rows = _load(sources.further(name, one, task.data), columns.of_mixed(task, one), render)
-        found[name] = (one.weight, _prepare(rows, task.data))
+        rows = _load(sources.further(name, one, task.data), columns.of_mixed(task, one), render, tally)
+        found[name] = (one.weight, _prepare(rows, task.data, tally))
     return found
 
 
@@ -97,7 +114,11 @@ def _answer_as_json(one: Example) -> Any:
 
 
 def _load(
-    source: sources.Source, task: TaskSpec, render: Callable[..., Any], groups: dict[Any, str] | None = None
+    source: sources.Source,
+    task: TaskSpec,
+    render: Callable[..., Any],
+    tally: Tally,
+    groups: dict[Any, str] | None = None,
 ) -> list[Any]:
     """Every row rendered; `groups` is given the group of each."""
     columns.check_source(source, task)
@@ -109,6 +130,7 @@ def _load(
         made.append(render(where, row, task, choices))
         if groups is not None and task.data.group_column:
             groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])
+    tally.read[source.told] = len(made)
     return made
 
 
@@ -154,21 +176,23 @@ def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     return data.labels[value]
 
 
-def _prepare(rows: list[Example], data: DataSpec) -> list[Example]:
+def _prepare(rows: list[Example], data: DataSpec, tally: Tally) -> list[Example]:
     if data.deduplicate:
         unique = list(dict.fromkeys(rows))
         if len(unique) < len(rows):
             console.say(f"data: {len(rows) - len(unique)} repeated rows left out of {len(rows)}")
+            tally.leave_out(rows, unique, REPEATED)
         rows = unique
     draw = random.Random(data.split_seed)
     if data.holdout == "random":
         rows = draw.sample(rows, len(rows))
     if data.balance:
         # Shuffled again: the rarest completion's rows come last to the balance, and the split takes the first rows.
-        whole, rows = len(rows), _balanced(rows)
-        if len(rows) < whole:
+        whole, rows = rows, _balanced(rows)
+        tally.leave_out(whole, rows, UNBALANCED)
+        if len(rows) < len(whole):
             console.say(
-                f"data: {whole - len(rows)} of {whole} rows left out, so that no label is more frequent than the rarest (task.data.balance=false keeps them)"
+                f"data: {len(whole) - len(rows)} of {len(whole)} rows left out, so that no label is more frequent than the rarest (task.data.balance=false keeps them)"
             )
         if data.holdout == "random":
             draw.shuffle(rows)

@@ -11,6 +11,7 @@ from peftrun.schema import TaskSpec
 from peftrun.tasks import ends
 from peftrun.tasks.chat_template import ChatTemplate, said_beside
 from peftrun.tasks.messages import ADVICE, Conversation, Message, tools_in
+from peftrun.tasks.token_ids import TokenIds
 
 Span = tuple[int, int]  # of token ids: the first, and one after the last
 OTHERWISE = (
@@ -26,10 +27,25 @@ class Encoder:
         self.tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, task.template_arguments or {}) if tokenizer.chat_template else None
         self._tools, self._special_tokens = tools_in(task.tools), task.special_tokens_in_text
+        escape = {"split_special_tokens": True} if self._special_tokens == "escape" else {}
+        self._plain = TokenIds(tokenizer, **escape)
+        self._bare = TokenIds(tokenizer, add_special_tokens=False, **escape)
         special = sorted(ends.special_tokens(tokenizer), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._noted: dict[str, list[str]] = {}  # what was remarkable → the rows in which it was
         self._where = ""  # the row that was checked last
+
+    def read_ahead(self, told: list[tuple[Conversation, bool]], texts: list[str]) -> None:
+        """Reads what many rows are told by in one go: conversations, each with whether an answer is to follow, and plain texts. Nothing is noted, and
+        nothing refused, before a row's turn comes."""
+        if self._template is not None:
+            self._template.read_ahead(
+                [(self._with_tools(one), opened) for one, opened in told if not self._escapes(one)]
+            )
+        else:
+            self._bare.read_ahead(one.messages[-1].text for one, opened in told if not opened)
+            texts = [*texts, *(_joined(one) for one, opened in told if opened)]
+        self._plain.read_ahead(texts)
 
     def check(self, where: str, conversation: Conversation, text: str = "") -> list[str]:
         """Notes what of a conversation, or of a plain text, is not learned as it is written.
@@ -54,8 +70,8 @@ class Encoder:
     def prompt(self, given: Conversation) -> list[int]:
         """Token ids of a conversation up to the point where the answer begins. Raises: DataError: the template refuses it."""
         if self._template is not None and given:
-            return self._ids(given, add_generation_prompt=True)
-        return self.plain("\n".join(one.text for one in given.messages) + "\n") if given else []
+            return self._ids(given, opened=True)
+        return self.plain(_joined(given)) if given else []
 
     def answered(self, given: Conversation, answers: Sequence[Message]) -> tuple[list[int], list[list[int]]]:
         """Token ids of what is given, and of each answer to it up to the end of its turn; both together are the template's own rendering.
@@ -67,9 +83,7 @@ class Encoder:
                 raise DataError(
                     f"begins with an answer, which only a chat template can open, and the model has none; {ADVICE}"
                 )
-            return self.prompt(given), [
-                self._ended(self._tokens(one.text, add_special_tokens=False)) for one in answers
-            ]
+            return self.prompt(given), [self._ended(self._bare.of(one.text)) for one in answers]
         both = [given.followed_by(one) for one in answers]
         wholes = [self._ids(one) for one in both]
         start = min(self._start(given, one, ids) for one, ids in zip(both, wholes, strict=True))
@@ -90,10 +104,10 @@ class Encoder:
 
     def plain(self, text: str) -> list[int]:
         """Token ids of a plain text with what the tokenizer puts in front of it, and no end token behind."""
-        ids, end = self._tokens(text), self.tokenizer.eos_token_id
+        ids, end = self._plain.of(text), self.tokenizer.eos_token_id
         if end is None or ids[-1:] != [end]:
             return ids
-        bare = self._tokens(text, add_special_tokens=False)
+        bare = self._bare.of(text)
         return ids[:-1] if ids[len(ids) - 1 - len(bare) : -1] == bare else ids
 
     def text(self, text: str) -> list[int]:
@@ -129,18 +143,14 @@ class Encoder:
         tools = conversation.tools or self._tools
         return Conversation(conversation.messages, tools, conversation.unlearned)
 
-    def _ids(self, conversation: Conversation, **how: Any) -> list[int]:
+    def _ids(self, conversation: Conversation, opened: bool = False) -> list[int]:
         assert self._template is not None
-        return self._template.ids(self._with_tools(conversation), escaping=self._escapes(conversation), **how)
+        return self._template.ids(self._with_tools(conversation), opened, escaping=self._escapes(conversation))
 
     def _escapes(self, conversation: Conversation) -> bool:
         if self._special_tokens != "escape":
             return False
         return self._special.search("\n".join(_texts(conversation.messages))) is not None
-
-    def _tokens(self, text: str, **how: Any) -> list[int]:
-        escape = {"split_special_tokens": True} if self._special_tokens == "escape" else {}
-        return list(self.tokenizer(text, **escape, **how)["input_ids"])
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = ends.eos(self.tokenizer)
@@ -164,9 +174,7 @@ class Encoder:
         start = common_prefix(prompt, ids)
         if start == len(prompt):
             return start
-        opened, finished = (
-            self._template.text(self._with_tools(one), add_generation_prompt=one is given) for one in (given, whole)
-        )
+        opened, finished = (self._template.text(self._with_tools(one), opened=one is given) for one in (given, whole))
         if finished.startswith(opened):
             return start
         if start < self._content_end(given, prompt):
@@ -213,8 +221,13 @@ def _unwritten(conversation: Conversation) -> list[str]:
     return [*said_beside(conversation), *(["tools"] if conversation.tools else [])]
 
 
-def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many tokens two lists have in common at their beginnings."""
+def _joined(given: Conversation) -> str:
+    """What is given to a model without a chat template."""
+    return "\n".join(one.text for one in given.messages) + "\n"
+
+
+def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many tokens two lists, or characters two texts, have in common at their beginnings."""
     pairs = zip(one, other, strict=False)
     return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 

@@ -1,5 +1,6 @@
 """Rows that a model cannot read, or has nothing to learn from."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from peftrun.errors import DataError
@@ -7,20 +8,35 @@ from peftrun.errors import DataError
 IGNORED = -100  # label of what carries no loss
 
 
-def check(rows: Any, base: Any) -> None:
+@dataclass(frozen=True)
+class Reader:
+    """What reads rows: a base's tokenizer, its transformers config, and how many tokens it embeds."""
+
+    name: str
+    tokenizer: Any
+    config: Any
+    embedded: int
+
+
+def reader_of(base: Any) -> Reader:
+    """A base that is loaded."""
+    return Reader(base.name, base.tokenizer, base.model.config, base.model.get_input_embeddings().weight.shape[0])
+
+
+def check(rows: Any, reader: Reader) -> None:
     """Every row, training rows first.
 
     Raises: DataError: one has more tokens than the base has positions, a token that the base does not embed, or no label; the first
         is named.
     """
-    most = positions(base.model)
+    most = _positions(reader.config)
     for row in (*rows.train, *rows.held_out):
         longest = max([len(row.ids), *(len(row.prompt) + len(one) for one in getattr(row, "candidates", ()))])
         if most is not None and longest > most:
             raise DataError(
-                f"{row.where}: has {longest} tokens, and {base.name} reads {most}; type task.max_length={most}"
+                f"{row.where}: has {longest} tokens, and {reader.name} reads {most}; type task.max_length={most}"
             )
-        check_embedded([*row.ids, *getattr(row, "target", ())], base, row.where)
+        check_embedded([*row.ids, *getattr(row, "target", ())], reader, row.where)
         labels = getattr(row, "labels", None)
         if isinstance(labels, list) and all(label == IGNORED for label in labels):
             raise DataError(
@@ -30,38 +46,44 @@ def check(rows: Any, base: Any) -> None:
 
 def positions(model: Any) -> int | None:
     """Tokens that a model reads, prompt and answer together; None where it does not say."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return _positions(model.config)
+
+
+def _positions(config: Any) -> int | None:
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
 
 
 def room(model: Any, prompt: list[int]) -> int | None:
     """Tokens that may be written in answer to a prompt; None where the model does not say how many it reads."""
-    most = positions(model)
+    return _room(model.config, prompt)
+
+
+def _room(config: Any, prompt: list[int]) -> int | None:
+    most = _positions(config)
     if most is None:
         return None
-    return most - (
-        1 if model.config.is_encoder_decoder else len(prompt)
-    )  # a decoder of its own begins anew, with one token
+    return most - (1 if config.is_encoder_decoder else len(prompt))  # a decoder of its own begins anew, with one token
 
 
-def check_room(rows: Any, base: Any, asked: int) -> None:
+def check_room(rows: Any, reader: Reader, asked: int) -> None:
     """Raises: DataError: an answer of so many tokens to a row's prompt does not fit into the base's positions; the first is named."""
     for row in (*rows.train, *rows.held_out):
-        left = room(base.model, row.ids)
+        left = _room(reader.config, row.ids)
         if left is not None and left < asked:
             raise DataError(
-                f"{row.where}: has {len(row.ids)} tokens, and with task.objective.max_completion_length={asked} more {base.name} would read more than its "
-                f"{positions(base.model)}; type task.objective.max_completion_length={left}, or a smaller task.max_length"
+                f"{row.where}: has {len(row.ids)} tokens, and with task.objective.max_completion_length={asked} more {reader.name} would read more than its "
+                f"{_positions(reader.config)}; type task.objective.max_completion_length={left}, or a smaller task.max_length"
                 if left > 0
-                else f"{row.where}: has {len(row.ids)} tokens, all that {base.name} reads, and nothing could be written; type a smaller task.max_length"
+                else f"{row.where}: has {len(row.ids)} tokens, all that {reader.name} reads, and nothing could be written; type a smaller task.max_length"
             )
 
 
-def check_embedded(ids: list[int], base: Any, where: str) -> None:
+def check_embedded(ids: list[int], reader: Reader, where: str) -> None:
     """Raises: DataError: a token lies beyond the embeddings of the base."""
-    embedded, highest = base.model.get_input_embeddings().weight.shape[0], max(ids, default=0)
-    if highest >= embedded:
+    highest = max(ids, default=0)
+    if highest >= reader.embedded:
         raise DataError(
-            f"{where}: token {highest} ({base.tokenizer.convert_ids_to_tokens(highest)!r}) lies beyond the {embedded} that {base.name} embeds; "
+            f"{where}: token {highest} ({reader.tokenizer.convert_ids_to_tokens(highest)!r}) lies beyond the {reader.embedded} that {reader.name} embeds; "
             "restore the tokenizer that belongs to the model, or remove the text"
         )

@@ -18,8 +18,12 @@ ADVICE = "fix or remove the row"
 class Message(dict[str, Any]):
     """One message as a chat template reads it: role, content, and whatever else the row says. Never changed once it is made."""
 
+    _hash: int | None = None
+
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(json.dumps(self, sort_keys=True, default=str))
+        if self._hash is None:  # asked for again and again, wherever rows are told apart
+            self._hash = hash(json.dumps(self, sort_keys=True, default=str))
+        return self._hash
 
     @property
     def text(self) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 from peftrun import console
 from peftrun.errors import DataError
+from peftrun.tasks.tally import MIXED, Tally
 
 
-def mixed(parts: dict[str, tuple[float, list[Any]]], seed: int) -> list[Any]:
+def mixed(parts: dict[str, tuple[float, list[Any]]], seed: int, tally: Tally) -> list[Any]:
     """As many rows of each source as its weight asks for, the scarcest used up and none twice; shuffled. Said aloud.
 
     Args: parts: for each source its weight, and its rows in the order to be taken.
@@ -18,6 +19,8 @@ def mixed(parts: dict[str, tuple[float, list[Any]]], seed: int) -> list[Any]:
     console.say(
         "data: " + ", ".join(f"{len(rows)} of {len(parts[name][1])} rows of {name}" for name, rows in taken.items())
     )
+    for name, rows in taken.items():
+        tally.leave_out(parts[name][1], rows, MIXED)
     together = [row for rows in taken.values() for row in rows]
     random.Random(seed).shuffle(together)
     return together

@@ -1,84 +1,18 @@
 """Kind `preference`: of two answers to a prompt one was chosen."""
 
-import hashlib
-import json
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from peftrun.device import of_inputs
-from peftrun.errors import DataError
-from peftrun.objectives import DpoObjective, RewardObjective
+from peftrun.objectives import DpoObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks.data import load_examples
-from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.likelihood import against_base
-from peftrun.tasks.messages import Conversation, Message
-from peftrun.tasks.talks import answer_of, encoded, given_of
+from peftrun.tasks.rows.preference import Row, load_rows
+
+__all__ = ["Row", "evaluate", "load_rows"]
 
 TIE = 0.5  # how a pair counts that the model does not tell apart
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row: what is given, and two answers."""
-
-    given: Conversation
-    chosen: Message
-    rejected: Message
-    where: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A pair as token ids. `rewarded`: each answer is judged together with its prompt, as one text."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    rewarded: bool = False
-    where: str = field(default="", compare=False)
-
-    @property
-    def ids(self) -> list[int]:
-        """Prompt and the longer answer."""
-        return self.prompt + max(self.chosen, self.rejected, key=len)
-
-    @property
-    def as_trl(self) -> dict[str, Any]:
-        """As TRL takes it."""
-        if self.rewarded:
-            return {"chosen_ids": self.prompt + self.chosen, "rejected_ids": self.prompt + self.rejected}
-        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Training rows, held-out rows, and a digest of both."""
-
-    train: list[Any]
-    held_out: list[Any]
-    digest: str
-
-    def for_training(self) -> list[dict[str, Any]]:
-        """Each training row as TRL takes it."""
-        return [row.as_trl for row in self.train]
-
-    def describe(self) -> dict[str, Any]:
-        """For the record."""
-        return {"train_rows": len(self.train), "held_out_rows": len(self.held_out), "digest": self.digest}
-
-
-def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's pairs. Those longer than `task.max_length` are left out, and counted aloud.
-
-    Raises: DataError: see `data.load_examples`; or both answers of a row are the same.
-    """
-    train, held_out = load_examples(task, _pair)
-    said = [[one.given.as_json(), one.chosen.brief, one.rejected.brief] for one in (*train, *held_out)]
-    text = json.dumps(said, ensure_ascii=False, default=str)
-    return Rows(*encoded(train, held_out, task, tokenizer, _encode), hashlib.sha256(text.encode()).hexdigest())
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
@@ -134,21 +68,3 @@ def _rewards(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> to
         found.append(scores[: len(part)] - scores[len(part) :])
     model.train(was_training)
     return torch.cat(found)
-
-
-def _pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Pair:
-    assert task.chosen is not None and task.rejected is not None
-    given = given_of(where, row, task)
-    chosen, rejected = (answer_of(where, row, column) for column in (task.chosen, task.rejected))
-    if chosen == rejected:
-        raise DataError(
-            f"{where}: columns {task.chosen} and {task.rejected} are the same answer, so nothing is preferred; remove the row"
-        )
-    return Pair(given, chosen, rejected, where)
-
-
-def _encode(one: Pair, task: TaskSpec, encoder: Encoder) -> Row:
-    for answer in (one.chosen, one.rejected):
-        encoder.check(one.where, one.given.followed_by(answer))
-    prompt, (chosen, rejected) = encoder.answered(one.given, [one.chosen, one.rejected])
-    return Row(prompt, chosen, rejected, isinstance(task.objective, RewardObjective), one.where)

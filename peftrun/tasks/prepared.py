@@ -23,6 +23,8 @@ from peftrun.paths import cache_dir
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks import sources
 from peftrun.tasks.messages import tools_in
+from peftrun.tasks.rows import Rows
+from peftrun.tasks.tally import Tally
 
 LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -65,7 +67,8 @@ def _load(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> tuple[Any, list[s
 def _make(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
     with console.overheard() as said:
         found, read = _load(kind, task, tokenizer)
-    kept = dataclasses.asdict(found) | {"said": said, "read": read}
+    parts = {part: [vars(row) for row in getattr(found, part)] for part in ("train", "held_out")}
+    kept = {**parts, "digest": found.digest, "tally": found.tally.as_dict(), "said": said, "read": read}
     text = json.dumps(kept, ensure_ascii=False)
     try:
         artifacts.write_text(file, text)
@@ -82,6 +85,7 @@ def _read(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
         kept = json.loads(file.read_text(encoding="utf-8"))
         said, digest, read = kept["said"], kept["digest"], kept["read"]
         train, held_out = ([kind.Row(**row) for row in kept[part]] for part in ("train", "held_out"))
+        tally = Tally.of_dict(kept["tally"])
     except (OSError, ValueError, KeyError, TypeError):
         console.say(f"data: kept rows {console.short(file)} are damaged; made anew")
         return None
@@ -89,7 +93,7 @@ def _read(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
     for line in said:
         console.say(line)
     reads.note(task, read)
-    return kind.Rows(train, held_out, digest)
+    return Rows(train, held_out, digest, tally)
 
 
 def _key(task: TaskSpec, tokenizer: Any) -> str | None:
@@ -102,7 +106,7 @@ def _key(task: TaskSpec, tokenizer: Any) -> str | None:
         "tokenizer": _of_tokenizer(tokenizer),
         "task": dataclasses.asdict(reads.plain(task)),
         "tools": fingerprint.of_file(Path(task.tools).expanduser()) if task.tools else None,
-        "code": [fingerprint.of_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
+        "code": [fingerprint.of_file(path) for path in sorted(Path(__file__).parent.rglob("*.py"))],
         "libraries": [version(name) for name in LIBRARIES],
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

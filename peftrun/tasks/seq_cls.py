@@ -5,24 +5,12 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding
 
-from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import Row, Rows, answers, limit, macro_f1, say_cut
-from peftrun.tasks.data import Example, digest, example, load_examples
+from peftrun.tasks.classes import answers, macro_f1
+from peftrun.tasks.rows.classes import Row
+from peftrun.tasks.rows.seq_cls import load_rows
 
-
-def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's rows as tokens, longer ones cut at `task.max_length` or where the model ends.
-
-    Raises: DataError: see `data.load_examples`; or a label is not among `task.label_names`.
-    """
-    train, held_out = load_examples(task, _labelled)
-    found = Rows(
-        [_encode(one, task, tokenizer) for one in train],
-        [_encode(one, task, tokenizer) for one in held_out],
-        digest([*train, *held_out]),
-    )
-    return say_cut(found, limit(task, tokenizer))
+__all__ = ["Row", "collator", "detailed", "evaluate", "load_rows"]
 
 
 def collator(tokenizer: Any) -> Any:
@@ -48,18 +36,3 @@ def detailed(
     found = {"loss": total / len(pairs), "accuracy": right / len(pairs), "macro_f1": macro_f1(pairs, labels)}
     counts = [[pairs.count((true, answered)) for answered in range(labels)] for true in range(labels)]
     return found, {"confusion": {"labels": task.label_names, "counts": counts}}
-
-
-def _labelled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
-    one, names = example(where, row, task, choices), task.label_names or []
-    if one.completion not in names:
-        raise DataError(
-            f"{where}: label {one.completion!r} is not among task.label_names ({', '.join(names)}); add it, or mend the row"
-        )
-    return one
-
-
-def _encode(one: Example, task: TaskSpec, tokenizer: Any) -> Row:
-    text = one.given.messages[-1].text
-    ids = tokenizer(text, truncation=True, max_length=limit(task, tokenizer))["input_ids"]
-    return Row(list(ids), (task.label_names or []).index(one.completion), one.where)

@@ -1,6 +1,6 @@
 """What a row says: a conversation, what is given in it, an answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peftrun import console
@@ -19,7 +19,9 @@ from peftrun.tasks.messages import (
     opened_by,
     says,
 )
+from peftrun.tasks.tally import Tally
 from peftrun.tasks.templates import fill
+from peftrun.tasks.token_ids import in_parts
 
 
 def whole_of(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation | None:
@@ -95,22 +97,32 @@ def encoded(
     task: TaskSpec,
     tokenizer: Any,
     encode: Callable[[Any, TaskSpec, Encoder], Any],
+    *,
+    tally: Tally,
 ) -> tuple[list[Any], list[Any]]:
     """Training and held-out rows as token ids, those that `kept` keeps. Raises: DataError: what is at fault with a row, named."""
 
     def each(examples: list[Any], which: str) -> list[Any]:
         rows = []
-        for one in examples:
+        for one in in_batches(examples, encoder, task.loss_on):
             with named(one.where):
                 rows.append(encode(one, task, encoder))
         encoder.report(which)
-        return kept(rows, lambda row: len(row.ids), task, which)
+        return kept(rows, lambda row: len(row.ids), task, which, tally)
 
     encoder = Encoder(tokenizer, task)
     return each(train, "training"), each(held_out, "held-out")
 
 
-def kept(rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: str) -> list[Any]:
+def in_batches(examples: list[Any], encoder: Encoder, loss_on: str) -> Iterator[Any]:
+    """Each example, when the encoder has read what it and many others are told by."""
+    for part in in_parts(examples):
+        told = [found for one in part for found in one.renderings(loss_on)]
+        encoder.read_ahead(told, [] if told else [one.completion for one in part])
+        yield from part
+
+
+def kept(rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: str, tally: Tally) -> list[Any]:
     """Those no longer than `task.max_length` tokens; how many are left out is said aloud.
 
     Raises: DataError: none is left.
@@ -123,7 +135,9 @@ def kept(rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: s
             f"(the shortest has {shortest} tokens); type task.max_length={2 ** max(shortest - 1, 1).bit_length()}"
         )
     if len(found) < len(rows):
+        longer = [row for row in rows if length(row) > task.max_length]
+        tally.left_out += [(row.where, f"longer than task.max_length={task.max_length}", length(row)) for row in longer]
         console.say(
-            f"data: {len(rows) - len(found)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
+            f"data: {len(longer)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
         )
     return found

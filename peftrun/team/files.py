@@ -28,7 +28,10 @@ def of_folders(folders: Sequence[Path]) -> Iterator[Finding]:
             f"package {package} has no folder here; install it again, or mend the entry point",
         )
     for path, read in shadows.of(folders).items():
-        yield Finding(str(path), f"{path.parent.name}={path.stem}", FAULT, shadows.line(path, read).partition(": ")[2])
+        verdict = NOTE if shadows.is_of_working_copy(path, read) else FAULT
+        yield Finding(
+            str(path), f"{path.parent.name}={path.stem}", verdict, shadows.line(path, read).partition(": ")[2]
+        )
     for folder in folders:
         yield from _strays(folder)
 

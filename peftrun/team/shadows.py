@@ -21,6 +21,13 @@ def of(folders: Sequence[Path]) -> dict[Path, Path]:
     return found
 
 
+def is_of_working_copy(path: Path, read: Path) -> bool:
+    """Whether what is read is a working copy of the installed package that `path` is in, which is what its author wants."""
+    installed = packages.installed().values()
+    theirs, given = path.parents[1], read.parents[1]
+    return theirs in installed and given not in installed and theirs.name == given.name
+
+
 def line(path: Path, read: Path) -> str:
     """What to do about it."""
     ours = read.is_relative_to(paths.config_dir())
@@ -35,4 +42,5 @@ def chosen(runtime: Any) -> list[str]:
     if not teams:
         return []
     choices = {(group, f"{option}.yaml") for group, option in runtime["choices"].items()}
-    return [line(path, read) for path, read in of(teams).items() if (path.parent.name, path.name) in choices]
+    hidden = {path: read for path, read in of(teams).items() if (path.parent.name, path.name) in choices}
+    return [line(path, read) for path, read in hidden.items() if not is_of_working_copy(path, read)]

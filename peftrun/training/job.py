@@ -20,6 +20,7 @@ from peftrun.device import Device
 from peftrun.errors import ConfigError, DataError
 from peftrun.methods import NoAdapter
 from peftrun.model import Base
+from peftrun.preview import views
 from peftrun.replay import sources
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
@@ -67,20 +68,23 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
     console.say(place.note)
     tasks.look(spec.task)
     base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
-    return Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
+    job = Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
+    if ranks.is_main():
+        leave_rows(job)
+    return job
+
+
+def leave_rows(job: Job) -> None:
+    """Shows the first rows in the run folder as they will be learned."""
+    views.leave_first(job.rows, job.spec.task, job.base.tokenizer, job.out_dir)
 
 
 def rows_of(spec: RunSpec, base: Base) -> Any:
     """The task's rows. Raises: DataError: see `tasks.load`; or too few of them are left to learn from."""
     rows = tasks.load(spec.task, base)
-    apart = spec.task.data.validation_rows
-    if apart is not None and apart >= len(rows.train):
-        raise DataError(
-            f"task.data.validation_rows={apart}: there are {len(rows.train)} training rows to take them from; "
-            f"type task.data.validation_rows={len(rows.train) // 5}"
-        )
+    tasks.check_enough(rows, spec.task)
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
-    count = len(rows.train) - (apart or 0)
+    count = len(rows.train) - (spec.task.data.validation_rows or 0)
     for line in (epochs.told(spec, count), epochs.unseen(spec, count)):
         if line:
             console.say(line)

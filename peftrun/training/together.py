@@ -92,6 +92,7 @@ class _Group:
             tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
             kind, name = tasks.of_kind(spec.task.kind), summary.name_of(out_dir)
             job = Job(spec, out_dir, checkpoint, self.place, self.base, kind, self._rows(spec), name)
+            jobs.leave_rows(job)
             self.before[cell] = self._before(job)
         except PeftrunError as fault:
             self.finish(cell, fault)

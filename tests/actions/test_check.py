@@ -113,6 +113,14 @@ def test_two_packages_with_one_name_are_told(tmp_path, monkeypatch):
     told = [str(one) for one in files.of_folders(packages.folders())]
     assert any("ours_b/lora/same.yaml: lora=same: is never read" in line for line in told), told
     assert any("package ours_gone has no folder here" in line for line in told), told
+    copy = write(tmp_path / "src" / "ours_a", "lora/same", "defaults: [lora, _self_]\n").parents[
+        1
+    ]  # which its author works on
+    found = {one.where: one.verdict for one in files.of_folders(packages.folders([copy])) if one.what == "lora=same"}
+    assert [found[str(tmp_path / f"{name}/{name}/lora/same.yaml")] for name in ("ours_a", "ours_b")] == [
+        "note",
+        "fault",
+    ]
 
 
 @pytest.fixture(scope="module")

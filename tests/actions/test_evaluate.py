@@ -12,6 +12,7 @@ import peftrun
 from peftrun.tasks import causal_lm, ends
 from peftrun.tasks.data import load_examples
 from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.rows import causal_lm as rows_of
 
 CHOICES = ["task.data.label_column=completion", "task.data.labels={yes: yes, no: no}"]
 
@@ -40,7 +41,7 @@ def _rows(tokenizer, data):
         "task=instruction", f"task.data.path={data}", "task.data.eval_rows=8", *CHOICES, "task.completion='{label}'"
     ).task
     train, _ = load_examples(task)
-    for row in [causal_lm._row(one, Encoder(tokenizer, task)) for one in train[:7]]:
+    for row in [rows_of._row(one, Encoder(tokenizer, task)) for one in train[:7]]:
         yield replace(row, candidates=[ends.until(ids, {tokenizer.eos_token_id}) for ids in row.candidates])
 
 

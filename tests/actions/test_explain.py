@@ -48,6 +48,16 @@ def test_each_key_has_a_row_with_its_source_and_the_command_comes_last(cli):
     }
     assert "lora=dora (typed)" in run.out and "task=sms_spam (default)" in run.out
     assert run.out.endswith("\ncommand:\n  peftrun lora=dora lora.r=4 trainer.warmup_steps=1 trainer.max_steps=7\n")
+    own = [
+        "task=instruction",
+        "task.data.source=hub",
+        "task.data.path=ORG/ROWS",
+        "task.prompt='Q {q}'",
+        "task.completion='A {a}'",
+    ]
+    assert (
+        " task=instruction " in cli("action=explain", *own).out.rpartition("command:")[2]
+    )  # task=text would be as long
 
 
 @pytest.mark.slow

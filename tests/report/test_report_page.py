@@ -107,6 +107,16 @@ def test_everything_that_is_not_ours_is_text(run):
         data=record["data"] | {"held_out_rows": EVIL}, unread=[EVIL],
     )  # fmt: skip
     rows(run, {"step": 1, "seconds": 1.0, "loss": 1.0, EVIL: 2.0}, {"step": 2, "seconds": 2.0, "loss": 0.5, EVIL: 1.0})
+    learned = {
+        "source": EVIL,
+        "split": EVIL,
+        "text": EVIL,
+        "spans": [[1, 9]],
+        "input_ids": [EVIL, 2],
+        "labels": [1, -100],
+    }
+    shown = learned | {"tokens": [EVIL, EVIL], "facts": {EVIL: EVIL}, "rejected": learned}
+    (run / "rows.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in (shown, {"text": EVIL}, [EVIL])))
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("  prompt: '{prompt}'", f"  prompt: {json.dumps(EVIL)}", 1))
     (run / ".hydra/overrides.yaml").write_text(json.dumps([f"task.prompt={EVIL}"]))

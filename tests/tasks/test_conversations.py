@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftrun
 from peftrun.errors import DataError, ModelError
-from peftrun.tasks import causal_lm, ends
+from peftrun.tasks import ends
 from peftrun.tasks.chat_template import ChatTemplate
 from peftrun.tasks.data import example
 from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.limits import IGNORED
 from peftrun.tasks.messages import Conversation, Message
+from peftrun.tasks.rows import causal_lm
+from peftrun.tasks.tally import Tally
 
 OURS, TRLS = Path(__file__).parent.parent / "chat_templates", Path(trl.__file__).parent / "chat_templates"
 # Name → the file, the token that ends a turn, and what is written before an answer's own text.
@@ -84,7 +86,7 @@ def task_of(*overrides):
 def row_of(tokenizer, row, *overrides):
     """What is made of a file's first row."""
     task = task_of(*overrides)
-    made = causal_lm._fitting([example("row 1", row, task, ())], task, Encoder(tokenizer, task), "training")
+    made = causal_lm._fitting([example("row 1", row, task, ())], task, Encoder(tokenizer, task), "training", Tally())
     return made[0]
 
 

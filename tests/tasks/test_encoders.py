@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import peftrun
 from peftrun.tasks.classes import macro_f1
-from peftrun.tasks.token_cls import _from_list, entities
+from peftrun.tasks.rows.token_cls import _from_list
+from peftrun.tasks.token_cls import entities
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoders import LABELS, STEPS, TAGS, build_bert, on_texts, on_words

@@ -101,4 +101,6 @@ def test_slots_can_be_swept(team, cli):
 
 def test_help_says_what_a_template_asks_for(team, cli):
     shown = cli("--help", "--config-dir", "team").out
-    assert "slots.rows=PATH" in shown and "a .jsonl of columns prompt and completion" in shown
+    assert (
+        "slots.rows=PATH" in shown and "slots.rank=8" in shown and "a .jsonl of columns prompt and completion" in shown
+    )

@@ -1,0 +1,140 @@
+"""Show rows as they will be learned, before anything is paid for it. No weights are loaded, and no torch unless the tokenizer needs it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftrun import artifacts, asked, console, dispatch, heads
+from peftrun.action_specs import PreviewAction
+from peftrun.errors import DataError
+from peftrun.explain import quoting
+from peftrun.objectives import GrpoObjective
+from peftrun.preview import page, printed
+from peftrun.report import PREVIEW, ROWS
+from peftrun.result import RunResult
+from peftrun.schema import RunSpec
+from peftrun.system import late_torch
+
+OWN = ("action", "rows", "at", "tokens")  # what is typed for this action itself
+LEARNED = {  # of these kinds it is no span of the text
+    "seq_cls": "learned is the label of the whole text",
+    "token_cls": "learned is the tag of each word, at the word's first token",
+    "seq2seq": "learned is the text that is written; the one that is read is given",
+}
+OBJECTIVES = {
+    "dpo": "learned is to prefer the chosen answer to the rejected one",
+    "orpo": "learned is to prefer the chosen answer to the rejected one, and beside that the whole chosen text, its prompt too",
+    "kto": "an answer that is wanted is made likelier, one that is not wanted less likely",
+    "reward": "learned is the score of a whole text: that of the chosen one above that of the rejected one",
+}
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """The first training rows, or one row of the data, on the terminal and in files; and what all rows are together.
+
+    Raises: PeftrunError: what training would find at fault with base or rows. DataError: the data has no such row.
+    """
+    assert isinstance(spec.action, PreviewAction)
+    late_torch.spare()
+    views, statistics = (dispatch.heavy(f"peftrun.preview.{name}") for name in ("views", "statistics"))
+    reader = dispatch.heavy("peftrun.base_tokenizer").load_reader(spec.model, heads.of_task(spec.task))
+    found = _loaded(spec, reader)
+    counts = statistics.counted(found, spec.task)
+    chosen, lines = _chosen(found, views.splits_of(found, spec.task), spec.action, views)
+    rows = [views.described(row, split, spec.task, reader.tokenizer, spec.action.tokens) for row, split in chosen]
+    notes = [*lines, *_notes(spec)]
+    _write(out_dir, rows, page.written(_title(spec), f"{reader.name} reads them", rows, counts, notes))
+    _show(rows, counts, notes)
+    facts = {"base": {"name": reader.name}, "data": found.describe(), "preview": counts}
+    return RunResult(out_dir, facts, summary=list(_summary(counts, out_dir)), next_commands=[_training(out_dir)])
+
+
+def _loaded(spec: RunSpec, reader: Any) -> Any:
+    tasks = dispatch.heavy("peftrun.tasks")
+    found = tasks.load_for(spec.task, reader)
+    tasks.check_enough(found, spec.task)
+    return found
+
+
+def _chosen(
+    found: Any, splits: dict[str, list[Any]], action: PreviewAction, views: Any
+) -> tuple[list[tuple[Any, str]], list[str]]:
+    """Rows to be shown, each with its split; and why a row that was asked for is not among them.
+
+    Raises: DataError: no source has such a row.
+    """
+    if action.at is None:
+        return [(row, views.TRAINING) for row in splits[views.TRAINING][: action.rows]], []
+    rows = [(row, split) for split, some in splits.items() for row in some if views.row_number(row) == action.at]
+    left_out = [one for one in found.tally.left_out if one[0].endswith(f": row {action.at}")]
+    if not rows and not left_out:
+        read = ", ".join(f"{views.place_of(source)} has {count} rows" for source, count in found.tally.read.items())
+        raise DataError(
+            f"action.at={action.at}: there is no such row; {read}; type action.at={max(found.tally.read.values())}"
+        )
+    return rows, [
+        f"{views.place_of(where)} is left out: {why}{f' ({tokens} tokens)' if tokens else ''}"
+        for where, why, tokens in left_out
+    ]
+
+
+def _notes(spec: RunSpec) -> Iterator[str]:
+    task, trainer = spec.task, spec.trainer
+    if task.kind in LEARNED:
+        yield LEARNED[task.kind]
+    if isinstance(task.objective, GrpoObjective):
+        yield (
+            f"nothing of these prompts is learned: {task.objective.num_generations} answers to each are drawn, of at most "
+            f"{task.objective.max_completion_length} tokens, and rewarded by {', '.join(task.objective.rewards)}"
+        )
+    elif task.objective is not None:
+        yield OBJECTIVES[task.objective.name]
+    if trainer.packing:
+        yield f"trainer.packing=true: shown before they are packed; training puts several into one of {task.max_length} tokens"
+
+
+def _write(out_dir: Path, rows: list[dict[str, Any]], text: str) -> None:
+    dispatch.heavy("peftrun.preview.views").write(rows, out_dir)
+    artifacts.write_text(out_dir / PREVIEW, text)
+
+
+def _show(rows: list[dict[str, Any]], counts: dict[str, Any], notes: list[str]) -> None:
+    for row in rows:
+        console.show_marked(printed.printed(row))
+    for note in notes:
+        console.show(note)
+    console.show("tokens  training rows")
+    for line in printed.bars(counts["histogram"]):
+        console.show(line)
+    console.show("")
+
+
+def _summary(counts: dict[str, Any], out_dir: Path) -> Iterator[tuple[str, str]]:
+    for name, one in counts["splits"].items():
+        learned = (
+            f", {one['learned_tokens']:,} of them learned ({one['share_learned']:.1%})" if one["learned_tokens"] else ""
+        )
+        lengths = f"{one['shortest']:,} to {one['longest']:,} a row, median {one['median']:,}"
+        yield f"{name} rows", f"{one['rows']:,}; {one['tokens']:,} tokens{learned}; {lengths}"
+    for name, one in counts["sources"].items():
+        used = ", ".join(f"{one[split]:,} {split}" for split in counts["splits"] if one.get(split))
+        yield "source", f"{name}: {one['rows']:,} rows; {used or 'none used'}"
+        yield from (("left out", f"{number:,}: {why}") for why, number in one["left_out"].items())
+        if one["cut"]:
+            yield "cut", f"{one['cut']:,}: what lies beyond the limit of tokens is not read"
+    yield "page", console.short(out_dir / PREVIEW)
+    yield "rows", console.short(out_dir / ROWS)
+
+
+def _title(spec: RunSpec) -> str:
+    return dispatch.heavy("peftrun.tasks").source_of(spec.task)
+
+
+def _training(out_dir: Path) -> str:
+    """The command that trains what was shown."""
+    typed = [
+        text
+        for text in asked.overrides(out_dir)
+        if text.lstrip("+").partition("=")[0].removeprefix("action.") not in OWN
+    ]
+    return quoting.command(typed)

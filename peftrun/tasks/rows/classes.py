@@ -1,0 +1,39 @@
+"""What rows of both kinds of classifiers share: token ids with labels, cut where the model ends."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftrun import console
+from peftrun.schema import TaskSpec
+from peftrun.tasks.rows import Rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: token ids, and the label's number (of a text) or each token's (of words)."""
+
+    ids: list[int]
+    labels: int | list[int]
+    where: str = field(default="", compare=False)
+
+    @property
+    def as_trained(self) -> dict[str, Any]:
+        """As the loop takes it."""
+        return {"input_ids": self.ids, "labels": self.labels}
+
+
+def limit(task: TaskSpec, tokenizer: Any) -> int:
+    """Tokens of a row that are read: as many as the task says, or as the model can."""
+    return min(task.max_length, int(tokenizer.model_max_length))
+
+
+def say_cut(rows: Rows, most: int) -> Rows:
+    """The same rows; how many of them reach the limit is said aloud."""
+    for which, some in (("training", rows.train), ("held-out", rows.held_out)):
+        cut = [row.where for row in some if len(row.ids) >= most]
+        rows.tally.cut.extend(cut)
+        if cut:
+            console.say(
+                f"data: {len(cut)} of {len(some)} {which} rows reach {most} tokens; what lies beyond is not read"
+            )
+    return rows

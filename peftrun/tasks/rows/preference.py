@@ -1,0 +1,86 @@
+"""Rows of kind `preference`: a prompt and two answers, one of them chosen, as token ids."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftrun.errors import DataError
+from peftrun.objectives import RewardObjective
+from peftrun.schema import TaskSpec
+from peftrun.tasks.data import load_examples
+from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.messages import Conversation, Message
+from peftrun.tasks.rows import Rows
+from peftrun.tasks.talks import answer_of, encoded, given_of
+from peftrun.tasks.tally import Tally
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row: what is given, and two answers."""
+
+    given: Conversation
+    chosen: Message
+    rejected: Message
+    where: str = field(default="", compare=False)
+
+    def renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
+        """See `Example.renderings`."""
+        yield from ((self.given.followed_by(one), False) for one in (self.chosen, self.rejected))
+        yield self.given, True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair as token ids. `rewarded`: each answer is judged together with its prompt, as one text."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    rewarded: bool = False
+    where: str = field(default="", compare=False)
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and the longer answer."""
+        return self.prompt + max(self.chosen, self.rejected, key=len)
+
+    @property
+    def as_trained(self) -> dict[str, Any]:
+        """As the loop takes it."""
+        if self.rewarded:
+            return {"chosen_ids": self.prompt + self.chosen, "rejected_ids": self.prompt + self.rejected}
+        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+
+
+def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
+    """The task's pairs. Those longer than `task.max_length` are left out, and counted aloud.
+
+    Raises: DataError: see `data.load_examples`; or both answers of a row are the same.
+    """
+    tally = Tally()
+    train, held_out = load_examples(task, _pair, tally)
+    said = [[one.given.as_json(), one.chosen.brief, one.rejected.brief] for one in (*train, *held_out)]
+    text = json.dumps(said, ensure_ascii=False, default=str)
+    rows = encoded(train, held_out, task, tokenizer, _encode, tally=tally)
+    return Rows(*rows, hashlib.sha256(text.encode()).hexdigest(), tally)
+
+
+def _pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Pair:
+    assert task.chosen is not None and task.rejected is not None
+    given = given_of(where, row, task)
+    chosen, rejected = (answer_of(where, row, column) for column in (task.chosen, task.rejected))
+    if chosen == rejected:
+        raise DataError(
+            f"{where}: columns {task.chosen} and {task.rejected} are the same answer, so nothing is preferred; remove the row"
+        )
+    return Pair(given, chosen, rejected, where)
+
+
+def _encode(one: Pair, task: TaskSpec, encoder: Encoder) -> Row:
+    for answer in (one.chosen, one.rejected):
+        encoder.check(one.where, one.given.followed_by(answer))
+    prompt, (chosen, rejected) = encoder.answered(one.given, [one.chosen, one.rejected])
+    return Row(prompt, chosen, rejected, isinstance(task.objective, RewardObjective), one.where)

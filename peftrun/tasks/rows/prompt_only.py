@@ -1,0 +1,74 @@
+"""Rows of kind `prompt_only`: a prompt as token ids, and the true answer if there is one."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftrun.schema import TaskSpec
+from peftrun.tasks import ends
+from peftrun.tasks.data import label, load_examples
+from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.messages import Conversation
+from peftrun.tasks.rows import Rows
+from peftrun.tasks.talks import encoded, given_of
+from peftrun.tasks.tally import Tally
+from peftrun.tasks.templates import fill
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One row: what is given, and the true answer, if there is one."""
+
+    given: Conversation
+    completion: str
+    where: str = field(default="", compare=False)
+
+    def renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
+        """See `Example.renderings`."""
+        yield self.given, True
+
+
+@dataclass(frozen=True)
+class Row:
+    """The same as token ids."""
+
+    prompt: list[int]
+    answer: str
+    where: str = field(default="", compare=False)
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt."""
+        return self.prompt
+
+    @property
+    def as_trained(self) -> dict[str, Any]:
+        """As the loop takes it."""
+        return {"prompt": self.prompt, "answer": self.answer}
+
+
+def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
+    """The task's prompts. Those longer than `task.max_length` are left out, and counted aloud.
+
+    Raises: DataError: see `data.load_examples`.
+    """
+    ends.eos(tokenizer)  # answers that are drawn must be able to end
+    tally = Tally()
+    train, held_out = load_examples(task, _asked, tally)
+    text = json.dumps(
+        [[one.given.as_json(), one.completion] for one in (*train, *held_out)], ensure_ascii=False, default=str
+    )
+    rows = encoded(train, held_out, task, tokenizer, _encode, tally=tally)
+    return Rows(*rows, hashlib.sha256(text.encode()).hexdigest(), tally)
+
+
+def _asked(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Asked:
+    labelled = row | ({"label": label(where, row, task.data)} if task.data.label_column else {})
+    return Asked(given_of(where, labelled, task), fill(where, task.completion, labelled) or "", where)
+
+
+def _encode(one: Asked, _: TaskSpec, encoder: Encoder) -> Row:
+    encoder.check(one.where, one.given)
+    return Row(encoder.prompt(one.given), one.completion, one.where)

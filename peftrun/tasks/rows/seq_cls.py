@@ -1,0 +1,40 @@
+"""Rows of kind `seq_cls`: a text and its label."""
+
+from typing import Any
+
+from peftrun.errors import DataError
+from peftrun.schema import TaskSpec
+from peftrun.tasks.data import Example, digest, example, load_examples
+from peftrun.tasks.rows import Rows
+from peftrun.tasks.rows.classes import Row, limit, say_cut
+from peftrun.tasks.tally import Tally
+from peftrun.tasks.token_ids import in_parts
+
+
+def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
+    """The task's rows as tokens, longer ones cut at `task.max_length` or where the model ends.
+
+    Raises: DataError: see `data.load_examples`; or a label is not among `task.label_names`.
+    """
+    tally = Tally()
+    train, held_out = load_examples(task, _labelled, tally)
+    first, second = (_encoded(part, task, tokenizer) for part in (train, held_out))
+    return say_cut(Rows(first, second, digest([*train, *held_out]), tally), limit(task, tokenizer))
+
+
+def _labelled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
+    one, names = example(where, row, task, choices), task.label_names or []
+    if one.completion not in names:
+        raise DataError(
+            f"{where}: label {one.completion!r} is not among task.label_names ({', '.join(names)}); add it, or mend the row"
+        )
+    return one
+
+
+def _encoded(examples: list[Example], task: TaskSpec, tokenizer: Any) -> list[Row]:
+    names, most, rows = task.label_names or [], limit(task, tokenizer), []
+    for part in in_parts(examples):
+        texts = [one.given.messages[-1].text for one in part]
+        found = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+        rows += [Row(list(ids), names.index(one.completion), one.where) for one, ids in zip(part, found, strict=True)]
+    return rows

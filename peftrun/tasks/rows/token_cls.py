@@ -1,0 +1,113 @@
+"""Rows of kind `token_cls`: words, and a tag for each."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftrun.errors import DataError
+from peftrun.schema import TaskSpec
+from peftrun.tasks.data import load_examples
+from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.rows import Rows
+from peftrun.tasks.rows.classes import Row, limit, say_cut
+from peftrun.tasks.tally import Tally
+from peftrun.tasks.templates import text_of
+from peftrun.tasks.token_ids import in_parts
+
+OUTSIDE = "O"
+ENTITY = re.compile(r"(.+?) - ([A-Z]+)(?:, |$)")
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """One row: words and their tags."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    where: str = field(default="", compare=False)
+
+
+def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
+    """The task's rows as tokens, cut at `task.max_length` or where the model ends; of a word's tokens the first carries its tag.
+
+    Raises: DataError: see `data.load_examples`; or a row's words and tags do not fit together, or a tag is unknown.
+    """
+    tally = Tally()
+    train, held_out = load_examples(task, _tagged, tally)
+    text = json.dumps([[one.words, one.tags] for one in (*train, *held_out)], ensure_ascii=False)
+    first, second = (_encoded(part, task, tokenizer) for part in (train, held_out))
+    return say_cut(Rows(first, second, hashlib.sha256(text.encode()).hexdigest(), tally), limit(task, tokenizer))
+
+
+def _tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Tagged:
+    assert task.words is not None and task.tags is not None
+    words, tags = [text_of(where, task.words, word) for word in _words(row[task.words])], row[task.tags]
+    if isinstance(tags, str):
+        tags = _from_list(words, tags)
+    if not words or not all(words) or not isinstance(tags, list) or len(words) != len(tags):
+        raise DataError(
+            f"{where}: columns {task.words} and {task.tags} must hold a word and its tag each, as many of one as of the other; "
+            "mend or remove the row"
+        )
+    tags = [text_of(where, task.tags, tag) for tag in tags]
+    unknown = sorted(set(tags) - set(task.label_names or ()))
+    if unknown:
+        names = ", ".join(task.label_names or ())
+        raise DataError(f"{where}: tag {unknown[0]} is not among task.label_names ({names}); add it, or mend the row")
+    return Tagged(tuple(words), tuple(tags), where)
+
+
+def _words(value: Any) -> list[Any]:
+    """A list of words as it is; a text parted at blanks; of a talk its last message."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = value[-1].get("content")
+    return value.split() if isinstance(value, str) else value if isinstance(value, list) else []
+
+
+def _from_list(words: list[str], listed: str) -> list[str]:
+    """Tags from a text that lists entities in their order: `[Wellesley - LOCATION, Jane Roe - PERSON]`.
+
+    An entity that is not found among the words after the one before it is looked for from the start, and passed over
+    if it is nowhere.
+    """
+    tags, place = [OUTSIDE] * len(words), 0
+    inner = listed.strip()
+    for name, kind in ENTITY.findall(inner[1:-1]) if inner.startswith("[") else []:
+        parts = name.split()
+        start = _find(words, tags, parts, place)
+        start = _find(words, tags, parts, 0) if start is None else start
+        if start is not None:
+            place = start + len(parts)
+            tags[start:place] = [f"B-{kind}", *[f"I-{kind}"] * (len(parts) - 1)]
+    return tags
+
+
+def _find(words: list[str], tags: list[str], parts: list[str], start: int) -> int | None:
+    """Where `parts` stand among words that no entity has taken yet."""
+    size = len(parts)
+    places = range(start, len(words) - size + 1)
+    free = [OUTSIDE] * size
+    return next((i for i in places if words[i : i + size] == parts and tags[i : i + size] == free), None)
+
+
+def _encoded(examples: list[Tagged], task: TaskSpec, tokenizer: Any) -> list[Row]:
+    most, rows = limit(task, tokenizer), []
+    for part in in_parts(examples):
+        words = [list(one.words) for one in part]
+        split = tokenizer(words, is_split_into_words=True, truncation=True, max_length=most)
+        rows += [
+            Row(list(split["input_ids"][place]), _labels(one, split.word_ids(place), task), one.where)
+            for place, one in enumerate(part)
+        ]
+    return rows
+
+
+def _labels(one: Tagged, words: list[int | None], task: TaskSpec) -> list[int]:
+    """The number of its word's tag at the first token of each word."""
+    names = task.label_names or []
+    return [
+        IGNORED if word is None or word == before else names.index(one.tags[word])
+        for before, word in zip([None, *words], words, strict=False)
+    ]

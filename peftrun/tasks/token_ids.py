@@ -1,0 +1,35 @@
+"""Texts as token ids, many in one call: a call for each text costs more than its tokens."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+PART = 1000  # texts that are Python objects at a time
+One = TypeVar("One")
+
+
+class TokenIds:
+    """What a tokenizer makes of texts. Those that were read ahead are known already; any other is read when it is asked for."""
+
+    def __init__(self, tokenizer: Any, **how: Any) -> None:
+        """`how`: handed to the tokenizer with every text."""
+        self._tokenizer, self._how = tokenizer, how
+        self._known: dict[str, list[int]] = {}
+
+    def read_ahead(self, texts: Iterable[str]) -> None:
+        """Reads these texts together, and forgets those before."""
+        wanted = list(dict.fromkeys(texts))
+        ids = self._tokenizer(wanted, return_attention_mask=False, **self._how)["input_ids"] if wanted else []
+        self._known = dict(zip(wanted, ids, strict=True))
+
+    def of(self, text: str) -> list[int]:
+        """The ids of a text."""
+        known = self._known.get(text)
+        return list(self._tokenizer(text, **self._how)["input_ids"] if known is None else known)
+
+
+def in_parts(found: Iterable[One]) -> Iterator[list[One]]:
+    """So many at a time as are read together."""
+    rest = iter(found)
+    while part := list(islice(rest, PART)):
+        yield part
