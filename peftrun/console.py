@@ -35,7 +35,7 @@ NOISY = (
 )
 
 _LISTENERS: list[list[str]] = []
-IMPORTING = "importing torch, transformers and peft"
+IMPORTING = "importing libraries"
 LONGEST_SILENCE = 15.0  # seconds without a line
 _LAST: dict[str, Any] = {
     "said": 0.0,

@@ -1,9 +1,12 @@
 """Texts as token ids, many in one call: a call for each text costs more than its tokens."""
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
+SWITCH, OFF = "TOKENIZERS_PARALLELISM", "off"  # as `dispatch` sets it; a user would type false
 PART = 1000  # texts that are Python objects at a time
 One = TypeVar("One")
 
@@ -19,13 +22,28 @@ class TokenIds:
     def read_ahead(self, texts: Iterable[str]) -> None:
         """Reads these texts together, and forgets those before."""
         wanted = list(dict.fromkeys(texts))
-        ids = self._tokenizer(wanted, return_attention_mask=False, **self._how)["input_ids"] if wanted else []
+        with _in_threads():
+            ids = self._tokenizer(wanted, return_attention_mask=False, **self._how)["input_ids"] if wanted else []
         self._known = dict(zip(wanted, ids, strict=True))
 
     def of(self, text: str) -> list[int]:
         """The ids of a text."""
         known = self._known.get(text)
         return list(self._tokenizer(text, **self._how)["input_ids"] if known is None else known)
+
+
+@contextmanager
+def _in_threads() -> Iterator[None]:
+    """Lets the tokenizer use every processor, unless the user has said otherwise. Processes that are forked later find it switched off again."""
+    before = os.environ.get(SWITCH)
+    if before != OFF:
+        yield
+        return
+    os.environ[SWITCH] = "true"
+    try:
+        yield
+    finally:
+        os.environ[SWITCH] = before
 
 
 def in_parts(found: Iterable[One]) -> Iterator[list[One]]:
