@@ -135,7 +135,7 @@ class TrainerSpec:
     per_device_eval_batch_size: Annotated[int, Field(ge=1, examples=[16])]
     gradient_accumulation_steps: Positive
     weight_decay: Annotated[float, Field(ge=0, examples=[0.01])]
-    max_grad_norm: Annotated[float, Field(ge=0, examples=[1.0])]  # 0: gradients are not clipped
+    max_grad_norm: Annotated[float, Field(ge=0, examples=[1.0])]
     optim: Literal[
         "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit"
     ]  # fmt: skip

@@ -65,8 +65,7 @@ def attach(base: Base, lora: Any, seed: int, start: Start | None = None) -> Any:
             net = offloaded.fresh(base.model, config) if base.device.max_memory else get_peft_model(base.model, config)
         calibrate.finish(base, net, lora, start.batches if start else [])
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
-        # PEFT owns the rules between its own fields, and knows which layers a method can work on
-        raise ConfigError(f"lora: {_reason(error)} (method {lora.method})") from error
+        raise _fault(error, lora, base) from error
     _report_layout(net, lora)
     if getattr(lora, "prompt_tuning_init", None) == "TEXT":
         net.peft_config["default"].tokenizer_name_or_path = base.name  # the folder is of this machine
@@ -110,7 +109,7 @@ def together(base: Base, cells: dict[str, tuple[Any, int]]) -> tuple[Any, dict[s
             else:
                 net.add_adapter(name, found[name])
         except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-            refused[name] = ConfigError(f"lora: {_reason(error)} (method {lora.method})")
+            refused[name] = _fault(error, lora, base)
             continue
         _as_asked(net.peft_config[name], config)
         net.peft_config[name].fan_in_fan_out = transposed
@@ -160,15 +159,18 @@ def _config(base: Base, lora: Any, start: Start | None) -> Any:
     try:
         return made(**chosen, task_type=kind, base_model_name_or_path=base.name, revision=base.revision)
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"lora: {_reason(error)} (method {lora.method})") from error
+        raise _fault(error, lora, base) from error
 
 
-def _reason(error: Exception) -> str:
+def _fault(error: Exception, lora: Any, base: Base) -> ConfigError:
+    """What PEFT refuses, in one line; it owns the rules between its own fields, and knows which layers a method can work on."""
     if "Please specify `target_modules`" in str(error):
-        return (
-            "target_modules=null: PEFT knows no modules for this model; type lora.target_modules=all-linear, or names"
+        kind = base.model.config.model_type
+        return ConfigError(
+            f"lora.target_modules=null: PEFT's table for {lora.method} has no model of type {kind}; type 'lora.target_modules=[NAME,NAME]'"
         )
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return ConfigError(f"lora: {reason} (method {lora.method})")
 
 
 def _for_run(base: Base, lora: Any, start: Start | None) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """JSON Schemas of dataclasses: their fields with what is said of them; nothing is required, for files are partial."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from peftrun import help, paths
+from pydantic import TypeAdapter
+
+from peftrun import help, paths, peft_fields
 from peftrun.editor.choices import by_tag
 from peftrun.editor.homes import (
     ACTIONS,
@@ -18,7 +21,7 @@ from peftrun.editor.homes import (
     tag,
 )
 from peftrun.editor.library_help import help_of
-from peftrun.editor.values import LATER_REF, Schema, of_type
+from peftrun.editor.values import LATER_REF, Schema, of_type, opened
 
 TAGS = ("name", "method")
 UNIONS = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objective", TRACKERS[0]: "Tracker"}
@@ -27,6 +30,7 @@ UNIONS = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objective"
 def of_owner(owner: type, more: Mapping[str, Schema] | None = None) -> Schema:
     """The schema of a mapping with a dataclass's fields, and `more` keys; others are refused."""
     properties = {**(more or {}), **{name: _property(owner, name, kind) for name, kind in _fields(owner).items()}}
+    properties |= {name: one for name, one in _beside(owner).items() if name not in properties}
     return {
         "type": "object",
         "description": about(owner),
@@ -85,6 +89,26 @@ def of_union(union: Any) -> Schema:
     return by_tag(key, {}, {tag(owner): reference(owner) for owner in owners}, of_any(owners))
 
 
+def _beside(owner: type) -> dict[str, Schema]:
+    """The fields of PEFT's config of a method that its YAML file does not show."""
+    kinds = peft_fields.of_method(tag(owner)) if owner in METHODS else {}
+    texts = help_of(owner)
+    return {name: opened(_inlined(kind)) | _described(texts.get(name)) for name, kind in kinds.items()}
+
+
+def _inlined(kind: Any) -> Schema:
+    """The schema of a type with the mappings in it where they are used."""
+    schema = TypeAdapter(kind).json_schema()
+    text, held = json.dumps(schema), schema.get("$defs", {})
+    for name, one in held.items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(one))
+    return {key: value for key, value in json.loads(text).items() if key != "$defs"}
+
+
+def _described(text: str | None) -> Schema:
+    return {"description": text} if text else {}
+
+
 def reference(kind: Any) -> Schema:
     """What stands where the schema of a dataclass belongs, which is held once."""
     return {"$ref": f"#/definitions/{definition(kind)}"}
@@ -100,7 +124,7 @@ def _property(owner: type, field: str, kind: Any) -> Schema:
     if "$ref" in schema:  # draft 7 reads nothing that stands beside a reference
         schema = {"allOf": [schema]}
     text, own = description(owner, field), said(owner).get(field)
-    schema |= {"description": text} if text else {}
+    schema |= _described(text)
     plain = own is not None and own.value not in (None, "???") and not _is_tag(owner, field)
     return schema | ({"default": own.value} if plain and own else {})
 
