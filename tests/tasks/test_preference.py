@@ -188,8 +188,8 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
     assert found["loss"] == pytest.approx(sum(each) / len(each), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "said", "true", "expected"),
+@cases(
+    "name, said, true, expected",
     [
         ("exact_answer", " Yes.", "yes", 1.0),
         ("exact_answer", "yes indeed", "yes", 0.0),

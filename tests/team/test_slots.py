@@ -1,6 +1,7 @@
 """What a template asks for: typed, told in one line, and recorded with the template's name and version."""
 
 import pytest
+from cases import cases
 from conftest import TINY_STEPS
 from faults import check_refused
 from team_packages import write
@@ -34,7 +35,7 @@ def team(tmp_path, data):
     return tmp_path
 
 
-@pytest.mark.parametrize("typed, told", [
+@cases("typed, told", [
         ([], ["slots.rows is not set: a .jsonl of columns prompt and completion (path); type slots.rows=PATH"]),
         (["slots.rows=no.jsonl"], ["slots.rows=no.jsonl: there is no such file"]),
         ([ROWS, "slots.rank=a"], ["slots.rank=a: must be an int: how large (int); type slots.rank=1"]),
@@ -48,7 +49,8 @@ def team(tmp_path, data):
         (["lora.rr=1"], ["lora.rr=1: there is no such key", "slots.rows is not set"]),
         ([ROWS, "slots.rank=0"], ["lora.r=0: must be greater than or equal to 1"]),
     ])  # fmt: skip
-def test_what_is_wrong_with_a_slot_is_one_line(team, cli, typed, told):
+def test_what_is_wrong_with_a_slot_is_one_line(team, cli, monkeypatch, typed, told):
+    monkeypatch.chdir(team)
     if "~slots.rank" in typed:
         told = told[1:]  # an interpolation that leads nowhere is told first
     check_refused(cli, team, [*RUN, *typed], *[(line,) for line in told])
