@@ -39,6 +39,7 @@ def load(task: TaskSpec, base: Any) -> Rows:
 def load_for(task: TaskSpec, reader: Reader) -> Rows:
     """The same for a base of which only what reads rows is there. No torch."""
     check_fits(task.kind, reader.config, reader.name)
+    console.doing("reading rows and making tokens of them")
     found = prepared.rows(rows.of_kind(task.kind), task, reader.tokenizer)
     limits.check(found, reader)
     if isinstance(task.objective, GrpoObjective):
