@@ -65,7 +65,9 @@ def test_a_cell_that_would_be_refused_is_told_and_the_others_planned(cli, llama,
 
 
 def test_a_plan_of_nothing_but_mistakes_is_refused(cli, tmp_path):
-    check_refused(cli, tmp_path, ["-m", "lora.rr=1,2", "action=plan"], ["lora.rr=1: there is no"], ["lora.rr=2: there is no"])
+    check_refused(
+        cli, tmp_path, ["-m", "lora.rr=1,2", "action=plan"], ["lora.rr=1: there is no"], ["lora.rr=2: there is no"]
+    )
     check_refused(cli, tmp_path, ["-m", "lora.r=0,-1", "action=plan"], ["lora.r=0: must be"], ["lora.r=-1: must be"])
     assert everything_below(tmp_path) == []
 
