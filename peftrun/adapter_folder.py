@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import safetensors_file
-from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, RECORD, read_json
+from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, FACTS, RECORD, read_json
 from peftrun.errors import AdapterError, ArtifactError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -104,3 +104,10 @@ def _without_weights(folder: Path, key: str) -> str:
             f"save the adapter again as {ADAPTER_WEIGHTS}"
         )
     return f"{key}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"
+
+
+def run_of(path: str) -> Path | None:
+    """The folder of the run that made an adapter; None where there is none, or nothing is known of it."""
+    folder = Path(path).expanduser()
+    places = (folder, *list(folder.absolute().parents)[:2])  # the run, its adapter, one of several in that
+    return next((one for one in places if (one / RECORD).is_file() and (one / CONFIG).is_file()), None)

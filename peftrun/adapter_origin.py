@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from peftrun import config, packages
-from peftrun.artifacts import CONFIG, RECORD
+from peftrun import adapter_folder, config, packages
+from peftrun.artifacts import CONFIG
 from peftrun.errors import PeftrunError
 from peftrun.schema import RunSpec
 from peftrun.task_checks import MODELLESS
@@ -55,9 +55,7 @@ def run_of(values: dict[str, Any]) -> Path | None:
     path = adapters.get(values.get("active"), next(iter(adapters.values())))
     if not isinstance(path, str) or not path.strip():
         return None
-    folder = Path(path).expanduser()
-    places = (folder, *list(folder.absolute().parents)[:2])  # the run, its adapter, one of several in that
-    return next((one for one in places if (one / RECORD).is_file() and (one / CONFIG).is_file()), None)
+    return adapter_folder.run_of(path)
 
 
 def _overlaid(own: dict[str, Any], composed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

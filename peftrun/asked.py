@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config
+from peftrun import adapter_folder, artifacts, config
 from peftrun.errors import ArtifactError
 from peftrun.explain import quoting
 
@@ -31,7 +31,10 @@ def on_the_same(command: str, typed: Sequence[str], places: Sequence[str] = ()) 
     program, _, rest = command.partition(" ")
     if program != "peftrun":  # another program's
         return command
-    said = {_group(word) for word in shlex.split(rest)}
+    words = shlex.split(rest)
+    said = {_group(word) for word in words}
+    if any(adapter_folder.run_of(word.partition("=")[2]) for word in words if word.startswith("adapter=")):
+        said |= {*ROWS, "model"}  # are those of the adapter's run
     more = [text for text in typed if _group(text) in SHARED and _group(text) not in said]
     if not more:
         return command

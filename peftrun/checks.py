@@ -186,6 +186,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     *preference_checks.RULES,
     *tracker_checks.RULES,
     (("lora",), method_checks.patterns),
+    (("lora",), method_checks.layers),
     (("lora",), method_checks.converted),
     (("lora", "trainer"), method_checks.optimizer),
     (("lora", "action"), method_checks.rows),

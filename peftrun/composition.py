@@ -119,10 +119,10 @@ def explain(overrides: Sequence[str], team_dir: str | None, search_path: Sequenc
     return lines
 
 
-def usual_keys() -> list[str]:
-    """Every key of a run for which nothing is typed."""
+def usual_keys(action: str | None = None) -> list[str]:
+    """Every key of a run for which nothing is typed, but perhaps its action."""
     with hydra_of():
-        return list(config.flatten(config.plain(_compose([]))))
+        return list(config.flatten(config.plain(_compose([f"action={action}"] if action else []))))
 
 
 def several_values(overrides: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from hydra._internal.utils import get_args_parser
 
-from peftrun import paths, peer_keys
+from peftrun import paths, peer_keys, typed
 from peftrun.unknown_keys import in_shell, nearest
 
 SHORT = ("-h", "-c", "-p", "-r", "-m", "-s", "-i")  # Hydra's, which may be followed by a value in one word
@@ -17,7 +17,8 @@ def read(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
     parser = get_args_parser()
     unknown = [*_unknown(argv, [text for one in parser._actions for text in one.option_strings])]
     if unknown:
-        return None, [_unplaced(flag, value) for flag, value in unknown]
+        action = typed.action_of(argv)
+        return None, [_unplaced(flag, value, action) for flag, value in unknown]
     parser.exit_on_error = False
     try:
         arguments, left = parser.parse_known_args(argv)
@@ -47,18 +48,18 @@ def _is_flag(flag: str, known: Sequence[str]) -> bool:
     return flag in known or sum(one.startswith(flag) for one in known) == 1
 
 
-def _unplaced(flag: str, value: str | None) -> str:
-    name, typed = flag.lstrip("-").replace("-", "_"), flag if value is None else f"{flag} {value}"
+def _unplaced(flag: str, value: str | None, action: str) -> str:
+    name, word = flag.lstrip("-").replace("-", "_"), flag if value is None else f"{flag} {value}"
     if name in NAMES_A_FILE:
-        return f"{typed}: no file of values is named; {peer_keys.FILE}"
-    advice = _meant(name, "true" if value is None else value)
+        return f"{word}: no file of values is named; {peer_keys.FILE}"
+    advice = _meant(name, "true" if value is None else value, action)
     if advice is None:
-        return f"{typed}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
+        return f"{word}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
     what = f"type {advice}" if advice else "another tool's, which needs nothing here: omit it"
-    return f"{typed}: values are set by key=value; {what}"
+    return f"{word}: values are set by key=value; {what}"
 
 
-def _meant(name: str, value: str) -> str | None:
+def _meant(name: str, value: str, action: str) -> str | None:
     """What to type for a flag; empty: nothing; None: it is not known."""
     if name in paths.GROUPS:
         options = {group: paths.group_options(group) for group in paths.GROUPS}
@@ -68,5 +69,6 @@ def _meant(name: str, value: str) -> str | None:
         return meant
     from peftrun import composition  # which takes time
 
-    near = nearest(name, composition.usual_keys())
+    known = composition.usual_keys(action if action in paths.group_options("action") else None)
+    near = name if f"action.{name}" in known else nearest(name, known)
     return in_shell(f"{near}={value}") if near else None

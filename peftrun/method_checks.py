@@ -28,6 +28,16 @@ def patterns(lora: Any) -> Lines:
             )
 
 
+def layers(lora: Any) -> Lines:
+    """PEFT looks for numbers of layers in names that it is given one by one."""
+    wanted, targets = getattr(lora, "layers_to_transform", None), getattr(lora, "target_modules", None)
+    if wanted and isinstance(targets, str):
+        yield (
+            f"lora.layers_to_transform={wanted}: needs the names of modules, and lora.target_modules={targets} is a text; type "
+            "'lora.target_modules=[q_proj,v_proj]', or whichever you mean"
+        )
+
+
 def converted(lora: Any) -> Lines:
     """Initialisations that change the base: what is saved is converted to fit the untouched base.
 

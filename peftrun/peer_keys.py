@@ -50,7 +50,7 @@ _CASES: dict[str, dict[str, str]] = {  # value → what to type
     "completion_only_loss": {"true": "task.loss_on=completion", "false": "task.loss_on=all"},
     "mask_history": {"true": "task.loss_on=completion", "false": "task.loss_on=assistant"},
     "shuffle_merged_datasets": {"true": DEFAULT, "false": "trainer.train_sampling_strategy=sequential"},
-    "optimizer": {"adamw_bnb_8bit": "trainer.optim=adamw_8bit", "adamw_torch_4bit": "trainer.optim=adamw_8bit", OTHERS: "trainer.optim=VALUE"},
+    "optimizer": {"adamw": "trainer.optim=adamw_torch", "adam": "trainer.optim=adamw_torch", "adamw_bnb_8bit": "trainer.optim=adamw_8bit", "adamw_torch_4bit": "trainer.optim=adamw_8bit", OTHERS: "trainer.optim=VALUE"},
     "disable_gradient_checkpointing": {"true": "trainer.gradient_checkpointing=false", "false": "trainer.gradient_checkpointing=true"},
     "use_gradient_checkpointing": {"false": DEFAULT, OTHERS: "trainer.gradient_checkpointing=true"},
     "evaluation_strategy": {
@@ -65,8 +65,7 @@ _CASES: dict[str, dict[str, str]] = {  # value → what to type
     "pref_loss": {"orpo": "task=orpo", OTHERS: "task.objective.loss_type=[VALUE]"},
 }  # fmt: skip
 _SAME: dict[str, str] = {  # what to type → their names for it
-    _MODEL: "base_model model_name_or_path model_name model_id model_path base pretrained pretrained_model_name_or_path",
-    "model.name_or_path=VALUE": "model.name model.path model.id",
+    _MODEL: "base_model model_name_or_path model_name model_id model_path base pretrained pretrained_model_name_or_path model.name model.path model.id",
     "model.revision=VALUE": "revision_of_model model_revision",
     "model.quantization=VALUE": "bnb_4bit_quant_type",
     "lora.r=VALUE": "lora_r lora_rank rank max_lora_rank",
@@ -166,6 +165,8 @@ VALUES = {
     "fp16": "float16",
     "bf16": "bfloat16",
     "fp32": "float32",
+    "adamw": "adamw_torch",
+    "adam": "adamw_torch",
 }  # theirs → ours
 OPTIONS = {  # group=value of theirs → what to type
     ("task", "sft"): "task=instruction",

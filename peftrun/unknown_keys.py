@@ -22,7 +22,7 @@ def unknown_key(key: str, value: object, known: list[str]) -> str:
         return f"{given}; {LIST}"
     if near.endswith("_env"):  # what was typed may be the secret itself, which no terminal is to show
         return f"{key}: there is no such key; {near} is the name of an environment variable that holds it: type {near}=VARIABLE"
-    return f"{given}; did you mean {near}? type {in_shell(f'{near}={value}')}"
+    return f"{given}; did you mean {near}? type {in_shell(f'{near}={peer_keys.VALUES.get(str(value), value)}')}"
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
@@ -33,6 +33,8 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
     if same:
         return same[0] if len(same) == 1 else None  # of several nobody knows which is meant
     beside = {one: name for name, one in lasts.items() if not owner or name.rpartition(".")[0] == owner}
+    if not owner:  # a group's own name comes before a key's
+        beside |= {name.partition(".")[0]: name.partition(".")[0] for name in [*lasts, "experiment"]}
     near = spelled(last, beside)
     if near:
         return beside[near]

@@ -78,12 +78,14 @@ def run_folders(where: Path) -> set[Path]:
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs `peftrun ARGS` in this process, in an empty folder."""
+    from peftrun import config
     from peftrun.cli import main
 
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str) -> Outcome:
         before = run_folders(Path.cwd())
+        monkeypatch.setattr(config, "_TOLD", set())  # as in a process of its own
         monkeypatch.setattr(sys, "argv", ["peftrun", *args])
         capfd.readouterr()
         try:

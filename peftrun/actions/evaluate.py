@@ -22,8 +22,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         return _by_harness(spec, out_dir)
     tasks.look(spec.task)
     base, facts = _base(spec)
-    tasks.say_if_other(spec.task, spec.adapter)
     rows = tasks.load(spec.task, base)
+    tasks.say_if_other(spec.task, rows, spec.adapter)
     facts["data"] = rows.describe()
     net, who = base.model, f"{base.name} alone"
     if spec.adapter:
@@ -32,7 +32,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         who = f"adapter {net.active_adapter} on {base.name}"
     console.doing(f"measuring {len(rows.held_out)} held-out rows")
     kind, size = tasks.of_kind(spec.task.kind), spec.trainer.per_device_eval_batch_size
-    summary = [("measured", who), ("held out", f"{len(rows.held_out)} rows")]
+    summary = [("measured", who), ("held out", f"{len(rows.held_out)} row{'' if len(rows.held_out) == 1 else 's'}")]
     if spec.task.data.adapter_column:
         found, per_adapter = _by_rows(net, base.tokenizer, rows.held_out, size, spec.adapter)
         facts["per_adapter"] = per_adapter

@@ -26,8 +26,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
     if spec.action.evaluate:
-        tasks.say_if_other(spec.task, spec.adapter)
         rows = tasks.load(spec.task, base)
+        tasks.say_if_other(spec.task, rows, spec.adapter)
         result.facts["data"] = rows.describe()
         console.doing(f"measuring {len(rows.held_out)} held-out rows")
         result.metrics = tasks.of_kind(spec.task.kind).evaluate(

@@ -39,7 +39,7 @@ def _train_adapter(job: Job, before: dict[str, float]) -> RunResult:
         if not ranks.is_main():
             return RunResult(job.out_dir)
         after = jobs.evaluate(job, adapted, "after")
-        learned = {"learned": tasks.source_of(job.spec.task)}
+        learned = tasks.learned_from(job.spec.task, job.rows)
         save.save(adapted, job.base, job.out_dir / artifacts.ADAPTER, fresh=set(), initial=initial, made_of=learned)
     return jobs.told(job, jobs.result(job, fitted, before, after, (trainable, total)))
 

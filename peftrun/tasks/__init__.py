@@ -73,10 +73,21 @@ def source_of(task: TaskSpec) -> str:
     return f"{task.kind} rows of {Path(data.path).name}"
 
 
-def say_if_other(task: TaskSpec, adapters: dict[str, str]) -> None:
-    """Says aloud where an adapter is measured on rows of another source than it learned from."""
+def learned_from(task: TaskSpec, found: Rows) -> dict[str, str]:
+    """What is noted beside an adapter of the rows that it has learned."""
+    return {"learned": source_of(task), "rows": found.digest}
+
+
+def say_if_other(task: TaskSpec, found: Rows, adapters: dict[str, str]) -> None:
+    """Says aloud where an adapter is measured on rows of another source than it learned from, or perhaps on some that it has learned."""
     for name, path in adapters.items():
-        learned = (adapter_folder.facts(adapter_folder.locate(path, name)) or {}).get("learned")
+        facts = adapter_folder.facts(adapter_folder.locate(path, name)) or {}
+        learned = facts.get("learned")
+        if learned == source_of(task) and facts.get("rows") not in (None, found.digest) and task.data.eval_path is None:
+            console.warn(
+                f"adapter {name}: these are not the rows of its training (the file has changed, or task.data is typed otherwise), so some that it is "
+                "measured on may be among those that it has learned; rows of their own are named by task.data.eval_path"
+            )
         if learned and learned != source_of(task):
             console.warn(
                 f"adapter {name} was trained on {learned} and is evaluated on {source_of(task)}; to measure it on its own rows, "

@@ -50,13 +50,24 @@ def check_source(source: sources.Source, task: TaskSpec) -> None:
     wanted = list(_asked(task))
     present, absent = _seen(source, task.data, frozenset(name for _, name in wanted))
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(filter(None, present)))}; {_advice(key, name, present, task)}"
+        f"{key}: the data has no column {name!r}; columns: {', '.join(sorted(filter(None, present)))}; {_apart(present) or _advice(key, name, present, task)}"
         for key, name in wanted
         if name in absent
+    ]
+    problems += [
+        f"{key}={_template(key, task)}: is that very word in every row, and a column has this name; type {_typed(key, f'{{{_template(key, task)}}}')}"
+        for key in TEMPLATES
+        if _template(key, task) in present
     ]
     other = [line for line in problems if "; type task=" in line]
     if problems:
         raise DataError(*(other[:1] or problems))  # of a task that is not meant, one column says it all
+
+
+def _apart(row: Row) -> str | None:
+    """What to do about a csv whose cells stand apart by another sign, which makes one column of all."""
+    sign = next((one for one in (";", "\t", "|") if len(row) == 1 and one in next(iter(row))), None)
+    return f"its cells stand apart by {sign!r}; save it with commas, or as .tsv with tabs" if sign else None
 
 
 def can_be_seen(data: DataSpec) -> bool:

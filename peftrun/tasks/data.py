@@ -99,7 +99,7 @@ def _check_enough(rows: int, eval_rows: int) -> None:
         some = f"type task.data.eval_rows={max(1, rows // 5)}, or " if rows > 1 else ""
         found = "only 1 row is" if rows == 1 else f"only {rows} rows are"
         raise DataError(
-            f"task.data.eval_rows={eval_rows}: {found} left after cleaning; {some}name held-out rows of their own: task.data.eval_path=FILE"
+            f"task.data.eval_rows={eval_rows}: {found} left; {some}name held-out rows of their own: task.data.eval_path=FILE"
         )
 
 

@@ -124,6 +124,11 @@ class Encoder:
     def _said(self, kind: str, name: str) -> str:
         if kind == "parting":
             return f"the template opens an answer with {name}, which it does not write before a finished one; learned is what it writes"
+        if kind == "across":
+            return (
+                f"an answer's first token begins with {name}, which a prompt ends with, so what is prompted is not quite what was learned to be "
+                "answered; begin answers without blanks"
+            )
         if kind == "unwritten":
             by = "by the model's chat template" if self._template else "for a model without a chat template"
             return f"{name} is not written {by}, so nothing is learned of it"
@@ -176,6 +181,7 @@ class Encoder:
             return start
         opened, finished = (self._template.text(self._with_tools(one), opened=one is given) for one in (given, whole))
         if finished.startswith(opened):
+            self._note(f"across {self.tokenizer.decode(prompt[start:])!r}")
             return start
         if start < self._content_end(given, prompt):
             raise DataError(

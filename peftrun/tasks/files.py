@@ -106,7 +106,8 @@ def _under_header(lines: Iterator[tuple[int, list[str]]], advice: str) -> Iterat
         raise ValueError(f"its header names column {twice} twice; rename one")
     for number, (line, cells) in enumerate(lines, 1):
         if len(cells) != len(header):
-            raise ValueError(f"{place(number, line)}: cells={len(cells)}, the header has {len(header)}; {advice}")
+            mended = advice if len(cells) > len(header) else "write every cell, an empty one too"
+            raise ValueError(f"{place(number, line)}: cells={len(cells)}, the header has {len(header)}; {mended}")
         yield InLine(zip(header, cells, strict=True), line)
 
 

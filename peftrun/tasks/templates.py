@@ -39,13 +39,26 @@ def fill(where: str, template: str | None, values: dict[str, Any]) -> str | None
     """
     if template is None:
         return None
-    parts = []
+    parts: list[str] = []  # the template's own text and what a column holds, in turn
     for text, field in _parsed(template):
-        parts.append(text)
-        if field is not None:
-            parts.append(_text(where, field, values))
-    whole = "".join(parts)
-    return whole.strip() if any(field.endswith(MAY_BE_EMPTY) for field in _fields(template)) else whole
+        parts += [text] if field is None else [text, _text(where, field, values)]
+    _strip(parts, range(len(parts)))
+    _strip(parts, range(len(parts) - 1, -1, -1))
+    return "".join(parts)
+
+
+def _strip(parts: list[str], places: range) -> None:
+    """Takes blanks of the template's own away where it begins, or ends, with a column that is empty."""
+    values = [place for place in places if place % 2]
+    if not values or parts[values[0]].strip():
+        return
+    for place in places:
+        own = place % 2 == 0
+        if parts[place].strip() and not own:
+            return
+        parts[place] = (parts[place].lstrip() if places.step > 0 else parts[place].rstrip()) if own else ""
+        if parts[place]:
+            return
 
 
 def text_of(where: str, column: str, value: Any) -> str:

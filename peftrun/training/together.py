@@ -218,7 +218,7 @@ class _Body:
 
     def _finished(self, fitted: Any) -> RunResult:
         job, joint, target = self.job, self.company.room.joint, self.job.out_dir / artifacts.ADAPTER
-        learned = {"learned": tasks.source_of(job.spec.task)}
+        learned = tasks.learned_from(job.spec.task, job.rows)
         with joint.alone(self.place) as name:
             after = jobs.evaluate(job, joint.net, "after")
             save.save(joint.net, job.base, target, fresh=set(), names=[name], made_of=learned, top=name)

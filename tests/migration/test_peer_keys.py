@@ -100,6 +100,11 @@ TYPED = [
     {"train": "type action=train", "config.yaml": "--config-dir FOLDER experiment=NAME", "dpo": "type experiment=dpo", "lora.r": "quote what holds"},
     {"action=generate": "", "temprature=1": "did you mean action.temperature?", "action.max_new_token=5": "did you mean action.max_new_tokens?"},
     {"task.data=faq.csv": "type task.data.path=faq.csv", "model.quantization=8bit": "type model.quantization=int8"},
+    {
+        "trainr=epochs": "did you mean trainer?", "modle=x": "did you mean model?", "experimnt=dpo": "did you mean experiment?",
+        "optimizer=adamw": "type trainer.optim=adamw_torch", "model.path=/x": "type model=pretrained model.name_or_path=/x",
+        "quantization=4bit": "type model.quantization=nf4",
+    },
     {"model.name_or_path=ORG/NAME": "type model=pretrained model.name_or_path=ORG/NAME"},
 ]  # fmt: skip
 
@@ -121,6 +126,7 @@ def test_what_is_nearly_right_is_answered_with_what_to_type(typed, tmp_path):
         (["--learning-rate=1e-4", "--model", "ORG/NAME"], ["type trainer.learning_rate=1e-4", "type model=pretrained model.name_or_path=ORG/NAME"]),
         (["--use_unsloth", "seed=1"], ["--use_unsloth: values are set by key=value; another tool's, which needs nothing here: omit it"]),
         (["--config", "x.yaml"], ["--config x.yaml: no file of values is named"]),
+        (["action=generate", "--prompt", "hi"], ["type prompt=hi"]),
         (["--nosuch"], ["--nosuch: there is no such flag"]),
         (["--cfg"], ["--cfg: expected one argument"]),
         (["--multi", "seed=1,2"], []),

@@ -215,6 +215,7 @@ THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
     "{{ m.content }}{{ mark }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+JOINED = "{% for m in messages %}<|im_start|>{{ m.role }} t{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant t{% endif %}"
 FORGETTING = "{% for m in messages %}{% if loop.last %}{{ m.content }}<|im_end|>{% else %}x{% endif %}{% endfor %}"
 
 
@@ -233,6 +234,8 @@ FORGETTING = "{% for m in messages %}{% if loop.last %}{{ m.content }}<|im_end|>
         # Special tokens of the model, as text.
         (None, talk(answer("a<|im_end|>b")), [], ["a<|im_end|>b<|im_end|>\n"], "<|im_end|> in the text is read as the model's special token"),
         (None, talk(answer("a<|im_end|>b")), ["task.special_tokens_in_text=escape"], ["a<|im_end|>b<|im_end|>\n"], "is read as plain text"),
+        # A token that reaches across the end of the prompt.
+        (JOINED, talk(answer("he")), [], [" the<|im_end|>\n"], "an answer's first token begins with ' t'"),
         # A beginning that is not found again.
         (FORGETTING, talk(answer()), [], "writes what is given otherwise once it is answered", ""),
     ],

@@ -84,6 +84,7 @@ def test_streaming_reads_no_further_than_asked(tmp_path):
 @cases(
     "overrides, said",
     [
+        (["task.completion=completion"], "is that very word in every row"),
         (["task.data.streaming=true"], "task.data.train_rows is not set"),
         (["task.data.group_column=nosuch"], "task.data.group_column: the data has no column 'nosuch'"),
         (

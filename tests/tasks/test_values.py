@@ -18,6 +18,7 @@ from peftrun import prompts
 from peftrun.composition import compose_run
 from peftrun.config import build
 from peftrun.errors import ConfigError, DataError
+from peftrun.tasks import templates
 from peftrun.tasks.data import load_examples
 
 LABELLED = ["task.data.label_column=of", "task.completion='{label}'"]
@@ -227,3 +228,17 @@ def test_a_prompt_ends_at_a_line_feed(tmp_path, name, content, expected):
     write(tmp_path / name, content.encode("utf-16"))
     with pytest.raises(DataError, match="UTF-8"):
         prompts.read(str(tmp_path / name), {})
+
+
+@cases(
+    "template, row, wanted",
+    [
+        ("{a}\n\n{b?}", {"a": " x ", "b": ""}, " x "),
+        ("{a}\n\n{b?}", {"a": " x ", "b": " y\n"}, " x \n\n y\n"),
+        ("{b?}\n{a} ", {"a": "x", "b": None}, "x "),
+        (" {b?} ", {"b": "  "}, ""),
+        ("{a}\n{b?}\nEnd", {"a": "x", "b": ""}, "x\n\nEnd"),
+    ],
+)
+def test_a_column_that_may_be_empty_takes_no_blanks_of_another(template, row, wanted):
+    assert templates.fill("row 1", template, row) == wanted
