@@ -142,7 +142,7 @@ def prove_by(mark: Fingerprint, model: Any, name: str, folder: Path, logits: Com
         saved_difference=None,
     )
     kept = known.get("probe", {}).get(logits.on)
-    if kept and proof.base_checked:
+    if kept and proof.base_checked and base_match.TOKENIZER not in differing:
         proof.saved_difference = probe.distance(logits.adapted, kept)
     _check_effect(proof, probe.tolerance(logits.adapted, proof.effect["max_logit_difference"], logits.on.split()[1]))
     return proof

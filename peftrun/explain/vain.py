@@ -9,6 +9,7 @@ from typing import Any
 from peftrun import asked, config, console
 from peftrun.explain import quoting
 from peftrun.schema import RunSpec
+from peftrun.unknown_keys import NAMES
 
 LOOKING = (
     "plan",
@@ -30,7 +31,8 @@ def found(spec: RunSpec, out_dir: Path, unread: Sequence[str]) -> list[str]:
     if spec.action.name in LOOKING:
         return []
     values = config.flatten(dataclasses.asdict(spec))
-    wanted = [key for key in unread if not _is_neutral(values[key]) and key.split(".")[0] not in TEMPLATES]
+    unread = [key for key in unread if key not in NAMES and key.split(".")[0] not in TEMPLATES]
+    wanted = [key for key in unread if not _is_neutral(values[key])]
     if spec.action.name == "train":
         usual = _usual()
         wanted = [key for key in wanted if values[key] != usual.get(key)]

@@ -135,7 +135,8 @@ def _advice(key: str, name: str, row: Row, task: TaskSpec) -> str:
         near = [likely]
     if not near and key == "task.messages" and task.kind in PREFERENCES and (given := _first("prompt", row)):
         return f"type task.messages=null {_typed('task.prompt', f'{{{given}}}')}"
-    if not near and role in LIKELY and (other := _looks_like(row)):
+    whole = template is None or templates.sole(template)
+    if not near and whole and role in LIKELY and (other := _looks_like(row)):
         return f"type {other}"
     if template is None:
         return f"type {key}={near[0] if near else 'COLUMN'}"
