@@ -17,7 +17,7 @@ NEEDED = {
     "model=pretrained": ["model.name_or_path=org/name"],
     "task=instruction": ["task.data.source=hub", "task.data.path=org/rows"],
 }
-NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text")}
+NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text", "preferences")}
 NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect", "export")}
 NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
 NEEDED |= {
@@ -81,7 +81,7 @@ def test_actions_methods_and_devices_combine_freely(trained):
             continue
         built([*choices, *(item for choice in choices for item in NEEDED.get(choice, []))], trained)
         combined += 1
-    assert combined == 2 * 57 - 58 + 21 * 5
+    assert combined == 2 * 57 - 58 + 22 * 5
 
 
 def test_the_default_run_is_frozen():

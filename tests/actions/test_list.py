@@ -98,7 +98,7 @@ def test_a_terminal_is_filled_and_no_more(runs, tmp_path, width):
     assert "exact_match" in lines[0] or width < 80
     assert "next:" in lines
     (reload,) = [line for line in lines if line.startswith("  peftrun action=reload adapter=outputs/train/")]
-    assert " model=pretrained " in reload and " task=" in reload and " hydra" not in reload
+    assert " model=" not in reload and " task=" not in reload and " hydra" not in reload  # the run's own
     assert any(line.startswith("  peftrun action=compare 'runs=[") for line in lines)
 
 

@@ -192,7 +192,7 @@ def test_what_never_fits_wants_another_model_or_machine(planned):
 @pytest.mark.slow
 def test_processes_are_planned_each(planned):
     outcome, plan = planned("device=ddp", "device.name=cpu", "device.processes=2", "action.measured_steps=1")
-    assert plan["processes"] == 2 and "for each of 2 processes" in outcome.out and "60 of 8 rows" in outcome.out
+    assert plan["processes"] == 2 and "for each of 2 processes" in outcome.out and "60 steps × 8 rows" in outcome.out
 
 
 def test_a_run_that_is_to_be_continued_is_planned_whole(planned, cli, llama, on_tiny, tmp_path):
