@@ -62,7 +62,7 @@ SAME_NUMBERS = {
 }
 
 
-@cases("method", list(METHODS))
+@cases("method", list(METHODS), every=4)
 def test_fields_and_types_are_those_of_peft(method):
     """Read from the source, as the config of the installed PEFT has them."""
     fields = {one.name: one for one in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.upper())])}

@@ -118,6 +118,8 @@ def _data(folder: Path) -> None:
         folder / "mine.jsonl",
         [dict(zip(names, (ask, ask, answer, answer, answer, "maybe"), strict=True)) for ask, answer in numbers],
     )
+    pairs = [{"prompt": ask, "chosen": answer, "rejected": "maybe"} for ask, answer in numbers]
+    jsonl(folder / "preferences.jsonl", pairs)
     (folder / "faq.csv").write_text("question,answer\n" + "".join(f"{ask},{answer}\n" for ask, answer in numbers))
     alpaca = [{"instruction": ask, "input": "", "output": answer} for ask, answer in numbers]
     (folder / "alpaca.json").write_text(json.dumps(alpaca))
