@@ -84,11 +84,8 @@ def _of_cell(run: Path) -> list[str]:
 
 def of_adapter(path: str) -> tuple[list[str], list[str]]:
     """What was typed, and the places, of the run that made the adapter; nothing where none is known."""
-    given = Path(path).expanduser()
-    for run in (given, given.parent):
-        if (run / artifacts.RECORD).is_file():
-            return typed(run), places(run)
-    return [], []
+    run = adapter_folder.run_of(path)
+    return (typed(run), places(run)) if run else ([], [])
 
 
 def search_path(run: Path) -> list[str]:

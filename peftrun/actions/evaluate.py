@@ -8,6 +8,7 @@ from peftrun.adapter import load, mixing
 from peftrun.errors import DataError
 from peftrun.model import Base
 from peftrun.prompts import BASE
+from peftrun.report.figures import many
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.tasks import causal_lm, lm_eval
@@ -32,7 +33,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         who = f"adapter {net.active_adapter} on {base.name}"
     console.doing(f"measuring {len(rows.held_out)} held-out rows")
     kind, size = tasks.of_kind(spec.task.kind), spec.trainer.per_device_eval_batch_size
-    summary = [("measured", who), ("held out", f"{len(rows.held_out)} row{'' if len(rows.held_out) == 1 else 's'}")]
+    summary = [("measured", who), ("held out", many(len(rows.held_out), "row"))]
     if spec.task.data.adapter_column:
         found, per_adapter = _by_rows(net, base.tokenizer, rows.held_out, size, spec.adapter)
         facts["per_adapter"] = per_adapter

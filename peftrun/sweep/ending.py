@@ -9,10 +9,11 @@ from typing import Any
 from peftrun import artifacts, asked, console
 from peftrun.errors import SweepError
 from peftrun.report import PAGE
+from peftrun.report.figures import many
 from peftrun.sweep import statistics
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.statistics import Configuration, Findings
-from peftrun.sweep.table import aligned, count, twice
+from peftrun.sweep.table import aligned, twice
 
 Summary = dict[str, Any]
 
@@ -49,12 +50,12 @@ def fault(
     said = "failed; type the same command to run those again; what is done stays as it is"
     if planned:
         said = "cannot be run as typed; mend the values, or leave these out"
-    return SweepError(*told, f"{len(failed)} of {count(cells, 'cell')} {said}")
+    return SweepError(*told, f"{len(failed)} of {many(cells, 'cell')} {said}")
 
 
 def _named(cells: Sequence[Cell], labels: dict[int, str]) -> str:
     first = cells[0]
-    more = f" and {count(len(cells) - 1, 'other cell')}" if len(cells) > 1 else ""
+    more = f" and {many(len(cells) - 1, 'other cell')}" if len(cells) > 1 else ""
     return f"cell {first.id or first.numbers[0]} ({labels[first.numbers[0]]}){more}"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from peftrun import artifacts, console, launch
 from peftrun.errors import ArtifactError, ConfigError
+from peftrun.report.figures import many
 
 POLL = 0.2  # seconds between looks at the workers
 STOPPING = 15.0  # seconds that workers have to finish their records when they are told to stop
@@ -95,11 +96,7 @@ def _new(number: int, group: Sequence[Path]) -> Sent:
 
 def _opening(groups: Sequence[Sequence[Path]], engine: Engine, parallel: int | None) -> str:
     at_once = f", {parallel} at once" if parallel is not None and parallel < len(groups) else ""
-    return f"{engine.name}: {_count(len(groups), 'group')} of {_count(sum(map(len, groups)), 'cell')}{at_once}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+    return f"{engine.name}: {many(len(groups), 'group')} of {many(sum(map(len, groups)), 'cell')}{at_once}"
 
 
 @contextmanager
@@ -130,9 +127,9 @@ def _after(end: End, group: Sent, groups: int, max_retries: int) -> list[Sent]:
             f"group {group.number} of {groups}: the worker died ({reason}); sent again, {group.deaths} of {max_retries}"
         )
         return [group]
-    console.warn(f"group {group.number} of {groups}: given up, {_count(len(left), 'cell')} not done: {reason}")
+    console.warn(f"group {group.number} of {groups}: given up, {many(len(left), 'cell')} not done: {reason}")
     for folder in left:
-        _give_up(folder, f"the worker died {_count(group.deaths, 'time')}, and is not tried again: {reason}")
+        _give_up(folder, f"the worker died {many(group.deaths, 'time')}, and is not tried again: {reason}")
     return []
 
 

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from peftrun import artifacts, config, console, dispatch
 from peftrun.errors import PeftrunError, SweepError
+from peftrun.report.figures import many
 from peftrun.sweep import cells as composed
 from peftrun.sweep import ending, folder, groups, halving, pace, planner, preview, report, summary, work
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.groups import Group
 from peftrun.sweep.planner import Plan
-from peftrun.sweep.table import count
 
 
 class Flow:
@@ -139,7 +139,7 @@ class Flow:
         }
         told = dict.fromkeys(name for names in self.changed.values() for name in names)
         if told:
-            cells = count(len(self.changed), "cell")
+            cells = many(len(self.changed), "cell")
             console.warn(
                 f"{cells} of {len(batch)} were made before these changed, and are run again: {', '.join(told)}"
             )
@@ -197,7 +197,7 @@ class Flow:
         if not self.together:
             return f"cell {number} of {groups}: {label}"
         how = f"alone ({group.reason}): {label}" if group.reason else "together on one base"
-        return f"group {number} of {groups}: {count(len(group.cells), 'cell')}, {how}"
+        return f"group {number} of {groups}: {many(len(group.cells), 'cell')}, {how}"
 
     def _sum_up(self, status: str) -> dict[str, Any]:
         """Writes what came out so far, and returns it."""

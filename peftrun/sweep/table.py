@@ -60,11 +60,6 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def count(number: int, word: str) -> str:
-    """1 cell, 2 cells."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines whose columns stand below each other; the last column is not filled up."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]

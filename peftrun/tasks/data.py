@@ -105,8 +105,12 @@ def _check_enough(rows: int, eval_rows: int) -> None:
 
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of what is learned, in order."""
-    text = json.dumps([[e.given.as_json(), _answer_as_json(e)] for e in examples], ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_of([[one.given.as_json(), _answer_as_json(one)] for one in examples])
+
+
+def digest_of(rows: list[Any]) -> str:
+    """sha256 of rows as JSON, in order."""
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
 def _answer_as_json(one: Example) -> Any:

@@ -1,7 +1,5 @@
 """Rows of kind `preference`: a prompt and two answers, one of them chosen, as token ids."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from peftrun.errors import DataError
 from peftrun.objectives import RewardObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks.data import load_examples
+from peftrun.tasks.data import digest_of, load_examples
 from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.messages import Conversation, Message
 from peftrun.tasks.rows import Rows
@@ -63,9 +61,8 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     tally = Tally()
     train, held_out = load_examples(task, _pair, tally)
     said = [[one.given.as_json(), one.chosen.brief, one.rejected.brief] for one in (*train, *held_out)]
-    text = json.dumps(said, ensure_ascii=False, default=str)
     rows = encoded(train, held_out, task, tokenizer, _encode, tally=tally)
-    return Rows(*rows, hashlib.sha256(text.encode()).hexdigest(), tally)
+    return Rows(*rows, digest_of(said), tally)
 
 
 def _pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Pair:

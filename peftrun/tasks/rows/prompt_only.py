@@ -1,14 +1,12 @@
 """Rows of kind `prompt_only`: a prompt as token ids, and the true answer if there is one."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from peftrun.schema import TaskSpec
 from peftrun.tasks import ends
-from peftrun.tasks.data import label, load_examples
+from peftrun.tasks.data import digest_of, label, load_examples
 from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.messages import Conversation
 from peftrun.tasks.rows import Rows
@@ -57,11 +55,9 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     ends.eos(tokenizer)  # answers that are drawn must be able to end
     tally = Tally()
     train, held_out = load_examples(task, _asked, tally)
-    text = json.dumps(
-        [[one.given.as_json(), one.completion] for one in (*train, *held_out)], ensure_ascii=False, default=str
-    )
+    said = [[one.given.as_json(), one.completion] for one in (*train, *held_out)]
     rows = encoded(train, held_out, task, tokenizer, _encode, tally=tally)
-    return Rows(*rows, hashlib.sha256(text.encode()).hexdigest(), tally)
+    return Rows(*rows, digest_of(said), tally)
 
 
 def _asked(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Asked:

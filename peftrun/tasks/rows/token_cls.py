@@ -1,14 +1,12 @@
 """Rows of kind `token_cls`: words, and a tag for each."""
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.data import load_examples
+from peftrun.tasks.data import digest_of, load_examples
 from peftrun.tasks.limits import IGNORED
 from peftrun.tasks.rows import Rows
 from peftrun.tasks.rows.classes import Row, limit, say_cut
@@ -36,9 +34,9 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     """
     tally = Tally()
     train, held_out = load_examples(task, _tagged, tally)
-    text = json.dumps([[one.words, one.tags] for one in (*train, *held_out)], ensure_ascii=False)
+    said = [[one.words, one.tags] for one in (*train, *held_out)]
     first, second = (_encoded(part, task, tokenizer) for part in (train, held_out))
-    return say_cut(Rows(first, second, hashlib.sha256(text.encode()).hexdigest(), tally), limit(task, tokenizer))
+    return say_cut(Rows(first, second, digest_of(said), tally), limit(task, tokenizer))
 
 
 def _tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Tagged:

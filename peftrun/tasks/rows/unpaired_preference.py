@@ -1,14 +1,12 @@
 """Rows of kind `unpaired_preference`: a prompt, an answer, and whether it is wanted, as token ids."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
-from peftrun.tasks.data import load_examples
+from peftrun.tasks.data import digest_of, load_examples
 from peftrun.tasks.encoding import Encoder
 from peftrun.tasks.messages import ADVICE, ASSISTANT, Conversation, Message, says
 from peftrun.tasks.rows import Rows
@@ -68,8 +66,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
         raise DataError(
             f"task.desirable={task.desirable}: every training row says {str(both.pop()).lower()}; KTO needs both kinds"
         )
-    text = json.dumps(said, ensure_ascii=False, default=str)
-    return Rows(first, second, hashlib.sha256(text.encode()).hexdigest(), tally)
+    return Rows(first, second, digest_of(said), tally)
 
 
 def _judged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Judged:
