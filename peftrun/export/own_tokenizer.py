@@ -60,11 +60,11 @@ def _becomes(source: Source, target: str) -> str:
         return "a GGUF adapter holds none, so llama.cpp uses the base's: to use these, put them into a copy of the base and convert that"
     if target == "vllm":
         template = (
-            f", and --chat-template {source.name}/{TEMPLATE} asks through this one"
+            f", and launch.sh --chat-template {source.name}/{TEMPLATE} asks through this one"
             if (source.folder / TEMPLATE).is_file()
             else ""
         )
-        return f"they go into the export, vLLM asks through the base's template{template}"
+        return f"they go into the export, whose command leaves vLLM the base's template{template}"
     return "they go into the export, and its card says so: what others load with them may answer otherwise than was measured here"
 
 
