@@ -64,6 +64,12 @@ def facts(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def virtual_tokens(adapters: dict[str, str]) -> int:
+    """Tokens that an adapter puts before each text, of those that put most; 0 of most methods. Raises: AdapterError: see `locate`."""
+    configs = [read_json(locate(path, name) / ADAPTER_CONFIG) for name, path in adapters.items()]
+    return max((int(config.get("num_virtual_tokens") or 0) for config in configs), default=0)
+
+
 def _inside_run(run: Path, key: str) -> Path:
     record = read_json(run / RECORD)
     if (run / ADAPTER).is_dir():

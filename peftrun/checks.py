@@ -3,6 +3,7 @@
 Each rule names the groups it looks at and runs when those are well typed, so that one report shows everything.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -22,7 +23,8 @@ from peftrun import (
     task_checks,
     tracker_checks,
 )
-from peftrun.errors import PeftrunError
+from peftrun.action_specs import TrainAction
+from peftrun.errors import ConfigError, PeftrunError
 from peftrun.packages import not_installed, package_dir
 from peftrun.task_checks import MODELLESS
 
@@ -52,6 +54,15 @@ def run(parts: dict[str, Any]) -> list[str]:
         if parts.keys() >= set(groups) and (not alone or groups == ("action",))
         for line in _lines(rule, *(parts[group] for group in groups))
     ]
+
+
+def as_training(spec: schema.RunSpec, action: TrainAction) -> schema.RunSpec:
+    """The same run with action=train. Raises: ConfigError: training would refuse it; one line a rule."""
+    wanted = dataclasses.replace(spec, action=action)
+    problems = run({field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)})
+    if problems:
+        raise ConfigError(*problems)
+    return wanted
 
 
 def _lines(rule: Callable[..., Lines], *groups: Any) -> list[str]:

@@ -50,7 +50,7 @@ def of_model(folder: Path) -> Fingerprint:
         tokenizer=_cached(
             "tokenizer", [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()], _contents
         ),
-        chat_template=_template(folder),
+        chat_template=of_template(folder) or hashlib.sha256(b"").hexdigest(),
     )
 
 
@@ -99,11 +99,12 @@ def _contents(files: list[Path]) -> str:
     return hashlib.sha256("\n".join(f"{file.name} {artifacts.sha256(file)}" for file in files).encode()).hexdigest()
 
 
-def _template(folder: Path) -> str:
+def of_template(folder: Path) -> str | None:
+    """sha256 of the chat template in a folder; None where there is none."""
     jinja, settings = (folder / name for name in TEMPLATE_FILES)
     text = ""
     if jinja.is_file():
         text = jinja.read_text(encoding="utf-8")
     elif settings.is_file():
         text = str(artifacts.read_json(settings).get("chat_template") or "")
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest() if text else None

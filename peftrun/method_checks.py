@@ -124,6 +124,11 @@ def packed(lora: Any, trainer: Any) -> Lines:
             yield f"trainer.{key}=true: lora.method={lora.method} works on each text by itself; type trainer.{key}=false"
 
 
+def virtual_tokens(lora: Any) -> int:
+    """Tokens that the method puts before each text; 0 of most."""
+    return int(getattr(lora, "num_virtual_tokens", None) or 0)
+
+
 def quantized(lora: Any, model: Any, action: Any) -> Lines:
     """What a base in few bits can carry."""
     key = f"model.quantization={model.quantization}"

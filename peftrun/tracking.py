@@ -63,6 +63,13 @@ def carry(run: Path, out_dir: Path) -> None:
         shutil.copytree(run / OWN, out_dir / OWN)
 
 
+def take_back(out_dir: Path) -> None:
+    """Takes away what `carry` has copied, where no tracker was told of this run yet."""
+    if not trackers.live(out_dir):
+        (out_dir / trackers.STATE).unlink(missing_ok=True)
+        shutil.rmtree(out_dir / OWN, ignore_errors=True)
+
+
 def _state(spec: RunSpec, out_dir: Path) -> dict[str, Any]:
     """Of the tracker's run that goes on; empty for a new one."""
     file = out_dir / trackers.STATE

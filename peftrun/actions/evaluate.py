@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, console, heads, placement, tasks, warm
+from peftrun import adapter_folder, artifacts, console, heads, placement, tasks, warm
 from peftrun.adapter import load, mixing
 from peftrun.errors import DataError
 from peftrun.model import Base
@@ -23,7 +23,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         return _by_harness(spec, out_dir)
     tasks.look(spec.task)
     base, facts = _base(spec)
-    rows = tasks.load(spec.task, base)
+    rows = tasks.load(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
     tasks.say_if_other(spec.task, rows, spec.adapter)
     facts["data"] = rows.describe()
     net, who = base.model, f"{base.name} alone"

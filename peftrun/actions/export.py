@@ -1,6 +1,5 @@
 """Write what others load: a Hub folder with a model card, a folder for vLLM, a GGUF adapter. Nothing heavy is imported."""
 
-import dataclasses
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,22 @@ from typing import Any
 from peftrun import artifacts, console
 from peftrun.action_specs import ExportAction
 from peftrun.errors import AdapterError, ConfigError
-from peftrun.export import adapter_files, base, hub, licenses, llama_cpp, names, push, source, vllm, vllm_rules, wrapper
+from peftrun.export import (
+    adapter_files,
+    base,
+    hub,
+    licenses,
+    llama_cpp,
+    names,
+    own_tokenizer,
+    push,
+    source,
+    vllm,
+    vllm_rules,
+    wrapper,
+)
+from peftrun.export.base import ExportBase
 from peftrun.export.source import Source
-from peftrun.packages import package_dir
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 
@@ -23,21 +35,22 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ExportAction)
     sources = _sources(spec, action)
-    base_id = names.base_id(sources[0], action.base_model)
-    _check_base_id(action, sources[0], base_id)
+    found = base.find(sources[0], spec.model if base.is_typed(out_dir) else None, action.base_model)
+    _check_base_id(action, sources[0], found.id)
     _check_license(action.license)
+    own = {one.name: _own_tokenizer(one, found, action.target) for one in sources if one.is_adapter}
     target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / EXPORT
     with artifacts.new_folder(target) as folder:
-        found = _write(spec, action, sources, base_id, folder)
+        written = _write(action, sources, found, folder)
     sent = push.push(target, str(action.repo_id), action.private) if action.push else None
     files = adapter_files.listed(target)
-    facts = {"target": action.target, "base": base_id, "files": files, **found, "pushed": sent}
+    facts = {"target": action.target, "base": found.id, "files": files, **written, "own_tokenizer": own, "pushed": sent}
     return RunResult(
         out_dir,
         {"export": facts},
         artifacts=[target],
-        summary=[*_files(target, files), *_told(action, found, files, sent)],
-        next_commands=_next(action, sources[0], base_id, target, found),
+        summary=[*_files(target, files), *_told(action, written, files, sent), *_base_told(action, sources[0], found)],
+        next_commands=_next(action, sources[0], found, target, written),
     )
 
 
@@ -67,16 +80,23 @@ def _check_license(name: str | None) -> None:
         console.warn(line)
 
 
-def _write(
-    spec: RunSpec, action: ExportAction, sources: list[Source], base_id: str | None, folder: Path
-) -> dict[str, Any]:
+def _own_tokenizer(one: Source, known: ExportBase, target: str) -> dict[str, Any]:
+    """Says aloud where files beside an adapter read text otherwise than its base does; for the record which, and in what (None: not known)."""
+    differs = own_tokenizer.differing(one.folder, known.model)
+    line = own_tokenizer.told(one, differs, target)
+    if line:
+        console.warn(line)
+    return {"files": [str(name) for name in own_tokenizer.files(one.folder)], "differs_in": differs}
+
+
+def _write(action: ExportAction, sources: list[Source], known: ExportBase, folder: Path) -> dict[str, Any]:
     if action.target == "hub":
-        hub.write(sources[0], base_id, action, folder)
+        hub.write(sources[0], known.id, action, folder)
         return {}
-    model = base.model_of(sources[0]) or dataclasses.asdict(spec.model)
-    settings = base.settings(model)
+    model = known.model or {}
+    settings = base.settings(model) if model else None
     if action.target == "gguf":
-        return {"gguf": llama_cpp.write(sources[0], settings, base_id, folder / GGUF)}
+        return {"gguf": llama_cpp.write(sources[0], settings, known.id, folder / GGUF)}
     architecture = base.architecture(settings)
     problems = [line for one in sources for line in vllm_rules.of_base(one, architecture)]
     if problems:
@@ -88,7 +108,7 @@ def _write(
         if tensors:
             old, new = next(iter(tensors.items()))
             console.say(f"adapter.{name}: {len(tensors)} tensors get the names of {architecture}: {old} → {new}")
-    return {"vllm": vllm.write(sources, base_id, sources[0].base().get("revision"), folder, renamed)}
+    return {"vllm": vllm.write(sources, known.id, known.revision, folder, renamed)}
 
 
 def _files(target: Path, files: dict[str, int]) -> list[tuple[str, str]]:
@@ -109,44 +129,51 @@ def _told(
             ("commit", push.MESSAGE),
         ]  # fmt: skip
     if action.target == "vllm":
-        unnamed = (
-            []
-            if found["vllm"]["base"]
-            else [
-                (
-                    "base",
-                    "no Hub id is known for it; base_model=ORG/NAME names one, else put its folder in place of BASE",
-                )
-            ]
-        )
-        return [*unnamed, ("checked", f"against the rules of {found['vllm']['rules_of']}; not run with it")]
+        return [("checked", f"against the rules of {found['vllm']['rules_of']}; not run with it")]
     return (
         [("pairs", f"{found['gguf']['pairs']} for {found['gguf']['architecture']}")] if action.target == "gguf" else []
     )
 
 
-def _next(action: ExportAction, first: Source, base_id: str | None, target: Path, facts: dict[str, Any]) -> list[str]:
+def _base_told(action: ExportAction, first: Source, known: ExportBase) -> list[tuple[str, str]]:
+    """What to put where a command could not name the base, or names what only this machine has."""
+    called = names.known_as(first) or "not noted anywhere"
+    if action.target == "vllm" and known.id is None:
+        if known.served:
+            return [
+                ("base", f"no Hub id is known for it, so {vllm.LAUNCH} asks for BASE; base_model=ORG/NAME names one")
+            ]
+        return [
+            (
+                "base",
+                f"put its folder or Hub id in place of BASE (it is {called}), or name it: type base_model=ORG/NAME",
+            )
+        ]
+    if action.target == "gguf" and _gguf_of(known) is None:
+        where = known.here or known.id or called
+        return [
+            (
+                "base",
+                f"BASE.gguf is the base as GGUF; llama.cpp's convert_hf_to_gguf.py makes it of its folder (it is {where})",
+            )
+        ]
+    return []
+
+
+def _gguf_of(known: ExportBase) -> str | None:
+    return known.here if known.place and known.place.suffix == ".gguf" else None
+
+
+def _next(action: ExportAction, first: Source, known: ExportBase, target: Path, facts: dict[str, Any]) -> list[str]:
     here = console.short(target)
     if action.target == "vllm":
-        known, at = facts["vllm"], first.base().get("revision")
-        local = _base_here(first)
-        names, rank, serves = list(known["adapters"]), known["max_lora_rank"], base_id or local or "BASE"
-        line = vllm.command(names, serves, at if base_id else None, rank, f"{shlex.quote(here)}/")
-        return [line, f"{'' if base_id else f'BASE={serves} '}{shlex.quote(f'{here}/{vllm.LAUNCH}')}"]
+        found, serves = facts["vllm"], known.served or "BASE"
+        at = known.revision if serves == known.id else None
+        line = vllm.command(list(found["adapters"]), serves, at, found["max_lora_rank"], f"{shlex.quote(here)}/")
+        return [line, f"{'' if serves == known.id else f'BASE={serves} '}{shlex.quote(f'{here}/{vllm.LAUNCH}')}"]
     if action.target == "gguf":
-        local = _base_here(first) or ""
-        model = local if ".gguf" in local else "BASE.gguf"
-        return [f"llama-cli -m {model} --lora {shlex.quote(f'{here}/{GGUF}')}"]
-    return [] if action.push else _to_push(action, first, base_id, here)
-
-
-def _base_here(first: Source) -> str | None:
-    """The file or folder on this machine that the adapter's run had for a base, as a shell reads it."""
-    given = base.model_of(first) or {}
-    path = Path(str(given.get("name_or_path"))).expanduser()
-    if given.get("package"):
-        path = (package_dir(str(given["package"])) or Path()) / path
-    return shlex.quote(str(path.absolute())) if path.exists() else None
+        return [f"llama-cli -m {_gguf_of(known) or 'BASE.gguf'} --lora {shlex.quote(f'{here}/{GGUF}')}"]
+    return [] if action.push else _to_push(action, first, known.id, here)
 
 
 def _to_push(action: ExportAction, first: Source, base_id: str | None, here: str) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from peftrun import checks, dispatch, launch
 from peftrun.action_specs import PlanAction, TrainAction
-from peftrun.errors import ConfigError
 from peftrun.result import RunResult
 from peftrun.schema import RunSpec
 from peftrun.sweep import bases, fitting, memory, pace, parameters, table
@@ -39,7 +38,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     Raises: ConfigError: training would refuse the config. PeftrunError: with measured steps, what training would find at fault.
     """
     assert isinstance(spec.action, PlanAction)
-    wanted = _wanted(spec, spec.action)
+    asked = spec.action
+    wanted = checks.as_training(spec, TrainAction("train", asked.resume, asked.evaluate_before, asked.samples))
     free = _free(wanted)
     wanted, short = _settled(wanted)
     plan = _from_files(wanted, free)
@@ -48,15 +48,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if short:
         plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {short}")
     return RunResult(out_dir, {"plan": _facts(wanted, plan)}, summary=list(_summary(wanted, plan)))
-
-
-def _wanted(spec: RunSpec, action: PlanAction) -> RunSpec:
-    training = TrainAction("train", action.resume, action.evaluate_before, action.samples)
-    wanted = dataclasses.replace(spec, action=training)
-    problems = checks.run({field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)})
-    if problems:
-        raise ConfigError(*problems)
-    return wanted
 
 
 def _free(spec: RunSpec) -> int | None:

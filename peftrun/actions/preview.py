@@ -1,11 +1,12 @@
 """Show rows as they will be learned, before anything is paid for it. No weights are loaded, and no torch unless the tokenizer needs it."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, asked, console, dispatch, heads
-from peftrun.action_specs import PreviewAction
+from peftrun import artifacts, asked, checks, console, dispatch, heads, method_checks
+from peftrun.action_specs import PreviewAction, TrainAction
 from peftrun.errors import DataError
 from peftrun.explain import quoting
 from peftrun.objectives import GrpoObjective
@@ -32,21 +33,34 @@ OBJECTIVES = {
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The first training rows, or one row of the data, on the terminal and in files; and what all rows are together.
 
-    Raises: PeftrunError: what training would find at fault with base or rows. DataError: the data has no such row.
+    Raises: ConfigError: training would refuse the config. PeftrunError: what it would find at fault with base or rows. DataError: the data
+        has no such row.
     """
     assert isinstance(spec.action, PreviewAction)
+    alone = dataclasses.replace(spec, adapter={}, active=None)  # one that was named has chosen base and task
+    checks.as_training(alone, TrainAction("train", resume=None, evaluate_before=True, samples=0))
     late_torch.spare()
     views, statistics = (dispatch.heavy(f"peftrun.preview.{name}") for name in ("views", "statistics"))
-    reader = dispatch.heavy("peftrun.base_tokenizer").load_reader(spec.model, heads.of_task(spec.task))
+    reader = _reader(spec)
     found = _loaded(spec, reader)
     counts = statistics.counted(found, spec.task)
     chosen, lines = _chosen(found, views.splits_of(found, spec.task), spec.action, views)
     rows = [views.described(row, split, spec.task, reader.tokenizer, spec.action.tokens) for row, split in chosen]
     notes = [*lines, *_notes(spec)]
-    _write(out_dir, rows, page.written(_title(spec), f"{reader.name} reads them", rows, counts, notes))
+    seen = dispatch.heavy("peftrun.tasks").flattering(
+        found, spec.task
+    )  # was said when rows were read; the page keeps it
+    told = [*filter(None, [seen]), *notes]
+    _write(out_dir, rows, page.written(_title(spec), f"{reader.name} reads them", rows, counts, told))
     _show(rows, counts, notes)
     facts = {"base": {"name": reader.name}, "data": found.describe(), "preview": counts}
     return RunResult(out_dir, facts, summary=list(_summary(counts, out_dir)), next_commands=[_training(out_dir)])
+
+
+def _reader(spec: RunSpec) -> Any:
+    """What reads rows for the base, with what the method puts before each."""
+    found = dispatch.heavy("peftrun.base_tokenizer").load_reader(spec.model, heads.of_task(spec.task))
+    return dataclasses.replace(found, virtual=method_checks.virtual_tokens(spec.lora))
 
 
 def _loaded(spec: RunSpec, reader: Any) -> Any:
@@ -66,16 +80,22 @@ def _chosen(
     if action.at is None:
         return [(row, views.TRAINING) for row in splits[views.TRAINING][: action.rows]], []
     rows = [(row, split) for split, some in splits.items() for row in some if views.row_number(row) == action.at]
-    left_out = [one for one in found.tally.left_out if one[0].endswith(f": row {action.at}")]
+    names = views.names_of(found.tally.read)
+    left_out = [one for one in found.tally.left_out if views.source_and_row(one[0])[1] == action.at]
     if not rows and not left_out:
-        read = ", ".join(f"{views.place_of(source)} has {count} rows" for source, count in found.tally.read.items())
+        read = ", ".join(f"{names[source]} has {count} rows" for source, count in found.tally.read.items())
         raise DataError(
             f"action.at={action.at}: there is no such row; {read}; type action.at={max(found.tally.read.values())}"
         )
     return rows, [
-        f"{views.place_of(where)} is left out: {why}{f' ({tokens} tokens)' if tokens else ''}"
+        f"{_named(where, names, views)} is left out: {why}{f' ({tokens} tokens)' if tokens else ''}"
         for where, why, tokens in left_out
     ]
+
+
+def _named(where: str, names: dict[str, str], views: Any) -> str:
+    source, _ = views.source_and_row(where)
+    return f"{names[source]}{where.removeprefix(source)}"
 
 
 def _notes(spec: RunSpec) -> Iterator[str]:
@@ -89,6 +109,9 @@ def _notes(spec: RunSpec) -> Iterator[str]:
         )
     elif task.objective is not None:
         yield OBJECTIVES[task.objective.name]
+    virtual = method_checks.virtual_tokens(spec.lora)
+    if virtual:
+        yield f"lora.num_virtual_tokens={virtual}: training puts so many before each row; they are not among the tokens shown and counted here"
     if trainer.packing:
         yield f"trainer.packing=true: shown before they are packed; training puts several into one of {task.max_length} tokens"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import console, heads, placement, tasks, warm
+from peftrun import adapter_folder, console, heads, placement, tasks, warm
 from peftrun.action_specs import ReloadAction
 from peftrun.adapter import load, streamed_load
 from peftrun.adapter.layer_walk import NotWalkableError
@@ -26,7 +26,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     placed = load.placement(net)
     result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
     if spec.action.evaluate:
-        rows = tasks.load(spec.task, base)
+        rows = tasks.load(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
         tasks.say_if_other(spec.task, rows, spec.adapter)
         result.facts["data"] = rows.describe()
         console.doing(f"measuring {len(rows.held_out)} held-out rows")

@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts
+from peftrun.export import own_tokenizer
 from peftrun.export.names import known_as
 from peftrun.export.source import Source
-
-TOKENIZER = (  # lie beside an adapter where whoever made it has changed the base's tokenizer
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "vocab.txt", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
 
 
 def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str, Any] | None = None) -> None:
@@ -20,9 +16,9 @@ def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str,
 
     Args: base_id: goes into the config as the base's name; None: what was noted. changes: other keys of the config.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (artifacts.ADAPTER_WEIGHTS, artifacts.FACTS, *TOKENIZER):
+    for name in (Path(artifacts.ADAPTER_WEIGHTS), Path(artifacts.FACTS), *own_tokenizer.files(source.folder)):
         if (source.folder / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
     values = source.config | {"base_model_name_or_path": base_id or known_as(source)} | (changes or {})
     if values == source.config:

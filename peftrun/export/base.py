@@ -1,13 +1,18 @@
 """What the base is, from its config alone: nothing of its weights is read. Light."""
 
+import dataclasses
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config
+from peftrun import artifacts, asked, config
 from peftrun.errors import ModelError
+from peftrun.export import names
 from peftrun.export.source import Source
 from peftrun.packages import package_dir
+from peftrun.schema import ModelSpec
 
 CLASSES = {  # architecture as GGUF calls it → class in transformers
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel",
@@ -21,9 +26,78 @@ FIELDS = {  # field of a GGUF file → key of config.json
 }
 
 
-def model_of(source: Source) -> Mapping[str, Any] | None:
-    """The values of group `model` that the adapter's run was given; None for an adapter without a run."""
-    return config.read_run(source.run / artifacts.CONFIG, aloud=False)["model"] if source.run else None
+@dataclass(frozen=True)
+class ExportBase:
+    """The base of what is exported.
+
+    Attributes:
+        model: values of group `model`; None where nothing says what the base is.
+        id: on the Hub; None where it is not known.
+        revision: of that id.
+        place: the file or folder on this machine; None where it is not here.
+        typed: it was named on this command line.
+    """
+
+    model: Mapping[str, Any] | None
+    id: str | None
+    revision: str | None
+    place: Path | None
+    typed: bool
+
+    @property
+    def here(self) -> str | None:
+        """`place`, as a shell reads it."""
+        return shlex.quote(str(self.place)) if self.place else None
+
+    @property
+    def served(self) -> str | None:
+        """What a server on this machine is told: the folder that was typed, the id, or the folder that was noted."""
+        return (self.here if self.typed else None) or self.id or self.here
+
+
+def find(source: Source, typed: ModelSpec | None, given: str | None) -> ExportBase:
+    """The base: of the run that made it; of what was made elsewhere the one that is typed, else the one that it notes.
+
+    Args: typed: None where no base was, see `is_typed`. given: its id as `action.base_model`.
+    """
+    typed = None if source.run else typed
+    model = dataclasses.asdict(typed) if typed else _noted(source)
+    own = names.hub_id(str(model["name_or_path"])) if model and not model["package"] else None
+    known, revision = own or names.hub_id(names.known_as(source)), source.base().get("revision")
+    if own and model:
+        revision = model["revision"]
+    place = _place(model) if model else None
+    return ExportBase(
+        model, given or known, revision if known and given in (None, known) else None, place, typed is not None
+    )
+
+
+def is_typed(out_dir: Path) -> bool:
+    """Whether a base was chosen for this run; one from Python without overrides is given a complete config."""
+    keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in asked.overrides(out_dir)}
+    return bool(keys & {"model", "experiment"}) or not (out_dir / asked.FOLDER).is_dir()
+
+
+def _noted(source: Source) -> Mapping[str, Any] | None:
+    """Values of group `model` of the adapter's run; of one without a run by the name that is noted beside it; None where there is none."""
+    if source.run:
+        model: Mapping[str, Any] = config.read_run(source.run / artifacts.CONFIG, aloud=False)["model"]
+        return model
+    name = source.base().get("name") or (source.config.get("base_model_name_or_path") if source.is_adapter else None)
+    if not name:
+        return None
+    package, sign, inside = str(name).partition(":")
+    packed = bool(sign) and package_dir(package) is not None
+    revision = source.base().get("revision") or source.config.get("revision")
+    where, at = (inside, package) if packed else (str(name), None)
+    return dataclasses.asdict(ModelSpec(where, at, str(revision) if revision else None, None, None, False))
+
+
+def _place(model: Mapping[str, Any]) -> Path | None:
+    path = Path(str(model["name_or_path"])).expanduser()
+    if model["package"]:
+        path = (package_dir(str(model["package"])) or Path("/nowhere")) / path
+    return path.absolute() if path.exists() else None
 
 
 def settings(model: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import artifacts, asked, config
-from peftrun.export import adapter_files, card, names
-from peftrun.export.adapter_files import TOKENIZER
+from peftrun.export import adapter_files, card, names, own_tokenizer
 from peftrun.export.source import Source
 
 CARD = "README.md"
@@ -29,11 +28,12 @@ def write(source: Source, base_id: str | None, action: Any, folder: Path) -> Non
 
 
 def _model(source: Source, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    own = [file for pattern in MODEL_FILES for file in sorted(source.folder.glob(pattern))]
-    own += [source.folder / name for name in (*TOKENIZER, artifacts.FACTS) if (source.folder / name).is_file()]
+    own = [file.relative_to(source.folder) for pattern in MODEL_FILES for file in sorted(source.folder.glob(pattern))]
+    own += own_tokenizer.files(source.folder)
+    own += [Path(artifacts.FACTS)] if (source.folder / artifacts.FACTS).is_file() else []
     for file in own:
-        shutil.copyfile(file, folder / file.name)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.folder / file, folder / file)
     found = artifacts.read_json(folder / "config.json")
     name = found.get("_name_or_path")
     if isinstance(name, str) and names.portable(name) != name:

@@ -13,10 +13,9 @@ PATHS = (  # keys whose values are paths; the others are texts, which may begin 
 )  # fmt: skip
 
 
-def base_id(source: Source, given: str | None) -> str | None:
-    """The base's id on the Hub: as given, or as noted when it came from there; None where it is not known."""
-    noted = str(known_as(source) or "")
-    return given or (noted if HUB_ID.fullmatch(noted) and not Path(noted).exists() else None)
+def hub_id(name: str | None) -> str | None:
+    """A base's name where it is an id on the Hub; None where it is a folder's, or there is none."""
+    return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
 def known_as(source: Source) -> str | None:

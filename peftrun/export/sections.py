@@ -3,9 +3,10 @@
 import json
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from peftrun.export import results
+from peftrun.export import own_tokenizer, results
 from peftrun.export.about import About
 from peftrun.export.names import known_as, portable
 from peftrun.export.source import Source
@@ -51,7 +52,11 @@ def measured(about: About) -> str:
     if source.record.get("action") != "train" or not after:
         return "## Measured\n\nNothing was measured by the run that made it."
     rows = results.held_out(source)
-    intro = f"On {rows if rows is not None else 'the'} held-out rows of {results.data_name(about.values)}, which training did not see"
+    seen = (source.record.get("data") or {}).get("held_out_rows_learned")
+    apart = (
+        f"of which {seen} are training rows too, so that the figures flatter" if seen else "which training did not see"
+    )
+    intro = f"On {rows if rows is not None else 'the'} held-out rows of {results.data_name(about.values)}, {apart}"
     seed = source.record.get("seed")
     lines = [_row("metric", "base alone", "after training") if before else _row("metric", "after training")]
     lines.append("|---|---|---|" if before else "|---|---|")
@@ -87,14 +92,27 @@ def use(about: About) -> str:
             f"## Use\n\n```python\nfrom transformers import {head}, AutoTokenizer\n\n"
             f'model = {head}.from_pretrained("{here}")\ntokenizer = AutoTokenizer.from_pretrained("{here}")\n```'
         )
+    brought = own_tokenizer.files(source.folder)
+    reads = here if Path("tokenizer_config.json") in brought or Path("tokenizer.json") in brought else base
     fetch = f"hf download {about.repo_id} --local-dir FOLDER\n" if about.repo_id else ""
     verb, asked = ("evaluate", "") if kind in CLASSES else ("generate", " 'action.prompt=\"…\"'")
     missing = "" if about.base_id else "\n\n`BASE` is the base named above."
     return (
         f"## Use\n\nWith PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import {head}, AutoTokenizer\n\n"
         f'base = {head}.from_pretrained("{base}", dtype="auto"{more})\nmodel = PeftModel.from_pretrained(base, "{here}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{base}")\n```\n\nWith peftrun, which checks that the base is the one it was trained on:\n\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{reads}")\n```{_brought(brought)}\n\nWith peftrun, which checks that the base is the one it was trained on:\n\n'
         f"```\n{fetch}peftrun action={verb} adapter=FOLDER model=pretrained model.name_or_path={base}{asked}\n```{missing}"
+    )
+
+
+def _brought(files: list[Path]) -> str:
+    """What is to be known of a tokenizer or a chat template beside the adapter."""
+    if not files:
+        return ""
+    names = ", ".join(f"`{name}`" for name in files)
+    return (
+        f"\n\nThe adapter brings files that say how text is read: {names}. They are as they came with it; peftrun itself reads text by "
+        "the base's own, and uses these where they lie in a copy of the base that is named as the model."
     )
 
 

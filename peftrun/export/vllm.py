@@ -1,5 +1,6 @@
 """A folder that vLLM serves: each adapter in a folder of its own, the command in `launch.sh`, and what was checked in `vllm.json`. Light."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from peftrun import artifacts, safetensors_file
 from peftrun.errors import AdapterError
 from peftrun.export import adapter_files, factors, vllm_rules
+from peftrun.export.names import known_as
 from peftrun.export.source import Source
 
 LAUNCH, FACTS = "launch.sh", "vllm.json"
@@ -35,7 +37,10 @@ def write(
         "command": command(list(adapters), base_id or "BASE", revision, rank),
     }
     artifacts.write_json(folder / FACTS, found)
-    artifacts.write_text(folder / LAUNCH, _script(list(adapters), base_id, revision, rank))
+    called = known_as(sources[0])
+    artifacts.write_text(
+        folder / LAUNCH, _script(command(list(adapters), BASE, revision, rank, where="./"), base_id, called)
+    )
     (folder / LAUNCH).chmod(0o755)
     return found
 
@@ -90,11 +95,9 @@ def _flattened(source: Source, base_id: str | None, folder: Path) -> int:
     return rank
 
 
-def _script(names: Sequence[str], base_id: str | None, revision: str | None, rank: int) -> str:
-    wanted = (
-        f'BASE="${{BASE:-{base_id}}}"'
-        if base_id
-        else 'BASE="${BASE:?set BASE to the base model: a folder or ORG/NAME}"'
-    )
-    line = command(names, BASE, revision, rank, where="./")
+def _script(line: str, base_id: str | None, called: str | None) -> str:
+    """Args: called: what the base is called here, which others may not find."""
+    name = re.sub(r"[^\w./:-]", "_", called or "not known")  # stands within quotes of a shell
+    asked = f"set BASE to the base model ({name}): a folder or ORG/NAME"
+    wanted = f'BASE="${{BASE:-{base_id}}}"' if base_id else f'BASE="${{BASE:?{asked}}}"'
     return f'#!/bin/sh\n# Serves the adapters beside this file. More options of vLLM may follow.\nset -e\ncd "$(dirname "$0")"\n{wanted}\nexec {line} "$@"\n'

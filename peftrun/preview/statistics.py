@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from peftrun.preview.views import TRAINING, parts_of, place_of, splits_of
+from peftrun.preview.views import TRAINING, names_of, parts_of, splits_of
 from peftrun.schema import TaskSpec
 from peftrun.tasks.rows import Rows
 from peftrun.tasks.tally import source_and_row
@@ -62,8 +62,9 @@ def _of_sources(rows: Rows, splits: dict[str, list[Any]]) -> dict[str, dict[str,
     }
     cut = Counter(source_and_row(where)[0] for where in rows.tally.cut)
     why = Counter((source_and_row(where)[0], reason) for where, reason, _ in rows.tally.left_out)
+    names = names_of(rows.tally.read)
     return {
-        place_of(source): {
+        names[source]: {
             "rows": count,
             **{name: some[source] for name, some in held.items()},
             "cut": cut[source],

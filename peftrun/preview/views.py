@@ -1,7 +1,8 @@
 """A row of tokens as people read it: the text, which parts of it are learned, and the numbers that training gets."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -88,6 +89,13 @@ def described(row: Any, split: str, task: TaskSpec, tokenizer: Any, tokens: bool
 def place_of(where: str) -> str:
     """The file (or data set) and the row in it, without the key that names the file."""
     return where.partition("=")[2] or where
+
+
+def names_of(sources: Iterable[str]) -> dict[str, str]:
+    """Source → its name without the key; with it where two keys name the same file, to train on and to measure on."""
+    places = {source: place_of(source) for source in sources}
+    times = Counter(places.values())
+    return {source: place if times[place] == 1 else source for source, place in places.items()}
 
 
 def row_number(row: Any) -> int:

@@ -115,11 +115,17 @@ def _figures(run: RunFacts) -> Iterator[str]:
         yield '<p class="soft">No figures on held-out rows were recorded.</p>'
         return
     yield f'<ul class="tiles">{"".join(_tile(run, name) for name in known[:TILES])}</ul>'
-    rows = part(run.record, "data").get("held_out_rows")
+    data = part(run.record, "data")
+    rows, learned = data.get("held_out_rows"), data.get("held_out_rows_learned")
+    apart = (
+        f"{learned} of which are training rows too, so that they flatter"
+        if learned
+        else "which nothing was learned from"
+    )
     told = f"Measured on {rows} held-out rows" if rows else "Measured on held-out rows"
     head = ["figure", "n|before", "n|after", "n|difference", ""]
     table = pieces.table("Figures on held-out rows", head, [_row(run, name) for name in known])
-    yield f'<p class="soft">{escape(told)}, which nothing was learned from.</p>{pieces.fold("All figures", table)}'
+    yield f'<p class="soft">{escape(told)}, {apart}.</p>{pieces.fold("All figures", table)}'
 
 
 def _tile(run: RunFacts, name: str) -> str:

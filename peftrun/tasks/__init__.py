@@ -10,7 +10,7 @@ from peftrun.errors import ConfigError, DataError
 from peftrun.explain import reads
 from peftrun.objectives import GrpoObjective
 from peftrun.schema import TaskSpec
-from peftrun.tasks import columns, limits, prepared, rows
+from peftrun.tasks import columns, limits, prepared, rows, sources
 from peftrun.tasks.limits import Reader
 from peftrun.tasks.rows import Rows
 
@@ -28,23 +28,46 @@ def check_fits(kind: str, config: Any, name: str) -> None:
         )
 
 
-def load(task: TaskSpec, base: Any) -> Rows:
+def load(task: TaskSpec, base: Any, virtual: int = 0) -> Rows:
     """The task's rows, each of which this base can read.
 
+    Args: virtual: tokens that an adapter puts before each.
     Raises: ConfigError: the base cannot learn this kind. DataError: see the kind's `load_rows`, and `limits`.
     """
-    return load_for(task, limits.reader_of(base))
+    return load_for(task, limits.reader_of(base, virtual))
 
 
 def load_for(task: TaskSpec, reader: Reader) -> Rows:
-    """The same for a base of which only what reads rows is there. No torch."""
+    """The same for a base of which only what reads rows is there. No torch. Warns of held-out rows that are training rows too."""
     check_fits(task.kind, reader.config, reader.name)
     console.doing("reading rows and making tokens of them")
     found = prepared.rows(rows.of_kind(task.kind), task, reader.tokenizer)
     limits.check(found, reader)
     if isinstance(task.objective, GrpoObjective):
         limits.check_room(found, reader, task.objective.max_completion_length)
+    warning = flattering(found, task)
+    if warning:
+        console.warn(warning)
     return found
+
+
+def flattering(found: Rows, task: TaskSpec) -> str | None:
+    """Why what is measured on the held-out rows is better than it would be on others, and what to type; None: none of them is learned."""
+    seen = found.learned_too
+    if not seen:
+        return None
+    apart = sources.held_out(task.data)
+    if apart is None:
+        line, advice = (
+            "task.data",
+            "type task.data.deduplicate=true, or hold out rows of their own with task.data.eval_path=FILE",
+        )
+    else:
+        line, advice = (
+            apart.told,
+            "name other rows, or type task.data.eval_path=null task.data.eval_split=null to have some split off",
+        )
+    return f"{line}: {seen:,} of {len(found.held_out):,} held-out rows are training rows too, so what is measured on them flatters; {advice}"
 
 
 def check_enough(found: Rows, task: TaskSpec) -> None:

@@ -10,17 +10,25 @@ IGNORED = -100  # label of what carries no loss
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads rows: a base's tokenizer, its transformers config, and how many tokens it embeds."""
+    """What reads rows: a base's tokenizer, its transformers config, how many tokens it embeds, and how many an adapter puts before each text."""
 
     name: str
     tokenizer: Any
     config: Any
     embedded: int
+    virtual: int = 0
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of a text that can be read; None where the base does not say."""
+        most = _positions(self.config)
+        return None if most is None else most - self.virtual
 
 
-def reader_of(base: Any) -> Reader:
-    """A base that is loaded."""
-    return Reader(base.name, base.tokenizer, base.model.config, base.model.get_input_embeddings().weight.shape[0])
+def reader_of(base: Any, virtual: int = 0) -> Reader:
+    """A base that is loaded. Args: virtual: see `Reader`."""
+    embedded = base.model.get_input_embeddings().weight.shape[0]
+    return Reader(base.name, base.tokenizer, base.model.config, embedded, virtual)
 
 
 def check(rows: Any, reader: Reader) -> None:
@@ -29,13 +37,11 @@ def check(rows: Any, reader: Reader) -> None:
     Raises: DataError: one has more tokens than the base has positions, a token that the base does not embed, or no label; the first
         is named.
     """
-    most = _positions(reader.config)
+    most = reader.positions
     for row in (*rows.train, *rows.held_out):
         longest = max([len(row.ids), *(len(row.prompt) + len(one) for one in getattr(row, "candidates", ()))])
         if most is not None and longest > most:
-            raise DataError(
-                f"{row.where}: has {longest} tokens, and {reader.name} reads {most}; type task.max_length={most}"
-            )
+            raise DataError(_too_long(row.where, longest, most, reader))
         check_embedded([*row.ids, *getattr(row, "target", ())], reader, row.where)
         labels = getattr(row, "labels", None)
         if isinstance(labels, list) and all(label == IGNORED for label in labels):
@@ -44,9 +50,23 @@ def check(rows: Any, reader: Reader) -> None:
             )
 
 
+def _too_long(where: str, tokens: int, most: int, reader: Reader) -> str:
+    if most < 1:
+        return f"lora.num_virtual_tokens={reader.virtual}: {reader.name} reads {most + reader.virtual} tokens, so no text would fit beside them; type fewer"
+    beside = f" after {reader.virtual} of the adapter (num_virtual_tokens)" if reader.virtual else ""
+    return f"{where}: has {tokens} tokens, and {reader.name} reads {most}{beside}; type task.max_length={most}"
+
+
 def positions(model: Any) -> int | None:
-    """Tokens that a model reads, prompt and answer together; None where it does not say."""
-    return _positions(model.config)
+    """Tokens that a model reads, prompt and answer together, beside those that its adapters put before them; None where it does not say."""
+    most = _positions(model.config)
+    return None if most is None else most - _virtual(model)
+
+
+def _virtual(model: Any) -> int:
+    """Tokens that the adapters of a model put before each text."""
+    known = getattr(model, "peft_config", {}).values()
+    return max((getattr(one, "num_virtual_tokens", None) or 0 for one in known), default=0)
 
 
 def _positions(config: Any) -> int | None:
@@ -56,11 +76,10 @@ def _positions(config: Any) -> int | None:
 
 def room(model: Any, prompt: list[int]) -> int | None:
     """Tokens that may be written in answer to a prompt; None where the model does not say how many it reads."""
-    return _room(model.config, prompt)
+    return _room(model.config, positions(model), prompt)
 
 
-def _room(config: Any, prompt: list[int]) -> int | None:
-    most = _positions(config)
+def _room(config: Any, most: int | None, prompt: list[int]) -> int | None:
     if most is None:
         return None
     return most - (1 if config.is_encoder_decoder else len(prompt))  # a decoder of its own begins anew, with one token
@@ -69,11 +88,11 @@ def _room(config: Any, prompt: list[int]) -> int | None:
 def check_room(rows: Any, reader: Reader, asked: int) -> None:
     """Raises: DataError: an answer of so many tokens to a row's prompt does not fit into the base's positions; the first is named."""
     for row in (*rows.train, *rows.held_out):
-        left = _room(reader.config, row.ids)
+        left = _room(reader.config, reader.positions, row.ids)
         if left is not None and left < asked:
             raise DataError(
                 f"{row.where}: has {len(row.ids)} tokens, and with task.objective.max_completion_length={asked} more {reader.name} would read more than its "
-                f"{_positions(reader.config)}; type task.objective.max_completion_length={left}, or a smaller task.max_length"
+                f"{reader.positions}; type task.objective.max_completion_length={left}, or a smaller task.max_length"
                 if left > 0
                 else f"{row.where}: has {len(row.ids)} tokens, all that {reader.name} reads, and nothing could be written; type a smaller task.max_length"
             )

@@ -27,18 +27,20 @@ READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """One place that rows come from. `key` is what the config calls it; the last three are of a dataset on the Hub."""
+    """One place that rows come from. `key` is what the config calls it; what follows `path` is of a dataset on the Hub. `beside`: another
+    split of the same dataset is read too."""
 
     key: str
     path: str
     name: str | None
     revision: str | None
     split: str
+    beside: bool = False
 
     @property
     def told(self) -> str:
-        """As it is typed: `task.data.path=FILE`."""
-        return f"{self.key}={self.path}"
+        """As it is typed: `task.data.path=FILE`; with its split where another one of the same dataset is read too."""
+        return f"{self.key}={self.path}{f', split {self.split}' if self.beside else ''}"
 
 
 def first(data: DataSpec) -> Source:
@@ -53,7 +55,8 @@ def held_out(data: DataSpec) -> Source | None:
     key = "task.data.path" if data.eval_path is None else "task.data.eval_path"
     here = data.eval_path in (None, data.path)  # another dataset has other configurations and commits
     name, revision = (data.name, data.revision) if here else (None, None)
-    return Source(key, data.eval_path or data.path, name, revision, data.eval_split or data.split)
+    beside = here and data.eval_split is not None
+    return Source(key, data.eval_path or data.path, name, revision, data.eval_split or data.split, beside)
 
 
 def further(name: str, one: MixSpec, data: DataSpec) -> Source:

@@ -21,11 +21,13 @@ class Tally:
         read: source → how many rows it holds.
         left_out: where, why, and how many tokens it has where that is why (else 0).
         cut: where a row comes from whose end is not read.
+        seen: where a held-out row comes from that is among the training rows too.
     """
 
     read: dict[str, int] = field(default_factory=dict)
     left_out: list[tuple[str, str, int]] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
 
     def leave_out(self, rows: Iterable[Any], kept: Iterable[Any], why: str) -> None:
         """Notes those of the rows that are not among the kept ones."""
@@ -39,7 +41,12 @@ class Tally:
     @classmethod
     def of_dict(cls, found: dict[str, Any]) -> "Tally":
         """The same again. Raises: KeyError, TypeError, ValueError: it is something else."""
-        return cls(found["read"], [(where, why, tokens) for where, why, tokens in found["left_out"]], found["cut"])
+        return cls(
+            found["read"],
+            [(where, why, tokens) for where, why, tokens in found["left_out"]],
+            found["cut"],
+            found["seen"],
+        )
 
 
 def source_and_row(where: str) -> tuple[str, int]:

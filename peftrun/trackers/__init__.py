@@ -44,11 +44,14 @@ def pause(folder: Path) -> None:
         artifacts.write_json(folder / STATE, state | {"paused": True})
 
 
+def live(folder: Path) -> bool:
+    """Whether the run's tracker is told by this process."""
+    return folder in _LIVE
+
+
 def paused(folder: Path) -> bool:
     """Whether the run's tracker waits for its end, which another process has left to this one."""
-    return (
-        folder not in _LIVE and (folder / STATE).is_file() and bool(artifacts.read_json(folder / STATE).get("paused"))
-    )
+    return not live(folder) and (folder / STATE).is_file() and bool(artifacts.read_json(folder / STATE).get("paused"))
 
 
 def end(folder: Path, record: dict[str, Any]) -> None:
@@ -58,4 +61,4 @@ def end(folder: Path, record: dict[str, Any]) -> None:
         guard.end(outcome(folder, record))
 
 
-__all__ = ["STATE", "Outcome", "Run", "end", "log", "pause", "paused", "start"]
+__all__ = ["STATE", "Outcome", "Run", "end", "live", "log", "pause", "paused", "start"]

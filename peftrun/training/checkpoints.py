@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,8 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
 
     Args: asked: a run folder, or `auto`.
     Returns: the copied checkpoint, or None if the run had saved none yet (then training starts anew).
-    Raises: ConfigError: there is no such run, it is complete, or its config differs (each differing key named).
+    Raises: ConfigError: there is no such run, it is complete, its config differs (each differing key named), a file it is made from
+        has changed, or its checkpoint cannot be copied; nothing of it is then left in `out_dir`.
     """
     run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked).expanduser())
     checkpoint = last_complete(run)
@@ -99,8 +102,38 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     if checkpoint is None:
         console.say(f"{run} has no complete checkpoint yet; starting from the first step")
         return None
+    check_inputs(
+        checkpoint, sources.digests(spec), asked
+    )  # before gigabytes are copied and a base is loaded; its rows follow then
+    best = _best(checkpoint, asked) if spec.trainer.load_best_model_at_end else None
     console.say(f"continuing {run} after step {step_of(checkpoint)}")
-    best = _best(checkpoint) if spec.trainer.load_best_model_at_end else None
+    try:
+        with taken_back(out_dir):
+            return _copy_state(run, checkpoint, best, out_dir)
+    except (ArtifactError, OSError) as error:
+        raise ConfigError(
+            f"action.resume={asked}: cannot be copied into {out_dir} ({' '.join(str(error).split())[:300]}); "
+            "free space there, or type hydra.run.dir=FOLDER on another disk"
+        ) from error
+
+
+@contextmanager
+def taken_back(out_dir: Path) -> Iterator[None]:
+    """Takes away what was copied of the continued run where the training is refused inside: its folder then holds nothing, and goes too.
+
+    What an interrupt finds stays, since `action.resume=auto` goes on from there.
+    """
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(out_dir / artifacts.CHECKPOINTS, ignore_errors=True)
+        (out_dir / artifacts.METRICS).unlink(missing_ok=True)
+        tracking.take_back(out_dir)
+        raise
+
+
+def _copy_state(run: Path, checkpoint: Path, best: Path | None, out_dir: Path) -> Path:
+    """What training goes on from, in `out_dir`; the copied checkpoint."""
     if best and best != checkpoint:
         _copy(best, out_dir)
     target = _copy(checkpoint, out_dir, best)
@@ -109,16 +142,16 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     return target
 
 
-def _best(checkpoint: Path) -> Path | None:
+def _best(checkpoint: Path, asked: str) -> Path | None:
     """The checkpoint that was the best one so far, beside this one; None: nothing was measured yet."""
     named = artifacts.read_json(checkpoint / STATE).get("best_model_checkpoint")
     if named is None:
         return None
     best = checkpoint.with_name(Path(named).name)
     if not (best / COMPLETE).is_file():
-        raise ArtifactError(
-            f"{best}: the best checkpoint of this run is gone, which trainer.load_best_model_at_end=true would end with; "
-            "restore it, or leave action.resume out"
+        raise ConfigError(
+            f"action.resume={asked}: {best}, the best checkpoint of this run, is gone, which trainer.load_best_model_at_end=true "
+            "would end with; restore it, or leave action.resume out"
         )
     return best
 

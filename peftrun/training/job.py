@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, set_seed
 
-from peftrun import artifacts, console, device, heads, placement, tasks, tracking, warm
+from peftrun import artifacts, console, device, heads, method_checks, placement, tasks, tracking, warm
 from peftrun.action_specs import TrainAction
 from peftrun.adapter import attach, nature, optimizers
 from peftrun.console import figures, megabytes, short
@@ -61,16 +61,17 @@ def prepare(spec: RunSpec, out_dir: Path) -> Job:
     place = device.resolve(spec.device)
     ranks.meet(place.name)
     place = ranks.of_main(lambda: placement.settle(place, spec))
-    checkpoint = resumed(spec, out_dir)
-    if ranks.is_main():
-        tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
-    set_seed(spec.seed)
-    console.say(place.note)
-    tasks.look(spec.task)
-    base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
-    job = Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
-    if ranks.is_main():
-        leave_rows(job)
+    with checkpoints.taken_back(out_dir):
+        checkpoint = resumed(spec, out_dir)
+        if ranks.is_main():
+            tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
+        set_seed(spec.seed)
+        console.say(place.note)
+        tasks.look(spec.task)
+        base = warm.load_base(spec.model, place, dtype(spec), heads.of_task(spec.task))
+        job = Job(spec, out_dir, checkpoint, place, base, tasks.of_kind(spec.task.kind), rows_of(spec, base))
+        if ranks.is_main():
+            leave_rows(job)
     return job
 
 
@@ -81,7 +82,7 @@ def leave_rows(job: Job) -> None:
 
 def rows_of(spec: RunSpec, base: Base) -> Any:
     """The task's rows. Raises: DataError: see `tasks.load`; or too few of them are left to learn from."""
-    rows = tasks.load(spec.task, base)
+    rows = tasks.load(spec.task, base, method_checks.virtual_tokens(spec.lora))
     tasks.check_enough(rows, spec.task)
     console.say(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
     count = len(rows.train) - (spec.task.data.validation_rows or 0)

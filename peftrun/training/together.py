@@ -88,12 +88,13 @@ class _Group:
     def admit(self, cell: int, spec: RunSpec, out_dir: Path) -> None:
         """The cell's rows are there and the base is measured on them, once for all cells that share them."""
         try:
-            checkpoint = jobs.resumed(spec, out_dir)
-            tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
-            kind, name = tasks.of_kind(spec.task.kind), summary.name_of(out_dir)
-            job = Job(spec, out_dir, checkpoint, self.place, self.base, kind, self._rows(spec), name)
-            jobs.leave_rows(job)
-            self.before[cell] = self._before(job)
+            with checkpoints.taken_back(out_dir):
+                checkpoint = jobs.resumed(spec, out_dir)
+                tracking.start(spec, out_dir, checkpoints.step_of(checkpoint) if checkpoint else 0)
+                kind, name = tasks.of_kind(spec.task.kind), summary.name_of(out_dir)
+                job = Job(spec, out_dir, checkpoint, self.place, self.base, kind, self._rows(spec), name)
+                jobs.leave_rows(job)
+                self.before[cell] = self._before(job)
         except PeftrunError as fault:
             self.finish(cell, fault)
             return

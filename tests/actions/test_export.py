@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import foreign_adapters
 import pytest
 import torch
 from cases import cases
 from conftest import TINY_STEPS, cli_here
 from faults import check_refused
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from test_startup import run as watched
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -92,6 +93,110 @@ def test_an_adapter_made_elsewhere_loses_the_path_of_its_base(cli, tmp_path, tra
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_peft(tmp_path_factory, llama):
+    """An adapter that PEFT alone has made and saved, on the tiny Llama."""
+    folder = tmp_path_factory.mktemp("by-peft") / "made"
+    foreign_adapters.made(llama, folder, LoraConfig(**foreign_adapters.LLAMA))
+    return folder
+
+
+def noting(folder, base):
+    """The adapter, as if it had been made for a base of this name."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+
+
+LOCAL = ["model=pretrained", "model.name_or_path=LLAMA"]
+
+
+@cases(
+    "noted, typed, served, kept, said",
+    [
+        ("LLAMA", ["target=vllm"], "vllm serve LLAMA --enable", None, "so launch.sh asks for BASE; base_model=ORG/NAME"),
+        ("org/noted", ["target=vllm"], "vllm serve org/noted --enable", "org/noted", ""),
+        ("org/noted", ["target=vllm", *LOCAL], "vllm serve LLAMA --enable", "org/noted", "BASE=LLAMA "),
+        ("/far/away", ["target=vllm", *LOCAL], "vllm serve LLAMA --enable", None, "BASE=LLAMA "),
+        ("/far/away", ["target=vllm"], "vllm serve BASE --enable", None, "put its folder or Hub id in place of BASE (it is away)"),
+        (None, ["target=vllm"], "vllm serve BASE --enable", None, "in place of BASE (it is not noted anywhere)"),
+        ("org/noted", ["target=vllm", "model=pretrained", "model.name_or_path=org/typed", "model.revision=v2"],
+         "vllm serve org/typed --revision v2 --enable", "org/typed", ""),
+        ("org/noted", ["target=vllm", "base_model=org/given"], "vllm serve org/given --enable", "org/given", ""),
+        ("LLAMA", ["target=gguf"], "llama-cli -m BASE.gguf ", None, "convert_hf_to_gguf.py makes it of its folder (it is LLAMA)"),
+        ("org/noted", ["target=hub"], "peftrun action=export", "org/noted", ""),
+        ("/far/away", ["target=gguf"], "", None, "the base's config.json is not on this machine"),
+    ],
+)  # fmt: skip
+def test_the_base_of_an_adapter_made_elsewhere_is_named(
+    cli, tmp_path, by_peft, llama, noted, typed, served, kept, said
+):
+    adapter = shutil.copytree(by_peft, tmp_path / "made")
+    noting(adapter, noted and noted.replace("LLAMA", str(llama)))
+    run = cli("action=export", f"adapter={adapter}", *(text.replace("LLAMA", str(llama)) for text in typed))
+    told = run.out + run.err
+    assert served.replace("LLAMA", str(llama)) in told and said.replace("LLAMA", str(llama)) in told, told
+    assert "nothing read it" not in told
+    if "target=vllm" in typed:
+        export = run.run_dir / "export"
+        assert json.loads((export / "vllm.json").read_text())["base"] == kept
+        assert (f'BASE="${{BASE:-{kept}}}"' if kept else "set BASE to the base model") in (
+            export / "launch.sh"
+        ).read_text()
+        assert str(llama) not in (export / "launch.sh").read_text() + (export / "vllm.json").read_text()
+
+
+def other_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
+def other_tokenizer(folder):
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["model"]["merges"].pop()
+    file.write_text(json.dumps(values))
+
+
+def more_templates(folder):
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+
+
+ITS_BASE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@cases(
+    "change, typed, said",
+    [
+        (lambda folder: None, [], None),
+        (other_template, [], "another chat template than its base's"),
+        (other_tokenizer, [], "another tokenizer than its base's"),
+        (lambda folder: noting(folder, "org/nowhere"), [], "could not be seen on this machine"),
+        (other_template, ["target=vllm"], "--chat-template default/chat_template.jinja"),
+        (other_template, ["target=gguf"], "a GGUF adapter holds none"),
+        (more_templates, [], None),
+    ],
+    ids=lambda case: case[2],
+)
+def test_what_says_how_text_is_read_goes_along_and_is_said_where_it_is_not_the_base_s(
+    cli, tmp_path, by_peft, llama, change, typed, said
+):
+    adapter = shutil.copytree(by_peft, tmp_path / "made")
+    for name in ITS_BASE:
+        shutil.copy(llama / name, adapter / name)
+    change(adapter)
+    run = cli("action=export", f"adapter={adapter}", *typed)
+    assert run.code == 0 and (said in run.err if said else "brings" not in run.err), run.err
+    assert ("peftrun answers and measures by the base's" in run.err) == (said is not None)
+    if "target=gguf" in typed:
+        return
+    folder = run.run_dir / "export" / ("default" if typed else "")
+    read = [*ITS_BASE, *(["additional_chat_templates/tools.jinja"] if change is more_templates else [])]
+    assert all((folder / name).read_bytes() == (adapter / name).read_bytes() for name in read)
+    if not typed:
+        card = (folder / "README.md").read_text()
+        assert all(f"`{name}`" in card for name in read) and 'AutoTokenizer.from_pretrained("FOLDER")' in card
 
 
 def test_a_merged_model_is_exported_whole(cli, trained, llama, on_tiny):

@@ -173,12 +173,19 @@ SAME = [*ROWS, LONG, ROWS[3]]  # row 13 is too long, row 14 repeats row 4
         ([], ["1: longer than task.max_length=64", "1: a repeated row", "14 rows; 10 training, 2 held-out"]),
         (["at=13"], ["rows.jsonl: row 13 is left out: longer than task.max_length=64 (", "tokens)"]),
         (["at=14"], ["row 14 is left out: a repeated row (task.data.deduplicate=false keeps it)"]),
+        (["at=13", "task.data.eval_path=rows.jsonl"], ["task.data.path=rows.jsonl: row 13 is left out: longer", "eval_path=rows.jsonl: row 13 is left out: beyond"]),
         (["at=5", "task.data.deduplicate=false"], ["row 5 ·", "⟦yes<|im_end|>↵⟧"]),
         (["at=12", "task.data.holdout=last", "task.data.deduplicate=false"], ["row 12 · held-out ·"]),
         (["at=5", "task.data.train_rows=2", "task.data.holdout=last"], ["row 5 is left out: beyond task.data.train_rows=2"]),
         (["task.data.validation_rows=2", "trainer.eval_strategy=steps"], ["validation rows  2;"]),
         (["trainer.packing=true"], ["shown before they are packed"]),
         (["at=15"], ["peftrun: action.at=15", "rows.jsonl has 14 rows", "type action.at="]),
+        (["task.data.eval_path=rows.jsonl"], ["task.data.path=rows.jsonl: 14 rows; 12 training", "eval_path=rows.jsonl: 14 rows; 3 held-out", "warning: task.data.eval_path=rows.jsonl: 3 of 3 held-out rows are training rows too"]),
+        (["task.data.eval_path=more.jsonl"], ["rows.jsonl: 14 rows; 12 training", "more.jsonl: 9 rows; 3 held-out"]),
+        (["'task.data.mix={again: {path: rows.jsonl, weight: 1.0}}'"], ["task.data.mix.again.path=rows.jsonl: 14 rows;", "type task.data.deduplicate=true"]),
+        (["lora=prompt_tuning"], ["lora.num_virtual_tokens=20: training puts so many before each row"]),
+        (["lora=prompt_tuning", "lora.num_virtual_tokens=251"], ["peftrun: task.data.path=rows.jsonl: row", "reads 5 after 251 of the adapter", "type task.max_length=5"]),
+        (["lora=adalora", "trainer.max_steps=20"], ["peftrun: lora.tinit=", "leaves no step of trainer.max_steps=20"]),
         (["'task.data.mix={more: {path: more.jsonl, weight: 0.5}}'"], ["more.jsonl: 9 rows;", "task.data.mix asks for fewer rows of its source"]),
     ],
     ids=lambda case: case[0],
@@ -189,9 +196,12 @@ def test_what_becomes_of_every_row(cli, llama, tmp_path, typed, words):
     rows = ["task=instruction", "task.data.path=rows.jsonl", "task.data.eval_rows=3", "task.max_length=64"]
     shown = cli(*on(llama), *rows, "action=preview", *[one.strip("'") for one in typed])
     assert all(word in shown.out + shown.err for word in words), shown.out + shown.err
-    if "at=15" in typed:
+    if words[0].startswith("peftrun: "):
         assert shown.code == 1 and shown.err.count("peftrun: ") == 1 and "Traceback" not in shown.err
+        assert shown.run_dir is None
         return
+    page = Page((shown.run_dir / "preview.html").read_text()).text
+    assert ("held-out rows are training rows too" in page) == ("held-out rows are training rows too" in shown.err)
     sources = shown.record()["preview"]["sources"]
     splits = ("training", "validation", "held-out")
     for one in sources.values():

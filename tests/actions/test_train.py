@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from cases import cases
 from conftest import TINY_STEPS, build_llama
-from faults import check_told, instead
+from faults import check_failed, check_told, instead
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from test_bad_artifacts import no_file_above
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from peftrun import artifacts
@@ -195,24 +197,30 @@ def test_another_config_is_not_continued(cli, llama, on_tiny):
     overrides = [*on_tiny(llama), *LONGER, "trainer.max_steps=6"]
     run = interrupted(cli, *overrides)
     refused = cli(*overrides, "lora.r=4", f"action.resume={run}")
-    assert refused.code == 1
+    assert refused.code == 1 and refused.run_dir is None
     assert "lora.r=4: the run has 8" in refused.err
 
 
-def edit_rows(base: Path, rows: Path) -> None:
+def edit_rows(base: Path, rows: Path, run: Path) -> None:
     rows.write_text(rows.read_text().replace("Is 3 even?", "Is 3 uneven?"))
 
 
-def edit_template(base: Path, rows: Path) -> None:
+def edit_template(base: Path, rows: Path, run: Path) -> None:
     (base / "chat_template.jinja").write_text((base / "chat_template.jinja").read_text() + "{# other #}")
 
 
-def edit_weights(base: Path, rows: Path) -> None:
+def edit_weights(base: Path, rows: Path, run: Path) -> None:
     build_llama(base, seed=5)
 
 
-def edit_tools(base: Path, rows: Path) -> None:
+def edit_tools(base: Path, rows: Path, run: Path) -> None:
     rows.with_name("tools.json").write_text('[{"name": "climate"}]')
+
+
+def edit_how_rows_are_made(base: Path, rows: Path, run: Path) -> None:
+    """As an update of a library may: of the same files other rows, which are known only once they are loaded."""
+    for marker in run.glob("checkpoints/*/complete"):
+        artifacts.write_json(marker, artifacts.read_json(marker) | {"rows": "0" * 64})
 
 
 EDITED = {
@@ -220,6 +228,7 @@ EDITED = {
     "task.tools=": edit_tools,
     "the base's chat template": edit_template,
     "the base's weights": edit_weights,
+    "changed: rows (000000000000": edit_how_rows_are_made,
 }
 
 
@@ -230,8 +239,35 @@ def test_what_a_run_is_made_from_may_not_change_before_it_is_continued(name, cli
     tools.write_text('[{"name": "weather"}]')
     overrides = instead(on_tiny(base), [*TINY_STEPS, f"task.data.path={rows}", f"task.tools={tools}"])
     run = interrupted(cli, *overrides)
-    EDITED[name](base, rows)
-    check_told(cli(*overrides, f"action.resume={run}"), [[f"action.resume={run}", name, "leave action.resume out"]])
+    EDITED[name](base, rows, run)
+    refused = check_failed(
+        cli, tmp_path, [*overrides, f"action.resume={run}"], [f"action.resume={run}", name, "leave action.resume out"]
+    )
+    assert refused.run_dir is None and [one.name for one in run.parent.iterdir()] == [run.name]
+
+
+BEST = [
+    "task.data.validation_rows=8",
+    "trainer.eval_strategy=steps",
+    "trainer.eval_steps=2",
+    "trainer.load_best_model_at_end=true",
+]
+
+
+@cases("reason", ["a full disk", "the best checkpoint is gone"])
+def test_what_cannot_be_copied_is_refused_and_leaves_nothing(reason, cli, tmp_path, llama, on_tiny):
+    overrides = [*on_tiny(llama), *TINY_STEPS, *(BEST if "best" in reason else [])]
+    run = interrupted(cli, *overrides)
+    if "best" in reason:
+        states = [file for file in run.glob("checkpoints/*/trainer_state.json")]
+        for file in states:
+            artifacts.write_json(file, artifacts.read_json(file) | {"best_model_checkpoint": str(run / "checkpoint-0")})
+    said = (
+        "the best checkpoint of this run, is gone" if "best" in reason else "type hydra.run.dir=FOLDER on another disk"
+    )
+    with no_file_above(20_000) if "disk" in reason else nullcontext():  # less than a checkpoint's weights
+        refused = check_failed(cli, tmp_path, [*overrides, f"action.resume={run}"], [f"action.resume={run}: ", said])
+    assert refused.run_dir is None and [one.name for one in run.parent.iterdir()] == [run.name]
 
 
 @pytest.mark.slow

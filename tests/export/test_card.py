@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import encoders
 import pytest
@@ -56,7 +57,18 @@ def test_the_measured_results_are_the_record_s(card, trained):
     for name, (before, after) in rows.items():
         assert before == pytest.approx(record["metrics"]["before"][name], rel=1e-3)
         assert after == pytest.approx(record["metrics"]["after"][name], rel=1e-3)
-    assert f"On {record['data']['held_out_rows']} held-out rows" in card.text
+    assert (
+        f"On {record['data']['held_out_rows']} held-out rows of pairs.jsonl, which training did not see:" in card.text
+    )
+
+
+def test_measured_on_rows_that_were_learned_is_said(where, trained):
+    run = shutil.copytree(trained, where / "learned-too")
+    record = json.loads((run / "record.json").read_text())
+    record["data"]["held_out_rows_learned"] = 3
+    (run / "record.json").write_text(json.dumps(record))
+    found = card_of(cli_here(where, "action=export", f"adapter={run}", "base_model=me/tiny"))
+    assert "of which 3 are training rows too, so that the figures flatter" in found.text
 
 
 def test_the_training_is_the_record_s(card, trained):

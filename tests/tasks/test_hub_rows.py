@@ -10,6 +10,7 @@ from peftrun.composition import compose_run
 from peftrun.config import build
 from peftrun.tasks import prepared, source_of
 from peftrun.tasks.data import load_examples
+from peftrun.tasks.tally import Tally
 
 COMMIT = "a" * 40
 CARD = """---
@@ -74,7 +75,9 @@ def test_rows_of_one_configuration_are_read_and_named(dataset, fetched):
 
 
 def test_held_out_rows_are_those_of_another_split(dataset):
-    train, held_out = load_examples(task_of(dataset, "task.data.name=sums", "task.data.eval_split=test"))
+    tally = Tally()
+    train, held_out = load_examples(task_of(dataset, "task.data.name=sums", "task.data.eval_split=test"), tally=tally)
+    assert tally.read == {f"task.data.path={dataset}": 30, f"task.data.path={dataset}, split test": 8}
     assert len(train) == 30 and parts(train) == {"sums train"}
     assert prompts(held_out) == [f"sums test {n}" for n in range(4)]
 

@@ -36,10 +36,23 @@ def test_a_token_that_the_model_does_not_embed(cli, tmp_path, llama, on_tiny, ro
     told(asked, "prompt 'Is it spam or ham?': token 3")
 
 
-def test_a_text_longer_than_the_models_positions(cli, tmp_path, on_tiny, rows):
+def test_a_text_longer_than_the_models_positions(cli, tmp_path, on_tiny, rows, gpt2):
     short = build_llama(tmp_path / "short", max_position_embeddings=40)
     given = [*on_tiny(short), *rows({"prompt": "x" * 40, "completion": "no"})]
     told(cli(*given, *TINY_STEPS), "row 7: has ", "short reads 40; type task.max_length=40")
+    virtual = ["lora=prompt_tuning", "lora.num_virtual_tokens=8"]  # which take positions, too
+    given = [*on_tiny(short), *rows({"prompt": "x" * 16, "completion": "no"})]
+    assert cli(*given, "action=preview").code == 0
+    for asked in (TINY_STEPS, ["action=preview"]):
+        told(
+            cli(*given, *virtual, *asked), "row 7: has ", "short reads 32 after 8 of the adapter", "task.max_length=32"
+        )
+    # GPT-2 has a table of positions, and nothing beyond it.
+    made = cli(*on_tiny(gpt2), "action=save", "lora=prompt_tuning", "lora.num_virtual_tokens=200").run_dir
+    asked = [*on_tiny(gpt2), "action=generate", f"adapter={made}", "action.max_new_tokens=99"]
+    answered = cli(*asked, "action.prompt='Is 3 even?'")
+    assert answered.code == 0, answered.err
+    told(cli(*asked, f"action.prompt='{'x' * 60}'"), "tiny-gpt2 reads 56, the answer among them; shorten it")
 
 
 def test_so_does_a_preference(cli, tmp_path, on_tiny):

@@ -21,9 +21,16 @@ class Rows:
         """Each training row as the loop takes it."""
         return [row.as_trained for row in self.train]
 
+    @property
+    def learned_too(self) -> int:
+        """How many of the held-out rows are training rows as well."""
+        seen = {*self.tally.seen}
+        return sum(row.where in seen for row in self.held_out)
+
     def describe(self) -> dict[str, Any]:
         """For the record."""
-        return {"train_rows": len(self.train), "held_out_rows": len(self.held_out), "digest": self.digest}
+        too = {"held_out_rows_learned": self.learned_too} if self.learned_too else {}
+        return {"train_rows": len(self.train), "held_out_rows": len(self.held_out), **too, "digest": self.digest}
 
 
 def of_kind(kind: str) -> ModuleType:
