@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, adapter_rules, paths, prompts, schema, serve_checks
+from peftrun import adapter_folder, adapter_rules, paths, peer_keys, prompts, schema, serve_checks
 from peftrun.artifacts import ADAPTER_CONFIG, CONFIG, RECORD, read_json
 from peftrun.catalogue import checks as catalogue_checks
 from peftrun.errors import PeftrunError
@@ -46,7 +46,7 @@ def action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
         yield "adapter: action=extract makes an adapter out of action.tuned and would ignore this one; omit adapter"
     if name == "diff" and len(adapter) != 2:
         yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"
-    if name == "train" and adapter:
+    if name == "train" and adapter and not any(map(peer_keys.adapter, adapter.values())):  # those are told already
         yield "adapter: action=train learns a fresh adapter and would ignore this one; omit adapter"
     if name == "save" and not adapter and isinstance(lora, schema.NoAdapter):
         yield "lora=none: action=save without adapter saves a fresh adapter, so it needs a method; type lora=lora"
@@ -87,8 +87,8 @@ def generate(action: Any, adapter: dict[str, str]) -> Lines:
         yield "action.prompt: cannot stand beside action.prompts_file; omit one"
     if action.prompt is not None and not action.prompt.strip():
         yield "action.prompt=: asks nothing; type action.prompt='Hello', or omit it to be asked for prompts"
-    if action.prompts_file is not None and not Path(action.prompts_file).is_file():
-        yield f"action.prompts_file={action.prompts_file}: there is no such file; name a text file, one prompt a line"
+    if action.prompts_file is not None and not Path(action.prompts_file).expanduser().is_file():
+        yield f"action.prompts_file={action.prompts_file}: {paths.no_file(action.prompts_file)}; name a text file, one prompt a line"
     elif action.prompts_file is not None:
         try:
             prompts.read(action.prompts_file, adapter)
@@ -175,7 +175,9 @@ def output(action: Any) -> Lines:
     if output_dir is not None and Path(output_dir).expanduser().exists():
         yield f"action.output_dir={output_dir}: exists already and is never overwritten; name a folder that does not exist"
     resume = getattr(action, "resume", None)
-    if resume not in (None, "auto") and not all((Path(resume) / name).is_file() for name in (RECORD, CONFIG)):
+    if resume not in (None, "auto") and not all(
+        (Path(resume).expanduser() / name).is_file() for name in (RECORD, CONFIG)
+    ):
         yield f"action.resume={resume}: is no run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
 
 

@@ -30,6 +30,7 @@ CHECKPOINTS = "checkpoints"
 FACTS = "peftrun.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SWEEPS = ("sweep.json", "multirun.yaml")  # one of them is in a sweep's folder
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 # Writers outside Python raise errors of their own when the disk is full, told by type and words.
 WRITERS = (
@@ -64,6 +65,16 @@ def new_folder(target: Path, kept_if: type[Exception] | None = None) -> Iterator
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep_of(out_dir: Path) -> Path | None:
+    """The folder of the sweep of which this run is a cell; None: of none."""
+    return next((one for one in out_dir.absolute().parents[:2] if any((one / name).is_file() for name in SWEEPS)), None)
+
+
+def folder_key(out_dir: Path) -> str:
+    """The key by which another place is chosen for a run's folder: a cell's is inside its sweep's."""
+    return "hydra.sweep.dir" if sweep_of(out_dir) else "hydra.run.dir"
 
 
 def rejected(target: Path) -> Path:

@@ -81,8 +81,11 @@ def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
+        own = Path(spec.name_or_path).expanduser().is_dir()
+        file = folder / "tokenizer_config.json" if own else "tokenizer_config.json in a copy of it, and name that"
         raise ModelError(
-            f"model.name_or_path={spec.name_or_path}: its tokenizer has neither a pad token nor an end token; add one to it"
+            f"model.name_or_path={spec.name_or_path}: its tokenizer has neither a pad token nor an end token; "
+            f'write one of its tokens, "eos_token": "TOKEN", into {file}'
         )
     return tokenizer
 

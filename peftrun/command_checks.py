@@ -8,7 +8,7 @@ from pathlib import Path
 from peftrun import paths
 from peftrun.artifacts import RECORD
 from peftrun.errors import ArtifactError, ConfigError, PeftrunError
-from peftrun.typed import FOLDERS
+from peftrun.typed import FOLDERS, RUN_DIR, SWEEP_DIR
 
 ONCE = ("action=template", "action=serve", "action=browse")  # what a sweep would do for one value of several
 ADAPTERS = re.compile(r"adapter=\{(?P<pairs>[^{}]*)\}")
@@ -19,7 +19,7 @@ def problems(overrides: Sequence[str], config_dir: str | None, swept: bool) -> l
 
     Args: config_dir: what `--config-dir` names. swept: whether `-m` was typed.
     """
-    found: list[PeftrunError] = [*_folders(overrides), *_said_twice(overrides)]
+    found: list[PeftrunError] = [*_folders(overrides), *_said_twice(overrides), *(_unused(overrides) if swept else ())]
     if config_dir:
         found += [ConfigError(f"--config-dir {line}") for line in team_folder(config_dir)]
     if swept:
@@ -44,9 +44,21 @@ def team_folder(place: str) -> Iterator[str]:
         yield f"{place}: holds none of the groups {', '.join(paths.GROUPS)}; {advice}"
 
 
-def holds_a_run(folder: Path | str, key: str = "hydra.run.dir") -> ArtifactError:
+def holds_a_run(folder: Path | str, key: str = RUN_DIR) -> ArtifactError:
     """What is said of a folder that cannot be a new run's."""
     return ArtifactError(f"{key}={folder}: holds a run already; name a folder that does not exist")
+
+
+def in_a_sweep(line: str) -> str:
+    """Advice on where a run's folder is to be, as it is typed beside -m."""
+    return line.replace(f"type {RUN_DIR}=", f"type {SWEEP_DIR}=")
+
+
+def _unused(overrides: Sequence[str]) -> Iterator[PeftrunError]:
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key == RUN_DIR:
+            yield ConfigError(f"{text}: is the folder of a single run, and -m makes several; type {SWEEP_DIR}={value}")
 
 
 def _folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:

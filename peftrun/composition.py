@@ -1,6 +1,7 @@
 """When Hydra refuses to compose: find every override that is at fault, and say so in peftrun's words."""
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from peftrun import adapter_origin, config, fields, migrations, paths, peer_keys, peft_fields, tracker_checks, typed
+from peftrun import (
+    adapter_origin,
+    config,
+    fields,
+    migrations,
+    paths,
+    peer_keys,
+    peft_fields,
+    places,
+    tracker_checks,
+    typed,
+)
 from peftrun.errors import ConfigError
 from peftrun.team import packages, slots
 from peftrun.team import search_path as team_search_path
 from peftrun.unknown_keys import spelled, unknown_key
 
-TEXTS = ("task.prompt", "task.completion")  # hold braces that are no mapping's
 QUOTING = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 ABSENT = re.compile(r"In '[^']+': Could not (find|load) '(?P<group>\w+)/(?P<name>\w+)'")  # as Hydra says it
@@ -188,22 +199,37 @@ def in_one_line(error: Exception) -> str:
 
 
 def _line(text: str, error: Exception, composed: DictConfig, teams: Sequence[Path]) -> str:
-    key, _, value = text.partition("=")
+    key = text.partition("=")[0]
     try:
         override: Override = OverridesParser.create().parse_override(text)
     except HydraException:
-        advice = _word(text, teams) or QUOTING
-        if value.startswith("{"):
-            mapped = f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'"
-            advice = f"type '{key}=\"{value}\"'" if key in TEXTS else mapped
-        return f"{text}: cannot be read as key=value; {advice}"
+        return f"{text}: cannot be read as key=value; {_word(text, composed, teams) or _readable(text) or QUOTING}"
     if key.startswith(("+", "~")):
         return f"{text}: {in_one_line(error)}"
     return _refused(override.key_or_group, text, error, composed, teams)
 
 
-def _word(text: str, teams: Sequence[Path]) -> str | None:
-    """What to type for a word that stands alone: the name of an action or an option, of a file of values, or of a key."""
+def _readable(text: str) -> str | None:
+    """What to type for a value that Hydra cannot read: a text in quotes, a `~` in quotes; None: something else is wrong."""
+    key, sign, value = text.partition("=")
+    if sign and key.lstrip("+") in typed.TEXTS:
+        return f"type {shlex.quote(typed.in_quotes(text))}"
+    mended = typed.tilde_in_quotes(value)
+    if mended and _can_be_read(f"{key}={mended}"):
+        return f"a ~ that begins no path of a home folder stands in quotes; type {shlex.quote(f'{key}={mended}')}"
+    return f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'" if value.startswith("{") else None
+
+
+def _can_be_read(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+def _word(text: str, composed: DictConfig, teams: Sequence[Path]) -> str | None:
+    """What to type for a word that stands alone: the name of an action or an option, of a file of values, or a place to look at."""
     if "=" in text:
         return None
     if text.endswith((".yaml", ".yml")):
@@ -212,6 +238,8 @@ def _word(text: str, teams: Sequence[Path]) -> str | None:
     if text in options["action"]:
         return f"type action={text}"
     meant = peer_keys.WORDS.get(text) or peer_keys.option("", text, options)
+    if meant is None and ("/" in text or text.endswith(peer_keys.SUFFIXES) or Path(text).expanduser().exists()):
+        meant = places.place(str(composed.action.name), "path", text)
     return f"type {meant}" if meant else None
 
 
@@ -238,7 +266,20 @@ def _refused(name: str, text: str, error: Exception, composed: DictConfig, teams
     known = list(config.flatten(config.plain(composed)))
     if any(item.startswith(f"{name}.") for item in known):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
-    return _of_other_actions(name, text) or _of_peft(name, text, composed) or unknown_key(name, value, known)
+    return (
+        _place(text, composed)
+        or _of_other_actions(name, text)
+        or _of_peft(name, text, composed)
+        or unknown_key(name, value, known)
+    )
+
+
+def _place(text: str, composed: DictConfig) -> str | None:
+    """What is said of a folder or file that the action is to look at, where its key is called otherwise."""
+    key, _, value = text.partition("=")
+    action = str(composed.action.name)
+    meant = places.place(action, key.removeprefix("action."), value)
+    return f"{text}: there is no such key of action={action}; type {meant}" if meant else None
 
 
 def _of_peft(name: str, text: str, composed: DictConfig) -> str | None:

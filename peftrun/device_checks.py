@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.methods import AdaLoraSpec, NoAdapter
+from peftrun.paths import no_file
 
 Lines = Iterator[str]
 
@@ -35,8 +36,8 @@ def deepspeed(device: Any) -> Lines:
         yield "device.strategy=deepspeed needs package=deepspeed: this package is not installed; type `pip install deepspeed`, or device=fsdp"
     if device.deepspeed_config is None:
         yield "device.deepspeed_config is not set; DeepSpeed is set up by a JSON file: type device.deepspeed_config=FILE.json"
-    elif not Path(device.deepspeed_config).is_file():
-        yield f"device.deepspeed_config={device.deepspeed_config}: there is no such file; name a JSON file in DeepSpeed's form"
+    elif not Path(device.deepspeed_config).expanduser().is_file():
+        yield f"device.deepspeed_config={device.deepspeed_config}: {no_file(device.deepspeed_config)}; name a JSON file in DeepSpeed's form"
 
 
 def method(device: Any, lora: Any, model: Any, task: Any) -> Lines:

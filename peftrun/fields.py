@@ -119,6 +119,8 @@ def _advice(name: str, value: str, kind: Any) -> str:
     """What to type for a key of this type."""
     if name in SCALARS and value and value[0] not in "{[":
         return f"; type {in_shell(f'{SCALARS[name]}={value}')}"
+    if name == "template" and value and value[0] != "{":
+        return "; another tool's, which names a chat template: the model's own is used, so omit it"
     kinds, example = (kind, *_inner(kind)), _example(kind)
     if example is None and value:
         example = _nearest(kind, value)
@@ -126,6 +128,8 @@ def _advice(name: str, value: str, kind: Any) -> str:
         return f"; type {name}=true or {name}=false"
     if example is None and any(get_origin(one) is dict for one in kinds):
         example = "{NAME: VALUE}"
+    if example is None and value and value[0] not in "[{" and any(get_origin(one) is list for one in kinds):
+        example = f"[{value}]"
     return "" if example is None else f"; type {in_shell(f'{name}={example}')}"
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from hydra._internal.utils import get_args_parser
 
-from peftrun import paths, peer_keys, typed
-from peftrun.unknown_keys import in_shell, nearest
+from peftrun import paths, peer_keys, places, typed
+from peftrun.unknown_keys import LOGIN, in_shell, is_secret, nearest
 
 SHORT = ("-h", "-c", "-p", "-r", "-m", "-s", "-i")  # Hydra's, which may be followed by a value in one word
 NAMES_A_FILE = ("config", "config_file", "yaml")
@@ -52,6 +52,8 @@ def _unplaced(flag: str, value: str | None, action: str) -> str:
     name, word = flag.lstrip("-").replace("-", "_"), flag if value is None else f"{flag} {value}"
     if name in NAMES_A_FILE:
         return f"{word}: no file of values is named; {peer_keys.FILE}"
+    if is_secret(name, value):
+        return f"{flag}: {LOGIN}"
     advice = _meant(name, "true" if value is None else value, action)
     if advice is None:
         return f"{word}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
@@ -65,6 +67,7 @@ def _meant(name: str, value: str, action: str) -> str | None:
         options = {group: paths.group_options(group) for group in paths.GROUPS}
         return f"{name}={value}" if value in options[name] else peer_keys.option(name, value, options)
     meant = peer_keys.meant(name, value)
+    meant = places.place(action, name, value) if meant is None and name not in typed.keys_of(action) else meant
     if meant is not None:
         return meant
     from peftrun import composition  # which takes time

@@ -12,11 +12,12 @@ from typing import Any
 import hydra
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from peftrun import command_checks, flags, migrations, typed
+from peftrun import command_checks, flags, migrations, shell_words, typed
 from peftrun.artifacts import CONFIG, DISK_FULL, RECORD
-from peftrun.errors import AdapterError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
+from peftrun.errors import AdapterError, ArtifactError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
 from peftrun.paths import config_dir
 from peftrun.report import CURVES, PAGE, ROWS
 from peftrun.sweep import launcher
@@ -32,17 +33,25 @@ OPENING = {
     CURVES,
     ROWS,
 }  # what every run has before it does anything, and what tells of it
+SWEEP = {"-m", "--multirun"}
 WAIT_FOR_PEOPLE = ("serve", "browse", "generate")
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs every job that `argv` describes; returns the exit code: 0, 1 for a fault of the input, 130 if interrupted."""
+    apart = [*shell_words.taken_apart(argv)]
+    if apart:
+        return _report(apart)
     argv, renamed = migrations.in_new_names(typed.in_full(argv))
-    sys.argv = [sys.argv[0], *argv]
     _tell(renamed)
     arguments, unread = flags.read(argv)
     if arguments is None or unread:
-        return _report(unread)
+        return _report([*map(command_checks.in_a_sweep, unread)] if SWEEP & set(argv) else unread)
+    return _run(arguments, argv)
+
+
+def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    sys.argv = [sys.argv[0], *argv]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
     begun: list[Path] = []
     try:
@@ -56,10 +65,10 @@ def run(argv: Sequence[str]) -> int:
         from peftrun import composition
 
         if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL or not begun):
-            return _report([_without_folder(error)])
+            return _report(_for_mode([_without_folder(error)], arguments))
         if not isinstance(error, composition.REFUSALS):
             raise
-        return _report(_composition_problems(arguments, error))
+        return _report(_for_mode(_composition_problems(arguments, error), arguments))
     return _report([line for fault in faults for line in fault.lines]) if faults else 0
 
 
@@ -73,8 +82,12 @@ def _without_folder(error: OSError) -> str:
     )
 
 
+def _for_mode(lines: Sequence[str], arguments: argparse.Namespace) -> list[str]:
+    return [command_checks.in_a_sweep(line) if _is_swept(arguments) else line for line in lines]
+
+
 def _interrupted(argv: Sequence[str]) -> str:
-    if typed.action_of(argv) != typed.DEFAULT_ACTION and not {"-m", "--multirun"} & set(argv):
+    if typed.action_of(argv) != typed.DEFAULT_ACTION and not SWEEP & set(argv):
         return "interrupted; what there is so far is in its run folder"
     own = next((text.partition("=")[2] for text in argv if text.startswith("hydra.run.dir=")), None)
     how = "with action.resume=auto" if own is None else f"with action.resume={own} in place of hydra.run.dir={own}"
@@ -185,13 +198,41 @@ def _build(cfg: DictConfig, out_dir: Path) -> Any:
     """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
     from peftrun import adapter_origin
 
-    if (out_dir / RECORD).exists():
-        raise command_checks.holds_a_run(out_dir)
+    _check_new(out_dir)
     try:
+        _check_keys()
         return adapter_origin.build(cfg, list(HydraConfig.get().overrides.task))
     except PeftrunError:
         _remove_new(out_dir)
         raise
+
+
+def _check_new(out_dir: Path) -> None:
+    """Raises: ArtifactError: the folder holds a run already."""
+    chosen = HydraConfig.get()
+    if not (out_dir / RECORD).exists():
+        return
+    if chosen.mode == RunMode.MULTIRUN:
+        raise _cell_holds_a_run(chosen.sweep.dir, f"hydra.sweep.subdir={chosen.sweep.subdir}", chosen.overrides.hydra)
+    raise command_checks.holds_a_run(out_dir)
+
+
+def _check_keys() -> None:
+    """Raises: ConfigError: a single run is given a sweep's folder."""
+    chosen = HydraConfig.get()
+    for text in chosen.overrides.hydra if chosen.mode != RunMode.MULTIRUN else ():
+        key, _, value = text.partition("=")
+        if key == typed.SWEEP_DIR:
+            raise ConfigError(f"{text}: is of a sweep, and this is a single run; type {typed.RUN_DIR}={value}, or -m")
+
+
+def _cell_holds_a_run(sweep: str, subdir: str, overrides: Sequence[str]) -> ArtifactError:
+    if subdir in overrides:  # the same name for every cell
+        return ArtifactError(f"{subdir}: each cell needs a folder of its own; type '{subdir}-${{hydra.job.num}}'")
+    name = subdir.partition("=")[2]
+    return ArtifactError(
+        f"{typed.SWEEP_DIR}={sweep}: {name} in it holds a run already; name a folder that does not exist"
+    )
 
 
 def _remove_new(out_dir: Path) -> None:

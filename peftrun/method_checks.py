@@ -17,7 +17,7 @@ VIRTUAL = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")
 
 def patterns(lora: Any) -> Lines:
     """Texts that are regular expressions must be some."""
-    for key in ("target_modules", "exclude_modules"):
+    for key in ("target_modules", "exclude_modules", "feedforward_modules"):
         value = getattr(lora, key, None)
         try:
             re.compile(value if isinstance(value, str) else "")
@@ -31,7 +31,7 @@ def patterns(lora: Any) -> Lines:
 def layers(lora: Any) -> Lines:
     """PEFT looks for numbers of layers in names that it is given one by one."""
     wanted, targets = getattr(lora, "layers_to_transform", None), getattr(lora, "target_modules", None)
-    if wanted and isinstance(targets, str):
+    if wanted not in (None, []) and isinstance(targets, str):
         yield (
             f"lora.layers_to_transform={wanted}: needs the names of modules, and lora.target_modules={targets} is a text; type "
             "'lora.target_modules=[q_proj,v_proj]', or whichever you mean"

@@ -11,6 +11,7 @@ Rank = Annotated[int, Field(ge=1, examples=[16])]
 Dropout = Annotated[float, Field(ge=0, lt=1, examples=[0.05])]
 Alpha = Annotated[int | float, Field(gt=0, examples=[32])]
 Names = Annotated[list[str] | str, Field(min_length=1, examples=["all-linear"])]
+Layers = list[int] | int  # numbers of layers; one may stand alone
 INITS = r"^(gaussian|orthogonal|olora|mica|eva|corda|lora_ga|loftq|pissa|pissa_niter_\d+)$"
 
 
@@ -34,7 +35,7 @@ class Targets:
 class LayerTargets(Targets):
     """What those share that may be kept to some layers."""
 
-    layers_to_transform: list[int] | None
+    layers_to_transform: Layers | None
 
 
 @dataclass(config=STRICT)
@@ -101,7 +102,7 @@ class LoraSpec:
     use_dora: bool
     rank_pattern: dict[str, Positive] | None
     alpha_pattern: dict[str, Alpha] | None
-    layers_to_transform: list[int] | None
+    layers_to_transform: Layers | None
     target_parameters: list[str] | None
     trainable_token_indices: list[int] | dict[str, list[int]] | None
     alora_invocation_tokens: list[int] | str | None
@@ -132,4 +133,4 @@ class AdaLoraSpec:
     orth_reg_weight: Annotated[float, Field(gt=0, examples=[0.5])]
     target_modules: Names | None  # null: PEFT's table for this model
     modules_to_save: list[str] | None
-    layers_to_transform: list[int] | None
+    layers_to_transform: Layers | None

@@ -61,7 +61,7 @@ class Ia3Spec:
     """IA3."""
 
     method: Literal["ia3"]
-    feedforward_modules: list[str] | None
+    feedforward_modules: list[str] | str | None
     target_modules: Names | None  # null: PEFT's table for this model
     modules_to_save: list[str] | None
 

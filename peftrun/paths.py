@@ -25,6 +25,11 @@ def cache_dir() -> Path:
     return Path(chosen) if chosen else Path(base) / "peftrun"
 
 
+def no_file(path: str) -> str:
+    """What is said of a path where there is no file."""
+    return "is a folder" if Path(path).expanduser().is_dir() else "there is no such file"
+
+
 def group_files(group: str, *dirs: Path) -> Iterator[Path]:
     """Every YAML file of a config group, sorted by name; `dirs` are team folders, which win over ours."""
     seen: set[str] = set()

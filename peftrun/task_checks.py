@@ -1,5 +1,6 @@
 """What must hold of a task and its data, beyond types; light, before anything is loaded."""
 
+import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from peftrun import preference_checks, schema
 from peftrun.packages import not_installed, package_dir
+from peftrun.paths import no_file
 from peftrun.team.slots import FILELESS
+from peftrun.unknown_keys import in_shell
 
 Lines = Iterator[str]
 MODELLESS = ("inspect", "diff", "export", *FILELESS)  # they see to models and rows themselves, or need none
@@ -16,6 +19,11 @@ ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELL
 
 
 LM_EVAL = "lm_eval"
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".arrow", ".json", ".txt")  # of rows
+OF_MODELS = re.compile(
+    r"config|tokenizer|vocab|index|merges|metrics|requirements|README|^(state|dataset_info|record|peftrun|package)"
+)  # names of files that hold other things
+SHOWN = 4
 # Arguments of transformers' apply_chat_template that say how, and not what, is rendered.
 RENDERING = {
     "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation",
@@ -106,7 +114,7 @@ def sources(task: schema.TaskSpec) -> Lines:
         yield "task.data.holdout=last: takes the end of one source, not beside task.data.mix, eval_path, eval_split or group_column; type task.data.holdout=random"
     for name, one in (data.mix or {}).items():
         if data.source == "file" and not Path(one.path).expanduser().is_file():
-            yield f"task.data.mix.{name}.path={one.path}: there is no such file; name a csv, json, jsonl, parquet or txt file"
+            yield _no_rows(f"task.data.mix.{name}.path", one.path)
 
 
 def _of_the_hub(data: schema.DataSpec) -> Lines:
@@ -128,19 +136,46 @@ def files(task: schema.TaskSpec, action: Any) -> Lines:
         return
     paths = {"task.data.path": data.path} | ({"task.data.eval_path": data.eval_path} if data.eval_path else {})
     if data.source == "package":
-        folder = package_dir(data.package) if data.package else None
-        if data.package is None:
-            yield "task.data.package is not set; name the installed package that holds task.data.path"
-        elif folder is None:
-            yield not_installed("task.data.package", data.package)
-        else:
-            for key, path in paths.items():
-                if not (folder / path).is_file():
-                    yield f"{key}={path}: package {data.package} holds no such file, nor is it one here; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+        yield from _in_package(data.package, paths)
     if data.source == "file":
         for key, path in paths.items():
             if not Path(path).expanduser().is_file():
-                yield f"{key}={path}: there is no such file; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+                yield _no_rows(key, path)
+
+
+def _in_package(package: str | None, paths: dict[str, str]) -> Lines:
+    folder = package_dir(package) if package else None
+    if package is None:
+        yield "task.data.package is not set; name the installed package that holds task.data.path"
+    elif folder is None:
+        yield not_installed("task.data.package", package)
+    else:
+        for key, path in paths.items():
+            if (folder / path).is_file():
+                continue
+            if Path(path).expanduser().is_dir():
+                yield _no_rows(key, path)
+            else:
+                yield f"{key}={path}: package {package} holds no such file, nor is it one here; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+
+
+def _no_rows(key: str, path: str) -> str:
+    """What is said of a path that is no file: of a folder what it holds."""
+    if not Path(path).expanduser().is_dir():
+        return f"{key}={path}: {no_file(path)}; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+    inside = _row_files(Path(path).expanduser())
+    if not inside:
+        return f"{key}={path}: is a folder without a file of rows; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+    names = [str(Path(path) / name) for name in inside]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{key}={path}: is a folder, and rows are in a file; it holds {', '.join(inside[:SHOWN])}{more}; type {in_shell(f'{key}={names[0]}')}"
+
+
+def _row_files(folder: Path) -> list[str]:
+    """Files in a folder, or in folders of it, that may hold rows, the likeliest first."""
+    found = [file for pattern in ("*", "*/*") for file in sorted(folder.glob(pattern)) if file.suffix in SUFFIXES]
+    likely = [file for file in found if not OF_MODELS.search(file.name) and file.is_file()]
+    return [str(file.relative_to(folder)) for file in sorted(likely, key=lambda file: SUFFIXES.index(file.suffix))]
 
 
 def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
@@ -161,7 +196,7 @@ def loss_on(task: schema.TaskSpec) -> Lines:
 def conversations(task: schema.TaskSpec) -> Lines:
     """What a chat template is given beside the messages."""
     if task.tools is not None and not Path(task.tools).expanduser().is_file():
-        yield f"task.tools={task.tools}: there is no such file; name a JSON file with a list of tools, or type task.tools=null"
+        yield f"task.tools={task.tools}: {no_file(task.tools)}; name a JSON file with a list of tools, or type task.tools=null"
     for name in sorted((task.template_arguments or {}).keys() & RENDERING):
         yield f"task.template_arguments.{name}: is set by peftrun itself; omit it, and type task.tools=FILE for tools"
 

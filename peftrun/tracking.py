@@ -12,7 +12,6 @@ from peftrun.explain import difference, quoting, reads
 from peftrun.schema import RunSpec
 from peftrun.trackers.tensorboard import OWN
 
-SWEEPS = ("sweep.json", "multirun.yaml")  # one of them lies in a sweep's folder
 NOT_TOLD = ("tracker", "slots", "template")  # groups that say nothing of what is trained
 
 
@@ -24,7 +23,8 @@ def start(spec: RunSpec, out_dir: Path, step: int = 0) -> None:
     if spec.tracker.name == "none":
         return
     reads.note(spec, ["tracker"])  # all of it is the tracker's, also what it reads when the run ends
-    state, group = _state(spec, out_dir), _sweep(out_dir)
+    state, sweep = _state(spec, out_dir), artifacts.sweep_of(out_dir)
+    group = sweep.name if sweep else None
     values = dataclasses.asdict(reads.plain(spec))
     told = {key: value for key, value in config.flatten(values).items() if key.split(".")[0] not in NOT_TOLD}
     name = state.get("run_name") or _name(spec.tracker.run_name, out_dir, group)
@@ -75,10 +75,6 @@ def _state(spec: RunSpec, out_dir: Path) -> dict[str, Any]:
     file = out_dir / trackers.STATE
     state = artifacts.read_json(file) if file.is_file() else {}
     return state if state.get("name") == spec.tracker.name else {}
-
-
-def _sweep(out_dir: Path) -> str | None:
-    return out_dir.parent.name if any((out_dir.parent / name).is_file() for name in SWEEPS) else None
 
 
 def _name(asked: str | None, out_dir: Path, group: str | None) -> str:

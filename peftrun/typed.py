@@ -18,29 +18,33 @@ SHORT = re.compile(r"([A-Za-z_]\w*)=")
 OF_METHOD = re.compile(r"lora\.(\w+)[.=]")
 DEFAULT_ACTION = "train"
 DEFAULT_METHOD = "lora"
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra makes these itself, as they are named
-HOME = re.compile(r"""(?<![^\s:,{\['"])~\w*(?=/)""")
+RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
+FOLDERS = (RUN_DIR, SWEEP_DIR)  # Hydra makes these itself, as they are named
+HOME = re.compile(r"""(?:(?<![^\s:,{\['"])|(?<=file://))~\w*(?=/)""")
+MIX = "task.data.mix"  # holds paths and texts
 TEXTS = ("task.prompt", "task.completion", "task.system", "action.prompt")
 LINE_END = re.compile(r"(?<!\\)\\[nt]")
 AS_WRITTEN = "${oc.env:PEFTRUN_NOTHING,''}"  # is empty, and says of the text in which it stands that \n is no line end
 ENDS = {"\\n": "\n", "\\t": "\t"}
 QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*\1""", re.DOTALL)  # in Hydra's grammar
+PATH_IN_MIX = re.compile(rf"{QUOTED.pattern}|\bpath:\s*~[^\s,}}]*", re.DOTALL)
+TILDE = re.compile(rf"{QUOTED.pattern}|~[^\s,}}\]]*", re.DOTALL)  # outside quotes Hydra cannot read it
 CONDITIONS = ("where=", "action.where=")  # hold signs that mean something to Hydra
 
 
 def in_full(typed: Sequence[str]) -> list[str]:
     """The same command with the full name of every key, and line ends and home folders as they are."""
-    typed = [_quoted(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
+    typed = [in_quotes(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
     if asked:
-        known = _keys(action_of(typed))
+        known = keys_of(action_of(typed))
         typed = [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
     return [_added(_with_line_ends(text), typed) for text in typed]
 
 
 def holds_text(key: str) -> bool:
     """Whether what is typed for this key is text of several lines: a template, a system message, a prompt."""
-    return key in TEXTS or key.startswith("task.data.mix")
+    return key in TEXTS or key.startswith(MIX)
 
 
 def as_typed(text: str) -> str:
@@ -65,22 +69,34 @@ def _with_line_ends(text: str) -> str:
     ):
         return text
     if not QUOTED.search(value) and "," not in value:
-        value = _quoted(text).partition("=")[2]
+        value = in_quotes(text).partition("=")[2]
     return f"{key}={QUOTED.sub(lambda part: LINE_END.sub(lambda one: ENDS[one[0]], part[0]), value)}"
 
 
 def _at_home(text: str) -> str:
     """With the user's home folder for `~/`, which no shell puts after a key with a dot, and Hydra cannot read."""
     key, sign, value = text.partition("=")
-    quoted = value[:1] in ("'", '"')
-    if (
-        not sign or holds_text(key) or (quoted and key not in FOLDERS)
+    name = key.lstrip("+")
+    if not sign or (
+        value[:1] in ("'", '"') and name not in FOLDERS
     ):  # those in quotes are expanded where they are read
         return text
-    return key + sign + HOME.sub(lambda found: os.path.expanduser(found[0]), value)
+    if name.startswith(MIX) and not name.endswith(".path"):
+        return key + sign + PATH_IN_MIX.sub(lambda found: found[0] if found[1] else _expanded(found[0]), value)
+    return text if name in TEXTS else key + sign + _expanded(value)
 
 
-def _quoted(text: str) -> str:
+def _expanded(value: str) -> str:
+    return HOME.sub(lambda found: os.path.expanduser(found[0]), value)
+
+
+def tilde_in_quotes(value: str) -> str | None:
+    """The value as Hydra can read it, where a `~` stands in it that is no home folder's; None: none does."""
+    mended = TILDE.sub(lambda found: found[0] if found[1] else f'"{found[0]}"', value)
+    return mended if mended != value else None
+
+
+def in_quotes(text: str) -> str:
     """In quotes for Hydra, unless it is already, or says nothing, or takes another key's value."""
     key, _, value = text.partition("=")
     if value in ("", "null") or value.startswith("${") or re.fullmatch(r"""(['"]).*\1""", value, re.DOTALL):
@@ -119,7 +135,7 @@ def actions_with(key: str) -> list[str]:
     return [name for name, keys in _actions().items() if key in keys]
 
 
-def _keys(action: str) -> set[str]:
+def keys_of(action: str) -> set[str]:
     """Keys of an action that mean nothing else."""
     return _actions().get(action, set())
 

@@ -7,14 +7,20 @@ from difflib import get_close_matches
 from peftrun import peer_keys
 
 NAMES = ("action.name", "tracker.name", "lora.method", "task.objective.name")  # are chosen by their group
+# Hold a secret, which no terminal is to show.
+LOGIN = "secrets are not typed: the Hub takes that of `hf auth login` or HF_TOKEN, Weights & Biases that of `wandb login`; omit it"
+SECRETS = ("hf_use_auth_token", "use_auth_token", "hf_hub_token", "hf_token", "hub_token", "wandb_api_key")
 LIST = "`peftrun --cfg job` lists every key"
 
 
 def unknown_key(key: str, value: object, known: list[str]) -> str:
     """One line for a key that does not exist, with what to type where that is clear."""
+    last = key.rpartition(".")[2]
+    if is_secret(last, value):
+        return f"{key}: there is no such key; {LOGIN}"
     meant, given = peer_keys.meant(key, value), f"{key}={value}: there is no such key"
     if meant == peer_keys.DEFAULT:
-        return f"{given}; another tool's `{key.rpartition('.')[2]}={value}` needs nothing here: omit it"
+        return f"{given}; another tool's `{last}={value}` needs nothing here: omit it"
     if meant:
         return f"{given}; type {meant}"
     near = nearest(key, known)
@@ -23,6 +29,11 @@ def unknown_key(key: str, value: object, known: list[str]) -> str:
     if near.endswith("_env"):  # what was typed may be the secret itself, which no terminal is to show
         return f"{key}: there is no such key; {near} is the name of an environment variable that holds it: type {near}=VARIABLE"
     return f"{given}; did you mean {near}? type {in_shell(f'{near}={peer_keys.VALUES.get(str(value), value)}')}"
+
+
+def is_secret(name: str, value: object) -> bool:
+    """Whether what is typed for this key of another tool is not to be shown."""
+    return name in SECRETS or str(value).startswith("hf_")
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:

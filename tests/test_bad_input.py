@@ -79,7 +79,14 @@ REFUSED = {
     "no such data file": (
         [f"{DATA}=nowhere.jsonl"], [f"{DATA}=nowhere.jsonl: there is no such file", f"type {DATA}=FILE.jsonl"],
     ),
-    "folder for a data file": ([f"{DATA}=."], [f"{DATA}=.: there is no such file", f"type {DATA}=FILE.jsonl"]),
+    "folder for a data file": (
+        [f"{DATA}=."], [f"{DATA}=.: is a folder, and rows are in a file; it holds ", "prompts.txt", f"type {DATA}="],
+    ),
+    "folder without rows": (
+        ["task.data.mix={more: {path: /proc/self/fdinfo, weight: 1.0}}"],
+        ["task.data.mix.more.path=/proc/self/fdinfo: is a folder without a file of rows", "type task.data.mix.more.path=FILE.jsonl"],
+    ),
+    "folder for tools": (["task.tools=."], ["task.tools=.: is a folder", "name a JSON file"]),
     "model package not installed": (
         ["model.package=zzz_none"], ["model.package=zzz_none: this package is not installed", "`pip install zzz_none`"],
     ),

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "peftrun"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "huggingface_hub"}
 LIGHT = {
     "__init__", "__main__", "action_checks", "action_specs", "adapter_origin", "addresses", "asked", "adapter_folder", "adapter_rules", "adapter_tensors", "adapter_weights", "allocator", "api", "artifacts", "base_files", "checks", "cli", "command_checks", "composition", "config", "console",
-    "device_checks", "dispatch", "early_checks", "errors", "exhaustion", "fields", "flags", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "peer_keys", "peft_fields", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "unknown_keys", "update_methods", "versions", "worker",
+    "device_checks", "dispatch", "early_checks", "errors", "exhaustion", "fields", "flags", "heads", "help", "jobs", "launch", "method_checks", "migrations", "methods", "objectives", "other_methods", "paths", "packages", "peer_keys", "peft_fields", "places", "preference_checks", "prompts", "result", "safetensors_file", "schema", "serve_checks", "shell_words", "task_checks", "tracker_checks", "tracker_specs", "tracking", "typed", "unknown_keys", "update_methods", "versions", "worker",
 }  # fmt: skip
 FOLDERS = {
     "sweep",
@@ -40,8 +40,8 @@ ORDER = [
         "result",
         "versions",
     },
-    {"methods", "typed", "unknown_keys"},
-    {"action_specs", "objectives", "other_methods", "peft_fields", "tracker_specs", "update_methods"},
+    {"methods", "places", "typed", "unknown_keys"},
+    {"action_specs", "objectives", "other_methods", "peft_fields", "shell_words", "tracker_specs", "update_methods"},
     {"artifacts", "schema", "safetensors_file"},
     {"adapter_folder", "base_files", "console", "exhaustion", "fields", "launch", "prompts"},
     {"adapter_weights", "heads"},

@@ -54,6 +54,7 @@ KNOBS = {
     "regex": ([r"lora.target_modules='.*layers\.1\..*q_proj'"], lambda config, tensors: {k.split(".")[4] for k in tensors} == {"1"}),
     "exclude_modules": (["lora.exclude_modules=[q_proj]"], lambda config, tensors: not any("q_proj" in key for key in tensors)),
     "layers_to_transform": (["lora.target_modules=[q_proj]", "lora.layers_to_transform=[0]"], lambda c, tensors: len(tensors) == 2),
+    "one layer": (["lora.target_modules=[q_proj]", "lora.layers_to_transform=0"], lambda c, tensors: len(tensors) == 2 and c["layers_to_transform"] == 0),
     "modules_to_save": (["lora.modules_to_save=[norm]"], lambda config, tensors: any(key.endswith("norm.weight") for key in tensors)),
     "bias": (["lora.bias=lora_only"], lambda config, tensors: config["bias"] == "lora_only"),
     "rank_pattern": (["lora.rank_pattern={q_proj: 5}"], lambda c, t: {v.shape[0] for k, v in t.items() if "q_proj.lora_A" in k} == {5}),
@@ -84,6 +85,7 @@ def test_each_lora_knob_shows_in_what_is_saved(cli, llama, on_tiny, knob):
         "lora.rank_pattern={nosuch: 4}",
         "lora.alpha_pattern={nosuch: 4}",
         "lora.layers_to_transform=[2]",
+        "lora.layers_to_transform=2",
     ],
 )
 def test_whatever_names_a_module_must_name_one(cli, llama, on_tiny, override):

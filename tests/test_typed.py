@@ -36,6 +36,22 @@ HOME = Path.home()
             ['hydra.run.dir="~/runs/x"', 'task.prompt="~/x"', "~lora.r"],
             [f'hydra.run.dir="{HOME}/runs/x"', 'task.prompt="~/x"', "~lora.r"],
         ),
+        (
+            [
+                "task.data.mix={a: {path: ~/x.jsonl, prompt: 'path: ~/y'}}",
+                "task.data.mix.b.path=~/z",
+                "hydra.searchpath=[file://~/t]",
+            ],
+            [
+                f"task.data.mix={{a: {{path: {HOME}/x.jsonl, prompt: 'path: ~/y'}}}}",
+                f"task.data.mix.b.path={HOME}/z",
+                f"hydra.searchpath=[file://{HOME}/t]",
+            ],
+        ),
+        (
+            ["adapter=~", "task.data.mix.b.prompt=~/z", "adapter=~nosuch/x"],
+            ["adapter=~", "task.data.mix.b.prompt=~/z", "adapter=~nosuch/x"],
+        ),
         # Line ends in templates, system messages and prompts; nowhere else.
         (
             [r"task.prompt='{a}\n\n{b?}'", r"++task.system=Be\tkind"],

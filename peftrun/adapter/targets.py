@@ -13,6 +13,7 @@ from peftrun.errors import ConfigError
 
 LINEAR = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
+ALL_LINEAR = ("target_modules", "all-linear")  # no expression in this key; PEFT gives the word a meaning of its own
 ANY_MODULE = ("ln_tuning", "trainable_tokens")  # methods whose targets are no linear layers
 
 
@@ -31,6 +32,7 @@ def check(model: Any, lora: Any) -> None:
         _no_match(f"lora.{key}", entry, known)
         for key, known in asked.items()
         for entry in _absent(getattr(lora, key, None), known)
+        if (key, entry) != ALL_LINEAR
     ]
     problems += [
         line
@@ -61,10 +63,10 @@ def _overlaps(key: str, pattern: dict[str, int], found: dict[str, set[str]]) -> 
 
 
 def _layers(model: Any, lora: Any) -> list[str]:
-    layers = model.config.get_text_config().num_hidden_layers
+    layers, asked = model.config.get_text_config().num_hidden_layers, getattr(lora, "layers_to_transform", None)
     return [
         f"lora.layers_to_transform={layer}: this model's layers are 0 to {layers - 1}; type one of them"
-        for layer in getattr(lora, "layers_to_transform", None) or []
+        for layer in ([asked] if isinstance(asked, int) else asked or [])
         if not 0 <= layer < layers
     ]
 
@@ -87,8 +89,7 @@ def _absent(entries: Iterable[str] | str | None, names: list[str]) -> list[str]:
     It compares a list's entries with whole names and with their ends after a dot; a text is one regular expression.
     """
     if isinstance(entries, str):
-        found = entries == "all-linear" or any(re.fullmatch(entries, name) for name in names)
-        return [] if found else [entries]
+        return [] if any(re.fullmatch(entries, name) for name in names) else [entries]
     return [entry for entry in entries or [] if not any(name == entry or name.endswith(f".{entry}") for name in names)]
 
 

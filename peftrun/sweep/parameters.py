@@ -107,8 +107,9 @@ def _output(name: str) -> bool:
 def _named(name: str, lora: LoraSpec) -> bool:
     if lora.exclude_modules is not None and _matches(name, lora.exclude_modules):
         return False
-    layer = LAYER.search(f".{name}.")
-    if lora.layers_to_transform is not None and (layer is None or int(layer[1]) not in lora.layers_to_transform):
+    layer, asked = LAYER.search(f".{name}."), lora.layers_to_transform
+    wanted = [asked] if isinstance(asked, int) else asked
+    if wanted and (layer is None or int(layer[1]) not in wanted):
         return False
     return _all_linear(lora) or _matches(name, lora.target_modules or [])
 

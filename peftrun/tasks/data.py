@@ -11,7 +11,7 @@ from peftrun import console
 from peftrun.errors import DataError
 from peftrun.schema import DataSpec, TaskSpec
 from peftrun.tasks import columns, files, mixture, sources, talks, templates
-from peftrun.tasks.messages import ASSISTANT, Conversation, says
+from peftrun.tasks.messages import ADVICE, ASSISTANT, Conversation, says
 from peftrun.tasks.tally import REPEATED, UNBALANCED, Tally
 from peftrun.tasks.templates import fill
 
@@ -25,6 +25,7 @@ class Example:
     choices: tuple[str, ...] = ()
     adapter: str | None = None  # who is to answer it, where a column says so
     where: str = field(default="", compare=False)  # the file and the row's number in it, for messages
+    cut: bool = field(default=False, compare=False)  # whether messages that nobody answers are left off
 
     @property
     def given(self) -> Conversation:
@@ -134,7 +135,17 @@ def _load(
         if groups is not None and task.data.group_column:
             groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])
     tally.read[source.told] = len(made)
+    _say_cut(made, tally)
     return made
+
+
+def _say_cut(rows: list[Any], tally: Tally) -> None:
+    cut = [one.where for one in rows if isinstance(one, Example) and one.cut]
+    tally.cut += cut
+    if cut:
+        console.say(
+            f"data: {len(cut)} of {len(rows)} conversations end with messages that nobody answers, left off ({cut[0]})"
+        )
 
 
 def example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
@@ -143,15 +154,30 @@ def example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str,
     values = row | ({"label": label(where, row, task.data)} if labelled else {})
     conversation = talks.whole_of(where, values, task)
     if conversation is not None:
-        if conversation.messages[-1]["role"] != ASSISTANT:
-            raise DataError(
-                f"{where}: the last message must be the assistant's, since that is what is learned; mend or remove the row"
-            )
-        return Example(conversation, conversation.messages[-1].text, (), _adapter(where, row, task.data), where)
+        answered = _to_last_answer(where, conversation, task)
+        cut = len(answered.messages) < len(conversation.messages)
+        return Example(answered, answered.messages[-1].text, (), _adapter(where, row, task.data), where, cut)
     given, completion = talks.prompted_by(where, values, task), fill(where, task.completion, values) or ""
     answered = given.followed_by(says(ASSISTANT, completion)) if given else given
     fixed = tuple(fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
     return Example(answered, completion, fixed, _adapter(where, row, task.data), where)
+
+
+def _to_last_answer(where: str, whole: Conversation, task: TaskSpec) -> Conversation:
+    """The conversation without what stands behind its last answer, where answers are learned: it carries no loss, nor changes what does.
+
+    Raises: DataError: it holds no answer, or ends otherwise than with the one that is learned.
+    """
+    if not whole.answers:
+        raise DataError(f"{where}: holds no message of the assistant's, so nothing in it is learned; {ADVICE}")
+    last = whole.answers[-1]
+    if last == len(whole.messages) - 1 or task.loss_on == "assistant":
+        return whole.before(last + 1)
+    role = whole.messages[-1]["role"]
+    other = "type task.loss_on=assistant to learn the answers before it, or " if task.kind == "causal_lm" else ""
+    raise DataError(
+        f"{where}: its last message is of role {role} and must be the assistant's, which task.loss_on={task.loss_on} learns; {other}{ADVICE}"
+    )
 
 
 def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
@@ -174,7 +200,7 @@ def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     if value not in data.labels:
         raise DataError(
             f"{where}: {data.label_column}={value} is not among task.data.labels ({', '.join(data.labels)}); "
-            "add it as it is spelled here (in quotes in a YAML file), or mend the row"
+            f"add {value} to task.data.labels as it is spelled here (in quotes in a YAML file), or mend the row"
         )
     return data.labels[value]
 

@@ -30,7 +30,7 @@ def eos(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"model.name_or_path={tokenizer.name_or_path}: its tokenizer names no end token, so no answer could end; "
-            'write one of its tokens into its tokenizer_config.json: "eos_token": "TOKEN"'
+            f'write one of its tokens, "eos_token": "TOKEN", into tokenizer_config.json in {tokenizer.name_or_path}'
         )
     return int(tokenizer.eos_token_id)
 

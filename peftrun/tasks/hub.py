@@ -87,7 +87,9 @@ def _reader(builder: Any) -> Callable[[BinaryIO], Iterator[Row]]:
     said = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in IDLE}
     strange = [f"{name}={value}" for name, value in said.items() if name not in READ and value != getattr(usual, name)]
     if strange:
-        raise ValueError(f"its card asks for {strange[0]}, which peftrun does not read; fetch the file and mend it")
+        raise ValueError(
+            f"its card asks for {strange[0]}, which peftrun does not read; fetch the file, write it without that, and type task.data.source=file task.data.path=FILE"
+        )
     encoding = UTF8 if said["encoding"] in (None, "utf-8") else said["encoding"]
     if said.get("sep") == "\t":
         return partial(files.tsv_rows, encoding=encoding)

@@ -4,6 +4,7 @@ import math
 import shutil
 from typing import Any
 
+from peftrun import artifacts
 from peftrun.errors import ArtifactError
 from peftrun.schema import TrainerSpec
 from peftrun.training import loop
@@ -25,7 +26,7 @@ def check_room(job: Job, net: Any) -> None:
         advice = "type trainer.save_total_limit=1, " if kept > 2 else "type trainer.save_strategy=no, " if kept else ""
         raise ArtifactError(
             f"{job.out_dir}: its disk has {free / 1e9:.1f} GB free, and this training writes {need / 1e9:.1f} GB{less}; "
-            f"{advice}free space there, or type hydra.run.dir=FOLDER on another disk"
+            f"{advice}free space there, or type {artifacts.folder_key(job.out_dir)}=FOLDER on another disk"
         )
 
 

@@ -228,7 +228,9 @@ def _spread(device: Device) -> dict[str, Any]:
     """How accelerate is told of several processes."""
     if device.strategy == "fsdp":
         return {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
-    return {"deepspeed": device.deepspeed_config} if device.strategy == "deepspeed" else {}
+    return (
+        {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())} if device.strategy == "deepspeed" else {}
+    )
 
 
 def _as_before(model: Any, routing: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def check_savable(job: Job, net: Any) -> None:
             remove_tied_weights_from_state_dict(dict(net.state_dict()), net)
     except OSError as error:
         raise artifacts.ArtifactError(
-            f"{folder}: could not be written ({error}); free space there, or type hydra.run.dir=FOLDER"
+            f"{folder}: could not be written ({error}); free space there, or type {artifacts.folder_key(folder)}=FOLDER"
         ) from error
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -153,7 +153,16 @@ def test_what_needs_a_hand_is_known_and_no_more():
     by_hand = {(tool, key) for tool, key in KEYS if translate.tables(tool)["mapped"][key].startswith("by hand: ")}
     assert set(translate.HAND) <= by_hand
     unused = {key for _, key in by_hand - set(translate.HAND)}
-    assert unused == {"resume_from_checkpoint", "auto_resume_from_checkpoints", "eval_dataset", "fsdp", "fsdp_config"}
+    assert unused == {
+        "resume_from_checkpoint",
+        "auto_resume_from_checkpoints",
+        "eval_dataset",
+        "fsdp",
+        "fsdp_config",
+        "adapter_name_or_path",
+        "lora_model_dir",
+        "export_dir",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from cases import cases
 
 from peftrun import composition, flags, peer_keys
 from peftrun.tasks import columns
-from peftrun.unknown_keys import nearest
+from peftrun.unknown_keys import is_secret, nearest
 
 TOOLS = ("axolotl", "llama-factory", "trl")
 PROBES = (
@@ -49,15 +49,14 @@ def test_the_table_says_what_the_guides_say(tool):
     known, wrong = composition.usual_keys(), {}
     for key, cell in translate.tables(tool)["mapped"].items():
         if "." in key or key in (
-            "adapter",
-            "template",
             "columns",
             "command",
         ):  # keys here too, or none of a command line
             continue
         if key not in peer_keys.KEYS:
             found = nearest(key, known)
-            answered = key in peer_keys.OMITTED if cell.startswith(translate.NOTHING) else found and f"{found}=" in cell
+            unneeded = key in peer_keys.OMITTED or is_secret(key, "")
+            answered = unneeded if cell.startswith(translate.NOTHING) else found and f"{found}=" in cell
             if not answered and key not in OTHERWISE and not cell.startswith(translate.BY_HAND):
                 wrong[key] = cell
             continue
@@ -104,6 +103,15 @@ TYPED = [
         "trainr=epochs": "did you mean trainer?", "modle=x": "did you mean model?", "experimnt=dpo": "did you mean experiment?",
         "optimizer=adamw": "type trainer.optim=adamw_torch", "model.path=/x": "type model=pretrained model.name_or_path=/x",
         "quantization=4bit": "type model.quantization=nf4",
+    },
+    {
+        "val_set_size=0.05": "type task.data.validation_rows=100 trainer.eval_strategy=steps", "val_size=200": "type task.data.validation_rows=200 trainer.eval_strategy=steps",
+        "datasets=[{path: ORG/ROWS, type: alpaca}]": "type task=instruction task.data.source=hub task.data.path=ORG/ROWS", "report_to=[wandb]": "type tracker=wandb",
+        "report_to=all": "type tracker=NAME, one of wandb", "lora_target=[q_proj,v_proj]": "type lora.target_modules=[q_proj,v_proj]", "bf16=false": "omit it",
+        "num_train_epochs=3": "type trainer=epochs trainer.num_train_epochs=3", "gradient_checkpointing=unsloth": "type trainer.gradient_checkpointing=true",
+        "optim=adamw_bnb_8bit": "type trainer.optim=adamw_8bit", "pure_bf16=true": "type device.dtype=bfloat16", "loftq_config=null": "omit it",
+        "adapter_name_or_path=out": "type adapter=out beside action=generate", "special_tokens=null": "omit it", "lr_scheduler_kwargs={min_lr: 1e-5}": "type 'trainer.lr_scheduler_kwargs={min_lr: 1e-5}'",
+        "evals_per_epoch=4": "type trainer.eval_strategy=epoch task.data.validation_rows=100", "liger_rope=true": "type trainer.use_liger_kernel=true",
     },
     {"model.name_or_path=ORG/NAME": "type model=pretrained model.name_or_path=ORG/NAME"},
 ]  # fmt: skip

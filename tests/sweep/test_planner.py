@@ -86,7 +86,7 @@ VARIANTS = {
     "velora": ["lora.velora_config.num_groups=8"], "alora": [],
 }  # fmt: skip
 SHAPED = [
-    ["lora.target_modules=[q_proj,down_proj]", "lora.exclude_modules=.*layers.0.*"], ["lora.layers_to_transform=[1]", "lora.target_modules=[q_proj]"], ["lora.lora_bias=true"],
+    ["lora.target_modules=[q_proj,down_proj]", "lora.exclude_modules=.*layers.0.*"], ["lora.layers_to_transform=[1]", "lora.target_modules=[q_proj]"], ["lora.layers_to_transform=1", "lora.target_modules=[q_proj]"], ["lora.lora_bias=true"],
     ["lora.target_modules=[embed_tokens,v_proj]"], ["lora.modules_to_save=[embed_tokens]", "lora.target_modules=[v_proj]"],
     ["lora.target_modules='.*(up|gate)_proj'", "lora.use_dora=true", "lora.rank_pattern={gate_proj: 2}"],
 ]  # fmt: skip

@@ -66,10 +66,30 @@ def test_a_talk_is_given_but_for_its_last_answer(tmp_path):
     assert train[0].completion.startswith("farewell")
 
 
-def test_a_talk_must_end_with_the_assistant(tmp_path):
-    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
-    with pytest.raises(DataError, match="row 1: the last message must be the assistant's"):
-        examples(tmp_path / "t.jsonl", "task=chat")
+@cases("turns, overrides, told", [
+        ("u", [], "row 1: holds no message of the assistant's"),
+        ("u", ["task.loss_on=assistant"], "row 1: holds no message of the assistant's"),
+        ("uau", [], "row 1: its last message is of role user .* type task.loss_on=assistant to learn the answers before it, or fix or remove the row"),
+        ("uau", ["task.loss_on=all"], "which task.loss_on=all learns; type task.loss_on=assistant"),
+        ("uauu", ["task.loss_on=assistant"], None),
+    ], ids=str)  # fmt: skip
+def test_a_conversation_ends_with_the_answer_that_is_learned(tmp_path, capsys, turns, overrides, told):
+    """What nobody answers is left off where answers are learned: it carries no loss."""
+    roles = {"u": "user", "a": "assistant"}
+    rows = [
+        {"messages": [{"role": roles[turn], "content": f"{turn}{place}, {n}"} for place, turn in enumerate(turns)]}
+        for n in range(3)
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [tmp_path / "t.jsonl", "task=chat", "task.data.eval_rows=1", *overrides]
+    if told:
+        with pytest.raises(DataError, match=told):
+            examples(*asked)
+        return
+    train, held_out = examples(*asked)
+    assert {one.completion for one in [*train, *held_out]} == {"a1, 0", "a1, 1", "a1, 2"}
+    assert all([one["role"] for one in row.given.messages] == ["user"] for row in train)
+    assert "data: 3 of 3 conversations end with messages that nobody answers, left off" in capsys.readouterr().err
 
 
 def test_training_and_held_out_rows_are_disjoint_and_follow_the_split_seed(tmp_path):

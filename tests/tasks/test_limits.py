@@ -99,7 +99,7 @@ def test_a_tokenizer_with_nothing_to_pad_with(cli, tmp_path, on_tiny):
             (folder / name).write_text(
                 json.dumps({key: value for key, value in settings.items() if key not in ("eos_token", "pad_token")})
             )
-    told(cli(*on_tiny(folder), *TINY_STEPS), "neither a pad token nor an end token")
+    told(cli(*on_tiny(folder), *TINY_STEPS), f'"eos_token": "TOKEN", into {folder / "tokenizer_config.json"}')
 
 
 def token_of(folder, text):

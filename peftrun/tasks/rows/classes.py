@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftrun import console
+from peftrun.explain import quoting
 from peftrun.schema import TaskSpec
+from peftrun.tasks.messages import ADVICE
 from peftrun.tasks.rows import Rows
 
 
@@ -20,6 +22,12 @@ class Row:
     def as_trained(self) -> dict[str, Any]:
         """As the loop takes it."""
         return {"input_ids": self.ids, "labels": self.labels}
+
+
+def not_among(names: list[str], name: str) -> str:
+    """What is said of a label or tag that is none of `task.label_names`."""
+    more = quoting.words([quoting.override("task.label_names", [*names, name])])
+    return f"is not among task.label_names ({', '.join(names)}); type {more}, or {ADVICE}"
 
 
 def limit(task: TaskSpec, tokenizer: Any) -> int:

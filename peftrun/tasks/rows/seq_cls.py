@@ -6,7 +6,7 @@ from peftrun.errors import DataError
 from peftrun.schema import TaskSpec
 from peftrun.tasks.data import Example, digest, example, load_examples
 from peftrun.tasks.rows import Rows
-from peftrun.tasks.rows.classes import Row, limit, say_cut
+from peftrun.tasks.rows.classes import Row, limit, not_among, say_cut
 from peftrun.tasks.tally import Tally
 from peftrun.tasks.token_ids import in_parts
 
@@ -25,9 +25,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 def _labelled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     one, names = example(where, row, task, choices), task.label_names or []
     if one.completion not in names:
-        raise DataError(
-            f"{where}: label {one.completion!r} is not among task.label_names ({', '.join(names)}); add it, or mend the row"
-        )
+        raise DataError(f"{where}: label {one.completion!r} {not_among(names, one.completion)}")
     return one
 
 

@@ -9,7 +9,7 @@ from peftrun.schema import TaskSpec
 from peftrun.tasks.data import digest_of, load_examples
 from peftrun.tasks.limits import IGNORED
 from peftrun.tasks.rows import Rows
-from peftrun.tasks.rows.classes import Row, limit, say_cut
+from peftrun.tasks.rows.classes import Row, limit, not_among, say_cut
 from peftrun.tasks.tally import Tally
 from peftrun.tasks.templates import text_of
 from peftrun.tasks.token_ids import in_parts
@@ -52,8 +52,7 @@ def _tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...])
     tags = [text_of(where, task.tags, tag) for tag in tags]
     unknown = sorted(set(tags) - set(task.label_names or ()))
     if unknown:
-        names = ", ".join(task.label_names or ())
-        raise DataError(f"{where}: tag {unknown[0]} is not among task.label_names ({names}); add it, or mend the row")
+        raise DataError(f"{where}: tag {unknown[0]} {not_among(task.label_names or [], unknown[0])}")
     return Tagged(tuple(words), tuple(tags), where)
 
 
