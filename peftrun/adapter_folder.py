@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peftrun import peer_keys, safetensors_file
+from peftrun import safetensors_file
 from peftrun.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, FACTS, RECORD, read_json
 from peftrun.errors import AdapterError, ArtifactError
 
@@ -38,8 +38,6 @@ def locate(path: str, name: str = "default") -> Path:
     given, key = Path(path).expanduser(), option(path, name)
     if not path.strip():
         raise AdapterError(f"{key}: names no folder; name a run folder or one that holds {ADAPTER_CONFIG}")
-    if not given.is_dir() and (method := peer_keys.adapter(path)):
-        raise AdapterError(f"{key}: is no adapter that could be loaded, but a method; type {method}")
     if not given.is_dir():
         raise AdapterError(f"{key}: is not a folder; name a run folder or one that holds {ADAPTER_CONFIG}")
     folder = _inside_run(given, key) if (given / RECORD).is_file() else given

@@ -17,6 +17,7 @@ from peftrun import (
     device_checks,
     heads,
     method_checks,
+    peer_keys,
     preference_checks,
     schema,
     serve_checks,
@@ -168,7 +169,11 @@ def _adapters(adapter: dict[str, str], active: str | None) -> Lines:
             adapter_folder.check_name(name)
             adapter_folder.locate(path, name)
         except PeftrunError as error:
-            yield from error.lines
+            method = None if Path(path).expanduser().is_dir() else peer_keys.adapter(path)
+            key = adapter_folder.option(path, name)
+            yield from (
+                [f"{key}: is no adapter that could be loaded, but a method; type {method}"] if method else error.lines
+            )
     if active is not None and active not in adapter:
         yield f"active={active}: no such adapter was given; adapters: {', '.join(adapter) or 'none'}"
 
