@@ -99,7 +99,7 @@ format: $(TEST_READY) ## write the code as `make check` wants it
 	$(BIN)/ruff format .
 
 schemas: $(TEST_READY) ## the JSON Schemas of conf/ for editors, after a change of a dataclass or of a comment in a YAML file
-	$(BIN)/python -m peftrun.editor
+	$(BIN)/python -m peftrun.config_tools.json_schema
 
 docs: $(ALL_READY) ## the documentation as a site: .site/index.html; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/.mkdocs/mkdocs.yml

@@ -16,8 +16,11 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from peftrun import config, device, model, paths
-from peftrun.schema import RunSpec
+from peftrun.composition.spec import build_spec
+from peftrun.config import paths
+from peftrun.config.schema.run import RunSpec
+from peftrun.models import base as base_models
+from peftrun.models import device
 from peftrun.tasks import causal_lm
 from peftrun.tasks.causal_lm import Rows
 
@@ -51,7 +54,7 @@ def main(name: str, base: Path | None, task: str, steps: int, warm_up: int) -> N
     """Trains as `name` does, evaluates, reports."""
     spec = _spec(task, steps)
     if base is None:
-        base = model.load_base(spec.model, device.resolve(spec.device)).folder
+        base = base_models.load_base(spec.model, device.resolve(spec.device)).folder
         return print(json.dumps({"base": str(base)}))
     stamps = Stamps()
     DEFAULT_CALLBACKS.append(stamps)  # every Trainer of this process, also the one that peftrun builds
@@ -77,20 +80,20 @@ def main(name: str, base: Path | None, task: str, steps: int, warm_up: int) -> N
 
 def _spec(task: str, steps: int) -> RunSpec:
     with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
-        return config.build(compose("config", overrides=[f"task={task}", f"trainer.max_steps={steps}"]))
+        return build_spec(compose("config", overrides=[f"task={task}", f"trainer.max_steps={steps}"]))
 
 
 def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path) -> Any:
-    from peftrun.adapter import attach
-    from peftrun.training import loop
+    from peftrun.adapters import attach
+    from peftrun.training import fit
 
     place = device.resolve(spec.device)
-    loaded = model.load_base(spec.model, place)
+    loaded = base_models.load_base(spec.model, place)
     net = attach.attach(loaded, spec.lora, spec.seed)
-    lesson = loop.Lesson(
+    lesson = fit.Lesson(
         rows.for_training(), [row.where for row in rows.train], tokenizer, spec.seed, spec.task.max_length
     )
-    loop.fit(net, lesson, spec.trainer, place, folder, checkpoint=None)
+    fit.fit(net, lesson, spec.trainer, place, folder, checkpoint=None)
     return net
 
 

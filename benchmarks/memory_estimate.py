@@ -66,13 +66,13 @@ def measured(at_once: int) -> list[dict[str, Any]]:
 
 def write_rows(folder: Path, tokens: int) -> Path:
     """Rows of exactly so many tokens, no two alike."""
-    from peftrun.composition import compose_run
-    from peftrun.config import build
-    from peftrun.model import load_tokenizer, locate
-    from peftrun.tasks.encoding import Encoder
+    from peftrun.composition.compose import compose_run
+    from peftrun.composition.spec import build_spec
+    from peftrun.models.base import load_tokenizer, locate
     from peftrun.tasks.messages import Conversation, says
+    from peftrun.tasks.tokenization import Encoder
 
-    spec = build(compose_run(["model=embedded"]).cfg)
+    spec = build_spec(compose_run(["model=embedded"]).cfg)
     encoder = Encoder(load_tokenizer(locate(spec.model), spec.model), spec.task)
 
     def length(text: str) -> int:
@@ -122,14 +122,15 @@ def peak(one: dict[str, Any], files: dict[int, Path], folder: Path) -> int:
 
 def estimate(one: dict[str, Any]) -> float:
     """Bytes as the plan says; it looks for the data's file, not into it."""
-    from peftrun.composition import compose_run
-    from peftrun.config import build
-    from peftrun.sweep import bases, memory
+    from peftrun.artifacts import base_files
+    from peftrun.composition.compose import compose_run
+    from peftrun.composition.spec import build_spec
+    from peftrun.planning import memory
 
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         data = [f"task.data.path={file.name}"] if one["tokens"] else []
-        spec = build(compose_run([*one["overrides"], *data]).cfg)
-    base = bases.read(spec.model)
+        spec = build_spec(compose_run([*one["overrides"], *data]).cfg)
+    base = base_files.read(spec.model)
     assert base is not None
     return memory.of_run(base, spec).peak
 

@@ -56,13 +56,13 @@ def size_of(option: str) -> dict[str, Any]:
     from peft import get_peft_model_state_dict
     from test_methods import rows
 
-    from peftrun.adapter import attach
-    from peftrun.composition import compose_run
-    from peftrun.config import build
-    from peftrun.device import Device
-    from peftrun.model import load_base
+    from peftrun.adapters import attach
+    from peftrun.composition.compose import compose_run
+    from peftrun.composition.spec import build_spec
+    from peftrun.models.base import load_base
+    from peftrun.models.device import Device
 
-    spec = build(compose_run(["model=embedded", f"lora={option}"]).cfg)
+    spec = build_spec(compose_run(["model=embedded", f"lora={option}"]).cfg)
     base = load_base(spec.model, Device("cpu", torch.float32, ""))
     net = attach.attach(base, spec.lora, 0, attach.Start(rows(base), 60))
     trained, total = attach.trainable(net)

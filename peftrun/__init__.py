@@ -16,7 +16,7 @@ from peftrun.result import RunResult
 
 if TYPE_CHECKING:
     from peftrun.api import load, load_adapter, run
-    from peftrun.schema import RunSpec
+    from peftrun.config.schema.run import RunSpec
 
 __all__ = [
     "AdapterError", "ArtifactError", "ConfigError", "DataError", "DeviceError", "ModelError", "PeftrunError", "ProofError",
@@ -28,7 +28,7 @@ LAZY = {
     "load": "api",
     "load_adapter": "api",
     "run": "api",
-    "RunSpec": "schema",
+    "RunSpec": "config.schema.run",
 }  # what is imported when it is asked for
 
 

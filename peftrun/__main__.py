@@ -2,7 +2,7 @@
 
 import sys
 
-from peftrun.cli import main
+from peftrun.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,13 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_origin, asked, command_checks, composition, console, dispatch
-from peftrun.composition import Composed
+from peftrun import console
+from peftrun.artifacts import run_overrides
+from peftrun.cli import precheck
+from peftrun.composition import adapter_defaults, compose
+from peftrun.composition.compose import Composed
+from peftrun.config.schema.run import RunSpec
+from peftrun.config.search_path import shadows
 from peftrun.errors import ConfigError
+from peftrun.planning import memory_fit
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
-from peftrun.sweep import fitting
-from peftrun.team import shadows
+from peftrun.runs import execute
 
 Team = str | Path | Sequence[str | Path]
 
@@ -28,7 +32,7 @@ def load(*overrides: str, config_dirs: Team = ()) -> RunSpec:
     Raises: ConfigError: one line for each problem, as on the command line.
     """
     composed = _composed(overrides, config_dirs)
-    return adapter_origin.build(composed.cfg, composed.overrides)
+    return adapter_defaults.build(composed.cfg, composed.overrides)
 
 
 def run(
@@ -46,15 +50,15 @@ def run(
     if isinstance(config_or_override, RunSpec):
         if overrides or config_dirs:
             raise TypeError("peftrun.run: a config is complete; give overrides and config_dirs to peftrun.load")
-        return dispatch.run(config_or_override, Path(out_dir or _dated(config_or_override)))
+        return execute.run(config_or_override, Path(out_dir or _dated(config_or_override)))
     typed = [text for text in (config_or_override, *overrides) if text is not None]
     composed = _composed(typed, config_dirs)
-    spec, folder = adapter_origin.build(composed.cfg, composed.overrides), Path(out_dir or composed.run_dir)
-    dispatch.refuse_taken(folder)
+    spec, folder = adapter_defaults.build(composed.cfg, composed.overrides), Path(out_dir or composed.run_dir)
+    execute.refuse_taken(folder)
     for line in shadows.chosen(composed.hydra["runtime"]):
         console.warn(line)
-    asked.leave(folder, composed.overrides, composed.hydra)
-    return dispatch.run(spec, folder)
+    run_overrides.leave(folder, composed.overrides, composed.hydra)
+    return execute.run(spec, folder)
 
 
 def load_adapter(adapter: str, *overrides: str, config_dirs: Team = ()) -> tuple[Any, Any]:
@@ -64,13 +68,15 @@ def load_adapter(adapter: str, *overrides: str, config_dirs: Team = ()) -> tuple
 
     Raises: PeftrunError: see `run`.
     """
-    loading = dispatch.heavy("peftrun.adapter.load")
-    from peftrun import heads, model, placement
+    loading = execute.heavy("peftrun.adapters.load")
+    from peftrun.artifacts import classifier_head
+    from peftrun.models import base as base_models
+    from peftrun.models import placement
 
     spec = load(*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}", config_dirs=config_dirs)
-    head = heads.wanted(spec.task, spec.adapter, spec.active)
-    with fitting.advising(spec):
-        base = model.load_base(spec.model, placement.resolve(spec), head=head)
+    head = classifier_head.wanted(spec.task, spec.adapter, spec.active)
+    with memory_fit.advising(spec):
+        base = base_models.load_base(spec.model, placement.resolve(spec), head=head)
     return loading.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)[0], base.tokenizer
 
 
@@ -79,10 +85,10 @@ def _composed(overrides: Sequence[str], config_dirs: Team) -> Composed:
     if other is not None:
         raise TypeError(f"peftrun: an override is a string, and {other!r} is none; type load('lora.r=4', 'seed=1')")
     places = [str(one) for one in ([config_dirs] if isinstance(config_dirs, str | Path) else config_dirs)]
-    faults = [line for place in places for line in command_checks.team_folder(place)]
+    faults = [line for place in places for line in precheck.team_folder(place)]
     if faults:
         raise ConfigError(*(f"config_dirs: {line}" for line in faults))
-    return composition.compose_run(overrides, places)
+    return compose.compose_run(overrides, places)
 
 
 def _dated(spec: RunSpec) -> Path:

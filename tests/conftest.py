@@ -78,8 +78,8 @@ def run_folders(where: Path) -> set[Path]:
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs `peftrun ARGS` in this process, in an empty folder."""
-    from peftrun import config
-    from peftrun.cli import main
+    from peftrun.cli.main import main
+    from peftrun.config import values as config
 
     monkeypatch.chdir(tmp_path)
 
@@ -100,7 +100,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 def cli_here(where: Path, *args: str) -> Outcome:
     """Runs `peftrun ARGS` in this process, in `where`: for fixtures that outlive one test."""
-    from peftrun.cli import main
+    from peftrun.cli.main import main
 
     before, out, err, argv = run_folders(where), io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["peftrun", *args]

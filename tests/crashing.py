@@ -34,7 +34,7 @@ def child(where: Path, arguments: list[str], before: Callable[[], None] = lambda
     code = 1
     try:
         before()
-        from peftrun.cli import main
+        from peftrun.cli.main import main
 
         code = main()
     except SystemExit as stop:

@@ -8,9 +8,9 @@ from merge_cases import TOKENS
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from peftrun.device import Device
-from peftrun.model import Base, load_base
-from peftrun.schema import ModelSpec
+from peftrun.config.schema.run import ModelSpec
+from peftrun.models.base import Base, load_base
+from peftrun.models.device import Device
 
 LLAMA = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
 GPT2 = {"target_modules": ["c_attn"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True}

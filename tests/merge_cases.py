@@ -14,12 +14,13 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from peftrun import fingerprint
-from peftrun.action_specs import MergeAction
-from peftrun.adapter import skeleton
-from peftrun.merge import in_memory, shards, streamed_proof, streaming
-from peftrun.merge.job import MergeJob
-from peftrun.schema import ModelSpec
+from peftrun.adapters import meta_model
+from peftrun.adapters.merge import in_memory, streamed_verify, streaming
+from peftrun.adapters.merge.job import MergeJob
+from peftrun.artifacts import fingerprint
+from peftrun.config.schema.actions import MergeAction
+from peftrun.config.schema.run import ModelSpec
+from peftrun.io import safetensors_stream
 
 TOKENS = torch.arange(24).view(2, 12) + 5
 
@@ -123,7 +124,7 @@ def part_tied_weights(net: Any, adapter: Path) -> None:
 def written(base: Path, adapter: Path, folder: Path, dtype: torch.dtype | None = None) -> Any:
     """PEFT's model without the base's weights, once peftrun has written the merge into `folder`."""
     folder.mkdir(parents=True)
-    net = skeleton.build(base, model_spec(base), str(adapter), "default")
+    net = meta_model.build(base, model_spec(base), str(adapter), "default")
     streaming.write(net, "default", base, folder, dtype)
     return net
 
@@ -140,7 +141,7 @@ def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dic
     job = MergeJob(
         model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, ThreadPoolExecutor(1), known
     )
-    figures, loaded = streamed_proof.prove(job, net, folder, [list(range(5, 12))])
+    figures, loaded = streamed_verify.prove(job, net, folder, [list(range(5, 12))])
     assert loaded.effect["max_logit_difference"] > 0
     return figures
 
@@ -156,7 +157,7 @@ def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[d
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor in the files of a model folder."""
-    return {key: value for file in shards.files_of(folder) for key, value in load_file(file).items()}
+    return {key: value for file in safetensors_stream.files_of(folder) for key, value in load_file(file).items()}
 
 
 def random_settings(family: Family, seed: int) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, Trainabl
 from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import load_file, save_file
 
-from peftrun import adapter_rules
-from peftrun.adapter import load, mixing, save
+from peftrun.adapters import load, mixed_batch, save
+from peftrun.artifacts import adapter_rules
 from peftrun.errors import AdapterError, PeftrunError, ProofError
 
 TOKENS = {"task_type": "CAUSAL_LM"}
@@ -52,7 +52,7 @@ def check_alone(model, folder, answers, words):
     net, _ = load.load(base_of(model), {"a": str(folder / "a")}, None, False)
     assert (logits(net) - answers).abs().max() < 1e-4
     with pytest.raises(AdapterError, match="omit rows of base") as refused:
-        mixing.groups(net, ["base", "base"])
+        mixed_batch.groups(net, ["base", "base"])
     assert words in str(refused.value)
     for names in ("ab", "ba"):
         with pytest.raises(AdapterError) as refused:

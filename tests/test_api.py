@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import peftrun
-from peftrun.artifacts import digests, sha256
+from peftrun.io.atomic_files import digests, sha256
 
 
 def test_the_public_surface_is_frozen_and_importable():
@@ -45,12 +45,16 @@ def test_team_configs_are_for_python_too(tmp_path):
 
 
 def test_a_run_from_python_says_what_it_was_asked_as_one_from_the_command_line(tmp_path, cli, trained):
-    from peftrun import asked
+    from peftrun.artifacts import run_overrides
 
     typed = cli("action=inspect", f"adapter={trained}")
     called = peftrun.run("action=inspect", f"adapter={trained}", out_dir=tmp_path / "called").out_dir
-    assert asked.overrides(called) == asked.overrides(typed.run_dir) == ["action=inspect", f"adapter={trained}"]
-    assert asked.search_path(called) == asked.search_path(typed.run_dir) == []
+    assert (
+        run_overrides.overrides(called)
+        == run_overrides.overrides(typed.run_dir)
+        == ["action=inspect", f"adapter={trained}"]
+    )
+    assert run_overrides.search_path(called) == run_overrides.search_path(typed.run_dir) == []
 
 
 def test_load_adapter_gives_a_model_that_answers(trained, llama, on_tiny):

@@ -5,19 +5,22 @@ import dataclasses
 import pytest
 import torch
 
-from peftrun import composition, config, device, model
-from peftrun.training import attention, loop
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
+from peftrun.models import base as base_models
+from peftrun.models import device
+from peftrun.training import cpu_attention, fit
 
 BF16 = device.Device("cpu", torch.bfloat16, "")
 
 
 def spec(*overrides):
-    return config.build(composition.compose_run(overrides).cfg)
+    return build_spec(compose.compose_run(overrides).cfg)
 
 
 def wanted(*overrides, place=BF16):
     found = spec(*overrides)
-    return attention.wanted(found.model, found.task, found.trainer, place)
+    return cpu_attention.wanted(found.model, found.task, found.trainer, place)
 
 
 def test_when():
@@ -32,13 +35,13 @@ def test_when():
 
 @pytest.fixture
 def base(llama):
-    return model.load_base(spec("model=pretrained", f"model.name_or_path={llama}").model, BF16).model
+    return base_models.load_base(spec("model=pretrained", f"model.name_or_path={llama}").model, BF16).model
 
 
 def test_the_same_answers_either_way(base):
     ids = torch.arange(3, 43).view(2, 20)
     fused = base(input_ids=ids).logits
-    with attention.by_products(base, True):
+    with cpu_attention.by_products(base, True):
         assert base.config._attn_implementation == "eager"
         plain = base(input_ids=ids).logits
     assert (fused - plain).abs().max() < 0.05 * fused.abs().max()
@@ -46,23 +49,23 @@ def test_the_same_answers_either_way(base):
 
 
 def test_it_ends_also_when_training_fails(base):
-    with pytest.raises(RuntimeError), attention.by_products(base, True):
+    with pytest.raises(RuntimeError), cpu_attention.by_products(base, True):
         raise RuntimeError
     assert base.config._attn_implementation == "sdpa"
 
 
 def test_a_run_is_trained_so_and_measured_as_it_was_loaded(tmp_path, monkeypatch, llama, on_tiny):
-    from peftrun import dispatch
+    from peftrun.runs import execute
 
     monkeypatch.chdir(tmp_path)
     seen = []
-    inner = loop.fit
+    inner = fit.fit
     monkeypatch.setattr(
-        loop,
+        fit,
         "fit",
         lambda net, *args, **more: (seen.append(net.config._attn_implementation), inner(net, *args, **more))[1],
     )
     short = ["trainer.max_steps=2", "trainer.warmup_steps=0", "trainer.save_strategy=no", "device.dtype=bfloat16"]
-    result = dispatch.run(spec(*on_tiny(llama), *short), tmp_path / "run")
+    result = execute.run(spec(*on_tiny(llama), *short), tmp_path / "run")
     assert seen == ["eager"]
     assert result.metrics["after"]["loss"] > 0

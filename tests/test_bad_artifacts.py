@@ -19,10 +19,11 @@ from conftest import CHATML, TINY_STEPS, Outcome, build_llama, run_folders
 from faults import check_failed, check_recorded, check_refused, check_told, fill, instead, snapshot
 from transformers import AutoTokenizer
 
-from peftrun import artifacts
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA
 from peftrun.errors import ArtifactError
+from peftrun.io import atomic_files
 
-WEIGHTS, CONFIG, FACTS = artifacts.ADAPTER_WEIGHTS, artifacts.ADAPTER_CONFIG, artifacts.FACTS
+WEIGHTS, CONFIG, FACTS = ADAPTER_WEIGHTS, ADAPTER_CONFIG, PEFTRUN_METADATA
 
 
 def without(*names):
@@ -163,13 +164,13 @@ def test_an_adapter_that_cannot_fit_is_refused_even_if_allowed(other, cli, tmp_p
 
 
 def edit_json(file, **values):
-    artifacts.write_json(file, artifacts.read_json(file) | values)
+    atomic_files.write_json(file, atomic_files.read_json(file) | values)
 
 
 def other_tokens(folder):
     """No merges: the same words in other tokens, every one of them."""
     file = folder / "tokenizer.json"
-    model = artifacts.read_json(file)["model"]
+    model = atomic_files.read_json(file)["model"]
     edit_json(file, model=model | {"merges": []})
 
 
@@ -256,7 +257,7 @@ LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.argv = ["peftrun", *sys.argv[2:]]
-from peftrun.cli import main
+from peftrun.cli.main import main
 sys.exit(main())
 """
 # What a disk that takes no file above so many bytes must not tear: id → (bytes, overrides, fragments).
@@ -309,10 +310,10 @@ def no_file_above(size: int) -> Iterator[None]:
 
 def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
     file = tmp_path / "kept.json"
-    artifacts.write_json(file, {"a": 1})
+    atomic_files.write_json(file, {"a": 1})
     before = snapshot(tmp_path)
     with no_file_above(4096), pytest.raises(ArtifactError, match=r"kept\.json: could not be written .* is intact"):
-        artifacts.write_text(file, "x" * 100_000)
+        atomic_files.write_text(file, "x" * 100_000)
     assert snapshot(tmp_path) == before and json.loads(file.read_text()) == {"a": 1}
 
 
@@ -330,7 +331,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(writer, tmp_path):
     (tmp_path / "old" / "file").write_text("old")
     before = snapshot(tmp_path)
     told = pytest.raises(ArtifactError, match=r"new: could not be written .* nothing was kept there")
-    with no_file_above(4096), told, artifacts.new_folder(tmp_path / "new") as folder:
+    with no_file_above(4096), told, atomic_files.new_folder(tmp_path / "new") as folder:
         (folder / "small").write_text("small")
         write(folder / "large")
     assert snapshot(tmp_path) == before

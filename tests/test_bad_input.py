@@ -13,7 +13,7 @@ from conftest import TINY_STEPS
 from faults import check_failed, check_refused, fill, instead
 
 import peftrun
-from peftrun import base_files
+from peftrun.artifacts import hub_files
 from peftrun.errors import ModelError
 
 MODULES = "modules: down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
@@ -174,11 +174,11 @@ def test_a_model_that_is_nowhere_is_told_and_nobody_elsewhere_is_asked(cli, tmp_
     spec = peftrun.load("model=qwen3").model
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])  # no name server answers
-    monkeypatch.setattr(base_files, "getproxies", dict)
-    monkeypatch.setattr(base_files, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub_files, "getproxies", dict)
+    monkeypatch.setattr(hub_files, "PATIENCE", 0.2)
     began = time.perf_counter()
     with pytest.raises(ModelError, match="the Hub cannot be reached"):
-        base_files.check_reach(spec)
+        hub_files.check_reach(spec)
     assert time.perf_counter() - began < 2
 
 
@@ -288,7 +288,7 @@ def test_an_attention_that_is_not_installed_is_told(cli, tmp_path, on_tiny, llam
 
 
 def test_of_a_sweep_the_option_that_there_is_not_is_named_and_the_others_stay():
-    from peftrun import composition
+    from peftrun.composition import compose
 
-    (line,) = composition.explain(["tracker=mlfow,none"], None)
+    (line,) = compose.explain(["tracker=mlfow,none"], None)
     assert "there is no option mlfow; " in line and "did you mean mlflow? type tracker=mlflow,none" in line

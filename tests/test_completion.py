@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from cases import cases
 
-from peftrun import paths
-from peftrun.shell.candidates import candidates
+from peftrun.cli.completion.candidates import candidates
+from peftrun.config import paths
 
 pytestmark = pytest.mark.slow
 

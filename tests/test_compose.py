@@ -9,7 +9,9 @@ import yaml
 from cases import cases, where_installed
 from hydra import compose, initialize_config_dir
 
-from peftrun import config, paths, typed
+from peftrun.composition.spec import build_spec, build_spec_from_values
+from peftrun.config import paths, shorthand
+from peftrun.config import values as config
 from peftrun.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -48,9 +50,9 @@ def _hydra():
 def built(overrides, trained):
     model = Path(str(config.read_values(trained / "config.yaml")["model"]["name_or_path"]))
     overrides = [item.replace("ADAPTER", str(trained)).replace("MODEL", str(model)) for item in overrides]
-    overrides = typed.in_full(overrides)
+    overrides = shorthand.in_full(overrides)
     with where_installed():
-        return config.build(compose("config", overrides=overrides))
+        return build_spec(compose("config", overrides=overrides))
 
 
 @cases("group, option", OPTIONS, every=5)
@@ -85,7 +87,7 @@ def test_actions_methods_and_devices_combine_freely(trained):
 
 
 def test_the_default_run_is_frozen():
-    spec = config.build(compose("config"))
+    spec = build_spec(compose("config"))
     assert config.to_yaml(spec) == (GOLDEN / "default.yaml").read_text()
 
 
@@ -95,23 +97,23 @@ def test_the_list_of_public_options_is_frozen():
 
 
 def test_the_config_read_back_is_the_config(tmp_path):
-    spec = config.build(compose("config", overrides=["lora.r=3", "trainer.learning_rate=1e-4", "task=sms_spam"]))
+    spec = build_spec(compose("config", overrides=["lora.r=3", "trainer.learning_rate=1e-4", "task=sms_spam"]))
     (tmp_path / "config.yaml").write_text(config.to_yaml(spec))
     assert config.read_values(tmp_path / "config.yaml") == dataclasses.asdict(spec)
 
 
 def test_a_saved_text_that_looks_like_an_interpolation_stays_one(tmp_path):
     typed = ["task=sms_spam", r"task.prompt='\${text} {text}'"]
-    spec = config.build(compose("config", overrides=typed))
+    spec = build_spec(compose("config", overrides=typed))
     assert spec.task.prompt == "${text} {text}"
     (tmp_path / "config.yaml").write_text(config.to_yaml(spec))
-    assert config.of_values(config.read_values(tmp_path / "config.yaml")) == spec
+    assert build_spec_from_values(config.read_values(tmp_path / "config.yaml")) == spec
 
 
 def test_building_changes_nothing():
     cfg = compose("config")
     before = repr(cfg)
-    config.build(cfg)
+    build_spec(cfg)
     assert repr(cfg) == before
 
 
@@ -121,7 +123,7 @@ def test_a_team_folder_adds_options(tmp_path):
         "# Ours.\n# peftrun lora=ours\ndefaults:\n  - lora\n  - _self_\n\nr: 3\n"
     )
     cfg = compose("config", overrides=[f"hydra.searchpath=[file://{tmp_path}]", "lora=ours"])
-    assert config.build(cfg).lora.r == 3
+    assert build_spec(cfg).lora.r == 3
     assert "ours" in paths.group_options("lora", tmp_path)
 
 
@@ -134,11 +136,11 @@ def test_no_file_of_ours_sets_the_mode_of_hydra():
 
 def test_an_interpolation_that_leads_nowhere_is_named():
     with pytest.raises(ConfigError, match=r"lora\.r"):
-        config.build(compose("config", overrides=["lora.r=${nowhere}"]))
+        build_spec(compose("config", overrides=["lora.r=${nowhere}"]))
 
 
 def test_experiments_set_what_they_say():
-    spec = config.build(compose("config", overrides=["experiment=gpt2_classic"]))
+    spec = build_spec(compose("config", overrides=["experiment=gpt2_classic"]))
     chosen = dataclasses.asdict(spec.lora)
     assert (chosen["r"], chosen["lora_alpha"], chosen["target_modules"]) == (8, 16, ["c_attn"])
     assert spec.model.name_or_path == "openai-community/gpt2"

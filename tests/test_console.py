@@ -3,7 +3,7 @@
 import time
 
 from peftrun import console
-from peftrun.cli import BUG
+from peftrun.cli.main import BUG
 
 
 def test_a_long_silence_is_broken_by_what_the_run_is_at(capfd, monkeypatch):
@@ -54,6 +54,6 @@ def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own(cli, monkeypa
     def broken(argv):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("peftrun.jobs.run", broken)
+    monkeypatch.setattr("peftrun.cli.hydra_app.run", broken)
     outcome = cli("action=reload")
     assert outcome.code == BUG != 1 and "Traceback" in outcome.err and "ZeroDivisionError: a bug" in outcome.err

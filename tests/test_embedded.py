@@ -8,27 +8,28 @@ import torch
 from conftest import cli_here, subprocess_cli
 from transformers import AutoModelForCausalLM
 
-from peftrun import model, packages
-from peftrun.config import build
-from peftrun.device import Device
+from peftrun.composition.spec import build_spec
+from peftrun.models import base as base_models
+from peftrun.models.device import Device
+from peftrun.system import packages
 
 GGUF_PARAMETERS = 134_515_008
 
 
 @pytest.fixture(scope="module")
 def base_folder():
-    from peftrun.composition import compose_run
+    from peftrun.composition.compose import compose_run
 
-    return model.locate(build(compose_run([]).cfg).model)
+    return base_models.locate(build_spec(compose_run([]).cfg).model)
 
 
 def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
     changed = base_folder.stat().st_mtime_ns
     config = json.loads((base_folder / "config.json").read_text())
     assert "quantization_config" not in config and config["model_type"] == "llama"
-    from peftrun.composition import compose_run
+    from peftrun.composition.compose import compose_run
 
-    assert model.locate(build(compose_run([]).cfg).model) == base_folder
+    assert base_models.locate(build_spec(compose_run([]).cfg).model) == base_folder
     assert base_folder.stat().st_mtime_ns == changed
     assert not list(base_folder.parent.glob(".*.tmp"))
 

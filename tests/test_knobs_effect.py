@@ -85,7 +85,7 @@ def test_rows_packed_into_one_learn_as_rows_alone(llama, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
 
-    from peftrun.training.answer_loss import AnswerTrainer
+    from peftrun.training.completion_loss import AnswerTrainer
 
     rows = [
         {"input_ids": list(range(5 * n, 5 * n + 9 + n)), "labels": [-100] * 4 + list(range(5 * n + 4, 5 * n + 9 + n))}

@@ -14,11 +14,14 @@ from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed
 
-from peftrun import composition, config, memory_check, model, placement
-from peftrun.device import Device
-from peftrun.replay import environment
-from peftrun.sweep import bases, fitting, memory
-from peftrun.system import free_memory
+from peftrun.artifacts import base_files
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
+from peftrun.models import base as base_models
+from peftrun.models import memory_check, placement
+from peftrun.models.device import Device
+from peftrun.planning import memory, memory_fit
+from peftrun.system import environment, free_memory
 
 MACHINE = psutil.virtual_memory().total
 LINEAR, EMBEDDING = "model.layers.0.self_attn.q_proj", "model.embed_tokens"
@@ -63,7 +66,7 @@ def doubled(sized):
 
 
 def typed(*overrides):
-    return config.build(composition.compose_run(list(overrides)).cfg)
+    return build_spec(compose.compose_run(list(overrides)).cfg)
 
 
 @cases("action", LOADING)
@@ -96,8 +99,8 @@ def test_a_real_limit_ends_a_process_in_one_line(sized, on_tiny, tmp_path):
 
 
 def refused(spec, folder, **limits):
-    base = bases.of_folder(folder)
-    return fitting.advice(base, spec, fitting.headroom(**limits))
+    base = base_files.of_folder(folder)
+    return memory_fit.advice(base, spec, memory_fit.headroom(**limits))
 
 
 def test_only_what_helps_is_advised(doubled, huge, llama, on_tiny, trained):
@@ -232,7 +235,7 @@ def test_memory_that_runs_out_all_the_same_is_one_line(cli, llama, on_tiny, trai
         def full(*_, why=error, **__):
             raise why
 
-        monkeypatch.setattr(model, "_load", full)
+        monkeypatch.setattr(base_models, "_load", full)
         outcome = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}", "device.memory_check=false")
         assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
         assert "memory is full" in outcome.err and "type " in outcome.err

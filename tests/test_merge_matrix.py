@@ -10,10 +10,10 @@ from faults import check_failed
 from foreign_adapters import LLAMA, base_of, logits, made
 from merge_cases import FAMILIES, random_settings, reference, stored_base, streamed, tensors_of, trained_adapter
 
-from peftrun.adapter import load
-from peftrun.composition import compose_run
-from peftrun.config import build
-from peftrun.merge import shards
+from peftrun.adapters import load
+from peftrun.composition.compose import compose_run
+from peftrun.composition.spec import build_spec
+from peftrun.io import safetensors_stream
 
 METHODS = ["lora", "rslora", "dora", "pissa", "olora"]  # every option's merge on a Llama: test_methods
 OURS = ("method", "calibration_rows", "lora_fa")
@@ -23,7 +23,7 @@ ALLOWED = {"float32": 1e-3, "bfloat16": 3.0, "float16": 0.3}
 
 
 def settings_of(method: str) -> dict:
-    lora = dataclasses.asdict(build(compose_run([f"lora={method}"]).cfg).lora)
+    lora = dataclasses.asdict(build_spec(compose_run([f"lora={method}"]).cfg).lora)
     return {key: value for key, value in lora.items() if key not in OURS and value is not None}
 
 
@@ -180,5 +180,5 @@ def merge_error(family, settings: dict, dtype: torch.dtype, folder, kind=peft.Lo
     differing = [key for key, value in expected.items() if not torch.equal(value.to(found[key].dtype), found[key])]
     assert not differing, differing
     assert any(not torch.equal(before[key], value) for key, value in found.items() if key in before)
-    assert len(shards.files_of(folder / "merged")) == len(shards.files_of(base)) > 1
+    assert len(safetensors_stream.files_of(folder / "merged")) == len(safetensors_stream.files_of(base)) > 1
     return (adapted - merged).abs().max().item()

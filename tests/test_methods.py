@@ -7,13 +7,13 @@ import torch
 from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
-from peftrun import paths
 from peftrun.actions import merge
-from peftrun.adapter import attach, load, optimizers, probe, save
-from peftrun.config import build
-from peftrun.device import Device
+from peftrun.adapters import attach, load, optimizers, probes, save
+from peftrun.composition.spec import build_spec
+from peftrun.config import paths
 from peftrun.errors import AdapterError
-from peftrun.model import load_base
+from peftrun.models.base import load_base
+from peftrun.models.device import Device
 
 # What a tiny Llama (inputs 32 and 64, outputs 16, 32 and 64) needs said otherwise.
 FITTING = {
@@ -42,9 +42,9 @@ OPTIONS = sorted(set(paths.group_options("lora")) - NEEDS_MORE)
 
 
 def run_of(model, *overrides):
-    from peftrun.composition import compose_run
+    from peftrun.composition.compose import compose_run
 
-    return build(compose_run(["model=pretrained", f"model.name_or_path={model}", *overrides]).cfg)
+    return build_spec(compose_run(["model=pretrained", f"model.name_or_path={model}", *overrides]).cfg)
 
 
 def rows(base, count=8, before=""):
@@ -60,7 +60,7 @@ class Fresh:
         spec = run_of(llama, f"lora={option}", *FITTING.get(option, []))
         self.base = load_base(spec.model, CPU)
         self.before = {name: value.clone() for name, value in self.base.model.named_parameters()}
-        self.plain = probe.logits(self.base.model, self.base.tokenizer)
+        self.plain = probes.logits(self.base.model, self.base.tokenizer)
         self.spec = spec.lora
         self.net = attach.attach(self.base, spec.lora, 0, attach.Start(rows(self.base), 10))
         self.names = {name for name, value in self.net.named_parameters() if value.requires_grad}
@@ -180,7 +180,7 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
     it = Fresh(llama, option)
     words, holds = EFFECTS[option]
     assert holds(it), (words, sorted(it.names)[:6])
-    apart = probe.compare(it.plain, probe.logits(it.net, it.base.tokenizer))["max_logit_difference"]
+    apart = probes.compare(it.plain, probes.logits(it.net, it.base.tokenizer))["max_logit_difference"]
     assert apart > 1e-4 if option in STARTS_APART else apart < 2e-4
     folder = tmp_path / "adapter"
     with save.initial_kept(it.net, it.spec, tmp_path) as initial:

@@ -10,8 +10,10 @@ from faults import check_failed
 from team_packages import write
 
 import peftrun
-from peftrun import config, migrations
-from peftrun.sweep import pace
+from peftrun.composition.spec import build_spec_from_values
+from peftrun.config import migrations
+from peftrun.config import values as config
+from peftrun.planning import throughput
 
 ADDED_SINCE = [
     "device.deterministic",
@@ -66,7 +68,7 @@ def test_an_old_run_means_what_it_did(trained, tmp_path, capfd):
     values = config.read_run(run / "config.yaml")
     told = capfd.readouterr().err
     assert "device.deterministic=false" in told and told.count("\n") == 1
-    spec = config.of_values(values)
+    spec = build_spec_from_values(values)
     assert spec.device.deterministic is False and spec.slots == {} and spec.template is None
     config.read_run(run / "config.yaml")
     assert capfd.readouterr().err == ""  # once
@@ -96,7 +98,7 @@ def test_an_old_run_is_continued(trained, tmp_path, cli, llama, on_tiny):
 
 def test_the_pace_of_an_old_run_is_known(trained, tmp_path, capfd):
     run = older(trained, tmp_path / "outputs" / "train" / "old")
-    found = pace._read(run / "record.json", json.loads((run / "record.json").read_text())["base"]["name"])
+    found = throughput._read(run / "record.json", json.loads((run / "record.json").read_text())["base"]["name"])
     assert found is not None and capfd.readouterr().err == ""
 
 
@@ -122,14 +124,14 @@ def test_an_old_name_stands_in_an_old_run(renamed, trained, tmp_path, capfd):
     values = config.read_values(run / "config.yaml")
     values["trainer"]["lr"] = 0.125
     (run / "config.yaml").write_text(config.values_to_yaml(values))
-    assert config.of_values(config.read_run(run / "config.yaml")).trainer.learning_rate == 0.125
+    assert build_spec_from_values(config.read_run(run / "config.yaml")).trainer.learning_rate == 0.125
     assert "trainer.lr is called trainer.learning_rate since 0.1.0" in capfd.readouterr().err
 
 
 def _values(*overrides):
-    from peftrun import composition
+    from peftrun.composition import compose
 
-    return config.plain(composition.compose_run(overrides).cfg)
+    return config.plain(compose.compose_run(overrides).cfg)
 
 
 def _below_none(values, key):

@@ -11,11 +11,14 @@ from conftest import build_gpt2, build_llama
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForCausalLM
 
-from peftrun import artifacts, device, fingerprint, model
-from peftrun.device import Device
+from peftrun.artifacts import fingerprint
+from peftrun.config.schema.run import DeviceSpec, ModelSpec
 from peftrun.errors import ArtifactError, DeviceError, ModelError
-from peftrun.replay import environment
-from peftrun.schema import DeviceSpec, ModelSpec
+from peftrun.io import atomic_files
+from peftrun.models import base as base_models
+from peftrun.models import device
+from peftrun.models.device import Device
+from peftrun.system import environment
 
 CPU = Device("cpu", torch.float32, "")
 ALONE = {
@@ -36,7 +39,7 @@ def spec(path, **changes):
 
 
 def test_a_folder_loads_frozen_in_the_dtype_asked_for(llama):
-    base = model.load_base(spec(llama), CPU, torch.bfloat16)
+    base = base_models.load_base(spec(llama), CPU, torch.bfloat16)
     assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in base.model.parameters()) and not base.model.training
     assert base.name == "tiny-llama"
@@ -44,18 +47,18 @@ def test_a_folder_loads_frozen_in_the_dtype_asked_for(llama):
 
 @cases("attention", ["eager", "sdpa"])
 def test_the_attention_implementation_is_the_one_asked_for(llama, attention):
-    base = model.load_base(spec(llama, attn_implementation=attention), CPU)
+    base = base_models.load_base(spec(llama, attn_implementation=attention), CPU)
     assert base.model.config._attn_implementation == attention
 
 
 def test_a_base_without_a_tokenizer_is_told(gpt2, tmp_path):
     bare = shutil.copytree(gpt2, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "vocab*", "merges*"))
     with pytest.raises(ModelError, match=r"holds no tokenizer; copy tokenizer\.json"):
-        model.load_base(spec(bare), CPU)
+        base_models.load_base(spec(bare), CPU)
 
 
 def test_a_tokenizer_without_pad_token_pads_with_its_end(gpt2):
-    assert model.load_base(spec(gpt2), CPU).tokenizer.pad_token == "<|endoftext|>"
+    assert base_models.load_base(spec(gpt2), CPU).tokenizer.pad_token == "<|endoftext|>"
 
 
 def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama, monkeypatch):
@@ -66,7 +69,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama,
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ModelError, match="trust_remote_code"):
-        model.load_base(spec(folder), CPU)
+        base_models.load_base(spec(folder), CPU)
     assert not (tmp_path / "ran").exists()
     offered = ["config.json", "code.py", "sub/more.py", "a.tiktoken", "adapter_config.json", "pytorch_model.bin"]
     fetched = []
@@ -82,7 +85,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama,
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     for trusted in (False, True):
-        model.locate(spec("org/coded", revision="a1", trust_remote_code=trusted))
+        base_models.locate(spec("org/coded", revision="a1", trust_remote_code=trusted))
     assert fetched == [
         ("a1", ["a.tiktoken", "config.json"]),
         ("a1", ["a.tiktoken", "code.py", "config.json", "sub/more.py"]),
@@ -96,7 +99,7 @@ def test_an_encoder_is_refused(tmp_path):
         BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is a BertModel, not a causal language model"):
-        model.load_base(spec(tmp_path), CPU)
+        base_models.load_base(spec(tmp_path), CPU)
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path, llama):
@@ -158,20 +161,20 @@ def test_a_device_that_is_not_there_is_an_error(name):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "kept.json"
-    artifacts.write_json(file, {"a": 1})
+    atomic_files.write_json(file, {"a": 1})
     with pytest.raises(TypeError):
-        artifacts.write_json(file, {("not", "a key"): 1})
-    assert artifacts.read_json(file) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
+        atomic_files.write_json(file, {("not", "a key"): 1})
+    assert atomic_files.read_json(file) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), artifacts.new_folder(tmp_path / "new") as folder:
+    with pytest.raises(RuntimeError), atomic_files.new_folder(tmp_path / "new") as folder:
         (folder / "half").write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with artifacts.new_folder(tmp_path / "new") as folder:
+    with atomic_files.new_folder(tmp_path / "new") as folder:
         (folder / "whole").write_text("whole")
         assert not (tmp_path / "new").exists()
     assert (tmp_path / "new" / "whole").read_text() == "whole"
-    with pytest.raises(ArtifactError, match="never overwritten"), artifacts.new_folder(tmp_path / "new"):
+    with pytest.raises(ArtifactError, match="never overwritten"), atomic_files.new_folder(tmp_path / "new"):
         pass

@@ -8,6 +8,8 @@ from cases import cases
 from conftest import TINY_STEPS
 from team_packages import write
 
+from peftrun.composition.spec import build_spec
+
 
 def suggested(outcome) -> list[list[str]]:
     assert outcome.code == 0, outcome.err
@@ -33,12 +35,13 @@ def test_what_is_suggested_works(cli, trained, llama, on_tiny, action):
     ids=lambda given: given[0],
 )
 def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
-    from peftrun import asked, composition, config
+    from peftrun.artifacts import run_overrides
+    from peftrun.composition import compose
 
-    typed = asked.in_one_process([*spread, "device.dtype=float32", "seed=3"])
-    command = shlex.split(asked.on_the_same("peftrun action=evaluate", typed))[1:]
+    typed = run_overrides.in_one_process([*spread, "device.dtype=float32", "seed=3"])
+    command = shlex.split(run_overrides.on_the_same("peftrun action=evaluate", typed))[1:]
     assert "device.dtype=float32" in command
-    spec = config.build(composition.compose_run(command).cfg)
+    spec = build_spec(compose.compose_run(command).cfg)
     assert spec.device.strategy is None and spec.device.processes == 1 and spec.device.dtype == "float32"
 
 

@@ -8,18 +8,21 @@ from cases import cases
 from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
-from peftrun import composition, config, device, model
-from peftrun.adapter import load, probe
+from peftrun.adapters import load, probes
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
 from peftrun.errors import DeviceError
+from peftrun.models import base as base_models
+from peftrun.models import device
 
 SMALL = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
 
 
 def based(folder, *overrides):
-    spec = config.build(
-        composition.compose_run(["model=pretrained", f"model.name_or_path={folder}", "action=evaluate", *overrides]).cfg
+    spec = build_spec(
+        compose.compose_run(["model=pretrained", f"model.name_or_path={folder}", "action=evaluate", *overrides]).cfg
     )
-    return spec, model.load_base(spec.model, device.resolve(spec.device))
+    return spec, base_models.load_base(spec.model, device.resolve(spec.device))
 
 
 def test_part_of_the_base_is_on_disk_and_it_answers_the_same(llama):
@@ -27,7 +30,7 @@ def test_part_of_the_base_is_on_disk_and_it_answers_the_same(llama):
     _, split = based(llama, *SMALL)
     assert "disk" in split.model.hf_device_map.values()
     assert any(one.is_meta for one in split.model.parameters())
-    one, other = (probe.logits(base.model, base.tokenizer) for base in (whole, split))
+    one, other = (probes.logits(base.model, base.tokenizer) for base in (whole, split))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -44,7 +47,7 @@ def test_every_adapter_tensor_is_where_its_layer_computes(llama, trained):
     assert all(not value.is_meta for key, value in both[1][0].named_parameters() if "lora_" in key)
     placed = load.placement(both[1][0])["adapted_modules"]
     assert list(placed) == ["cpu float32"]
-    one, other = (probe.logits(net, base.tokenizer) for (net, _), base in zip(both, (whole, split), strict=True))
+    one, other = (probes.logits(net, base.tokenizer) for (net, _), base in zip(both, (whole, split), strict=True))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert both[1][1][0].saved_difference < 1e-4
 

@@ -15,12 +15,12 @@ from test_knobs import METHODS
 from test_methods import CPU, FITTING, rows, run_of, train
 from typing_extensions import is_typeddict
 
-from peftrun import peft_fields
 from peftrun.actions import merge
-from peftrun.adapter import attach, load, save
-from peftrun.artifacts import ADAPTER_CONFIG
+from peftrun.adapters import attach, load, save
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG
+from peftrun.config.schema import peft_fields
 from peftrun.errors import AdapterError, ConfigError
-from peftrun.model import load_base
+from peftrun.models.base import load_base
 
 QV = "lora.target_modules=[q_proj,v_proj]"
 PATTERN = ["lora.layers_to_transform=[1]", "lora.layers_pattern=layers"]

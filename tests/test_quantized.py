@@ -10,9 +10,12 @@ import torch
 from conftest import TINY_STEPS, build_llama
 from transformers import AutoModelForCausalLM
 
-from peftrun import composition, config, device, model, quantize
-from peftrun.adapter import attach, load, probe
+from peftrun.adapters import attach, load, probes
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
 from peftrun.errors import ModelError
+from peftrun.models import base as base_models
+from peftrun.models import device, quantization
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +32,8 @@ def wide(tmp_path_factory):
 
 def based(folder, *overrides):
     given = ["model=pretrained", f"model.name_or_path={folder}", "device=cpu", "device.dtype=float32", *overrides]
-    spec = config.build(composition.compose_run(given).cfg)
-    return spec, model.load_base(spec.model, device.resolve(spec.device))
+    spec = build_spec(compose.compose_run(given).cfg)
+    return spec, base_models.load_base(spec.model, device.resolve(spec.device))
 
 
 def numbers(weight):
@@ -45,7 +48,7 @@ def test_the_base_is_smaller_and_near_the_full_one(wide, held):
     weights = [one.model.model.layers[0].mlp.down_proj.weight for one in (full, few)]
     bytes_of = [sum(part.numel() * part.element_size() for part in numbers(one)) for one in weights]
     assert bytes_of[1] * (8 if "4" in held else 4) == bytes_of[0]
-    apart = probe.compare(*(probe.logits(one.model, one.tokenizer) for one in (full, few)))
+    apart = probes.compare(*(probes.logits(one.model, one.tokenizer) for one in (full, few)))
     assert 0 < apart["kl_divergence"] < 0.5
 
 
@@ -96,7 +99,7 @@ def test_weights_are_readable_after_an_evaluation(wide):
     _, base = based(wide, "model.quantization=nf4")
     layer = base.model.model.layers[0].mlp.down_proj
     before = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).clone()
-    probe.logits(base.model, base.tokenizer)
+    probes.logits(base.model, base.tokenizer)
     assert torch.equal(bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state), before)
 
 
@@ -125,7 +128,7 @@ def test_what_cannot_be_is_refused(cli, wide, on_tiny, overrides, said):
 
 def test_loading_a_quantized_base_twice_gives_the_same_weights(wide):
     one, other = (
-        probe.logits(base.model, base.tokenizer)
+        probes.logits(base.model, base.tokenizer)
         for _, base in (based(wide, "model.quantization=nf4") for _ in range(2))
     )
     assert torch.equal(one, other)
@@ -146,7 +149,7 @@ def rounded(tmp_path_factory, wide):
     _, base = based(wide, "model.quantization=nf4")
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
-    assert quantize.held_in(folder) == "bitsandbytes"
+    assert quantization.held_in(folder) == "bitsandbytes"
     return folder
 
 
@@ -192,6 +195,6 @@ def test_what_computes_with_them_is_named(cli, wide, on_tiny, tmp_path, method, 
 
 
 def test_awq_computes_in_float16(monkeypatch):
-    monkeypatch.setattr(quantize, "find_spec", lambda name: name)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: name)
     with pytest.raises(ModelError, match=r"type device\.dtype=float16"):
-        quantize.check("awq", None, "some/model", torch.bfloat16)
+        quantization.check("awq", None, "some/model", torch.bfloat16)

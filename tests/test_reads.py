@@ -13,45 +13,47 @@ from cases import cases
 from conftest import TINY_STEPS, cli_here, jsonl
 
 import peftrun
-from peftrun import config, methods, paths, schema
-from peftrun.explain import reads
-from peftrun.explain.compositions import Compositions
+from peftrun.composition.composer import Compositions
+from peftrun.config import paths, usage
+from peftrun.config import values as config
+from peftrun.config.schema import lora as lora_methods
+from peftrun.config.schema import run as schema
 
 COMPOSED = {"slots", "template"}  # read by interpolation, while the config is composed
 
 
 def test_a_tracked_run_is_the_run():
     spec = peftrun.load()
-    watched = reads.tracked(spec)
-    assert watched == spec and spec == watched and watched == reads.tracked(spec)
-    assert isinstance(watched, schema.RunSpec) and isinstance(watched.lora, methods.LoraSpec)
+    watched = usage.tracked(spec)
+    assert watched == spec and spec == watched and watched == usage.tracked(spec)
+    assert isinstance(watched, schema.RunSpec) and isinstance(watched.lora, lora_methods.LoraSpec)
     assert repr(watched) == repr(spec) and watched != dataclasses.replace(spec, seed=1)
-    for again in (pickle.loads(pickle.dumps(watched)), copy.deepcopy(watched), reads.plain(watched)):
+    for again in (pickle.loads(pickle.dumps(watched)), copy.deepcopy(watched), usage.plain(watched)):
         assert again == spec and type(again) is schema.RunSpec and type(again.task.data) is schema.DataSpec
-    assert reads.noted(watched) == [], "comparing, showing and copying is no reading"
-    assert type(spec) is schema.RunSpec and reads.unread(spec) == [] == reads.noted(spec)
+    assert usage.noted(watched) == [], "comparing, showing and copying is no reading"
+    assert type(spec) is schema.RunSpec and usage.unread(spec) == [] == usage.noted(spec)
 
 
 def test_a_value_is_read_by_name_with_its_group_or_from_a_copy():
-    watched = reads.tracked(peftrun.load())
+    watched = usage.tracked(peftrun.load())
     everything = set(config.flatten(dataclasses.asdict(peftrun.load())))
-    assert set(reads.unread(watched)) == everything
+    assert set(usage.unread(watched)) == everything
     assert watched.lora.r == 8 and watched.task.data.labels
-    assert reads.noted(watched) == ["lora.r", "task.data.labels"]
+    assert usage.noted(watched) == ["lora.r", "task.data.labels"]
     other = dataclasses.replace(watched, task=dataclasses.replace(watched.task, max_length=7))
-    assert reads.noted(watched) == ["lora.r", "task.data.labels"]
+    assert usage.noted(watched) == ["lora.r", "task.data.labels"]
     assert other.task.max_length == 7
     dataclasses.asdict(watched.device)
-    read = everything - set(reads.unread(watched))
+    read = everything - set(usage.unread(watched))
     devices = {key for key in everything if key.startswith("device.")}
     assert read == devices | {"lora.r", "task.max_length", "task.data.labels.0", "task.data.labels.1"}
 
 
 def test_what_is_handed_to_a_library_is_read_but_for_what_is_ours_or_moot():
-    watched = reads.tracked(peftrun.load())
-    handed = reads.handed(watched.lora, ours=("method", "calibration_rows"), moot=("bias",))
+    watched = usage.tracked(peftrun.load())
+    handed = usage.handed(watched.lora, ours=("method", "calibration_rows"), moot=("bias",))
     assert "bias" in handed and "method" not in handed
-    unread = {key for key in reads.unread(watched) if key.startswith("lora.")}
+    unread = {key for key in usage.unread(watched) if key.startswith("lora.")}
     assert unread == {"lora.method", "lora.calibration_rows", "lora.bias"}
 
 
@@ -124,9 +126,9 @@ def test_cells_share_what_was_read_for_one_of_them(where, llama, on_tiny):
 
 
 def reads_of(record):
-    from peftrun import artifacts
+    from peftrun.io import atomic_files
 
-    return artifacts.read_json(record)["unread"]
+    return atomic_files.read_json(record)["unread"]
 
 
 @pytest.fixture(scope="module")
@@ -217,5 +219,5 @@ def two_machines(where, given):
 
 
 def test_no_torch_is_needed_to_look_at_a_record():
-    code = "import sys; from peftrun.explain import reads, vain, explanation, table; sys.exit('torch' in sys.modules)"
+    code = "import sys; from peftrun.config import usage; from peftrun.runs import unused_keys; from peftrun.config_tools import explanation, explain_tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

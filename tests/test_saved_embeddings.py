@@ -13,9 +13,12 @@ from merge_cases import FAMILIES, reference, stored_base, streamed
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from peftrun import composition, config, device, model
-from peftrun.adapter import load
+from peftrun.adapters import load
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
 from peftrun.errors import AdapterError
+from peftrun.models import base as base_models
+from peftrun.models import device
 
 ADAPTED = [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"], []]
 EMBEDDINGS = ("lm_head", "embed_tokens")
@@ -103,8 +106,8 @@ def test_it_loads_on_an_offloaded_base(base, tmp_path):
     answers = made(base, tmp_path / "a", lora(["lm_head"]), save_embedding_layers=True)
     overrides = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
     args = ["model=pretrained", f"model.name_or_path={base}", "action=evaluate", *overrides]
-    spec = config.build(composition.compose_run(args).cfg)
-    split = model.load_base(spec.model, device.resolve(spec.device))
+    spec = build_spec(compose.compose_run(args).cfg)
+    split = base_models.load_base(spec.model, device.resolve(spec.device))
     assert any(one.is_meta for one in split.model.parameters())
     net, _ = load.load(split, {"default": str(tmp_path / "a")}, None, False)
     torch.testing.assert_close(FAMILIES["llama"].logits(net), answers, atol=1e-5, rtol=1e-5)

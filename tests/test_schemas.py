@@ -12,8 +12,12 @@ from language_server import LanguageServer
 from omegaconf import OmegaConf
 from referencing import Registry, Resource
 
-from peftrun import paths, peft_fields, schema
-from peftrun.editor.homes import (
+from peftrun.config import paths
+from peftrun.config.schema import peft_fields
+from peftrun.config.schema import run as schema
+from peftrun.config_tools.json_schema.launchers import OPTIONS
+from peftrun.config_tools.json_schema.schemas import all_schemas
+from peftrun.config_tools.json_schema.sources import (
     ACTIONS,
     METHODS,
     OBJECTIVES,
@@ -23,8 +27,6 @@ from peftrun.editor.homes import (
     tag,
     tracker_options,
 )
-from peftrun.editor.launchers import OPTIONS
-from peftrun.editor.schemas import all_schemas
 from peftrun.sweep.launcher import LAUNCHERS
 
 CONF = paths.config_dir()
@@ -251,8 +253,8 @@ def test_every_key_is_described(generated):
 
 
 def test_hydra_takes_the_folder_for_no_group_that_is_offered():
-    from peftrun.help import text
-    from peftrun.shell.candidates import candidates
+    from peftrun.cli.completion.candidates import candidates
+    from peftrun.cli.help import text
 
     assert "schemas" not in text(None)
     assert not [one for one in [*candidates("peftrun "), *candidates("peftrun .")] if "schemas" in one]

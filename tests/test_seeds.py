@@ -10,13 +10,16 @@ import pytest
 import torch
 from conftest import TINY_STEPS, build_llama
 
-from peftrun import composition, config, determinism
-from peftrun.artifacts import sha256
-from peftrun.device import resolve
-from peftrun.training import job
+from peftrun.composition import compose
+from peftrun.io.atomic_files import sha256
+from peftrun.models.device import resolve
+from peftrun.system import determinism
+from peftrun.training import session
 
 sys.path.insert(0, str(Path(__file__).parent / "actions"))
 from test_replay import preferences
+
+from peftrun.composition.spec import build_spec
 
 # Nothing is drawn in full training but the order of the rows, and not even that where they stand in the file's order.
 WHOLE = ["lora=none", "trainer.learning_rate=1e-3"]
@@ -96,8 +99,8 @@ def test_the_seed_chooses_the_calibration_rows(tmp_path, llama, on_tiny):
             "trainer.per_device_train_batch_size=2",
             f"seed={seed}",
         ]
-        spec = config.build(composition.compose_run(given).cfg)
-        return [batch["input_ids"].tolist() for batch in job.start(job.prepare(spec, tmp_path)).batches]
+        spec = build_spec(compose.compose_run(given).cfg)
+        return [batch["input_ids"].tolist() for batch in session.start(session.prepare(spec, tmp_path)).batches]
 
     assert chosen(7) == chosen(7) != chosen(8)
     assert [len(batch) for batch in chosen(7)] == [2, 2]
@@ -121,7 +124,7 @@ def test_grpo_draws_its_answers_by_the_seed(cli, tmp_path, llama):
 
 
 def on_cpu(wanted):
-    return config.build(composition.compose_run(["device=cpu", f"device.deterministic={wanted}"]).cfg).device
+    return build_spec(compose.compose_run(["device=cpu", f"device.deterministic={wanted}"]).cfg).device
 
 
 def test_deterministic_algorithms_are_asked_for_and_given_up_again(monkeypatch):
@@ -195,7 +198,7 @@ def test_torch_says_it_in_these_words(message, name):
 
 
 def test_the_record_tells_what_was_not_deterministic(cli, llama, on_tiny, monkeypatch):
-    from peftrun.training import loop
+    from peftrun.training import fit as loop
 
     fit = loop.fit
     monkeypatch.setattr(loop, "fit", lambda *args, **more: (unpool(), fit(*args, **more))[1])

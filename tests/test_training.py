@@ -15,9 +15,9 @@ from trl import SFTConfig, SFTTrainer
 
 import peftrun
 from peftrun.errors import ConfigError
-from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.length_checks import IGNORED
 from peftrun.training import epochs
-from peftrun.training.answer_loss import AnswerTrainer
+from peftrun.training.completion_loss import AnswerTrainer
 
 ROWS = [(30, 2), (17, 5), (41, 1), (25, 3), (9, 2), (33, 4), (12, 1), (28, 2)]  # prompt and answer lengths
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cases import cases
 
-from peftrun import typed
+from peftrun.config import shorthand
 
 HOME = Path.home()
 
@@ -61,11 +61,11 @@ HOME = Path.home()
         ([r"task.data.mix={a: {path: x\n, prompt: '{q}\n'}}"], ["task.data.mix={a: {path: x\\n, prompt: '{q}\n'}}"]),
         ([r"task.system='a\n','b'", r"task.data.path=C:\new"], ["task.system='a\n','b'", r"task.data.path=C:\new"]),
         ([r"task.system='a\\nb'", r"task.system='${b}\n'"], [r"task.system='a\\nb'", "task.system='${b}\n'"]),
-        ([rf'task.system="a\n{typed.AS_WRITTEN}"'], [rf'task.system="a\n{typed.AS_WRITTEN}"']),
+        ([rf'task.system="a\n{shorthand.AS_WRITTEN}"'], [rf'task.system="a\n{shorthand.AS_WRITTEN}"']),
     ],
 )
 def test_keys_are_put_in_full(given, full):
-    assert typed.in_full(given) == full == typed.in_full(full)
+    assert shorthand.in_full(given) == full == shorthand.in_full(full)
 
 
 @cases("value", [
@@ -75,15 +75,15 @@ def test_conditions_reach_hydra_as_they_were_typed(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     for key in ("where", "action.where"):
-        text = typed.in_full(["action=list", f"{key}={value}"])[-1]
-        assert typed.in_full(["action=list", text])[-1] == text
+        text = shorthand.in_full(["action=list", f"{key}={value}"])[-1]
+        assert shorthand.in_full(["action=list", text])[-1] == text
         found = OverridesParser.create().parse_override(text).value()
         assert found == value or (value == "a=${b}" and found is not None)
 
 
 def test_conditions_in_quotes_stay_as_they_are():
     for value in ("'a=1'", '"a=1 and b<2"', "null", "${seed}"):
-        assert typed.in_full([f"action.where={value}"]) == [f"action.where={value}"]
+        assert shorthand.in_full([f"action.where={value}"]) == [f"action.where={value}"]
 
 
 def test_a_short_key_does_what_the_full_one_does(cli, trained, on_tiny, llama):

@@ -34,7 +34,7 @@ def python(tmp_path_factory):
 
 def run(python, where, *args):
     # The editable install of this environment must not be found first.
-    code = "import sys; sys.path = [p for p in sys.path if p != sys.argv[1]]; del sys.argv[1]; from peftrun.cli import main; sys.exit(main())"
+    code = "import sys; sys.path = [p for p in sys.path if p != sys.argv[1]]; del sys.argv[1]; from peftrun.cli.main import main; sys.exit(main())"
     return subprocess.run(
         [python, "-c", code, str(ROOT), *args],
         cwd=where,
@@ -47,7 +47,7 @@ def run(python, where, *args):
 
 
 def test_the_package_is_the_wheels_and_finds_its_own_configs(python, tmp_path):
-    code = "import peftrun.paths as p; print(p.__file__); print(p.config_dir())"
+    code = "import peftrun.config.paths as p; print(p.__file__); print(p.config_dir())"
     out = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
     assert all(line.startswith(str(Path(python).parent.parent)) for line in out), out
     done = run(python, tmp_path, "--cfg", "job")
@@ -55,7 +55,7 @@ def test_the_package_is_the_wheels_and_finds_its_own_configs(python, tmp_path):
 
 
 def test_the_schemas_come_along(python, tmp_path):
-    code = "from peftrun.paths import schemas_dir; print([path.name for path in schemas_dir().iterdir()])"
+    code = "from peftrun.config.paths import schemas_dir; print([path.name for path in schemas_dir().iterdir()])"
     done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "'lora.json'" in done.stdout
 

@@ -363,7 +363,7 @@ def warm() -> None:
     from trl import SFTTrainer  # noqa: F401
 
     import peftrun  # noqa: F401
-    from peftrun import dispatch
+    from peftrun.runs import execute as dispatch
 
     dispatch.heavy("peftrun.actions.train")
 
@@ -402,9 +402,9 @@ def tokenizer_folder() -> Path:
     found = next((place for place in places if (place / "tokenizer.json").is_file()), None)
     if found is None:
         import peftrun
-        from peftrun import model
+        from peftrun.models import base as base_models
 
-        found = model.locate(peftrun.load().model)
+        found = base_models.locate(peftrun.load().model)
     return found
 
 
@@ -876,7 +876,7 @@ def reloaded(folder: Path, dtype: str = "float32", *more: str) -> dict[str, Any]
 def correct_shared_base(dtype: str = "float32") -> dict[str, Any]:
     """Four cells trained as one batch, against each alone."""
     import peftrun
-    from peftrun import dispatch
+    from peftrun.runs import execute as dispatch
 
     cells = [[*small(dtype), f"lora.r={rank}", f"trainer.learning_rate={rate}", f"seed={seed}"]
              for rank, rate, seed in ((4, "1e-3", 0), (8, "1e-3", 1), (8, "5e-3", 0), (16, "2e-3", 2))]  # fmt: skip
@@ -1303,7 +1303,7 @@ def sweep(case: str) -> dict[str, Any]:
     """Cells of 4 rows of 128 tokens, all learned. `basic`: Hydra's own launcher, one cell after another in this process."""
     import torch
 
-    from peftrun.cli import main as command
+    from peftrun.cli.main import main as command
 
     launcher, count, size = case.split("_")
     cells, folder = int(count), base(size)
@@ -1547,10 +1547,11 @@ def served(adapters: int) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
 
     import peftrun
-    from peftrun import device, model
+    from peftrun.models import base as base_models
+    from peftrun.models import device
 
     spec = peftrun.load("action=serve", *on(base("1b"), HALF))
-    found = model.load_base(spec.model, device.resolve(spec.device))
+    found = base_models.load_base(spec.model, device.resolve(spec.device))
     lora = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     torch.manual_seed(0)
     net = get_peft_model(found.model, lora, adapter_name="a0")

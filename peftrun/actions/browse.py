@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 from urllib.parse import urlencode
 
-from peftrun import addresses, console
-from peftrun.action_specs import BrowseAction
-from peftrun.catalogue import app, search, server
-from peftrun.catalogue.pages import Catalogue
+from peftrun import console
+from peftrun.config.schema.actions import BrowseAction
+from peftrun.config.schema.run import RunSpec
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
+from peftrun.results.catalog import query, web_app
+from peftrun.results.catalog.web_api import Catalogue
+from peftrun.system import http_server, sockets
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -17,16 +18,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, BrowseAction)
     if action.where:
-        search.find(
+        query.find(
             action.roots, action.where, None, 1
         )  # a condition that cannot be met is told here, and not by the page
-    with server.bound(action.host, action.port) as listening:
-        where = server.address(listening)
-        if not addresses.is_this_machine(action.host):
+    with http_server.bound(action.host, action.port) as listening:
+        where = http_server.address(listening)
+        if not sockets.is_this_machine(action.host):
             console.warn(f"action.host={action.host}: whoever reaches this address sees these runs; no key is needed")
-        page, started = app.made(Catalogue(action.roots), action.host), time.perf_counter()
+        page, started = web_app.made(Catalogue(action.roots), action.host), time.perf_counter()
         console.show(f"browse {where}{_first(action.where)} (Ctrl-C ends it)")
-        server.run(page, listening)
+        http_server.run(page, listening)
     return RunResult(out_dir, {"browsed": {"address": where, "seconds": round(time.perf_counter() - started, 1)}})
 
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from peftrun import asked, console
-from peftrun.action_specs import CheckAction
+from peftrun import console
+from peftrun.artifacts import run_overrides
+from peftrun.config.schema.actions import CheckAction
+from peftrun.config.schema.run import RunSpec
+from peftrun.config_tools import findings, lint
 from peftrun.errors import CheckError
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
-from peftrun.team import check, findings
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -15,14 +16,14 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(spec.action, CheckAction)
     fits = None
     if spec.action.build:
-        from peftrun.adapter import fit_check
+        from peftrun.adapters import target_check
 
-        fits = fit_check.check
-    found = [check.relative(one) for one in check.run(asked.search_path(out_dir), fits)]
-    counts = check.counted(found)
+        fits = target_check.check
+    found = [lint.relative(one) for one in lint.run(run_overrides.search_path(out_dir), fits)]
+    counts = lint.counted(found)
     facts = {"check": {"counts": counts, "findings": [one.as_dict() for one in found]}}
     faults = [one for one in found if one.verdict == findings.FAULT]  # told by the error, each once
-    for line in findings.table([one for one in check.shown(found) if one not in faults]):
+    for line in findings.table([one for one in lint.shown(found) if one not in faults]):
         console.show(line)
     if faults:
         raise CheckError(*map(str, faults), facts=facts)

@@ -6,28 +6,33 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import adapter_folder, artifacts, console, heads, model, placement
-from peftrun.action_specs import CombineAction
-from peftrun.adapter import combine, load, save
-from peftrun.artifacts import ADAPTER_WEIGHTS, sha256
+from peftrun import console
+from peftrun.adapters import combine, load, save
+from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_WEIGHTS
+from peftrun.config.schema.actions import CombineAction
+from peftrun.config.schema.run import RunSpec
+from peftrun.io import atomic_files
+from peftrun.io.atomic_files import sha256
+from peftrun.models import base as base_models
+from peftrun.models import placement
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 NOTABLE = 0.01  # relative error from which it is said aloud that there are closer combinations
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The combination in `action.output_dir`, or `adapter/` in the run folder."""
-    spec = replace(spec, model=model.full_precision(spec.model))
+    spec = replace(spec, model=base_models.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, CombineAction)
     place = placement.resolve(spec)
     console.say(place.note)
-    base = model.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base = base_models.load_base(spec.model, place, head=classifier_head.wanted(spec.task, spec.adapter, spec.active))
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
     set_seed(spec.seed)  # DARE drops weights at random
     figures = combine.combine(net, action)
-    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.ADAPTER
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
     made_of = {"combined": {**_origin(spec, action), **figures}}
     save.save(net, base, target, fresh=set(), names=[combine.COMBINED], made_of=made_of)
     facts = {"base": base.describe(), "device": place.note, "adapters": [one.as_dict() for one in proofs], **made_of}
@@ -51,7 +56,7 @@ def _summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list[tuple
     error, worst = figures["relative_error"], max(figures["relative_errors"].items(), key=lambda item: item[1])
     if error > NOTABLE and spec.action.combination in ("linear", "svd"):
         console.warn(f"action.combination={spec.action.combination}: is {error:.1%} off the weighted sum; cat is exact")
-    size = console.megabytes(artifacts.size_of(target))
+    size = console.megabytes(atomic_files.size_of(target))
     return [
         ("combined", f"{', '.join(spec.adapter)} by {spec.action.combination}, {size}: {console.short(target)}"),
         (

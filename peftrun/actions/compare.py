@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from peftrun import console
-from peftrun.action_specs import CompareAction
-from peftrun.catalogue import comparison, search
-from peftrun.catalogue.index import Run
+from peftrun.config.schema.actions import CompareAction
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
+from peftrun.results.catalog import comparison, query
+from peftrun.results.catalog.index import Run
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -33,7 +33,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _chosen(action: CompareAction) -> list[Run]:
     if action.runs is not None:
         return comparison.named(action.runs)
-    found = search.find(action.roots, action.where, with_config=True).runs
+    found = query.find(action.roots, action.where, with_config=True).runs
     if len(found) < 2:
         what = "no run" if not found else f"one run alone, {found[0].facts['run']}"
         raise ConfigError(

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, adapter_tensors, adapter_weights, artifacts, console
-from peftrun.adapter_weights import Weights
+from peftrun import console
+from peftrun.artifacts import adapter_folder, adapter_tensors, delta_weights
+from peftrun.artifacts.delta_weights import Weights
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG
+from peftrun.config.schema.run import RunSpec
+from peftrun.io import atomic_files
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 LARGEST = 5
 
@@ -19,7 +22,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     (a, folder_a), (b, folder_b) = ((name, adapter_folder.locate(path, name)) for name, path in spec.adapter.items())
     found = {"a": {"name": a, "folder": str(folder_a)}, "b": {"name": b, "folder": str(folder_b)}}
     found |= compare(folder_a, folder_b)
-    artifacts.write_json(out_dir / "diff.json", found)
+    atomic_files.write_json(out_dir / "diff.json", found)
     summary = [("compared", f"a: {a}, b: {b}"), *_summary(found), ("written", console.short(out_dir / "diff.json"))]
     return RunResult(out_dir, {"diff": found}, summary=summary)
 
@@ -29,9 +32,9 @@ def compare(folder_a: Path, folder_b: Path) -> dict[str, Any]:
 
     Raises: PeftrunError: a file in one of them is broken.
     """
-    one, other = adapter_weights.pairs(folder_a), adapter_weights.pairs(folder_b)
+    one, other = delta_weights.pairs(folder_a), delta_weights.pairs(folder_b)
     both = {
-        module: adapter_weights.comparison(pair, other.found[module])
+        module: delta_weights.comparison(pair, other.found[module])
         for module, pair in one.found.items()
         if module in other.found
     }
@@ -74,11 +77,11 @@ def _same_base(*folders: Path) -> bool | None:
 
 
 def _dora(*folders: Path) -> bool:
-    return any(artifacts.read_json(folder / artifacts.ADAPTER_CONFIG).get("use_dora") for folder in folders)
+    return any(atomic_files.read_json(folder / ADAPTER_CONFIG).get("use_dora") for folder in folders)
 
 
 def _config(*folders: Path) -> dict[str, list[Any]]:
-    one, other = (artifacts.read_json(folder / artifacts.ADAPTER_CONFIG) for folder in folders)
+    one, other = (atomic_files.read_json(folder / ADAPTER_CONFIG) for folder in folders)
     pairs = {key: [_ordered(one.get(key)), _ordered(other.get(key))] for key in sorted(one.keys() | other.keys())}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -103,9 +106,9 @@ def _totals(modules: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _distances(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     """Of everything together."""
     norm_a, norm_b, distance = (
-        adapter_weights.total(row[key] for row in rows.values()) for key in ("norm_a", "norm_b", "distance")
+        delta_weights.total(row[key] for row in rows.values()) for key in ("norm_a", "norm_b", "distance")
     )
-    return adapter_weights.distances(norm_a, norm_b, sum(row["inner"] for row in rows.values()), distance)
+    return delta_weights.distances(norm_a, norm_b, sum(row["inner"] for row in rows.values()), distance)
 
 
 def _mean(values: Any) -> float | None:

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, artifacts, console, heads, placement, tasks, warm
-from peftrun.adapter import load, mixing
+from peftrun import console, tasks
+from peftrun.adapters import load, mixed_batch
+from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts.prompts_file import BASE
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import DataError
-from peftrun.model import Base
-from peftrun.prompts import BASE
-from peftrun.report.figures import many
+from peftrun.formatting import many
+from peftrun.io import atomic_files
+from peftrun.models import base_cache, placement
+from peftrun.models.base import Base
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 from peftrun.tasks import causal_lm, lm_eval
 
 ADAPTER = "adapter"  # the side of the only one
@@ -51,7 +54,7 @@ def _base(spec: RunSpec) -> tuple[Base, dict[str, Any]]:
     """The base on its device, and what the record says of both."""
     place = placement.resolve(spec)
     console.say(place.note)
-    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base = base_cache.load_base(spec.model, place, head=classifier_head.wanted(spec.task, spec.adapter, spec.active))
     return base, {"base": base.describe(), "device": place.note}
 
 
@@ -65,9 +68,11 @@ def _by_rows(
         raise DataError(
             f"task.data.adapter_column: a row names {unknown[0]}, which is not given; given: {', '.join([*adapters, BASE])}"
         )
-    groups = mixing.groups(net, names)
+    groups = mixed_batch.groups(net, names)
     if len(groups) > 1:
-        console.say(f"rows are measured adapter by adapter: {mixing.cannot(net, names)}, which cannot share a batch")
+        console.say(
+            f"rows are measured adapter by adapter: {mixed_batch.cannot(net, names)}, which cannot share a batch"
+        )
     scores = [
         one for group in groups for one in causal_lm.scored(net, tokenizer, [rows[row] for row in group], batch_size)
     ]
@@ -97,7 +102,7 @@ def _by_harness(spec: RunSpec, out_dir: Path) -> RunResult:
         sides["base"] = harness.measure(base.model, base.tokenizer)
     result = _told(out_dir, told, summary, sides)
     if spec.task.lm_eval.log_samples:
-        artifacts.write_text(out_dir / SAMPLES, lm_eval.as_lines(sides))
+        atomic_files.write_text(out_dir / SAMPLES, lm_eval.as_lines(sides))
         result.summary.append(("samples", console.short(out_dir / SAMPLES)))
     return result
 

@@ -4,13 +4,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftrun import asked, console
-from peftrun.action_specs import ExplainAction
+from peftrun import console
+from peftrun.artifacts import run_overrides
+from peftrun.config.schema.actions import ExplainAction
+from peftrun.config.schema.run import RunSpec
+from peftrun.config_tools import explain_tables, explanation
+from peftrun.config_tools.explanation import Difference, Explanation
 from peftrun.errors import ConfigError
-from peftrun.explain import explanation, table
-from peftrun.explain.explanation import Difference, Explanation
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -20,15 +21,17 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if spec.action.format == "json":
         console.show(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:
-        lines = table.of_difference(found) if isinstance(found, Difference) else table.of_config(found)
+        lines = (
+            explain_tables.of_difference(found) if isinstance(found, Difference) else explain_tables.of_config(found)
+        )
         console.show("\n".join(lines))
     return RunResult(out_dir, {"explained": found.as_dict()})
 
 
 def _found(action: ExplainAction, out_dir: Path) -> Explanation | Difference:
-    typed = config_asked(asked.overrides(out_dir), action.of)
+    typed = config_asked(run_overrides.overrides(out_dir), action.of)
     if action.run is None:
-        return explanation.of_typed(typed, asked.search_path(out_dir))
+        return explanation.of_typed(typed, run_overrides.search_path(out_dir))
     _refuse_ignored(action.run, typed, action.of)
     run = Path(action.run).expanduser()
     if action.against is None:

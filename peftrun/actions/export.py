@@ -4,27 +4,27 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, console
-from peftrun.action_specs import ExportAction
+from peftrun import console
+from peftrun.artifacts import adapter_source, portable_names
+from peftrun.artifacts.adapter_source import Source
+from peftrun.checks import vllm_support
+from peftrun.config.schema.actions import ExportAction
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError, ConfigError
 from peftrun.export import (
     adapter_files,
-    base,
-    hub,
+    base_config,
+    gguf_adapter,
+    hub_folder,
     licenses,
-    llama_cpp,
-    names,
     own_tokenizer,
     push,
-    source,
     vllm,
-    vllm_rules,
     wrapper,
 )
-from peftrun.export.base import ExportBase
-from peftrun.export.source import Source
+from peftrun.export.base_config import ExportBase
+from peftrun.io import atomic_files
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 EXPORT = "export"
 GGUF = "adapter.gguf"
@@ -35,12 +35,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ExportAction)
     sources = _sources(spec, action)
-    found = base.find(sources[0], spec.model if base.is_typed(out_dir) else None, action.base_model)
+    found = base_config.find(sources[0], spec.model if base_config.is_typed(out_dir) else None, action.base_model)
     _check_base_id(action, sources[0], found.id)
     _check_license(action.license)
     own = {one.name: _own_tokenizer(one, found, action.target) for one in sources if one.is_adapter}
     target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / EXPORT
-    with artifacts.new_folder(target) as folder:
+    with atomic_files.new_folder(target) as folder:
         written = _write(action, sources, found, folder)
     sent = push.push(target, str(action.repo_id), action.private) if action.push else None
     files = adapter_files.listed(target)
@@ -56,8 +56,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _sources(spec: RunSpec, action: ExportAction) -> list[Source]:
     if action.model_dir is not None:
-        return [source.of_model(action.model_dir)]
-    return [source.of_adapter(path, name) for name, path in spec.adapter.items()]
+        return [adapter_source.of_model(action.model_dir)]
+    return [adapter_source.of_adapter(path, name) for name, path in spec.adapter.items()]
 
 
 def _check_base_id(action: ExportAction, first: Source, base_id: str | None) -> None:
@@ -65,7 +65,7 @@ def _check_base_id(action: ExportAction, first: Source, base_id: str | None) -> 
     if base_id is not None or action.target == "gguf":
         return
     line = (
-        f"action.base_model is not set, and the base is known as {names.known_as(first) or 'nothing'} here, which others cannot find; "
+        f"action.base_model is not set, and the base is known as {portable_names.known_as(first) or 'nothing'} here, which others cannot find; "
         "type action.base_model=ORG/NAME"
     )
     if action.push:
@@ -91,14 +91,14 @@ def _own_tokenizer(one: Source, known: ExportBase, target: str) -> dict[str, Any
 
 def _write(action: ExportAction, sources: list[Source], known: ExportBase, folder: Path) -> dict[str, Any]:
     if action.target == "hub":
-        hub.write(sources[0], known.id, action, folder)
+        hub_folder.write(sources[0], known.id, action, folder)
         return {}
     model = known.model or {}
-    settings = base.settings(model) if model else None
+    settings = base_config.settings(model) if model else None
     if action.target == "gguf":
-        return {"gguf": llama_cpp.write(sources[0], settings, known.id, folder / GGUF)}
-    architecture = base.architecture(settings)
-    problems = [line for one in sources for line in vllm_rules.of_base(one, architecture)]
+        return {"gguf": gguf_adapter.write(sources[0], settings, known.id, folder / GGUF)}
+    architecture = base_config.architecture(settings)
+    problems = [line for one in sources for line in vllm_support.of_base(one, architecture)]
     if problems:
         raise AdapterError(*problems)
     if architecture is None:
@@ -137,7 +137,7 @@ def _told(
 
 def _base_told(action: ExportAction, first: Source, known: ExportBase) -> list[tuple[str, str]]:
     """What to put where a command could not name the base, or names what only this machine has."""
-    called = names.known_as(first) or "not noted anywhere"
+    called = portable_names.known_as(first) or "not noted anywhere"
     if action.target == "vllm" and known.id is None:
         if known.served:
             return [

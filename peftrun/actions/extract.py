@@ -4,25 +4,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, console, fingerprint, model, placement
-from peftrun.action_specs import ExtractAction
-from peftrun.adapter import attach, extract, save
+from peftrun import console
+from peftrun.adapters import attach, extract, save
+from peftrun.artifacts import fingerprint
+from peftrun.artifacts.run_layout import ADAPTER
+from peftrun.config.schema.actions import ExtractAction
+from peftrun.config.schema.run import LoraSpec, RunSpec
+from peftrun.io import atomic_files
+from peftrun.models import base as base_models
+from peftrun.models import placement
 from peftrun.result import RunResult
-from peftrun.schema import LoraSpec, RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The adapter in `action.output_dir`, or `adapter/` in the run folder."""
-    spec = replace(spec, model=model.full_precision(spec.model))
+    spec = replace(spec, model=base_models.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, ExtractAction) and isinstance(spec.lora, LoraSpec)
     place = placement.resolve(spec)
     console.say(place.note)
     tuned = Path(action.tuned).expanduser()
-    base = model.load_base(spec.model, place)
+    base = base_models.load_base(spec.model, place)
     net = attach.attach(base, spec.lora, spec.seed).eval()
     figures = extract.fill(net, "default", base.folder, tuned)
-    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.ADAPTER
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
     made_of = {"extracted": {"tuned": fingerprint.of_model(tuned).as_dict(), **figures}}
     save.save(net, base, target, fresh=set(), made_of=made_of)
     return RunResult(
@@ -38,7 +43,7 @@ def _summary(lora: LoraSpec, figures: dict[str, Any], target: Path) -> list[tupl
     worst = max(figures["residuals"].items(), key=lambda item: item[1])
     left_out = sorted(figures["left_out"].items(), key=lambda item: -item[1])
     rows = [
-        ("extracted", f"rank {lora.r}, {console.megabytes(artifacts.size_of(target))}: {console.short(target)}"),
+        ("extracted", f"rank {lora.r}, {console.megabytes(atomic_files.size_of(target))}: {console.short(target)}"),
         ("residual", f"‖ΔW − B·A‖ ÷ ‖ΔW‖ {figures['residual']:.3g}; most in {worst[0]}, {worst[1]:.3g}"),
     ]
     if left_out:

@@ -8,18 +8,21 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import artifacts, console, placement, prompts, warm
-from peftrun.action_specs import GenerateAction
-from peftrun.adapter import load, mixing
+from peftrun import console
+from peftrun.adapters import load, mixed_batch
+from peftrun.artifacts import prompts_file
+from peftrun.artifacts.prompts_file import Prompt
+from peftrun.config.schema.actions import GenerateAction
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import DataError
-from peftrun.model import Base
-from peftrun.prompts import Prompt
+from peftrun.io import atomic_files
+from peftrun.models import base_cache, placement
+from peftrun.models.base import Base
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
-from peftrun.tasks import limits, written
-from peftrun.tasks.encoding import Encoder
+from peftrun.tasks import generation_metrics, length_checks
+from peftrun.tasks.conversations import unanswered
 from peftrun.tasks.messages import ASSISTANT, Conversation, conversation_of, named, opened_by, says
-from peftrun.tasks.talks import unanswered
+from peftrun.tasks.tokenization import Encoder
 
 GENERATIONS = "generations.jsonl"
 
@@ -32,7 +35,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     set_seed(spec.seed)
     place = placement.resolve(spec)
     console.say(place.note)
-    base = warm.load_base(spec.model, place)
+    base = base_cache.load_base(spec.model, place)
     net: Any = base.model
     facts: dict[str, Any] = {"base": base.describe(), "device": place.note}
     if spec.adapter:
@@ -41,10 +44,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     file = out_dir / GENERATIONS
     given = Conversation(opened_by(spec.task.system))
     writer = Writer(net, base, Encoder(base.tokenizer, spec.task), action)
-    usual = net.active_adapter if spec.adapter else prompts.BASE
+    usual = net.active_adapter if spec.adapter else prompts_file.BASE
     turns = _chat(given, writer) if asked is None else _each(asked, given, writer)
     for prompt, said in turns:
-        artifacts.append_json_line(file, {"prompt": prompt.said, "answer": said, "adapter": prompt.adapter or usual})
+        atomic_files.append_json_line(file, {"prompt": prompt.said, "answer": said, "adapter": prompt.adapter or usual})
         console.show(said)
     return RunResult(out_dir, facts, summary=[("answers", console.short(file))])
 
@@ -71,17 +74,17 @@ class Writer:
             with named(where):
                 self.encoder.check(where, conversation)
                 ids = self.encoder.prompt(conversation)
-        limits.check_embedded(ids, limits.reader_of(self.base), where)
-        left = limits.room(net, ids)
+        length_checks.check_embedded(ids, length_checks.reader_of(self.base), where)
+        left = length_checks.room(net, ids)
         if left is not None and left < 1:
             raise DataError(
-                f"{where}: has {len(ids)} tokens, and {self.base.name} reads {limits.positions(net)}, the answer among them; shorten it"
+                f"{where}: has {len(ids)} tokens, and {self.base.name} reads {length_checks.positions(net)}, the answer among them; shorten it"
             )
         return ids
 
     def batches(self, prompts: list[list[int]]) -> Iterator[list[int]]:
         """Places of prompts to be answered together."""
-        return written.batches(self.net, prompts, self.action.batch_size, self.action.max_new_tokens)
+        return generation_metrics.batches(self.net, prompts, self.action.batch_size, self.action.max_new_tokens)
 
     def answers(self, prompts: list[list[int]]) -> list[str]:
         """What the model says next, computed in one batch. Prompts are padded on the left, which changes no answer."""
@@ -89,7 +92,7 @@ class Writer:
         sampling = (
             {"do_sample": True, "temperature": self.action.temperature, "top_p": self.action.top_p} if hot else {}
         )
-        said = written.write(self.net, self.base.tokenizer, prompts, self.action.max_new_tokens, **sampling)
+        said = generation_metrics.write(self.net, self.base.tokenizer, prompts, self.action.max_new_tokens, **sampling)
         return [one.strip() for one in said]
 
 
@@ -97,7 +100,7 @@ def _prompts(action: GenerateAction, adapters: dict[str, str]) -> list[Prompt] |
     """The prompts given by config; None: a person types them."""
     if action.prompt is not None:
         return [Prompt(action.prompt)]
-    return prompts.read(action.prompts_file, adapters) if action.prompts_file is not None else None
+    return prompts_file.read(action.prompts_file, adapters) if action.prompts_file is not None else None
 
 
 def _each(asked: list[Prompt], given: Conversation, writer: Writer) -> Iterator[tuple[Prompt, str]]:
@@ -105,17 +108,17 @@ def _each(asked: list[Prompt], given: Conversation, writer: Writer) -> Iterator[
     names = [one.adapter for one in asked]
     ids = [writer.read(_conversation(one, given)) for one in asked]
     writer.encoder.report("prompts")
-    groups = mixing.groups(writer.net, names)
+    groups = mixed_batch.groups(writer.net, names)
     if len(groups) > 1:
         console.say(
-            f"rows are answered adapter by adapter: {mixing.cannot(writer.net, names)}, which cannot share a batch"
+            f"rows are answered adapter by adapter: {mixed_batch.cannot(writer.net, names)}, which cannot share a batch"
         )
     found: dict[int, str] = {}
     told = 0
     for group in groups:
         for part in writer.batches([ids[row] for row in group]):
             rows = [group[place] for place in part]
-            with mixing.answering(writer.net, [names[row] for row in rows]):
+            with mixed_batch.answering(writer.net, [names[row] for row in rows]):
                 found |= zip(rows, writer.answers([ids[row] for row in rows]), strict=True)
             while told in found:
                 yield asked[told], found[told]

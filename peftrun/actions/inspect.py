@@ -3,17 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import (
-    adapter_folder,
-    adapter_rules,
-    adapter_tensors,
-    adapter_weights,
-    artifacts,
-    console,
-    safetensors_file,
-)
+from peftrun import console
+from peftrun.artifacts import adapter_folder, adapter_rules, adapter_tensors, delta_weights
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftrun.config.schema.run import RunSpec
+from peftrun.io import atomic_files, safetensors_header
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 LARGEST = 5
 SETTINGS = (
@@ -26,7 +21,7 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """What each adapter holds, in the record and in `inspect.json`; the largest norms as a summary."""
     found = {name: describe(adapter_folder.locate(path, name)) for name, path in spec.adapter.items()}
-    artifacts.write_json(out_dir / "inspect.json", found)
+    atomic_files.write_json(out_dir / "inspect.json", found)
     summary = [row for name, adapter in found.items() for row in _summary(name, adapter)]
     return RunResult(
         out_dir, {"inspect": found}, summary=[*summary, ("written", console.short(out_dir / "inspect.json"))]
@@ -38,8 +33,8 @@ def describe(folder: Path) -> dict[str, Any]:
 
     Raises: PeftrunError: a file in it is broken.
     """
-    config = artifacts.read_json(folder / artifacts.ADAPTER_CONFIG)
-    entries, weights = safetensors_file.entries(folder / artifacts.ADAPTER_WEIGHTS), adapter_weights.pairs(folder)
+    config = atomic_files.read_json(folder / ADAPTER_CONFIG)
+    entries, weights = safetensors_header.entries(folder / ADAPTER_WEIGHTS), delta_weights.pairs(folder)
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -52,22 +47,22 @@ def describe(folder: Path) -> dict[str, Any]:
         "change_to_base": adapter_rules.change_to_base(config),
         "not_loadable": adapter_rules.not_loadable(config),
         "provenance": _provenance(folder),
-        "sha256": {file.name: artifacts.sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+        "sha256": {file.name: atomic_files.sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
 
 
-def _count(entry: safetensors_file.Entry) -> int:
+def _count(entry: safetensors_header.Entry) -> int:
     count = 1
     for size in entry.shape:
         count *= size
     return count
 
 
-def _modules(weights: adapter_weights.Weights, dora: bool) -> dict[str, Any]:
-    norms = adapter_weights.norms(weights)
+def _modules(weights: delta_weights.Weights, dora: bool) -> dict[str, Any]:
+    norms = delta_weights.norms(weights)
     return {
         "scaling": sorted({pair.scaling for pair in weights.found.values()}),
-        "norm": adapter_weights.total(norms.values()) if norms else None,
+        "norm": delta_weights.total(norms.values()) if norms else None,
         "norm_of": "scaling·B·A" + (", before DoRA's magnitudes" if dora else ""),
         "modules": {
             module: {"rank": pair.rank, "scaling": pair.scaling, "norm": norms[module]}

@@ -5,13 +5,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from peftrun import asked, console
-from peftrun.action_specs import ListAction
-from peftrun.catalogue import search, table, where
-from peftrun.catalogue.index import Run
-from peftrun.catalogue.search import Found
+from peftrun import console
+from peftrun.artifacts import filter_parser, run_overrides
+from peftrun.config.schema.actions import ListAction
+from peftrun.config.schema.run import RunSpec
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
+from peftrun.results.catalog import query, table
+from peftrun.results.catalog.index import Run
+from peftrun.results.catalog.query import Found
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -19,7 +20,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ListAction)
     as_json = action.format == "json"
-    found = search.find(action.roots, action.where, action.sort, action.limit, with_config=as_json)
+    found = query.find(action.roots, action.where, action.sort, action.limit, with_config=as_json)
     if as_json:
         console.show(json.dumps([table.as_dict(one) for one in found.runs], indent=2, ensure_ascii=False))
     elif found.runs:
@@ -33,7 +34,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _asked(action: ListAction) -> list[str]:
     """Columns that were asked about: they are shown too."""
-    names = where.columns(where.parsed(action.where)) if action.where and action.where.strip() else []
+    names = filter_parser.columns(filter_parser.parsed(action.where)) if action.where and action.where.strip() else []
     return list(dict.fromkeys([*names, *([action.sort.strip().removeprefix("-")] if action.sort else [])]))
 
 
@@ -60,4 +61,4 @@ def _reload(run: Run) -> str:
     """Its adapter on the base, and with the task, that its run was typed with."""
     command = f"peftrun action=reload adapter={shlex.quote(run.facts['run'])}"
     folder = Path(run.folder)
-    return asked.on_the_same(command, asked.typed(folder), asked.places(folder))
+    return run_overrides.on_the_same(command, run_overrides.typed(folder), run_overrides.places(folder))

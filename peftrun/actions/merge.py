@@ -8,44 +8,49 @@ from typing import Any
 
 import torch
 
-from peftrun import adapter_folder, adapter_rules, artifacts, console, device, fingerprint, heads, model, tasks
-from peftrun.action_specs import MergeAction
-from peftrun.adapter import load, probe, skeleton
-from peftrun.adapter.layer_walk import NotWalkableError
-from peftrun.adapter.load import LoadProof
-from peftrun.base_tokenizer import load_tokenizer
+from peftrun import console, tasks
+from peftrun.adapters import load, meta_model, probes
+from peftrun.adapters.layer_walk import NotWalkableError
+from peftrun.adapters.load import LoadProof
+from peftrun.adapters.merge import in_memory, provenance, streamed_verify, streaming, verify
+from peftrun.adapters.merge.job import MergeJob
+from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head, fingerprint
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG, MERGED
+from peftrun.config.schema.actions import MergeAction
+from peftrun.config.schema.run import RunSpec, TaskSpec
 from peftrun.errors import AdapterError, ProofError
-from peftrun.merge import in_memory, origin, proof, streamed_proof, streaming
-from peftrun.merge.job import MergeJob
+from peftrun.io import atomic_files
+from peftrun.models import base as base_models
+from peftrun.models import device
+from peftrun.models.tokenizer import load_tokenizer
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec, TaskSpec
-from peftrun.tasks import prepared
+from peftrun.tasks import row_cache
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The merged model in `action.output_dir`, or `merged/` in the run folder; base and adapter stay as they are."""
-    spec = replace(spec, model=model.full_precision(spec.model))
+    spec = replace(spec, model=base_models.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, MergeAction)
     place = device.resolve(spec.device)
     name = spec.active or next(iter(spec.adapter))
     adapter = adapter_folder.locate(spec.adapter[name], name)
-    in_memory.check(artifacts.read_json(adapter / artifacts.ADAPTER_CONFIG), name)
-    base = model.locate(spec.model)
-    model.check_full_precision(base, model.portable_name(spec.model))
-    known_as = model.portable_name(spec.model)
+    in_memory.check(atomic_files.read_json(adapter / ADAPTER_CONFIG), name)
+    base = base_models.locate(spec.model)
+    base_models.check_full_precision(base, base_models.portable_name(spec.model))
+    known_as = base_models.portable_name(spec.model)
     stored = in_memory.stored_dtype(base)
     dtype = stored if action.dtype == "auto" else action.dtype
-    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.MERGED
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / MERGED
     console.say("a merge is computed in float32 and rounded once")
     # The base's content is hashed while it is merged, so that its files are read once.
-    with artifacts.new_folder(target, kept_if=ProofError) as folder, ThreadPoolExecutor(2) as pool:
+    with atomic_files.new_folder(target, kept_if=ProofError) as folder, ThreadPoolExecutor(2) as pool:
         hashing = pool.submit(fingerprint.of_model, base)
         job = MergeJob(spec.model, action, spec.allow_base_mismatch, place, name, base, adapter, dtype, pool, hashing)
         figures = {"verified": action.verify, **_merge(job, spec.task, folder, console.short(target))}
         mark = job.mark
         identity = {"name": known_as, "revision": spec.model.revision, "fingerprint": mark.as_dict()}
-        origin.write(folder, identity, stored, adapter)
+        provenance.write(folder, identity, stored, adapter)
     loaded = figures.pop("loaded", None)
     facts = {
         "base": identity,
@@ -54,7 +59,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "merge": {**figures, "dtype": job.dtype},
     }
     summary = _summary(target, f"{known_as} ({mark.short()})", job, figures)
-    verbs = ["evaluate"] if heads.of_adapter(spec.adapter[name], name) else ["evaluate", "generate"]
+    verbs = ["evaluate"] if classifier_head.of_adapter(spec.adapter[name], name) else ["evaluate", "generate"]
     again = [f"peftrun action={verb} model=pretrained model.name_or_path={console.short(target)}" for verb in verbs]
     hashes = {target / file: one.result() for file, one in job.hashes.items()}
     return RunResult(out_dir, facts, artifacts=[target], hashes=hashes, summary=summary, next_commands=again)
@@ -88,7 +93,7 @@ def _stream(job: MergeJob, folder: Path) -> Any:
     """PEFT's model without the base's weights, once the merge is written. Raises: NotStreamableError: it needs them all at once."""
     _check_streams(str(job.adapter), job.name)
     try:
-        net = skeleton.build(job.base, job.model, str(job.adapter), job.name)
+        net = meta_model.build(job.base, job.model, str(job.adapter), job.name)
     except AdapterError:
         _ = job.mark  # another base is why
         raise
@@ -99,10 +104,10 @@ def _stream(job: MergeJob, folder: Path) -> Any:
 
 def _prove(job: MergeJob, net: Any, rows: list[list[int]], folder: Path) -> tuple[dict[str, Any], LoadProof]:
     try:
-        proved, loaded = streamed_proof.prove(job, net, folder, rows)
+        proved, loaded = streamed_verify.prove(job, net, folder, rows)
     except NotWalkableError as reason:
         console.say(f"this proof needs the whole model in memory: {reason}")
-        proved, loaded = streamed_proof.prove_whole(job, folder, rows)
+        proved, loaded = streamed_verify.prove_whole(job, folder, rows)
     return {**proved, "held_out_rows": len(rows)}, loaded
 
 
@@ -110,36 +115,36 @@ def _in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, 
     """The same where PEFT merges the whole model at once."""
     started = time.perf_counter()
     _ = job.mark  # another base is refused before it is loaded
-    loaded = model.load_base(job.model, job.place, torch.float32, job.head)
-    plain = probe.logits(loaded.model, loaded.tokenizer)
+    loaded = base_models.load_base(job.model, job.place, torch.float32, job.head)
+    plain = probes.logits(loaded.model, loaded.tokenizer)
     net, (proof_of_load,) = load.load(loaded, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
-    adapted = streamed_proof.answers(net, loaded.tokenizer, rows)
+    adapted = streamed_verify.answers(net, loaded.tokenizer, rows)
     merged = in_memory.merge(net)
     if job.action.verify:
-        proof.compare(adapted, streamed_proof.answers(merged, loaded.tokenizer, rows), plain, "float32")
+        verify.compare(adapted, streamed_verify.answers(merged, loaded.tokenizer, rows), plain, "float32")
     in_memory.save(merged, loaded, folder, device.dtype_of(job.dtype))
     figures: dict[str, Any] = {"streamed": False, "seconds": round(time.perf_counter() - started, 2)}
     if not job.action.verify:
         return figures
-    again = model.load_folder(folder, job.model, job.place, torch.float32, job.head)
+    again = base_models.load_folder(folder, job.model, job.place, torch.float32, job.head)
     in_memory.compare(merged, again)
     tokenizer = load_tokenizer(folder, job.model)
-    compared = proof.compare(adapted, streamed_proof.answers(again, tokenizer, rows), plain, job.dtype)
+    compared = verify.compare(adapted, streamed_verify.answers(again, tokenizer, rows), plain, job.dtype)
     return {**figures, **compared, "held_out_rows": len(rows), "loaded": proof_of_load}
 
 
 def _rows(job: MergeJob, task: TaskSpec) -> list[list[int]]:
     """Token ids of held-out rows of the task, where the adapter answers such and a proof is asked for."""
     count = job.action.held_out_rows
-    if not job.action.verify or not count or heads.of_task(task) != job.head:
+    if not job.action.verify or not count or classifier_head.of_task(task) != job.head:
         return []
     tokenizer = load_tokenizer(job.base, job.model)
-    held_out = prepared.rows(tasks.of_kind(task.kind), task, tokenizer).held_out
+    held_out = row_cache.rows(tasks.of_kind(task.kind), task, tokenizer).held_out
     return [row.ids for row in held_out[:count]]
 
 
 def _check_streams(path: str, name: str) -> None:
-    config = artifacts.read_json(adapter_folder.locate(path, name) / artifacts.ADAPTER_CONFIG)
+    config = atomic_files.read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG)
     kind, reason = config.get("peft_type"), adapter_rules.needs_weights(config)
     if reason:
         raise streaming.NotStreamableError(reason)
@@ -150,7 +155,7 @@ def _check_streams(path: str, name: str) -> None:
 
 
 def _summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) -> list[tuple[str, str]]:
-    size = console.megabytes(artifacts.size_of(target))
+    size = console.megabytes(atomic_files.size_of(target))
     how = "streamed" if figures["streamed"] else "in memory"
     rows = [
         ("base", base),
@@ -162,7 +167,7 @@ def _summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) ->
     if not figures["verified"]:
         return [*rows, ("proof", "not made, as asked (action.verify=false)")]
     share = figures["share_of_effect"]
-    if share > proof.NOTABLE:
+    if share > verify.NOTABLE:
         console.warn(
             f"rounding the merged weights to {job.dtype} moves the logits by {share:.0%} of what the adapter changes in them (root mean square): "
             "the files are right, the dtype is coarse for so small a change; type action.dtype=float32 and another folder to keep all of it"

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun import checks, dispatch, launch
-from peftrun.action_specs import PlanAction, TrainAction
+from peftrun.artifacts import base_files
+from peftrun.checks import cross_group
+from peftrun.config.schema.actions import PlanAction, TrainAction
+from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import rough_duration
+from peftrun.planning import memory, memory_fit, parameter_count, throughput
+from peftrun.planning.memory import Memory
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
-from peftrun.sweep import bases, fitting, memory, pace, parameters, table
-from peftrun.sweep.memory import Memory
+from peftrun.runs import execute, torchrun
 from peftrun.system import free_memory
 from peftrun.system.sizes import gigabytes
 
@@ -39,7 +42,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """
     assert isinstance(spec.action, PlanAction)
     asked = spec.action
-    wanted = checks.as_training(spec, TrainAction("train", asked.resume, asked.evaluate_before, asked.samples))
+    wanted = cross_group.as_training(spec, TrainAction("train", asked.resume, asked.evaluate_before, asked.samples))
     free = _free(wanted)
     wanted, short = _settled(wanted)
     plan = _from_files(wanted, free)
@@ -52,20 +55,20 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _free(spec: RunSpec) -> int | None:
     """Bytes for one process; None where only the GPU's own library would tell."""
-    free = None if bases.on_gpu(spec.device) else free_memory.available().bytes
+    free = None if base_files.on_gpu(spec.device) else free_memory.available().bytes
     return None if free is None else free // spec.device.processes
 
 
 def _settled(spec: RunSpec) -> tuple[RunSpec, str | None]:
     """The run with the dtype that `auto` means for it, and what float32 is short of where that is bfloat16 instead."""
-    base = None if bases.on_gpu(spec.device) else bases.read(spec.model)
-    return (spec, None) if base is None else fitting.settled(base, spec, fitting.headroom(spec.device.processes))
+    base = None if base_files.on_gpu(spec.device) else base_files.read(spec.model)
+    return (spec, None) if base is None else memory_fit.settled(base, spec, memory_fit.headroom(spec.device.processes))
 
 
 def _of_one_process(spec: RunSpec) -> RunSpec:
     """What one of several processes does, by itself; it begins anew also where a run is to be continued."""
     device = spec.device
-    shared = launch.share_of_processors(device.processes) if device.processes > 1 else None
+    shared = torchrun.share_of_processors(device.processes) if device.processes > 1 else None
     alone = dataclasses.replace(
         device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or shared
     )
@@ -74,14 +77,17 @@ def _of_one_process(spec: RunSpec) -> RunSpec:
 
 
 def _from_files(spec: RunSpec, free: int | None) -> _Plan:
-    base = bases.read(spec.model)
-    paces = pace.of_all([spec])
+    base = base_files.read(spec.model)
+    paces = throughput.of_all([spec])
     seconds, lengths, notes = paces.seconds(spec), paces.lengths(spec), paces.notes([spec])
     times = {} if seconds is None else {"training": seconds / _processes(spec)}
     if base is None:
-        notes = [f"memory: not known for {bases.name_of(spec.model)}, whose files are not on this disk yet", *notes]
+        notes = [
+            f"memory: not known for {base_files.name_of(spec.model)}, whose files are not on this disk yet",
+            *notes,
+        ]
         return _Plan(None, None, free, spec.task.data.train_rows, times, None, notes)
-    counted = parameters.count(base, spec.lora, spec.task)
+    counted = parameter_count.count(base, spec.lora, spec.task)
     count = (counted.trained, base.parameters + counted.held, counted.exact)
     if lengths:
         notes = [f"memory: rows of at most {lengths.longest} tokens, as an earlier run had them", *notes]
@@ -90,10 +96,10 @@ def _from_files(spec: RunSpec, free: int | None) -> _Plan:
 
 def _from_steps(alone: RunSpec, spec: RunSpec, steps: int, free: int | None) -> _Plan:
     started = time.perf_counter()
-    measure = dispatch.heavy("peftrun.training.measure")
+    measure = execute.heavy("peftrun.training.measure_steps")
     importing = time.perf_counter() - started
     found = measure.take(alone, steps)
-    base = bases.read(spec.model)
+    base = base_files.read(spec.model)
     estimate = None if base is None else memory.of_run(base, spec, found.lengths)
     return _Plan(
         (found.trained, found.parameters, True), estimate, free, found.rows, _times(spec, found, importing), found, []
@@ -102,7 +108,7 @@ def _from_steps(alone: RunSpec, spec: RunSpec, steps: int, free: int | None) -> 
 
 def _times(spec: RunSpec, found: Any, importing: float) -> dict[str, float]:
     """Seconds of each part of the whole run."""
-    steps, (before, after) = pace.steps(spec.trainer, found.rows, _processes(spec)) or 0, found.evaluating
+    steps, (before, after) = throughput.steps(spec.trainer, found.rows, _processes(spec)) or 0, found.evaluating
     validations = _validations(spec, steps)
     return {
         "start": importing + found.starting,
@@ -126,8 +132,8 @@ def _beyond(spec: RunSpec, plan: _Plan) -> str | None:
     """Why it will not fit, and what to type; None: it will, or that is not known."""
     if plan.memory is None or plan.free is None or plan.memory.peak <= plan.free:
         return None
-    base = bases.read(spec.model)
-    choices = fitting.advice(base, spec, fitting.of_free(plan.free)) if base else []
+    base = base_files.read(spec.model)
+    choices = memory_fit.advice(base, spec, memory_fit.of_free(plan.free)) if base else []
     what = f"type {' or '.join(choices)}" if choices else "choose a smaller model, or a machine with more memory"
     return f"will not fit: {gigabytes(plan.memory.peak)} of {gigabytes(plan.free)} free; {what}"
 
@@ -140,7 +146,7 @@ def _facts(spec: RunSpec, plan: _Plan) -> dict[str, Any]:
         "free": plan.free,
         "processes": _processes(spec),
         "rows": plan.rows,
-        "steps": pace.steps(spec.trainer, plan.rows, _processes(spec)),
+        "steps": throughput.steps(spec.trainer, plan.rows, _processes(spec)),
         "seconds": round(sum(plan.seconds.values()), 1) if plan.seconds else None,
         "parts": {key: round(value, 1) for key, value in plan.seconds.items()},
         "measured": dataclasses.asdict(plan.measured) if plan.measured else None,
@@ -197,21 +203,21 @@ def _room(plan: _Plan) -> str:
 
 def _steps(spec: RunSpec, plan: _Plan) -> str:
     trainer, processes = spec.trainer, _processes(spec)
-    steps, size = pace.steps(trainer, plan.rows, processes), pace.step_rows(trainer, processes)
+    steps, size = throughput.steps(trainer, plan.rows, processes), throughput.step_rows(trainer, processes)
     if steps is None:
         return f"unknown until rows are counted; {size} rows a step"
-    return pace.seen(steps, size, plan.rows)
+    return throughput.seen(steps, size, plan.rows)
 
 
 def _time(spec: RunSpec, plan: _Plan) -> str:
     if not plan.seconds:
         return "unknown"
-    whole = table.duration(sum(plan.seconds.values()))
+    whole = rough_duration(sum(plan.seconds.values()))
     if plan.measured is None:
         return f"about {whole} of training"
     words = {"start": "start", "before": "held-out rows before", "training": "training", "after": "held-out rows after"}
     return f"about {whole}: " + ", ".join(
-        f"{words[key]} {table.duration(value)}" for key, value in plan.seconds.items() if value
+        f"{words[key]} {rough_duration(value)}" for key, value in plan.seconds.items() if value
     )
 
 
@@ -221,5 +227,5 @@ def _notes(spec: RunSpec) -> Any:
         yield "of the whole training; one that is continued takes only the steps that are left"
     if spec.device.strategy in ("fsdp", "deepspeed"):
         yield f"device.strategy={spec.device.strategy} shares the base among processes; memory is that of a whole copy in each"
-    if bases.on_gpu(spec.device):
+    if base_files.on_gpu(spec.device):
         yield "memory: the estimate was never measured on a GPU"

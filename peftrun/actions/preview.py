@@ -5,15 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, asked, checks, console, dispatch, heads, method_checks
-from peftrun.action_specs import PreviewAction, TrainAction
+from peftrun import console
+from peftrun.artifacts import classifier_head, run_overrides
+from peftrun.artifacts.run_layout import PREVIEW_PAGE, ROWS
+from peftrun.checks import cross_group
+from peftrun.checks import methods as method_checks
+from peftrun.config import override_syntax
+from peftrun.config.schema.actions import PreviewAction, TrainAction
+from peftrun.config.schema.objectives import GrpoObjective
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import DataError
-from peftrun.explain import quoting
-from peftrun.objectives import GrpoObjective
-from peftrun.preview import page, printed
-from peftrun.report import PREVIEW, ROWS
+from peftrun.io import atomic_files
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
+from peftrun.results.preview import page, printed
+from peftrun.runs import execute
 from peftrun.system import late_torch
 
 OWN = ("action", "rows", "at", "tokens")  # what is typed for this action itself
@@ -38,16 +43,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """
     assert isinstance(spec.action, PreviewAction)
     alone = dataclasses.replace(spec, adapter={}, active=None)  # one that was named has chosen base and task
-    checks.as_training(alone, TrainAction("train", resume=None, evaluate_before=True, samples=0))
+    cross_group.as_training(alone, TrainAction("train", resume=None, evaluate_before=True, samples=0))
     late_torch.spare()
-    views, statistics = (dispatch.heavy(f"peftrun.preview.{name}") for name in ("views", "statistics"))
+    views, statistics = (execute.heavy(f"peftrun.tasks.row_{name}") for name in ("view", "statistics"))
     reader = _reader(spec)
     found = _loaded(spec, reader)
     counts = statistics.counted(found, spec.task)
     chosen, lines = _chosen(found, views.splits_of(found, spec.task), spec.action, views)
     rows = [views.described(row, split, spec.task, reader.tokenizer, spec.action.tokens) for row, split in chosen]
     notes = [*lines, *_notes(spec)]
-    seen = dispatch.heavy("peftrun.tasks").flattering(
+    seen = execute.heavy("peftrun.tasks").flattering(
         found, spec.task
     )  # was said when rows were read; the page keeps it
     told = [*filter(None, [seen]), *notes]
@@ -59,12 +64,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _reader(spec: RunSpec) -> Any:
     """What reads rows for the base, with what the method puts before each."""
-    found = dispatch.heavy("peftrun.base_tokenizer").load_reader(spec.model, heads.of_task(spec.task))
+    found = execute.heavy("peftrun.models.tokenizer").load_reader(spec.model, classifier_head.of_task(spec.task))
     return dataclasses.replace(found, virtual=method_checks.virtual_tokens(spec.lora))
 
 
 def _loaded(spec: RunSpec, reader: Any) -> Any:
-    tasks = dispatch.heavy("peftrun.tasks")
+    tasks = execute.heavy("peftrun.tasks")
     found = tasks.load_for(spec.task, reader)
     tasks.check_enough(found, spec.task)
     return found
@@ -117,8 +122,8 @@ def _notes(spec: RunSpec) -> Iterator[str]:
 
 
 def _write(out_dir: Path, rows: list[dict[str, Any]], text: str) -> None:
-    dispatch.heavy("peftrun.preview.views").write(rows, out_dir)
-    artifacts.write_text(out_dir / PREVIEW, text)
+    execute.heavy("peftrun.tasks.row_view").write(rows, out_dir)
+    atomic_files.write_text(out_dir / PREVIEW_PAGE, text)
 
 
 def _show(rows: list[dict[str, Any]], counts: dict[str, Any], notes: list[str]) -> None:
@@ -145,19 +150,19 @@ def _summary(counts: dict[str, Any], out_dir: Path) -> Iterator[tuple[str, str]]
         yield from (("left out", f"{number:,}: {why}") for why, number in one["left_out"].items())
         if one["cut"]:
             yield "cut", f"{one['cut']:,}: what lies beyond the limit of tokens is not read"
-    yield "page", console.short(out_dir / PREVIEW)
+    yield "page", console.short(out_dir / PREVIEW_PAGE)
     yield "rows", console.short(out_dir / ROWS)
 
 
 def _title(spec: RunSpec) -> str:
-    return dispatch.heavy("peftrun.tasks").source_of(spec.task)
+    return execute.heavy("peftrun.tasks").source_of(spec.task)
 
 
 def _training(out_dir: Path) -> str:
     """The command that trains what was shown."""
     typed = [
         text
-        for text in asked.overrides(out_dir)
+        for text in run_overrides.overrides(out_dir)
         if text.lstrip("+").partition("=")[0].removeprefix("action.") not in OWN
     ]
-    return quoting.command(typed)
+    return override_syntax.command(typed)

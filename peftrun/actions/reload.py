@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, console, heads, placement, tasks, warm
-from peftrun.action_specs import ReloadAction
-from peftrun.adapter import load, streamed_load
-from peftrun.adapter.layer_walk import NotWalkableError
-from peftrun.adapter.load import LoadProof
-from peftrun.device import Device
+from peftrun import console, tasks
+from peftrun.adapters import load, streamed_load
+from peftrun.adapters.layer_walk import NotWalkableError
+from peftrun.adapters.load import LoadProof
+from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.config.schema.actions import ReloadAction
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
-from peftrun.model import Base
+from peftrun.models import base_cache, placement
+from peftrun.models.base import Base
+from peftrun.models.device import Device
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -51,7 +53,7 @@ def _loaded(spec: RunSpec, place: Device) -> tuple[Base, Any, list[LoadProof]]:
             return base, net, [proof]
         except (NotWalkableError, AdapterError):
             pass  # whole, it loads, or says why not
-    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base = base_cache.load_base(spec.model, place, head=classifier_head.wanted(spec.task, spec.adapter, spec.active))
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
     return base, net, proofs
 

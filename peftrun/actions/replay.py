@@ -6,16 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, asked, console, dispatch
-from peftrun.action_specs import ReplayAction
+from peftrun import console
+from peftrun.artifacts import run_overrides
+from peftrun.artifacts.run_layout import ADAPTER, RECORD
+from peftrun.config.schema.actions import ReplayAction
+from peftrun.config.schema.run import RunSpec, TrainerSpec
 from peftrun.console import short
 from peftrun.errors import ProofError
-from peftrun.replay import again, inputs, outcome, today
-from peftrun.replay.inputs import Input
-from peftrun.replay.outcome import DIFFERENT, Outcome
+from peftrun.io import atomic_files
+from peftrun.planning import throughput
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec, TrainerSpec
-from peftrun.sweep import pace
+from peftrun.results.replay import current_inputs, input_drift, outcome_diff, rerun
+from peftrun.results.replay.input_drift import Input
+from peftrun.results.replay.outcome_diff import DIFFERENT, Outcome
+from peftrun.runs import execute
 
 AGAIN = "again"
 UNCOUNTED = ("grpo",)  # objectives that take several steps with a row
@@ -31,21 +35,25 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ReplayAction) and action.run is not None
     run = Path(action.run).expanduser()
-    then, old = artifacts.read_json(run / artifacts.RECORD), again.values_of(run)
-    wanted = again.spec(again.changed(copy.deepcopy(old), asked.overrides(out_dir), spec))
+    then, old = atomic_files.read_json(run / RECORD), rerun.values_of(run)
+    wanted = rerun.spec(rerun.changed(copy.deepcopy(old), run_overrides.overrides(out_dir), spec))
     if action.env == "check":
-        now = today.facts(wanted, then)
-        compared = [*inputs.of_file(run, then), *_steps(then, old), *inputs.compared(then, now, old, asdict(wanted))]
+        now = current_inputs.facts(wanted, then)
+        compared = [
+            *input_drift.of_file(run, then),
+            *_steps(then, old),
+            *input_drift.compared(then, now, old, asdict(wanted)),
+        ]
         return _checked(out_dir, run, compared, then["status"] == "completed")
     console.say(f"running {short(run)} again, in {short(out_dir / AGAIN)}")
     try:
-        dispatch.run(wanted, out_dir / AGAIN)
+        execute.run(wanted, out_dir / AGAIN)
     except Exception:
         _say_drift(run, out_dir / AGAIN, then, old, asdict(wanted))
         raise
-    now = artifacts.read_json(out_dir / AGAIN / artifacts.RECORD)
-    found = outcome.compare(run, out_dir / AGAIN, action.tolerance)
-    compared = [*inputs.of_file(run, then), *inputs.compared(then, now, old, asdict(wanted))]
+    now = atomic_files.read_json(out_dir / AGAIN / RECORD)
+    found = outcome_diff.compare(run, out_dir / AGAIN, action.tolerance)
+    compared = [*input_drift.of_file(run, then), *input_drift.compared(then, now, old, asdict(wanted))]
     return _judged(out_dir, run, found, compared, _notes(then, now))
 
 
@@ -56,47 +64,47 @@ def _steps(then: dict[str, Any], old: dict[str, Any]) -> list[Input]:
         return []
     rows -= old["task"]["data"].get("validation_rows") or 0
     processes = old["device"]["processes"] * old["device"]["machines"]
-    asked = pace.steps(TrainerSpec(**old["trainer"]), rows, processes)
-    return [Input(inputs.CONFIG, "steps, asked for and taken", asked, done)] if asked and done > asked else []
+    asked = throughput.steps(TrainerSpec(**old["trainer"]), rows, processes)
+    return [Input(input_drift.CONFIG_KEYS, "steps, asked for and taken", asked, done)] if asked and done > asked else []
 
 
 def _say_drift(run: Path, second: Path, then: dict[str, Any], old: dict[str, Any], wanted: dict[str, Any]) -> None:
     """What is not as it was, as far as a run that has failed can tell: it may be why."""
-    if not (second / artifacts.RECORD).exists():
+    if not (second / RECORD).exists():
         return
-    now = artifacts.read_json(second / artifacts.RECORD)
+    now = atomic_files.read_json(second / RECORD)
     told = {key: then.get(key) for key in now}
-    for label, text in inputs.rows(
-        inputs.drifted([*inputs.of_file(run, then), *inputs.compared(told, now, old, wanted)])
+    for label, text in input_drift.rows(
+        input_drift.drifted([*input_drift.of_file(run, then), *input_drift.compared(told, now, old, wanted)])
     ):
         console.warn(f"{short(run)}: {label}: {text}")
 
 
 def _checked(out_dir: Path, run: Path, compared: list[Input], completed: bool) -> RunResult:
-    drifted = inputs.drifted(compared)
+    drifted = input_drift.drifted(compared)
     verdict = f"{len(drifted)} of {len(compared)} inputs have drifted" if drifted else "nothing has drifted"
     result = RunResult(
         out_dir,
         {"replay": {"run": str(run), "env": "check", **_told(compared)}},
-        summary=[("run", short(run)), *inputs.rows(compared, every=True), ("verdict", verdict)],
+        summary=[("run", short(run)), *input_drift.rows(compared, every=True), ("verdict", verdict)],
         next_commands=[f"peftrun action=replay run={shlex.quote(short(run))}"] if completed else [],
     )
     if drifted:
-        _refuse(result, *(f"{run}: {label}: {text}" for label, text in inputs.rows(compared)))
+        _refuse(result, *(f"{run}: {label}: {text}" for label, text in input_drift.rows(compared)))
     return result
 
 
 def _judged(out_dir: Path, run: Path, found: Outcome, compared: list[Input], notes: list[tuple[str, str]]) -> RunResult:
-    drifted, silent = inputs.drifted(compared), inputs.unknown(compared)
+    drifted, silent = input_drift.drifted(compared), input_drift.unknown(compared)
     rows = [
         ("run", short(run)),
         ("again", short(out_dir / AGAIN)),
         ("verdict", found.verdict),
         *_figures(found),
         *notes,
-        *(inputs.rows(compared) or [("drifted", "nothing that the record tells of")]),
+        *(input_drift.rows(compared) or [("drifted", "nothing that the record tells of")]),
     ]
-    rows += [(inputs.UNKNOWN, ", ".join(silent))] if silent else []
+    rows += [(input_drift.UNKNOWN, ", ".join(silent))] if silent else []
     facts = {"run": str(run), **found.as_dict(), **_told(compared)}
     result = RunResult(out_dir, {"replay": facts}, summary=rows, next_commands=_next(found, run, out_dir / AGAIN))
     if found.verdict == DIFFERENT:
@@ -110,7 +118,10 @@ def _refuse(result: RunResult, *lines: str) -> None:
 
 
 def _told(compared: list[Input]) -> dict[str, Any]:
-    return {"drifted": [one.as_dict() for one in inputs.drifted(compared)], "not_recorded": inputs.unknown(compared)}
+    return {
+        "drifted": [one.as_dict() for one in input_drift.drifted(compared)],
+        "not_recorded": input_drift.unknown(compared),
+    }
 
 
 def _figures(found: Outcome) -> list[tuple[str, str]]:
@@ -165,7 +176,7 @@ def _blamed(drifted: list[Input]) -> str:
 
 
 def _next(found: Outcome, run: Path, second: Path) -> list[str]:
-    adapters = [folder / artifacts.ADAPTER for folder in (run, second)]
-    if found.verdict == outcome.IDENTICAL or not all(folder.is_dir() for folder in adapters):
+    adapters = [folder / ADAPTER for folder in (run, second)]
+    if found.verdict == outcome_diff.IDENTICAL or not all(folder.is_dir() for folder in adapters):
         return []
     return [f"peftrun action=diff {shlex.quote(f'adapter={{then: {short(run)}, again: {short(second)}}}')}"]

@@ -6,11 +6,14 @@ from typing import Any
 
 from transformers import set_seed
 
-from peftrun import artifacts, console, device, heads, placement, warm
-from peftrun.action_specs import SaveAction
-from peftrun.adapter import attach, load, save
+from peftrun import console
+from peftrun.adapters import attach, load, save
+from peftrun.artifacts import classifier_head
+from peftrun.artifacts.run_layout import ADAPTER
+from peftrun.config.schema.actions import SaveAction
+from peftrun.config.schema.run import RunSpec
+from peftrun.models import base_cache, device, placement
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -19,9 +22,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     set_seed(spec.seed)
     place = placement.resolve(spec)
     console.say(place.note)
-    base = warm.load_base(spec.model, place, head=heads.wanted(spec.task, spec.adapter, spec.active))
+    base = base_cache.load_base(spec.model, place, head=classifier_head.wanted(spec.task, spec.adapter, spec.active))
     net, fresh, facts = _open(spec, base)
-    target = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / artifacts.ADAPTER
+    target = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / ADAPTER
     dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)
     if spec.adapter:
         save.save(net, base, target, fresh=fresh, names=spec.action.adapters, dtype=dtype)

@@ -4,19 +4,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, addresses, console, model, placement, warm
-from peftrun.action_specs import ServeAction
-from peftrun.adapter import load, mixing, probe
-from peftrun.prompts import BASE
+from peftrun import console
+from peftrun.adapters import load, mixed_batch, probes
+from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.prompts_file import BASE
+from peftrun.config.schema.actions import ServeAction
+from peftrun.config.schema.run import RunSpec
+from peftrun.models import base as base_models
+from peftrun.models import base_cache, placement
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
-from peftrun.serve import fit, routes, server, swapping
-from peftrun.serve.engine import Engine
-from peftrun.serve.guard import Guard
-from peftrun.serve.lane import Computer
-from peftrun.serve.service import Service
-from peftrun.serve.versions import Version, Versions
-from peftrun.serve.watch import Watch
+from peftrun.serving import adapter_manager, model_support, routes, server
+from peftrun.serving.adapter_registry import Version, Versions
+from peftrun.serving.batch import Computer
+from peftrun.serving.engine import Engine
+from peftrun.serving.metrics import Watch
+from peftrun.serving.middleware import Guard
+from peftrun.serving.service import Service
+from peftrun.system import sockets
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -26,10 +30,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     with server.bound(action.host, action.port) as listening:
         place = placement.resolve(spec)
         console.say(place.note)
-        fit.check_config(model.locate(spec.model), spec.model)
-        base = warm.load_base(spec.model, place)
-        fit.check_loaded(base)
-        plain = probe.logits(base.model, base.tokenizer)
+        model_support.check_config(base_models.locate(spec.model), spec.model)
+        base = base_cache.load_base(spec.model, place)
+        model_support.check_loaded(base)
+        plain = probes.logits(base.model, base.tokenizer)
         net: Any = base.model
         proofs: list[load.LoadProof] = []
         if spec.adapter:
@@ -47,28 +51,30 @@ def _versions(net: Any, paths: dict[str, str]) -> list[Version]:
     found = []
     for name, path in paths.items():
         folder = adapter_folder.locate(path, name)
-        found.append(Version(name, name, str(folder), mixing.alone(name, net.peft_config[name])))
+        found.append(Version(name, name, str(folder), mixed_batch.alone(name, net.peft_config[name])))
     for one in found:
         if one.alone and len(found) > 1:
             console.say(f"{one.alone}: its rows are answered in batches of their own")
     return found
 
 
-def _parts(base: Any, net: Any, versions: Versions, spec: RunSpec, plain: Any) -> tuple[Service, swapping.Swapper]:
+def _parts(
+    base: Any, net: Any, versions: Versions, spec: RunSpec, plain: Any
+) -> tuple[Service, adapter_manager.Swapper]:
     assert isinstance(spec.action, ServeAction)
     watch = Watch()
     watch.adapters.set(len(versions.adapters()))
     computer = Computer(net, base.tokenizer.pad_token_id)
     engine = Engine(computer, versions, watch, spec.action.max_batch_size, spec.action.max_waiting)
-    swapper = swapping.Swapper(
+    swapper = adapter_manager.Swapper(
         base, computer, engine, versions, plain=plain, allow_base_mismatch=spec.allow_base_mismatch
     )
     return Service(base, engine, versions, watch, spec.action, task=spec.task), swapper
 
 
-def _serve(action: ServeAction, listening: Any, service: Service, swapper: swapping.Swapper) -> None:
+def _serve(action: ServeAction, listening: Any, service: Service, swapper: adapter_manager.Swapper) -> None:
     key = os.environ[action.api_key_env] if action.api_key_env else None
-    private = addresses.is_this_machine(action.host)
+    private = sockets.is_this_machine(action.host)
     if key is None and not private:
         console.warn(
             f"action.host={action.host}: whoever reaches this address may ask, and no key is needed; type action.api_key_env=VARIABLE"

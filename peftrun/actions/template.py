@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from peftrun import artifacts, asked
-from peftrun.action_specs import TemplateAction
+from peftrun.artifacts import run_overrides
+from peftrun.config.schema.actions import TemplateAction
+from peftrun.config.schema.run import RunSpec
+from peftrun.config_tools import scaffold
+from peftrun.io import atomic_files
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
-from peftrun.team import package
 
 OWN = ("action", "action.path")  # what was typed for this action itself
 
@@ -19,11 +20,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(spec.action, TemplateAction) and spec.action.path is not None
     target = Path(spec.action.path).expanduser()
     name = target.name
-    typed = [text for text in asked.overrides(out_dir) if text.lstrip("+").partition("=")[0] not in OWN]
-    made = package.files(name, typed, own_rows=spec.task.data.source == "file")
-    with artifacts.new_folder(target) as folder:
+    typed = [text for text in run_overrides.overrides(out_dir) if text.lstrip("+").partition("=")[0] not in OWN]
+    made = scaffold.files(name, typed, own_rows=spec.task.data.source == "file")
+    with atomic_files.new_folder(target) as folder:
         for path, text in made.items():
-            artifacts.write_text(folder / path, text)
+            atomic_files.write_text(folder / path, text)
     summary = [
         ("package", f"{target}: {len(made)} files"),
         ("what was typed", f"{target}/{name}/experiment/{name}.yaml"),

@@ -4,13 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftrun import adapter_folder, artifacts, console, device, fingerprint, model
-from peftrun.action_specs import UnmergeAction
-from peftrun.adapter import skeleton
+from peftrun import console
+from peftrun.adapters import meta_model
+from peftrun.adapters.merge import provenance, streaming
+from peftrun.artifacts import adapter_folder, fingerprint
+from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, BASE
+from peftrun.config.schema.actions import UnmergeAction
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
-from peftrun.merge import origin, shards, streaming
+from peftrun.io import atomic_files, safetensors_stream
+from peftrun.models import base as base_models
+from peftrun.models import device
 from peftrun.result import RunResult
-from peftrun.schema import RunSpec
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -18,19 +23,19 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
     Raises: AdapterError: another adapter was merged, or this one replaced values that are kept nowhere.
     """
-    spec = replace(spec, model=model.full_precision(spec.model))
+    spec = replace(spec, model=base_models.full_precision(spec.model))
     action = spec.action
     assert isinstance(action, UnmergeAction)
-    merged = model.locate(spec.model)
-    model.check_full_precision(merged, model.portable_name(spec.model))
+    merged = base_models.locate(spec.model)
+    base_models.check_full_precision(merged, base_models.portable_name(spec.model))
     name = spec.active or next(iter(spec.adapter))
     adapter = adapter_folder.locate(spec.adapter[name], name)
-    noted = origin.read(merged)
+    noted = provenance.read(merged)
     _check_adapter(noted, merged, adapter)
     dtype = (noted or {}).get("base_dtype") if action.dtype == "auto" else action.dtype
-    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / artifacts.BASE
-    with artifacts.new_folder(target) as folder:
-        net = skeleton.build(merged, spec.model, spec.adapter[name], name)
+    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / BASE
+    with atomic_files.new_folder(target) as folder:
+        net = meta_model.build(merged, spec.model, spec.adapter[name], name)
         try:
             streaming.write(net, name, merged, folder, device.dtype_of(dtype) if dtype else None, undo=True)
         except streaming.NotStreamableError as reason:
@@ -47,7 +52,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _check_adapter(noted: dict[str, Any] | None, merged: Path, adapter: Path) -> None:
     if noted is None:
         console.warn(f"{merged} does not say which adapter was merged into it: that it was this one cannot be checked")
-    elif noted["adapter_sha256"] != artifacts.sha256(adapter / artifacts.ADAPTER_WEIGHTS):
+    elif noted["adapter_sha256"] != atomic_files.sha256(adapter / ADAPTER_WEIGHTS):
         raise AdapterError(
             f"{adapter}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
             f"{noted['adapter_sha256'][:12]}); name that one"
@@ -67,9 +72,11 @@ def _compared(folder: Path, merged: Path, wanted: str | None) -> dict[str, Any]:
     off by at most half a unit in the last place of each, and of the float32 between.
     """
     found = fingerprint.of_model(folder).weights
-    before = {one.entry.name: one for file in shards.files_of(merged) for one in shards.stored(file)}
+    before = {
+        one.entry.name: one for file in safetensors_stream.files_of(merged) for one in safetensors_stream.stored(file)
+    }
     bound, changed = 0.0, 0
-    for one in (one for file in shards.files_of(folder) for one in shards.stored(file)):
+    for one in (one for file in safetensors_stream.files_of(folder) for one in safetensors_stream.stored(file)):
         values, old = one.as_float(), before[one.entry.name].as_float()
         if not values.equal(old):
             changed += 1
@@ -79,9 +86,13 @@ def _compared(folder: Path, merged: Path, wanted: str | None) -> dict[str, Any]:
             "max_error_bound": 0.0 if exact else bound}  # fmt: skip
 
 
-def _half_units(values: Any, stored: shards.Stored) -> float:
+def _half_units(values: Any, stored: safetensors_stream.Stored) -> float:
     """What rounding to float32 and then to the stored dtype can take from the largest value."""
-    return float(values.abs().max()) * (shards.precision(stored.dtype) + shards.precision(values.dtype)) / 2
+    return (
+        float(values.abs().max())
+        * (safetensors_stream.precision(stored.dtype) + safetensors_stream.precision(values.dtype))
+        / 2
+    )
 
 
 def _summary(target: Path, figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -93,5 +104,5 @@ def _summary(target: Path, figures: dict[str, Any]) -> list[tuple[str, str]]:
     }[figures["exact"]]
     if not figures["exact"]:
         console.warn(f"the base is {said}")
-    size = console.megabytes(artifacts.size_of(target))
+    size = console.megabytes(atomic_files.size_of(target))
     return [("unmerged", f"{figures['changed']} tensors, {size}: {console.short(target)}"), ("the base again", said)]

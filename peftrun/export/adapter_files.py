@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts
+from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.portable_names import known_as
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA
 from peftrun.export import own_tokenizer
-from peftrun.export.names import known_as
-from peftrun.export.source import Source
+from peftrun.io import atomic_files
 
 
 def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str, Any] | None = None) -> None:
@@ -16,16 +17,16 @@ def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str,
 
     Args: base_id: goes into the config as the base's name; None: what was noted. changes: other keys of the config.
     """
-    for name in (Path(artifacts.ADAPTER_WEIGHTS), Path(artifacts.FACTS), *own_tokenizer.files(source.folder)):
+    for name in (Path(ADAPTER_WEIGHTS), Path(PEFTRUN_METADATA), *own_tokenizer.files(source.folder)):
         if (source.folder / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
     values = source.config | {"base_model_name_or_path": base_id or known_as(source)} | (changes or {})
     if values == source.config:
-        shutil.copyfile(source.folder / artifacts.ADAPTER_CONFIG, folder / artifacts.ADAPTER_CONFIG)
+        shutil.copyfile(source.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
     else:
         text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
-        artifacts.write_text(folder / artifacts.ADAPTER_CONFIG, text)
+        atomic_files.write_text(folder / ADAPTER_CONFIG, text)
 
 
 def listed(folder: Path) -> dict[str, int]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftrun.export.source import Source
-from peftrun.schema import ModelSpec
-from peftrun.sweep import bases
+from peftrun.artifacts import base_files
+from peftrun.artifacts.adapter_source import Source
+from peftrun.config.schema.run import ModelSpec
 
 TEMPLATE = "chat_template.jinja"
 FILES = (  # as transformers saves them, by their full names: nothing else that lies there may be published
@@ -27,10 +27,10 @@ def files(folder: Path) -> list[Path]:
 
 def differing(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None:
     """What of them is another than the base's: `tokenizer`, `chat template`; None where that cannot be seen on this machine."""
-    base = bases.locate(ModelSpec(**model)) if model else None
+    base = base_files.locate(ModelSpec(**model)) if model else None
     if base is None:
         return None
-    from peftrun import fingerprint
+    from peftrun.artifacts import fingerprint
 
     parts = {"tokenizer": _pieces, "chat template": fingerprint.of_template}
     found = {part: (read(folder), read(base)) for part, read in parts.items()}

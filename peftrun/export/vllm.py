@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, safetensors_file
+from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.portable_names import known_as
+from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.checks import vllm_support
 from peftrun.errors import AdapterError
-from peftrun.export import adapter_files, factors, vllm_rules
-from peftrun.export.names import known_as
-from peftrun.export.source import Source
+from peftrun.export import adapter_files, lora_factors
+from peftrun.io import atomic_files, safetensors_header
 
 LAUNCH, FACTS = "launch.sh", "vllm.json"
 BASE = '"$BASE"'
@@ -26,9 +28,9 @@ def write(
     """
     check_one_base(sources)
     adapters = {source.name: _adapter(source, base_id, folder / source.name, names[source.name]) for source in sources}
-    rank = vllm_rules.max_lora_rank(max(one["rank"] for one in adapters.values()))
+    rank = vllm_support.max_lora_rank(max(one["rank"] for one in adapters.values()))
     found = {
-        "rules_of": f"vLLM {vllm_rules.VERSION}",
+        "rules_of": f"vLLM {vllm_support.VERSION}",
         "run_with_vllm": False,
         "base": base_id,
         "base_fingerprint": sources[0].fingerprint(),
@@ -36,9 +38,9 @@ def write(
         "adapters": adapters,
         "command": command(list(adapters), base_id or "BASE", revision, rank),
     }
-    artifacts.write_json(folder / FACTS, found)
+    atomic_files.write_json(folder / FACTS, found)
     called = known_as(sources[0])
-    artifacts.write_text(
+    atomic_files.write_text(
         folder / LAUNCH, _script(command(list(adapters), BASE, revision, rank, where="./"), base_id, called)
     )
     (folder / LAUNCH).chmod(0o755)
@@ -73,13 +75,13 @@ def _adapter(source: Source, base_id: str | None, folder: Path, names: dict[str,
     if not flat:
         adapter_files.copied(source, folder, base_id)
     if names:
-        safetensors_file.rename(folder / artifacts.ADAPTER_WEIGHTS, names)
-    weights = artifacts.sha256(folder / artifacts.ADAPTER_WEIGHTS)
+        safetensors_header.rename(folder / ADAPTER_WEIGHTS, names)
+    weights = atomic_files.sha256(folder / ADAPTER_WEIGHTS)
     return {"rank": rank, "brought_to_one_rank": flat, "tensors_renamed": len(names), "sha256": weights}
 
 
 def _flattened(source: Source, base_id: str | None, folder: Path) -> int:
-    pairs = factors.read(source)
+    pairs = lora_factors.read(source)
     if not pairs:
         raise AdapterError(f"{source.folder}: holds no LoRA factors; merge it instead (peftrun action=merge adapter=…)")
     rank = max(one.rank for one in pairs.values())
@@ -87,11 +89,11 @@ def _flattened(source: Source, base_id: str | None, folder: Path) -> int:
     adapter_files.copied(source, folder, base_id, changes)
     tensors: dict[str, Any] = {}
     for one in pairs.values():
-        whole = factors.padded(factors.scaled(one, 1.0), rank)
+        whole = lora_factors.padded(lora_factors.scaled(one, 1.0), rank)
         tensors |= dict(zip(one.names, (whole.a, whole.b), strict=True))
     from safetensors.numpy import save_file
 
-    save_file(tensors, folder / artifacts.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     return rank
 
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, safetensors_file
+from peftrun.artifacts import base_files
+from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import AdapterError
-from peftrun.export.source import Source
-from peftrun.schema import ModelSpec
-from peftrun.sweep import bases
+from peftrun.io import safetensors_header
 
 PEFT = "base_model.model."
 LAYERS, LANGUAGE = "layers.", "language_model"
@@ -23,10 +24,10 @@ def names(source: Source, model: Mapping[str, Any], settings: Mapping[str, Any] 
 
     Raises: AdapterError: the base is such a checkpoint, and its names are not known.
     """
-    tensors = [one.name for one in safetensors_file.entries(source.folder / artifacts.ADAPTER_WEIGHTS)]
+    tensors = [one.name for one in safetensors_header.entries(source.folder / ADAPTER_WEIGHTS)]
     if not (settings or {}).get("wrapped") or all(LANGUAGE in name for name in tensors):
         return {}
-    folder = bases.locate(ModelSpec(**model))
+    folder = base_files.locate(ModelSpec(**model))
     heads = _heads(folder) if folder else {}
     found = {name: _renamed(name, heads) for name in tensors}
     unknown = [name for name, renamed in found.items() if renamed is None]
@@ -42,7 +43,7 @@ def _heads(folder: Path) -> dict[str, set[str]]:
     """`layers.0.self_attn.q_proj` → what stands before it in the names of the checkpoint's language model."""
     heads: dict[str, set[str]] = {}
     for file in folder.glob("*.safetensors"):
-        for one in safetensors_file.entries(file):
+        for one in safetensors_header.entries(file):
             head, sign, tail = one.name.partition(LAYERS)
             if sign and LANGUAGE in head:
                 heads.setdefault(f"{LAYERS}{tail.rpartition('.')[0]}", set()).add(head)

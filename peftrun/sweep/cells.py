@@ -21,9 +21,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from peftrun import adapter_origin, composition, config, typed
+from peftrun.composition import adapter_defaults, compose
+from peftrun.composition.spec import build_spec_from_values
+from peftrun.config import shorthand
+from peftrun.config import values as config
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
-from peftrun.schema import RunSpec
 
 ID_LENGTH = 12
 HYDRAS = "${hydra"  # what is read from Hydra's own part differs from cell to cell
@@ -59,7 +62,7 @@ class Composer:
         self.group_exists, self.chosen = cache(self._group_exists), cache(self._chosen)
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> dict[str, Any]:
-        """Resolved values of a cell. Raises: composition.REFUSALS: Hydra cannot compose it. ConfigError: a loose interpolation."""
+        """Resolved values of a cell. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: a loose interpolation."""
         parsed = [_parsed(text) for text in overrides]
         groups = tuple(text for text, one in zip(overrides, parsed, strict=True) if self._chooses(one))
         template, reads_hydra = self.chosen(groups)
@@ -68,7 +71,7 @@ class Composer:
         cfg = copy.deepcopy(template)
         # Each override is parsed once and used for many cells: what is applied must not be changed by it.
         ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
-        return adapter_origin.adopt(config.plain(cfg), overrides)
+        return adapter_defaults.adopt(config.plain(cfg), overrides)
 
     def _chooses(self, override: Override) -> bool:
         return self.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
@@ -93,7 +96,7 @@ class Composer:
             task = copy.deepcopy(cfg)
             with open_dict(task):
                 del task["hydra"]
-            return adapter_origin.adopt(config.plain(task), overrides)
+            return adapter_defaults.adopt(config.plain(task), overrides)
 
 
 def compose_all(
@@ -103,7 +106,7 @@ def compose_all(
 
     Args: first: the number of the first job. team_dir: what `--config-dir` named.
 
-    Raises: composition.REFUSALS: no cell at all can be composed.
+    Raises: compose.REFUSALS: no cell at all can be composed.
     """
     composer, found = Composer(loader, master), dict[str, Cell]()
     explained: dict[str, tuple[str, ...]] = {}
@@ -112,7 +115,7 @@ def compose_all(
         cell = Cell([number], list(overrides))
         try:
             _fill(cell, composer)
-        except composition.REFUSALS as error:
+        except compose.REFUSALS as error:
             refusals.append(error)
             if len(refusals) == len(jobs):
                 raise
@@ -128,7 +131,7 @@ def _explained(
 ) -> tuple[str, ...]:
     if str(error) in known:
         return known[str(error)]
-    found = composition.explain(overrides, team_dir)
+    found = compose.explain(overrides, team_dir)
     if not found and isinstance(error, ValueError):
         raise error  # not Hydra's: a bug
     return tuple(found) or (str(error).splitlines()[0],)
@@ -137,7 +140,7 @@ def _explained(
 def _fill(cell: Cell, composer: Composer) -> None:
     try:
         cell.values = composer.compose(cell.overrides, cell.numbers[0])
-        cell.spec = config.of_values(cell.values)
+        cell.spec = build_spec_from_values(cell.values)
         cell.values = dataclasses.asdict(cell.spec)
     except ConfigError as error:
         cell.problems = error.lines
@@ -164,7 +167,7 @@ def labels(cells: Sequence[Cell]) -> dict[int, str]:
 def command(cell: Cell, team_dir: str | None) -> str:
     """What to type to run a cell alone."""
     team = ["--config-dir", team_dir] if team_dir else []
-    return shlex.join(["peftrun", *team, *map(typed.as_typed, cell.overrides)])
+    return shlex.join(["peftrun", *team, *map(shorthand.as_typed, cell.overrides)])
 
 
 @cache

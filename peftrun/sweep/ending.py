@@ -6,14 +6,15 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, asked, console
+from peftrun import console
+from peftrun.artifacts import run_overrides
+from peftrun.artifacts.run_layout import ADAPTER, REPORT_PAGE
 from peftrun.errors import SweepError
-from peftrun.report import PAGE
-from peftrun.report.figures import many
+from peftrun.formatting import align_rows, many
 from peftrun.sweep import statistics
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.console_tables import twice
 from peftrun.sweep.statistics import Configuration, Findings
-from peftrun.sweep.table import aligned, twice
 
 Summary = dict[str, Any]
 
@@ -31,7 +32,7 @@ def lines(summary: Summary, batch: Collection[int], labels: dict[int, str], fold
         "",
         f"sweep  {said}: {console.short(folder)}",
         *_best(summary, findings, folder),
-        f"report {console.short(folder / PAGE)}",
+        f"report {console.short(folder / REPORT_PAGE)}",
         *_next(findings, folder),
     ]
 
@@ -67,7 +68,7 @@ def _cells(summary: Summary, batch: Collection[int], labels: dict[int, str]) -> 
             continue
         text = labels[cell["numbers"][0]] + twice(cell["numbers"])
         rows.append((cell["id"] or "-", cell["status"], _change(cell, name), _figure(cell["seconds"], ".1f"), text))
-    return aligned(rows)
+    return align_rows(rows)
 
 
 def _best(summary: Summary, findings: Findings, folder: Path) -> Iterator[str]:
@@ -95,14 +96,14 @@ def _first(findings: Findings) -> tuple[Configuration, dict[str, Any]] | None:
 
 def _next(findings: Findings, folder: Path) -> Iterator[str]:
     found = _first(findings)
-    if found is None or not (folder / found[1]["folder"] / artifacts.ADAPTER).is_dir():
+    if found is None or not (folder / found[1]["folder"] / ADAPTER).is_dir():
         return
     run = folder / found[1]["folder"]
-    adapter, typed, places = shlex.quote(console.short(run)), asked.typed(run), asked.places(run)
+    adapter, typed, places = shlex.quote(console.short(run)), run_overrides.typed(run), run_overrides.places(run)
     yield ""
     yield "next:"
     for action in ("reload", "merge"):
-        yield f"  {asked.on_the_same(f'peftrun action={action} adapter={adapter}', typed, places)}"
+        yield f"  {run_overrides.on_the_same(f'peftrun action={action} adapter={adapter}', typed, places)}"
 
 
 def _change(cell: dict[str, Any], name: str) -> str:

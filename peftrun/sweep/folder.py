@@ -8,8 +8,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from peftrun import artifacts
+from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.errors import ArtifactError
+from peftrun.io import atomic_files
 
 ATTEMPTS, SUMMARY, MULTIRUN, LOCK = "attempts", "sweep.json", "multirun.yaml", ".lock"
 WAITING, RUNNING, COMPLETED, FAILED, STOPPED = "waiting", "running", "completed", "failed", "stopped"
@@ -28,12 +29,12 @@ def choose(named: Path, dated: bool, ids: Sequence[str]) -> Path:
 
 
 def _holds(sweep: Path, ids: set[str]) -> bool:
-    return any(one.name in ids and (one / artifacts.CONFIG).is_file() for one in sweep.iterdir())
+    return any(one.name in ids and (one / CONFIG).is_file() for one in sweep.iterdir())
 
 
 def _started(sweep: Path) -> str:
     try:
-        return str(artifacts.read_json(sweep / SUMMARY).get("started") or "")
+        return str(atomic_files.read_json(sweep / SUMMARY).get("started") or "")
     except ArtifactError:
         return ""
 
@@ -72,27 +73,27 @@ def lock(sweep: Path) -> Iterator[None]:
 
 def freeze(cell: Path, config: Callable[[], str]) -> None:
     """Writes a cell's resolved configuration, unless an earlier launch has: what is edited later changes nothing."""
-    if not (cell / artifacts.CONFIG).is_file():
-        artifacts.write_text(cell / artifacts.CONFIG, config())
+    if not (cell / CONFIG).is_file():
+        atomic_files.write_text(cell / CONFIG, config())
 
 
 def status(cell: Path) -> str:
     """waiting, running (or killed, if nobody holds the sweep), completed, failed, or stopped early. A torn record: failed."""
-    if not (cell / artifacts.RECORD).is_file():
+    if not (cell / RECORD).is_file():
         return WAITING
     try:
-        return str(artifacts.read_json(cell / artifacts.RECORD).get("status"))
+        return str(atomic_files.read_json(cell / RECORD).get("status"))
     except ArtifactError:
         return FAILED
 
 
 def set_aside(cell: Path) -> None:
     """Moves an attempt at a cell to attempts/, with all it left; the cell's folder then holds its configuration alone."""
-    config = (cell / artifacts.CONFIG).read_text(encoding="utf-8")
+    config = (cell / CONFIG).read_text(encoding="utf-8")
     target = _free(cell)
     target.parent.mkdir(exist_ok=True)
     os.rename(cell, target)
-    artifacts.write_text(cell / artifacts.CONFIG, config)
+    atomic_files.write_text(cell / CONFIG, config)
 
 
 def attempts(cell: Path) -> list[Path]:

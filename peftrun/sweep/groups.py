@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peftrun import heads, peft_fields
-from peftrun.action_specs import TrainAction
-from peftrun.methods import LoraSpec
-from peftrun.schema import RunSpec
+from peftrun.artifacts import classifier_head
+from peftrun.config.schema import peft_fields
+from peftrun.config.schema.actions import TrainAction
+from peftrun.config.schema.lora import LoraSpec
+from peftrun.config.schema.run import RunSpec
 from peftrun.sweep.cells import Cell
 
 KINDS = ("causal_lm", "seq_cls", "token_cls", "seq2seq")
@@ -106,6 +107,6 @@ def _short(value: Any) -> str:
 
 def _shape(spec: RunSpec) -> str:
     """What all cells of a group have in common."""
-    head = heads.of_task(spec.task)
+    head = classifier_head.of_task(spec.task)
     parts = [dataclasses.asdict(spec.model), dataclasses.asdict(spec.device), spec.task.kind]
     return json.dumps([*parts, dataclasses.asdict(head) if head else None], sort_keys=True)

@@ -41,7 +41,7 @@ class SharedBase(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra once, before any cell is known. Raises: ConfigError: an option of the launcher is at fault."""
-        from peftrun.sweep.flow import Flow
+        from peftrun.sweep.run_sweep import Flow
 
         options = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
         self.flow = Flow(hydra_context, config, dict(options), self.engine, together=self.together)  # type: ignore[arg-type]
@@ -113,8 +113,8 @@ def register() -> None:
         plugins.register(kind)
         node = {"_target_": f"{ALIAS}.{kind.__name__}"}
         ConfigStore.instance().store(group="hydra/launcher", name=option, node=node, provider="peftrun")
-    if find_spec("peftrun.sweep.search"):
-        import_module("peftrun.sweep.search").register()
+    if find_spec("peftrun.sweep.optuna_sweeper"):
+        import_module("peftrun.sweep.optuna_sweeper").register()
 
 
 def on_shared_base(argv: Sequence[str]) -> list[str]:

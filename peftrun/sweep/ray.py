@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peftrun import packages
 from peftrun.errors import ConfigError, DeviceError
-from peftrun.sweep import engines
-from peftrun.sweep.engines import End
+from peftrun.sweep import cluster
+from peftrun.sweep.cluster import End
+from peftrun.system import packages
 
 KNOCK = 10.0  # seconds
 QUIET = {"logging_level": "error", "log_to_driver": False}
@@ -31,14 +31,14 @@ def send(groups: Sequence[Sequence[Path]], options: dict[str, Any]) -> None:
     """
     if packages.package_dir("ray") is None:
         raise ConfigError(packages.not_installed("hydra/launcher", "ray"))
-    parallel = engines.option(options, "Ray", "parallel", 1)
-    max_retries = engines.option(options, "Ray", "max_retries", 0) or 0
+    parallel = cluster.option(options, "Ray", "parallel", 1)
+    max_retries = cluster.option(options, "Ray", "max_retries", 0) or 0
     with _cluster(options) as ray:
         wanted = _wanted(options, ray.cluster_resources(), min(parallel or len(groups), len(groups)))
-        task = ray.remote(**wanted, max_retries=0)(engines.work)
+        task = ray.remote(**wanted, max_retries=0)(cluster.work)
         stop = partial(ray.cancel, force=False)
-        engine = engines.Engine("Ray", partial(_start, task, wanted["num_cpus"]), partial(_end, ray), stop)
-        engines.drive(groups, engine, parallel, max_retries)
+        engine = cluster.Engine("Ray", partial(_start, task, wanted["num_cpus"]), partial(_end, ray), stop)
+        cluster.drive(groups, engine, parallel, max_retries)
 
 
 @contextmanager

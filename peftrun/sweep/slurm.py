@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peftrun import console, packages
+from peftrun import console
 from peftrun.errors import ConfigError
-from peftrun.sweep import engines
-from peftrun.sweep.engines import End
+from peftrun.sweep import cluster
+from peftrun.sweep.cluster import End
+from peftrun.system import packages
 
 LOGS = ".submitit"  # in the sweep's folder: submitit's pickles and what its jobs print
 CLUSTERS = ("slurm", "local", "debug")
@@ -26,7 +27,7 @@ class Job:
     def __call__(self) -> str:
         """Runs the group; one line if the machine cannot do that, else nothing."""
         cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-        return engines.work(self.folders, self.where, int(cpus) if cpus else self.threads)
+        return cluster.work(self.folders, self.where, int(cpus) if cpus else self.threads)
 
     def checkpoint(self, *_: Any) -> Any:
         """What is put back into the queue: the same group; cells that are done are skipped there, partial ones resumed."""
@@ -44,16 +45,16 @@ def send(groups: Sequence[Sequence[Path]], options: dict[str, Any]) -> None:
     """
     if packages.package_dir("submitit") is None:
         raise ConfigError(packages.not_installed("hydra/launcher", "submitit"))
-    parallel = engines.option(options, "SLURM", "parallel", 1)
-    max_retries = engines.option(options, "SLURM", "max_retries", 0) or 0
+    parallel = cluster.option(options, "SLURM", "parallel", 1)
+    max_retries = cluster.option(options, "SLURM", "max_retries", 0) or 0
     logs = groups[0][0].absolute().parent / LOGS
     executor = _executor(logs, options, max_retries)
     _stop_earlier(logs, options["cluster"])
-    threads = None if options["cluster"] == "slurm" else engines.threads_of(parallel, len(groups))
+    threads = None if options["cluster"] == "slurm" else cluster.threads_of(parallel, len(groups))
     start = partial(_start, executor, threads)
-    engines.drive(
+    cluster.drive(
         groups,
-        engines.Engine(_name(options), start, _end, partial(_stop, logs, options["cluster"])),
+        cluster.Engine(_name(options), start, _end, partial(_stop, logs, options["cluster"])),
         parallel,
         max_retries,
     )
@@ -175,6 +176,6 @@ def _terminate(family: Sequence[Any]) -> None:
     import psutil
 
     family[0].terminate()  # submitit hands it on
-    for one in psutil.wait_procs(family, timeout=engines.STOPPING)[1]:
+    for one in psutil.wait_procs(family, timeout=cluster.STOPPING)[1]:
         with suppress(psutil.Error):
             one.kill()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from peftrun.report.figures import figure, is_number
+from peftrun.formatting import figure, is_number
 from peftrun.sweep.summary import SEED, as_key, typed
 
 LEVEL = 0.95

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config
+from peftrun.artifacts.run_layout import RECORD
+from peftrun.artifacts.sweep_folder import SUMMARY
+from peftrun.config import values as config
 from peftrun.errors import ArtifactError
+from peftrun.io import atomic_files
 
-SUMMARY, TABLE, ATTEMPTS = "sweep.json", "sweep.csv", "attempts"
+TABLE, ATTEMPTS = "sweep.csv", "attempts"
 SEED = "seed"
 
 
@@ -72,21 +75,9 @@ def write(folder: Path, sweep: Sweep) -> dict[str, Any]:
             for cell, own in zip(sweep.cells, values, strict=True)
         ],
     }
-    artifacts.write_json(folder / SUMMARY, summary)
-    artifacts.write_text(folder / TABLE, _csv(summary))
+    atomic_files.write_json(folder / SUMMARY, summary)
+    atomic_files.write_text(folder / TABLE, _csv(summary))
     return summary
-
-
-def name_of(cell: Path) -> str:
-    """What a cell is called among others: its id, and what was typed for it alone where its sweep tells."""
-    try:
-        told = artifacts.read_json(cell.parent / SUMMARY)["cells"]
-        commands = {one["id"]: shlex.split(one["command"]) for one in told}
-        shared = set.intersection(*(set(words) for words in commands.values()))
-        own = " ".join(word for word in commands[cell.name] if word not in shared)
-    except (ArtifactError, KeyError, TypeError, ValueError):
-        return f"cell {cell.name}"
-    return f"cell {cell.name} ({own})" if own else f"cell {cell.name}"
 
 
 def axes(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -139,10 +130,10 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 def _record(cell: Path) -> dict[str, Any]:
     """The record of a cell; none if it has not begun. One that is damaged is a failed cell, told as such."""
-    if not (cell / artifacts.RECORD).exists():
+    if not (cell / RECORD).exists():
         return {}
     try:
-        return artifacts.read_json(cell / artifacts.RECORD)
+        return atomic_files.read_json(cell / RECORD)
     except ArtifactError as error:
         return {"status": "failed", "error": str(error)}
 

@@ -5,13 +5,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from peftrun import adapter_folder, console
+from peftrun import console
+from peftrun.artifacts import adapter_folder
+from peftrun.config import usage
+from peftrun.config.schema.objectives import GrpoObjective
+from peftrun.config.schema.run import TaskSpec
+from peftrun.data import columns, sources
 from peftrun.errors import ConfigError, DataError
-from peftrun.explain import reads
-from peftrun.objectives import GrpoObjective
-from peftrun.schema import TaskSpec
-from peftrun.tasks import columns, limits, prepared, rows, sources
-from peftrun.tasks.limits import Reader
+from peftrun.models.reader import Reader
+from peftrun.tasks import length_checks, row_cache, rows
 from peftrun.tasks.rows import Rows
 
 
@@ -34,17 +36,17 @@ def load(task: TaskSpec, base: Any, virtual: int = 0) -> Rows:
     Args: virtual: tokens that an adapter puts before each.
     Raises: ConfigError: the base cannot learn this kind. DataError: see the kind's `load_rows`, and `limits`.
     """
-    return load_for(task, limits.reader_of(base, virtual))
+    return load_for(task, length_checks.reader_of(base, virtual))
 
 
 def load_for(task: TaskSpec, reader: Reader) -> Rows:
     """The same for a base of which only what reads rows is there. No torch. Warns of held-out rows that are training rows too."""
     check_fits(task.kind, reader.config, reader.name)
     console.doing("reading rows and making tokens of them")
-    found = prepared.rows(rows.of_kind(task.kind), task, reader.tokenizer)
-    limits.check(found, reader)
+    found = row_cache.rows(rows.of_kind(task.kind), task, reader.tokenizer)
+    length_checks.check(found, reader)
     if isinstance(task.objective, GrpoObjective):
-        limits.check_room(found, reader, task.objective.max_completion_length)
+        length_checks.check_room(found, reader, task.objective.max_completion_length)
     warning = flattering(found, task)
     if warning:
         console.warn(warning)
@@ -83,7 +85,7 @@ def check_enough(found: Rows, task: TaskSpec) -> None:
 def look(task: TaskSpec) -> None:
     """Looks at the columns of every source before the base is loaded. Raises: DataError: see `columns.check`."""
     if task.lm_eval is None:
-        columns.check(reads.plain(task))
+        columns.check(usage.plain(task))
 
 
 def source_of(task: TaskSpec) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from peftrun.adapter import mixing, nature
-from peftrun.device import of_inputs
-from peftrun.schema import TaskSpec
-from peftrun.tasks import ends, written
+from peftrun.adapters import mixed_batch, traits
+from peftrun.config.schema.run import TaskSpec
+from peftrun.models.device import of_inputs
+from peftrun.tasks import end_tokens, generation_metrics
 from peftrun.tasks.rows.causal_lm import Row, load_rows
 
 __all__ = ["Row", "Score", "evaluate", "load_rows", "metrics", "scored"]
@@ -32,20 +32,20 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     """Means over held-out rows, see `metrics`; and how near written answers are, see `written.nearness`."""
     found = metrics(scored(model, tokenizer, rows, batch_size))
     pairs = [(row.prompt, row.completion) for row in rows]
-    return found | written.measured(model, tokenizer, pairs, batch_size, task)
+    return found | generation_metrics.measured(model, tokenizer, pairs, batch_size, task)
 
 
 @torch.inference_mode()
 def scored(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> list[Score]:
     """Each row measured, by the adapter that it names. Greedy decoding yields a completion exactly if its every token is
     the first choice given those before it, so one teacher-forced pass tells."""
-    was_training, last = model.training, ends.end_tokens(model, tokenizer)
+    was_training, last = model.training, end_tokens.end_tokens(model, tokenizer)
     model.eval()
     found = []
-    ending = [replace(row, candidates=[ends.until(ids, last) for ids in row.candidates]) for row in rows]
+    ending = [replace(row, candidates=[end_tokens.until(ids, last) for ids in row.candidates]) for row in rows]
     for batch in _batches(ending, batch_size):
-        with mixing.answering(model, [row.adapter for row in batch]):
-            each = (_score_whole if nature.reads_whole(model) else _score)(model, batch, tokenizer.pad_token_id)
+        with mixed_batch.answering(model, [row.adapter for row in batch]):
+            each = (_score_whole if traits.reads_whole(model) else _score)(model, batch, tokenizer.pad_token_id)
         for row, scores in zip(batch, each, strict=True):
             likeliest = min(range(len(scores)), key=lambda k: scores[k][0])
             found.append(Score(row, *scores[row.answer], likeliest == row.answer))

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from peftrun import console, paths
+from peftrun import console
+from peftrun.config import paths
+from peftrun.config.schema.run import LmEvalSpec
 from peftrun.errors import ConfigError, DataError
-from peftrun.schema import LmEvalSpec
 
 NOT_FIGURES = ("alias", "name", "sample_len", "samples")
 Results = dict[str, Any]  # as `lm_eval.simple_evaluate` gives them

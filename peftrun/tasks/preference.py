@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from peftrun.device import of_inputs
-from peftrun.objectives import DpoObjective
-from peftrun.schema import TaskSpec
-from peftrun.tasks.likelihood import against_base
+from peftrun.config.schema.objectives import DpoObjective
+from peftrun.config.schema.run import TaskSpec
+from peftrun.models.device import of_inputs
+from peftrun.tasks.log_likelihood import against_base
 from peftrun.tasks.rows.preference import Row, load_rows
 
 __all__ = ["Row", "evaluate", "load_rows"]

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from peftrun.objectives import GrpoObjective
-from peftrun.schema import TaskSpec
-from peftrun.tasks import rewards, written
+from peftrun.config.schema.objectives import GrpoObjective
+from peftrun.config.schema.run import TaskSpec
+from peftrun.tasks import generation_metrics, rewards
 from peftrun.tasks.rows.prompt_only import Row, load_rows
 
 __all__ = ["Row", "evaluate", "load_rows"]
@@ -15,7 +15,9 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     the mean of each reward."""
     objective = task.objective
     assert isinstance(objective, GrpoObjective)
-    said = written.answers(model, tokenizer, [row.prompt for row in rows], batch_size, objective.max_completion_length)
+    said = generation_metrics.answers(
+        model, tokenizer, [row.prompt for row in rows], batch_size, objective.max_completion_length
+    )
     each: dict[str, float] = {
         name: sum(rewards.of(name, objective)(text, row.answer) for text, row in zip(said, rows, strict=True))
         / len(rows)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 
-from peftrun.objectives import GrpoObjective
+from peftrun.config.schema.objectives import GrpoObjective
 
 
 def of(name: str, objective: GrpoObjective) -> Callable[[str, str], float]:

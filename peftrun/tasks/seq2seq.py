@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq
 
-from peftrun.device import of_inputs
-from peftrun.schema import TaskSpec
-from peftrun.tasks import written
-from peftrun.tasks.limits import IGNORED
+from peftrun.config.schema.run import TaskSpec
+from peftrun.models.device import of_inputs
+from peftrun.tasks import generation_metrics
+from peftrun.tasks.length_checks import IGNORED
 from peftrun.tasks.rows.seq2seq import Row, load_rows
 
 __all__ = ["Row", "collator", "evaluate", "load_rows"]
@@ -47,4 +47,4 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
         "loss": total / tokens,
         "perplexity": math.exp(min(total / tokens, 700.0)),
         "exact_match": exact / len(rows),
-    } | written.measured(model, tokenizer, [(row.ids, row.target) for row in rows], batch_size, task)
+    } | generation_metrics.measured(model, tokenizer, [(row.ids, row.target) for row in rows], batch_size, task)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding
 
-from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import answers, macro_f1
+from peftrun.config.schema.run import TaskSpec
+from peftrun.tasks.classification import answers, macro_f1
 from peftrun.tasks.rows.classes import Row
 from peftrun.tasks.rows.seq_cls import load_rows
 

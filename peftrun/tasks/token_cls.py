@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import DataCollatorForTokenClassification
 
-from peftrun.schema import TaskSpec
-from peftrun.tasks.classes import answers, f1
-from peftrun.tasks.limits import IGNORED
+from peftrun.config.schema.run import TaskSpec
+from peftrun.tasks.classification import answers, f1
+from peftrun.tasks.length_checks import IGNORED
 from peftrun.tasks.rows.classes import Row
 from peftrun.tasks.rows.token_cls import OUTSIDE, load_rows
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
-SWITCH, OFF = "TOKENIZERS_PARALLELISM", "off"  # as `dispatch` sets it; a user would type false
+SWITCH, OFF = "TOKENIZERS_PARALLELISM", "off"  # as `runs.execute` sets it; a user would type false
 PART = 1000  # texts that are Python objects at a time
 One = TypeVar("One")
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from peftrun.objectives import KtoObjective
-from peftrun.schema import TaskSpec
-from peftrun.tasks.likelihood import against_base
+from peftrun.config.schema.objectives import KtoObjective
+from peftrun.config.schema.run import TaskSpec
+from peftrun.tasks.log_likelihood import against_base
 from peftrun.tasks.rows.unpaired_preference import Row, load_rows
 
 __all__ = ["Row", "evaluate", "load_rows"]

@@ -8,10 +8,10 @@ the run ended; and a run that goes on from a checkpoint goes on in its tracker. 
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts
-from peftrun.tracker_specs import NoTracker
-from peftrun.trackers.guard import Guard
-from peftrun.trackers.session import STATE, Outcome, Run, outcome
+from peftrun.config.schema.trackers import NoTracker
+from peftrun.io import atomic_files
+from peftrun.trackers.base import STATE, Outcome, Run, outcome
+from peftrun.trackers.safe_session import Guard
 
 _LIVE: dict[Path, Guard] = {}  # run folder → its tracker
 
@@ -24,7 +24,7 @@ def start(spec: Any, run: Run) -> None:
     if isinstance(spec, NoTracker):
         return
     guard = Guard.opened(spec, run)
-    artifacts.write_json(run.folder / STATE, {"name": spec.name, "id": guard.id, "run_name": run.name})
+    atomic_files.write_json(run.folder / STATE, {"name": spec.name, "id": guard.id, "run_name": run.name})
     _LIVE[run.folder] = guard
 
 
@@ -40,8 +40,8 @@ def pause(folder: Path) -> None:
     guard = _LIVE.pop(folder, None)
     if guard:
         guard.pause()
-        state = artifacts.read_json(folder / STATE)
-        artifacts.write_json(folder / STATE, state | {"paused": True})
+        state = atomic_files.read_json(folder / STATE)
+        atomic_files.write_json(folder / STATE, state | {"paused": True})
 
 
 def live(folder: Path) -> bool:
@@ -51,7 +51,9 @@ def live(folder: Path) -> bool:
 
 def paused(folder: Path) -> bool:
     """Whether the run's tracker waits for its end, which another process has left to this one."""
-    return not live(folder) and (folder / STATE).is_file() and bool(artifacts.read_json(folder / STATE).get("paused"))
+    return (
+        not live(folder) and (folder / STATE).is_file() and bool(atomic_files.read_json(folder / STATE).get("paused"))
+    )
 
 
 def end(folder: Path, record: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from peftrun.config.schema.trackers import MlflowTracker
 from peftrun.errors import ConfigError
-from peftrun.tracker_specs import MlflowTracker
-from peftrun.trackers.session import Outcome, Run, facts, in_words, reason
+from peftrun.trackers.base import Outcome, Run, facts, in_words, reason
 
 FILE, ARTIFACTS = "mlflow.db", "artifacts"
 QUIET = {  # no request but to the store; a store that is gone is found so soon

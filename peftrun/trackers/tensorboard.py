@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peftrun.tracker_specs import TensorBoardTracker
-from peftrun.trackers.session import Outcome, Run, in_words
+from peftrun.config.schema.trackers import TensorBoardTracker
+from peftrun.trackers.base import Outcome, Run, in_words
 
 OWN = "tensorboard"  # in the run folder
 

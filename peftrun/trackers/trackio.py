@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peftrun.config.schema.trackers import TrackioTracker
 from peftrun.errors import ConfigError
-from peftrun.tracker_specs import TrackioTracker
-from peftrun.trackers.session import Outcome, Run, facts
+from peftrun.trackers.base import Outcome, Run, facts
 
 _OPEN: list[Path] = []  # folders of the sessions that have not ended
 

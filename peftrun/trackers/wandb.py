@@ -5,8 +5,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from peftrun.tracker_specs import WandbTracker
-from peftrun.trackers.session import Outcome, Run, facts
+from peftrun.config.schema.trackers import WandbTracker
+from peftrun.trackers.base import Outcome, Run, facts
 
 AXIS = "train/global_step"  # as transformers' callback names it
 EXITS = {"completed": 0, "stopped": 0, "interrupted": 255}  # others: 1

@@ -7,8 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from peftrun import artifacts, console, trackers
-from peftrun.training import memory, ranks
+from peftrun import console, trackers
+from peftrun.io import atomic_files
+from peftrun.system import memory
+from peftrun.training import distributed
 from peftrun.training.checkpoints import mark_complete
 
 
@@ -68,7 +70,7 @@ class Report(TrainerCallback):
         """One row, one line."""
         if logs and "eval_loss" in logs:
             self._validated(state, logs)
-        if not logs or "loss" not in logs or not ranks.is_main():
+        if not logs or "loss" not in logs or not distributed.is_main():
             return
         seconds = time.perf_counter() - self.started
         row = {"step": state.global_step, "seconds": round(seconds, 3), **logs, **memory.held()}
@@ -77,8 +79,8 @@ class Report(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just finished."""
-        ranks.wait()  # every process adds the state of its random numbers
-        if ranks.is_main():
+        distributed.wait()  # every process adds the state of its random numbers
+        if distributed.is_main():
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.inputs)
 
     def close(self) -> None:
@@ -88,7 +90,7 @@ class Report(TrainerCallback):
             self.bar = None
 
     def _validated(self, state: Any, logs: dict[str, Any]) -> None:
-        if not ranks.is_main():
+        if not distributed.is_main():
             return
         self._tell({"step": state.global_step, "eval_loss": logs["eval_loss"]})
         if not self.shown:
@@ -97,7 +99,7 @@ class Report(TrainerCallback):
         console.say(f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}")
 
     def _tell(self, row: dict[str, Any]) -> None:
-        artifacts.append_json_line(self.metrics_file, row)
+        atomic_files.append_json_line(self.metrics_file, row)
         trackers.log(self.metrics_file.parent, row)
 
     def _show(self, state: Any, logs: dict[str, Any], seconds: float) -> None:

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peftrun import artifacts, config, console, tracking
+from peftrun import console
+from peftrun.artifacts.run_layout import CHECKPOINTS, CONFIG, METRICS, RECORD
+from peftrun.config import usage
+from peftrun.config import values as config
+from peftrun.config.schema.run import RunSpec
+from peftrun.data import input_digests
 from peftrun.errors import ArtifactError, ConfigError
-from peftrun.explain import reads
-from peftrun.replay import sources
-from peftrun.schema import RunSpec
+from peftrun.io import atomic_files
+from peftrun.trackers import lifecycle
 
 APART = ("action.resume", "action.samples")  # what a run may be continued with otherwise
 STATE = "trainer_state.json"
@@ -22,14 +26,14 @@ COMPLETE = "complete"  # a file that is written after everything else of a check
 def mark_complete(checkpoint: Path, inputs: dict[str, str]) -> None:
     """Says that every file of a checkpoint is on disk, and none but those. Args: inputs: digests of what the training is made from."""
     (checkpoint / CARD).unlink(missing_ok=True)
-    artifacts.flush_tree(checkpoint)
-    artifacts.write_json(checkpoint / COMPLETE, inputs)
+    atomic_files.flush_tree(checkpoint)
+    atomic_files.write_json(checkpoint / COMPLETE, inputs)
 
 
 def changed_inputs(checkpoint: Path, inputs: dict[str, str]) -> list[str]:
     """What is another than when the checkpoint was written; nothing of one by an earlier peftrun, which does not tell."""
     marked = checkpoint / COMPLETE
-    return sources.changed(artifacts.read_json(marked), inputs) if marked.stat().st_size else []
+    return input_digests.changed(atomic_files.read_json(marked), inputs) if marked.stat().st_size else []
 
 
 def check_inputs(checkpoint: Path, inputs: dict[str, str], asked: str) -> None:
@@ -44,15 +48,13 @@ def check_inputs(checkpoint: Path, inputs: dict[str, str], asked: str) -> None:
 
 def last_complete(run: Path) -> Path | None:
     """The newest whole checkpoint of a run; torn ones, left by a killed process, are passed over."""
-    found = [path.parent for path in (run / artifacts.CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
+    found = [path.parent for path in (run / CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
     return max(found, key=step_of, default=None)
 
 
 def _say_torn(run: Path, chosen: Path | None) -> None:
     """Names the checkpoints later than the one that is gone on from, which a killed process, or a copy, has left in part."""
-    found = [
-        path for path in (run / artifacts.CHECKPOINTS).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()
-    ]
+    found = [path for path in (run / CHECKPOINTS).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     torn = [
         path
         for path in found
@@ -103,7 +105,7 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
         console.say(f"{run} has no complete checkpoint yet; starting from the first step")
         return None
     check_inputs(
-        checkpoint, sources.digests(spec), asked
+        checkpoint, input_digests.digests(spec), asked
     )  # before gigabytes are copied and a base is loaded; its rows follow then
     best = _best(checkpoint, asked) if spec.trainer.load_best_model_at_end else None
     console.say(f"continuing {run} after step {step_of(checkpoint)}")
@@ -126,9 +128,9 @@ def taken_back(out_dir: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        shutil.rmtree(out_dir / artifacts.CHECKPOINTS, ignore_errors=True)
-        (out_dir / artifacts.METRICS).unlink(missing_ok=True)
-        tracking.take_back(out_dir)
+        shutil.rmtree(out_dir / CHECKPOINTS, ignore_errors=True)
+        (out_dir / METRICS).unlink(missing_ok=True)
+        lifecycle.take_back(out_dir)
         raise
 
 
@@ -138,13 +140,13 @@ def _copy_state(run: Path, checkpoint: Path, best: Path | None, out_dir: Path) -
         _copy(best, out_dir)
     target = _copy(checkpoint, out_dir, best)
     _copy_metrics(run, out_dir, step_of(checkpoint))
-    tracking.carry(run, out_dir)
+    lifecycle.carry(run, out_dir)
     return target
 
 
 def _best(checkpoint: Path, asked: str) -> Path | None:
     """The checkpoint that was the best one so far, beside this one; None: nothing was measured yet."""
-    named = artifacts.read_json(checkpoint / STATE).get("best_model_checkpoint")
+    named = atomic_files.read_json(checkpoint / STATE).get("best_model_checkpoint")
     if named is None:
         return None
     best = checkpoint.with_name(Path(named).name)
@@ -158,27 +160,27 @@ def _best(checkpoint: Path, asked: str) -> Path | None:
 
 def _copy(checkpoint: Path, out_dir: Path, best: Path | None = None) -> Path:
     """The checkpoint in another run's folder, which then stands alone. `best`: copied as well, and named in it."""
-    target = out_dir / artifacts.CHECKPOINTS / checkpoint.name
-    with artifacts.new_folder(target) as folder:
+    target = out_dir / CHECKPOINTS / checkpoint.name
+    with atomic_files.new_folder(target) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
         if best:
-            state = artifacts.read_json(folder / STATE)
-            artifacts.write_json(folder / STATE, state | {"best_model_checkpoint": str(target.with_name(best.name))})
+            state = atomic_files.read_json(folder / STATE)
+            atomic_files.write_json(folder / STATE, state | {"best_model_checkpoint": str(target.with_name(best.name))})
     return target
 
 
 def _copy_metrics(run: Path, out_dir: Path, last_step: int) -> None:
-    for row in artifacts.read_json_lines(run / artifacts.METRICS):
+    for row in atomic_files.read_json_lines(run / METRICS):
         if row["step"] <= last_step:
-            artifacts.append_json_line(out_dir / artifacts.METRICS, row)
+            atomic_files.append_json_line(out_dir / METRICS, row)
 
 
 def _newest_unfinished(spec: RunSpec, out_dir: Path) -> Path:
-    runs = sorted((path.parent for path in out_dir.parent.glob(f"*/{artifacts.RECORD}")), reverse=True)
+    runs = sorted((path.parent for path in out_dir.parent.glob(f"*/{RECORD}")), reverse=True)
     for run in runs:
         if (
             run != out_dir
-            and (run / artifacts.CONFIG).is_file()
+            and (run / CONFIG).is_file()
             and _unfinished(run)
             and not _differences(spec, run, aloud=False)
         ):
@@ -200,14 +202,14 @@ def _checked(spec: RunSpec, run: Path) -> Path:
 
 def _unfinished(run: Path) -> bool:
     try:
-        return artifacts.read_json(run / artifacts.RECORD).get("status") != "completed"
+        return atomic_files.read_json(run / RECORD).get("status") != "completed"
     except ArtifactError:
         return False
 
 
 def _differences(spec: RunSpec, run: Path, aloud: bool) -> list[str]:
-    mine = dataclasses.asdict(reads.plain(spec))
-    now, then = (_comparable(one) for one in (mine, config.read_run(run / artifacts.CONFIG, aloud)))
+    mine = dataclasses.asdict(usage.plain(spec))
+    now, then = (_comparable(one) for one in (mine, config.read_run(run / CONFIG, aloud)))
     keys = sorted({*now, *then})
     return [f"{key}={now.get(key)}: the run has {then.get(key)}" for key in keys if now.get(key) != then.get(key)]
 

@@ -2,8 +2,8 @@
 
 import math
 
-from peftrun.schema import RunSpec
-from peftrun.sweep import pace
+from peftrun.config.schema.run import RunSpec
+from peftrun.planning import throughput
 
 FEW = 0.5  # epochs, below which most rows are never learned
 
@@ -12,13 +12,13 @@ def told(spec: RunSpec, rows: int, steps: int | None = None) -> str | None:
     """`60 steps × 4 rows = 240 rows (0.26 epochs of 918)`; None where a step does not take whole rows, or takes answers to them."""
     if spec.trainer.packing or spec.task.kind == "prompt_only":
         return None
-    steps = pace.steps(spec.trainer, rows, _processes(spec)) if steps is None else steps
-    return pace.seen(steps, _size(spec), rows) if steps else None
+    steps = throughput.steps(spec.trainer, rows, _processes(spec)) if steps is None else steps
+    return throughput.seen(steps, _size(spec), rows) if steps else None
 
 
 def unseen(spec: RunSpec, rows: int) -> str | None:
     """What to type where most rows are never learned."""
-    steps = pace.steps(spec.trainer, rows, _processes(spec)) or 0
+    steps = throughput.steps(spec.trainer, rows, _processes(spec)) or 0
     if told(spec, rows) is None or steps * _size(spec) >= FEW * rows:
         return None
     whole = math.ceil(rows / _size(spec))
@@ -29,7 +29,7 @@ def unseen(spec: RunSpec, rows: int) -> str | None:
 
 
 def _size(spec: RunSpec) -> int:
-    return pace.step_rows(spec.trainer, _processes(spec))
+    return throughput.step_rows(spec.trainer, _processes(spec))
 
 
 def _processes(spec: RunSpec) -> int:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from peftrun.schema import RunSpec
-from peftrun.sweep.memory import Lengths
-from peftrun.tasks.limits import IGNORED
+from peftrun.config.schema.run import RunSpec
+from peftrun.planning.memory import Lengths
+from peftrun.tasks.length_checks import IGNORED
 
 
 def of_each(rows: Any) -> list[int]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.length_checks import IGNORED
 
 __all__ = ["ORPOConfig", "TokenizedORPO"]
 

@@ -11,7 +11,7 @@ from merge_cases import FAMILIES, trained_adapter
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.config import ArrowConfig, BdLoraConfig, KasaConfig
 
-from peftrun.adapter import combine
+from peftrun.adapters import combine
 from peftrun.errors import AdapterError
 
 FAMILY = FAMILIES["llama"]

@@ -10,7 +10,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from peftrun import adapter_tensors
+from peftrun.artifacts import adapter_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 TARGETS = ["q_proj", "v_proj"]

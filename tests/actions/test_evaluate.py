@@ -9,10 +9,10 @@ from conftest import jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftrun
-from peftrun.tasks import causal_lm, ends
-from peftrun.tasks.data import load_examples
-from peftrun.tasks.encoding import Encoder
+from peftrun.tasks import causal_lm, end_tokens
+from peftrun.tasks.examples import load_examples
 from peftrun.tasks.rows import causal_lm as rows_of
+from peftrun.tasks.tokenization import Encoder
 
 CHOICES = ["task.data.label_column=completion", "task.data.labels={yes: yes, no: no}"]
 
@@ -42,7 +42,7 @@ def _rows(tokenizer, data):
     ).task
     train, _ = load_examples(task)
     for row in [rows_of._row(one, Encoder(tokenizer, task)) for one in train[:7]]:
-        yield replace(row, candidates=[ends.until(ids, {tokenizer.eos_token_id}) for ids in row.candidates])
+        yield replace(row, candidates=[end_tokens.until(ids, {tokenizer.eos_token_id}) for ids in row.candidates])
 
 
 def _nats(model, prompt, ids):

@@ -13,13 +13,14 @@ from faults import check_failed, check_refused
 from test_startup import run as in_a_process
 
 import peftrun
-from peftrun import composition, config
-from peftrun.explain import difference
+from peftrun.composition import compose
+from peftrun.config import values as config
+from peftrun.config_tools import minimal_overrides
 
 
 def composed(command, search_path=()):
     """What a printed command composes."""
-    return config.plain(composition.compose_run(shlex.split(command)[1:], search_path).cfg)
+    return config.plain(compose.compose_run(shlex.split(command)[1:], search_path).cfg)
 
 
 def columns(outcome):
@@ -115,7 +116,7 @@ def test_a_teams_options_are_found_and_are_part_of_the_command(cli, team):
 def test_a_run_folder_is_explained_with_what_nothing_read_and_its_command(cli, trained):
     found = as_json(cli("action=explain", f"run={trained}", "format=json"))
     saved = config.read_values(trained / "config.yaml")
-    assert difference.same(composed(found["command"]), saved)
+    assert minimal_overrides.same(composed(found["command"]), saved)
     assert {row["key"]: row["value"] for row in found["keys"]} == config.flatten(saved)
     record = json.loads((trained / "record.json").read_text())
     assert found["unread"] == record["unread"] and "device.main_port" in found["unread"]
@@ -134,11 +135,11 @@ def test_options_that_have_changed_since_are_told(cli, team):
     assert rows["lora.r"]["value"] == 3
     assert rows["lora.r"]["from"] == f"recorded in config.yaml; today lora/ours.yaml:7 in {team} makes it 5"
     assert rows["lora.lora_alpha"]["from"] == f"lora/ours.yaml:8 in {team}"
-    assert difference.same(composed(found["command"].replace(f"--config-dir {team} ", ""), [str(team)]), config.read_values(run.run_dir / "config.yaml"))  # fmt: skip
+    assert minimal_overrides.same(composed(found["command"].replace(f"--config-dir {team} ", ""), [str(team)]), config.read_values(run.run_dir / "config.yaml"))  # fmt: skip
     shutil.rmtree(team)
     gone = as_json(cli("action=explain", f"run={run.run_dir}", "format=json"))
     assert {row["from"] for row in gone["keys"]} == {"recorded in config.yaml"}
-    assert difference.same(composed(gone["command"]), config.read_values(run.run_dir / "config.yaml"))
+    assert minimal_overrides.same(composed(gone["command"]), config.read_values(run.run_dir / "config.yaml"))
 
 
 @pytest.mark.slow
@@ -169,7 +170,9 @@ def test_the_overrides_that_lead_from_one_run_to_another(cli, two):
     assert found["overrides"] == ["trainer=smoke", "lora.r=8", "seed=1"]
     assert found["command"] == "peftrun lora=dora trainer=smoke seed=1"
     start = ["lora=dora", "lora.r=4"]
-    assert difference.same(composed(shlex.join(["peftrun", *start, *found["overrides"]])), composed(found["command"]))
+    assert minimal_overrides.same(
+        composed(shlex.join(["peftrun", *start, *found["overrides"]])), composed(found["command"])
+    )
     text = cli("action=explain", f"run={one}", f"against={other}").out
     assert "4 → 8" in text and "overrides:\n  trainer=smoke lora.r=8 seed=1\n" in text
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_startup import run as watched
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftrun.adapter import probe
+from peftrun.adapters import probes
 
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "config.yaml", "peftrun.json"}
 
@@ -28,7 +28,7 @@ def exported(tmp_path_factory, trained):
 
 def answers(llama, adapter):
     tokenizer, base = AutoTokenizer.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama)
-    return probe.logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
+    return probes.logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
 
 
 def test_the_folder_loads_with_plain_peft_and_answers_the_same(exported, trained, llama):

@@ -13,7 +13,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from peftrun import adapter_weights
+from peftrun.artifacts import delta_weights
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -210,14 +210,14 @@ def test_it_needs_an_adapter(cli):
 
 
 def test_a_byte_range_that_is_not_the_shape_is_refused(tmp_path, trained):
-    from peftrun import safetensors_file
     from peftrun.errors import ArtifactError
+    from peftrun.io import safetensors_header
 
     file = trained / "adapter" / WEIGHTS
-    entry = safetensors_file.entries(file)[0]
+    entry = safetensors_header.entries(file)[0]
     for wrong in ({"shape": (1, 1)}, {"dtype": "F8_E4M3"}):
         with pytest.raises(ArtifactError, match=entry.name):
-            adapter_weights.tensor(file, type(entry)(**{**entry.__dict__, **wrong}))
+            delta_weights.tensor(file, type(entry)(**{**entry.__dict__, **wrong}))
 
 
 HEAVY = ("torch", "transformers", "peft", "safetensors")

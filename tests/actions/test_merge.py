@@ -8,9 +8,9 @@ from cases import cases
 from conftest import TINY_STEPS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftrun.adapter import probe
-from peftrun.artifacts import digests
-from peftrun.merge import proof
+from peftrun.adapters import probes
+from peftrun.adapters.merge import verify
+from peftrun.io.atomic_files import digests
 
 
 @cases("base, method", product(["llama", "gpt2"], ["lora", "rslora", "dora", "pissa", "olora"]))
@@ -57,9 +57,9 @@ def test_the_written_model_and_all_that_lies_beside_it_load_by_themselves(how, c
     assert all((merged / name).read_text() == name for name in BESIDE)
     assert not any((merged / name).exists() for name in NOT_BESIDE)
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    values = probe.logits(AutoModelForCausalLM.from_pretrained(merged).eval(), tokenizer)
-    base = probe.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), tokenizer)
-    assert probe.compare(base, values)["max_logit_difference"] > 1e-3
+    values = probes.logits(AutoModelForCausalLM.from_pretrained(merged).eval(), tokenizer)
+    base = probes.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), tokenizer)
+    assert probes.compare(base, values)["max_logit_difference"] > 1e-3
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(folder).chat_template
 
 
@@ -83,8 +83,8 @@ def test_the_folder_can_be_chosen(cli, tmp_path, trained, llama, on_tiny):
 
 
 def test_a_merge_that_is_not_the_adapter_is_refused(llama, gpt2):
-    one = probe.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), AutoTokenizer.from_pretrained(llama))
-    with pytest.raises(proof.ProofError, match="is not the adapter on its base"):
-        proof.compare(one, one + 1.0 * (one == one.max()), one, "float32")
-    with pytest.raises(proof.ProofError, match="own effect is"):  # the base itself, for an adapter of small effect
-        proof.compare(one + 1e-3, one, one, "float32")
+    one = probes.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), AutoTokenizer.from_pretrained(llama))
+    with pytest.raises(verify.ProofError, match="is not the adapter on its base"):
+        verify.compare(one, one + 1.0 * (one == one.max()), one, "float32")
+    with pytest.raises(verify.ProofError, match="own effect is"):  # the base itself, for an adapter of small effect
+        verify.compare(one + 1e-3, one, one, "float32")

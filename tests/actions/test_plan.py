@@ -9,7 +9,7 @@ from conftest import TINY_STEPS
 from faults import check_failed, check_refused
 from test_startup import run
 
-from peftrun.training import measure
+from peftrun.training import measure_steps
 
 GRID = ["lora.r=4,8,16", "trainer.learning_rate=1e-4,2e-4,3e-4,5e-4,1e-3", "seed=range(1,21)"]
 
@@ -136,7 +136,7 @@ def clock_of_tokens(monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
-    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: float(seen[0])))
+    monkeypatch.setattr(measure_steps, "time", SimpleNamespace(perf_counter=lambda: float(seen[0])))
     return seen
 
 

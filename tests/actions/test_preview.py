@@ -10,15 +10,15 @@ from html_pages import Page, needs_nothing
 from test_startup import run
 from transformers import AutoTokenizer
 
-from peftrun import artifacts
-from peftrun.composition import compose_run
-from peftrun.config import build
+from peftrun.composition.compose import compose_run
+from peftrun.composition.spec import build_spec
 from peftrun.console import show_marked
-from peftrun.preview import printed
-from peftrun.report import learned_rows
-from peftrun.tasks.encoding import Encoder
+from peftrun.io import atomic_files
+from peftrun.results.preview import printed
+from peftrun.results.report import learned_rows
 from peftrun.tasks.rows import of_kind
-from peftrun.training import loop
+from peftrun.tasks.tokenization import Encoder
+from peftrun.training import fit
 
 TOOLS_TEMPLATE = Path(__file__).parent.parent / "chat_templates" / "hermes.jinja"
 EVIL = "<script>\"&' \x1b[31mred\x07 \u202eturned\u202c שלום \U0001f600 \u2028 \r\n"
@@ -43,7 +43,7 @@ def talk(number):
 
 
 def rows_of(folder):
-    return artifacts.read_json_lines(folder / "rows.jsonl")
+    return atomic_files.read_json_lines(folder / "rows.jsonl")
 
 
 PREFERENCES = {
@@ -82,22 +82,22 @@ def tools_model(llama, folder):
     """The tiny Llama with a template that writes tools, and room for them."""
     shutil.copytree(llama, folder)
     (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE.read_text())
-    config = artifacts.read_json(folder / "config.json")
-    artifacts.write_json(folder / "config.json", config | {"max_position_embeddings": 1024})
+    config = atomic_files.read_json(folder / "config.json")
+    atomic_files.write_json(folder / "config.json", config | {"max_position_embeddings": 1024})
     return folder
 
 
 def trained_on(cli, typed, monkeypatch):
     """The rows that the loop has been given, and its first batch."""
     seen = {}
-    build = loop._build
+    build = fit._build
 
     def watching(*args):
         made = build(*args)
         seen["rows"], seen["batch"] = list(made.train_dataset), made.data_collator
         return made
 
-    monkeypatch.setattr(loop, "_build", watching)
+    monkeypatch.setattr(fit, "_build", watching)
     outcome = cli(
         *typed, *TINY_STEPS, "trainer.max_steps=1", "trainer.save_strategy=no", "action.evaluate_before=false"
     )
@@ -213,7 +213,7 @@ def test_what_becomes_of_every_row(cli, llama, tmp_path, typed, words):
     [("talks", []), ("talks", ["task.loss_on=completion"]), ("text", []), ("instruction", []), ("dpo", [])],
 )
 def test_rows_read_together_are_those_read_alone(kind, more, llama, gpt2, data, tmp_path, monkeypatch):
-    spec = build(compose_run([*built(kind, llama, gpt2, data, tmp_path), *more]).cfg)
+    spec = build_spec(compose_run([*built(kind, llama, gpt2, data, tmp_path), *more]).cfg)
     for base in (spec.model.name_or_path, gpt2) if kind == "instruction" else (spec.model.name_or_path,):
         tokenizer, load = AutoTokenizer.from_pretrained(base), of_kind(spec.task.kind).load_rows
         together = load(spec.task, tokenizer)

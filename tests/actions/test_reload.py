@@ -10,7 +10,7 @@ from cases import cases
 from conftest import TINY_STEPS, build_llama, subprocess_cli
 from safetensors.torch import load_file, save_file
 
-from peftrun import model
+from peftrun.models import base as base_models
 
 
 def copied(trained, tmp_path):
@@ -113,7 +113,7 @@ def test_a_proof_alone_needs_no_base_in_memory_and_is_the_same_proof(cli, reques
     overrides = [*on_tiny(request.getfixturevalue(base)), f"device.dtype={dtype}"]
     trained = cli(*overrides, *TINY_STEPS)
     whole = cli(*overrides, "action=reload", f"adapter={trained.run_dir}")
-    monkeypatch.setattr(model, "load_base", None)  # nobody calls it
+    monkeypatch.setattr(base_models, "load_base", None)  # nobody calls it
     alone = cli(*overrides, "action=reload", "action.evaluate=false", f"adapter={trained.run_dir}")
     assert alone.code == 0, alone.err
     (one,), (other,) = whole.record()["adapters"], alone.record()["adapters"]

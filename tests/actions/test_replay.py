@@ -12,9 +12,9 @@ from faults import check_failed, check_refused
 from safetensors.torch import load_file, save_file
 
 import peftrun
-from peftrun.artifacts import sha256
 from peftrun.errors import ProofError
-from peftrun.replay import environment
+from peftrun.io.atomic_files import sha256
+from peftrun.system import environment
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoders import STEPS, build_bert, build_t5, on_texts, on_words

@@ -25,7 +25,7 @@ def hidden(monkeypatch, *names):
     from importlib import util
 
     found = util.find_spec
-    monkeypatch.setattr("peftrun.serve_checks.find_spec", lambda name: None if name in names else found(name))
+    monkeypatch.setattr("peftrun.checks.serving.find_spec", lambda name: None if name in names else found(name))
 
 
 def test_a_missing_extra_is_told_in_one_line(cli, tmp_path, monkeypatch, llama, on_tiny):

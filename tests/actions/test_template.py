@@ -12,8 +12,8 @@ from conftest import SAMPLED_STEPS
 from faults import check_failed, check_refused
 
 import peftrun
-from peftrun import config
-from peftrun.composition import compose_run
+from peftrun.composition.compose import compose_run
+from peftrun.config import values as config
 
 TYPED = [
     "lora=dora", "lora.r=4", "task=instruction", "task.data.path=mine.jsonl", "task.completion='{answer}: \"{why}\"'", "trainer=epochs", "seed=3",

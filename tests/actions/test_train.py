@@ -18,8 +18,8 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from test_bad_artifacts import no_file_above
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from peftrun import artifacts
-from peftrun.artifacts import sha256
+from peftrun.io import atomic_files
+from peftrun.io.atomic_files import sha256
 
 LONGER = ["trainer.max_steps=30", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=5"]
 
@@ -59,10 +59,10 @@ def test_peft_alone_loads_the_adapter_and_answers_alike(trained, llama):
     kept = json.loads((trained / "adapter" / "peftrun.json").read_text())["probe"]["cpu float32"]
     from transformers import AutoTokenizer
 
-    from peftrun.adapter import probe
+    from peftrun.adapters import probes
 
-    values = probe.logits(adapted.eval(), AutoTokenizer.from_pretrained(llama))
-    assert probe.distance(values, kept) == 0.0
+    values = probes.logits(adapted.eval(), AutoTokenizer.from_pretrained(llama))
+    assert probes.distance(values, kept) == 0.0
     assert AutoPeftModelForCausalLM is not None
 
 
@@ -163,7 +163,7 @@ def test_a_run_killed_at_its_end_or_a_checkpoint_before_ends_alike(end, cli, lla
     overrides += [] if any(one.startswith("lora=") for one in overrides) else ["lora.lora_dropout=0.1"]
     run = interrupted(cli, *overrides)
     killed = run.rename(run.with_name("killed"))  # nothing may lean on where it was
-    whole, expected = artifacts.read_json(killed / "record.json"), losses(killed)
+    whole, expected = atomic_files.read_json(killed / "record.json"), losses(killed)
     for checkpoints_left in ("all", "but the last"):
         resumed = cli(*overrides, f"action.resume={killed}")
         assert resumed.code == 0, resumed.err
@@ -178,7 +178,7 @@ def test_a_run_killed_at_its_end_or_a_checkpoint_before_ends_alike(end, cli, lla
 
 
 def losses(run: Path) -> list[tuple]:
-    rows = artifacts.read_json_lines(run / "metrics.jsonl")
+    rows = atomic_files.read_json_lines(run / "metrics.jsonl")
     return [(row["step"], row.get("loss"), row.get("eval_loss")) for row in rows]
 
 
@@ -220,7 +220,7 @@ def edit_tools(base: Path, rows: Path, run: Path) -> None:
 def edit_how_rows_are_made(base: Path, rows: Path, run: Path) -> None:
     """As an update of a library may: of the same files other rows, which are known only once they are loaded."""
     for marker in run.glob("checkpoints/*/complete"):
-        artifacts.write_json(marker, artifacts.read_json(marker) | {"rows": "0" * 64})
+        atomic_files.write_json(marker, atomic_files.read_json(marker) | {"rows": "0" * 64})
 
 
 EDITED = {
@@ -261,7 +261,9 @@ def test_what_cannot_be_copied_is_refused_and_leaves_nothing(reason, cli, tmp_pa
     if "best" in reason:
         states = [file for file in run.glob("checkpoints/*/trainer_state.json")]
         for file in states:
-            artifacts.write_json(file, artifacts.read_json(file) | {"best_model_checkpoint": str(run / "checkpoint-0")})
+            atomic_files.write_json(
+                file, atomic_files.read_json(file) | {"best_model_checkpoint": str(run / "checkpoint-0")}
+            )
     said = (
         "the best checkpoint of this run, is gone" if "best" in reason else "type hydra.run.dir=FOLDER on another disk"
     )
@@ -302,7 +304,7 @@ def test_full_training_saves_a_model_that_evaluates(cli, llama, on_tiny):
 
 def spoiled(file: str, **values: object):
     """Changes a JSON file of a base."""
-    return lambda base, patch: artifacts.write_json(base / file, artifacts.read_json(base / file) | values)
+    return lambda base, patch: atomic_files.write_json(base / file, atomic_files.read_json(base / file) | values)
 
 
 def with_adapter(base: Path, patch: pytest.MonkeyPatch) -> None:

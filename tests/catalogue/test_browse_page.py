@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from catalogue_runs import browsing, copies
 
-from peftrun.artifacts import METRICS, RECORD
+from peftrun.artifacts.run_layout import METRICS, RECORD
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror=document.title='gone'>"

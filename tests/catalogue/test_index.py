@@ -18,8 +18,8 @@ from cases import cases
 from catalogue_runs import copies
 from faults import snapshot
 
-from peftrun.artifacts import RECORD
-from peftrun.catalogue import index, search
+from peftrun.artifacts.run_layout import RECORD
+from peftrun.results.catalog import index, query
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def some(here, trained):
 
 
 def names(**options) -> set[str]:
-    return {run.facts["run"] for run in search.find(["outputs"], **options).runs}
+    return {run.facts["run"] for run in query.find(["outputs"], **options).runs}
 
 
 def stored() -> int:
@@ -112,8 +112,8 @@ def test_roots_share_the_index_and_keep_apart(some, trained, here):
 
 def test_nothing_is_written_where_it_looks(some, here):
     before = snapshot(here)
-    search.find(["outputs"], with_config=True)
-    search.find(["outputs"], "lora.r=8", "-exact_match")
+    query.find(["outputs"], with_config=True)
+    query.find(["outputs"], "lora.r=8", "-exact_match")
     assert snapshot(here) == before
 
 
@@ -180,7 +180,7 @@ def test_an_index_that_another_process_holds_is_waited_for_and_done_without(some
 
 
 def test_several_processes_make_the_index_at_once(some, here):
-    code = "from peftrun.catalogue import index; print(len(index.runs(['outputs'])))"
+    code = "from peftrun.results.catalog import index; print(len(index.runs(['outputs'])))"
 
     def process(_: int) -> str:
         return subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True).stdout

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import desk
 import documented
 
-from peftrun.composition import compose_run
-from peftrun.config import build
+from peftrun.cli.completion.candidates import candidates
+from peftrun.composition.compose import compose_run
+from peftrun.composition.spec import build_spec
 from peftrun.errors import ConfigError
-from peftrun.shell.candidates import candidates
 
 ROOT = Path(__file__).parents[2]
 ALL = documented.all_commands()
@@ -114,13 +114,13 @@ def test_what_cannot_run_here_is_composed_and_checked(command, here, monkeypatch
     args = [first(word) for word in desk.on_desk(command.words[1:]) if word != "-m"]
     if lines:
         with pytest.raises(ConfigError) as refused:
-            build(compose_run(args).cfg)
+            build_spec(compose_run(args).cfg)
         assert all(any(line in told for line in [*lines, NOT_INSTALLED]) for told in refused.value.lines), (
             refused.value.lines
         )
     else:
         with where_installed():
-            build(compose_run(args).cfg)
+            build_spec(compose_run(args).cfg)
 
 
 def first(word):
@@ -234,7 +234,9 @@ def bare(pins):
 def test_a_command_of_another_program(command, tmp_path, shelf, monkeypatch):
     here = tmp_path
     sit_down(here, shelf, monkeypatch)
-    if "-m peftrun.editor" in command.text:  # writes into the repository: test_schemas.py makes the same and compares
+    if (
+        "-m peftrun.config_tools.json_schema" in command.text
+    ):  # writes into the repository: test_schemas.py makes the same and compares
         return
     if command.words[1].endswith(".py"):
         assert (ROOT / command.words[1]).is_file()

@@ -8,10 +8,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from cases import cases
 
-from peftrun import composition, config, paths, schema, typed
+from peftrun.composition import compose
+from peftrun.composition.composer import Compositions
+from peftrun.config import override_syntax, paths, shorthand
+from peftrun.config import values as config
+from peftrun.config.schema import run as schema
+from peftrun.config_tools import minimal_overrides
 from peftrun.errors import ConfigError
-from peftrun.explain import difference, quoting
-from peftrun.explain.compositions import Compositions
 
 SEED = 20260
 GROUPS = [group for group in paths.GROUPS if group != "experiment"]
@@ -29,7 +32,7 @@ def compositions() -> Compositions:
 
 
 def composed(overrides: list[str]) -> dict[str, Any]:
-    return config.plain(composition.compose_run(overrides).cfg)
+    return config.plain(compose.compose_run(overrides).cfg)
 
 
 def typed_again(command: str) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def drawn(draw: random.Random, compositions: Compositions) -> list[str]:
     values = compositions.compose(texts)
     keys = [key for key in config.flatten(values) if "." in key and not key.startswith(("slots", "template", "action"))]
     for key in draw.sample(keys, draw.choice([0, 1, 2, 3, 6])):
-        texts.append(quoting.override(key, value_of(type_of(key, values), draw), "++"))
+        texts.append(override_syntax.override(key, value_of(type_of(key, values), draw), "++"))
     return texts
 
 
@@ -89,8 +92,8 @@ def check(compositions: Compositions, seed: int, cases: int) -> None:
     for _ in range(cases):
         overrides = drawn(draw, compositions)
         values = composed(overrides)
-        found = difference.between(compositions, (), values)
-        assert difference.same(typed_again(quoting.command(found)), values), overrides
+        found = minimal_overrides.between(compositions, (), values)
+        assert minimal_overrides.same(typed_again(override_syntax.command(found)), values), overrides
         assert len(found) <= len(overrides), (overrides, found)
 
 
@@ -113,11 +116,11 @@ def test_a_text_is_typed_as_it_is(compositions, text):
         "lora.rank_pattern": {"a": text},
         "slots": {text: "v", "deep": {text: [1e-05, None, {"k": text}]}},
     }.items():
-        command = quoting.command([quoting.override(key, value, "++")])
-        found: Any = compositions.compose(typed.in_full(shlex.split(command)[1:]))
+        command = override_syntax.command([override_syntax.override(key, value, "++")])
+        found: Any = compositions.compose(shorthand.in_full(shlex.split(command)[1:]))
         for name in key.split("."):
             found = found[name]
-        assert difference.same(found, value), command
+        assert minimal_overrides.same(found, value), command
 
 
 SMALLEST = [
@@ -139,9 +142,9 @@ SMALLEST = [
 
 @cases("overrides", SMALLEST, ids=" ".join, every=5)
 def test_the_smallest_set_is_what_a_person_would_type(overrides):
-    found = difference.smallest(composed(overrides))
-    assert len(found) == len(overrides) and difference.same(composed(found), composed(overrides))
-    assert not found or quoting.command(found).startswith(f"peftrun {shlex.quote(overrides[0])}")
+    found = minimal_overrides.smallest(composed(overrides))
+    assert len(found) == len(overrides) and minimal_overrides.same(composed(found), composed(overrides))
+    assert not found or override_syntax.command(found).startswith(f"peftrun {shlex.quote(overrides[0])}")
 
 
 STEPS = [
@@ -158,22 +161,24 @@ STEPS = [
 @cases("one, other, steps", STEPS)
 def test_what_leads_from_one_config_to_another(one, other, steps):
     start, target = composed(one), composed(other)
-    found = difference.smallest(target, start=start)
+    found = minimal_overrides.smallest(target, start=start)
     if "adapter=z" not in steps:
         assert found == steps
-    assert difference.same(composed(difference.added(difference.smallest(start), found)), target)
+    assert minimal_overrides.same(composed(minimal_overrides.added(minimal_overrides.smallest(start), found)), target)
 
 
 def test_true_is_not_one_but_one_is_one_point_zero():
-    assert difference.same({"a": [1, {"0": 2.0}]}, {"a": [1.0, {0: 2}]})
-    assert not any(difference.same(*pair) for pair in [(1, True), (0, False), (None, False), ("1", 1), ([1], [1, 2])])
+    assert minimal_overrides.same({"a": [1, {"0": 2.0}]}, {"a": [1.0, {0: 2}]})
+    assert not any(
+        minimal_overrides.same(*pair) for pair in [(1, True), (0, False), (None, False), ("1", 1), ([1], [1, 2])]
+    )
 
 
 def test_what_cannot_be_typed_is_refused(compositions):
     values = composed([])
     with pytest.raises(ConfigError, match="cannot be typed"):
-        difference.between(compositions, (), values | {"lora": None})
+        minimal_overrides.between(compositions, (), values | {"lora": None})
 
 
 def test_a_key_that_is_not_there_differs_from_null_in_nothing():
-    assert difference.differing({"lora": {"r": 8, "x": None}}, {"lora": {"r": 4}}) == {"lora.r": (8, 4)}
+    assert minimal_overrides.differing({"lora": {"r": 8, "x": None}}, {"lora": {"r": 4}}) == {"lora.r": (8, 4)}

@@ -7,9 +7,12 @@ import yaml
 from cases import cases
 from omegaconf._utils import get_yaml_loader
 
-from peftrun import composition, config, paths
-from peftrun.explain import difference, sources
-from peftrun.explain.compositions import Compositions
+from peftrun.composition import compose
+from peftrun.composition.composer import Compositions
+from peftrun.config import paths
+from peftrun.config import values as config
+from peftrun.config_tools import minimal_overrides
+from peftrun.config_tools import provenance as value_origins
 
 CHOICES = [[], *([f"{group}={option}"] for group in paths.GROUPS for option in paths.group_options(group))]
 
@@ -19,7 +22,7 @@ def compositions() -> Compositions:
     return Compositions()
 
 
-def said(source: sources.Source, key: str) -> object:
+def said(source: value_origins.Source, key: str) -> object:
     """The value of the last part of `key` that stands in the source's file at its line."""
     lines = Path(str(source.path())).read_text().splitlines()[source.line - 1 :]
     depth = len(lines[0]) - len(lines[0].lstrip())
@@ -45,19 +48,21 @@ def leaves(values):
 
 @cases("overrides", CHOICES, ids=lambda given: given[0] if given else "default", every=11)
 def test_every_key_comes_from_a_line_that_says_its_value(compositions, overrides):
-    found = sources.of(compositions, overrides)
+    found = value_origins.of(compositions, overrides)
     values = config.flatten(found.values)
     assert values.keys() == found.sources.keys() and values
     for key, source in found.sources.items():
-        assert source.kind == sources.FILE and not source.place, (key, source)
-        assert source.interpolated or difference.same(said(source, key) if key != "adapter" else {}, values[key]), key
+        assert source.kind == value_origins.FILE and not source.place, (key, source)
+        assert source.interpolated or minimal_overrides.same(
+            said(source, key) if key != "adapter" else {}, values[key]
+        ), key
 
 
 @pytest.mark.slow
 def test_it_is_what_the_command_line_composes(compositions):
     for overrides in CHOICES[::7]:
         given = [*overrides, "seed=3", "++slots.a=1"]
-        assert compositions.compose(given) == config.plain(composition.compose_run(given).cfg)
+        assert compositions.compose(given) == config.plain(compose.compose_run(given).cfg)
 
 
 def kinds(found, key):
@@ -75,7 +80,7 @@ def test_what_is_typed_wins_and_says_so(compositions):
         "task.label_names=[x,y]",
         "seed=0",
     ]
-    found = sources.of(compositions, typed)
+    found = value_origins.of(compositions, typed)
     assert kinds(found, "lora.r") == ("typed", "lora.r=4"), "also over experiment=ner, which sets it"
     assert kinds(found, "adapter.default") == ("typed", "adapter=out")
     assert kinds(found, "task.data.labels.0") == ("typed", "++task.data.labels={0: a}")
@@ -89,10 +94,10 @@ def test_what_is_typed_wins_and_says_so(compositions):
 
 
 def test_a_mapping_merges_and_what_is_deleted_is_gone(compositions):
-    found = sources.of(compositions, ["task.data.labels.1=junk", "~task.data.labels.0"])
+    found = value_origins.of(compositions, ["task.data.labels.1=junk", "~task.data.labels.0"])
     assert found.values["task"]["data"]["labels"] == {"1": "junk"}
     assert kinds(found, "task.data.labels.1")[0] == "typed" and "task.data.labels.0" not in found.sources
-    emptied = sources.of(compositions, ["task.data.labels=null"])
+    emptied = value_origins.of(compositions, ["task.data.labels=null"])
     assert kinds(emptied, "task.data.labels")[0] == "typed"
 
 
@@ -114,7 +119,7 @@ def team(tmp_path):
 
 
 def test_a_teams_options_are_named_with_their_place(team):
-    found = sources.of(Compositions([f"file://{team}"]), ["experiment=x"])
+    found = value_origins.of(Compositions([f"file://{team}"]), ["experiment=x"])
     place = f"file://{team}"
     told = {key: (one.text, one.line, one.place, one.interpolated) for key, one in found.sources.items()}
     assert told["lora.r"] == ("lora/ours.yaml", 7, place, False)

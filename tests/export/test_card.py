@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from peftrun.adapter import probe
+from peftrun.adapters import probes
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_what_it_says_of_loading_works(card, where, trained, llama):
     folder = next(iter(sorted((where / "outputs" / "export").glob("*/export"))))
     model, tokenizer = said_to_load(card, tiny=llama, even=folder)
     wanted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), trained / "adapter").eval()
-    assert torch.equal(probe.logits(model, tokenizer), probe.logits(wanted, tokenizer))
+    assert torch.equal(probes.logits(model, tokenizer), probes.logits(wanted, tokenizer))
 
 
 @pytest.mark.slow

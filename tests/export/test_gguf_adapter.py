@@ -16,8 +16,8 @@ from conftest import TINY_STEPS, build_llama, cli_here
 from faults import check_failed, check_refused
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from peftrun import packages
-from peftrun.adapter import probe
+from peftrun.adapters import probes
+from peftrun.system import packages
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def _ordered(name, value, config, kind):
 
 def answers(folder, **more):
     tokenizer = AutoTokenizer.from_pretrained(folder if not more else more.pop("words"))
-    return probe.logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval(), tokenizer)
+    return probes.logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval(), tokenizer)
 
 
 @cases("kind, method", [

@@ -1,6 +1,6 @@
 """target=vllm: what vLLM takes is written as it is, what it would get wrong is brought into a form it gets right, the rest is refused.
 
-vLLM itself is not run: it needs a GPU. The rules are those of its source, see `peftrun/export/vllm_rules.py`.
+vLLM itself is not run: it needs a GPU. The rules are those of its source, see `peftrun/checks/vllm_support.py`.
 """
 
 import json
@@ -19,8 +19,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftrun.adapter import probe
-from peftrun.export import vllm_rules
+from peftrun.adapters import probes
+from peftrun.checks import vllm_support
 
 ASKED = {  # one way to ask for what each rule refuses
     "methods other than LoRA": {"peft_type": "LOHA"},
@@ -57,26 +57,26 @@ def changed(trained, folder, **keys):
 
 def logits(llama, adapter):
     base, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)
-    return probe.logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
+    return probes.logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
 
 
 def test_each_rule_has_an_example():
-    assert len(ASKED) == len(vllm_rules.RULES)
-    for (what, _, _), words in zip(vllm_rules.RULES, ASKED, strict=True):
+    assert len(ASKED) == len(vllm_support.RULES)
+    for (what, _, _), words in zip(vllm_support.RULES, ASKED, strict=True):
         assert words in what
 
 
 @cases("words", ASKED, every=5)
 def test_what_vllm_does_not_take_is_refused_with_what_to_do(cli, tmp_path, trained, words):
     folder = changed(trained, tmp_path / "other", **ASKED[words])
-    line = (f"vLLM {vllm_rules.VERSION} does not take", words)
+    line = (f"vLLM {vllm_support.VERSION} does not take", words)
     check_refused(cli, tmp_path, ["action=export", f"adapter={folder}", "target=vllm"], line)
-    assert all(words_to_type for *_, words_to_type in vllm_rules.RULES)
+    assert all(words_to_type for *_, words_to_type in vllm_support.RULES)
 
 
 @cases("rank, most", [(1, 1), (2, 8), (8, 8), (9, 16), (100, 128), (257, 320), (512, 512)])
 def test_the_rank_is_rounded_up_to_one_that_vllm_knows(rank, most):
-    assert vllm_rules.max_lora_rank(rank) == most
+    assert vllm_support.max_lora_rank(rank) == most
 
 
 def test_several_adapters_in_one_folder_with_the_command(cli, trained, llama):
@@ -88,7 +88,7 @@ def test_several_adapters_in_one_folder_with_the_command(cli, trained, llama):
     assert facts["command"] == (
         "vllm serve me/tiny --enable-lora --max-lora-rank 8 --max-loras 2 --lora-modules spam=spam ham=ham"
     )
-    assert facts["run_with_vllm"] is False and facts["rules_of"] == f"vLLM {vllm_rules.VERSION}"
+    assert facts["run_with_vllm"] is False and facts["rules_of"] == f"vLLM {vllm_support.VERSION}"
     assert "vllm serve me/tiny --enable-lora" in outcome.out
     for name in ("spam", "ham"):
         assert (logits(llama, folder / name) == logits(llama, trained / "adapter")).all()
@@ -204,6 +204,6 @@ def test_an_adapter_of_an_inner_language_model_gets_the_names_of_its_checkpoint(
 
 def test_the_docs_name_every_rule():
     text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-    assert vllm_rules.VERSION in text
-    for what, _, _ in vllm_rules.RULES:
+    assert vllm_support.VERSION in text
+    for what, _, _ in vllm_support.RULES:
         assert re.sub(r"\(.*\)", "", what).strip() in text, what

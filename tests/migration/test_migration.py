@@ -13,7 +13,8 @@ import yaml
 from cases import NOT_INSTALLED, cases, where_installed
 
 import peftrun
-from peftrun import config, paths
+from peftrun.config import paths
+from peftrun.config import values as config
 from peftrun.errors import ConfigError
 
 PEERS = yaml.safe_load((Path(__file__).parent / "peers.yaml").read_text())

@@ -5,9 +5,11 @@ import shlex
 import translate
 from cases import cases
 
-from peftrun import composition, flags, peer_keys
-from peftrun.tasks import columns
-from peftrun.unknown_keys import is_secret, nearest
+from peftrun.checks import peer_keys
+from peftrun.checks.unknown_keys import is_secret, nearest
+from peftrun.cli import flags
+from peftrun.composition import compose
+from peftrun.data import columns
 
 TOOLS = ("axolotl", "llama-factory", "trl")
 PROBES = (
@@ -46,7 +48,7 @@ def said_by_guide(cell: str, value: str) -> list[str] | None:
 
 @cases("tool", TOOLS)
 def test_the_table_says_what_the_guides_say(tool):
-    known, wrong = composition.usual_keys(), {}
+    known, wrong = compose.usual_keys(), {}
     for key, cell in translate.tables(tool)["mapped"].items():
         if "." in key or key in (
             "columns",
@@ -121,7 +123,7 @@ TYPED = [
 def test_what_is_nearly_right_is_answered_with_what_to_type(typed, tmp_path):
     (tmp_path / "faq.csv").write_text("question,answer\na,b\n")
     (tmp_path / "here").mkdir()
-    lines = composition.explain(list(typed), None)
+    lines = compose.explain(list(typed), None)
     typed = {word: told for word, told in typed.items() if told}  # the others are right
     assert len(lines) == len(typed), lines
     for word, told in typed.items():

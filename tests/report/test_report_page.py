@@ -10,11 +10,11 @@ import pytest
 from cases import cases
 from html_pages import Page, needs_nothing
 
-from peftrun import artifacts
 from peftrun.errors import ArtifactError
-from peftrun.report import __main__ as by_hand
-from peftrun.report import facts, learning, page
-from peftrun.report.figures import precise, signed
+from peftrun.formatting import precise, signed
+from peftrun.io import atomic_files
+from peftrun.results.report import __main__ as by_hand
+from peftrun.results.report import learning_curves, page, run_facts
 
 EVIL = '<script>alert("x")</script> & <img src=x> \' "'
 
@@ -33,8 +33,8 @@ def page_of(folder):
 
 
 def change(folder, **more):
-    record = artifacts.read_json(folder / "record.json")
-    artifacts.write_json(folder / "record.json", record | more)
+    record = atomic_files.read_json(folder / "record.json")
+    atomic_files.write_json(folder / "record.json", record | more)
 
 
 def rows(folder, *found):
@@ -58,29 +58,29 @@ def test_a_training_leaves_its_report_and_names_it(trained):
 
 
 def test_every_figure_is_the_records(trained):
-    found, record = Page((trained / "report.html").read_text()).text, artifacts.read_json(trained / "record.json")
+    found, record = Page((trained / "report.html").read_text()).text, atomic_files.read_json(trained / "record.json")
     before, after = record["metrics"]["before"], record["metrics"]["after"]
     for name in after:
         assert precise(before[name]) in found and precise(after[name]) in found
         assert signed(after[name] - before[name]) in found
-    for row in artifacts.read_json_lines(trained / "metrics.jsonl"):
+    for row in atomic_files.read_json_lines(trained / "metrics.jsonl"):
         assert precise(row["loss"]) in found and precise(row["grad_norm"]) in found
     for digest in [*record["artifacts"].values(), *filter(None, record["base"]["fingerprint"].values())]:
         assert digest in found
     assert f"{record['trainable_parameters']:,} of {record['parameters']:,}" in found
-    assert record["size"]["adapter_bytes"] == artifacts.size_of(trained / "adapter")
+    assert record["size"]["adapter_bytes"] == atomic_files.size_of(trained / "adapter")
 
 
 def test_facts_are_those_of_the_folder(trained):
-    found = facts.of_run(trained)
+    found = run_facts.of_run(trained)
     assert (found.status, found.task, found.choices["lora"]) == ("completed", "instruction", "lora")
-    assert found.after == artifacts.read_json(trained / "record.json")["metrics"]["after"]
+    assert found.after == atomic_files.read_json(trained / "record.json")["metrics"]["after"]
     assert [row["step"] for row in found.rows] == [1, 2, 3, 4] and found.made["base"]["name"] == found.base
     assert "trainer.max_steps=4" in found.typed and found.values["trainer"]["max_steps"] == 4
 
 
 def test_samples_are_what_the_record_holds(trained):
-    found = artifacts.read_json(trained / "record.json")["samples"]
+    found = atomic_files.read_json(trained / "record.json")["samples"]
     text = Page((trained / "report.html").read_text()).text
     assert len(found["rows"]) == 3
     for row in found["rows"]:
@@ -95,7 +95,7 @@ def test_what_differs_from_the_defaults_is_told_with_the_default(trained):
 
 
 def test_everything_that_is_not_ours_is_text(run):
-    record = artifacts.read_json(run / "record.json")
+    record = atomic_files.read_json(run / "record.json")
     sample = {"where": EVIL, "prompt": EVIL, "expected": EVIL, "before": EVIL, "after": EVIL}
     matrix = {"labels": [EVIL, "b"], "counts": [[3, 1], [0, 2]]}
     change(
@@ -164,9 +164,9 @@ def test_a_file_that_is_missing_or_damaged_is_a_gap(trained, tmp_path, name, tex
 
 
 def test_a_run_that_goes_on_and_one_that_failed(run):
-    record = artifacts.read_json(run / "record.json")
+    record = atomic_files.read_json(run / "record.json")
     known = ("status", "action", "command", "started", "versions", "environment")
-    artifacts.write_json(run / "record.json", {key: record[key] for key in known} | {"status": "running"})
+    atomic_files.write_json(run / "record.json", {key: record[key] for key in known} | {"status": "running"})
     found = page_of(run).text
     assert "running" in found and "No figures on held-out rows were recorded" in found and "goes on" in found
     change(run, status="failed", error="the loss is nan at step 3")
@@ -182,12 +182,12 @@ def test_a_run_that_goes_on_and_one_that_failed(run):
 
 @pytest.mark.slow
 def test_a_record_of_any_shape_is_told_as_far_as_it_goes(run):
-    for key in artifacts.read_json(run / "record.json"):
+    for key in atomic_files.read_json(run / "record.json"):
         for value in (None, [], "x", 3, {"x": [1]}):
-            copy = artifacts.read_json(run / "record.json")
-            artifacts.write_json(run / "record.json", copy | {key: value})
+            copy = atomic_files.read_json(run / "record.json")
+            atomic_files.write_json(run / "record.json", copy | {key: value})
             page_of(run)
-            artifacts.write_json(run / "record.json", copy)
+            atomic_files.write_json(run / "record.json", copy)
 
 
 def test_a_long_run_is_a_page_of_a_reasonable_size(run):
@@ -199,7 +199,7 @@ def test_a_long_run_is_a_page_of_a_reasonable_size(run):
 
 def test_throughput_says_nothing_across_a_resumption(run):
     rows(run, *({"step": n, "seconds": s, "loss": 1.0, "num_tokens": 100.0 * n} for n, s in ((1, 1.0), (2, 2.0), (3, 0.5), (4, 1.0))))  # fmt: skip
-    speed = next(one for one in learning.plots(facts.of_run(run)) if one.name == "speed")
+    speed = next(one for one in learning_curves.plots(run_facts.of_run(run)) if one.name == "speed")
     assert speed.what == "tokens/s" and speed.series[0].points == [(1.0, 100.0), (2.0, 100.0), (4.0, 200.0)]
 
 
@@ -213,7 +213,9 @@ def test_older_runs_get_theirs_by_hand(run, tmp_path, capsys):
 
 
 def test_by_hand_only_whole_trainings_get_one(run, capsys):
-    assert by_hand.main(["--help"]) == 0 and capsys.readouterr().out.startswith("usage: python -m peftrun.report")
+    assert by_hand.main(["--help"]) == 0 and capsys.readouterr().out.startswith(
+        "usage: python -m peftrun.results.report"
+    )
     assert by_hand.main([]) == 1 and capsys.readouterr().err.startswith("usage: ")
     (run / "report.html").unlink()
     change(run, action="evaluate")
@@ -243,13 +245,13 @@ def test_where_it_cannot_be_written_a_warning_is_all(run, capsys):
 
 def test_a_cell_knows_its_command_and_leads_to_its_sweep(run):
     shutil.rmtree(run / ".hydra")
-    assert facts.of_run(run).task == "causal_lm on pairs.jsonl"
+    assert run_facts.of_run(run).task == "causal_lm on pairs.jsonl"
     cells = [
         {"folder": "other", "command": "peftrun"},
         {"folder": "run", "command": "peftrun task=alpaca 'task.prompt=a b'"},
     ]
-    artifacts.write_json(run.parent / "sweep.json", {"cells": cells})
-    found = facts.of_run(run)
+    atomic_files.write_json(run.parent / "sweep.json", {"cells": cells})
+    found = run_facts.of_run(run)
     assert (found.task, found.typed) == ("alpaca", ["task=alpaca", "task.prompt=a b"])
     text = page.write(run).read_text()
     assert 'href="../report.html"' in text and "peftrun task=alpaca &#x27;task.prompt=a b&#x27;" in text

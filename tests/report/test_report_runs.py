@@ -7,21 +7,25 @@ from conftest import SAMPLED_STEPS, jsonl
 from faults import check_told
 from html_pages import Page, needs_nothing
 
-from peftrun import artifacts, composition, config, dispatch
-from peftrun.report import page
-from peftrun.report.answers import scored
-from peftrun.sweep.planner import Limits
+from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_WEIGHTS, RECORD
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
+from peftrun.io import atomic_files
+from peftrun.planning.joint_memory import Limits
+from peftrun.results.report import page
+from peftrun.results.report.generations import scored
+from peftrun.runs import execute
 
 STEPS = [*SAMPLED_STEPS, "trainer.save_strategy=no"]
 
 
 def spec(*overrides):
-    return config.build(composition.compose_run(overrides).cfg)
+    return build_spec(compose.compose_run(overrides).cfg)
 
 
 def run(folder, *overrides):
-    result = dispatch.run(spec(*overrides), folder)
-    return result, artifacts.read_json(folder / artifacts.RECORD)
+    result = execute.run(spec(*overrides), folder)
+    return result, atomic_files.read_json(folder / RECORD)
 
 
 def text_of(folder):
@@ -31,7 +35,7 @@ def text_of(folder):
 
 
 def weights(folder):
-    return artifacts.sha256(folder / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
+    return atomic_files.sha256(folder / ADAPTER / ADAPTER_WEIGHTS)
 
 
 @cases("more", [[], ["lora.lora_dropout=0.3"]])
@@ -41,7 +45,8 @@ def test_answering_samples_moves_nothing(tmp_path, llama, on_tiny, more):
     assert weights(tmp_path / "of0") == weights(tmp_path / "of3")
     assert found[0]["metrics"] == found[3]["metrics"] and "samples" not in found[0]
     losses = [
-        [row["loss"] for row in artifacts.read_json_lines(tmp_path / name / "metrics.jsonl")] for name in ("of0", "of3")
+        [row["loss"] for row in atomic_files.read_json_lines(tmp_path / name / "metrics.jsonl")]
+        for name in ("of0", "of3")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
     assert len(found[3]["samples"]["rows"]) == 3 and "What it answers" not in text_of(tmp_path / "of0")
@@ -63,10 +68,10 @@ def test_cells_trained_together_leave_what_lone_runs_leave(tmp_path, monkeypatch
         for seed in (0, 1)
     ]
     folders = [tmp_path / f"joint{n}" for n in range(2)]
-    dispatch.together([spec(*cell) for cell in cells], folders, Limits(cells=2))
+    execute.together([spec(*cell) for cell in cells], folders, Limits(cells=2))
     for n, (folder, cell) in enumerate(zip(folders, cells, strict=True)):
         _, lone = run(tmp_path / f"lone{n}", *cell)
-        joint = artifacts.read_json(folder / artifacts.RECORD)
+        joint = atomic_files.read_json(folder / RECORD)
         assert joint["samples"] == lone["samples"] and len(joint["samples"]["rows"]) == 2 + n
         assert {"before", "after"} <= joint["samples"]["rows"][0].keys()
         assert "trained together with 1 other cells" in text_of(folder) and (folder / "curves.svg").is_file()
@@ -137,8 +142,8 @@ def test_a_text_learned_whole_is_asked_for_what_follows_its_beginning(tmp_path, 
 def test_a_run_that_fails_after_it_has_logged_leaves_its_report(tmp_path, llama, on_tiny):
     with pytest.raises(Exception, match="the loss is"):
         run(tmp_path / "run", *on_tiny(llama), *STEPS, "trainer.max_steps=40", "trainer.learning_rate=1e30")
-    record = artifacts.read_json(tmp_path / "run" / artifacts.RECORD)
-    assert record["status"] == "failed" and artifacts.read_json_lines(tmp_path / "run/metrics.jsonl")
+    record = atomic_files.read_json(tmp_path / "run" / RECORD)
+    assert record["status"] == "failed" and atomic_files.read_json_lines(tmp_path / "run/metrics.jsonl")
     assert record["error"] in text_of(tmp_path / "run")
 
 
@@ -148,7 +153,7 @@ def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report
     for logging, steps in ((100, [1, 4]), (3, [1, 3, 4]), (2, [1, 2, 4])):
         folder = tmp_path / f"each{logging}"
         run(folder, *every, f"trainer.logging_steps={logging}")
-        assert [row["step"] for row in artifacts.read_json_lines(folder / "metrics.jsonl")] == steps
+        assert [row["step"] for row in atomic_files.read_json_lines(folder / "metrics.jsonl")] == steps
         assert "Learning" in text_of(folder) and (folder / "curves.svg").is_file()
 
 
@@ -156,11 +161,11 @@ def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report
 def test_cells_shorter_than_their_logging_log_the_same_last_step(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     given = [*on_tiny(llama), *STEPS, "trainer.logging_steps=100", "action.samples=0"]
-    dispatch.together(
+    execute.together(
         [spec(*given, f"seed={seed}") for seed in (0, 1)], [tmp_path / "cell0", tmp_path / "cell1"], Limits(cells=2)
     )
     run(tmp_path / "lone", *given, "seed=1")
-    joint, lone = (artifacts.read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("cell1", "lone"))
+    joint, lone = (atomic_files.read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("cell1", "lone"))
     assert [row["step"] for row in joint] == [row["step"] for row in lone] == [1, 4]
     assert [row["loss"] for row in joint] == pytest.approx([row["loss"] for row in lone], rel=1e-5)
     assert (tmp_path / "cell0/report.html").is_file()
@@ -179,8 +184,8 @@ def test_a_report_that_cannot_be_made_costs_the_run_nothing(tmp_path, llama, on_
 
 
 def test_memory_is_logged_and_recorded(trained):
-    record = artifacts.read_json(trained / artifacts.RECORD)
-    held = [row["resident_bytes"] for row in artifacts.read_json_lines(trained / "metrics.jsonl")]
+    record = atomic_files.read_json(trained / RECORD)
+    held = [row["resident_bytes"] for row in atomic_files.read_json_lines(trained / "metrics.jsonl")]
     assert len(held) == 4 and 0 < max(held) <= record["memory"]["peak_resident_bytes"]
 
 

@@ -6,13 +6,14 @@ import time
 import pytest
 
 import peftrun
-from peftrun import device, model
-from peftrun.serve import asking, faults
-from peftrun.serve.engine import FAILING, Engine
-from peftrun.serve.lane import Computer
-from peftrun.serve.service import Service
-from peftrun.serve.versions import Versions
-from peftrun.serve.watch import Watch
+from peftrun.models import base as base_models
+from peftrun.models import device
+from peftrun.serving import errors, requests
+from peftrun.serving.adapter_registry import Versions
+from peftrun.serving.batch import Computer
+from peftrun.serving.engine import FAILING, Engine
+from peftrun.serving.metrics import Watch
+from peftrun.serving.service import Service
 
 WORDS = "Is it spam or ham?"
 
@@ -39,7 +40,7 @@ def service(llama, on_tiny, weather):
     spec = peftrun.load(
         *on_tiny(llama), "action=serve", "action.max_batch_size=2", "action.max_waiting=4", "action.request_timeout=20"
     )
-    base = model.load_base(spec.model, device.resolve(spec.device))
+    base = base_models.load_base(spec.model, device.resolve(spec.device))
     base.model.register_forward_pre_hook(weather)
     versions, watch = Versions(base.name, []), Watch()
     engine = Engine(Computer(base.model, base.tokenizer.pad_token_id), versions, watch, 2, 4)
@@ -51,7 +52,7 @@ def service(llama, on_tiny, weather):
 
 
 async def ask(service, tokens=4, **more):
-    wish = asking.CompletionWish(model="base", prompt=WORDS, max_tokens=tokens, temperature=0.0, **more)
+    wish = requests.CompletionWish(model="base", prompt=WORDS, max_tokens=tokens, temperature=0.0, **more)
     return await service.whole(*await service.ask(wish))
 
 
@@ -66,7 +67,7 @@ def test_more_than_may_wait_are_refused_and_the_others_are_answered(service, wea
         return await asyncio.gather(*first, *later, return_exceptions=True)
 
     found = asyncio.run(main())
-    refused = [one for one in found if isinstance(one, faults.ApiFault)]
+    refused = [one for one in found if isinstance(one, errors.ApiFault)]
     assert [one.status for one in refused] == [429, 429] and refused[0].headers == {"Retry-After": "1"}
     texts = {one["choices"][0]["text"] for one in found if isinstance(one, dict)}
     assert len(texts) == 1
@@ -77,7 +78,7 @@ def test_an_answer_that_takes_too_long_is_given_up_and_its_place_is_free(service
 
     async def main():
         weather.seconds = 0.25
-        with pytest.raises(faults.ApiFault) as late:
+        with pytest.raises(errors.ApiFault) as late:
             await ask(service, tokens=40)
         assert (late.value.status, late.value.code) == (504, "request_timeout")
         weather.seconds = 0.0
@@ -112,10 +113,10 @@ def test_a_failed_pass_fails_its_requests_and_the_engine_goes_on(service, weathe
 def test_a_thread_that_ends_is_told_and_nobody_waits_for_it(service, weather):
     async def main():
         weather.fault = SystemExit("gone")
-        with pytest.raises(faults.ApiFault, match="gone"):
+        with pytest.raises(errors.ApiFault, match="gone"):
             await ask(service)
         assert "gone" in service.engine.fault
-        with pytest.raises(faults.ApiFault, match="gone"):
+        with pytest.raises(errors.ApiFault, match="gone"):
             await ask(service)
 
     asyncio.run(main())
@@ -127,10 +128,10 @@ def test_a_closed_engine_ends_what_runs(service, weather):
         running = asyncio.create_task(ask(service, tokens=100))
         await asyncio.sleep(0.4)
         await asyncio.to_thread(service.engine.close)
-        with pytest.raises(faults.ApiFault) as told:
+        with pytest.raises(errors.ApiFault) as told:
             await running
         assert told.value.status == 503
-        with pytest.raises(faults.ApiFault, match="shutting down"):
+        with pytest.raises(errors.ApiFault, match="shutting down"):
             await ask(service)
 
     asyncio.run(main())
@@ -138,7 +139,7 @@ def test_a_closed_engine_ends_what_runs(service, weather):
 
 def test_what_a_slow_reader_has_not_taken_grows_together(service):
     async def main():
-        wish = asking.CompletionWish(
+        wish = requests.CompletionWish(
             model="base", prompt=WORDS, max_tokens=30, temperature=0.0, logit_bias={"2": -100.0}
         )
         ticket, letter = await service.ask(wish)

@@ -11,12 +11,12 @@ from merge_cases import FAMILIES, trained_adapter
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from peftrun.adapter import mixing
-from peftrun.serve.lane import Computer, Lane
-from peftrun.serve.sampling import Sampling
-from peftrun.serve.ticket import Row
-from peftrun.serve.versions import Version
-from peftrun.serve.writing import Writing
+from peftrun.adapters import mixed_batch
+from peftrun.serving.adapter_registry import Version
+from peftrun.serving.batch import Computer, Lane
+from peftrun.serving.detokenizer import Writing
+from peftrun.serving.request_state import Row
+from peftrun.serving.sampling import Sampling
 
 CASES = {
     "plain": ["one", "two"],
@@ -38,7 +38,7 @@ def rows(offline, names, net, count, seed):
     for number in range(count):
         name = draw.choice([*names, "base"])
         prompt = [draw.randrange(5, 300) for _ in range(draw.randrange(1, 40))]
-        alone = None if name == "base" else mixing.alone(name, net.peft_config[name])
+        alone = None if name == "base" else mixed_batch.alone(name, net.peft_config[name])
         row = Row(
             Asked(Version(name, name, alone=alone)), number, prompt, Sampling(temperature=0), draw.randrange(1, 24),
             {offline.tokenizer.eos_token_id}, Writing(offline.tokenizer, []), None,

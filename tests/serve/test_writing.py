@@ -7,9 +7,9 @@ import torch
 from cases import cases
 from conftest import _tokenizer
 
-from peftrun.serve import sampling
-from peftrun.serve.sampling import Sampling
-from peftrun.serve.writing import HALF, Writing
+from peftrun.serving import sampling
+from peftrun.serving.detokenizer import HALF, Writing
+from peftrun.serving.sampling import Sampling
 
 TEXTS = ["Ça va? 😀👩‍👩‍👧 fin", "漢字と仮名", "plain words, a  double space\n\n\ttab", "e\u0301 مرحبا"]
 

@@ -11,7 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from peftrun import composition, config, paths
+from peftrun.composition import compose
+from peftrun.config import paths
+from peftrun.config import values as config
 from peftrun.sweep import cells
 
 OURS = """# Ours.
@@ -80,7 +82,7 @@ def test_cells_are_what_hydra_composes(sweep, grid):
     for number, overrides in enumerate(GRIDS[grid], 5):
         try:
             wanted = by_hydra(loader, master, overrides, number)
-        except composition.REFUSALS as error:
+        except compose.REFUSALS as error:
             with pytest.raises(type(error)):
                 composer.compose(overrides, number)
             continue
@@ -118,7 +120,7 @@ def test_a_cell_that_is_refused_does_so_alone(sweep):
 
 
 def test_a_sweep_of_which_nothing_can_be_composed_is_refused(sweep):
-    with pytest.raises(composition.REFUSALS):
+    with pytest.raises(compose.REFUSALS):
         all_of(sweep, [["lora.rr=1"], ["lora.rr=2"]])
 
 

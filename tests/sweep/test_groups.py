@@ -6,7 +6,9 @@ import pytest
 from cases import cases
 from hydra import compose, initialize_config_dir
 
-from peftrun import config, paths
+from peftrun.composition.spec import build_spec_from_values
+from peftrun.config import paths
+from peftrun.config import values as config
 from peftrun.sweep import groups
 from peftrun.sweep.cells import Cell, cell_id
 
@@ -19,7 +21,7 @@ def _hydra():
 
 def cell(*overrides, number=0):
     values = config.plain(compose("config", overrides=list(overrides)))
-    spec = config.of_values(values)
+    spec = build_spec_from_values(values)
     return Cell([number], list(overrides), dataclasses.asdict(spec), spec, id=cell_id(values))
 
 

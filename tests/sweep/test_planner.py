@@ -9,12 +9,16 @@ from cases import cases, where_installed
 from encoders import build_bert
 from hydra import compose, initialize_config_dir
 
-from peftrun import config, heads, paths
+from peftrun.artifacts import base_files, classifier_head
+from peftrun.composition.spec import build_spec, build_spec_from_values
+from peftrun.config import paths
+from peftrun.config import values as config
 from peftrun.errors import ConfigError
-from peftrun.sweep import bases, groups, memory, pace, parameters, planner
+from peftrun.planning import memory, parameter_count, throughput
+from peftrun.planning.joint_memory import Limits, cell_memory, choose_cells_per_step, read_limits, shared_memory
+from peftrun.planning.memory import Lengths
+from peftrun.sweep import groups, planner
 from peftrun.sweep.cells import Cell
-from peftrun.sweep.memory import Lengths
-from peftrun.sweep.planner import Limits
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,7 +28,7 @@ def _hydra():
 
 
 def spec(*overrides):
-    return config.build(compose("config", overrides=list(overrides)))
+    return build_spec(compose("config", overrides=list(overrides)))
 
 
 def header_only(folder, shapes, **settings):
@@ -62,21 +66,21 @@ def on(folder, *overrides):
 
 def test_the_classic_gpt2_adapter_has_as_many_parameters_as_it_has(tmp_path):
     wanted = on(gpt2_124m(tmp_path / "gpt2"), "lora.r=8", "lora.target_modules=[c_attn]")
-    base = bases.read(wanted.model)
-    assert parameters.adapter(base, wanted.lora) == 294_912
+    base = base_files.read(wanted.model)
+    assert parameter_count.adapter(base, wanted.lora) == 294_912
     assert (base.hidden, base.layers, base.vocabulary) == (768, 12, 50257)
     some = on(tmp_path / "gpt2", "lora.r=8", "lora.target_modules=[c_attn]", "lora.layers_to_transform=[0,3]")
-    assert parameters.adapter(base, some.lora) == 294_912 // 6
+    assert parameter_count.adapter(base, some.lora) == 294_912 // 6
     pattern = on(tmp_path / "gpt2", "lora.r=8", "lora.target_modules=.*c_attn", "lora.rank_pattern={c_attn: 4}")
-    assert parameters.adapter(base, pattern.lora) == 294_912 // 2
+    assert parameter_count.adapter(base, pattern.lora) == 294_912 // 2
 
 
 @pytest.mark.slow
 def test_the_count_is_that_of_the_run(trained):
     record = json.loads((trained / "record.json").read_text())
-    wanted = config.of_values(config.read_values(trained / "config.yaml"))
-    base = bases.read(wanted.model)
-    found = parameters.count(base, wanted.lora, wanted.task)
+    wanted = build_spec_from_values(config.read_values(trained / "config.yaml"))
+    base = base_files.read(wanted.model)
+    found = parameter_count.count(base, wanted.lora, wanted.task)
     assert found.trained == record["trainable_parameters"] and found.exact
     assert base.parameters + found.held == record["parameters"]
 
@@ -94,45 +98,45 @@ SHAPED = [
 
 @cases("overrides", [[f"lora={name}", *more] for name, more in VARIANTS.items()] + SHAPED, ids=" ".join, every=4)
 def test_every_variant_of_lora_is_counted_exactly(llama, overrides):
-    from peftrun.adapter import attach
-    from peftrun.device import resolve
-    from peftrun.model import load_base
+    from peftrun.adapters import attach
+    from peftrun.models.base import load_base
+    from peftrun.models.device import resolve
 
     wanted = on(llama, "device.dtype=float32", *overrides)
-    found = parameters.count(bases.read(wanted.model), wanted.lora, wanted.task)
+    found = parameter_count.count(base_files.read(wanted.model), wanted.lora, wanted.task)
     trained, everything = attach.trainable(
         attach.attach(load_base(wanted.model, resolve(wanted.device)), wanted.lora, 0)
     )
     assert (found.trained, found.exact) == (trained, True)
-    assert bases.read(wanted.model).parameters + found.held == everything
+    assert base_files.read(wanted.model).parameters + found.held == everything
 
 
 @cases("overrides", [["lora=eva"], ["lora=ia3"], ["lora.bias=all"], ["lora.target_modules=[lm_head]"]])
 def test_what_files_do_not_tell_is_no_exact_count(llama, overrides):
     wanted = on(llama, *overrides)
-    assert not parameters.count(bases.read(wanted.model), wanted.lora, wanted.task).exact
+    assert not parameter_count.count(base_files.read(wanted.model), wanted.lora, wanted.task).exact
 
 
 @cases("task", ["spanish_sentiment", "ner"])
 def test_a_classifiers_head_is_counted(tmp_path, task):
-    from peftrun.adapter import attach
-    from peftrun.device import resolve
-    from peftrun.model import load_base
+    from peftrun.adapters import attach
+    from peftrun.models.base import load_base
+    from peftrun.models.device import resolve
 
     folder = build_bert(tmp_path / "bert")
     wanted = on(folder, f"task={task}", "lora.target_modules=[query,value]", "device.dtype=float32")
-    found = parameters.count(bases.read(wanted.model), wanted.lora, wanted.task)
-    base = load_base(wanted.model, resolve(wanted.device), head=heads.of_task(wanted.task))
+    found = parameter_count.count(base_files.read(wanted.model), wanted.lora, wanted.task)
+    base = load_base(wanted.model, resolve(wanted.device), head=classifier_head.of_task(wanted.task))
     assert (found.trained, found.exact) == (attach.trainable(attach.attach(base, wanted.lora, 0))[0], True)
-    assert not parameters.count(bases.read(wanted.model), on(folder, f"task={task}").lora, wanted.task).exact
+    assert not parameter_count.count(base_files.read(wanted.model), on(folder, f"task={task}").lora, wanted.task).exact
 
 
 def test_memory_grows_with_what_takes_it(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
-    base = bases.read(on(folder).model)
+    base = base_files.read(on(folder).model)
 
     def needed(*overrides):
-        return planner.cell_memory(base, on(folder, *overrides))
+        return cell_memory(base, on(folder, *overrides))
 
     assert needed("lora.r=16") - needed("lora.r=8") == 8 * sum(map(sum, base.linears.values())) * 16
     assert needed("lora.r=8") > needed("lora.r=8", "trainer.optim=sgd")
@@ -140,13 +144,13 @@ def test_memory_grows_with_what_takes_it(tmp_path):
     assert needed("device.dtype=float32") > needed("device.dtype=bfloat16")
     with where_installed():
         quantized = on(folder, "model.quantization=nf4", "device.dtype=float32")
-    four_bits = planner.shared_memory(base, quantized)
-    assert four_bits < planner.shared_memory(base, on(folder, "device.dtype=float32"))
+    four_bits = shared_memory(base, quantized)
+    assert four_bits < shared_memory(base, on(folder, "device.dtype=float32"))
 
 
 def test_a_run_by_itself_has_parts_that_grow_with_what_takes_them(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
-    base = bases.read(on(folder).model)
+    base = base_files.read(on(folder).model)
 
     def parts(*overrides, **lengths):
         return memory.of_run(base, on(folder, *overrides), Lengths(**lengths) if lengths else None)
@@ -169,7 +173,7 @@ def test_a_run_by_itself_has_parts_that_grow_with_what_takes_them(tmp_path):
 
 
 def test_plain_products_keep_their_scores(llama):
-    base = bases.read(on(llama).model)
+    base = base_files.read(on(llama).model)
 
     def kept(tokens, *overrides):
         return memory.of_run(base, on(llama, f"task.max_length={tokens}", *overrides)).activations / tokens
@@ -187,14 +191,14 @@ HELD = ("process", "weights", "adapter", "learning")
 
 
 def test_the_rules_that_other_modules_hold_are_the_same():
-    from peftrun.training import answer_loss, attention
+    from peftrun.training import completion_loss, cpu_attention
 
-    assert memory.PLAIN_PRODUCTS == attention.LONGEST and memory.SHORT == answer_loss.WORTH_IT
+    assert memory.PLAIN_PRODUCTS == cpu_attention.LONGEST and memory.SHORT == completion_loss.WORTH_IT
 
 
 def test_a_gpu_takes_nothing_for_the_process_and_leaves_no_holes(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
-    base = bases.read(on(folder).model)
+    base = base_files.read(on(folder).model)
     here, there = (
         memory.of_run(base, on(folder, f"device={name}", "device.dtype=float32")) for name in ("cpu", "cuda")
     )
@@ -204,11 +208,11 @@ def test_a_gpu_takes_nothing_for_the_process_and_leaves_no_holes(tmp_path):
 @cases("overrides", [[], ["trainer.gradient_accumulation_steps=3"], ["trainer.max_steps=7"]])
 @cases("rows", [1, 5, 32, 33])
 def test_steps_are_those_of_the_loop(rows, overrides):
-    from peftrun.training import loop
+    from peftrun.training import fit
 
     trainer = spec("trainer=epochs", "trainer.num_train_epochs=1.5", *overrides).trainer
-    assert pace.steps(trainer, rows) == loop.steps(trainer, rows)
-    assert pace.steps(trainer, 2 * rows, 2) == loop.steps(trainer, rows)
+    assert throughput.steps(trainer, rows) == fit.steps(trainer, rows)
+    assert throughput.steps(trainer, 2 * rows, 2) == fit.steps(trainer, rows)
 
 
 def sweep_of(folder, count, *overrides):
@@ -219,8 +223,8 @@ def test_waves_hold_what_the_limits_allow(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
     found = sweep_of(folder, 7)
     assert [len(one.cells) for one in planner.plan(found, Limits(None, 3)).waves] == [3, 3, 1]
-    one = planner.cell_memory(bases.read(on(folder).model), on(folder))
-    base = planner.shared_memory(bases.read(on(folder).model), on(folder))
+    one = cell_memory(base_files.read(on(folder).model), on(folder))
+    base = shared_memory(base_files.read(on(folder).model), on(folder))
     plan = planner.plan(found, Limits(int(base + 2 * one) + 1))
     assert [len(wave.cells) for wave in plan.waves] == [2, 2, 2, 1]
     assert plan.waves[0].memory == pytest.approx(base + 2 * one)
@@ -230,14 +234,14 @@ def test_waves_hold_what_the_limits_allow(tmp_path):
     short = [(each, Lengths(16, 4)) for each, _ in runs]
     allowed = Limits(int(base + 2 * one) + 1)
     assert (
-        planner.seats(runs, allowed)[0] == 2 and planner.seats(short, allowed)[0] > 2
+        choose_cells_per_step(runs, allowed)[0] == 2 and choose_cells_per_step(short, allowed)[0] > 2
     )  # as long as rows are, not as they may be
-    told = planner.seats(runs, allowed)[1]
+    told = choose_cells_per_step(runs, allowed)[1]
     assert "7 cells on one base, 2 at once: about " in told and "of hydra.launcher.memory_limit (" in told
-    few, own = planner.seats(runs, Limits(free=1000)), planner.seats(runs, Limits(None, 7, free=1000))
+    few, own = choose_cells_per_step(runs, Limits(free=1000)), choose_cells_per_step(runs, Limits(None, 7, free=1000))
     assert few[0] == 1 and "hydra.launcher.max_cells=7 takes all at once" in few[1]
     assert own[0] == 7 and "all at once" in own[1]  # what the user sets wins
-    assert "rows of at most 16 tokens" in planner.seats(short, Limits())[1]
+    assert "rows of at most 16 tokens" in choose_cells_per_step(short, Limits())[1]
 
 
 def test_a_base_that_is_not_here_yet_is_said_to_be_unknown():
@@ -256,44 +260,44 @@ def test_a_base_that_is_not_here_yet_is_said_to_be_unknown():
 )
 def test_limits_that_are_none_are_refused(memory, cells, told):
     with pytest.raises(ConfigError) as error:
-        planner.limits(memory, cells)
+        read_limits(memory, cells)
     assert told in error.value.lines[0] and "; type hydra.launcher." in error.value.lines[0]
 
 
 def test_limits_are_read():
-    assert planner.limits("6GiB", 8) == Limits(6 * 2**30, 8)
-    assert planner.limits("1.5 GB", None) == Limits(1_500_000_000, None)
-    assert planner.limits(None, None) == Limits()
+    assert read_limits("6GiB", 8) == Limits(6 * 2**30, 8)
+    assert read_limits("1.5 GB", None) == Limits(1_500_000_000, None)
+    assert read_limits(None, None) == Limits()
 
 
 def test_time_is_that_of_a_run_on_the_same_base_or_unknown(tmp_path, trained):
-    wanted = config.of_values(config.read_values(trained / "config.yaml"))
-    found = pace.of(wanted.model, trained.parent)
+    wanted = build_spec_from_values(config.read_values(trained / "config.yaml"))
+    found = throughput.of(wanted.model, trained.parent)
     record = json.loads((trained / "record.json").read_text())
     assert found.seconds(wanted) == pytest.approx(record["training"]["seconds"], rel=1e-6)
     assert found.lengths(wanted).longest == max(map(len, rows_as_tokens(wanted)))
     others = replace(wanted, task=replace(wanted.task, prompt="{prompt}!"))
     assert found.lengths(others) is None and found.seconds(others) > found.seconds(wanted)
-    (note,) = pace.Paces({"tiny-llama": found}).notes([others])
+    (note,) = throughput.Paces({"tiny-llama": found}).notes([others])
     assert "each row counts as task.max_length=" in note and str(trained) in note
-    none = pace.of_all([wanted], tmp_path)
+    none = throughput.of_all([wanted], tmp_path)
     assert none.seconds(wanted) is None
     assert "unknown: no run of tiny-llama below outputs/ yet" in none.notes([wanted])[0]
 
 
 def rows_as_tokens(wanted):
-    from peftrun import model
+    from peftrun.models import base as base_models
     from peftrun.tasks import causal_lm
 
-    tokenizer = model.load_tokenizer(Path(wanted.model.name_or_path), wanted.model)
+    tokenizer = base_models.load_tokenizer(Path(wanted.model.name_or_path), wanted.model)
     return [row.ids for row in causal_lm.load_rows(wanted.task, tokenizer).train]
 
 
 def test_weights_that_lie_twice_in_a_folder_count_once_and_few_bits_as_they_are_stored(tmp_path):
     folder = header_only(tmp_path / "one", {"h.0.w.weight": [64, 64]}, n_embd=64, n_layer=1, vocab_size=8)
     (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    base = bases.of_folder(folder)
+    base = base_files.of_folder(folder)
     assert base.parameters == 64 * 64 and not base.in_two_bytes
     settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
     (folder / "config.json").write_text(json.dumps(settings))
-    assert bases.of_folder(folder).bytes(2, None) == base.stored
+    assert base_files.of_folder(folder).bytes(2, None) == base.stored

@@ -9,15 +9,16 @@ from html_pages import Page
 from sweep_folders import FINGERPRINT, grid, put, record, sweep
 
 from peftrun.errors import ArtifactError
-from peftrun.report import drawing
-from peftrun.sweep import charts, report
+from peftrun.results.report import svg
+from peftrun.sweep.report import charts
+from peftrun.sweep.report import page as sweep_page
 from peftrun.sweep.summary import Planned, write
 
 EVIL = '<script>alert("x")</script> & <img src=x>'
 
 
 def page_of(folder):
-    return Page(report.write(folder).read_text())
+    return Page(sweep_page.write(folder).read_text())
 
 
 AXES = {"lora.r": [4, 8], "trainer.learning_rate": [1e-4, 1e-3], "seed": [1, 2, 3]}
@@ -39,7 +40,7 @@ def page(tmp_path):
 
 def test_nothing_is_asked_of_the_network(tmp_path):
     grid(tmp_path, AXES, score)
-    text = report.write(tmp_path).read_text()
+    text = sweep_page.write(tmp_path).read_text()
     found = Page(text)
     assert not {"script", "link", "iframe", "img", "object"} & set(found.tags)
     assert not {"src", "href", "xlink:href", "onclick", "onload"} & {name for _, name, _ in found.attributes}
@@ -164,7 +165,7 @@ def test_damaged_curves_and_figures_that_are_no_numbers_are_passed_over(tmp_path
 
 def test_without_a_summary_it_is_told(tmp_path):
     with pytest.raises(ArtifactError, match=r"sweep\.json"):
-        report.write(tmp_path)
+        sweep_page.write(tmp_path)
 
 
 def test_a_cell_that_has_a_report_of_its_own_is_led_to(tmp_path):
@@ -195,18 +196,18 @@ def test_thinned_curves_keep_their_ends_and_their_mean():
 
 
 def test_numbers_that_span_ten_times_are_on_a_logarithmic_scale():
-    assert drawing.scale([1e-4, 1e-3], 0, 100).log and not drawing.scale([1, 9], 0, 100).log
-    assert not drawing.scale([0, 100], 0, 100).log and not drawing.scale([-1, 100], 0, 100).log
-    assert drawing.scale([1e-4, 1e-3, 1e-2], 0, 100).at(1e-3) == pytest.approx(50)
+    assert svg.scale([1e-4, 1e-3], 0, 100).log and not svg.scale([1, 9], 0, 100).log
+    assert not svg.scale([0, 100], 0, 100).log and not svg.scale([-1, 100], 0, 100).log
+    assert svg.scale([1e-4, 1e-3, 1e-2], 0, 100).at(1e-3) == pytest.approx(50)
 
 
 @cases("values", [[0, 1], [3, 3], [0.031, 4.2], [1e-5, 7], [-3, 8], [99, 101], [1e-9, 1e9]])
 def test_ticks_are_few_and_inside(values):
-    found = drawing.scale(values, 0, 100).ticks(5)
+    found = svg.scale(values, 0, 100).ticks(5)
     assert 1 <= len(found) <= 9 and all(min(values) * 0.99 <= tick <= max(values) * 1.01 for tick in found if tick > 0)
 
 
 def test_labels_are_moved_apart_and_stay_inside():
-    found = drawing.apart([10.0, 11, 11, 60], 14, 0, 100)
+    found = svg.apart([10.0, 11, 11, 60], 14, 0, 100)
     assert all(b - a >= 13.99 for a, b in zip(sorted(found), sorted(found)[1:], strict=False))
-    assert max(drawing.apart([99.0, 100, 100], 14, 0, 100)) == 100
+    assert max(svg.apart([99.0, 100, 100], 14, 0, 100)) == 100

@@ -198,8 +198,8 @@ def test_a_sweep_that_is_held_is_refused_by_name(cli, tmp_path, tiny):
 
 def test_what_was_frozen_is_what_runs(cli, tmp_path, tiny):
     """A team's file is edited while the sweep stands still; the cells do not notice."""
-    from peftrun import config
-    from peftrun.sweep import work
+    from peftrun.config import values as config
+    from peftrun.sweep import run_cells
 
     (tmp_path / "team" / "lora").mkdir(parents=True)
     ours = tmp_path / "team" / "lora" / "ours.yaml"
@@ -207,18 +207,18 @@ def test_what_was_frozen_is_what_runs(cli, tmp_path, tiny):
     grid = ["--config-dir", "team", *tiny, "lora=ours", "seed=1,2"]
     sent = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "run", lambda folders, *_: sent.extend(folders))
+        patch.setattr(run_cells, "run", lambda folders, *_: sent.extend(folders))
         outcome = cli(*grid)
     assert outcome.code == 1 and "did not come to its end, and left no reason" in outcome.err
     ours.write_text(ours.read_text().replace("r: 3", "r: 5"))
-    work.run(sent)
+    run_cells.run(sent)
     for cell in sent:
         assert config.read_values(cell / "config.yaml")["lora"]["r"] == 3
         assert json.loads((cell / "adapter" / "adapter_config.json").read_text())["r"] == 3
 
 
 def test_work_continues_from_the_checkpoint_of_the_attempt_that_came_furthest(cli, tmp_path, tiny):
-    from peftrun.sweep import work
+    from peftrun.sweep import run_cells
 
     assert cli(*tiny, "seed=1", "lora.r=4,6").code == 0
     cell = sweep_folder(tmp_path) / summary(tmp_path)["cells"][0]["id"]
@@ -227,7 +227,7 @@ def test_work_continues_from_the_checkpoint_of_the_attempt_that_came_furthest(cl
     (cell / "record.json").write_text(
         json.dumps(record | {"status": "running"})
     )  # as a kill after the last checkpoint leaves it
-    work.run([cell])
+    run_cells.run([cell])
     attempt = sweep_folder(tmp_path) / "attempts" / f"{cell.name}-1"
     assert json.loads((cell / "record.json").read_text())["resumed_from"]
     assert (attempt / "checkpoints").is_dir() and (cell / "adapter" / "adapter_model.safetensors").read_bytes() == whole

@@ -8,35 +8,40 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftrun import artifacts, composition, config, dispatch
-from peftrun.sweep.planner import Limits
+from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_WEIGHTS, CHECKPOINTS, CONFIG, METRICS, RECORD
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
+from peftrun.config import values as config
+from peftrun.io import atomic_files
+from peftrun.planning.joint_memory import Limits
+from peftrun.runs import execute
 
 FLOAT32 = 1e-5  # largest relative distance of a trained tensor to the lone run's, after up to 30 steps
 STEPS = ["trainer.max_steps=30", "trainer.logging_steps=1", "trainer.learning_rate=1e-3", "trainer.save_strategy=no"]
 
 
 def specs_of(*cells):
-    return [config.build(composition.compose_run(cell).cfg) for cell in cells]
+    return [build_spec(compose.compose_run(cell).cfg) for cell in cells]
 
 
 def together(folder, cells, at_once=None, halving=None):
     """Run folders of the cells, trained on one base; cells are lists of overrides."""
     folders = [folder / f"joint{n}" for n in range(len(cells))]
-    dispatch.together(specs_of(*cells), folders, Limits(cells=at_once or len(cells)), halving)
+    execute.together(specs_of(*cells), folders, Limits(cells=at_once or len(cells)), halving)
     return folders
 
 
 def alone(folder, cell, name="alone"):
-    dispatch.run(specs_of(cell)[0], folder / name)
+    execute.run(specs_of(cell)[0], folder / name)
     return folder / name
 
 
 def record(folder):
-    return artifacts.read_json(folder / artifacts.RECORD)
+    return atomic_files.read_json(folder / RECORD)
 
 
 def weights(folder):
-    return load_file(folder / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
+    return load_file(folder / ADAPTER / ADAPTER_WEIGHTS)
 
 
 def distance(one, other):
@@ -65,7 +70,7 @@ def assert_same(joint, lone):
     assert now["metrics"]["after"] == pytest.approx(then["metrics"]["after"], rel=1e-5)
     assert now["trainable_parameters"] == then["trainable_parameters"]
     assert now["parameters"] == then["parameters"]
-    rows = [artifacts.read_json_lines(folder / artifacts.METRICS) for folder in (joint, lone)]
+    rows = [atomic_files.read_json_lines(folder / METRICS) for folder in (joint, lone)]
     assert len(rows[0]) == len(rows[1])
     for one, other in zip(*rows, strict=True):
         assert one.keys() == other.keys() - {"entropy"}  # which TRL alone notes, where it computes every logit
@@ -189,7 +194,7 @@ def test_random_grids(tmp_path, monkeypatch, llama, gpt2, on_tiny, grid):
 @pytest.mark.slow
 def test_products_in_the_bases_dtype_too(tmp_path, monkeypatch, llama, on_tiny):
     """On a GPU PEFT multiplies in bfloat16, and so do cells there: near the lone run on this processor, but not the same."""
-    from peftrun.adapter import stacks
+    from peftrun.adapters.joint import batched_lora
 
     monkeypatch.chdir(tmp_path)
     cells = [
@@ -204,7 +209,7 @@ def test_products_in_the_bases_dtype_too(tmp_path, monkeypatch, llama, on_tiny):
         for n in range(2)
     ]
     exact = together(tmp_path, cells)
-    monkeypatch.setattr(stacks, "product_dtype", lambda x: x.dtype)
+    monkeypatch.setattr(batched_lora, "product_dtype", lambda x: x.dtype)
     (tmp_path / "rounded").mkdir()
     for one, other in zip(together(tmp_path / "rounded", cells), exact, strict=True):
         assert record(one)["status"] == "completed", record(one)["error"]
@@ -222,21 +227,21 @@ def test_a_poisoned_cell_fails_alone(tmp_path, monkeypatch, llama, on_tiny):
     assert_same(good, alone(tmp_path, cells[0]))
     assert "the loss is nan at step" in record(exploded)["error"]
     assert "lora.target_modules=nowhere: matches no module" in record(nowhere)["error"]
-    assert not (exploded / artifacts.ADAPTER).exists() and not (nowhere / artifacts.ADAPTER).exists()
+    assert not (exploded / ADAPTER).exists() and not (nowhere / ADAPTER).exists()
 
 
 @pytest.mark.slow
 def test_a_cell_that_can_only_be_trained_alone_says_so(tmp_path, monkeypatch, llama, on_tiny):
     """An embedding is looked up, not multiplied: there is nothing to stack. The others go on without it."""
-    from peftrun.sweep import work
+    from peftrun.sweep import run_cells
 
     monkeypatch.chdir(tmp_path)
     short = [*on_tiny(llama), *STEPS, "trainer.max_steps=4", "trainer.warmup_steps=0"]
     cells = [[*short, "lora.target_modules=[embed_tokens,q_proj]"], short, [*short, "seed=1"]]
     folders = [tmp_path / f"cell{n}" for n in range(3)]
     for folder, spec in zip(folders, specs_of(*cells), strict=True):
-        artifacts.write_text(folder / artifacts.CONFIG, config.to_yaml(spec))
-    work.run(folders)
+        atomic_files.write_text(folder / CONFIG, config.to_yaml(spec))
+    run_cells.run(folders)
     for folder, cell in zip(folders, cells, strict=True):
         assert_same(folder, alone(tmp_path, cell, f"alone-{folder.name}"))
     assert ["together" in record(folder) for folder in folders] == [False, True, True]
@@ -252,10 +257,10 @@ def test_a_cell_goes_on_from_a_checkpoint_of_either_kind(tmp_path, monkeypatch, 
     joint, _ = together(tmp_path, [cell, [*cell, "seed=1"]])
     for folder in (joint, whole):
         for number in (20, 30):  # as if it had been killed between steps 20 and 30
-            marked = folder / artifacts.CHECKPOINTS / f"checkpoint-{number}" / "complete"
+            marked = folder / CHECKPOINTS / f"checkpoint-{number}" / "complete"
             marked.unlink() if number == 30 else None
         values = record(folder) | {"status": "failed"}
-        artifacts.write_json(folder / artifacts.RECORD, values)
+        atomic_files.write_json(folder / RECORD, values)
     continued = alone(tmp_path, [*cell, f"action.resume={joint}"], "continued")
     (tmp_path / "second").mkdir()
     again, other = together(tmp_path / "second", [[*cell, f"action.resume={whole}"], [*cell, "seed=2"]])
@@ -263,7 +268,7 @@ def test_a_cell_goes_on_from_a_checkpoint_of_either_kind(tmp_path, monkeypatch, 
         assert distance(folder, whole) < FLOAT32
         assert record(folder)["resumed_from"]
     for folder in (again, other):  # as if both had been killed after their last steps
-        artifacts.write_json(folder / artifacts.RECORD, record(folder) | {"status": "failed"})
+        atomic_files.write_json(folder / RECORD, record(folder) | {"status": "failed"})
     (tmp_path / "third").mkdir()
     seeds = {"seed=0": again, "seed=2": other}
     ended = together(tmp_path / "third", [[*cell, seed, f"action.resume={run}"] for seed, run in seeds.items()])
@@ -291,18 +296,18 @@ def test_halving_stops_the_worst_and_gives_their_seats_away(tmp_path, monkeypatc
     assert [one["training"]["steps"] for one in found] == [4, 4, 8, 16]
     assert "number 2 of 2, of which 1 went on" in found[2]["stopped"]
     assert_same(folders[3], alone(tmp_path, cells[3]))
-    assert (folders[0] / artifacts.CHECKPOINTS / "checkpoint-4" / "complete").is_file()
+    assert (folders[0] / CHECKPOINTS / "checkpoint-4" / "complete").is_file()
 
 
 @pytest.mark.slow
 def test_the_base_is_as_it_was(tmp_path, monkeypatch, llama, on_tiny):
     """Two groups in one process: the second is what it is in a process of its own."""
-    from peftrun import warm
+    from peftrun.models import base_cache
 
     monkeypatch.chdir(tmp_path)
     cells = [[*on_tiny(llama), *STEPS, "trainer.max_steps=10", "trainer.warmup_steps=0", f"seed={n}"] for n in range(2)]
     threads = torch.get_num_threads()
-    with warm.kept():
+    with base_cache.kept():
         first = together(tmp_path, cells)
         (tmp_path / "again").mkdir()
         second = together(tmp_path / "again", cells)

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftrun
 from peftrun.errors import DataError, ModelError
-from peftrun.tasks import ends
+from peftrun.tasks import end_tokens
 from peftrun.tasks.chat_template import ChatTemplate
-from peftrun.tasks.data import example
-from peftrun.tasks.encoding import Encoder
-from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.examples import example
+from peftrun.tasks.length_checks import IGNORED
 from peftrun.tasks.messages import Conversation, Message
+from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import causal_lm
-from peftrun.tasks.tally import Tally
+from peftrun.tasks.tokenization import Encoder
 
 OURS, TRLS = Path(__file__).parent.parent / "chat_templates", Path(trl.__file__).parent / "chat_templates"
 # Name → the file, the token that ends a turn, and what is written before an answer's own text.
@@ -322,10 +322,13 @@ def test_all_that_writes_ends_at_the_same_tokens(cli, tmp_path, on_tiny):
     said = cli(*on_tiny(folder), "action=generate", "action.prompt=hi", "action.max_new_tokens=8")
     row = json.loads((said.run_dir / "generations.jsonl").read_text())
     assert row["answer"] == expected
-    assert ends.end_tokens(net, tokenizer) == [tokenizer.eos_token_id, second]
+    assert end_tokens.end_tokens(net, tokenizer) == [tokenizer.eos_token_id, second]
     tokenizer.eos_token = "<|endoftext|>"  # then only the template says how a turn ends
     net.generation_config.eos_token_id = None
-    assert ends.end_tokens(net, tokenizer) == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert end_tokens.end_tokens(net, tokenizer) == [
+        tokenizer.eos_token_id,
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    ]
 
 
 def test_answers_keep_within_the_models_positions(cli, tmp_path, gpt2, data, on_tiny):

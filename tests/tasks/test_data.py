@@ -6,21 +6,21 @@ import pytest
 from cases import cases
 from datasets import Dataset
 
-from peftrun.config import build
+from peftrun.composition.spec import build_spec
 from peftrun.errors import DataError
-from peftrun.tasks.data import load_examples
+from peftrun.tasks.examples import load_examples
 from peftrun.tasks.messages import Conversation, says
-from peftrun.tasks.tally import Tally
+from peftrun.tasks.row_counts import Tally
 
 PAIRS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(12)]
 TEMPLATES = ["task.prompt='{question}'", "task.completion='{answer}'", "task.data.eval_rows=3"]
 
 
 def examples(path, *overrides, tally=None):
-    from peftrun.composition import compose_run
+    from peftrun.composition.compose import compose_run
 
     chosen = [] if any(item.startswith("task=") for item in overrides) else ["task=instruction"]
-    task = build(compose_run([*chosen, f"task.data.path={path}", *overrides]).cfg).task
+    task = build_spec(compose_run([*chosen, f"task.data.path={path}", *overrides]).cfg).task
     return load_examples(task, tally=tally)
 
 
@@ -186,9 +186,9 @@ def test_braces_in_values_are_only_text(tmp_path):
 
 
 def test_the_default_task_is_the_real_data():
-    from peftrun.composition import compose_run
+    from peftrun.composition.compose import compose_run
 
-    train, held_out = load_examples(build(compose_run([]).cfg).task)
+    train, held_out = load_examples(build_spec(compose_run([]).cfg).task)
     assert (len(train), len(held_out)) == (1034, 100)
     for part in (train, held_out):  # both balanced: a model that always says one word is right half the time
         assert 0.4 < sum(e.completion == "spam" for e in part) / len(part) < 0.6

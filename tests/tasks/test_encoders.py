@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import peftrun
-from peftrun.tasks.classes import macro_f1
+from peftrun.tasks.classification import macro_f1
 from peftrun.tasks.rows.token_cls import _from_list
 from peftrun.tasks.token_cls import entities
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoders import LABELS, STEPS, TAGS, build_bert, on_texts, on_words
+
+from peftrun.composition.spec import build_spec
 
 TEXTS = ["el libro muy bueno", "Ana vive en Quito", "la película malo", "Luis"]
 
@@ -55,13 +57,16 @@ def alone(run, overrides):
 
 
 def together(spanish, ner, bert, where):
-    from peftrun import composition, config, device, heads, model
-    from peftrun.adapter import load
+    from peftrun.adapters import load
+    from peftrun.artifacts import classifier_head
+    from peftrun.composition import compose
+    from peftrun.models import base as base_models
+    from peftrun.models import device
 
     both = f"adapter={{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}"
-    spec = config.build(composition.compose_run((*on_texts(bert, where), "action=reload", both)).cfg)
-    head = heads.wanted(spec.task, spec.adapter, spec.active)
-    base = model.load_base(spec.model, device.resolve(spec.device), head=head)
+    spec = build_spec(compose.compose_run((*on_texts(bert, where), "action=reload", both)).cfg)
+    head = classifier_head.wanted(spec.task, spec.adapter, spec.active)
+    base = base_models.load_base(spec.model, device.resolve(spec.device), head=head)
     return load.load(base, spec.adapter, spec.active, False)[0], base
 
 

@@ -6,11 +6,11 @@ import pytest
 from cases import cases
 from faults import check_failed, check_refused
 
-from peftrun.composition import compose_run
-from peftrun.config import build
-from peftrun.tasks import prepared, source_of
-from peftrun.tasks.data import load_examples
-from peftrun.tasks.tally import Tally
+from peftrun.composition.compose import compose_run
+from peftrun.composition.spec import build_spec
+from peftrun.tasks import row_cache, source_of
+from peftrun.tasks.examples import load_examples
+from peftrun.tasks.row_counts import Tally
 
 COMMIT = "a" * 40
 CARD = """---
@@ -41,7 +41,7 @@ def dataset(tmp_path_factory):
 
 def task_of(dataset, *more):
     where = ["task=instruction", "task.data.source=hub", f"task.data.path={dataset}", "task.data.eval_rows=4"]
-    return build(compose_run([*where, *more]).cfg).task
+    return build_spec(compose_run([*where, *more]).cfg).task
 
 
 def prompts(examples):
@@ -97,7 +97,7 @@ def test_rows_are_kept_as_tokens_only_where_every_source_is_a_commit(dataset, ll
     given = ["task.data.name=sums", f"task.data.revision={COMMIT}"]
     more = "task.data.mix={{more: {{path: org/rows, weight: 1.0{}}}}}"
     keys = [
-        prepared._key(task_of(dataset, *given, *beside), tokenizer)
+        row_cache._key(task_of(dataset, *given, *beside), tokenizer)
         for beside in (
             [],
             ["task.data.eval_split=test"],

@@ -8,12 +8,12 @@ from cases import cases
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoTokenizer
 
-from peftrun.composition import compose_run
-from peftrun.config import build
+from peftrun.composition.compose import compose_run
+from peftrun.composition.spec import build_spec
 from peftrun.errors import DataError
-from peftrun.tasks import causal_lm, written
-from peftrun.tasks.data import load_examples
-from peftrun.tasks.limits import IGNORED
+from peftrun.tasks import causal_lm, generation_metrics
+from peftrun.tasks.examples import load_examples
+from peftrun.tasks.length_checks import IGNORED
 
 TALK = [
     {"from": "human", "value": "Is it spam?"},
@@ -32,7 +32,7 @@ def write(folder, *rows):
 
 
 def task_of(file, *overrides):
-    return build(compose_run([*overrides, f"task.data.path={file}", "task.data.eval_rows=1"]).cfg).task
+    return build_spec(compose_run([*overrides, f"task.data.path={file}", "task.data.eval_rows=1"]).cfg).task
 
 
 def talks(tmp_path, *overrides):
@@ -170,14 +170,14 @@ TRUE = ["the cat sat on a mat", "the dogs barked", "everything"]
 
 
 def test_written_answers_are_measured_as_the_libraries_measure():
-    found = written.nearness(["bleu", "chrf", "rouge_1", "rouge_l"], SAID, TRUE)
+    found = generation_metrics.nearness(["bleu", "chrf", "rouge_1", "rouge_l"], SAID, TRUE)
     assert found["bleu"] == sacrebleu.BLEU().corpus_score(SAID, [TRUE]).score > 0
     assert found["chrf"] == sacrebleu.CHRF().corpus_score(SAID, [TRUE]).score > 0
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
     for name, key in {"rouge_1": "rouge1", "rouge_l": "rougeL"}.items():
         each = [scorer.score(true, said)[key].fmeasure for said, true in zip(SAID, TRUE, strict=True)]
         assert found[name] == pytest.approx(100 * sum(each) / 3) and 0 < found[name] < 100
-    assert written.nearness(["bleu", "rouge_2"], TRUE, TRUE) == {
+    assert generation_metrics.nearness(["bleu", "rouge_2"], TRUE, TRUE) == {
         "bleu": pytest.approx(100),
         "rouge_2": pytest.approx(200 / 3),
     }

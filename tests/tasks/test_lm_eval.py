@@ -223,7 +223,7 @@ def test_what_cannot_be_is_refused(cli, tmp_path, llama, tasks, given, fragments
 
 
 def test_a_package_that_is_not_there_is_named(cli, tmp_path, monkeypatch, llama, tasks):
-    monkeypatch.setattr("peftrun.task_checks.find_spec", lambda name: None)
+    monkeypatch.setattr("peftrun.checks.tasks.find_spec", lambda name: None)
     check_refused(cli, tmp_path, asked(llama, tasks), ["lm_eval", "pip install 'peftrun[lm_eval]'"])
 
 

@@ -10,10 +10,14 @@ from conftest import cli_here, jsonl
 from faults import check_refused
 
 import peftrun
-from peftrun import composition, config, device, model, tasks
-from peftrun.objectives import GrpoObjective
+from peftrun import tasks
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
+from peftrun.config.schema.objectives import GrpoObjective
+from peftrun.models import base as base_models
+from peftrun.models import device
 from peftrun.tasks import rewards
-from peftrun.tasks.likelihood import against_base, log_likelihoods
+from peftrun.tasks.log_likelihood import against_base, log_likelihoods
 
 NUMBERS = range(40)
 KINDS = ["dpo", "orpo", "kto", "reward", "grpo"]
@@ -155,12 +159,12 @@ def test_an_adapter_that_starts_anywhere_is_held_against_the_base(cli, where, ll
 
 
 def test_likelihoods_are_those_of_a_plain_forward_pass(llama):
-    spec = config.build(
-        composition.compose_run(
+    spec = build_spec(
+        compose.compose_run(
             ["model=pretrained", f"model.name_or_path={llama}", "device=cpu", "device.dtype=float32"]
         ).cfg
     )
-    base = model.load_base(spec.model, device.resolve(spec.device))
+    base = base_models.load_base(spec.model, device.resolve(spec.device))
     prompts, completions = [[5, 6, 7], [8], [9, 10, 11, 12]], [[20, 21], [22, 23, 24, 25], [26]]
     found = log_likelihoods(base.model, base.tokenizer.pad_token_id, prompts, completions, 2)
     for prompt, completion, value in zip(prompts, completions, found, strict=True):
@@ -173,7 +177,7 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
     kind, run, given = learned
     if kind != "dpo":
         pytest.skip("DPO's")
-    spec = config.build(composition.compose_run([*given, f"adapter={run.run_dir}", "action=reload"]).cfg)
+    spec = build_spec(compose.compose_run([*given, f"adapter={run.run_dir}", "action=reload"]).cfg)
     net, tokenizer = peftrun.load_adapter(str(run.run_dir), *given)
     rows = tasks.of_kind("preference").load_rows(spec.task, tokenizer)
     assert len(rows.held_out) == 8 and tokenizer.decode(rows.for_training()[0]["chosen_ids"]) == "yes<|im_end|>\n"

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoders import build_t5
 
+from peftrun.composition.spec import build_spec
+
 WORDS = ["el", "la", "libro", "muy", "bueno", "malo", "Ana", "Luis", "Lima", "Quito"]
 
 
@@ -90,9 +92,10 @@ def test_exact_match_is_what_greedy_decoding_writes(learned, given):
     import peftrun
 
     net, tokenizer = peftrun.load_adapter(str(learned.run_dir), *given)
-    from peftrun import composition, config, tasks
+    from peftrun import tasks
+    from peftrun.composition import compose
 
-    spec = config.build(composition.compose_run((*given, "action=evaluate")).cfg)
+    spec = build_spec(compose.compose_run((*given, "action=evaluate")).cfg)
     rows = tasks.of_kind("seq2seq").load_rows(spec.task, tokenizer).held_out
     found = tasks.of_kind("seq2seq").evaluate(net, tokenizer, rows, 3, spec.task)["exact_match"]
     right = 0
@@ -126,10 +129,10 @@ def test_a_task_of_the_other_kind_is_refused(cli, llama, on_tiny, given, t5):
 
 def test_a_catalogue_is_read_without_its_doubtful_entries(tmp_path):
     pytest.importorskip("polib")
-    from peftrun.tasks import translations
+    from peftrun.data import gettext_po
 
     (tmp_path / "a.po").write_text(
         'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\nmsgid "yes"\nmsgstr "sí"\n\n#, fuzzy\nmsgid "no"\nmsgstr "nunca"\n\n'
         'msgid "open"\nmsgstr ""\n\nmsgid "one"\nmsgid_plural "many"\nmsgstr[0] "uno"\nmsgstr[1] "muchos"\n\n#~ msgid "old"\n#~ msgstr "viejo"\n'
     )
-    assert translations.read(tmp_path / "a.po") == [{"msgid": "yes", "msgstr": "sí"}]
+    assert gettext_po.read(tmp_path / "a.po") == [{"msgid": "yes", "msgstr": "sí"}]

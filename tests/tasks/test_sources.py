@@ -6,10 +6,11 @@ import pytest
 from cases import cases
 
 import peftrun
-from peftrun import composition, config
+from peftrun.composition import compose
+from peftrun.composition.spec import build_spec
+from peftrun.data import columns
 from peftrun.errors import ConfigError, DataError
-from peftrun.tasks import columns
-from peftrun.tasks.data import load_examples
+from peftrun.tasks.examples import load_examples
 
 
 def write(file, rows):
@@ -18,7 +19,7 @@ def write(file, rows):
 
 
 def task_of(*overrides):
-    return config.build(composition.compose_run(["task=instruction", *overrides]).cfg).task
+    return build_spec(compose.compose_run(["task=instruction", *overrides]).cfg).task
 
 
 @pytest.fixture

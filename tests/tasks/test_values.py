@@ -14,12 +14,12 @@ import pytest
 from cases import cases
 from pyarrow import parquet
 
-from peftrun import prompts
-from peftrun.composition import compose_run
-from peftrun.config import build
+from peftrun.artifacts import prompts_file
+from peftrun.composition.compose import compose_run
+from peftrun.composition.spec import build_spec
+from peftrun.data import templates
 from peftrun.errors import ConfigError, DataError
-from peftrun.tasks import templates
-from peftrun.tasks.data import load_examples
+from peftrun.tasks.examples import load_examples
 
 LABELLED = ["task.data.label_column=of", "task.completion='{label}'"]
 
@@ -27,7 +27,7 @@ LABELLED = ["task.data.label_column=of", "task.completion='{label}'"]
 @cache
 def task_of(*overrides):
     given = [f"task.data.path={__file__}", "task.data.eval_rows=1", "task.data.holdout=last"]
-    return build(compose_run(["task=instruction", *given, *overrides]).cfg).task
+    return build_spec(compose_run(["task=instruction", *given, *overrides]).cfg).task
 
 
 def pairs(path, *overrides):
@@ -224,10 +224,10 @@ def test_each_text_that_is_written_is_read_back(tmp_path, kind):
     ],
 )
 def test_a_prompt_ends_at_a_line_feed(tmp_path, name, content, expected):
-    assert [one.said for one in prompts.read(str(write(tmp_path / name, content)), {})] == expected
+    assert [one.said for one in prompts_file.read(str(write(tmp_path / name, content)), {})] == expected
     write(tmp_path / name, content.encode("utf-16"))
     with pytest.raises(DataError, match="UTF-8"):
-        prompts.read(str(tmp_path / name), {})
+        prompts_file.read(str(tmp_path / name), {})
 
 
 @cases(

@@ -6,9 +6,9 @@ from faults import check_refused
 from team_packages import install, write
 
 import peftrun
-from peftrun import asked
+from peftrun.artifacts import run_overrides
+from peftrun.config.search_path import packages
 from peftrun.errors import ConfigError
-from peftrun.team import packages
 
 OURS = "defaults:\n  - lora\n  - _self_\nr: 3\n"
 
@@ -56,7 +56,7 @@ def test_a_given_folder_wins_over_an_installed_package(team, tmp_path, cli):
 def test_a_run_remembers_folders_and_not_installed_packages(team, trained, tmp_path, cli):
     write(tmp_path / "more", "lora/more", OURS)
     done = cli("--config-dir", "more", "lora=more", "action=inspect", f"adapter={trained}")
-    assert asked.search_path(done.run_dir) == [f"file://{tmp_path / 'more'}"]
+    assert run_overrides.search_path(done.run_dir) == [f"file://{tmp_path / 'more'}"]
 
 
 def test_what_hides_behind_an_option_of_peftrun_is_told(team, trained, tmp_path, cli):

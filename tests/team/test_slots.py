@@ -6,7 +6,8 @@ from conftest import TINY_STEPS
 from faults import check_refused
 from team_packages import write
 
-from peftrun import config
+from peftrun.composition.spec import build_spec_from_values
+from peftrun.config import values as config
 
 TEMPLATE = """
 defaults:
@@ -92,7 +93,7 @@ def test_a_run_says_and_records_its_template(team, cli, llama, on_tiny):
     values = config.read_values(done.run_dir / "config.yaml")
     assert values["template"]["version"] == "1.2.0" and values["slots"]["rows"] == "rows.jsonl"
     assert values["task"]["data"]["path"] == "rows.jsonl" and values["task"]["system"] == "Hello there"
-    assert config.of_values(values).template.slots["rows"].type == "path"
+    assert build_spec_from_values(values).template.slots["rows"].type == "path"
     assert "slots" not in str(done.record()["unread"]) and "template" not in str(done.record()["unread"])
 
 

@@ -9,7 +9,7 @@ from cases import cases
 from conftest import TINY_STEPS, cli_here
 from faults import check_refused
 
-from peftrun import artifacts
+from peftrun.io import atomic_files
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def test_cells_that_train_together_do_not_mix(kind, where, llama, on_tiny, asked
     run = cli_here(where, "-m", *on_tiny(llama), *STEPS, *asked(kind), *given)
     assert run.code == 0, run.err
     cells = [path.parent for path in sweep.glob("*/record.json")]
-    assert len(cells) == 4 and all(artifacts.read_json(cell / "record.json").get("together") for cell in cells)
+    assert len(cells) == 4 and all(atomic_files.read_json(cell / "record.json").get("together") for cell in cells)
     finals = set()
     for cell in cells:
         found = told.read(kind, cell, store / kind)
@@ -155,7 +155,7 @@ def test_an_interrupted_run_is_told_so(where, store, tmp_path):
     trackers.start(spec, trackers.Run(tmp_path, "cut off", None, {"seed": 0}, []))
     trackers.log(tmp_path, {"step": 1, "loss": 2.0})
     record = {"status": "interrupted", "versions": {}}
-    artifacts.write_json(tmp_path / "record.json", record)
+    atomic_files.write_json(tmp_path / "record.json", record)
     trackers.end(tmp_path, record)
     assert told.read("mlflow", tmp_path, store / "mlflow").status == "KILLED"
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused(cli, tmp_path, monkeypatch, llama, on_tiny, g
 
 
 def test_a_package_that_is_not_there_is_named(cli, tmp_path, monkeypatch, llama, on_tiny):
-    monkeypatch.setattr("peftrun.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("peftrun.system.packages.find_spec", lambda name: None)
     check_refused(
         cli, tmp_path, [*on_tiny(llama), "tracker=trackio"], ["tracker.name=trackio", "pip install 'peftrun[trackers]'"]
     )

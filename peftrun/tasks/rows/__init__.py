@@ -5,7 +5,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from peftrun.tasks.tally import Tally
+from peftrun.tasks.row_counts import Tally
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftrun import console
+from peftrun.config.schema.run import TaskSpec
 from peftrun.errors import DataError
-from peftrun.schema import TaskSpec
-from peftrun.tasks.data import Example, digest, load_examples
-from peftrun.tasks.encoding import Encoder
-from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.conversations import in_batches, kept
+from peftrun.tasks.examples import Example, digest, load_examples
+from peftrun.tasks.length_checks import IGNORED
 from peftrun.tasks.messages import ASSISTANT, named, says
+from peftrun.tasks.row_counts import SILENT, SINGLE, Tally
 from peftrun.tasks.rows import Rows
-from peftrun.tasks.talks import in_batches, kept
-from peftrun.tasks.tally import SILENT, SINGLE, Tally
+from peftrun.tasks.tokenization import Encoder
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftrun import console
-from peftrun.explain import quoting
-from peftrun.schema import TaskSpec
+from peftrun.config import override_syntax
+from peftrun.config.schema.run import TaskSpec
 from peftrun.tasks.messages import ADVICE
 from peftrun.tasks.rows import Rows
 
@@ -26,7 +26,7 @@ class Row:
 
 def not_among(names: list[str], name: str) -> str:
     """What is said of a label or tag that is none of `task.label_names`."""
-    more = quoting.words([quoting.override("task.label_names", [*names, name])])
+    more = override_syntax.words([override_syntax.override("task.label_names", [*names, name])])
     return f"is not among task.label_names ({', '.join(names)}); type {more}, or {ADVICE}"
 
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftrun.config.schema.objectives import RewardObjective
+from peftrun.config.schema.run import TaskSpec
 from peftrun.errors import DataError
-from peftrun.objectives import RewardObjective
-from peftrun.schema import TaskSpec
-from peftrun.tasks.data import digest_of, load_examples
-from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.conversations import answer_of, encoded, given_of
+from peftrun.tasks.examples import digest_of, load_examples
 from peftrun.tasks.messages import Conversation, Message
+from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
-from peftrun.tasks.talks import answer_of, encoded, given_of
-from peftrun.tasks.tally import Tally
+from peftrun.tasks.tokenization import Encoder
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftrun.schema import TaskSpec
-from peftrun.tasks import ends
-from peftrun.tasks.data import digest_of, label, load_examples
-from peftrun.tasks.encoding import Encoder
+from peftrun.config.schema.run import TaskSpec
+from peftrun.data.templates import fill
+from peftrun.tasks import end_tokens
+from peftrun.tasks.conversations import encoded, given_of
+from peftrun.tasks.examples import digest_of, label, load_examples
 from peftrun.tasks.messages import Conversation
+from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
-from peftrun.tasks.talks import encoded, given_of
-from peftrun.tasks.tally import Tally
-from peftrun.tasks.templates import fill
+from peftrun.tasks.tokenization import Encoder
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
     Raises: DataError: see `data.load_examples`.
     """
-    ends.eos(tokenizer)  # answers that are drawn must be able to end
+    end_tokens.eos(tokenizer)  # answers that are drawn must be able to end
     tally = Tally()
     train, held_out = load_examples(task, _asked, tally)
     said = [[one.given.as_json(), one.completion] for one in (*train, *held_out)]

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftrun.config.schema.run import TaskSpec
 from peftrun.errors import DataError
-from peftrun.schema import TaskSpec
-from peftrun.tasks.data import Example, digest, load_examples
+from peftrun.tasks.conversations import kept
+from peftrun.tasks.examples import Example, digest, load_examples
+from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
-from peftrun.tasks.talks import kept
-from peftrun.tasks.tally import Tally
 from peftrun.tasks.token_ids import in_parts
 
 

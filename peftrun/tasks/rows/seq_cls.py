@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from peftrun.config.schema.run import TaskSpec
 from peftrun.errors import DataError
-from peftrun.schema import TaskSpec
-from peftrun.tasks.data import Example, digest, example, load_examples
+from peftrun.tasks.examples import Example, digest, example, load_examples
+from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
 from peftrun.tasks.rows.classes import Row, limit, not_among, say_cut
-from peftrun.tasks.tally import Tally
 from peftrun.tasks.token_ids import in_parts
 
 

@@ -4,14 +4,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftrun.config.schema.run import TaskSpec
+from peftrun.data.templates import text_of
 from peftrun.errors import DataError
-from peftrun.schema import TaskSpec
-from peftrun.tasks.data import digest_of, load_examples
-from peftrun.tasks.limits import IGNORED
+from peftrun.tasks.examples import digest_of, load_examples
+from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
 from peftrun.tasks.rows.classes import Row, limit, not_among, say_cut
-from peftrun.tasks.tally import Tally
-from peftrun.tasks.templates import text_of
 from peftrun.tasks.token_ids import in_parts
 
 OUTSIDE = "O"

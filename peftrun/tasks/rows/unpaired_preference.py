@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftrun.config.schema.run import TaskSpec
+from peftrun.data.templates import fill
 from peftrun.errors import DataError
-from peftrun.schema import TaskSpec
-from peftrun.tasks.data import digest_of, load_examples
-from peftrun.tasks.encoding import Encoder
+from peftrun.tasks.conversations import encoded, given_of, whole_of
+from peftrun.tasks.examples import digest_of, load_examples
 from peftrun.tasks.messages import ADVICE, ASSISTANT, Conversation, Message, says
+from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
-from peftrun.tasks.talks import encoded, given_of, whole_of
-from peftrun.tasks.tally import Tally
-from peftrun.tasks.templates import fill
+from peftrun.tasks.tokenization import Encoder
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 

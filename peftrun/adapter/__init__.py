@@ -1,1 +1,0 @@
-"""Adapters on a base: attach, load, save, prove. The only user of peft besides peftrun.merge."""

@@ -1,0 +1,57 @@
+"""Adapters that come to a loaded model and go while it answers; each that comes is proved as every load is."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+
+from peftrun.adapters import add, load, peft_config
+from peftrun.adapters.load import LoadProof
+from peftrun.errors import AdapterError
+from peftrun.models.base import Base
+
+
+def with_adapter(base: Base, net: Any, name: str, folder: Path, plain: torch.Tensor) -> Generator[Any, None, LoadProof]:
+    """Yields the model with the adapter in `folder` as `name`, which must be computed with from then on; returns the proof of the load.
+
+    What fails after that leaves the model without it. Args: net: the base's own model where no adapter was loaded yet.
+    plain: the base's logits on the probes.
+
+    Raises: AdapterError: the adapter does not fit. ProofError: it changes nothing, or answers otherwise than when it was saved.
+    """
+    model = net if isinstance(net, PeftModel) else _wrapped(base, name, folder)
+    try:
+        add.add(base, base.model, model, name, folder)
+        model.requires_grad_(False).eval()
+    except BaseException:
+        yield without(model, name)
+        raise
+    yield model
+    try:
+        return load.prove(base, model, name, folder, plain)
+    except BaseException:
+        without(model, name)
+        raise
+
+
+def without(net: Any, name: str) -> Any:
+    """The model without the adapter, and another one active if there is any."""
+    if not isinstance(net, PeftModel) or name not in net.peft_config:
+        return net
+    net.delete_adapter(name)
+    left = list(net.peft_config)
+    if left:
+        net.set_adapter(left[0])
+    return net
+
+
+def _wrapped(base: Base, name: str, folder: Path) -> Any:
+    try:
+        config = peft_config.read(folder)
+        config.inference_mode = True
+        return get_peft_model(base.model, config, adapter_name=name)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise AdapterError(f"{folder}: does not fit {base.name} ({reason}); choose the base it was made for") from error

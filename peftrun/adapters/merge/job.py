@@ -1,0 +1,72 @@
+"""What is merged into what, for those who write it and those who prove it."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from peftrun.adapters import base_match
+from peftrun.adapters.merge import verify
+from peftrun.adapters.merge.verify import Pair
+from peftrun.artifacts import classifier_head
+from peftrun.artifacts.fingerprint import Fingerprint
+from peftrun.config.schema.actions import MergeAction
+from peftrun.config.schema.run import ModelSpec
+from peftrun.io import atomic_files
+from peftrun.models.base import portable_name
+from peftrun.models.device import Device
+from peftrun.models.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class MergeJob:
+    """Adapter `name`, in the folder `adapter`, goes into the base in the folder `base`.
+
+    Attributes:
+        dtype: what is written.
+        pool: of threads that read beside the one that writes.
+        hashing: gives the base's fingerprint once its files are read.
+        hashes: give the sha256 of each written file, by its name.
+        comparing: give the tensors of each written file whose bytes are the base's.
+    """
+
+    model: ModelSpec
+    action: MergeAction
+    allow_base_mismatch: bool
+    place: Device
+    name: str
+    base: Path
+    adapter: Path
+    dtype: str
+    pool: ThreadPoolExecutor
+    hashing: Future[Fingerprint]
+    hashes: dict[str, Future[str]] = field(default_factory=dict)
+    comparing: list[Future[set[Pair]]] = field(default_factory=list)
+
+    @cached_property
+    def mark(self) -> Fingerprint:
+        """The base's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base."""
+        mark = self.hashing.result()
+        base_match.check(
+            portable_name(self.model), mark, self.adapter, self.allow_base_mismatch,
+            lambda: load_tokenizer(self.base, self.model),
+        )  # fmt: skip
+        return mark
+
+    def follow(self, base: Path, written: Path) -> None:
+        """Begins to hash a file that was written, and to compare it with the base's, while both are in the system's memory."""
+        self.hashes[written.name] = self.pool.submit(atomic_files.sha256, written)
+        if self.action.verify:
+            self.comparing.append(self.pool.submit(verify.equal_tensors, base, written))
+
+    def forget_written(self, folder: Path) -> None:
+        """Removes what was written so far."""
+        self.hashes.clear()
+        self.comparing.clear()
+        for file in folder.iterdir():
+            file.unlink()
+
+    @property
+    def head(self) -> classifier_head.Head | None:
+        """Of a classifier; None for a language model."""
+        return classifier_head.of_adapter(str(self.adapter), self.name)

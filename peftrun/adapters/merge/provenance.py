@@ -1,0 +1,40 @@
+"""What a merged model is made of, noted beside its weights: the base, the adapter, the dtype before the merge."""
+
+from pathlib import Path
+from typing import Any
+
+from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, PEFTRUN_METADATA
+from peftrun.errors import ArtifactError
+from peftrun.io import atomic_files
+from peftrun.system.versions import version_of
+
+KEYS = ("base", "base_dtype", "adapter_sha256")
+
+
+def write(folder: Path, base: dict[str, Any], base_dtype: str, adapter: Path) -> None:
+    """Notes it in the merged model's `peftrun.json`."""
+    atomic_files.write_json(
+        folder / PEFTRUN_METADATA,
+        {
+            "peftrun": version_of("peftrun"),
+            "merged": {
+                "base": base,
+                "base_dtype": base_dtype,
+                "adapter_sha256": atomic_files.sha256(adapter / ADAPTER_WEIGHTS),
+            },
+        },
+    )
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What was noted; None for a model that peftrun did not merge.
+
+    Raises: ArtifactError: the note is not as peftrun writes it.
+    """
+    path = folder / PEFTRUN_METADATA
+    if not path.is_file():
+        return None
+    found = atomic_files.read_json(path).get("merged")
+    if not isinstance(found, dict) or any(key not in found for key in KEYS):
+        raise ArtifactError(f"{path}: does not say what was merged; merge again, or remove the file to go without it")
+    return found

@@ -1,0 +1,276 @@
+"""A merge from files to files, tensor by tensor: memory holds one layer, whatever the size of the model.
+
+PEFT's own `merge` computes each layer, on a model whose other weights are nowhere, in float32; the result is
+rounded once.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from transformers.pytorch_utils import Conv1D
+
+from peftrun.adapters.merge import sidecar_files
+from peftrun.io import safetensors_stream
+from peftrun.io.safetensors_stream import Planned, Stored
+from peftrun.system import malloc
+
+PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
+Make = Callable[[], torch.Tensor]
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+
+
+# Methods whose layers, made without weights, are not what they were.
+IN_MEMORY = ("ADALORA", "ADAMSS", "FROD", "SHIRA", "UNILORA")
+
+
+class NotStreamableError(Exception):
+    """Why this merge needs the whole model in memory."""
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The base's tensors by name, and memory for the largest adapted weight, which each comes to in turn."""
+
+    found: dict[str, Stored]
+    room: torch.Tensor
+    undo: bool
+    last: dict[str, Any] = field(default_factory=dict)  # the layer that was merged last: its path and parameters
+
+    def as_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
+        """The parameter `key`: as it is, or read from the base's files where it is nowhere in memory."""
+        room = self.room if key.endswith(".weight") else None
+        return self.found[key].as_float(room) if value.is_meta else value.detach().clone()
+
+
+def write(
+    net: Any,
+    name: str,
+    base: Path,
+    folder: Path,
+    dtype: torch.dtype | None,
+    *,
+    undo: bool = False,
+    after: Callable[[Path, Path], object] | None = None,
+) -> None:
+    """Writes the merged model into `folder`: weights in files as the base's, config, tokenizer.
+
+    Args: net: see `adapter.skeleton`. base: the base's folder. dtype: of floating tensors; None: each as stored.
+        undo: `base` is a merged model, and what is written is the model before the merge.
+        after: called with each file of the base and the one written from it.
+    Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
+    """
+    model = net.get_base_model()
+    files = {file: safetensors_stream.stored(file) for file in safetensors_stream.files_of(base)}
+    if net.peft_config[name].task_type in CLASSIFIERS:
+        files = _without_other_heads(model, files)
+    found = by_name(model, [one for parts in files.values() for one in parts])
+    sources = with_tied(model, found)
+    changes = _changes(net, name, _Sources(sources, _room(net, sources), undo))
+    untied = _untied(model, changes, sources)
+    usual = dtype or _usual(found)
+    names = {id(one): key for key, one in found.items()}
+    plans = {file: [_plan(names[id(one)], one, changes, dtype) for one in parts] for file, parts in files.items()}
+    more = changes | untied
+    plans[max(plans)] += [_added(key, more[key], usual) for key in sorted(more.keys() - found.keys())]
+    for file, planned in plans.items():
+        safetensors_stream.write(folder / file.name, planned)
+        if after:
+            after(file, folder / file.name)
+    if len(plans) > 1:
+        places = {one.name: file.name for file, parts in plans.items() for one in parts}
+        safetensors_stream.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
+    sidecar_files.copy(base, folder)
+    _write_config(model, folder, usual, tied=not untied)
+
+
+def _without_other_heads(model: Any, files: dict[Path, list[Stored]]) -> dict[Path, list[Stored]]:
+    """An encoder's file may hold what a classifier has no use for: a pooler, the head of its pre-training."""
+    known = {_plain(key) for key, _ in model.named_parameters()}
+    kept = {}
+    for file, parts in files.items():
+        named = by_name(model, parts)
+        kept[file] = [one for key, one in named.items() if key in known]
+    return kept
+
+
+def _plain(key: str) -> str:
+    return key.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
+    """The base's tensors under the names of the model's parameters; a file may lack, or have, the name of the body before them."""
+    names, prefix = {_plain(key) for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
+    found = {}
+    for one in parts:
+        key = one.entry.name
+        choices = (key, prefix + key, key.removeprefix(prefix))
+        found[next((choice for choice in choices if choice in names), key)] = one
+    return found
+
+
+def with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
+    """The same, and tied parameters that are stored once under both their names."""
+    sources = dict(found)
+    for target, source in model.all_tied_weights_keys.items():
+        stored = found.get(source) or found.get(target)
+        if stored is not None:
+            sources.setdefault(target, stored)
+            sources.setdefault(source, stored)
+    return sources
+
+
+def stored_in(model: Any, folder: Path) -> dict[str, Stored]:
+    """The tensors of a model folder by the model's names of parameters; tied ones under both."""
+    parts = [one for file in safetensors_stream.files_of(folder) for one in safetensors_stream.stored(file)]
+    return with_tied(model, by_name(model, parts))
+
+
+def _changes(net: Any, name: str, sources: _Sources) -> dict[str, Make]:
+    """For every parameter that the adapter changes, how its merged value is computed."""
+    changes: dict[str, Make] = {}
+    handled: list[str] = []
+    for path, module in net.get_base_model().named_modules():
+        if any(path.startswith(f"{outer}.") for outer in handled):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            changes |= _of_layer(module, path, name, sources)
+        elif isinstance(module, ModulesToSaveWrapper):
+            changes |= _replaced(module.modules_to_save[name].named_parameters(), path, sources)
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            raise NotStreamableError(f"{path} is a {type(module).__name__}")
+        else:
+            own = module.named_parameters(recurse=False)
+            changes |= _replaced([(key, value) for key, value in own if not value.is_meta], path, sources)
+            continue
+        handled.append(path)
+    return changes
+
+
+def _room(net: Any, found: dict[str, Stored]) -> torch.Tensor:
+    paths = (path for path, module in net.get_base_model().named_modules() if isinstance(module, BaseTunerLayer))
+    return torch.empty(max((found[f"{path}.weight"].count for path in paths if f"{path}.weight" in found), default=0))
+
+
+def _replaced(own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _Sources) -> dict[str, Make]:
+    changes: dict[str, Make] = {f"{path}.{key}": partial(_itself, value) for key, value in own}
+    if changes and sources.undo:
+        raise NotStreamableError(f"the merge put the adapter's {next(iter(changes))} in the place of the base's")
+    return changes
+
+
+def _of_layer(module: Any, path: str, name: str, sources: _Sources) -> dict[str, Make]:
+    layer = module.get_base_layer()
+    if not isinstance(layer, PLAIN) or not hasattr(module, "merge"):
+        raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
+    if sources.undo and getattr(module, "use_dora", {}).get(name):
+        raise NotStreamableError(f"DoRA gave {path} another length, and the length it had is kept nowhere")
+    unset = [key for key, value in module.named_parameters() if value.is_meta and not key.startswith("base_layer.")]
+    if unset:
+        raise NotStreamableError(f"PEFT saves no {unset[0]} of {path}")
+    keys = [key for key, _ in layer.named_parameters(recurse=False)]
+    absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in sources.found]
+    if absent:
+        raise NotStreamableError(f"the base's files hold no {path}.{absent[0]}")
+    return {f"{path}.{key}": partial(_merged, module, key, path, name, sources) for key in keys}
+
+
+def _merged(module: Any, wanted: str, path: str, name: str, sources: _Sources) -> torch.Tensor:
+    """One parameter of a layer after PEFT has merged the adapter into it, in float32."""
+    if sources.last.get("path") != path:
+        own = module.get_base_layer().named_parameters(recurse=False)
+        values = {key: sources.as_float(value, f"{path}.{key}") for key, value in own}
+        sources.last.update(path=path, merged=merge_layer(module, path, name, values, sources.undo))
+    merged: torch.Tensor = sources.last["merged"][wanted]
+    return merged
+
+
+def merge_layer(
+    module: Any, path: str, name: str, values: dict[str, torch.Tensor], undo: bool = False
+) -> dict[str, torch.Tensor]:
+    """Every parameter of a layer after PEFT has merged the adapter into it, or with `undo` taken it out again.
+
+    Args: module: PEFT's layer. values: the base's parameters of it, by name; they may be overwritten.
+    Raises: NotStreamableError: PEFT cannot, or a number is not finite.
+    """
+    layer = module.get_base_layer()
+    before = dict(layer.named_parameters(recurse=False))
+    # PEFT writes into the adapter where it must fulfil a condition first (OFT with coft=true)
+    own = {one: one.data.clone() for key, one in module.named_parameters() if not key.startswith("base_layer.")}
+    try:
+        for key, value in values.items():
+            layer._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
+        if undo:
+            module.merged_adapters.append(name)
+            module.unmerge()
+        else:
+            module.merge(safe_merge=False, adapter_names=[name])
+        merged = {key: one.data for key, one in layer.named_parameters(recurse=False)}
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        raise NotStreamableError(f"{path}: {str(error).splitlines()[0]}") from error
+    finally:
+        module.merged_adapters.clear()
+        for one, value in own.items():
+            one.data = value
+        for key in values:
+            layer._parameters[key] = before[key]
+        malloc.give_back_gaps()
+    if merged.keys() != values.keys():
+        raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
+    if not all(torch.isfinite(value.sum()) for value in merged.values()):
+        raise NotStreamableError(f"{path} holds numbers that are not finite after the merge")
+    return merged
+
+
+def _itself(value: torch.Tensor) -> torch.Tensor:
+    return value.detach()
+
+
+def _untied(model: Any, changes: dict[str, Make], sources: dict[str, Stored]) -> dict[str, Make]:
+    """Output weights that were tied to the embeddings and no longer can be, since the adapter changes one of the two."""
+    untied: dict[str, Make] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        if target not in changes and source not in changes:
+            continue
+        # Some encoder-decoders scale the output of tied weights: parted, they would compute something else.
+        if model.config.is_encoder_decoder or model.get_output_embeddings() is None or target != _head(model):
+            raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
+        untied |= {key: changes.get(key) or sources[key].as_float for key in (target, source)}
+    return untied
+
+
+def _head(model: Any) -> str:
+    head = model.get_output_embeddings()
+    return next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
+
+
+def _plan(key: str, one: Stored, changes: dict[str, Make], dtype: torch.dtype | None) -> Planned:
+    wanted = dtype if dtype is not None and one.dtype.is_floating_point else one.dtype
+    make = changes.get(key)
+    if make is None and wanted != one.dtype:
+        make = one.as_float
+    return Planned(key, wanted, one.entry.shape, one, make)
+
+
+def _added(key: str, make: Make, dtype: torch.dtype) -> Planned:
+    return Planned(key, dtype, tuple(make().shape), None, make)
+
+
+def _usual(found: dict[str, Stored]) -> torch.dtype:
+    sizes: dict[torch.dtype, int] = {}
+    for one in found.values():
+        sizes[one.dtype] = sizes.get(one.dtype, 0) + one.entry.end - one.entry.begin
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _write_config(model: Any, folder: Path, dtype: torch.dtype, *, tied: bool) -> None:
+    config = model.config
+    config.architectures, config.dtype = [type(model).__name__], dtype
+    if not tied:
+        config.tie_word_embeddings = False
+    config.save_pretrained(folder)

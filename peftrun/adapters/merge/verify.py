@@ -1,0 +1,248 @@
+"""The proof of a merge, from the files that were written: each tensor, each layer, and the answers of the whole.
+
+Tensors: what the adapter does not touch is the base's, byte by byte (or rounded once, where another dtype was asked for); what it changes
+is PEFT's sum in float32, rounded once. Layers: on the hidden states of real text, each merged layer answers as PEFT's own forward of the
+adapter does, up to the arithmetic of float32, so that a fault of the merge itself is found too. Answers: how far the written model is from
+the adapter on its base, as a share of what the adapter does. Where every tensor is rounded right, that share is what the dtype costs.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from peftrun.adapters import probes
+from peftrun.adapters.layer_walk import plain_name
+from peftrun.adapters.merge import streaming
+from peftrun.errors import ProofError
+from peftrun.io import safetensors_stream
+from peftrun.io.safetensors_stream import Stored
+
+# Of a layer's own answer, and of what the adapter adds to it: what float32 sums in another order may differ by.
+NOISE, SHARE = 2e-5, 2e-3
+LOGIT_NOISE, LOGIT_SHARE = 1e-4, 1e-2  # the same after all layers
+NOTABLE = 0.1  # share of the adapter's effect whose loss to rounding is said aloud
+Pair = tuple[Stored, Stored]  # of the base's files and of the merged ones
+UNLIKE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
+ADVICE = "what was written is kept under a .rejected name. This is a fault of peftrun: report it, and merge with PEFT meanwhile"
+
+
+@dataclass
+class WrittenModel:
+    """The tensors of a merge, on both sides, and what has been compared of them.
+
+    Attributes:
+        net: the PEFT model; adapter `name` is active.
+        base, merged: the tensors of the base and of the written folder, by the model's names of parameters.
+        equal: pairs of them whose bytes were compared when they were written, and are the same.
+        wrong: what was found, one line a tensor or layer.
+        same: names of tensors whose bytes are the base's.
+        summed: names of tensors that were compared with PEFT's sum.
+    """
+
+    net: Any
+    name: str
+    base: dict[str, Stored]
+    merged: dict[str, Stored]
+    equal: set[Pair] = field(default_factory=set)
+    wrong: list[str] = field(default_factory=list)
+    same: set[str] = field(default_factory=set)
+    summed: set[str] = field(default_factory=set)
+    layers: int = 0
+    largest_layer_error: float = 0.0
+    _seen: set[str] = field(default_factory=set)
+
+    def compare_untouched(self, model: Any) -> None:
+        """Every tensor that no layer of the adapter computes: the base's, or trained and saved whole. `model`: the merged one, without weights."""
+        own, layers = self._own(), self._changed_by_layers()
+        with ThreadPoolExecutor(2) as pool:  # reading and comparing each leave half of a processor idle
+            list(
+                pool.map(
+                    lambda key: self._compare_untouched(key, own), [key for key in self.merged if key not in layers]
+                )
+            )
+        needed = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+        self.wrong += [f"{key} is not in the merged files" for key in sorted(needed - self.merged.keys())]
+
+    def _compare_untouched(self, key: str, own: dict[str, torch.Tensor]) -> None:
+        written = self.merged[key]
+        if key in own:
+            self._compare(key, written, own[key])
+        elif key not in self.base:
+            self.wrong.append(f"{key} is in the merged files and not in the base")
+        elif (self.base[key], written) in self.equal or _same_bytes(self.base[key], written):
+            self.same.add(key)
+        elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
+            self.wrong.append(f"{key} is not the base's, and the adapter does not change it")
+
+    def check_layer(self, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Compares one adapted layer, once it has answered and while its weights are there."""
+        if path in self._seen:
+            return
+        self._seen.add(path)
+        layer = module.get_base_layer()
+        few = (args[0][:1], *args[1:]) if isinstance(layer, streaming.PLAIN) else args
+        plain, adapted = layer(*few), output[:1] if few is not args else output
+        values = {key: one.detach().clone() for key, one in layer.named_parameters(recurse=False)}
+        merged = streaming.merge_layer(module, path, self.name, values)
+        for key, value in merged.items():
+            self._compare(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
+        answer = torch.func.functional_call(layer, merged, few)
+        error, effect = _norm(answer - adapted), _norm(adapted - plain)
+        self.layers += 1
+        self.largest_layer_error = max(self.largest_layer_error, error / (effect or math.inf))
+        if not error <= SHARE * effect + NOISE * (_norm(adapted) + _norm(plain)):
+            self.wrong.append(
+                f"{path} answers otherwise merged than adapted: ‖error‖ {error:.3g}, ‖effect of the adapter‖ {effect:.3g}"
+            )
+
+    def compare_unreached(self) -> None:
+        """The tensors of adapted layers to which no text has come: of a tower for images, of an expert that was not chosen."""
+        for path, module in self.net.get_base_model().named_modules():
+            if path in self._seen or not isinstance(module, streaming.BaseTunerLayer):
+                continue
+            values = {}
+            for key, one in module.get_base_layer().named_parameters(recurse=False):
+                values[key] = self.base[plain_name(f"{path}.{key}")].as_float() if one.is_meta else one.detach().clone()
+            for key, value in streaming.merge_layer(module, path, self.name, values).items():
+                self._compare(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
+
+    def _compare(self, key: str, written: Stored | None, value: torch.Tensor) -> None:
+        self.summed.add(key)
+        if written is None:
+            self.wrong.append(f"{key}, which the adapter changes, is not in the merged files")
+        elif written.entry.shape != tuple(value.shape) or not _is_rounding_of(value, written):
+            self.wrong.append(f"{key} is not the sum of base and adapter, rounded once to {_name(written)}")
+
+    def _own(self) -> dict[str, torch.Tensor]:
+        """Parameters that the adapter holds whole: modules_to_save, trained biases."""
+        named = self.net.get_base_model().named_parameters()
+        mark = f".modules_to_save.{self.name}."
+        return {plain_name(key.replace(mark, ".")): one for key, one in named if not one.is_meta}
+
+    def _changed_by_layers(self) -> set[str]:
+        modules = self.net.get_base_model().named_modules()
+        return {
+            plain_name(f"{path}.{key}")
+            for path, module in modules
+            if isinstance(module, streaming.BaseTunerLayer)
+            for key, _ in module.get_base_layer().named_parameters(recurse=False)
+        }
+
+
+def check_config(net: Any, folder: Path, trust_remote_code: bool) -> None:
+    """Raises: ProofError: the written config describes another model than the one that was merged."""
+    found = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).to_dict()
+    wanted = net.get_base_model().config.to_dict()
+    unlike = [key for key in sorted({*found, *wanted} - {*UNLIKE}) if found.get(key) != wanted.get(key)]
+    if unlike:
+        raise ProofError(f"the merged model's config.json is not the base's: {', '.join(unlike)}; {ADVICE}")
+
+
+def compare(adapted: torch.Tensor, merged: torch.Tensor, plain: torch.Tensor, dtype: str) -> dict[str, Any]:
+    """How far the written model's logits are from the adapter's on its base, each computed in float32.
+
+    Args: plain: the base alone, at the first tokens of the others. dtype: what was written.
+    Raises: ProofError: a logit is not finite; or the files are float32 and farther off than its arithmetic explains.
+    """
+    effect = (plain - adapted[: len(plain)]).abs().max().item()
+    figures: dict[str, Any] = {**probes.compare(adapted, merged), "effect": effect}
+    error = figures["max_logit_difference"]
+    rms, rms_effect = _rms(merged[: len(plain)] - adapted[: len(plain)]), _rms(adapted[: len(plain)] - plain)
+    figures["share_of_effect"] = rms / rms_effect if rms_effect else 0.0
+    limit = LOGIT_SHARE * effect + LOGIT_NOISE * adapted.abs().max().item()
+    if dtype == "float32":
+        figures["tolerance"] = limit
+    if not math.isfinite(error):
+        raise ProofError(
+            f"the merged model is not the adapter on its base: it answers with logits that are no finite numbers, since some weights are beyond "
+            f"what {dtype} can hold; what was written is kept under a .rejected name. Type action.dtype=bfloat16, or float32",
+            facts={"merge": figures},
+        )
+    if dtype == "float32" and error > limit:
+        raise ProofError(
+            f"the merged model is not the adapter on its base: max |Δlogit| {error:.3g}, where the adapter's own effect is "
+            f"{effect:.3g} and {limit:.2g} is allowed; {ADVICE}",
+            facts={"merge": figures},
+        )
+    return figures | {
+        "max_logit_difference_from_base": probes.compare(plain, merged[: len(plain)])["max_logit_difference"]
+    }
+
+
+def check(written: WrittenModel) -> dict[str, Any]:
+    """Figures of the comparison of tensors and layers, once texts have passed. Raises: ProofError: one of them is wrong."""
+    written.compare_unreached()
+    figures = {
+        "tensors": len(written.merged), "unchanged": len(written.same), "summed": len(written.summed),
+        "rounded": len(written.merged) - len(written.same) - len(written.summed),
+        "layers": written.layers, "largest_layer_error": written.largest_layer_error,
+    }  # fmt: skip
+    if written.wrong:
+        more = f" (and {len(written.wrong) - 1} more)" if len(written.wrong) > 1 else ""
+        raise ProofError(
+            f"the merged files are not the adapter on its base: {written.wrong[0]}{more}; {ADVICE}",
+            facts={"merge": figures | {"wrong": written.wrong}},
+        )
+    return figures
+
+
+def equal_tensors(base: Path, written: Path) -> set[Pair]:
+    """Tensors of two files that have the same name and the same bytes."""
+    named = {one.entry.name: one for one in safetensors_stream.stored(base)}
+    pairs = [(named[one.entry.name], one) for one in safetensors_stream.stored(written) if one.entry.name in named]
+    return {pair for pair in pairs if _same_bytes(*pair)}
+
+
+def _same_bytes(one: Stored, other: Stored) -> bool:
+    if (one.dtype, one.entry.shape) != (other.dtype, other.entry.shape):
+        return False
+    return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(one.pieces(), other.pieces(), strict=True))
+
+
+def _is_rounded(one: Stored, other: Stored) -> bool:
+    """Whether `other` holds the values of `one`, rounded once to its own dtype."""
+    if one.entry.shape != other.entry.shape:
+        return False
+    pairs = zip(one.pieces(), other.pieces(), strict=True)
+    return all(torch.equal(_bits(a.float().to(other.dtype)), _bits(b)) for a, b in pairs)
+
+
+def _is_rounding_of(value: torch.Tensor, written: Stored) -> bool:
+    """Whether float32 values, rounded to the dtype that was written, are what was written.
+
+    The sum may have been taken in another order, which moves a value by a few units of float32 and so to the next number of the dtype.
+    """
+    flat, largest, place = value.detach().reshape(-1), None, 0
+    for part in written.pieces():
+        wanted = flat[place : place + len(part)]
+        place += len(part)
+        if torch.equal(_bits(wanted.to(part.dtype)), _bits(part)):
+            continue
+        largest = flat.abs().max() if largest is None else largest
+        exact, info = torch.finfo(torch.float32).eps, torch.finfo(part.dtype)
+        allowed = (info.eps / 2 + 4 * exact) * wanted.abs() + 4 * exact * largest + info.tiny * info.eps
+        if not bool(((part.float() - wanted).abs() <= allowed).all()):
+            return False
+    return True
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The same bytes as integers, so that -0 and 0 differ and NaN equals itself."""
+    return values.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+
+
+def _norm(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values.float()))
+
+
+def _rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _name(stored: Stored) -> str:
+    return str(stored.dtype).removeprefix("torch.")

@@ -1,0 +1,25 @@
+"""Optimisers that know which matrix of an adapter is which: LoRA+ and LoRA-FA, PEFT's own."""
+
+from typing import Any
+
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+
+from peftrun.config.schema.lora import LoraSpec
+
+
+def of(net: Any, lora: Any, made_by: type, settings: dict[str, Any], weight_decay: float) -> Any:
+    """The optimiser that `lora` asks for, made as the trainer would have made its own; None: the trainer's own will do.
+
+    Args: made_by, settings: the trainer's optimiser class and its arguments (`lr`, `betas`, …).
+    """
+    if not isinstance(lora, LoraSpec):
+        return None
+    if lora.lora_fa:
+        return create_lorafa_optimizer(
+            net, r=lora.r, lora_alpha=lora.lora_alpha, lr=settings["lr"], weight_decay=weight_decay
+        )
+    if lora.loraplus_lr_ratio is not None:
+        return create_loraplus_optimizer(
+            net, made_by, loraplus_lr_ratio=lora.loraplus_lr_ratio, loraplus_weight_decay=weight_decay, **settings
+        )
+    return None

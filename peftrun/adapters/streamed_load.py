@@ -1,0 +1,68 @@
+"""The proof of a load without the base in memory: its layers are read from their files as the probes come to them."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftrun.adapters import base_match, layer_walk, load, meta_model, probes, traits
+from peftrun.adapters.layer_walk import NotWalkableError, Pass
+from peftrun.adapters.load import LoadProof
+from peftrun.adapters.merge import in_memory, streamed_verify, streaming
+from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head, fingerprint
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG
+from peftrun.config.schema.run import ModelSpec
+from peftrun.io import atomic_files
+from peftrun.models import base as base_models
+from peftrun.models import quantization
+from peftrun.models.base import Base
+from peftrun.models.device import Device
+from peftrun.models.tokenizer import load_tokenizer
+
+
+def prove(
+    spec: ModelSpec, place: Device, path: str, name: str, allow_base_mismatch: bool
+) -> tuple[Base, Any, LoadProof]:
+    """The base without weights, PEFT's model on it, and the proof of the adapter's load.
+
+    Raises: AdapterError, ProofError: see `load.load`. NotWalkableError: this adapter or model needs the whole base in memory.
+    """
+    folder, base = adapter_folder.locate(path, name), base_models.locate(spec)
+    _check_walkable(spec, place, folder)
+    head, mark = classifier_head.of_adapter(path, name), fingerprint.of_model(base)
+    tokenizer = load_tokenizer(base, spec)
+    base_match.check(base_models.portable_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer)
+    net, plain = meta_model.build(base, spec, path, name), base_models.empty(base, spec, head)
+    adapted, call = net.get_base_model(), traits.calls(net)
+    files = streaming.stored_in(adapted, base)
+    for one in (plain, adapted):
+        one.config.use_cache = False
+    passes = [
+        Pass(one, streamed_verify.reader(one, files, place.dtype), partial(probes.logits, whole, tokenizer, call))
+        for one, whole in ((plain, plain), (adapted, net))
+    ]
+    tensors = load.check_tensors(net, name, folder)
+    logits = layer_walk.run(passes)
+    computed = load.Computed(logits[0], logits[1], f"{place.name} {place.dtype_name}")
+    loaded = load.prove_by(mark, net, name, folder, computed, tensors=tensors)
+    return (
+        Base(plain, tokenizer, base, base_models.portable_name(spec), spec.revision, mark, spec, place, head),
+        net,
+        loaded,
+    )
+
+
+def _check_walkable(spec: ModelSpec, place: Device, folder: Path) -> None:
+    config = atomic_files.read_json(folder / ADAPTER_CONFIG)
+    kind = str(config.get("peft_type"))
+    why = {
+        "the device is no CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
+        "the base is quantized": spec.quantization is not None
+        or quantization.held_in(base_models.locate(spec)) is not None,
+        f"{kind} adapters are not on layers alone": kind in (*streaming.IN_MEMORY, *in_memory.VIRTUAL),
+        "the adapter needs the base's weights": adapter_rules.needs_weights(config) is not None,
+        "the adapter changes its base": adapter_rules.change_to_base(config) is not None,
+    }
+    if any(why.values()):
+        raise NotWalkableError(next(reason for reason, holds in why.items() if holds))

@@ -1,0 +1,73 @@
+"""Whether a method finds its layers in a model, from the model's `config.json` alone: no weights, no download, no conversion."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig
+
+from peftrun.adapters import target_modules
+from peftrun.artifacts.classifier_head import Head
+from peftrun.config.schema.lora import NoAdapter
+from peftrun.config.schema.run import ModelSpec
+from peftrun.errors import ModelError
+from peftrun.models import base as base_models
+from peftrun.system.packages import package_dir
+
+CONFIG = "config.json"
+
+
+def check(spec: ModelSpec, methods: list[Any], head: Head | None = None) -> list[Exception | None] | None:
+    """What is at fault with each of `methods` on the model that `spec` names; None where its config is not on this disk.
+
+    Args: head: of a classifier. Methods: each a `lora` group.
+    """
+    try:
+        with _config_of(spec) as folder:
+            if folder is None:
+                return None
+            net = base_models.empty(folder, spec, head)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        fault = ModelError(
+            f"model.name_or_path={spec.name_or_path}: cannot be built ({' '.join(str(error).split())[:200]})"
+        )
+        return [fault for _ in methods]
+    return [_fits(net, method) for method in methods]
+
+
+@contextmanager
+def _config_of(spec: ModelSpec) -> Iterator[Path | None]:
+    """The folder that holds the model's config: its own, one made of a GGUF file's first part, or the Hub's cache."""
+    given = Path(spec.name_or_path).expanduser()
+    if spec.package:
+        given = (package_dir(spec.package) or Path("/nowhere")) / spec.name_or_path
+    if given.suffix == ".gguf" and given.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            AutoConfig.from_pretrained(given.parent, gguf_file=given.name).save_pretrained(folder)
+            yield Path(folder)
+    elif given.is_dir():
+        yield given if (given / CONFIG).is_file() else None
+    else:
+        yield None if spec.package else _downloaded(spec)
+
+
+def _fits(net: Any, method: Any) -> Exception | None:
+    if isinstance(method, NoAdapter):
+        return None
+    try:
+        target_modules.check(net, method)
+    except Exception as fault:  # a ConfigError, or what a model of an unknown kind raises
+        return fault
+    return None
+
+
+def _downloaded(spec: ModelSpec) -> Path | None:
+    try:
+        found = try_to_load_from_cache(spec.name_or_path, CONFIG, revision=spec.revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None

@@ -1,0 +1,61 @@
+"""What a classifier answers with: the kind of its head and the names of its labels, from a task or from an adapter.
+
+The base is the plain encoder; the head belongs to the adapter, saved in full beside its low-rank matrices as PEFT saves it for
+`AutoModelForSequenceClassification` and `AutoModelForTokenClassification`. The label names lie in `peftrun.json`.
+"""
+
+import re
+from dataclasses import dataclass
+
+from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftrun.config.schema.objectives import RewardObjective
+from peftrun.config.schema.run import TaskSpec
+from peftrun.errors import AdapterError
+from peftrun.io import safetensors_header
+from peftrun.io.atomic_files import read_json
+
+KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's name → the task kind's
+REWARD = ("reward",)  # the one output of a reward model
+HEAD = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")
+
+
+@dataclass(frozen=True)
+class Head:
+    """`kind`: seq_cls or token_cls. `labels`: their names, in the order of the head's outputs."""
+
+    kind: str
+    labels: tuple[str, ...]
+
+
+def of_task(task: TaskSpec) -> Head | None:
+    """The head a task trains; None for a language model."""
+    if isinstance(task.objective, RewardObjective):
+        return Head("seq_cls", REWARD)
+    return Head(task.kind, tuple(task.label_names or ())) if task.kind in KINDS.values() else None
+
+
+def of_adapter(path: str, name: str) -> Head | None:
+    """The head an adapter holds; None for a language model's. One made elsewhere names its labels LABEL_0, LABEL_1, …
+
+    Raises: AdapterError: it is a classifier's and holds no head.
+    """
+    folder = adapter_folder.locate(path, name)
+    kind = KINDS.get(str(read_json(folder / ADAPTER_CONFIG).get("task_type")))
+    if kind is None:
+        return None
+    known = (adapter_folder.facts(folder) or {}).get("labels")
+    if known:
+        return Head(kind, tuple(str(label) for label in known))
+    sizes = [one.shape[0] for one in safetensors_header.entries(folder / ADAPTER_WEIGHTS) if HEAD.search(one.name)]
+    if not sizes:
+        raise AdapterError(f"{folder}: is a {kind} adapter and holds no classifier; save it again with modules_to_save")
+    return Head(kind, tuple(f"LABEL_{number}" for number in range(sizes[0])))
+
+
+def wanted(task: TaskSpec, adapter: dict[str, str], active: str | None) -> Head | None:
+    """The head a run answers with: the active (or first) adapter's; without adapters the task's."""
+    if not adapter:
+        return of_task(task)
+    name = active or next(iter(adapter))
+    return of_adapter(adapter[name], name)

@@ -1,0 +1,107 @@
+"""The folder of a base: what is fetched from the Hub, and what must not lie in it. Light."""
+
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftrun.config.paths import cache_dir
+from peftrun.config.schema.run import ModelSpec
+from peftrun.errors import ModelError
+
+PATIENCE = 3  # seconds in which the Hub is to answer
+TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # all but weights
+HUB_FILES = [*TEXT_FILES, "*.safetensors"]
+
+
+def from_hub(spec: ModelSpec, weights: bool = True) -> Path:
+    """The base at its revision, in the local cache, with its weights or without; Python files only of whom they are trusted.
+
+    Raises: ModelError: it is not there, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    key = f"model.name_or_path={spec.name_or_path}"
+    wanted = [*(HUB_FILES if weights else TEXT_FILES), *(["*.py"] if spec.trust_remote_code else [])]
+    try:
+        return Path(
+            snapshot_download(
+                spec.name_or_path, revision=spec.revision, allow_patterns=wanted, ignore_patterns=["adapter_*"]
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise ModelError(_nowhere(spec)) from error
+    except HFValidationError as error:
+        raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
+        ) from error
+
+
+def check_reach(spec: ModelSpec) -> None:
+    """Says within seconds, before anything heavy is imported, that a base can be had from nowhere.
+
+    Raises: ModelError: it is to come from the Hub, is not in the local cache, and the Hub does not answer.
+    """
+    if spec.package or Path(spec.name_or_path).expanduser().exists():
+        return
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(spec.name_or_path, "config.json", revision=spec.revision)
+    except HFValidationError:  # told where it is fetched
+        return
+    if not isinstance(cached, str) and (constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)):
+        raise ModelError(_nowhere(spec))
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens there; behind a proxy nobody can tell. A thread asks, since looking up a name knows no timeout."""
+    place, heard = urlsplit(address), threading.Event()
+    if getproxies():
+        return True
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE):
+            heard.set()
+
+    asking = threading.Thread(target=knock, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return heard.is_set()
+
+
+def _nowhere(spec: ModelSpec) -> str:
+    return (
+        f"model.name_or_path={spec.name_or_path}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
+        f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
+    )
+
+
+def of_gguf(file: Path) -> Path:
+    """Where a GGUF file's safetensors lie once it was converted: a folder in the cache, named by its content."""
+    from peftrun.artifacts import fingerprint
+
+    return cache_dir() / "models" / f"{file.stem}-{fingerprint.of_file(file)[:16]}"
+
+
+def of_an_adapter(folder: Path, name: str) -> str | None:
+    """Why this folder is no base: transformers would load an adapter in it with the base, without a word; None if there is none."""
+    if (folder / ADAPTER / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        return f"model.name_or_path={name}: is a run with an adapter, not a base; type adapter={name}"
+    files = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / file).is_file()]
+    if not files:
+        return None
+    if not (folder / "config.json").is_file():
+        return f"model.name_or_path={name}: is an adapter, not a base; type adapter={name} and name its base"
+    return (
+        f"model.name_or_path={name}: {' and '.join(files)} of an adapter in it would be loaded with the base; "
+        "move them to a folder of their own, and type adapter=THAT_FOLDER to use them"
+    )

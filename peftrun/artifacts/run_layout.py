@@ -1,0 +1,17 @@
+"""Names of the files and folders that a run leaves, and of PEFT's own in an adapter folder. Light."""
+
+REPORT_PAGE = "report.html"
+CURVES = "curves.svg"
+PREVIEW_PAGE = "preview.html"  # the page of action=preview
+ROWS = "rows.jsonl"  # rows as they are learned: those of a preview, the first ones of a training
+RECORD = "record.json"
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+ADAPTER = "adapter"
+MERGED = "merged"
+BASE = "base"
+MODEL = "model"
+CHECKPOINTS = "checkpoints"
+PEFTRUN_METADATA = "peftrun.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -1,0 +1,61 @@
+"""The record of an earlier run: read, seen to be one that can be run again; and what a record notes of adapters that are given."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, CONFIG, RECORD
+from peftrun.config.schema.run import RunSpec
+from peftrun.errors import ArtifactError, PeftrunError
+from peftrun.io import atomic_files
+
+REPLAYED = ("train", "save", "reload", "evaluate", "generate", "merge", "unmerge", "combine", "extract", "diff")
+
+
+def problems(action: Any) -> Iterator[str]:
+    """One line for each reason why the run that action=replay names cannot be run again, or looked at."""
+    if action.run is None:
+        yield "action.run is not set; action=replay needs a run folder: type run=outputs/train/RUN"
+        return
+    key, folder = f"action.run={action.run}", Path(action.run).expanduser()
+    missing = [name for name in (RECORD, CONFIG) if not (folder / name).is_file()]
+    if missing:
+        yield f"{key}: is no run folder (no {missing[0]}); name one below outputs, or a cell of a sweep"
+        return
+    try:
+        record = atomic_files.read_json(folder / RECORD)
+    except ArtifactError as error:
+        yield str(error)
+        return
+    yield from _of_record(key, record, action.env is not None)
+
+
+def _of_record(key: str, record: dict[str, Any], only_looked_at: bool) -> Iterator[str]:
+    name, status = record.get("action"), record.get("status")
+    if name not in REPLAYED:
+        yield f"{key}: is a run of action={name}, which leaves nothing to compare; name one of {', '.join(REPLAYED)}"
+    elif status != "completed" and not only_looked_at:
+        reason = f" ({str(record['error']).splitlines()[0]})" if record.get("error") else ""
+        yield (
+            f"{key}: this run is '{status}'{reason}, so there is nothing to compare; name a completed one, "
+            "or type env=check to see what has drifted since"
+        )
+
+
+def given(adapters: dict[str, str]) -> dict[str, str]:
+    """Name → sha256 of the weights of every adapter that a run is given; what cannot be read is told by whoever loads it."""
+    found = {}
+    for name, path in adapters.items():
+        try:
+            found[name] = atomic_files.sha256(adapter_folder.locate(path, name) / ADAPTER_WEIGHTS)
+        except (PeftrunError, OSError):
+            continue
+    return found
+
+
+def files(spec: RunSpec) -> dict[str, str]:
+    """Key → sha256 of each file that a run prompts with as it is."""
+    found = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
+    paths = {key: Path(path).expanduser() for key, path in found.items() if path is not None}
+    return {key: atomic_files.sha256(path) for key, path in paths.items() if path.is_file()}

@@ -1,0 +1,18 @@
+"""What can be seen of base and rows before anything heavy is imported. Light."""
+
+from peftrun.artifacts import hub_files
+from peftrun.checks import tasks as task_checks
+from peftrun.config.schema.run import RunSpec
+
+BASELESS = (*task_checks.MODELLESS, "plan")
+
+
+def run(spec: RunSpec) -> None:
+    """Raises: ModelError, DataError: the base can be had from nowhere, or the rows have not the columns that the task asks for."""
+    if spec.action.name not in BASELESS:
+        hub_files.check_reach(spec.model)
+    if task_checks.reads_rows(spec.task, spec.action):
+        from peftrun.data import columns  # imports pyarrow
+
+        if columns.can_be_seen(spec.task.data):
+            columns.check(spec.task)

@@ -1,0 +1,69 @@
+"""`peftrun --help`: written for people, from the first line of every YAML file in `conf/`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftrun.config import paths, template_params
+from peftrun.config.paths import first_sentence
+from peftrun.config.search_path import packages
+
+INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, by config.
+
+  peftrun [action=train] [model=…] [lora=…] [task=…] [trainer=…] [device=…] [tracker=…] [experiment=…] [adapter=…] [key=value …]
+
+With no argument it trains the default task on the embedded model. An option chooses a whole group
+(lora=dora); a key changes one value (lora.r=8). `peftrun --cfg job` shows every key and its value.
+"""
+EXAMPLES = """Examples
+  peftrun                                                     train the default task on the embedded model
+  peftrun action=reload adapter=outputs/train/RUN             load it in a fresh process, prove it, evaluate
+  peftrun action=merge adapter=outputs/train/RUN              write a full model, proved equal
+  peftrun task=instruction task.data.path=mine.jsonl lora=dora lora.r=8
+  peftrun -m lora.r=4,8,16 trainer.learning_rate=1e-4,3e-4    one run for each combination
+  peftrun -m lora.r=4,8,16 seed=1,2,3 hydra/launcher=shared_base   trained together on one base; action=plan says how
+"""
+FLAGS = """Flags
+  --cfg job        print the composed configuration       -m, --multirun   run every combination
+  --config-dir DIR add a folder of team configs           --version        print versions
+  -sc install=bash shell completion (also zsh, fish)      --hydra-help     Hydra's own flags
+
+Exit code 0: done. 1: the input is at fault, one line says how. The manual: README.md and docs/.
+"""
+
+
+def text(team_dir: str | None) -> str:
+    """The whole help, naming every option of every group, those of `team_dir` and of installed packages included."""
+    dirs = packages.folders([team_dir] if team_dir else [])
+    groups = "\n".join(_group(group, dirs) for group in paths.GROUPS)
+    return f"{INTRO}\nOptions\n{groups}\n\n{EXAMPLES}\n{FLAGS}"
+
+
+def _group(group: str, dirs: list[Path]) -> str:
+    files = sorted(paths.group_files(group, *dirs), key=lambda path: path.stem)
+    lines = [
+        line for path in files for line in (f"  {f'{group}={path.stem}':<28} {first_sentence(path)}", *_slots(path))
+    ]
+    return "\n".join(lines)
+
+
+def _slots(path: Path) -> Iterator[str]:
+    """What a template asks for."""
+    text = path.read_text(encoding="utf-8")
+    if "\ntemplate:" not in text:
+        return
+    import yaml  # only where a team has templates
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return  # told when it is chosen, and by action=check
+    for name, slot in template_params.of_template(values).items():
+        usual = (values.get("slots") or {}).get(name, template_params.MISSING)
+        typed = f"slots.{name}={template_params.EXAMPLES[slot['type']] if usual == template_params.MISSING else config_text(usual)}"
+        yield f"    {typed:<26} {slot.get('help', '')}"
+
+
+def config_text(value: object) -> str:
+    """A value as it is typed."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,76 @@
+"""What a preference or a reward teaches, and how strongly: `task.objective`. Field names are those of TRL's configs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from peftrun.config.schema.lora import STRICT, Positive
+
+Beta = Annotated[float, Field(ge=0, examples=[0.1])]
+Rewards = Literal["exact_answer", "contains_answer", "matches_pattern", "valid_json", "near_length"]
+
+
+@dataclass(config=STRICT)
+class DpoObjective:
+    """Goes to `trl.DPOConfig`. The reference is the base without the adapter."""
+
+    name: Literal["dpo"]
+    beta: Beta
+    loss_type: Annotated[
+        list[Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "apo_zero", "apo_down", "sft"]],
+        Field(min_length=1, examples=["[sigmoid]"]),
+    ]  # fmt: skip
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5, examples=[0.1])]
+
+
+@dataclass(config=STRICT)
+class KtoObjective:
+    """Goes to `trl.KTOConfig`. The reference is the base without the adapter."""
+
+    name: Literal["kto"]
+    beta: Beta
+    loss_type: Literal["kto", "apo_zero_unpaired"]
+    desirable_weight: Annotated[float, Field(gt=0, examples=[1.0])]
+    undesirable_weight: Annotated[float, Field(gt=0, examples=[1.0])]
+
+
+@dataclass(config=STRICT)
+class OrpoObjective:
+    """Goes to `trl.experimental.orpo.ORPOConfig`. There is no reference."""
+
+    name: Literal["orpo"]
+    beta: Beta  # weight of the odds ratio beside the likelihood of what was chosen
+
+
+@dataclass(config=STRICT)
+class RewardObjective:
+    """Goes to `trl.RewardConfig`. The base gets a head with one output."""
+
+    name: Literal["reward"]
+    center_rewards_coefficient: Annotated[float, Field(gt=0, examples=[0.01])] | None
+
+
+@dataclass(config=STRICT)
+class GrpoObjective:
+    """Goes to `trl.GRPOConfig`, all but the last three, which say what is rewarded."""
+
+    name: Literal["grpo"]
+    beta: Beta
+    num_generations: Annotated[int, Field(ge=2, examples=[4])]
+    max_completion_length: Annotated[int, Field(ge=1, examples=[64])]
+    temperature: Annotated[float, Field(gt=0, examples=[1.0])]
+    top_p: Annotated[float, Field(gt=0, le=1, examples=[1.0])]
+    epsilon: Annotated[float, Field(gt=0, lt=1, examples=[0.2])]
+    num_iterations: Positive
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"]
+    scale_rewards: Literal["group", "batch", "none"]
+    reward_weights: list[float] | None  # one for each; null: 1 each
+    rewards: Annotated[list[Rewards], Field(min_length=1, examples=["[exact_answer]"])]
+    pattern: str | None  # of matches_pattern: a regular expression that is looked for
+    target_length: Positive | None  # of near_length, in characters
+
+
+Objective = Annotated[
+    DpoObjective | KtoObjective | OrpoObjective | RewardObjective | GrpoObjective, Field(discriminator="name")
+]

@@ -1,0 +1,222 @@
+"""The typed shape of a run: one dataclass a group, one field a knob. Values live in `conf/`.
+
+Field names are the field's own: a `lora` group (its methods: `methods`) is handed whole to PEFT's config, a `trainer` group whole to
+`trl.SFTConfig`. `examples` is what an error message tells the user to type instead.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from peftrun.config.schema import peft_methods, weight_update_methods
+from peftrun.config.schema.actions import Action, Dtype, Path
+from peftrun.config.schema.lora import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
+from peftrun.config.schema.objectives import Objective
+from peftrun.config.schema.trackers import Tracker
+
+
+@dataclass(config=STRICT)
+class ModelSpec:
+    """The frozen base."""
+
+    name_or_path: Path  # a hub id, a folder, or a .gguf file; with `package`: a path inside it
+    package: str | None  # an installed package that carries the model
+    revision: str | None
+    quantization: Literal["nf4", "fp4", "int8", "torchao_int8"] | None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
+    trust_remote_code: bool
+
+
+Lora = Annotated[
+    LoraSpec | NoAdapter | AdaLoraSpec | weight_update_methods.METHODS | peft_methods.METHODS,
+    Field(discriminator="method"),
+]
+
+
+@dataclass(config=STRICT)
+class MixSpec:
+    """One more source of rows, of the same kind as the first."""
+
+    path: Path  # as of the first source
+    weight: Annotated[float, Field(gt=0, examples=[1.0])]  # the first source's is 1
+    prompt: str | None = None  # templates of its own; null: the task's
+    completion: str | None = None  # null: the task's
+    name: str | None = None  # on the Hub: which configuration
+    revision: str | None = None  # on the Hub: branch, tag or commit
+    split: str | None = None  # on the Hub; null: the first source's
+
+
+@dataclass(config=STRICT)
+class DataSpec:
+    """Where rows come from: a file in an installed package, the user's own file, or the Hub."""
+
+    source: Literal["package", "file", "hub"]
+    path: Path  # csv, tsv, json, jsonl, parquet, arrow or txt; on the Hub: the dataset's id
+    package: str | None
+    name: str | None  # on the Hub: which of the dataset's configurations
+    revision: str | None
+    split: str
+    eval_path: Path | None  # held-out rows of their own; null: split off from `path`
+    eval_split: str | None  # on the Hub: held-out rows are those of another split
+    train_rows: Positive | None
+    eval_rows: Positive
+    validation_rows: Positive | None
+    label_column: str | None
+    adapter_column: str | None
+    group_column: str | None
+    mix: dict[str, MixSpec] | None
+    streaming: bool
+    labels: dict[str, str] | None  # value in `label_column` → the word to be written
+    deduplicate: bool
+    balance: bool
+    holdout: Literal["random", "last"]
+    split_seed: int
+    cache: bool
+
+
+@dataclass(config=STRICT)
+class LmEvalSpec:
+    """What lm-evaluation-harness measures. Rows at once are trainer.per_device_eval_batch_size, seeds are seed."""
+
+    tasks: Annotated[list[str], Field(min_length=1, examples=["[arc_easy]"])]
+    include_path: Path | None  # a folder with YAML files of your own tasks
+    num_fewshot: Annotated[int, Field(ge=0, examples=[5])] | None
+    limit: Positive | None
+    apply_chat_template: bool
+    log_samples: bool
+
+
+@dataclass(config=STRICT)
+class TaskSpec:
+    """What is learned. Templates name columns: `{text}`."""
+
+    kind: Literal[
+        "causal_lm", "seq_cls", "token_cls", "seq2seq", "preference", "unpaired_preference", "prompt_only", "lm_eval"
+    ]
+    data: DataSpec
+    messages: str | None  # a column of chat messages, in place of the templates
+    tools: Path | None  # a JSON file of tools, for rows that bring none
+    template_arguments: dict[str, str | int | float | bool | None] | None  # handed to the model's chat template
+    special_tokens_in_text: Literal["keep", "escape", "refuse"]
+    system: str | None
+    prompt: str | None
+    completion: str | None
+    label_names: (
+        Annotated[list[str], Field(min_length=2, examples=["[no, yes]"])] | None
+    )  # of a classifier's outputs, in order
+    chosen: str | None  # preference: a column of the better answers
+    rejected: str | None  # preference: a column of the worse ones
+    desirable: str | None  # unpaired_preference: a column that says whether the answer is wanted
+    lm_eval: LmEvalSpec | None  # which tasks of lm-evaluation-harness
+    objective: Objective | None  # of preferences and rewards
+    words: str | None  # token_cls: a column of words
+    tags: str | None  # token_cls: a column of their tags
+    loss_on: Literal["completion", "assistant", "all"]
+    metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"]] | None
+    max_new_tokens: Positive
+    max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
+
+
+@dataclass(config=STRICT)
+class TrainerSpec:
+    """Every field but early_stopping_patience goes to `trl.SFTConfig`, or the config of another loop, under its own name."""
+
+    learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_min_lr", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial",
+        "inverse_sqrt",
+    ]  # fmt: skip
+    lr_scheduler_kwargs: dict[str, float] | None  # of the schedule itself
+    warmup_steps: Annotated[float, Field(ge=0, examples=[0.1])]
+    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs decides
+    num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
+    per_device_train_batch_size: Annotated[int, Field(ge=1, examples=[4])]
+    per_device_eval_batch_size: Annotated[int, Field(ge=1, examples=[16])]
+    gradient_accumulation_steps: Positive
+    weight_decay: Annotated[float, Field(ge=0, examples=[0.01])]
+    max_grad_norm: Annotated[float, Field(ge=0, examples=[1.0])]
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit"
+    ]  # fmt: skip
+    adam_beta1: Annotated[float, Field(ge=0, lt=1, examples=[0.9])]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1, examples=[0.999])]
+    adam_epsilon: Annotated[float, Field(gt=0, examples=[1e-8])]
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1, examples=[0.1])]
+    neftune_noise_alpha: Annotated[float, Field(gt=0, examples=[5.0])] | None
+    packing: bool
+    padding_free: bool
+    gradient_checkpointing: bool
+    activation_offloading: bool
+    torch_compile: bool
+    use_liger_kernel: bool
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"]
+    logging_steps: Positive
+    save_strategy: Literal["no", "steps", "epoch"]
+    save_steps: Positive
+    save_total_limit: Positive | None
+    eval_strategy: Literal["no", "steps", "epoch"]
+    eval_steps: Positive
+    load_best_model_at_end: bool
+    early_stopping_patience: Positive | None
+    dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
+
+
+@dataclass(config=STRICT)
+class DeviceSpec:
+    """Where it runs, and how precisely."""
+
+    name: Literal["auto", "cpu", "cuda", "mps", "xpu"]
+    dtype: Dtype
+    num_threads: Positive | None
+    strategy: Literal["ddp", "fsdp", "deepspeed"] | None
+    processes: Positive  # on this machine
+    machines: Positive
+    machine_rank: Annotated[int, Field(ge=0, examples=[0])]
+    main_address: str | None
+    main_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
+    deepspeed_config: Path | None
+    deterministic: bool  # ask for algorithms that give the same bytes each time
+    memory_check: bool  # refuse what will not fit before it is loaded
+    max_memory: dict[str, str] | None  # device (cpu, 0, 1, …) → at most so much of it for the base: 4GiB
+
+
+@dataclass(config=STRICT)
+class SlotSpec:
+    """What a template asks whoever uses it to fill in."""
+
+    type: Literal["path", "str", "int", "float", "bool"]  # what its value must be
+    help: str  # one line for whoever fills it in
+
+
+@dataclass(config=STRICT)
+class TemplateSpec:
+    """The team template that a run is made from; `slots` name → what belongs there."""
+
+    name: Annotated[str, Field(min_length=1, examples=["ours/NAME"])]  # of the template
+    version: Annotated[str, Field(min_length=1, examples=['"1.0.0"'])]  # of the template; told in the record
+    slots: dict[str, SlotSpec]  # name → what belongs there
+
+
+@dataclass(config=STRICT)
+class RunSpec:
+    """A whole run: what `conf/config.yaml` composes."""
+
+    action: Action  # what is done
+    model: ModelSpec
+    lora: Lora  # which method makes the adapter, and how large it is
+    task: TaskSpec
+    trainer: TrainerSpec
+    device: DeviceSpec
+    tracker: Tracker  # who is told of a training while it runs
+    seed: Annotated[int, Field(ge=0, lt=2**32, examples=[0])]
+    adapter: dict[str, str]
+    active: str | None
+    allow_base_mismatch: bool
+    slots: dict[str, str | int | float | bool]  # values for the slots of the template
+    template: TemplateSpec | None
+
+
+def needs_processes(spec: RunSpec) -> bool:
+    """Whether this run is spread over processes."""
+    return spec.device.strategy is not None and spec.action.name == "train"

@@ -1,0 +1,97 @@
+"""Configurations as plain values: read from files, resolved, flattened, written back. Light."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from peftrun.config import migrations, template_params
+from peftrun.config.schema import run as schema
+from peftrun.config.template_params import MISSING
+from peftrun.errors import ArtifactError, ConfigError
+from peftrun.system import packages
+
+_TOLD: set[str] = set()
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Plain nested values of a saved `config.yaml`, as they are: it may be older than this version's schema. `read_run` reads older ones.
+
+    Raises: ArtifactError: it is no YAML.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
+
+
+def read_run(path: Path, aloud: bool = True) -> dict[str, Any]:
+    """Plain nested values of a run's `config.yaml` in today's keys; what that changed is told, or not, where many runs are looked at."""
+    values, lines = migrations.upgraded(read_values(path))
+    tell([f"{path}: {line}" for line in lines] if aloud else [])
+    return values
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Says each line, once in this process: a configuration is read many times."""
+    from peftrun import console
+
+    for line in lines:
+        if line not in _TOLD:
+            _TOLD.add(line)
+            console.say(line)
+
+
+def read_list(path: Path) -> list[Any]:
+    """A saved list, such as Hydra's of what was typed."""
+    return list(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+
+
+def to_yaml(spec: schema.RunSpec) -> str:
+    """The resolved configuration as text that `read_values` reads back."""
+    return values_to_yaml(dataclasses.asdict(spec))
+
+
+def values_to_yaml(values: dict[str, Any] | list[Any]) -> str:
+    """Plain nested values as text that `read_values` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(values))
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Full dotted key → value of every leaf of nested mappings."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    leaves = (flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in values.items())
+    return {key: item for leaf in leaves for key, item in leaf.items()}
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Plain nested values in today's keys, interpolations resolved, `adapter` normalised to a mapping name → path."""
+    waiting = template_params.unfilled(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    try:
+        values = OmegaConf.to_container(_without(cfg, waiting), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; mend the interpolation"
+        ) from error
+    assert isinstance(values, dict)
+    adapter = values.get("adapter")
+    values["adapter"] = {} if adapter is None else {"default": adapter} if isinstance(adapter, str) else adapter
+    found, lines = migrations.renamed(template_params.mark(values, waiting))  # type: ignore[arg-type]
+    tell(lines)
+    return packages.of_the_user(found)
+
+
+def _without(cfg: DictConfig, keys: list[str]) -> DictConfig:
+    """A copy in which these keys have no value."""
+    if not keys:
+        return cfg
+    found = copy.deepcopy(cfg)
+    for key in keys:
+        OmegaConf.update(found, key, MISSING)
+    return found

@@ -1,0 +1,26 @@
+"""`python -m peftrun.config_tools.json_schema`: writes the schemas beside the YAML files (`make schemas`)."""
+
+import os
+
+from peftrun.config import paths
+from peftrun.io import atomic_files
+
+
+def main() -> None:
+    """Writes every schema, and takes away what is no schema any more."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from peftrun.config_tools.json_schema.schemas import all_schemas
+
+    folder = paths.schemas_dir()
+    folder.mkdir(exist_ok=True)
+    texts = all_schemas()
+    for path in folder.glob("*.json"):
+        if path.name not in texts:
+            path.unlink()
+    for name, text in texts.items():
+        atomic_files.write_text(folder / name, text)
+    print(f"{len(texts)} schemas: {folder}")
+
+
+if __name__ == "__main__":
+    main()

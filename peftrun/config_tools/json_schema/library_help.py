@@ -1,0 +1,56 @@
+"""What PEFT and TRL say of the settings that are handed to them under their own names."""
+
+import dataclasses
+from functools import cache
+
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.config import BdLoraConfig, CordaConfig, EvaConfig, LoraGAConfig, VeloraConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
+from trl.experimental.orpo import ORPOConfig
+
+from peftrun.config.schema import lora as lora_methods
+from peftrun.config.schema import run as schema
+from peftrun.config_tools.json_schema.sources import METHODS, OBJECTIVES, tag
+
+OBJECTIVE_CONFIGS: dict[str, type] = {
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "orpo": ORPOConfig,
+    "reward": RewardConfig,
+    "grpo": GRPOConfig,
+}
+PARTS: dict[type, type] = {
+    lora_methods.EvaSpec: EvaConfig,
+    lora_methods.CordaSpec: CordaConfig,
+    lora_methods.LoraGaSpec: LoraGAConfig,
+    lora_methods.VeloraSpec: VeloraConfig,
+    lora_methods.BdLoraSpec: BdLoraConfig,
+}
+
+
+@cache
+def help_of(owner: type) -> dict[str, str]:
+    """Field → the library's own help, opened by the library's name; empty where no library takes the dataclass."""
+    library, config = _config(owner)
+    if config is None:
+        return {}
+    fields = {field.name: field.metadata.get("help") for field in dataclasses.fields(config)}
+    return {name: f"{library}: {_one_line(text)}" for name, text in fields.items() if text}
+
+
+def _one_line(text: str | tuple[str, ...]) -> str:
+    """A help text without its line breaks; some of PEFT's are tuples by a slip of a comma."""
+    return " ".join((text if isinstance(text, str) else " ".join(text)).split())
+
+
+def _config(owner: type) -> tuple[str, type | None]:
+    if owner is schema.TrainerSpec:
+        return "TRL", SFTConfig
+    if owner in OBJECTIVES:
+        return "TRL", OBJECTIVE_CONFIGS[tag(owner)]
+    if owner in PARTS:
+        return "PEFT", PARTS[owner]
+    if owner in METHODS and owner is not lora_methods.NoAdapter:
+        return "PEFT", PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(tag(owner).upper())]
+    return "", None

@@ -1,0 +1,44 @@
+"""What a training is made from, by content: the files of its rows and tools, and its base. Light, and fast once each file was read."""
+
+from importlib import import_module
+from pathlib import Path
+
+from peftrun.artifacts import base_files
+from peftrun.config.schema.run import ModelSpec, RunSpec, TaskSpec
+from peftrun.errors import PeftrunError
+
+ROWS = "rows"  # as they were made of the files; known only where they are loaded
+
+
+def digests(spec: RunSpec) -> dict[str, str]:
+    """Name, as people know it → digest, of everything that is a file here and can be read."""
+    return _data(spec.task) | _base(spec.model)
+
+
+def changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Names of what is another than it was, and how; what either side does not tell of is left out."""
+    names = [name for name in then if name in now and then[name] != now[name]]
+    if len(names) > 1 and ROWS in names:
+        names.remove(ROWS)  # which follow from the files
+    return [f"{name} ({then[name][:12]} → {now[name][:12]})" for name in names]
+
+
+def _data(task: TaskSpec) -> dict[str, str]:
+    sources, fingerprint = import_module("peftrun.data.sources"), import_module("peftrun.artifacts.fingerprint")
+    files: dict[str, Path] = {}
+    if task.data.source != "hub":
+        files = {one.told: sources.file_of(task.data, one.path) for one in sources.all_of(task.data)}
+    if task.tools is not None:
+        files[f"task.tools={task.tools}"] = Path(task.tools).expanduser()
+    return {told: fingerprint.of_file(file) for told, file in files.items() if file.is_file()}
+
+
+def _base(model: ModelSpec) -> dict[str, str]:
+    folder = base_files.locate(model)
+    if folder is None:
+        return {}
+    try:
+        parts = import_module("peftrun.artifacts.fingerprint").of_model(folder).as_dict()
+    except (PeftrunError, OSError):  # whoever loads it says what is wrong
+        return {}
+    return {f"the base's {part.replace('_', ' ')}": digest for part, digest in parts.items()}

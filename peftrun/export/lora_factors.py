@@ -1,0 +1,58 @@
+"""The factors of an adapter under one scaling and, where wanted, one rank: ΔW = B·A stays what it was. Light."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from peftrun.artifacts import delta_weights
+from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.delta_weights import Weights
+from peftrun.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A (rank, in) and B (out, rank) of one module in float32, and their names in the file; ΔW = scaling·B·A."""
+
+    names: tuple[str, str]
+    a: np.ndarray
+    b: np.ndarray
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return int(self.a.shape[0])
+
+
+def read(source: Source) -> dict[str, Factors]:
+    """Module → its factors, with the scaling that PEFT gives it.
+
+    Raises: AdapterError: something in the file is no pair of factors of a linear layer. ArtifactError: the file is torn.
+    """
+    weights: Weights = delta_weights.pairs(source.folder)
+    for module, reason in weights.unmeasured.items():
+        raise AdapterError(f"{source.folder}: {module}: {reason}; merge it instead (peftrun action=merge adapter=…)")
+    return {
+        module: Factors(
+            (pair.a.name, pair.b.name),
+            delta_weights.tensor(pair.file, pair.a).astype(np.float32),
+            delta_weights.tensor(pair.file, pair.b).astype(np.float32),
+            pair.scaling,
+        )
+        for module, pair in weights.found.items()
+    }
+
+
+def scaled(factors: Factors, scaling: float) -> Factors:
+    """The same ΔW under another scaling: B takes the quotient."""
+    if factors.scaling == scaling:
+        return factors
+    b = (factors.b.astype(np.float64) * (factors.scaling / scaling)).astype(np.float32)
+    return replace(factors, b=b, scaling=scaling)
+
+
+def padded(factors: Factors, rank: int) -> Factors:
+    """The same ΔW in more rows: what is added to A and B is zero."""
+    more = rank - factors.rank
+    return replace(factors, a=np.pad(factors.a, ((0, more), (0, 0))), b=np.pad(factors.b, ((0, 0), (0, more))))

@@ -1,0 +1,166 @@
+"""The only ways anything is written.
+
+A file or folder appears under its name complete or not at all: it is written to a hidden temporary
+sibling, flushed to disk, then renamed.
+"""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from peftrun.errors import ArtifactError
+
+SWEEPS = ("sweep.json", "multirun.yaml")  # one of them is in a sweep's folder
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+# Writers outside Python raise errors of their own when the disk is full, told by type and words.
+WRITERS = (
+    ("SafetensorError", "I/O error"),
+    ("RuntimeError", "unexpected pos"),
+    ("RuntimeError", "PytorchStreamWriter"),
+)
+
+
+@contextmanager
+def new_folder(target: Path, kept_if: type[Exception] | None = None) -> Iterator[Path]:
+    """Yields a temporary sibling of `target` that becomes `target` when the block ends well.
+
+    Args: kept_if: an error after which what was written is kept, under the name that `rejected` gives.
+
+    Raises: ArtifactError: `target` exists, or the disk refused (then nothing is left behind).
+    """
+    if target.exists():
+        raise ArtifactError(f"{target}: exists already and is never overwritten; name a folder that does not exist")
+    temporary = _sibling(target)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        flush_tree(temporary)
+        os.rename(temporary, target)
+        _flush(target.parent)
+    except Exception as error:
+        if kept_if is not None and isinstance(error, kept_if):
+            os.rename(temporary, rejected(target))
+        if disk_refused(error):
+            raise ArtifactError(f"{target}: could not be written ({error}); nothing was kept there") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep_of(out_dir: Path) -> Path | None:
+    """The folder of the sweep of which this run is a cell; None: of none."""
+    return next((one for one in out_dir.absolute().parents[:2] if any((one / name).is_file() for name in SWEEPS)), None)
+
+
+def folder_key(out_dir: Path) -> str:
+    """The key by which another place is chosen for a run's folder: a cell's is inside its sweep's."""
+    return "hydra.sweep.dir" if sweep_of(out_dir) else "hydra.run.dir"
+
+
+def rejected(target: Path) -> Path:
+    """Where an artefact that failed its proof is kept: a name beside `target` that is free."""
+    names = (f"{target.name}.rejected{number or ''}" for number in itertools.count())
+    return next(path for name in names if not (path := target.with_name(name)).exists())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Puts `text` under `path`, whole or not at all, replacing what was there.
+
+    Raises: ArtifactError: the disk refused; the old content is intact.
+    """
+    temporary = _sibling(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: could not be written ({error}); what was there is intact") from error
+    finally:
+        with suppress(OSError):  # where nothing could be written there is nothing to remove
+            temporary.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Puts `value` under `path` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def append_json_line(path: Path, value: dict[str, Any]) -> None:
+    """Adds one row to a JSON-lines file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; none if it is not there. A last line torn by a killed process is passed over."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises: ArtifactError: it is not there or is not a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: is not readable JSON ({error}); restore it or make the artefact again") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: holds no JSON object; restore it or make the artefact again")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(root: Path, parts: Iterable[Path], known: Mapping[Path, str]) -> dict[str, str]:
+    """Relative name → sha256 of every file in the folders `parts`, which lie below or beside `root`. `known`: need not be read."""
+    files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
+        found = pool.map(lambda file: known.get(file) or sha256(file), files)
+        return {os.path.relpath(file, root): digest for file, digest in zip(files, found, strict=True)}
+
+
+def size_of(folder: Path, pattern: str = "*.safetensors") -> int:
+    """Bytes of the files of one folder that match `pattern`."""
+    return sum(file.stat().st_size for file in folder.glob(pattern))
+
+
+def disk_refused(error: BaseException) -> bool:
+    """Whether an error came from the operating system, or from the writers of safetensors or torch."""
+    return isinstance(error, OSError) or any(
+        type(error).__name__ == kind and words in str(error) for kind, words in WRITERS
+    )
+
+
+def _sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def flush_tree(folder: Path) -> None:
+    """Makes everything below `folder` survive a power cut."""
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,188 @@
+"""Safetensors files written tensor by tensor, so that no more than one tensor is in memory."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftrun.errors import ArtifactError
+from peftrun.io import atomic_files, safetensors_header
+from peftrun.io.safetensors_header import Entry
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+CHUNK = 1 << 26  # bytes
+FLUSH = 1 << 28  # bytes
+PIECE = 1 << 21  # values
+AHEAD = 1 << 27  # bytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk."""
+
+    file: Path
+    entry: Entry
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return DTYPES[self.entry.dtype]
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return torch.Size(self.entry.shape).numel()
+
+    def rows(self, start: int | None, stop: int | None) -> "Stored":
+        """The same tensor's rows from `start` up to `stop`; all of it where these are None."""
+        if start is None or stop is None:
+            return self
+        size = (self.entry.end - self.entry.begin) // self.entry.shape[0]
+        begin, shape = self.entry.begin + start * size, (stop - start, *self.entry.shape[1:])
+        return Stored(self.file, replace(self.entry, shape=shape, begin=begin, end=begin + (stop - start) * size))
+
+    def as_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values in float32, read from disk piece by piece into `room` (flat, at least `count` long) or new memory."""
+        into = (torch.empty(self.count) if room is None else room)[: self.count]
+        place = 0
+        for part in self.pieces():
+            into[place : place + len(part)].copy_(part)
+            place += len(part)
+        return into.reshape(self.entry.shape)
+
+    def as_stored(self) -> torch.Tensor:
+        """Its values in the dtype that they are stored in."""
+        return torch.cat([part.clone() for part in self.pieces()]).reshape(self.entry.shape)
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """Its values as stored, flat, so many at a time; each is overwritten by the next."""
+        buffer = bytearray(min(PIECE * self.dtype.itemsize, self.entry.end - self.entry.begin))
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.entry.begin)
+            _read_ahead(file.fileno(), self.entry)
+            for start in range(0, self.count, PIECE):
+                view = memoryview(buffer)[: min(PIECE, self.count - start) * self.dtype.itemsize]
+                _read_all(file, view)
+                yield torch.frombuffer(view, dtype=self.dtype)
+
+    def copy_to(self, handle: int) -> None:
+        """Its bytes at the end of an open file, without passing through this process where the system can do that."""
+        with open(self.file, "rb", buffering=0) as file:
+            begin = self.entry.begin
+            while begin < self.entry.end:
+                begin += _copy(file.fileno(), handle, begin, min(CHUNK, self.entry.end - begin))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written. `make` computes it; None: the bytes of `source` as they are."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    source: Stored | None
+    make: Callable[[], torch.Tensor] | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
+
+
+def precision(dtype: torch.dtype) -> float:
+    """The distance from 1 to the next larger number, of a floating dtype."""
+    return float(torch.finfo(dtype).eps)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The weight files of a model folder: those its index names, or all."""
+    index = folder / INDEX
+    if index.is_file():
+        names = set(atomic_files.read_json(index)["weight_map"].values())
+        return sorted(folder / name for name in names)
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def stored(file: Path) -> list[Stored]:
+    """Every tensor of a file, in file order. Raises: ArtifactError: the file is torn."""
+    return [Stored(file, entry) for entry in safetensors_header.entries(file)]
+
+
+def write(path: Path, planned: list[Planned]) -> None:
+    """A safetensors file with these tensors, in this order, one at a time in memory."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    body: dict[str, Any] = {}
+    for one in planned:
+        body[one.name] = {"dtype": NAMES[one.dtype], "shape": list(one.shape), "data_offsets": [end, end + one.size]}
+        end += one.size
+    text = json.dumps(header | body, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the bytes of the tensors begin at a multiple of eight, as the format asks
+    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as flusher:
+        waiting = 0
+        _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
+        for one in planned:
+            _put(file.fileno(), one)
+            waiting += one.size
+            if waiting > FLUSH:  # the disk writes while the next tensors are computed
+                flusher.submit(os.fsync, file.fileno())
+                waiting = 0
+
+
+def write_index(folder: Path, places: dict[str, str], size: int) -> None:
+    """The index of a model in several files. `places`: tensor → file. `size`: bytes of all tensors."""
+    atomic_files.write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def _put(handle: int, one: Planned) -> None:
+    """The tensor at the end of an open file, rounded piece by piece; stored bytes as they are."""
+    if one.make is None:
+        assert one.source is not None, one.name
+        return one.source.copy_to(handle)
+    value = one.make()
+    assert tuple(value.shape) == one.shape, (one.name, value.shape, one.shape)
+    for part in value.detach().reshape(-1).split(PIECE):
+        _write_all(handle, memoryview(part.to(one.dtype).view(torch.uint8).numpy()))
+    return None
+
+
+def _read_ahead(handle: int, entry: Entry) -> None:
+    """Has the system read this tensor, and what is asked for after it in all likelihood, while others are computed with."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, entry.begin, entry.end - entry.begin + AHEAD, os.POSIX_FADV_WILLNEED)
+
+
+def _read_all(file: Any, view: memoryview) -> None:
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise ArtifactError(f"{file.name}: ends too early; fetch it again")
+        view = view[count:]
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _copy(source: int, target: int, begin: int, count: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, offset_src=begin)
+    except (
+        OSError,
+        AttributeError,
+    ):  # another file system, or another operating system; a full disk says so again below
+        part = os.pread(source, count, begin)
+        _write_all(target, part)
+        return len(part)

@@ -1,0 +1,125 @@
+"""What reads text for a base: its tokenizer, and what its config says of rows. No weights are read, and no torch is imported here."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from peftrun.artifacts import base_files, hub_files
+from peftrun.artifacts.classifier_head import Head
+from peftrun.config.schema.run import ModelSpec
+from peftrun.errors import ModelError
+from peftrun.io import atomic_files
+from peftrun.models.reader import Reader
+from peftrun.system.silence import quiet
+
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
+TOKENIZER = re.compile(r"token|vocab|merges|tekken|\.(model|spm|tiktoken|codes)$")  # in the names of its files
+
+
+def load_reader(spec: ModelSpec, head: Head | None) -> Reader:
+    """What `spec`'s base reads rows by: the same tokenizer that training loads with the weights.
+
+    Raises: ModelError: it is not there, or is of the other kind (language model, encoder).
+    """
+    given = base_files.given(spec)
+    if given.suffix == ".gguf" and given.is_file():
+        converted = hub_files.of_gguf(given)
+        return _of_folder(converted, spec, head) if converted.is_dir() else _of_gguf(given, spec, head)
+    folder = given.resolve() if given.is_dir() else hub_files.from_hub(spec, weights=False)
+    stray = hub_files.of_an_adapter(folder, spec.name_or_path)
+    if stray:
+        raise ModelError(stray)
+    return _of_folder(folder, spec, head)
+
+
+def _of_gguf(file: Path, spec: ModelSpec, head: Head | None) -> Reader:
+    """From a file that has not been converted yet: its tokenizer goes the way that converting takes, its weights stay where they are."""
+    with tempfile.TemporaryDirectory(prefix="peftrun-") as folder, quiet():
+        for kind in (AutoTokenizer, AutoConfig):
+            kind.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).save_pretrained(folder)
+        return _of_folder(Path(folder), spec, head)
+
+
+def _of_folder(folder: Path, spec: ModelSpec, head: Head | None) -> Reader:
+    try:
+        config = _config(folder, spec)
+        check_kind(config, spec, head)
+        tokenizer = load_tokenizer(folder, spec, config)
+    except (ValueError, OSError, ImportError) as error:
+        raise ModelError(unreadable(spec, error)) from error
+    if head is not None:
+        limit_length(tokenizer, config)
+    return Reader(base_files.name_of(spec), tokenizer, config, config.get_text_config().vocab_size)
+
+
+def _config(folder: Path, spec: ModelSpec) -> Any:
+    """The base's config; where its class is transformers' own, without the dtype of weights, to name which torch would be imported."""
+    values = atomic_files.read_json(folder / "config.json")
+    if spec.trust_remote_code or "auto_map" in values or "model_type" not in values:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    return AutoConfig.for_model(**_without_dtype(values))
+
+
+def _without_dtype(values: dict[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in values.items() if key not in ("dtype", "torch_dtype")}
+    return {key: _without_dtype(value) if isinstance(value, dict) else value for key, value in found.items()}
+
+
+def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
+    """The tokenizer in `folder`, whose config may be known already; one without a pad token pads with its end token. Raises: ModelError: it has neither, or there is no tokenizer."""
+    if not any(TOKENIZER.search(file.name) for file in folder.iterdir()):  # transformers may make one without any words
+        raise ModelError(
+            f"model.name_or_path={spec.name_or_path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json "
+            "from the model it was made from, or choose another model"
+        )
+    known = {} if config is None else {"config": config}
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **known)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        own = Path(spec.name_or_path).expanduser().is_dir()
+        file = folder / "tokenizer_config.json" if own else "tokenizer_config.json in a copy of it, and name that"
+        raise ModelError(
+            f"model.name_or_path={spec.name_or_path}: its tokenizer has neither a pad token nor an end token; "
+            f'write one of its tokens, "eos_token": "TOKEN", into {file}'
+        )
+    return tokenizer
+
+
+def limit_length(tokenizer: Any, config: Any) -> None:
+    """What an encoder reads no further than: RoBERTa and its kin count positions from after the pad token's number."""
+    most = getattr(config, "max_position_embeddings", None) or 2**31
+    most -= config.pad_token_id + 1 if config.model_type in COUNT_FROM_PAD else 0
+    tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+
+
+def check_kind(config: Any, spec: ModelSpec, head: Head | None) -> None:
+    """Raises: ModelError: a task of a language model was given an encoder, or the other way round."""
+    names = config.architectures or []
+    causal = any(name.endswith(CAUSAL) for name in names)
+    key = f"model.name_or_path={spec.name_or_path}"
+    if names and head is None and not causal:
+        raise ModelError(
+            f"{key}: is a {names[0]}, not a causal language model, so it writes no answers; choose another model, "
+            "or train and evaluate this one on a task of its kind: type task=spanish_sentiment or task=ner"
+        )
+    if head is not None and head.kind != "seq_cls" and causal:
+        raise ModelError(f"{key}: is a {names[0]}, and a {head.kind} head needs an encoder; type model=minilm")
+
+
+def unreadable(spec: ModelSpec, error: Exception) -> str:
+    """What transformers' complaint of a base means, and what to type."""
+    if "trust_remote_code" in str(error):
+        return (
+            f"model.name_or_path={spec.name_or_path}: brings Python code of its own, which is not run; "
+            "if you trust it, type model.trust_remote_code=true"
+        )
+    reason = " ".join(str(error).split())[:300]
+    attention = spec.attn_implementation or ""
+    if attention and attention.replace("_", "") in reason.lower().replace("_", ""):
+        return f"model.attn_implementation={attention}: cannot be used here ({reason}); type model.attn_implementation=sdpa"
+    return f"model.name_or_path={spec.name_or_path}: cannot be loaded ({reason}); restore it, or choose another model"

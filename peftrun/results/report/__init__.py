@@ -1,0 +1,1 @@
+"""What a person looks at once a training has ended: one page, made of the run folder's files. Light."""

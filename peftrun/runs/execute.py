@@ -1,0 +1,304 @@
+"""Runs one action: record first, heavy imports second, record finished last whatever happens."""
+
+import atexit
+import gc
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from peftrun import trackers
+from peftrun.artifacts import source_run
+from peftrun.artifacts.run_layout import CONFIG, RECORD
+from peftrun.checks import early
+from peftrun.config import usage
+from peftrun.config import values as config
+from peftrun.config.schema.run import RunSpec, needs_processes
+from peftrun.errors import ArtifactError, PeftrunError
+from peftrun.io import atomic_files
+from peftrun.planning import memory_fit
+from peftrun.planning.joint_memory import Limits
+from peftrun.result import Apart, RunResult
+from peftrun.runs import torchrun, unused_keys
+from peftrun.system import environment, resource_errors
+from peftrun.system.versions import versions
+from peftrun.trackers import lifecycle
+
+QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "off",  # but where many rows are read at once: tasks/token_ids.py
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
+IMPORTS_NOTHING = ("list", "compare", "browse")  # that takes time
+
+
+def run(spec: RunSpec, out_dir: Path) -> RunResult:
+    """What the action named in `spec` returns; `out_dir` then holds its config and a finished record.
+
+    Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: whatever the action found at fault.
+    """
+    record = Record(spec, out_dir)
+    if record.spec.template:
+        from peftrun import console
+
+        console.say(f"template {record.spec.template.name} {record.spec.template.version}")
+    try:
+        with _terminate_as_interrupt(), resource_errors.as_fault(out_dir), memory_fit.advising(spec):
+            spread, spec = needs_processes(record.spec), record.spec
+            early.run(usage.plain(spec))
+            result = torchrun.run(spec, out_dir) if spread else action(spec.action.name).run(spec, out_dir)
+    except BaseException as error:
+        record.failed(error)
+        raise
+    record.completed(result)
+    result.summary += record.reported()
+    unused_keys.tell(record.set_in_vain())
+    return result
+
+
+def together(
+    specs: Sequence[RunSpec], out_dirs: Sequence[Path], allowed: Limits, halving: dict[str, int] | None = None
+) -> list[int]:
+    """Trains all these on one base; each folder then holds its config and a finished record, which says what was at fault if something was.
+
+    Args: allowed: what those in one step may take. halving: `min_steps` and `factor` of successive halving.
+    Returns: numbers of those that can only be run alone; their folders hold no record.
+    Raises: KeyboardInterrupt: the records of those that had begun and not ended say so; the others hold none.
+    """
+    records = [Record(spec, out_dir) for spec, out_dir in zip(specs, out_dirs, strict=True)]
+    apart: list[int] = []
+    begun: set[int] = set()
+    in_vain: list[str] = []
+
+    def finish(cell: int, found: RunResult | Exception | Apart) -> None:
+        if isinstance(found, RunResult):
+            _note_what_they_share(records)
+            records[cell].completed(found)
+            records[cell].reported()
+            in_vain.extend(records[cell].set_in_vain())
+        elif isinstance(found, Apart):
+            records[cell].withdrawn(f"is trained alone: {found.reason}")
+            apart.append(cell)
+        else:
+            _tell(found, records[cell])
+
+    try:
+        with _terminate_as_interrupt():
+            heavy("peftrun.training.joint.train_cells").run(
+                [record.spec for record in records], list(out_dirs), allowed, halving, begin=begun.add, finish=finish
+            )
+    except PeftrunError as fault:  # of all of them
+        for record in records:
+            record.failed(fault)
+    except BaseException as error:
+        for cell, record in enumerate(records):
+            if isinstance(error, KeyboardInterrupt) and cell not in begun:
+                record.withdrawn()
+            record.failed(error)
+        raise
+    unused_keys.tell(in_vain)
+    return apart
+
+
+def _note_what_they_share(records: Sequence["Record"]) -> None:
+    """Base and rows are read for one cell, and used by all."""
+    found = {key for record in records for key in usage.noted(record.spec)}
+    for record in records:
+        usage.note(record.spec, found)
+
+
+def _tell(found: Exception, record: "Record") -> None:
+    """One cell has failed; the others go on. A bug keeps its traceback."""
+    from peftrun import console
+
+    fault = resource_errors.fault_of(found, record.out_dir) or found
+    record.failed(fault)
+    console.warn(
+        f"cell {record.out_dir.name} failed: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}"
+    )
+    if not isinstance(fault, PeftrunError):
+        traceback.print_exception(fault)
+
+
+class Record:
+    """A run's record: written at once, finished once. `spec`: the run, which notes what is read of it from now on."""
+
+    def __init__(self, spec: RunSpec, out_dir: Path) -> None:
+        refuse_taken(out_dir)
+        _compute_anew()
+        atomic_files.write_text(out_dir / CONFIG, config.to_yaml(spec))
+        self.out_dir, self.started, self.values, self.open = out_dir, time.perf_counter(), _opening(spec), True
+        self.values["config_sha256"] = atomic_files.sha256(out_dir / CONFIG)
+        atomic_files.write_json(out_dir / RECORD, self.values)
+        self.told = False  # by a page, and to a tracker
+        self.spec = usage.tracked(spec)
+        usage.note(self.spec, ("slots", "template"))  # they were when the run was composed
+
+    def completed(self, result: RunResult) -> None:
+        """What came out."""
+        self._finish(status=result.status, **_outcome(result), unread=usage.unread(self.spec))
+
+    def set_in_vain(self) -> list[str]:
+        """What was set and has not been read until now."""
+        return unused_keys.found(usage.plain(self.spec), self.out_dir, usage.unread(self.spec))
+
+    def failed(self, error: BaseException) -> None:
+        """What was at fault, or that it was interrupted; nothing where the record is finished already."""
+        ending: dict[str, Any] = {"status": "failed", "error": str(error) or type(error).__name__}
+        if isinstance(error, KeyboardInterrupt):
+            ending = {"status": "interrupted"}
+        with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
+            self._finish(**ending, **getattr(error, "facts", {}))
+        self.reported()
+
+    def reported(self) -> list[tuple[str, str]]:
+        """Leaves the page of a training, whatever became of it, and tells its tracker: where it lies, as a row for the closing table."""
+        if self.open or self.told:
+            return []
+        self.told = True
+        try:
+            return self._page()
+        finally:
+            lifecycle.end(self.spec, self.out_dir, self.values)
+
+    def _page(self) -> list[tuple[str, str]]:
+        if self.values["action"] != "train":
+            return []
+        from peftrun import console
+        from peftrun.results.report import page
+
+        found = page.leave(self.out_dir)
+        return [("report", console.short(found))] if found else []
+
+    def withdrawn(self, why: str = "") -> None:
+        """The run has not begun, as if it had never been asked for; nothing where the record is finished already."""
+        from peftrun import console
+
+        if not self.open:
+            return
+        if why:
+            console.say(f"cell {self.out_dir.name} {why}")
+        self.open, self.told = False, True
+        trackers.pause(self.out_dir)
+        (self.out_dir / RECORD).unlink()
+
+    def _finish(self, **more: Any) -> None:
+        if not self.open:
+            return
+        self.open = False
+        self.values |= {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self.started, 2),
+        }
+        self.values |= more
+        atomic_files.write_json(self.out_dir / RECORD, self.values)
+
+
+def refuse_taken(out_dir: Path) -> None:
+    """Raises: ArtifactError: the folder holds a run."""
+    if (out_dir / RECORD).exists():
+        raise ArtifactError(f"{out_dir}: holds a run already; name a folder that does not exist")
+
+
+def action(name: str) -> Any:
+    """The module of an action, its heavy imports done and quiet."""
+    module = f"peftrun.actions.{name}"
+    return import_module(module) if name in IMPORTS_NOTHING else heavy(module)
+
+
+def heavy(module: str) -> Any:
+    """A module that imports torch, quietly."""
+    if module in sys.modules:
+        return sys.modules[module]
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    # It tells at each start what it could do if another package were there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from peftrun import console
+
+    with console.importing(), _uncollected():
+        return import_module(module)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """The collector looks at loaded modules neither while they load nor when the process ends: they stay, and each look takes a second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.freeze)
+
+
+def _opening(spec: RunSpec) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "action": spec.action.name,
+        "command": sys.argv,
+        "seed": spec.seed,
+        **({"template": {"name": spec.template.name, "version": spec.template.version}} if spec.template else {}),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "git_commit": environment.commit(Path()),  # for people who keep their configs in git
+        "platform": platform.platform(),
+        "pid": os.getpid(),
+        "host": platform.node(),  # on which that process is looked for
+        "environment": environment.now(),
+        "given": source_run.given(spec.adapter),
+        "files": source_run.files(usage.plain(spec)),
+    }
+
+
+def _outcome(result: RunResult) -> dict[str, Any]:
+    return {
+        **computing(),
+        **result.facts,
+        "metrics": result.metrics,
+        "objective": result.objective,
+        "artifacts": atomic_files.digests(result.out_dir, result.artifacts, result.hashes),
+    }
+
+
+def computing() -> dict[str, Any]:
+    """How this process has computed the run (threads, what was not deterministic), for its record; empty where no device was asked for."""
+    found = sys.modules.get("peftrun.system.determinism")
+    state = found.described() if found else None
+    return {"computing": state} if state else {}
+
+
+def _compute_anew() -> None:
+    found = sys.modules.get("peftrun.system.determinism")
+    if found:
+        found.forget()
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM ends a run as Ctrl-C does: with its record finished."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the caller owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,32 @@
+"""Successive halving: at each rung the cells with the lowest loss go on, the others stop (Jamieson & Talwalkar 2016, arXiv:1502.07943).
+
+A stopped cell leaves a checkpoint: the same sweep without halving goes on from there.
+"""
+
+from dataclasses import dataclass
+
+from peftrun.training.joint.scheduler import Pause
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Rungs at `min_steps`, `min_steps`·`factor`, … optimiser steps; at each, one in `factor` of the cells goes on."""
+
+    min_steps: int
+    factor: int
+
+    def is_rung(self, step: int) -> bool:
+        """Whether cells are compared after so many steps."""
+        while step > self.min_steps and step % self.factor == 0:
+            step //= self.factor
+        return step == self.min_steps
+
+    def judge(self, paused: list[Pause]) -> None:
+        """Says who of those at one rung goes on: the best, at least one."""
+        ranked = sorted(paused, key=lambda pause: (pause.score, pause.cell))
+        kept = max(1, len(ranked) // self.factor)
+        for place, pause in enumerate(ranked, 1):
+            pause.go_on = place <= kept
+            pause.verdict = (
+                f"{pause.measure} {pause.score:.4f} was number {place} of {len(ranked)}, of which {kept} went on"
+            )
