@@ -22,7 +22,7 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.tasks import causal_lm
-from peftrun.tasks.causal_lm import Rows
+from peftrun.tasks.rows import Rows
 
 
 class Stamps(TrainerCallback):
@@ -54,7 +54,7 @@ def main(name: str, base: Path | None, task: str, steps: int, warm_up: int) -> N
     """Trains as `name` does, evaluates, reports."""
     spec = _spec(task, steps)
     if base is None:
-        base = base_models.load_base(spec.model, device.resolve(spec.device)).folder
+        base = base_models.load_base(spec.model, device.resolve_device(spec.device)).folder
         return print(json.dumps({"base": str(base)}))
     stamps = Stamps()
     DEFAULT_CALLBACKS.append(stamps)  # every Trainer of this process, also the one that peftrun builds
@@ -87,11 +87,11 @@ def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path
     from peftrun.adapters import attach
     from peftrun.training import fit
 
-    place = device.resolve(spec.device)
+    place = device.resolve_device(spec.device)
     loaded = base_models.load_base(spec.model, place)
-    net = attach.attach(loaded, spec.lora, spec.seed)
-    lesson = fit.Lesson(
-        rows.for_training(), [row.where for row in rows.train], tokenizer, spec.seed, spec.task.max_length
+    net = attach.attach_adapter(loaded, spec.lora, spec.seed)
+    lesson = fit.TrainingData(
+        rows.build_training_rows(), [row.where for row in rows.train], tokenizer, spec.seed, spec.task.max_length
     )
     fit.fit(net, lesson, spec.trainer, place, folder, checkpoint=None)
     return net
@@ -108,7 +108,7 @@ def _trainer(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path
     loop = Trainer(
         model=net,
         args=TrainingArguments(**_same_for_all(spec, folder)),
-        train_dataset=Dataset.from_list(rows.for_training()),
+        train_dataset=Dataset.from_list(rows.build_training_rows()),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
     loop.train()
@@ -132,7 +132,7 @@ def _sft(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path, **
     loop = SFTTrainer(
         model=str(base),
         args=SFTConfig(**_same_for_all(spec, folder), **arguments),
-        train_dataset=Dataset.from_list(rows.for_training()),
+        train_dataset=Dataset.from_list(rows.build_training_rows()),
         processing_class=tokenizer,
         peft_config=_lora(spec),
     )

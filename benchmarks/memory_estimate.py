@@ -68,15 +68,17 @@ def write_rows(folder: Path, tokens: int) -> Path:
     """Rows of exactly so many tokens, no two alike."""
     from peftrun.composition.compose import compose_run
     from peftrun.composition.spec import build_spec
-    from peftrun.models.base import load_tokenizer, locate
-    from peftrun.tasks.messages import Conversation, says
+    from peftrun.models.base import load_tokenizer, resolve_base_dir
+    from peftrun.tasks.messages import Conversation, make_message
     from peftrun.tasks.tokenization import Encoder
 
     spec = build_spec(compose_run(["model=embedded"]).cfg)
-    encoder = Encoder(load_tokenizer(locate(spec.model), spec.model), spec.task)
+    encoder = Encoder(load_tokenizer(resolve_base_dir(spec.model), spec.model), spec.task)
 
     def length(text: str) -> int:
-        prompt, (completion,) = encoder.answered(Conversation((says("user", text),)), [says("assistant", "yes")])
+        prompt, (completion,) = encoder.answered(
+            Conversation((make_message("user", text),)), [make_message("assistant", "yes")]
+        )
         return len(prompt) + len(completion)
 
     words = next(count for count in range(tokens) if length(" ".join(["word"] * count) + " 100") == tokens)
@@ -130,9 +132,9 @@ def estimate(one: dict[str, Any]) -> float:
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         data = [f"task.data.path={file.name}"] if one["tokens"] else []
         spec = build_spec(compose_run([*one["overrides"], *data]).cfg)
-    base = base_files.read(spec.model)
+    base = base_files.read_base_info(spec.model)
     assert base is not None
-    return memory.of_run(base, spec).peak
+    return memory.estimate_memory(base, spec).peak
 
 
 def cells(one: dict[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ def contestants(folder: Path, size: int) -> dict[str, list[str]]:
         commands[f"peftrun merge, {adapter}, proved"] = merge
         commands[f"peftrun reload, {adapter}"] = [*ours, "action=reload", "action.evaluate=false"]
         for dtype, times in (("bfloat16", 1), ("float32", 2)):
-            if times * size < free_memory.resident().bytes:
+            if times * size < free_memory.get_resident_limit().bytes:
                 commands[f"PEFT, {adapter}, {dtype}"] = [
                     sys.executable, str(CONTESTANTS), "merge", str(folder), adapter, out, dtype,
                 ]  # fmt: skip

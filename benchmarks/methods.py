@@ -64,8 +64,8 @@ def size_of(option: str) -> dict[str, Any]:
 
     spec = build_spec(compose_run(["model=embedded", f"lora={option}"]).cfg)
     base = load_base(spec.model, Device("cpu", torch.float32, ""))
-    net = attach.attach(base, spec.lora, 0, attach.Start(rows(base), 60))
-    trained, total = attach.trainable(net)
+    net = attach.attach_adapter(base, spec.lora, 0, attach.InitData(rows(base), 60))
+    trained, total = attach.count_parameters(net)
     kept = get_peft_model_state_dict(net, save_embedding_layers=False).values()
     return {
         "trainable": trained,

@@ -110,7 +110,7 @@ def loaded(dtype: str, adapters: int, rank: int) -> tuple[Any, Any]:
     from peftrun.models import device
 
     spec = peftrun.load("action=serve", f"device.dtype={dtype}", "device=cpu")
-    base = base_models.load_base(spec.model, device.resolve(spec.device))
+    base = base_models.load_base(spec.model, device.resolve_device(spec.device))
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
     )
@@ -126,25 +126,25 @@ def loaded(dtype: str, adapters: int, rank: int) -> tuple[Any, Any]:
 def continuous(base: Any, net: Any, asked: list[Request], batch: int) -> None:
     """The engine, all requests at once."""
     import peftrun
-    from peftrun.serving.adapter_registry import Version, Versions
-    from peftrun.serving.batch import Computer
+    from peftrun.serving.adapter_registry import AdapterRegistry, AdapterVersion
+    from peftrun.serving.batch import ModelRunner
     from peftrun.serving.engine import Engine
-    from peftrun.serving.metrics import Watch
-    from peftrun.serving.requests import CompletionWish
+    from peftrun.serving.metrics import Metrics
+    from peftrun.serving.requests import CompletionRequest
     from peftrun.serving.service import Service
 
-    versions = Versions(base.name, [Version(name, name) for name in net.peft_config])
-    watch = Watch()
+    versions = AdapterRegistry(base.name, [AdapterVersion(name, name) for name in net.peft_config])
+    watch = Metrics()
     spec = peftrun.load("action=serve")
-    engine = Engine(Computer(net, base.tokenizer.pad_token_id), versions, watch, batch, len(asked))
+    engine = Engine(ModelRunner(net, base.tokenizer.pad_token_id), versions, watch, batch, len(asked))
     action: Any = spec.action
     service = Service(base, engine, versions, watch, action, task=spec.task)
     service.ends = frozenset()  # every answer is as long as it may be
     engine.start()
 
     async def ask(name: str, text: str, tokens: int) -> None:
-        wish = CompletionWish(model=name, prompt=text, max_tokens=tokens, temperature=0.0)
-        reply = await service.whole(*await service.ask(wish))
+        wish = CompletionRequest(model=name, prompt=text, max_tokens=tokens, temperature=0.0)
+        reply = await service.collect_response(*await service.submit_request(wish))
         assert reply["usage"]["completion_tokens"] == tokens
 
     async def everything() -> None:

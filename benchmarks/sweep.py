@@ -199,7 +199,7 @@ def _rows_child(given: dict[str, Any]) -> None:
     from peftrun.tasks import causal_lm
 
     spec = build_spec(compose.compose_run([]).cfg)
-    base = base_models.load_base(spec.model, device.resolve(spec.device))
+    base = base_models.load_base(spec.model, device.resolve_device(spec.device))
     rows = causal_lm.load_rows(spec.task, base.tokenizer)
     held_out = [
         {
@@ -210,7 +210,7 @@ def _rows_child(given: dict[str, Any]) -> None:
         }
         for row in rows.held_out
     ]
-    whole = {"train": rows.for_training(), "held_out": held_out, "max_steps": given["max_steps"]}
+    whole = {"train": rows.build_training_rows(), "held_out": held_out, "max_steps": given["max_steps"]}
     Path(given["file"]).write_text(json.dumps(whole))
     print(f"\n{json.dumps({'base': str(base.folder)})}")
 
@@ -270,7 +270,7 @@ def _steps_child(given: dict[str, Any]) -> None:
     from peftrun.planning.joint_memory import Limits
     from peftrun.runs import execute
 
-    tasks.load = lambda task, base: synthetic(given["tokens"], base)  # rows of exactly so many tokens
+    tasks.load_task_rows = lambda task, base: synthetic(given["tokens"], base)  # rows of exactly so many tokens
     cells = [
         build_spec(compose.compose_run([
             f"device.dtype={given['dtype']}", "trainer.per_device_train_batch_size=1", f"trainer.max_steps={WARM_UP + MEASURED}",
@@ -278,12 +278,12 @@ def _steps_child(given: dict[str, Any]) -> None:
         ]).cfg)
         for n in range(CELLS)
     ]  # fmt: skip
-    with base_cache.kept():
+    with base_cache.keep_base_cached():
         folders = [Path(f"joint{n}") for n in range(CELLS)]
-        execute.together(cells, folders, Limits(cells=CELLS))
+        execute.execute_jointly(cells, folders, Limits(cells=CELLS))
         lone = [Path(f"lone{n}") for n in range(CELLS)]
         for spec, folder in zip(cells, lone, strict=True):
-            execute.run(spec, folder)
+            execute.execute_run(spec, folder)
     print(f"\n{json.dumps({'joint': step_seconds(folders[0]), 'alone': sum(map(step_seconds, lone))})}")
 
 
@@ -297,7 +297,8 @@ def synthetic(tokens: int, base: Any) -> Any:
     """Random rows; the last quarter of each is learned."""
     import random
 
-    from peftrun.tasks.causal_lm import Row, Rows
+    from peftrun.tasks.rows import Rows
+    from peftrun.tasks.rows.causal_lm import Row
 
     draw, learned = random.Random(0), tokens // 4
     rows = [[draw.randrange(1000, 40000) for _ in range(tokens)] for _ in range(64)]

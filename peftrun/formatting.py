@@ -18,12 +18,12 @@ def is_finite(value: Any) -> TypeGuard[float]:
     return is_number(value) and math.isfinite(value)
 
 
-def figure(value: float) -> str:
+def format_figure(value: float) -> str:
     """A number with three significant digits."""
     return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:.0f}"
 
 
-def precise(value: Any) -> str:
+def format_number(value: Any) -> str:
     """A number with four significant digits, thousands parted; a dash for what is none."""
     if not is_number(value):
         return "–"
@@ -33,12 +33,12 @@ def precise(value: Any) -> str:
     return f"{value:,.0f}" if whole else f"{value:.4g}".replace("e-0", "e-")
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """A difference, its sign before it."""
-    return f"{'+' if value > 0 else '−' if value < 0 else '±'}{figure(abs(value))}"
+    return f"{'+' if value > 0 else '−' if value < 0 else '±'}{format_figure(abs(value))}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.3g} s"
@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes with the unit that suits them (10³, 10⁶, 10⁹)."""
     for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= power:
@@ -54,19 +54,19 @@ def size(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def short(keys: Sequence[str]) -> list[str]:
+def shorten_keys(keys: Sequence[str]) -> list[str]:
     """The last part of each key; whole where that is not enough to tell them apart."""
     last = [key.rpartition(".")[2] for key in keys]
     return [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
 
 
-def finite(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def select_finite(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     """(step, figure) of the rows that have the figure as a finite number; of several at one step the last."""
     known = [(float(row["step"]), float(row[key])) for row in rows if is_finite(row.get(key)) and is_finite(row.get("step"))]  # fmt: skip
     return [[*group][-1] for _, group in groupby(sorted(known), key=lambda point: point[0])]
 
 
-def many(count: Any, what: str) -> str:
+def format_count(count: Any, what: str) -> str:
     """A count of things, in words that fit it."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
@@ -80,7 +80,7 @@ def align_rows(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def rough_duration(seconds: float | None) -> str:
+def format_rough_duration(seconds: float | None) -> str:
     """A time for people: 42 s, 3 min, 1.5 h."""
     if seconds is None:
         return "unknown"

@@ -33,7 +33,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Apart:
+class TrainAlone:
     """A cell that cannot be trained among others, and why; it is to be run alone."""
 
     reason: str

@@ -85,7 +85,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
     def run(*args: str) -> Outcome:
         before = run_folders(Path.cwd())
-        monkeypatch.setattr(config, "_TOLD", set())  # as in a process of its own
+        monkeypatch.setattr(config, "_REPORTED", set())  # as in a process of its own
         monkeypatch.setattr(sys, "argv", ["peftrun", *args])
         capfd.readouterr()
         try:

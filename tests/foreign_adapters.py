@@ -9,7 +9,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from peftrun.config.schema.run import ModelSpec
-from peftrun.models.base import Base, load_base
+from peftrun.models.base import LoadedBase, load_base
 from peftrun.models.device import Device
 
 LLAMA = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
@@ -45,5 +45,5 @@ def made(model: Path, folder: Path, config: Any, seed: int = 0, **saving: Any) -
     return found
 
 
-def base_of(model: Path) -> Base:
+def base_of(model: Path) -> LoadedBase:
     return load_base(ModelSpec(str(model), None, None, None, None, False), Device("cpu", torch.float32, ""))

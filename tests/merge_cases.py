@@ -124,8 +124,8 @@ def part_tied_weights(net: Any, adapter: Path) -> None:
 def written(base: Path, adapter: Path, folder: Path, dtype: torch.dtype | None = None) -> Any:
     """PEFT's model without the base's weights, once peftrun has written the merge into `folder`."""
     folder.mkdir(parents=True)
-    net = meta_model.build(base, model_spec(base), str(adapter), "default")
-    streaming.write(net, "default", base, folder, dtype)
+    net = meta_model.build_on_meta(base, model_spec(base), str(adapter), "default")
+    streaming.write_merged(net, "default", base, folder, dtype)
     return net
 
 
@@ -136,12 +136,12 @@ def model_spec(base: Path) -> ModelSpec:
 def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dict[str, Any]:
     """The figures of peftrun's own proof of the merge in `folder`."""
     known: Future[Any] = Future()
-    known.set_result(fingerprint.of_model(base))
+    known.set_result(fingerprint.fingerprint_model(base))
     action = MergeAction("merge", "auto", None, True, 1)
     job = MergeJob(
         model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, ThreadPoolExecutor(1), known
     )
-    figures, loaded = streamed_verify.prove(job, net, folder, [list(range(5, 12))])
+    figures, loaded = streamed_verify.verify_merge(job, net, folder, [list(range(5, 12))])
     assert loaded.effect["max_logit_difference"] > 0
     return figures
 
@@ -149,7 +149,7 @@ def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dic
 def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
     """Parameters in the files that peftrun writes, as loaded; and the logits of that model in float32."""
     net = written(base, adapter, folder)
-    proved(net, base, adapter, folder, in_memory.stored_dtype(base))
+    proved(net, base, adapter, folder, in_memory.detect_stored_dtype(base))
     net = family.auto.from_pretrained(folder, dtype="auto")
     values = {key: value.detach() for key, value in net.named_parameters(remove_duplicate=False)}
     return values, family.logits(net.float())
@@ -157,7 +157,9 @@ def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[d
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor in the files of a model folder."""
-    return {key: value for file in safetensors_stream.files_of(folder) for key, value in load_file(file).items()}
+    return {
+        key: value for file in safetensors_stream.list_weight_files(folder) for key, value in load_file(file).items()
+    }
 
 
 def random_settings(family: Family, seed: int) -> dict[str, Any]:

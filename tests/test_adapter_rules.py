@@ -52,7 +52,7 @@ def check_alone(model, folder, answers, words):
     net, _ = load.load(base_of(model), {"a": str(folder / "a")}, None, False)
     assert (logits(net) - answers).abs().max() < 1e-4
     with pytest.raises(AdapterError, match="omit rows of base") as refused:
-        mixed_batch.groups(net, ["base", "base"])
+        mixed_batch.group_rows(net, ["base", "base"])
     assert words in str(refused.value)
     for names in ("ab", "ba"):
         with pytest.raises(AdapterError) as refused:
@@ -83,7 +83,7 @@ def test_vllm_takes_no_initialisation_that_changes_the_base(cli, llama, tmp_path
 
 
 def test_what_leaves_the_base_alone_stands_beside_others(llama, tmp_path):
-    starts = {name: {"init_lora_weights": name} for name in adapter_rules.LEAVE_BASE} | {"plain": {}}
+    starts = {name: {"init_lora_weights": name} for name in adapter_rules.BASE_PRESERVING_INITS} | {"plain": {}}
     answers = {
         n: made(llama, tmp_path / n, LoraConfig(**LLAMA, **more), seed) for seed, (n, more) in enumerate(starts.items())
     }
@@ -97,7 +97,7 @@ def test_a_change_that_no_rule_knows_is_found_by_its_effect(llama, tmp_path, mon
     """With all adapters off the base must answer as it did."""
     made(llama, tmp_path / "a", LoraConfig(**LLAMA, init_lora_weights="olora"))
     made(llama, tmp_path / "b", LoraConfig(**LLAMA))
-    monkeypatch.setattr(adapter_rules, "LEAVE_BASE", ("olora",))
+    monkeypatch.setattr(adapter_rules, "BASE_PRESERVING_INITS", ("olora",))
     with pytest.raises(ProofError, match="one of a, b changes the base"):
         load.load(base_of(llama), {name: str(tmp_path / name) for name in "ab"}, None, False)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import peftrun
-from peftrun.io.atomic_files import digests, sha256
+from peftrun.io.atomic_files import hash_file, hash_files
 
 
 def test_the_public_surface_is_frozen_and_importable():
@@ -21,7 +21,7 @@ def test_run_is_the_command_line(tmp_path, trained, llama, on_tiny):
     steps = ["trainer.max_steps=4", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
     result = peftrun.run(*on_tiny(llama), *steps, out_dir=tmp_path / "run")
     name = "adapter/adapter_model.safetensors"
-    assert sha256(tmp_path / "run" / name) == sha256(trained / name)
+    assert hash_file(tmp_path / "run" / name) == hash_file(trained / name)
     assert result.metrics["after"]["loss"] < result.metrics["before"]["loss"]
 
 
@@ -33,7 +33,7 @@ def test_a_config_is_loaded_first_and_run_then(tmp_path, monkeypatch, trained, l
     result = peftrun.run(config)
     assert result.out_dir.parent.parts == ("outputs", "train")
     name = "adapter/adapter_model.safetensors"
-    assert sha256(result.out_dir / name) == sha256(trained / name)
+    assert hash_file(result.out_dir / name) == hash_file(trained / name)
     with pytest.raises(TypeError, match="a config is complete"):
         peftrun.run(config, "lora.r=4")
 
@@ -50,11 +50,11 @@ def test_a_run_from_python_says_what_it_was_asked_as_one_from_the_command_line(t
     typed = cli("action=inspect", f"adapter={trained}")
     called = peftrun.run("action=inspect", f"adapter={trained}", out_dir=tmp_path / "called").out_dir
     assert (
-        run_overrides.overrides(called)
-        == run_overrides.overrides(typed.run_dir)
+        run_overrides.read_overrides(called)
+        == run_overrides.read_overrides(typed.run_dir)
         == ["action=inspect", f"adapter={trained}"]
     )
-    assert run_overrides.search_path(called) == run_overrides.search_path(typed.run_dir) == []
+    assert run_overrides.read_search_path(called) == run_overrides.read_search_path(typed.run_dir) == []
 
 
 def test_load_adapter_gives_a_model_that_answers(trained, llama, on_tiny):
@@ -65,10 +65,10 @@ def test_load_adapter_gives_a_model_that_answers(trained, llama, on_tiny):
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(trained, llama, on_tiny):
-    before = digests(trained, [trained], {})
+    before = hash_files(trained, [trained], {})
     with pytest.raises(peftrun.ArtifactError, match="holds a run already"):
         peftrun.run(*on_tiny(llama), out_dir=trained)
-    assert digests(trained, [trained], {}) == before
+    assert hash_files(trained, [trained], {}) == before
 
 
 def test_faults_are_exceptions(tmp_path):

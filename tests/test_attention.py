@@ -20,7 +20,7 @@ def spec(*overrides):
 
 def wanted(*overrides, place=BF16):
     found = spec(*overrides)
-    return cpu_attention.wanted(found.model, found.task, found.trainer, place)
+    return cpu_attention.is_eager_faster(found.model, found.task, found.trainer, place)
 
 
 def test_when():
@@ -41,7 +41,7 @@ def base(llama):
 def test_the_same_answers_either_way(base):
     ids = torch.arange(3, 43).view(2, 20)
     fused = base(input_ids=ids).logits
-    with cpu_attention.by_products(base, True):
+    with cpu_attention.use_eager_attention(base, True):
         assert base.config._attn_implementation == "eager"
         plain = base(input_ids=ids).logits
     assert (fused - plain).abs().max() < 0.05 * fused.abs().max()
@@ -49,7 +49,7 @@ def test_the_same_answers_either_way(base):
 
 
 def test_it_ends_also_when_training_fails(base):
-    with pytest.raises(RuntimeError), cpu_attention.by_products(base, True):
+    with pytest.raises(RuntimeError), cpu_attention.use_eager_attention(base, True):
         raise RuntimeError
     assert base.config._attn_implementation == "sdpa"
 
@@ -66,6 +66,6 @@ def test_a_run_is_trained_so_and_measured_as_it_was_loaded(tmp_path, monkeypatch
         lambda net, *args, **more: (seen.append(net.config._attn_implementation), inner(net, *args, **more))[1],
     )
     short = ["trainer.max_steps=2", "trainer.warmup_steps=0", "trainer.save_strategy=no", "device.dtype=bfloat16"]
-    result = execute.run(spec(*on_tiny(llama), *short), tmp_path / "run")
+    result = execute.execute_run(spec(*on_tiny(llama), *short), tmp_path / "run")
     assert seen == ["eager"]
     assert result.metrics["after"]["loss"] > 0

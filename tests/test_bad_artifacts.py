@@ -331,7 +331,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(writer, tmp_path):
     (tmp_path / "old" / "file").write_text("old")
     before = snapshot(tmp_path)
     told = pytest.raises(ArtifactError, match=r"new: could not be written .* nothing was kept there")
-    with no_file_above(4096), told, atomic_files.new_folder(tmp_path / "new") as folder:
+    with no_file_above(4096), told, atomic_files.create_folder(tmp_path / "new") as folder:
         (folder / "small").write_text("small")
         write(folder / "large")
     assert snapshot(tmp_path) == before

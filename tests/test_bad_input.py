@@ -175,10 +175,10 @@ def test_a_model_that_is_nowhere_is_told_and_nobody_elsewhere_is_asked(cli, tmp_
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])  # no name server answers
     monkeypatch.setattr(hub_files, "getproxies", dict)
-    monkeypatch.setattr(hub_files, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub_files, "CONNECT_TIMEOUT", 0.2)
     began = time.perf_counter()
     with pytest.raises(ModelError, match="the Hub cannot be reached"):
-        hub_files.check_reach(spec)
+        hub_files.check_hub_reachable(spec)
     assert time.perf_counter() - began < 2
 
 
@@ -290,5 +290,5 @@ def test_an_attention_that_is_not_installed_is_told(cli, tmp_path, on_tiny, llam
 def test_of_a_sweep_the_option_that_there_is_not_is_named_and_the_others_stay():
     from peftrun.composition import compose
 
-    (line,) = compose.explain(["tracker=mlfow,none"], None)
+    (line,) = compose.explain_overrides(["tracker=mlfow,none"], None)
     assert "there is no option mlfow; " in line and "did you mean mlflow? type tracker=mlflow,none" in line

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cases import cases
 
-from peftrun.cli.completion.candidates import candidates
+from peftrun.cli.completion.candidates import find_candidates
 from peftrun.config import paths
 
 pytestmark = pytest.mark.slow
@@ -125,9 +125,9 @@ def test_a_word_is_completed(shell, home):
 
 def test_what_is_ambiguous_is_listed(shell):
     shown = shell.listed_after_tab("peftrun action=", "unmerge")
-    assert all(name in shown for name in paths.group_options("action"))
+    assert all(name in shown for name in paths.list_group_options("action"))
     shown = shell.listed_after_tab("peftrun experiment=", "translation")
-    assert all(name in shown for name in paths.group_options("experiment"))
+    assert all(name in shown for name in paths.list_group_options("experiment"))
     shown = shell.listed_after_tab("peftrun lo", "lora=")
     assert "lora." in shown
 
@@ -150,7 +150,7 @@ def test_fish_completes(home):
     for answer, whole in zip(found, BECOMES.values(), strict=True):
         assert whole in [line.partition("\t")[0] for line in answer.splitlines()], (whole, answer)
     assert {line.partition("\t")[0].partition("=")[2] for line in actions.splitlines()} == set(
-        paths.group_options("action")
+        paths.list_group_options("action")
     )
 
 
@@ -201,18 +201,20 @@ def test_a_file_that_fish_reads_by_itself(home):
 
 
 def test_what_hydra_keeps_for_itself_is_not_offered():
-    assert not [text for text in candidates("peftrun ") if "schemas" in text or text.startswith("hydra")]
-    assert not [text for text in candidates("peftrun hydra/launcher=") if text.endswith("_class")]
-    assert not [text for text in candidates("peftrun hydra/launcher=shared_base hydra.launcher.") if "_target_" in text]
+    assert not [text for text in find_candidates("peftrun ") if "schemas" in text or text.startswith("hydra")]
+    assert not [text for text in find_candidates("peftrun hydra/launcher=") if text.endswith("_class")]
+    assert not [
+        text for text in find_candidates("peftrun hydra/launcher=shared_base hydra.launcher.") if "_target_" in text
+    ]
 
 
 def test_values_come_from_the_types():
-    assert set(candidates("peftrun model.quantization=")) == {
+    assert set(find_candidates("peftrun model.quantization=")) == {
         f"model.quantization={word}" for word in ("null", "nf4", "fp4", "int8", "torchao_int8")
     }
-    assert set(candidates("peftrun lora.use_dora=")) == {"lora.use_dora=true", "lora.use_dora=false"}
-    assert set(candidates("peftrun trainer.save_steps=")) == {"trainer.save_steps=20"}
-    assert set(candidates("peftrun lora=boft lora.boft_b")) == {"lora.boft_block_size="}
+    assert set(find_candidates("peftrun lora.use_dora=")) == {"lora.use_dora=true", "lora.use_dora=false"}
+    assert set(find_candidates("peftrun trainer.save_steps=")) == {"trainer.save_steps=20"}
+    assert set(find_candidates("peftrun lora=boft lora.boft_b")) == {"lora.boft_block_size="}
 
 
 def test_slots_of_a_template_are_offered(tmp_path):
@@ -220,14 +222,14 @@ def test_slots_of_a_template_are_offered(tmp_path):
     (tmp_path / "rows.jsonl").touch()
     (tmp_path / "experiment" / "ours.yaml").write_text(TEMPLATE)
     asked = f"peftrun --config-dir {tmp_path} experiment=ours slots."
-    assert set(candidates(asked)) == {"slots.rows=", "slots.rank="}
-    assert set(candidates(f"{asked}rank=")) == {"slots.rank=8"}
-    assert set(candidates(f"{asked}rows={tmp_path}/ro")) == {f"slots.rows={tmp_path}/rows.jsonl"}
+    assert set(find_candidates(asked)) == {"slots.rows=", "slots.rank="}
+    assert set(find_candidates(f"{asked}rank=")) == {"slots.rank=8"}
+    assert set(find_candidates(f"{asked}rows={tmp_path}/ro")) == {f"slots.rows={tmp_path}/rows.jsonl"}
 
 
 @cases("line", ["", "peftrun 'lora", "peftrun lora=nosuch lora.zz", "peftrun nosuch=", "peftrun a.b.c="])
 def test_what_cannot_be_read_finds_nothing(line):
-    assert not [text for text in candidates(line) if text.startswith(("lora.zz", "nosuch", "a.b", "'"))]
+    assert not [text for text in find_candidates(line) if text.startswith(("lora.zz", "nosuch", "a.b", "'"))]
 
 
 def test_an_unknown_shell_is_one_line(home):

@@ -34,11 +34,11 @@ NEEDED["device=offload"] = ["action=evaluate"]
 NEEDED["lora=loftq"] = ["model.quantization=nf4"]
 SPREAD = ("device=ddp", "device=fsdp", "device=deepspeed", "device=offload")
 PLAIN = ("lora", "rslora", "by_pattern")
-REFUSED = {("action=extract", f"lora={name}") for name in paths.group_options("lora") if name not in PLAIN}
+REFUSED = {("action=extract", f"lora={name}") for name in paths.list_group_options("lora") if name not in PLAIN}
 REFUSED |= {
     ("action=save", f"lora={name}") for name in ("none", "eva", "corda", "lora_ga")
 }  # see test_bad_input, test_methods
-OPTIONS = [(group, option) for group in paths.GROUPS for option in paths.group_options(group)]
+OPTIONS = [(group, option) for group in paths.GROUPS for option in paths.list_group_options(group)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ def _hydra():
 def built(overrides, trained):
     model = Path(str(config.read_values(trained / "config.yaml")["model"]["name_or_path"]))
     overrides = [item.replace("ADAPTER", str(trained)).replace("MODEL", str(model)) for item in overrides]
-    overrides = shorthand.in_full(overrides)
+    overrides = shorthand.expand_shorthand(overrides)
     with where_installed():
         return build_spec(compose("config", overrides=overrides))
 
@@ -72,7 +72,7 @@ def test_every_yaml_of_every_group_was_composed():
 
 @pytest.mark.slow
 def test_actions_methods_and_devices_combine_freely(trained):
-    actions, lora, devices = ([f"{g}={o}" for o in paths.group_options(g)] for g in ("action", "lora", "device"))
+    actions, lora, devices = ([f"{g}={o}" for o in paths.list_group_options(g)] for g in ("action", "lora", "device"))
     devices = [
         one for one in devices if one not in SPREAD
     ]  # these suit some actions alone: test_distributed, test_offload
@@ -124,7 +124,7 @@ def test_a_team_folder_adds_options(tmp_path):
     )
     cfg = compose("config", overrides=[f"hydra.searchpath=[file://{tmp_path}]", "lora=ours"])
     assert build_spec(cfg).lora.r == 3
-    assert "ours" in paths.group_options("lora", tmp_path)
+    assert "ours" in paths.list_group_options("lora", tmp_path)
 
 
 def test_no_file_of_ours_sets_the_mode_of_hydra():

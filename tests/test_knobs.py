@@ -14,14 +14,14 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 from trl.experimental.orpo import ORPOConfig
 
 import peftrun
-from peftrun.adapters.attach import OURS
+from peftrun.adapters.attach import PEFTRUN_FIELDS
 from peftrun.config.schema import actions as action_specs
 from peftrun.config.schema import lora as lora_methods
 from peftrun.config.schema import objectives, peft_methods, weight_update_methods
 from peftrun.config.schema import run as schema
 from peftrun.config.schema import trackers as tracker_specs
-from peftrun.config_tools.json_schema.library_help import PARTS
-from peftrun.training.preference_trainer import OURS as REWARD_FIELDS
+from peftrun.config_tools.json_schema.library_help import NESTED_CONFIGS
+from peftrun.training.preference_trainer import REWARD_FIELDS
 
 PACKAGE = Path(peftrun.__file__).parent
 # Groups that are handed whole to a library: their fields must be that library's own.
@@ -41,7 +41,7 @@ HANDED_WHOLE |= {
     objectives.RewardObjective: RewardConfig,
     objectives.GrpoObjective: GRPOConfig,
 }
-HANDED_WHOLE |= PARTS
+HANDED_WHOLE |= NESTED_CONFIGS
 # These only check, or only show.
 NO_READERS = {
     "config/schema/run.py",
@@ -100,7 +100,7 @@ def test_every_field_is_read(spec):
 @cases("spec", list(HANDED_WHOLE), ids=lambda spec: spec.__name__)
 def test_fields_of_groups_handed_whole_are_the_librarys(spec):
     names = {field.name for field in dataclasses.fields(spec)} - {
-        *OURS,
+        *PEFTRUN_FIELDS,
         *REWARD_FIELDS,
         "name",
         "early_stopping_patience",
@@ -119,5 +119,5 @@ def test_groups_are_handed_over_in_one_place_each():
 
 
 def test_our_own_fields_of_a_method_are_read():
-    assert set(OURS) - {"method"} <= fields_read() | {"calibration_rows"}
-    assert {field.name for field in dataclasses.fields(lora_methods.LoraSpec)} >= set(OURS)
+    assert set(PEFTRUN_FIELDS) - {"method"} <= fields_read() | {"calibration_rows"}
+    assert {field.name for field in dataclasses.fields(lora_methods.LoraSpec)} >= set(PEFTRUN_FIELDS)

@@ -85,7 +85,7 @@ def test_rows_packed_into_one_learn_as_rows_alone(llama, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig
 
-    from peftrun.training.completion_loss import AnswerTrainer
+    from peftrun.training.completion_loss import CompletionLossTrainer
 
     rows = [
         {"input_ids": list(range(5 * n, 5 * n + 9 + n)), "labels": [-100] * 4 + list(range(5 * n + 4, 5 * n + 9 + n))}
@@ -103,7 +103,7 @@ def test_rows_packed_into_one_learn_as_rows_alone(llama, tmp_path):
             bf16=False,
             per_device_train_batch_size=4,
         )
-        loop = AnswerTrainer(
+        loop = CompletionLossTrainer(
             net, args, train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(llama)
         )
         total, tokens = 0.0, 0

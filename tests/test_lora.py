@@ -25,8 +25,8 @@ def attached(llama, *overrides):
     spec = spec_of(llama, *overrides)
     base = load_base(spec.model, Device("cpu", torch.float32, ""))
     before = {name: value.clone() for name, value in base.model.named_parameters()}
-    plain = probes.logits(base.model, base.tokenizer)
-    net = attach.attach(base, spec.lora, seed=0)
+    plain = probes.compute_probe_logits(base.model, base.tokenizer)
+    net = attach.attach_adapter(base, spec.lora, seed=0)
     return net, before, plain, base
 
 
@@ -37,8 +37,8 @@ def test_disabled_is_the_base(llama, option):
         if "lora_B" in name:
             torch.nn.init.normal_(value)
     with net.disable_adapter():
-        assert torch.equal(probes.logits(net, base.tokenizer), plain)
-    assert not torch.equal(probes.logits(net, base.tokenizer), plain)
+        assert torch.equal(probes.compute_probe_logits(net, base.tokenizer), plain)
+    assert not torch.equal(probes.compute_probe_logits(net, base.tokenizer), plain)
 
 
 @cases("option", ["pissa", "olora", "corda", "lora_ga"])
@@ -131,7 +131,9 @@ def test_sizes_that_divide_nothing_are_saved_and_loaded_as_they_are(llama, tmp_p
     fresh = load_base(base.spec, Device("cpu", torch.float32, ""))
     again, (proof,) = load.load(fresh, {"default": str(tmp_path)}, None, False)
     assert proof.effect["max_logit_difference"] > 1e-3 and proof.modules == 14
-    assert torch.equal(probes.logits(again, base.tokenizer), probes.logits(net.eval(), base.tokenizer))
+    assert torch.equal(
+        probes.compute_probe_logits(again, base.tokenizer), probes.compute_probe_logits(net.eval(), base.tokenizer)
+    )
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def huge(sized):
 @pytest.fixture(scope="session")
 def doubled(sized):
     """Fits into memory as it is stored, and not in float32."""
-    return sized(free_memory.available().bytes // 3)
+    return sized(free_memory.get_available_memory().bytes // 3)
 
 
 def typed(*overrides):
@@ -99,8 +99,8 @@ def test_a_real_limit_ends_a_process_in_one_line(sized, on_tiny, tmp_path):
 
 
 def refused(spec, folder, **limits):
-    base = base_files.of_folder(folder)
-    return memory_fit.advice(base, spec, memory_fit.headroom(**limits))
+    base = base_files.read_folder_info(folder)
+    return memory_fit.suggest_overrides(base, spec, memory_fit.measure_headroom(**limits))
 
 
 def test_only_what_helps_is_advised(doubled, huge, llama, on_tiny, trained):
@@ -126,7 +126,7 @@ def test_what_is_advised_is_taken(doubled, on_tiny):
     for text in refused(typed(*asked, "action=evaluate"), doubled):
         spec, place = typed(*asked, "action=evaluate", *shlex.split(text)), Device("cpu", torch.float32, "")
         place = replace(place, dtype=getattr(torch, spec.device.dtype), max_memory=spec.device.max_memory)
-        memory_check.check_load(doubled, spec.model, place, place.dtype)
+        memory_check.check_load_memory(doubled, spec.model, place, place.dtype)
 
 
 def test_a_smaller_batch_is_advised_for_training(llama, on_tiny):
@@ -134,8 +134,8 @@ def test_a_smaller_batch_is_advised_for_training(llama, on_tiny):
     first = refused(spec, llama)[0]
     assert first.startswith("trainer.per_device_train_batch_size=")
     with pytest.raises(memory_check.MemoryShortageError, match="this training takes, as action=plan estimates, about"):
-        placement.resolve(spec)
-    placement.resolve(typed(*on_tiny(llama), first))
+        placement.resolve_run_device(spec)
+    placement.resolve_run_device(typed(*on_tiny(llama), first))
 
 
 def test_processes_share_what_is_free(llama, on_tiny):
@@ -143,7 +143,7 @@ def test_processes_share_what_is_free(llama, on_tiny):
     with pytest.raises(
         memory_check.MemoryShortageError, match="each of 1000 processes of this training takes, as action=plan"
     ):
-        placement.resolve(spec)
+        placement.resolve_run_device(spec)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def old_processor(monkeypatch):
     ],
 )  # fmt: skip
 def test_auto_does_not_double_what_would_not_fit(doubled, on_tiny, dtype, given):
-    place = placement.resolve(typed(*on_tiny(doubled), "device.dtype=auto", *given))
+    place = placement.resolve_run_device(typed(*on_tiny(doubled), "device.dtype=auto", *given))
     assert place.dtype_name == dtype
     if dtype == "bfloat16":
         assert place.note.startswith("device cpu, bfloat16: float32 would take about ") and " GB free" in place.note
@@ -169,11 +169,14 @@ def test_auto_does_not_double_what_would_not_fit(doubled, on_tiny, dtype, given)
 
 @pytest.mark.usefixtures("old_processor")
 def test_auto_is_float32_where_that_fits_or_bfloat16_would_lose_something(llama, sized, doubled, huge, on_tiny):
-    whole = sized(free_memory.available().bytes // 3, dtype="F32")
+    whole = sized(free_memory.get_available_memory().bytes // 3, dtype="F32")
     for folder in (llama, whole):  # fits; is not doubled
-        assert placement.resolve(typed(*on_tiny(folder), "device.dtype=auto", "action=evaluate")).dtype == torch.float32
+        assert (
+            placement.resolve_run_device(typed(*on_tiny(folder), "device.dtype=auto", "action=evaluate")).dtype
+            == torch.float32
+        )
     with pytest.raises(memory_check.MemoryShortageError):  # its small updates would be rounded away
-        placement.resolve(typed(*on_tiny(doubled), "device.dtype=auto", "lora=none"))
+        placement.resolve_run_device(typed(*on_tiny(doubled), "device.dtype=auto", "lora=none"))
 
 
 @pytest.mark.usefixtures("old_processor")
@@ -195,32 +198,34 @@ def test_it_goes_on_if_asked_and_the_record_says_so(cli, llama, on_tiny, monkeyp
 def test_auto_lets_wait_on_disk_what_fits_in_no_dtype(cli, huge, llama, on_tiny, trained):
     asked = [*on_tiny(huge), "device.dtype=auto"]
     for action in (["evaluate"], ["generate", "action.prompt=hi"], ["reload", f"adapter={trained}"]):
-        place = placement.resolve(typed(*asked, *(f"action={one}" if one.isalpha() else one for one in action)))
+        place = placement.resolve_run_device(
+            typed(*asked, *(f"action={one}" if one.isalpha() else one for one in action))
+        )
         assert place.dtype == torch.bfloat16 and "; base offloaded beyond cpu " in place.note
-        memory_check.check_load(huge, typed(*asked).model, place, place.dtype)
+        memory_check.check_load_memory(huge, typed(*asked).model, place, place.dtype)
     whole = replace(typed(*asked, "action=evaluate"), model=typed(*on_tiny(llama)).model)
-    assert placement.resolve(whole).max_memory is None
+    assert placement.resolve_run_device(whole).max_memory is None
     for more in (["action=evaluate", "device.dtype=bfloat16"], ["action=train"], ["action=save"]):
         spec = typed(*asked, *more)
         with pytest.raises(memory_check.MemoryShortageError):
-            place = placement.resolve(spec)
-            memory_check.check_load(huge, spec.model, place, place.dtype)
+            place = placement.resolve_run_device(spec)
+            memory_check.check_load_memory(huge, spec.model, place, place.dtype)
 
 
 def test_what_waits_on_disk_is_not_counted(huge, on_tiny):
     spec = typed(
         *on_tiny(huge), "action=evaluate", "device=offload", "device.name=cpu", "++device.max_memory={cpu: 60KB}"
     )
-    memory_check.check_load(huge, spec.model, placement.resolve(spec), torch.float32)
+    memory_check.check_load_memory(huge, spec.model, placement.resolve_run_device(spec), torch.float32)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 def test_a_gpu_tells_what_it_can_give():
-    before = memory_check.of_gpu("cuda").limits[0].bytes
+    before = memory_check.get_gpu_headroom("cuda").limits[0].bytes
     held = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-    assert before - memory_check.of_gpu("cuda").limits[0].bytes >= held.nbytes
+    assert before - memory_check.get_gpu_headroom("cuda").limits[0].bytes >= held.nbytes
     del held  # torch keeps it for the next tensor
-    assert before - memory_check.of_gpu("cuda").limits[0].bytes < 1 << 28
+    assert before - memory_check.get_gpu_headroom("cuda").limits[0].bytes < 1 << 28
     assert 0 < before <= torch.cuda.mem_get_info()[1]
 
 
@@ -235,7 +240,7 @@ def test_memory_that_runs_out_all_the_same_is_one_line(cli, llama, on_tiny, trai
         def full(*_, why=error, **__):
             raise why
 
-        monkeypatch.setattr(base_models, "_load", full)
+        monkeypatch.setattr(base_models, "_load_model", full)
         outcome = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}", "device.memory_check=false")
         assert outcome.code == 1 and "Traceback" not in outcome.err, outcome.err
         assert "memory is full" in outcome.err and "type " in outcome.err

@@ -45,13 +45,13 @@ def sound(tmp_path, dtype, family="gpt2", kind=peft.LoraConfig, settings=None):
 
 def change(folder, name, values):
     """Writes other values of a tensor into the file that holds it."""
-    (file,) = (one for one in safetensors_stream.files_of(folder) if name in load_file(one))
+    (file,) = (one for one in safetensors_stream.list_weight_files(folder) if name in load_file(one))
     tensors = load_file(file)
     save_file(tensors | {name: values(tensors[name]).contiguous()}, file, {"format": "pt"})
 
 
 def tensor(folder, name):
-    (value,) = (load_file(one)[name] for one in safetensors_stream.files_of(folder) if name in load_file(one))
+    (value,) = (load_file(one)[name] for one in safetensors_stream.list_weight_files(folder) if name in load_file(one))
     return value
 
 
@@ -65,7 +65,7 @@ def another_adapters_shard(base, adapter, folder):
     other = folder.parent / "other"
     again = trained_adapter(FAMILIES["gpt2"], base, other, SMALL | {"target_modules": ["c_attn", "c_fc"]}, seed=5)
     written(base, again, other / "merged")
-    file = next(one for one in safetensors_stream.files_of(folder) if WEIGHT in load_file(one))
+    file = next(one for one in safetensors_stream.list_weight_files(folder) if WEIGHT in load_file(one))
     shutil.copyfile(other / "merged" / file.name, file)
 
 
@@ -76,7 +76,7 @@ def swap(folder):
 
 
 def cut(folder):
-    file = safetensors_stream.files_of(folder)[0]
+    file = safetensors_stream.list_weight_files(folder)[0]
     file.write_bytes(file.read_bytes()[:-64])
 
 
@@ -151,7 +151,7 @@ def test_a_method_that_changes_biases_changes_them_in_the_merge(tmp_path, monkey
 def biases_of(folder):
     return [
         key
-        for file in safetensors_stream.files_of(folder)
+        for file in safetensors_stream.list_weight_files(folder)
         for key in load_file(file)
         if re.search(r"(c_attn|query|value)\.bias$", key)
     ]
@@ -159,15 +159,17 @@ def biases_of(folder):
 
 def test_a_layer_that_no_text_reaches_is_compared_too(tmp_path):
     net, base, _, folder = sound(tmp_path, "bfloat16")
-    adapted, merged = net.get_base_model(), base_models.empty(folder, model_spec(folder))
+    adapted, merged = net.get_base_model(), base_models.build_empty(folder, model_spec(folder))
 
     def summed():
-        files = WrittenModel(net, "default", streaming.stored_in(adapted, base), streaming.stored_in(merged, folder))
+        files = WrittenModel(
+            net, "default", streaming.map_stored_tensors(adapted, base), streaming.map_stored_tensors(merged, folder)
+        )
         files.compare_untouched(merged)
         return files
 
-    figures = verify.check(summed())
+    figures = verify.check_written(summed())
     assert figures["layers"] == 0 and figures["summed"] == 8  # weights and biases of four layers
     change(folder, WEIGHT, lambda value: value * 1.1)
     with pytest.raises(ProofError, match=WEIGHT):
-        verify.check(summed())
+        verify.check_written(summed())

@@ -38,7 +38,7 @@ NOT_MERGED = {"adaption_prompt", "alora", "beft", "cartridge", "lily", "p_tuning
 STARTS_APART = {"c3a", "cartridge", "fourierft", "p_tuning", "prefix_tuning", "prompt_tuning", "unilora", "vblora"}
 CPU = Device("cpu", torch.float32, "")
 LONG = [pytest.mark.slow, pytest.mark.rotating]
-OPTIONS = sorted(set(paths.group_options("lora")) - NEEDS_MORE)
+OPTIONS = sorted(set(paths.list_group_options("lora")) - NEEDS_MORE)
 
 
 def run_of(model, *overrides):
@@ -60,9 +60,9 @@ class Fresh:
         spec = run_of(llama, f"lora={option}", *FITTING.get(option, []))
         self.base = load_base(spec.model, CPU)
         self.before = {name: value.clone() for name, value in self.base.model.named_parameters()}
-        self.plain = probes.logits(self.base.model, self.base.tokenizer)
+        self.plain = probes.compute_probe_logits(self.base.model, self.base.tokenizer)
         self.spec = spec.lora
-        self.net = attach.attach(self.base, spec.lora, 0, attach.Start(rows(self.base), 10))
+        self.net = attach.attach_adapter(self.base, spec.lora, 0, attach.InitData(rows(self.base), 10))
         self.names = {name for name, value in self.net.named_parameters() if value.requires_grad}
         self.config = self.net.peft_config["default"]
 
@@ -147,7 +147,7 @@ EFFECTS = {  # option → its effect in words (the table of benchmarks/methods.p
 
 def rates(it):
     """The learning rate of each matrix under the optimiser that the method brings."""
-    made = optimizers.of(it.net, it.spec, torch.optim.AdamW, {"lr": 1e-3}, 0.0)
+    made = optimizers.build_optimizer(it.net, it.spec, torch.optim.AdamW, {"lr": 1e-3}, 0.0)
     names = {id(value): name for name, value in it.net.named_parameters()}
     return {
         next(part for part in ("lora_A", "lora_B") if part in names[id(one)]): group["lr"]
@@ -171,7 +171,7 @@ def from_vocabulary(it):
 
 
 def test_every_adapter_option_has_its_effect_listed():
-    assert set(EFFECTS) | NEEDS_MORE == set(paths.group_options("lora"))
+    assert set(EFFECTS) | NEEDS_MORE == set(paths.list_group_options("lora"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -180,10 +180,12 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
     it = Fresh(llama, option)
     words, holds = EFFECTS[option]
     assert holds(it), (words, sorted(it.names)[:6])
-    apart = probes.compare(it.plain, probes.logits(it.net, it.base.tokenizer))["max_logit_difference"]
+    apart = probes.compare_logits(it.plain, probes.compute_probe_logits(it.net, it.base.tokenizer))[
+        "max_logit_difference"
+    ]
     assert apart > 1e-4 if option in STARTS_APART else apart < 2e-4
     folder = tmp_path / "adapter"
-    with save.initial_kept(it.net, it.spec, tmp_path) as initial:
+    with save.keep_untrained(it.net, it.spec, tmp_path) as initial:
         train(it)
         save.save(it.net, it.base, folder, fresh=set(), initial=initial)
     spec = run_of(llama, "action=merge", "action.held_out_rows=0", f"adapter={folder}")
@@ -202,10 +204,10 @@ def train(it, steps=2):
     """A few steps of the method's own optimiser, or of AdamW."""
     learned = [value for value in it.net.parameters() if value.requires_grad]
     settings = {"lr": 1e-2}
-    optimizer = optimizers.of(it.net, it.spec, torch.optim.AdamW, settings, 0.0) or torch.optim.AdamW(
+    optimizer = optimizers.build_optimizer(it.net, it.spec, torch.optim.AdamW, settings, 0.0) or torch.optim.AdamW(
         learned, **settings
     )
-    after_step = attach.each_step(it.net) or (lambda step: None)
+    after_step = attach.get_step_hook(it.net) or (lambda step: None)
     (batch,) = rows(it.base, before=getattr(it.spec, "alora_invocation_tokens", None) or "")
     for step in range(1, steps + 1):
         it.net.train()(**batch).loss.backward()

@@ -31,7 +31,7 @@ def renamed(monkeypatch):
     """No key has been renamed so far: two are as if they had been."""
     monkeypatch.setitem(migrations.RENAMED, "trainer.lr", ("trainer.learning_rate", "0.1.0"))
     monkeypatch.setitem(migrations.RENAMED, "dtype", ("device.dtype", "0.1.0"))
-    monkeypatch.setattr(config, "_TOLD", set())
+    monkeypatch.setattr(config, "_REPORTED", set())
 
 
 def without(values, keys):
@@ -58,9 +58,9 @@ def test_every_key_that_is_added_exists_and_has_a_value_that_is_allowed():
         group = {None: [], ("lora.method", "lora"): ["lora=lora"]}.get(owner, [f"action={owner[1]}"] if owner else [])
         values = _values(*group)
         old = without(values, [key for key in keys if not _below_none(values, key)])
-        found, lines = migrations.upgraded(old)
+        found, lines = migrations.upgrade_values(old)
         assert len(lines) == 1 and all(f"{key}=" in lines[0] for key in keys), lines
-        assert config.flatten(found).keys() == config.flatten(values).keys()
+        assert config.flatten_keys(found).keys() == config.flatten_keys(values).keys()
 
 
 def test_an_old_run_means_what_it_did(trained, tmp_path, capfd):
@@ -73,14 +73,14 @@ def test_an_old_run_means_what_it_did(trained, tmp_path, capfd):
     config.read_run(run / "config.yaml")
     assert capfd.readouterr().err == ""  # once
     now = config.read_values(trained / "config.yaml")
-    assert {key for key, value in config.flatten(values).items() if config.flatten(now)[key] != value} <= {
+    assert {key for key, value in config.flatten_keys(values).items() if config.flatten_keys(now)[key] != value} <= {
         "device.deterministic"
     }
 
 
 def test_todays_run_needs_nothing(trained):
     values = config.read_values(trained / "config.yaml")
-    assert migrations.upgraded(values) == (values, [])
+    assert migrations.upgrade_values(values) == (values, [])
 
 
 def test_an_old_run_is_continued(trained, tmp_path, cli, llama, on_tiny):
@@ -98,7 +98,9 @@ def test_an_old_run_is_continued(trained, tmp_path, cli, llama, on_tiny):
 
 def test_the_pace_of_an_old_run_is_known(trained, tmp_path, capfd):
     run = older(trained, tmp_path / "outputs" / "train" / "old")
-    found = throughput._read(run / "record.json", json.loads((run / "record.json").read_text())["base"]["name"])
+    found = throughput._read_past_run(
+        run / "record.json", json.loads((run / "record.json").read_text())["base"]["name"]
+    )
     assert found is not None and capfd.readouterr().err == ""
 
 
@@ -131,7 +133,7 @@ def test_an_old_name_stands_in_an_old_run(renamed, trained, tmp_path, capfd):
 def _values(*overrides):
     from peftrun.composition import compose
 
-    return config.plain(compose.compose_run(overrides).cfg)
+    return config.resolve_values(compose.compose_run(overrides).cfg)
 
 
 def _below_none(values, key):

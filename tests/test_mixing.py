@@ -57,16 +57,16 @@ def test_logits_of_a_mixed_batch_are_those_of_each_row_alone(llama, loaded):
     alone = []
     with torch.inference_mode():
         for row, name in zip(ids, names, strict=True):
-            with mixed_batch.answering(net, [name]):
+            with mixed_batch.route_rows(net, [name]):
                 alone.append(net(input_ids=row[None]).logits[0])
         plain = net.get_base_model()
         with net.disable_adapter():
             torch.testing.assert_close(alone[1], plain(input_ids=ids[1:2]).logits[0], rtol=0, atol=0)
         assert (alone[3] - alone[1]).abs().max() > 0.01  # None: the active adapter, one
-        groups = mixed_batch.groups(net, names)
+        groups = mixed_batch.group_rows(net, names)
         assert groups == ([[0, 1, 2, 3, 4]] if kind == "plain" else [[0, 4], [1], [2], [3]])
         for group in groups:
-            with mixed_batch.answering(net, [names[row] for row in group]):
+            with mixed_batch.route_rows(net, [names[row] for row in group]):
                 together = net(input_ids=ids[group]).logits
             for row, logits in zip(group, together, strict=True):
                 torch.testing.assert_close(logits, alone[row], rtol=0, atol=1e-4)

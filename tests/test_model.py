@@ -85,7 +85,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama,
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     for trusted in (False, True):
-        base_models.locate(spec("org/coded", revision="a1", trust_remote_code=trusted))
+        base_models.resolve_base_dir(spec("org/coded", revision="a1", trust_remote_code=trusted))
     assert fetched == [
         ("a1", ["a.tiktoken", "config.json"]),
         ("a1", ["a.tiktoken", "code.py", "config.json", "sub/more.py"]),
@@ -103,60 +103,60 @@ def test_an_encoder_is_refused(tmp_path):
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path, llama):
-    one = fingerprint.of_model(llama)
+    one = fingerprint.fingerprint_model(llama)
     copy = tmp_path / "elsewhere"
     shutil.copytree(llama, copy)
-    assert fingerprint.of_model(copy) == one
-    other = fingerprint.of_model(build_llama(tmp_path / "other", seed=9))
+    assert fingerprint.fingerprint_model(copy) == one
+    other = fingerprint.fingerprint_model(build_llama(tmp_path / "other", seed=9))
     assert other.weights != one.weights and other.tokenizer == one.tokenizer
-    assert fingerprint.of_model(build_gpt2(tmp_path / "gpt2")).chat_template != one.chat_template
+    assert fingerprint.fingerprint_model(build_gpt2(tmp_path / "gpt2")).chat_template != one.chat_template
 
 
 def test_one_changed_bit_changes_the_fingerprint(tmp_path, llama):
     copy = tmp_path / "copy"
     shutil.copytree(llama, copy)
-    before = fingerprint.of_model(copy)
+    before = fingerprint.fingerprint_model(copy)
     data = bytearray((copy / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
-    assert fingerprint.of_model(copy).weights != before.weights
+    assert fingerprint.fingerprint_model(copy).weights != before.weights
 
 
 def test_the_fingerprint_does_not_depend_on_sharding(tmp_path, llama):
     net = AutoModelForCausalLM.from_pretrained(llama)
     net.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert fingerprint.of_model(tmp_path).weights == fingerprint.of_model(llama).weights
+    assert fingerprint.fingerprint_model(tmp_path).weights == fingerprint.fingerprint_model(llama).weights
 
 
 def test_a_second_fingerprint_reads_no_weights(tmp_path, llama, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(llama, copy)
-    first = fingerprint.of_model(copy)
-    monkeypatch.setattr(fingerprint, "_weights", lambda files: pytest.fail("read again"))
-    assert fingerprint.of_model(copy) == first
+    first = fingerprint.fingerprint_model(copy)
+    monkeypatch.setattr(fingerprint, "_hash_weights", lambda files: pytest.fail("read again"))
+    assert fingerprint.fingerprint_model(copy) == first
 
 
 def test_bfloat16_is_chosen_exactly_where_it_is_native():
-    found = device.resolve(DeviceSpec(name="cpu", dtype="auto", num_threads=None, **ALONE))
-    native = bool({"amx_bf16", "avx512_bf16", "bf16"} & environment.of_processor()[1])
+    found = device.resolve_device(DeviceSpec(name="cpu", dtype="auto", num_threads=None, **ALONE))
+    native = bool({"amx_bf16", "avx512_bf16", "bf16"} & environment.read_cpu_info()[1])
     assert found.dtype == (torch.bfloat16 if native else torch.float32)
     assert ("natively" in found.note) == native
 
 
 def test_threads_are_set():
     before = torch.get_num_threads()
-    device.resolve(DeviceSpec(name="cpu", dtype="float32", num_threads=1, **ALONE))
+    device.resolve_device(DeviceSpec(name="cpu", dtype="float32", num_threads=1, **ALONE))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
 
 @cases("name", ["cuda", "mps", "xpu"])
 def test_a_device_that_is_not_there_is_an_error(name):
-    if device._available(name):
+    if device._is_available(name):
         pytest.skip(f"{name} is here")
     with pytest.raises(DeviceError, match=f"device={name}: torch finds no such device"):
-        device.resolve(DeviceSpec(name=name, dtype="auto", num_threads=None, **ALONE))
+        device.resolve_device(DeviceSpec(name=name, dtype="auto", num_threads=None, **ALONE))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -168,13 +168,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), atomic_files.new_folder(tmp_path / "new") as folder:
+    with pytest.raises(RuntimeError), atomic_files.create_folder(tmp_path / "new") as folder:
         (folder / "half").write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with atomic_files.new_folder(tmp_path / "new") as folder:
+    with atomic_files.create_folder(tmp_path / "new") as folder:
         (folder / "whole").write_text("whole")
         assert not (tmp_path / "new").exists()
     assert (tmp_path / "new" / "whole").read_text() == "whole"
-    with pytest.raises(ArtifactError, match="never overwritten"), atomic_files.new_folder(tmp_path / "new"):
+    with pytest.raises(ArtifactError, match="never overwritten"), atomic_files.create_folder(tmp_path / "new"):
         pass

@@ -38,8 +38,8 @@ def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
     from peftrun.artifacts import run_overrides
     from peftrun.composition import compose
 
-    typed = run_overrides.in_one_process([*spread, "device.dtype=float32", "seed=3"])
-    command = shlex.split(run_overrides.on_the_same("peftrun action=evaluate", typed))[1:]
+    typed = run_overrides.strip_process_overrides([*spread, "device.dtype=float32", "seed=3"])
+    command = shlex.split(run_overrides.add_shared_overrides("peftrun action=evaluate", typed))[1:]
     assert "device.dtype=float32" in command
     spec = build_spec(compose.compose_run(command).cfg)
     assert spec.device.strategy is None and spec.device.processes == 1 and spec.device.dtype == "float32"

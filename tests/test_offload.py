@@ -22,7 +22,7 @@ def based(folder, *overrides):
     spec = build_spec(
         compose.compose_run(["model=pretrained", f"model.name_or_path={folder}", "action=evaluate", *overrides]).cfg
     )
-    return spec, base_models.load_base(spec.model, device.resolve(spec.device))
+    return spec, base_models.load_base(spec.model, device.resolve_device(spec.device))
 
 
 def test_part_of_the_base_is_on_disk_and_it_answers_the_same(llama):
@@ -30,7 +30,7 @@ def test_part_of_the_base_is_on_disk_and_it_answers_the_same(llama):
     _, split = based(llama, *SMALL)
     assert "disk" in split.model.hf_device_map.values()
     assert any(one.is_meta for one in split.model.parameters())
-    one, other = (probes.logits(base.model, base.tokenizer) for base in (whole, split))
+    one, other = (probes.compute_probe_logits(base.model, base.tokenizer) for base in (whole, split))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -45,9 +45,11 @@ def test_every_adapter_tensor_is_where_its_layer_computes(llama, trained):
     _, split = based(llama, *SMALL)
     both = [load.load(base, {"default": str(trained)}, None, False) for base in (whole, split)]
     assert all(not value.is_meta for key, value in both[1][0].named_parameters() if "lora_" in key)
-    placed = load.placement(both[1][0])["adapted_modules"]
+    placed = load.describe_placement(both[1][0])["adapted_modules"]
     assert list(placed) == ["cpu float32"]
-    one, other = (probes.logits(net, base.tokenizer) for (net, _), base in zip(both, (whole, split), strict=True))
+    one, other = (
+        probes.compute_probe_logits(net, base.tokenizer) for (net, _), base in zip(both, (whole, split), strict=True)
+    )
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert both[1][1][0].saved_difference < 1e-4
 

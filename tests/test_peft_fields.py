@@ -71,8 +71,8 @@ SAME_NUMBERS = {
 def test_fields_and_types_are_those_of_peft(method):
     """Read from the source, as the config of the installed PEFT has them."""
     fields = {one.name: one for one in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.upper())])}
-    offered = peft_fields.of_method(method)
-    refused = {name for name in fields if peft_fields.not_offered(method, name)}
+    offered = peft_fields.get_accepted_fields(method)
+    refused = {name for name in fields if peft_fields.explain_unsupported(method, name)}
     assert offered.keys() | refused == fields.keys() and not offered.keys() & refused
     assert [name for name, kind in offered.items() if kind is Any] == []
     own = get_type_hints(METHODS[method])
@@ -107,7 +107,7 @@ def test_whole_life(tmp_path, llama, given):
     fitting = [text for text in FITTING.get(option, []) if text.partition("=")[0] not in " ".join(overrides)]
     it = trained(llama, [f"lora={option}", *fitting, *overrides], tmp_path)
     saved = json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text())
-    asked = {key: getattr(it.spec, key) for key in peft_fields.beside(it.spec)}
+    asked = {key: getattr(it.spec, key) for key in peft_fields.get_extra_peft_fields(it.spec)}
     for key, value in json.loads(json.dumps(asked)).items():
         if isinstance(value, dict):
             assert value.items() <= saved[key].items()
@@ -132,8 +132,8 @@ def trained(llama, overrides, out_dir):
     spec = run_of(llama, *overrides)
     base = load_base(spec.model, CPU)
     it = SimpleNamespace(base=base, spec=spec.lora)
-    it.net = attach.attach(base, spec.lora, 0, attach.Start(rows(base), 10))
-    with save.initial_kept(it.net, it.spec, out_dir) as initial:
+    it.net = attach.attach_adapter(base, spec.lora, 0, attach.InitData(rows(base), 10))
+    with save.keep_untrained(it.net, it.spec, out_dir) as initial:
         train(it)
         if out_dir:
             save.save(it.net, base, out_dir / "adapter", fresh=set(), initial=initial)

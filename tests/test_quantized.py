@@ -33,7 +33,7 @@ def wide(tmp_path_factory):
 def based(folder, *overrides):
     given = ["model=pretrained", f"model.name_or_path={folder}", "device=cpu", "device.dtype=float32", *overrides]
     spec = build_spec(compose.compose_run(given).cfg)
-    return spec, base_models.load_base(spec.model, device.resolve(spec.device))
+    return spec, base_models.load_base(spec.model, device.resolve_device(spec.device))
 
 
 def numbers(weight):
@@ -48,7 +48,7 @@ def test_the_base_is_smaller_and_near_the_full_one(wide, held):
     weights = [one.model.model.layers[0].mlp.down_proj.weight for one in (full, few)]
     bytes_of = [sum(part.numel() * part.element_size() for part in numbers(one)) for one in weights]
     assert bytes_of[1] * (8 if "4" in held else 4) == bytes_of[0]
-    apart = probes.compare(*(probes.logits(one.model, one.tokenizer) for one in (full, few)))
+    apart = probes.compare_logits(*(probes.compute_probe_logits(one.model, one.tokenizer) for one in (full, few)))
     assert 0 < apart["kl_divergence"] < 0.5
 
 
@@ -76,7 +76,7 @@ def test_loftq_starts_nearer_to_the_full_base_than_zero_does(wide):
     _, full = based(wide)
     spec, few = based(wide, "model.quantization=nf4", "lora=loftq", "lora.r=8")
     exact = full.model.model.layers[0].mlp.down_proj.weight
-    layer = attach.attach(few, spec.lora, 0).base_model.model.model.layers[0].mlp.down_proj
+    layer = attach.attach_adapter(few, spec.lora, 0).base_model.model.model.layers[0].mlp.down_proj
     rounded = bitsandbytes.functional.dequantize_4bit(layer.base_layer.weight.data, layer.base_layer.weight.quant_state)
     left = (
         torch.linalg.svdvals(exact - rounded)[8:].square().sum().sqrt()
@@ -99,7 +99,7 @@ def test_weights_are_readable_after_an_evaluation(wide):
     _, base = based(wide, "model.quantization=nf4")
     layer = base.model.model.layers[0].mlp.down_proj
     before = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).clone()
-    probes.logits(base.model, base.tokenizer)
+    probes.compute_probe_logits(base.model, base.tokenizer)
     assert torch.equal(bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state), before)
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_is_refused(cli, wide, on_tiny, overrides, said):
 
 def test_loading_a_quantized_base_twice_gives_the_same_weights(wide):
     one, other = (
-        probes.logits(base.model, base.tokenizer)
+        probes.compute_probe_logits(base.model, base.tokenizer)
         for _, base in (based(wide, "model.quantization=nf4") for _ in range(2))
     )
     assert torch.equal(one, other)
@@ -149,7 +149,7 @@ def rounded(tmp_path_factory, wide):
     _, base = based(wide, "model.quantization=nf4")
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
-    assert quantization.held_in(folder) == "bitsandbytes"
+    assert quantization.get_stored_quantization(folder) == "bitsandbytes"
     return folder
 
 
@@ -197,4 +197,4 @@ def test_what_computes_with_them_is_named(cli, wide, on_tiny, tmp_path, method, 
 def test_awq_computes_in_float16(monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda name: name)
     with pytest.raises(ModelError, match=r"type device\.dtype=float16"):
-        quantization.check("awq", None, "some/model", torch.bfloat16)
+        quantization.check_quantization("awq", None, "some/model", torch.bfloat16)

@@ -13,7 +13,7 @@ from cases import cases
 from conftest import TINY_STEPS, cli_here, jsonl
 
 import peftrun
-from peftrun.composition.composer import Compositions
+from peftrun.composition.composer import Composer
 from peftrun.config import paths, usage
 from peftrun.config import values as config
 from peftrun.config.schema import lora as lora_methods
@@ -24,36 +24,36 @@ COMPOSED = {"slots", "template"}  # read by interpolation, while the config is c
 
 def test_a_tracked_run_is_the_run():
     spec = peftrun.load()
-    watched = usage.tracked(spec)
-    assert watched == spec and spec == watched and watched == usage.tracked(spec)
+    watched = usage.track_reads(spec)
+    assert watched == spec and spec == watched and watched == usage.track_reads(spec)
     assert isinstance(watched, schema.RunSpec) and isinstance(watched.lora, lora_methods.LoraSpec)
     assert repr(watched) == repr(spec) and watched != dataclasses.replace(spec, seed=1)
-    for again in (pickle.loads(pickle.dumps(watched)), copy.deepcopy(watched), usage.plain(watched)):
+    for again in (pickle.loads(pickle.dumps(watched)), copy.deepcopy(watched), usage.strip_tracking(watched)):
         assert again == spec and type(again) is schema.RunSpec and type(again.task.data) is schema.DataSpec
-    assert usage.noted(watched) == [], "comparing, showing and copying is no reading"
-    assert type(spec) is schema.RunSpec and usage.unread(spec) == [] == usage.noted(spec)
+    assert usage.list_read_keys(watched) == [], "comparing, showing and copying is no reading"
+    assert type(spec) is schema.RunSpec and usage.list_unused_keys(spec) == [] == usage.list_read_keys(spec)
 
 
 def test_a_value_is_read_by_name_with_its_group_or_from_a_copy():
-    watched = usage.tracked(peftrun.load())
-    everything = set(config.flatten(dataclasses.asdict(peftrun.load())))
-    assert set(usage.unread(watched)) == everything
+    watched = usage.track_reads(peftrun.load())
+    everything = set(config.flatten_keys(dataclasses.asdict(peftrun.load())))
+    assert set(usage.list_unused_keys(watched)) == everything
     assert watched.lora.r == 8 and watched.task.data.labels
-    assert usage.noted(watched) == ["lora.r", "task.data.labels"]
+    assert usage.list_read_keys(watched) == ["lora.r", "task.data.labels"]
     other = dataclasses.replace(watched, task=dataclasses.replace(watched.task, max_length=7))
-    assert usage.noted(watched) == ["lora.r", "task.data.labels"]
+    assert usage.list_read_keys(watched) == ["lora.r", "task.data.labels"]
     assert other.task.max_length == 7
     dataclasses.asdict(watched.device)
-    read = everything - set(usage.unread(watched))
+    read = everything - set(usage.list_unused_keys(watched))
     devices = {key for key in everything if key.startswith("device.")}
     assert read == devices | {"lora.r", "task.max_length", "task.data.labels.0", "task.data.labels.1"}
 
 
 def test_what_is_handed_to_a_library_is_read_but_for_what_is_ours_or_moot():
-    watched = usage.tracked(peftrun.load())
-    handed = usage.handed(watched.lora, ours=("method", "calibration_rows"), moot=("bias",))
+    watched = usage.track_reads(peftrun.load())
+    handed = usage.collect_kwargs(watched.lora, ours=("method", "calibration_rows"), moot=("bias",))
     assert "bias" in handed and "method" not in handed
-    unread = {key for key in usage.unread(watched) if key.startswith("lora.")}
+    unread = {key for key in usage.list_unused_keys(watched) if key.startswith("lora.")}
     assert unread == {"lora.method", "lora.calibration_rows", "lora.bias"}
 
 
@@ -144,21 +144,21 @@ def unread_of():
 
 @pytest.mark.slow
 @pytest.mark.rotating
-@cases("experiment", paths.group_options("experiment"))
+@cases("experiment", paths.list_group_options("experiment"))
 def test_an_experiment_sets_nothing_that_its_run_does_not_read(where, tiny, unread_of, experiment):
     run = cli_here(where, *reading_paths.overrides(experiment, tiny, where))
     assert run.code == 0, run.err
     unread = set(run.record()["unread"])
     unread_of[experiment] = unread
-    _, body = Compositions().body(f"experiment/{experiment}")
-    assert not unread & config.flatten(body).keys()
+    _, body = Composer().body(f"experiment/{experiment}")
+    assert not unread & config.flatten_keys(body).keys()
     assert "nothing read" not in run.err
 
 
 @pytest.mark.slow
 def test_every_key_is_read_on_some_path(where, tiny, unread_of, llama, on_tiny, in_vain):
     """Of those paths, and of a few that no experiment takes."""
-    if not {*paths.group_options("experiment")} <= unread_of.keys():
+    if not {*paths.list_group_options("experiment")} <= unread_of.keys():
         pytest.skip("asks for the paths of all experiments, which were not run")
     given, on_cpu = on_tiny(llama), ["device=cpu", "device.dtype=float32"]
     more = {
@@ -176,7 +176,7 @@ def test_every_key_is_read_on_some_path(where, tiny, unread_of, llama, on_tiny, 
         assert run.code == 0, run.err
         unread_of[name] = set(run.record()["unread"])
     unread_of["two machines"] = set(two_machines(where, [*given, *TINY_STEPS]).record()["unread"])
-    everything = set(config.flatten(dataclasses.asdict(peftrun.load())))
+    everything = set(config.flatten_keys(dataclasses.asdict(peftrun.load())))
     dead = set.intersection(*unread_of.values()) & everything
     assert {key for key in dead if key.split(".")[0] not in COMPOSED} == set()
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from peftrun.adapters import mixed_batch
-from peftrun.adapters.row_routing import Router
+from peftrun.adapters.row_routing import AdapterRouter
 
 EVERY = {"target_modules": "all-linear"}
 SETS = {
@@ -56,7 +56,7 @@ def steps(net, given):
 
 
 def by_peft(net, names):
-    routed = [mixed_batch.PLAIN if name == "base" else name for name in names]
+    routed = [mixed_batch.PEFT_BASE_NAME if name == "base" else name for name in names]
     with net.base_model._enable_peft_forward_hooks(adapter_names=routed):
         return steps(net, names)
 
@@ -64,21 +64,21 @@ def by_peft(net, names):
 @cases("case", SETS)
 def test_logits_are_those_of_pefts_routing_and_of_each_row_alone(llama, case):
     net = several(llama, SETS[case])
-    router = Router(net)
+    router = AdapterRouter(net)
     for names in (ROWS, ROWS[:3], ["base", "b", "b"], ["c"], ["base", "base"], ROWS):  # a batch whose rows change
-        with mixed_batch.answering(net, names, router):
+        with mixed_batch.route_rows(net, names, router):
             found = steps(net, names)
         for one, other in zip(found, by_peft(net, names), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     with net.disable_adapter():
         plain = steps(net, ["base", "base"])
-    with mixed_batch.answering(net, ["base", "base"], router):
+    with mixed_batch.route_rows(net, ["base", "base"], router):
         torch.testing.assert_close(steps(net, ["base", "base"]), plain, rtol=0, atol=0)
 
 
 def test_adapters_in_float32_on_a_base_in_bfloat16(llama):
     net = several(llama, SETS["alike"], torch.bfloat16)
-    with mixed_batch.answering(net, ROWS):
+    with mixed_batch.route_rows(net, ROWS):
         found = steps(net, ROWS)
     for one, other in zip(found, by_peft(net, ROWS), strict=True):
         assert one.dtype == torch.bfloat16
@@ -91,7 +91,7 @@ def test_products_of_a_step_do_not_grow_with_adapters_unless_they_outgrow_the_ba
     for names in (["a", "b", "base", "a"], ["a", "b", "c", "d"]):
         net = several(llama, SETS[case][:1] * 4)
         ids, cache = torch.arange(28).view(4, 7) + 5, DynamicCache()
-        with torch.inference_mode(), mixed_batch.answering(net, names):
+        with torch.inference_mode(), mixed_batch.route_rows(net, names):
             net(input_ids=ids, past_key_values=cache)
             with Products() as seen:
                 net(input_ids=ids[:, :1], past_key_values=cache)
@@ -105,7 +105,7 @@ def test_an_adapter_without_sound_numbers_spoils_its_own_rows_alone(llama, value
     for key, one in net.named_parameters():
         if ".b." in key and ("lora_B" in key or math.isnan(value)):
             one.data.fill_(value)
-    with mixed_batch.answering(net, ROWS):
+    with mixed_batch.route_rows(net, ROWS):
         found = steps(net, ROWS)
     for one, other in zip(found, by_peft(net, ROWS), strict=True):
         sound = [name != "b" for name in ROWS]
@@ -119,7 +119,7 @@ def test_numbers_too_large_for_one_adapters_rows_do_not_reach_other_rows(llama):
         if ".b." in key and "lora_A" in key:
             one.data.fill_(float("inf"))
     names = ["a", "b", "c"]
-    with mixed_batch.answering(net, names):
+    with mixed_batch.route_rows(net, names):
         found = steps(net, names)
     assert all(one[[0, 2]].isfinite().all() for one in found)
 
@@ -127,7 +127,7 @@ def test_numbers_too_large_for_one_adapters_rows_do_not_reach_other_rows(llama):
 def test_layers_are_pefts_own_again_after_the_block(llama):
     net = several(llama, SETS["alike"])
     before = steps(net, ["a"])
-    with pytest.raises(ZeroDivisionError), mixed_batch.answering(net, ROWS):
+    with pytest.raises(ZeroDivisionError), mixed_batch.route_rows(net, ROWS):
         _ = 1 / 0
     torch.testing.assert_close(steps(net, ["a"]), before, rtol=0, atol=0)
 
@@ -135,7 +135,7 @@ def test_layers_are_pefts_own_again_after_the_block(llama):
 def test_rows_that_cannot_be_told_apart_are_refused(llama):
     net = several(llama, SETS["alike"])
     with (
-        mixed_batch.answering(net, ["a", "b"]),
+        mixed_batch.route_rows(net, ["a", "b"]),
         pytest.raises(RuntimeError, match="takes 3 rows where the batch has 2"),
     ):
         steps(net, ["a", "b", "c"])

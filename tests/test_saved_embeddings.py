@@ -107,7 +107,7 @@ def test_it_loads_on_an_offloaded_base(base, tmp_path):
     overrides = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
     args = ["model=pretrained", f"model.name_or_path={base}", "action=evaluate", *overrides]
     spec = build_spec(compose.compose_run(args).cfg)
-    split = base_models.load_base(spec.model, device.resolve(spec.device))
+    split = base_models.load_base(spec.model, device.resolve_device(spec.device))
     assert any(one.is_meta for one in split.model.parameters())
     net, _ = load.load(split, {"default": str(tmp_path / "a")}, None, False)
     torch.testing.assert_close(FAMILIES["llama"].logits(net), answers, atol=1e-5, rtol=1e-5)

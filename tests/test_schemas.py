@@ -16,16 +16,16 @@ from peftrun.config import paths
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema import run as schema
 from peftrun.config_tools.json_schema.launchers import OPTIONS
-from peftrun.config_tools.json_schema.schemas import all_schemas
+from peftrun.config_tools.json_schema.schemas import build_schemas
 from peftrun.config_tools.json_schema.sources import (
     ACTIONS,
     METHODS,
     OBJECTIVES,
     TRACKERS,
-    action_options,
-    method_options,
-    tag,
-    tracker_options,
+    get_tag,
+    list_action_options,
+    list_method_options,
+    list_tracker_options,
 )
 from peftrun.sweep.launcher import LAUNCHERS
 
@@ -135,7 +135,7 @@ RIGHT = {
 
 @pytest.fixture(scope="module")
 def generated():
-    return all_schemas()
+    return build_schemas()
 
 
 def validator(name: str) -> Draft7Validator:
@@ -185,7 +185,7 @@ def test_there_is_one_for_each_group_and_the_table_of_contents(generated):
 
 
 def test_they_are_made_alike_each_time(generated):
-    assert all_schemas() == generated
+    assert build_schemas() == generated
 
 
 @cases("path", FILES, ids=lambda path: path.relative_to(CONF).as_posix())
@@ -220,7 +220,7 @@ def test_every_field_of_every_dataclass_is_a_key(generated):
     parts = [schema.DataSpec, schema.LmEvalSpec, schema.MixSpec, schema.SlotSpec, schema.TemplateSpec, *GROUPS.values()]
     for owner in [*ACTIONS, *METHODS, *OBJECTIVES, *TRACKERS, *parts]:
         names = {field.name for field in dataclasses.fields(owner)}
-        names |= peft_fields.of_method(tag(owner)).keys() if owner in METHODS else set()
+        names |= peft_fields.get_accepted_fields(get_tag(owner)).keys() if owner in METHODS else set()
         assert names == held[owner.__name__]["properties"].keys(), owner
     names = {field.name for field in dataclasses.fields(schema.RunSpec)}
     assert names | {"defaults", "hydra"} == read["experiment.json"]["properties"].keys()
@@ -228,12 +228,12 @@ def test_every_field_of_every_dataclass_is_a_key(generated):
 
 def test_every_option_is_of_a_method_or_an_action_that_is_known():
     for options, owners, group in (
-        (method_options(), METHODS, "lora"),
-        (action_options(), ACTIONS, "action"),
-        (tracker_options(), TRACKERS, "tracker"),
+        (list_method_options(), METHODS, "lora"),
+        (list_action_options(), ACTIONS, "action"),
+        (list_tracker_options(), TRACKERS, "tracker"),
     ):
-        assert options.keys() == {tag(owner) for owner in owners}
-        assert sorted(name for names in options.values() for name in names) == paths.group_options(group)
+        assert options.keys() == {get_tag(owner) for owner in owners}
+        assert sorted(name for names in options.values() for name in names) == paths.list_group_options(group)
 
 
 def test_launchers_have_these_options():
@@ -253,11 +253,11 @@ def test_every_key_is_described(generated):
 
 
 def test_hydra_takes_the_folder_for_no_group_that_is_offered():
-    from peftrun.cli.completion.candidates import candidates
-    from peftrun.cli.help import text
+    from peftrun.cli.completion.candidates import find_candidates
+    from peftrun.cli.help import render_help
 
-    assert "schemas" not in text(None)
-    assert not [one for one in [*candidates("peftrun "), *candidates("peftrun .")] if "schemas" in one]
+    assert "schemas" not in render_help(None)
+    assert not [one for one in [*find_candidates("peftrun "), *find_candidates("peftrun .")] if "schemas" in one]
 
 
 @pytest.mark.skipif(shutil.which("yaml-language-server") is None, reason="yaml-language-server (npm) is not installed")

@@ -11,8 +11,8 @@ import torch
 from conftest import TINY_STEPS, build_llama
 
 from peftrun.composition import compose
-from peftrun.io.atomic_files import sha256
-from peftrun.models.device import resolve
+from peftrun.io.atomic_files import hash_file
+from peftrun.models.device import resolve_device
 from peftrun.system import determinism
 from peftrun.training import session
 
@@ -31,7 +31,7 @@ def product(run):
     """What a run leaves, as one text."""
     rows = run.run_dir / "generations.jsonl"
     found = sorted(run.run_dir.glob("*/*.safetensors"))
-    return rows.read_text() if rows.is_file() else sha256(found[0])
+    return rows.read_text() if rows.is_file() else hash_file(found[0])
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,10 @@ def test_the_seed_chooses_the_calibration_rows(tmp_path, llama, on_tiny):
             f"seed={seed}",
         ]
         spec = build_spec(compose.compose_run(given).cfg)
-        return [batch["input_ids"].tolist() for batch in session.start(session.prepare(spec, tmp_path)).batches]
+        return [
+            batch["input_ids"].tolist()
+            for batch in session.build_init_data(session.prepare_session(spec, tmp_path)).batches
+        ]
 
     assert chosen(7) == chosen(7) != chosen(8)
     assert [len(batch) for batch in chosen(7)] == [2, 2]
@@ -128,26 +131,29 @@ def on_cpu(wanted):
 
 
 def test_deterministic_algorithms_are_asked_for_and_given_up_again(monkeypatch):
-    for name in determinism.VARIABLES:
+    for name in determinism.ENV_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(determinism, "_SET", set())
-    resolve(on_cpu("true"))
+    monkeypatch.setattr(determinism, "_VARIABLES_SET", set())
+    resolve_device(on_cpu("true"))
     assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
     assert not torch.utils.deterministic.fill_uninitialized_memory
-    assert {name: os.environ[name] for name in determinism.VARIABLES} == determinism.VARIABLES
-    resolve(on_cpu("false"))
+    assert {name: os.environ[name] for name in determinism.ENV_VARIABLES} == determinism.ENV_VARIABLES
+    resolve_device(on_cpu("false"))
     assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
     assert torch.utils.deterministic.fill_uninitialized_memory
-    assert not determinism.VARIABLES.keys() & os.environ.keys()
-    assert determinism.described()["deterministic"] is False and determinism.described()["not_deterministic"] is None
+    assert not determinism.ENV_VARIABLES.keys() & os.environ.keys()
+    assert (
+        determinism.describe_determinism()["deterministic"] is False
+        and determinism.describe_determinism()["not_deterministic"] is None
+    )
 
 
 def test_what_the_user_has_set_stays(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    monkeypatch.setattr(determinism, "_SET", set())
+    monkeypatch.setattr(determinism, "_VARIABLES_SET", set())
     for wanted in ("true", "false"):
-        resolve(on_cpu(wanted))
+        resolve_device(on_cpu(wanted))
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
@@ -159,21 +165,21 @@ def unpool():
 
 def test_what_cannot_be_deterministic_is_heard_in_every_run_and_not_shown(capfd):
     for _ in range(2):  # torch's own filter would show it once
-        resolve(on_cpu("true"))
-        assert determinism.described()["not_deterministic"] == []
+        resolve_device(on_cpu("true"))
+        assert determinism.describe_determinism()["not_deterministic"] == []
         unpool()
         torch.zeros(4).put_(torch.tensor([0, 1]), torch.ones(2))
-        assert determinism.described()["not_deterministic"] == ["max_unpooling2d_forward_out", "put_"]
-    resolve(on_cpu("false"))
+        assert determinism.describe_determinism()["not_deterministic"] == ["max_unpooling2d_forward_out", "put_"]
+    resolve_device(on_cpu("false"))
     unpool()
-    assert determinism.described()["not_deterministic"] is None
+    assert determinism.describe_determinism()["not_deterministic"] is None
     assert capfd.readouterr().err == ""
 
 
 def test_other_warnings_are_shown_as_ever():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        determinism.ask(True)
+        determinism.set_deterministic(True)
         warnings.warn("something else", stacklevel=1)
         unpool()
     assert [str(one.message) for one in seen] == ["something else"]
@@ -194,7 +200,7 @@ def test_other_warnings_are_shown_as_ever():
 )  # fmt: skip
 def test_torch_says_it_in_these_words(message, name):
     """Those of a GPU are quoted from torch's source, since none is needed to run these tests."""
-    assert determinism.name_in(message) == name
+    assert determinism.parse_op_name(message) == name
 
 
 def test_the_record_tells_what_was_not_deterministic(cli, llama, on_tiny, monkeypatch):

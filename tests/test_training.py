@@ -15,9 +15,9 @@ from trl import SFTConfig, SFTTrainer
 
 import peftrun
 from peftrun.errors import ConfigError
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.training import epochs
-from peftrun.training.completion_loss import AnswerTrainer
+from peftrun.training.completion_loss import CompletionLossTrainer
 
 ROWS = [(30, 2), (17, 5), (41, 1), (25, 3), (9, 2), (33, 4), (12, 1), (28, 2)]  # prompt and answer lengths
 
@@ -26,7 +26,7 @@ def rows(vocabulary):
     generator = torch.Generator().manual_seed(3)
     for prompt, answer in ROWS:
         ids = torch.randint(5, vocabulary, (prompt + answer,), generator=generator).tolist()
-        yield {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}
+        yield {"input_ids": ids, "labels": [IGNORE_INDEX] * prompt + ids[prompt:]}
 
 
 def trained(trainer, folder, tmp_path, **settings):
@@ -48,7 +48,7 @@ def trained(trainer, folder, tmp_path, **settings):
 def test_the_answer_loss_has_the_gradients_of_the_full_loss(request, tmp_path, base, batch, accumulation):
     folder = request.getfixturevalue(base)
     settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-    ours, our_log = trained(AnswerTrainer, folder, tmp_path, **settings)
+    ours, our_log = trained(CompletionLossTrainer, folder, tmp_path, **settings)
     theirs, their_log = trained(SFTTrainer, folder, tmp_path, **settings)
     start = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
     for name, value in theirs.items():
@@ -62,7 +62,7 @@ def test_the_answer_loss_has_the_gradients_of_the_full_loss(request, tmp_path, b
 def test_logits_are_computed_only_where_labels_are(llama, tmp_path):
     widths = []
 
-    class Watching(AnswerTrainer):
+    class Watching(CompletionLossTrainer):
         def __init__(self, model, **given):
             model.get_output_embeddings().register_forward_hook(
                 lambda module, inputs, out: widths.append(inputs[0].shape[1])
@@ -79,13 +79,13 @@ def test_where_most_positions_are_learned_trl_computes_the_loss(llama):
     tokenizer = AutoTokenizer.from_pretrained(llama)
     args = SFTConfig(output_dir="unused", use_cpu=True, bf16=False, gradient_checkpointing=False)
     data = Dataset.from_list(list(rows(300)))
-    loop = AnswerTrainer(
+    loop = CompletionLossTrainer(
         model=AutoModelForCausalLM.from_pretrained(llama), args=args, train_dataset=data, processing_class=tokenizer
     )
     loop.model.train()
-    assert loop._positions(inputs, False) is None
-    inputs["labels"][:, :8] = IGNORED
-    assert loop._positions(inputs, False).tolist() == [7, 8]
+    assert loop._select_positions(inputs, False) is None
+    inputs["labels"][:, :8] = IGNORE_INDEX
+    assert loop._select_positions(inputs, False).tolist() == [7, 8]
 
 
 KNOBS = {
@@ -172,8 +172,11 @@ def test_epochs_decide_when_steps_do_not(cli, llama, on_tiny):
     assert whole in outcome.err and re.search(f"learned +{re.escape(whole)}", outcome.out + outcome.err)
     assert "never learned" not in outcome.err
     spec = peftrun.load(*on_tiny(llama), "trainer.max_steps=60")
-    assert "760 of 1,000 training rows are never learned" in (epochs.unseen(spec, 1000) or "")
-    assert "trainer.max_steps=250" in (epochs.unseen(spec, 1000) or "") and epochs.unseen(spec, 480) is None
+    assert "760 of 1,000 training rows are never learned" in (epochs.describe_unseen_rows(spec, 1000) or "")
+    assert (
+        "trainer.max_steps=250" in (epochs.describe_unseen_rows(spec, 1000) or "")
+        and epochs.describe_unseen_rows(spec, 480) is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ HOME = Path.home()
     ],
 )
 def test_keys_are_put_in_full(given, full):
-    assert shorthand.in_full(given) == full == shorthand.in_full(full)
+    assert shorthand.expand_shorthand(given) == full == shorthand.expand_shorthand(full)
 
 
 @cases("value", [
@@ -75,15 +75,15 @@ def test_conditions_reach_hydra_as_they_were_typed(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     for key in ("where", "action.where"):
-        text = shorthand.in_full(["action=list", f"{key}={value}"])[-1]
-        assert shorthand.in_full(["action=list", text])[-1] == text
+        text = shorthand.expand_shorthand(["action=list", f"{key}={value}"])[-1]
+        assert shorthand.expand_shorthand(["action=list", text])[-1] == text
         found = OverridesParser.create().parse_override(text).value()
         assert found == value or (value == "a=${b}" and found is not None)
 
 
 def test_conditions_in_quotes_stay_as_they_are():
     for value in ("'a=1'", '"a=1 and b<2"', "null", "${seed}"):
-        assert shorthand.in_full([f"action.where={value}"]) == [f"action.where={value}"]
+        assert shorthand.expand_shorthand([f"action.where={value}"]) == [f"action.where={value}"]
 
 
 def test_a_short_key_does_what_the_full_one_does(cli, trained, on_tiny, llama):

@@ -134,20 +134,20 @@ class Checker:
     def child(self) -> Child:
         """One that waits already, or a new one; the next one begins to import."""
         found = self.children.pop() if self.children else Child(self.log)
-        if self.left() > 60 and not (self.options.tiny and len(self.options.phases) == 1):
+        if self.release_version() > 60 and not (self.options.tiny and len(self.options.phases) == 1):
             self.children.append(Child(self.log))
         return found
 
     def phase(self, name: str) -> None:
         started, found = time.monotonic(), {}
         self.results[name] = found
-        self.say(f"\n== {name} ({self.left():.0f} s left)")
+        self.say(f"\n== {name} ({self.release_version():.0f} s left)")
         slow = 6 if self.options.tiny else 1  # a shared CPU
-        limit = min(slow * LIMITS[name], self.left())
+        limit = min(slow * LIMITS[name], self.release_version())
         at_work: Child | None = None
         cases = CASES[name](self.options)
         for case, (seconds, alone) in cases.items():
-            left = min(limit - (time.monotonic() - started), self.left()) - 1
+            left = min(limit - (time.monotonic() - started), self.release_version()) - 1
             if left < 5:
                 found[case] = {"error": "not run: no time left"}
                 continue
@@ -229,7 +229,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         for name in options.phases:
-            if checker.left() < 10:
+            if checker.release_version() < 10:
                 checker.say(f"\n== {name}: not run, no time left")
                 continue
             try:
@@ -365,7 +365,7 @@ def warm() -> None:
     import peftrun  # noqa: F401
     from peftrun.runs import execute as dispatch
 
-    dispatch.heavy("peftrun.actions.train")
+    dispatch.import_quietly("peftrun.actions.train")
 
 
 def tidy() -> None:
@@ -404,7 +404,7 @@ def tokenizer_folder() -> Path:
         import peftrun
         from peftrun.models import base as base_models
 
-        found = base_models.locate(peftrun.load().model)
+        found = base_models.resolve_base_dir(peftrun.load().model)
     return found
 
 
@@ -882,7 +882,7 @@ def correct_shared_base(dtype: str = "float32") -> dict[str, Any]:
              for rank, rate, seed in ((4, "1e-3", 0), (8, "1e-3", 1), (8, "5e-3", 0), (16, "2e-3", 2))]  # fmt: skip
     folders = [new("joint") for _ in cells]
     begin = time.perf_counter()
-    dispatch.together([peftrun.load(*cell) for cell in cells], folders, len(cells))
+    dispatch.execute_jointly([peftrun.load(*cell) for cell in cells], folders, len(cells))
     joint = time.perf_counter() - begin
     states = [json.loads((folder / "record.json").read_text()) for folder in folders]
     bad = [one.get("error") for one in states if one["status"] != "completed"]
@@ -1219,7 +1219,7 @@ def contest_script(size: str, name: str, folder: Path, tokens: int, rows: int) -
     from peftrun.tasks import causal_lm
 
     words = AutoTokenizer.from_pretrained(folder)
-    given = causal_lm.load_rows(peftrun.load(*long_rows(folder, tokens, rows)).task, words).for_training()
+    given = causal_lm.load_rows(peftrun.load(*long_rows(folder, tokens, rows)).task, words).build_training_rows()
     if {len(row["input_ids"]) for row in given} != {tokens}:
         raise ValueError("rows are not of the length that was asked for")
     data = Dataset.from_list(given)
@@ -1551,7 +1551,7 @@ def served(adapters: int) -> tuple[Any, Any]:
     from peftrun.models import device
 
     spec = peftrun.load("action=serve", *on(base("1b"), HALF))
-    found = base_models.load_base(spec.model, device.resolve(spec.device))
+    found = base_models.load_base(spec.model, device.resolve_device(spec.device))
     lora = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     torch.manual_seed(0)
     net = get_peft_model(found.model, lora, adapter_name="a0")

@@ -9,7 +9,7 @@ from peftrun.config.schema.actions import BrowseAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.result import RunResult
 from peftrun.results.catalog import query, web_app
-from peftrun.results.catalog.web_api import Catalogue
+from peftrun.results.catalog.web_api import RunCatalog
 from peftrun.system import http_server, sockets
 
 
@@ -18,19 +18,21 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, BrowseAction)
     if action.where:
-        query.find(
+        query.query_runs(
             action.roots, action.where, None, 1
         )  # a condition that cannot be met is told here, and not by the page
-    with http_server.bound(action.host, action.port) as listening:
-        where = http_server.address(listening)
+    with http_server.bind_socket(action.host, action.port) as listening:
+        where = http_server.format_url(listening)
         if not sockets.is_this_machine(action.host):
-            console.warn(f"action.host={action.host}: whoever reaches this address sees these runs; no key is needed")
-        page, started = web_app.made(Catalogue(action.roots), action.host), time.perf_counter()
-        console.show(f"browse {where}{_first(action.where)} (Ctrl-C ends it)")
-        http_server.run(page, listening)
+            console.print_warning(
+                f"action.host={action.host}: whoever reaches this address sees these runs; no key is needed"
+            )
+        page, started = web_app.create_app(RunCatalog(action.roots), action.host), time.perf_counter()
+        console.print_result(f"browse {where}{_build_filter_fragment(action.where)} (Ctrl-C ends it)")
+        http_server.serve_app(page, listening)
     return RunResult(out_dir, {"browsed": {"address": where, "seconds": round(time.perf_counter() - started, 1)}})
 
 
-def _first(where: str | None) -> str:
+def _build_filter_fragment(where: str | None) -> str:
     """The part of the address that says what the page shows at first."""
     return f"#/?{urlencode({'where': where.strip()})}" if where and where.strip() else ""

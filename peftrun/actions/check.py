@@ -18,13 +18,13 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if spec.action.build:
         from peftrun.adapters import target_check
 
-        fits = target_check.check
-    found = [lint.relative(one) for one in lint.run(run_overrides.search_path(out_dir), fits)]
-    counts = lint.counted(found)
+        fits = target_check.check_targets
+    found = [lint.relativize_path(one) for one in lint.lint_search_path(run_overrides.read_search_path(out_dir), fits)]
+    counts = lint.count_verdicts(found)
     facts = {"check": {"counts": counts, "findings": [one.as_dict() for one in found]}}
     faults = [one for one in found if one.verdict == findings.FAULT]  # told by the error, each once
-    for line in findings.table([one for one in lint.shown(found) if one not in faults]):
-        console.show(line)
+    for line in findings.format_table([one for one in lint.select_shown(found) if one not in faults]):
+        console.print_result(line)
     if faults:
         raise CheckError(*map(str, faults), facts=facts)
     built = "" if spec.action.build else ", no model built"

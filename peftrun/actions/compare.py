@@ -11,43 +11,43 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
 from peftrun.results.catalog import comparison, query
-from peftrun.results.catalog.index import Run
+from peftrun.results.catalog.index import IndexedRun
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """What was found, on standard output. Raises: ConfigError: fewer than two runs; `where` cannot be read."""
     action = spec.action
     assert isinstance(action, CompareAction)
-    runs = _chosen(action)
-    found = comparison.of(runs)
+    runs = _select_runs(action)
+    found = comparison.compare_runs(runs)
     if action.format == "json":
-        console.show(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        console.print_result(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:
-        console.show("\n".join(comparison.lines(found)))
+        console.print_result("\n".join(comparison.format_comparison(found)))
     result = RunResult(out_dir, {"compared": [one.folder for one in runs]})
     if action.format == "table" and sys.stdout.isatty():
-        result.next_commands = _next(runs)
+        result.next_commands = _suggest_commands(runs)
     return result
 
 
-def _chosen(action: CompareAction) -> list[Run]:
+def _select_runs(action: CompareAction) -> list[IndexedRun]:
     if action.runs is not None:
-        return comparison.named(action.runs)
-    found = query.find(action.roots, action.where, with_config=True).runs
+        return comparison.load_named_runs(action.runs)
+    found = query.query_runs(action.roots, action.where, with_config=True).runs
     if len(found) < 2:
         what = "no run" if not found else f"one run alone, {found[0].facts['run']}"
         raise ConfigError(
             f"action.where={action.where}: finds {what}, and two are needed; type runs=[RUN, RUN2], or ask for more"
         )
-    if len(found) > comparison.MOST:
+    if len(found) > comparison.MAX_RUNS:
         raise ConfigError(
-            f"action.where={action.where}: finds {len(found)} runs, and at most {comparison.MOST} stand side by side; "
+            f"action.where={action.where}: finds {len(found)} runs, and at most {comparison.MAX_RUNS} stand side by side; "
             "ask for fewer, or type action=list"
         )
-    return comparison.readable(found, "action.where")
+    return comparison.check_readable(found, "action.where")
 
 
-def _next(runs: list[Run]) -> list[str]:
+def _suggest_commands(runs: list[IndexedRun]) -> list[str]:
     one, other = (shlex.quote(str(run.facts["run"])) for run in runs[:2])
     commands = [f"peftrun action=explain run={one} against={other}"]
     if all(run.facts.get("adapter") for run in runs[:2]):

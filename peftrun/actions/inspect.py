@@ -10,59 +10,61 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.io import atomic_files, safetensors_header
 from peftrun.result import RunResult
 
-LARGEST = 5
+MAX_ROWS = 5
 SETTINGS = (
     "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern", "alpha_pattern", "bias", "modules_to_save",
     "target_parameters", "trainable_token_indices", "token_indices", "alora_invocation_tokens", "layer_replication", "init_lora_weights",
 )  # fmt: skip
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """What each adapter holds, in the record and in `inspect.json`; the largest norms as a summary."""
-    found = {name: describe(adapter_folder.locate(path, name)) for name, path in spec.adapter.items()}
+    found = {
+        name: describe_adapter(adapter_folder.resolve_adapter_dir(path, name)) for name, path in spec.adapter.items()
+    }
     atomic_files.write_json(out_dir / "inspect.json", found)
-    summary = [row for name, adapter in found.items() for row in _summary(name, adapter)]
+    summary = [row for name, adapter in found.items() for row in _build_summary(name, adapter)]
     return RunResult(
-        out_dir, {"inspect": found}, summary=[*summary, ("written", console.short(out_dir / "inspect.json"))]
+        out_dir, {"inspect": found}, summary=[*summary, ("written", console.shorten_path(out_dir / "inspect.json"))]
     )
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe_adapter(folder: Path) -> dict[str, Any]:
     """Everything about one adapter folder.
 
     Raises: PeftrunError: a file in it is broken.
     """
     config = atomic_files.read_json(folder / ADAPTER_CONFIG)
-    entries, weights = safetensors_header.entries(folder / ADAPTER_WEIGHTS), delta_weights.pairs(folder)
+    entries, weights = safetensors_header.read_header(folder / ADAPTER_WEIGHTS), delta_weights.read_deltas(folder)
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
         **{key: config.get(key) for key in SETTINGS},
-        "parameters": sum(_count(entry) for entry in entries),
+        "parameters": sum(_count_elements(entry) for entry in entries),
         "bytes": sum(entry.end - entry.begin for entry in entries),
-        "dtype": ", ".join(sorted({DTYPES.get(entry.dtype, entry.dtype) for entry in entries})),
-        **_modules(weights, bool(config.get("use_dora"))),
-        "tensors": adapter_tensors.describe(folder, weights),
-        "change_to_base": adapter_rules.change_to_base(config),
-        "not_loadable": adapter_rules.not_loadable(config),
-        "provenance": _provenance(folder),
-        "sha256": {file.name: atomic_files.sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+        "dtype": ", ".join(sorted({DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in entries})),
+        **_describe_modules(weights, bool(config.get("use_dora"))),
+        "tensors": adapter_tensors.describe_extra_tensors(folder, weights),
+        "change_to_base": adapter_rules.describe_base_change(config),
+        "not_loadable": adapter_rules.why_not_loadable(config),
+        "provenance": _read_provenance(folder),
+        "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
 
 
-def _count(entry: safetensors_header.Entry) -> int:
+def _count_elements(entry: safetensors_header.TensorEntry) -> int:
     count = 1
     for size in entry.shape:
         count *= size
     return count
 
 
-def _modules(weights: delta_weights.Weights, dora: bool) -> dict[str, Any]:
-    norms = delta_weights.norms(weights)
+def _describe_modules(weights: delta_weights.AdapterDeltas, dora: bool) -> dict[str, Any]:
+    norms = delta_weights.compute_delta_norms(weights)
     return {
         "scaling": sorted({pair.scaling for pair in weights.found.values()}),
-        "norm": delta_weights.total(norms.values()) if norms else None,
+        "norm": delta_weights.total_norm(norms.values()) if norms else None,
         "norm_of": "scaling·B·A" + (", before DoRA's magnitudes" if dora else ""),
         "modules": {
             module: {"rank": pair.rank, "scaling": pair.scaling, "norm": norms[module]}
@@ -72,8 +74,8 @@ def _modules(weights: delta_weights.Weights, dora: bool) -> dict[str, Any]:
     }
 
 
-def _provenance(folder: Path) -> dict[str, Any] | str:
-    noted = adapter_folder.facts(folder)
+def _read_provenance(folder: Path) -> dict[str, Any] | str:
+    noted = adapter_folder.read_peftrun_metadata(folder)
     if noted is None:
         return "made elsewhere"
     base = noted["base"]
@@ -85,36 +87,42 @@ def _provenance(folder: Path) -> dict[str, Any] | str:
     }
 
 
-def _summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
+def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
-        (f"adapter {name}", _settings(adapter)),
-        ("made by", _maker(adapter["provenance"])),
-        ("size", f"{adapter['parameters']:,} parameters, {console.megabytes(adapter['bytes'])}, {adapter['dtype']}"),
+        (f"adapter {name}", _format_settings(adapter)),
+        ("made by", _format_provenance(adapter["provenance"])),
+        (
+            "size",
+            f"{adapter['parameters']:,} parameters, {console.format_megabytes(adapter['bytes'])}, {adapter['dtype']}",
+        ),
     ]
     ordered = sorted(adapter["modules"].items(), key=lambda item: -item[1]["norm"])
-    rows += [(f"‖ΔW‖ {module}", f"{row['norm']:.4g} (rank {row['rank']})") for module, row in ordered[:LARGEST]]
+    rows += [(f"‖ΔW‖ {module}", f"{row['norm']:.4g} (rank {row['rank']})") for module, row in ordered[:MAX_ROWS]]
     if ordered:
         rows.append(("‖ΔW‖ total", f"{adapter['norm']:.4g} of {len(ordered)} modules; {adapter['norm_of']}"))
-    rows += [("also holds", text) for text in _tensors(adapter["tensors"])]
+    rows += [("also holds", text) for text in _format_tensors(adapter["tensors"])]
     rows += [("the base", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
     rows += [("cannot be loaded", adapter["not_loadable"])] if adapter["not_loadable"] else []
-    return rows + [("not measured", f"{module}: {reason}") for module, reason in _few(adapter["not_measured"])]
+    return rows + [
+        ("not measured", f"{module}: {reason}") for module, reason in _truncate_reasons(adapter["not_measured"])
+    ]
 
 
-def _tensors(tensors: dict[str, dict[str, Any]]) -> list[str]:
+def _format_tensors(tensors: dict[str, dict[str, Any]]) -> list[str]:
     """What the adapter holds beside its pairs, the largest first."""
     ordered = sorted(tensors.items(), key=lambda item: -(item[1]["norm"] or 0.0))
     shown = [
-        f"{name}: {row['kind']}, {'×'.join(map(str, row['shape']))}, {_size(row['norm'])}" for name, row in ordered
+        f"{name}: {row['kind']}, {'×'.join(map(str, row['shape']))}, {_format_norm(row['norm'])}"
+        for name, row in ordered
     ]
-    return shown[:LARGEST] + ([f"{len(shown) - LARGEST} more tensors"] if len(shown) > LARGEST else [])
+    return shown[:MAX_ROWS] + ([f"{len(shown) - MAX_ROWS} more tensors"] if len(shown) > MAX_ROWS else [])
 
 
-def _size(norm: float | None) -> str:
+def _format_norm(norm: float | None) -> str:
     return "holds NaN, infinity or numbers that are not read here" if norm is None else f"norm {norm:.4g}"
 
 
-def _settings(adapter: dict[str, Any]) -> str:
+def _format_settings(adapter: dict[str, Any]) -> str:
     kind = f"{adapter['method']}{' with DoRA' if adapter['use_dora'] else ''}"
     if adapter["r"] is None:
         return kind + (f", trained tokens {adapter['token_indices']}" if adapter["token_indices"] else "")
@@ -129,7 +137,7 @@ def _settings(adapter: dict[str, Any]) -> str:
     return text + (f", called by tokens {call}" if call else "")
 
 
-def _maker(provenance: dict[str, Any] | str) -> str:
+def _format_provenance(provenance: dict[str, Any] | str) -> str:
     if isinstance(provenance, str):
         return "made elsewhere (no peftrun.json)"
     weights = str(provenance["fingerprint"]["weights"])[:12]
@@ -137,6 +145,6 @@ def _maker(provenance: dict[str, Any] | str) -> str:
     return f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"
 
 
-def _few(reasons: dict[str, str]) -> list[tuple[str, str]]:
-    more = len(reasons) - LARGEST
-    return list(reasons.items())[:LARGEST] + ([("…", f"{more} more")] if more > 0 else [])
+def _truncate_reasons(reasons: dict[str, str]) -> list[tuple[str, str]]:
+    more = len(reasons) - MAX_ROWS
+    return list(reasons.items())[:MAX_ROWS] + ([("…", f"{more} more")] if more > 0 else [])

@@ -11,8 +11,8 @@ from peftrun.config.schema.actions import ListAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.result import RunResult
 from peftrun.results.catalog import query, table
-from peftrun.results.catalog.index import Run
-from peftrun.results.catalog.query import Found
+from peftrun.results.catalog.index import IndexedRun
+from peftrun.results.catalog.query import SearchResult
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -20,25 +20,29 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ListAction)
     as_json = action.format == "json"
-    found = query.find(action.roots, action.where, action.sort, action.limit, with_config=as_json)
+    found = query.query_runs(action.roots, action.where, action.sort, action.limit, with_config=as_json)
     if as_json:
-        console.show(json.dumps([table.as_dict(one) for one in found.runs], indent=2, ensure_ascii=False))
+        console.print_result(json.dumps([table.serialize_run(one) for one in found.runs], indent=2, ensure_ascii=False))
     elif found.runs:
-        console.show("\n".join(table.lines(found, _asked(action))))
-    console.say(_counted(found, action))
+        console.print_result("\n".join(table.format_table(found, _collect_columns(action))))
+    console.print_info(_format_count(found, action))
     result = RunResult(out_dir, {"listed": {"shown": len(found.runs), "matching": found.matching}})
     if found.runs and not as_json and sys.stdout.isatty():
-        result.next_commands = _next(found)
+        result.next_commands = _suggest_commands(found)
     return result
 
 
-def _asked(action: ListAction) -> list[str]:
+def _collect_columns(action: ListAction) -> list[str]:
     """Columns that were asked about: they are shown too."""
-    names = filter_parser.columns(filter_parser.parsed(action.where)) if action.where and action.where.strip() else []
+    names = (
+        filter_parser.list_columns(filter_parser.parse_filter(action.where))
+        if action.where and action.where.strip()
+        else []
+    )
     return list(dict.fromkeys([*names, *([action.sort.strip().removeprefix("-")] if action.sort else [])]))
 
 
-def _counted(found: Found, action: ListAction) -> str:
+def _format_count(found: SearchResult, action: ListAction) -> str:
     roots = ", ".join(action.roots)
     if found.matching == 0:
         hint = "" if action.where is None else f"; {found.total} runs lie there, of every action"
@@ -47,18 +51,20 @@ def _counted(found: Found, action: ListAction) -> str:
     return f"{len(found.runs)}{of} found below {roots}"
 
 
-def _next(found: Found) -> list[str]:
+def _suggest_commands(found: SearchResult) -> list[str]:
     """What to do with the first ones."""
     whole = [one for one in found.runs if one.facts.get("status") == "completed"]
-    commands = [_reload(one) for one in whole if one.facts.get("adapter")][:1]
+    commands = [_build_reload_command(one) for one in whole if one.facts.get("adapter")][:1]
     if len(whole) > 1:
         pair = ",".join(str(one.facts["run"]) for one in whole[:2])
         commands.append(f"peftrun action=compare {shlex.quote(f'runs=[{pair}]')}")
     return [*commands, "peftrun action=browse"]
 
 
-def _reload(run: Run) -> str:
+def _build_reload_command(run: IndexedRun) -> str:
     """Its adapter on the base, and with the task, that its run was typed with."""
     command = f"peftrun action=reload adapter={shlex.quote(run.facts['run'])}"
     folder = Path(run.folder)
-    return run_overrides.on_the_same(command, run_overrides.typed(folder), run_overrides.places(folder))
+    return run_overrides.add_shared_overrides(
+        command, run_overrides.read_typed_overrides(folder), run_overrides.read_config_places(folder)
+    )

@@ -12,7 +12,7 @@ from peftrun.config.schema.actions import ReloadAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
 from peftrun.models import base_cache, placement
-from peftrun.models.base import Base
+from peftrun.models.base import LoadedBase
 from peftrun.models.device import Device
 from peftrun.result import RunResult
 
@@ -20,19 +20,19 @@ from peftrun.result import RunResult
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The proofs of load and, if asked, the task's metrics."""
     assert isinstance(spec.action, ReloadAction)
-    place = placement.resolve(spec)
-    console.say(place.note)
+    place = placement.resolve_run_device(spec)
+    console.print_info(place.note)
     if spec.action.evaluate:
-        tasks.look(spec.task)
-    base, net, proofs = _loaded(spec, place)
-    placed = load.placement(net)
-    result = RunResult(out_dir, _facts(base, place, proofs, placed), summary=_summary(base, proofs, placed))
+        tasks.check_data_columns(spec.task)
+    base, net, proofs = _load_adapters(spec, place)
+    placed = load.describe_placement(net)
+    result = RunResult(out_dir, _build_facts(base, place, proofs, placed), summary=_build_summary(base, proofs, placed))
     if spec.action.evaluate:
-        rows = tasks.load(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
-        tasks.say_if_other(spec.task, rows, spec.adapter)
+        rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
+        tasks.warn_on_other_dataset(spec.task, rows, spec.adapter)
         result.facts["data"] = rows.describe()
-        console.doing(f"measuring {len(rows.held_out)} held-out rows")
-        result.metrics = tasks.of_kind(spec.task.kind).evaluate(
+        console.set_activity(f"measuring {len(rows.held_out)} held-out rows")
+        result.metrics = tasks.import_task_module(spec.task.kind).evaluate(
             net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
         )
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
@@ -43,22 +43,26 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return result
 
 
-def _loaded(spec: RunSpec, place: Device) -> tuple[Base, Any, list[LoadProof]]:
+def _load_adapters(spec: RunSpec, place: Device) -> tuple[LoadedBase, Any, list[LoadProof]]:
     """Base, adapters on it, proofs. An adapter that is proved and nothing else needs no base in memory."""
     assert isinstance(spec.action, ReloadAction)
     if not spec.action.evaluate and len(spec.adapter) == 1:
         ((name, path),) = spec.adapter.items()
         try:
-            base, net, proof = streamed_load.prove(spec.model, place, path, name, spec.allow_base_mismatch)
+            base, net, proof = streamed_load.verify_streamed_load(
+                spec.model, place, path, name, spec.allow_base_mismatch
+            )
             return base, net, [proof]
         except (NotWalkableError, AdapterError):
             pass  # whole, it loads, or says why not
-    base = base_cache.load_base(spec.model, place, head=classifier_head.wanted(spec.task, spec.adapter, spec.active))
+    base = base_cache.load_cached_base(
+        spec.model, place, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+    )
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
     return base, net, proofs
 
 
-def _facts(base: Any, place: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> dict[str, Any]:
+def _build_facts(base: Any, place: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> dict[str, Any]:
     return {
         "base": base.describe(),
         "device": place.note,
@@ -67,36 +71,39 @@ def _facts(base: Any, place: Any, proofs: list[LoadProof], placed: dict[str, Any
     }
 
 
-def _summary(base: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> list[tuple[str, str]]:
+def _build_summary(base: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
     for proof in proofs:
         rows += [
-            (f"adapter {proof.name}", f"{proof.tensors} tensors landed in {proof.modules} modules{_norm(proof)}"),
-            ("made for this base", _made_for(proof)),
-            ("differs from base", _effect(proof)),
-            ("equals what was saved", _equality(proof)),
+            (
+                f"adapter {proof.name}",
+                f"{proof.tensors} tensors landed in {proof.modules} modules{_format_norm(proof)}",
+            ),
+            ("made for this base", _format_base_match(proof)),
+            ("differs from base", _format_effect(proof)),
+            ("equals what was saved", _format_saved_difference(proof)),
         ]
     modules = ", ".join(f"{count} on {where}" for where, count in placed["adapted_modules"].items())
     return [*rows, ("active", ", ".join(placed["active_adapters"])), ("adapted modules", modules)]
 
 
-def _made_for(proof: LoadProof) -> str:
+def _format_base_match(proof: LoadProof) -> str:
     if proof.base_differs_in:
         return f"no: another {' and another '.join(proof.base_differs_in)}"
     return "yes" if proof.base_checked else "not known"
 
 
-def _norm(proof: LoadProof) -> str:
+def _format_norm(proof: LoadProof) -> str:
     return f", ‖ΔW‖ {proof.delta_norm:.4g}" if proof.delta_norms else ""
 
 
-def _effect(proof: LoadProof) -> str:
+def _format_effect(proof: LoadProof) -> str:
     if proof.fresh:
         return f"a fresh adapter: max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
     return f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}, KL {proof.effect['kl_divergence']:.3g}"
 
 
-def _equality(proof: LoadProof) -> str:
+def _format_saved_difference(proof: LoadProof) -> str:
     if proof.saved_difference is None:
         return "nothing kept to compare with on this device and dtype"
     return f"max |Δlogit| {proof.saved_difference:.3g}"

@@ -20,44 +20,49 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Saves into `action.output_dir`, or `adapter/` in the run folder."""
     assert isinstance(spec.action, SaveAction)
     set_seed(spec.seed)
-    place = placement.resolve(spec)
-    console.say(place.note)
-    base = base_cache.load_base(spec.model, place, head=classifier_head.wanted(spec.task, spec.adapter, spec.active))
-    net, fresh, facts = _open(spec, base)
+    place = placement.resolve_run_device(spec)
+    console.print_info(place.note)
+    base = base_cache.load_cached_base(
+        spec.model, place, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+    )
+    net, fresh, facts = _load_adapted_model(spec, base)
     target = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / ADAPTER
-    dtype = None if spec.action.dtype == "auto" else device.dtype_of(spec.action.dtype)
+    dtype = None if spec.action.dtype == "auto" else device.parse_dtype(spec.action.dtype)
     if spec.adapter:
         save.save(net, base, target, fresh=fresh, names=spec.action.adapters, dtype=dtype)
     else:
-        with save.initial_kept(net, spec.lora, out_dir) as initial:
+        with save.keep_untrained(net, spec.lora, out_dir) as initial:
             save.save(net, base, target, fresh=fresh, dtype=dtype, initial=initial)
     names = spec.action.adapters or list(net.peft_config)
     size = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
     summary = [
         ("base", f"{base.name} ({base.fingerprint.short()})"),
         ("saved", ", ".join(f"{name} (fresh)" if name in fresh else name for name in names)),
-        ("adapter", f"{console.megabytes(size)}, {size / base.size():.2%} of the base: {console.short(target)}"),
+        (
+            "adapter",
+            f"{console.format_megabytes(size)}, {size / base.size():.2%} of the base: {console.shorten_path(target)}",
+        ),
     ]
     return RunResult(
         out_dir,
         {"base": base.describe(), "device": place.note, **facts},
         artifacts=[target],
         summary=summary,
-        next_commands=[f"peftrun action=reload adapter={_given(names, target)}"],
+        next_commands=[f"peftrun action=reload adapter={_format_adapter_paths(names, target)}"],
     )
 
 
-def _given(names: list[str], target: Path) -> str:
+def _format_adapter_paths(names: list[str], target: Path) -> str:
     """How the next command names what was saved: `default` lies at the top, others in folders of their own."""
-    places = {name: console.short(target if name == "default" else target / name) for name in names}
+    places = {name: console.shorten_path(target if name == "default" else target / name) for name in names}
     if len(places) == 1:
         return next(iter(places.values()))
     return shlex.quote(f"{{{', '.join(f'{name}: {place}' for name, place in places.items())}}}")
 
 
-def _open(spec: RunSpec, base: Any) -> tuple[Any, set[str], dict[str, Any]]:
+def _load_adapted_model(spec: RunSpec, base: Any) -> tuple[Any, set[str], dict[str, Any]]:
     """The adapted model, the names of adapters that were never trained, and facts for the record."""
     if not spec.adapter:
-        return attach.attach(base, spec.lora, spec.seed).eval(), {"default"}, {}
+        return attach.attach_adapter(base, spec.lora, spec.seed).eval(), {"default"}, {}
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
     return net, {proof.name for proof in proofs if proof.fresh}, {"adapters": [proof.as_dict() for proof in proofs]}

@@ -9,7 +9,7 @@ from peftrun.config_tools import scaffold
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
-OWN = ("action", "action.path")  # what was typed for this action itself
+ACTION_KEYS = ("action", "action.path")  # what was typed for this action itself
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -20,9 +20,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(spec.action, TemplateAction) and spec.action.path is not None
     target = Path(spec.action.path).expanduser()
     name = target.name
-    typed = [text for text in run_overrides.overrides(out_dir) if text.lstrip("+").partition("=")[0] not in OWN]
-    made = scaffold.files(name, typed, own_rows=spec.task.data.source == "file")
-    with atomic_files.new_folder(target) as folder:
+    typed = [
+        text for text in run_overrides.read_overrides(out_dir) if text.lstrip("+").partition("=")[0] not in ACTION_KEYS
+    ]
+    made = scaffold.render_package(name, typed, own_rows=spec.task.data.source == "file")
+    with atomic_files.create_folder(target) as folder:
         for path, text in made.items():
             atomic_files.write_text(folder / path, text)
     summary = [

@@ -14,13 +14,13 @@ from peft.utils.loftq_utils import _SafetensorLoader
 
 from peftrun.config.schema.lora import LoraSpec
 from peftrun.errors import ConfigError
-from peftrun.models.base import Base
+from peftrun.models.base import LoadedBase
 
 Batches = list[dict[str, torch.Tensor]]
 
 
 @contextmanager
-def prepared(base: Base, config: Any, batches: Batches) -> Iterator[None]:
+def collect_statistics(base: LoadedBase, config: Any, batches: Batches) -> Iterator[None]:
     """For as long as the block runs, the base's layers carry what CorDA and LoRA-GA have learned from the batches."""
     start = getattr(config, "init_lora_weights", None)
     if start not in ("corda", "lora_ga"):
@@ -29,13 +29,13 @@ def prepared(base: Base, config: Any, batches: Batches) -> Iterator[None]:
     config.target_modules = _maybe_include_all_linear_layers(config, base.model).target_modules
     if start == "corda":
         with torch.no_grad():
-            preprocess_corda(base.model, config, run_model=lambda: _forward(base.model, batches))
+            preprocess_corda(base.model, config, run_model=lambda: _run_forward(base.model, batches))
     else:
-        _gradients(base.model, config, batches)
+        _collect_gradients(base.model, config, batches)
     yield
 
 
-def finish(base: Base, net: Any, lora: Any, batches: Batches) -> None:
+def apply_data_driven_init(base: LoadedBase, net: Any, lora: Any, batches: Batches) -> None:
     """Gives a fresh adapter the weights that EVA or LoftQ starts from.
 
     Raises: ConfigError: LoftQ on a base that is not in 4 bits.
@@ -48,11 +48,11 @@ def finish(base: Base, net: Any, lora: Any, batches: Batches) -> None:
             raise ConfigError(
                 "lora.init_lora_weights=loftq: starts from what 4-bit rounding took from the base; type model.quantization=nf4"
             )
-        _from_rounding(base, net)
+        _init_loftq(base, net)
 
 
 @torch.no_grad()
-def _from_rounding(base: Base, net: Any) -> None:
+def _init_loftq(base: LoadedBase, net: Any) -> None:
     """B·A times the scaling is the best low-rank part of what 4-bit rounding took from each weight (Li et al. 2023, one round).
 
     PEFT's own function wants a GPU and takes the scaling for 1.
@@ -73,14 +73,14 @@ def _from_rounding(base: Base, net: Any) -> None:
         up.copy_(left[:, :rank] * half[:rank] / module.scaling["default"])
 
 
-def _forward(model: Any, batches: Batches) -> None:
+def _run_forward(model: Any, batches: Batches) -> None:
     """Row by row: CorDA's hook takes an input for one text."""
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
             model(input_ids=ids[mask][None])
 
 
-def _gradients(model: Any, config: Any, batches: Batches) -> None:
+def _collect_gradients(model: Any, config: Any, batches: Batches) -> None:
     """LoRA-GA reads gradients of the weights themselves, which are frozen otherwise."""
 
     def step() -> None:

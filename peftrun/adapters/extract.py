@@ -11,21 +11,21 @@ from peft.utils import ModulesToSaveWrapper
 
 from peftrun.adapters.merge import streaming
 from peftrun.errors import AdapterError
-from peftrun.io.safetensors_stream import Stored
+from peftrun.io.safetensors_stream import StoredTensor
 
 EXACT_UP_TO = 1024  # the shorter side of a matrix whose singular values are computed all
-OVERSAMPLED, ROUNDS = 16, 8  # of the randomised ones (Halko, Martinsson, Tropp 2011, arXiv:0909.4061)
+OVERSAMPLING, POWER_ITERATIONS = 16, 8  # of the randomised ones (Halko, Martinsson, Tropp 2011, arXiv:0909.4061)
 
 
 @dataclass
-class _Models:
+class _TensorChanges:
     """Tensors of the base and of the tuned model, by the names of parameters; which of the changed ones are covered."""
 
-    before: dict[str, Stored]
-    after: dict[str, Stored]
+    before: dict[str, StoredTensor]
+    after: dict[str, StoredTensor]
 
     def change(self, key: str) -> torch.Tensor:
-        return self.after[key].as_float() - self.before[key].as_float()
+        return self.after[key].read_float() - self.before[key].read_float()
 
     def distinct(self) -> list[str]:
         """Names, one for tensors that are tied in both."""
@@ -33,23 +33,23 @@ class _Models:
         return list(reversed(pairs.values()))
 
 
-def fill(net: Any, name: str, base: Path, tuned: Path) -> dict[str, Any]:
+def fill_from_change(net: Any, name: str, base: Path, tuned: Path) -> dict[str, Any]:
     """Sets the fresh adapter `name` of `net` to the change from `base` to `tuned`, as well as its ranks can.
 
     Returns: residual: ‖ΔW − scaling·B·A‖ / ‖ΔW‖ over all adapted modules; residuals: of each; left_out: tensors that
         changed and are no part of the adapter, with their share of the whole squared change.
     Raises: AdapterError: the two are not of one architecture, or do not differ.
     """
-    models = _Models(*(streaming.stored_in(net.get_base_model(), folder) for folder in (base, tuned)))
-    _check_alike(models, base, tuned)
+    models = _TensorChanges(*(streaming.map_stored_tensors(net.get_base_model(), folder) for folder in (base, tuned)))
+    _check_same_architecture(models, base, tuned)
     covered: set[str] = set()
     each: dict[str, tuple[float, float]] = {}
     for path, module in net.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and name in module.scaling:
-            each[path] = _approximate(module, name, models.change(f"{path}.weight"))
+            each[path] = _fit_low_rank(module, name, models.change(f"{path}.weight"))
             covered.add(f"{path}.weight")
         elif isinstance(module, ModulesToSaveWrapper):
-            covered |= _take_over(module.modules_to_save[name], path, models)
+            covered |= _copy_saved_module(module.modules_to_save[name], path, models)
     squares = {key: float(models.change(key).square().sum()) for key in models.distinct()}
     whole = sum(squares.values())
     if whole == 0.0:
@@ -64,7 +64,7 @@ def fill(net: Any, name: str, base: Path, tuned: Path) -> dict[str, Any]:
     }
 
 
-def _check_alike(models: _Models, base: Path, tuned: Path) -> None:
+def _check_same_architecture(models: _TensorChanges, base: Path, tuned: Path) -> None:
     odd = sorted(models.before.keys() ^ models.after.keys())
     odd += [
         key
@@ -79,7 +79,7 @@ def _check_alike(models: _Models, base: Path, tuned: Path) -> None:
         )
 
 
-def _approximate(module: Any, name: str, change: torch.Tensor) -> tuple[float, float]:
+def _fit_low_rank(module: Any, name: str, change: torch.Tensor) -> tuple[float, float]:
     """Squared norms of what is left and of the change. Best by Eckart and Young: the largest singular values are kept."""
     embedding = name in module.lora_embedding_A
     wanted = change.T if embedding or getattr(module, "fan_in_fan_out", False) else change  # (out, in)
@@ -89,7 +89,7 @@ def _approximate(module: Any, name: str, change: torch.Tensor) -> tuple[float, f
         if embedding
         else (module.lora_A[name].weight, module.lora_B[name].weight)
     )
-    left, values, right = _largest(wanted, down.shape[0])
+    left, values, right = _truncated_svd(wanted, down.shape[0])
     root = values.sqrt()
     with torch.no_grad():
         down.zero_()[: len(root)] = (root[:, None] * right).to(down.dtype).reshape(len(root), *down.shape[1:])
@@ -100,21 +100,21 @@ def _approximate(module: Any, name: str, change: torch.Tensor) -> tuple[float, f
     return float((wanted.to(made.device) - made).square().sum()), float(wanted.square().sum())
 
 
-def _largest(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """U, S, Vᵀ of the `rank` largest singular values, or of all there are."""
-    if min(matrix.shape) <= max(EXACT_UP_TO, rank + OVERSAMPLED):
+    if min(matrix.shape) <= max(EXACT_UP_TO, rank + OVERSAMPLING):
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        left, values, right = torch.svd_lowrank(matrix, q=rank + OVERSAMPLED, niter=ROUNDS)
+        left, values, right = torch.svd_lowrank(matrix, q=rank + OVERSAMPLING, niter=POWER_ITERATIONS)
         right = right.T
     return left[:, :rank], values[:rank], right[:rank]
 
 
-def _take_over(module: Any, path: str, models: _Models) -> set[str]:
+def _copy_saved_module(module: Any, path: str, models: _TensorChanges) -> set[str]:
     """Copies a module that is saved in full; the names of its tensors."""
     taken = set()
     for key, parameter in module.named_parameters():
         if f"{path}.{key}" in models.after:
-            parameter.data.copy_(models.after[f"{path}.{key}"].as_float())
+            parameter.data.copy_(models.after[f"{path}.{key}"].read_float())
             taken.add(f"{path}.{key}")
     return taken

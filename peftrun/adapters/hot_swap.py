@@ -10,10 +10,12 @@ from peft import PeftModel, get_peft_model
 from peftrun.adapters import add, load, peft_config
 from peftrun.adapters.load import LoadProof
 from peftrun.errors import AdapterError
-from peftrun.models.base import Base
+from peftrun.models.base import LoadedBase
 
 
-def with_adapter(base: Base, net: Any, name: str, folder: Path, plain: torch.Tensor) -> Generator[Any, None, LoadProof]:
+def hot_add(
+    base: LoadedBase, net: Any, name: str, folder: Path, plain: torch.Tensor
+) -> Generator[Any, None, LoadProof]:
     """Yields the model with the adapter in `folder` as `name`, which must be computed with from then on; returns the proof of the load.
 
     What fails after that leaves the model without it. Args: net: the base's own model where no adapter was loaded yet.
@@ -21,22 +23,22 @@ def with_adapter(base: Base, net: Any, name: str, folder: Path, plain: torch.Ten
 
     Raises: AdapterError: the adapter does not fit. ProofError: it changes nothing, or answers otherwise than when it was saved.
     """
-    model = net if isinstance(net, PeftModel) else _wrapped(base, name, folder)
+    model = net if isinstance(net, PeftModel) else _wrap_base(base, name, folder)
     try:
-        add.add(base, base.model, model, name, folder)
+        add.add_adapter(base, base.model, model, name, folder)
         model.requires_grad_(False).eval()
     except BaseException:
-        yield without(model, name)
+        yield hot_remove(model, name)
         raise
     yield model
     try:
-        return load.prove(base, model, name, folder, plain)
+        return load.verify_load(base, model, name, folder, plain)
     except BaseException:
-        without(model, name)
+        hot_remove(model, name)
         raise
 
 
-def without(net: Any, name: str) -> Any:
+def hot_remove(net: Any, name: str) -> Any:
     """The model without the adapter, and another one active if there is any."""
     if not isinstance(net, PeftModel) or name not in net.peft_config:
         return net
@@ -47,9 +49,9 @@ def without(net: Any, name: str) -> Any:
     return net
 
 
-def _wrapped(base: Base, name: str, folder: Path) -> Any:
+def _wrap_base(base: LoadedBase, name: str, folder: Path) -> Any:
     try:
-        config = peft_config.read(folder)
+        config = peft_config.read_peft_config(folder)
         config.inference_mode = True
         return get_peft_model(base.model, config, adapter_name=name)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:

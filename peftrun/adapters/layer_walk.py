@@ -19,7 +19,7 @@ from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")
 PIECE = 1 << 24  # values of a linear layer's weight that are read at once
 # After a module has answered and while its weights are still there: (path, module, its arguments, its output).
-Check = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], None]
+LayerCheck = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class NotWalkableError(Exception):
@@ -27,7 +27,7 @@ class NotWalkableError(Exception):
 
 
 @dataclass
-class Pass:
+class ForwardPass:
     """One forward pass.
 
     Attributes:
@@ -40,18 +40,18 @@ class Pass:
     model: Any
     read: Callable[[str, int | None, int | None], tuple[Any, Callable[[], torch.Tensor]]]
     call: Callable[[], torch.Tensor]
-    check: Check | None = None
+    check: LayerCheck | None = None
 
 
 @dataclass
-class _Wanted:
+class _ParameterRequest:
     """What a pass waits for: names and rows of parameters, and then their values."""
 
     keys: list[tuple[str, int | None, int | None]]
     values: list[torch.Tensor] = field(default_factory=list)
 
 
-def run(passes: list[Pass]) -> list[torch.Tensor]:
+def run_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
     """What each pass gives. All of them advance together, a layer at a time.
 
     Raises: NotWalkableError: a model uses a weight outside of the layer that has it.
@@ -60,7 +60,7 @@ def run(passes: list[Pass]) -> list[torch.Tensor]:
         for model, check in {id(one.model): (one.model, one.check) for one in passes}.values():
             stack.enter_context(_read_when_reached(model, check))
         try:
-            return _advance(passes)
+            return _advance_passes(passes)
         except (NotImplementedError, RuntimeError, AttributeError) as error:
             if "meta" not in str(error):
                 raise
@@ -69,7 +69,7 @@ def run(passes: list[Pass]) -> list[torch.Tensor]:
 
 
 @dataclass
-class _Product:
+class _MatmulRequest:
     """What a linear layer waits for: its inputs times a weight, which is read so many rows at a time."""
 
     key: str
@@ -78,18 +78,18 @@ class _Product:
     values: torch.Tensor | None = None
 
 
-def _advance(passes: list[Pass]) -> list[torch.Tensor]:
+def _advance_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
     running = {place: greenlet(one.call) for place, one in enumerate(passes)}
-    waiting: dict[int, _Wanted | _Product] = {}
+    waiting: dict[int, _ParameterRequest | _MatmulRequest] = {}
     cache: dict[Any, torch.Tensor] = {}
     while running:
-        _multiply(passes, {place: one for place, one in waiting.items() if isinstance(one, _Product)})
+        _compute_matmuls(passes, {place: one for place, one in waiting.items() if isinstance(one, _MatmulRequest)})
         for place, routine in list(running.items()):
             if place in waiting:
                 wanted = waiting.pop(place)
-                if isinstance(wanted, _Wanted):
-                    _serve(passes[place], wanted, cache)
+                if isinstance(wanted, _ParameterRequest):
+                    _read_parameters(passes[place], wanted, cache)
                 answer = routine.switch(wanted.values)
             else:
                 answer = routine.switch()
@@ -98,11 +98,11 @@ def _advance(passes: list[Pass]) -> list[torch.Tensor]:
                 del running[place]
             else:
                 waiting[place] = answer
-        cache = _still_wanted(passes, waiting, cache)
+        cache = _keep_requested(passes, waiting, cache)
     return [found[place] for place in range(len(passes))]
 
 
-def _serve(one: Pass, wanted: _Wanted, cache: dict[Any, torch.Tensor]) -> None:
+def _read_parameters(one: ForwardPass, wanted: _ParameterRequest, cache: dict[Any, torch.Tensor]) -> None:
     for key in wanted.keys:
         identity, values = one.read(*key)
         if identity not in cache:
@@ -110,7 +110,7 @@ def _serve(one: Pass, wanted: _Wanted, cache: dict[Any, torch.Tensor]) -> None:
         wanted.values.append(cache[identity])
 
 
-def _multiply(passes: list[Pass], products: dict[int, _Product]) -> None:
+def _compute_matmuls(passes: list[ForwardPass], products: dict[int, _MatmulRequest]) -> None:
     """Takes the products with the same weight together, piece by piece of it."""
     groups: dict[Any, list[int]] = {}
     for place, one in products.items():
@@ -127,14 +127,14 @@ def _multiply(passes: list[Pass], products: dict[int, _Product]) -> None:
             products[place].values = own.reshape(*products[place].inputs.shape[:-1], first.rows)
 
 
-def _still_wanted(
-    passes: list[Pass], waiting: dict[int, _Wanted | _Product], cache: dict[Any, torch.Tensor]
+def _keep_requested(
+    passes: list[ForwardPass], waiting: dict[int, _ParameterRequest | _MatmulRequest], cache: dict[Any, torch.Tensor]
 ) -> dict[Any, torch.Tensor]:
     """What has been read and is asked for again; the rest is let go."""
     asked = {
         passes[place].read(*key)[0]
         for place, wanted in waiting.items()
-        if isinstance(wanted, _Wanted)
+        if isinstance(wanted, _ParameterRequest)
         for key in wanted.keys
     }
     return {identity: values for identity, values in cache.items() if identity in asked}
@@ -146,15 +146,15 @@ def plain_name(name: str) -> str:
 
 
 @contextmanager
-def _read_when_reached(model: Any, check: Check | None) -> Iterator[None]:
+def _read_when_reached(model: Any, check: LayerCheck | None) -> Iterator[None]:
     handles, replaced = [], []
     users: Counter[int] = Counter()  # of a module that holds others, passes that are inside of it
-    for path, module, absent in _units(model):
+    for path, module, absent in _iter_load_units(model):
         if type(module) in (torch.nn.Linear, torch.nn.Embedding) and "weight" in absent:
-            module.forward = _by_rows(module, absent)
+            module.forward = _make_rowwise_forward(module, absent)
             replaced.append(module)
         elif absent or check:
-            handles += _hooks(path, module, absent, check, users)
+            handles += _register_hooks(path, module, absent, check, users)
     try:
         yield
     finally:
@@ -164,7 +164,7 @@ def _read_when_reached(model: Any, check: Check | None) -> Iterator[None]:
             del module.forward
 
 
-def _units(model: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
+def _iter_load_units(model: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
     """Modules that are loaded as one, with the names of their parameters that are nowhere and those in the files."""
     handled: list[str] = []
     for path, module in model.named_modules():
@@ -180,23 +180,25 @@ def _units(model: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
             yield path, module, absent
 
 
-def _ask(keys: list[tuple[str, int | None, int | None]]) -> list[torch.Tensor]:
-    values: list[torch.Tensor] = _wait_for(_Wanted(keys))
+def _request_parameters(keys: list[tuple[str, int | None, int | None]]) -> list[torch.Tensor]:
+    values: list[torch.Tensor] = _yield_request(_ParameterRequest(keys))
     return values
 
 
-def _wait_for(wanted: _Wanted | _Product) -> Any:
+def _yield_request(wanted: _ParameterRequest | _MatmulRequest) -> Any:
     parent = getcurrent().parent
     assert parent is not None, "a layer without weights answers inside of `run` alone"
     return parent.switch(wanted)
 
 
-def _hooks(path: str, module: Any, absent: dict[str, str], check: Check | None, users: Counter[int]) -> list[Any]:
+def _register_hooks(
+    path: str, module: Any, absent: dict[str, str], check: LayerCheck | None, users: Counter[int]
+) -> list[Any]:
     places = {name: (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in absent}
     nowhere = {name: owner._parameters[own] for name, (owner, own) in places.items()}
 
     def load(*_: Any) -> None:
-        values = _ask([(key, None, None) for key in absent.values()]) if absent else []
+        values = _request_parameters([(key, None, None) for key in absent.values()]) if absent else []
         users[id(module)] += 1
         for (owner, own), value in zip(places.values(), values, strict=True):
             owner._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
@@ -212,19 +214,19 @@ def _hooks(path: str, module: Any, absent: dict[str, str], check: Check | None, 
     return [module.register_forward_pre_hook(load), module.register_forward_hook(release, with_kwargs=True)]
 
 
-def _by_rows(module: Any, absent: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _make_rowwise_forward(module: Any, absent: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
     """The forward of a linear layer or of embeddings of which only some rows are in memory at a time."""
 
     def linear(inputs: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _wait_for(_Product(absent["weight"], module.out_features, inputs))
+        out: torch.Tensor = _yield_request(_MatmulRequest(absent["weight"], module.out_features, inputs))
         if module.bias is None:
             return out
-        bias = _ask([(absent["bias"], None, None)])[0] if "bias" in absent else module.bias
+        bias = _request_parameters([(absent["bias"], None, None)])[0] if "bias" in absent else module.bias
         return out + bias
 
     def embedding(ids: torch.Tensor) -> torch.Tensor:
         rows, places = ids.unique(return_inverse=True)
-        weight = torch.cat(_ask([(absent["weight"], row, row + 1) for row in rows.tolist()]))
+        weight = torch.cat(_request_parameters([(absent["weight"], row, row + 1) for row in rows.tolist()]))
         return torch.nn.functional.embedding(places, weight)
 
     return linear if isinstance(module, torch.nn.Linear) else embedding

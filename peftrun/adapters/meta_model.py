@@ -20,38 +20,38 @@ from peftrun.models import base as base_models
 from peftrun.system import malloc
 
 
-def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
+def build_on_meta(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     """The PEFT model in evaluation mode: the base's parameters on the meta device, the adapter's real, in float32.
 
     Raises: AdapterError: the adapter does not fit this base's architecture.
     """
-    folder = adapter_folder.locate(path, name)
-    malloc.keep_freed(arenas=1)
+    folder = adapter_folder.resolve_adapter_dir(path, name)
+    malloc.retain_freed_memory(arenas=1)
     try:
-        config = peft_config.read(folder)
+        config = peft_config.read_peft_config(folder)
         config.inference_mode = True
-        host = base_models.empty(base_folder, spec, classifier_head.of_adapter(path, name))
+        host = base_models.build_empty(base_folder, spec, classifier_head.read_adapter_head(path, name))
         net = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
-        stay(net)
+        pin_adapter_device(net)
         saved = load_file(folder / ADAPTER_WEIGHTS)
         known = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
-        of_base = saved_base.names(net, name, saved)
-        saved_base.check_same(
-            _stored(net, base_folder), {key: (one, saved[key]) for key, one in of_base.items()}, folder
+        of_base = saved_base.map_base_embeddings(net, name, saved)
+        saved_base.check_same_embeddings(
+            _make_base_reader(net, base_folder), {key: (one, saved[key]) for key, one in of_base.items()}, folder
         )
-        saved = saved_base.without(saved, of_base.keys() | saved_base.copies(saved, known))
+        saved = saved_base.drop_tensors(saved, of_base.keys() | saved_base.find_duplicate_names(saved, known))
         set_peft_model_state_dict(net, saved, adapter_name=name, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         if "allocate memory" in str(error):  # not the adapter's fault
             raise
         reason = " ".join(str(error).split())[:300]
-        raise AdapterError(f"{folder}: does not fit {base_models.portable_name(spec)} ({reason})") from error
+        raise AdapterError(f"{folder}: does not fit {base_models.get_portable_name(spec)} ({reason})") from error
     # Against what PEFT would write again: it calls the second copy of a bias unexpected, though it writes both.
     missing, unexpected = known - saved.keys(), saved.keys() - known
     if missing or unexpected:
         raise AdapterError(
             f"{folder}: was made for another architecture: {len(unexpected)} of its tensors have no place in "
-            f"{base_models.portable_name(spec)}, {len(missing)} adapted tensors are not in it; choose the base it was made for"
+            f"{base_models.get_portable_name(spec)}, {len(missing)} adapted tensors are not in it; choose the base it was made for"
         )
     net.set_adapter(name)
     for parameter in net.parameters():
@@ -60,14 +60,14 @@ def build(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
     return net.requires_grad_(False).eval()
 
 
-def stay(net: Any) -> None:
+def pin_adapter_device(net: Any) -> None:
     """Keeps PEFT from moving loaded tensors to where their layer's weights are: nowhere."""
     for module in net.modules():
         if isinstance(module, BaseTunerLayer):
             module._move_adapter_to_device_of_base_layer = lambda *_, **__: None
 
 
-def _stored(net: Any, folder: Path) -> Callable[[str], torch.Tensor]:
+def _make_base_reader(net: Any, folder: Path) -> Callable[[str], torch.Tensor]:
     """Reads a parameter of the base from its files."""
-    found = streaming.stored_in(net.get_base_model(), folder)
-    return lambda name: found[plain_name(name)].as_stored()
+    found = streaming.map_stored_tensors(net.get_base_model(), folder)
+    return lambda name: found[plain_name(name)].read_stored()

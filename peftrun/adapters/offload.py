@@ -12,11 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun.adapters import saved_base
-from peftrun.adapters.meta_model import stay
+from peftrun.adapters.meta_model import pin_adapter_device
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
 
-WHOLE = (
+NEEDS_BASE_WEIGHTS = (
     "use_dora",
     "modules_to_save",
     "trainable_token_indices",
@@ -24,56 +24,56 @@ WHOLE = (
 )  # what needs the base's own weights
 
 
-def add(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
+def add_to_offloaded(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
     """The PEFT model with this adapter, each tensor where its layer computes.
 
     Raises: AdapterError: an adapter of this kind needs weights that are not there.
     """
-    _check_plain(config, str(folder))
+    _check_plain_lora(config, str(folder))
     if model is None:
         model = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
     else:
         model.add_adapter(name, config, low_cpu_mem_usage=True)
-    stay(model)
-    with saved_base.untouched(model, name, folder) as found:
-        own = saved_base.without(load_file(folder / ADAPTER_WEIGHTS), found)
+    pin_adapter_device(model)
+    with saved_base.preserve_base(model, name, folder) as found:
+        own = saved_base.drop_tensors(load_file(folder / ADAPTER_WEIGHTS), found)
         set_peft_model_state_dict(model, own, adapter_name=name, low_cpu_mem_usage=True)
-    return _placed(model)
+    return _place_adapters(model)
 
 
-def fresh(host: Any, config: Any) -> Any:
+def add_untrained(host: Any, config: Any) -> Any:
     """The PEFT model with an adapter `default` of zeros, to be filled, each tensor where its layer computes.
 
     Raises: AdapterError: see `add`.
     """
-    _check_plain(config, "lora")
+    _check_plain_lora(config, "lora")
     model = get_peft_model(host, config, low_cpu_mem_usage=True)
-    stay(model)
+    pin_adapter_device(model)
     for module in (one for one in model.modules() if isinstance(one, BaseTunerLayer)):
         for part in module.adapter_layer_names:
             getattr(module, part).to_empty(device="cpu", recurse=True)
             for one in getattr(module, part).parameters():
                 one.data = torch.zeros_like(one, dtype=torch.float32)
-    return _placed(model)
+    return _place_adapters(model)
 
 
-def _check_plain(config: Any, where: str) -> None:
+def _check_plain_lora(config: Any, where: str) -> None:
     kind = config.peft_type.value
-    needs = next((key for key in WHOLE if getattr(config, key, None)), None)
+    needs = next((key for key in NEEDS_BASE_WEIGHTS if getattr(config, key, None)), None)
     if kind != "LORA" or needs or config.bias != "none":
         raise AdapterError(
             f"{where}: is of type {kind}{f' with {needs}' if needs else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null where there is memory for all of it, or model.quantization=nf4"
         )
 
 
-def _placed(model: Any) -> Any:
+def _place_adapters(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            _place(module)
+            _place_layer(module)
     return model
 
 
-def _place(module: Any) -> None:
+def _place_layer(module: Any) -> None:
     """Moves the adapter's tensors to where the layer's hook computes."""
     hook = getattr(module.get_base_layer(), "_hf_hook", None)
     place = torch.device(getattr(hook, "execution_device", None) or "cpu")

@@ -7,7 +7,7 @@ from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peftrun.config.schema.lora import LoraSpec
 
 
-def of(net: Any, lora: Any, made_by: type, settings: dict[str, Any], weight_decay: float) -> Any:
+def build_optimizer(net: Any, lora: Any, made_by: type, settings: dict[str, Any], weight_decay: float) -> Any:
     """The optimiser that `lora` asks for, made as the trainer would have made its own; None: the trainer's own will do.
 
     Args: made_by, settings: the trainer's optimiser class and its arguments (`lr`, `betas`, …).

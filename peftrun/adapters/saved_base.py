@@ -27,33 +27,33 @@ WRAPPED = re.compile(
 TRAINED = re.compile(r"\.(modules_to_save|token_adapter)\.")
 
 
-def names(model: Any, adapter: str, keys: Iterable[str]) -> dict[str, str]:
+def map_base_embeddings(model: Any, adapter: str, keys: Iterable[str]) -> dict[str, str]:
     """Those of an adapter file's `keys` that are embeddings of the base → the parameter of the base that each is.
 
     Args: model: the PEFT model that has the adapter already.
     """
-    parameters = _embeddings(model.get_base_model())
-    found = {key: unwrapped(key.removeprefix(PREFIX)) for key in keys if key.startswith(PREFIX)}
+    parameters = _map_embedding_names(model.get_base_model())
+    found = {key: strip_wrappers(key.removeprefix(PREFIX)) for key in keys if key.startswith(PREFIX)}
     found = {key: parameters[name] for key, name in found.items() if name in parameters}
     if not found:
         return {}
-    with trainable_tokens.only_of_owners(model, adapter):
+    with trainable_tokens.skip_adapters_without_tokens(model, adapter):
         own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return {key: name for key, name in found.items() if key not in own}
 
 
 @contextmanager
-def untouched(model: PeftModel, adapter: str, folder: Path) -> Iterator[dict[str, str]]:
+def preserve_base(model: PeftModel, adapter: str, folder: Path) -> Iterator[dict[str, str]]:
     """`names` of the file in `folder`, which is loaded into `model` while the block runs; the base's values are then what they were.
 
     Raises: AdapterError: one of them is not as the base has it.
     """
     base, rounded = model.get_base_model(), {}
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        found = names(model, adapter, file.keys())
+        found = map_base_embeddings(model, adapter, file.keys())
         for key, name in found.items():
-            own, saved = _value(base, name), file.get_tensor(key)
-            _check_same(own, saved, key, folder)
+            own, saved = _read_parameter(base, name), file.get_tensor(key)
+            _check_same_embedding(own, saved, key, folder)
             if own.dtype != saved.dtype:
                 rounded[name] = own.clone()
     yield found
@@ -61,7 +61,7 @@ def untouched(model: PeftModel, adapter: str, folder: Path) -> Iterator[dict[str
         base.get_parameter(name).data.copy_(value)
 
 
-def check_same(
+def check_same_embeddings(
     read: Callable[[str], torch.Tensor], saved: Mapping[str, tuple[str, torch.Tensor]], folder: Path
 ) -> None:
     """The same for a base in files. `saved`: key in the adapter's file → parameter of the base, and the values in the adapter's file.
@@ -69,23 +69,23 @@ def check_same(
     Raises: AdapterError: one of them is not as the base has it.
     """
     for key, (name, values) in saved.items():
-        _check_same(read(name), values, key, folder)
+        _check_same_embedding(read(name), values, key, folder)
 
 
-def copies(tensors: Mapping[str, torch.Tensor], own: Iterable[str]) -> set[str]:
+def find_duplicate_names(tensors: Mapping[str, torch.Tensor], own: Iterable[str]) -> set[str]:
     """Names of second copies of the adapter's `own` tensors, which PEFT writes where it saves embeddings that are trained in full or in part."""
     held = {key: tensors[key] for key in own if key in tensors}
     twice = [key for key in tensors.keys() - held.keys() if TRAINED.search(key)]
-    return {key for key in twice if any(_equal(tensors[key], value) for value in held.values())}
+    return {key for key in twice if any(_is_equal(tensors[key], value) for value in held.values())}
 
 
-def without(tensors: Mapping[str, torch.Tensor], others: Iterable[str]) -> dict[str, torch.Tensor]:
+def drop_tensors(tensors: Mapping[str, torch.Tensor], others: Iterable[str]) -> dict[str, torch.Tensor]:
     """The tensors of an adapter's file, but for the `others`."""
     dropped = set(others)
     return {key: value for key, value in tensors.items() if key not in dropped}
 
 
-def _embeddings(base: Any) -> dict[str, str]:
+def _map_embedding_names(base: Any) -> dict[str, str]:
     """The name of each parameter of the input and output embeddings, as in a model without adapters → its name in this one."""
     layers = [base.get_input_embeddings(), base.get_output_embeddings()]
     paths = [
@@ -93,25 +93,25 @@ def _embeddings(base: Any) -> dict[str, str]:
     ]
     parameters = [name for name, _ in base.named_parameters(remove_duplicate=False) if "lora_" not in name]
     inside = [name for name in parameters if name.startswith(tuple(f"{path}." for path in paths))]
-    return {unwrapped(name): name for name in inside if ".modules_to_save." not in name}
+    return {strip_wrappers(name): name for name in inside if ".modules_to_save." not in name}
 
 
-def unwrapped(name: str) -> str:
+def strip_wrappers(name: str) -> str:
     """The name that a parameter has in a model without adapters."""
     return WRAPPED.sub("", name)
 
 
-def _value(base: Any, name: str) -> torch.Tensor:
+def _read_parameter(base: Any, name: str) -> torch.Tensor:
     """The parameter, brought here where the base is offloaded."""
     with align_module_device(base.get_submodule(name.rpartition(".")[0])):
         return base.get_parameter(name).detach()
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def _check_same(own: torch.Tensor, saved: torch.Tensor, key: str, folder: Path) -> None:
+def _check_same_embedding(own: torch.Tensor, saved: torch.Tensor, key: str, folder: Path) -> None:
     if own.shape != saved.shape:
         raise AdapterError(
             f"{folder}: was made on resized embeddings: {key} has {saved.shape[0]} rows in its file and {own.shape[0]} in this base; "

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from peftrun.artifacts.classifier_head import Head
+from peftrun.artifacts.classifier_head import ClassifierHead
 from peftrun.models import base as models
-from peftrun.models.base import Base
+from peftrun.models.base import LoadedBase
 
 
-class Company(torch.nn.Module):
+class SharedEncoder(torch.nn.Module):
     """PEFT models over one encoder, one an adapter; the active one answers. Speaks as a PeftModel does, where peftrun asks."""
 
     def __init__(self, members: dict[str, Any]) -> None:
@@ -29,13 +29,13 @@ class Company(torch.nn.Module):
         for one in self.members:  # PEFT tells an adapter's tensors from others' by the names that it knows
             one.peft_config.update({name: config for name, config in configs.items() if name not in one.peft_config})
 
-    def member(self, name: str) -> Any:
+    def get_member(self, name: str) -> Any:
         """The PEFT model of one adapter."""
         return self.members[self.names.index(name)]
 
     def set_adapter(self, name: str) -> None:
         """Lets `name` answer from now on."""
-        self.member(name).set_adapter(name)
+        self.get_member(name).set_adapter(name)
         self.active_adapter = name
 
     @property
@@ -46,12 +46,12 @@ class Company(torch.nn.Module):
     @property
     def peft_config(self) -> dict[str, Any]:
         """PEFT's config of each adapter."""
-        return {name: self.member(name).peft_config[name] for name in self.names}
+        return {name: self.get_member(name).peft_config[name] for name in self.names}
 
     @property
     def config(self) -> Any:
         """The active task model's config: its labels are there."""
-        return self.member(self.active_adapter).config
+        return self.get_member(self.active_adapter).config
 
     @property
     def device(self) -> torch.device:
@@ -61,11 +61,11 @@ class Company(torch.nn.Module):
     def save_pretrained(self, folder: str, selected_adapters: list[str], **more: Any) -> None:
         """As PEFT's, each adapter by its own model."""
         for name in selected_adapters:
-            self.member(name).save_pretrained(folder, selected_adapters=[name], **more)
+            self.get_member(name).save_pretrained(folder, selected_adapters=[name], **more)
 
     def forward(self, **inputs: Any) -> Any:
         """The active adapter's output."""
-        return self.member(self.active_adapter)(**inputs)
+        return self.get_member(self.active_adapter)(**inputs)
 
     @torch.inference_mode()
     def mixed(self, adapter_names: list[str], **inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -77,21 +77,21 @@ class Company(torch.nn.Module):
         if unknown:
             raise ValueError(f"adapter {unknown[0]!r} is not loaded; loaded: {', '.join(self.names)}")
         self.eval()
-        widest = max(self.members, key=lambda one: sum(1 for _ in _encoder(one).parameters()))
+        widest = max(self.members, key=lambda one: sum(1 for _ in _get_encoder(one).parameters()))
         with widest.base_model._enable_peft_forward_hooks(adapter_names=adapter_names):
-            hidden = _encoder(widest)(**inputs)
+            hidden = _get_encoder(widest)(**inputs)
         found: list[Any] = [None] * len(adapter_names)
         for name in dict.fromkeys(adapter_names):
             rows = [row for row, wanted in enumerate(adapter_names) if wanted == name]
             own = {key: value[rows] for key, value in inputs.items()}
-            with _already_encoded(_encoder(self.member(name)), _rows_of(hidden, rows)):
-                logits = self.member(name)(**own).logits
+            with _reuse_encoding(_get_encoder(self.get_member(name)), _select_rows(hidden, rows)):
+                logits = self.get_member(name)(**own).logits
             for row, values in zip(rows, logits, strict=True):
                 found[row] = values
         return found
 
 
-def sibling(base: Base, head: Head) -> Any:
+def add_classifier(base: LoadedBase, head: ClassifierHead) -> Any:
     """A task model with `head`, on the very layers of the base's encoder."""
     found, _ = models.load_classifier(base.folder, base.spec, head, base.device, base.model.dtype)
     found.name_or_path = base.name
@@ -102,21 +102,21 @@ def sibling(base: Base, head: Head) -> Any:
     return found
 
 
-def member(net: Any, name: str) -> Any:
+def find_peft_model(net: Any, name: str) -> Any:
     """The PEFT model that holds adapter `name`: `net` itself, or the one in company."""
-    return net.member(name) if isinstance(net, Company) else net
+    return net.get_member(name) if isinstance(net, SharedEncoder) else net
 
 
-def _encoder(net: Any) -> Any:
+def _get_encoder(net: Any) -> Any:
     return net.get_base_model().base_model
 
 
-def _rows_of(output: Any, rows: list[int]) -> Any:
+def _select_rows(output: Any, rows: list[int]) -> Any:
     return type(output)(**{key: value[rows] for key, value in output.items() if isinstance(value, torch.Tensor)})
 
 
 @contextmanager
-def _already_encoded(encoder: Any, output: Any) -> Iterator[None]:
+def _reuse_encoding(encoder: Any, output: Any) -> Iterator[None]:
     """For as long as the block runs the encoder answers with `output`, computed before."""
     encoder.forward = lambda *_, **__: output
     try:

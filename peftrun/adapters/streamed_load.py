@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from peftrun.adapters import base_match, layer_walk, load, meta_model, probes, traits
-from peftrun.adapters.layer_walk import NotWalkableError, Pass
+from peftrun.adapters.layer_walk import ForwardPass, NotWalkableError
 from peftrun.adapters.load import LoadProof
 from peftrun.adapters.merge import in_memory, streamed_verify, streaming
 from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head, fingerprint
@@ -16,38 +16,44 @@ from peftrun.config.schema.run import ModelSpec
 from peftrun.io import atomic_files
 from peftrun.models import base as base_models
 from peftrun.models import quantization
-from peftrun.models.base import Base
+from peftrun.models.base import LoadedBase
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import load_tokenizer
 
 
-def prove(
+def verify_streamed_load(
     spec: ModelSpec, place: Device, path: str, name: str, allow_base_mismatch: bool
-) -> tuple[Base, Any, LoadProof]:
+) -> tuple[LoadedBase, Any, LoadProof]:
     """The base without weights, PEFT's model on it, and the proof of the adapter's load.
 
     Raises: AdapterError, ProofError: see `load.load`. NotWalkableError: this adapter or model needs the whole base in memory.
     """
-    folder, base = adapter_folder.locate(path, name), base_models.locate(spec)
+    folder, base = adapter_folder.resolve_adapter_dir(path, name), base_models.resolve_base_dir(spec)
     _check_walkable(spec, place, folder)
-    head, mark = classifier_head.of_adapter(path, name), fingerprint.of_model(base)
+    head, mark = classifier_head.read_adapter_head(path, name), fingerprint.fingerprint_model(base)
     tokenizer = load_tokenizer(base, spec)
-    base_match.check(base_models.portable_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer)
-    net, plain = meta_model.build(base, spec, path, name), base_models.empty(base, spec, head)
-    adapted, call = net.get_base_model(), traits.calls(net)
-    files = streaming.stored_in(adapted, base)
+    base_match.check_base_match(
+        base_models.get_portable_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer
+    )
+    net, plain = meta_model.build_on_meta(base, spec, path, name), base_models.build_empty(base, spec, head)
+    adapted, call = net.get_base_model(), traits.get_invocation_tokens(net)
+    files = streaming.map_stored_tensors(adapted, base)
     for one in (plain, adapted):
         one.config.use_cache = False
     passes = [
-        Pass(one, streamed_verify.reader(one, files, place.dtype), partial(probes.logits, whole, tokenizer, call))
+        ForwardPass(
+            one,
+            streamed_verify.make_reader(one, files, place.dtype),
+            partial(probes.compute_probe_logits, whole, tokenizer, call),
+        )
         for one, whole in ((plain, plain), (adapted, net))
     ]
     tensors = load.check_tensors(net, name, folder)
-    logits = layer_walk.run(passes)
-    computed = load.Computed(logits[0], logits[1], f"{place.name} {place.dtype_name}")
-    loaded = load.prove_by(mark, net, name, folder, computed, tensors=tensors)
+    logits = layer_walk.run_passes(passes)
+    computed = load.ProbeLogits(logits[0], logits[1], f"{place.name} {place.dtype_name}")
+    loaded = load.verify_load_by_logits(mark, net, name, folder, computed, tensors=tensors)
     return (
-        Base(plain, tokenizer, base, base_models.portable_name(spec), spec.revision, mark, spec, place, head),
+        LoadedBase(plain, tokenizer, base, base_models.get_portable_name(spec), spec.revision, mark, spec, place, head),
         net,
         loaded,
     )
@@ -59,10 +65,11 @@ def _check_walkable(spec: ModelSpec, place: Device, folder: Path) -> None:
     why = {
         "the device is no CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
         "the base is quantized": spec.quantization is not None
-        or quantization.held_in(base_models.locate(spec)) is not None,
-        f"{kind} adapters are not on layers alone": kind in (*streaming.IN_MEMORY, *in_memory.VIRTUAL),
-        "the adapter needs the base's weights": adapter_rules.needs_weights(config) is not None,
-        "the adapter changes its base": adapter_rules.change_to_base(config) is not None,
+        or quantization.get_stored_quantization(base_models.resolve_base_dir(spec)) is not None,
+        f"{kind} adapters are not on layers alone": kind
+        in (*streaming.IN_MEMORY_TYPES, *in_memory.VIRTUAL_TOKEN_TYPES),
+        "the adapter needs the base's weights": adapter_rules.why_weights_needed(config) is not None,
+        "the adapter changes its base": adapter_rules.describe_base_change(config) is not None,
     }
     if any(why.values()):
         raise NotWalkableError(next(reason for reason, holds in why.items() if holds))

@@ -11,63 +11,65 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 
 from peftrun.adapters import target_modules
-from peftrun.artifacts.classifier_head import Head
+from peftrun.artifacts.classifier_head import ClassifierHead
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.models import base as base_models
-from peftrun.system.packages import package_dir
+from peftrun.system.packages import find_package_dir
 
-CONFIG = "config.json"
+CONFIG_FILE = "config.json"
 
 
-def check(spec: ModelSpec, methods: list[Any], head: Head | None = None) -> list[Exception | None] | None:
+def check_targets(
+    spec: ModelSpec, methods: list[Any], head: ClassifierHead | None = None
+) -> list[Exception | None] | None:
     """What is at fault with each of `methods` on the model that `spec` names; None where its config is not on this disk.
 
     Args: head: of a classifier. Methods: each a `lora` group.
     """
     try:
-        with _config_of(spec) as folder:
+        with _locate_config(spec) as folder:
             if folder is None:
                 return None
-            net = base_models.empty(folder, spec, head)
+            net = base_models.build_empty(folder, spec, head)
     except (ValueError, OSError, ImportError, KeyError) as error:
         fault = ModelError(
             f"model.name_or_path={spec.name_or_path}: cannot be built ({' '.join(str(error).split())[:200]})"
         )
         return [fault for _ in methods]
-    return [_fits(net, method) for method in methods]
+    return [_find_target_error(net, method) for method in methods]
 
 
 @contextmanager
-def _config_of(spec: ModelSpec) -> Iterator[Path | None]:
+def _locate_config(spec: ModelSpec) -> Iterator[Path | None]:
     """The folder that holds the model's config: its own, one made of a GGUF file's first part, or the Hub's cache."""
     given = Path(spec.name_or_path).expanduser()
     if spec.package:
-        given = (package_dir(spec.package) or Path("/nowhere")) / spec.name_or_path
+        given = (find_package_dir(spec.package) or Path("/nowhere")) / spec.name_or_path
     if given.suffix == ".gguf" and given.is_file():
         with tempfile.TemporaryDirectory() as folder:
             AutoConfig.from_pretrained(given.parent, gguf_file=given.name).save_pretrained(folder)
             yield Path(folder)
     elif given.is_dir():
-        yield given if (given / CONFIG).is_file() else None
+        yield given if (given / CONFIG_FILE).is_file() else None
     else:
-        yield None if spec.package else _downloaded(spec)
+        yield None if spec.package else _find_in_cache(spec)
 
 
-def _fits(net: Any, method: Any) -> Exception | None:
+def _find_target_error(net: Any, method: Any) -> Exception | None:
     if isinstance(method, NoAdapter):
         return None
     try:
-        target_modules.check(net, method)
+        target_modules.check_target_modules(net, method)
     except Exception as fault:  # a ConfigError, or what a model of an unknown kind raises
         return fault
     return None
 
 
-def _downloaded(spec: ModelSpec) -> Path | None:
+def _find_in_cache(spec: ModelSpec) -> Path | None:
     try:
-        found = try_to_load_from_cache(spec.name_or_path, CONFIG, revision=spec.revision)
+        found = try_to_load_from_cache(spec.name_or_path, CONFIG_FILE, revision=spec.revision)
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None

@@ -11,15 +11,15 @@ from transformers.pytorch_utils import Conv1D
 
 from peftrun.errors import ConfigError
 
-LINEAR = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
+TARGETABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+PATTERN_FIELDS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 ALL_LINEAR = ("target_modules", "all-linear")  # no expression in this key; PEFT gives the word a meaning of its own
 ANY_MODULE = ("ln_tuning", "trainable_tokens")  # methods whose targets are no linear layers
 
 
-def check(model: Any, lora: Any) -> None:
+def check_target_modules(model: Any, lora: Any) -> None:
     """Raises: ConfigError: a name, pattern, layer or token number of the config is not in the model; one line each."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, TARGETABLE_LAYERS)]
     everything = [name for name, _ in model.named_modules() if name]
     asked = {
         "target_modules": everything if lora.method in ANY_MODULE else linear,
@@ -29,30 +29,32 @@ def check(model: Any, lora: Any) -> None:
         "target_parameters": [name for name, _ in model.named_parameters()],
     }
     problems = [
-        _no_match(f"lora.{key}", entry, known)
+        _describe_unmatched(f"lora.{key}", entry, known)
         for key, known in asked.items()
-        for entry in _absent(getattr(lora, key, None), known)
+        for entry in _find_unmatched(getattr(lora, key, None), known)
         if (key, entry) != ALL_LINEAR
     ]
     problems += [
         line
-        for key in PATTERNS
-        for line in _patterns(f"lora.{key}", getattr(lora, key, None) or {}, linear, anywhere=lora.method == "osf")
+        for key in PATTERN_FIELDS
+        for line in _check_patterns(
+            f"lora.{key}", getattr(lora, key, None) or {}, linear, anywhere=lora.method == "osf"
+        )
     ]
-    problems += _layers(model, lora) + _tokens(model, lora)
+    problems += _check_layers(model, lora) + _check_tokens(model, lora)
     if problems:
         raise ConfigError(*problems)
 
 
-def _patterns(key: str, pattern: dict[str, int], names: list[str], anywhere: bool) -> list[str]:
+def _check_patterns(key: str, pattern: dict[str, int], names: list[str], anywhere: bool) -> list[str]:
     # as PEFT reads the keys of a pattern: a regular expression for the end of a module's name; of OSF's for any part of it
     whole = {one: one if anywhere else rf"^(.*\.)?({one})$" for one in pattern}
     found = {one: {name for name in names if re.search(whole[one], name)} for one in pattern}
-    absent = [_no_match(key, entry, names) for entry, matched in found.items() if not matched]
-    return absent + _overlaps(key, pattern, found)
+    absent = [_describe_unmatched(key, entry, names) for entry, matched in found.items() if not matched]
+    return absent + _find_overlaps(key, pattern, found)
 
 
-def _overlaps(key: str, pattern: dict[str, int], found: dict[str, set[str]]) -> list[str]:
+def _find_overlaps(key: str, pattern: dict[str, int], found: dict[str, set[str]]) -> list[str]:
     """PEFT lets the first pattern decide, and sorts them when it saves: another one may be first then."""
     return [
         f"{key}: {one} ({pattern[one]}) and {other} ({pattern[other]}) both match {min(found[one] & found[other])}, and which of them "
@@ -62,7 +64,7 @@ def _overlaps(key: str, pattern: dict[str, int], found: dict[str, set[str]]) -> 
     ]
 
 
-def _layers(model: Any, lora: Any) -> list[str]:
+def _check_layers(model: Any, lora: Any) -> list[str]:
     layers, asked = model.config.get_text_config().num_hidden_layers, getattr(lora, "layers_to_transform", None)
     return [
         f"lora.layers_to_transform={layer}: this model's layers are 0 to {layers - 1}; type one of them"
@@ -71,7 +73,7 @@ def _layers(model: Any, lora: Any) -> list[str]:
     ]
 
 
-def _tokens(model: Any, lora: Any) -> list[str]:
+def _check_tokens(model: Any, lora: Any) -> list[str]:
     keys = {"trainable_token_indices", "token_indices"}
     found = [(key, getattr(lora, key, None) or []) for key in keys]
     size = model.get_input_embeddings().weight.shape[0]
@@ -83,7 +85,7 @@ def _tokens(model: Any, lora: Any) -> list[str]:
     ]
 
 
-def _absent(entries: Iterable[str] | str | None, names: list[str]) -> list[str]:
+def _find_unmatched(entries: Iterable[str] | str | None, names: list[str]) -> list[str]:
     """Entries that PEFT would match with no module.
 
     It compares a list's entries with whole names and with their ends after a dot; a text is one regular expression.
@@ -93,7 +95,7 @@ def _absent(entries: Iterable[str] | str | None, names: list[str]) -> list[str]:
     return [entry for entry in entries or [] if not any(name == entry or name.endswith(f".{entry}") for name in names)]
 
 
-def _no_match(key: str, entry: str, names: list[str]) -> str:
+def _describe_unmatched(key: str, entry: str, names: list[str]) -> str:
     ends = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
     near = get_close_matches(entry, ends, n=1, cutoff=0.0)
     return f"{key}={entry}: matches no module of this model; modules: {', '.join(ends)}; type {key}=[{near[0]}]"

@@ -8,13 +8,13 @@ from peft.utils.other import TrainableTokensWrapper
 
 
 @contextmanager
-def only_of_owners(net: Any, name: str) -> Iterator[None]:
+def skip_adapters_without_tokens(net: Any, name: str) -> Iterator[None]:
     """For as long as the block runs, PEFT saves and loads no trained tokens of adapter `name` where it has none."""
     wrappers = [one for one in net.modules() if isinstance(one, TrainableTokensWrapper)]
     others = [one for one in wrappers if name not in one.token_adapter.trainable_tokens_delta]
     for one in others:
-        one.adapter_state_dict = _without(name, one.adapter_state_dict)
-        one.adapter_state_dict_load_map = _without(name, one.adapter_state_dict_load_map)
+        one.adapter_state_dict = _skip_adapter(name, one.adapter_state_dict)
+        one.adapter_state_dict_load_map = _skip_adapter(name, one.adapter_state_dict_load_map)
     try:
         yield
     finally:
@@ -22,5 +22,5 @@ def only_of_owners(net: Any, name: str) -> Iterator[None]:
             del one.adapter_state_dict, one.adapter_state_dict_load_map
 
 
-def _without(name: str, usual: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def _skip_adapter(name: str, usual: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     return lambda adapter, *more: {} if adapter == name else usual(adapter, *more)

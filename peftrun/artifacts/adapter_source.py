@@ -9,14 +9,14 @@ from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, CONFIG, MERGED
 from peftrun.errors import ArtifactError, ModelError
 from peftrun.io import atomic_files
 
-FULL = (MODEL, MERGED)  # what a run without an adapter leaves
-ENDED = ("completed", "stopped")  # stopped: a sweep has ended it early, and its adapter is whole
-RESULTS = (ADAPTER, *FULL)
-UP = 2  # a run folder is at most so far above: RUN/adapter/NAME
+MODEL_DIRS = (MODEL, MERGED)  # what a run without an adapter leaves
+EXPORTABLE_STATUSES = ("completed", "stopped")  # stopped: a sweep has ended it early, and its adapter is whole
+RESULT_DIRS = (ADAPTER, *MODEL_DIRS)
+MAX_PARENTS = 2  # a run folder is at most so far above: RUN/adapter/NAME
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What is exported.
 
     Attributes:
@@ -48,52 +48,54 @@ class Source:
         return found if isinstance(found, dict) else {}
 
 
-def of_adapter(path: str, name: str) -> Source:
+def open_adapter_source(path: str, name: str) -> ExportSource:
     """The adapter that `path` means, by the name it was given.
 
     Raises: AdapterError: there is none, or it is broken. ArtifactError: its run has not ended well.
     """
-    folder = adapter_folder.locate(path, name)
+    folder = adapter_folder.resolve_adapter_dir(path, name)
     key = f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
     config = atomic_files.read_json(folder / ADAPTER_CONFIG)
-    run = _run_of(folder)
-    return Source(name, folder, True, config, adapter_folder.facts(folder) or {}, run, _record(run, key))
+    run = _find_source_run(folder)
+    return ExportSource(
+        name, folder, True, config, adapter_folder.read_peftrun_metadata(folder) or {}, run, _read_run_record(run, key)
+    )
 
 
-def of_model(path: str) -> Source:
+def open_model_source(path: str) -> ExportSource:
     """The full model that `path` means: a model folder, or the one in a run folder.
 
     Raises: ModelError: there is none. ArtifactError: its run has not ended well.
     """
     key, given = f"action.model_dir={path}", Path(path).expanduser()
-    inside = [given / name for name in FULL if (given / name).is_dir()]
+    inside = [given / name for name in MODEL_DIRS if (given / name).is_dir()]
     folder = inside[0] if inside else given
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{key}: holds no model in safetensors; name a run folder of lora=none or action=merge, or a model folder"
         )
-    run = _run_of(folder)
+    run = _find_source_run(folder)
     note = folder / PEFTRUN_METADATA
     facts = atomic_files.read_json(note) if note.is_file() else {}
-    return Source(
-        "default", folder, False, atomic_files.read_json(folder / "config.json"), facts, run, _record(run, key)
+    return ExportSource(
+        "default", folder, False, atomic_files.read_json(folder / "config.json"), facts, run, _read_run_record(run, key)
     )
 
 
-def _run_of(folder: Path) -> Path | None:
+def _find_source_run(folder: Path) -> Path | None:
     """The run folder whose result this is; a checkpoint in it, or another's export, is not what its record is about."""
     inner = folder.resolve()
-    for one in inner.parents[:UP]:
-        if inner.relative_to(one).parts[0] in RESULTS and all((one / name).is_file() for name in (RECORD, CONFIG)):
+    for one in inner.parents[:MAX_PARENTS]:
+        if inner.relative_to(one).parts[0] in RESULT_DIRS and all((one / name).is_file() for name in (RECORD, CONFIG)):
             return one
     return None
 
 
-def _record(run: Path | None, key: str) -> dict[str, Any]:
+def _read_run_record(run: Path | None, key: str) -> dict[str, Any]:
     if run is None:
         return {}
     record = atomic_files.read_json(run / RECORD)
-    if record.get("status") not in ENDED:
+    if record.get("status") not in EXPORTABLE_STATUSES:
         reason = f" ({str(record['error']).splitlines()[0]})" if record.get("error") else ""
         raise ArtifactError(
             f"{key}: this run is '{record.get('status')}'{reason}, and only what a completed one made is exported; "

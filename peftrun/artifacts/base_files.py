@@ -12,17 +12,22 @@ from peftrun.config.schema.run import DeviceSpec, ModelSpec
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files, safetensors_header
 from peftrun.system import environment
-from peftrun.system.packages import package_dir
+from peftrun.system.packages import find_package_dir
 
-BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.25, "torchao_int8": 8.25}  # of a linear weight, its scales counted in
+QUANTIZED_BITS = {
+    "nf4": 4.5,
+    "fp4": 4.5,
+    "int8": 8.25,
+    "torchao_int8": 8.25,
+}  # of a linear weight, its scales counted in
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?)(\.|$)")
 OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|score|classifier)$")
-INPUTS_FIRST = (
+CONV1D_MODEL_TYPES = (
     "gpt2",
     "openai-gpt",
     "decision_transformer",
 )  # types whose files hold a layer's inputs first, its outputs second
-NAMES = {  # ours → what config files call it
+CONFIG_KEYS = {  # ours → what config files call it
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "inner": ("intermediate_size", "n_inner", "d_ff", "ffn_dim"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -34,7 +39,7 @@ NAMES = {  # ours → what config files call it
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModelInfo:
     """What the files say.
 
     Attributes:
@@ -69,42 +74,44 @@ class Base:
         if self.quantized:
             return self.stored
         linear = sum(first * second for first, second in self.linears.values())
-        held = BITS[quantization] / 8 if quantization else width
+        held = QUANTIZED_BITS[quantization] / 8 if quantization else width
         return linear * held + (self.parameters - linear) * width
 
     @property
-    def in_two_bytes(self) -> bool:
+    def is_half_precision(self) -> bool:
         """Whether the files hold bfloat16 or float16, which float32 would double."""
         return not self.quantized and self.stored <= 2 * self.parameters
 
 
-def read(model: ModelSpec) -> Base | None:
+def read_base_info(model: ModelSpec) -> BaseModelInfo | None:
     """The base as its files describe it; None if they are not on this disk yet, or cannot be read."""
-    folder = locate(model)
-    return None if folder is None else of_folder(folder)
+    folder = find_base_dir(model)
+    return None if folder is None else read_folder_info(folder)
 
 
-def of_folder(folder: Path) -> Base | None:
+def read_folder_info(folder: Path) -> BaseModelInfo | None:
     """The same of the base in `folder`."""
     try:
-        entries = [entry for file in _weight_files(folder) for entry in safetensors_header.entries(file)]
+        entries = [entry for file in _list_weight_files(folder) for entry in safetensors_header.read_header(file)]
         settings = atomic_files.read_json(folder / "config.json")
     except ArtifactError:
         return None
     kind = str(settings.get("model_type", ""))
     shapes = {one.name.removesuffix(".weight"): one.shape for one in entries if one.name.endswith(".weight")}
-    turn = -1 if kind in INPUTS_FIRST else 1
-    linears = {name: _pair(shape[::turn]) for name, shape in shapes.items() if len(shape) == 2 and _linear(name)}
-    tables = {name: _pair(shape) for name, shape in shapes.items() if len(shape) == 2 and not _linear(name)}
+    turn = -1 if kind in CONV1D_MODEL_TYPES else 1
+    linears = {name: _to_pair(shape[::turn]) for name, shape in shapes.items() if len(shape) == 2 and _is_linear(name)}
+    tables = {name: _to_pair(shape) for name, shape in shapes.items() if len(shape) == 2 and not _is_linear(name)}
     sizes = {entry.name: math.prod(entry.shape) for entry in entries}
     stored = sum(entry.end - entry.begin for entry in entries)
     quantized = bool(settings.get("quantization_config"))
     return (
-        Base(linears, tables, sizes, kind, **_sizes(settings), stored=stored, quantized=quantized) if entries else None
+        BaseModelInfo(linears, tables, sizes, kind, **_read_sizes(settings), stored=stored, quantized=quantized)
+        if entries
+        else None
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _list_weight_files(folder: Path) -> list[Path]:
     """Those that transformers reads: some folders hold the same weights once more in another layout.
 
     Raises: ArtifactError: the index cannot be read.
@@ -117,28 +124,28 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _pair(shape: tuple[int, ...]) -> tuple[int, int]:
+def _to_pair(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _linear(name: str) -> bool:
+def _is_linear(name: str) -> bool:
     return not EMBEDDING.search(name) and not OUTPUT.search(name)
 
 
-def _sizes(settings: dict[str, Any]) -> dict[str, int]:
+def _read_sizes(settings: dict[str, Any]) -> dict[str, int]:
     inner = settings.get("text_config") or {}
     found = {
         ours: int(next((source[name] for source in (settings, inner) for name in names if source.get(name)), 0))
-        for ours, names in NAMES.items()
+        for ours, names in CONFIG_KEYS.items()
     }
     size = found.pop("head_size") or found["hidden"] // max(1, found["heads"])
     keys = (found.pop("key_heads") or found["heads"]) * size
     return found | {"inner": found["inner"] or 4 * found["hidden"], "keys": keys}
 
 
-def locate(model: ModelSpec) -> Path | None:
+def find_base_dir(model: ModelSpec) -> Path | None:
     """The folder that holds a base's safetensors on this disk; None if it is still to be fetched or converted."""
-    place = given(model)
+    place = resolve_model_path(model)
     if place.suffix == ".gguf":
         return next(iter(sorted((cache_dir() / "models").glob(f"{place.stem}-{'[0-9a-f]' * 16}"))), None)
     if place.is_dir():
@@ -151,14 +158,14 @@ def locate(model: ModelSpec) -> Path | None:
     return found if found.is_dir() else None
 
 
-def given(model: ModelSpec) -> Path:
+def resolve_model_path(model: ModelSpec) -> Path:
     """The folder or file that is named, in its package if it lies in one; of a base on the Hub nothing that is there."""
     if model.package:
-        return (package_dir(model.package) or Path()) / model.name_or_path
+        return (find_package_dir(model.package) or Path()) / model.name_or_path
     return Path(model.name_or_path).expanduser()
 
 
-def name_of(model: ModelSpec) -> str:
+def format_base_name(model: ModelSpec) -> str:
     """What records call this base: never a path."""
     if model.package:
         return f"{model.package}:{model.name_or_path}"
@@ -166,13 +173,13 @@ def name_of(model: ModelSpec) -> str:
     return given.name if given.exists() else model.name_or_path
 
 
-def width(device: DeviceSpec) -> int:
+def weight_bytes(device: DeviceSpec) -> int:
     """Bytes of a weight of the base: two or four."""
     if device.dtype != "auto":
         return 4 if device.dtype == "float32" else 2
-    return 2 if on_gpu(device) or environment.native_bf16() else 4
+    return 2 if uses_gpu(device) or environment.find_native_bf16() else 4
 
 
-def on_gpu(device: DeviceSpec) -> bool:
+def uses_gpu(device: DeviceSpec) -> bool:
     """Whether the run goes to a GPU, as far as that can be told without torch."""
     return device.name in ("cuda", "xpu") or (device.name == "auto" and Path("/dev/nvidia0").exists())

@@ -15,47 +15,51 @@ from peftrun.errors import AdapterError
 from peftrun.io import safetensors_header
 from peftrun.io.atomic_files import read_json
 
-KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's name → the task kind's
-REWARD = ("reward",)  # the one output of a reward model
-HEAD = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")
+TASK_KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's name → the task kind's
+REWARD_LABELS = ("reward",)  # the one output of a reward model
+HEAD_PATTERN = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")
 
 
 @dataclass(frozen=True)
-class Head:
+class ClassifierHead:
     """`kind`: seq_cls or token_cls. `labels`: their names, in the order of the head's outputs."""
 
     kind: str
     labels: tuple[str, ...]
 
 
-def of_task(task: TaskSpec) -> Head | None:
+def get_task_head(task: TaskSpec) -> ClassifierHead | None:
     """The head a task trains; None for a language model."""
     if isinstance(task.objective, RewardObjective):
-        return Head("seq_cls", REWARD)
-    return Head(task.kind, tuple(task.label_names or ())) if task.kind in KINDS.values() else None
+        return ClassifierHead("seq_cls", REWARD_LABELS)
+    return ClassifierHead(task.kind, tuple(task.label_names or ())) if task.kind in TASK_KINDS.values() else None
 
 
-def of_adapter(path: str, name: str) -> Head | None:
+def read_adapter_head(path: str, name: str) -> ClassifierHead | None:
     """The head an adapter holds; None for a language model's. One made elsewhere names its labels LABEL_0, LABEL_1, …
 
     Raises: AdapterError: it is a classifier's and holds no head.
     """
-    folder = adapter_folder.locate(path, name)
-    kind = KINDS.get(str(read_json(folder / ADAPTER_CONFIG).get("task_type")))
+    folder = adapter_folder.resolve_adapter_dir(path, name)
+    kind = TASK_KINDS.get(str(read_json(folder / ADAPTER_CONFIG).get("task_type")))
     if kind is None:
         return None
-    known = (adapter_folder.facts(folder) or {}).get("labels")
+    known = (adapter_folder.read_peftrun_metadata(folder) or {}).get("labels")
     if known:
-        return Head(kind, tuple(str(label) for label in known))
-    sizes = [one.shape[0] for one in safetensors_header.entries(folder / ADAPTER_WEIGHTS) if HEAD.search(one.name)]
+        return ClassifierHead(kind, tuple(str(label) for label in known))
+    sizes = [
+        one.shape[0]
+        for one in safetensors_header.read_header(folder / ADAPTER_WEIGHTS)
+        if HEAD_PATTERN.search(one.name)
+    ]
     if not sizes:
         raise AdapterError(f"{folder}: is a {kind} adapter and holds no classifier; save it again with modules_to_save")
-    return Head(kind, tuple(f"LABEL_{number}" for number in range(sizes[0])))
+    return ClassifierHead(kind, tuple(f"LABEL_{number}" for number in range(sizes[0])))
 
 
-def wanted(task: TaskSpec, adapter: dict[str, str], active: str | None) -> Head | None:
+def select_head(task: TaskSpec, adapter: dict[str, str], active: str | None) -> ClassifierHead | None:
     """The head a run answers with: the active (or first) adapter's; without adapters the task's."""
     if not adapter:
-        return of_task(task)
+        return get_task_head(task)
     name = active or next(iter(adapter))
-    return of_adapter(adapter[name], name)
+    return read_adapter_head(adapter[name], name)

@@ -17,21 +17,21 @@ from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError, ArtifactError
 from peftrun.io import safetensors_header
 from peftrun.io.atomic_files import read_json
-from peftrun.io.safetensors_header import Entry
+from peftrun.io.safetensors_header import TensorEntry
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<part>[AB])(?:\.weight)?")
-OTHER_PRODUCTS = ("use_qalora", "use_bdlora", "kasa_config")  # flags under which ΔW is no plain scaling·B·A
+UNMEASURABLE_VARIANTS = ("use_qalora", "use_bdlora", "kasa_config")  # flags under which ΔW is no plain scaling·B·A
 Factors = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Pair:
+class LowRankPair:
     """The two factors of one module, still on disk: A is (rank, in), B is (out, rank)."""
 
     file: Path
-    a: Entry
-    b: Entry
+    a: TensorEntry
+    b: TensorEntry
     scaling: float
 
     @property
@@ -39,25 +39,27 @@ class Pair:
         """Rows of A."""
         return self.a.shape[0]
 
-    def factors(self) -> Factors:
+    def read_factors(self) -> Factors:
         """A and scaling·B in float64, kernels of convolutions flattened."""
-        return tensor(self.file, self.a).reshape(self.rank, -1), self.scaling * _flat_b(tensor(self.file, self.b))
+        return read_tensor(self.file, self.a).reshape(self.rank, -1), self.scaling * _flatten_b(
+            read_tensor(self.file, self.b)
+        )
 
 
 @dataclass
-class Weights:
+class AdapterDeltas:
     """The LoRA pairs of one adapter by module, and why other modules (or `*`: all) cannot be measured."""
 
-    found: dict[str, Pair] = field(default_factory=dict)
+    found: dict[str, LowRankPair] = field(default_factory=dict)
     unmeasured: dict[str, str] = field(default_factory=dict)
 
 
-def tensor(file: Path, entry: Entry) -> np.ndarray:
+def read_tensor(file: Path, entry: TensorEntry) -> np.ndarray:
     """One tensor in float64, read through a memory map.
 
     Raises: ArtifactError: its dtype is none of `DTYPES`, or its byte range is not that of its shape.
     """
-    check_range(file, entry)
+    check_byte_range(file, entry)
     kind = np.dtype(DTYPES[entry.dtype])
     if not math.prod(entry.shape):
         return np.zeros(entry.shape)
@@ -65,7 +67,7 @@ def tensor(file: Path, entry: Entry) -> np.ndarray:
     return (raw.astype(np.uint32) << 16).view(np.float32).astype(float) if entry.dtype == "BF16" else raw.astype(float)
 
 
-def check_range(file: Path, entry: Entry) -> None:
+def check_byte_range(file: Path, entry: TensorEntry) -> None:
     """Raises: ArtifactError: the tensor's dtype is none of `DTYPES`, or its byte range is not that of its shape."""
     if entry.dtype not in DTYPES:
         raise ArtifactError(f"{file}: {entry.name} is {entry.dtype}; save the adapter again in float32")
@@ -73,73 +75,80 @@ def check_range(file: Path, entry: Entry) -> None:
         raise ArtifactError(f"{file}: {entry.name} has {entry.end - entry.begin} bytes for {entry.shape}; restore it")
 
 
-def pairs(folder: Path) -> Weights:
+def read_deltas(folder: Path) -> AdapterDeltas:
     """The LoRA pairs in an adapter folder, each with the scaling that PEFT would give it.
 
     Raises: AdapterError: the config lacks a number. ArtifactError: a file is torn.
     """
     config, file = read_json(folder / ADAPTER_CONFIG), folder / ADAPTER_WEIGHTS
-    refused = _no_pairs(config)
+    refused = _why_unmeasurable(config)
     if refused:
-        return Weights(unmeasured={"*": refused})
-    weights = Weights()
-    for module, parts in sorted(_by_module(safetensors_header.entries(file)).items()):
-        reason = _fault(file, parts, _rank(config, module, folder))
+        return AdapterDeltas(unmeasured={"*": refused})
+    weights = AdapterDeltas()
+    for module, parts in sorted(_group_by_module(safetensors_header.read_header(file)).items()):
+        reason = _find_pair_fault(file, parts, _get_rank(config, module, folder))
         if reason:
             weights.unmeasured[module] = reason
         else:
-            weights.found[module] = Pair(file, parts["A"], parts["B"], scaling(config, module, folder))
+            weights.found[module] = LowRankPair(file, parts["A"], parts["B"], compute_scaling(config, module, folder))
     return weights
 
 
-def scaling(config: dict[str, Any], module: str, folder: Path) -> float:
+def compute_scaling(config: dict[str, Any], module: str, folder: Path) -> float:
     """alpha/r of one module, alpha/√r under rsLoRA, `rank_pattern` and `alpha_pattern` honoured.
 
     Raises: AdapterError: the config lacks a number.
     """
-    alpha = _number(config, "alpha_pattern", "lora_alpha", module, folder)
-    rank = _rank(config, module, folder)
+    alpha = _get_pattern_value(config, "alpha_pattern", "lora_alpha", module, folder)
+    rank = _get_rank(config, module, folder)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def not_finite(folder: Path) -> str | None:
+def find_nonfinite_tensor(folder: Path) -> str | None:
     """The first tensor of an adapter's file that holds NaN or infinity; None if all numbers are finite, or of a dtype that is not read here."""
     file = folder / ADAPTER_WEIGHTS
-    read = (entry for entry in safetensors_header.entries(file) if entry.dtype in DTYPES)
-    return next((entry.name for entry in read if not np.isfinite(tensor(file, entry)).all()), None)
+    read = (entry for entry in safetensors_header.read_header(file) if entry.dtype in DTYPES)
+    return next((entry.name for entry in read if not np.isfinite(read_tensor(file, entry)).all()), None)
 
 
-def norms(weights: Weights) -> dict[str, float]:
+def compute_delta_norms(weights: AdapterDeltas) -> dict[str, float]:
     """Module → Frobenius norm of its ΔW."""
-    return {module: math.sqrt(max(_inner(*[pair.factors()] * 2), 0.0)) for module, pair in weights.found.items()}
+    return {
+        module: math.sqrt(max(_inner_product(*[pair.read_factors()] * 2), 0.0))
+        for module, pair in weights.found.items()
+    }
 
 
-def total(values: Iterable[float]) -> float:
+def total_norm(values: Iterable[float]) -> float:
     """The norm of everything whose parts have these norms."""
     return math.sqrt(sum(value * value for value in values))
 
 
-def comparison(one: Pair, other: Pair) -> dict[str, Any] | str:
+def compare_deltas(one: LowRankPair, other: LowRankPair) -> dict[str, Any] | str:
     """What two ΔW of one module have in common, or why they cannot be compared; ranks may differ.
 
     Overlaps are φ = ‖U₁ᵀU₂‖²_F / min(r₁, r₂) of the spaces that the columns of B, and the rows of A, span:
     0 for orthogonal spaces, 1 when one holds the other (Hu et al. 2021, arXiv:2106.09685, section 7.2).
     A number that is not defined, such as the cosine of an untrained adapter (ΔW = 0), is None.
     """
-    (a1, b1), (a2, b2) = one.factors(), other.factors()
+    (a1, b1), (a2, b2) = one.read_factors(), other.read_factors()
     if (b1.shape[0], a1.shape[1]) != (b2.shape[0], a2.shape[1]):
         return f"ΔW is {b1.shape[0]}×{a1.shape[1]} in one, {b2.shape[0]}×{a2.shape[1]} in the other"
-    norm, norm_other, inner = (_inner(*sides) for sides in (((a1, b1),) * 2, ((a2, b2),) * 2, ((a1, b1), (a2, b2))))
+    norm, norm_other, inner = (
+        _inner_product(*sides) for sides in (((a1, b1),) * 2, ((a2, b2),) * 2, ((a1, b1), (a2, b2)))
+    )
     return {
         "ranks": [one.rank, other.rank],
         "inner": inner,
-        **distances(math.sqrt(max(norm, 0.0)), math.sqrt(max(norm_other, 0.0)), inner, _distance((a1, b1), (a2, b2))),
-        "overlap_B": overlap(b1, b2),
-        "overlap_A": overlap(a1.T, a2.T),
+        **compute_distances(
+            math.sqrt(max(norm, 0.0)), math.sqrt(max(norm_other, 0.0)), inner, _compute_distance((a1, b1), (a2, b2))
+        ),
+        "overlap_B": compute_subspace_overlap(b1, b2),
+        "overlap_A": compute_subspace_overlap(a1.T, a2.T),
     }
 
 
-def distances(norm_a: float, norm_b: float, inner: float, distance: float) -> dict[str, float | None]:
+def compute_distances(norm_a: float, norm_b: float, inner: float, distance: float) -> dict[str, float | None]:
     """Norms and distance of two ΔW; the distance as a share of the larger norm; their cosine."""
     larger, product = max(norm_a, norm_b), norm_a * norm_b
     return {
@@ -151,14 +160,14 @@ def distances(norm_a: float, norm_b: float, inner: float, distance: float) -> di
     }
 
 
-def overlap(one: np.ndarray, other: np.ndarray) -> float | None:
+def compute_subspace_overlap(one: np.ndarray, other: np.ndarray) -> float | None:
     """φ of two column spaces, in 0…1; None when one of them is nothing but zero."""
-    u, v = _basis(one), _basis(other)
+    u, v = _orthonormal_basis(one), _orthonormal_basis(other)
     smaller = min(u.shape[1], v.shape[1])
     return min(1.0, float(np.sum((u.T @ v) ** 2)) / smaller) if smaller else None
 
 
-def _basis(matrix: np.ndarray) -> np.ndarray:
+def _orthonormal_basis(matrix: np.ndarray) -> np.ndarray:
     # QR, then the r×r triangle tells the directions that are there from those that are rounding.
     q, triangle = np.linalg.qr(matrix)
     u, sizes, _ = np.linalg.svd(triangle, full_matrices=False)
@@ -166,12 +175,12 @@ def _basis(matrix: np.ndarray) -> np.ndarray:
     return q @ u[:, sizes > floor]
 
 
-def _inner(one: Factors, other: Factors) -> float:
+def _inner_product(one: Factors, other: Factors) -> float:
     (a1, b1), (a2, b2) = one, other
     return float(np.sum((b1.T @ b2) * (a1 @ a2.T)))
 
 
-def _distance(one: Factors, other: Factors) -> float:
+def _compute_distance(one: Factors, other: Factors) -> float:
     # ‖ΔW₁‖² + ‖ΔW₂‖² − 2⟨ΔW₁, ΔW₂⟩ loses half the digits when the two are close. The triangles of the stacked
     # factors are the roots of their Gram matrices, and lose none.
     (a1, b1), (a2, b2) = one, other
@@ -181,26 +190,26 @@ def _distance(one: Factors, other: Factors) -> float:
     return float(np.linalg.norm(left @ right.T))
 
 
-def _flat_b(b: np.ndarray) -> np.ndarray:
+def _flatten_b(b: np.ndarray) -> np.ndarray:
     return b.reshape(b.shape[0], b.shape[1])
 
 
-def _no_pairs(config: dict[str, Any]) -> str | None:
+def _why_unmeasurable(config: dict[str, Any]) -> str | None:
     if config.get("peft_type") != "LORA":
         return f"peft_type {config.get('peft_type')} has no LoRA pairs, so no ΔW = scaling·B·A"
-    special = [key for key in OTHER_PRODUCTS if config.get(key)]
+    special = [key for key in UNMEASURABLE_VARIANTS if config.get(key)]
     return f"under {special[0]} ΔW is no plain scaling·B·A" if special else None
 
 
-def _by_module(entries: list[Entry]) -> dict[str, dict[str, Entry]]:
-    found: dict[str, dict[str, Entry]] = {}
+def _group_by_module(entries: list[TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
+    found: dict[str, dict[str, TensorEntry]] = {}
     for entry in entries:
         if match := FACTOR.fullmatch(entry.name):
             found.setdefault(match["module"], {})[match["part"]] = entry
     return found
 
 
-def _fault(file: Path, parts: dict[str, Entry], rank: int) -> str | None:
+def _find_pair_fault(file: Path, parts: dict[str, TensorEntry], rank: int) -> str | None:
     missing = {"A", "B"} - parts.keys()
     if missing:
         return f"lora_{missing.pop()} is missing"
@@ -212,14 +221,14 @@ def _fault(file: Path, parts: dict[str, Entry], rank: int) -> str | None:
     unread = {a.dtype, b.dtype} - DTYPES.keys()
     if unread:
         return f"{unread.pop()} is not read here"
-    return None if all(np.isfinite(tensor(file, entry)).all() for entry in (a, b)) else "holds NaN or infinity"
+    return None if all(np.isfinite(read_tensor(file, entry)).all() for entry in (a, b)) else "holds NaN or infinity"
 
 
-def _rank(config: dict[str, Any], module: str, folder: Path) -> int:
-    return int(_number(config, "rank_pattern", "r", module, folder))
+def _get_rank(config: dict[str, Any], module: str, folder: Path) -> int:
+    return int(_get_pattern_value(config, "rank_pattern", "r", module, folder))
 
 
-def _number(config: dict[str, Any], patterns: str, key: str, module: str, folder: Path) -> float:
+def _get_pattern_value(config: dict[str, Any], patterns: str, key: str, module: str, folder: Path) -> float:
     """The first pattern that ends the module's name decides, as in peft.utils.other.get_pattern_key."""
     chosen = config.get(patterns) or {}
     try:

@@ -11,8 +11,8 @@ from typing import NoReturn
 from peftrun.errors import ConfigError
 
 OPERATORS = ("<=", ">=", "!=", "=", "<", ">", "~")
-JOINTS = ("and", "or", "not")
-DEEPEST = 50  # parentheses and nots within each other
+BOOL_OPERATORS = ("and", "or", "not")
+MAX_DEPTH = 50  # parentheses and nots within each other
 TOKEN = re.compile(
     r"""\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<sign><=|>=|!=|==|[=<>~()])|(?P<word>[^\s=<>~()!"']+))""",
     re.DOTALL,
@@ -37,35 +37,35 @@ class Not:
 
 
 @dataclass(frozen=True)
-class Joined:
+class BoolOp:
     """Several of which all (`and`) or one (`or`) must hold."""
 
     joint: str
     parts: tuple["Expression", ...]
 
 
-Expression = Condition | Not | Joined
+Expression = Condition | Not | BoolOp
 
 
-def parsed(text: str, key: str = "action.where") -> Expression:
+def parse_filter(text: str, key: str = "action.where") -> Expression:
     """The expression that `text` says. Raises: ConfigError: one line that names the place where it cannot be read."""
     return _Parser(text, key).whole()
 
 
-def columns(expression: Expression) -> list[str]:
+def list_columns(expression: Expression) -> list[str]:
     """Names of the columns that it asks, each once."""
     if isinstance(expression, Condition):
         return [expression.column]
     parts = (expression.part,) if isinstance(expression, Not) else expression.parts
-    return list(dict.fromkeys(name for part in parts for name in columns(part)))
+    return list(dict.fromkeys(name for part in parts for name in list_columns(part)))
 
 
-def conditions(expression: Expression) -> list[Condition]:
+def list_conditions(expression: Expression) -> list[Condition]:
     """Every condition in it."""
     if isinstance(expression, Condition):
         return [expression]
     parts = (expression.part,) if isinstance(expression, Not) else expression.parts
-    return [one for part in parts for one in conditions(part)]
+    return [one for part in parts for one in list_conditions(part)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class _Parser:
         self.tokens = self._tokens()
 
     def whole(self) -> Expression:
-        found = self._or()
-        if self._now().kind != "end":
-            self._refuse("here `and` or `or` is expected, or the end")
+        found = self._parse_or()
+        if self._peek_token().kind != "end":
+            self._raise_here("here `and` or `or` is expected, or the end")
         return found
 
     def _tokens(self) -> list[_Token]:
@@ -98,68 +98,72 @@ class _Parser:
             at = match.end()
         return [*found, _Token("end", "", len(self.text.rstrip()))]
 
-    def _now(self) -> _Token:
+    def _peek_token(self) -> _Token:
         return self.tokens[self.place]
 
     def _next(self) -> _Token:
         self.place += 1
         return self.tokens[self.place - 1]
 
-    def _is(self, word: str) -> bool:
+    def _accept_word(self, word: str) -> bool:
         """Whether this joint or sign comes now; it is passed then."""
-        now = self._now()
+        now = self._peek_token()
         if now.kind == "quoted" or now.text.lower() != word:
             return False
         self.place += 1
         return True
 
-    def _or(self) -> Expression:
-        return self._series("or", self._and)
+    def _parse_or(self) -> Expression:
+        return self._parse_series("or", self._parse_and)
 
-    def _and(self) -> Expression:
-        return self._series("and", self._not)
+    def _parse_and(self) -> Expression:
+        return self._parse_series("and", self._parse_not)
 
-    def _series(self, joint: str, one: Callable[[], Expression]) -> Expression:
+    def _parse_series(self, joint: str, one: Callable[[], Expression]) -> Expression:
         parts = [one()]
-        while self._is(joint):
+        while self._accept_word(joint):
             parts.append(one())
-        return parts[0] if len(parts) == 1 else Joined(joint, tuple(parts))
+        return parts[0] if len(parts) == 1 else BoolOp(joint, tuple(parts))
 
-    def _not(self) -> Expression:
-        if self._is("not"):
-            return self._deeper(lambda: Not(self._not()))
-        if self._is("("):
-            return self._deeper(self._closed)
-        return self._condition()
+    def _parse_not(self) -> Expression:
+        if self._accept_word("not"):
+            return self._parse_nested(lambda: Not(self._parse_not()))
+        if self._accept_word("("):
+            return self._parse_nested(self._closed)
+        return self._parse_condition()
 
-    def _deeper(self, inside: Callable[[], Expression]) -> Expression:
+    def _parse_nested(self, inside: Callable[[], Expression]) -> Expression:
         self.depth += 1
-        if self.depth > DEEPEST:
-            self._refuse(f"more than {DEEPEST} parentheses within each other")
+        if self.depth > MAX_DEPTH:
+            self._raise_here(f"more than {MAX_DEPTH} parentheses within each other")
         found: Expression = inside()
         self.depth -= 1
         return found
 
     def _closed(self) -> Expression:
-        found = self._or()
-        if not self._is(")"):
-            self._refuse("here `and`, `or` or a closing parenthesis is expected")
+        found = self._parse_or()
+        if not self._accept_word(")"):
+            self._raise_here("here `and`, `or` or a closing parenthesis is expected")
         return found
 
-    def _condition(self) -> Expression:
-        if self._now().kind == "sign" or self._now().kind == "end" or self._now().text.lower() in JOINTS:
-            self._refuse("here a column is expected, such as task=sms_spam")
-        column = _plain(self._next())
-        if self._now().kind != "sign" or self._now().text in "()":
-            self._refuse(f"after {column} one of {' '.join(OPERATORS)} is expected")
+    def _parse_condition(self) -> Expression:
+        if (
+            self._peek_token().kind == "sign"
+            or self._peek_token().kind == "end"
+            or self._peek_token().text.lower() in BOOL_OPERATORS
+        ):
+            self._raise_here("here a column is expected, such as task=sms_spam")
+        column = _unquote_token(self._next())
+        if self._peek_token().kind != "sign" or self._peek_token().text in "()":
+            self._raise_here(f"after {column} one of {' '.join(OPERATORS)} is expected")
         operator = self._next().text.replace("==", "=")
-        if self._now().kind not in ("word", "quoted"):
-            self._refuse(f"after {column}{operator} a value is expected; one with spaces or signs in quotes")
+        if self._peek_token().kind not in ("word", "quoted"):
+            self._raise_here(f"after {column}{operator} a value is expected; one with spaces or signs in quotes")
         value = self._next()
-        return Condition(column, operator, _plain(value), value.kind == "quoted")
+        return Condition(column, operator, _unquote_token(value), value.kind == "quoted")
 
-    def _refuse(self, what: str) -> NoReturn:
-        self._fail(self._now().at, what)
+    def _raise_here(self, what: str) -> NoReturn:
+        self._fail(self._peek_token().at, what)
 
     def _fail(self, at: int, what: str) -> NoReturn:
         left, right = self.text[:at].rstrip(), self.text[at:]
@@ -167,5 +171,5 @@ class _Parser:
         raise ConfigError(f"{self.key}: {shown}; type {self.key}='task=sms_spam and lora.r>=8'")
 
 
-def _plain(token: _Token) -> str:
+def _unquote_token(token: _Token) -> str:
     return re.sub(r"\\(.)", r"\1", token.text[1:-1], flags=re.DOTALL) if token.kind == "quoted" else token.text

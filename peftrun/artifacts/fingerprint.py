@@ -35,7 +35,7 @@ class Fingerprint:
         return self.weights[:12]
 
 
-def of_model(folder: Path) -> Fingerprint:
+def fingerprint_model(folder: Path) -> Fingerprint:
     """The fingerprint of a model folder.
 
     Raises: ModelError: it holds no safetensors file. ArtifactError: a file is torn.
@@ -46,20 +46,20 @@ def of_model(folder: Path) -> Fingerprint:
             f"model {folder}: holds no .safetensors file (pickles are refused); convert its weights to safetensors"
         )
     return Fingerprint(
-        weights=_cached("weights", files, _weights),
-        tokenizer=_cached(
-            "tokenizer", [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()], _contents
+        weights=_compute_cached("weights", files, _hash_weights),
+        tokenizer=_compute_cached(
+            "tokenizer", [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()], _hash_contents
         ),
         chat_template=of_template(folder) or hashlib.sha256(b"").hexdigest(),
     )
 
 
-def of_file(path: Path) -> str:
+def hash_file_cached(path: Path) -> str:
     """sha256 of one file, computed once for each identity of it."""
-    return _cached("file", [path], lambda files: atomic_files.sha256(files[0]))
+    return _compute_cached("file", [path], lambda files: atomic_files.hash_file(files[0]))
 
 
-def _cached(kind: str, files: list[Path], compute) -> str:  # type: ignore[no-untyped-def]
+def _compute_cached(kind: str, files: list[Path], compute) -> str:  # type: ignore[no-untyped-def]
     """`compute(files)`, remembered under the files' paths, sizes, times and inodes."""
     identity = [kind, *([str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino] for f in files)]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -72,18 +72,18 @@ def _cached(kind: str, files: list[Path], compute) -> str:  # type: ignore[no-un
     return digest
 
 
-def _weights(files: list[Path]) -> str:
-    lines = sorted(line for file in files for line in _tensor_lines(file))
+def _hash_weights(files: list[Path]) -> str:
+    lines = sorted(line for file in files for line in _hash_tensors(file))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _tensor_lines(file: Path) -> list[str]:
+def _hash_tensors(file: Path) -> list[str]:
     """`name dtype shape sha256` for each tensor of a file; read and hashed in threads, a few megabytes at a time."""
     with open(file, "rb", buffering=0) as handle, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(partial(_tensor_line, handle.fileno()), safetensors_header.entries(file)))
+        return list(pool.map(partial(_hash_tensor, handle.fileno()), safetensors_header.read_header(file)))
 
 
-def _tensor_line(handle: int, entry: safetensors_header.Entry) -> str:
+def _hash_tensor(handle: int, entry: safetensors_header.TensorEntry) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, entry.end - entry.begin)))
     begin = entry.begin
     while begin < entry.end:
@@ -95,8 +95,10 @@ def _tensor_line(handle: int, entry: safetensors_header.Entry) -> str:
     return f"{entry.name} {entry.dtype} {entry.shape} {digest.hexdigest()}"
 
 
-def _contents(files: list[Path]) -> str:
-    return hashlib.sha256("\n".join(f"{file.name} {atomic_files.sha256(file)}" for file in files).encode()).hexdigest()
+def _hash_contents(files: list[Path]) -> str:
+    return hashlib.sha256(
+        "\n".join(f"{file.name} {atomic_files.hash_file(file)}" for file in files).encode()
+    ).hexdigest()
 
 
 def of_template(folder: Path) -> str | None:

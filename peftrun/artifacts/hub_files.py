@@ -12,12 +12,12 @@ from peftrun.config.paths import cache_dir
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 
-PATIENCE = 3  # seconds in which the Hub is to answer
+CONNECT_TIMEOUT = 3  # seconds in which the Hub is to answer
 TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # all but weights
 HUB_FILES = [*TEXT_FILES, "*.safetensors"]
 
 
-def from_hub(spec: ModelSpec, weights: bool = True) -> Path:
+def download_base(spec: ModelSpec, weights: bool = True) -> Path:
     """The base at its revision, in the local cache, with its weights or without; Python files only of whom they are trusted.
 
     Raises: ModelError: it is not there, or the Hub cannot be reached.
@@ -34,7 +34,7 @@ def from_hub(spec: ModelSpec, weights: bool = True) -> Path:
             )
         )
     except LocalEntryNotFoundError as error:
-        raise ModelError(_nowhere(spec)) from error
+        raise ModelError(_explain_unreachable(spec)) from error
     except HFValidationError as error:
         raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
     except (HfHubHTTPError, OSError) as error:
@@ -44,7 +44,7 @@ def from_hub(spec: ModelSpec, weights: bool = True) -> Path:
         ) from error
 
 
-def check_reach(spec: ModelSpec) -> None:
+def check_hub_reachable(spec: ModelSpec) -> None:
     """Says within seconds, before anything heavy is imported, that a base can be had from nowhere.
 
     Raises: ModelError: it is to come from the Hub, is not in the local cache, and the Hub does not answer.
@@ -58,41 +58,44 @@ def check_reach(spec: ModelSpec) -> None:
         cached = try_to_load_from_cache(spec.name_or_path, "config.json", revision=spec.revision)
     except HFValidationError:  # told where it is fetched
         return
-    if not isinstance(cached, str) and (constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)):
-        raise ModelError(_nowhere(spec))
+    if not isinstance(cached, str) and (constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT)):
+        raise ModelError(_explain_unreachable(spec))
 
 
-def _answers(address: str) -> bool:
+def _is_reachable(address: str) -> bool:
     """Whether somebody listens there; behind a proxy nobody can tell. A thread asks, since looking up a name knows no timeout."""
     place, heard = urlsplit(address), threading.Event()
     if getproxies():
         return True
 
     def knock() -> None:
-        with suppress(OSError), socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE):
+        with (
+            suppress(OSError),
+            socket.create_connection((place.hostname or "", place.port or 443), timeout=CONNECT_TIMEOUT),
+        ):
             heard.set()
 
     asking = threading.Thread(target=knock, daemon=True)
     asking.start()
-    asking.join(PATIENCE)
+    asking.join(CONNECT_TIMEOUT)
     return heard.is_set()
 
 
-def _nowhere(spec: ModelSpec) -> str:
+def _explain_unreachable(spec: ModelSpec) -> str:
     return (
         f"model.name_or_path={spec.name_or_path}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
         f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
     )
 
 
-def of_gguf(file: Path) -> Path:
+def converted_gguf_dir(file: Path) -> Path:
     """Where a GGUF file's safetensors lie once it was converted: a folder in the cache, named by its content."""
     from peftrun.artifacts import fingerprint
 
-    return cache_dir() / "models" / f"{file.stem}-{fingerprint.of_file(file)[:16]}"
+    return cache_dir() / "models" / f"{file.stem}-{fingerprint.hash_file_cached(file)[:16]}"
 
 
-def of_an_adapter(folder: Path, name: str) -> str | None:
+def find_stray_adapter(folder: Path, name: str) -> str | None:
     """Why this folder is no base: transformers would load an adapter in it with the base, without a word; None if there is none."""
     if (folder / ADAPTER / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         return f"model.name_or_path={name}: is a run with an adapter, not a base; type adapter={name}"

@@ -10,10 +10,21 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.io import atomic_files
 
-REPLAYED = ("train", "save", "reload", "evaluate", "generate", "merge", "unmerge", "combine", "extract", "diff")
+REPLAYABLE_ACTIONS = (
+    "train",
+    "save",
+    "reload",
+    "evaluate",
+    "generate",
+    "merge",
+    "unmerge",
+    "combine",
+    "extract",
+    "diff",
+)
 
 
-def problems(action: Any) -> Iterator[str]:
+def check_source_run(action: Any) -> Iterator[str]:
     """One line for each reason why the run that action=replay names cannot be run again, or looked at."""
     if action.run is None:
         yield "action.run is not set; action=replay needs a run folder: type run=outputs/train/RUN"
@@ -28,13 +39,13 @@ def problems(action: Any) -> Iterator[str]:
     except ArtifactError as error:
         yield str(error)
         return
-    yield from _of_record(key, record, action.env is not None)
+    yield from _check_record(key, record, action.env is not None)
 
 
-def _of_record(key: str, record: dict[str, Any], only_looked_at: bool) -> Iterator[str]:
+def _check_record(key: str, record: dict[str, Any], only_looked_at: bool) -> Iterator[str]:
     name, status = record.get("action"), record.get("status")
-    if name not in REPLAYED:
-        yield f"{key}: is a run of action={name}, which leaves nothing to compare; name one of {', '.join(REPLAYED)}"
+    if name not in REPLAYABLE_ACTIONS:
+        yield f"{key}: is a run of action={name}, which leaves nothing to compare; name one of {', '.join(REPLAYABLE_ACTIONS)}"
     elif status != "completed" and not only_looked_at:
         reason = f" ({str(record['error']).splitlines()[0]})" if record.get("error") else ""
         yield (
@@ -43,19 +54,19 @@ def _of_record(key: str, record: dict[str, Any], only_looked_at: bool) -> Iterat
         )
 
 
-def given(adapters: dict[str, str]) -> dict[str, str]:
+def hash_input_adapters(adapters: dict[str, str]) -> dict[str, str]:
     """Name → sha256 of the weights of every adapter that a run is given; what cannot be read is told by whoever loads it."""
     found = {}
     for name, path in adapters.items():
         try:
-            found[name] = atomic_files.sha256(adapter_folder.locate(path, name) / ADAPTER_WEIGHTS)
+            found[name] = atomic_files.hash_file(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_WEIGHTS)
         except (PeftrunError, OSError):
             continue
     return found
 
 
-def files(spec: RunSpec) -> dict[str, str]:
+def hash_input_files(spec: RunSpec) -> dict[str, str]:
     """Key → sha256 of each file that a run prompts with as it is."""
     found = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
     paths = {key: Path(path).expanduser() for key, path in found.items() if path is not None}
-    return {key: atomic_files.sha256(path) for key, path in paths.items() if path.is_file()}
+    return {key: atomic_files.hash_file(path) for key, path in paths.items() if path.is_file()}

@@ -6,13 +6,13 @@ from pathlib import Path
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
 
-SUMMARY = "sweep.json"
+SUMMARY_FILE = "sweep.json"
 
 
-def cell_title(cell: Path) -> str:
+def format_cell_title(cell: Path) -> str:
     """What a cell is called among others: its id, and what was typed for it alone where its sweep tells."""
     try:
-        told = atomic_files.read_json(cell.parent / SUMMARY)["cells"]
+        told = atomic_files.read_json(cell.parent / SUMMARY_FILE)["cells"]
         commands = {one["id"]: shlex.split(one["command"]) for one in told}
         shared = set.intersection(*(set(words) for words in commands.values()))
         own = " ".join(word for word in commands[cell.name] if word not in shared)

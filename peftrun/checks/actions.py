@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import adapter_folder, adapter_rules, prompts_file, source_run
-from peftrun.artifacts.prompts_file import BASE
+from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, CONFIG, RECORD
 from peftrun.checks import catalog as catalogue_checks
 from peftrun.checks import export as export_checks
 from peftrun.checks import peer_keys
 from peftrun.checks import serving as serve_checks
-from peftrun.checks.methods import others
+from peftrun.checks.methods import list_extra_fields
 from peftrun.config import paths
 from peftrun.config.schema import run as schema
 from peftrun.errors import PeftrunError
@@ -24,7 +24,7 @@ from peftrun.io.atomic_files import read_json
 Lines = Iterator[str]
 ONE_ADAPTER = ("merge", "unmerge")  # actions that load the active adapter alone
 ALL_ADAPTERS = ("reload", "save", "combine", "evaluate", "generate")  # and those that load all that are given
-PLAIN: dict[str, tuple[Any, ...]] = {  # what an extracted adapter may say
+PLAIN_LORA_VALUES: dict[str, tuple[Any, ...]] = {  # what an extracted adapter may say
     "use_dora": (False,),
     "bias": ("none",),
     "lora_bias": (False,),
@@ -39,7 +39,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # what an extracted adapter may say
 }
 
 
-def action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
+def check_action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
     """Whether what the action needs is there, and nothing that it would ignore."""
     name = action.name
     if name in ("reload", "merge", "unmerge", "inspect") and not adapter:
@@ -59,31 +59,33 @@ def action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
             yield f"action.adapters: {unknown!r} is not loaded; loaded: {', '.join(adapter)}"
 
 
-def loadable(action: Any, adapter: dict[str, str], active: str | None) -> Lines:
+def check_loadable(action: Any, adapter: dict[str, str], active: str | None) -> Lines:
     """Loading makes the models that were saved, and adapters that are loaded together leave each other's base as it is."""
     one = active if active in adapter else next(iter(adapter), "")
     chosen = {one: adapter[one]} if action.name in ONE_ADAPTER and adapter else adapter
     configs = {}
     for name, path in chosen.items() if action.name in (*ONE_ADAPTER, *ALL_ADAPTERS, "export") else ():
         with suppress(PeftrunError):  # told by the rule for adapters
-            configs[name] = read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG)
-    reasons = {name: reason for name, config in configs.items() if (reason := adapter_rules.not_loadable(config))}
-    yield from (f"{adapter_folder.option(adapter[name], name)}: {reason}" for name, reason in reasons.items())
+            configs[name] = read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG)
+    reasons = {name: reason for name, config in configs.items() if (reason := adapter_rules.why_not_loadable(config))}
+    yield from (
+        f"{adapter_folder.format_adapter_option(adapter[name], name)}: {reason}" for name, reason in reasons.items()
+    )
     if action.name == "unmerge" and not reasons and one in configs:
-        yield from _undoable(adapter_folder.option(adapter[one], one), configs[one])
+        yield from _check_undoable(adapter_folder.format_adapter_option(adapter[one], one), configs[one])
     if action.name in ALL_ADAPTERS and not reasons:
-        yield from adapter_rules.together(configs)
+        yield from adapter_rules.check_loadable_together(configs)
 
 
-def _undoable(option: str, config: Any) -> Lines:
-    change, reason = adapter_rules.change_to_base(config), adapter_rules.needs_weights(config)
+def _check_undoable(option: str, config: Any) -> Lines:
+    change, reason = adapter_rules.describe_base_change(config), adapter_rules.why_weights_needed(config)
     if change:
         yield f"{option}: {change}, which unmerge cannot undo; keep the base it was made for"
     elif reason:
         yield f"{option}: {reason}, and unmerge cannot take it out of a model; keep the base it was made for"
 
 
-def generate(action: Any, adapter: dict[str, str]) -> Lines:
+def check_generate(action: Any, adapter: dict[str, str]) -> Lines:
     """Where the prompts come from, and who is to answer them."""
     if action.name != "generate":
         return
@@ -95,21 +97,21 @@ def generate(action: Any, adapter: dict[str, str]) -> Lines:
         yield f"action.prompts_file={action.prompts_file}: {paths.no_file(action.prompts_file)}; name a text file, one prompt a line"
     elif action.prompts_file is not None:
         try:
-            prompts_file.read(action.prompts_file, adapter)
+            prompts_file.read_prompts(action.prompts_file, adapter)
         except PeftrunError as error:
             yield from error.lines
-    if BASE in adapter:
-        yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
+    if BASE_ADAPTER_NAME in adapter:
+        yield f"adapter.{BASE_ADAPTER_NAME}: means the base without any adapter; give this adapter another name"
     for name, path in adapter.items():
         with suppress(PeftrunError):  # told by the rule for adapters
-            if serve_checks.is_classifier(read_json(adapter_folder.locate(path, name) / ADAPTER_CONFIG)):
+            if serve_checks.is_classifier(read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG)):
                 yield f"adapter.{name}={path}: {serve_checks.NO_ANSWERS.format('generate')}"
 
 
-def rows(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
+def check_adapter_column(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
     """A column that names each row's adapter is read where several may answer."""
-    if task.lm_eval is not None and len(adapter) > 1 and BASE in adapter:
-        yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
+    if task.lm_eval is not None and len(adapter) > 1 and BASE_ADAPTER_NAME in adapter:
+        yield f"adapter.{BASE_ADAPTER_NAME}: means the base without any adapter; give this adapter another name"
     if task.data.adapter_column is None:
         return
     if action.name == "explain":
@@ -119,11 +121,11 @@ def rows(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
             f"task.data.adapter_column={task.data.adapter_column}: is read by action=evaluate of a language model with adapters; "
             "type action=evaluate 'adapter={a: PATH, b: PATH}', or task.data.adapter_column=null"
         )
-    if BASE in adapter:
-        yield f"adapter.{BASE}: means the base without any adapter; give this adapter another name"
+    if BASE_ADAPTER_NAME in adapter:
+        yield f"adapter.{BASE_ADAPTER_NAME}: means the base without any adapter; give this adapter another name"
 
 
-def combine(action: Any, adapter: dict[str, str]) -> Lines:
+def check_combine(action: Any, adapter: dict[str, str]) -> Lines:
     """The knobs of action=combine among each other."""
     if action.name != "combine":
         return
@@ -142,13 +144,16 @@ def combine(action: Any, adapter: dict[str, str]) -> Lines:
         yield "adapter.default: is the name of the result; give this adapter another: type 'adapter={a: PATH, b: PATH}'"
 
 
-def extract(action: Any, lora: Any) -> Lines:
+def check_extract(action: Any, lora: Any) -> Lines:
     """The tuned model, and the shape of the adapter."""
     if action.name != "extract":
         return
     if not isinstance(lora, schema.LoraSpec):
         yield f"lora={lora.method}: action=extract needs the shape of an adapter; type lora=lora lora.r=32"
-    elif odd := [*(key for key, plain in PLAIN.items() if getattr(lora, key) not in plain), *others(lora)]:
+    elif odd := [
+        *(key for key, plain in PLAIN_LORA_VALUES.items() if getattr(lora, key) not in plain),
+        *list_extra_fields(lora),
+    ]:
         wrong = odd[0]
         yield f"lora.{wrong}: action=extract makes a plain low-rank adapter; type lora=lora or lora=rslora, and leave lora.{wrong} at its default"
     folder = Path(action.tuned).expanduser()
@@ -158,7 +163,7 @@ def extract(action: Any, lora: Any) -> Lines:
         yield f"action.tuned={action.tuned}: holds no .safetensors file (pickles are refused); convert its weights to safetensors"
 
 
-def explain(action: Any) -> Lines:
+def check_explain(action: Any) -> Lines:
     """Whose config is explained, and that it is there."""
     if action.name != "explain":
         return
@@ -168,12 +173,12 @@ def explain(action: Any) -> Lines:
             yield f"action.{key}={folder}: is no run folder (no {CONFIG}); name one, such as outputs/train/RUN"
     if action.against is not None and action.run is None:
         yield f"action.run is not set; action.against={action.against} is compared with it: type action.run=RUN_FOLDER"
-    names = paths.group_options("action")
+    names = paths.list_group_options("action")
     if action.of not in names:
         yield f"action.of={action.of}: is no action; actions: {', '.join(names)}; type action.of=train"
 
 
-def output(action: Any) -> Lines:
+def check_output(action: Any) -> Lines:
     """Whether what is written, or continued, may be."""
     output_dir = getattr(action, "output_dir", None)
     if output_dir is not None and Path(output_dir).expanduser().exists():
@@ -185,25 +190,25 @@ def output(action: Any) -> Lines:
         yield f"action.resume={resume}: is no run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
 
 
-def export(action: Any, adapter: dict[str, str]) -> Lines:
+def check_export(action: Any, adapter: dict[str, str]) -> Lines:
     """What is exported is there, goes where it is to go, and nothing asked for would be ignored."""
     if action.name == "export":
-        yield from export_checks.problems(action, adapter)
+        yield from export_checks.check_export(action, adapter)
 
 
-def catalogue(action: Any) -> Lines:
+def check_catalog(action: Any) -> Lines:
     """Where runs are looked for is there, and what is asked can be read."""
     if action.name in ("list", "compare", "browse"):
-        yield from catalogue_checks.problems(action)
+        yield from catalogue_checks.check_catalog(action)
 
 
-def replay(action: Any) -> Lines:
+def check_replay(action: Any) -> Lines:
     """The run to be done again is there, is complete, and leaves something to compare."""
     if action.name == "replay":
-        yield from source_run.problems(action)
+        yield from source_run.check_source_run(action)
 
 
-def template(action: Any) -> Lines:
+def check_template(action: Any) -> Lines:
     """Where a package of configs is to be made, and that Python can name it."""
     if action.name != "template":
         return
@@ -212,13 +217,13 @@ def template(action: Any) -> Lines:
         return
     name, key = Path(action.path).expanduser().name, f"action.path={action.path}"
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
-        yield f"{key}: its last part names a Python package: lower-case letters, digits and _; type path={_as_a_name(name)}"
+        yield f"{key}: its last part names a Python package: lower-case letters, digits and _; type path={_suggest_package_name(name)}"
     elif name == "peftrun" or name in sys.stdlib_module_names:
         yield f"{key}: {name} is the name of another package; type path=our_{name}"
     if Path(action.path).expanduser().exists():
         yield f"{key}: exists already and is never overwritten; name a folder that does not exist"
 
 
-def _as_a_name(text: str) -> str:
+def _suggest_package_name(text: str) -> str:
     found = re.sub(r"\W+", "_", text.lower()).strip("_")
     return found if found.isidentifier() and not keyword.iskeyword(found) else f"our_{found}".rstrip("_")

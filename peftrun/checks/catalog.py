@@ -7,34 +7,34 @@ from typing import Any
 
 from peftrun.artifacts import filter_parser
 from peftrun.errors import ConfigError
-from peftrun.system.packages import not_installed
+from peftrun.system.packages import explain_not_installed
 
-USUAL = "outputs"  # need not be there yet
-SERVERS = ("fastapi", "uvicorn")
+DEFAULT_ROOT = "outputs"  # need not be there yet
+SERVER_PACKAGES = ("fastapi", "uvicorn")
 
 
-def problems(action: Any) -> Iterator[str]:
+def check_catalog(action: Any) -> Iterator[str]:
     """One line for each thing that is at fault."""
     for root in action.roots:
-        if root != USUAL and not Path(root).expanduser().is_dir():
-            yield f"action.roots: there is no folder {root}; name folders that hold runs: type roots=[{USUAL}]"
-    yield from _expression(getattr(action, "where", None))
+        if root != DEFAULT_ROOT and not Path(root).expanduser().is_dir():
+            yield f"action.roots: there is no folder {root}; name folders that hold runs: type roots=[{DEFAULT_ROOT}]"
+    yield from _check_filter(getattr(action, "where", None))
     if action.name == "compare":
-        yield from _compared(action)
+        yield from _check_compare(action)
     if action.name == "browse":
-        yield from _served(action)
+        yield from _check_browse(action)
 
 
-def _expression(text: str | None) -> Iterator[str]:
+def _check_filter(text: str | None) -> Iterator[str]:
     if text is None or not text.strip():
         return
     try:
-        filter_parser.parsed(text)
+        filter_parser.parse_filter(text)
     except ConfigError as fault:
         yield from fault.lines
 
 
-def _compared(action: Any) -> Iterator[str]:
+def _check_compare(action: Any) -> Iterator[str]:
     if action.runs is not None and action.where is not None:
         yield "action.runs: cannot stand beside action.where, which chooses runs itself; omit one"
     elif action.where is None and len(action.runs or ()) < 2:
@@ -45,8 +45,8 @@ def _compared(action: Any) -> Iterator[str]:
         )
 
 
-def _served(action: Any) -> Iterator[str]:
-    for package in SERVERS:
+def _check_browse(action: Any) -> Iterator[str]:
+    for package in SERVER_PACKAGES:
         if find_spec(package) is None:
-            yield not_installed("action=browse needs package", package)
+            yield explain_not_installed("action=browse needs package", package)
             return

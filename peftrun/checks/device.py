@@ -11,7 +11,7 @@ from peftrun.config.schema.lora import AdaLoraSpec, NoAdapter
 Lines = Iterator[str]
 
 
-def spread(device: Any, action: Any) -> Lines:
+def check_strategy(device: Any, action: Any) -> Lines:
     """A strategy, several processes, and an action that can be spread go together."""
     if device.strategy is None:
         for key in ("processes", "machines"):
@@ -28,7 +28,7 @@ def spread(device: Any, action: Any) -> Lines:
         yield f"device.machine_rank={device.machine_rank}: must be below device.machines={device.machines}; type device.machine_rank=0"
 
 
-def deepspeed(device: Any) -> Lines:
+def check_deepspeed(device: Any) -> Lines:
     """DeepSpeed is there, and has its file."""
     if device.strategy != "deepspeed":
         return
@@ -40,7 +40,7 @@ def deepspeed(device: Any) -> Lines:
         yield f"device.deepspeed_config={device.deepspeed_config}: {no_file(device.deepspeed_config)}; name a JSON file in DeepSpeed's form"
 
 
-def method(device: Any, lora: Any, model: Any, task: Any) -> Lines:
+def check_sharding(device: Any, lora: Any, model: Any, task: Any) -> Lines:
     """What a sharded base can carry."""
     if device.strategy not in ("fsdp", "deepspeed"):
         return
@@ -52,7 +52,7 @@ def method(device: Any, lora: Any, model: Any, task: Any) -> Lines:
         yield f"device.strategy={device.strategy}: preferences and rewards run with whole weights; type device=ddp"
 
 
-def offload(device: Any, action: Any, task: Any) -> Lines:
+def check_offload(device: Any, action: Any, task: Any) -> Lines:
     """A base whose layers wait elsewhere answers; it is not trained."""
     if device.max_memory is None:
         return
@@ -64,7 +64,7 @@ def offload(device: Any, action: Any, task: Any) -> Lines:
         yield f"device.max_memory={device.max_memory}: is for language models, and task.kind={task.kind} has a head; type device.max_memory=null"
 
 
-def checkpoints(device: Any, trainer: Any, action: Any) -> Lines:
+def check_checkpoints(device: Any, trainer: Any, action: Any) -> Lines:
     """A sharded run is gathered once, at its end."""
     if device.strategy == "fsdp" and action.name == "train" and (trainer.save_strategy != "no" or action.resume):
         yield (
@@ -74,9 +74,9 @@ def checkpoints(device: Any, trainer: Any, action: Any) -> Lines:
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
-    (("device", "action"), spread),
-    (("device",), deepspeed),
-    (("device", "lora", "model", "task"), method),
-    (("device", "trainer", "action"), checkpoints),
-    (("device", "action", "task"), offload),
+    (("device", "action"), check_strategy),
+    (("device",), check_deepspeed),
+    (("device", "lora", "model", "task"), check_sharding),
+    (("device", "trainer", "action"), check_checkpoints),
+    (("device", "action", "task"), check_offload),
 ]

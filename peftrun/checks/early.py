@@ -7,12 +7,12 @@ from peftrun.config.schema.run import RunSpec
 BASELESS = (*task_checks.MODELLESS, "plan")
 
 
-def run(spec: RunSpec) -> None:
+def check_base_and_rows(spec: RunSpec) -> None:
     """Raises: ModelError, DataError: the base can be had from nowhere, or the rows have not the columns that the task asks for."""
     if spec.action.name not in BASELESS:
-        hub_files.check_reach(spec.model)
+        hub_files.check_hub_reachable(spec.model)
     if task_checks.reads_rows(spec.task, spec.action):
         from peftrun.data import columns  # imports pyarrow
 
-        if columns.can_be_seen(spec.task.data):
-            columns.check(spec.task)
+        if columns.is_cheap_to_scan(spec.task.data):
+            columns.check_columns(spec.task)

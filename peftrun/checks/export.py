@@ -6,38 +6,38 @@ from importlib.util import find_spec
 from typing import Any
 
 from peftrun.artifacts import adapter_folder, adapter_source, delta_weights
-from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.portable_names import HUB_ID
 from peftrun.checks import gguf_support, vllm_support
 from peftrun.errors import AdapterError, PeftrunError
-from peftrun.system.packages import not_installed
+from peftrun.system.packages import explain_not_installed
 
-TARGETS: dict[str, Callable[[Source], Iterable[str]]] = {
-    "vllm": vllm_support.problems,
-    "gguf": gguf_support.problems,
+TARGET_CHECKS: dict[str, Callable[[ExportSource], Iterable[str]]] = {
+    "vllm": vllm_support.check_vllm_support,
+    "gguf": gguf_support.check_gguf_support,
 }
-ELSEWHERE = {
+FULL_MODEL_ADVICE = {
     "vllm": "vLLM serves a full model as it is: type `vllm serve FOLDER`",
     "gguf": "llama.cpp's own convert_hf_to_gguf.py converts a full model",
 }
 
 
-def problems(action: Any, adapter: dict[str, str]) -> Iterator[str]:
+def check_export(action: Any, adapter: dict[str, str]) -> Iterator[str]:
     """One line for each reason why this cannot be exported as asked."""
-    yield from _given(action, adapter)
-    yield from _hub(action)
+    yield from _check_inputs(action, adapter)
+    yield from _check_hub_options(action)
     if action.target == "gguf" and find_spec("gguf") is None:
-        yield not_installed("action.target=gguf needs package", "gguf")
+        yield explain_not_installed("action.target=gguf needs package", "gguf")
     if action.model_dir is not None and not adapter:
         try:
-            adapter_source.of_model(action.model_dir)
+            adapter_source.open_model_source(action.model_dir)
         except PeftrunError as error:
             yield from error.lines
     for name, path in adapter.items():
-        yield from _adapter(action.target, name, path)
+        yield from _check_adapter(action.target, name, path)
 
 
-def _given(action: Any, adapter: dict[str, str]) -> Iterator[str]:
+def _check_inputs(action: Any, adapter: dict[str, str]) -> Iterator[str]:
     if not adapter and action.model_dir is None:
         yield "adapter is not set; action=export needs one: type adapter=RUN_FOLDER (a full model: action.model_dir=FOLDER)"
     if adapter and action.model_dir is not None:
@@ -46,24 +46,24 @@ def _given(action: Any, adapter: dict[str, str]) -> Iterator[str]:
         yield f"adapter: action.target={action.target} exports one; type adapter=RUN_FOLDER, once for each"
 
 
-def _hub(action: Any) -> Iterator[str]:
+def _check_hub_options(action: Any) -> Iterator[str]:
     for key in ("base_model", "repo_id"):
         value = getattr(action, key)
         if value is not None and not HUB_ID.fullmatch(value):
             yield f"action.{key}={value}: must be an id on the Hub; type action.{key}=ORG/NAME"
     if action.target != "hub":
         if action.model_dir is not None:
-            yield f"action.model_dir={action.model_dir}: {ELSEWHERE[action.target]}; omit action.model_dir"
+            yield f"action.model_dir={action.model_dir}: {FULL_MODEL_ADVICE[action.target]}; omit action.model_dir"
         for key in ("license", "repo_id"):
             if getattr(action, key) is not None:
                 yield f"action.{key}={getattr(action, key)}: is for action.target=hub alone; omit action.{key}"
         if action.push:
             yield "action.push=true: is for action.target=hub alone; omit action.push"
     elif action.push:
-        yield from _push(action)
+        yield from _check_push(action)
 
 
-def _push(action: Any) -> Iterator[str]:
+def _check_push(action: Any) -> Iterator[str]:
     if action.repo_id is None:
         yield "action.repo_id is not set; action.push=true needs it: type action.repo_id=ORG/NAME"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -74,15 +74,15 @@ def _push(action: Any) -> Iterator[str]:
         yield "action.push=true: there is no token for the Hub; type `hf auth login`, or set HF_TOKEN to one that may write"
 
 
-def _adapter(target: str, name: str, path: str) -> Iterator[str]:
+def _check_adapter(target: str, name: str, path: str) -> Iterator[str]:
     try:
-        found = adapter_source.of_adapter(path, name)
+        found = adapter_source.open_adapter_source(path, name)
     except AdapterError:
         return  # told by the rule for adapters
     except PeftrunError as error:
         yield from error.lines
         return
-    yield from TARGETS.get(target, lambda _: [])(found)
-    broken = delta_weights.not_finite(found.folder)
+    yield from TARGET_CHECKS.get(target, lambda _: [])(found)
+    broken = delta_weights.find_nonfinite_tensor(found.folder)
     if broken:
-        yield f"{adapter_folder.option(path, name)}: tensor {broken} holds NaN or infinity, so training has diverged; train again with a lower learning rate"
+        yield f"{adapter_folder.format_adapter_option(path, name)}: tensor {broken} holds NaN or infinity, so training has diverged; train again with a lower learning rate"

@@ -18,7 +18,7 @@ ROWS = "ROWS"  # a file or a data set of the Hub
 VALIDATION = "VALIDATION"  # a number of rows, or a share of them
 EACH_EPOCH = "trainer.eval_strategy=epoch task.data.validation_rows=100"
 RUNS = "outputs/train/RUN"
-OURS = ("action", "tracker", "slots", "hydra")  # no other tool has the like
+PEFTRUN_GROUPS = ("action", "tracker", "slots", "hydra")  # no other tool has the like
 FILE = "a run is composed of options; put the file's keys into FOLDER/experiment/NAME.yaml and type --config-dir FOLDER experiment=NAME (docs/howto/from-*.md)"
 UNSET = ("null", "None", "~", "")
 SOURCE = re.compile(
@@ -215,12 +215,12 @@ OPTIONS = {  # group=value of theirs → what to type
 }
 
 
-def meant(key: str, value: object) -> str | None:
+def translate_key(key: str, value: object) -> str | None:
     """What to type for a key of another tool, whatever stands before its last dot; empty: nothing; None: no tool has it."""
     group, _, last = key.rpartition(".")
-    if group.partition(".")[0] in OURS:
+    if group.partition(".")[0] in PEFTRUN_GROUPS:
         return None
-    found, said = KEYS.get(key, KEYS.get(last)), _said(value)
+    found, said = KEYS.get(key, KEYS.get(last)), _format_value(value)
     if found is None:
         return DEFAULT if last in OMITTED else None
     if said in UNSET:
@@ -237,7 +237,7 @@ def adapter(value: str) -> str | None:
     """What to type for an `adapter` that is the name of a method; None: it is none."""
     if value in ADAPTERS:
         return ADAPTERS[value]
-    return f"lora={value}" if value in paths.group_options("lora") else None
+    return f"lora={value}" if value in paths.list_group_options("lora") else None
 
 
 def filled(text: str, value: str) -> str:
@@ -255,14 +255,14 @@ def _validation(value: str) -> str:
     return f"task.data.validation_rows={value if value.isdigit() else 100} trainer.eval_strategy=steps"
 
 
-def rows(value: str) -> str:
+def translate_rows(value: str) -> str:
     """What to type for rows that are named by a file, or by a data set of the Hub; of several sources for the first."""
     value = SOURCE.sub(r"\1", value) if value[:1] in ("[", "{") else value
     file = Path(value).expanduser()
     if file.is_file():
         from peftrun.data import columns  # imports pyarrow
 
-        return f"{columns.sketch(file) or 'task=instruction'} task.data.path={value}"
+        return f"{columns.guess_task(file) or 'task=instruction'} task.data.path={value}"
     if value.endswith(SUFFIXES):
         return f"task=instruction task.data.path={value}"
     return (
@@ -272,28 +272,28 @@ def rows(value: str) -> str:
     )
 
 
-def option(group: str, value: str, options: Mapping[str, list[str]]) -> str | None:
+def translate_option(group: str, value: str, options: Mapping[str, list[str]]) -> str | None:
     """What to type for `group=value`, where the value is none of the group's: `options` are those of every group."""
     known = OPTIONS.get((group, value)) or OPTIONS.get((group, value.lower()))
     if known:
         return known
-    if group == "model" and _is_place(value):
+    if group == "model" and _is_model_path(value):
         return f"model=pretrained model.name_or_path={value}"
     if group == "task" and (value.endswith(SUFFIXES) or "/" in value):
-        return rows(value)
+        return translate_rows(value)
     if group == "device" and (value.isdigit() or value.startswith("cuda:")):
         return "device=cuda"
     return next((f"{one}={value}" for one in ("experiment", *options) if one != group and value in options[one]), None)
 
 
-def _is_place(value: str) -> bool:
+def _is_model_path(value: str) -> bool:
     return "/" in value or value.endswith(".gguf") or Path(value).expanduser().is_dir()
 
 
-def _said(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, str):
         return value.lower() if value in ("True", "False") else value
     return json.dumps(value)
 
 
-SPECIAL = {ROWS: rows, VALIDATION: _validation}
+SPECIAL = {ROWS: translate_rows, VALIDATION: _validation}

@@ -4,36 +4,36 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from peftrun.artifacts.adapter_rules import CONVERTED
+from peftrun.artifacts.adapter_rules import CONVERTED_INITS
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config.schema.objectives import DpoObjective, GrpoObjective, KtoObjective, OrpoObjective, RewardObjective
 
 Lines = Iterator[str]
-KINDS: dict[str, tuple[type, ...]] = {
+KIND_OBJECTIVES: dict[str, tuple[type, ...]] = {
     "preference": (DpoObjective, OrpoObjective, RewardObjective),
     "unpaired_preference": (KtoObjective,),
     "prompt_only": (GrpoObjective,),
 }
-ADVICE = {
+TASK_ADVICE = {
     "preference": "task=dpo, task=orpo or task=reward",
     "unpaired_preference": "task=kto",
     "prompt_only": "task=grpo",
 }
-SMOOTHED = {"robust", "exo_pair", "aot"}
+SMOOTHED_LOSSES = {"robust", "exo_pair", "aot"}
 
 
-def objective(task: Any) -> Lines:
+def check_objective(task: Any) -> Lines:
     """The objective is one that this kind of rows can teach."""
-    wanted = KINDS.get(task.kind)
+    wanted = KIND_OBJECTIVES.get(task.kind)
     if wanted is None and task.objective is not None:
         yield f"task.objective: is of preferences and rewards, and task.kind={task.kind} is neither; type task.objective=null"
     elif wanted and not isinstance(task.objective, wanted):
-        yield f"task.objective: task.kind={task.kind} needs one of its own; type {ADVICE[task.kind]}"
+        yield f"task.objective: task.kind={task.kind} needs one of its own; type {TASK_ADVICE[task.kind]}"
 
 
-def columns(task: Any) -> Lines:
+def check_columns(task: Any) -> Lines:
     """Where prompts and answers are found."""
-    if task.kind not in KINDS:
+    if task.kind not in KIND_OBJECTIVES:
         return
     if (task.messages is None) == (task.prompt is None):
         yield "task.prompt: exactly one of task.prompt and task.messages is needed; type 'task.prompt=\"{COLUMN}\"'"
@@ -45,17 +45,17 @@ def columns(task: Any) -> Lines:
             yield f"task.{key} is not set; task.kind={task.kind} needs it: name a column"
 
 
-def smoothing(task: Any) -> Lines:
+def check_label_smoothing(task: Any) -> Lines:
     """TRL smooths labels in some losses only, and says nothing in the others."""
     found = task.objective
-    if isinstance(found, DpoObjective) and found.label_smoothing and not SMOOTHED & set(found.loss_type):
+    if isinstance(found, DpoObjective) and found.label_smoothing and not SMOOTHED_LOSSES & set(found.loss_type):
         yield (
-            f"task.objective.label_smoothing={found.label_smoothing}: is read by the losses {', '.join(sorted(SMOOTHED))} alone; "
+            f"task.objective.label_smoothing={found.label_smoothing}: is read by the losses {', '.join(sorted(SMOOTHED_LOSSES))} alone; "
             "type task.objective.loss_type=[robust], or task.objective.label_smoothing=0.0"
         )
 
 
-def rewards(task: Any) -> Lines:
+def check_rewards(task: Any) -> Lines:
     """Each reward has what it compares with."""
     found = task.objective
     if not isinstance(found, GrpoObjective):
@@ -78,9 +78,9 @@ def rewards(task: Any) -> Lines:
             yield "task.objective.pattern is not set; reward matches_pattern needs it: type task.objective.pattern='^yes|no$'"
 
 
-def loop(task: Any, trainer: Any) -> Lines:
+def check_trainer(task: Any, trainer: Any) -> Lines:
     """The batch that the objective can be computed on."""
-    if task.kind not in KINDS:
+    if task.kind not in KIND_OBJECTIVES:
         return
     if trainer.neftune_noise_alpha is not None:
         yield f"trainer.neftune_noise_alpha: is for supervised tasks, and task.kind={task.kind} is none; type trainer.neftune_noise_alpha=null"
@@ -100,9 +100,9 @@ def loop(task: Any, trainer: Any) -> Lines:
         yield "trainer.per_device_train_batch_size=1: KTO estimates its reference point within a batch; type trainer.per_device_train_batch_size=4"
 
 
-def method(task: Any, lora: Any, action: Any) -> Lines:
+def check_method(task: Any, lora: Any, action: Any) -> Lines:
     """The reference is the base with the adapter off, so the adapter must leave the base alone."""
-    if task.kind not in KINDS or action.name != "train":
+    if task.kind not in KIND_OBJECTIVES or action.name != "train":
         return
     if isinstance(lora, NoAdapter):
         yield f"lora=none: task.kind={task.kind} compares with the base, which an adapter leaves as it is; type lora=lora"
@@ -110,15 +110,15 @@ def method(task: Any, lora: Any, action: Any) -> Lines:
     if dropout and not isinstance(task.objective, GrpoObjective):
         yield f"lora.{dropout}={getattr(lora, dropout)}: TRL turns dropout off for preferences; type lora.{dropout}=0.0"
     start = str(getattr(lora, "init_lora_weights", ""))
-    if start.startswith((*CONVERTED, "eva")):
+    if start.startswith((*CONVERTED_INITS, "eva")):
         yield f"lora.init_lora_weights={start}: task.kind={task.kind} compares with the untouched base; type lora.init_lora_weights=true"
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
-    (("task",), objective),
-    (("task",), columns),
-    (("task",), rewards),
-    (("task",), smoothing),
-    (("task", "trainer"), loop),
-    (("task", "lora", "action"), method),
+    (("task",), check_objective),
+    (("task",), check_columns),
+    (("task",), check_rewards),
+    (("task",), check_label_smoothing),
+    (("task", "trainer"), check_trainer),
+    (("task", "lora", "action"), check_method),
 ]

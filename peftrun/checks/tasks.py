@@ -8,11 +8,11 @@ from string import Formatter
 from typing import Any
 
 from peftrun.checks import preferences as preference_checks
-from peftrun.checks.unknown_keys import in_shell
+from peftrun.checks.unknown_keys import quote_for_shell
 from peftrun.config.paths import no_file
 from peftrun.config.schema import run as schema
 from peftrun.config.template_params import FILELESS
-from peftrun.system.packages import not_installed, package_dir
+from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
 MODELLESS = ("inspect", "diff", "export", *FILELESS)  # they see to models and rows themselves, or need none
@@ -26,13 +26,13 @@ OF_MODELS = re.compile(
 )  # names of files that hold other things
 SHOWN = 4
 # Arguments of transformers' apply_chat_template that say how, and not what, is rendered.
-RENDERING = {
+RENDER_ARGUMENTS = {
     "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation",
     "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "sanitize_control_tokens", "tokenizer_kwargs",
 }  # fmt: skip
 
 
-def lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
+def check_lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
     """Tasks of lm-evaluation-harness are measured, and by nothing but action=evaluate."""
     if (task.kind == LM_EVAL) != (task.lm_eval is not None):
         yield f"task.kind={task.kind}: task.lm_eval is of task.kind=lm_eval, which needs it; type task=lm_eval task.lm_eval.tasks=[arc_easy]"
@@ -46,13 +46,13 @@ def lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
         )
         return
     if find_spec("lm_eval") is None:
-        yield not_installed("task=lm_eval needs package", "lm_eval")
+        yield explain_not_installed("task=lm_eval needs package", "lm_eval")
     folder = task.lm_eval.include_path
     if folder is not None and not any(Path(folder).expanduser().glob("**/*.y*ml")):
         yield f"task.lm_eval.include_path={folder}: is no folder with YAML files; name that of your own tasks, or type null"
 
 
-def rows_apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
+def check_validation_rows(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
     """Rows to validate on are there if they are used, and the other way round."""
     if (trainer.eval_strategy == "no") != (task.data.validation_rows is None):
         yield (
@@ -61,7 +61,7 @@ def rows_apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
         )
 
 
-def classifier(task: schema.TaskSpec) -> Lines:
+def check_classifier(task: schema.TaskSpec) -> Lines:
     """What a classifier needs, and what it cannot do."""
     if task.kind not in ("seq_cls", "token_cls"):
         return
@@ -78,18 +78,18 @@ def classifier(task: schema.TaskSpec) -> Lines:
         yield f"task.label_names={task.label_names}: must be names that differ; type task.label_names=[no,yes]"
 
 
-def apart(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
+def check_packing(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
     """Several texts in one row are for language models."""
     for key, asked in {"packing": trainer.packing, "padding_free": trainer.padding_free}.items():
         if asked and task.kind != "causal_lm":
             yield f"trainer.{key}=true: task.kind={task.kind} reads each text by itself; type trainer.{key}=false"
 
 
-def templates(task: schema.TaskSpec) -> Lines:
+def check_templates(task: schema.TaskSpec) -> Lines:
     """Where texts are found, and that templates can be read."""
     if task.kind in ("causal_lm", "seq_cls", "seq2seq") and (task.messages is None) == (task.completion is None):
         yield "task.completion: exactly one of task.completion and task.messages is needed; type 'task.completion=\"{COLUMN}\"'"
-    if task.kind not in preference_checks.KINDS and task.messages is not None and task.prompt is not None:
+    if task.kind not in preference_checks.KIND_OBJECTIVES and task.messages is not None and task.prompt is not None:
         yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"
     if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:
         yield "task.data.label_column is not set but task.data.labels or task.data.balance needs it; name a column"
@@ -100,11 +100,11 @@ def templates(task: schema.TaskSpec) -> Lines:
             yield f"{key}={template}: is not a template ({error}); write columns as {{text}} and a brace as {{{{"
 
 
-def sources(task: schema.TaskSpec) -> Lines:
+def check_sources(task: schema.TaskSpec) -> Lines:
     """How sources are read, mixed and split."""
     data = task.data
     apart = data.eval_path is not None or data.eval_split is not None
-    yield from _of_the_hub(data)
+    yield from _check_hub_keys(data)
     if data.streaming and data.train_rows is None:
         yield "task.data.train_rows is not set; task.data.streaming=true reads no more rows than that: type task.data.train_rows=1000"
     if data.streaming and data.balance:
@@ -118,7 +118,7 @@ def sources(task: schema.TaskSpec) -> Lines:
             yield _no_rows(f"task.data.mix.{name}.path", one.path)
 
 
-def _of_the_hub(data: schema.DataSpec) -> Lines:
+def _check_hub_keys(data: schema.DataSpec) -> Lines:
     if data.source == "hub":
         return
     for key, usual in {"name": None, "revision": None, "split": "train", "eval_split": None}.items():
@@ -130,7 +130,7 @@ def _of_the_hub(data: schema.DataSpec) -> Lines:
             yield f"task.data.mix.{name}: name, revision and split are of a dataset on the Hub; omit them, or type task.data.source=hub"
 
 
-def files(task: schema.TaskSpec, action: Any) -> Lines:
+def check_files(task: schema.TaskSpec, action: Any) -> Lines:
     """The files and packages are there, where the action reads rows."""
     data = task.data
     if not reads_rows(task, action):
@@ -145,11 +145,11 @@ def files(task: schema.TaskSpec, action: Any) -> Lines:
 
 
 def _in_package(package: str | None, paths: dict[str, str]) -> Lines:
-    folder = package_dir(package) if package else None
+    folder = find_package_dir(package) if package else None
     if package is None:
         yield "task.data.package is not set; name the installed package that holds task.data.path"
     elif folder is None:
-        yield not_installed("task.data.package", package)
+        yield explain_not_installed("task.data.package", package)
     else:
         for key, path in paths.items():
             if (folder / path).is_file():
@@ -169,7 +169,7 @@ def _no_rows(key: str, path: str) -> str:
         return f"{key}={path}: is a folder without a file of rows; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
     names = [str(Path(path) / name) for name in inside]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{key}={path}: is a folder, and rows are in a file; it holds {', '.join(inside[:SHOWN])}{more}; type {in_shell(f'{key}={names[0]}')}"
+    return f"{key}={path}: is a folder, and rows are in a file; it holds {', '.join(inside[:SHOWN])}{more}; type {quote_for_shell(f'{key}={names[0]}')}"
 
 
 def _row_files(folder: Path) -> list[str]:
@@ -186,7 +186,7 @@ def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
     return action.name != "merge" or bool(action.verify and action.held_out_rows)
 
 
-def loss_on(task: schema.TaskSpec) -> Lines:
+def check_loss_on(task: schema.TaskSpec) -> Lines:
     """Which tokens are learned is a question for language models alone."""
     if task.loss_on != "completion" and task.kind != "causal_lm":
         yield f"task.loss_on={task.loss_on}: is for language models, and task.kind={task.kind} is learned as a whole; type task.loss_on=completion"
@@ -194,15 +194,15 @@ def loss_on(task: schema.TaskSpec) -> Lines:
         yield "task.loss_on=assistant: learns every answer of a talk, and task.messages names none; type task.messages=COLUMN, or task.loss_on=completion"
 
 
-def conversations(task: schema.TaskSpec) -> Lines:
+def check_chat_template(task: schema.TaskSpec) -> Lines:
     """What a chat template is given beside the messages."""
     if task.tools is not None and not Path(task.tools).expanduser().is_file():
         yield f"task.tools={task.tools}: {no_file(task.tools)}; name a JSON file with a list of tools, or type task.tools=null"
-    for name in sorted((task.template_arguments or {}).keys() & RENDERING):
+    for name in sorted((task.template_arguments or {}).keys() & RENDER_ARGUMENTS):
         yield f"task.template_arguments.{name}: is set by peftrun itself; omit it, and type task.tools=FILE for tools"
 
 
-def metrics(task: schema.TaskSpec) -> Lines:
+def check_metrics(task: schema.TaskSpec) -> Lines:
     """Answers can be written and compared, with the packages that do so."""
     if not task.metrics:
         return
@@ -215,18 +215,18 @@ def metrics(task: schema.TaskSpec) -> Lines:
         yield f"{named}: is measured with one adapter, not beside task.data.adapter_column; type task.metrics=null"
     for prefix, package in {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}.items():
         if any(name.startswith(prefix) for name in task.metrics) and find_spec(package) is None:
-            yield not_installed(f"{named} needs package", package)
+            yield explain_not_installed(f"{named} needs package", package)
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
-    (("task", "trainer"), rows_apart),
-    (("task",), templates),
-    (("task",), classifier),
-    (("task", "trainer"), apart),
-    (("task",), sources),
-    (("task", "action"), files),
-    (("task",), loss_on),
-    (("task",), conversations),
-    (("task",), metrics),
-    (("task", "action"), lm_eval),
+    (("task", "trainer"), check_validation_rows),
+    (("task",), check_templates),
+    (("task",), check_classifier),
+    (("task", "trainer"), check_packing),
+    (("task",), check_sources),
+    (("task", "action"), check_files),
+    (("task",), check_loss_on),
+    (("task",), check_chat_template),
+    (("task",), check_metrics),
+    (("task", "action"), check_lm_eval),
 ]

@@ -9,25 +9,25 @@ from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from peftrun.config.schema import trackers as tracker_specs
-from peftrun.system.packages import not_installed, package_dir
+from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
-STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
+STORE_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 WANDB_HOST = "https://api.wandb.ai"
 
 
-def package(tracker: Any, action: Any) -> Lines:
+def check_package(tracker: Any, action: Any) -> Lines:
     """The library is there. Nothing but a training uses it."""
-    if action.name == "train" and tracker.name != "none" and package_dir(tracker.name) is None:
-        yield not_installed("tracker.name", tracker.name)
+    if action.name == "train" and tracker.name != "none" and find_package_dir(tracker.name) is None:
+        yield explain_not_installed("tracker.name", tracker.name)
 
 
-def store(tracker: Any, action: Any) -> Lines:
+def check_tracking_uri(tracker: Any, action: Any) -> Lines:
     """The tracking server or database can be one, and no password stands in it: it would be kept in the run folder."""
     if action.name != "train" or not isinstance(tracker, tracker_specs.MlflowTracker) or tracker.uri is None:
         return
     scheme, _, _ = tracker.uri.partition(":")
-    if scheme.partition("+")[0] not in STORES or ":" not in tracker.uri:
+    if scheme.partition("+")[0] not in STORE_SCHEMES or ":" not in tracker.uri:
         yield f"tracker.uri={tracker.uri}: is no address of a tracking server or database; type tracker.uri=http://HOST:5000, or null"
     elif _has_password(tracker.uri):
         yield (
@@ -43,18 +43,18 @@ def _has_password(uri: str) -> bool:
         return False
 
 
-def key(tracker: Any, action: Any) -> Lines:
+def check_api_key(tracker: Any, action: Any) -> Lines:
     """Weights & Biases would ask for its key on standard input."""
     if action.name != "train" or not isinstance(tracker, tracker_specs.WandbTracker) or tracker.mode == "offline":
         return
     host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
+    if not os.environ.get("WANDB_API_KEY") and not _is_in_netrc(host):
         yield (
             f"tracker.mode=online: there is no key for {host}; type `wandb login` or set WANDB_API_KEY, or type tracker.mode=offline"
         )
 
 
-def _in_netrc(host: str) -> bool:
+def _is_in_netrc(host: str) -> bool:
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return netrc.netrc(file).authenticators(host) is not None
@@ -62,17 +62,17 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def folder(tracker: Any, action: Any) -> Lines:
+def check_folder(tracker: Any, action: Any) -> Lines:
     """A folder is named, and not a file."""
     named = getattr(tracker, "folder", None)
     if action.name == "train" and named is not None and Path(named).expanduser().is_file():
         yield f"tracker.folder={named}: is a file; name a folder, which may not be there yet"
 
 
-def of_another(key: str, value: str, chosen: str) -> str | None:
+def suggest_other_tracker(key: str, value: str, chosen: str) -> str | None:
     """One line for a key that the chosen tracker lacks and another has; None for any other key."""
     own = key.removeprefix("tracker.")
-    homes = _homes()
+    homes = _map_keys_to_trackers()
     near = get_close_matches(own, homes, n=1, cutoff=0.75) if own != key else []
     if not near or chosen in homes[near[0]]:
         return None
@@ -82,7 +82,7 @@ def of_another(key: str, value: str, chosen: str) -> str | None:
     return f"{key}={value}: tracker={chosen} has no {near[0]} ({', '.join(homes[near[0]])} have it); type {better}"
 
 
-def _homes() -> dict[str, list[str]]:
+def _map_keys_to_trackers() -> dict[str, list[str]]:
     """Key → the trackers that have it."""
     found: dict[str, list[str]] = {}
     for kind in (
@@ -98,8 +98,8 @@ def _homes() -> dict[str, list[str]]:
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
-    (("tracker", "action"), package),
-    (("tracker", "action"), store),
-    (("tracker", "action"), key),
-    (("tracker", "action"), folder),
+    (("tracker", "action"), check_package),
+    (("tracker", "action"), check_tracking_uri),
+    (("tracker", "action"), check_api_key),
+    (("tracker", "action"), check_folder),
 ]

@@ -11,17 +11,17 @@ from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
 from peftrun.checks import peer_keys
-from peftrun.checks.unknown_keys import in_shell, unknown_key
+from peftrun.checks.unknown_keys import explain_unknown_key, quote_for_shell
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema import run as schema
 from peftrun.config.template_params import MISSING
 
-QUOTES = " (write it in quotes: YAML reads a bare no, off or 012 as something else than text)"
-SCALARS = {
+QUOTE_ADVICE = " (write it in quotes: YAML reads a bare no, off or 012 as something else than text)"
+SCALAR_KEYS = {
     "task.data": "task.data.path",
     "task.objective": "task",
 }  # mappings → the key of what is typed in their place
-RULES = {  # pydantic's words in ours
+PYDANTIC_PHRASES = {  # pydantic's words in ours
     "Input should be an object": "must be a mapping {name: VALUE}",
     "Input should be a valid array": "must be a list",
     "Input should be": "must be",
@@ -33,64 +33,64 @@ RULES = {  # pydantic's words in ours
 }
 
 
-def groups() -> list[str]:
+def list_groups() -> list[str]:
     """The groups and keys at the top of a configuration."""
-    return list(_types(schema.RunSpec))
+    return list(_get_types(schema.RunSpec))
 
 
-def typed(group: str, given: Any) -> tuple[dict[str, Any], list[str]]:
+def validate_group(group: str, given: Any) -> tuple[dict[str, Any], list[str]]:
     """The group → its values as typed, nothing where some do not fit; and one line for each of those."""
-    kind = _kind(group, given)
+    kind = _resolve_group_type(group, given)
     try:
-        return {group: _reader(group, kind).validate_json(json.dumps(given), strict=True)}, []
+        return {group: _get_type_adapter(group, kind).validate_json(json.dumps(given), strict=True)}, []
     except ValidationError as error:
-        return {}, _explain(group, given, kind, error)
+        return {}, _explain_errors(group, given, kind, error)
 
 
 @cache
-def _types(owner: type) -> dict[str, Any]:
+def _get_types(owner: type) -> dict[str, Any]:
     return get_type_hints(owner, include_extras=True)
 
 
 @cache
-def _reader(group: str, kind: Any) -> TypeAdapter[Any]:
+def _get_type_adapter(group: str, kind: Any) -> TypeAdapter[Any]:
     """Checks and types the values of a group; made once, since a sweep has many cells."""
     return TypeAdapter(kind)
 
 
-def _kind(group: str, given: Any) -> Any:
+def _resolve_group_type(group: str, given: Any) -> Any:
     """The type of a group; of `lora` the method's dataclass with what else PEFT's config has, where that is given."""
-    kind = _types(schema.RunSpec)[group]
-    owner = next((one for one in _dataclasses(kind) if group == "lora" and _is_selected(one, given)), None)
-    more = set(given) - set(_types(owner)) if owner else set()
-    known = sorted(more & set(peft_fields.of_method(given["method"]))) if more else []
-    return peft_fields.extended(owner, given["method"], tuple(known)) if owner and known else kind
+    kind = _get_types(schema.RunSpec)[group]
+    owner = next((one for one in _list_dataclasses(kind) if group == "lora" and _is_selected(one, given)), None)
+    more = set(given) - set(_get_types(owner)) if owner else set()
+    known = sorted(more & set(peft_fields.get_accepted_fields(given["method"]))) if more else []
+    return peft_fields.extend_spec_class(owner, given["method"], tuple(known)) if owner and known else kind
 
 
-def usual(key: str, values: dict[str, Any]) -> Any:
+def suggest_value(key: str, values: dict[str, Any]) -> Any:
     """What is typed for a key that has no value, as its type offers."""
     group, *path = key.split(".")
-    found = _example(_at(_types(schema.RunSpec).get(group), path, values.get(group)))
+    found = _find_example(_resolve_key_type(_get_types(schema.RunSpec).get(group), path, values.get(group)))
     return "VALUE" if found is None else found
 
 
-def _explain(group: str, given: Any, kind: Any, error: ValidationError) -> list[str]:
+def _explain_errors(group: str, given: Any, kind: Any, error: ValidationError) -> list[str]:
     rules: dict[str, list[str]] = {}
     lines = []
     for item in error.errors(include_url=False):
-        path, value = _follow(given, item["loc"])
+        path, value = _resolve_location(given, item["loc"])
         key = ".".join([group, *path])
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            lines.append(_unexpected(group, kind, path, value, given))
+            lines.append(_explain_unexpected(group, kind, path, value, given))
         elif item["type"] == "missing":
             rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
         elif value != MISSING:
-            rules.setdefault(f"{key}={_show(value)}", []).append(_rule(item))
-    lines += [_line(key, list(dict.fromkeys(rule)), kind, given) for key, rule in rules.items()]
+            rules.setdefault(f"{key}={_format_value(value)}", []).append(_translate_message(item))
+    lines += [_format_line(key, list(dict.fromkeys(rule)), kind, given) for key, rule in rules.items()]
     return lines
 
 
-def _follow(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+def _resolve_location(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:
     """The part of an error's location that names keys of the input (the rest names types), and the value there."""
     path: list[str] = []
     for step in location:
@@ -100,47 +100,47 @@ def _follow(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any
     return path, given
 
 
-def _rule(item: Any) -> str:
+def _translate_message(item: Any) -> str:
     message = str(item["msg"])
-    for theirs, ours in RULES.items():
+    for theirs, ours in PYDANTIC_PHRASES.items():
         message = message.replace(theirs, ours)
-    return message + QUOTES * (item["type"] == "string_type" and isinstance(item["input"], bool | int | float))
+    return message + QUOTE_ADVICE * (item["type"] == "string_type" and isinstance(item["input"], bool | int | float))
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) or value is None else str(value)
 
 
-def _line(key: str, rules: list[str], kind: Any, given: Any) -> str:
+def _format_line(key: str, rules: list[str], kind: Any, given: Any) -> str:
     name, _, value = key.removesuffix(" is not set").partition("=")
-    advice = _advice(name, value, _at(kind, name.split(".")[1:], given))
+    advice = _suggest_fix(name, value, _resolve_key_type(kind, name.split(".")[1:], given))
     return f"{key}{': ' if rules else ''}{' or '.join(rules)}{advice}"
 
 
-def _advice(name: str, value: str, kind: Any) -> str:
+def _suggest_fix(name: str, value: str, kind: Any) -> str:
     """What to type for a key of this type."""
-    if name in SCALARS and value and value[0] not in "{[":
-        return f"; type {in_shell(f'{SCALARS[name]}={value}')}"
+    if name in SCALAR_KEYS and value and value[0] not in "{[":
+        return f"; type {quote_for_shell(f'{SCALAR_KEYS[name]}={value}')}"
     if name == "template" and value and value[0] != "{":
         return "; another tool's, which names a chat template: the model's own is used, so omit it"
-    kinds, example = (kind, *_inner(kind)), _example(kind)
+    kinds, example = (kind, *_list_inner_types(kind)), _find_example(kind)
     if example is None and value:
-        example = _nearest(kind, value)
+        example = _find_nearest(kind, value)
     if example is None and bool in kinds:
         return f"; type {name}=true or {name}=false"
     if example is None and any(get_origin(one) is dict for one in kinds):
         example = "{NAME: VALUE}"
     if example is None and value and value[0] not in "[{" and any(get_origin(one) is list for one in kinds):
         example = f"[{value}]"
-    return "" if example is None else f"; type {in_shell(f'{name}={example}')}"
+    return "" if example is None else f"; type {quote_for_shell(f'{name}={example}')}"
 
 
-def _at(kind: Any, path: list[str], given: Any) -> Any:
+def _resolve_key_type(kind: Any, path: list[str], given: Any) -> Any:
     """The type of a key, in the chosen one of several dataclasses that have it; None where no type is known."""
     for step in path:
-        owners = [owner for owner in _dataclasses(kind) if step in _types(owner)]
+        owners = [owner for owner in _list_dataclasses(kind) if step in _get_types(owner)]
         owners = [owner for owner in owners if _is_selected(owner, given)] or owners
-        kind = _types(owners[0])[step] if owners else None
+        kind = _get_types(owners[0])[step] if owners else None
         given = given.get(step) if isinstance(given, dict) else None
     return kind
 
@@ -148,11 +148,11 @@ def _at(kind: Any, path: list[str], given: Any) -> Any:
 def takes_list(key: str) -> bool:
     """Whether this key may hold a list."""
     group, *path = key.split(".")
-    kind = _at(_types(schema.RunSpec).get(group), path, None)
-    return any(get_origin(one) is list for one in (kind, *_inner(kind)))
+    kind = _resolve_key_type(_get_types(schema.RunSpec).get(group), path, None)
+    return any(get_origin(one) is list for one in (kind, *_list_inner_types(kind)))
 
 
-def _example(kind: Any) -> Any:
+def _find_example(kind: Any) -> Any:
     """What the schema offers as a sensible value."""
     for part in (kind, *get_args(kind)):
         for note in getattr(part, "__metadata__", ()):
@@ -161,9 +161,9 @@ def _example(kind: Any) -> Any:
     return None
 
 
-def _nearest(kind: Any, value: str) -> str | None:
+def _find_nearest(kind: Any, value: str) -> str | None:
     """Of the words that a type offers those nearest to what was typed, in a list where it wants one."""
-    parts = [kind, *_inner(kind)]
+    parts = [kind, *_list_inner_types(kind)]
     words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
     if not words:
         return None
@@ -172,38 +172,38 @@ def _nearest(kind: Any, value: str) -> str | None:
     return f"[{','.join(near)}]" if any(get_origin(part) is list for part in parts) else near[0]
 
 
-def _inner(kind: Any) -> list[Any]:
+def _list_inner_types(kind: Any) -> list[Any]:
     """The types that a type is made of, however deep; not those of dataclasses."""
-    return [one for part in get_args(kind) for one in (part, *_inner(part))]
+    return [one for part in get_args(kind) for one in (part, *_list_inner_types(part))]
 
 
-def _dataclasses(kind: Any) -> list[type]:
+def _list_dataclasses(kind: Any) -> list[type]:
     if get_origin(kind) is Annotated:
-        return _dataclasses(get_args(kind)[0])
+        return _list_dataclasses(get_args(kind)[0])
     whole = dataclasses.is_dataclass(kind) or is_typeddict(kind)
-    return [kind] if whole else [item for arg in get_args(kind) for item in _dataclasses(arg)]
+    return [kind] if whole else [item for arg in get_args(kind) for item in _list_dataclasses(arg)]
 
 
-def _unexpected(group: str, kind: Any, path: list[str], value: Any, given: Any) -> str:
+def _explain_unexpected(group: str, kind: Any, path: list[str], value: Any, given: Any) -> str:
     key, method = ".".join([group, *path]), given.get("method") if group == "lora" else None
-    reason = peft_fields.not_offered(method, path[-1]) if method and len(path) == 1 else None
+    reason = peft_fields.explain_unsupported(method, path[-1]) if method and len(path) == 1 else None
     shown = value if isinstance(value, str) else json.dumps(value)
     if reason:
         return f"{key}={shown}: PEFT has this field and peftrun does not offer it: {reason}; omit it"
-    known = _known_keys(group, kind, path[:-1], given)
+    known = _list_known_keys(group, kind, path[:-1], given)
     if method and len(path) == 1:
-        known += [f"lora.{name}" for name in peft_fields.of_method(method)]
-    return unknown_key(key, shown, known)
+        known += [f"lora.{name}" for name in peft_fields.get_accepted_fields(method)]
+    return explain_unknown_key(key, shown, known)
 
 
-def _known_keys(group: str, kind: Any, path: list[str], given: Any) -> list[str]:
-    owners = _dataclasses(kind)
+def _list_known_keys(group: str, kind: Any, path: list[str], given: Any) -> list[str]:
+    owners = _list_dataclasses(kind)
     for step in path:
-        owners = [inner for owner in owners for inner in _dataclasses(_types(owner).get(step))]
+        owners = [inner for owner in owners for inner in _list_dataclasses(_get_types(owner).get(step))]
     chosen = [owner for owner in owners if _is_selected(owner, given)] or owners
-    return [".".join([group, *path, name]) for owner in chosen for name in _types(owner)]
+    return [".".join([group, *path, name]) for owner in chosen for name in _get_types(owner)]
 
 
 def _is_selected(owner: type, given: Any) -> bool:
-    tag = next(iter(_types(owner).items()), None)
+    tag = next(iter(_get_types(owner).items()), None)
     return bool(tag and isinstance(given, dict) and given.get(tag[0]) in get_args(tag[1]))

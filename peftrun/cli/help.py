@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peftrun.config import paths, template_params
-from peftrun.config.paths import first_sentence
+from peftrun.config.paths import read_first_sentence
 from peftrun.config.search_path import packages
 
 INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, by config.
@@ -32,22 +32,24 @@ Exit code 0: done. 1: the input is at fault, one line says how. The manual: READ
 """
 
 
-def text(team_dir: str | None) -> str:
+def render_help(team_dir: str | None) -> str:
     """The whole help, naming every option of every group, those of `team_dir` and of installed packages included."""
-    dirs = packages.folders([team_dir] if team_dir else [])
-    groups = "\n".join(_group(group, dirs) for group in paths.GROUPS)
+    dirs = packages.list_config_dirs([team_dir] if team_dir else [])
+    groups = "\n".join(_render_group(group, dirs) for group in paths.GROUPS)
     return f"{INTRO}\nOptions\n{groups}\n\n{EXAMPLES}\n{FLAGS}"
 
 
-def _group(group: str, dirs: list[Path]) -> str:
-    files = sorted(paths.group_files(group, *dirs), key=lambda path: path.stem)
+def _render_group(group: str, dirs: list[Path]) -> str:
+    files = sorted(paths.list_group_files(group, *dirs), key=lambda path: path.stem)
     lines = [
-        line for path in files for line in (f"  {f'{group}={path.stem}':<28} {first_sentence(path)}", *_slots(path))
+        line
+        for path in files
+        for line in (f"  {f'{group}={path.stem}':<28} {read_first_sentence(path)}", *_render_slots(path))
     ]
     return "\n".join(lines)
 
 
-def _slots(path: Path) -> Iterator[str]:
+def _render_slots(path: Path) -> Iterator[str]:
     """What a template asks for."""
     text = path.read_text(encoding="utf-8")
     if "\ntemplate:" not in text:
@@ -58,12 +60,12 @@ def _slots(path: Path) -> Iterator[str]:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
         return  # told when it is chosen, and by action=check
-    for name, slot in template_params.of_template(values).items():
+    for name, slot in template_params.read_declared_params(values).items():
         usual = (values.get("slots") or {}).get(name, template_params.MISSING)
-        typed = f"slots.{name}={template_params.EXAMPLES[slot['type']] if usual == template_params.MISSING else config_text(usual)}"
+        typed = f"slots.{name}={template_params.EXAMPLES[slot['type']] if usual == template_params.MISSING else format_config_value(usual)}"
         yield f"    {typed:<26} {slot.get('help', '')}"
 
 
-def config_text(value: object) -> str:
+def format_config_value(value: object) -> str:
     """A value as it is typed."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -21,7 +21,7 @@ from peftrun.config import migrations, shorthand
 from peftrun.config.paths import config_dir
 from peftrun.config.search_path import packages, plugin
 from peftrun.errors import AdapterError, ArtifactError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
-from peftrun.io.atomic_files import DISK_FULL
+from peftrun.io.atomic_files import DISK_FULL_ERRNOS
 from peftrun.sweep import launcher
 
 USER_FAULT, INTERRUPTED = 1, 130
@@ -38,16 +38,16 @@ SWEEP = {"-m", "--multirun"}
 WAIT_FOR_PEOPLE = ("serve", "browse", "generate")
 
 
-def run(argv: Sequence[str]) -> int:
+def run_command_line(argv: Sequence[str]) -> int:
     """Runs every job that `argv` describes; returns the exit code: 0, 1 for a fault of the input, 130 if interrupted."""
     apart = [*shell_words.taken_apart(argv)]
     if apart:
-        return _report(apart)
-    argv, renamed = migrations.in_new_names(shorthand.in_full(argv))
-    _tell(renamed)
-    arguments, unread = flags.read(argv)
+        return _print_errors(apart)
+    argv, renamed = migrations.rename_overrides(shorthand.expand_shorthand(argv))
+    _report_renamed(renamed)
+    arguments, unread = flags.parse_flags(argv)
     if arguments is None or unread:
-        return _report([*map(precheck.in_a_sweep, unread)] if SWEEP & set(argv) else unread)
+        return _print_errors([*map(precheck.in_a_sweep, unread)] if SWEEP & set(argv) else unread)
     return _run(arguments, argv)
 
 
@@ -56,27 +56,27 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us as exceptions, not as printed text
     begun: list[Path] = []
     try:
-        faults = _refused(arguments) or _run_jobs(_plan_of_a_sweep(arguments), begun)
+        faults = _check_overrides(arguments) or _run_jobs(_is_sweep_plan(arguments), begun)
     except KeyboardInterrupt:
-        _report([_interrupted(argv)])
+        _print_errors([_explain_interrupt(argv)])
         return INTERRUPTED
     except PeftrunError as fault:
-        return _report(fault.lines)
+        return _print_errors(fault.lines)
     except Exception as error:
         from peftrun.composition import compose
 
-        if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL or not begun):
-            return _report(_for_mode([_without_folder(error)], arguments))
+        if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL_ERRNOS or not begun):
+            return _print_errors(_for_mode([_explain_os_error(error)], arguments))
         if not isinstance(error, compose.REFUSALS):
             raise
-        return _report(_for_mode(_composition_problems(arguments, error), arguments))
-    return _report([line for fault in faults for line in fault.lines]) if faults else 0
+        return _print_errors(_for_mode(_find_composition_problems(arguments, error), arguments))
+    return _print_errors([line for fault in faults for line in fault.lines]) if faults else 0
 
 
-def _without_folder(error: OSError) -> str:
+def _explain_os_error(error: OSError) -> str:
     """What kept Hydra from making the run's folder."""
     where = error.filename or os.getcwd()
-    if error.errno in DISK_FULL:
+    if error.errno in DISK_FULL_ERRNOS:
         return f"{where}: the disk is full ({error.strerror}); free space and run again"
     return (
         f"{where}: cannot be made or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
@@ -87,26 +87,26 @@ def _for_mode(lines: Sequence[str], arguments: argparse.Namespace) -> list[str]:
     return [precheck.in_a_sweep(line) if _is_swept(arguments) else line for line in lines]
 
 
-def _interrupted(argv: Sequence[str]) -> str:
-    if shorthand.action_of(argv) != shorthand.DEFAULT_ACTION and not SWEEP & set(argv):
+def _explain_interrupt(argv: Sequence[str]) -> str:
+    if shorthand.find_action(argv) != shorthand.DEFAULT_ACTION and not SWEEP & set(argv):
         return "interrupted; what there is so far is in its run folder"
     own = next((text.partition("=")[2] for text in argv if text.startswith("hydra.run.dir=")), None)
     how = "with action.resume=auto" if own is None else f"with action.resume={own} in place of hydra.run.dir={own}"
     return f"interrupted; what had begun says so in its record. A training run continues {how}, a sweep by the same command"
 
 
-def _tell(lines: Sequence[str]) -> None:
+def _report_renamed(lines: Sequence[str]) -> None:
     if lines:
         from peftrun.config import values as config
 
-        config.tell(lines)
+        config.report_upgrades(lines)
 
 
-def _refused(arguments: argparse.Namespace) -> list[PeftrunError]:
-    return precheck.problems(arguments.overrides, arguments.config_dir, _is_swept(arguments))
+def _check_overrides(arguments: argparse.Namespace) -> list[PeftrunError]:
+    return precheck.find_problems(arguments.overrides, arguments.config_dir, _is_swept(arguments))
 
 
-def _plan_of_a_sweep(arguments: argparse.Namespace) -> bool:
+def _is_sweep_plan(arguments: argparse.Namespace) -> bool:
     return _is_swept(arguments) and "action=plan" in arguments.overrides
 
 
@@ -120,8 +120,8 @@ def _run_jobs(plan: bool, begun: list[Path]) -> list[PeftrunError]:
     Args: plan: of a sweep, which our own launcher makes, whichever is to run the cells. begun: gets the folder of each.
     """
     faults: list[PeftrunError] = []
-    launcher.register()
-    plugin.register()
+    launcher.register_launchers()
+    plugin.register_search_path()
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def job(cfg: DictConfig) -> float | None:
@@ -135,20 +135,20 @@ def _run_jobs(plan: bool, begun: list[Path]) -> list[PeftrunError]:
     given = sys.argv
     try:
         if plan:
-            sys.argv = [*launcher.on_shared_base(given)]
-        with _one_composition(given):
+            sys.argv = [*launcher.use_shared_base(given)]
+        with _skip_mode_composition(given):
             job()
     finally:
         sys.argv = given
-    return [*faults, *launcher.faults()]
+    return [*faults, *launcher.take_errors()]
 
 
 @contextmanager
-def _one_composition(argv: Sequence[str]) -> Iterator[None]:
+def _skip_mode_composition(argv: Sequence[str]) -> Iterator[None]:
     """Hydra composes everything a first time only to see whether a file sets `hydra.mode`; none of ours does, so where no
     other files can be chosen that is left out."""
     flags = {text for text in argv[1:] if text.startswith("-")} - {"-m", "--multirun"}
-    others = flags or any("hydra" in text for text in argv[1:]) or packages.installed()
+    others = flags or any("hydra" in text for text in argv[1:]) or packages.find_config_packages()
     asking = Hydra.get_mode
     if not others:
         Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
@@ -160,50 +160,50 @@ def _one_composition(argv: Sequence[str]) -> Iterator[None]:
 
 def _run_job(cfg: DictConfig) -> float | None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
-    spec = _build(cfg, out_dir)
+    spec = _build_spec(cfg, out_dir)
     from peftrun import console
     from peftrun.config.search_path import shadows
     from peftrun.runs import execute
 
-    for line in shadows.chosen(HydraConfig.get().runtime):
-        console.warn(line)
-    with nullcontext() if spec.action.name in WAIT_FOR_PEOPLE else console.never_silent():
+    for line in shadows.list_chosen_shadows(HydraConfig.get().runtime):
+        console.print_warning(line)
+    with nullcontext() if spec.action.name in WAIT_FOR_PEOPLE else console.print_heartbeats():
         try:
-            result = execute.run(spec, out_dir)
+            result = execute.execute_run(spec, out_dir)
         except INPUT_FAULTS:
             _remove_new(out_dir)
             raise
-    result.next_commands = _on_the_same(result.next_commands, spec)
-    console.closing_table(result)
+    result.next_commands = _complete_commands(result.next_commands, spec)
+    console.print_summary_table(result)
     return result.objective
 
 
-def _on_the_same(commands: list[str], spec: Any) -> list[str]:
+def _complete_commands(commands: list[str], spec: Any) -> list[str]:
     """The commands with what they need of what was typed here; for a model that was made of an adapter, of what its training was typed with."""
     from peftrun.artifacts import run_overrides
 
     typed_here = list(HydraConfig.get().overrides.task)
-    places = run_overrides.places_of(HydraConfig.get().runtime.config_sources)
+    places = run_overrides.format_config_sources(HydraConfig.get().runtime.config_sources)
     if spec.device.strategy is not None:
-        typed_here = run_overrides.in_one_process(typed_here)
+        typed_here = run_overrides.strip_process_overrides(typed_here)
     learned: list[str] = []
-    if spec.adapter and not run_overrides.of_rows(typed_here):
-        words, its_places = run_overrides.of_adapter(spec.adapter[spec.active or next(iter(spec.adapter))])
-        learned, places = run_overrides.of_rows(words), places or its_places
+    if spec.adapter and not run_overrides.select_row_overrides(typed_here):
+        words, its_places = run_overrides.read_adapter_overrides(spec.adapter[spec.active or next(iter(spec.adapter))])
+        learned, places = run_overrides.select_row_overrides(words), places or its_places
     return [
-        run_overrides.on_the_same(command, [*([] if " adapter=" in command else learned), *typed_here], places)
+        run_overrides.add_shared_overrides(command, [*([] if " adapter=" in command else learned), *typed_here], places)
         for command in commands
     ]
 
 
-def _build(cfg: DictConfig, out_dir: Path) -> Any:
+def _build_spec(cfg: DictConfig, out_dir: Path) -> Any:
     """The run's spec; on a fault, the folder that Hydra has just made is taken away again."""
     from peftrun.composition import adapter_defaults
 
     _check_new(out_dir)
     try:
         _check_keys()
-        return adapter_defaults.build(cfg, list(HydraConfig.get().overrides.task))
+        return adapter_defaults.build_run_spec(cfg, list(HydraConfig.get().overrides.task))
     except PeftrunError:
         _remove_new(out_dir)
         raise
@@ -216,7 +216,7 @@ def _check_new(out_dir: Path) -> None:
         return
     if chosen.mode == RunMode.MULTIRUN:
         raise _cell_holds_a_run(chosen.sweep.dir, f"hydra.sweep.subdir={chosen.sweep.subdir}", chosen.overrides.hydra)
-    raise precheck.holds_a_run(out_dir)
+    raise precheck.make_run_exists_error(out_dir)
 
 
 def _check_keys() -> None:
@@ -248,18 +248,18 @@ def _remove_new(out_dir: Path) -> None:
                 parent.rmdir()
 
 
-def _composition_problems(arguments: argparse.Namespace, error: Exception) -> Sequence[str]:
-    from peftrun.composition.compose import explain, several_values
+def _find_composition_problems(arguments: argparse.Namespace, error: Exception) -> Sequence[str]:
+    from peftrun.composition.compose import explain_overrides, explain_sweep_values
 
-    known = explain(arguments.overrides, arguments.config_dir)
+    known = explain_overrides(arguments.overrides, arguments.config_dir)
     if not _is_swept(arguments):
-        known = known or several_values(arguments.overrides)
+        known = known or explain_sweep_values(arguments.overrides)
     if not known and isinstance(error, ValueError):
         raise error  # not Hydra's: a bug
     return known or [str(error).splitlines()[0]]
 
 
-def _report(lines: Sequence[str]) -> int:
+def _print_errors(lines: Sequence[str]) -> int:
     for line in lines:
         print(f"peftrun: {line}", file=sys.stderr)
     return USER_FAULT

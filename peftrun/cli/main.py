@@ -15,21 +15,21 @@ def main() -> int:
     if HELP & set(argv):
         from peftrun.cli import help
 
-        print(help.text(_team_dir(argv)))
+        print(help.render_help(_find_team_dir(argv)))
         return 0
     if VERSION & set(argv):
-        from peftrun.system.versions import versions
+        from peftrun.system.versions import collect_versions
 
-        print("\n".join(f"{name} {version}" for name, version in versions().items()))
+        print("\n".join(f"{name} {version}" for name, version in collect_versions().items()))
         return 0
     if COMPLETION & set(argv):
         from peftrun.cli.completion import main as answer
 
-        return answer.run(argv)
+        return answer.run_completion(argv)
     from peftrun.cli import hydra_app
 
     try:
-        return hydra_app.run(argv)
+        return hydra_app.run_command_line(argv)
     except Exception:
         import traceback
 
@@ -37,7 +37,7 @@ def main() -> int:
         return BUG
 
 
-def _team_dir(argv: Sequence[str]) -> str | None:
+def _find_team_dir(argv: Sequence[str]) -> str | None:
     for flag, value in pairwise(argv):
         if flag in CONFIG_DIR:
             return value

@@ -14,14 +14,18 @@ ONCE = ("action=template", "action=serve", "action=browse")  # what a sweep woul
 ADAPTERS = re.compile(r"adapter=\{(?P<pairs>[^{}]*)\}")
 
 
-def problems(overrides: Sequence[str], config_dir: str | None, swept: bool) -> list[PeftrunError]:
+def find_problems(overrides: Sequence[str], config_dir: str | None, swept: bool) -> list[PeftrunError]:
     """One fault for each folder that cannot be used and each action that no sweep repeats.
 
     Args: config_dir: what `--config-dir` names. swept: whether `-m` was typed.
     """
-    found: list[PeftrunError] = [*_folders(overrides), *_said_twice(overrides), *(_unused(overrides) if swept else ())]
+    found: list[PeftrunError] = [
+        *_check_folders(overrides),
+        *_check_duplicate_adapters(overrides),
+        *(_unused(overrides) if swept else ()),
+    ]
     if config_dir:
-        found += [ConfigError(f"--config-dir {line}") for line in team_folder(config_dir)]
+        found += [ConfigError(f"--config-dir {line}") for line in check_team_folder(config_dir)]
     if swept:
         found += [
             ConfigError(f"{text}: is done once, and no sweep; omit -m and give each key one value")
@@ -31,20 +35,20 @@ def problems(overrides: Sequence[str], config_dir: str | None, swept: bool) -> l
     return found
 
 
-def team_folder(place: str) -> Iterator[str]:
+def check_team_folder(place: str) -> Iterator[str]:
     """One line where a folder of team configs is not there, or holds no group; `pkg://` places are looked for by Hydra."""
     folder = Path(place.removeprefix("file://"))
     if place.startswith("pkg://"):
         return
     if not folder.is_dir():
         yield f"{place}: there is no such folder; name one laid out like conf/"
-    elif not _holds_groups(folder):
-        inner = next((one for one in sorted(folder.iterdir()) if one.is_dir() and _holds_groups(one)), None)
+    elif not _has_groups(folder):
+        inner = next((one for one in sorted(folder.iterdir()) if one.is_dir() and _has_groups(one)), None)
         advice = f"did you mean {inner}?" if inner else "name one laid out like conf/"
         yield f"{place}: holds none of the groups {', '.join(paths.GROUPS)}; {advice}"
 
 
-def holds_a_run(folder: Path | str, key: str = RUN_DIR) -> ArtifactError:
+def make_run_exists_error(folder: Path | str, key: str = RUN_DIR) -> ArtifactError:
     """What is said of a folder that cannot be a new run's."""
     return ArtifactError(f"{key}={folder}: holds a run already; name a folder that does not exist")
 
@@ -61,7 +65,7 @@ def _unused(overrides: Sequence[str]) -> Iterator[PeftrunError]:
             yield ConfigError(f"{text}: is the folder of a single run, and -m makes several; type {SWEEP_DIR}={value}")
 
 
-def _folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:
+def _check_folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:
     """Folders named on the command line: seen before Hydra writes its own files there."""
     resumed = any(text.startswith("action.resume=") for text in overrides)
     for text in overrides:
@@ -80,10 +84,10 @@ def _folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:
                 f"{key}={folder}: holds a run already, and what goes on with it gets a folder of its own; omit {key} and type action.resume={folder}"
             )
         elif (folder / RECORD).exists():
-            yield holds_a_run(folder, key)
+            yield make_run_exists_error(folder, key)
 
 
-def _said_twice(overrides: Sequence[str]) -> Iterator[PeftrunError]:
+def _check_duplicate_adapters(overrides: Sequence[str]) -> Iterator[PeftrunError]:
     """Of two adapters of one name the second would take the first one's place without a word."""
     for text in overrides:
         if found := ADAPTERS.fullmatch(text):
@@ -92,5 +96,5 @@ def _said_twice(overrides: Sequence[str]) -> Iterator[PeftrunError]:
                 yield ConfigError(f"adapter.{name}: is given more than once; give each adapter a name of its own")
 
 
-def _holds_groups(folder: Path) -> bool:
+def _has_groups(folder: Path) -> bool:
     return any((folder / group).is_dir() for group in (*paths.GROUPS, "hydra"))

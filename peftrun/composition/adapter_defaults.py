@@ -20,17 +20,17 @@ GROUPS = ("model", "task")
 APART = ("train", "plan", *MODELLESS)  # actions that take no adapter, or see to models and rows themselves
 
 
-def build(cfg: DictConfig, typed: Sequence[str]) -> RunSpec:
+def build_run_spec(cfg: DictConfig, typed: Sequence[str]) -> RunSpec:
     """The run that a composed configuration describes, on its adapter's own base and task. Raises: ConfigError: see `config.build`."""
-    return build_spec_from_values(adopt(config.plain(cfg), typed))
+    return build_spec_from_values(apply_adapter_defaults(config.resolve_values(cfg), typed))
 
 
-def adopt(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
     """Resolved values in which base and task are those of the adapter's run, where neither an option nor an experiment chooses them.
 
     Single keys that are typed (`task.data.path=OTHER.jsonl`) hold beside them.
     """
-    run = run_of(values)
+    run = find_adapter_run(values)
     keys = {text.lstrip("+~").partition("=")[0] for text in typed}
     groups = [group for group in GROUPS if not keys & {group, "experiment"}]
     if run is None or not groups:
@@ -42,15 +42,15 @@ def adopt(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
     found = dict(values)
     for group in groups:
         if isinstance(recorded.get(group), dict) and isinstance(values.get(group), dict):
-            found[group] = _overlaid(
+            found[group] = _overlay_values(
                 recorded[group], values[group], [key for key in keys if key.startswith(f"{group}.")]
             )
-    found = packages.of_the_user(found)
-    _tell(run, [group for group in groups if found[group] != values[group]])
+    found = packages.prefer_user_files(found)
+    _report_adopted(run, [group for group in groups if found[group] != values[group]])
     return found
 
 
-def run_of(values: dict[str, Any]) -> Path | None:
+def find_adapter_run(values: dict[str, Any]) -> Path | None:
     """The folder of the run that made the adapter which answers; None where there is none, or nothing is known of it."""
     adapters, action = values.get("adapter"), values.get("action")
     if not isinstance(adapters, dict) or not adapters or not isinstance(action, dict) or action.get("name") in APART:
@@ -58,10 +58,10 @@ def run_of(values: dict[str, Any]) -> Path | None:
     path = adapters.get(values.get("active"), next(iter(adapters.values())))
     if not isinstance(path, str) or not path.strip():
         return None
-    return adapter_folder.run_of(path)
+    return adapter_folder.find_adapter_run(path)
 
 
-def _overlaid(own: dict[str, Any], composed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def _overlay_values(own: dict[str, Any], composed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """The adapter's own values, with what was typed for single keys."""
     found = copy.deepcopy(own)
     for key in keys:
@@ -78,7 +78,7 @@ def _overlaid(own: dict[str, Any], composed: dict[str, Any], keys: Sequence[str]
     return found
 
 
-def _tell(run: Path, groups: Sequence[str]) -> None:
+def _report_adopted(run: Path, groups: Sequence[str]) -> None:
     if groups:
         others = " and ".join(f"{group}=" for group in groups)
-        config.tell([f"{' and '.join(groups)} of {run}, whose adapter this is (type {others} for another)"])
+        config.report_upgrades([f"{' and '.join(groups)} of {run}, whose adapter this is (type {others} for another)"])

@@ -80,58 +80,62 @@ ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {  # to the options whose key 
     ("action.name", "train"): {"action.samples": 0},
     ("action.name", "plan"): {"action.measured_steps": 0, "action.samples": 0},
 }
-TYPED = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w.]+)(?P<rest>=.*)?", re.DOTALL)
+OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w.]+)(?P<rest>=.*)?", re.DOTALL)
 
 
-def upgraded(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A whole run's resolved values in today's keys, with a line for each that is renamed and one for those that were not known then.
 
     An added key gets the value that means what was done before it was there.
     """
-    found, lines = renamed(values)
-    added = [(key, value) for key, value in _added(found) if _put(found, key, copy.deepcopy(value), over=False)]
+    found, lines = rename_keys(values)
+    added = [
+        (key, value)
+        for key, value in _list_added_keys(found)
+        if _set_value(found, key, copy.deepcopy(value), over=False)
+    ]
     if added:
-        named = ", ".join(f"{key}={_shown(value)}" for key, value in added)
+        named = ", ".join(f"{key}={_format_value(value)}" for key, value in added)
         lines.append(f"keys that came later stand for what was done without them: {named}")
     return found, lines
 
 
-def renamed(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def rename_keys(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Nested values with old names of keys replaced, and a line for each."""
     found, lines = copy.deepcopy(values), []
     for old, (new, version) in RENAMED.items():
         owner, _, last = old.rpartition(".")
-        holder = _at(found, owner)
+        holder = _find_mapping(found, owner)
         if holder is not None and last in holder:
-            _put(found, new, holder.pop(last), over=True)
-            lines.append(_told(old, new, version))
+            _set_value(found, new, holder.pop(last), over=True)
+            lines.append(_format_rename(old, new, version))
     return found, lines
 
 
-def in_new_names(typed: Sequence[str]) -> tuple[list[str], list[str]]:
+def rename_overrides(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """Overrides as typed with old names of keys replaced, and a line for each."""
-    names = {found["key"]: text for text in typed if (found := TYPED.fullmatch(text)) and found["key"] in RENAMED}
-    lines = [_told(old, *RENAMED[old]) for old in names]
-    return [_in_new_name(text) for text in typed], lines
+    names = {found["key"]: text for text in typed if (found := OVERRIDE.fullmatch(text)) and found["key"] in RENAMED}
+    lines = [_format_rename(old, *RENAMED[old]) for old in names]
+    return [_rename_override(text) for text in typed], lines
 
 
-def _in_new_name(text: str) -> str:
-    found = TYPED.fullmatch(text)
+def _rename_override(text: str) -> str:
+    found = OVERRIDE.fullmatch(text)
     if found is None or found["key"] not in RENAMED:
         return text
     return f"{found['sign']}{RENAMED[found['key']][0]}{found['rest'] or ''}"
 
 
-def _told(old: str, new: str, version: str) -> str:
+def _format_rename(old: str, new: str, version: str) -> str:
     return f"{old} is called {new} since {version}; carried over"
 
 
-def _added(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    chosen = [keys for (where, option), keys in ADDED_TO.items() if _value(values, where) == option]
+def _list_added_keys(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    chosen = [keys for (where, option), keys in ADDED_TO.items() if _get_value(values, where) == option]
     return [item for keys in (ADDED, *chosen) for item in keys.items()]
 
 
-def _at(values: dict[str, Any], key: str) -> dict[str, Any] | None:
+def _find_mapping(values: dict[str, Any], key: str) -> dict[str, Any] | None:
     """The mapping under a key; None where there is none."""
     found: Any = values
     for part in key.split(".") if key else ():
@@ -139,20 +143,20 @@ def _at(values: dict[str, Any], key: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _value(values: dict[str, Any], key: str) -> Any:
+def _get_value(values: dict[str, Any], key: str) -> Any:
     owner, _, last = key.rpartition(".")
-    return (_at(values, owner) or {}).get(last)
+    return (_find_mapping(values, owner) or {}).get(last)
 
 
-def _put(values: dict[str, Any], key: str, value: Any, over: bool) -> bool:
+def _set_value(values: dict[str, Any], key: str, value: Any, over: bool) -> bool:
     """Whether the value was put there: its mapping is there, and so far it does not hold the key, or `over`."""
     owner, _, last = key.rpartition(".")
-    holder = _at(values, owner)
+    holder = _find_mapping(values, owner)
     if holder is None or (last in holder and not over):
         return False
     holder[last] = value
     return True
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

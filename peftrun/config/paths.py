@@ -30,7 +30,7 @@ def no_file(path: str) -> str:
     return "is a folder" if Path(path).expanduser().is_dir() else "there is no such file"
 
 
-def group_files(group: str, *dirs: Path) -> Iterator[Path]:
+def list_group_files(group: str, *dirs: Path) -> Iterator[Path]:
     """Every YAML file of a config group, sorted by name; `dirs` are team folders, which win over ours."""
     seen: set[str] = set()
     for folder in (*dirs, config_dir()):
@@ -40,12 +40,12 @@ def group_files(group: str, *dirs: Path) -> Iterator[Path]:
                 yield path
 
 
-def group_options(group: str, *dirs: Path) -> list[str]:
+def list_group_options(group: str, *dirs: Path) -> list[str]:
     """Names that may stand after `group=`."""
-    return sorted(path.stem for path in group_files(group, *dirs))
+    return sorted(path.stem for path in list_group_files(group, *dirs))
 
 
-def first_sentence(path: Path) -> str:
+def read_first_sentence(path: Path) -> str:
     """What the file says it is: its first line that is a comment in words."""
     comments = (line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
     return next((line for line in comments if not line.startswith("@package")), "")

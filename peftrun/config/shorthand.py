@@ -32,14 +32,14 @@ TILDE = re.compile(rf"{QUOTED.pattern}|~[^\s,}}\]]*", re.DOTALL)  # outside quot
 CONDITIONS = ("where=", "action.where=")  # hold signs that mean something to Hydra
 
 
-def in_full(typed: Sequence[str]) -> list[str]:
+def expand_shorthand(typed: Sequence[str]) -> list[str]:
     """The same command with the full name of every key, and line ends and home folders as they are."""
-    typed = [in_quotes(text) if text.startswith(CONDITIONS) else _at_home(text) for text in typed]
+    typed = [in_quotes(text) if text.startswith(CONDITIONS) else _expand_home(text) for text in typed]
     asked = [found for text in typed if (found := SHORT.match(text)) and found[1] not in TOP_LEVEL]
     if asked:
-        known = keys_of(action_of(typed))
+        known = keys_of(find_action(typed))
         typed = [f"action.{text}" if (one := SHORT.match(text)) and one[1] in known else text for text in typed]
-    return [_added(_with_line_ends(text), typed) for text in typed]
+    return [_mark_added_key(_expand_line_ends(text), typed) for text in typed]
 
 
 def holds_text(key: str) -> bool:
@@ -47,7 +47,7 @@ def holds_text(key: str) -> bool:
     return key in TEXTS or key.startswith(MIX)
 
 
-def as_typed(text: str) -> str:
+def escape_line_ends(text: str) -> str:
     """The inverse of what `in_full` does to line ends and tabs, so that an override can be shown on one line."""
     key, sign, value = text.partition("=")
     if not sign or not holds_text(key.lstrip("+")):
@@ -55,10 +55,10 @@ def as_typed(text: str) -> str:
     for written, end in ENDS.items():
         value = value.replace(end, written)
     found = f"{key}={value}"
-    return found if _with_line_ends(found) == text else text
+    return found if _expand_line_ends(found) == text else text
 
 
-def _with_line_ends(text: str) -> str:
+def _expand_line_ends(text: str) -> str:
     key, sign, value = text.partition("=")
     if (
         not sign
@@ -73,7 +73,7 @@ def _with_line_ends(text: str) -> str:
     return f"{key}={QUOTED.sub(lambda part: LINE_END.sub(lambda one: ENDS[one[0]], part[0]), value)}"
 
 
-def _at_home(text: str) -> str:
+def _expand_home(text: str) -> str:
     """With the user's home folder for `~/`, which no shell puts after a key with a dot, and Hydra cannot read."""
     key, sign, value = text.partition("=")
     name = key.lstrip("+")
@@ -106,41 +106,41 @@ def in_quotes(text: str) -> str:
     return f"{key}={sign}{escaped}{sign}"
 
 
-def _added(text: str, typed: Sequence[str]) -> str:
+def _mark_added_key(text: str, typed: Sequence[str]) -> str:
     """With the sign by which Hydra takes a key that no file has; whether there is such a field is seen once it is composed."""
     key = OF_METHOD.match(text)
-    return f"++{text}" if key and key[1] not in _shown(_option("lora", typed, DEFAULT_METHOD)) else text
+    return f"++{text}" if key and key[1] not in _read_option_keys(_find_option("lora", typed, DEFAULT_METHOD)) else text
 
 
-def _shown(option: str) -> set[str]:
+def _read_option_keys(option: str) -> set[str]:
     """The keys in the file of an option of group `lora`, and of the option that it builds on; of a team's the default's."""
     file = config_dir() / "lora" / f"{option}.yaml"
     text = (file if file.is_file() else file.with_stem(DEFAULT_METHOD)).read_text(encoding="utf-8")
     parents = re.findall(r"^  - (?!_self_)(\w+)$", text, re.MULTILINE)
-    return set(re.findall(r"^(\w+):", text, re.MULTILINE)).union(*map(_shown, parents))
+    return set(re.findall(r"^(\w+):", text, re.MULTILINE)).union(*map(_read_option_keys, parents))
 
 
-def action_of(typed: Sequence[str]) -> str:
+def find_action(typed: Sequence[str]) -> str:
     """The action that is asked for; of several in a sweep the first."""
-    return _option("action", typed, DEFAULT_ACTION)
+    return _find_option("action", typed, DEFAULT_ACTION)
 
 
-def _option(group: str, typed: Sequence[str], default: str) -> str:
+def _find_option(group: str, typed: Sequence[str], default: str) -> str:
     chosen = [text.partition("=")[2] for text in typed if text.startswith(f"{group}=")]
     return chosen[-1].split(",")[0] if chosen else default
 
 
-def actions_with(key: str) -> list[str]:
+def list_actions_with(key: str) -> list[str]:
     """The actions that have a key of this name."""
-    return [name for name, keys in _actions().items() if key in keys]
+    return [name for name, keys in _read_action_keys().items() if key in keys]
 
 
 def keys_of(action: str) -> set[str]:
     """Keys of an action that mean nothing else."""
-    return _actions().get(action, set())
+    return _read_action_keys().get(action, set())
 
 
-def _actions() -> dict[str, set[str]]:
+def _read_action_keys() -> dict[str, set[str]]:
     from peftrun.config.schema import actions as action_specs
 
     kinds = [get_type_hints(kind) for kind in get_args(get_args(action_specs.Action)[0])]

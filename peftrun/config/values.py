@@ -16,7 +16,7 @@ from peftrun.config.template_params import MISSING
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.system import packages
 
-_TOLD: set[str] = set()
+_REPORTED: set[str] = set()
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -32,19 +32,19 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def read_run(path: Path, aloud: bool = True) -> dict[str, Any]:
     """Plain nested values of a run's `config.yaml` in today's keys; what that changed is told, or not, where many runs are looked at."""
-    values, lines = migrations.upgraded(read_values(path))
-    tell([f"{path}: {line}" for line in lines] if aloud else [])
+    values, lines = migrations.upgrade_values(read_values(path))
+    report_upgrades([f"{path}: {line}" for line in lines] if aloud else [])
     return values
 
 
-def tell(lines: Sequence[str]) -> None:
+def report_upgrades(lines: Sequence[str]) -> None:
     """Says each line, once in this process: a configuration is read many times."""
     from peftrun import console
 
     for line in lines:
-        if line not in _TOLD:
-            _TOLD.add(line)
-            console.say(line)
+        if line not in _REPORTED:
+            _REPORTED.add(line)
+            console.print_info(line)
 
 
 def read_list(path: Path) -> list[Any]:
@@ -62,19 +62,19 @@ def values_to_yaml(values: dict[str, Any] | list[Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten_keys(values: Any, prefix: str = "") -> dict[str, Any]:
     """Full dotted key → value of every leaf of nested mappings."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
-    leaves = (flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in values.items())
+    leaves = (flatten_keys(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in values.items())
     return {key: item for leaf in leaves for key, item in leaf.items()}
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def resolve_values(cfg: DictConfig) -> dict[str, Any]:
     """Plain nested values in today's keys, interpolations resolved, `adapter` normalised to a mapping name → path."""
-    waiting = template_params.unfilled(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    waiting = template_params.find_unset_keys(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     try:
-        values = OmegaConf.to_container(_without(cfg, waiting), resolve=True)
+        values = OmegaConf.to_container(_unset_keys(cfg, waiting), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(
             f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; mend the interpolation"
@@ -82,12 +82,12 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     adapter = values.get("adapter")
     values["adapter"] = {} if adapter is None else {"default": adapter} if isinstance(adapter, str) else adapter
-    found, lines = migrations.renamed(template_params.mark(values, waiting))  # type: ignore[arg-type]
-    tell(lines)
-    return packages.of_the_user(found)
+    found, lines = migrations.rename_keys(template_params.mark_missing(values, waiting))  # type: ignore[arg-type]
+    report_upgrades(lines)
+    return packages.prefer_user_files(found)
 
 
-def _without(cfg: DictConfig, keys: list[str]) -> DictConfig:
+def _unset_keys(cfg: DictConfig, keys: list[str]) -> DictConfig:
     """A copy in which these keys have no value."""
     if not keys:
         return cfg

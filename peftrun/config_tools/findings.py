@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 FINE, NOTE, FAULT = "fine", "note", "fault"
-KEY = re.compile(r"[\w.]+")
-ELSEWHERE = re.compile(r"=(/|~)[^:]*: there is no such")  # a file of another machine
-ABSENT = ("there is no such", "is not a folder", "is no run folder")
+KEY_PATTERN = re.compile(r"[\w.]+")
+OTHER_MACHINE_FILE = re.compile(r"=(/|~)[^:]*: there is no such")  # a file of another machine
+MISSING_FILE_PHRASES = ("there is no such", "is not a folder", "is no run folder")
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,32 @@ class Finding:
         return f"{self.where}: {self.what}: {self.line}"
 
 
-def key_of(line: str) -> str:
+def parse_key(line: str) -> str:
     """The full key that a line of a refused configuration begins with."""
-    found = KEY.match(line)
+    found = KEY_PATTERN.match(line)
     return found[0].rstrip(".") if found else ""
 
 
-def verdict(line: str) -> str:
+def classify_line(line: str) -> str:
     """A package or a file of another machine is not this option's fault."""
-    return NOTE if "this package is not installed" in line or ELSEWHERE.search(line) else FAULT
+    return NOTE if "this package is not installed" in line or OTHER_MACHINE_FILE.search(line) else FAULT
 
 
-def says_absent(line: str) -> bool:
+def reports_missing_file(line: str) -> bool:
     """Whether a line says that a file is not there."""
-    return any(words in line for words in ABSENT)
+    return any(words in line for words in MISSING_FILE_PHRASES)
 
 
-def place(path: Path, line: str) -> str:
+def locate_key(path: Path, line: str) -> str:
     """The file, and the number of the line that sets the key that `line` begins with, where the file has one."""
-    last = key_of(line).rpartition(".")[2]
+    last = parse_key(line).rpartition(".")[2]
     setting = re.compile(rf"(^|[\s{{,]){re.escape(last)}\s*:")
     rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if last else []
     numbers = [number for number, row in enumerate(rows, 1) if setting.search(row.partition(" #")[0])]
     return f"{path}:{numbers[-1]}" if numbers else str(path)
 
 
-def table(found: list[Finding]) -> list[str]:
+def format_table(found: list[Finding]) -> list[str]:
     """Lines of a table: where, what, verdict, why."""
     rows = [("file", "option", "verdict", ""), *((one.where, one.what, one.verdict, one.line) for one in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

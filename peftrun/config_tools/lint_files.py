@@ -19,25 +19,25 @@ GLOBAL = "# @package _global_"
 COMMAND = "# peftrun "
 
 
-def of_folders(folders: Sequence[Path]) -> Iterator[Finding]:
+def lint_folders(folders: Sequence[Path]) -> Iterator[Finding]:
     """What is wrong with where files lie: packages that are not there, names that are taken, folders that are no group."""
-    for name, package in packages.broken().items():
+    for name, package in packages.find_broken_packages().items():
         yield Finding(
             package,
             f"{packages.GROUP} {name}",
             FAULT,
             f"package {package} has no folder here; install it again, or mend the entry point",
         )
-    for path, read in shadows.of(folders).items():
+    for path, read in shadows.find_shadowed_configs(folders).items():
         verdict = NOTE if shadows.is_of_working_copy(path, read) else FAULT
         yield Finding(
-            str(path), f"{path.parent.name}={path.stem}", verdict, shadows.line(path, read).partition(": ")[2]
+            str(path), f"{path.parent.name}={path.stem}", verdict, shadows.format_shadow(path, read).partition(": ")[2]
         )
     for folder in folders:
-        yield from _strays(folder)
+        yield from _find_stray_files(folder)
 
 
-def _strays(folder: Path) -> Iterator[Finding]:
+def _find_stray_files(folder: Path) -> Iterator[Finding]:
     for path in sorted(folder.glob("*.yaml")):
         yield Finding(
             str(path),
@@ -58,7 +58,7 @@ def _strays(folder: Path) -> Iterator[Finding]:
         yield Finding(str(path), path.stem, FAULT, f"Hydra reads .yaml files alone; call it {path.stem}.yaml")
 
 
-def of_file(path: Path) -> Iterator[Finding]:
+def lint_file(path: Path) -> Iterator[Finding]:
     """What is wrong with one file by itself; the first fault says why it is not composed."""
     what = f"{path.parent.name}={path.stem}"
     try:
@@ -69,20 +69,20 @@ def of_file(path: Path) -> Iterator[Finding]:
             str(path),
             what,
             FAULT,
-            compose.in_one_line(error).replace("<unicode string>, ", "").replace("<file>, ", ""),
+            compose.summarize_error(error).replace("<unicode string>, ", "").replace("<file>, ", ""),
         )
         return
     if not isinstance(values, dict):
         yield Finding(str(path), what, FAULT, "is no mapping of keys to values; write `key: VALUE`")
         return
     named = {str(key): value for key, value in values.items()}
-    for line in _faults(path, text, named):
+    for line in _find_faults(path, text, named):
         yield Finding(str(path), what, FAULT, line)
-    for line in _notes(path, text, named):
+    for line in _find_notes(path, text, named):
         yield Finding(str(path), what, NOTE, line)
 
 
-def commands(path: Path) -> list[str]:
+def parse_commands(path: Path) -> list[str]:
     """What the file says is to be typed: its second line in words, alternatives apart."""
     comments = [line for line in path.read_text(encoding="utf-8").splitlines()[:3] if line != GLOBAL]
     typed = comments[1] if len(comments) > 1 and comments[1].startswith(COMMAND) else ""
@@ -91,14 +91,14 @@ def commands(path: Path) -> list[str]:
     ]
 
 
-def _faults(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
-    if _holds(values, "_target_"):
+def _find_faults(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
+    if _contains_key(values, "_target_"):
         yield "_target_: names code to be run, which no config may; take it out"
     if path.parent.name == "experiment" and not any(line.strip() == GLOBAL for line in text.splitlines()[:3]):
         yield f"sets keys of all groups only where its first line is `{GLOBAL}`; write it there"
 
 
-def _notes(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
+def _find_notes(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
     lines = [line for line in text.splitlines()[:3] if line.strip() != GLOBAL]
     option = f"{path.parent.name}={path.stem}"
     if not lines or not re.match(r"# .*\.\)?$", lines[0]):
@@ -109,12 +109,12 @@ def _notes(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
         yield f"its second line does not name it; write `{COMMAND}{option}`"
     whole = path.parent.name == "experiment"
     nested = values if whole else {path.parent.name: values}
-    yield from migrations.renamed(nested)[1]
+    yield from migrations.rename_keys(nested)[1]
     if whole and not isinstance(values.get("template"), dict) and "slots" in values:
         yield "has slots and no template that declares them; write `template: {name: …, version: …, slots: …}`"
 
 
-def _holds(values: Any, key: str) -> bool:
+def _contains_key(values: Any, key: str) -> bool:
     if isinstance(values, list):
-        return any(_holds(one, key) for one in values)
-    return isinstance(values, dict) and any(name == key or _holds(value, key) for name, value in values.items())
+        return any(_contains_key(one, key) for one in values)
+    return isinstance(values, dict) and any(name == key or _contains_key(value, key) for name, value in values.items())

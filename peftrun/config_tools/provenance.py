@@ -15,17 +15,17 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 
 from peftrun.composition import adapter_defaults
-from peftrun.composition.composer import HYDRAS, ROOT, Compositions
+from peftrun.composition.composer import HYDRAS, ROOT, Composer
 from peftrun.config import migrations, paths
 from peftrun.config import values as config
 from peftrun.config.override_syntax import INTERPOLATION
 
-FILE, TYPED, RECORDED, NOWHERE = "file", "typed", "recorded", "nowhere"
-MERGE = "tag:yaml.org,2002:merge"  # `<<: *anchor`
+FILE, TYPED, RECORDED, UNKNOWN = "file", "typed", "recorded", "nowhere"
+YAML_MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`
 
 
 @dataclass(frozen=True)
-class Source:
+class ValueSource:
     """Where a value comes from.
 
     Attributes:
@@ -62,81 +62,87 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Choice:
+class GroupChoice:
     """The option that was chosen of a group, and by whom: `typed`, `by experiment=ner`, `default`."""
 
     group: str
     option: str | None
-    by: str
+    chosen_by: str
 
 
 @dataclass(frozen=True)
-class Origins:
+class ConfigOrigins:
     """A composed configuration: its values, full key → where each comes from, and which options were chosen."""
 
     values: dict[str, Any]
-    sources: dict[str, Source]
-    choices: list[Choice]
+    sources: dict[str, ValueSource]
+    choices: list[GroupChoice]
 
 
-def of(compositions: Compositions, overrides: Sequence[str]) -> Origins:
+def trace_origins(compositions: Composer, overrides: Sequence[str]) -> ConfigOrigins:
     """Where every value comes from that `overrides` compose.
 
     Raises: compose.REFUSALS: Hydra cannot compose them. ConfigError: an interpolation leads nowhere.
     """
     values, defaults = compositions.compose(overrides), compositions.defaults(overrides)
-    found: dict[str, Source] = {}
+    found: dict[str, ValueSource] = {}
     for one in compositions.files(overrides):
-        for key, source in _of_file(compositions, one):
-            _put(found, key, source)
+        for key, source in _trace_file(compositions, one):
+            _set_source(found, key, source)
     for override in defaults.config_overrides:
-        for key, source in _of_typed(override):
-            _put(found, key, source)
+        for key, source in _trace_override(override):
+            _set_source(found, key, source)
     for old, (new, _) in migrations.RENAMED.items():
         if old in found:
             found[new] = found.pop(old)
-    own, composed = adapter_defaults.adopt(values, overrides), config.flatten(values)
-    run = Source(RECORDED, str(adapter_defaults.run_of(values) or ""))
+    own, composed = adapter_defaults.apply_adapter_defaults(values, overrides), config.flatten_keys(values)
+    run = ValueSource(RECORDED, str(adapter_defaults.find_adapter_run(values) or ""))
     sources = {
-        key: _source(found, key) if key in composed and composed[key] == value else run
-        for key, value in config.flatten(own).items()
+        key: _find_source(found, key) if key in composed and composed[key] == value else run
+        for key, value in config.flatten_keys(own).items()
     }
-    return Origins(own, sources, _choices(defaults, {text.partition("=")[0].lstrip("+") for text in overrides}))
+    return ConfigOrigins(
+        own, sources, _list_choices(defaults, {text.partition("=")[0].lstrip("+") for text in overrides})
+    )
 
 
-def _of_file(compositions: Compositions, default: ResultDefault) -> Iterator[tuple[str, Source]]:
+def _trace_file(compositions: Composer, default: ResultDefault) -> Iterator[tuple[str, ValueSource]]:
     found = compositions.repository.load_config(str(default.config_path))
     if found is None or found.is_schema_source:
         return
     name = f"{str(default.config_path).removesuffix('.yaml')}.yaml"
     place = "" if found.path == f"file://{paths.config_dir()}" else found.path
-    for key, line, text in _lines(yaml.compose(_text(found.path, name), Loader=yaml.SafeLoader), 0):
+    for key, line, text in _walk_leaves(yaml.compose(_read_text(found.path, name), Loader=yaml.SafeLoader), 0):
         if key.split(".")[0] not in (("defaults", HYDRAS) if default.config_path == ROOT else ("defaults",)):
             full = f"{default.package}.{key}" if default.package else key
-            yield full, Source(FILE, name, line, place, _is_interpolated(text))
+            yield full, ValueSource(FILE, name, line, place, _is_interpolated(text))
 
 
-def _text(place: str, name: str) -> str:
+def _read_text(place: str, name: str) -> str:
     scheme, _, where = place.partition("://")
     folder = resources.files(where) if scheme == "pkg" else Path(where)
     return folder.joinpath(name).read_text(encoding="utf-8")
 
 
-def _lines(node: Any, line: int, prefix: str = "") -> Iterator[tuple[str, int, Any]]:
+def _walk_leaves(node: Any, line: int, prefix: str = "") -> Iterator[tuple[str, int, Any]]:
     """Full key, line and node of every leaf of a file."""
     if not isinstance(node, yaml.MappingNode) or not node.value:
         if prefix:
             yield prefix, line, node
         return
-    for name, value in sorted(node.value, key=lambda pair: pair[0].tag != MERGE):  # what is merged in stands before
-        if name.tag == MERGE:
+    for name, value in sorted(
+        node.value, key=lambda pair: pair[0].tag != YAML_MERGE_TAG
+    ):  # what is merged in stands before
+        if name.tag == YAML_MERGE_TAG:
             for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                yield from _lines(one, line, prefix)
+                yield from _walk_leaves(one, line, prefix)
         else:
-            yield from _lines(value, name.start_mark.line + 1, f"{prefix}.{_name(name)}" if prefix else _name(name))
+            yield from _walk_leaves(
+                value, name.start_mark.line + 1, f"{prefix}.{_parse_key(name)}" if prefix else _parse_key(name)
+            )
 
 
-def _name(node: Any) -> str:
+def _parse_key(node: Any) -> str:
     """A key as `config.flatten` writes it."""
     loader = yaml.SafeLoader("")
     try:
@@ -154,13 +160,13 @@ def _is_interpolated(node: Any) -> bool:
     return isinstance(node, yaml.MappingNode) and any(_is_interpolated(value) for _, value in node.value)
 
 
-def _of_typed(override: Override) -> Iterator[tuple[str, Source]]:
-    source = Source(TYPED, str(override.input_line))
-    for key in config.flatten(override.value(), override.key_or_group) if not override.is_delete() else ():
+def _trace_override(override: Override) -> Iterator[tuple[str, ValueSource]]:
+    source = ValueSource(TYPED, str(override.input_line))
+    for key in config.flatten_keys(override.value(), override.key_or_group) if not override.is_delete() else ():
         yield key, source
 
 
-def _put(found: dict[str, Source], key: str, source: Source) -> None:
+def _set_source(found: dict[str, ValueSource], key: str, source: ValueSource) -> None:
     """A leaf takes the place of what was above and below it."""
     parts = key.split(".")
     above = [".".join(parts[:length]) for length in range(1, len(parts))]
@@ -170,22 +176,26 @@ def _put(found: dict[str, Source], key: str, source: Source) -> None:
     found[key] = source
 
 
-def _source(found: dict[str, Source], key: str) -> Source:
+def _find_source(found: dict[str, ValueSource], key: str) -> ValueSource:
     """That of the key, or of what it is part of: a mapping taken from elsewhere, a path that became a mapping."""
     parts = key.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((found[name] for name in names if name in found), Source(NOWHERE))
+    return next((found[name] for name in names if name in found), ValueSource(UNKNOWN))
 
 
-def _choices(defaults: DefaultsList, typed: set[str]) -> list[Choice]:
+def _list_choices(defaults: DefaultsList, typed: set[str]) -> list[GroupChoice]:
     found = {
         group: option for group, option in defaults.overrides.known_choices.items() if not group.startswith(HYDRAS)
     }
     ordered = sorted(found, key=lambda group: [*paths.GROUPS, group].index(group))
-    return [Choice(group, found[group], _by(defaults, group, typed)) for group in ordered if found[group] is not None]
+    return [
+        GroupChoice(group, found[group], _describe_chooser(defaults, group, typed))
+        for group in ordered
+        if found[group] is not None
+    ]
 
 
-def _by(defaults: DefaultsList, group: str, typed: set[str]) -> str:
+def _describe_chooser(defaults: DefaultsList, group: str, typed: set[str]) -> str:
     if group in typed:
         return TYPED
     asked = defaults.overrides.override_metadata.get(group)

@@ -5,7 +5,7 @@ from pathlib import Path
 from peftrun.errors import DataError
 
 
-def read(file: Path) -> list[dict[str, str]]:
+def read_po_entries(file: Path) -> list[dict[str, str]]:
     """`msgid` and `msgstr` of each entry; without those that are doubtful (fuzzy), obsolete, empty, or of several plurals.
 
     Raises: DataError: the package that reads such files is not installed.

@@ -11,38 +11,48 @@ from peftrun.data import files, tables
 from peftrun.data.files import UTF8, Row
 
 READERS: dict[str, Callable[..., Iterator[Row]]] = {
-    "csv": files.csv_rows,
-    "json": files.json_rows,
-    "text": files.text_rows,
+    "csv": files.read_csv_rows,
+    "json": files.read_json_rows,
+    "text": files.read_text_rows,
 }  # by datasets' names
 # What a data set's card may say of its files. Any other setting would change what is read, or how a reader that is not ours reads.
-READ = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter", "encoding"}
-IDLE = {"chunksize", "block_size", "use_threads", "on_mixed_types", "parse_agent_traces"}
-CACHED = "cache"  # datasets' name for what it has prepared earlier, when the Hub cannot be reached
+SUPPORTED_KEYS = {
+    "name",
+    "version",
+    "data_dir",
+    "data_files",
+    "description",
+    "features",
+    "sep",
+    "delimiter",
+    "encoding",
+}
+IGNORED_KEYS = {"chunksize", "block_size", "use_threads", "on_mixed_types", "parse_agent_traces"}
+CACHE_BUILDER = "cache"  # datasets' name for what it has prepared earlier, when the Hub cannot be reached
 
 
-def rows(path: str, name: str | None, revision: str | None, split: str, streaming: bool) -> Iterator[Row]:
+def load_hub_rows(path: str, name: str | None, revision: str | None, split: str, streaming: bool) -> Iterator[Row]:
     """Every row of a split. Raises: whatever datasets raises where it is not there; ValueError: see `_reader`."""
-    builder = _builder(path, name, revision)
+    builder = _load_builder(path, name, revision)
     if builder.name not in READERS:
-        return _typed(builder, split, streaming)
-    return _spelled(builder, split, streaming)
+        return _read_typed_rows(builder, split, streaming)
+    return _read_verbatim_rows(builder, split, streaming)
 
 
-def _builder(path: str, name: str | None, revision: str | None) -> Any:
+def _load_builder(path: str, name: str | None, revision: str | None) -> Any:
     from datasets import load_dataset_builder
 
     try:
         found = load_dataset_builder(path, name=name, revision=revision)
-        if found.name != CACHED or found.info.builder_name not in READERS:
+        if found.name != CACHE_BUILDER or found.info.builder_name not in READERS:
             return found
         lost: Exception = ConnectionError(f"the Hub cannot be reached, and {path} was not fetched before")
     except ConnectionError as error:
         lost = error
-    return load_dataset_builder(_fetched(path, revision, lost), name=name)
+    return load_dataset_builder(_find_cached_snapshot(path, revision, lost), name=name)
 
 
-def _fetched(path: str, revision: str | None, lost: Exception) -> str:
+def _find_cached_snapshot(path: str, revision: str | None, lost: Exception) -> str:
     """The folder of files that were fetched when the Hub could be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -53,25 +63,25 @@ def _fetched(path: str, revision: str | None, lost: Exception) -> str:
         raise lost from None
 
 
-def _typed(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
+def _read_typed_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
     if streaming:
         found = builder.as_streaming_dataset(split)
     else:
         builder.download_and_prepare()
         found = builder.as_dataset(split)
-    return tables.rows_of(found.with_format("arrow").iter(tables.ROWS))
+    return tables.convert_batches(found.with_format("arrow").iter(tables.BATCH_ROWS))
 
 
-def _spelled(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
+def _read_verbatim_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
     from datasets import DownloadConfig, ReadInstruction
     from datasets.download import DownloadManager, StreamingDownloadManager
 
-    read = _reader(builder)
+    read = _choose_reader(builder)
     manager = (StreamingDownloadManager if streaming else DownloadManager)(download_config=DownloadConfig())
     parts = manager.download_and_extract({str(name): list(some) for name, some in builder.config.data_files.items()})
 
     def whole(name: str) -> Iterator[Row]:
-        return (row for file in manager.iter_files(parts[name]) for row in _rows_in(file, read))
+        return (row for file in manager.iter_files(parts[name]) for row in _read_file_rows(file, read))
 
     if split in parts:
         return whole(split)
@@ -80,23 +90,27 @@ def _spelled(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
     return chain.from_iterable(islice(whole(one.splitname), one.from_, one.to) for one in wanted)
 
 
-def _reader(builder: Any) -> Callable[[BinaryIO], Iterator[Row]]:
+def _choose_reader(builder: Any) -> Callable[[BinaryIO], Iterator[Row]]:
     """What reads its files, as the data set's card says. Raises: ValueError: it says what is not read here."""
     config = builder.config
     usual = type(config)()
-    said = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in IDLE}
-    strange = [f"{name}={value}" for name, value in said.items() if name not in READ and value != getattr(usual, name)]
+    said = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in IGNORED_KEYS}
+    strange = [
+        f"{name}={value}"
+        for name, value in said.items()
+        if name not in SUPPORTED_KEYS and value != getattr(usual, name)
+    ]
     if strange:
         raise ValueError(
             f"its card asks for {strange[0]}, which peftrun does not read; fetch the file, write it without that, and type task.data.source=file task.data.path=FILE"
         )
     encoding = UTF8 if said["encoding"] in (None, "utf-8") else said["encoding"]
     if said.get("sep") == "\t":
-        return partial(files.tsv_rows, encoding=encoding)
+        return partial(files.read_tsv_rows, encoding=encoding)
     return partial(READERS[builder.name], encoding=encoding, **({"delimiter": said["sep"]} if "sep" in said else {}))
 
 
-def _rows_in(file: str, read: Callable[[BinaryIO], Iterator[Row]]) -> Iterator[Row]:
+def _read_file_rows(file: str, read: Callable[[BinaryIO], Iterator[Row]]) -> Iterator[Row]:
     """Raises: ValueError: its rows cannot be read; with the file's name."""
     import fsspec
 

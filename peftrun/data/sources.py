@@ -11,22 +11,22 @@ from peftrun.config.schema.run import DataSpec, MixSpec
 from peftrun.data import files, gettext_po, hub, tables
 from peftrun.data.files import Row
 from peftrun.errors import DataError
-from peftrun.system.packages import package_dir
+from peftrun.system.packages import find_package_dir
 
 READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
-    ".csv": files.csv_rows,
-    ".tsv": files.tsv_rows,
-    ".json": files.json_rows,
-    ".jsonl": files.jsonl_rows,
-    ".parquet": tables.parquet_rows,
-    ".arrow": tables.arrow_rows,
-    ".txt": files.text_rows,
-    ".po": lambda stream: iter(gettext_po.read(Path(stream.name))),
+    ".csv": files.read_csv_rows,
+    ".tsv": files.read_tsv_rows,
+    ".json": files.read_json_rows,
+    ".jsonl": files.read_jsonl_rows,
+    ".parquet": tables.read_parquet_rows,
+    ".arrow": tables.read_arrow_rows,
+    ".txt": files.read_text_rows,
+    ".po": lambda stream: iter(gettext_po.read_po_entries(Path(stream.name))),
 }
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """One place that rows come from. `key` is what the config calls it; what follows `path` is of a dataset on the Hub. `beside`: another
     split of the same dataset is read too."""
 
@@ -43,12 +43,12 @@ class Source:
         return f"{self.key}={self.path}{f', split {self.split}' if self.beside else ''}"
 
 
-def first(data: DataSpec) -> Source:
+def get_train_source(data: DataSpec) -> DataSource:
     """Where training rows come from, and held-out ones unless they have a source of their own."""
-    return Source("task.data.path", data.path, data.name, data.revision, data.split)
+    return DataSource("task.data.path", data.path, data.name, data.revision, data.split)
 
 
-def held_out(data: DataSpec) -> Source | None:
+def get_eval_source(data: DataSpec) -> DataSource | None:
     """Where held-out rows come from; None: they are split off."""
     if data.eval_path is None and data.eval_split is None:
         return None
@@ -56,22 +56,22 @@ def held_out(data: DataSpec) -> Source | None:
     here = data.eval_path in (None, data.path)  # another dataset has other configurations and commits
     name, revision = (data.name, data.revision) if here else (None, None)
     beside = here and data.eval_split is not None
-    return Source(key, data.eval_path or data.path, name, revision, data.eval_split or data.split, beside)
+    return DataSource(key, data.eval_path or data.path, name, revision, data.eval_split or data.split, beside)
 
 
-def further(name: str, one: MixSpec, data: DataSpec) -> Source:
+def make_mix_source(name: str, one: MixSpec, data: DataSpec) -> DataSource:
     """The source that is mixed in under this name."""
-    return Source(f"task.data.mix.{name}.path", one.path, one.name, one.revision, one.split or data.split)
+    return DataSource(f"task.data.mix.{name}.path", one.path, one.name, one.revision, one.split or data.split)
 
 
-def all_of(data: DataSpec) -> list[Source]:
+def list_sources(data: DataSpec) -> list[DataSource]:
     """Every source of a task's rows."""
-    apart, mixed = held_out(data), data.mix or {}
-    more = [further(name, one, data) for name, one in mixed.items()]
-    return [first(data), *([apart] if apart else []), *more]
+    apart, mixed = get_eval_source(data), data.mix or {}
+    more = [make_mix_source(name, one, data) for name, one in mixed.items()]
+    return [get_train_source(data), *([apart] if apart else []), *more]
 
 
-def read(data: DataSpec, source: Source) -> Iterator[Row]:
+def read_source(data: DataSpec, source: DataSource) -> Iterator[Row]:
     """Every row of a source, one at a time; of a streamed one no more than are asked for.
 
     Raises: DataError: it is empty, or cannot be read.
@@ -80,30 +80,32 @@ def read(data: DataSpec, source: Source) -> Iterator[Row]:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     row = None
     try:
-        for row in islice(_rows(data, source), _asked(data)):
+        for row in islice(_read_rows(data, source), _count_needed_rows(data)):
             yield row
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
-        raise DataError(_unreadable(source, error, data)) from error
+        raise DataError(_explain_unreadable(source, error, data)) from error
     if row is None:
         raise DataError(f"{source.told}: holds no rows; name a file with data")
 
 
-def file_of(data: DataSpec, path: str) -> Path:
+def resolve_source_file(data: DataSpec, path: str) -> Path:
     """Where a source of rows that is a file lies: in its package, or where the user says."""
-    return (package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
+    return (
+        (find_package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
+    )
 
 
-def _asked(data: DataSpec) -> int | None:
+def _count_needed_rows(data: DataSpec) -> int | None:
     return (data.train_rows or 0) + data.eval_rows if data.streaming else None
 
 
-def _rows(data: DataSpec, source: Source) -> Iterator[Row]:
+def _read_rows(data: DataSpec, source: DataSource) -> Iterator[Row]:
     if data.source == "hub":
-        yield from hub.rows(source.path, source.name, source.revision, source.split, data.streaming)
+        yield from hub.load_hub_rows(source.path, source.name, source.revision, source.split, data.streaming)
         return
-    file = file_of(data, source.path)
+    file = resolve_source_file(data, source.path)
     if file.stat().st_size == 0:
         raise DataError(f"{source.told}: the file is empty; name a file with data")
     reader = READERS.get(file.suffix.lower())
@@ -113,20 +115,20 @@ def _rows(data: DataSpec, source: Source) -> Iterator[Row]:
         yield from reader(stream)
 
 
-def _damage(source: Source, data: DataSpec) -> str | None:
+def _locate_invalid_utf8(source: DataSource, data: DataSpec) -> str | None:
     """Where a file is not UTF-8; None where that cannot be told."""
     if data.source == "hub":
         return None
-    file = file_of(data, source.path)
+    file = resolve_source_file(data, source.path)
     with file.open("rb") as stream:
-        return files.not_utf8(stream, {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower()))
+        return files.locate_invalid_utf8(stream, {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower()))
 
 
-def _unreadable(source: Source, error: BaseException, data: DataSpec) -> str:
+def _explain_unreadable(source: DataSource, error: BaseException, data: DataSpec) -> str:
     deepest = error.__cause__ or error
     reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
     if isinstance(deepest, UnicodeDecodeError):
-        reason = f"{_damage(source, data) or reason}; save it as UTF-8"
+        reason = f"{_locate_invalid_utf8(source, data) or reason}; save it as UTF-8"
     if data.source == "hub":
         return f"{source.told}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
     return f"{source.told}: cannot be read ({reason}); check the file"

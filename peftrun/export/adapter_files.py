@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts.adapter_source import Source
-from peftrun.artifacts.portable_names import known_as
+from peftrun.artifacts.adapter_source import ExportSource
+from peftrun.artifacts.portable_names import get_recorded_base_name
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA
 from peftrun.export import own_tokenizer
 from peftrun.io import atomic_files
 
 
-def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str, Any] | None = None) -> None:
+def copy_adapter(
+    source: ExportSource, folder: Path, base_id: str | None, changes: dict[str, Any] | None = None
+) -> None:
     """Config, weights and peftrun's facts of an adapter in `folder`, and its tokenizer where it has one of its own.
 
     Args: base_id: goes into the config as the base's name; None: what was noted. changes: other keys of the config.
@@ -21,7 +23,7 @@ def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str,
         if (source.folder / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
-    values = source.config | {"base_model_name_or_path": base_id or known_as(source)} | (changes or {})
+    values = source.config | {"base_model_name_or_path": base_id or get_recorded_base_name(source)} | (changes or {})
     if values == source.config:
         shutil.copyfile(source.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
     else:
@@ -29,6 +31,6 @@ def copied(source: Source, folder: Path, base_id: str | None, changes: dict[str,
         atomic_files.write_text(folder / ADAPTER_CONFIG, text)
 
 
-def listed(folder: Path) -> dict[str, int]:
+def list_files(folder: Path) -> dict[str, int]:
     """Name → bytes of every file below `folder`, in order."""
     return {str(one.relative_to(folder)): one.stat().st_size for one in sorted(folder.rglob("*")) if one.is_file()}

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.adapter_source import ExportSource
 
 
 @dataclass(frozen=True)
-class About:
+class CardInfo:
     """What a model card tells from.
 
     Attributes:
@@ -16,7 +16,7 @@ class About:
         kind: of the task; None where nothing says so.
     """
 
-    source: Source
+    source: ExportSource
     values: dict[str, Any]
     typed: list[str]
     base_id: str | None

@@ -4,22 +4,22 @@ import math
 from pathlib import PurePath
 from typing import Any
 
-from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.adapter_source import ExportSource
 
 
-def figures(source: Source, when: str) -> dict[str, float]:
+def read_metrics(source: ExportSource, when: str) -> dict[str, float]:
     """Measured numbers `before` or `after` training; empty where none were taken."""
     found = (source.record.get("metrics") or {}).get(when) or {}
     return {key: value for key, value in found.items() if _is_number(value)} if isinstance(found, dict) else {}
 
 
-def held_out(source: Source) -> int | None:
+def count_eval_rows(source: ExportSource) -> int | None:
     """On how many rows; None where the record does not say."""
     found = (source.record.get("data") or {}).get("held_out_rows")
     return int(found) if found is not None else None
 
 
-def data_name(values: dict[str, Any]) -> str | None:
+def get_dataset_name(values: dict[str, Any]) -> str | None:
     """What the rows are called, without paths of this machine; None where there are none."""
     data = (values.get("task") or {}).get("data") or {}
     path = data.get("path")
@@ -30,14 +30,14 @@ def data_name(values: dict[str, Any]) -> str | None:
     return str(path) if data.get("source") == "hub" else PurePath(str(path)).name
 
 
-def evaluated(source: Source, values: dict[str, Any]) -> list[Any]:
+def build_eval_results(source: ExportSource, values: dict[str, Any]) -> list[Any]:
     """`huggingface_hub.EvalResult`s of what was measured after training, for the card's model-index."""
     from huggingface_hub import EvalResult
 
     if source.record.get("action") != "train":
         return []
-    name, kind = data_name(values) or "held-out rows", str(values["task"]["kind"])
-    rows = held_out(source)
+    name, kind = get_dataset_name(values) or "held-out rows", str(values["task"]["kind"])
+    rows = count_eval_rows(source)
     return [
         EvalResult(
             task_type=kind.replace("_", "-"),
@@ -47,7 +47,7 @@ def evaluated(source: Source, values: dict[str, Any]) -> list[Any]:
             metric_name=key,
             metric_value=value,
         )
-        for key, value in figures(source, "after").items()
+        for key, value in read_metrics(source, "after").items()
     ]
 
 

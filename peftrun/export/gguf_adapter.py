@@ -10,67 +10,69 @@ from typing import Any
 
 import numpy as np
 
-from peftrun.artifacts.adapter_source import Source
-from peftrun.checks.gguf_support import ARCHITECTURES, MERGE, ROTATED
+from peftrun.artifacts.adapter_source import ExportSource
+from peftrun.checks.gguf_support import ARCHITECTURES, MERGE_ADVICE, ROTATED
 from peftrun.errors import AdapterError, ModelError
 from peftrun.export import lora_factors
-from peftrun.export.base_config import architecture
-from peftrun.export.lora_factors import Factors
+from peftrun.export.base_config import get_architecture
+from peftrun.export.lora_factors import LoraFactors
 
-HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+HEAD_COUNT_KEYS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 
 
-def write(source: Source, base: Mapping[str, Any] | None, base_id: str | None, file: Path) -> dict[str, Any]:
+def write_gguf_adapter(
+    source: ExportSource, base: Mapping[str, Any] | None, base_id: str | None, file: Path
+) -> dict[str, Any]:
     """The GGUF adapter in `file`, in float32, and what it holds.
 
     Raises: ModelError: the base's config is not here, or it is of an architecture that is not converted.
         AdapterError: the adapter does not fit the base, or holds no pairs.
     """
-    name = _architecture(base)
+    name = _require_architecture(base)
     assert base is not None
-    pairs = lora_factors.read(source)
+    pairs = lora_factors.read_factors(source)
     if not pairs:
-        raise AdapterError(f"{source.folder}: holds no LoRA factors; {MERGE}")
+        raise AdapterError(f"{source.folder}: holds no LoRA factors; {MERGE_ADVICE}")
     first = next(iter(pairs.values()))
     alpha = float(np.float32(first.scaling * first.rank))
-    tensors = {module: _ready(module, one, alpha, name, base) for module, one in pairs.items()}
-    writer = _begun(file, name, alpha, base_id)
-    _add(writer, name, int(base["num_hidden_layers"]), tensors)
+    tensors = {module: _prepare_factors(module, one, alpha, name, base) for module, one in pairs.items()}
+    writer = _open_writer(file, name, alpha, base_id)
+    _write_tensors(writer, name, int(base["num_hidden_layers"]), tensors)
     ranks = sorted({one.rank for one in pairs.values()})
     return {"architecture": name, "alpha": alpha, "pairs": len(tensors), "ranks": ranks}
 
 
-def _architecture(base: Mapping[str, Any] | None) -> str:
+def _require_architecture(base: Mapping[str, Any] | None) -> str:
     if base is None:
         raise ModelError(
             "the base's config.json is not on this machine, and GGUF needs it: put the base back, or export the adapter folder "
             "itself with the base named: type model=pretrained model.name_or_path=FOLDER"
         )
-    known = architecture(base)
+    known = get_architecture(base)
     if known not in ARCHITECTURES:
-        raise ModelError(f"the base is a {known}, and {', '.join(ARCHITECTURES)} are converted; {MERGE}")
+        raise ModelError(f"the base is a {known}, and {', '.join(ARCHITECTURES)} are converted; {MERGE_ADVICE}")
     return ARCHITECTURES[known]
 
 
-def _ready(module: str, pair: Factors, alpha: float, name: str, base: Mapping[str, Any]) -> Factors:
+def _prepare_factors(module: str, pair: LoraFactors, alpha: float, name: str, base: Mapping[str, Any]) -> LoraFactors:
     """A pair under `alpha`, its rows as llama.cpp has them."""
-    _check_size(module, pair, base)
-    found = lora_factors.scaled(pair, alpha / pair.rank)
-    heads = HEADS.get(module.rpartition(".")[2])
+    _check_shape(module, pair, base)
+    found = lora_factors.rescale_factors(pair, alpha / pair.rank)
+    heads = HEAD_COUNT_KEYS.get(module.rpartition(".")[2])
     if name not in ROTATED or heads is None:
         return found
     count = int(base.get(heads) or base["num_attention_heads"])
-    return Factors(found.names, found.a, rotated(found.b, count), found.scaling)
+    return LoraFactors(found.names, found.a, permute_heads(found.b, count), found.scaling)
 
 
-def rotated(rows: np.ndarray, heads: int) -> np.ndarray:
+def permute_heads(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head in pairs (0, half, 1, half + 1, …) in place of two halves."""
     half = rows.shape[0] // heads // 2
     return rows.reshape(heads, 2, half, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _check_size(module: str, pair: Factors, base: Mapping[str, Any]) -> None:
-    heads = HEADS.get(module.rpartition(".")[2])
+def _check_shape(module: str, pair: LoraFactors, base: Mapping[str, Any]) -> None:
+    heads = HEAD_COUNT_KEYS.get(module.rpartition(".")[2])
     if heads is None:
         return
     total = int(base["num_attention_heads"])
@@ -83,7 +85,7 @@ def _check_size(module: str, pair: Factors, base: Mapping[str, Any]) -> None:
         )
 
 
-def _begun(file: Path, name: str, alpha: float, base_id: str | None) -> Any:
+def _open_writer(file: Path, name: str, alpha: float, base_id: str | None) -> Any:
     """The file with what llama.cpp reads before the tensors."""
     import gguf
 
@@ -99,7 +101,7 @@ def _begun(file: Path, name: str, alpha: float, base_id: str | None) -> Any:
     return writer
 
 
-def _add(writer: Any, name: str, layers: int, tensors: dict[str, Factors]) -> None:
+def _write_tensors(writer: Any, name: str, layers: int, tensors: dict[str, LoraFactors]) -> None:
     """Every pair under llama.cpp's name of its layer; the file is then complete."""
     import gguf
 
@@ -108,7 +110,7 @@ def _add(writer: Any, name: str, layers: int, tensors: dict[str, Factors]) -> No
     for module, pair in tensors.items():
         there = names.get_name(module)
         if there is None:
-            raise AdapterError(f"{module}: is no layer that llama.cpp's {name} has; {MERGE}")
+            raise AdapterError(f"{module}: is no layer that llama.cpp's {name} has; {MERGE_ADVICE}")
         writer.add_tensor(f"{there}.weight.lora_a", np.ascontiguousarray(pair.a))
         writer.add_tensor(f"{there}.weight.lora_b", np.ascontiguousarray(pair.b))
     writer.write_header_to_file()

@@ -5,32 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import portable_names, run_overrides
-from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.run_layout import CONFIG, PEFTRUN_METADATA
 from peftrun.config import values as config
 from peftrun.export import adapter_files, model_card, own_tokenizer
 from peftrun.io import atomic_files
 
-CARD = "README.md"
+CARD_FILE = "README.md"
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 
 
-def write(source: Source, base_id: str | None, action: Any, folder: Path) -> None:
+def write_hub_folder(source: ExportSource, base_id: str | None, action: Any, folder: Path) -> None:
     """Everything that belongs into the repository, and nothing else: no checkpoint, no optimiser state, no path of this machine."""
     values = config.read_run(source.run / CONFIG, aloud=False) if source.run else {}
     if source.is_adapter:
-        adapter_files.copied(source, folder, base_id)
+        adapter_files.copy_adapter(source, folder, base_id)
     else:
-        _model(source, folder)
+        _copy_model(source, folder)
     if source.run:
-        text = config.values_to_yaml(portable_names.without_paths(values))
+        text = config.values_to_yaml(portable_names.shorten_paths(values))
         atomic_files.write_text(folder / CONFIG, text)
-    typed = portable_names.typed_without_paths(run_overrides.overrides(source.run)) if source.run else []
-    about = model_card.about(source, portable_names.without_paths(values), typed, base_id, action)
-    atomic_files.write_text(folder / CARD, model_card.text(about))
+    typed = portable_names.shorten_override_paths(run_overrides.read_overrides(source.run)) if source.run else []
+    about = model_card.collect_card_info(source, portable_names.shorten_paths(values), typed, base_id, action)
+    atomic_files.write_text(folder / CARD_FILE, model_card.render_card(about))
 
 
-def _model(source: Source, folder: Path) -> None:
+def _copy_model(source: ExportSource, folder: Path) -> None:
     own = [file.relative_to(source.folder) for pattern in MODEL_FILES for file in sorted(source.folder.glob(pattern))]
     own += own_tokenizer.files(source.folder)
     own += [Path(PEFTRUN_METADATA)] if (source.folder / PEFTRUN_METADATA).is_file() else []
@@ -39,5 +39,5 @@ def _model(source: Source, folder: Path) -> None:
         shutil.copyfile(source.folder / file, folder / file)
     found = atomic_files.read_json(folder / "config.json")
     name = found.get("_name_or_path")
-    if isinstance(name, str) and portable_names.portable(name) != name:
-        atomic_files.write_json(folder / "config.json", found | {"_name_or_path": portable_names.portable(name)})
+    if isinstance(name, str) and portable_names.shorten_path(name) != name:
+        atomic_files.write_json(folder / "config.json", found | {"_name_or_path": portable_names.shorten_path(name)})

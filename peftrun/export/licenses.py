@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 NO_NAME = ("other", "unknown")  # ids that name none
-IDS = (
+LICENSE_IDS = (
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
     "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
     "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0",
@@ -18,10 +18,10 @@ IDS = (
 )  # fmt: skip
 
 
-def unknown(name: str) -> str | None:
+def explain_unknown_license(name: str) -> str | None:
     """One line for an id that the Hub does not list, with the nearest that it does; None for one that it lists."""
-    if name in IDS:
+    if name in LICENSE_IDS:
         return None
-    near = get_close_matches(name.lower(), IDS, n=1, cutoff=0.6)
+    near = get_close_matches(name.lower(), LICENSE_IDS, n=1, cutoff=0.6)
     advice = f"did you mean {near[0]}? type action.license={near[0]}" if near else "type action.license=other"
     return f"action.license={name}: is no licence id that the Hub lists; {advice}"

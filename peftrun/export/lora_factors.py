@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peftrun.artifacts import delta_weights
-from peftrun.artifacts.adapter_source import Source
-from peftrun.artifacts.delta_weights import Weights
+from peftrun.artifacts.adapter_source import ExportSource
+from peftrun.artifacts.delta_weights import AdapterDeltas
 from peftrun.errors import AdapterError
 
 
 @dataclass(frozen=True)
-class Factors:
+class LoraFactors:
     """A (rank, in) and B (out, rank) of one module in float32, and their names in the file; ΔW = scaling·B·A."""
 
     names: tuple[str, str]
@@ -25,26 +25,26 @@ class Factors:
         return int(self.a.shape[0])
 
 
-def read(source: Source) -> dict[str, Factors]:
+def read_factors(source: ExportSource) -> dict[str, LoraFactors]:
     """Module → its factors, with the scaling that PEFT gives it.
 
     Raises: AdapterError: something in the file is no pair of factors of a linear layer. ArtifactError: the file is torn.
     """
-    weights: Weights = delta_weights.pairs(source.folder)
+    weights: AdapterDeltas = delta_weights.read_deltas(source.folder)
     for module, reason in weights.unmeasured.items():
         raise AdapterError(f"{source.folder}: {module}: {reason}; merge it instead (peftrun action=merge adapter=…)")
     return {
-        module: Factors(
+        module: LoraFactors(
             (pair.a.name, pair.b.name),
-            delta_weights.tensor(pair.file, pair.a).astype(np.float32),
-            delta_weights.tensor(pair.file, pair.b).astype(np.float32),
+            delta_weights.read_tensor(pair.file, pair.a).astype(np.float32),
+            delta_weights.read_tensor(pair.file, pair.b).astype(np.float32),
             pair.scaling,
         )
         for module, pair in weights.found.items()
     }
 
 
-def scaled(factors: Factors, scaling: float) -> Factors:
+def rescale_factors(factors: LoraFactors, scaling: float) -> LoraFactors:
     """The same ΔW under another scaling: B takes the quotient."""
     if factors.scaling == scaling:
         return factors
@@ -52,7 +52,7 @@ def scaled(factors: Factors, scaling: float) -> Factors:
     return replace(factors, b=b, scaling=scaling)
 
 
-def padded(factors: Factors, rank: int) -> Factors:
+def pad_rank(factors: LoraFactors, rank: int) -> LoraFactors:
     """The same ΔW in more rows: what is added to A and B is zero."""
     more = rank - factors.rank
     return replace(factors, a=np.pad(factors.a, ((0, more), (0, 0))), b=np.pad(factors.b, ((0, 0), (0, more))))

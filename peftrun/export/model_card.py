@@ -2,61 +2,65 @@
 
 from typing import Any
 
-from peftrun.artifacts.adapter_source import Source
-from peftrun.artifacts.portable_names import known_as
+from peftrun.artifacts.adapter_source import ExportSource
+from peftrun.artifacts.portable_names import get_recorded_base_name
 from peftrun.export import card_metrics, card_sections
-from peftrun.export.card_data import About
+from peftrun.export.card_data import CardInfo
 
-PIPELINES = {  # task kind → what the Hub calls it, where it has a word
+PIPELINE_TAGS = {  # task kind → what the Hub calls it, where it has a word
     "causal_lm": "text-generation", "preference": "text-generation", "unpaired_preference": "text-generation",
     "prompt_only": "text-generation", "seq_cls": "text-classification", "token_cls": "token-classification",
 }  # fmt: skip
-KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls", "CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq"}
+TASK_KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls", "CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq"}
 
 
-def text(about: About) -> str:
+def render_card(about: CardInfo) -> str:
     """README.md, metadata first."""
     parts = [
         f"# {about.title}",
-        card_sections.opening(about),
-        card_sections.measured(about),
-        card_sections.training(about),
-        card_sections.use(about),
-        card_sections.reproduce(about),
-        card_sections.fingerprints(about.source),
+        card_sections.render_summary(about),
+        card_sections.render_metrics(about),
+        card_sections.render_training(about),
+        card_sections.render_usage(about),
+        card_sections.render_reproduction(about),
+        card_sections.render_fingerprints(about.source),
     ]
-    return f"---\n{_metadata(about)}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+    return f"---\n{_render_metadata(about)}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
-def about(source: Source, values: dict[str, Any], typed: list[str], base_id: str | None, action: Any) -> About:
+def collect_card_info(
+    source: ExportSource, values: dict[str, Any], typed: list[str], base_id: str | None, action: Any
+) -> CardInfo:
     """What the card is about. `values`: the run's configuration without paths; `typed`: its overrides; both empty without a run."""
-    title = action.repo_id.partition("/")[2] if action.repo_id else _title(source, base_id)
-    return About(source, values, typed, base_id, action.repo_id, action.license, title, kind_of(source, values))
+    title = action.repo_id.partition("/")[2] if action.repo_id else _format_title(source, base_id)
+    return CardInfo(
+        source, values, typed, base_id, action.repo_id, action.license, title, get_task_kind(source, values)
+    )
 
 
-def kind_of(source: Source, values: dict[str, Any]) -> str | None:
+def get_task_kind(source: ExportSource, values: dict[str, Any]) -> str | None:
     """The kind of task it was made for; None where nothing says so."""
     noted = (values.get("task") or {}).get("kind") if source.record.get("action") == "train" else None
-    return noted or KINDS.get(str(source.config.get("task_type")))
+    return noted or TASK_KINDS.get(str(source.config.get("task_type")))
 
 
-def _title(source: Source, base_id: str | None) -> str:
+def _format_title(source: ExportSource, base_id: str | None) -> str:
     own = "adapter" if source.is_adapter else "model"
     name = source.name if source.name != "default" else own
-    return f"{(base_id or known_as(source) or 'a').rpartition('/')[2]}-{name}"
+    return f"{(base_id or get_recorded_base_name(source) or 'a').rpartition('/')[2]}-{name}"
 
 
-def _metadata(about: About) -> str:
+def _render_metadata(about: CardInfo) -> str:
     from huggingface_hub import ModelCardData
 
-    source, found = about.source, card_metrics.evaluated(about.source, about.values)
+    source, found = about.source, card_metrics.build_eval_results(about.source, about.values)
     data = ModelCardData(
         base_model=about.base_id,
         library_name="peft" if source.is_adapter else "transformers",
         license=about.license,
-        pipeline_tag=PIPELINES.get(about.kind or ""),
-        tags=_tags(source),
-        datasets=_data_sets(about.values),
+        pipeline_tag=PIPELINE_TAGS.get(about.kind or ""),
+        tags=_list_tags(source),
+        datasets=_list_datasets(about.values),
         model_name=about.title if found else None,
         eval_results=found or None,
         base_model_relation=("adapter" if source.is_adapter else "finetune") if about.base_id else None,
@@ -64,12 +68,12 @@ def _metadata(about: About) -> str:
     return data.to_yaml().strip()
 
 
-def _tags(source: Source) -> list[str]:
+def _list_tags(source: ExportSource) -> list[str]:
     method = str(source.config.get("peft_type", "")).lower() if source.is_adapter else None
     return ["peftrun", *([method] if method else []), *(["dora"] if source.config.get("use_dora") else [])]
 
 
-def _data_sets(values: dict[str, Any]) -> list[str] | None:
+def _list_datasets(values: dict[str, Any]) -> list[str] | None:
     """Those on the Hub alone: another name would point at what is not there."""
     data = (values.get("task") or {}).get("data") or {}
     return [str(data["path"])] if data.get("source") == "hub" else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import base_files
-from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.config.schema.run import ModelSpec
 
 TEMPLATE = "chat_template.jinja"
@@ -27,7 +27,7 @@ def files(folder: Path) -> list[Path]:
 
 def differing(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None:
     """What of them is another than the base's: `tokenizer`, `chat template`; None where that cannot be seen on this machine."""
-    base = base_files.locate(ModelSpec(**model)) if model else None
+    base = base_files.find_base_dir(ModelSpec(**model)) if model else None
     if base is None:
         return None
     from peftrun.artifacts import fingerprint
@@ -40,7 +40,7 @@ def differing(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None
     return [part for part, (own, other) in found.items() if own is not None and own != other]
 
 
-def told(source: Source, differs: list[str] | None, target: str) -> str | None:
+def told(source: ExportSource, differs: list[str] | None, target: str) -> str | None:
     """One line on files that change how text is read; None where there are none, or they are the base's own."""
     names = ", ".join(map(str, files(source.folder)))
     if not names or differs == []:
@@ -54,7 +54,7 @@ def told(source: Source, differs: list[str] | None, target: str) -> str | None:
     return f"{source.folder}: brings {what} ({names}){unknown}. peftrun answers and measures by the base's; {_becomes(source, target)}"
 
 
-def _becomes(source: Source, target: str) -> str:
+def _becomes(source: ExportSource, target: str) -> str:
     """What the export makes of them."""
     if target == "gguf":
         return "a GGUF adapter holds none, so llama.cpp uses the base's: to use these, put them into a copy of the base and convert that"

@@ -6,29 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts.adapter_source import Source
-from peftrun.artifacts.portable_names import known_as
+from peftrun.artifacts.adapter_source import ExportSource
+from peftrun.artifacts.portable_names import get_recorded_base_name
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.checks import vllm_support
 from peftrun.errors import AdapterError
 from peftrun.export import adapter_files, lora_factors
 from peftrun.io import atomic_files, safetensors_header
 
-LAUNCH, FACTS = "launch.sh", "vllm.json"
-BASE = '"$BASE"'
+LAUNCH_SCRIPT, FACTS_FILE = "launch.sh", "vllm.json"
+BASE_VARIABLE = '"$BASE"'
 
 
-def write(
-    sources: Sequence[Source], base_id: str | None, revision: str | None, folder: Path, names: dict[str, dict[str, str]]
+def write_vllm_folder(
+    sources: Sequence[ExportSource],
+    base_id: str | None,
+    revision: str | None,
+    folder: Path,
+    names: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
     """Everything in `folder`, and what `vllm.json` says.
 
     Args: names: adapter → its tensors that get another name, see `wrapper`.
     Raises: AdapterError: the adapters are for different bases, or cannot be brought under one scaling.
     """
-    check_one_base(sources)
-    adapters = {source.name: _adapter(source, base_id, folder / source.name, names[source.name]) for source in sources}
-    rank = vllm_support.max_lora_rank(max(one["rank"] for one in adapters.values()))
+    check_same_base(sources)
+    adapters = {
+        source.name: _write_adapter(source, base_id, folder / source.name, names[source.name]) for source in sources
+    }
+    rank = vllm_support.get_max_lora_rank(max(one["rank"] for one in adapters.values()))
     found = {
         "rules_of": f"vLLM {vllm_support.VERSION}",
         "run_with_vllm": False,
@@ -36,18 +42,21 @@ def write(
         "base_fingerprint": sources[0].fingerprint(),
         "max_lora_rank": rank,
         "adapters": adapters,
-        "command": command(list(adapters), base_id or "BASE", revision, rank),
+        "command": build_serve_command(list(adapters), base_id or "BASE", revision, rank),
     }
-    atomic_files.write_json(folder / FACTS, found)
-    called = known_as(sources[0])
+    atomic_files.write_json(folder / FACTS_FILE, found)
+    called = get_recorded_base_name(sources[0])
     atomic_files.write_text(
-        folder / LAUNCH, _script(command(list(adapters), BASE, revision, rank, where="./"), base_id, called)
+        folder / LAUNCH_SCRIPT,
+        _render_launch_script(
+            build_serve_command(list(adapters), BASE_VARIABLE, revision, rank, where="./"), base_id, called
+        ),
     )
-    (folder / LAUNCH).chmod(0o755)
+    (folder / LAUNCH_SCRIPT).chmod(0o755)
     return found
 
 
-def command(names: Sequence[str], base: str, revision: str | None, rank: int, where: str = "") -> str:
+def build_serve_command(names: Sequence[str], base: str, revision: str | None, rank: int, where: str = "") -> str:
     """The command that serves these adapters, in the folder that holds them, or with `where` before each."""
     at = f" --revision {shlex.quote(revision)}" if revision else ""
     modules = " ".join(f"{name}={where}{name}" for name in names)
@@ -55,7 +64,7 @@ def command(names: Sequence[str], base: str, revision: str | None, rank: int, wh
     return f"vllm serve {base}{at} --enable-lora {limits} --lora-modules {modules}"
 
 
-def check_one_base(sources: Sequence[Source]) -> None:
+def check_same_base(sources: Sequence[ExportSource]) -> None:
     """Raises: AdapterError: two of them were made for different bases."""
     marks = {source.name: source.fingerprint().get("weights") for source in sources}
     known = {name: mark for name, mark in marks.items() if mark}
@@ -68,28 +77,28 @@ def check_one_base(sources: Sequence[Source]) -> None:
             )
 
 
-def _adapter(source: Source, base_id: str | None, folder: Path, names: dict[str, str]) -> dict[str, Any]:
+def _write_adapter(source: ExportSource, base_id: str | None, folder: Path, names: dict[str, str]) -> dict[str, Any]:
     """The adapter's files; per-layer ranks and scalings, which older versions of vLLM pass over without a word, are brought to one."""
     flat = bool(source.config.get("rank_pattern") or source.config.get("alpha_pattern"))
-    rank = _flattened(source, base_id, folder) if flat else int(source.config["r"])
+    rank = _flatten_ranks(source, base_id, folder) if flat else int(source.config["r"])
     if not flat:
-        adapter_files.copied(source, folder, base_id)
+        adapter_files.copy_adapter(source, folder, base_id)
     if names:
-        safetensors_header.rename(folder / ADAPTER_WEIGHTS, names)
-    weights = atomic_files.sha256(folder / ADAPTER_WEIGHTS)
+        safetensors_header.rename_tensors(folder / ADAPTER_WEIGHTS, names)
+    weights = atomic_files.hash_file(folder / ADAPTER_WEIGHTS)
     return {"rank": rank, "brought_to_one_rank": flat, "tensors_renamed": len(names), "sha256": weights}
 
 
-def _flattened(source: Source, base_id: str | None, folder: Path) -> int:
-    pairs = lora_factors.read(source)
+def _flatten_ranks(source: ExportSource, base_id: str | None, folder: Path) -> int:
+    pairs = lora_factors.read_factors(source)
     if not pairs:
         raise AdapterError(f"{source.folder}: holds no LoRA factors; merge it instead (peftrun action=merge adapter=…)")
     rank = max(one.rank for one in pairs.values())
     changes = {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
-    adapter_files.copied(source, folder, base_id, changes)
+    adapter_files.copy_adapter(source, folder, base_id, changes)
     tensors: dict[str, Any] = {}
     for one in pairs.values():
-        whole = lora_factors.padded(lora_factors.scaled(one, 1.0), rank)
+        whole = lora_factors.pad_rank(lora_factors.rescale_factors(one, 1.0), rank)
         tensors |= dict(zip(one.names, (whole.a, whole.b), strict=True))
     from safetensors.numpy import save_file
 
@@ -97,7 +106,7 @@ def _flattened(source: Source, base_id: str | None, folder: Path) -> int:
     return rank
 
 
-def _script(line: str, base_id: str | None, called: str | None) -> str:
+def _render_launch_script(line: str, base_id: str | None, called: str | None) -> str:
     """Args: called: what the base is called here, which others may not find."""
     name = re.sub(r"[^\w./:-]", "_", called or "not known")  # stands within quotes of a shell
     asked = f"set BASE to the base model ({name}): a folder or ORG/NAME"

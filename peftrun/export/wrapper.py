@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import base_files
-from peftrun.artifacts.adapter_source import Source
+from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import AdapterError
@@ -19,17 +19,19 @@ PEFT = "base_model.model."
 LAYERS, LANGUAGE = "layers.", "language_model"
 
 
-def names(source: Source, model: Mapping[str, Any], settings: Mapping[str, Any] | None) -> dict[str, str]:
+def map_tensor_names(
+    source: ExportSource, model: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> dict[str, str]:
     """Tensor of the adapter → its name in the base's checkpoint; empty where they are the same. `settings`: see `base.settings`.
 
     Raises: AdapterError: the base is such a checkpoint, and its names are not known.
     """
-    tensors = [one.name for one in safetensors_header.entries(source.folder / ADAPTER_WEIGHTS)]
+    tensors = [one.name for one in safetensors_header.read_header(source.folder / ADAPTER_WEIGHTS)]
     if not (settings or {}).get("wrapped") or all(LANGUAGE in name for name in tensors):
         return {}
-    folder = base_files.locate(ModelSpec(**model))
-    heads = _heads(folder) if folder else {}
-    found = {name: _renamed(name, heads) for name in tensors}
+    folder = base_files.find_base_dir(ModelSpec(**model))
+    heads = _collect_prefixes(folder) if folder else {}
+    found = {name: _rename_tensor(name, heads) for name in tensors}
     unknown = [name for name, renamed in found.items() if renamed is None]
     if unknown:
         raise AdapterError(
@@ -39,18 +41,18 @@ def names(source: Source, model: Mapping[str, Any], settings: Mapping[str, Any] 
     return {name: renamed for name, renamed in found.items() if renamed and renamed != name}
 
 
-def _heads(folder: Path) -> dict[str, set[str]]:
+def _collect_prefixes(folder: Path) -> dict[str, set[str]]:
     """`layers.0.self_attn.q_proj` → what stands before it in the names of the checkpoint's language model."""
     heads: dict[str, set[str]] = {}
     for file in folder.glob("*.safetensors"):
-        for one in safetensors_header.entries(file):
+        for one in safetensors_header.read_header(file):
             head, sign, tail = one.name.partition(LAYERS)
             if sign and LANGUAGE in head:
                 heads.setdefault(f"{LAYERS}{tail.rpartition('.')[0]}", set()).add(head)
     return heads
 
 
-def _renamed(name: str, heads: Mapping[str, set[str]]) -> str | None:
+def _rename_tensor(name: str, heads: Mapping[str, set[str]]) -> str | None:
     path, _, factor = name.removeprefix(PEFT).partition(".lora_")
     _, sign, tail = path.partition(LAYERS)
     known = heads.get(f"{LAYERS}{tail}", set()) if sign else set()

@@ -20,9 +20,9 @@ from typing import Any
 from peftrun.errors import ArtifactError
 
 SWEEPS = ("sweep.json", "multirun.yaml")  # one of them is in a sweep's folder
-DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 # Writers outside Python raise errors of their own when the disk is full, told by type and words.
-WRITERS = (
+WRITER_ERRORS = (
     ("SafetensorError", "I/O error"),
     ("RuntimeError", "unexpected pos"),
     ("RuntimeError", "PytorchStreamWriter"),
@@ -30,7 +30,7 @@ WRITERS = (
 
 
 @contextmanager
-def new_folder(target: Path, kept_if: type[Exception] | None = None) -> Iterator[Path]:
+def create_folder(target: Path, kept_if: type[Exception] | None = None) -> Iterator[Path]:
     """Yields a temporary sibling of `target` that becomes `target` when the block ends well.
 
     Args: kept_if: an error after which what was written is kept, under the name that `rejected` gives.
@@ -39,17 +39,17 @@ def new_folder(target: Path, kept_if: type[Exception] | None = None) -> Iterator
     """
     if target.exists():
         raise ArtifactError(f"{target}: exists already and is never overwritten; name a folder that does not exist")
-    temporary = _sibling(target)
+    temporary = _temporary_sibling(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         flush_tree(temporary)
         os.rename(temporary, target)
-        _flush(target.parent)
+        _flush_path(target.parent)
     except Exception as error:
         if kept_if is not None and isinstance(error, kept_if):
-            os.rename(temporary, rejected(target))
-        if disk_refused(error):
+            os.rename(temporary, find_rejected_path(target))
+        if is_write_error(error):
             raise ArtifactError(f"{target}: could not be written ({error}); nothing was kept there") from error
         raise
     finally:
@@ -66,7 +66,7 @@ def folder_key(out_dir: Path) -> str:
     return "hydra.sweep.dir" if sweep_of(out_dir) else "hydra.run.dir"
 
 
-def rejected(target: Path) -> Path:
+def find_rejected_path(target: Path) -> Path:
     """Where an artefact that failed its proof is kept: a name beside `target` that is free."""
     names = (f"{target.name}.rejected{number or ''}" for number in itertools.count())
     return next(path for name in names if not (path := target.with_name(name)).exists())
@@ -77,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
 
     Raises: ArtifactError: the disk refused; the old content is intact.
     """
-    temporary = _sibling(path)
+    temporary = _temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:
@@ -122,43 +122,43 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(root: Path, parts: Iterable[Path], known: Mapping[Path, str]) -> dict[str, str]:
+def hash_files(root: Path, parts: Iterable[Path], known: Mapping[Path, str]) -> dict[str, str]:
     """Relative name → sha256 of every file in the folders `parts`, which lie below or beside `root`. `known`: need not be read."""
     files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
-        found = pool.map(lambda file: known.get(file) or sha256(file), files)
+        found = pool.map(lambda file: known.get(file) or hash_file(file), files)
         return {os.path.relpath(file, root): digest for file, digest in zip(files, found, strict=True)}
 
 
-def size_of(folder: Path, pattern: str = "*.safetensors") -> int:
+def measure_size(folder: Path, pattern: str = "*.safetensors") -> int:
     """Bytes of the files of one folder that match `pattern`."""
     return sum(file.stat().st_size for file in folder.glob(pattern))
 
 
-def disk_refused(error: BaseException) -> bool:
+def is_write_error(error: BaseException) -> bool:
     """Whether an error came from the operating system, or from the writers of safetensors or torch."""
     return isinstance(error, OSError) or any(
-        type(error).__name__ == kind and words in str(error) for kind, words in WRITERS
+        type(error).__name__ == kind and words in str(error) for kind, words in WRITER_ERRORS
     )
 
 
-def _sibling(path: Path) -> Path:
+def _temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def flush_tree(folder: Path) -> None:
     """Makes everything below `folder` survive a power cut."""
     for path in [*folder.rglob("*"), folder]:
-        _flush(path)
+        _flush_path(path)
 
 
-def _flush(path: Path) -> None:
+def _flush_path(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -12,7 +12,7 @@ LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file. `begin` and `end` are byte offsets from the start of the file."""
 
     name: str
@@ -22,14 +22,14 @@ class Entry:
     end: int
 
 
-def entries(path: Path) -> list[Entry]:
+def read_header(path: Path) -> list[TensorEntry]:
     """Every tensor of the file, in file order.
 
     Raises: ArtifactError: the file is not safetensors, or is shorter or longer than its header says.
     Source: the format's specification (an 8-byte little-endian length, a JSON header, then the bytes).
     """
     try:
-        found = _parse(path)
+        found = _parse_header(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: is not a readable safetensors file ({error}); restore it or make it again"
@@ -40,7 +40,7 @@ def entries(path: Path) -> list[Entry]:
     return found
 
 
-def rename(path: Path, names: Mapping[str, str]) -> None:
+def rename_tensors(path: Path, names: Mapping[str, str]) -> None:
     """Gives tensors of a file other names; their bytes are copied as they are."""
     new = path.with_name(f".{path.name}.tmp")
     with open(path, "rb") as file, open(new, "wb") as target:
@@ -52,7 +52,7 @@ def rename(path: Path, names: Mapping[str, str]) -> None:
     new.replace(path)
 
 
-def _parse(path: Path) -> list[Entry]:
+def _parse_header(path: Path) -> list[TensorEntry]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if length > path.stat().st_size:
@@ -62,7 +62,7 @@ def _parse(path: Path) -> list[Entry]:
     start = LENGTH_BYTES + length
     return sorted(
         (
-            Entry(
+            TensorEntry(
                 name,
                 item["dtype"],
                 tuple(item["shape"]),

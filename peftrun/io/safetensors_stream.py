@@ -12,26 +12,26 @@ import torch
 
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files, safetensors_header
-from peftrun.io.safetensors_header import Entry
+from peftrun.io.safetensors_header import TensorEntry
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX = "model.safetensors.index.json"
-CHUNK = 1 << 26  # bytes
-FLUSH = 1 << 28  # bytes
-PIECE = 1 << 21  # values
-AHEAD = 1 << 27  # bytes
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX_FILE = "model.safetensors.index.json"
+COPY_BYTES = 1 << 26  # bytes
+FLUSH_BYTES = 1 << 28  # bytes
+PIECE_VALUES = 1 << 21  # values
+READ_AHEAD_BYTES = 1 << 27  # bytes
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor on disk."""
 
     file: Path
-    entry: Entry
+    entry: TensorEntry
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,15 +43,15 @@ class Stored:
         """Number of values."""
         return torch.Size(self.entry.shape).numel()
 
-    def rows(self, start: int | None, stop: int | None) -> "Stored":
+    def rows(self, start: int | None, stop: int | None) -> "StoredTensor":
         """The same tensor's rows from `start` up to `stop`; all of it where these are None."""
         if start is None or stop is None:
             return self
         size = (self.entry.end - self.entry.begin) // self.entry.shape[0]
         begin, shape = self.entry.begin + start * size, (stop - start, *self.entry.shape[1:])
-        return Stored(self.file, replace(self.entry, shape=shape, begin=begin, end=begin + (stop - start) * size))
+        return StoredTensor(self.file, replace(self.entry, shape=shape, begin=begin, end=begin + (stop - start) * size))
 
-    def as_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
+    def read_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
         """Its values in float32, read from disk piece by piece into `room` (flat, at least `count` long) or new memory."""
         into = (torch.empty(self.count) if room is None else room)[: self.count]
         place = 0
@@ -60,37 +60,37 @@ class Stored:
             place += len(part)
         return into.reshape(self.entry.shape)
 
-    def as_stored(self) -> torch.Tensor:
+    def read_stored(self) -> torch.Tensor:
         """Its values in the dtype that they are stored in."""
         return torch.cat([part.clone() for part in self.pieces()]).reshape(self.entry.shape)
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """Its values as stored, flat, so many at a time; each is overwritten by the next."""
-        buffer = bytearray(min(PIECE * self.dtype.itemsize, self.entry.end - self.entry.begin))
+        buffer = bytearray(min(PIECE_VALUES * self.dtype.itemsize, self.entry.end - self.entry.begin))
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.entry.begin)
             _read_ahead(file.fileno(), self.entry)
-            for start in range(0, self.count, PIECE):
-                view = memoryview(buffer)[: min(PIECE, self.count - start) * self.dtype.itemsize]
+            for start in range(0, self.count, PIECE_VALUES):
+                view = memoryview(buffer)[: min(PIECE_VALUES, self.count - start) * self.dtype.itemsize]
                 _read_all(file, view)
                 yield torch.frombuffer(view, dtype=self.dtype)
 
-    def copy_to(self, handle: int) -> None:
+    def copy_bytes_to(self, handle: int) -> None:
         """Its bytes at the end of an open file, without passing through this process where the system can do that."""
         with open(self.file, "rb", buffering=0) as file:
             begin = self.entry.begin
             while begin < self.entry.end:
-                begin += _copy(file.fileno(), handle, begin, min(CHUNK, self.entry.end - begin))
+                begin += _copy_bytes(file.fileno(), handle, begin, min(COPY_BYTES, self.entry.end - begin))
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """A tensor to be written. `make` computes it; None: the bytes of `source` as they are."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    source: Stored | None
+    source: StoredTensor | None
     make: Callable[[], torch.Tensor] | None
 
     @property
@@ -99,14 +99,14 @@ class Planned:
         return int(torch.Size(self.shape).numel() * self.dtype.itemsize)
 
 
-def precision(dtype: torch.dtype) -> float:
+def dtype_eps(dtype: torch.dtype) -> float:
     """The distance from 1 to the next larger number, of a floating dtype."""
     return float(torch.finfo(dtype).eps)
 
 
-def files_of(folder: Path) -> list[Path]:
+def list_weight_files(folder: Path) -> list[Path]:
     """The weight files of a model folder: those its index names, or all."""
-    index = folder / INDEX
+    index = folder / INDEX_FILE
     if index.is_file():
         names = set(atomic_files.read_json(index)["weight_map"].values())
         return sorted(folder / name for name in names)
@@ -114,17 +114,21 @@ def files_of(folder: Path) -> list[Path]:
     return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
 
 
-def stored(file: Path) -> list[Stored]:
+def list_stored_tensors(file: Path) -> list[StoredTensor]:
     """Every tensor of a file, in file order. Raises: ArtifactError: the file is torn."""
-    return [Stored(file, entry) for entry in safetensors_header.entries(file)]
+    return [StoredTensor(file, entry) for entry in safetensors_header.read_header(file)]
 
 
-def write(path: Path, planned: list[Planned]) -> None:
+def write_tensors(path: Path, planned: list[PlannedTensor]) -> None:
     """A safetensors file with these tensors, in this order, one at a time in memory."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     body: dict[str, Any] = {}
     for one in planned:
-        body[one.name] = {"dtype": NAMES[one.dtype], "shape": list(one.shape), "data_offsets": [end, end + one.size]}
+        body[one.name] = {
+            "dtype": DTYPE_NAMES[one.dtype],
+            "shape": list(one.shape),
+            "data_offsets": [end, end + one.size],
+        }
         end += one.size
     text = json.dumps(header | body, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the bytes of the tensors begin at a multiple of eight, as the format asks
@@ -132,34 +136,34 @@ def write(path: Path, planned: list[Planned]) -> None:
         waiting = 0
         _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
         for one in planned:
-            _put(file.fileno(), one)
+            _write_tensor(file.fileno(), one)
             waiting += one.size
-            if waiting > FLUSH:  # the disk writes while the next tensors are computed
+            if waiting > FLUSH_BYTES:  # the disk writes while the next tensors are computed
                 flusher.submit(os.fsync, file.fileno())
                 waiting = 0
 
 
 def write_index(folder: Path, places: dict[str, str], size: int) -> None:
     """The index of a model in several files. `places`: tensor → file. `size`: bytes of all tensors."""
-    atomic_files.write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+    atomic_files.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
 
 
-def _put(handle: int, one: Planned) -> None:
+def _write_tensor(handle: int, one: PlannedTensor) -> None:
     """The tensor at the end of an open file, rounded piece by piece; stored bytes as they are."""
     if one.make is None:
         assert one.source is not None, one.name
-        return one.source.copy_to(handle)
+        return one.source.copy_bytes_to(handle)
     value = one.make()
     assert tuple(value.shape) == one.shape, (one.name, value.shape, one.shape)
-    for part in value.detach().reshape(-1).split(PIECE):
+    for part in value.detach().reshape(-1).split(PIECE_VALUES):
         _write_all(handle, memoryview(part.to(one.dtype).view(torch.uint8).numpy()))
     return None
 
 
-def _read_ahead(handle: int, entry: Entry) -> None:
+def _read_ahead(handle: int, entry: TensorEntry) -> None:
     """Has the system read this tensor, and what is asked for after it in all likelihood, while others are computed with."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, entry.begin, entry.end - entry.begin + AHEAD, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(handle, entry.begin, entry.end - entry.begin + READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def _read_all(file: Any, view: memoryview) -> None:
@@ -176,7 +180,7 @@ def _write_all(handle: int, data: bytes | memoryview) -> None:
         view = view[os.write(handle, view) :]
 
 
-def _copy(source: int, target: int, begin: int, count: int) -> int:
+def _copy_bytes(source: int, target: int, begin: int, count: int) -> int:
     try:
         return os.copy_file_range(source, target, count, offset_src=begin)
     except (

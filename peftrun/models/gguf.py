@@ -9,22 +9,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peftrun import console
 from peftrun.artifacts import hub_files
 from peftrun.io import atomic_files
-from peftrun.system.silence import quiet
+from peftrun.system.silence import suppress_output
 
 
-def converted(gguf: Path) -> Path:
+def convert_gguf(gguf: Path) -> Path:
     """A GGUF file as a safetensors folder in the cache, dequantised to float32, written once for its content."""
-    target = hub_files.of_gguf(gguf)
+    target = hub_files.converted_gguf_dir(gguf)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            console.say(f"converting {gguf.name} to safetensors, once (about half a minute)")
-            with atomic_files.new_folder(target) as folder, quiet():
-                _convert(gguf, folder)
+            console.print_info(f"converting {gguf.name} to safetensors, once (about half a minute)")
+            with atomic_files.create_folder(target) as folder, suppress_output():
+                _write_converted(gguf, folder)
     return target
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _write_converted(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )

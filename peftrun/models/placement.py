@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from peftrun import console
 from peftrun.artifacts import base_files
-from peftrun.artifacts.base_files import Base
+from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.config import usage
 from peftrun.config.schema.run import RunSpec
 from peftrun.models import base as base_models
@@ -15,15 +15,15 @@ from peftrun.planning import memory_fit
 from peftrun.planning.memory_fit import Headroom
 
 
-def resolve(spec: RunSpec) -> Device:
+def resolve_run_device(spec: RunSpec) -> Device:
     """What `device.resolve` gives, settled by what the run's base takes.
 
     Raises: DeviceError, ModelError: see `device.resolve`, `model.locate`. MemoryShortageError: see `settle`.
     """
-    return settle(device.resolve(spec.device), spec)
+    return fit_device(device.resolve_device(spec.device), spec)
 
 
-def settle(place: Device, spec: RunSpec) -> Device:
+def fit_device(place: Device, spec: RunSpec) -> Device:
     """The device with bfloat16 where `auto` was float32, which would double what the base's files hold and does not fit.
 
     Raises: MemoryShortageError: the run is a training, and takes more than is free.
@@ -31,37 +31,39 @@ def settle(place: Device, spec: RunSpec) -> Device:
     base = (
         None
         if place.max_memory
-        else base_files.of_folder(base_files.locate(spec.model) or base_models.locate(spec.model))
+        else base_files.read_folder_info(
+            base_files.find_base_dir(spec.model) or base_models.resolve_base_dir(spec.model)
+        )
     )
     if base is None:
         return place
-    plain = usage.plain(spec)  # what is only estimated by is not used
+    plain = usage.strip_tracking(spec)  # what is only estimated by is not used
     here = replace(plain, device=replace(plain.device, name=cast(Any, place.name)))
     if place.name == "cpu":
-        here, short = memory_fit.settled(base, here, _room(place, here))
-        place = place.in_bfloat16(f"float32 would take {short}") if short else place
+        here, short = memory_fit.choose_load_dtype(base, here, _get_headroom(place, here))
+        place = place.with_bfloat16(f"float32 would take {short}") if short else place
         if spec.device.dtype == "auto":
-            place = _offloaded(place, base, here)
+            place = _offload_if_needed(place, base, here)
     if spec.action.name == "train":
         who = (
             f"each of {spec.device.processes} processes of this training"
             if spec.device.processes > 1
             else "this training"
         )
-        need = memory_fit.to_train(base, here)
+        need = memory_fit.estimate_training(base, here)
         memory_check.refuse_shortage(
-            f"{who} takes, as action=plan estimates,", base, place, need, lambda: _room(place, here)
+            f"{who} takes, as action=plan estimates,", base, place, need, lambda: _get_headroom(place, here)
         )
     return place
 
 
-def _offloaded(place: Device, base: Base, spec: RunSpec) -> Device:
+def _offload_if_needed(place: Device, base: BaseModelInfo, spec: RunSpec) -> Device:
     """The device with part of the base on disk where it does not fit as a whole."""
-    found = memory_fit.offloaded(base, spec, _room(place, spec)) if place.memory_check else None
+    found = memory_fit.choose_offload(base, spec, _get_headroom(place, spec)) if place.memory_check else None
     if found is None:
         return place
     changed, short = found
-    console.warn(
+    console.print_warning(
         f"the base would take {short}: what does not fit waits on disk, from where each pass reads it; "
         "faster is more memory, or model.quantization=nf4"
     )
@@ -69,9 +71,9 @@ def _offloaded(place: Device, base: Base, spec: RunSpec) -> Device:
     return place.offloaded(limits)
 
 
-def _room(place: Device, spec: RunSpec) -> Headroom:
+def _get_headroom(place: Device, spec: RunSpec) -> Headroom:
     """What is free for a process of the run; the base that is held since an earlier run is used again, or given back."""
-    returned = base_cache.held_bytes()
-    if place.name in memory_check.GPUS:
-        return memory_check.of_gpu(place.name, returned)
-    return memory_fit.headroom(spec.device.processes, returned)
+    returned = base_cache.cached_bytes()
+    if place.name in memory_check.GPU_TYPES:
+        return memory_check.get_gpu_headroom(place.name, returned)
+    return memory_fit.measure_headroom(spec.device.processes, returned)

@@ -13,7 +13,7 @@ from peftrun.io.atomic_files import read_json
 
 BITSANDBYTES = ("nf4", "fp4", "int8")
 # What computes with weights that files hold in few bits, by the name of the method in their config.
-PACKAGES = {
+REQUIRED_PACKAGES = {
     "gptq": ("optimum", "gptqmodel"),
     "awq": ("gptqmodel",),
     "bitsandbytes": ("bitsandbytes",),
@@ -22,14 +22,14 @@ PACKAGES = {
 }
 
 
-def held_in(folder: Path) -> str | None:
+def get_stored_quantization(folder: Path) -> str | None:
     """How the files of a model hold its weights in few bits (`gptq`, `awq`, `bitsandbytes`, …); None: they do not."""
     file = folder / "config.json"
     found = read_json(file).get("quantization_config") if file.is_file() else None
     return str(found.get("quant_method", "bitsandbytes")) if found else None
 
 
-def check(held: str | None, asked: str | None, name: str, dtype: torch.dtype) -> None:
+def check_quantization(held: str | None, asked: str | None, name: str, dtype: torch.dtype) -> None:
     """Raises: ModelError: files that hold few bits cannot be rounded again, or nothing installed can compute with them."""
     if held is None:
         return
@@ -37,7 +37,7 @@ def check(held: str | None, asked: str | None, name: str, dtype: torch.dtype) ->
         raise ModelError(
             f"model.quantization={asked}: the files of {name} hold {held} weights already; type model.quantization=null"
         )
-    missing = [one.replace("_", "-") for one in PACKAGES.get(held, ()) if find_spec(one) is None]
+    missing = [one.replace("_", "-") for one in REQUIRED_PACKAGES.get(held, ()) if find_spec(one) is None]
     if missing:
         raise ModelError(
             f"model.name_or_path={name}: its files hold {held} weights, which need {' and '.join(missing)}; type `pip install {' '.join(missing)}` "
@@ -47,7 +47,7 @@ def check(held: str | None, asked: str | None, name: str, dtype: torch.dtype) ->
         raise ModelError("device.dtype=bfloat16: AWQ computes in float16; type device.dtype=float16")
 
 
-def settings(name: str | None, dtype: torch.dtype) -> dict[str, Any]:
+def build_quantization_kwargs(name: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments for `from_pretrained` that load a full-precision base in the format `name`, computing in `dtype`.
 
     Raises: ModelError: the package that computes in this format is not installed.
@@ -78,7 +78,7 @@ def settings(name: str | None, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": made}
 
 
-def settle(model: Any) -> None:
+def disable_avx512_repack(model: Any) -> None:
     """Keeps bitsandbytes from repacking 4-bit weights in place.
 
     On CPUs with AVX512-BF16 it does so at the first forward pass in evaluation mode; what reads the weights afterwards

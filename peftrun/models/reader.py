@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Reader:
+class TokenizerInfo:
     """What reads rows: a base's tokenizer, its transformers config, how many tokens it embeds, and how many an adapter puts before each text."""
 
     name: str

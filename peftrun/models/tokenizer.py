@@ -8,70 +8,72 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from peftrun.artifacts import base_files, hub_files
-from peftrun.artifacts.classifier_head import Head
+from peftrun.artifacts.classifier_head import ClassifierHead
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files
-from peftrun.models.reader import Reader
-from peftrun.system.silence import quiet
+from peftrun.models.reader import TokenizerInfo
+from peftrun.system.silence import suppress_output
 
-CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
-TOKENIZER = re.compile(r"token|vocab|merges|tekken|\.(model|spm|tiktoken|codes)$")  # in the names of its files
+CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+POSITIONS_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
+TOKENIZER_FILES = re.compile(r"token|vocab|merges|tekken|\.(model|spm|tiktoken|codes)$")  # in the names of its files
 
 
-def load_reader(spec: ModelSpec, head: Head | None) -> Reader:
+def load_tokenizer_info(spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:
     """What `spec`'s base reads rows by: the same tokenizer that training loads with the weights.
 
     Raises: ModelError: it is not there, or is of the other kind (language model, encoder).
     """
-    given = base_files.given(spec)
+    given = base_files.resolve_model_path(spec)
     if given.suffix == ".gguf" and given.is_file():
-        converted = hub_files.of_gguf(given)
-        return _of_folder(converted, spec, head) if converted.is_dir() else _of_gguf(given, spec, head)
-    folder = given.resolve() if given.is_dir() else hub_files.from_hub(spec, weights=False)
-    stray = hub_files.of_an_adapter(folder, spec.name_or_path)
+        converted = hub_files.converted_gguf_dir(given)
+        return _load_from_folder(converted, spec, head) if converted.is_dir() else _load_from_gguf(given, spec, head)
+    folder = given.resolve() if given.is_dir() else hub_files.download_base(spec, weights=False)
+    stray = hub_files.find_stray_adapter(folder, spec.name_or_path)
     if stray:
         raise ModelError(stray)
-    return _of_folder(folder, spec, head)
+    return _load_from_folder(folder, spec, head)
 
 
-def _of_gguf(file: Path, spec: ModelSpec, head: Head | None) -> Reader:
+def _load_from_gguf(file: Path, spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:
     """From a file that has not been converted yet: its tokenizer goes the way that converting takes, its weights stay where they are."""
-    with tempfile.TemporaryDirectory(prefix="peftrun-") as folder, quiet():
+    with tempfile.TemporaryDirectory(prefix="peftrun-") as folder, suppress_output():
         for kind in (AutoTokenizer, AutoConfig):
             kind.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).save_pretrained(folder)
-        return _of_folder(Path(folder), spec, head)
+        return _load_from_folder(Path(folder), spec, head)
 
 
-def _of_folder(folder: Path, spec: ModelSpec, head: Head | None) -> Reader:
+def _load_from_folder(folder: Path, spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:
     try:
-        config = _config(folder, spec)
-        check_kind(config, spec, head)
+        config = _load_config(folder, spec)
+        check_model_kind(config, spec, head)
         tokenizer = load_tokenizer(folder, spec, config)
     except (ValueError, OSError, ImportError) as error:
-        raise ModelError(unreadable(spec, error)) from error
+        raise ModelError(explain_load_error(spec, error)) from error
     if head is not None:
-        limit_length(tokenizer, config)
-    return Reader(base_files.name_of(spec), tokenizer, config, config.get_text_config().vocab_size)
+        limit_sequence_length(tokenizer, config)
+    return TokenizerInfo(base_files.format_base_name(spec), tokenizer, config, config.get_text_config().vocab_size)
 
 
-def _config(folder: Path, spec: ModelSpec) -> Any:
+def _load_config(folder: Path, spec: ModelSpec) -> Any:
     """The base's config; where its class is transformers' own, without the dtype of weights, to name which torch would be imported."""
     values = atomic_files.read_json(folder / "config.json")
     if spec.trust_remote_code or "auto_map" in values or "model_type" not in values:
         return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    return AutoConfig.for_model(**_without_dtype(values))
+    return AutoConfig.for_model(**_drop_dtype(values))
 
 
-def _without_dtype(values: dict[str, Any]) -> dict[str, Any]:
+def _drop_dtype(values: dict[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in values.items() if key not in ("dtype", "torch_dtype")}
-    return {key: _without_dtype(value) if isinstance(value, dict) else value for key, value in found.items()}
+    return {key: _drop_dtype(value) if isinstance(value, dict) else value for key, value in found.items()}
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
     """The tokenizer in `folder`, whose config may be known already; one without a pad token pads with its end token. Raises: ModelError: it has neither, or there is no tokenizer."""
-    if not any(TOKENIZER.search(file.name) for file in folder.iterdir()):  # transformers may make one without any words
+    if not any(
+        TOKENIZER_FILES.search(file.name) for file in folder.iterdir()
+    ):  # transformers may make one without any words
         raise ModelError(
             f"model.name_or_path={spec.name_or_path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json "
             "from the model it was made from, or choose another model"
@@ -90,17 +92,17 @@ def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
     return tokenizer
 
 
-def limit_length(tokenizer: Any, config: Any) -> None:
+def limit_sequence_length(tokenizer: Any, config: Any) -> None:
     """What an encoder reads no further than: RoBERTa and its kin count positions from after the pad token's number."""
     most = getattr(config, "max_position_embeddings", None) or 2**31
-    most -= config.pad_token_id + 1 if config.model_type in COUNT_FROM_PAD else 0
+    most -= config.pad_token_id + 1 if config.model_type in POSITIONS_FROM_PAD else 0
     tokenizer.model_max_length = min(tokenizer.model_max_length, most)
 
 
-def check_kind(config: Any, spec: ModelSpec, head: Head | None) -> None:
+def check_model_kind(config: Any, spec: ModelSpec, head: ClassifierHead | None) -> None:
     """Raises: ModelError: a task of a language model was given an encoder, or the other way round."""
     names = config.architectures or []
-    causal = any(name.endswith(CAUSAL) for name in names)
+    causal = any(name.endswith(CAUSAL_SUFFIXES) for name in names)
     key = f"model.name_or_path={spec.name_or_path}"
     if names and head is None and not causal:
         raise ModelError(
@@ -111,7 +113,7 @@ def check_kind(config: Any, spec: ModelSpec, head: Head | None) -> None:
         raise ModelError(f"{key}: is a {names[0]}, and a {head.kind} head needs an encoder; type model=minilm")
 
 
-def unreadable(spec: ModelSpec, error: Exception) -> str:
+def explain_load_error(spec: ModelSpec, error: Exception) -> str:
     """What transformers' complaint of a base means, and what to type."""
     if "trust_remote_code" in str(error):
         return (

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from peftrun.artifacts import base_files
-from peftrun.artifacts.base_files import Base
+from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 from peftrun.planning import memory, parameter_count
 from peftrun.planning.memory import Lengths
 from peftrun.system import free_memory
-from peftrun.system.sizes import amount, gigabytes
+from peftrun.system.sizes import format_gigabytes, parse_size
 
 PROCESS = 900_000_000  # what a run holds beside base and cells, measured: 530 MB once the libraries are imported, 900 MB at its height
 
@@ -40,8 +40,8 @@ class Limits:
 
     def now(self, spec: RunSpec) -> "Limits":
         """The same with what is free at this moment for such a run."""
-        looked_at = self.here and not base_files.on_gpu(spec.device)
-        return replace(self, free=free_memory.available().bytes if looked_at else None)
+        looked_at = self.here and not base_files.uses_gpu(spec.device)
+        return replace(self, free=free_memory.get_available_memory().bytes if looked_at else None)
 
     @property
     def bytes(self) -> int | None:
@@ -52,7 +52,7 @@ class Limits:
 def read_limits(memory_limit: object, max_cells: object, here: bool = True) -> Limits:
     """The launcher's options, checked. Raises: ConfigError: one of them is no such thing; one line each."""
     problems = []
-    memory = amount(memory_limit)
+    memory = parse_size(memory_limit)
     if memory_limit is not None and not memory:
         problems.append(
             f"hydra.launcher.memory_limit={memory_limit}: must be an amount of memory; type hydra.launcher.memory_limit=6GiB"
@@ -66,11 +66,13 @@ def read_limits(memory_limit: object, max_cells: object, here: bool = True) -> L
     return Limits(memory, max_cells if isinstance(max_cells, int) else None, here)
 
 
-def count_fitting(base: Base, runs: Sequence[tuple[RunSpec, Lengths | None]], allowed: Limits) -> tuple[int, float]:
+def count_fitting(
+    base: BaseModelInfo, runs: Sequence[tuple[RunSpec, Lengths | None]], allowed: Limits
+) -> tuple[int, float]:
     """How many of the first of these runs fit together, at least one, and the bytes that they take."""
-    needed, size = shared_memory(base, runs[0][0]) + cell_memory(base, *runs[0]), 1
+    needed, size = estimate_shared_memory(base, runs[0][0]) + estimate_cell_memory(base, *runs[0]), 1
     for spec, rows in runs[1 : allowed.cells]:
-        more = cell_memory(base, spec, rows)
+        more = estimate_cell_memory(base, spec, rows)
         if allowed.bytes is not None and needed + more > allowed.bytes:
             break
         size, needed = size + 1, needed + more
@@ -82,14 +84,16 @@ def choose_cells_per_step(runs: Sequence[tuple[RunSpec, Lengths | None]], allowe
 
     Args: runs: with the lengths of their rows; of each the dtype that it has.
     """
-    count, base = len(runs), base_files.read(runs[0][0].model)
+    count, base = len(runs), base_files.read_base_info(runs[0][0].model)
     said = f"{count} cells on one base"
     if base is None:
         size = min(count, allowed.cells or count)
-        return size, f"{said}, {_at_once(size, count, allowed)}"
-    largest_first = sorted(runs, key=lambda run: cell_memory(base, *run), reverse=True)
+        return size, f"{said}, {_format_step_size(size, count, allowed)}"
+    largest_first = sorted(runs, key=lambda run: estimate_cell_memory(base, *run), reverse=True)
     size, needed = count_fitting(base, largest_first, allowed)
-    told = f"{said}, {_at_once(size, count, allowed)}: about {gigabytes(needed)}{_of_what(allowed)}"
+    told = (
+        f"{said}, {_format_step_size(size, count, allowed)}: about {format_gigabytes(needed)}{_format_limit(allowed)}"
+    )
     longest = max((rows.longest for _, rows in runs if rows), default=None)
     told += f", rows of at most {longest} tokens" if longest else ""
     if size < count and size != allowed.cells:
@@ -101,32 +105,32 @@ def choose_cells_per_step(runs: Sequence[tuple[RunSpec, Lengths | None]], allowe
     return size, told
 
 
-def _at_once(size: int, count: int, allowed: Limits) -> str:
+def _format_step_size(size: int, count: int, allowed: Limits) -> str:
     if size == count:
         return "all at once"
     return f"{size} at once" + (f" (hydra.launcher.max_cells={size})" if size == allowed.cells else "")
 
 
-def _of_what(allowed: Limits) -> str:
+def _format_limit(allowed: Limits) -> str:
     if allowed.memory:
-        return f" of hydra.launcher.memory_limit ({gigabytes(allowed.memory)})"
-    return f" of {gigabytes(allowed.free)} free" if allowed.free else ""
+        return f" of hydra.launcher.memory_limit ({format_gigabytes(allowed.memory)})"
+    return f" of {format_gigabytes(allowed.free)} free" if allowed.free else ""
 
 
-def shared_memory(base: Base, spec: RunSpec) -> float:
+def estimate_shared_memory(base: BaseModelInfo, spec: RunSpec) -> float:
     """Estimated bytes that a wave takes whatever its cells: the process, and the base once."""
-    return PROCESS + base.bytes(base_files.width(spec.device), spec.model.quantization)
+    return PROCESS + base.bytes(base_files.weight_bytes(spec.device), spec.model.quantization)
 
 
-def cell_memory(base: Base, spec: RunSpec, lengths: Lengths | None = None) -> float:
+def estimate_cell_memory(base: BaseModelInfo, spec: RunSpec, lengths: Lengths | None = None) -> float:
     """Estimated bytes of one cell among others: its adapter with gradients and the optimiser's state, and the activations of its rows.
 
     Args: lengths: of its rows; None: as long as they may be.
     """
-    rows, batch = lengths or memory.longest(spec), spec.trainer.per_device_train_batch_size
-    trained = parameter_count.count(base, spec.lora, spec.task).trained
+    rows, batch = lengths or memory.assume_max_lengths(spec), spec.trainer.per_device_train_batch_size
+    trained = parameter_count.estimate_parameters(base, spec.lora, spec.task).trained
     activations = (
-        batch * rows.longest * base.layers * (13 * base.hidden + 4 * base.inner) * base_files.width(spec.device)
+        batch * rows.longest * base.layers * (13 * base.hidden + 4 * base.inner) * base_files.weight_bytes(spec.device)
     )
-    logits = 0 if spec.task.kind in memory.ONE else batch * rows.learned * base.vocabulary * 8
-    return trained * (8 + memory.state(spec)) + activations + logits
+    logits = 0 if spec.task.kind in memory.CLASSIFICATION else batch * rows.learned * base.vocabulary * 8
+    return trained * (8 + memory.count_optimizer_bytes(spec)) + activations + logits

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from peftrun.artifacts import base_files
-from peftrun.artifacts.base_files import Base
+from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.config.schema.lora import LoraSpec
 from peftrun.config.schema.run import RunSpec
 from peftrun.planning import parameter_count
@@ -38,7 +38,7 @@ IN_ONE_PIECE = 0.1  # share of what training leaves free that large blocks still
 LOGITS = 16  # bytes a learned token and entry of the vocabulary: as computed, in float32, softmax, gradients of both
 PLAIN_PRODUCTS = 512  # tokens of a row, up to which attention may go by plain products: see `training.attention`
 SHORT = 0.5  # share of learned tokens below which only their logits are computed: see `training.answer_loss`
-ONE = ("seq_cls", "token_cls")
+CLASSIFICATION = ("seq_cls", "token_cls")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes.
 
     Attributes:
@@ -81,21 +81,21 @@ class Memory:
         return {name: round(value) for name, value in asdict(self).items()} | {"peak": round(self.peak)}
 
 
-def of_run(base: Base, spec: RunSpec, lengths: Lengths | None = None) -> Memory:
+def estimate_memory(base: BaseModelInfo, spec: RunSpec, lengths: Lengths | None = None) -> MemoryEstimate:
     """The estimate for one training by itself, of one of its processes. `lengths`: of the rows; None: as long as they may be."""
-    rows = lengths or longest(spec)
-    gpu, width = base_files.on_gpu(spec.device), width_of(spec)
-    counted = parameter_count.count(base, spec.lora, spec.task)
+    rows = lengths or assume_max_lengths(spec)
+    gpu, width = base_files.uses_gpu(spec.device), get_weight_width(spec)
+    counted = parameter_count.estimate_parameters(base, spec.lora, spec.task)
     whole = spec.lora.method == "none"
     weights = base.bytes(width, spec.model.quantization)
-    activations, logits = _activations(base, spec, rows), _logits(base, spec, rows)
+    activations, logits = _estimate_activations(base, spec, rows), _estimate_logits(base, spec, rows)
     read = 0 if gpu or base.stored == weights else base.stored
-    batch, copies = _measuring(base, spec, rows.longest)
-    return Memory(
+    batch, copies = _estimate_evaluation(base, spec, rows.longest)
+    return MemoryEstimate(
         process=0 if gpu else PROCESS,
         weights=weights,
         adapter=4 * counted.held,
-        learning=counted.trained * ((width if whole else 4) + state(spec)),
+        learning=counted.trained * ((width if whole else 4) + count_optimizer_bytes(spec)),
         activations=activations,
         logits=logits,
         before=batch + copies if getattr(spec.action, "evaluate_before", False) else 0,
@@ -104,41 +104,43 @@ def of_run(base: Base, spec: RunSpec, lengths: Lengths | None = None) -> Memory:
     )
 
 
-def longest(spec: RunSpec) -> Lengths:
+def assume_max_lengths(spec: RunSpec) -> Lengths:
     """Rows as long as they may be, with short answers unless all is learned."""
     return Lengths(spec.task.max_length, spec.task.max_length if spec.task.loss_on == "all" else 1)
 
 
-def width_of(spec: RunSpec) -> int:
+def get_weight_width(spec: RunSpec) -> int:
     """Bytes of a weight of the base. Where every weight is trained, four unless asked otherwise."""
-    return 4 if spec.lora.method == "none" and spec.device.dtype == "auto" else base_files.width(spec.device)
+    return 4 if spec.lora.method == "none" and spec.device.dtype == "auto" else base_files.weight_bytes(spec.device)
 
 
-def state(spec: RunSpec) -> int:
+def count_optimizer_bytes(spec: RunSpec) -> int:
     """Bytes that the optimiser keeps for a parameter."""
     return STATE.get(spec.trainer.optim, 8)
 
 
-def _activations(base: Base, spec: RunSpec, rows: Lengths) -> float:
-    width, gpu = width_of(spec), base_files.on_gpu(spec.device)
+def _estimate_activations(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float:
+    width, gpu = get_weight_width(spec), base_files.uses_gpu(spec.device)
     tokens = spec.trainer.per_device_train_batch_size * rows.longest
-    layer = kept(base, spec.lora, width, _scores(spec, width, gpu) * base.heads * rows.longest)
+    layer = estimate_layer_activations(
+        base, spec.lora, width, _count_score_bytes(spec, width, gpu) * base.heads * rows.longest
+    )
     holes = 0 if gpu else HOLES[width] * base.inner * base.layers
     if spec.trainer.gradient_checkpointing:
         return tokens * (base.layers * base.hidden * width + layer + holes)
     return tokens * (base.layers * layer + holes)
 
 
-def kept(base: Base, lora: Any, width: int, scores: float) -> float:
+def estimate_layer_activations(base: BaseModelInfo, lora: Any, width: int, scores: float) -> float:
     """Bytes that one layer keeps for the backward pass of one token. `scores`: those of attention."""
     attention = (3 * base.hidden if scores else 2 * base.hidden + 2 * base.keys) * width
     plain = 4 * 2 * base.hidden + attention + scores + 3 * base.inner * width
-    return plain + _inputs(base, lora, width)
+    return plain + _estimate_adapter_inputs(base, lora, width)
 
 
-def _inputs(base: Base, lora: Any, width: int) -> float:
+def _estimate_adapter_inputs(base: BaseModelInfo, lora: Any, width: int) -> float:
     """Inputs of the adapted layers, what A makes of them, and what variants keep beside."""
-    found = parameter_count.targets(base, lora).values()
+    found = parameter_count.list_target_modules(base, lora).values()
     into, out = (sum(one[place] for one in found) / base.layers for place in (1, 0))
     if width == 4:  # layers side by side read the same tensor, and the attention's answers are kept anyway
         into = min(into, 2 * base.hidden + base.inner)
@@ -148,7 +150,7 @@ def _inputs(base: Base, lora: Any, width: int) -> float:
     return 4 * (into + more + lora.r * len(found) / base.layers + (2 * out if lora.use_dora else 0))
 
 
-def _scores(spec: RunSpec, width: int, gpu: bool) -> int:
+def _count_score_bytes(spec: RunSpec, width: int, gpu: bool) -> int:
     """Bytes that are kept of a score: none where attention is fused."""
     asked, trainer = spec.model.attn_implementation, spec.trainer
     faster = not (asked or gpu or trainer.torch_compile or trainer.padding_free)
@@ -157,17 +159,17 @@ def _scores(spec: RunSpec, width: int, gpu: bool) -> int:
     return 0
 
 
-def _logits(base: Base, spec: RunSpec, rows: Lengths) -> float:
-    if spec.task.kind in ONE:
+def _estimate_logits(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float:
+    if spec.task.kind in CLASSIFICATION:
         return 0
     batch = spec.trainer.per_device_train_batch_size
     few = min(batch * rows.learned, rows.longest) if rows.learned < SHORT * rows.longest else rows.longest
     return batch * few * base.vocabulary * LOGITS
 
 
-def _measuring(base: Base, spec: RunSpec, row: int) -> tuple[float, float]:
+def _estimate_evaluation(base: BaseModelInfo, spec: RunSpec, row: int) -> tuple[float, float]:
     """Keys and values of a batch twice with one layer's work; and the copies of the output layer."""
-    rows, width = min(spec.trainer.per_device_eval_batch_size, spec.task.data.eval_rows), width_of(spec)
-    copied = spec.task.kind == "causal_lm" and width == 2 and not base_files.on_gpu(spec.device)
+    rows, width = min(spec.trainer.per_device_eval_batch_size, spec.task.data.eval_rows), get_weight_width(spec)
+    copied = spec.task.kind == "causal_lm" and width == 2 and not base_files.uses_gpu(spec.device)
     batch = rows * row * (base.layers * 4 * base.keys + 4 * base.inner) * width
     return batch, rows * base.vocabulary * base.hidden * width if copied else 0

@@ -9,14 +9,14 @@ from typing import Any
 import psutil
 
 from peftrun.artifacts import base_files
-from peftrun.artifacts.base_files import Base
+from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.checks import cross_group
 from peftrun.config.schema.run import ModelSpec, RunSpec
 from peftrun.errors import MemoryShortageError
 from peftrun.planning import memory
 from peftrun.system import free_memory
-from peftrun.system.free_memory import Free
-from peftrun.system.sizes import amount, gigabytes
+from peftrun.system.free_memory import FreeMemory
+from peftrun.system.sizes import format_gigabytes, parse_size
 
 GO_ON = "device.memory_check=false to go on all the same"
 FULL_PRECISION = ("merge", "unmerge", "extract", "combine")  # actions that ignore model.quantization
@@ -29,7 +29,7 @@ Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """Bytes of a whole process. `mapped`: address space, in which files count while they are read."""
 
     resident: float
@@ -40,153 +40,163 @@ class Need:
 class Headroom:
     """What a process may take under every limit. `held`: bytes that it holds already and a need counts too."""
 
-    limits: tuple[Free, ...]
+    limits: tuple[FreeMemory, ...]
     held: int = 0
 
-    def shortage(self, need: Need) -> str | None:
+    def describe_shortage(self, need: MemoryNeed) -> str | None:
         """`about 15.20 GB, of 8.30 GB free`; None: it fits."""
         for free in self.limits:
             more = (need.mapped if free.counts_mapped else need.resident) - self.held
             if more > free.bytes:
                 files = " with its files" if free.counts_mapped else ""
-                return f"about {gigabytes(more)}{files}, of {free}"
+                return f"about {format_gigabytes(more)}{files}, of {free}"
         return None
 
 
-def headroom(processes: int = 1, returned: int = 0) -> Headroom:
+def measure_headroom(processes: int = 1, returned: int = 0) -> Headroom:
     """That of each of so many processes on this machine. `returned`: bytes that this one gives back first."""
     held = min(psutil.Process().memory_info().rss, memory.PROCESS)
     shared = (
         dataclasses.replace(one, bytes=(one.bytes + returned) // (1 if one.counts_mapped else processes))
-        for one in free_memory.limits()
+        for one in free_memory.list_memory_limits()
     )
     return Headroom(tuple(shared), held)
 
 
-def to_load(base: Base, width: int, model: ModelSpec, limits: Mapping[Any, str] | None, gpu: bool) -> Need:
+def estimate_load(
+    base: BaseModelInfo, width: int, model: ModelSpec, limits: Mapping[Any, str] | None, gpu: bool
+) -> MemoryNeed:
     """What a process takes that holds the base in weights of `width` bytes. `limits`: of an offloaded one; what waits on disk does not count."""
     weights, process = base.bytes(width, model.quantization), 0 if gpu else memory.PROCESS
     if limits is not None:
-        kept = process + min(weights, amount(limits.get("cpu")) or 0)
-        return Need(kept, kept)
-    return Need(process + weights, process + weights + base.stored)
+        kept = process + min(weights, parse_size(limits.get("cpu")) or 0)
+        return MemoryNeed(kept, kept)
+    return MemoryNeed(process + weights, process + weights + base.stored)
 
 
-def to_train(base: Base, spec: RunSpec) -> Need:
+def estimate_training(base: BaseModelInfo, spec: RunSpec) -> MemoryNeed:
     """The height of a training by itself, as action=plan estimates it. On a GPU, where nothing of it was measured, only what is sure."""
-    found = memory.of_run(base, spec)
-    if base_files.on_gpu(spec.device):
+    found = memory.estimate_memory(base, spec)
+    if base_files.uses_gpu(spec.device):
         sure = found.weights + found.adapter + found.learning
-        return Need(sure, sure)
-    return Need(found.peak, max(found.peak, memory.IMPORTED + found.weights + base.stored))
+        return MemoryNeed(sure, sure)
+    return MemoryNeed(found.peak, max(found.peak, memory.IMPORTED + found.weights + base.stored))
 
 
-def to_run(base: Base, spec: RunSpec) -> Need:
+def estimate_run(base: BaseModelInfo, spec: RunSpec) -> MemoryNeed:
     """What the run takes, as far as it is known before it is begun."""
     if spec.action.name == "train":
-        return to_train(base, spec)
-    width = 4 if spec.action.name in IN_FLOAT32 else base_files.width(spec.device)
-    return to_load(base, width, spec.model, spec.device.max_memory, base_files.on_gpu(spec.device))
+        return estimate_training(base, spec)
+    width = 4 if spec.action.name in IN_FLOAT32 else base_files.weight_bytes(spec.device)
+    return estimate_load(base, width, spec.model, spec.device.max_memory, base_files.uses_gpu(spec.device))
 
 
-def settled(base: Base, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str | None]:
+def choose_load_dtype(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str | None]:
     """The run with device.dtype=bfloat16 where `auto` would be float32, which would double what the files hold and does not fit;
     with what float32 is short of. Else the run as it is, and None.
     """
     whole = spec.action.name == "train" and spec.lora.method == "none"  # bfloat16 would round its small updates away
-    if spec.device.dtype != "auto" or whole or not base.in_two_bytes or base_files.width(spec.device) == 2:
+    if spec.device.dtype != "auto" or whole or not base.is_half_precision or base_files.weight_bytes(spec.device) == 2:
         return spec, None
-    short = room.shortage(to_run(base, _changed(spec, device={"dtype": "float32"})))
-    return (_changed(spec, device={"dtype": "bfloat16"}), short) if short else (spec, None)
+    short = room.describe_shortage(estimate_run(base, _replace_values(spec, device={"dtype": "float32"})))
+    return (_replace_values(spec, device={"dtype": "bfloat16"}), short) if short else (spec, None)
 
 
-def of_free(free: int) -> Headroom:
+def build_headroom(free: int) -> Headroom:
     """So many bytes, for a process that holds none of them yet."""
-    return Headroom((Free(free),))
+    return Headroom((FreeMemory(free),))
 
 
-def advice(base: Base, spec: RunSpec, room: Headroom) -> list[str]:
+def suggest_overrides(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> list[str]:
     """Overrides that are possible in this run and with each of which it would fit."""
-    tried = (_trainer if spec.action.name == "train" else _inference)(base, spec, room)
-    return [typed for typed, _ in _possible(base, spec, room, tried)]
+    tried = (_iter_training_choices if spec.action.name == "train" else _iter_inference_choices)(base, spec, room)
+    return [typed for typed, _ in _filter_choices(base, spec, room, tried)]
 
 
-def offloaded(base: Base, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str] | None:
+def choose_offload(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str] | None:
     """The run with a base that waits on disk in part, and what it is short of without; None: it fits, or its base cannot wait there."""
-    short = room.shortage(to_run(base, spec))
+    short = room.describe_shortage(estimate_run(base, spec))
     if short is None or spec.action.name == "train":
         return None
-    changed = next(_possible(base, spec, room, _offload(spec, room)), None)
+    changed = next(_filter_choices(base, spec, room, _iter_offload_choices(spec, room)), None)
     return (changed[1], short) if changed else None
 
 
-def _possible(base: Base, spec: RunSpec, room: Headroom, tried: Iterable[Choice]) -> Iterator[Choice]:
+def _filter_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom, tried: Iterable[Choice]) -> Iterator[Choice]:
     """Those that keep every rule between keys and with which the run would fit."""
-    problems = set(cross_group.run(_parts(spec)))
+    problems = set(cross_group.check_groups(_get_groups(spec)))
     for typed, changed in tried:
-        if room.shortage(to_run(base, changed)) is None and not set(cross_group.run(_parts(changed))) - problems:
+        if (
+            room.describe_shortage(estimate_run(base, changed)) is None
+            and not set(cross_group.check_groups(_get_groups(changed))) - problems
+        ):
             yield typed, changed
 
 
-def _trainer(base: Base, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
-    yield from smaller_steps(base, spec, room)
-    yield from _in_fewer_bytes(base, spec)
+def _iter_training_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
+    yield from iter_smaller_steps(base, spec, room)
+    yield from _iter_dtype_choices(base, spec)
 
 
-def smaller_steps(base: Base, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
+def iter_smaller_steps(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
     """The largest smaller batch with which a training would fit, and checkpointed activations where they are not."""
     batch = spec.trainer.per_device_train_batch_size
     for size in (batch >> halvings for halvings in range(1, batch.bit_length())):
-        changed = _changed(spec, trainer={"per_device_train_batch_size": size})
-        if room.shortage(to_run(base, changed)) is None:
+        changed = _replace_values(spec, trainer={"per_device_train_batch_size": size})
+        if room.describe_shortage(estimate_run(base, changed)) is None:
             yield f"trainer.per_device_train_batch_size={size}", changed
             break
     if not spec.trainer.gradient_checkpointing:
-        yield "trainer.gradient_checkpointing=true", _changed(spec, trainer={"gradient_checkpointing": True})
+        yield "trainer.gradient_checkpointing=true", _replace_values(spec, trainer={"gradient_checkpointing": True})
 
 
-def _inference(base: Base, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
-    yield from _in_fewer_bytes(base, spec)
-    yield from _offload(spec, room)
+def _iter_inference_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
+    yield from _iter_dtype_choices(base, spec)
+    yield from _iter_offload_choices(spec, room)
 
 
-def _offload(spec: RunSpec, room: Headroom) -> Iterator[Choice]:
-    if any(free.counts_mapped for free in room.limits) or base_files.on_gpu(spec.device):
+def _iter_offload_choices(spec: RunSpec, room: Headroom) -> Iterator[Choice]:
+    if any(free.counts_mapped for free in room.limits) or base_files.uses_gpu(spec.device):
         return  # what waits on disk is mapped, which such a limit counts; and what is on a GPU is chosen by hand
     size = int(min(free.bytes for free in room.limits) * OFFLOADED) // MIB
     limits = {"cpu": f"{size}MiB"}
-    yield f"device=offload '++device.max_memory={{cpu: {size}MiB}}'", _changed(spec, device={"max_memory": limits})
+    yield (
+        f"device=offload '++device.max_memory={{cpu: {size}MiB}}'",
+        _replace_values(spec, device={"max_memory": limits}),
+    )
 
 
-def _in_fewer_bytes(base: Base, spec: RunSpec) -> Iterator[Choice]:
-    if base_files.width(spec.device) == 4 and spec.action.name not in IN_FLOAT32:
-        yield "device.dtype=bfloat16", _changed(spec, device={"dtype": "bfloat16"})
+def _iter_dtype_choices(base: BaseModelInfo, spec: RunSpec) -> Iterator[Choice]:
+    if base_files.weight_bytes(spec.device) == 4 and spec.action.name not in IN_FLOAT32:
+        yield "device.dtype=bfloat16", _replace_values(spec, device={"dtype": "bfloat16"})
     if spec.model.quantization is None and not base.quantized and spec.action.name not in FULL_PRECISION:
-        yield "model.quantization=nf4", _changed(spec, model={"quantization": "nf4"})
+        yield "model.quantization=nf4", _replace_values(spec, model={"quantization": "nf4"})
 
 
-def _changed(spec: RunSpec, **groups: dict[str, Any]) -> RunSpec:
+def _replace_values(spec: RunSpec, **groups: dict[str, Any]) -> RunSpec:
     return dataclasses.replace(
         spec, **{name: dataclasses.replace(getattr(spec, name), **values) for name, values in groups.items()}
     )
 
 
-def _parts(spec: RunSpec) -> dict[str, Any]:
+def _get_groups(spec: RunSpec) -> dict[str, Any]:
     return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
 
 
-def refusal(statement: str, choices: Sequence[str] = ()) -> str:
+def format_refusal(statement: str, choices: Sequence[str] = ()) -> str:
     """One line: what does not fit, and what to type."""
     return f"{statement}; type {', '.join(choices)}{', or ' if choices else ''}{GO_ON}"
 
 
 @contextmanager
-def advising(spec: RunSpec) -> Iterator[None]:
+def suggest_on_shortage(spec: RunSpec) -> Iterator[None]:
     """A base that is refused inside is told with what this run can do about it. Raises: MemoryShortageError: it is refused."""
     try:
         yield
     except MemoryShortageError as error:
         if error.base is None:
             raise
-        here = _changed(spec, device={"name": error.device})
-        raise MemoryShortageError(refusal(error.statement, advice(error.base, here, error.room))) from error
+        here = _replace_values(spec, device={"name": error.device})
+        raise MemoryShortageError(
+            format_refusal(error.statement, suggest_overrides(error.base, here, error.room))
+        ) from error

@@ -21,7 +21,7 @@ MOST = 20  # of which so many on the same base are read with their configs
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PastRun:
     """What one completed training tells of others on its base.
 
     Attributes:
@@ -39,70 +39,70 @@ class Earlier:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Trainings on one base, newest first."""
 
     name: str
-    runs: list[Earlier]
+    runs: list[PastRun]
 
     def seconds(self, spec: RunSpec) -> float | None:
         """Training alone, at the pace of an earlier run; rows that none had count as long as they may be. None: pace or steps not known."""
-        rows, run = _rows(spec), self.timed(spec)
+        rows, run = _count_rows(spec), self.find_timed_run(spec)
         if rows is None or run is None or run.tokens_per_second is None:
             return None
-        known = self.alike(spec)
+        known = self.find_run_on_same_rows(spec)
         return rows * (known.row_tokens if known else spec.task.max_length) / run.tokens_per_second
 
-    def timed(self, spec: RunSpec) -> Earlier | None:
+    def find_timed_run(self, spec: RunSpec) -> PastRun | None:
         """The newest run that trained by itself, on the same rows if there is one."""
         timed = [run for run in self.runs if run.tokens_per_second]
-        return next((run for run in timed if run.data == _data(vars(spec.task))), next(iter(timed), None))
+        return next((run for run in timed if run.data == _get_row_settings(vars(spec.task))), next(iter(timed), None))
 
-    def alike(self, spec: RunSpec) -> Earlier | None:
+    def find_run_on_same_rows(self, spec: RunSpec) -> PastRun | None:
         """The newest run on the same rows."""
-        return next((run for run in self.runs if run.data == _data(vars(spec.task))), None)
+        return next((run for run in self.runs if run.data == _get_row_settings(vars(spec.task))), None)
 
     def lengths(self, spec: RunSpec) -> Lengths | None:
         """Of the run's rows, where an earlier run on them has noted it."""
-        same = (run for run in self.runs if run.data == _data(vars(spec.task)))
+        same = (run for run in self.runs if run.data == _get_row_settings(vars(spec.task)))
         return next((run.lengths for run in same if run.lengths), None)
 
 
 @dataclass(frozen=True)
-class Paces:
+class Throughputs:
     """Name of a base → what earlier trainings on it tell."""
 
-    known: dict[str, Pace]
+    known: dict[str, Throughput]
 
     def seconds(self, spec: RunSpec) -> float | None:
         """See `Pace.seconds`."""
-        return self.known[base_files.name_of(spec.model)].seconds(spec)
+        return self.known[base_files.format_base_name(spec.model)].seconds(spec)
 
     def lengths(self, spec: RunSpec) -> Lengths | None:
         """See `Pace.lengths`."""
-        return self.known[base_files.name_of(spec.model)].lengths(spec)
+        return self.known[base_files.format_base_name(spec.model)].lengths(spec)
 
     def notes(self, specs: Sequence[RunSpec]) -> list[str]:
         """What estimates of time rest on, a line for each base."""
-        first = {base_files.name_of(spec.model): spec for spec in reversed(specs)}
-        return [_note(self.known[name], spec) for name, spec in reversed(first.items())]
+        first = {base_files.format_base_name(spec.model): spec for spec in reversed(specs)}
+        return [_format_note(self.known[name], spec) for name, spec in reversed(first.items())]
 
 
-def of(model: ModelSpec, outputs: Path = OUTPUTS) -> Pace:
+def read_throughput(model: ModelSpec, outputs: Path = OUTPUTS) -> Throughput:
     """The newest completed trainings on this base below `outputs`."""
-    name = base_files.name_of(model)
+    name = base_files.format_base_name(model)
     records = sorted(outputs.glob(f"**/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = (run for path in records[:NEWEST] if (run := _read(path, name)) is not None)
-    return Pace(name, list(itertools.islice(found, MOST)))
+    found = (run for path in records[:NEWEST] if (run := _read_past_run(path, name)) is not None)
+    return Throughput(name, list(itertools.islice(found, MOST)))
 
 
-def of_all(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> "Paces":
+def read_throughputs(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> "Throughputs":
     """The paces of the bases of these runs."""
-    models = {base_files.name_of(spec.model): spec.model for spec in specs}
-    return Paces({name: of(model, outputs) for name, model in models.items()})
+    models = {base_files.format_base_name(spec.model): spec.model for spec in specs}
+    return Throughputs({name: read_throughput(model, outputs) for name, model in models.items()})
 
 
-def _read(path: Path, name: str) -> Earlier | None:
+def _read_past_run(path: Path, name: str) -> PastRun | None:
     try:
         record = atomic_files.read_json(path)
     except ArtifactError:
@@ -118,28 +118,28 @@ def _read(path: Path, name: str) -> Earlier | None:
     shared = record.get("together") or record.get("resumed_from")
     rate = None if shared else training["tokens"] / training["seconds"]
     lengths = Lengths(noted["longest"], noted["learned"]) if noted else None
-    return Earlier(path.parent, _data(asked["task"]), training["tokens"] / rows, lengths, rate)
+    return PastRun(path.parent, _get_row_settings(asked["task"]), training["tokens"] / rows, lengths, rate)
 
 
-def _data(task: dict[str, Any]) -> Any:
+def _get_row_settings(task: dict[str, Any]) -> Any:
     """What decides how long rows are."""
     data = task["data"]
     path = data["path"] if isinstance(data, dict) else data.path
     return [path, task["prompt"], task["completion"], task["messages"], task["max_length"]]
 
 
-def step_rows(trainer: TrainerSpec, processes: int = 1) -> int:
+def count_step_rows(trainer: TrainerSpec, processes: int = 1) -> int:
     """Rows of one optimiser step."""
     return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * processes
 
 
-def seen(steps: int, size: int, rows: int | None) -> str:
+def format_rows_seen(steps: int, size: int, rows: int | None) -> str:
     """How often rows are learned: `60 steps × 4 rows = 240 rows (0.26 epochs of 918)`."""
     epochs = f" ({steps * size / rows:.2f} epochs of {rows:,})" if rows else ""
     return f"{steps:,} steps × {size} rows = {steps * size:,} rows{epochs}"
 
 
-def steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
+def count_optimizer_steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
     """Optimiser steps of a run over so many rows; None where that is not known."""
     if trainer.max_steps > 0:
         return trainer.max_steps
@@ -149,20 +149,20 @@ def steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | N
     return math.ceil(math.ceil(batches / trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
 
 
-def _rows(spec: RunSpec) -> float | None:
+def _count_rows(spec: RunSpec) -> float | None:
     if spec.trainer.max_steps > 0:
-        return spec.trainer.max_steps * step_rows(spec.trainer)
+        return spec.trainer.max_steps * count_step_rows(spec.trainer)
     return spec.trainer.num_train_epochs * spec.task.data.train_rows if spec.task.data.train_rows else None
 
 
-def _note(pace: Pace, spec: RunSpec) -> str:
-    run = pace.timed(spec)
+def _format_note(pace: Throughput, spec: RunSpec) -> str:
+    run = pace.find_timed_run(spec)
     if run is None or run.tokens_per_second is None:
         return f"time: unknown: no run of {pace.name} below outputs/ yet"
     said = (
         f"time: estimated from {run.run} ({run.tokens_per_second:.0f} tokens/s on {pace.name}), one run at a time and without evaluation; "
         "cells trained together are faster"
     )
-    if pace.alike(spec):
+    if pace.find_run_on_same_rows(spec):
         return said
     return f"{said}; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"

@@ -27,38 +27,38 @@ POLL = 0.1  # seconds between looks at the log
 LAST_LINES = 12
 
 
-def run(spec: RunSpec, out_dir: Path) -> RunResult:
+def run_workers(spec: RunSpec, out_dir: Path) -> RunResult:
     """What the first worker's action returned.
 
     Raises: PeftrunError: what a worker found at fault. DeviceError: a worker died without saying why.
     """
     with (out_dir / LAUNCHER_LOG).open("w", encoding="utf-8") as log:
         launcher = subprocess.Popen(
-            _command(spec.device, out_dir),
+            _build_command(spec.device, out_dir),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=_environment(spec.device),
+            env=_build_environment(spec.device),
             start_new_session=True,
         )
         try:
-            _watch(launcher, out_dir / _log_of(0))
+            _follow_log(launcher, out_dir / _name_worker_log(0))
         except BaseException:
-            _stop(launcher)
+            _stop_launcher(launcher)
             raise
     _raise_fault(launcher.returncode, out_dir)
     found = atomic_files.read_json(out_dir / OUTCOME) if (out_dir / OUTCOME).is_file() else {}
-    _tidy(out_dir)
+    _remove_logs(out_dir)
     # Where nothing came back, the first machine knows what was read.
-    usage.note(spec, found.get("read", [field.name for field in dataclasses.fields(spec)]))
-    return _result(found, out_dir, spec.device)
+    usage.mark_used(spec, found.get("read", [field.name for field in dataclasses.fields(spec)]))
+    return _build_result(found, out_dir, spec.device)
 
 
-def _log_of(rank: int) -> str:
+def _name_worker_log(rank: int) -> str:
     return f"worker-{rank}.log"
 
 
-def _command(device: DeviceSpec, out_dir: Path) -> list[str]:
+def _build_command(device: DeviceSpec, out_dir: Path) -> list[str]:
     given = ["--nproc-per-node", str(device.processes)]
     if device.machines == 1:
         given += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -68,17 +68,17 @@ def _command(device: DeviceSpec, out_dir: Path) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *given, "-m", "peftrun.runs.torchrun_worker", str(out_dir)]
 
 
-def _environment(device: DeviceSpec) -> dict[str, str]:
+def _build_environment(device: DeviceSpec) -> dict[str, str]:
     """Processes that share processors must share them out, or their threads wait for each other's turns."""
-    return {"OMP_NUM_THREADS": str(share_of_processors(device.processes)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    return {"OMP_NUM_THREADS": str(share_cpus(device.processes)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
-def share_of_processors(processes: int) -> int:
+def share_cpus(processes: int) -> int:
     """Processors for each of so many processes on this machine, at least one."""
     return max(1, (os.cpu_count() or 1) // processes)
 
 
-def _watch(launcher: subprocess.Popen[bytes], log: Path) -> None:
+def _follow_log(launcher: subprocess.Popen[bytes], log: Path) -> None:
     """Shows what is added to the log, until the launcher has ended."""
     shown = 0
     while True:
@@ -93,7 +93,7 @@ def _watch(launcher: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(POLL)
 
 
-def _stop(launcher: subprocess.Popen[bytes]) -> None:
+def _stop_launcher(launcher: subprocess.Popen[bytes]) -> None:
     """Ends the launcher and with it the workers; those that do not listen are killed."""
     launcher.terminate()
     try:
@@ -106,30 +106,30 @@ def _stop(launcher: subprocess.Popen[bytes]) -> None:
 def _raise_fault(code: int, out_dir: Path) -> None:
     if (out_dir / FAULT).is_file():
         fault = atomic_files.read_json(out_dir / FAULT)
-        _tidy(out_dir)
+        _remove_logs(out_dir)
         (out_dir / FAULT).unlink()
         kind = getattr(errors, fault["kind"], PeftrunError)
         raise kind(*fault["lines"])
     if code:
         logs = sorted(out_dir.glob("worker-*.log")) or [out_dir / LAUNCHER_LOG]
         raise DeviceError(
-            f"device.processes: a worker died (exit code {code}); its last words are in {logs[-1]}: {_last_line(logs[-1])}; mend that, and run again"
+            f"device.processes: a worker died (exit code {code}); its last words are in {logs[-1]}: {_read_last_line(logs[-1])}; mend that, and run again"
         )
 
 
-def _last_line(log: Path) -> str:
+def _read_last_line(log: Path) -> str:
     lines = [
         line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if line.strip()
     ]
     return lines[-1].strip()[:200] if lines else "none"
 
 
-def _tidy(out_dir: Path) -> None:
+def _remove_logs(out_dir: Path) -> None:
     for log in (*out_dir.glob("worker-*.log"), out_dir / LAUNCHER_LOG, out_dir / OUTCOME):
         log.unlink(missing_ok=True)
 
 
-def _result(found: dict[str, Any], out_dir: Path, device: DeviceSpec) -> RunResult:
+def _build_result(found: dict[str, Any], out_dir: Path, device: DeviceSpec) -> RunResult:
     """On a machine that is not the first nothing is written: what came out lies on the first."""
     if not found:
         return RunResult(
@@ -147,7 +147,7 @@ def _result(found: dict[str, Any], out_dir: Path, device: DeviceSpec) -> RunResu
     )
 
 
-def tell(out_dir: Path, result: RunResult, read: Sequence[str]) -> None:
+def write_result(out_dir: Path, result: RunResult, read: Sequence[str]) -> None:
     """Leaves a worker's outcome for the process that launched it. `read`: the keys that were read there."""
     atomic_files.write_json(
         out_dir / OUTCOME,
@@ -163,7 +163,7 @@ def tell(out_dir: Path, result: RunResult, read: Sequence[str]) -> None:
     )
 
 
-def tell_fault(out_dir: Path, kind: str, lines: Sequence[str]) -> None:
+def write_error(out_dir: Path, kind: str, lines: Sequence[str]) -> None:
     """Leaves what a worker found at fault; the first to say something is heard."""
     if not (out_dir / FAULT).exists():
         atomic_files.write_json(out_dir / FAULT, {"kind": kind, "lines": list(lines)})

@@ -17,23 +17,23 @@ from peftrun.runs import execute, torchrun
 def main(out_dir: Path) -> int:
     """Exit code; the outcome or the fault lies in the run folder then."""
     rank = int(os.environ["RANK"])
-    _into_log(out_dir / f"worker-{rank}.log")
+    _redirect_to_log(out_dir / f"worker-{rank}.log")
     try:
-        spec = usage.tracked(build_spec_from_values(config.read_values(out_dir / CONFIG)))
-        with memory_fit.advising(usage.plain(spec)):
-            result = execute.action("train").run(spec, out_dir)
+        spec = usage.track_reads(build_spec_from_values(config.read_values(out_dir / CONFIG)))
+        with memory_fit.suggest_on_shortage(usage.strip_tracking(spec)):
+            result = execute.import_action("train").run(spec, out_dir)
     except PeftrunError as fault:
-        torchrun.tell_fault(out_dir, type(fault).__name__, fault.lines)
+        torchrun.write_error(out_dir, type(fault).__name__, fault.lines)
         return 1
     finally:
-        trackers.pause(out_dir)
+        trackers.pause_tracking(out_dir)
     if rank == 0:
-        result.facts |= execute.computing()
-        torchrun.tell(out_dir, result, usage.noted(spec))
+        result.facts |= execute.collect_numerics()
+        torchrun.write_result(out_dir, result, usage.list_read_keys(spec))
     return 0
 
 
-def _into_log(log: Path) -> None:
+def _redirect_to_log(log: Path) -> None:
     """Everything that this process prints, in Python or below it, goes into its log."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     sys.stdout.flush()

@@ -5,11 +5,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftrun.artifacts.prompts_file import BASE
+from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 
 
 @dataclass
-class Version:
+class AdapterVersion:
     """One adapter as it was loaded once, or the base.
 
     Attributes:
@@ -20,51 +20,54 @@ class Version:
     """
 
     name: str
-    internal: str
+    internal_name: str
     path: str | None = None
     alone: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
-    users: int = 0
+    num_requests: int = 0
 
 
-class Versions:
+class AdapterRegistry:
     """Names of models to versions; used by the event loop and by the engine's thread."""
 
-    def __init__(self, base_name: str, adapters: list[Version]) -> None:
-        self.base, self.base_names = Version(BASE, BASE), [BASE, base_name]
-        self._named = {one.name: one for one in adapters}
-        self._retired: list[Version] = []
+    def __init__(self, base_name: str, adapters: list[AdapterVersion]) -> None:
+        self.base, self.base_names = (
+            AdapterVersion(BASE_ADAPTER_NAME, BASE_ADAPTER_NAME),
+            [BASE_ADAPTER_NAME, base_name],
+        )
+        self._active = {one.name: one for one in adapters}
+        self._retired: list[AdapterVersion] = []
         self._lock, self._count = threading.Lock(), 0
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """What may stand under `model`: adapters, then the base's names."""
         with self._lock:
-            return [*self._named, *dict.fromkeys(self.base_names)]
+            return [*self._active, *dict.fromkeys(self.base_names)]
 
-    def find(self, name: str) -> Version | None:
+    def find_version(self, name: str) -> AdapterVersion | None:
         """The version that `name` means now."""
         with self._lock:
-            return self._named.get(name) or (self.base if name in self.base_names else None)
+            return self._active.get(name) or (self.base if name in self.base_names else None)
 
-    def adapters(self) -> list[Version]:
+    def list_adapters(self) -> list[AdapterVersion]:
         """All that are served under a name now."""
         with self._lock:
-            return list(self._named.values())
+            return list(self._active.values())
 
-    def taken(self, name: str) -> Version | None:
+    def acquire(self, name: str) -> AdapterVersion | None:
         """The version that `name` means now, which is kept until it is `left`."""
         with self._lock:
-            found = self._named.get(name) or (self.base if name in self.base_names else None)
+            found = self._active.get(name) or (self.base if name in self.base_names else None)
             if found:
-                found.users += 1
+                found.num_requests += 1
             return found
 
-    def left(self, version: Version) -> None:
+    def release_version(self, version: AdapterVersion) -> None:
         """One request fewer is answered by it."""
         with self._lock:
-            version.users -= 1
+            version.num_requests -= 1
 
-    def internal_for(self, name: str, known: Any) -> str:
+    def make_internal_name(self, name: str, known: Any) -> str:
         """A name for PEFT that is none of those it knows."""
         with self._lock:
             while True:
@@ -73,26 +76,26 @@ class Versions:
                 if found not in known:
                     return found
 
-    def put(self, version: Version) -> None:
+    def serve_adapter(self, version: AdapterVersion) -> None:
         """From now on its name means this version."""
         with self._lock:
-            self._retire(self._named.get(version.name))
-            self._named[version.name] = version
+            self._retire(self._active.get(version.name))
+            self._active[version.name] = version
 
-    def removed(self, name: str) -> Version | None:
+    def remove_adapter(self, name: str) -> AdapterVersion | None:
         """From now on the name means nothing; what it meant, if it meant an adapter."""
         with self._lock:
-            found = self._named.pop(name, None)
+            found = self._active.pop(name, None)
             self._retire(found)
             return found
 
-    def free(self) -> list[Version]:
+    def pop_evictable(self) -> list[AdapterVersion]:
         """Versions that no name means and nobody uses; each is told once."""
         with self._lock:
-            found = [one for one in self._retired if one.users == 0]
-            self._retired = [one for one in self._retired if one.users]
+            found = [one for one in self._retired if one.num_requests == 0]
+            self._retired = [one for one in self._retired if one.num_requests]
             return found
 
-    def _retire(self, version: Version | None) -> None:
+    def _retire(self, version: AdapterVersion | None) -> None:
         if version:
             self._retired.append(version)

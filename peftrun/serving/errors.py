@@ -5,7 +5,7 @@ from typing import Any
 INVALID, SERVER = "invalid_request_error", "server_error"
 
 
-class ApiFault(Exception):
+class ApiError(Exception):
     """One refusal: an HTTP status and the four fields of OpenAI's error object."""
 
     def __init__(
@@ -26,21 +26,21 @@ class ApiFault(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiFault:
+def invalid_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """The request is at fault."""
-    return ApiFault(400, message, INVALID, code, param)
+    return ApiError(400, message, INVALID, code, param)
 
 
-def no_such_model(name: str, known: list[str]) -> ApiFault:
+def model_not_found(name: str, known: list[str]) -> ApiError:
     """A model that is not served, and those that are."""
-    return ApiFault(
+    return ApiError(
         404, f"The model `{name}` does not exist; served: {', '.join(known)}", INVALID, "model_not_found", "model"
     )
 
 
-def too_long(prompt: int, wanted: int, most: int) -> ApiFault:
+def context_length_exceeded(prompt: int, wanted: int, most: int) -> ApiError:
     """More tokens than the base reads."""
-    return invalid(
+    return invalid_request(
         f"This model's maximum context length is {most} tokens. However, you requested {prompt + wanted} tokens "
         f"({prompt} in the messages, {wanted} in the completion). Please reduce the length of the messages or completion.",
         "messages",
@@ -48,23 +48,23 @@ def too_long(prompt: int, wanted: int, most: int) -> ApiFault:
     )
 
 
-def queue_full(waiting: int) -> ApiFault:
+def queue_full(waiting: int) -> ApiError:
     """Everybody is busy, and so many wait already."""
-    return ApiFault(
+    return ApiError(
         429, f"{waiting} answers wait already, which is all that may; try again later", "rate_limit_error", "queue_full"
     )
 
 
-def timed_out(seconds: float) -> ApiFault:
+def request_timeout(seconds: float) -> ApiError:
     """The answer was not there in time."""
-    return ApiFault(504, f"the answer took more than {seconds:g} seconds", "timeout_error", "request_timeout")
+    return ApiError(504, f"the answer took more than {seconds:g} seconds", "timeout_error", "request_timeout")
 
 
-def stopping() -> ApiFault:
+def shutting_down() -> ApiError:
     """The server has been told to stop."""
-    return ApiFault(503, "the server is shutting down", SERVER, "shutting_down")
+    return ApiError(503, "the server is shutting down", SERVER, "shutting_down")
 
 
-def broken(reason: str) -> ApiFault:
+def engine_error(reason: str) -> ApiError:
     """The engine failed while it computed this answer."""
-    return ApiFault(500, f"the answer could not be computed ({reason})", SERVER, "engine_error")
+    return ApiError(500, f"the answer could not be computed ({reason})", SERVER, "engine_error")

@@ -14,43 +14,43 @@ from pydantic import (
 )
 
 from peftrun.tasks.messages import Message as Learned
-from peftrun.tasks.messages import message_of
+from peftrun.tasks.messages import parse_message
 
 ROLES = {"developer": "system"}
 
 
-class Checked(BaseModel):
+class StrictModel(BaseModel):
     """An object of a request: no other keys than these, and no value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class TextPart(Checked):
+class TextPart(StrictModel):
     """Part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class _Kept(Checked):
+class _RawModel(StrictModel):
     """A part that is checked, and handed to the chat template as the client wrote it: another order of its keys would be another prompt."""
 
-    _given: dict[str, Any] = PrivateAttr()
+    _raw: dict[str, Any] = PrivateAttr()
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+    def _keep_raw(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
         found = check(given)
-        found._given = given
+        found._raw = given
         return found
 
     @property
-    def given(self) -> dict[str, Any]:
+    def raw(self) -> dict[str, Any]:
         """As the client wrote it."""
-        return self._given
+        return self._raw
 
 
-class FunctionCall(Checked):
+class FunctionCall(StrictModel):
     """What is called. The arguments are JSON, as a text or as an object."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -58,13 +58,13 @@ class FunctionCall(Checked):
 
     @field_validator("arguments")
     @classmethod
-    def _check(cls, given: str | dict[str, Any]) -> str | dict[str, Any]:
+    def _check_arguments(cls, given: str | dict[str, Any]) -> str | dict[str, Any]:
         if isinstance(given, str) and not isinstance(json.loads(given or "{}"), dict):
             raise ValueError("must be a JSON object")
         return given
 
 
-class ToolCall(Checked):
+class ToolCall(StrictModel):
     """A call that an earlier answer made."""
 
     id: Annotated[str, Field(min_length=1)]
@@ -72,7 +72,7 @@ class ToolCall(Checked):
     function: FunctionCall
 
 
-class Message(_Kept):
+class Message(_RawModel):
     """One turn of a talk."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -82,20 +82,20 @@ class Message(_Kept):
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_content(self) -> Self:
         if self.tool_calls and self.role != "assistant":
             raise ValueError(f"a message of role {self.role} calls no tools")
         if self.content is None and not self.tool_calls:
             raise ValueError("has neither content nor tool_calls")
         return self
 
-    def as_learned(self) -> Learned:
+    def to_training_message(self) -> Learned:
         """As a row of training would have it."""
-        found, _ = message_of(self.given)
+        found, _ = parse_message(self.raw)
         return Learned(found | {"role": ROLES.get(self.role, self.role)})
 
 
-class Function(Checked):
+class Function(StrictModel):
     """A function that may be called. `parameters`: the JSON schema of its arguments."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -104,7 +104,7 @@ class Function(Checked):
     strict: Literal[False] | None = None  # whoever asks for it relies on arguments that obey the schema
 
 
-class Tool(_Kept):
+class Tool(_RawModel):
     """A tool that the model is told of."""
 
     type: Literal["function"]

@@ -9,10 +9,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
-from peftrun.models.base import Base
-from peftrun.models.tokenizer import CAUSAL
+from peftrun.models.base import LoadedBase
+from peftrun.models.tokenizer import CAUSAL_SUFFIXES
 
-BATCH_WIDE = ("dynamic", "longrope")  # rotations that depend on the longest row of a batch
+BATCH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")  # rotations that depend on the longest row of a batch
 ADVICE = "answer with action=generate, or serve it with vLLM (action=export target=vllm)"
 
 
@@ -21,7 +21,7 @@ def check_config(folder: Path, spec: ModelSpec) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     key = f"model.name_or_path={spec.name_or_path}"
     names = config.architectures or []
-    if names and not config.is_encoder_decoder and not any(name.endswith(CAUSAL) for name in names):
+    if names and not config.is_encoder_decoder and not any(name.endswith(CAUSAL_SUFFIXES) for name in names):
         raise ModelError(
             f"{key}: is a {names[0]}, and action=serve answers with decoders alone; choose another model, "
             "or measure this one with action=evaluate adapter=RUN_FOLDER and a task of its kind"
@@ -33,20 +33,20 @@ def check_config(folder: Path, spec: ModelSpec) -> None:
     layers = {type(layer) for layer in DynamicCache(config=config).layers}
     if layers - {DynamicLayer, DynamicSlidingWindowLayer}:
         raise ModelError(f"{key}: keeps a state that rows cannot join (no plain keys and values); {ADVICE}")
-    kinds = {one for one in _rope_types(config) if one in BATCH_WIDE}
+    kinds = {one for one in _list_rope_types(config) if one in BATCH_DEPENDENT_ROPE_TYPES}
     if kinds:
         raise ModelError(
             f"{key}: its positions (rope_type {min(kinds)}) depend on the longest row of a batch; {ADVICE}"
         )
 
 
-def check_loaded(base: Base) -> None:
+def check_loaded(base: LoadedBase) -> None:
     """Raises: ModelError: the model cannot be told where each row is."""
     if "position_ids" not in inspect.signature(base.model.forward).parameters:
         raise ModelError(f"model {base.name}: takes no position_ids, so rows of several lengths cannot join; {ADVICE}")
 
 
-def _rope_types(config: Any) -> list[str]:
+def _list_rope_types(config: Any) -> list[str]:
     found = getattr(config.get_text_config(), "rope_parameters", None) or {}
     nested = [one for one in found.values() if isinstance(one, dict)]
     return [str(one.get("rope_type")) for one in [found, *nested]]

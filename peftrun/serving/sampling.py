@@ -8,7 +8,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How an answer's tokens are chosen; `temperature` 0 takes the likeliest each time.
 
     Attributes:
@@ -26,14 +26,14 @@ class Sampling:
     logprobs: int | None = None
 
     @property
-    def plain(self) -> bool:
+    def is_greedy(self) -> bool:
         """Whether the likeliest token is taken as the model gives it."""
         changed = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.repetition_penalty != 1.0
         return self.temperature == 0 and not changed
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledToken:
     """A token, its log probability, and the likeliest tokens in its place with theirs."""
 
     token: int
@@ -41,7 +41,7 @@ class Chosen:
     others: list[tuple[int, float]]
 
 
-def generator(sampling: Sampling, number: int, device: Any) -> torch.Generator | None:
+def build_generator(sampling: SamplingParams, number: int, device: Any) -> torch.Generator | None:
     """The draws of answer `number` of a request, its own; None for one that draws nothing."""
     if sampling.temperature == 0:
         return None
@@ -53,29 +53,29 @@ def generator(sampling: Sampling, number: int, device: Any) -> torch.Generator |
     return found
 
 
-def choose(
-    logits: torch.Tensor, prompt: list[int], written: list[int], how: Sampling, draws: torch.Generator | None
+def sample_token(
+    logits: torch.Tensor, prompt: list[int], written: list[int], how: SamplingParams, draws: torch.Generator | None
 ) -> int:
     """The next token. `logits`: of the whole vocabulary, float32."""
-    scores = _changed(logits, prompt, written, how)[None]
+    scores = _apply_penalties(logits, prompt, written, how)[None]
     if draws is None:
         return int(scores.argmax())
-    for warp in _warps(how):
+    for warp in _build_warpers(how):
         scores = warp(None, scores)
     return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=draws))
 
 
-def told(logits: torch.Tensor, token: int, how: Sampling) -> Chosen | None:
+def get_top_logprobs(logits: torch.Tensor, token: int, how: SamplingParams) -> SampledToken | None:
     """What the model itself gave the token and its rivals, before anything the request asked for; None where nobody asks."""
     if how.logprobs is None:
         return None
     found = logits.log_softmax(-1)
     top = found.topk(how.logprobs) if how.logprobs else None
     others = list(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top else []
-    return Chosen(token, float(found[token]), others)
+    return SampledToken(token, float(found[token]), others)
 
 
-def _warps(how: Sampling) -> list[Any]:
+def _build_warpers(how: SamplingParams) -> list[Any]:
     found: list[Any] = [TemperatureLogitsWarper(float(how.temperature))]
     if how.top_k > 0:
         found.append(TopKLogitsWarper(how.top_k))
@@ -84,7 +84,7 @@ def _warps(how: Sampling) -> list[Any]:
     return found
 
 
-def _changed(logits: torch.Tensor, prompt: list[int], written: list[int], how: Sampling) -> torch.Tensor:
+def _apply_penalties(logits: torch.Tensor, prompt: list[int], written: list[int], how: SamplingParams) -> torch.Tensor:
     """Penalties as OpenAI defines them count what was written; the repetition penalty of transformers also the prompt."""
     if how.repetition_penalty != 1.0:
         read = torch.tensor([prompt + written], device=logits.device)

@@ -29,7 +29,7 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 
 ID_LENGTH = 12
-HYDRAS = "${hydra"  # what is read from Hydra's own part differs from cell to cell
+HYDRA_INTERPOLATION = "${hydra"  # what is read from Hydra's own part differs from cell to cell
 
 
 @dataclass
@@ -58,27 +58,27 @@ class Composer:
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master
-        self.hydras_own = list(master.hydra.overrides.hydra)
+        self.hydra_overrides = list(master.hydra.overrides.hydra)
         self.group_exists, self.chosen = cache(self._group_exists), cache(self._chosen)
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> dict[str, Any]:
         """Resolved values of a cell. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: a loose interpolation."""
-        parsed = [_parsed(text) for text in overrides]
-        groups = tuple(text for text, one in zip(overrides, parsed, strict=True) if self._chooses(one))
+        parsed = [_parse_override(text) for text in overrides]
+        groups = tuple(text for text, one in zip(overrides, parsed, strict=True) if self._is_group_choice(one))
         template, reads_hydra = self.chosen(groups)
-        if reads_hydra or any(HYDRAS in text for text in overrides):
-            return self._as_hydra_does(overrides, number)
+        if reads_hydra or any(HYDRA_INTERPOLATION in text for text in overrides):
+            return self._compose_with_hydra(overrides, number)
         cfg = copy.deepcopy(template)
         # Each override is parsed once and used for many cells: what is applied must not be changed by it.
-        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._chooses(one)], cfg)
-        return adapter_defaults.adopt(config.plain(cfg), overrides)
+        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._is_group_choice(one)], cfg)
+        return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
 
-    def _chooses(self, override: Override) -> bool:
+    def _is_group_choice(self, override: Override) -> bool:
         return self.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
 
     def _group_exists(self, name: str) -> bool:
         return bool(
-            self.loader.get_group_options(name, None, self.master.hydra.job.config_name, overrides=self.hydras_own)
+            self.loader.get_group_options(name, None, self.master.hydra.job.config_name, overrides=self.hydra_overrides)
         )
 
     def _chosen(self, groups: tuple[str, ...]) -> tuple[DictConfig, bool]:
@@ -86,20 +86,20 @@ class Composer:
         cfg = self.loader.load_sweep_config(self.master, list(groups))
         with open_dict(cfg):
             del cfg["hydra"]
-        return cfg, HYDRAS in json.dumps(OmegaConf.to_container(cfg), default=str)
+        return cfg, HYDRA_INTERPOLATION in json.dumps(OmegaConf.to_container(cfg), default=str)
 
-    def _as_hydra_does(self, overrides: Sequence[str], number: int) -> dict[str, Any]:
+    def _compose_with_hydra(self, overrides: Sequence[str], number: int) -> dict[str, Any]:
         cfg = self.loader.load_sweep_config(self.master, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
-        with _hydras_own(cfg):
+        with _set_hydra_config(cfg):
             task = copy.deepcopy(cfg)
             with open_dict(task):
                 del task["hydra"]
-            return adapter_defaults.adopt(config.plain(task), overrides)
+            return adapter_defaults.apply_adapter_defaults(config.resolve_values(task), overrides)
 
 
-def compose_all(
+def compose_cells(
     loader: ConfigLoaderImpl, master: DictConfig, jobs: Sequence[Sequence[str]], first: int, team_dir: str | None
 ) -> list[Cell]:
     """The cells that the overrides of `jobs` make, each once, in their order; one that is at fault says so itself.
@@ -114,40 +114,40 @@ def compose_all(
     for number, overrides in enumerate(jobs, first):
         cell = Cell([number], list(overrides))
         try:
-            _fill(cell, composer)
+            _resolve_cell(cell, composer)
         except compose.REFUSALS as error:
             refusals.append(error)
             if len(refusals) == len(jobs):
                 raise
-            cell.problems = explained.setdefault(str(error), _explained(error, overrides, team_dir, explained))
+            cell.problems = explained.setdefault(str(error), _explain_error(error, overrides, team_dir, explained))
         known = found.setdefault(cell.id or f"number {number}", cell)
         if known is not cell:
             known.numbers.append(number)
     return list(found.values())
 
 
-def _explained(
+def _explain_error(
     error: Exception, overrides: Sequence[str], team_dir: str | None, known: dict[str, tuple[str, ...]]
 ) -> tuple[str, ...]:
     if str(error) in known:
         return known[str(error)]
-    found = compose.explain(overrides, team_dir)
+    found = compose.explain_overrides(overrides, team_dir)
     if not found and isinstance(error, ValueError):
         raise error  # not Hydra's: a bug
     return tuple(found) or (str(error).splitlines()[0],)
 
 
-def _fill(cell: Cell, composer: Composer) -> None:
+def _resolve_cell(cell: Cell, composer: Composer) -> None:
     try:
         cell.values = composer.compose(cell.overrides, cell.numbers[0])
         cell.spec = build_spec_from_values(cell.values)
         cell.values = dataclasses.asdict(cell.spec)
     except ConfigError as error:
         cell.problems = error.lines
-    cell.id = cell_id(cell.values) if cell.values else ""
+    cell.id = compute_cell_id(cell.values) if cell.values else ""
 
 
-def cell_id(values: dict[str, Any]) -> str:
+def compute_cell_id(values: dict[str, Any]) -> str:
     """What a resolved configuration is known by: the beginning of its SHA-256, with `action.resume` and the tracker left out."""
     action = {key: value for key, value in (values.get("action") or {}).items() if key != "resume"}
     values = {key: value for key, value in values.items() if key != "tracker"}
@@ -155,7 +155,7 @@ def cell_id(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 
 
-def labels(cells: Sequence[Cell]) -> dict[int, str]:
+def label_cells(cells: Sequence[Cell]) -> dict[int, str]:
     """First number of each cell → what was typed for it and not for all of them."""
     shared = set.intersection(*(set(cell.overrides) for cell in cells)) if len(cells) > 1 else set()
     return {
@@ -164,19 +164,19 @@ def labels(cells: Sequence[Cell]) -> dict[int, str]:
     }
 
 
-def command(cell: Cell, team_dir: str | None) -> str:
+def format_command(cell: Cell, team_dir: str | None) -> str:
     """What to type to run a cell alone."""
     team = ["--config-dir", team_dir] if team_dir else []
-    return shlex.join(["peftrun", *team, *map(shorthand.as_typed, cell.overrides)])
+    return shlex.join(["peftrun", *team, *map(shorthand.escape_line_ends, cell.overrides)])
 
 
 @cache
-def _parsed(text: str) -> Override:
+def _parse_override(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
 @contextmanager
-def _hydras_own(cfg: DictConfig) -> Iterator[None]:
+def _set_hydra_config(cfg: DictConfig) -> Iterator[None]:
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(cfg)
     try:

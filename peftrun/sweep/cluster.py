@@ -17,18 +17,18 @@ from typing import Any
 from peftrun import console
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.errors import ArtifactError, ConfigError
-from peftrun.formatting import many
+from peftrun.formatting import format_count
 from peftrun.io import atomic_files
 from peftrun.runs import torchrun
 
 POLL = 0.2  # seconds between looks at the workers
 STOPPING = 15.0  # seconds that workers have to finish their records when they are told to stop
 VISIBLE = 5.0  # seconds that a shared file system may take to show a new folder to another machine
-ENDED = {"completed", "failed", "stopped"}
+END_STATUSES = {"completed", "failed", "stopped"}
 
 
 @dataclass(frozen=True)
-class End:
+class JobEnd:
     """How a worker ended: well (both empty), dead before its group was done, or unable to do any group at all."""
 
     died: str = ""
@@ -36,7 +36,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Engine:
+class ClusterBackend:
     """A cluster, as far as it is needed here.
 
     Attributes:
@@ -48,12 +48,12 @@ class Engine:
 
     name: str
     start: Callable[[Sequence[Path]], Any]
-    end: Callable[[Any], End | None]
+    end: Callable[[Any], JobEnd | None]
     stop: Callable[[Any], None]
 
 
 @dataclass
-class Sent:
+class SubmittedJob:
     """A group, how often its worker died, and the records its cells had before."""
 
     number: int
@@ -61,49 +61,53 @@ class Sent:
     before: dict[Path, str] = field(default_factory=dict)
     deaths: int = 0
 
-    def unfinished(self) -> list[Path]:
+    def list_unfinished(self) -> list[Path]:
         """The cells that did not come to an end of their own since the group was first sent."""
         return [one for one in self.folders if not self._ended(one)]
 
     def _ended(self, folder: Path) -> bool:
-        status = _record(folder).get("status")
-        return status in ENDED and (status != "failed" or _text(folder) != self.before[folder])
+        status = _read_record(folder).get("status")
+        return status in END_STATUSES and (status != "failed" or _read_record_text(folder) != self.before[folder])
 
 
-def drive(groups: Sequence[Sequence[Path]], engine: Engine, parallel: int | None, max_retries: int) -> None:
+def run_on_cluster(
+    groups: Sequence[Sequence[Path]], engine: ClusterBackend, parallel: int | None, max_retries: int
+) -> None:
     """Returns when every group has ended; cells whose worker died too often then have a failed record with the reason.
 
     Args: parallel: workers at once; None: as many as there are groups, and the cluster puts them in a queue.
 
     Raises: ArtifactError: a worker does not see the sweep's folder.
     """
-    waiting = deque(_new(number, group) for number, group in enumerate(groups, 1))
-    running: dict[Any, Sent] = {}
-    console.say(_opening(groups, engine, parallel))
-    with _all_stopped_on_error(running, engine):
+    waiting = deque(_build_job(number, group) for number, group in enumerate(groups, 1))
+    running: dict[Any, SubmittedJob] = {}
+    console.print_info(_format_opening(groups, engine, parallel))
+    with _stop_all_on_error(running, engine):
         while waiting or running:
             while waiting and (parallel is None or len(running) < parallel):
                 group = waiting.popleft()
-                running[engine.start(group.unfinished())] = group
+                running[engine.start(group.list_unfinished())] = group
             for handle, group in list(running.items()):
                 if end := engine.end(handle):
                     del running[handle]
-                    waiting.extend(_after(end, group, len(groups), max_retries))
+                    waiting.extend(_handle_end(end, group, len(groups), max_retries))
             time.sleep(POLL)
 
 
-def _new(number: int, group: Sequence[Path]) -> Sent:
+def _build_job(number: int, group: Sequence[Path]) -> SubmittedJob:
     folders = [one.absolute() for one in group]
-    return Sent(number, folders, {one: _text(one) for one in folders})
+    return SubmittedJob(number, folders, {one: _read_record_text(one) for one in folders})
 
 
-def _opening(groups: Sequence[Sequence[Path]], engine: Engine, parallel: int | None) -> str:
+def _format_opening(groups: Sequence[Sequence[Path]], engine: ClusterBackend, parallel: int | None) -> str:
     at_once = f", {parallel} at once" if parallel is not None and parallel < len(groups) else ""
-    return f"{engine.name}: {many(len(groups), 'group')} of {many(sum(map(len, groups)), 'cell')}{at_once}"
+    return (
+        f"{engine.name}: {format_count(len(groups), 'group')} of {format_count(sum(map(len, groups)), 'cell')}{at_once}"
+    )
 
 
 @contextmanager
-def _all_stopped_on_error(running: dict[Any, Sent], engine: Engine) -> Iterator[None]:
+def _stop_all_on_error(running: dict[Any, SubmittedJob], engine: ClusterBackend) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -115,44 +119,48 @@ def _all_stopped_on_error(running: dict[Any, Sent], engine: Engine) -> Iterator[
         raise
 
 
-def _after(end: End, group: Sent, groups: int, max_retries: int) -> list[Sent]:
+def _handle_end(end: JobEnd, group: SubmittedJob, groups: int, max_retries: int) -> list[SubmittedJob]:
     """What is to be sent again: the group, if its worker died and may still be tried."""
     if end.fault:
         raise ArtifactError(end.fault)
-    left = group.unfinished()
+    left = group.list_unfinished()
     if not left:
-        console.say(f"group {group.number} of {groups}: done")
+        console.print_info(f"group {group.number} of {groups}: done")
         return []
     group.deaths += 1
     reason = " ".join((end.died or "it ended without having done all cells").split())[:300]
     if group.deaths <= max_retries:
-        console.warn(
+        console.print_warning(
             f"group {group.number} of {groups}: the worker died ({reason}); sent again, {group.deaths} of {max_retries}"
         )
         return [group]
-    console.warn(f"group {group.number} of {groups}: given up, {many(len(left), 'cell')} not done: {reason}")
+    console.print_warning(
+        f"group {group.number} of {groups}: given up, {format_count(len(left), 'cell')} not done: {reason}"
+    )
     for folder in left:
-        _give_up(folder, f"the worker died {many(group.deaths, 'time')}, and is not tried again: {reason}")
+        _record_failure(
+            folder, f"the worker died {format_count(group.deaths, 'time')}, and is not tried again: {reason}"
+        )
     return []
 
 
-def _give_up(folder: Path, reason: str) -> None:
+def _record_failure(folder: Path, reason: str) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    opening = {"started": now, "seconds": 0.0} if _text(folder) == "" else _record(folder)
+    opening = {"started": now, "seconds": 0.0} if _read_record_text(folder) == "" else _read_record(folder)
     ending = {"status": "failed", "error": reason, "finished": now}
     atomic_files.write_json(folder / RECORD, opening | ending)
 
 
-def _text(folder: Path) -> str:
+def _read_record_text(folder: Path) -> str:
     path = folder / RECORD
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, Any]:
     return atomic_files.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
 
 
-def work(folders: Sequence[str], where: str, threads: int | None) -> str:
+def run_group(folders: Sequence[str], where: str, threads: int | None) -> str:
     """Runs one group on a worker's machine. Returns one line if this machine cannot do that, else nothing.
 
     Args:
@@ -160,7 +168,7 @@ def work(folders: Sequence[str], where: str, threads: int | None) -> str:
         where: the folder the command was typed in: relative paths of the cells start there.
         threads: processors of this worker; None: what the cluster says, or all.
     """
-    if hidden := _hidden(folders, where):
+    if hidden := _find_hidden_folder(folders, where):
         return (
             f"hydra.sweep.dir: the worker on {platform.node()} does not see {hidden}; "
             "all machines must share this folder: type hydra.sweep.dir=FOLDER on a shared file system"
@@ -175,7 +183,7 @@ def work(folders: Sequence[str], where: str, threads: int | None) -> str:
     return ""
 
 
-def _hidden(folders: Sequence[str], where: str) -> str:
+def _find_hidden_folder(folders: Sequence[str], where: str) -> str:
     """The first folder that cannot be seen from here; empty if all can."""
     deadline = time.monotonic() + VISIBLE
     for folder in (where, *folders):
@@ -187,12 +195,12 @@ def _hidden(folders: Sequence[str], where: str) -> str:
     return ""
 
 
-def threads_of(parallel: int | None, groups: int) -> int:
+def count_threads(parallel: int | None, groups: int) -> int:
     """Processors for each of several workers on this machine, so that their threads do not wait for each other's turns."""
-    return torchrun.share_of_processors(max(1, min(parallel or groups, groups)))
+    return torchrun.share_cpus(max(1, min(parallel or groups, groups)))
 
 
-def option(options: dict[str, Any], engine: str, key: str, least: int) -> int | None:
+def read_int_option(options: dict[str, Any], engine: str, key: str, least: int) -> int | None:
     """A whole number of at least `least` among the options of a launcher, or None. Raises: ConfigError: it is neither."""
     value = options.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):

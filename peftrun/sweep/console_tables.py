@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 
-from peftrun.formatting import align_rows, rough_duration
+from peftrun.formatting import align_rows, format_rough_duration
 from peftrun.sweep.cells import Cell
-from peftrun.sweep.planner import Plan, Wave
-from peftrun.system.sizes import gigabytes
+from peftrun.sweep.planner import PlannedBatch, SweepPlan
+from peftrun.system.sizes import format_gigabytes
 
 
-def planned(
-    cells: Sequence[Cell], plan: Plan, labels: dict[int, str], status: dict[str, str], seconds: dict[str, float | None]
+def format_plan(
+    cells: Sequence[Cell],
+    plan: SweepPlan,
+    labels: dict[int, str],
+    status: dict[str, str],
+    seconds: dict[str, float | None],
 ) -> list[str]:
     """Lines of the plan: a row for each cell, then the groups and waves.
 
@@ -18,39 +22,46 @@ def planned(
     places = {cell.id: (str(wave.group), str(wave.number)) for wave in plan.waves for cell in wave.cells}
     rows = [("cell", "status", "group", "wave", "time", "values")]
     for cell in cells:
-        where, time = places.get(cell.id, ("-", "-")), rough_duration(seconds[cell.id]) if cell.id in places else "-"
-        rows.append((cell.id or "-", status[cell.id], *where, time, labels[cell.numbers[0]] + twice(cell.numbers)))
+        where, time = (
+            places.get(cell.id, ("-", "-")),
+            format_rough_duration(seconds[cell.id]) if cell.id in places else "-",
+        )
+        rows.append(
+            (cell.id or "-", status[cell.id], *where, time, labels[cell.numbers[0]] + format_duplicates(cell.numbers))
+        )
     return [
         *align_rows(rows),
         "",
-        *align_rows([("group", "cells", "how"), *_groups(plan)]),
+        *align_rows([("group", "cells", "how"), *_list_group_rows(plan)]),
         "",
-        *_waves(plan.waves, seconds),
+        *_format_waves(plan.waves, seconds),
     ]
 
 
-def twice(numbers: Sequence[int]) -> str:
+def format_duplicates(numbers: Sequence[int]) -> str:
     """Said of cells that are identical after resolution."""
     return f"  (also number {', '.join(map(str, numbers[1:]))})" if len(numbers) > 1 else ""
 
 
-def _groups(plan: Plan) -> list[tuple[str, ...]]:
+def _list_group_rows(plan: SweepPlan) -> list[tuple[str, ...]]:
     return [
         (str(number), str(len(group.cells)), f"alone: {group.reason}" if group.reason else "together on one base")
         for number, group in enumerate(plan.groups, 1)
     ]
 
 
-def _waves(waves: Sequence[Wave], seconds: dict[str, float | None]) -> list[str]:
+def _format_waves(waves: Sequence[PlannedBatch], seconds: dict[str, float | None]) -> list[str]:
     rows = [("wave", "group", "cells", "memory", "time")]
     for wave in waves:
         times = [seconds.get(cell.id) for cell in wave.cells]
-        memory = "unknown" if wave.memory is None else gigabytes(wave.memory)
-        rows.append((str(wave.number), str(wave.group), str(len(wave.cells)), memory, rough_duration(total(times))))
+        memory = "unknown" if wave.memory is None else format_gigabytes(wave.memory)
+        rows.append(
+            (str(wave.number), str(wave.group), str(len(wave.cells)), memory, format_rough_duration(sum_times(times)))
+        )
     return align_rows(rows) if waves else []
 
 
-def total(times: Sequence[float | None]) -> float | None:
+def sum_times(times: Sequence[float | None]) -> float | None:
     """The sum; None if one of them is not known."""
     known = [one for one in times if one is not None]
     return sum(known) if len(known) == len(times) else None

@@ -44,30 +44,30 @@ class Group:
     reason: str = ""
 
 
-def form(cells: Sequence[Cell], together: bool = True) -> list[Group]:
+def group_cells(cells: Sequence[Cell], together: bool = True) -> list[Group]:
     """The groups of cells that can be run, in the order of their first cells. `together`: whether any are trained together."""
     shared: dict[str, list[Cell]] = {}
     found: list[Group] = []
     for cell in cells:
         if cell.spec is None:
             continue
-        reason = alone(cell.spec) if together else ONE_BY_ONE
+        reason = explain_alone(cell.spec) if together else ONE_BY_ONE
         if reason:
             found.append(Group([cell], reason))
             continue
-        members = shared.setdefault(_shape(cell.spec), [])
+        members = shared.setdefault(_compute_group_key(cell.spec), [])
         if not members:
             found.append(Group(members))
         members.append(cell)
     return [Group(one.cells, one.reason or (ONLY_ONE if len(one.cells) == 1 else "")) for one in found]
 
 
-def alone(spec: RunSpec) -> str:
+def explain_alone(spec: RunSpec) -> str:
     """Why a run cannot be trained together with any other; empty if it can."""
-    return next(_reasons(spec), "")
+    return next(_iter_reasons(spec), "")
 
 
-def _reasons(spec: RunSpec) -> Iterator[str]:
+def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if not isinstance(spec.action, TrainAction):
         yield f"action={spec.action.name}"
         return
@@ -80,22 +80,22 @@ def _reasons(spec: RunSpec) -> Iterator[str]:
         yield f"lora.init_lora_weights={spec.lora.init_lora_weights}"
     if spec.lora.target_modules is None:
         yield "lora.target_modules=null"
-    yield from _differing("lora", spec.lora, LORA | dict.fromkeys(peft_fields.beside(spec.lora)))
+    yield from _iter_differing("lora", spec.lora, LORA | dict.fromkeys(peft_fields.get_extra_peft_fields(spec.lora)))
     if spec.task.objective is not None or spec.task.kind not in KINDS:
         yield f"task.kind={spec.task.kind}"
-    yield from _differing("trainer", spec.trainer, TRAINER)
+    yield from _iter_differing("trainer", spec.trainer, TRAINER)
     if spec.trainer.optim in OWN_MEMORY:
         yield f"trainer.optim={spec.trainer.optim}"
-    yield from _differing("device", spec.device, DEVICE)
+    yield from _iter_differing("device", spec.device, DEVICE)
 
 
-def _differing(group: str, part: Any, wanted: dict[str, Any]) -> Iterator[str]:
+def _iter_differing(group: str, part: Any, wanted: dict[str, Any]) -> Iterator[str]:
     for key, value in wanted.items():
         if getattr(part, key) != value:
-            yield f"{group}.{key}={_short(getattr(part, key))}"
+            yield f"{group}.{key}={_format_value(getattr(part, key))}"
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return (
         str(value).lower()
         if isinstance(value, bool)
@@ -105,8 +105,8 @@ def _short(value: Any) -> str:
     )
 
 
-def _shape(spec: RunSpec) -> str:
+def _compute_group_key(spec: RunSpec) -> str:
     """What all cells of a group have in common."""
-    head = classifier_head.of_task(spec.task)
+    head = classifier_head.get_task_head(spec.task)
     parts = [dataclasses.asdict(spec.model), dataclasses.asdict(spec.device), spec.task.kind]
     return json.dumps([*parts, dataclasses.asdict(head) if head else None], sort_keys=True)

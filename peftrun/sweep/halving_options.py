@@ -6,7 +6,7 @@ LEAST = {"min_steps": 1, "factor": 2}
 EXAMPLE = "'hydra.launcher.halving={min_steps: 20, factor: 3}'"
 
 
-def read(value: object, engine: str | None) -> dict[str, int] | None:
+def read_halving(value: object, engine: str | None) -> dict[str, int] | None:
     """`min_steps` and `factor`; None where all cells run to their ends.
 
     Raises: ConfigError: the option holds something else, or the cells are sent to a cluster, whose workers know only their own.

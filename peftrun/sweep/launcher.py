@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from peftrun.errors import PeftrunError
 
 ALIAS = "hydra_plugins.peftrun_sweep"
-_FAULTS: list[PeftrunError] = []
+_ERRORS: list[PeftrunError] = []
 
 
 class SharedBase(Launcher):
@@ -41,20 +41,20 @@ class SharedBase(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra once, before any cell is known. Raises: ConfigError: an option of the launcher is at fault."""
-        from peftrun.sweep.run_sweep import Flow
+        from peftrun.sweep.run_sweep import SharedBaseSweep
 
         options = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
-        self.flow = Flow(hydra_context, config, dict(options), self.engine, together=self.together)  # type: ignore[arg-type]
+        self.flow = SharedBaseSweep(hydra_context, config, dict(options), self.engine, together=self.together)  # type: ignore[arg-type]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra with a batch of cells. One outcome each, in order: its objective, or None if it failed."""
         from peftrun import console
 
-        with console.never_silent():
+        with console.print_heartbeats():
             objectives, fault = self.flow.run(job_overrides, initial_job_idx)
         if fault:
-            _FAULTS.append(fault)
-        return [_ended(list(job), value) for job, value in zip(job_overrides, objectives, strict=True)]
+            _ERRORS.append(fault)
+        return [_build_job_return(list(job), value) for job, value in zip(job_overrides, objectives, strict=True)]
 
 
 class SharedBaseSlurm(SharedBase):
@@ -95,7 +95,7 @@ IN_PLACE_OF_HYDRAS = {"basic": OneByOne}
 MEASURING = ("train", "evaluate")  # actions whose cells are compared by what came out
 
 
-def register() -> None:
+def register_launchers() -> None:
     """Makes the launchers known to Hydra; `conf/hydra/launcher/NAME.yaml` holds the options and takes the class by the name NAME_class."""
     plugins, module = Plugins.instance(), ModuleType(ALIAS)
     parent, _, own = ALIAS.partition(".")
@@ -117,7 +117,7 @@ def register() -> None:
         import_module("peftrun.sweep.optuna_sweeper").register()
 
 
-def on_shared_base(argv: Sequence[str]) -> list[str]:
+def use_shared_base(argv: Sequence[str]) -> list[str]:
     """A command line with `shared_base`, or the launcher like it that it names, in the place of any other."""
     if any(text.startswith("hydra/launcher=shared_base") for text in argv):
         return list(argv)
@@ -125,12 +125,12 @@ def on_shared_base(argv: Sequence[str]) -> list[str]:
     return [*kept, "hydra/launcher=shared_base"]
 
 
-def faults() -> list[PeftrunError]:
+def take_errors() -> list[PeftrunError]:
     """What was at fault in the sweeps since this was last asked. A faulty cell stops neither the others nor the search."""
-    found = list(_FAULTS)
-    _FAULTS.clear()
+    found = list(_ERRORS)
+    _ERRORS.clear()
     return found
 
 
-def _ended(overrides: list[str], value: float | None) -> JobReturn:
+def _build_job_return(overrides: list[str], value: float | None) -> JobReturn:
     return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=value)

@@ -44,8 +44,8 @@ class Search(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra once. Raises: ConfigError: the package is not there, or an option is at fault."""
-        if not _installed():
-            raise ConfigError(packages.not_installed("hydra/sweeper=optuna", PACKAGE))
+        if not _is_installed():
+            raise ConfigError(packages.explain_not_installed("hydra/sweeper=optuna", PACKAGE))
         for key in ("n_trials", "n_jobs"):
             if self.options[key] < 1:
                 raise ConfigError(
@@ -71,7 +71,7 @@ class Search(Sweeper):
         _show_best(Path(str(self.master.hydra.sweep.dir)) / RESULTS)
 
 
-def _installed() -> bool:
+def _is_installed() -> bool:
     with suppress(ImportError):
         return find_spec(f"hydra_plugins.{PACKAGE}") is not None
     return False
@@ -83,7 +83,9 @@ def _show_best(results: Path) -> None:
     found = OmegaConf.to_container(OmegaConf.load(results))
     if isinstance(found, dict) and "best_params" in found:
         values = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
-        console.show(f"best of the search: {values} ({found['best_value']:.6g}); {console.short(results.absolute())}")
+        console.print_result(
+            f"best of the search: {values} ({found['best_value']:.6g}); {console.shorten_path(results.absolute())}"
+        )
 
 
 def register() -> None:
@@ -92,13 +94,13 @@ def register() -> None:
     sys.modules[ALIAS] = module = ModuleType(ALIAS)
     setattr(module, Search.__name__, Search)
     Plugins.instance().register(Search)
-    _store("hydra/sweeper", "optuna", DEFAULTS | {"_target_": f"{ALIAS}.{Search.__name__}"}, OPTIONS)
-    for name in SEEDED if _installed() else ():
-        _store("hydra/sweeper/sampler", name, {"seed": 0}, {})
+    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": f"{ALIAS}.{Search.__name__}"}, OPTIONS)
+    for name in SEEDED if _is_installed() else ():
+        _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {})
 
 
-def _store(group: str, name: str, ours: dict[str, Any], otherwise: dict[str, Any]) -> None:
+def _store_options(group: str, name: str, ours: dict[str, Any], otherwise: dict[str, Any]) -> None:
     """Their options with ours on top; `otherwise` where theirs are not there."""
     store = ConfigStore.instance()
-    theirs = store.load(f"{group}/{name}.yaml").node if _installed() else OmegaConf.create(otherwise)
+    theirs = store.load(f"{group}/{name}.yaml").node if _is_installed() else OmegaConf.create(otherwise)
     store.store(group=group, name=name, node=OmegaConf.merge(theirs, ours), provider="peftrun")

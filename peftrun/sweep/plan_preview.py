@@ -12,17 +12,17 @@ from peftrun.planning import throughput
 from peftrun.planning.joint_memory import Limits
 from peftrun.sweep import console_tables, groups, planner
 from peftrun.sweep.cells import Cell
-from peftrun.system.sizes import gigabytes
+from peftrun.system.sizes import format_gigabytes
 
 PLAN = "plan"
 
 
-def wanted(master: DictConfig) -> bool:
+def is_plan_only(master: DictConfig) -> bool:
     """Whether a sweep is to be planned only."""
     return bool(OmegaConf.select(master, "action.name") == PLAN)
 
 
-def to_train(text: str) -> str:
+def replace_action(text: str) -> str:
     """An override of the command that is planned: the same with action=train."""
     return "action=train" if text == f"action={PLAN}" else text
 
@@ -37,7 +37,7 @@ def write_nothing(master: DictConfig) -> None:
     master.hydra.sweep.dir = tempfile.mkdtemp(prefix="peftrun-plan-")
 
 
-def show(
+def show_plan(
     batch: Sequence[Cell],
     ready: Sequence[Cell],
     allowed: Limits,
@@ -46,23 +46,23 @@ def show(
 ) -> None:
     """Prints the plan: every cell, the groups and waves of those that are to be run, estimated memory and time."""
     specs = {cell.id: cell.spec for cell in ready if cell.spec is not None}
-    paces = throughput.of_all([*specs.values()])
-    plan = planner.plan(groups.form(ready), allowed, paces.lengths)
+    paces = throughput.read_throughputs([*specs.values()])
+    plan = planner.plan_sweep(groups.group_cells(ready), allowed, paces.lengths)
     seconds = {cell: paces.seconds(spec) for cell, spec in specs.items()}
-    for line in console_tables.planned(batch, plan, labels, status, seconds):
-        console.show(line)
-    limit = "no limit is known" if plan.limit is None else f"limit {gigabytes(plan.limit)}"
-    rows = _rows([*specs.values()], paces)
+    for line in console_tables.format_plan(batch, plan, labels, status, seconds):
+        console.print_result(line)
+    limit = "no limit is known" if plan.limit is None else f"limit {format_gigabytes(plan.limit)}"
+    rows = _describe_rows([*specs.values()], paces)
     for note in (
         "",
         f"memory: an estimate from the base's files{rows}; {limit}",
         *plan.notes,
         *paces.notes([*specs.values()]),
     ):
-        console.show(note)
+        console.print_result(note)
 
 
-def _rows(specs: Sequence[RunSpec], paces: throughput.Paces) -> str:
+def _describe_rows(specs: Sequence[RunSpec], paces: throughput.Throughputs) -> str:
     """What the estimate takes the rows for."""
     longest = {spec.task.max_length: paces.lengths(spec) for spec in specs if spec.action.name == "train"}
     guessed = [most for most, found in longest.items() if found is None]

@@ -11,7 +11,7 @@ from typing import Any
 from peftrun import console
 from peftrun.errors import ConfigError
 from peftrun.sweep import cluster
-from peftrun.sweep.cluster import End
+from peftrun.sweep.cluster import JobEnd
 from peftrun.system import packages
 
 LOGS = ".submitit"  # in the sweep's folder: submitit's pickles and what its jobs print
@@ -27,7 +27,7 @@ class Job:
     def __call__(self) -> str:
         """Runs the group; one line if the machine cannot do that, else nothing."""
         cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-        return cluster.work(self.folders, self.where, int(cpus) if cpus else self.threads)
+        return cluster.run_group(self.folders, self.where, int(cpus) if cpus else self.threads)
 
     def checkpoint(self, *_: Any) -> Any:
         """What is put back into the queue: the same group; cells that are done are skipped there, partial ones resumed."""
@@ -37,34 +37,34 @@ class Job:
 
 
 def send(groups: Sequence[Sequence[Path]], options: dict[str, Any]) -> None:
-    """Returns when every group has ended, here or on the cluster; see `engines.drive`.
+    """Returns when every group has ended, here or on the cluster; see `cluster.run_on_cluster`.
 
     Args: options: `cluster`, `parallel`, `max_retries`, and `executor`, which goes to submitit whole.
 
     Raises: ConfigError: submitit is not installed, there is no such cluster, or submitit refuses an option.
     """
-    if packages.package_dir("submitit") is None:
-        raise ConfigError(packages.not_installed("hydra/launcher", "submitit"))
-    parallel = cluster.option(options, "SLURM", "parallel", 1)
-    max_retries = cluster.option(options, "SLURM", "max_retries", 0) or 0
+    if packages.find_package_dir("submitit") is None:
+        raise ConfigError(packages.explain_not_installed("hydra/launcher", "submitit"))
+    parallel = cluster.read_int_option(options, "SLURM", "parallel", 1)
+    max_retries = cluster.read_int_option(options, "SLURM", "max_retries", 0) or 0
     logs = groups[0][0].absolute().parent / LOGS
-    executor = _executor(logs, options, max_retries)
+    executor = _build_executor(logs, options, max_retries)
     _stop_earlier(logs, options["cluster"])
-    threads = None if options["cluster"] == "slurm" else cluster.threads_of(parallel, len(groups))
-    start = partial(_start, executor, threads)
-    cluster.drive(
+    threads = None if options["cluster"] == "slurm" else cluster.count_threads(parallel, len(groups))
+    start = partial(_submit_group, executor, threads)
+    cluster.run_on_cluster(
         groups,
-        cluster.Engine(_name(options), start, _end, partial(_stop, logs, options["cluster"])),
+        cluster.ClusterBackend(_format_name(options), start, _read_end, partial(_stop_job, logs, options["cluster"])),
         parallel,
         max_retries,
     )
 
 
-def _name(options: dict[str, Any]) -> str:
+def _format_name(options: dict[str, Any]) -> str:
     return "SLURM" if options["cluster"] == "slurm" else f"submitit ({options['cluster']})"
 
 
-def _executor(logs: Path, options: dict[str, Any], max_retries: int) -> Any:
+def _build_executor(logs: Path, options: dict[str, Any], max_retries: int) -> Any:
     cluster = options.get("cluster")
     if cluster not in CLUSTERS:
         raise ConfigError(
@@ -76,22 +76,22 @@ def _executor(logs: Path, options: dict[str, Any], max_retries: int) -> Any:
         executor = submitit.AutoExecutor(logs / "%j", cluster=cluster, slurm_max_num_timeout=max_retries)
         executor.update_parameters(**options.get("executor") or {})
     except (RuntimeError, NameError, AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(_refused(cluster, error)) from error
+        raise ConfigError(_explain_refusal(cluster, error)) from error
     return executor
 
 
-def _refused(cluster: str, error: Exception) -> str:
+def _explain_refusal(cluster: str, error: Exception) -> str:
     first = str(error).splitlines()[0]
     if isinstance(error, RuntimeError):  # no srun on this machine
         return f"hydra.launcher.cluster={cluster}: {first}; on one machine type hydra.launcher.cluster=local"
     return f"hydra.launcher.executor: submitit refuses it: {first}"
 
 
-def _start(executor: Any, threads: int | None, folders: Sequence[Path]) -> Any:
+def _submit_group(executor: Any, threads: int | None, folders: Sequence[Path]) -> Any:
     import submitit
 
     try:
-        with _deaf():
+        with _ignore_interrupts():
             job = executor.submit(Job([str(one) for one in folders], os.getcwd(), threads))
     except (submitit.core.utils.FailedJobError, OSError) as error:  # sbatch says no
         last = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
@@ -102,7 +102,7 @@ def _start(executor: Any, threads: int | None, folders: Sequence[Path]) -> Any:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     """Processes started inside do not hear Ctrl-C, which a terminal sends to all: this process ends them, in order."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -111,14 +111,14 @@ def _deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _end(job: Any) -> End | None:
+def _read_end(job: Any) -> JobEnd | None:
     if not job.done():
         return None
     error = job.exception()
-    return End(fault=job.result()) if error is None else End(died=_last_words(job, error))
+    return JobEnd(fault=job.result()) if error is None else JobEnd(died=_format_death(job, error))
 
 
-def _last_words(job: Any, error: BaseException) -> str:
+def _format_death(job: Any, error: BaseException) -> str:
     """The last line that the job printed, where it lies, and what submitit says of it."""
     log = Path(job.paths.stderr)
     lines = [line for line in (job.stderr() or "").splitlines() if line.strip()]
@@ -126,29 +126,33 @@ def _last_words(job: Any, error: BaseException) -> str:
     return f"{type(error).__name__}: job {job.job_id} is {job.state}{said}"
 
 
-def _stop(logs: Path, cluster: str, job: Any) -> None:
+def _stop_job(logs: Path, cluster: str, job: Any) -> None:
     if cluster != "local":
         job.cancel(check=False)
-    elif end := _process(logs, job.job_id):
+    elif end := _find_local_job(logs, job.job_id):
         end()
 
 
 def _stop_earlier(logs: Path, cluster: str) -> None:
     """Jobs of a launch that was killed may still run: they end before their cells are sent again."""
     begun = [one.name for one in logs.glob("*") if one.name.isdigit() and not list(one.glob("*_result.pkl"))]
-    alive = [end for job in begun if (end := (_slurm_job if cluster == "slurm" else _process)(logs, job)) is not None]
+    alive = [
+        end
+        for job in begun
+        if (end := (_find_slurm_job if cluster == "slurm" else _find_local_job)(logs, job)) is not None
+    ]
     if alive:
         jobs = (
             "1 job of an earlier launch still runs"
             if len(alive) == 1
             else f"{len(alive)} jobs of an earlier launch still run"
         )
-        console.say(f"{jobs}; ended now, their cells are continued")
+        console.print_info(f"{jobs}; ended now, their cells are continued")
     for end in alive:
         end()
 
 
-def _slurm_job(logs: Path, number: str) -> Callable[[], Any] | None:
+def _find_slurm_job(logs: Path, number: str) -> Callable[[], Any] | None:
     """What ends a job of SLURM; None if it has ended."""
     from submitit.slurm.slurm import SlurmJob
 
@@ -158,7 +162,7 @@ def _slurm_job(logs: Path, number: str) -> Callable[[], Any] | None:
     return lambda: (job.cancel(check=False), job.wait())
 
 
-def _process(logs: Path, number: str) -> Callable[[], Any] | None:
+def _find_local_job(logs: Path, number: str) -> Callable[[], Any] | None:
     """What ends a job of submitit on this machine; None if it has ended, or the number is another process's by now."""
     import psutil
 
@@ -169,10 +173,10 @@ def _process(logs: Path, number: str) -> Callable[[], Any] | None:
         family = [found, *found.children(recursive=True)]
     except psutil.Error:
         return None
-    return lambda: _terminate(family)
+    return lambda: _terminate_processes(family)
 
 
-def _terminate(family: Sequence[Any]) -> None:
+def _terminate_processes(family: Sequence[Any]) -> None:
     import psutil
 
     family[0].terminate()  # submitit hands it on

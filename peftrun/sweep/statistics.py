@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from peftrun.formatting import figure, is_number
-from peftrun.sweep.summary import SEED, as_key, typed
+from peftrun.formatting import format_figure, is_number
+from peftrun.sweep.summary import SEED, make_key, parse_command
 
 LEVEL = 0.95
 ONE_SEED = (
@@ -41,11 +41,14 @@ class Configuration:
     @property
     def name(self) -> str:
         """Its values as they are typed."""
-        return ", ".join(f"{key}={show(value)}" for key, value in self.values.items()) or "the one configuration"
+        return (
+            ", ".join(f"{key}={format_override_value(value)}" for key, value in self.values.items())
+            or "the one configuration"
+        )
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Two configurations that differ in one axis, the lower mean first.
 
     Attributes:
@@ -65,24 +68,30 @@ class Difference:
     family: int
 
     @property
-    def told_apart(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the difference is more than chance, all comparisons of its axis counted."""
         return self.adjusted < 1 - LEVEL
 
-    def sentence(self, objective: str) -> str:
+    def format_sentence(self, objective: str) -> str:
         """What it says in words."""
-        one, other = (f"{self.axis}={show(side.values[self.axis])}" for side in (self.first, self.second))
-        rest = [f"{key}={show(value)}" for key, value in self.first.values.items() if key != self.axis]
-        low, high = (figure(end) for end in self.interval)
+        one, other = (
+            f"{self.axis}={format_override_value(side.values[self.axis])}" for side in (self.first, self.second)
+        )
+        rest = [f"{key}={format_override_value(value)}" for key, value in self.first.values.items() if key != self.axis]
+        low, high = (format_figure(end) for end in self.interval)
         alone = self.interval[1] < 0  # told apart, were it the only comparison
-        verdict = f"{one} {'is' if self.told_apart else 'may be'} better than {other}"
-        if not alone and not self.told_apart:
+        verdict = f"{one} {'is' if self.is_significant else 'may be'} better than {other}"
+        if not alone and not self.is_significant:
             verdict = f"no difference shown between {other} and {one}"
         counted = (
-            f"; one of {self.family} comparisons, which together leave it open" if alone and not self.told_apart else ""
+            f"; one of {self.family} comparisons, which together leave it open"
+            if alone and not self.is_significant
+            else ""
         )
         where = f"{' with ' if rest else ''}{', '.join(rest)} at this budget"
-        span = f"difference of {objective} {figure(self.difference)}, {100 * LEVEL:.0f} % interval {low} to {high}"
+        span = (
+            f"difference of {objective} {format_figure(self.difference)}, {100 * LEVEL:.0f} % interval {low} to {high}"
+        )
         return f"{verdict}{where} ({span}, {self.seeds} seeds{counted})"
 
 
@@ -102,31 +111,31 @@ class Findings:
     axes: dict[str, list[Any]]
     cells: list[dict[str, Any]]
     configurations: list[Configuration]
-    differences: list[Difference]
+    differences: list[PairedDifference]
     left_out: list[str]
     note: str
 
 
-def of(summary: dict[str, Any]) -> Findings:
+def analyze_sweep(summary: dict[str, Any]) -> Findings:
     """What may be said about the sweep that sweep.json describes. Only completed cells count."""
-    texts = [typed(cell["command"]) for cell in summary["cells"]]
-    groups = _chosen_groups(texts, summary["axes"])
+    texts = [parse_command(cell["command"]) for cell in summary["cells"]]
+    groups = _find_chosen_groups(texts, summary["axes"])
     cells = [
         {**cell, "values": cell["values"] | {name: text.get(name) for name in groups}}
         for cell, text in zip(summary["cells"], texts, strict=True)
     ]
-    axes = _axes(cells, [*groups, *summary["axes"]], {key for text in texts for key in text})
+    axes = _find_axes(cells, [*groups, *summary["axes"]], {key for text in texts for key in text})
     kept = [*axes, *([SEED] if SEED in summary["axes"] else [])]
     cells = [{**cell, "values": {key: cell["values"].get(key) for key in kept}} for cell in cells]
-    found = sorted(_configurations(cells, axes), key=lambda one: math.inf if one.mean is None else one.mean)
-    values = {axis: list({as_key(one.values[axis]): one.values[axis] for one in found}.values()) for axis in axes}
-    ordered = {axis: in_order(items) for axis, items in values.items()}
-    differences = [each for axis in axes for each in _holm(list(_paired(axis, found)))]
+    found = sorted(_build_configurations(cells, axes), key=lambda one: math.inf if one.mean is None else one.mean)
+    values = {axis: list({make_key(one.values[axis]): one.values[axis] for one in found}.values()) for axis in axes}
+    ordered = {axis: sort_values(items) for axis, items in values.items()}
+    differences = [each for axis in axes for each in _adjust_differences(list(_compare_pairs(axis, found)))]
     repeated = any(len(one.scores) > 1 for one in found)
-    return Findings(ordered, cells, found, differences, _left_out(cells), "" if repeated else ONE_SEED)
+    return Findings(ordered, cells, found, differences, _list_left_out(cells), "" if repeated else ONE_SEED)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def compute_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean of two values or more: mean ± t s/√n, with t of Student's distribution at n - 1.
 
     Source: Student 1908, "The probable error of a mean", Biometrika 6(1); NIST/SEMATECH e-Handbook of Statistical
@@ -139,7 +148,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def chance(differences: Sequence[float]) -> float:
+def compute_paired_t_pvalue(differences: Sequence[float]) -> float:
     """Two-sided p of Student's paired t test: how often chance alone gives a mean as far from 0, where no difference is.
 
     Source: t = mean / (s/√n) at n - 1 degrees of freedom (Student 1908, as in `interval`).
@@ -152,7 +161,7 @@ def chance(differences: Sequence[float]) -> float:
     return 2 * float(stdtr(len(differences) - 1, -abs(middle / error)))
 
 
-def holm(chances: Sequence[float]) -> list[float]:
+def adjust_holm(chances: Sequence[float]) -> list[float]:
     """Each p corrected for the others: the k-th smallest of m times m - k + 1, never below a smaller one's, at most 1.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2).
@@ -164,54 +173,54 @@ def holm(chances: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def show(value: Any) -> str:
+def format_override_value(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(show, value))}]"
+        return f"[{','.join(map(format_override_value, value))}]"
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def in_order(values: list[Any]) -> list[Any]:
+def sort_values(values: list[Any]) -> list[Any]:
     """Numbers ascending; what is no number in alphabetical order behind them."""
-    return sorted(values, key=lambda one: (0, one, "") if is_number(one) else (1, 0, show(one)))
+    return sorted(values, key=lambda one: (0, one, "") if is_number(one) else (1, 0, format_override_value(one)))
 
 
-def label(cell: dict[str, Any]) -> str:
+def label_cell(cell: dict[str, Any]) -> str:
     """A cell in words: its place in the sweep and its values."""
-    values = ", ".join(f"{key}={show(value)}" for key, value in cell["values"].items())
+    values = ", ".join(f"{key}={format_override_value(value)}" for key, value in cell["values"].items())
     return f"cell {', '.join(map(str, cell['numbers']))}{f' ({values})' if values else ''}"
 
 
-def _chosen_groups(texts: list[dict[str, str]], axes: dict[str, Any]) -> list[str]:
+def _find_chosen_groups(texts: list[dict[str, str]], axes: dict[str, Any]) -> list[str]:
     """Config groups from which cells have chosen differently, such as lora=dora: an axis of which many keys follow."""
     below = {axis.split(".")[0] for axis in axes} | {"experiment"}
     names = dict.fromkeys(key for one in texts for key in one if key in below and key not in axes)
     return [name for name in names if len({one.get(name) for one in texts}) > 1]
 
 
-def _axes(cells: list[dict[str, Any]], keys: list[str], asked: set[str]) -> list[str]:
+def _find_axes(cells: list[dict[str, Any]], keys: list[str], asked: set[str]) -> list[str]:
     """Keys that were typed, and those that do not follow from them; the seed left out."""
     found = [key for key in keys if key in asked]
     for key in keys:
-        if key not in found and not _follows(key, [*found, SEED], cells):
+        if key not in found and not _follows_from(key, [*found, SEED], cells):
             found.append(key)
     return [key for key in found if key != SEED]
 
 
-def _follows(key: str, others: list[str], cells: list[dict[str, Any]]) -> bool:
+def _follows_from(key: str, others: list[str], cells: list[dict[str, Any]]) -> bool:
     """Whether a key's value is the same wherever those of the others are."""
     seen: dict[str, set[str]] = defaultdict(set)
     for cell in cells:
-        seen[as_key([cell["values"].get(other) for other in others])].add(as_key(cell["values"].get(key)))
+        seen[make_key([cell["values"].get(other) for other in others])].add(make_key(cell["values"].get(key)))
     return all(len(values) == 1 for values in seen.values())
 
 
-def _configurations(cells: list[dict[str, Any]], axes: list[str]) -> Iterator[Configuration]:
+def _build_configurations(cells: list[dict[str, Any]], axes: list[str]) -> Iterator[Configuration]:
     together: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
-        together[as_key([cell["values"].get(axis) for axis in axes])].append(cell)
+        together[make_key([cell["values"].get(axis) for axis in axes])].append(cell)
     for group in together.values():
-        scores = {as_key(cell["values"].get(SEED)): float(cell["objective"]) for cell in group if counts(cell)}
+        scores = {make_key(cell["values"].get(SEED)): float(cell["objective"]) for cell in group if is_counted(cell)}
         several = len(scores) > 1
         yield Configuration(
             {axis: group[0]["values"].get(axis) for axis in axes},
@@ -219,16 +228,16 @@ def _configurations(cells: list[dict[str, Any]], axes: list[str]) -> Iterator[Co
             scores,
             statistics.fmean(scores.values()) if scores else None,
             statistics.stdev(scores.values()) if several else None,
-            interval([*scores.values()]) if several else None,
+            compute_interval([*scores.values()]) if several else None,
         )
 
 
-def counts(cell: dict[str, Any]) -> bool:
+def is_counted(cell: dict[str, Any]) -> bool:
     """Whether a cell's objective says something: it is completed and was measured."""
     return cell["status"] == "completed" and cell["objective"] is not None
 
 
-def _left_out(cells: list[dict[str, Any]]) -> list[str]:
+def _list_left_out(cells: list[dict[str, Any]]) -> list[str]:
     reasons = {
         "stopped": "ended early, so its budget was another",
         "completed": "has no objective",
@@ -236,31 +245,31 @@ def _left_out(cells: list[dict[str, Any]]) -> list[str]:
         "not started": "the same command begins it",
     }
     return [
-        f"{label(cell)}: {cell['status']}{f', {why}' if (why := cell['error'] or reasons.get(cell['status'])) else ''}"
+        f"{label_cell(cell)}: {cell['status']}{f', {why}' if (why := cell['error'] or reasons.get(cell['status'])) else ''}"
         for cell in cells
-        if not counts(cell)
+        if not is_counted(cell)
     ]
 
 
-def _paired(axis: str, found: list[Configuration]) -> Iterator[Difference]:
+def _compare_pairs(axis: str, found: list[Configuration]) -> Iterator[PairedDifference]:
     """All pairs that agree in every other axis and share two seeds or more; not yet corrected."""
     alike: dict[str, list[Configuration]] = defaultdict(list)
     for one in found:
-        alike[as_key([value for key, value in one.values.items() if key != axis])].append(one)
+        alike[make_key([value for key, value in one.values.items() if key != axis])].append(one)
     for one, other in (pair for group in alike.values() for pair in combinations(group, 2)):
         apart = [one.scores[seed] - other.scores[seed] for seed in one.scores if seed in other.scores]
         if len(apart) > 1:
-            yield _difference(axis, one, other, apart)
+            yield _build_difference(axis, one, other, apart)
 
 
-def _difference(axis: str, one: Configuration, other: Configuration, apart: list[float]) -> Difference:
+def _build_difference(axis: str, one: Configuration, other: Configuration, apart: list[float]) -> PairedDifference:
     if statistics.fmean(apart) > 0:
         one, other, apart = other, one, [-each for each in apart]
-    p = chance(apart)
-    return Difference(axis, one, other, statistics.fmean(apart), interval(apart), len(apart), p, p, 1)
+    p = compute_paired_t_pvalue(apart)
+    return PairedDifference(axis, one, other, statistics.fmean(apart), compute_interval(apart), len(apart), p, p, 1)
 
 
-def _holm(found: list[Difference]) -> list[Difference]:
-    adjusted = holm([one.p for one in found])
+def _adjust_differences(found: list[PairedDifference]) -> list[PairedDifference]:
+    adjusted = adjust_holm([one.p for one in found])
     corrected = [replace(one, adjusted=p, family=len(found)) for one, p in zip(found, adjusted, strict=True)]
     return sorted(corrected, key=lambda one: (one.adjusted, one.difference))

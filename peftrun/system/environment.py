@@ -11,61 +11,61 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-OWN = Path(__file__).parent.parent  # the package
+PACKAGE_DIR = Path(__file__).parent.parent  # the package
 METADATA = re.compile(r"(?P<name>[^~-][^-]*)(-(?P<version>[^-]+))?(-py[\d.]+)?\.(dist|egg)-info")
-FLAGS = ("avx", "amx", "fma", "sse4", "asimd", "sve", "bf16", "i8mm")  # those by which kernels are chosen
+CPU_FLAG_PREFIXES = ("avx", "amx", "fma", "sse4", "asimd", "sve", "bf16", "i8mm")  # those by which kernels are chosen
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, Arm
-SETTINGS = (  # of the process, read by the libraries that compute
+ENV_SETTINGS = (  # of the process, read by the libraries that compute
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "KMP_AFFINITY", "MKL_NUM_THREADS", "MKL_CBWR", "ATEN_CPU_CAPABILITY",
     "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED",
 )  # fmt: skip
-DRIVER = Path("/proc/driver/nvidia")
+DRIVER_DIR = Path("/proc/driver/nvidia")
 
 
-def now() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """For the record of a run that begins: a lock of what it stands on. Nothing is imported for it."""
-    model, flags = of_processor()
+    model, flags = read_cpu_info()
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
-        "cpu": {"model": model, "flags": sorted(flag for flag in flags if flag.startswith(FLAGS))},
-        "cores": _cores(),
-        "gpus": _gpus(),
-        "driver": _driver(),
-        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
-        "code": _code(),
-        "packages": packages(),
+        "cpu": {"model": model, "flags": sorted(flag for flag in flags if flag.startswith(CPU_FLAG_PREFIXES))},
+        "cores": _count_cores(),
+        "gpus": _list_gpus(),
+        "driver": _read_driver_version(),
+        "settings": {name: os.environ[name] for name in ENV_SETTINGS if name in os.environ},
+        "code": _describe_source(),
+        "packages": list_installed_packages(),
     }
 
 
-def packages() -> dict[str, str]:
+def list_installed_packages() -> dict[str, str]:
     """Name → version of every installed distribution. Of two of a name the one that would be imported counts."""
-    return dict(_packages_on(tuple(sys.path)))
+    return dict(_list_packages_on(tuple(sys.path)))
 
 
 @cache
-def _packages_on(path: tuple[str, ...]) -> dict[str, str]:
+def _list_packages_on(path: tuple[str, ...]) -> dict[str, str]:
     """Looked up once for each path: a sweep has many records."""
     found: dict[str, str] = {}
     for entry in path:
         if entry.endswith("_vendor"):  # what setuptools carries inside itself, put on the path once it is imported
             continue
-        for name in _names(entry):
+        for name in _list_names(entry):
             one = METADATA.fullmatch(name)
             if one:
                 plain = re.sub(r"[._]+", "-", one["name"]).lower()
-                found.setdefault(plain, one["version"] or _version(plain))
+                found.setdefault(plain, one["version"] or _get_version(plain))
     return dict(sorted(found.items()))
 
 
-def _names(entry: str) -> list[str]:
+def _list_names(entry: str) -> list[str]:
     try:
         return sorted(os.listdir(entry or "."))
     except OSError:  # a folder that is not there, or a zip file
         return []
 
 
-def _version(name: str) -> str:
+def _get_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -73,7 +73,7 @@ def _version(name: str) -> str:
 
 
 @cache
-def of_processor() -> tuple[str, frozenset[str]]:
+def read_cpu_info() -> tuple[str, frozenset[str]]:
     """Model and feature flags of the first processor; nothing where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -84,28 +84,28 @@ def of_processor() -> tuple[str, frozenset[str]]:
     return told.get("model name") or platform.machine(), frozenset(flags.split())
 
 
-def native_bf16() -> str | None:
+def find_native_bf16() -> str | None:
     """The feature of the processor that computes bfloat16; None where it does so by way of float32."""
-    return next((flag for flag in NATIVE_BF16 if flag in of_processor()[1]), None)
+    return next((flag for flag in NATIVE_BF16 if flag in read_cpu_info()[1]), None)
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _gpus() -> list[str]:
+def _list_gpus() -> list[str]:
     """Names of NVIDIA's, as the driver tells them; others are told by torch, once it is there."""
-    texts = [_read(file) for file in sorted(DRIVER.glob("gpus/*/information"))]
+    texts = [_read_text(file) for file in sorted(DRIVER_DIR.glob("gpus/*/information"))]
     return [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line.startswith("Model")]
 
 
-def _driver() -> str | None:
-    found = re.search(r"(\d+\.\d+(\.\d+)?)", _read(DRIVER / "version"))
+def _read_driver_version() -> str | None:
+    found = re.search(r"(\d+\.\d+(\.\d+)?)", _read_text(DRIVER_DIR / "version"))
     return found[1] if found else None
 
 
-def _read(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -113,15 +113,18 @@ def _read(file: Path) -> str:
 
 
 @cache
-def _code() -> dict[str, str | None]:
+def _describe_source() -> dict[str, str | None]:
     """peftrun's own source: one digest of all its files, and the commit where it is a checkout."""
     whole = hashlib.sha256()
-    for file in sorted(OWN.rglob("*.py")):
-        whole.update(f"{file.relative_to(OWN).as_posix()}\n".encode() + file.read_bytes() + b"\0")
-    return {"sha256": whole.hexdigest(), "git_commit": commit(OWN.parent) if (OWN.parent / ".git").exists() else None}
+    for file in sorted(PACKAGE_DIR.rglob("*.py")):
+        whole.update(f"{file.relative_to(PACKAGE_DIR).as_posix()}\n".encode() + file.read_bytes() + b"\0")
+    return {
+        "sha256": whole.hexdigest(),
+        "git_commit": get_git_commit(PACKAGE_DIR.parent) if (PACKAGE_DIR.parent / ".git").exists() else None,
+    }
 
 
-def commit(folder: Path) -> str | None:
+def get_git_commit(folder: Path) -> str | None:
     """What is checked out in a folder that git keeps; None where it keeps none, or there is no git."""
     try:
         asked = subprocess.run(

@@ -9,11 +9,11 @@ import psutil
 
 # Address space that a run takes beside what becomes resident, measured: 460 MB of libraries once they are imported, 200 MB of
 # stacks and heaps of threads until the base is there.
-UNTOUCHED = 660_000_000
+UNTOUCHED_BYTES = 660_000_000
 
 
 @dataclass(frozen=True)
-class Free:
+class FreeMemory:
     """What can still be taken.
 
     Attributes:
@@ -31,7 +31,7 @@ class Free:
 
 
 @dataclass(frozen=True)
-class _Version:
+class _CgroupVersion:
     """Names of files of a version of cgroups. `prefix`: of the entries of memory.stat that count children too."""
 
     limit: str
@@ -39,69 +39,69 @@ class _Version:
     prefix: str
 
 
-V1 = _Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-V2 = _Version("memory.max", "memory.current", "")
+CGROUP_V1 = _CgroupVersion("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+CGROUP_V2 = _CgroupVersion("memory.max", "memory.current", "")
 
 
-def available() -> Free:
+def get_available_memory() -> FreeMemory:
     """The least that any limit leaves."""
-    return min(limits(), key=lambda free: free.bytes)
+    return min(list_memory_limits(), key=lambda free: free.bytes)
 
 
-def limits() -> list[Free]:
+def list_memory_limits() -> list[FreeMemory]:
     """What each limit leaves: of resident memory the narrowest, and of address space if it has one."""
-    return [resident(), *filter(None, [address_space()])]
+    return [get_resident_limit(), *filter(None, [get_address_space_limit()])]
 
 
-def resident(root: Path = Path("/")) -> Free:
+def get_resident_limit(root: Path = Path("/")) -> FreeMemory:
     """What can still become resident: of the machine's memory, or of a cgroup's limit.
 
     Swap is not counted: a base in swap is too slow to be of use. `root`: the folder that holds proc/ and sys/.
     """
-    return min((Free(psutil.virtual_memory().available), *_of_cgroups(root)), key=lambda free: free.bytes)
+    return min((FreeMemory(psutil.virtual_memory().available), *_iter_cgroup_limits(root)), key=lambda free: free.bytes)
 
 
-def address_space() -> Free | None:
+def get_address_space_limit() -> FreeMemory | None:
     """What can still become resident below RLIMIT_AS, which counts also what is only mapped; None: there is no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return None
     held = psutil.Process().memory_info()
-    untouched = max(0, UNTOUCHED - (held.vms - held.rss))
-    return Free(max(0, limit - held.vms - untouched), "under ulimit -v", counts_mapped=True)
+    untouched = max(0, UNTOUCHED_BYTES - (held.vms - held.rss))
+    return FreeMemory(max(0, limit - held.vms - untouched), "under ulimit -v", counts_mapped=True)
 
 
-def _of_cgroups(root: Path) -> Iterator[Free]:
+def _iter_cgroup_limits(root: Path) -> Iterator[FreeMemory]:
     """What the limit of this process's cgroup leaves, and that of each above it."""
-    for mount, path, version in _memberships(root):
+    for mount, path, version in _iter_memberships(root):
         for folder in (path, *path.parents):
-            if folder.is_relative_to(mount) and (free := _left(folder, version)) is not None:
+            if folder.is_relative_to(mount) and (free := _read_cgroup_limit(folder, version)) is not None:
                 yield free
 
 
-def _memberships(root: Path) -> Iterator[tuple[Path, Path, _Version]]:
+def _iter_memberships(root: Path) -> Iterator[tuple[Path, Path, _CgroupVersion]]:
     """Where cgroups that count memory are mounted, and the one of this process there."""
     mount = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         own = path.lstrip("/") if ".." not in path else ""  # of another namespace: only the mount is seen here
         if not controllers:
-            yield mount, mount / own, V2
+            yield mount, mount / own, CGROUP_V2
         elif "memory" in controllers.split(","):
-            yield mount / "memory", mount / "memory" / own, V1
+            yield mount / "memory", mount / "memory" / own, CGROUP_V1
 
 
-def _left(folder: Path, version: _Version) -> Free | None:
+def _read_cgroup_limit(folder: Path, version: _CgroupVersion) -> FreeMemory | None:
     """None: the cgroup is not there or has no limit. Pages of files count as free: the kernel takes them back before it kills."""
-    limit, usage = _text(folder / version.limit).strip(), _text(folder / version.usage).strip()
+    limit, usage = _read_text(folder / version.limit).strip(), _read_text(folder / version.usage).strip()
     if not limit.isdigit() or not usage.isdigit():  # `max`
         return None
-    entries = dict(line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines())
+    entries = dict(line.split(maxsplit=1) for line in _read_text(folder / "memory.stat").splitlines())
     files = sum(int(entries.get(f"{version.prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-    return Free(max(0, int(limit) - int(usage) + files), f"under the cgroup's limit of {int(limit) / 1e9:.2f} GB")
+    return FreeMemory(max(0, int(limit) - int(usage) + files), f"under the cgroup's limit of {int(limit) / 1e9:.2f} GB")
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="ascii")
     except OSError:

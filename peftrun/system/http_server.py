@@ -6,36 +6,36 @@ from typing import Any
 from peftrun.errors import ConfigError
 from peftrun.system import sockets
 
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a browser on this machine finds what is open to all
-LAST_WORDS = 1  # seconds that open connections get
+WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a browser on this machine finds what is open to all
+SHUTDOWN_SECONDS = 1  # seconds that open connections get
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket that listens at this address. Raises: ConfigError: it cannot be had, because another program has it for example."""
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
         found.listen()  # whoever reads the address may ask at once
-    except sockets.REFUSALS as error:
+    except sockets.BIND_ERRORS as error:
         found.close()
-        raise ConfigError(sockets.refused(host, port, error)) from error
+        raise ConfigError(sockets.explain_bind_error(host, port, error)) from error
     return found
 
 
-def address(listening: socket.socket) -> str:
+def format_url(listening: socket.socket) -> str:
     """What to open in a browser on this machine."""
     host, port = listening.getsockname()[:2]
-    host = ANYWHERE.get(host, host)
+    host = WILDCARD_HOSTS.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def run(app: Any, listening: socket.socket) -> None:
+def serve_app(app: Any, listening: socket.socket) -> None:
     """Serves until SIGINT or SIGTERM."""
     import uvicorn
 
     settings = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=LAST_WORDS
+        app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
     try:
         uvicorn.Server(settings).run(sockets=[listening])

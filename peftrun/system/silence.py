@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 
 @contextlib.contextmanager
-def quiet() -> Any:
+def suppress_output() -> Any:
     """Progress bars of the libraries, and what they say of a head that is not trained yet, go nowhere."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -8,12 +8,12 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Installed version of each library that shapes a run, and of Python."""
-    return {"python": platform.python_version(), **{name: version_of(name) for name in LIBRARIES}}
+    return {"python": platform.python_version(), **{name: get_version(name) for name in LIBRARIES}}
 
 
-def version_of(name: str) -> str:
+def get_version(name: str) -> str:
     """Installed version of one distribution."""
     try:
         return version(name)

@@ -12,12 +12,12 @@ from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.config.schema.run import TaskSpec
 from peftrun.data import columns, sources
 from peftrun.errors import ConfigError, DataError
-from peftrun.models.reader import Reader
+from peftrun.models.reader import TokenizerInfo
 from peftrun.tasks import length_checks, row_cache, rows
 from peftrun.tasks.rows import Rows
 
 
-def check_fits(kind: str, config: Any, name: str) -> None:
+def check_model_fits(kind: str, config: Any, name: str) -> None:
     """Raises: ConfigError: a model with this config cannot learn rows of this kind."""
     both = bool(config.is_encoder_decoder)
     if both and kind != "seq2seq":
@@ -30,26 +30,26 @@ def check_fits(kind: str, config: Any, name: str) -> None:
         )
 
 
-def load(task: TaskSpec, base: Any, virtual: int = 0) -> Rows:
+def load_task_rows(task: TaskSpec, base: Any, virtual: int = 0) -> Rows:
     """The task's rows, each of which this base can read.
 
     Args: virtual: tokens that an adapter puts before each.
     Raises: ConfigError: the base cannot learn this kind. DataError: see the kind's `load_rows`, and `limits`.
     """
-    return load_for(task, length_checks.reader_of(base, virtual))
+    return load_rows_for_reader(task, length_checks.build_reader(base, virtual))
 
 
-def load_for(task: TaskSpec, reader: Reader) -> Rows:
+def load_rows_for_reader(task: TaskSpec, reader: TokenizerInfo) -> Rows:
     """The same for a base of which only what reads rows is there. No torch. Warns of held-out rows that are training rows too."""
-    check_fits(task.kind, reader.config, reader.name)
-    console.doing("reading rows and making tokens of them")
-    found = row_cache.rows(rows.of_kind(task.kind), task, reader.tokenizer)
-    length_checks.check(found, reader)
+    check_model_fits(task.kind, reader.config, reader.name)
+    console.set_activity("reading rows and making tokens of them")
+    found = row_cache.load_cached_rows(rows.import_rows_module(task.kind), task, reader.tokenizer)
+    length_checks.check_lengths(found, reader)
     if isinstance(task.objective, GrpoObjective):
-        length_checks.check_room(found, reader, task.objective.max_completion_length)
+        length_checks.check_completion_fits(found, reader, task.objective.max_completion_length)
     warning = flattering(found, task)
     if warning:
-        console.warn(warning)
+        console.print_warning(warning)
     return found
 
 
@@ -58,7 +58,7 @@ def flattering(found: Rows, task: TaskSpec) -> str | None:
     seen = found.learned_too
     if not seen:
         return None
-    apart = sources.held_out(task.data)
+    apart = sources.get_eval_source(task.data)
     if apart is None:
         line, advice = (
             "task.data",
@@ -72,7 +72,7 @@ def flattering(found: Rows, task: TaskSpec) -> str | None:
     return f"{line}: {seen:,} of {len(found.held_out):,} held-out rows are training rows too, so what is measured on them flatters; {advice}"
 
 
-def check_enough(found: Rows, task: TaskSpec) -> None:
+def check_enough_rows(found: Rows, task: TaskSpec) -> None:
     """Raises: DataError: too few training rows are left once those to validate on are taken from them."""
     apart = task.data.validation_rows
     if apart is not None and apart >= len(found.train):
@@ -82,13 +82,13 @@ def check_enough(found: Rows, task: TaskSpec) -> None:
         )
 
 
-def look(task: TaskSpec) -> None:
+def check_data_columns(task: TaskSpec) -> None:
     """Looks at the columns of every source before the base is loaded. Raises: DataError: see `columns.check`."""
     if task.lm_eval is None:
-        columns.check(usage.plain(task))
+        columns.check_columns(usage.strip_tracking(task))
 
 
-def source_of(task: TaskSpec) -> str:
+def describe_source(task: TaskSpec) -> str:
     """Where a task's rows come from, in words that mean the same elsewhere."""
     data = task.data
     if data.source == "package":
@@ -98,28 +98,32 @@ def source_of(task: TaskSpec) -> str:
     return f"{task.kind} rows of {Path(data.path).name}"
 
 
-def learned_from(task: TaskSpec, found: Rows) -> dict[str, str]:
+def describe_training_data(task: TaskSpec, found: Rows) -> dict[str, str]:
     """What is noted beside an adapter of the rows that it has learned."""
-    return {"learned": source_of(task), "rows": found.digest}
+    return {"learned": describe_source(task), "rows": found.digest}
 
 
-def say_if_other(task: TaskSpec, found: Rows, adapters: dict[str, str]) -> None:
+def warn_on_other_dataset(task: TaskSpec, found: Rows, adapters: dict[str, str]) -> None:
     """Says aloud where an adapter is measured on rows of another source than it learned from, or perhaps on some that it has learned."""
     for name, path in adapters.items():
-        facts = adapter_folder.facts(adapter_folder.locate(path, name)) or {}
+        facts = adapter_folder.read_peftrun_metadata(adapter_folder.resolve_adapter_dir(path, name)) or {}
         learned = facts.get("learned")
-        if learned == source_of(task) and facts.get("rows") not in (None, found.digest) and task.data.eval_path is None:
-            console.warn(
+        if (
+            learned == describe_source(task)
+            and facts.get("rows") not in (None, found.digest)
+            and task.data.eval_path is None
+        ):
+            console.print_warning(
                 f"adapter {name}: these are not the rows of its training (the file has changed, or task.data is typed otherwise), so some that it is "
                 "measured on may be among those that it has learned; rows of their own are named by task.data.eval_path"
             )
-        if learned and learned != source_of(task):
-            console.warn(
-                f"adapter {name} was trained on {learned} and is evaluated on {source_of(task)}; to measure it on its own rows, "
+        if learned and learned != describe_source(task):
+            console.print_warning(
+                f"adapter {name} was trained on {learned} and is evaluated on {describe_source(task)}; to measure it on its own rows, "
                 "omit task= if its run is here, else type its task"
             )
 
 
-def of_kind(kind: str) -> ModuleType:
+def import_task_module(kind: str) -> ModuleType:
     """The module of a task kind: `load_rows(task, tokenizer)` and `evaluate(model, tokenizer, rows, batch_size, task)`."""
     return import_module(f"peftrun.tasks.{kind}")

@@ -10,10 +10,10 @@ from typing import Any
 from peftrun import console
 from peftrun.config.schema.run import DataSpec, TaskSpec
 from peftrun.data import columns, files, sources, templates
-from peftrun.data.templates import fill
+from peftrun.data.templates import fill_template
 from peftrun.errors import DataError
 from peftrun.tasks import conversations, mixing
-from peftrun.tasks.messages import ADVICE, ASSISTANT, Conversation, says
+from peftrun.tasks.messages import ASSISTANT, ROW_ADVICE, Conversation, make_message
 from peftrun.tasks.row_counts import REPEATED, UNBALANCED, Tally
 
 
@@ -33,7 +33,7 @@ class Example:
         """What comes before the answer."""
         return self.conversation.before(len(self.conversation.messages) - 1)
 
-    def renderings(self, loss_on: str) -> Iterator[tuple[Conversation, bool]]:
+    def iter_renderings(self, loss_on: str) -> Iterator[tuple[Conversation, bool]]:
         """The conversations that it is told by, and whether an answer is to follow: what `Encoder.read_ahead` makes of many rows at once."""
         whole = self.conversation
         if not whole:
@@ -42,9 +42,9 @@ class Example:
         yield whole, False
         yield from ((whole.before(place), True) for place in (*earlier, len(whole.messages) - 1))
         yield from ((whole.before(place).followed_by(whole.messages[place]), False) for place in earlier)
-        yield from ((self.given.followed_by(says(ASSISTANT, one)), False) for one in self.choices)
+        yield from ((self.given.followed_by(make_message(ASSISTANT, one)), False) for one in self.choices)
 
-    def up_to(self, place: int) -> "Example":
+    def truncate_after(self, place: int) -> "Example":
         """The same up to and with an earlier answer."""
         answer = self.conversation.messages[place]
         return replace(self, conversation=self.conversation.before(place).followed_by(answer), completion=answer.text)
@@ -58,19 +58,21 @@ def load_examples(
     Args: render: makes something other than an Example of (where, row, task, choices). tally: is told what became of the rows.
     Raises: DataError: the file is empty or unreadable, a column is missing, a value is empty or no known label.
     """
-    data, made, tally = task.data, render or example, tally or Tally()
+    data, made, tally = task.data, render or render_example, tally or Tally()
     groups: dict[Any, str] = {}
-    rows = _prepare(_load(sources.first(data), task, made, tally, groups), data, tally)
+    rows = _prepare_rows(_load_source(sources.get_train_source(data), task, made, tally, groups), data, tally)
     if data.mix is not None:
-        rows = mixing.mixed({"task.data.path": (1.0, rows)} | _others(task, made, tally), data.split_seed, tally)
-    apart = sources.held_out(data)
+        rows = mixing.mix_sources(
+            {"task.data.path": (1.0, rows)} | _load_mix_sources(task, made, tally), data.split_seed, tally
+        )
+    apart = sources.get_eval_source(data)
     if apart is not None:
-        others = _load(apart, task, made, tally)
+        others = _load_source(apart, task, made, tally)
         held_out = others[: data.eval_rows]
         tally.leave_out(others, held_out, f"beyond task.data.eval_rows={data.eval_rows}")
     else:
-        _check_enough(len(rows), data.eval_rows)
-        rows, held_out = _split(rows, groups, data)
+        _check_enough_rows(len(rows), data.eval_rows)
+        rows, held_out = _split_rows(rows, groups, data)
     train = rows[: data.train_rows]
     tally.leave_out(rows, train, f"beyond task.data.train_rows={data.train_rows}")
     learned = set(train)
@@ -78,7 +80,7 @@ def load_examples(
     return train, held_out
 
 
-def _split(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tuple[list[Any], list[Any]]:
+def _split_rows(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tuple[list[Any], list[Any]]:
     if data.group_column:
         return mixing.split_by_group(rows, groups, data.eval_rows)
     if data.holdout == "last":
@@ -86,16 +88,18 @@ def _split(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tuple[lis
     return rows[data.eval_rows :], rows[: data.eval_rows]
 
 
-def _others(task: TaskSpec, render: Callable[..., Any], tally: Tally) -> dict[str, tuple[float, list[Any]]]:
+def _load_mix_sources(task: TaskSpec, render: Callable[..., Any], tally: Tally) -> dict[str, tuple[float, list[Any]]]:
     """Weight and rows of each further source, rendered by its own templates where it has some."""
     found = {}
     for name, one in (task.data.mix or {}).items():
-        rows = _load(sources.further(name, one, task.data), columns.of_mixed(task, one), render, tally)
-        found[name] = (one.weight, _prepare(rows, task.data, tally))
+        rows = _load_source(
+            sources.make_mix_source(name, one, task.data), columns.apply_mix_templates(task, one), render, tally
+        )
+        found[name] = (one.weight, _prepare_rows(rows, task.data, tally))
     return found
 
 
-def _check_enough(rows: int, eval_rows: int) -> None:
+def _check_enough_rows(rows: int, eval_rows: int) -> None:
     if rows <= eval_rows:
         some = f"type task.data.eval_rows={max(1, rows // 5)}, or " if rows > 1 else ""
         found = "only 1 row is" if rows == 1 else f"only {rows} rows are"
@@ -104,37 +108,37 @@ def _check_enough(rows: int, eval_rows: int) -> None:
         )
 
 
-def digest(examples: Iterable[Example]) -> str:
+def digest_examples(examples: Iterable[Example]) -> str:
     """sha256 of what is learned, in order."""
-    return digest_of([[one.given.as_json(), _answer_as_json(one)] for one in examples])
+    return digest_rows([[one.given.as_json(), _serialize_answer(one)] for one in examples])
 
 
-def digest_of(rows: list[Any]) -> str:
+def digest_rows(rows: list[Any]) -> str:
     """sha256 of rows as JSON, in order."""
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
-def _answer_as_json(one: Example) -> Any:
-    return one.conversation.messages[-1].brief if one.conversation else one.completion
+def _serialize_answer(one: Example) -> Any:
+    return one.conversation.messages[-1].digest_value if one.conversation else one.completion
 
 
-def _load(
-    source: sources.Source,
+def _load_source(
+    source: sources.DataSource,
     task: TaskSpec,
     render: Callable[..., Any],
     tally: Tally,
     groups: dict[Any, str] | None = None,
 ) -> list[Any]:
     """Every row rendered; `groups` is given the group of each."""
-    columns.check_source(source, task)
+    columns.check_source_columns(source, task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
-    empty, made = dict.fromkeys(columns.named(task).values()), []
-    for number, found in enumerate(sources.read(task.data, source), 1):
-        where = f"{source.told}: {files.place(number, getattr(found, 'line', None))}"
+    empty, made = dict.fromkeys(columns.list_named_columns(task).values()), []
+    for number, found in enumerate(sources.read_source(task.data, source), 1):
+        where = f"{source.told}: {files.format_row_location(number, getattr(found, 'line', None))}"
         row = empty | found  # a column that a row leaves out is empty there
         made.append(render(where, row, task, choices))
         if groups is not None and task.data.group_column:
-            groups[made[-1]] = templates.text_of(where, task.data.group_column, row[task.data.group_column])
+            groups[made[-1]] = templates.format_column_value(where, task.data.group_column, row[task.data.group_column])
     tally.read[source.told] = len(made)
     _say_cut(made, tally)
     return made
@@ -144,24 +148,27 @@ def _say_cut(rows: list[Any], tally: Tally) -> None:
     cut = [one.where for one in rows if isinstance(one, Example) and one.cut]
     tally.cut += cut
     if cut:
-        console.say(
+        console.print_info(
             f"data: {len(cut)} of {len(rows)} conversations end with messages that nobody answers, left off ({cut[0]})"
         )
 
 
-def example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
+def render_example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     """One row rendered. Raises: DataError: see `load_examples`."""
     labelled = task.data.label_column is not None and task.messages is None
-    values = row | ({"label": label(where, row, task.data)} if labelled else {})
-    conversation = conversations.whole_of(where, values, task)
+    values = row | ({"label": read_label(where, row, task.data)} if labelled else {})
+    conversation = conversations.read_conversation(where, values, task)
     if conversation is not None:
         answered = _to_last_answer(where, conversation, task)
         cut = len(answered.messages) < len(conversation.messages)
-        return Example(answered, answered.messages[-1].text, (), _adapter(where, row, task.data), where, cut)
-    given, completion = conversations.prompted_by(where, values, task), fill(where, task.completion, values) or ""
-    answered = given.followed_by(says(ASSISTANT, completion)) if given else given
-    fixed = tuple(fill(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
-    return Example(answered, completion, fixed, _adapter(where, row, task.data), where)
+        return Example(answered, answered.messages[-1].text, (), _read_adapter_name(where, row, task.data), where, cut)
+    given, completion = (
+        conversations.render_prompt(where, values, task),
+        fill_template(where, task.completion, values) or "",
+    )
+    answered = given.followed_by(make_message(ASSISTANT, completion)) if given else given
+    fixed = tuple(fill_template(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
+    return Example(answered, completion, fixed, _read_adapter_name(where, row, task.data), where)
 
 
 def _to_last_answer(where: str, whole: Conversation, task: TaskSpec) -> Conversation:
@@ -170,18 +177,18 @@ def _to_last_answer(where: str, whole: Conversation, task: TaskSpec) -> Conversa
     Raises: DataError: it holds no answer, or ends otherwise than with the one that is learned.
     """
     if not whole.answers:
-        raise DataError(f"{where}: holds no message of the assistant's, so nothing in it is learned; {ADVICE}")
+        raise DataError(f"{where}: holds no message of the assistant's, so nothing in it is learned; {ROW_ADVICE}")
     last = whole.answers[-1]
     if last == len(whole.messages) - 1 or task.loss_on == "assistant":
         return whole.before(last + 1)
     role = whole.messages[-1]["role"]
     other = "type task.loss_on=assistant to learn the answers before it, or " if task.kind == "causal_lm" else ""
     raise DataError(
-        f"{where}: its last message is of role {role} and must be the assistant's, which task.loss_on={task.loss_on} learns; {other}{ADVICE}"
+        f"{where}: its last message is of role {role} and must be the assistant's, which task.loss_on={task.loss_on} learns; {other}{ROW_ADVICE}"
     )
 
 
-def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
+def _read_adapter_name(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
     if data.adapter_column is None:
         return None
     value = row[data.adapter_column]
@@ -190,10 +197,10 @@ def _adapter(where: str, row: dict[str, Any], data: DataSpec) -> str | None:
     return value
 
 
-def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
+def read_label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     """The word that stands for a row's label. Raises: DataError: the column is empty, or holds another than `task.data.labels`."""
     assert data.label_column is not None
-    value = templates.text_of(where, data.label_column, row[data.label_column])
+    value = templates.format_column_value(where, data.label_column, row[data.label_column])
     if not value.strip():
         raise DataError(f"{where}: column {data.label_column} is empty; fill it or remove the row")
     if data.labels is None:
@@ -206,11 +213,11 @@ def label(where: str, row: dict[str, Any], data: DataSpec) -> str:
     return data.labels[value]
 
 
-def _prepare(rows: list[Example], data: DataSpec, tally: Tally) -> list[Example]:
+def _prepare_rows(rows: list[Example], data: DataSpec, tally: Tally) -> list[Example]:
     if data.deduplicate:
         unique = list(dict.fromkeys(rows))
         if len(unique) < len(rows):
-            console.say(f"data: {len(rows) - len(unique)} repeated rows left out of {len(rows)}")
+            console.print_info(f"data: {len(rows) - len(unique)} repeated rows left out of {len(rows)}")
             tally.leave_out(rows, unique, REPEATED)
         rows = unique
     draw = random.Random(data.split_seed)
@@ -218,10 +225,10 @@ def _prepare(rows: list[Example], data: DataSpec, tally: Tally) -> list[Example]
         rows = draw.sample(rows, len(rows))
     if data.balance:
         # Shuffled again: the rarest completion's rows come last to the balance, and the split takes the first rows.
-        whole, rows = rows, _balanced(rows)
+        whole, rows = rows, _balance_rows(rows)
         tally.leave_out(whole, rows, UNBALANCED)
         if len(rows) < len(whole):
-            console.say(
+            console.print_info(
                 f"data: {len(whole) - len(rows)} of {len(whole)} rows left out, so that no label is more frequent than the rarest (task.data.balance=false keeps them)"
             )
         if data.holdout == "random":
@@ -229,7 +236,7 @@ def _prepare(rows: list[Example], data: DataSpec, tally: Tally) -> list[Example]
     return rows
 
 
-def _balanced(rows: list[Example]) -> list[Example]:
+def _balance_rows(rows: list[Example]) -> list[Example]:
     """As many rows of each completion as of the rarest, the order kept."""
     counts: dict[str, int] = {}
     for row in rows:

@@ -23,12 +23,12 @@ from peftrun.config import paths
 from peftrun.config.schema.run import LmEvalSpec
 from peftrun.errors import ConfigError, DataError
 
-NOT_FIGURES = ("alias", "name", "sample_len", "samples")
-Results = dict[str, Any]  # as `lm_eval.simple_evaluate` gives them
+NON_METRIC_KEYS = ("alias", "name", "sample_len", "samples")
+EvalResults = dict[str, Any]  # as `lm_eval.simple_evaluate` gives them
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """What the harness says of one metric of one task. `stderr`: None where it knows none."""
 
     value: float
@@ -39,7 +39,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Difference:
+class MetricDifference:
     """With the adapter, minus the base, on the same rows.
 
     Attributes:
@@ -65,16 +65,16 @@ class Difference:
         return f"{self.value:+.4f}{spread}" + (f", p {self.p:.2g}, {self.test}" if self.p is not None else "")
 
 
-class Harness:
+class LmEvalHarness:
     """The tasks that are asked for, found once and measured on as many models as wanted."""
 
     def __init__(self, spec: LmEvalSpec, batch_size: int, seed: int) -> None:
         """Raises: ConfigError: there is no such task."""
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
-        _quiet()
-        self.manager, self.local = _manager(spec)
+        _silence_logging()
+        self.manager, self.local = _load_task_manager(spec)
 
-    def measure(self, model: Any, tokenizer: Any) -> Results:
+    def measure(self, model: Any, tokenizer: Any) -> EvalResults:
         """What the harness finds. Raises: DataError: it cannot get the rows, or cannot measure this model on them."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -85,7 +85,7 @@ class Harness:
                 "task.lm_eval.apply_chat_template=true: this model has no chat template; type task.lm_eval.apply_chat_template=false"
             )
         try:
-            with _rows_in(self.local), _bars_on_a_terminal():
+            with _redirect_datasets_cache(self.local), _hide_progress_bars():
                 found = simple_evaluate(
                     HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size),
                     tasks=spec.tasks, num_fewshot=spec.num_fewshot, limit=spec.limit, task_manager=self.manager,
@@ -101,30 +101,30 @@ class Harness:
         return dict(found)
 
 
-def figures(found: Results) -> dict[str, Figure]:
+def read_metrics(found: EvalResults) -> dict[str, MetricValue]:
     """`task/metric` → what was measured; `task/metric,filter` where a task's answers are filtered in some way."""
     return {
-        _name(task, key): Figure(float(value), _stderr(values, key))
+        _format_metric_name(task, key): MetricValue(float(value), _read_stderr(values, key))
         for task, values in found["results"].items()
         for key, value in values.items()
-        if "_stderr" not in key and key not in NOT_FIGURES and isinstance(value, int | float)
+        if "_stderr" not in key and key not in NON_METRIC_KEYS and isinstance(value, int | float)
     }
 
 
-def differences(base: Results, adapted: Results) -> dict[str, Difference]:
+def compare_metrics(base: EvalResults, adapted: EvalResults) -> dict[str, MetricDifference]:
     """The same names → how the two differ row by row, where the harness tells of rows."""
     found = {}
     for task in base.get("samples", {}):
-        pairs = [_by_row(one["samples"][task]) for one in (base, adapted)]
+        pairs = [_group_by_row(one["samples"][task]) for one in (base, adapted)]
         for key in pairs[0].keys() & pairs[1].keys():
             rows = sorted(pairs[0][key].keys() & pairs[1][key].keys())
             if len(rows) > 1:
                 old, new = (np.array([side[key][row] for row in rows]) for side in pairs)
-                found[_name(task, key)] = compared(old, new)
+                found[_format_metric_name(task, key)] = compare_paired(old, new)
     return found
 
 
-def compared(old: np.ndarray, new: np.ndarray) -> Difference:
+def compare_paired(old: np.ndarray, new: np.ndarray) -> MetricDifference:
     """How the values of the same rows differ."""
     from scipy import stats  # takes a second, and every action=evaluate comes by here
 
@@ -132,20 +132,20 @@ def compared(old: np.ndarray, new: np.ndarray) -> Difference:
     stderr = float(change.std(ddof=1) / math.sqrt(rows))
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     if {*old.tolist(), *new.tolist()} <= {0.0, 1.0}:
-        test, p = "McNemar's exact test", _exact(better, worse)
+        test, p = "McNemar's exact test", _compute_mcnemar_pvalue(better, worse)
     else:
         test, p = "paired t test", float(stats.ttest_rel(new, old).pvalue) if stderr else None
-    return Difference(float(change.mean()), rows, stderr, p, test, better, worse)
+    return MetricDifference(float(change.mean()), rows, stderr, p, test, better, worse)
 
 
-def _exact(better: int, worse: int) -> float | None:
+def _compute_mcnemar_pvalue(better: int, worse: int) -> float | None:
     """Of rows that differ, how likely so uneven a split is by chance."""
     from scipy import stats
 
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
-def as_lines(sides: dict[str, Results]) -> str:
+def format_samples(sides: dict[str, EvalResults]) -> str:
     """A line of JSON for each question and side, as the harness tells it."""
     rows = (
         {"side": side, "task": task, **row}
@@ -156,7 +156,7 @@ def as_lines(sides: dict[str, Results]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
-def facts(found: Results) -> dict[str, Any]:
+def describe_results(found: EvalResults) -> dict[str, Any]:
     """What the figures depend on beside the model, for the record."""
     names = ("versions", "n-shot", "n-samples", "higher_is_better")
     return {name.replace("-", "_"): found[name] for name in names if found.get(name)} | {
@@ -164,23 +164,23 @@ def facts(found: Results) -> dict[str, Any]:
     }
 
 
-def counted(found: Results) -> str:
+def format_row_counts(found: EvalResults) -> str:
     """How many rows of each task were asked."""
     return ", ".join(f"{task} {number['effective']}" for task, number in found.get("n-samples", {}).items())
 
 
-def _name(task: str, key: str) -> str:
+def _format_metric_name(task: str, key: str) -> str:
     metric, _, kind = key.partition(",")
     return f"{task}/{metric}" + (f",{kind}" if kind not in ("", "none") else "")
 
 
-def _stderr(values: dict[str, Any], key: str) -> float | None:
+def _read_stderr(values: dict[str, Any], key: str) -> float | None:
     metric, comma, kind = key.partition(",")
     found = values.get(f"{metric}_stderr{comma}{kind}")
     return float(found) if isinstance(found, int | float) else None
 
 
-def _by_row(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+def _group_by_row(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     """`metric,filter` → row → value, of those metrics that a row has a number for."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -190,7 +190,7 @@ def _by_row(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     return found
 
 
-def _manager(spec: LmEvalSpec) -> tuple[Any, bool]:
+def _load_task_manager(spec: LmEvalSpec) -> tuple[Any, bool]:
     """What knows the tasks, and whether all of them are the user's own: the harness takes long to look through its 14,000."""
     from lm_eval.tasks import TaskManager
 
@@ -199,8 +199,8 @@ def _manager(spec: LmEvalSpec) -> tuple[Any, bool]:
         manager = TaskManager(include_path=own, include_defaults=False)
         if {*spec.tasks} <= {*manager.all_tasks}:
             return manager, True
-        _check_files(Path(own), own)
-    console.say("looking through the tasks of lm-evaluation-harness")
+        _check_yaml_files(Path(own), own)
+    console.print_info("looking through the tasks of lm-evaluation-harness")
     manager = TaskManager(include_path=own)
     for name in spec.tasks:
         if name not in manager.all_tasks:
@@ -210,7 +210,7 @@ def _manager(spec: LmEvalSpec) -> tuple[Any, bool]:
     return manager, False
 
 
-def _check_files(folder: Path, named: str) -> None:
+def _check_yaml_files(folder: Path, named: str) -> None:
     """The harness passes over a file that it cannot read. Raises: ConfigError: where one is broken."""
     for file in sorted(folder.glob("**/*.y*ml")):
         try:
@@ -228,14 +228,14 @@ def _check_files(folder: Path, named: str) -> None:
             ) from error
 
 
-def _quiet() -> None:
+def _silence_logging() -> None:
     import lm_eval  # noqa: F401
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
-def _rows_in(local: bool) -> Iterator[None]:
+def _redirect_datasets_cache(local: bool) -> Iterator[None]:
     """Rows are prepared in peftrun's own cache; those of the user's files anew, since datasets knows a file again by size and time alone."""
     import datasets
     from lm_eval import evaluator
@@ -251,7 +251,7 @@ def _rows_in(local: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bars_on_a_terminal() -> Iterator[None]:
+def _hide_progress_bars() -> Iterator[None]:
     if console.is_terminal():
         yield
         return

@@ -9,14 +9,14 @@ from peftrun.errors import DataError
 from peftrun.tasks.row_counts import MIXED, Tally
 
 
-def mixed(parts: dict[str, tuple[float, list[Any]]], seed: int, tally: Tally) -> list[Any]:
+def mix_sources(parts: dict[str, tuple[float, list[Any]]], seed: int, tally: Tally) -> list[Any]:
     """As many rows of each source as its weight asks for, the scarcest used up and none twice; shuffled. Said aloud.
 
     Args: parts: for each source its weight, and its rows in the order to be taken.
     """
     scale = min(len(rows) / weight for weight, rows in parts.values())
     taken = {name: rows[: max(1, math.floor(weight * scale + 1e-9))] for name, (weight, rows) in parts.items()}
-    console.say(
+    console.print_info(
         "data: " + ", ".join(f"{len(rows)} of {len(parts[name][1])} rows of {name}" for name, rows in taken.items())
     )
     for name, rows in taken.items():
@@ -46,5 +46,5 @@ def split_by_group(rows: list[Any], groups: dict[Any, str], eval_rows: int) -> t
         raise DataError(
             f"task.data.eval_rows={eval_rows}: would hold out every one of the {len(sizes)} groups; type a smaller task.data.eval_rows"
         )
-    console.say(f"data: {len(held)} of {len(sizes)} groups are held out whole")
+    console.print_info(f"data: {len(held)} of {len(sizes)} groups are held out whole")
     return train, [row for row in rows if groups[row] in held]

@@ -6,8 +6,8 @@ import torch
 
 from peftrun.config.schema.objectives import DpoObjective
 from peftrun.config.schema.run import TaskSpec
-from peftrun.models.device import of_inputs
-from peftrun.tasks.log_likelihood import against_base
+from peftrun.models.device import get_input_device
+from peftrun.tasks.log_likelihood import compare_with_base
 from peftrun.tasks.rows.preference import Row, load_rows
 
 __all__ = ["Row", "evaluate", "load_rows"]
@@ -25,20 +25,20 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
             model, the difference of their rewards.
         likelihood_accuracy: share of pairs whose chosen answer is the likelier one, a token of each taken.
     """
-    if _is_reward(model):
-        return _figures(_rewards(model, tokenizer, rows, batch_size), 1.0)
+    if _is_reward_model(model):
+        return _compute_metrics(_compute_reward_margins(model, tokenizer, rows, batch_size), 1.0)
     prompts = [row.prompt for row in rows]
     pad = tokenizer.pad_token_id
-    chosen, gained = against_base(model, pad, prompts, [row.chosen for row in rows], batch_size)
-    rejected, lost = against_base(model, pad, prompts, [row.rejected for row in rows], batch_size)
+    chosen, gained = compare_with_base(model, pad, prompts, [row.chosen for row in rows], batch_size)
+    rejected, lost = compare_with_base(model, pad, prompts, [row.rejected for row in rows], batch_size)
     likelier = chosen / torch.tensor([len(row.chosen) for row in rows]) > rejected / torch.tensor(
         [len(row.rejected) for row in rows]
     )
     beta = task.objective.beta if isinstance(task.objective, DpoObjective) else 1.0
-    return _figures(gained - lost, beta) | {"likelihood_accuracy": likelier.float().mean().item()}
+    return _compute_metrics(gained - lost, beta) | {"likelihood_accuracy": likelier.float().mean().item()}
 
 
-def _figures(margins: torch.Tensor, beta: float) -> dict[str, float]:
+def _compute_metrics(margins: torch.Tensor, beta: float) -> dict[str, float]:
     right = (margins > 0).float() + TIE * (margins == 0).float()
     return {
         "loss": -torch.nn.functional.logsigmoid(margins * beta).mean().item(),
@@ -47,13 +47,13 @@ def _figures(margins: torch.Tensor, beta: float) -> dict[str, float]:
     }
 
 
-def _is_reward(model: Any) -> bool:
+def _is_reward_model(model: Any) -> bool:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return type(inner).__name__.endswith("ForSequenceClassification")
 
 
 @torch.inference_mode()
-def _rewards(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> torch.Tensor:
+def _compute_reward_margins(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> torch.Tensor:
     """Reward of the chosen answer less that of the rejected one: (pairs,)."""
     was_training = model.training
     model.eval()
@@ -61,7 +61,9 @@ def _rewards(model: Any, tokenizer: Any, rows: list[Row], batch_size: int) -> to
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         both = [row.prompt + row.chosen for row in part] + [row.prompt + row.rejected for row in part]
-        padded = tokenizer.pad({"input_ids": both}, padding_side="right", return_tensors="pt").to(of_inputs(model))
+        padded = tokenizer.pad({"input_ids": both}, padding_side="right", return_tensors="pt").to(
+            get_input_device(model)
+        )
         scores = (
             model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0].float().cpu()
         )

@@ -15,11 +15,13 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     the mean of each reward."""
     objective = task.objective
     assert isinstance(objective, GrpoObjective)
-    said = generation_metrics.answers(
+    said = generation_metrics.generate_greedy(
         model, tokenizer, [row.prompt for row in rows], batch_size, objective.max_completion_length
     )
     each: dict[str, float] = {
-        name: sum(rewards.of(name, objective)(text, row.answer) for text, row in zip(said, rows, strict=True))
+        name: sum(
+            rewards.get_reward_function(name, objective)(text, row.answer) for text, row in zip(said, rows, strict=True)
+        )
         / len(rows)
         for name in objective.rewards
     }

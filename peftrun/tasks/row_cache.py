@@ -24,63 +24,63 @@ from peftrun.config.schema.run import DataSpec, TaskSpec
 from peftrun.data import sources
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
-from peftrun.tasks.messages import tools_in
+from peftrun.tasks.messages import load_tools
 from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
 
-CODE = [Path(__file__).parents[1] / name for name in ("data", "tasks")]  # what makes rows
+CODE_DIRS = [Path(__file__).parents[1] / name for name in ("data", "tasks")]  # what makes rows
 LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
-COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
-def rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
+def load_cached_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
     """The task's rows: those kept from an earlier run, or made now and kept. What was said when they were made is said again.
 
     Raises: DataError: see the kind's `load_rows`.
     """
-    key = _key(task, tokenizer) if task.data.cache else None
+    key = _build_cache_key(task, tokenizer) if task.data.cache else None
     if key is None:
-        return _load(kind, task, tokenizer)[0]
+        return _load_rows(kind, task, tokenizer)[0]
     file = cache_dir() / "rows" / f"{key}.json"
     lock = FileLock(f"{file}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()  # of several processes one makes the rows, the others read them
     except OSError:  # a read-only cache costs time, nothing else
-        return _load(kind, task, tokenizer)[0]
+        return _load_rows(kind, task, tokenizer)[0]
     try:
-        return _read(file, kind, task) or _make(file, kind, task, tokenizer)
+        return _read_cached(file, kind, task) or _build_and_cache(file, kind, task, tokenizer)
     finally:
         lock.release()
 
 
-def _load(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> tuple[Any, list[str]]:
+def _load_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> tuple[Any, list[str]]:
     """The task's rows, made now, and the keys that were read. The tools that they are prompted with are part of their digest."""
-    watched = usage.tracked(task, "task")
+    watched = usage.track_reads(task, "task")
     found = kind.load_rows(watched, tokenizer)
-    read = usage.noted(watched)
-    usage.note(task, read)
-    tools = tools_in(usage.plain(task).tools) if "task.tools" in read else ()
+    read = usage.list_read_keys(watched)
+    usage.mark_used(task, read)
+    tools = load_tools(usage.strip_tracking(task).tools) if "task.tools" in read else ()
     if not tools:
         return found, read
     whole = json.dumps([found.digest, tools]).encode()
     return dataclasses.replace(found, digest=hashlib.sha256(whole).hexdigest()), read
 
 
-def _make(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
-    with console.overheard() as said:
-        found, read = _load(kind, task, tokenizer)
+def _build_and_cache(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
+    with console.capture_messages() as said:
+        found, read = _load_rows(kind, task, tokenizer)
     parts = {part: [vars(row) for row in getattr(found, part)] for part in ("train", "held_out")}
     kept = {**parts, "digest": found.digest, "tally": found.tally.as_dict(), "said": said, "read": read}
     text = json.dumps(kept, ensure_ascii=False)
     try:
         atomic_files.write_text(file, text)
     except ArtifactError as error:  # a full disk costs time at the next run, nothing else
-        console.warn(str(error))
+        console.print_warning(str(error))
     return found
 
 
-def _read(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
+def _read_cached(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
     """The rows in a kept file; None where there is none, or it is damaged."""
     if not file.is_file():
         return None
@@ -88,44 +88,47 @@ def _read(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
         kept = json.loads(file.read_text(encoding="utf-8"))
         said, digest, read = kept["said"], kept["digest"], kept["read"]
         train, held_out = ([kind.Row(**row) for row in kept[part]] for part in ("train", "held_out"))
-        tally = Tally.of_dict(kept["tally"])
+        tally = Tally.from_dict(kept["tally"])
     except (OSError, ValueError, KeyError, TypeError):
-        console.say(f"data: kept rows {console.short(file)} are damaged; made anew")
+        console.print_info(f"data: kept rows {console.shorten_path(file)} are damaged; made anew")
         return None
-    console.say("data: using cached rows (task.data.cache=false rebuilds them)")
+    console.print_info("data: using cached rows (task.data.cache=false rebuilds them)")
     for line in said:
-        console.say(line)
-    usage.note(task, read)
+        console.print_info(line)
+    usage.mark_used(task, read)
     return Rows(train, held_out, digest, tally)
 
 
-def _key(task: TaskSpec, tokenizer: Any) -> str | None:
+def _build_cache_key(task: TaskSpec, tokenizer: Any) -> str | None:
     """None: a source's content cannot be told without fetching it."""
-    sources = _contents(task.data)
+    sources = _fingerprint_sources(task.data)
     if sources is None:
         return None
     whole = {
         "sources": sources,
-        "tokenizer": _of_tokenizer(tokenizer),
-        "task": dataclasses.asdict(usage.plain(task)),
-        "tools": fingerprint.of_file(Path(task.tools).expanduser()) if task.tools else None,
-        "code": [fingerprint.of_file(path) for folder in CODE for path in sorted(folder.rglob("*.py"))],
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "task": dataclasses.asdict(usage.strip_tracking(task)),
+        "tools": fingerprint.hash_file_cached(Path(task.tools).expanduser()) if task.tools else None,
+        "code": [fingerprint.hash_file_cached(path) for folder in CODE_DIRS for path in sorted(folder.rglob("*.py"))],
         "libraries": [version(name) for name in LIBRARIES],
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _contents(data: DataSpec) -> list[str] | None:
+def _fingerprint_sources(data: DataSpec) -> list[str] | None:
     if data.source == "hub":
-        commits = [one.revision or "" for one in sources.all_of(data)]
-        return commits if all(map(COMMIT.fullmatch, commits)) else None
+        commits = [one.revision or "" for one in sources.list_sources(data)]
+        return commits if all(map(COMMIT_HASH.fullmatch, commits)) else None
     try:
-        return [fingerprint.of_file(sources.file_of(data, one.path)) for one in sources.all_of(data)]
+        return [
+            fingerprint.hash_file_cached(sources.resolve_source_file(data, one.path))
+            for one in sources.list_sources(data)
+        ]
     except OSError:  # whoever reads the rows says what is wrong with the file
         return None
 
 
-def _of_tokenizer(tokenizer: Any) -> list[str]:
+def _describe_tokenizer(tokenizer: Any) -> list[str]:
     settings = {
         name: str(getattr(tokenizer, name, None))
         for name in ("special_tokens_map", "model_max_length", "chat_template")

@@ -10,7 +10,7 @@ UNBALANCED = "its label is more frequent than the rarest (task.data.balance=fals
 MIXED = "task.data.mix asks for fewer rows of its source"
 SILENT = "nothing in it is learned: its answers have weight 0 or train false"
 SINGLE = "a single token, before which nothing stands"
-PLACE = re.compile(r"(.*): row (\d+)")  # a source and the row's number in it
+ROW_LOCATION = re.compile(r"(.*): row (\d+)")  # a source and the row's number in it
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Tally:
         return asdict(self)
 
     @classmethod
-    def of_dict(cls, found: dict[str, Any]) -> "Tally":
+    def from_dict(cls, found: dict[str, Any]) -> "Tally":
         """The same again. Raises: KeyError, TypeError, ValueError: it is something else."""
         return cls(
             found["read"],
@@ -49,8 +49,8 @@ class Tally:
         )
 
 
-def source_and_row(where: str) -> tuple[str, int]:
+def split_row_location(where: str) -> tuple[str, int]:
     """The source that a row comes from, and its number there."""
-    found = PLACE.match(where)
+    found = ROW_LOCATION.match(where)
     assert found is not None, where
     return found[1], int(found[2])

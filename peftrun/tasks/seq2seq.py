@@ -7,9 +7,9 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from peftrun.config.schema.run import TaskSpec
-from peftrun.models.device import of_inputs
+from peftrun.models.device import get_input_device
 from peftrun.tasks import generation_metrics
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.tasks.rows.seq2seq import Row, load_rows
 
 __all__ = ["Row", "collator", "evaluate", "load_rows"]
@@ -34,10 +34,10 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     batches, total, tokens, exact = collator(tokenizer, model), 0.0, 0, 0
     for start in range(0, len(rows), batch_size):
         part = [{"input_ids": row.ids, "labels": row.target} for row in rows[start : start + batch_size]]
-        batch = batches(part).to(of_inputs(model))
+        batch = batches(part).to(get_input_device(model))
         labels = batch.pop("labels")  # with which a model computes its own loss: of AdaLoRA, one that only training has
         logs = model(**batch).logits.float().log_softmax(-1)
-        learned = labels != IGNORED
+        learned = labels != IGNORE_INDEX
         labels = labels.masked_fill(~learned, 0)
         total -= (logs.gather(-1, labels[..., None])[..., 0] * learned).sum().item()
         tokens += int(learned.sum())
@@ -47,4 +47,6 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
         "loss": total / tokens,
         "perplexity": math.exp(min(total / tokens, 700.0)),
         "exact_match": exact / len(rows),
-    } | generation_metrics.measured(model, tokenizer, [(row.ids, row.target) for row in rows], batch_size, task)
+    } | generation_metrics.compute_generation_metrics(
+        model, tokenizer, [(row.ids, row.target) for row in rows], batch_size, task
+    )

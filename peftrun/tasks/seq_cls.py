@@ -6,7 +6,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from peftrun.config.schema.run import TaskSpec
-from peftrun.tasks.classification import answers, macro_f1
+from peftrun.tasks.classification import macro_f1, predict_logits
 from peftrun.tasks.rows.classes import Row
 from peftrun.tasks.rows.seq_cls import load_rows
 
@@ -28,7 +28,7 @@ def detailed(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """What `evaluate` gives; and `confusion`: how many rows of each label (a line each) were given each label (a column each)."""
     total, pairs, labels = 0.0, [], 0
-    for row, logits in answers(model, tokenizer, rows, batch_size):
+    for row, logits in predict_logits(model, tokenizer, rows, batch_size):
         true, labels = int(row.labels), len(logits)
         total -= torch.log_softmax(logits, -1)[true].item()
         pairs.append((true, int(logits.argmax())))

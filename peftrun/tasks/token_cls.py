@@ -7,12 +7,12 @@ import torch
 from transformers import DataCollatorForTokenClassification
 
 from peftrun.config.schema.run import TaskSpec
-from peftrun.tasks.classification import answers, f1
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.classification import f1_score, predict_logits
+from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.tasks.rows.classes import Row
 from peftrun.tasks.rows.token_cls import OUTSIDE, load_rows
 
-__all__ = ["Row", "collator", "detailed", "entities", "evaluate", "load_rows"]
+__all__ = ["Row", "collator", "detailed", "evaluate", "extract_entities", "load_rows"]
 
 
 def collator(tokenizer: Any) -> Any:
@@ -38,14 +38,14 @@ def detailed(
     names = [model.config.id2label[number] for number in range(len(model.config.id2label))]
     total, words, right = 0.0, 0, 0
     counts = {kind: Counter[str]() for name in names if (kind := name.partition("-")[2])}
-    for row, logits in answers(model, tokenizer, rows, batch_size):
+    for row, logits in predict_logits(model, tokenizer, rows, batch_size):
         labels = torch.tensor(row.labels)
-        judged = labels != IGNORED
+        judged = labels != IGNORE_INDEX
         scores, labels = logits[judged], labels[judged]
         total += torch.nn.functional.cross_entropy(scores, labels, reduction="sum").item()
         words, right = words + len(labels), right + int((scores.argmax(-1) == labels).sum())
-        answered = entities([names[i] for i in scores.argmax(-1).tolist()])
-        given = entities([names[i] for i in labels.tolist()])
+        answered = extract_entities([names[i] for i in scores.argmax(-1).tolist()])
+        given = extract_entities([names[i] for i in labels.tolist()])
         for which, some in (("true", given), ("found", answered), ("right", answered & given)):
             for _, _, kind in some:
                 counts.setdefault(kind, Counter())[which] += 1
@@ -55,13 +55,13 @@ def detailed(
         "token_accuracy": right / max(words, 1),
         "precision": hits / found if found else 0.0,
         "recall": hits / true if true else 0.0,
-        "f1": f1(hits, found, true),
+        "f1": f1_score(hits, found, true),
     }
     each = {kind: {which: one[which] for which in ("true", "found", "right")} for kind, one in counts.items()}
     return figures, {"entities": each}
 
 
-def entities(tags: list[str]) -> set[tuple[int, int, str]]:
+def extract_entities(tags: list[str]) -> set[tuple[int, int, str]]:
     """(first word, word after the last, type) of each entity; an I- that continues nothing begins one."""
     spans: set[tuple[int, int, str]] = set()
     start, kind = 0, ""

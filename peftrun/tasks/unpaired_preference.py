@@ -6,7 +6,7 @@ import torch
 
 from peftrun.config.schema.objectives import KtoObjective
 from peftrun.config.schema.run import TaskSpec
-from peftrun.tasks.log_likelihood import against_base
+from peftrun.tasks.log_likelihood import compare_with_base
 from peftrun.tasks.rows.unpaired_preference import Row, load_rows
 
 __all__ = ["Row", "evaluate", "load_rows"]
@@ -20,7 +20,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
         desirable_log_ratio, undesirable_log_ratio: mean nats that the model has gained over its base on answers of each kind.
         auc: chance that a wanted answer has gained more than an unwanted one; a tie counts half.
     """
-    _, gained = against_base(
+    _, gained = compare_with_base(
         model, tokenizer.pad_token_id, [row.prompt for row in rows], [row.completion for row in rows], batch_size
     )
     wanted = torch.tensor([row.desirable for row in rows])

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from peftrun.artifacts.run_layout import ADAPTER, CONFIG, CURVES, RECORD, REPORT_PAGE
 
 STATE = "tracker.json"  # in the run folder: which run of the tracker it is
-SHOWN = (RECORD, CONFIG, REPORT_PAGE, CURVES)  # of the run folder, where they are there
-SENTENCE = re.compile(r"(?<=\w\w)[.:;](?= [A-Z(])")  # where one ends
-UNFIT = re.compile(r"[^\w\-. /]")  # letters that MLflow refuses in a name
+LOGGED_FILES = (RECORD, CONFIG, REPORT_PAGE, CURVES)  # of the run folder, where they are there
+SENTENCE_END = re.compile(r"(?<=\w\w)[.:;](?= [A-Z(])")  # where one ends
+INVALID_NAME_CHARS = re.compile(r"[^\w\-. /]")  # letters that MLflow refuses in a name
 
 
 @dataclass(frozen=True)
@@ -75,60 +75,60 @@ class Session(Protocol):
         """The run has ended."""
 
 
-def reason(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """Why a library has failed: what the system said where it was asked first, else the library's first sentence."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     said = [one.strerror for one in chain if isinstance(one, OSError) and one.strerror]
-    text = said[-1] if said else SENTENCE.split(" ".join(str(error).split()), maxsplit=1)[0]
+    text = said[-1] if said else SENTENCE_END.split(" ".join(str(error).split()), maxsplit=1)[0]
     return shorten(text, 200, placeholder=" …") or type(error).__name__
 
 
-def figures(row: dict[str, Any]) -> dict[str, float]:
+def extract_metrics(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row of metrics.jsonl under the names that transformers' callbacks use: `train/loss`, `eval/loss`."""
     found = {key: float(value) for key, value in row.items() if key != "step" and _is_number(value)}
-    return {_named(key): value for key, value in found.items()}
+    return {_prefix_metric_name(key): value for key, value in found.items()}
 
 
-def _named(key: str) -> str:
+def _prefix_metric_name(key: str) -> str:
     name = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
-    return UNFIT.sub("_", name)
+    return INVALID_NAME_CHARS.sub("_", name)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def in_words(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of the config as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def outcome(folder: Path, record: dict[str, Any]) -> Outcome:
+def build_outcome(folder: Path, record: dict[str, Any]) -> Outcome:
     """How a run ended, from its finished record."""
     adapter = folder / ADAPTER
     return Outcome(
         str(record.get("status")),
         str(record.get("error") or ""),
-        _measured(record),
-        [folder / name for name in SHOWN if (folder / name).is_file()],
+        _collect_metrics(record),
+        [folder / name for name in LOGGED_FILES if (folder / name).is_file()],
         adapter if adapter.is_dir() else None,
         record,
     )
 
 
-def _measured(record: dict[str, Any]) -> dict[str, tuple[float, int]]:
+def _collect_metrics(record: dict[str, Any]) -> dict[str, tuple[float, int]]:
     last = int((record.get("training") or {}).get("steps", 0))
     return {
-        UNFIT.sub("_", f"{when}/{name}"): (float(value), step)
+        INVALID_NAME_CHARS.sub("_", f"{when}/{name}"): (float(value), step)
         for when, step in (("before", 0), ("after", last))
         for name, value in ((record.get("metrics") or {}).get(when) or {}).items()
         if _is_number(value)
     }
 
 
-def facts(record: dict[str, Any]) -> dict[str, Any]:
+def summarize_record(record: dict[str, Any]) -> dict[str, Any]:
     """Of a record what a person compares runs by."""
     names = (
         "status",

@@ -9,10 +9,10 @@ from typing import Any
 
 from peftrun import console
 from peftrun.errors import ConfigError
-from peftrun.trackers.base import Outcome, Run, Session, figures, reason
+from peftrun.trackers.base import Outcome, Run, Session, explain_error, extract_metrics
 
 
-class Guard:
+class SafeSession:
     """A tracker's session that fails once at most: then it is told, and nothing is asked of it any more."""
 
     def __init__(self, name: str, session: Session) -> None:
@@ -20,43 +20,43 @@ class Guard:
         self.session: Session | None = session
 
     @classmethod
-    def opened(cls, spec: Any, run: Run) -> "Guard":
+    def opened(cls, spec: Any, run: Run) -> "SafeSession":
         """Raises: ConfigError: the tracker's library refuses, with its reason."""
         try:
-            with _apart():
+            with _isolate_side_effects():
                 return cls(spec.name, import_module(f"peftrun.trackers.{spec.name}").opened(spec, run))
         except ConfigError:
             raise
         except Exception as error:  # the libraries raise what they like
-            raise ConfigError(f"{_at_fault(spec, error)}; mend that, or type tracker=none") from error
+            raise ConfigError(f"{_describe_failure(spec, error)}; mend that, or type tracker=none") from error
 
     def log(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl."""
-        self._ask(lambda session: session.log(figures(row), int(row["step"])))
+        self._call_session(lambda session: session.log(extract_metrics(row), int(row["step"])))
 
     def pause(self) -> None:
         """See `Session.pause`."""
-        self._ask(lambda session: session.pause())
+        self._call_session(lambda session: session.pause())
 
     def end(self, outcome: Outcome) -> None:
         """See `Session.end`."""
-        self._ask(lambda session: session.end(outcome))
+        self._call_session(lambda session: session.end(outcome))
 
-    def _ask(self, what: Callable[[Session], None]) -> None:
+    def _call_session(self, what: Callable[[Session], None]) -> None:
         if self.session is None:
             return
         try:
-            with _apart():
+            with _isolate_side_effects():
                 what(self.session)
         except Exception as error:
             self.session = None
-            console.warn(
-                f"tracker={self.name}: {reason(error)}; the run goes on without it, metrics.jsonl has every row"
+            console.print_warning(
+                f"tracker={self.name}: {explain_error(error)}; the run goes on without it, metrics.jsonl has every row"
             )
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
+def _isolate_side_effects() -> Iterator[None]:
     """The numbers that a training draws stay its own, and nothing is printed."""
     drawn = random.getstate()
     try:
@@ -66,8 +66,8 @@ def _apart() -> Iterator[None]:
         random.setstate(drawn)
 
 
-def _at_fault(spec: Any, error: Exception) -> str:
+def _describe_failure(spec: Any, error: Exception) -> str:
     """The folder, where a file in it was refused; else the tracker."""
     if isinstance(error, OSError) and error.filename is not None and getattr(spec, "folder", None):
-        return f"tracker.folder={spec.folder}: cannot be written ({reason(error)})"
-    return f"tracker.name={spec.name}: cannot begin: {reason(error)}"
+        return f"tracker.folder={spec.folder}: cannot be written ({explain_error(error)})"
+    return f"tracker.name={spec.name}: cannot begin: {explain_error(error)}"

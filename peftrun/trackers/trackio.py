@@ -6,12 +6,12 @@ from typing import Any
 
 from peftrun.config.schema.trackers import TrackioTracker
 from peftrun.errors import ConfigError
-from peftrun.trackers.base import Outcome, Run, facts
+from peftrun.trackers.base import Outcome, Run, summarize_record
 
-_OPEN: list[Path] = []  # folders of the sessions that have not ended
+_OPEN_DIRS: list[Path] = []  # folders of the sessions that have not ended
 
 
-class _Session:
+class _TrackioSession:
     """`last`: the step up to which an earlier attempt has told everything."""
 
     def __init__(self, run: Any, spec: TrackioTracker, place: Path, last: int) -> None:
@@ -20,20 +20,24 @@ class _Session:
     def log(self, values: dict[str, float], step: int) -> None:
         if step > self.last:
             self.run.log(values, step=step)
-        self._look()
+        self._raise_faults()
 
     def pause(self) -> None:
         self.run.finish()
         self._leave()
-        self._look()
+        self._raise_faults()
 
     def end(self, outcome: Outcome) -> None:
         """What is told last carries the config, and with it how the run ended; so it is told once all else is written."""
         from trackio.sqlite_storage import SQLiteStorage
 
-        self._add(outcome)
+        self._log_artifacts(outcome)
         self.pause()
-        told = {"peftrun": outcome.record["versions"].get("peftrun"), **facts(outcome.record), "status": outcome.status}
+        told = {
+            "peftrun": outcome.record["versions"].get("peftrun"),
+            **summarize_record(outcome.record),
+            "status": outcome.status,
+        }
         steps = [0, max(self.last, outcome.last_step)]
         SQLiteStorage.bulk_log(
             self.run.project,
@@ -45,10 +49,10 @@ class _Session:
         )
 
     def _leave(self) -> None:
-        if self.place in _OPEN:
-            _OPEN.remove(self.place)
+        if self.place in _OPEN_DIRS:
+            _OPEN_DIRS.remove(self.place)
 
-    def _add(self, outcome: Outcome) -> None:
+    def _log_artifacts(self, outcome: Outcome) -> None:
         from trackio import Artifact
 
         kept = Artifact(f"run-{self.run.name}", type="run")
@@ -58,18 +62,18 @@ class _Session:
             kept.add_dir(outcome.adapter, name=outcome.adapter.name)
         self.run.log_artifact(kept)
 
-    def _look(self) -> None:
+    def _raise_faults(self) -> None:
         """Trackio writes in a thread of its own, and warns where it cannot."""
         if self.run.faults:
             self._leave()
             raise OSError(self.run.faults[0])
 
 
-def opened(spec: TrackioTracker, run: Run) -> _Session:
+def opened(spec: TrackioTracker, run: Run) -> _TrackioSession:
     """A run of Trackio's with its own handle: `trackio.init` would end the one before. Raises: ConfigError: see `_at`."""
     place = Path(spec.folder).expanduser().absolute()
     place.mkdir(parents=True, exist_ok=True)
-    _at(place, spec.folder)
+    _redirect_storage(place, spec.folder)
     from trackio.run import Run as Library
     from trackio.sqlite_storage import SQLiteStorage
 
@@ -85,17 +89,17 @@ def opened(spec: TrackioTracker, run: Run) -> _Session:
     if run.differs:
         made.config["differs"] = " ".join(run.differs)
     last = SQLiteStorage.get_max_step_for_run(spec.project, run.name, run_id=run.id) if run.id else None
-    return _Session(made, spec, place, -1 if last is None else last)
+    return _TrackioSession(made, spec, place, -1 if last is None else last)
 
 
-def _at(place: Path, named: str) -> None:
+def _redirect_storage(place: Path, named: str) -> None:
     """Has Trackio write to this folder. It has read its own setting when it was imported, which TRL does.
 
     Raises: ConfigError: another run of this process is told to another folder now.
     """
-    if _OPEN and _OPEN[-1] != place:
+    if _OPEN_DIRS and _OPEN_DIRS[-1] != place:
         raise ConfigError(
-            f"tracker.folder={named}: another run of this process is told to {_OPEN[-1]}; give both one folder"
+            f"tracker.folder={named}: another run of this process is told to {_OPEN_DIRS[-1]}; give both one folder"
         )
     import trackio.bucket_storage
     import trackio.registry_bucket  # noqa: F401
@@ -104,4 +108,4 @@ def _at(place: Path, named: str) -> None:
     for name in [one for one in sys.modules if one.partition(".")[0] == "trackio"]:
         for key in own.keys() & vars(sys.modules[name]).keys():
             setattr(sys.modules[name], key, own[key])
-    _OPEN.append(place)
+    _OPEN_DIRS.append(place)

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.config.schema.trackers import WandbTracker
-from peftrun.trackers.base import Outcome, Run, facts
+from peftrun.trackers.base import Outcome, Run, summarize_record
 
-AXIS = "train/global_step"  # as transformers' callback names it
-EXITS = {"completed": 0, "stopped": 0, "interrupted": 255}  # others: 1
+STEP_METRIC = "train/global_step"  # as transformers' callback names it
+EXIT_CODES = {"completed": 0, "stopped": 0, "interrupted": 255}  # others: 1
 
 
-class _Session:
+class _WandbSession:
     def __init__(self, run: Any, spec: WandbTracker) -> None:
         self.run, self.id, self.spec = run, run.id, spec
 
     def log(self, values: dict[str, float], step: int) -> None:
-        self.run.log({**values, AXIS: step})
+        self.run.log({**values, STEP_METRIC: step})
 
     def pause(self) -> None:
         self.run.finish(exit_code=0)
@@ -25,12 +25,13 @@ class _Session:
     def end(self, outcome: Outcome) -> None:
         self.run.summary.update({name: value for name, (value, _) in outcome.figures.items()})
         self.run.summary.update(
-            {f"run/{key}": value for key, value in facts(outcome.record).items()} | {"run/status": outcome.status}
+            {f"run/{key}": value for key, value in summarize_record(outcome.record).items()}
+            | {"run/status": outcome.status}
         )
-        self._add(outcome)
-        self.run.finish(exit_code=EXITS.get(outcome.status, 1))
+        self._log_artifacts(outcome)
+        self.run.finish(exit_code=EXIT_CODES.get(outcome.status, 1))
 
-    def _add(self, outcome: Outcome) -> None:
+    def _log_artifacts(self, outcome: Outcome) -> None:
         import wandb
 
         kept = wandb.Artifact(f"run-{self.id}", type="run")
@@ -41,7 +42,7 @@ class _Session:
         self.run.log_artifact(kept)
 
 
-def opened(spec: WandbTracker, run: Run) -> _Session:
+def opened(spec: WandbTracker, run: Run) -> _WandbSession:
     """A run with a handle of its own beside any other of this process. An offline run that goes on is a second file of the same id."""
     place = Path(spec.folder).expanduser().absolute()
     place.mkdir(parents=True, exist_ok=True)
@@ -62,14 +63,14 @@ def opened(spec: WandbTracker, run: Run) -> _Session:
         dir=str(place),
         mode=spec.mode,
         reinit="create_new",
-        settings=_settings(wandb),
+        settings=_build_settings(wandb),
     )
-    made.define_metric(AXIS)
-    made.define_metric("*", step_metric=AXIS, step_sync=True)
-    return _Session(made, spec)
+    made.define_metric(STEP_METRIC)
+    made.define_metric("*", step_metric=STEP_METRIC, step_sync=True)
+    return _WandbSession(made, spec)
 
 
-def _settings(wandb: Any) -> Any:
+def _build_settings(wandb: Any) -> Any:
     """Nothing of this machine and of what it prints is told."""
     return wandb.Settings(
         silent=True,

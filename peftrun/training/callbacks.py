@@ -14,7 +14,7 @@ from peftrun.training import distributed
 from peftrun.training.checkpoints import mark_complete
 
 
-class Report(TrainerCallback):
+class MetricsCallback(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows where training is."""
 
     def __init__(
@@ -37,14 +37,14 @@ class Report(TrainerCallback):
             self.begin()
         self.started, self.first_step = time.perf_counter(), state.global_step
         if self.shown and console.is_terminal():
-            self.bar = console.progress_bar()
+            self.bar = console.create_progress_bar()
             self.bar.start()
             self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notes which step it is, for whoever waits longer than for the next log."""
         if self.shown:
-            console.doing(f"step {state.global_step + 1}/{state.max_steps}")
+            console.set_activity(f"step {state.global_step + 1}/{state.max_steps}")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What the adapter's method does once the weights have moved, gradients still there."""
@@ -69,18 +69,18 @@ class Report(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """One row, one line."""
         if logs and "eval_loss" in logs:
-            self._validated(state, logs)
-        if not logs or "loss" not in logs or not distributed.is_main():
+            self._log_validation(state, logs)
+        if not logs or "loss" not in logs or not distributed.is_main_process():
             return
         seconds = time.perf_counter() - self.started
-        row = {"step": state.global_step, "seconds": round(seconds, 3), **logs, **memory.held()}
-        self._tell(row)
-        self._show(state, logs, seconds)
+        row = {"step": state.global_step, "seconds": round(seconds, 3), **logs, **memory.measure_memory()}
+        self._log_row(row)
+        self._show_progress(state, logs, seconds)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just finished."""
-        distributed.wait()  # every process adds the state of its random numbers
-        if distributed.is_main():
+        distributed.wait_for_everyone()  # every process adds the state of its random numbers
+        if distributed.is_main_process():
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.inputs)
 
     def close(self) -> None:
@@ -89,20 +89,22 @@ class Report(TrainerCallback):
             self.bar.stop()
             self.bar = None
 
-    def _validated(self, state: Any, logs: dict[str, Any]) -> None:
-        if not distributed.is_main():
+    def _log_validation(self, state: Any, logs: dict[str, Any]) -> None:
+        if not distributed.is_main_process():
             return
-        self._tell({"step": state.global_step, "eval_loss": logs["eval_loss"]})
+        self._log_row({"step": state.global_step, "eval_loss": logs["eval_loss"]})
         if not self.shown:
             return
         best = "" if state.best_metric is None else f", best so far {min(state.best_metric, logs['eval_loss']):.4f}"
-        console.say(f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}")
+        console.print_info(
+            f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}"
+        )
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _log_row(self, row: dict[str, Any]) -> None:
         atomic_files.append_json_line(self.metrics_file, row)
-        trackers.log(self.metrics_file.parent, row)
+        trackers.log_metrics(self.metrics_file.parent, row)
 
-    def _show(self, state: Any, logs: dict[str, Any], seconds: float) -> None:
+    def _show_progress(self, state: Any, logs: dict[str, Any], seconds: float) -> None:
         seen = float(logs.get("num_tokens", 0.0))
         if not self.tokens:
             self.tokens_before = seen if state.global_step == self.first_step else 0.0
@@ -113,4 +115,4 @@ class Report(TrainerCallback):
         if self.bar:
             self.bar.update(self.task, completed=state.global_step, note=note)
         elif self.shown:
-            console.say(f"step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")
+            console.print_info(f"step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")

@@ -17,28 +17,28 @@ from peftrun.errors import ArtifactError, ConfigError
 from peftrun.io import atomic_files
 from peftrun.trackers import lifecycle
 
-APART = ("action.resume", "action.samples")  # what a run may be continued with otherwise
-STATE = "trainer_state.json"
-CARD = "README.md"  # PEFT's empty model card, which names paths of this machine
-COMPLETE = "complete"  # a file that is written after everything else of a checkpoint
+CHANGEABLE_KEYS = ("action.resume", "action.samples")  # what a run may be continued with otherwise
+TRAINER_STATE = "trainer_state.json"
+MODEL_CARD = "README.md"  # PEFT's empty model card, which names paths of this machine
+COMPLETE_MARKER = "complete"  # a file that is written after everything else of a checkpoint
 
 
 def mark_complete(checkpoint: Path, inputs: dict[str, str]) -> None:
     """Says that every file of a checkpoint is on disk, and none but those. Args: inputs: digests of what the training is made from."""
-    (checkpoint / CARD).unlink(missing_ok=True)
+    (checkpoint / MODEL_CARD).unlink(missing_ok=True)
     atomic_files.flush_tree(checkpoint)
-    atomic_files.write_json(checkpoint / COMPLETE, inputs)
+    atomic_files.write_json(checkpoint / COMPLETE_MARKER, inputs)
 
 
-def changed_inputs(checkpoint: Path, inputs: dict[str, str]) -> list[str]:
+def find_changed_inputs(checkpoint: Path, inputs: dict[str, str]) -> list[str]:
     """What is another than when the checkpoint was written; nothing of one by an earlier peftrun, which does not tell."""
-    marked = checkpoint / COMPLETE
-    return input_digests.changed(atomic_files.read_json(marked), inputs) if marked.stat().st_size else []
+    marked = checkpoint / COMPLETE_MARKER
+    return input_digests.list_changes(atomic_files.read_json(marked), inputs) if marked.stat().st_size else []
 
 
 def check_inputs(checkpoint: Path, inputs: dict[str, str], asked: str) -> None:
     """Raises: ConfigError: training would go on with other rows, or on another base."""
-    changed = changed_inputs(checkpoint, inputs)
+    changed = find_changed_inputs(checkpoint, inputs)
     if changed:
         raise ConfigError(
             f"action.resume={asked}: since the run began, these have changed: {', '.join(changed)}; "
@@ -46,26 +46,26 @@ def check_inputs(checkpoint: Path, inputs: dict[str, str], asked: str) -> None:
         )
 
 
-def last_complete(run: Path) -> Path | None:
+def find_last_complete(run: Path) -> Path | None:
     """The newest whole checkpoint of a run; torn ones, left by a killed process, are passed over."""
-    found = [path.parent for path in (run / CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=step_of, default=None)
+    found = [path.parent for path in (run / CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE_MARKER}")]
+    return max(found, key=get_step, default=None)
 
 
-def _say_torn(run: Path, chosen: Path | None) -> None:
+def _report_incomplete(run: Path, chosen: Path | None) -> None:
     """Names the checkpoints later than the one that is gone on from, which a killed process, or a copy, has left in part."""
     found = [path for path in (run / CHECKPOINTS).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     torn = [
         path
         for path in found
-        if not (path / COMPLETE).is_file() and (chosen is None or step_of(path) > step_of(chosen))
+        if not (path / COMPLETE_MARKER).is_file() and (chosen is None or get_step(path) > get_step(chosen))
     ]
     if torn:
-        names = ", ".join(path.name for path in sorted(torn, key=step_of))
-        console.say(f"{run}: not whole, and passed over: {names}")
+        names = ", ".join(path.name for path in sorted(torn, key=get_step))
+        console.print_info(f"{run}: not whole, and passed over: {names}")
 
 
-def step_of(checkpoint: Path) -> int:
+def get_step(checkpoint: Path) -> int:
     """Optimiser steps done when the checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
@@ -79,18 +79,18 @@ def stop_where_ended(trainer: Any) -> None:
 
     def restore(max_steps: int, epoch_steps: int, epochs: int, *more: Any) -> tuple[int, int]:
         begun: tuple[int, int] = restored(max_steps, epoch_steps, epochs, *more)
-        return (epochs, 0) if _ended(trainer.state, max_steps) else begun
+        return (epochs, 0) if _has_ended(trainer.state, max_steps) else begun
 
     trainer._init_training_state = restore
 
 
-def _ended(state: Any, max_steps: int) -> bool:
+def _has_ended(state: Any, max_steps: int) -> bool:
     """By its number of steps, or because early stopping had said so."""
     control = state.stateful_callbacks.get("TrainerControl", {})
     return state.global_step >= max_steps or control.get("args", {}).get("should_training_stop", False)
 
 
-def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
+def copy_checkpoint(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     """Copies the checkpoint and the metrics of the run to be continued into this run's folder.
 
     Args: asked: a run folder, or `auto`.
@@ -98,17 +98,17 @@ def adopt(spec: RunSpec, asked: str, out_dir: Path) -> Path | None:
     Raises: ConfigError: there is no such run, it is complete, its config differs (each differing key named), a file it is made from
         has changed, or its checkpoint cannot be copied; nothing of it is then left in `out_dir`.
     """
-    run = _newest_unfinished(spec, out_dir) if asked == "auto" else _checked(spec, Path(asked).expanduser())
-    checkpoint = last_complete(run)
-    _say_torn(run, checkpoint)
+    run = _find_unfinished(spec, out_dir) if asked == "auto" else _check_resumable(spec, Path(asked).expanduser())
+    checkpoint = find_last_complete(run)
+    _report_incomplete(run, checkpoint)
     if checkpoint is None:
-        console.say(f"{run} has no complete checkpoint yet; starting from the first step")
+        console.print_info(f"{run} has no complete checkpoint yet; starting from the first step")
         return None
     check_inputs(
-        checkpoint, input_digests.digests(spec), asked
+        checkpoint, input_digests.compute_digests(spec), asked
     )  # before gigabytes are copied and a base is loaded; its rows follow then
-    best = _best(checkpoint, asked) if spec.trainer.load_best_model_at_end else None
-    console.say(f"continuing {run} after step {step_of(checkpoint)}")
+    best = _find_best(checkpoint, asked) if spec.trainer.load_best_model_at_end else None
+    console.print_info(f"continuing {run} after step {get_step(checkpoint)}")
     try:
         with taken_back(out_dir):
             return _copy_state(run, checkpoint, best, out_dir)
@@ -137,20 +137,20 @@ def taken_back(out_dir: Path) -> Iterator[None]:
 def _copy_state(run: Path, checkpoint: Path, best: Path | None, out_dir: Path) -> Path:
     """What training goes on from, in `out_dir`; the copied checkpoint."""
     if best and best != checkpoint:
-        _copy(best, out_dir)
-    target = _copy(checkpoint, out_dir, best)
-    _copy_metrics(run, out_dir, step_of(checkpoint))
-    lifecycle.carry(run, out_dir)
+        _copy_to_run(best, out_dir)
+    target = _copy_to_run(checkpoint, out_dir, best)
+    _copy_metrics(run, out_dir, get_step(checkpoint))
+    lifecycle.copy_tracker_state(run, out_dir)
     return target
 
 
-def _best(checkpoint: Path, asked: str) -> Path | None:
+def _find_best(checkpoint: Path, asked: str) -> Path | None:
     """The checkpoint that was the best one so far, beside this one; None: nothing was measured yet."""
-    named = atomic_files.read_json(checkpoint / STATE).get("best_model_checkpoint")
+    named = atomic_files.read_json(checkpoint / TRAINER_STATE).get("best_model_checkpoint")
     if named is None:
         return None
     best = checkpoint.with_name(Path(named).name)
-    if not (best / COMPLETE).is_file():
+    if not (best / COMPLETE_MARKER).is_file():
         raise ConfigError(
             f"action.resume={asked}: {best}, the best checkpoint of this run, is gone, which trainer.load_best_model_at_end=true "
             "would end with; restore it, or leave action.resume out"
@@ -158,14 +158,16 @@ def _best(checkpoint: Path, asked: str) -> Path | None:
     return best
 
 
-def _copy(checkpoint: Path, out_dir: Path, best: Path | None = None) -> Path:
+def _copy_to_run(checkpoint: Path, out_dir: Path, best: Path | None = None) -> Path:
     """The checkpoint in another run's folder, which then stands alone. `best`: copied as well, and named in it."""
     target = out_dir / CHECKPOINTS / checkpoint.name
-    with atomic_files.new_folder(target) as folder:
+    with atomic_files.create_folder(target) as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
         if best:
-            state = atomic_files.read_json(folder / STATE)
-            atomic_files.write_json(folder / STATE, state | {"best_model_checkpoint": str(target.with_name(best.name))})
+            state = atomic_files.read_json(folder / TRAINER_STATE)
+            atomic_files.write_json(
+                folder / TRAINER_STATE, state | {"best_model_checkpoint": str(target.with_name(best.name))}
+            )
     return target
 
 
@@ -175,14 +177,14 @@ def _copy_metrics(run: Path, out_dir: Path, last_step: int) -> None:
             atomic_files.append_json_line(out_dir / METRICS, row)
 
 
-def _newest_unfinished(spec: RunSpec, out_dir: Path) -> Path:
+def _find_unfinished(spec: RunSpec, out_dir: Path) -> Path:
     runs = sorted((path.parent for path in out_dir.parent.glob(f"*/{RECORD}")), reverse=True)
     for run in runs:
         if (
             run != out_dir
             and (run / CONFIG).is_file()
-            and _unfinished(run)
-            and not _differences(spec, run, aloud=False)
+            and _is_unfinished(run)
+            and not _compare_configs(spec, run, aloud=False)
         ):
             return run
     raise ConfigError(
@@ -191,29 +193,29 @@ def _newest_unfinished(spec: RunSpec, out_dir: Path) -> Path:
     )
 
 
-def _checked(spec: RunSpec, run: Path) -> Path:
-    if not _unfinished(run):
+def _check_resumable(spec: RunSpec, run: Path) -> Path:
+    if not _is_unfinished(run):
         raise ConfigError(f"action.resume={run}: this run is complete; omit action.resume to train anew")
-    differences = _differences(spec, run, aloud=True)
+    differences = _compare_configs(spec, run, aloud=True)
     if differences:
         raise ConfigError(*(f"{line}; a run is continued with its own config" for line in differences))
     return run
 
 
-def _unfinished(run: Path) -> bool:
+def _is_unfinished(run: Path) -> bool:
     try:
         return atomic_files.read_json(run / RECORD).get("status") != "completed"
     except ArtifactError:
         return False
 
 
-def _differences(spec: RunSpec, run: Path, aloud: bool) -> list[str]:
-    mine = dataclasses.asdict(usage.plain(spec))
-    now, then = (_comparable(one) for one in (mine, config.read_run(run / CONFIG, aloud)))
+def _compare_configs(spec: RunSpec, run: Path, aloud: bool) -> list[str]:
+    mine = dataclasses.asdict(usage.strip_tracking(spec))
+    now, then = (_select_comparable(one) for one in (mine, config.read_run(run / CONFIG, aloud)))
     keys = sorted({*now, *then})
     return [f"{key}={now.get(key)}: the run has {then.get(key)}" for key in keys if now.get(key) != then.get(key)]
 
 
-def _comparable(values: dict[str, Any]) -> dict[str, Any]:
-    told = {key: value for key, value in config.flatten(values).items() if key.split(".")[0] != "tracker"}
-    return {key: value for key, value in told.items() if key not in APART}
+def _select_comparable(values: dict[str, Any]) -> dict[str, Any]:
+    told = {key: value for key, value in config.flatten_keys(values).items() if key.split(".")[0] != "tracker"}
+    return {key: value for key, value in told.items() if key not in CHANGEABLE_KEYS}

@@ -13,23 +13,23 @@ import torch
 from peftrun.config.schema.run import ModelSpec, TaskSpec, TrainerSpec
 from peftrun.models.device import Device
 
-LONGEST = 512  # tokens of a row
-FUSED, PRODUCTS = "sdpa", "eager"  # transformers' words
+MAX_ROW_TOKENS = 512  # tokens of a row
+FUSED, EAGER = "sdpa", "eager"  # transformers' words
 
 
-def wanted(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, place: Device) -> bool:
+def is_eager_faster(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, place: Device) -> bool:
     """Whether a training is faster by plain products; what the user has chosen stays."""
     chosen = model.attn_implementation is not None or trainer.torch_compile or trainer.padding_free
-    return not chosen and place.name == "cpu" and place.dtype == torch.bfloat16 and task.max_length <= LONGEST
+    return not chosen and place.name == "cpu" and place.dtype == torch.bfloat16 and task.max_length <= MAX_ROW_TOKENS
 
 
 @contextmanager
-def by_products(model: Any, asked: bool) -> Iterator[None]:
+def use_eager_attention(model: Any, asked: bool) -> Iterator[None]:
     """Inside, `model` (a transformers model) attends by plain products, if asked for and if it would by torch's fused attention."""
     if not asked or model.config._attn_implementation != FUSED:
         yield
         return
-    model.set_attn_implementation(PRODUCTS)
+    model.set_attn_implementation(EAGER)
     try:
         yield
     finally:

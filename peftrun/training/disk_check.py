@@ -8,18 +8,18 @@ from peftrun.config.schema.run import TrainerSpec
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
 from peftrun.training import fit
-from peftrun.training.session import Job
+from peftrun.training.session import TrainingSession
 
 # Copies of the trained weights that an optimiser's state is made of, at least; those that are not named keep less than one.
-STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "paged_adamw_32bit": 2, "lion_32bit": 1}
+OPTIMIZER_STATE_COPIES = {"adamw_torch": 2, "adamw_torch_fused": 2, "paged_adamw_32bit": 2, "lion_32bit": 1}
 
 
-def check_room(job: Job, net: Any) -> None:
+def check_disk_space(job: TrainingSession, net: Any) -> None:
     """Raises: ArtifactError: the run folder's disk cannot hold the checkpoints and what is saved at the end."""
     trainer = job.spec.trainer
     trained = sum(one.numel() * one.element_size() for one in net.parameters() if one.requires_grad)
-    kept = _checkpoints(trainer, fit.steps(trainer, len(job.rows.train)))
-    need = trained * (1 + kept * (1 + STATES.get(trainer.optim, 0)))
+    kept = _count_checkpoints(trainer, fit.count_steps(trainer, len(job.rows.train)))
+    need = trained * (1 + kept * (1 + OPTIMIZER_STATE_COPIES.get(trainer.optim, 0)))
     free = shutil.disk_usage(job.out_dir).free
     if need > free:
         less = f", of it {kept} checkpoints at once" if kept else ""
@@ -30,7 +30,7 @@ def check_room(job: Job, net: Any) -> None:
         )
 
 
-def _checkpoints(trainer: TrainerSpec, steps: int) -> int:
+def _count_checkpoints(trainer: TrainerSpec, steps: int) -> int:
     """How many lie there at the same time: one more than are kept, while the newest is written."""
     if trainer.save_strategy == "no":
         return 0

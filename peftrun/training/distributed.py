@@ -12,46 +12,46 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, br
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=6)  # the others wait while the first one evaluates
+PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # the others wait while the first one evaluates
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def meet(device: str) -> None:
+def init_process_group(device: str) -> None:
     """Joins the other processes, each on a device of its own. Called before anything is put on a device."""
-    if together():
-        PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    if is_distributed():
+        PartialState(cpu=device == "cpu", timeout=PROCESS_GROUP_TIMEOUT)
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The writing process runs the block, then the others do."""
-    if together() and not is_main():
-        wait()
+    if is_distributed() and not is_main_process():
+        wait_for_everyone()
     yield
-    if together() and is_main():
-        wait()
+    if is_distributed() and is_main_process():
+        wait_for_everyone()
 
 
-def wait() -> None:
+def wait_for_everyone() -> None:
     """Returns once every process is here."""
-    if together():
+    if is_distributed():
         torch.distributed.barrier()
 
 
-def of_main(find: Callable[[], T]) -> T:
+def broadcast_from_main(find: Callable[[], T]) -> T:
     """What the writing process finds, in every process; when it is there, none has gone on."""
-    if not together():
+    if not is_distributed():
         return find()
-    found = [find() if is_main() else None]
+    found = [find() if is_main_process() else None]
     broadcast_object_list(found)
     return found[0]  # type: ignore[return-value]
 
@@ -67,7 +67,7 @@ def shard_on_cpu(trainer: Any) -> None:
     trainer.is_fsdp_enabled = True
 
 
-def gathered(model: Any) -> dict[str, torch.Tensor]:
+def gather_trained(model: Any) -> dict[str, torch.Tensor]:
     """What was trained, whole, on the CPU: every process must call it, each holds a slice."""
     return {
         name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu().clone()
@@ -77,7 +77,7 @@ def gathered(model: Any) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def filled(model: Any, values: dict[str, torch.Tensor]) -> Any:
+def load_trained(model: Any, values: dict[str, torch.Tensor]) -> Any:
     """The model with its trained parameters set to `values`."""
     own = dict(model.named_parameters())
     for name, value in values.items():

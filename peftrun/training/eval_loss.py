@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.length_checks import IGNORE_INDEX
 
 
-def mean_over_rows(trainer: Trainer) -> None:
+def average_over_rows(trainer: Trainer) -> None:
     """Has a Trainer tell as `eval_loss` the mean over all labels; of preferences and of texts with one label, over all rows.
 
     Its own is the mean over batches of their means: batches of another size would choose another checkpoint, and end the training elsewhere.
@@ -17,8 +17,8 @@ def mean_over_rows(trainer: Trainer) -> None:
     measure, evaluate, count = trainer.prediction_step, trainer.evaluation_loop, trainer._get_num_items_in_batch
     total = torch.zeros(2)  # loss times weight, weight
 
-    def measured(model: Any, inputs: Any, *given: Any, **how: Any) -> Any:
-        weight = _weight(inputs, trainer._loss_shifts_labels)
+    def predict_weighted(model: Any, inputs: Any, *given: Any, **how: Any) -> Any:
+        weight = _count_losses(inputs, trainer._loss_shifts_labels)
         trainer._get_num_items_in_batch = lambda *_: (
             None
         )  # the batch's own mean, not its share of all processes' batches
@@ -30,7 +30,7 @@ def mean_over_rows(trainer: Trainer) -> None:
             total.add_(torch.tensor([float(found[0]) * weight, weight]))
         return found
 
-    def evaluated(*given: Any, **how: Any) -> Any:
+    def evaluate_weighted(*given: Any, **how: Any) -> Any:
         total.zero_()
         found = evaluate(*given, **how)
         whole, weight = trainer.accelerator.reduce(total.to(trainer.args.device), "sum").tolist()
@@ -38,14 +38,14 @@ def mean_over_rows(trainer: Trainer) -> None:
             found.metrics["eval_loss"] = whole / weight
         return found
 
-    trainer.prediction_step, trainer.evaluation_loop = measured, evaluated
+    trainer.prediction_step, trainer.evaluation_loop = predict_weighted, evaluate_weighted
 
 
-def _weight(inputs: Any, shifted: bool) -> float:
+def _count_losses(inputs: Any, shifted: bool) -> float:
     """How many losses the mean of a batch is one of; 0 where that cannot be told."""
     if not isinstance(inputs, Mapping):
         return 0.0
     labels = inputs.get("labels")
     if labels is None or labels.dim() == 1:
         return float(len(next(one for one in inputs.values() if torch.is_tensor(one))))
-    return float(((labels[:, 1:] if shifted else labels) != IGNORED).sum())
+    return float(((labels[:, 1:] if shifted else labels) != IGNORE_INDEX).sum())

@@ -28,14 +28,14 @@ from peftrun.errors import ConfigError
 from peftrun.models.device import Device
 from peftrun.planning import throughput
 from peftrun.training import checkpoints, distributed, eval_loss, nan_guard, unsaved_state
-from peftrun.training.callbacks import Report
+from peftrun.training.callbacks import MetricsCallback
 
-ROUTING = ("output_router_logits", "router_aux_loss_coef")
-REFERENCE = "ref"  # TRL's copy of an adapter as it was at the start
+ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")
+REFERENCE_ADAPTER = "ref"  # TRL's copy of an adapter as it was at the start
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """How training went. `train_loss` is the mean over all steps."""
 
     steps: int
@@ -49,7 +49,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingData:
     """What is learned.
 
     Attributes:
@@ -73,7 +73,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodHooks:
     """What an adapter's method asks of the loop.
 
     Attributes:
@@ -87,23 +87,23 @@ class Method:
     begin: Callable[[], None] | None = None
 
 
-PLAIN = Method()
-Maker = Callable[..., Trainer]
+NO_HOOKS = MethodHooks()
+TrainerFactory = Callable[..., Trainer]
 
 
-def steps(trainer: TrainerSpec, rows: int) -> int:
+def count_steps(trainer: TrainerSpec, rows: int) -> int:
     """Optimiser steps of a run over so many rows."""
-    return throughput.steps(trainer, rows) or 0
+    return throughput.count_optimizer_steps(trainer, rows) or 0
 
 
-def _warmup(trainer: TrainerSpec, rows: int) -> float:
+def _resolve_warmup(trainer: TrainerSpec, rows: int) -> float:
     """Steps of warm-up, or a share of all steps; a run so short that the share rounds up to all of it would learn at no rate at all."""
-    share, total = trainer.warmup_steps, steps(trainer, rows)
+    share, total = trainer.warmup_steps, count_steps(trainer, rows)
     return float(total - 1) if share < 1 and math.ceil(share * total) >= total else share
 
 
-def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_dir: Path, *,
-        checkpoint: Path | None, method: Method = PLAIN, maker: Maker | None = None) -> Fitted:  # fmt: skip
+def fit(model: Any, lesson: TrainingData, trainer: TrainerSpec, device: Device, out_dir: Path, *,
+        checkpoint: Path | None, method: MethodHooks = NO_HOOKS, maker: TrainerFactory | None = None) -> FitResult:  # fmt: skip
     """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
 
     Args: maker: makes the Trainer in place of the lesson's own loop: of a cell that is trained among others, which shows
@@ -112,52 +112,58 @@ def fit(model: Any, lesson: Lesson, trainer: TrainerSpec, device: Device, out_di
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
     """
     _check_device(trainer, device)
-    report = Report(out_dir / METRICS, lesson.inputs, method.each_step, method.begin, shown=maker is None)
-    given = _arguments(trainer, device, lesson.seed, out_dir) | {"warmup_steps": _warmup(trainer, len(lesson.rows))}
-    routing = {key: getattr(model.config, key) for key in ROUTING if hasattr(model.config, key)}
+    report = MetricsCallback(out_dir / METRICS, lesson.inputs, method.each_step, method.begin, shown=maker is None)
+    given = _build_arguments(trainer, device, lesson.seed, out_dir) | {
+        "warmup_steps": _resolve_warmup(trainer, len(lesson.rows))
+    }
+    routing = {key: getattr(model.config, key) for key in ROUTER_KEYS if hasattr(model.config, key)}
     learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
     plain = {field.name for field in dataclasses.fields(TrainingArguments)}
-    own = _optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
+    own = _build_optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
     apart = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
-    common = {"callbacks": _callbacks(report, trainer), "optimizers": (own, None), **apart}
-    trained_by = _build(maker, model, lesson, given, common)
-    if REFERENCE in getattr(model, "peft_config", {}):
+    common = {"callbacks": _build_callbacks(report, trainer), "optimizers": (own, None), **apart}
+    trained_by = _build_trainer(maker, model, lesson, given, common)
+    if REFERENCE_ADAPTER in getattr(model, "peft_config", {}):
         model.delete_adapter(
-            REFERENCE
+            REFERENCE_ADAPTER
         )  # a copy of the fresh adapter; without it the reference is the base, the adapter off
     for one, value in learned:
         one.data = value  # TRL has rounded an adapter on a quantised base to bfloat16, and what is saved would answer otherwise
     distributed.shard_on_cpu(trained_by)
-    nan_guard.watch(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
+    nan_guard.raise_on_nan_loss(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
     checkpoints.stop_where_ended(trained_by)
-    unsaved_state.keep(trained_by)
+    unsaved_state.keep_adapter_state(trained_by)
     trained_by.create_model_card = lambda *_, **__: None  # TRL's, in each checkpoint's folder
-    eval_loss.mean_over_rows(trained_by)
+    eval_loss.average_over_rows(trained_by)
     for unwanted in (PrinterCallback, ProgressCallback):
         trained_by.remove_callback(unwanted)
     try:
         found = trained_by.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         report.close()
-        _as_before(model, routing)
+        _restore_router_config(model, routing)
     model.eval()
     seconds, history = found.metrics["train_runtime"], trained_by.state.log_history
-    return Fitted(found.global_step, _mean_loss(history, found.training_loss), seconds, _tokens(history))
+    return FitResult(
+        found.global_step, _compute_mean_loss(history, found.training_loss), seconds, _count_tokens(history)
+    )
 
 
-def _build(maker: Maker | None, model: Any, lesson: Lesson, given: dict[str, Any], common: dict[str, Any]) -> Trainer:
+def _build_trainer(
+    maker: TrainerFactory | None, model: Any, lesson: TrainingData, given: dict[str, Any], common: dict[str, Any]
+) -> Trainer:
     # TRL takes a second to import, which a training that is refused need not wait for.
     loops = "sft_trainer" if lesson.objective is None else "preference_trainer"
     make = maker or import_module(f"peftrun.training.{loops}").loop
     try:
-        with _own_printing():
+        with _suppress_output():
             made: Trainer = make(model, lesson, given, **common)
     except ValueError as error:  # the libraries own the rules between their own arguments
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     return made
 
 
-def _mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
+def _compute_mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
     """Over all steps, those before a checkpoint too. `since_start`: over those of this process."""
     logged = [(0, 0.0), *((row["step"], row["loss"]) for row in history if "loss" in row)]
     weights = [here[0] - before[0] for before, here in itertools.pairwise(logged)]
@@ -166,7 +172,7 @@ def _mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
     return sum(weight * loss for weight, (_, loss) in zip(weights, logged[1:], strict=True)) / sum(weights)
 
 
-def _tokens(history: list[dict[str, Any]]) -> int:
+def _count_tokens(history: list[dict[str, Any]]) -> int:
     return int(next((row["num_tokens"] for row in reversed(history) if "num_tokens" in row), 0))
 
 
@@ -179,22 +185,22 @@ def _check_device(trainer: TrainerSpec, device: Device) -> None:
             raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
 
 
-def _callbacks(report: Report, trainer: TrainerSpec) -> list[Any]:
+def _build_callbacks(report: MetricsCallback, trainer: TrainerSpec) -> list[Any]:
     patience = trainer.early_stopping_patience
     return [report, *([EarlyStoppingCallback(patience)] if patience else [])]
 
 
-def _optimizer(model: Any, arguments: TrainingArguments, method: Method) -> Any:
+def _build_optimizer(model: Any, arguments: TrainingArguments, method: MethodHooks) -> Any:
     return method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(arguments, model)) if method.optimizer else None
 
 
-def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -> dict[str, Any]:
+def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -> dict[str, Any]:
     return {
-        **usage.handed(trainer, ("early_stopping_patience",), _moot(trainer)),
+        **usage.collect_kwargs(trainer, ("early_stopping_patience",), _list_unused_keys(trainer)),
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "prediction_loss_only": True,
-        **_spread(device),
+        **_build_distributed_args(device),
         "output_dir": str(out_dir / CHECKPOINTS),
         "seed": seed,
         "data_seed": seed,
@@ -211,7 +217,7 @@ def _arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -
     }
 
 
-def _moot(trainer: TrainerSpec) -> list[str]:
+def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
     """What means nothing beside another value."""
     adam = trainer.optim.startswith(("adamw", "paged_adamw"))
     return [
@@ -224,7 +230,7 @@ def _moot(trainer: TrainerSpec) -> list[str]:
     ]
 
 
-def _spread(device: Device) -> dict[str, Any]:
+def _build_distributed_args(device: Device) -> dict[str, Any]:
     """How accelerate is told of several processes."""
     if device.strategy == "fsdp":
         return {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
@@ -233,14 +239,14 @@ def _spread(device: Device) -> dict[str, Any]:
     )
 
 
-def _as_before(model: Any, routing: dict[str, Any]) -> None:
+def _restore_router_config(model: Any, routing: dict[str, Any]) -> None:
     """Takes back what TRL has changed: a mixture of experts returns its router's choices, which fails where a cache is used."""
     for key, value in routing.items():
         setattr(model.config, key, value)
 
 
 @contextlib.contextmanager
-def _own_printing() -> Iterator[None]:
+def _suppress_output() -> Iterator[None]:
     """What the libraries print while a trainer is built goes nowhere."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield

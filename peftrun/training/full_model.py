@@ -14,22 +14,22 @@ from peftrun.errors import ModelError, ProofError
 from peftrun.io import atomic_files
 from peftrun.models import base as base_models
 from peftrun.models.device import Device
-from peftrun.system.silence import quiet
+from peftrun.system.silence import suppress_output
 from peftrun.training import distributed
-from peftrun.training.session import Job
+from peftrun.training.session import TrainingSession
 
 
-def check_savable(job: Job, net: Any) -> None:
+def check_savable(job: TrainingSession, net: Any) -> None:
     """In the process that saves: writes into the run folder all that goes beside the weights, and takes it away again.
 
     Raises: ModelError: the base is such that transformers refuses to save it. ArtifactError: the folder cannot be written.
     """
     folder = job.out_dir
-    if not distributed.is_main():
+    if not distributed.is_main_process():
         return
     try:
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as trial, quiet():
-            _write_settings(net, job.base.tokenizer, Path(trial))
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as trial, suppress_output():
+            _write_configs(net, job.base.tokenizer, Path(trial))
             remove_tied_weights_from_state_dict(dict(net.state_dict()), net)
     except OSError as error:
         raise atomic_files.ArtifactError(
@@ -43,29 +43,29 @@ def check_savable(job: Job, net: Any) -> None:
         ) from error
 
 
-def _write_settings(net: Any, tokenizer: Any, folder: Path) -> None:
+def _write_configs(net: Any, tokenizer: Any, folder: Path) -> None:
     net.config.save_pretrained(folder)
     if net.can_generate():
         net.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def save(job: Job, net: Any) -> Path:
+def save(job: TrainingSession, net: Any) -> Path:
     """The folder with the trained model and its tokenizer.
 
     Raises: ArtifactError: the disk refused. ProofError: what lies there is not what was trained; it is kept under another name.
     """
     target = job.out_dir / MODEL
-    with atomic_files.new_folder(target, kept_if=ProofError) as folder:
+    with atomic_files.create_folder(target, kept_if=ProofError) as folder:
         net.save_pretrained(folder)
         job.base.tokenizer.save_pretrained(folder)
         _check_saved(job, net, folder, target)
     return target
 
 
-def _check_saved(job: Job, net: Any, folder: Path, target: Path) -> None:
+def _check_saved(job: TrainingSession, net: Any, folder: Path, target: Path) -> None:
     trained = net.state_dict()
-    stored = dict(_stored(folder))
+    stored = dict(_iter_tensors(folder))
     if (
         not stored.keys() <= trained.keys()
     ):  # transformers has given them the names, or the shapes, of the base's own files
@@ -78,10 +78,12 @@ def _check_saved(job: Job, net: Any, folder: Path, target: Path) -> None:
     for what, names in {"is missing": missing, "differs from what was trained": other}.items():
         if names:
             more = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ProofError(f"{target}: {names[0]}{more}: {what}; kept as {atomic_files.rejected(target).name}")
+            raise ProofError(
+                f"{target}: {names[0]}{more}: {what}; kept as {atomic_files.find_rejected_path(target).name}"
+            )
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _iter_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the files, mapped from them."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:

@@ -10,7 +10,7 @@ from peftrun.errors import DataError
 SHOWN = 60  # characters of a text that stands for its row
 
 
-def watch(trainer: Trainer, rows: list[dict[str, Any]], names: list[str], tokenizer: Any) -> None:
+def raise_on_nan_loss(trainer: Trainer, rows: list[dict[str, Any]], names: list[str], tokenizer: Any) -> None:
     """Looks at every loss that `trainer` computes. `names`: where each of its `rows` comes from.
 
     Raises (later, from its steps): DataError: the loss is no finite number.
@@ -23,7 +23,7 @@ def watch(trainer: Trainer, rows: list[dict[str, Any]], names: list[str], tokeni
         loss = found[0] if isinstance(found, tuple) else found
         if not torch.isfinite(loss).all():
             step = trainer.state.global_step + 1
-            who = _named(ids, rows, names, tokenizer) if ids is not None else ""
+            who = _describe_rows(ids, rows, names, tokenizer) if ids is not None else ""
             raise DataError(
                 f"the loss is {loss.mean().item()} at step {step}{who}; nothing was saved. Lower trainer.learning_rate "
                 f"(now {trainer.args.learning_rate:g}), mend or remove the row, or type device.dtype=float32"
@@ -33,11 +33,13 @@ def watch(trainer: Trainer, rows: list[dict[str, Any]], names: list[str], tokeni
     trainer.compute_loss = compute_loss
 
 
-def _named(ids: torch.Tensor, rows: list[dict[str, Any]], names: list[str], tokenizer: Any) -> str:
+def _describe_rows(ids: torch.Tensor, rows: list[dict[str, Any]], names: list[str], tokenizer: Any) -> str:
     """The rows of a batch by where they come from; those that are not known again, by how they begin."""
     sources: dict[str, list[str]] = {}
     for batch in ids.tolist():
-        same = [name for row, name in zip(rows, names, strict=True) if name and _holds(batch, row.get("input_ids"))]
+        same = [
+            name for row, name in zip(rows, names, strict=True) if name and _contains_row(batch, row.get("input_ids"))
+        ]
         begin = tokenizer.decode(batch[:SHOWN], skip_special_tokens=True).strip()[:SHOWN]
         for name in same or [f"texts: row {begin!r}"]:
             source, _, number = name.rpartition(": row ")
@@ -46,7 +48,7 @@ def _named(ids: torch.Tensor, rows: list[dict[str, Any]], names: list[str], toke
     return f", in a batch of {'; '.join(told)}"
 
 
-def _holds(batch: list[int], row: list[int] | None) -> bool:
+def _contains_row(batch: list[int], row: list[int] | None) -> bool:
     """Whether a row of a batch is this one, padded on either side, or holds it among others."""
     if not row or len(row) > len(batch):
         return False

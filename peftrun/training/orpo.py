@@ -4,7 +4,7 @@ from typing import Any
 
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.length_checks import IGNORE_INDEX
 
 __all__ = ["ORPOConfig", "TokenizedORPO"]
 
@@ -21,6 +21,6 @@ class TokenizedORPO(ORPOTrainer):
             found |= {
                 f"{side}_input_ids": prompt + answer,
                 f"{side}_attention_mask": [1] * len(prompt + answer),
-                f"{side}_labels": [IGNORED] * len(prompt) + answer,
+                f"{side}_labels": [IGNORE_INDEX] * len(prompt) + answer,
             }
         return found

@@ -15,34 +15,34 @@ from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.tasks import rewards
 from peftrun.training.pretokenized import TokenizedDPO, TokenizedGRPO, TokenizedKTO
 
-OURS = ("rewards", "pattern", "target_length")  # fields of an objective that say what is rewarded
+REWARD_FIELDS = ("rewards", "pattern", "target_length")  # fields of an objective that say what is rewarded
 
 
 def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
     """The loop for an objective. `given`: training arguments by name. Rows were cut to length before."""
     name = lesson.objective.name
-    arguments = {**given, **usage.handed(lesson.objective, ("name", *OURS))}
+    arguments = {**given, **usage.collect_kwargs(lesson.objective, ("name", *REWARD_FIELDS))}
     rows = lesson.rows
     if name == "kto":  # it pairs each answer with its neighbour's prompt, so the order is drawn once, before
         rows = random.Random(lesson.seed).sample(rows, len(rows))
         arguments["train_sampling_strategy"] = "sequential"
-        console.say("kto: one order of the rows for every epoch, drawn from the seed")
+        console.print_info("kto: one order of the rows for every epoch, drawn from the seed")
     common |= {"model": model, "train_dataset": Dataset.from_list(rows), "processing_class": lesson.tokenizer}
     if name == "dpo":
-        return TokenizedDPO(args=_fitting(DPOConfig, arguments, max_length=None), **common)
+        return TokenizedDPO(args=_build_config(DPOConfig, arguments, max_length=None), **common)
     if name == "kto":
-        return TokenizedKTO(args=_fitting(KTOConfig, arguments, max_length=None), **common)
+        return TokenizedKTO(args=_build_config(KTOConfig, arguments, max_length=None), **common)
     if name == "reward":
-        return RewardTrainer(args=_fitting(RewardConfig, arguments, max_length=None), **common)
+        return RewardTrainer(args=_build_config(RewardConfig, arguments, max_length=None), **common)
     if name == "orpo":
         from peftrun.training.orpo import ORPOConfig, TokenizedORPO
 
-        return TokenizedORPO(args=_fitting(ORPOConfig, arguments, max_length=lesson.max_length), **common)
-    scorers = [_scorer(reward, lesson.objective) for reward in lesson.objective.rewards]
-    return TokenizedGRPO(reward_funcs=scorers, args=_fitting(GRPOConfig, arguments), **common)
+        return TokenizedORPO(args=_build_config(ORPOConfig, arguments, max_length=lesson.max_length), **common)
+    scorers = [_build_reward_func(reward, lesson.objective) for reward in lesson.objective.rewards]
+    return TokenizedGRPO(reward_funcs=scorers, args=_build_config(GRPOConfig, arguments), **common)
 
 
-def _fitting(kind: type, arguments: dict[str, Any], **more: Any) -> Any:
+def _build_config(kind: type, arguments: dict[str, Any], **more: Any) -> Any:
     """A config of this kind. Raises: ValueError: something is switched on that this loop does not have."""
     known = {field.name for field in dataclasses.fields(kind)}
     for key in sorted(arguments.keys() - known):
@@ -51,13 +51,13 @@ def _fitting(kind: type, arguments: dict[str, Any], **more: Any) -> Any:
     return kind(**{key: value for key, value in arguments.items() if key in known}, **more)
 
 
-def _scorer(name: str, objective: GrpoObjective) -> Callable[..., list[float]]:
+def _build_reward_func(name: str, objective: GrpoObjective) -> Callable[..., list[float]]:
     """A reward as GRPOTrainer calls it: with all completions, and the rows' other columns."""
-    score = rewards.of(name, objective)
+    score = rewards.get_reward_function(name, objective)
 
-    def scorer(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    def reward_func(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
         texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
         return [score(said, true) for said, true in zip(texts, answer, strict=True)]
 
-    scorer.__name__ = name
-    return scorer
+    reward_func.__name__ = name
+    return reward_func

@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer
 
-from peftrun.tasks.end_tokens import end_tokens
+from peftrun.tasks.end_tokens import find_end_tokens
 
 
 class TokenizedDPO(DPOTrainer):
@@ -23,11 +23,11 @@ class TokenizedKTO(KTOTrainer):
         if not self.calculate_KL:
             return dataset
 
-        def paired(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        def pair_completions(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
             answers = rows["completion_ids"]
             return {"KL_completion_ids": [answers[-1], *answers[:-1]]}
 
-        return dataset.map(paired, batched=True, batch_size=args.per_device_train_batch_size)
+        return dataset.map(pair_completions, batched=True, batch_size=args.per_device_train_batch_size)
 
 
 class TokenizedGRPO(GRPOTrainer):
@@ -35,7 +35,7 @@ class TokenizedGRPO(GRPOTrainer):
 
     def __init__(self, *given: Any, **how: Any) -> None:
         super().__init__(*given, **how)
-        self.eos_token_ids = end_tokens(self.accelerator.unwrap_model(self.model), self.processing_class)
+        self.eos_token_ids = find_end_tokens(self.accelerator.unwrap_model(self.model), self.processing_class)
         self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:

@@ -8,19 +8,19 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassificat
 from trl import SFTConfig
 
 from peftrun.adapters import traits
-from peftrun.tasks.length_checks import IGNORED
-from peftrun.training.completion_loss import AnswerTrainer
+from peftrun.tasks.length_checks import IGNORE_INDEX
+from peftrun.training.completion_loss import CompletionLossTrainer
 
 
-def _mean_over_tokens(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+def _compute_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     """Nats a token over all rows of a step. T5's own loss, and a tagger's, is a mean over each part of an accumulated batch."""
     total = torch.nn.functional.cross_entropy(
-        outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
-    return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+    return total / ((labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-def arguments(lesson: Any, given: dict[str, Any]) -> SFTConfig:
+def build_arguments(lesson: Any, given: dict[str, Any]) -> SFTConfig:
     """Training arguments by name as TRL's config."""
     # Rows were cut to length before; without padding TRL wants to hear that they need no cutting.
     return SFTConfig(**given, max_length=None if given["padding_free"] else lesson.max_length)
@@ -29,13 +29,13 @@ def arguments(lesson: Any, given: dict[str, Any]) -> SFTConfig:
 def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
     """The loop for a supervised lesson. `given`: training arguments by name."""
     tags = isinstance(lesson.collator, DataCollatorForTokenClassification)
-    if (model.config.is_encoder_decoder or tags) and not traits.own_loss(model):
-        common["compute_loss_func"] = _mean_over_tokens
+    if (model.config.is_encoder_decoder or tags) and not traits.adds_to_loss(model):
+        common["compute_loss_func"] = _compute_mean_loss
     collator = {} if lesson.collator is None else {"data_collator": lesson.collator}
-    made = AnswerTrainer if lesson.collator is None else Trainer
+    made = CompletionLossTrainer if lesson.collator is None else Trainer
     trainer = made(
         model=model,
-        args=arguments(lesson, given),
+        args=build_arguments(lesson, given),
         train_dataset=Dataset.from_list(lesson.rows),
         processing_class=lesson.tokenizer,
         **collator,

@@ -9,8 +9,8 @@ from conftest import cli_here
 from team_packages import install, write
 
 from peftrun.adapters import target_check
-from peftrun.artifacts.classifier_head import Head
-from peftrun.composition.composer import Compositions
+from peftrun.artifacts.classifier_head import ClassifierHead
+from peftrun.composition.composer import Composer
 from peftrun.config import migrations
 from peftrun.config.schema import run as schema
 from peftrun.config.schema.lora import NoAdapter
@@ -111,14 +111,16 @@ def test_two_packages_with_one_name_are_told(tmp_path, monkeypatch):
     )
     from peftrun.config.search_path import packages
 
-    told = [str(one) for one in lint_files.of_folders(packages.folders())]
+    told = [str(one) for one in lint_files.lint_folders(packages.list_config_dirs())]
     assert any("ours_b/lora/same.yaml: lora=same: is never read" in line for line in told), told
     assert any("package ours_gone has no folder here" in line for line in told), told
     copy = write(tmp_path / "src" / "ours_a", "lora/same", "defaults: [lora, _self_]\n").parents[
         1
     ]  # which its author works on
     found = {
-        one.where: one.verdict for one in lint_files.of_folders(packages.folders([copy])) if one.what == "lora=same"
+        one.where: one.verdict
+        for one in lint_files.lint_folders(packages.list_config_dirs([copy]))
+        if one.what == "lora=same"
     }
     assert [found[str(tmp_path / f"{name}/{name}/lora/same.yaml")] for name in ("ours_a", "ours_b")] == [
         "note",
@@ -128,7 +130,7 @@ def test_two_packages_with_one_name_are_told(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def compositions(tmp_path_factory):
-    return Compositions()
+    return Composer()
 
 
 @cases(
@@ -136,8 +138,8 @@ def compositions(tmp_path_factory):
     ["device=fsdp", "device=offload", "lora=loftq", "action=reload", "action=extract", "task=chat", "device=deepspeed"],
 )
 def test_options_that_ask_for_more_are_fine(compositions, name):
-    option = next(one for one in lint_options.all_of([], []) if one.name == name)
-    lint_options.resolve(option, compositions)
+    option = next(one for one in lint_options.list_options([], []) if one.name == name)
+    lint_options.resolve_option(option, compositions)
     assert not [one for one in option.found if one.verdict == "fault"], option.found
 
 
@@ -164,18 +166,22 @@ def test_a_method_is_held_against_a_model_without_weights(llama, gpt2, tmp_path)
         folder.mkdir()
         (folder / "config.json").write_bytes((source / "config.json").read_bytes())  # no weights, no tokenizer
         names = [f"[{right}]", f"[{right},{wrong}]", "all-linear"]
-        found = target_check.check(model(folder), [*(method(target_modules=name) for name in names), NoAdapter("none")])
+        found = target_check.check_targets(
+            model(folder), [*(method(target_modules=name) for name in names), NoAdapter("none")]
+        )
         assert found is not None and [fault is None for fault in found] == [True, False, True, True]
         assert f"lora.target_modules={wrong}: matches no module" in str(found[1])
-        head = target_check.check(model(folder), [method(target_modules=f"[{right}]")], Head("seq_cls", ("no", "yes")))
+        head = target_check.check_targets(
+            model(folder), [method(target_modules=f"[{right}]")], ClassifierHead("seq_cls", ("no", "yes"))
+        )
         assert head == [None]
 
 
 def test_a_model_that_is_not_here_is_a_note(tmp_path):
-    assert target_check.check(model("org/nosuch"), [NoAdapter("none")]) is None
-    assert target_check.check(model(tmp_path), [NoAdapter("none")]) is None
+    assert target_check.check_targets(model("org/nosuch"), [NoAdapter("none")]) is None
+    assert target_check.check_targets(model(tmp_path), [NoAdapter("none")]) is None
     (tmp_path / "config.json").write_text('{"model_type": "nosuch"}')
-    (fault,) = target_check.check(model(tmp_path), [NoAdapter("none")])
+    (fault,) = target_check.check_targets(model(tmp_path), [NoAdapter("none")])
     assert "cannot be built" in str(fault)
 
 
@@ -203,7 +209,7 @@ def test_the_worst_of_an_option_counts():
         Finding("a", "y", "note", "l"),
         Finding("b", "z", "fine"),
     ]
-    assert lint.counted(found) == {"fine": 1, "note": 1, "fault": 1}
+    assert lint.count_verdicts(found) == {"fine": 1, "note": 1, "fault": 1}
 
 
 def test_an_old_name_of_a_key_is_a_note(tmp_path, monkeypatch):
@@ -213,7 +219,7 @@ def test_an_old_name_of_a_key_is_a_note(tmp_path, monkeypatch):
         "experiment/ours": "trainer: {lr: 0.5}\n",
     }.items():
         path = write(tmp_path, option, text)
-        (found,) = lint_files.of_file(path)
+        (found,) = lint_files.lint_file(path)
         assert found.verdict == "note" and "trainer.lr is called trainer.learning_rate since 0.1.0" in found.line
 
 

@@ -160,7 +160,7 @@ def test_whatever_is_not_in_the_factors_is_refused(key):
         with pytest.raises(
             AdapterError, match=rf"^adapter\.b: has {key}, which no combination takes along; "
         ) as refused:
-            combine.check(configs, "cat")
+            combine.check_combinable(configs, "cat")
         assert ("leave it out" in str(refused.value)) == (key == "alora_invocation_tokens")
 
 
@@ -172,7 +172,7 @@ def test_settings_of_training_do_not_matter():
         exclude_modules=["v_proj"],
         revision="main",
     )
-    combine.check({"a": plain, "b": LoraConfig()}, "cat")
+    combine.check_combinable({"a": plain, "b": LoraConfig()}, "cat")
 
 
 def test_unequal_ranks_need_cat_or_svd(cli, tmp_path, pair, llama, on_tiny):

@@ -23,7 +23,7 @@ def test_metrics_equal_a_row_by_row_computation(request, base, tmp_path, data):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = [row for row in _rows(tokenizer, data)]
-    found = causal_lm.metrics(causal_lm.scored(model, tokenizer, rows, batch_size=3))
+    found = causal_lm.compute_metrics(causal_lm.score_rows(model, tokenizer, rows, batch_size=3))
     nats, tokens, exact, chosen = 0.0, 0, 0, 0
     for row in rows:
         losses = [_nats(model, row.prompt, ids) for ids in row.candidates]
@@ -41,8 +41,10 @@ def _rows(tokenizer, data):
         "task=instruction", f"task.data.path={data}", "task.data.eval_rows=8", *CHOICES, "task.completion='{label}'"
     ).task
     train, _ = load_examples(task)
-    for row in [rows_of._row(one, Encoder(tokenizer, task)) for one in train[:7]]:
-        yield replace(row, candidates=[end_tokens.until(ids, {tokenizer.eos_token_id}) for ids in row.candidates])
+    for row in [rows_of._build_row(one, Encoder(tokenizer, task)) for one in train[:7]]:
+        yield replace(
+            row, candidates=[end_tokens.cut_at_end_token(ids, {tokenizer.eos_token_id}) for ids in row.candidates]
+        )
 
 
 def _nats(model, prompt, ids):

@@ -20,7 +20,7 @@ from peftrun.config_tools import minimal_overrides
 
 def composed(command, search_path=()):
     """What a printed command composes."""
-    return config.plain(compose.compose_run(shlex.split(command)[1:], search_path).cfg)
+    return config.resolve_values(compose.compose_run(shlex.split(command)[1:], search_path).cfg)
 
 
 def columns(outcome):
@@ -43,7 +43,7 @@ def test_each_key_has_a_row_with_its_source_and_the_command_comes_last(cli):
     assert rows["lora.r"] == ("4", "typed: lora.r=4")
     assert rows["lora.use_dora"][0] == "true" and rows["lora.use_dora"][1].startswith("lora/dora.yaml:")
     assert rows["trainer.optim"][1].startswith("trainer/default.yaml:") and rows["seed"][1].startswith("config.yaml:")
-    assert rows.keys() >= config.flatten(dataclasses.asdict(peftrun.load())).keys() - {
+    assert rows.keys() >= config.flatten_keys(dataclasses.asdict(peftrun.load())).keys() - {
         "task.data.labels",
         "task.prompt",
     }
@@ -66,7 +66,9 @@ def test_standard_output_is_json_alone_where_it_was_asked_for(cli):
     run = cli("action=explain", "format=json", "experiment=ner", "seed=4")
     found = as_json(run)
     rows = {row["key"]: row for row in found["keys"]}
-    assert {key: row["value"] for key, row in rows.items()} == config.flatten(composed("peftrun experiment=ner seed=4"))
+    assert {key: row["value"] for key, row in rows.items()} == config.flatten_keys(
+        composed("peftrun experiment=ner seed=4")
+    )
     source = {key: rows["lora.r"][key] for key in ("value", "kind", "interpolated")}
     assert source == {"value": 16, "kind": "file", "interpolated": False}
     assert Path(rows["lora.r"]["file"]).read_text().splitlines()[rows["lora.r"]["line"] - 1].strip() == "r: 16"
@@ -116,8 +118,8 @@ def test_a_teams_options_are_found_and_are_part_of_the_command(cli, team):
 def test_a_run_folder_is_explained_with_what_nothing_read_and_its_command(cli, trained):
     found = as_json(cli("action=explain", f"run={trained}", "format=json"))
     saved = config.read_values(trained / "config.yaml")
-    assert minimal_overrides.same(composed(found["command"]), saved)
-    assert {row["key"]: row["value"] for row in found["keys"]} == config.flatten(saved)
+    assert minimal_overrides.is_same_value(composed(found["command"]), saved)
+    assert {row["key"]: row["value"] for row in found["keys"]} == config.flatten_keys(saved)
     record = json.loads((trained / "record.json").read_text())
     assert found["unread"] == record["unread"] and "device.main_port" in found["unread"]
     assert {row["kind"] for row in found["keys"]} == {"file", "typed"}
@@ -135,11 +137,11 @@ def test_options_that_have_changed_since_are_told(cli, team):
     assert rows["lora.r"]["value"] == 3
     assert rows["lora.r"]["from"] == f"recorded in config.yaml; today lora/ours.yaml:7 in {team} makes it 5"
     assert rows["lora.lora_alpha"]["from"] == f"lora/ours.yaml:8 in {team}"
-    assert minimal_overrides.same(composed(found["command"].replace(f"--config-dir {team} ", ""), [str(team)]), config.read_values(run.run_dir / "config.yaml"))  # fmt: skip
+    assert minimal_overrides.is_same_value(composed(found["command"].replace(f"--config-dir {team} ", ""), [str(team)]), config.read_values(run.run_dir / "config.yaml"))  # fmt: skip
     shutil.rmtree(team)
     gone = as_json(cli("action=explain", f"run={run.run_dir}", "format=json"))
     assert {row["from"] for row in gone["keys"]} == {"recorded in config.yaml"}
-    assert minimal_overrides.same(composed(gone["command"]), config.read_values(run.run_dir / "config.yaml"))
+    assert minimal_overrides.is_same_value(composed(gone["command"]), config.read_values(run.run_dir / "config.yaml"))
 
 
 @pytest.mark.slow
@@ -170,7 +172,7 @@ def test_the_overrides_that_lead_from_one_run_to_another(cli, two):
     assert found["overrides"] == ["trainer=smoke", "lora.r=8", "seed=1"]
     assert found["command"] == "peftrun lora=dora trainer=smoke seed=1"
     start = ["lora=dora", "lora.r=4"]
-    assert minimal_overrides.same(
+    assert minimal_overrides.is_same_value(
         composed(shlex.join(["peftrun", *start, *found["overrides"]])), composed(found["command"])
     )
     text = cli("action=explain", f"run={one}", f"against={other}").out

@@ -28,7 +28,7 @@ def exported(tmp_path_factory, trained):
 
 def answers(llama, adapter):
     tokenizer, base = AutoTokenizer.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama)
-    return probes.logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
+    return probes.compute_probe_logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
 
 
 def test_the_folder_loads_with_plain_peft_and_answers_the_same(exported, trained, llama):

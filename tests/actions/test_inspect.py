@@ -214,10 +214,10 @@ def test_a_byte_range_that_is_not_the_shape_is_refused(tmp_path, trained):
     from peftrun.io import safetensors_header
 
     file = trained / "adapter" / WEIGHTS
-    entry = safetensors_header.entries(file)[0]
+    entry = safetensors_header.read_header(file)[0]
     for wrong in ({"shape": (1, 1)}, {"dtype": "F8_E4M3"}):
         with pytest.raises(ArtifactError, match=entry.name):
-            delta_weights.tensor(file, type(entry)(**{**entry.__dict__, **wrong}))
+            delta_weights.read_tensor(file, type(entry)(**{**entry.__dict__, **wrong}))
 
 
 HEAVY = ("torch", "transformers", "peft", "safetensors")

@@ -110,9 +110,9 @@ def test_keys_that_it_does_not_read_are_told(cli, runs):
 
 def test_what_has_not_come_to_its_end_is_not_proposed(runs):
     """Only number 3, which has failed, is newer than another."""
-    found = query.find([str(runs[0].parents[1])], "status=failed or seed=0", "status").runs
+    found = query.query_runs([str(runs[0].parents[1])], "status=failed or seed=0", "status").runs
     failed = next(one for one in found if one.facts["status"] == "failed")
-    commands = list_action._next(query.Found([failed, *found], query.Columns(found, False), 13, 13))
+    commands = list_action._suggest_commands(query.SearchResult([failed, *found], query.Columns(found, False), 13, 13))
     assert len(commands) == 3 and not any(failed.facts["run"] in command for command in commands)
 
 

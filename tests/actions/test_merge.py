@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftrun.adapters import probes
 from peftrun.adapters.merge import verify
-from peftrun.io.atomic_files import digests
+from peftrun.io.atomic_files import hash_files
 
 
 @cases("base, method", product(["llama", "gpt2"], ["lora", "rslora", "dora", "pissa", "olora"]))
@@ -28,9 +28,9 @@ def test_merged_is_adapter_on_base(cli, request, on_tiny, base, method):
 
 
 def test_base_and_adapter_are_untouched(cli, trained, llama, on_tiny):
-    before = digests(llama, [llama, trained / "adapter"], {})
+    before = hash_files(llama, [llama, trained / "adapter"], {})
     cli(*on_tiny(llama), "action=merge", f"adapter={trained}")
-    assert digests(llama, [llama, trained / "adapter"], {}) == before
+    assert hash_files(llama, [llama, trained / "adapter"], {}) == before
 
 
 BESIDE = ("additional_chat_templates/tool_use.jinja", "qwen.tiktoken", "source.spm", "1_Pooling/config.json", "LICENSE")
@@ -57,9 +57,9 @@ def test_the_written_model_and_all_that_lies_beside_it_load_by_themselves(how, c
     assert all((merged / name).read_text() == name for name in BESIDE)
     assert not any((merged / name).exists() for name in NOT_BESIDE)
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    values = probes.logits(AutoModelForCausalLM.from_pretrained(merged).eval(), tokenizer)
-    base = probes.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), tokenizer)
-    assert probes.compare(base, values)["max_logit_difference"] > 1e-3
+    values = probes.compute_probe_logits(AutoModelForCausalLM.from_pretrained(merged).eval(), tokenizer)
+    base = probes.compute_probe_logits(AutoModelForCausalLM.from_pretrained(llama).eval(), tokenizer)
+    assert probes.compare_logits(base, values)["max_logit_difference"] > 1e-3
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(folder).chat_template
 
 
@@ -83,8 +83,10 @@ def test_the_folder_can_be_chosen(cli, tmp_path, trained, llama, on_tiny):
 
 
 def test_a_merge_that_is_not_the_adapter_is_refused(llama, gpt2):
-    one = probes.logits(AutoModelForCausalLM.from_pretrained(llama).eval(), AutoTokenizer.from_pretrained(llama))
+    one = probes.compute_probe_logits(
+        AutoModelForCausalLM.from_pretrained(llama).eval(), AutoTokenizer.from_pretrained(llama)
+    )
     with pytest.raises(verify.ProofError, match="is not the adapter on its base"):
-        verify.compare(one, one + 1.0 * (one == one.max()), one, "float32")
+        verify.compare_logits(one, one + 1.0 * (one == one.max()), one, "float32")
     with pytest.raises(verify.ProofError, match="own effect is"):  # the base itself, for an adapter of small effect
-        verify.compare(one + 1e-3, one, one, "float32")
+        verify.compare_logits(one + 1e-3, one, one, "float32")

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from peftrun.composition.compose import compose_run
 from peftrun.composition.spec import build_spec
-from peftrun.console import show_marked
+from peftrun.console import print_marked
 from peftrun.io import atomic_files
 from peftrun.results.preview import printed
 from peftrun.results.report import learned_rows
-from peftrun.tasks.rows import of_kind
+from peftrun.tasks.rows import import_rows_module
 from peftrun.tasks.tokenization import Encoder
 from peftrun.training import fit
 
@@ -90,14 +90,14 @@ def tools_model(llama, folder):
 def trained_on(cli, typed, monkeypatch):
     """The rows that the loop has been given, and its first batch."""
     seen = {}
-    build = fit._build
+    build = fit._build_trainer
 
     def watching(*args):
         made = build(*args)
         seen["rows"], seen["batch"] = list(made.train_dataset), made.data_collator
         return made
 
-    monkeypatch.setattr(fit, "_build", watching)
+    monkeypatch.setattr(fit, "_build_trainer", watching)
     outcome = cli(
         *typed, *TINY_STEPS, "trainer.max_steps=1", "trainer.save_strategy=no", "action.evaluate_before=false"
     )
@@ -215,7 +215,7 @@ def test_what_becomes_of_every_row(cli, llama, tmp_path, typed, words):
 def test_rows_read_together_are_those_read_alone(kind, more, llama, gpt2, data, tmp_path, monkeypatch):
     spec = build_spec(compose_run([*built(kind, llama, gpt2, data, tmp_path), *more]).cfg)
     for base in (spec.model.name_or_path, gpt2) if kind == "instruction" else (spec.model.name_or_path,):
-        tokenizer, load = AutoTokenizer.from_pretrained(base), of_kind(spec.task.kind).load_rows
+        tokenizer, load = AutoTokenizer.from_pretrained(base), import_rows_module(spec.task.kind).load_rows
         together = load(spec.task, tokenizer)
         with monkeypatch.context() as patch:
             patch.setattr(Encoder, "read_ahead", lambda *_: None)
@@ -237,10 +237,10 @@ def test_no_text_breaks_the_terminal_or_the_page(capsys, monkeypatch, terminal, 
         "labels": [1],
         "input_ids": [1],
     }
-    show_marked(printed.printed(row))
+    print_marked(printed.format_row(row))
     out = capsys.readouterr().out
     assert "\x1b[31m" not in out and not {"\x07", "\u202e", "\u2028", "\r"} & set(out)
     assert ("\x1b[1;32m" in out) == (terminal and not colour) == ("⟦" not in out)
     assert "characters more" in out and len(out) < 6000 and "שלום" in out
-    page = Page("".join(learned_rows.articles([row])))
+    page = Page("".join(learned_rows.render_articles([row])))
     assert "<script>" in page.text and "script" not in page.tags and not {"\x1b", "\u202e"} & set(page.text)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import peftrun
 from peftrun.errors import ProofError
-from peftrun.io.atomic_files import sha256
+from peftrun.io.atomic_files import hash_file
 from peftrun.system import environment
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -104,7 +104,7 @@ def test_every_task_kind_comes_out_the_same_to_the_byte(where, models, on_tiny, 
     again = replayed(where, first.run_dir)
     assert again.code == 0, again.err
     assert verdict(again)["verdict"] == "identical" and not drifted(again)
-    assert sha256(again.run_dir / "again" / WEIGHTS) == sha256(first.run_dir / WEIGHTS)
+    assert hash_file(again.run_dir / "again" / WEIGHTS) == hash_file(first.run_dir / WEIGHTS)
     assert "verdict  identical" in again.out and "nothing that the record tells of" in again.out
 
 
@@ -114,7 +114,9 @@ def test_what_is_run_again_is_a_whole_run_folder(where, trained):
     assert (again / "config.yaml").read_text() == (trained / "config.yaml").read_text()
     assert json.loads((again / "record.json").read_text())["status"] == "completed"
     # Another process wrote the first one: names in sets are in the same order all the same.
-    assert sha256(again / "adapter" / "adapter_config.json") == sha256(trained / "adapter" / "adapter_config.json")
+    assert hash_file(again / "adapter" / "adapter_config.json") == hash_file(
+        trained / "adapter" / "adapter_config.json"
+    )
 
 
 def test_a_record_holds_a_lock_of_its_environment(trained):
@@ -434,10 +436,10 @@ def test_the_code_counts_whichever_file_of_it_changes(tmp_path, monkeypatch):
     package = tmp_path / "peftrun"
     package.mkdir()
     (package / "a.py").write_text("1")
-    monkeypatch.setattr(environment, "OWN", package)
-    before = environment._code.__wrapped__()
+    monkeypatch.setattr(environment, "PACKAGE_DIR", package)
+    before = environment._describe_source.__wrapped__()
     (package / "b.py").write_text("")
-    assert environment._code.__wrapped__()["sha256"] != before["sha256"]
+    assert environment._describe_source.__wrapped__()["sha256"] != before["sha256"]
 
 
 def test_the_lock_holds_what_is_installed():
@@ -448,4 +450,4 @@ def test_the_lock_holds_what_is_installed():
     known = {}
     for one in distributions(path=[entry for entry in sys.path if not entry.endswith("_vendor")]):
         known.setdefault(re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(), one.version)
-    assert environment.packages() == known
+    assert environment.list_installed_packages() == known

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def resolved(overrides, where):
-    values = config.plain(compose_run(overrides, [str(where)]).cfg)
+    values = config.resolve_values(compose_run(overrides, [str(where)]).cfg)
     return {key: value for key, value in values.items() if key not in ("slots", "template")}
 
 

@@ -19,7 +19,7 @@ from test_bad_artifacts import no_file_above
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from peftrun.io import atomic_files
-from peftrun.io.atomic_files import sha256
+from peftrun.io.atomic_files import hash_file
 
 LONGER = ["trainer.max_steps=30", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=5"]
 
@@ -43,7 +43,7 @@ def test_the_run_folder_holds_what_it_promises(cli, request, on_tiny, base):
     assert {"config.yaml", ".hydra", "record.json", "metrics.jsonl", "adapter", "checkpoints"} <= {
         p.name for p in outcome.run_dir.iterdir()
     }
-    assert record["artifacts"]["adapter/adapter_model.safetensors"] == sha256(weights(outcome.run_dir))
+    assert record["artifacts"]["adapter/adapter_model.safetensors"] == hash_file(weights(outcome.run_dir))
     rows = [json.loads(line) for line in (outcome.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["loss"] > 0 and row["num_tokens"] > 0 for row in rows)
@@ -61,14 +61,14 @@ def test_peft_alone_loads_the_adapter_and_answers_alike(trained, llama):
 
     from peftrun.adapters import probes
 
-    values = probes.logits(adapted.eval(), AutoTokenizer.from_pretrained(llama))
-    assert probes.distance(values, kept) == 0.0
+    values = probes.compute_probe_logits(adapted.eval(), AutoTokenizer.from_pretrained(llama))
+    assert probes.measure_distance(values, kept) == 0.0
     assert AutoPeftModelForCausalLM is not None
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(cli, llama, on_tiny):
     runs = [cli(*on_tiny(llama), *TINY_STEPS, "lora.lora_dropout=0.1", f"seed={seed}").run_dir for seed in (7, 7, 8)]
-    first, second, other = (sha256(weights(run)) for run in runs)
+    first, second, other = (hash_file(weights(run)) for run in runs)
     assert first == second != other
 
 
@@ -109,7 +109,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(cli, tmp_path, llama, o
     resumed = cli(*overrides, "action.resume=auto")
     assert "continuing" in resumed.err and resumed.code == 0, resumed.err
     whole = cli(*overrides)
-    assert sha256(weights(resumed.run_dir)) == sha256(weights(whole.run_dir))
+    assert hash_file(weights(resumed.run_dir)) == hash_file(weights(whole.run_dir))
     steps = [json.loads(line)["step"] for line in (resumed.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 61))
 
@@ -167,7 +167,7 @@ def test_a_run_killed_at_its_end_or_a_checkpoint_before_ends_alike(end, cli, lla
     for checkpoints_left in ("all", "but the last"):
         resumed = cli(*overrides, f"action.resume={killed}")
         assert resumed.code == 0, resumed.err
-        assert sha256(weights(resumed.run_dir)) == sha256(weights(killed)), checkpoints_left
+        assert hash_file(weights(resumed.run_dir)) == hash_file(weights(killed)), checkpoints_left
         for key in ("steps", "train_loss"):
             assert resumed.record()["training"][key] == pytest.approx(whole["training"][key])
         assert losses(resumed.run_dir) == expected

@@ -31,22 +31,24 @@ def test_whatever_peftrun_writes_is_read_as_the_library_reads_it(seed):
     dice = random.Random(seed)
     values = {name: value(dice, 0) for name in dice.sample(["lora", "task", "trainer", "seed", "slots", "z"], 4)}
     text = config.values_to_yaml(values)
-    assert flat_yaml.flat(text) == flat_yaml.leaves(yaml.safe_load(text))
+    assert flat_yaml.parse_flat_yaml(text) == flat_yaml.flatten_values(yaml.safe_load(text))
 
 
 def test_a_real_config_is_read_line_by_line(trained):
     text = (trained / "config.yaml").read_text()
     assert (
-        flat_yaml._lines(text) == flat_yaml.flat(text) == flat_yaml.leaves(config.read_values(trained / "config.yaml"))
+        flat_yaml._parse_lines(text)
+        == flat_yaml.parse_flat_yaml(text)
+        == flat_yaml.flatten_values(config.read_values(trained / "config.yaml"))
     )
 
 
 @cases("text", ["a: &x {b: 1}\nc: *x\n", "a:\n    b: 1\n    c: [1, 2]\n", "? a\n: 1\n", "a: |\n  one\n  two\nb: 2\n"])
 def test_what_somebody_else_has_written_is_read_too(text):
-    assert flat_yaml.flat(text) == flat_yaml.leaves(yaml.safe_load(text))
+    assert flat_yaml.parse_flat_yaml(text) == flat_yaml.flatten_values(yaml.safe_load(text))
 
 
 @cases("text", ["- a\n", "just words\n", "a: [1\n"])
 def test_what_is_no_mapping_is_refused(text):
     with pytest.raises((ValueError, yaml.YAMLError)):
-        flat_yaml.flat(text)
+        flat_yaml.parse_flat_yaml(text)

@@ -37,11 +37,11 @@ def some(here, trained):
 
 
 def names(**options) -> set[str]:
-    return {run.facts["run"] for run in query.find(["outputs"], **options).runs}
+    return {run.facts["run"] for run in query.query_runs(["outputs"], **options).runs}
 
 
 def stored() -> int:
-    with closing(sqlite3.connect(index.file())) as base:
+    with closing(sqlite3.connect(index.get_index_path())) as base:
         return base.execute("SELECT count(*) FROM runs").fetchone()[0]
 
 
@@ -51,7 +51,7 @@ def alter(folder: Path, **values) -> None:
 
 
 def test_a_real_run_is_described(trained, here):
-    (run,) = index.runs([str(trained)])
+    (run,) = index.load_runs([str(trained)])
     record = json.loads((trained / RECORD).read_text())
     facts = run.facts
     assert (facts["action"], facts["status"], facts["task"], facts["kind"]) == (
@@ -75,7 +75,7 @@ def test_a_real_run_is_described(trained, here):
         and facts["objective"] == record["objective"]
     )
     assert Path(facts["adapter"]) == trained / "adapter" and facts["command"].startswith("peftrun model=pretrained ")
-    assert index.runs([str(trained)], with_config=True)[0].config["trainer.max_steps"] == 4
+    assert index.load_runs([str(trained)], with_config=True)[0].config["trainer.max_steps"] == 4
 
 
 def test_a_known_run_is_not_opened_again(some):
@@ -84,10 +84,10 @@ def test_a_known_run_is_not_opened_again(some):
     info, text = at.stat(), at.read_text()
     at.write_text("x" * len(text))  # as large and as old: whoever opens it finds rubbish
     os.utime(at, ns=(info.st_atime_ns, info.st_mtime_ns))
-    found = index.runs(["outputs"])
+    found = index.load_runs(["outputs"])
     assert {run.facts["run"] for run in found} == before and all(run.facts["status"] == "completed" for run in found)
     os.utime(at)
-    assert sum(run.facts["status"] == "unreadable" for run in index.runs(["outputs"])) == 1
+    assert sum(run.facts["status"] == "unreadable" for run in index.load_runs(["outputs"])) == 1
 
 
 def test_what_changes_is_seen_and_what_is_gone_disappears(some, trained, here):
@@ -103,22 +103,22 @@ def test_what_changes_is_seen_and_what_is_gone_disappears(some, trained, here):
 
 def test_roots_share_the_index_and_keep_apart(some, trained, here):
     copies(trained, here / "outputs2", 2)
-    assert len(index.runs(["outputs"])) == 12 and len(index.runs(["outputs2"])) == 2
+    assert len(index.load_runs(["outputs"])) == 12 and len(index.load_runs(["outputs2"])) == 2
     assert stored() == 14
-    assert len(index.runs(["outputs", "outputs2", "outputs/train"])) == 14
+    assert len(index.load_runs(["outputs", "outputs2", "outputs/train"])) == 14
     shutil.rmtree(here / "outputs2")
-    assert index.runs(["outputs2"]) == [] and stored() == 12
+    assert index.load_runs(["outputs2"]) == [] and stored() == 12
 
 
 def test_nothing_is_written_where_it_looks(some, here):
     before = snapshot(here)
-    query.find(["outputs"], with_config=True)
-    query.find(["outputs"], "lora.r=8", "-exact_match")
+    query.query_runs(["outputs"], with_config=True)
+    query.query_runs(["outputs"], "lora.r=8", "-exact_match")
     assert snapshot(here) == before
 
 
 def spoil(kind: str) -> None:
-    file = index.file()
+    file = index.get_index_path()
     if kind == "noise":
         file.write_bytes(os.urandom(5000))
     elif kind == "empty":
@@ -161,26 +161,26 @@ def test_a_folder_that_cannot_hold_the_index_is_done_without(some, here, tmp_pat
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_an_index_that_may_only_be_read_serves(some, here):
     before = names()
-    index.file().chmod(0o400)
-    index.file().parent.chmod(0o500)
+    index.get_index_path().chmod(0o400)
+    index.get_index_path().parent.chmod(0o500)
     try:
         alter(some[0], seed=5)
         assert names() == before and len(names(text="seed=5")) == 1
     finally:
-        index.file().parent.chmod(0o700)
+        index.get_index_path().parent.chmod(0o700)
 
 
 def test_an_index_that_another_process_holds_is_waited_for_and_done_without(some, monkeypatch):
     before = names()
     monkeypatch.setattr(index, "PATIENCE", 0.1)
-    with closing(sqlite3.connect(index.file())) as other:
+    with closing(sqlite3.connect(index.get_index_path())) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert names() == before
-    assert index.file().is_file() and stored() == 12
+    assert index.get_index_path().is_file() and stored() == 12
 
 
 def test_several_processes_make_the_index_at_once(some, here):
-    code = "from peftrun.results.catalog import index; print(len(index.runs(['outputs'])))"
+    code = "from peftrun.results.catalog import index; print(len(index.load_runs(['outputs'])))"
 
     def process(_: int) -> str:
         return subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True).stdout
@@ -207,7 +207,7 @@ def test_folders_are_looked_through_sensibly(trained, here):
     shutil.copytree(trained / "adapter", here / "outputs/saved/mine.rejected")
     (here / "outputs/up").symlink_to(here / "outputs")
     (here / "outputs/loop").symlink_to("loop")
-    found = {run.facts["run"]: run.facts for run in index.runs(["outputs"])}
+    found = {run.facts["run"]: run.facts for run in index.load_runs(["outputs"])}
     assert found.keys() == {
         str(one.relative_to(here)),
         "outputs/sweeps/s/cell",
@@ -245,7 +245,7 @@ def test_what_a_tracker_has_copied_is_no_run_of_its_own(trained, here, file, ins
     (here / file).touch()
     shutil.copytree(one, (here / file).parent / inside)
     shutil.copytree(one, here / f"outputs/mlruns/1/{'b1' * 16}/artifacts")  # of a server
-    assert [run.facts["run"] for run in index.runs(["outputs"])] == [str(one.relative_to(here))]
+    assert [run.facts["run"] for run in index.load_runs(["outputs"])] == [str(one.relative_to(here))]
 
 
 def test_a_base_has_one_name_before_and_after_it_is_loaded(some, trained):
@@ -256,7 +256,7 @@ def test_a_base_has_one_name_before_and_after_it_is_loaded(some, trained):
         (some[0] / "config.yaml").write_text(yaml.safe_dump(values))
         record = json.loads((trained / RECORD).read_text())
         (some[0] / RECORD).write_text(json.dumps({key: value for key, value in record.items() if key != "base"}))
-        assert index.one(str(some[0])).facts["base"] == (f"{package}:{name}" if package else name)
+        assert index.load_run(str(some[0])).facts["base"] == (f"{package}:{name}" if package else name)
 
 
 def test_what_is_typed_again_says_not_where_the_old_run_was_put(some):
@@ -268,13 +268,13 @@ def test_what_is_typed_again_says_not_where_the_old_run_was_put(some):
         "hydra/launcher=local",
     ]
     alter(some[0], command=typed)
-    assert index.one(str(some[0])).facts["command"] == "peftrun task=sms_spam 'hydra.searchpath=[file://ours]'"
+    assert index.load_run(str(some[0])).facts["command"] == "peftrun task=sms_spam 'hydra.searchpath=[file://ours]'"
 
 
 def test_a_folder_without_hydras_notes_has_the_task_that_was_typed(some):
     shutil.rmtree(some[0] / ".hydra", ignore_errors=True)
     alter(some[0], command=["peftrun", "task=chat", "lora=dora", "lora.r=2"])
-    facts = index.one(str(some[0])).facts
+    facts = index.load_run(str(some[0])).facts
     assert (facts["task"], facts["method"]) == ("chat", "dora")
 
 
@@ -296,7 +296,7 @@ def test_a_linked_folder_is_looked_through(trained, here, tmp_path):
 def test_a_run_that_goes_on_is_told_from_one_that_was_killed(some, changes, status):
     now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     alter(some[0], **{"status": "running", "started": now, "host": None} | changes)
-    (run,) = [run for run in index.runs(["outputs"]) if run.folder == str(some[0])]
+    (run,) = [run for run in index.load_runs(["outputs"]) if run.folder == str(some[0])]
     assert run.facts["status"] == status and run.facts["steps"] == 30  # as many as were logged
 
 
@@ -306,11 +306,11 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(some, changes, stat
 )
 def test_a_torn_record_is_shown_as_such_and_hides_nothing_else(some, text):
     (some[0] / RECORD).write_text(text)
-    statuses = [run.facts["status"] for run in index.runs(["outputs"])]
+    statuses = [run.facts["status"] for run in index.load_runs(["outputs"])]
     assert statuses.count("completed") == 11 and len(statuses) == 12
 
 
 def test_a_torn_config_leaves_the_record(some):
     (some[0] / "config.yaml").write_text("lora: [")
-    (run,) = [run for run in index.runs(["outputs"], with_config=True) if run.folder == str(some[0])]
+    (run,) = [run for run in index.load_runs(["outputs"], with_config=True) if run.folder == str(some[0])]
     assert run.config == {} and run.facts["status"] == "completed" and run.facts["rank"] is None

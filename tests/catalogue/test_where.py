@@ -10,7 +10,7 @@ from peftrun.artifacts import filter_parser
 from peftrun.errors import ConfigError
 from peftrun.results.catalog import filter_eval, query
 from peftrun.results.catalog.columns import MEASURED, Columns
-from peftrun.results.catalog.index import Run
+from peftrun.results.catalog.index import IndexedRun
 
 FACTS = {
     "task": ["sms_spam", "ner", "Two Words", "8", None],
@@ -30,9 +30,9 @@ CONFIG = {
 OPERATORS = {"=": "==", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
-def runs(dice: random.Random, count: int) -> list[Run]:
+def runs(dice: random.Random, count: int) -> list[IndexedRun]:
     return [
-        Run(f"/{number}", {key: dice.choice(own) for key, own in FACTS.items()} | {"action": "train"}, {key: dice.choice(own) for key, own in CONFIG.items()})
+        IndexedRun(f"/{number}", {key: dice.choice(own) for key, own in FACTS.items()} | {"action": "train"}, {key: dice.choice(own) for key, own in CONFIG.items()})
         for number in range(count)
     ]  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_an_expression_finds_what_python_finds(seed):
     dice = random.Random(seed)
     found = runs(dice, 40)
     typed, python = expression(dice, 3)
-    meets = filter_eval.test(filter_parser.parsed(typed), Columns(found, True), found)
+    meets = filter_eval.compile_filter(filter_parser.parse_filter(typed), Columns(found, True), found)
     expected = [
         bool(eval(python, {"v": lambda key, run=run: run.facts.get(key, run.config.get(key))})) for run in found
     ]
@@ -121,11 +121,11 @@ def test_an_expression_finds_what_python_finds(seed):
 
 
 def test_and_binds_closer_than_or_and_not_closest():
-    one = filter_parser.parsed("not a=1 and b=2 or c=3")
-    assert isinstance(one, filter_parser.Joined) and one.joint == "or"
+    one = filter_parser.parse_filter("not a=1 and b=2 or c=3")
+    assert isinstance(one, filter_parser.BoolOp) and one.joint == "or"
     inner = one.parts[0]
     assert (
-        isinstance(inner, filter_parser.Joined)
+        isinstance(inner, filter_parser.BoolOp)
         and inner.joint == "and"
         and isinstance(inner.parts[0], filter_parser.Not)
     )
@@ -151,7 +151,7 @@ def test_and_binds_closer_than_or_and_not_closest():
     ])  # fmt: skip
 def test_what_cannot_be_read_is_one_line_that_points_at_the_place(typed, told):
     with pytest.raises(ConfigError) as caught:
-        filter_parser.parsed(typed)
+        filter_parser.parse_filter(typed)
     (line,) = caught.value.lines
     assert told in line and "⟨here⟩" in line and line.startswith("action.where: ") and "type action.where=" in line
     assert len(line) < 250 and "\n" not in line
@@ -162,7 +162,7 @@ def test_noise_is_read_or_refused_and_nothing_else(seed):
     dice = random.Random(seed)
     typed = "".join(dice.choice(["task", "=", "(", ")", " and ", " or ", "not ", "<", "'", '"', "\\", "8", "~", "!", "ü", "\n", "=="]) for _ in range(12))  # fmt: skip
     try:
-        filter_parser.parsed(typed)
+        filter_parser.parse_filter(typed)
     except ConfigError as fault:
         assert len(fault.lines) == 1 and "⟨here⟩" in fault.lines[0] and "\n" not in fault.lines[0]
 
@@ -184,24 +184,24 @@ FOUND = runs(random.Random(0), 60)
 )
 def test_a_column_that_is_not_there_is_told_with_the_nearest(typed, told):
     with pytest.raises(ConfigError) as caught:
-        filter_eval.test(filter_parser.parsed(typed), Columns(FOUND, True), FOUND)
+        filter_eval.compile_filter(filter_parser.parse_filter(typed), Columns(FOUND, True), FOUND)
     assert len(caught.value.lines) == 1 and told in caught.value.lines[0]
 
 
 @cases("name", [*MEASURED, "metrics.before.exact_match"])
 def test_a_metric_that_no_run_has_measured_is_a_column_without_a_value(name):
-    found = [Run("/a", {"status": "failed"}, {"lora.r": 8})]
-    meets = filter_eval.test(filter_parser.parsed(f"{name}>0.9"), Columns(found, False), found)
+    found = [IndexedRun("/a", {"status": "failed"}, {"lora.r": 8})]
+    meets = filter_eval.compile_filter(filter_parser.parse_filter(f"{name}>0.9"), Columns(found, False), found)
     assert not meets(found[0])
-    assert filter_eval.test(filter_parser.parsed(f"{name}=null and status!=null"), Columns(found, True), found)(
-        found[0]
-    )
+    assert filter_eval.compile_filter(
+        filter_parser.parse_filter(f"{name}=null and status!=null"), Columns(found, True), found
+    )(found[0])
 
 
 def test_a_short_name_of_two_columns_is_refused():
-    found = [Run("/a", {}, {"model.name": 1, "device.name": 2})]
+    found = [IndexedRun("/a", {}, {"model.name": 1, "device.name": 2})]
     with pytest.raises(ConfigError, match=r"several columns: device\.name, model\.name"):
-        filter_eval.test(filter_parser.parsed("name=1"), Columns(found, True), found)
+        filter_eval.compile_filter(filter_parser.parse_filter("name=1"), Columns(found, True), found)
 
 
 def none(value) -> bool:
@@ -213,7 +213,7 @@ def none(value) -> bool:
 def test_what_has_no_value_is_last_in_both_directions(by):
     columns = Columns(FOUND, True)
     value = columns.value(by.removeprefix("-"))
-    values = [value(run) for run in query.ordered(FOUND, by, columns)]
+    values = [value(run) for run in query.sort_runs(FOUND, by, columns)]
     known = [one for one in values if not none(one)]
     assert known == [one for one in values[: len(known)] if not none(one)]
     assert known == sorted(

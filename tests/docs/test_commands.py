@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import desk
 import documented
 
-from peftrun.cli.completion.candidates import candidates
+from peftrun.cli.completion.candidates import find_candidates
 from peftrun.composition.compose import compose_run
 from peftrun.composition.spec import build_spec
 from peftrun.errors import ConfigError
@@ -147,7 +147,7 @@ def test_a_line_before_tab_is_completed_as_the_page_says(command, here, monkeypa
     monkeypatch.chdir(here)
     (here / "configs" / "lora").mkdir(parents=True, exist_ok=True)
     (here / "configs" / "lora" / "ours.yaml").write_text("# Ours.\n# peftrun lora=ours\ndefaults: [lora, _self_]\n")
-    found = candidates(command.text)
+    found = find_candidates(command.text)
     named = [word for word in re.findall(r"`([^`]+)`", command.completed) if "=" in word]
     assert found and all(any(one.startswith(word) for one in found) for word in named), found
 

@@ -9,7 +9,7 @@ import pytest
 from cases import cases
 
 from peftrun.composition import compose
-from peftrun.composition.composer import Compositions
+from peftrun.composition.composer import Composer
 from peftrun.config import override_syntax, paths, shorthand
 from peftrun.config import values as config
 from peftrun.config.schema import run as schema
@@ -27,12 +27,12 @@ NASTY = [
 
 
 @pytest.fixture(scope="module")
-def compositions() -> Compositions:
-    return Compositions()
+def compositions() -> Composer:
+    return Composer()
 
 
 def composed(overrides: list[str]) -> dict[str, Any]:
-    return config.plain(compose.compose_run(overrides).cfg)
+    return config.resolve_values(compose.compose_run(overrides).cfg)
 
 
 def typed_again(command: str) -> dict[str, Any]:
@@ -75,25 +75,29 @@ def type_of(key: str, values: dict[str, Any]) -> Any:
     return kinds[0]
 
 
-def drawn(draw: random.Random, compositions: Compositions) -> list[str]:
+def drawn(draw: random.Random, compositions: Composer) -> list[str]:
     """Options of some groups, and values of some keys."""
     chosen = draw.sample([*GROUPS, "experiment"], draw.choice([0, 0, 1, 1, 2, 3]))
     texts = [f"{group}={draw.choice(compositions.options(group))}" for group in chosen]
     values = compositions.compose(texts)
-    keys = [key for key in config.flatten(values) if "." in key and not key.startswith(("slots", "template", "action"))]
+    keys = [
+        key for key in config.flatten_keys(values) if "." in key and not key.startswith(("slots", "template", "action"))
+    ]
     for key in draw.sample(keys, draw.choice([0, 1, 2, 3, 6])):
-        texts.append(override_syntax.override(key, value_of(type_of(key, values), draw), "++"))
+        texts.append(override_syntax.quote_override(key, value_of(type_of(key, values), draw), "++"))
     return texts
 
 
-def check(compositions: Compositions, seed: int, cases: int) -> None:
+def check(compositions: Composer, seed: int, cases: int) -> None:
     """Of random configs, that the command found for them is no longer than the one that made them, and makes them again."""
     draw = random.Random(seed)
     for _ in range(cases):
         overrides = drawn(draw, compositions)
         values = composed(overrides)
-        found = minimal_overrides.between(compositions, (), values)
-        assert minimal_overrides.same(typed_again(override_syntax.command(found)), values), overrides
+        found = minimal_overrides.search_overrides(compositions, (), values)
+        assert minimal_overrides.is_same_value(typed_again(override_syntax.format_shell_command(found)), values), (
+            overrides
+        )
         assert len(found) <= len(overrides), (overrides, found)
 
 
@@ -116,11 +120,11 @@ def test_a_text_is_typed_as_it_is(compositions, text):
         "lora.rank_pattern": {"a": text},
         "slots": {text: "v", "deep": {text: [1e-05, None, {"k": text}]}},
     }.items():
-        command = override_syntax.command([override_syntax.override(key, value, "++")])
-        found: Any = compositions.compose(shorthand.in_full(shlex.split(command)[1:]))
+        command = override_syntax.format_shell_command([override_syntax.quote_override(key, value, "++")])
+        found: Any = compositions.compose(shorthand.expand_shorthand(shlex.split(command)[1:]))
         for name in key.split("."):
             found = found[name]
-        assert minimal_overrides.same(found, value), command
+        assert minimal_overrides.is_same_value(found, value), command
 
 
 SMALLEST = [
@@ -142,9 +146,9 @@ SMALLEST = [
 
 @cases("overrides", SMALLEST, ids=" ".join, every=5)
 def test_the_smallest_set_is_what_a_person_would_type(overrides):
-    found = minimal_overrides.smallest(composed(overrides))
-    assert len(found) == len(overrides) and minimal_overrides.same(composed(found), composed(overrides))
-    assert not found or override_syntax.command(found).startswith(f"peftrun {shlex.quote(overrides[0])}")
+    found = minimal_overrides.find_minimal_overrides(composed(overrides))
+    assert len(found) == len(overrides) and minimal_overrides.is_same_value(composed(found), composed(overrides))
+    assert not found or override_syntax.format_shell_command(found).startswith(f"peftrun {shlex.quote(overrides[0])}")
 
 
 STEPS = [
@@ -161,24 +165,27 @@ STEPS = [
 @cases("one, other, steps", STEPS)
 def test_what_leads_from_one_config_to_another(one, other, steps):
     start, target = composed(one), composed(other)
-    found = minimal_overrides.smallest(target, start=start)
+    found = minimal_overrides.find_minimal_overrides(target, start=start)
     if "adapter=z" not in steps:
         assert found == steps
-    assert minimal_overrides.same(composed(minimal_overrides.added(minimal_overrides.smallest(start), found)), target)
+    assert minimal_overrides.is_same_value(
+        composed(minimal_overrides.add_overrides(minimal_overrides.find_minimal_overrides(start), found)), target
+    )
 
 
 def test_true_is_not_one_but_one_is_one_point_zero():
-    assert minimal_overrides.same({"a": [1, {"0": 2.0}]}, {"a": [1.0, {0: 2}]})
+    assert minimal_overrides.is_same_value({"a": [1, {"0": 2.0}]}, {"a": [1.0, {0: 2}]})
     assert not any(
-        minimal_overrides.same(*pair) for pair in [(1, True), (0, False), (None, False), ("1", 1), ([1], [1, 2])]
+        minimal_overrides.is_same_value(*pair)
+        for pair in [(1, True), (0, False), (None, False), ("1", 1), ([1], [1, 2])]
     )
 
 
 def test_what_cannot_be_typed_is_refused(compositions):
     values = composed([])
     with pytest.raises(ConfigError, match="cannot be typed"):
-        minimal_overrides.between(compositions, (), values | {"lora": None})
+        minimal_overrides.search_overrides(compositions, (), values | {"lora": None})
 
 
 def test_a_key_that_is_not_there_differs_from_null_in_nothing():
-    assert minimal_overrides.differing({"lora": {"r": 8, "x": None}}, {"lora": {"r": 4}}) == {"lora.r": (8, 4)}
+    assert minimal_overrides.diff_values({"lora": {"r": 8, "x": None}}, {"lora": {"r": 4}}) == {"lora.r": (8, 4)}

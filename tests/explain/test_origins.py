@@ -8,21 +8,21 @@ from cases import cases
 from omegaconf._utils import get_yaml_loader
 
 from peftrun.composition import compose
-from peftrun.composition.composer import Compositions
+from peftrun.composition.composer import Composer
 from peftrun.config import paths
 from peftrun.config import values as config
 from peftrun.config_tools import minimal_overrides
 from peftrun.config_tools import provenance as value_origins
 
-CHOICES = [[], *([f"{group}={option}"] for group in paths.GROUPS for option in paths.group_options(group))]
+CHOICES = [[], *([f"{group}={option}"] for group in paths.GROUPS for option in paths.list_group_options(group))]
 
 
 @pytest.fixture(scope="module")
-def compositions() -> Compositions:
-    return Compositions()
+def compositions() -> Composer:
+    return Composer()
 
 
-def said(source: value_origins.Source, key: str) -> object:
+def said(source: value_origins.ValueSource, key: str) -> object:
     """The value of the last part of `key` that stands in the source's file at its line."""
     lines = Path(str(source.path())).read_text().splitlines()[source.line - 1 :]
     depth = len(lines[0]) - len(lines[0].lstrip())
@@ -48,12 +48,12 @@ def leaves(values):
 
 @cases("overrides", CHOICES, ids=lambda given: given[0] if given else "default", every=11)
 def test_every_key_comes_from_a_line_that_says_its_value(compositions, overrides):
-    found = value_origins.of(compositions, overrides)
-    values = config.flatten(found.values)
+    found = value_origins.trace_origins(compositions, overrides)
+    values = config.flatten_keys(found.values)
     assert values.keys() == found.sources.keys() and values
     for key, source in found.sources.items():
         assert source.kind == value_origins.FILE and not source.place, (key, source)
-        assert source.interpolated or minimal_overrides.same(
+        assert source.interpolated or minimal_overrides.is_same_value(
             said(source, key) if key != "adapter" else {}, values[key]
         ), key
 
@@ -62,7 +62,7 @@ def test_every_key_comes_from_a_line_that_says_its_value(compositions, overrides
 def test_it_is_what_the_command_line_composes(compositions):
     for overrides in CHOICES[::7]:
         given = [*overrides, "seed=3", "++slots.a=1"]
-        assert compositions.compose(given) == config.plain(compose.compose_run(given).cfg)
+        assert compositions.compose(given) == config.resolve_values(compose.compose_run(given).cfg)
 
 
 def kinds(found, key):
@@ -80,7 +80,7 @@ def test_what_is_typed_wins_and_says_so(compositions):
         "task.label_names=[x,y]",
         "seed=0",
     ]
-    found = value_origins.of(compositions, typed)
+    found = value_origins.trace_origins(compositions, typed)
     assert kinds(found, "lora.r") == ("typed", "lora.r=4"), "also over experiment=ner, which sets it"
     assert kinds(found, "adapter.default") == ("typed", "adapter=out")
     assert kinds(found, "task.data.labels.0") == ("typed", "++task.data.labels={0: a}")
@@ -88,16 +88,16 @@ def test_what_is_typed_wins_and_says_so(compositions):
     assert kinds(found, "seed") == ("typed", "seed=0"), "also where it is the default"
     assert kinds(found, "lora.use_dora") == ("file", "lora/dora.yaml")
     assert kinds(found, "trainer.max_steps") == ("file", "experiment/ner.yaml")
-    by = {one.group: (one.option, one.by) for one in found.choices}
+    by = {one.group: (one.option, one.chosen_by) for one in found.choices}
     assert by["lora"] == ("dora", "typed") and by["task"] == ("ner", "by experiment=ner")
     assert by["trainer"] == ("default", "default") and by["experiment"] == ("ner", "typed")
 
 
 def test_a_mapping_merges_and_what_is_deleted_is_gone(compositions):
-    found = value_origins.of(compositions, ["task.data.labels.1=junk", "~task.data.labels.0"])
+    found = value_origins.trace_origins(compositions, ["task.data.labels.1=junk", "~task.data.labels.0"])
     assert found.values["task"]["data"]["labels"] == {"1": "junk"}
     assert kinds(found, "task.data.labels.1")[0] == "typed" and "task.data.labels.0" not in found.sources
-    emptied = value_origins.of(compositions, ["task.data.labels=null"])
+    emptied = value_origins.trace_origins(compositions, ["task.data.labels=null"])
     assert kinds(emptied, "task.data.labels")[0] == "typed"
 
 
@@ -119,7 +119,7 @@ def team(tmp_path):
 
 
 def test_a_teams_options_are_named_with_their_place(team):
-    found = value_origins.of(Compositions([f"file://{team}"]), ["experiment=x"])
+    found = value_origins.trace_origins(Composer([f"file://{team}"]), ["experiment=x"])
     place = f"file://{team}"
     told = {key: (one.text, one.line, one.place, one.interpolated) for key, one in found.sources.items()}
     assert told["lora.r"] == ("lora/ours.yaml", 7, place, False)
@@ -132,4 +132,4 @@ def test_a_teams_options_are_named_with_their_place(team):
     assert told["task.completion"] == ("experiment/x.yaml", 10, place, False)
     assert found.sources["lora.lora_alpha"].told() == f"${{…}} in lora/ours.yaml:8 in {team}"
     assert found.sources["lora.r"].path() == str(team / "lora/ours.yaml")
-    assert {one.group: one.by for one in found.choices}["lora"] == "by experiment=x"
+    assert {one.group: one.chosen_by for one in found.choices}["lora"] == "by experiment=x"

@@ -107,7 +107,7 @@ def test_what_it_says_of_loading_works(card, where, trained, llama):
     folder = next(iter(sorted((where / "outputs" / "export").glob("*/export"))))
     model, tokenizer = said_to_load(card, tiny=llama, even=folder)
     wanted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), trained / "adapter").eval()
-    assert torch.equal(probes.logits(model, tokenizer), probes.logits(wanted, tokenizer))
+    assert torch.equal(probes.compute_probe_logits(model, tokenizer), probes.compute_probe_logits(wanted, tokenizer))
 
 
 @pytest.mark.slow

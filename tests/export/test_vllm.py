@@ -57,7 +57,7 @@ def changed(trained, folder, **keys):
 
 def logits(llama, adapter):
     base, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)
-    return probes.logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
+    return probes.compute_probe_logits(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
 
 
 def test_each_rule_has_an_example():
@@ -76,7 +76,7 @@ def test_what_vllm_does_not_take_is_refused_with_what_to_do(cli, tmp_path, train
 
 @cases("rank, most", [(1, 1), (2, 8), (8, 8), (9, 16), (100, 128), (257, 320), (512, 512)])
 def test_the_rank_is_rounded_up_to_one_that_vllm_knows(rank, most):
-    assert vllm_support.max_lora_rank(rank) == most
+    assert vllm_support.get_max_lora_rank(rank) == most
 
 
 def test_several_adapters_in_one_folder_with_the_command(cli, trained, llama):

@@ -173,7 +173,7 @@ def known_keys() -> set[str]:
     found = {"hydra.run.dir", "action.resume", *paths.GROUPS}
     for option in OPTIONS:
         with where_installed():
-            found |= set(config.flatten(dataclasses.asdict(peftrun.load(option, *beside))))
+            found |= set(config.flatten_keys(dataclasses.asdict(peftrun.load(option, *beside))))
     return found | {"trainer.lr_scheduler_kwargs", "task.data.mix", "lora"}
 
 

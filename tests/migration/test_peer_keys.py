@@ -6,7 +6,7 @@ import translate
 from cases import cases
 
 from peftrun.checks import peer_keys
-from peftrun.checks.unknown_keys import is_secret, nearest
+from peftrun.checks.unknown_keys import find_nearest_key, is_secret
 from peftrun.cli import flags
 from peftrun.composition import compose
 from peftrun.data import columns
@@ -48,7 +48,7 @@ def said_by_guide(cell: str, value: str) -> list[str] | None:
 
 @cases("tool", TOOLS)
 def test_the_table_says_what_the_guides_say(tool):
-    known, wrong = compose.usual_keys(), {}
+    known, wrong = compose.list_default_keys(), {}
     for key, cell in translate.tables(tool)["mapped"].items():
         if "." in key or key in (
             "columns",
@@ -56,7 +56,7 @@ def test_the_table_says_what_the_guides_say(tool):
         ):  # keys here too, or none of a command line
             continue
         if key not in peer_keys.KEYS:
-            found = nearest(key, known)
+            found = find_nearest_key(key, known)
             unneeded = key in peer_keys.OMITTED or is_secret(key, "")
             answered = unneeded if cell.startswith(translate.NOTHING) else found and f"{found}=" in cell
             if not answered and key not in OTHERWISE and not cell.startswith(translate.BY_HAND):
@@ -65,7 +65,7 @@ def test_the_table_says_what_the_guides_say(tool):
         if cell.startswith(translate.BY_HAND):
             continue
         for value in PROBES if translate.cases(cell) else ["0.1"]:
-            guide, here = said_by_guide(cell, value), shlex.split(peer_keys.meant(key, value) or "")
+            guide, here = said_by_guide(cell, value), shlex.split(peer_keys.translate_key(key, value) or "")
             listed = not isinstance(peer_keys.KEYS[key], dict) or value in peer_keys.KEYS[key]
             epochs = [one for one in here if one != "trainer=epochs"]
             if guide is not None and listed and peer_keys.KEYS[key] != peer_keys.ROWS and guide != epochs:
@@ -123,7 +123,7 @@ TYPED = [
 def test_what_is_nearly_right_is_answered_with_what_to_type(typed, tmp_path):
     (tmp_path / "faq.csv").write_text("question,answer\na,b\n")
     (tmp_path / "here").mkdir()
-    lines = compose.explain(list(typed), None)
+    lines = compose.explain_overrides(list(typed), None)
     typed = {word: told for word, told in typed.items() if told}  # the others are right
     assert len(lines) == len(typed), lines
     for word, told in typed.items():
@@ -142,7 +142,7 @@ def test_what_is_nearly_right_is_answered_with_what_to_type(typed, tmp_path):
         (["--multi", "seed=1,2"], []),
     ])  # fmt: skip
 def test_flags_of_other_tools_are_answered(words, told):
-    lines = flags.read(words)[1]
+    lines = flags.parse_flags(words)[1]
     assert len(lines) == len(told) and all(part in line for part, line in zip(told, lines, strict=True)), lines
 
 
@@ -159,4 +159,4 @@ def test_flags_of_other_tools_are_answered(words, told):
     ])  # fmt: skip
 def test_the_task_that_columns_look_like(row, told, tmp_path):
     (tmp_path / "r.jsonl").write_text(row)
-    assert columns.sketch(tmp_path / "r.jsonl") == told
+    assert columns.guess_task(tmp_path / "r.jsonl") == told

@@ -11,7 +11,7 @@ from cases import cases
 from html_pages import Page, needs_nothing
 
 from peftrun.errors import ArtifactError
-from peftrun.formatting import precise, signed
+from peftrun.formatting import format_number, format_signed
 from peftrun.io import atomic_files
 from peftrun.results.report import __main__ as by_hand
 from peftrun.results.report import learning_curves, page, run_facts
@@ -26,7 +26,7 @@ def run(trained, tmp_path):
 
 
 def page_of(folder):
-    found = Page(page.write(folder).read_text())
+    found = Page(page.write_report(folder).read_text())
     needs_nothing(found)
     ElementTree.fromstring((folder / "curves.svg").read_text())
     return found
@@ -61,18 +61,18 @@ def test_every_figure_is_the_records(trained):
     found, record = Page((trained / "report.html").read_text()).text, atomic_files.read_json(trained / "record.json")
     before, after = record["metrics"]["before"], record["metrics"]["after"]
     for name in after:
-        assert precise(before[name]) in found and precise(after[name]) in found
-        assert signed(after[name] - before[name]) in found
+        assert format_number(before[name]) in found and format_number(after[name]) in found
+        assert format_signed(after[name] - before[name]) in found
     for row in atomic_files.read_json_lines(trained / "metrics.jsonl"):
-        assert precise(row["loss"]) in found and precise(row["grad_norm"]) in found
+        assert format_number(row["loss"]) in found and format_number(row["grad_norm"]) in found
     for digest in [*record["artifacts"].values(), *filter(None, record["base"]["fingerprint"].values())]:
         assert digest in found
     assert f"{record['trainable_parameters']:,} of {record['parameters']:,}" in found
-    assert record["size"]["adapter_bytes"] == atomic_files.size_of(trained / "adapter")
+    assert record["size"]["adapter_bytes"] == atomic_files.measure_size(trained / "adapter")
 
 
 def test_facts_are_those_of_the_folder(trained):
-    found = run_facts.of_run(trained)
+    found = run_facts.read_run_facts(trained)
     assert (found.status, found.task, found.choices["lora"]) == ("completed", "instruction", "lora")
     assert found.after == atomic_files.read_json(trained / "record.json")["metrics"]["after"]
     assert [row["step"] for row in found.rows] == [1, 2, 3, 4] and found.made["base"]["name"] == found.base
@@ -199,7 +199,7 @@ def test_a_long_run_is_a_page_of_a_reasonable_size(run):
 
 def test_throughput_says_nothing_across_a_resumption(run):
     rows(run, *({"step": n, "seconds": s, "loss": 1.0, "num_tokens": 100.0 * n} for n, s in ((1, 1.0), (2, 2.0), (3, 0.5), (4, 1.0))))  # fmt: skip
-    speed = next(one for one in learning_curves.plots(run_facts.of_run(run)) if one.name == "speed")
+    speed = next(one for one in learning_curves.build_plots(run_facts.read_run_facts(run)) if one.name == "speed")
     assert speed.what == "tokens/s" and speed.series[0].points == [(1.0, 100.0), (2.0, 100.0), (4.0, 200.0)]
 
 
@@ -209,7 +209,7 @@ def test_older_runs_get_theirs_by_hand(run, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert (run / "report.html").is_file() and str(run / "report.html") in out and "is no run folder" in err
     with pytest.raises(ArtifactError, match="is no run folder"):
-        page.write(tmp_path / "nowhere")
+        page.write_report(tmp_path / "nowhere")
 
 
 def test_by_hand_only_whole_trainings_get_one(run, capsys):
@@ -239,19 +239,19 @@ def test_counts_fit_their_words(run):
 def test_where_it_cannot_be_written_a_warning_is_all(run, capsys):
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
-    assert page.leave(run) is None
+    assert page.try_write_report(run) is None
     assert "warning: no report of" in capsys.readouterr().err
 
 
 def test_a_cell_knows_its_command_and_leads_to_its_sweep(run):
     shutil.rmtree(run / ".hydra")
-    assert run_facts.of_run(run).task == "causal_lm on pairs.jsonl"
+    assert run_facts.read_run_facts(run).task == "causal_lm on pairs.jsonl"
     cells = [
         {"folder": "other", "command": "peftrun"},
         {"folder": "run", "command": "peftrun task=alpaca 'task.prompt=a b'"},
     ]
     atomic_files.write_json(run.parent / "sweep.json", {"cells": cells})
-    found = run_facts.of_run(run)
+    found = run_facts.read_run_facts(run)
     assert (found.task, found.typed) == ("alpaca", ["task=alpaca", "task.prompt=a b"])
-    text = page.write(run).read_text()
+    text = page.write_report(run).read_text()
     assert 'href="../report.html"' in text and "peftrun task=alpaca &#x27;task.prompt=a b&#x27;" in text

@@ -13,7 +13,7 @@ from peftrun.composition.spec import build_spec
 from peftrun.io import atomic_files
 from peftrun.planning.joint_memory import Limits
 from peftrun.results.report import page
-from peftrun.results.report.generations import scored
+from peftrun.results.report.generations import compute_scores
 from peftrun.runs import execute
 
 STEPS = [*SAMPLED_STEPS, "trainer.save_strategy=no"]
@@ -24,7 +24,7 @@ def spec(*overrides):
 
 
 def run(folder, *overrides):
-    result = execute.run(spec(*overrides), folder)
+    result = execute.execute_run(spec(*overrides), folder)
     return result, atomic_files.read_json(folder / RECORD)
 
 
@@ -35,7 +35,7 @@ def text_of(folder):
 
 
 def weights(folder):
-    return atomic_files.sha256(folder / ADAPTER / ADAPTER_WEIGHTS)
+    return atomic_files.hash_file(folder / ADAPTER / ADAPTER_WEIGHTS)
 
 
 @cases("more", [[], ["lora.lora_dropout=0.3"]])
@@ -68,7 +68,7 @@ def test_cells_trained_together_leave_what_lone_runs_leave(tmp_path, monkeypatch
         for seed in (0, 1)
     ]
     folders = [tmp_path / f"joint{n}" for n in range(2)]
-    execute.together([spec(*cell) for cell in cells], folders, Limits(cells=2))
+    execute.execute_jointly([spec(*cell) for cell in cells], folders, Limits(cells=2))
     for n, (folder, cell) in enumerate(zip(folders, cells, strict=True)):
         _, lone = run(tmp_path / f"lone{n}", *cell)
         joint = atomic_files.read_json(folder / RECORD)
@@ -95,7 +95,9 @@ def test_entities_of_each_type_add_up_to_the_figures(tmp_path):
         kinds = record["entities"][when]
         assert kinds.keys() == {"PERSON", "LOCATION"}
         every = {name: sum(one[name] for one in kinds.values()) for name in ("true", "found", "right")}
-        assert scored(every) == pytest.approx([record["metrics"][when][name] for name in ("precision", "recall", "f1")])
+        assert compute_scores(every) == pytest.approx(
+            [record["metrics"][when][name] for name in ("precision", "recall", "f1")]
+        )
     assert "PERSON" in text_of(tmp_path / "run")
 
 
@@ -161,7 +163,7 @@ def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report
 def test_cells_shorter_than_their_logging_log_the_same_last_step(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     given = [*on_tiny(llama), *STEPS, "trainer.logging_steps=100", "action.samples=0"]
-    execute.together(
+    execute.execute_jointly(
         [spec(*given, f"seed={seed}") for seed in (0, 1)], [tmp_path / "cell0", tmp_path / "cell1"], Limits(cells=2)
     )
     run(tmp_path / "lone", *given, "seed=1")
@@ -199,4 +201,4 @@ def test_negative_samples_are_refused(cli):
 def test_full_training_has_a_report(tmp_path, llama, on_tiny):
     run(tmp_path / "run", *on_tiny(llama), *STEPS, "lora=none", "trainer.learning_rate=1e-3", "action.samples=1")
     assert "every weight is trained" in text_of(tmp_path / "run")
-    assert page.write(tmp_path / "run").is_file()
+    assert page.write_report(tmp_path / "run").is_file()

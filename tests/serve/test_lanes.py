@@ -12,11 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from peftrun.adapters import mixed_batch
-from peftrun.serving.adapter_registry import Version
-from peftrun.serving.batch import Computer, Lane
-from peftrun.serving.detokenizer import Writing
-from peftrun.serving.request_state import Row
-from peftrun.serving.sampling import Sampling
+from peftrun.serving.adapter_registry import AdapterVersion
+from peftrun.serving.batch import ModelRunner, RunningBatch
+from peftrun.serving.detokenizer import StreamDetokenizer
+from peftrun.serving.request_state import SequenceState
+from peftrun.serving.sampling import SamplingParams
 
 CASES = {
     "plain": ["one", "two"],
@@ -29,7 +29,7 @@ CASES = {
 class Asked:
     """The part of a ticket that lanes read."""
 
-    def __init__(self, version: Version) -> None:
+    def __init__(self, version: AdapterVersion) -> None:
         self.version = version
 
 
@@ -38,10 +38,10 @@ def rows(offline, names, net, count, seed):
     for number in range(count):
         name = draw.choice([*names, "base"])
         prompt = [draw.randrange(5, 300) for _ in range(draw.randrange(1, 40))]
-        alone = None if name == "base" else mixed_batch.alone(name, net.peft_config[name])
-        row = Row(
-            Asked(Version(name, name, alone=alone)), number, prompt, Sampling(temperature=0), draw.randrange(1, 24),
-            {offline.tokenizer.eos_token_id}, Writing(offline.tokenizer, []), None,
+        alone = None if name == "base" else mixed_batch.why_exclusive(name, net.peft_config[name])
+        row = SequenceState(
+            Asked(AdapterVersion(name, name, alone=alone)), number, prompt, SamplingParams(temperature=0), draw.randrange(1, 24),
+            {offline.tokenizer.eos_token_id}, StreamDetokenizer(offline.tokenizer, []), None,
         )  # fmt: skip
         found.append(row)
     return found
@@ -50,25 +50,29 @@ def rows(offline, names, net, count, seed):
 def answer(net, tokenizer, waiting, seed):
     """Lets the rows in a few at a time, and steps."""
     draw, lanes = random.Random(seed), {}
-    computer = Computer(net, tokenizer.pad_token_id or tokenizer.eos_token_id)
+    computer = ModelRunner(net, tokenizer.pad_token_id or tokenizer.eos_token_id)
     while waiting or any(lane.rows for lane in lanes.values()):
         count = draw.randrange(0, 5)
         now, waiting = waiting[:count], waiting[count:]
-        for key in dict.fromkeys(row.ticket.version.internal if row.ticket.version.alone else None for row in now):
-            own = [row for row in now if (row.ticket.version.internal if row.ticket.version.alone else None) == key]
-            lanes.setdefault(key, Lane(computer)).admit(own)
+        for key in dict.fromkeys(
+            row.request.version.internal_name if row.request.version.alone else None for row in now
+        ):
+            own = [
+                row for row in now if (row.request.version.internal_name if row.request.version.alone else None) == key
+            ]
+            lanes.setdefault(key, RunningBatch(computer)).admit(own)
         for lane in lanes.values():
             if lane.rows:
                 lane.step()
-    computer.release()
+    computer.reset_routing()
 
 
 def check(offline, net, names, seed=0):
     found = rows(offline, names, net, 20, seed)
     answer(net, offline.tokenizer, list(found), seed)
     for row in found:
-        expected = offline.ids(row.ticket.version.name, row.prompt, row.limit)
-        assert row.written == expected, (row.ticket.version.name, row.prompt)
+        expected = offline.ids(row.request.version.name, row.prompt, row.limit)
+        assert row.written == expected, (row.request.version.name, row.prompt)
 
 
 def loaded(base, paths):

@@ -14,11 +14,11 @@ import peftrun
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.serving import errors, requests, responses, tool_calls
-from peftrun.serving.adapter_registry import Versions
-from peftrun.serving.batch import Computer
+from peftrun.serving.adapter_registry import AdapterRegistry
+from peftrun.serving.batch import ModelRunner
 from peftrun.serving.engine import Engine
-from peftrun.serving.metrics import Watch
-from peftrun.serving.request_state import Piece
+from peftrun.serving.metrics import Metrics
+from peftrun.serving.request_state import OutputChunk
 from peftrun.serving.service import Service
 from peftrun.tasks import causal_lm
 
@@ -64,14 +64,16 @@ def hermes(tmp_path_factory):
 def prompted(overrides, messages, **more):
     """Token ids that a server's engine is given for a request."""
     spec = peftrun.load(*overrides, "action=serve")
-    base = base_models.load_base(spec.model, device.resolve(spec.device))
-    versions, watch = Versions(base.name, []), Watch()
-    engine = Engine(Computer(base.model, base.tokenizer.pad_token_id), versions, watch, 2, 4)
+    base = base_models.load_base(spec.model, device.resolve_device(spec.device))
+    versions, watch = AdapterRegistry(base.name, []), Metrics()
+    engine = Engine(ModelRunner(base.model, base.tokenizer.pad_token_id), versions, watch, 2, 4)
     service = Service(base, engine, versions, watch, spec.action, task=spec.task)
     body = {"model": "base", "messages": messages, "max_tokens": 2, **more}
 
     async def ask():
-        ticket, _ = await service.ask(requests.read(json.dumps(body).encode(), requests.ChatWish))
+        ticket, _ = await service.submit_request(
+            requests.parse_request(json.dumps(body).encode(), requests.ChatCompletionRequest)
+        )
         return ticket.prompts[0]
 
     try:
@@ -85,7 +87,7 @@ def learned(overrides, where, row, *more):
     rows = jsonl(where / "rows.jsonl", [row, {**row, "messages": [*TALK[:2], {**TALK[2], "content": "9"}, ANSWER]}])
     task = [f"task.data.path={rows}", "task=chat", "task.data.eval_rows=1", "task.max_length=2048", *more]
     spec = peftrun.load(*(one for one in overrides if not one.startswith("task")), *task, "task.data.holdout=last")
-    tokenizer = base_models.load_tokenizer(base_models.locate(spec.model), spec.model)
+    tokenizer = base_models.load_tokenizer(base_models.resolve_base_dir(spec.model), spec.model)
     return causal_lm.load_rows(spec.task, tokenizer).train[0].prompt
 
 
@@ -101,7 +103,7 @@ def test_what_is_prompted_is_what_was_learned(hermes, llama, on_tiny, tmp_path):
     own = [*on, f"task.tools={file}"]
     assert prompted(own, TALK) == with_tools == learned(on, tmp_path, whole, f"task.tools={file}")
     for messages, more, param in ((TALK[:1], {"tools": [TOOL]}, "tools"), (TALK, {}, "messages")):
-        with pytest.raises(errors.ApiFault, match="chat template") as refused:  # ChatML shows neither
+        with pytest.raises(errors.ApiError, match="chat template") as refused:  # ChatML shows neither
             prompted(on_tiny(llama), messages, **more)
         assert (refused.value.status, refused.value.param) == (400, param)
 
@@ -123,19 +125,21 @@ def test_calls_in_an_answer_are_read_where_their_form_is_known(hermes, llama, te
     tokenizer = AutoTokenizer.from_pretrained(hermes)
     ids, prompt = tokenizer(text)["input_ids"], tokenizer("<|im_start|>assistant\n")["input_ids"]
     plain = tokenizer.decode(ids, skip_special_tokens=True)
-    pieces = [Piece(0, tokenizer.decode([one], skip_special_tokens=True)) for one in ids]
+    pieces = [OutputChunk(0, tokenizer.decode([one], skip_special_tokens=True)) for one in ids]
     pieces[-1].finish, pieces[-1].ids = "stop", ids
-    form = responses.Chat(tool_calls.reader(tokenizer, unknown, prompt, [TOOL]))
-    choice = form.choice(Piece(0, plain, len(ids), [], "stop", ids), None)
+    form = responses.ChatFormat(tool_calls.build_tool_parser(tokenizer, unknown, prompt, [TOOL]))
+    choice = form.build_choice(OutputChunk(0, plain, len(ids), [], "stop", ids), None)
     message = choice["message"]
     assert (message["content"], choice["finish_reason"]) == (content, finish)
     found = message.get("tool_calls", [])
     assert [one["function"]["name"] for one in found] == names and len({one["id"] for one in found}) == len(names)
     assert all(one["type"] == "function" and json.loads(one["function"]["arguments"]) == {"city": "Bérn"} for one in found)  # fmt: skip
-    deltas = [form.delta(piece, None) for piece in pieces]
+    deltas = [form.build_delta(piece, None) for piece in pieces]
     last = deltas[-1]["delta"]
     assert (last["content"], deltas[-1]["finish_reason"]) == (content, finish) and not any(one["delta"] for one in deltas[:-1])  # fmt: skip
     assert [one["index"] for one in last.get("tool_calls", [])] == list(range(len(names)))
-    cut = form.choice(Piece(0, plain, len(ids), [], "stop"), None)  # at a stop string, which may lie inside a call
+    cut = form.build_choice(
+        OutputChunk(0, plain, len(ids), [], "stop"), None
+    )  # at a stop string, which may lie inside a call
     assert cut["message"]["content"] == plain and cut["finish_reason"] == "stop"
-    assert tool_calls.reader(AutoTokenizer.from_pretrained(llama), unknown, prompt, [TOOL]) is None
+    assert tool_calls.build_tool_parser(AutoTokenizer.from_pretrained(llama), unknown, prompt, [TOOL]) is None

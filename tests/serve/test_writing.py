@@ -8,8 +8,8 @@ from cases import cases
 from conftest import _tokenizer
 
 from peftrun.serving import sampling
-from peftrun.serving.detokenizer import HALF, Writing
-from peftrun.serving.sampling import Sampling
+from peftrun.serving.detokenizer import REPLACEMENT_CHARACTER, StreamDetokenizer
+from peftrun.serving.sampling import SamplingParams
 
 TEXTS = ["Ça va? 😀👩‍👩‍👧 fin", "漢字と仮名", "plain words, a  double space\n\n\ttab", "e\u0301 مرحبا"]
 
@@ -20,20 +20,20 @@ def tokenizer():
 
 
 def pieces(tokenizer, ids, stops=()):
-    writing = Writing(tokenizer, list(stops))
+    writing = StreamDetokenizer(tokenizer, list(stops))
     found = []
     for token in ids:
-        found.append(writing.add(token))
+        found.append(writing.add_token(token))
         if writing.stopped:
             return found, True
-    return [*found, writing.end()], writing.stopped
+    return [*found, writing.flush_text()], writing.stopped
 
 
 @cases("text", TEXTS)
 def test_pieces_are_whole_characters_and_make_up_the_text(tokenizer, text):
     found, stopped = pieces(tokenizer, tokenizer(text)["input_ids"])
     assert "".join(found) == text and not stopped
-    assert all(HALF not in piece for piece in found)
+    assert all(REPLACEMENT_CHARACTER not in piece for piece in found)
 
 
 def test_random_tokens_make_up_what_the_tokenizer_decodes(tokenizer):
@@ -62,12 +62,12 @@ def test_a_stop_string_ends_the_answer_wherever_tokens_are_cut(tokenizer):
 
 
 def choose(logits, how, number=0, written=()):
-    return sampling.choose(logits, [1, 2], list(written), how, sampling.generator(how, number, "cpu"))
+    return sampling.sample_token(logits, [1, 2], list(written), how, sampling.build_generator(how, number, "cpu"))
 
 
 def test_the_same_seed_draws_the_same_and_each_answer_has_its_own():
     logits = torch.randn(200, generator=torch.Generator().manual_seed(0))
-    how = Sampling(temperature=1.0, seed=5)
+    how = SamplingParams(temperature=1.0, seed=5)
     assert choose(logits, how) == choose(logits, how)
     assert len({choose(logits, how, number) for number in range(20)}) > 5
 
@@ -75,22 +75,22 @@ def test_the_same_seed_draws_the_same_and_each_answer_has_its_own():
 def test_what_is_asked_changes_the_choice():
     logits = torch.zeros(50)
     logits[7], logits[8] = 5.0, 4.0
-    assert choose(logits, Sampling(temperature=0)) == 7
-    assert choose(logits, Sampling(temperature=0, logit_bias={7: -100.0})) == 8
-    assert choose(logits, Sampling(temperature=0, logit_bias={30: 100.0})) == 30
-    assert choose(logits, Sampling(temperature=0, frequency_penalty=2.0), written=[7]) == 8
-    assert choose(logits, Sampling(temperature=0, presence_penalty=2.0), written=[7]) == 8
-    assert choose(logits, Sampling(temperature=0, presence_penalty=0.5), written=[7]) == 7
-    assert choose(logits, Sampling(temperature=0, repetition_penalty=2.0), written=[7]) == 8
-    drawn = {choose(logits, Sampling(temperature=2.0, top_k=2, seed=seed)) for seed in range(50)}
+    assert choose(logits, SamplingParams(temperature=0)) == 7
+    assert choose(logits, SamplingParams(temperature=0, logit_bias={7: -100.0})) == 8
+    assert choose(logits, SamplingParams(temperature=0, logit_bias={30: 100.0})) == 30
+    assert choose(logits, SamplingParams(temperature=0, frequency_penalty=2.0), written=[7]) == 8
+    assert choose(logits, SamplingParams(temperature=0, presence_penalty=2.0), written=[7]) == 8
+    assert choose(logits, SamplingParams(temperature=0, presence_penalty=0.5), written=[7]) == 7
+    assert choose(logits, SamplingParams(temperature=0, repetition_penalty=2.0), written=[7]) == 8
+    drawn = {choose(logits, SamplingParams(temperature=2.0, top_k=2, seed=seed)) for seed in range(50)}
     assert drawn == {7, 8}
-    assert {choose(logits, Sampling(temperature=1.0, top_p=0.5, seed=seed)) for seed in range(50)} == {7}
+    assert {choose(logits, SamplingParams(temperature=1.0, top_p=0.5, seed=seed)) for seed in range(50)} == {7}
     assert logits[7] == 5.0, "the model's own numbers are left as they are"
 
 
 def test_log_probabilities_are_the_models_own():
     logits = torch.tensor([0.0, 1.0, 2.0])
-    found = sampling.told(logits, 1, Sampling(logprobs=2))
+    found = sampling.get_top_logprobs(logits, 1, SamplingParams(logprobs=2))
     assert found.logprob == pytest.approx(logits.log_softmax(-1)[1].item())
     assert [token for token, _ in found.others] == [2, 1]
-    assert sampling.told(logits, 1, Sampling()) is None
+    assert sampling.get_top_logprobs(logits, 1, SamplingParams()) is None

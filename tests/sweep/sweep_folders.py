@@ -5,7 +5,7 @@ import math
 from itertools import product
 from pathlib import Path
 
-from peftrun.sweep.summary import Planned, Sweep, write
+from peftrun.sweep.summary import PlannedCell, SweepState, write_summary
 
 FINGERPRINT = "79670eeba85b"
 
@@ -30,13 +30,15 @@ def put(folder: Path, name: str, found: dict, rows=()) -> None:
     (folder / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def planned(name: str, number: int, values: dict) -> Planned:
+def planned(name: str, number: int, values: dict) -> PlannedCell:
     """A cell as its launcher hands it over, with the command that runs it alone."""
-    return Planned(name, [number], values, " ".join(["peftrun", *(f"{key}={value}" for key, value in values.items())]))
+    return PlannedCell(
+        name, [number], values, " ".join(["peftrun", *(f"{key}={value}" for key, value in values.items())])
+    )
 
 
-def sweep(cells, **more) -> Sweep:
-    return Sweep(**({"command": "peftrun -m lora.r=4,8", "status": "completed", "started": "2026-01-01T00:00:00+00:00", "seconds": 9.0, "cells": cells} | more))  # fmt: skip
+def sweep(cells, **more) -> SweepState:
+    return SweepState(**({"command": "peftrun -m lora.r=4,8", "status": "completed", "started": "2026-01-01T00:00:00+00:00", "seconds": 9.0, "cells": cells} | more))  # fmt: skip
 
 
 def grid(folder: Path, axes: dict, score, steps=20) -> dict:
@@ -56,4 +58,4 @@ def grid(folder: Path, axes: dict, score, steps=20) -> dict:
             [*rows, {"step": steps, "eval_loss": 0.2}],
         )
         cells.append(planned(name, number, chosen))
-    return write(folder, sweep(cells))
+    return write_summary(folder, sweep(cells))

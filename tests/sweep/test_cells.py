@@ -55,7 +55,7 @@ def by_hydra(loader, master, overrides, number):
         task = copy.deepcopy(cfg)
         with open_dict(task):
             del task["hydra"]
-        return config.plain(task)
+        return config.resolve_values(task)
     finally:
         HydraConfig.instance().cfg = before
 
@@ -97,7 +97,7 @@ def test_what_was_composed_for_one_cell_is_not_changed_by_another(sweep):
 
 
 def all_of(sweep, wanted):
-    return cells.compose_all(*sweep, wanted, 0, None)
+    return cells.compose_cells(*sweep, wanted, 0, None)
 
 
 def test_cells_that_are_identical_after_resolution_are_one(sweep):
@@ -129,7 +129,7 @@ def test_the_id_is_that_of_what_is_run_not_of_how_it_is_continued(sweep):
     assert len({plain.id, resumed.id, other.id}) == 3
     values = copy.deepcopy(plain.values)
     values["action"]["resume"] = "some/where"
-    assert cells.cell_id(values) == plain.id
+    assert cells.compute_cell_id(values) == plain.id
 
 
 @pytest.mark.slow
@@ -140,5 +140,5 @@ def test_three_hundred_cells_are_all_composed(sweep):
 
 def test_labels_say_what_differs_and_the_command_says_all(sweep):
     found = all_of(sweep, [["task=sms_spam", "lora.r=4"], ["task=sms_spam", "lora.r=8"]])
-    assert list(cells.labels(found).values()) == ["lora.r=4", "lora.r=8"]
-    assert cells.command(found[0], "/team") == "peftrun --config-dir /team task=sms_spam lora.r=4"
+    assert list(cells.label_cells(found).values()) == ["lora.r=4", "lora.r=8"]
+    assert cells.format_command(found[0], "/team") == "peftrun --config-dir /team task=sms_spam lora.r=4"

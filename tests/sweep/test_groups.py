@@ -10,7 +10,7 @@ from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import paths
 from peftrun.config import values as config
 from peftrun.sweep import groups
-from peftrun.sweep.cells import Cell, cell_id
+from peftrun.sweep.cells import Cell, compute_cell_id
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,9 +20,9 @@ def _hydra():
 
 
 def cell(*overrides, number=0):
-    values = config.plain(compose("config", overrides=list(overrides)))
+    values = config.resolve_values(compose("config", overrides=list(overrides)))
     spec = build_spec_from_values(values)
-    return Cell([number], list(overrides), dataclasses.asdict(spec), spec, id=cell_id(values))
+    return Cell([number], list(overrides), dataclasses.asdict(spec), spec, id=compute_cell_id(values))
 
 
 def test_everything_of_an_adapter_and_its_training_may_differ():
@@ -33,7 +33,7 @@ def test_everything_of_an_adapter_and_its_training_may_differ():
         cell("lora.init_lora_weights=gaussian", "lora.rank_pattern={q_proj: 2}"), cell("trainer.optim=sgd"),
         cell("task.max_length=32", "task.data.train_rows=50"), cell("task=instruction", "task.data.source=hub", "task.data.path=a/b"),
     ]  # fmt: skip
-    (found,) = groups.form(together)
+    (found,) = groups.group_cells(together)
     assert found.cells == together and found.reason == ""
 
 
@@ -71,7 +71,7 @@ ALONE = {
 @cases("override", ALONE, every=4)
 def test_what_shapes_the_forward_pass_in_another_way_stands_alone(override):
     odd = cell(override)
-    found = groups.form([cell(), odd, cell("seed=1")])
+    found = groups.group_cells([cell(), odd, cell("seed=1")])
     assert [len(one.cells) for one in found] == [2, 1]
     assert found[1].cells == [odd] and found[1].reason == ALONE[override]
 
@@ -82,16 +82,18 @@ OTHER_BASE = (["model=smollm2"], ["model.quantization=nf4"], ["device=cpu"], ["d
 @pytest.mark.slow
 @cases("overrides", OTHER_BASE, ids=" ".join)
 def test_another_base_or_device_is_another_group(overrides):
-    found = groups.form([cell(), cell(*overrides), cell("seed=1"), cell(*overrides, "seed=1")])
+    found = groups.group_cells([cell(), cell(*overrides), cell("seed=1"), cell(*overrides, "seed=1")])
     assert [len(one.cells) for one in found] == [2, 2] and not any(one.reason for one in found)
 
 
 def test_labels_of_a_classifier_are_part_of_its_base():
     sentiment = ["model=pretrained", "model.name_or_path=org/encoder", "task=spanish_sentiment"]
-    found = groups.form([cell(*sentiment), cell(*sentiment, "seed=1"), cell(*sentiment, "task.label_names=[b,a]")])
+    found = groups.group_cells(
+        [cell(*sentiment), cell(*sentiment, "seed=1"), cell(*sentiment, "task.label_names=[b,a]")]
+    )
     assert [len(one.cells) for one in found] == [2, 1]
     assert found[1].reason == groups.ONLY_ONE
 
 
 def test_cells_that_were_refused_are_in_no_group():
-    assert groups.form([Cell([0], [], problems=("no",))]) == []
+    assert groups.group_cells([Cell([0], [], problems=("no",))]) == []

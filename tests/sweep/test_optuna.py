@@ -88,7 +88,7 @@ def test_a_search_of_nothing_is_refused(cli, llama, on_tiny, key):
 
 
 def test_without_the_package_one_line_names_what_to_install(cli, llama, on_tiny, monkeypatch):
-    monkeypatch.setattr("peftrun.sweep.optuna_sweeper._installed", lambda: False)
+    monkeypatch.setattr("peftrun.sweep.optuna_sweeper._is_installed", lambda: False)
     outcome = cli("-m", *on_tiny(llama), *SEARCH, "hydra.sweeper.n_trials=3", *SPACE)
     assert outcome.code == 1 and "Traceback" not in outcome.err
     assert "pip install 'peftrun[sweeper]'" in outcome.err

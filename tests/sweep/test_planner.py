@@ -15,7 +15,13 @@ from peftrun.config import paths
 from peftrun.config import values as config
 from peftrun.errors import ConfigError
 from peftrun.planning import memory, parameter_count, throughput
-from peftrun.planning.joint_memory import Limits, cell_memory, choose_cells_per_step, read_limits, shared_memory
+from peftrun.planning.joint_memory import (
+    Limits,
+    choose_cells_per_step,
+    estimate_cell_memory,
+    estimate_shared_memory,
+    read_limits,
+)
 from peftrun.planning.memory import Lengths
 from peftrun.sweep import groups, planner
 from peftrun.sweep.cells import Cell
@@ -66,21 +72,21 @@ def on(folder, *overrides):
 
 def test_the_classic_gpt2_adapter_has_as_many_parameters_as_it_has(tmp_path):
     wanted = on(gpt2_124m(tmp_path / "gpt2"), "lora.r=8", "lora.target_modules=[c_attn]")
-    base = base_files.read(wanted.model)
-    assert parameter_count.adapter(base, wanted.lora) == 294_912
+    base = base_files.read_base_info(wanted.model)
+    assert parameter_count.count_adapter_parameters(base, wanted.lora) == 294_912
     assert (base.hidden, base.layers, base.vocabulary) == (768, 12, 50257)
     some = on(tmp_path / "gpt2", "lora.r=8", "lora.target_modules=[c_attn]", "lora.layers_to_transform=[0,3]")
-    assert parameter_count.adapter(base, some.lora) == 294_912 // 6
+    assert parameter_count.count_adapter_parameters(base, some.lora) == 294_912 // 6
     pattern = on(tmp_path / "gpt2", "lora.r=8", "lora.target_modules=.*c_attn", "lora.rank_pattern={c_attn: 4}")
-    assert parameter_count.adapter(base, pattern.lora) == 294_912 // 2
+    assert parameter_count.count_adapter_parameters(base, pattern.lora) == 294_912 // 2
 
 
 @pytest.mark.slow
 def test_the_count_is_that_of_the_run(trained):
     record = json.loads((trained / "record.json").read_text())
     wanted = build_spec_from_values(config.read_values(trained / "config.yaml"))
-    base = base_files.read(wanted.model)
-    found = parameter_count.count(base, wanted.lora, wanted.task)
+    base = base_files.read_base_info(wanted.model)
+    found = parameter_count.estimate_parameters(base, wanted.lora, wanted.task)
     assert found.trained == record["trainable_parameters"] and found.exact
     assert base.parameters + found.held == record["parameters"]
 
@@ -100,43 +106,50 @@ SHAPED = [
 def test_every_variant_of_lora_is_counted_exactly(llama, overrides):
     from peftrun.adapters import attach
     from peftrun.models.base import load_base
-    from peftrun.models.device import resolve
+    from peftrun.models.device import resolve_device
 
     wanted = on(llama, "device.dtype=float32", *overrides)
-    found = parameter_count.count(base_files.read(wanted.model), wanted.lora, wanted.task)
-    trained, everything = attach.trainable(
-        attach.attach(load_base(wanted.model, resolve(wanted.device)), wanted.lora, 0)
+    found = parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), wanted.lora, wanted.task)
+    trained, everything = attach.count_parameters(
+        attach.attach_adapter(load_base(wanted.model, resolve_device(wanted.device)), wanted.lora, 0)
     )
     assert (found.trained, found.exact) == (trained, True)
-    assert base_files.read(wanted.model).parameters + found.held == everything
+    assert base_files.read_base_info(wanted.model).parameters + found.held == everything
 
 
 @cases("overrides", [["lora=eva"], ["lora=ia3"], ["lora.bias=all"], ["lora.target_modules=[lm_head]"]])
 def test_what_files_do_not_tell_is_no_exact_count(llama, overrides):
     wanted = on(llama, *overrides)
-    assert not parameter_count.count(base_files.read(wanted.model), wanted.lora, wanted.task).exact
+    assert not parameter_count.estimate_parameters(
+        base_files.read_base_info(wanted.model), wanted.lora, wanted.task
+    ).exact
 
 
 @cases("task", ["spanish_sentiment", "ner"])
 def test_a_classifiers_head_is_counted(tmp_path, task):
     from peftrun.adapters import attach
     from peftrun.models.base import load_base
-    from peftrun.models.device import resolve
+    from peftrun.models.device import resolve_device
 
     folder = build_bert(tmp_path / "bert")
     wanted = on(folder, f"task={task}", "lora.target_modules=[query,value]", "device.dtype=float32")
-    found = parameter_count.count(base_files.read(wanted.model), wanted.lora, wanted.task)
-    base = load_base(wanted.model, resolve(wanted.device), head=classifier_head.of_task(wanted.task))
-    assert (found.trained, found.exact) == (attach.trainable(attach.attach(base, wanted.lora, 0))[0], True)
-    assert not parameter_count.count(base_files.read(wanted.model), on(folder, f"task={task}").lora, wanted.task).exact
+    found = parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), wanted.lora, wanted.task)
+    base = load_base(wanted.model, resolve_device(wanted.device), head=classifier_head.get_task_head(wanted.task))
+    assert (found.trained, found.exact) == (
+        attach.count_parameters(attach.attach_adapter(base, wanted.lora, 0))[0],
+        True,
+    )
+    assert not parameter_count.estimate_parameters(
+        base_files.read_base_info(wanted.model), on(folder, f"task={task}").lora, wanted.task
+    ).exact
 
 
 def test_memory_grows_with_what_takes_it(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
-    base = base_files.read(on(folder).model)
+    base = base_files.read_base_info(on(folder).model)
 
     def needed(*overrides):
-        return cell_memory(base, on(folder, *overrides))
+        return estimate_cell_memory(base, on(folder, *overrides))
 
     assert needed("lora.r=16") - needed("lora.r=8") == 8 * sum(map(sum, base.linears.values())) * 16
     assert needed("lora.r=8") > needed("lora.r=8", "trainer.optim=sgd")
@@ -144,16 +157,16 @@ def test_memory_grows_with_what_takes_it(tmp_path):
     assert needed("device.dtype=float32") > needed("device.dtype=bfloat16")
     with where_installed():
         quantized = on(folder, "model.quantization=nf4", "device.dtype=float32")
-    four_bits = shared_memory(base, quantized)
-    assert four_bits < shared_memory(base, on(folder, "device.dtype=float32"))
+    four_bits = estimate_shared_memory(base, quantized)
+    assert four_bits < estimate_shared_memory(base, on(folder, "device.dtype=float32"))
 
 
 def test_a_run_by_itself_has_parts_that_grow_with_what_takes_them(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
-    base = base_files.read(on(folder).model)
+    base = base_files.read_base_info(on(folder).model)
 
     def parts(*overrides, **lengths):
-        return memory.of_run(base, on(folder, *overrides), Lengths(**lengths) if lengths else None)
+        return memory.estimate_memory(base, on(folder, *overrides), Lengths(**lengths) if lengths else None)
 
     plain = parts("device.dtype=bfloat16")
     assert plain.weights == 2 * base.parameters and parts("device.dtype=float32").weights == 4 * base.parameters
@@ -173,10 +186,10 @@ def test_a_run_by_itself_has_parts_that_grow_with_what_takes_them(tmp_path):
 
 
 def test_plain_products_keep_their_scores(llama):
-    base = base_files.read(on(llama).model)
+    base = base_files.read_base_info(on(llama).model)
 
     def kept(tokens, *overrides):
-        return memory.of_run(base, on(llama, f"task.max_length={tokens}", *overrides)).activations / tokens
+        return memory.estimate_memory(base, on(llama, f"task.max_length={tokens}", *overrides)).activations / tokens
 
     assert (
         kept(512, "device.dtype=bfloat16") - kept(256, "device.dtype=bfloat16") == 4 * 2 * 6 * 4 * 256
@@ -193,14 +206,14 @@ HELD = ("process", "weights", "adapter", "learning")
 def test_the_rules_that_other_modules_hold_are_the_same():
     from peftrun.training import completion_loss, cpu_attention
 
-    assert memory.PLAIN_PRODUCTS == cpu_attention.LONGEST and memory.SHORT == completion_loss.WORTH_IT
+    assert memory.PLAIN_PRODUCTS == cpu_attention.MAX_ROW_TOKENS and memory.SHORT == completion_loss.MAX_LABEL_SHARE
 
 
 def test_a_gpu_takes_nothing_for_the_process_and_leaves_no_holes(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
-    base = base_files.read(on(folder).model)
+    base = base_files.read_base_info(on(folder).model)
     here, there = (
-        memory.of_run(base, on(folder, f"device={name}", "device.dtype=float32")) for name in ("cpu", "cuda")
+        memory.estimate_memory(base, on(folder, f"device={name}", "device.dtype=float32")) for name in ("cpu", "cuda")
     )
     assert there.process == 0 and there.loading == there.weights and 0 < there.activations < here.activations
 
@@ -211,24 +224,24 @@ def test_steps_are_those_of_the_loop(rows, overrides):
     from peftrun.training import fit
 
     trainer = spec("trainer=epochs", "trainer.num_train_epochs=1.5", *overrides).trainer
-    assert throughput.steps(trainer, rows) == fit.steps(trainer, rows)
-    assert throughput.steps(trainer, 2 * rows, 2) == fit.steps(trainer, rows)
+    assert throughput.count_optimizer_steps(trainer, rows) == fit.count_steps(trainer, rows)
+    assert throughput.count_optimizer_steps(trainer, 2 * rows, 2) == fit.count_steps(trainer, rows)
 
 
 def sweep_of(folder, count, *overrides):
-    return groups.form([Cell([n], [], {}, on(folder, f"seed={n}", *overrides), id=str(n)) for n in range(count)])
+    return groups.group_cells([Cell([n], [], {}, on(folder, f"seed={n}", *overrides), id=str(n)) for n in range(count)])
 
 
 def test_waves_hold_what_the_limits_allow(tmp_path):
     folder = gpt2_124m(tmp_path / "gpt2")
     found = sweep_of(folder, 7)
-    assert [len(one.cells) for one in planner.plan(found, Limits(None, 3)).waves] == [3, 3, 1]
-    one = cell_memory(base_files.read(on(folder).model), on(folder))
-    base = shared_memory(base_files.read(on(folder).model), on(folder))
-    plan = planner.plan(found, Limits(int(base + 2 * one) + 1))
+    assert [len(one.cells) for one in planner.plan_sweep(found, Limits(None, 3)).waves] == [3, 3, 1]
+    one = estimate_cell_memory(base_files.read_base_info(on(folder).model), on(folder))
+    base = estimate_shared_memory(base_files.read_base_info(on(folder).model), on(folder))
+    plan = planner.plan_sweep(found, Limits(int(base + 2 * one) + 1))
     assert [len(wave.cells) for wave in plan.waves] == [2, 2, 2, 1]
     assert plan.waves[0].memory == pytest.approx(base + 2 * one)
-    tight = planner.plan(found, Limits(1000))
+    tight = planner.plan_sweep(found, Limits(1000))
     assert [len(wave.cells) for wave in tight.waves] == [1] * 7 and "wave 1 may need" in tight.notes[0]
     runs = [(cell.spec, None) for group in found for cell in group.cells]
     short = [(each, Lengths(16, 4)) for each, _ in runs]
@@ -245,7 +258,7 @@ def test_waves_hold_what_the_limits_allow(tmp_path):
 
 
 def test_a_base_that_is_not_here_yet_is_said_to_be_unknown():
-    plan = planner.plan(groups.form([Cell([0], [], {}, spec("model=gpt2"), id="a")]), Limits())
+    plan = planner.plan_sweep(groups.group_cells([Cell([0], [], {}, spec("model=gpt2"), id="a")]), Limits())
     assert plan.waves[0].memory is None and "openai-community/gpt2" in plan.notes[0]
 
 
@@ -272,15 +285,15 @@ def test_limits_are_read():
 
 def test_time_is_that_of_a_run_on_the_same_base_or_unknown(tmp_path, trained):
     wanted = build_spec_from_values(config.read_values(trained / "config.yaml"))
-    found = throughput.of(wanted.model, trained.parent)
+    found = throughput.read_throughput(wanted.model, trained.parent)
     record = json.loads((trained / "record.json").read_text())
     assert found.seconds(wanted) == pytest.approx(record["training"]["seconds"], rel=1e-6)
     assert found.lengths(wanted).longest == max(map(len, rows_as_tokens(wanted)))
     others = replace(wanted, task=replace(wanted.task, prompt="{prompt}!"))
     assert found.lengths(others) is None and found.seconds(others) > found.seconds(wanted)
-    (note,) = throughput.Paces({"tiny-llama": found}).notes([others])
+    (note,) = throughput.Throughputs({"tiny-llama": found}).notes([others])
     assert "each row counts as task.max_length=" in note and str(trained) in note
-    none = throughput.of_all([wanted], tmp_path)
+    none = throughput.read_throughputs([wanted], tmp_path)
     assert none.seconds(wanted) is None
     assert "unknown: no run of tiny-llama below outputs/ yet" in none.notes([wanted])[0]
 
@@ -296,8 +309,8 @@ def rows_as_tokens(wanted):
 def test_weights_that_lie_twice_in_a_folder_count_once_and_few_bits_as_they_are_stored(tmp_path):
     folder = header_only(tmp_path / "one", {"h.0.w.weight": [64, 64]}, n_embd=64, n_layer=1, vocab_size=8)
     (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    base = base_files.of_folder(folder)
-    assert base.parameters == 64 * 64 and not base.in_two_bytes
+    base = base_files.read_folder_info(folder)
+    assert base.parameters == 64 * 64 and not base.is_half_precision
     settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
     (folder / "config.json").write_text(json.dumps(settings))
-    assert base_files.of_folder(folder).bytes(2, None) == base.stored
+    assert base_files.read_folder_info(folder).bytes(2, None) == base.stored

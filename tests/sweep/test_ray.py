@@ -53,7 +53,7 @@ def test_a_gpu_that_no_machine_has_is_not_waited_for(llama, on_tiny, tmp_path):
 
 
 def test_without_the_package_one_line_names_what_to_install(cli, llama, on_tiny, monkeypatch):
-    monkeypatch.setattr("peftrun.system.packages.package_dir", lambda name: None if name == "ray" else Path())
+    monkeypatch.setattr("peftrun.system.packages.find_package_dir", lambda name: None if name == "ray" else Path())
     outcome = cli("-m", *on_tiny(llama), "seed=1,2", RAY)
     assert outcome.code == 1 and "Traceback" not in outcome.err
     assert "pip install 'peftrun[ray]'" in outcome.err

@@ -12,13 +12,13 @@ from peftrun.errors import ArtifactError
 from peftrun.results.report import svg
 from peftrun.sweep.report import charts
 from peftrun.sweep.report import page as sweep_page
-from peftrun.sweep.summary import Planned, write
+from peftrun.sweep.summary import PlannedCell, write_summary
 
 EVIL = '<script>alert("x")</script> & <img src=x>'
 
 
 def page_of(folder):
-    return Page(sweep_page.write(folder).read_text())
+    return Page(sweep_page.write_sweep_report(folder).read_text())
 
 
 AXES = {"lora.r": [4, 8], "trainer.learning_rate": [1e-4, 1e-3], "seed": [1, 2, 3]}
@@ -40,7 +40,7 @@ def page(tmp_path):
 
 def test_nothing_is_asked_of_the_network(tmp_path):
     grid(tmp_path, AXES, score)
-    text = sweep_page.write(tmp_path).read_text()
+    text = sweep_page.write_sweep_report(tmp_path).read_text()
     found = Page(text)
     assert not {"script", "link", "iframe", "img", "object"} & set(found.tags)
     assert not {"src", "href", "xlink:href", "onclick", "onload"} & {name for _, name, _ in found.attributes}
@@ -55,10 +55,10 @@ def test_values_commands_and_names_are_escaped(tmp_path):
     put(tmp_path, "a", record(0.5, device=EVIL, base={"name": EVIL, "fingerprint": EVIL}), [{"step": 1, "loss": 1.0}])
     put(tmp_path, "b", record(0.6), [{"step": 1, "loss": 2.0}])
     cells = [
-        Planned(name, [n], {"task.prompt": f"{EVIL}{n}"}, f"peftrun 'task.prompt={EVIL}{n}'")
+        PlannedCell(name, [n], {"task.prompt": f"{EVIL}{n}"}, f"peftrun 'task.prompt={EVIL}{n}'")
         for n, name in enumerate("ab")
     ]
-    write(tmp_path, sweep(cells, command=f"peftrun -m {EVIL}", status=EVIL, objective=EVIL))
+    write_summary(tmp_path, sweep(cells, command=f"peftrun -m {EVIL}", status=EVIL, objective=EVIL))
     found = page_of(tmp_path)
     assert not {"script", "img"} & set(found.tags)
 
@@ -88,8 +88,8 @@ def test_a_grid_that_is_mostly_empty_is_no_heat_map(tmp_path):
     cells = []
     for n in range(6):
         put(tmp_path, f"c{n}", record(0.5 + n))
-        cells.append(Planned(f"c{n}", [n], {"a.x": n * 1.5, "b.y": n * n}, f"peftrun a.x={n * 1.5} b.y={n * n}"))
-    write(tmp_path, sweep(cells))
+        cells.append(PlannedCell(f"c{n}", [n], {"a.x": n * 1.5, "b.y": n * n}, f"peftrun a.x={n * 1.5} b.y={n * n}"))
+    write_summary(tmp_path, sweep(cells))
     assert "Parallel coordinates" in page_of(tmp_path).text
 
 
@@ -122,12 +122,12 @@ def test_one_cell(tmp_path):
 
 
 def test_a_sweep_that_has_just_begun_and_one_in_which_all_failed(tmp_path):
-    cells = [Planned(name, [n], {"lora.r": n}, f"peftrun lora.r={n}") for n, name in enumerate("ab")]
-    write(tmp_path, sweep(cells, status="running"))
+    cells = [PlannedCell(name, [n], {"lora.r": n}, f"peftrun lora.r={n}") for n, name in enumerate("ab")]
+    write_summary(tmp_path, sweep(cells, status="running"))
     assert "No cell is completed yet" in page_of(tmp_path).text and "2 waiting" in page_of(tmp_path).text
     for name in "ab":
         put(tmp_path, name, record(status="failed", error="no memory"))
-    write(tmp_path, sweep(cells, status="failed"))
+    write_summary(tmp_path, sweep(cells, status="failed"))
     assert "2 failed" in page_of(tmp_path).text
 
 
@@ -159,22 +159,24 @@ def test_damaged_curves_and_figures_that_are_no_numbers_are_passed_over(tmp_path
     )
     put(tmp_path, "b", record(0.6))
     (tmp_path / "b/metrics.jsonl").write_text('{"step": 1, "lo{"step": 2}\n')
-    write(tmp_path, sweep([Planned(name, [n], {"lora.r": n}, f"peftrun lora.r={n}") for n, name in enumerate("ab")]))
+    write_summary(
+        tmp_path, sweep([PlannedCell(name, [n], {"lora.r": n}, f"peftrun lora.r={n}") for n, name in enumerate("ab")])
+    )
     assert "nan" not in page_of(tmp_path).text.lower()
 
 
 def test_without_a_summary_it_is_told(tmp_path):
     with pytest.raises(ArtifactError, match=r"sweep\.json"):
-        sweep_page.write(tmp_path)
+        sweep_page.write_sweep_report(tmp_path)
 
 
 def test_a_cell_that_has_a_report_of_its_own_is_led_to(tmp_path):
     put(tmp_path, "a cell", record(0.5))
     put(tmp_path, "b", record(0.6))
     (tmp_path / "a cell/report.html").write_text("")
-    write(
+    write_summary(
         tmp_path,
-        sweep([Planned(name, [n], {"lora.r": n}, f"peftrun lora.r={n}") for n, name in enumerate(["a cell", "b"])]),
+        sweep([PlannedCell(name, [n], {"lora.r": n}, f"peftrun lora.r={n}") for n, name in enumerate(["a cell", "b"])]),
     )
     assert [value for tag, name, value in page_of(tmp_path).attributes if name == "href"] == ["a%20cell/report.html"]
 
@@ -189,25 +191,25 @@ def test_the_report_reads_files_only(tmp_path):
 
 def test_thinned_curves_keep_their_ends_and_their_mean():
     points = [(float(n), float(n % 7)) for n in range(1000)]
-    found = charts.thinned(points, 50)
+    found = charts.thin_points(points, 50)
     assert len(found) == 50 and found[0] == points[0] and found[-1] == points[-1]
     assert sum(y for _, y in found) / 50 == pytest.approx(3, abs=0.2)
-    assert charts.thinned(points[:50], 50) == points[:50]
+    assert charts.thin_points(points[:50], 50) == points[:50]
 
 
 def test_numbers_that_span_ten_times_are_on_a_logarithmic_scale():
-    assert svg.scale([1e-4, 1e-3], 0, 100).log and not svg.scale([1, 9], 0, 100).log
-    assert not svg.scale([0, 100], 0, 100).log and not svg.scale([-1, 100], 0, 100).log
-    assert svg.scale([1e-4, 1e-3, 1e-2], 0, 100).at(1e-3) == pytest.approx(50)
+    assert svg.build_scale([1e-4, 1e-3], 0, 100).log and not svg.build_scale([1, 9], 0, 100).log
+    assert not svg.build_scale([0, 100], 0, 100).log and not svg.build_scale([-1, 100], 0, 100).log
+    assert svg.build_scale([1e-4, 1e-3, 1e-2], 0, 100).at(1e-3) == pytest.approx(50)
 
 
 @cases("values", [[0, 1], [3, 3], [0.031, 4.2], [1e-5, 7], [-3, 8], [99, 101], [1e-9, 1e9]])
 def test_ticks_are_few_and_inside(values):
-    found = svg.scale(values, 0, 100).ticks(5)
+    found = svg.build_scale(values, 0, 100).compute_ticks(5)
     assert 1 <= len(found) <= 9 and all(min(values) * 0.99 <= tick <= max(values) * 1.01 for tick in found if tick > 0)
 
 
 def test_labels_are_moved_apart_and_stay_inside():
-    found = svg.apart([10.0, 11, 11, 60], 14, 0, 100)
+    found = svg.spread_positions([10.0, 11, 11, 60], 14, 0, 100)
     assert all(b - a >= 13.99 for a, b in zip(sorted(found), sorted(found)[1:], strict=False))
-    assert max(svg.apart([99.0, 100, 100], 14, 0, 100)) == 100
+    assert max(svg.spread_positions([99.0, 100, 100], 14, 0, 100)) == 100

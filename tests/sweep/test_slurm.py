@@ -78,7 +78,7 @@ def test_what_cannot_be_sent_is_told_in_one_line(cli, llama, on_tiny, args, part
 
 
 def test_without_the_package_one_line_names_what_to_install(cli, llama, on_tiny, monkeypatch):
-    monkeypatch.setattr("peftrun.system.packages.package_dir", lambda name: None if name == "submitit" else Path())
+    monkeypatch.setattr("peftrun.system.packages.find_package_dir", lambda name: None if name == "submitit" else Path())
     outcome = cli("-m", *on_tiny(llama), "seed=1,2", *LOCAL)
     assert outcome.code == 1 and "Traceback" not in outcome.err
     assert "pip install 'peftrun[slurm]'" in outcome.err
@@ -88,11 +88,13 @@ def test_a_worker_that_does_not_see_the_folder_says_so_and_ends_the_sweep(tmp_pa
     monkeypatch.setattr(cluster, "VISIBLE", 0.0)
     (tmp_path / "seen").mkdir()
     (tmp_path / "seen" / "config.yaml").write_text("")
-    line = cluster.work([str(tmp_path / "seen"), str(tmp_path / "unseen")], str(tmp_path), 1)
+    line = cluster.run_group([str(tmp_path / "seen"), str(tmp_path / "unseen")], str(tmp_path), 1)
     assert f"does not see {tmp_path / 'unseen'}" in line and "hydra.sweep.dir=FOLDER" in line
-    told = cluster.Engine("a cluster", start=lambda folders: 1, end=lambda handle: cluster.End(fault=line), stop=print)
+    told = cluster.ClusterBackend(
+        "a cluster", start=lambda folders: 1, end=lambda handle: cluster.JobEnd(fault=line), stop=print
+    )
     with pytest.raises(ArtifactError, match="does not see"):
-        cluster.drive([[tmp_path / "seen"]], told, None, 2)
+        cluster.run_on_cluster([[tmp_path / "seen"]], told, None, 2)
 
 
 def slurm(where: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> Path:

@@ -5,39 +5,51 @@ from cases import cases
 from scipy import stats
 from sweep_folders import grid, put, record, sweep
 
-from peftrun.sweep.statistics import ONE_SEED, chance, figure, holm, interval, of, show
-from peftrun.sweep.summary import Planned, write
+from peftrun.sweep.statistics import (
+    ONE_SEED,
+    adjust_holm,
+    analyze_sweep,
+    compute_interval,
+    compute_paired_t_pvalue,
+    format_figure,
+    format_override_value,
+)
+from peftrun.sweep.summary import PlannedCell, write_summary
 
 BAD, GOOD = {1: 0.50, 2: 0.56, 3: 0.53}, {1: 0.40, 2: 0.45, 3: 0.43}
 
 
 def two(tmp_path, one, other):
-    return of(grid(tmp_path, {"lora.r": [8, 16], "seed": [1, 2, 3]}, lambda r, seed: (one if r == 8 else other)[seed]))
+    return analyze_sweep(
+        grid(tmp_path, {"lora.r": [8, 16], "seed": [1, 2, 3]}, lambda r, seed: (one if r == 8 else other)[seed])
+    )
 
 
 def test_the_interval_of_three_values_by_hand():
-    low, high = interval([1.0, 2.0, 3.0])  # mean 2, s 1, t(2) = 4.302653
+    low, high = compute_interval([1.0, 2.0, 3.0])  # mean 2, s 1, t(2) = 4.302653
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-6)
 
 
 def test_the_interval_is_scipys():
     values = [0.11, 0.14, 0.09, 0.2]
-    assert interval(values) == pytest.approx(stats.t.interval(0.95, 3, stats.tmean(values), stats.sem(values)))
+    assert compute_interval(values) == pytest.approx(stats.t.interval(0.95, 3, stats.tmean(values), stats.sem(values)))
 
 
 def test_chance_is_scipys_paired_test():
     one, other = [0.5, 0.61, 0.55, 0.4], [0.47, 0.6, 0.5, 0.42]
-    assert chance([a - b for a, b in zip(one, other, strict=True)]) == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert compute_paired_t_pvalue([a - b for a, b in zip(one, other, strict=True)]) == pytest.approx(
+        stats.ttest_rel(one, other).pvalue
+    )
 
 
 def test_differences_without_any_spread():
-    assert chance([0.1, 0.1]) == 0.0 and chance([0.0, 0.0]) == 1.0
+    assert compute_paired_t_pvalue([0.1, 0.1]) == 0.0 and compute_paired_t_pvalue([0.0, 0.0]) == 1.0
 
 
 def test_holm_by_hand():
     # sorted 0.01 0.02 0.03 0.04, times 4 3 2 1: 0.04 0.06 0.06 0.04, never below a smaller one's
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+    assert adjust_holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert adjust_holm([0.9, 0.8]) == [1.0, 1.0] and adjust_holm([]) == []
 
 
 def test_a_configuration_is_the_cells_that_differ_in_the_seed_alone(tmp_path):
@@ -50,18 +62,18 @@ def test_a_configuration_is_the_cells_that_differ_in_the_seed_alone(tmp_path):
 
 def test_a_difference_that_all_seeds_share_is_told(tmp_path):
     (difference,) = two(tmp_path, BAD, GOOD).differences
-    assert difference.told_apart and difference.difference == pytest.approx(-0.103333, abs=1e-5)
+    assert difference.is_significant and difference.difference == pytest.approx(-0.103333, abs=1e-5)
     assert difference.p == pytest.approx(stats.ttest_rel([*GOOD.values()], [*BAD.values()]).pvalue)
-    low, high = (figure(end) for end in difference.interval)
-    assert difference.sentence("loss") == (
+    low, high = (format_figure(end) for end in difference.interval)
+    assert difference.format_sentence("loss") == (
         f"lora.r=16 is better than lora.r=8 at this budget (difference of loss -0.103, 95 % interval {low} to {high}, 3 seeds)"
     )
 
 
 def test_a_difference_that_chance_may_make_is_not(tmp_path):
     (difference,) = two(tmp_path, {1: 0.50, 2: 0.56, 3: 0.53}, {1: 0.51, 2: 0.53, 3: 0.54}).differences
-    assert not difference.told_apart
-    assert difference.sentence("loss").startswith(
+    assert not difference.is_significant
+    assert difference.format_sentence("loss").startswith(
         "no difference shown between lora.r=8 and lora.r=16 at this budget (difference of loss -0.00333"
     )
 
@@ -69,20 +81,20 @@ def test_a_difference_that_chance_may_make_is_not(tmp_path):
 def test_what_stands_alone_but_not_among_many_is_left_open(tmp_path):
     apart = {1: 0.0, 2: 0.050, 3: 0.052, 4: 0.11}  # by r; the seeds' own noise differs from r to r
     noise = {1: (0, 0, 0), 2: (0.010, -0.008, -0.002), 3: (-0.009, 0.01, 0.001), 4: (0.01, -0.02, 0.01)}
-    found = of(
+    found = analyze_sweep(
         grid(tmp_path, {"lora.r": [1, 2, 3, 4], "seed": [0, 1, 2]}, lambda r, seed: 0.5 + apart[r] + noise[r][seed])
     )
     assert {one.family for one in found.differences} == {6}
     assert [one.adjusted for one in found.differences] == sorted(one.adjusted for one in found.differences)
     between = [one for one in found.differences if one.p < 0.05 <= one.adjusted]
     assert between and all(
-        " may be better than " in one.sentence("loss") and "one of 6 comparisons" in one.sentence("loss")
+        " may be better than " in one.format_sentence("loss") and "one of 6 comparisons" in one.format_sentence("loss")
         for one in between
     )
 
 
 def test_only_those_that_differ_in_one_axis_are_compared_and_the_others_are_named(tmp_path):
-    found = of(
+    found = analyze_sweep(
         grid(
             tmp_path,
             {"lora.r": [4, 8], "trainer.learning_rate": [1e-3, 1e-4], "seed": [1, 2]},
@@ -91,7 +103,7 @@ def test_only_those_that_differ_in_one_axis_are_compared_and_the_others_are_name
     )
     assert [one.axis for one in found.differences] == ["lora.r"] * 2 + ["trainer.learning_rate"] * 2
     assert " with trainer.learning_rate=0.001 at this budget" in " ".join(
-        one.sentence("loss") for one in found.differences
+        one.format_sentence("loss") for one in found.differences
     )
 
 
@@ -101,19 +113,21 @@ def test_pairs_are_formed_over_shared_seeds_only(tmp_path):
             record(status="failed", error="out of memory") if (r, seed) == (8, 2) else (BAD if r == 8 else GOOD)[seed]
         )
 
-    found = of(grid(tmp_path, {"lora.r": [8, 16], "seed": [1, 2, 3]}, score))
+    found = analyze_sweep(grid(tmp_path, {"lora.r": [8, 16], "seed": [1, 2, 3]}, score))
     assert found.differences[0].seeds == 2 and found.differences[0].difference == pytest.approx(-0.1)
     assert found.left_out == ["cell 1 (lora.r=8, seed=2): failed, out of memory"]
 
 
 def test_stopped_cells_do_not_count_although_they_were_measured(tmp_path):
-    found = of(grid(tmp_path, {"lora.r": [8, 16]}, lambda r: record(0.01, status="stopped") if r == 8 else 0.5))
+    found = analyze_sweep(
+        grid(tmp_path, {"lora.r": [8, 16]}, lambda r: record(0.01, status="stopped") if r == 8 else 0.5)
+    )
     assert [one.values["lora.r"] for one in found.configurations] == [16, 8] and found.configurations[1].mean is None
     assert found.left_out == ["cell 0 (lora.r=8): stopped, ended early, so its budget was another"]
 
 
 def test_with_one_seed_nothing_is_told(tmp_path):
-    found = of(grid(tmp_path, {"lora.r": [8, 16], "seed": [1]}, lambda r, seed: 1 / r))
+    found = analyze_sweep(grid(tmp_path, {"lora.r": [8, 16], "seed": [1]}, lambda r, seed: 1 / r))
     assert found.note == ONE_SEED and not found.differences and found.configurations[0].interval is None
 
 
@@ -123,17 +137,17 @@ def test_a_choice_of_a_group_is_one_axis_whatever_follows_from_it(tmp_path):
     for number, (name, seed) in enumerate((name, seed) for name in flags for seed in (1, 2)):
         put(tmp_path, f"c{number}", record(0.5 + number / 10))
         values = {"lora.use_dora": flags[name][0], "lora.use_rslora": flags[name][1], "seed": seed}
-        cells.append(Planned(f"c{number}", [number], values, f"peftrun lora={name} seed={seed}"))
-    found = of(write(tmp_path, sweep(cells)))
+        cells.append(PlannedCell(f"c{number}", [number], values, f"peftrun lora={name} seed={seed}"))
+    found = analyze_sweep(write_summary(tmp_path, sweep(cells)))
     assert found.axes == {"lora": ["dora", "lora", "rslora"]} and len(found.differences) == 3
-    assert found.differences[0].sentence("loss").startswith("lora=")
+    assert found.differences[0].format_sentence("loss").startswith("lora=")
 
 
 def test_a_key_that_follows_from_a_typed_one_is_no_axis(tmp_path):
-    cells = [Planned(f"c{r}", [r], {"lora.lora_alpha": 2 * r, "lora.r": r}, f"peftrun lora.r={r}") for r in (4, 8)]
-    assert of(write(tmp_path, sweep(cells))).axes == {"lora.r": [4, 8]}
+    cells = [PlannedCell(f"c{r}", [r], {"lora.lora_alpha": 2 * r, "lora.r": r}, f"peftrun lora.r={r}") for r in (4, 8)]
+    assert analyze_sweep(write_summary(tmp_path, sweep(cells))).axes == {"lora.r": [4, 8]}
 
 
 @cases("value, words", [(["q", "v"], "[q,v]"), (0.0003, "0.0003"), (True, "true"), (None, "null"), ("a", "a")])
 def test_values_are_shown_as_typed(value, words):
-    assert show(value) == words
+    assert format_override_value(value) == words

@@ -9,7 +9,7 @@ import pytest
 from cases import cases
 from sweep_folders import grid, planned, put, record, sweep
 
-from peftrun.sweep.summary import Planned, axes, typed, write
+from peftrun.sweep.summary import PlannedCell, find_axes, parse_command, write_summary
 
 
 def rows_of(folder):
@@ -18,23 +18,23 @@ def rows_of(folder):
 
 
 def test_axes_are_the_keys_whose_resolved_values_differ_the_seed_last():
-    found = axes([{"seed": 2, "lora.r": 8, "lora.bias": "none"}, {"seed": 1, "lora.r": 4, "lora.bias": "none"}])
+    found = find_axes([{"seed": 2, "lora.r": 8, "lora.bias": "none"}, {"seed": 1, "lora.r": 4, "lora.bias": "none"}])
     assert found == {"lora.r": [4, 8], "seed": [1, 2]} and list(found) == ["lora.r", "seed"]
 
 
 def test_a_whole_nested_configuration_may_be_handed_over(tmp_path):
     cells = [
-        Planned(f"c{r}", [r], {"lora": {"r": r, "bias": "none"}, "seed": 0}, f"peftrun lora.r={r}") for r in (4, 8)
+        PlannedCell(f"c{r}", [r], {"lora": {"r": r, "bias": "none"}, "seed": 0}, f"peftrun lora.r={r}") for r in (4, 8)
     ]
-    assert write(tmp_path, sweep(cells))["axes"] == {"lora.r": [4, 8]}
+    assert write_summary(tmp_path, sweep(cells))["axes"] == {"lora.r": [4, 8]}
 
 
 def test_a_number_is_the_same_with_a_point():
-    assert axes([{"a": 0, "b": [1, 2.0]}, {"a": 0.0, "b": [1.0, 2]}]) == {}
+    assert find_axes([{"a": 0, "b": [1, 2.0]}, {"a": 0.0, "b": [1.0, 2]}]) == {}
 
 
 def test_true_is_not_one():
-    assert axes([{"lora.use_dora": True}, {"lora.use_dora": 1}]) == {"lora.use_dora": [True, 1]}
+    assert find_axes([{"lora.use_dora": True}, {"lora.use_dora": 1}]) == {"lora.use_dora": [True, 1]}
 
 
 def test_what_is_written_is_what_the_records_say(tmp_path):
@@ -58,9 +58,9 @@ def test_the_table_has_a_row_a_cell_and_a_column_an_axis_and_a_metric(tmp_path):
 def test_a_cell_that_has_not_begun_waits_and_one_that_failed_says_why(tmp_path):
     put(tmp_path, "b", record(status="failed", error='a "quoted", reason\nof two lines'))
     cells = [planned("a", 0, {"lora.r": 4}), planned("b", 1, {"lora.r": 8})]
-    write(tmp_path, sweep(cells))
+    write_summary(tmp_path, sweep(cells))
     assert rows_of(tmp_path)[0]["status"] == "not started"
-    write(tmp_path, sweep(cells, status="running"))
+    write_summary(tmp_path, sweep(cells, status="running"))
     waiting, failed = rows_of(tmp_path)
     assert waiting["status"] == "waiting" and waiting["objective"] == ""
     assert failed["status"] == "failed" and failed["error"] == 'a "quoted", reason\nof two lines'
@@ -69,10 +69,10 @@ def test_a_cell_that_has_not_begun_waits_and_one_that_failed_says_why(tmp_path):
 def test_refused_cells_show_what_was_typed(tmp_path):
     put(tmp_path, "a", record(0.5))
     refused = [
-        Planned("", [n], {}, f"peftrun lora.r={r}", how="refused", error="lora.r: must be above 0")
+        PlannedCell("", [n], {}, f"peftrun lora.r={r}", how="refused", error="lora.r: must be above 0")
         for n, r in ((1, -1), (2, 0))
     ]
-    found = write(tmp_path, sweep([planned("a", 0, {"lora.r": 4, "trainer.max_steps": 9}), *refused]))
+    found = write_summary(tmp_path, sweep([planned("a", 0, {"lora.r": 4, "trainer.max_steps": 9}), *refused]))
     assert found["axes"] == {"lora.r": [-1, 0, 4]}
     assert [(cell["status"], cell["values"], cell["attempts"]) for cell in found["cells"][1:]] == [
         ("failed", {"lora.r": -1}, 0), ("failed", {"lora.r": 0}, 0)]  # fmt: skip
@@ -82,14 +82,14 @@ def test_a_damaged_record_is_a_failed_cell_and_the_others_stand(tmp_path):
     put(tmp_path, "a", record(0.5))
     put(tmp_path, "b", record(0.6))
     (tmp_path / "b/record.json").write_text('{"status": "comp')
-    found = write(tmp_path, sweep([planned("a", 0, {"lora.r": 4}), planned("b", 1, {"lora.r": 8})]))
+    found = write_summary(tmp_path, sweep([planned("a", 0, {"lora.r": 4}), planned("b", 1, {"lora.r": 8})]))
     assert [cell["status"] for cell in found["cells"]] == ["completed", "failed"]
     assert "not readable JSON" in found["cells"][1]["error"]
 
 
 def test_figures_that_are_no_numbers_are_null(tmp_path):
     put(tmp_path, "a", record(float("nan")))
-    write(tmp_path, sweep([planned("a", 0, {})]))
+    write_summary(tmp_path, sweep([planned("a", 0, {})]))
     assert "NaN" not in (tmp_path / "sweep.json").read_text()
 
 
@@ -97,11 +97,11 @@ def test_earlier_attempts_count(tmp_path):
     put(tmp_path, "a", record(0.5))
     put(tmp_path / "attempts", "a-1", record(status="failed"))
     put(tmp_path / "attempts", "a-2", record(status="failed"))
-    assert write(tmp_path, sweep([planned("a", 0, {})]))["cells"][0]["attempts"] == 3
+    assert write_summary(tmp_path, sweep([planned("a", 0, {})]))["cells"][0]["attempts"] == 3
 
 
 def costs(tmp_path, names):
-    found = write(tmp_path, sweep([planned(name, n, {"lora.r": n}) for n, name in enumerate(names)]))
+    found = write_summary(tmp_path, sweep([planned(name, n, {"lora.r": n}) for n, name in enumerate(names)]))
     return [cell["cost_seconds"] for cell in found["cells"]]
 
 
@@ -121,7 +121,7 @@ def test_cells_trained_together_cost_what_their_record_says(tmp_path):
     ],
 )
 def test_what_a_command_types(command, found):
-    assert typed(command) == found
+    assert parse_command(command) == found
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_other_actions_run_one_after_another(cli, tmp_path, tiny, trained):
 def test_a_sweep_that_is_held_is_refused_by_name(cli, tmp_path, tiny):
     from peftrun.sweep import folder
 
-    with folder.lock(tmp_path / "held"):
+    with folder.lock_folder(tmp_path / "held"):
         outcome = cli(*tiny, "seed=1,2", "hydra.sweep.dir=held")
     assert outcome.code == 1 and f"{tmp_path / 'held'}: another process runs this sweep" in outcome.err
     assert run_folders(tmp_path) == set()
@@ -235,9 +235,9 @@ def test_work_continues_from_the_checkpoint_of_the_attempt_that_came_furthest(cl
 
 def test_an_interrupted_sweep_says_so_of_each_cell_and_goes_on(cli, tmp_path, tiny, monkeypatch):
     """Ctrl-C in the last step of the second of three cells, which are trained one at a time."""
-    from peftrun.training.callbacks import Report
+    from peftrun.training.callbacks import MetricsCallback
 
-    grid, on_log = [*tiny, "hydra.launcher.max_cells=1", "seed=1,2,3"], Report.on_log
+    grid, on_log = [*tiny, "hydra.launcher.max_cells=1", "seed=1,2,3"], MetricsCallback.on_log
 
     def log(self, args, state, control, **more):
         on_log(self, args, state, control, **more)
@@ -245,7 +245,7 @@ def test_an_interrupted_sweep_says_so_of_each_cell_and_goes_on(cli, tmp_path, ti
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Report, "on_log", log)
+        patch.setattr(MetricsCallback, "on_log", log)
         outcome = cli(*grid)
     assert outcome.code == 130 and summary(tmp_path)["status"] == "interrupted"
     assert [cell["status"] for cell in summary(tmp_path)["cells"]] == ["completed", "interrupted", "not started"]

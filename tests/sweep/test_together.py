@@ -27,12 +27,12 @@ def specs_of(*cells):
 def together(folder, cells, at_once=None, halving=None):
     """Run folders of the cells, trained on one base; cells are lists of overrides."""
     folders = [folder / f"joint{n}" for n in range(len(cells))]
-    execute.together(specs_of(*cells), folders, Limits(cells=at_once or len(cells)), halving)
+    execute.execute_jointly(specs_of(*cells), folders, Limits(cells=at_once or len(cells)), halving)
     return folders
 
 
 def alone(folder, cell, name="alone"):
-    execute.run(specs_of(cell)[0], folder / name)
+    execute.execute_run(specs_of(cell)[0], folder / name)
     return folder / name
 
 
@@ -209,7 +209,7 @@ def test_products_in_the_bases_dtype_too(tmp_path, monkeypatch, llama, on_tiny):
         for n in range(2)
     ]
     exact = together(tmp_path, cells)
-    monkeypatch.setattr(batched_lora, "product_dtype", lambda x: x.dtype)
+    monkeypatch.setattr(batched_lora, "matmul_dtype", lambda x: x.dtype)
     (tmp_path / "rounded").mkdir()
     for one, other in zip(together(tmp_path / "rounded", cells), exact, strict=True):
         assert record(one)["status"] == "completed", record(one)["error"]
@@ -307,7 +307,7 @@ def test_the_base_is_as_it_was(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     cells = [[*on_tiny(llama), *STEPS, "trainer.max_steps=10", "trainer.warmup_steps=0", f"seed={n}"] for n in range(2)]
     threads = torch.get_num_threads()
-    with base_cache.kept():
+    with base_cache.keep_base_cached():
         first = together(tmp_path, cells)
         (tmp_path / "again").mkdir()
         second = together(tmp_path / "again", cells)

@@ -16,8 +16,8 @@ import peftrun
 from peftrun.errors import DataError, ModelError
 from peftrun.tasks import end_tokens
 from peftrun.tasks.chat_template import ChatTemplate
-from peftrun.tasks.examples import example
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.examples import render_example
+from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.tasks.messages import Conversation, Message
 from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import causal_lm
@@ -86,7 +86,9 @@ def task_of(*overrides):
 def row_of(tokenizer, row, *overrides):
     """What is made of a file's first row."""
     task = task_of(*overrides)
-    made = causal_lm._fitting([example("row 1", row, task, ())], task, Encoder(tokenizer, task), "training", Tally())
+    made = causal_lm._encode_fitting(
+        [render_example("row 1", row, task, ())], task, Encoder(tokenizer, task), "training", Tally()
+    )
     return made[0]
 
 
@@ -94,7 +96,7 @@ def learned(row, tokenizer):
     """The text of each run of tokens that carry loss."""
     spans = row.learned or [(len(row.prompt), len(row.ids))]
     assert all(
-        row.labels[place] == (row.ids[place] if any(a <= place < b for a, b in spans) else IGNORED)
+        row.labels[place] == (row.ids[place] if any(a <= place < b for a, b in spans) else IGNORE_INDEX)
         for place in range(len(row.ids))
     )
     return [tokenizer.decode(row.ids[a:b]) for a, b in spans]
@@ -275,7 +277,7 @@ def test_what_a_template_marks_ends_where_it_says(llama):
         tokenizer.chat_template, tokenizer.backend_tokenizer.pre_tokenizer = template, stripping
         found = ChatTemplate(tokenizer, {})
         ids = found.ids(conversation)
-        assert [tokenizer.decode(ids[begin:end]) for begin, end in found.marked(conversation)] == expected
+        assert [tokenizer.decode(ids[begin:end]) for begin, end in found.find_assistant_spans(conversation)] == expected
 
 
 def closing(folder):
@@ -322,10 +324,10 @@ def test_all_that_writes_ends_at_the_same_tokens(cli, tmp_path, on_tiny):
     said = cli(*on_tiny(folder), "action=generate", "action.prompt=hi", "action.max_new_tokens=8")
     row = json.loads((said.run_dir / "generations.jsonl").read_text())
     assert row["answer"] == expected
-    assert end_tokens.end_tokens(net, tokenizer) == [tokenizer.eos_token_id, second]
+    assert end_tokens.find_end_tokens(net, tokenizer) == [tokenizer.eos_token_id, second]
     tokenizer.eos_token = "<|endoftext|>"  # then only the template says how a turn ends
     net.generation_config.eos_token_id = None
-    assert end_tokens.end_tokens(net, tokenizer) == [
+    assert end_tokens.find_end_tokens(net, tokenizer) == [
         tokenizer.eos_token_id,
         tokenizer.convert_tokens_to_ids("<|im_end|>"),
     ]

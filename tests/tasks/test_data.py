@@ -9,7 +9,7 @@ from datasets import Dataset
 from peftrun.composition.spec import build_spec
 from peftrun.errors import DataError
 from peftrun.tasks.examples import load_examples
-from peftrun.tasks.messages import Conversation, says
+from peftrun.tasks.messages import Conversation, make_message
 from peftrun.tasks.row_counts import Tally
 
 PAIRS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(12)]
@@ -42,7 +42,7 @@ def write(folder, kind):
 def test_every_format_gives_the_same_rows(tmp_path, kind):
     train, held_out = examples(write(tmp_path, kind), *TEMPLATES)
     assert {(e.given, e.completion) for e in [*train, *held_out]} == {
-        (Conversation((says("user", f"q{n}"),)), f"a{n}") for n in range(12)
+        (Conversation((make_message("user", f"q{n}"),)), f"a{n}") for n in range(12)
     }
     assert len(held_out) == 3
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import peftrun
 from peftrun.tasks.classification import macro_f1
-from peftrun.tasks.rows.token_cls import _from_list
-from peftrun.tasks.token_cls import entities
+from peftrun.tasks.rows.token_cls import _parse_entity_list
+from peftrun.tasks.token_cls import extract_entities
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoders import LABELS, STEPS, TAGS, build_bert, on_texts, on_words
@@ -65,8 +65,8 @@ def together(spanish, ner, bert, where):
 
     both = f"adapter={{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}"
     spec = build_spec(compose.compose_run((*on_texts(bert, where), "action=reload", both)).cfg)
-    head = classifier_head.wanted(spec.task, spec.adapter, spec.active)
-    base = base_models.load_base(spec.model, device.resolve(spec.device), head=head)
+    head = classifier_head.select_head(spec.task, spec.adapter, spec.active)
+    base = base_models.load_base(spec.model, device.resolve_device(spec.device), head=head)
     return load.load(base, spec.adapter, spec.active, False)[0], base
 
 
@@ -131,7 +131,7 @@ def test_in_company_each_answers_as_alone_after_every_switch(spanish, ner, where
 
 def test_the_encoder_is_in_memory_once(spanish, ner, where, bert):
     net, _ = together(spanish, ner, bert, where)
-    one, other = (net.member(name).get_base_model().bert for name in ("spanish", "ner"))
+    one, other = (net.get_member(name).get_base_model().bert for name in ("spanish", "ner"))
     assert one.encoder is other.encoder and one.embeddings is other.embeddings
     plain = [value for key, value in net.named_parameters() if "lora_" not in key and "classifier" not in key]
     single = AutoModelForSequenceClassification.from_pretrained(bert).bert
@@ -143,7 +143,7 @@ def test_rows_of_both_tasks_mix_in_one_pass(spanish, ner, where, bert):
     names = ["spanish", "ner", "ner", "spanish"]
     batch = base.tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
     passes = []
-    layer = net.member("spanish").get_base_model().bert.encoder.layer[0]
+    layer = net.get_member("spanish").get_base_model().bert.encoder.layer[0]
     layer.register_forward_hook(lambda *_: passes.append(1))
     found = net.mixed(names, **batch)
     assert len(passes) == 1
@@ -259,7 +259,12 @@ def test_several_load_from_python(spanish, ner, bert):
 
 
 def test_entities_are_whole():
-    assert entities(["B-A", "I-A", "O", "I-B", "B-B", "I-A"]) == {(0, 2, "A"), (3, 4, "B"), (4, 5, "B"), (5, 6, "A")}
+    assert extract_entities(["B-A", "I-A", "O", "I-B", "B-B", "I-A"]) == {
+        (0, 2, "A"),
+        (3, 4, "B"),
+        (4, 5, "B"),
+        (5, 6, "A"),
+    }
 
 
 def test_a_list_of_entities_becomes_tags():
@@ -267,8 +272,8 @@ def test_a_list_of_entities_becomes_tags():
     listed = "[Bank of Ohio - ORGANIZATION, Jane Roe - PERSON, Bank - ORGANIZATION, Nowhere - LOCATION]"
     org, person = "ORGANIZATION", "PERSON"
     wanted = [f"B-{org}", f"I-{org}", f"I-{org}", "O", f"B-{person}", f"I-{person}", "O", f"B-{org}"]
-    assert _from_list(words, listed) == wanted
-    assert _from_list(words, "No entities found") == ["O"] * 8
+    assert _parse_entity_list(words, listed) == wanted
+    assert _parse_entity_list(words, "No entities found") == ["O"] * 8
 
 
 def test_macro_f1_is_the_mean_of_the_labels():

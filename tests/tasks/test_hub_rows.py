@@ -8,7 +8,7 @@ from faults import check_failed, check_refused
 
 from peftrun.composition.compose import compose_run
 from peftrun.composition.spec import build_spec
-from peftrun.tasks import row_cache, source_of
+from peftrun.tasks import describe_source, row_cache
 from peftrun.tasks.examples import load_examples
 from peftrun.tasks.row_counts import Tally
 
@@ -69,7 +69,7 @@ def test_rows_of_one_configuration_are_read_and_named(dataset, fetched):
         task = task_of(path, "task.data.name=names")
         train, held_out = load_examples(task)
         assert (len(train), len(held_out)) == (16, 4) and parts([*train, *held_out]) == {"names train"}
-        assert source_of(task) == f"causal_lm rows of {path} (names)"
+        assert describe_source(task) == f"causal_lm rows of {path} (names)"
         some = load_examples(task_of(path, "task.data.name=names", "task.data.split='train[:50%]+short'"))
         assert [len(part) for part in some] == [11, 4]
 
@@ -97,7 +97,7 @@ def test_rows_are_kept_as_tokens_only_where_every_source_is_a_commit(dataset, ll
     given = ["task.data.name=sums", f"task.data.revision={COMMIT}"]
     more = "task.data.mix={{more: {{path: org/rows, weight: 1.0{}}}}}"
     keys = [
-        row_cache._key(task_of(dataset, *given, *beside), tokenizer)
+        row_cache._build_cache_key(task_of(dataset, *given, *beside), tokenizer)
         for beside in (
             [],
             ["task.data.eval_split=test"],

@@ -13,7 +13,7 @@ from peftrun.composition.spec import build_spec
 from peftrun.errors import DataError
 from peftrun.tasks import causal_lm, generation_metrics
 from peftrun.tasks.examples import load_examples
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.length_checks import IGNORE_INDEX
 
 TALK = [
     {"from": "human", "value": "Is it spam?"},
@@ -44,7 +44,7 @@ def learned(row, tokenizer):
     """Texts of the runs of tokens that carry loss."""
     parts, now = [], []
     for token, label in zip(row.ids, row.labels, strict=True):
-        if label != IGNORED:
+        if label != IGNORE_INDEX:
             assert label == token
             now.append(token)
         elif now:
@@ -110,7 +110,7 @@ def test_a_template_that_refuses_a_talk_names_the_row(tmp_path, llama):
         ("grpo", ["task.prompt='{q}'", "task.completion='{a}'", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false"]),
     ])  # fmt: skip
 def test_so_does_one_that_refuses_a_preference(tmp_path, llama, task, overrides):
-    from peftrun.tasks import of_kind
+    from peftrun.tasks import import_task_module
 
     tokenizer = AutoTokenizer.from_pretrained(llama)
     tokenizer.chat_template = "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}"
@@ -118,7 +118,7 @@ def test_so_does_one_that_refuses_a_preference(tmp_path, llama, task, overrides)
     file = write(tmp_path, *rows, {"q": "bad", "a": "a", "b": "b", "c": True})
     spec = task_of(file, f"task={task}", "task.data.source=file", *overrides)
     with pytest.raises(DataError, match=r"row 5: the model's chat template refuses"):
-        of_kind(spec.kind).load_rows(spec, tokenizer)
+        import_task_module(spec.kind).load_rows(spec, tokenizer)
 
 
 def test_a_column_that_may_be_empty_and_one_that_lies_deeper(tmp_path):
@@ -170,14 +170,14 @@ TRUE = ["the cat sat on a mat", "the dogs barked", "everything"]
 
 
 def test_written_answers_are_measured_as_the_libraries_measure():
-    found = generation_metrics.nearness(["bleu", "chrf", "rouge_1", "rouge_l"], SAID, TRUE)
+    found = generation_metrics.compute_text_metrics(["bleu", "chrf", "rouge_1", "rouge_l"], SAID, TRUE)
     assert found["bleu"] == sacrebleu.BLEU().corpus_score(SAID, [TRUE]).score > 0
     assert found["chrf"] == sacrebleu.CHRF().corpus_score(SAID, [TRUE]).score > 0
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
     for name, key in {"rouge_1": "rouge1", "rouge_l": "rougeL"}.items():
         each = [scorer.score(true, said)[key].fmeasure for said, true in zip(SAID, TRUE, strict=True)]
         assert found[name] == pytest.approx(100 * sum(each) / 3) and 0 < found[name] < 100
-    assert generation_metrics.nearness(["bleu", "rouge_2"], TRUE, TRUE) == {
+    assert generation_metrics.compute_text_metrics(["bleu", "rouge_2"], TRUE, TRUE) == {
         "bleu": pytest.approx(100),
         "rouge_2": pytest.approx(200 / 3),
     }

@@ -7,7 +7,7 @@ import torch
 from conftest import cli_here
 from faults import check_failed, check_refused
 
-from peftrun.tasks.lm_eval import compared
+from peftrun.tasks.lm_eval import compare_paired
 
 pytestmark = pytest.mark.slow
 
@@ -235,8 +235,8 @@ def test_a_task_that_is_unknown_is_named_with_its_neighbour(where, tasks, llama)
 def test_figures_that_are_no_choices_are_compared_as_pairs():
     import numpy as np
 
-    found = compared(np.array([0.1, 0.4, 0.3]), np.array([0.2, 0.6, 0.3]))
+    found = compare_paired(np.array([0.1, 0.4, 0.3]), np.array([0.2, 0.6, 0.3]))
     assert found.test == "paired t test" and found.value == pytest.approx(0.1) and found.better == 2
     assert found.stderr == pytest.approx(0.1 / 3**0.5) and 0 < found.p < 1
-    same = compared(np.array([1.0, 0.0]), np.array([1.0, 0.0]))
+    same = compare_paired(np.array([1.0, 0.0]), np.array([1.0, 0.0]))
     assert same.p == 1.0 and same.value == 0 and same.stderr == 0

@@ -17,7 +17,7 @@ from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.tasks import rewards
-from peftrun.tasks.log_likelihood import against_base, log_likelihoods
+from peftrun.tasks.log_likelihood import compare_with_base, compute_log_likelihoods
 
 NUMBERS = range(40)
 KINDS = ["dpo", "orpo", "kto", "reward", "grpo"]
@@ -164,9 +164,9 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(llama):
             ["model=pretrained", f"model.name_or_path={llama}", "device=cpu", "device.dtype=float32"]
         ).cfg
     )
-    base = base_models.load_base(spec.model, device.resolve(spec.device))
+    base = base_models.load_base(spec.model, device.resolve_device(spec.device))
     prompts, completions = [[5, 6, 7], [8], [9, 10, 11, 12]], [[20, 21], [22, 23, 24, 25], [26]]
-    found = log_likelihoods(base.model, base.tokenizer.pad_token_id, prompts, completions, 2)
+    found = compute_log_likelihoods(base.model, base.tokenizer.pad_token_id, prompts, completions, 2)
     for prompt, completion, value in zip(prompts, completions, found, strict=True):
         logs = base.model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
         expected = sum(logs[len(prompt) - 1 + i, token] for i, token in enumerate(completion))
@@ -179,13 +179,15 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
         pytest.skip("DPO's")
     spec = build_spec(compose.compose_run([*given, f"adapter={run.run_dir}", "action=reload"]).cfg)
     net, tokenizer = peftrun.load_adapter(str(run.run_dir), *given)
-    rows = tasks.of_kind("preference").load_rows(spec.task, tokenizer)
-    assert len(rows.held_out) == 8 and tokenizer.decode(rows.for_training()[0]["chosen_ids"]) == "yes<|im_end|>\n"
+    rows = tasks.import_task_module("preference").load_rows(spec.task, tokenizer)
+    assert (
+        len(rows.held_out) == 8 and tokenizer.decode(rows.build_training_rows()[0]["chosen_ids"]) == "yes<|im_end|>\n"
+    )
     spec.task.objective.beta = 3.0
-    found = tasks.of_kind("preference").evaluate(net, tokenizer, rows.held_out, 4, spec.task)
+    found = tasks.import_task_module("preference").evaluate(net, tokenizer, rows.held_out, 4, spec.task)
     prompts = [row.prompt for row in rows.held_out]
     (_, gained), (_, lost) = (
-        against_base(net, tokenizer.pad_token_id, prompts, [getattr(row, side) for row in rows.held_out], 1)
+        compare_with_base(net, tokenizer.pad_token_id, prompts, [getattr(row, side) for row in rows.held_out], 1)
         for side in ("chosen", "rejected")
     )
     each = [math.log1p(math.exp(-3.0 * margin)) for margin in (gained - lost).tolist()]
@@ -212,7 +214,7 @@ def test_rewards(name, said, true, expected):
         name="grpo", beta=0.0, num_generations=2, max_completion_length=4, temperature=1.0, top_p=1.0, epsilon=0.2,
         num_iterations=1, loss_type="grpo", scale_rewards="group", rewards=[name], reward_weights=None, pattern=r"\d", target_length=4,
     )  # fmt: skip
-    assert rewards.of(name, objective)(said, true) == expected
+    assert rewards.get_reward_function(name, objective)(said, true) == expected
 
 
 WRONG = {

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from peftrun.composition.compose import compose_run
 from peftrun.composition.spec import build_spec
 from peftrun.errors import DataError
-from peftrun.tasks import of_kind, row_cache
+from peftrun.tasks import import_task_module, row_cache
 
 ROWS = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes"} for n in range(20)]
 
@@ -42,9 +42,9 @@ def kept(folder):
 def test_what_is_kept_is_what_was_made_and_is_said_again(file, llama, tmp_path, capsys):
     tokenizer, task = AutoTokenizer.from_pretrained(llama), task_of(file, "task.max_length=40")
     write(file, [*ROWS, {"prompt": "x" * 200, "completion": "long"}])
-    first = row_cache.rows(of_kind("causal_lm"), task, tokenizer)
+    first = row_cache.load_cached_rows(import_task_module("causal_lm"), task, tokenizer)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("data:")]
-    again = row_cache.rows(of_kind("causal_lm"), task, tokenizer)
+    again = row_cache.load_cached_rows(import_task_module("causal_lm"), task, tokenizer)
     told = capsys.readouterr().err.splitlines()
     assert dataclasses.asdict(first) == dataclasses.asdict(again) and len(kept(tmp_path)) == 1
     assert "longer than 40 tokens" in said[0] and told[1:] == said and "using cached rows" in told[0]
@@ -61,8 +61,11 @@ def test_rows_of_every_form_come_back(experiment, kind, file, llama, tmp_path):
         "task.completion='{chosen}'", "task.data.eval_rows=3", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false",
     ]).cfg).task  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(llama)
-    first, again = (row_cache.rows(of_kind(kind), task, tokenizer) for _ in range(2))
-    assert dataclasses.asdict(first) == dataclasses.asdict(again) and first.for_training() == again.for_training()
+    first, again = (row_cache.load_cached_rows(import_task_module(kind), task, tokenizer) for _ in range(2))
+    assert (
+        dataclasses.asdict(first) == dataclasses.asdict(again)
+        and first.build_training_rows() == again.build_training_rows()
+    )
     assert len(kept(tmp_path)) == 1
 
 
@@ -81,8 +84,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_whatever_changes_rows_are_made_anew(what, file, llama, tmp_path, monkeypatch, capsys):
-    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), of_kind("causal_lm")
-    row_cache.rows(kind, task, tokenizer)
+    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), import_task_module("causal_lm")
+    row_cache.load_cached_rows(kind, task, tokenizer)
     capsys.readouterr()
     if what == "a library":
         monkeypatch.setattr(row_cache, "version", lambda name: "0")
@@ -94,29 +97,29 @@ def test_whatever_changes_rows_are_made_anew(what, file, llama, tmp_path, monkey
         )
     else:
         CHANGES[what](file, task, tokenizer)
-    now = row_cache.rows(kind, task, tokenizer)
+    now = row_cache.load_cached_rows(kind, task, tokenizer)
     assert "earlier run" not in capsys.readouterr().err and len(kept(tmp_path)) == 2
     assert dataclasses.asdict(now) == dataclasses.asdict(kind.load_rows(task, tokenizer))
 
 
 def test_a_file_of_the_same_name_size_and_time_is_told_apart(file, llama, tmp_path):
-    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), of_kind("causal_lm")
-    row_cache.rows(kind, task, tokenizer)
+    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), import_task_module("causal_lm")
+    row_cache.load_cached_rows(kind, task, tokenizer)
     before, text = file.stat(), file.read_text()
     other = tmp_path / "other.jsonl"
     other.write_text(text.replace("Is 19 even?", "Is 91 even?"))
     os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
     os.replace(other, file)
-    prompts = [tokenizer.decode(row.prompt) for row in row_cache.rows(kind, task, tokenizer).train]
+    prompts = [tokenizer.decode(row.prompt) for row in row_cache.load_cached_rows(kind, task, tokenizer).train]
     assert not any("19" in one for one in prompts)
 
 
 @pytest.mark.parametrize("damage", ["{", "{}", '{"train": [{"a": 1}], "held_out": [], "digest": "", "said": []}'])
 def test_damaged_rows_are_made_anew_and_said(damage, file, llama, tmp_path, capsys):
-    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), of_kind("causal_lm")
-    first = row_cache.rows(kind, task, tokenizer)
+    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), import_task_module("causal_lm")
+    first = row_cache.load_cached_rows(kind, task, tokenizer)
     kept(tmp_path)[0].write_text(damage)
-    again = row_cache.rows(kind, task, tokenizer)
+    again = row_cache.load_cached_rows(kind, task, tokenizer)
     assert dataclasses.asdict(first) == dataclasses.asdict(again)
     assert "damaged; made anew" in capsys.readouterr().err
     assert json.loads(kept(tmp_path)[0].read_text())["digest"] == first.digest
@@ -124,9 +127,9 @@ def test_damaged_rows_are_made_anew_and_said(damage, file, llama, tmp_path, caps
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(file, llama, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), of_kind("causal_lm")
+    tokenizer, task, kind = AutoTokenizer.from_pretrained(llama), task_of(file), import_task_module("causal_lm")
     monkeypatch.setenv("PEFTRUN_CACHE", str(tmp_path / "file" / "cache"))
-    assert row_cache.rows(kind, task, tokenizer).train
+    assert row_cache.load_cached_rows(kind, task, tokenizer).train
 
 
 def test_rows_of_a_template_that_writes_the_day_are_of_that_day(file, llama, tmp_path, monkeypatch):
@@ -135,7 +138,7 @@ def test_rows_of_a_template_that_writes_the_day_are_of_that_day(file, llama, tmp
     found = set()
     for day in (1, 1, 2):
         monkeypatch.setattr(row_cache, "date", SimpleNamespace(today=lambda day=day: date(2026, 1, day)))
-        found.add(row_cache._key(task, tokenizer))
+        found.add(row_cache._build_cache_key(task, tokenizer))
     assert len(found) == 2
 
 
@@ -143,14 +146,14 @@ def test_a_file_that_is_gone_is_told_by_whoever_reads_it(file, llama):
     task = task_of(file)
     file.unlink()
     with pytest.raises(DataError, match=r"task\.data\.path=.*cannot be read"):
-        row_cache.rows(of_kind("causal_lm"), task, AutoTokenizer.from_pretrained(llama))
+        row_cache.load_cached_rows(import_task_module("causal_lm"), task, AutoTokenizer.from_pretrained(llama))
 
 
 def test_nothing_is_kept_where_it_is_not_wanted_or_cannot_be_told(file, llama, tmp_path):
-    tokenizer, kind = AutoTokenizer.from_pretrained(llama), of_kind("causal_lm")
-    row_cache.rows(kind, task_of(file, "task.data.cache=false"), tokenizer)
+    tokenizer, kind = AutoTokenizer.from_pretrained(llama), import_task_module("causal_lm")
+    row_cache.load_cached_rows(kind, task_of(file, "task.data.cache=false"), tokenizer)
     assert kept(tmp_path) == []
     hub = task_of(file, "task.data.source=hub")
-    assert row_cache._key(hub, tokenizer) is None
+    assert row_cache._build_cache_key(hub, tokenizer) is None
     hub.data.revision = "0" * 40
-    assert row_cache._key(hub, tokenizer) is not None
+    assert row_cache._build_cache_key(hub, tokenizer) is not None

@@ -96,8 +96,8 @@ def test_exact_match_is_what_greedy_decoding_writes(learned, given):
     from peftrun.composition import compose
 
     spec = build_spec(compose.compose_run((*given, "action=evaluate")).cfg)
-    rows = tasks.of_kind("seq2seq").load_rows(spec.task, tokenizer).held_out
-    found = tasks.of_kind("seq2seq").evaluate(net, tokenizer, rows, 3, spec.task)["exact_match"]
+    rows = tasks.import_task_module("seq2seq").load_rows(spec.task, tokenizer).held_out
+    found = tasks.import_task_module("seq2seq").evaluate(net, tokenizer, rows, 3, spec.task)["exact_match"]
     right = 0
     for row in rows:
         out = net.generate(input_ids=torch.tensor([row.ids]), max_new_tokens=len(row.target), do_sample=False)[0, 1:]
@@ -135,4 +135,4 @@ def test_a_catalogue_is_read_without_its_doubtful_entries(tmp_path):
         'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\nmsgid "yes"\nmsgstr "sí"\n\n#, fuzzy\nmsgid "no"\nmsgstr "nunca"\n\n'
         'msgid "open"\nmsgstr ""\n\nmsgid "one"\nmsgid_plural "many"\nmsgstr[0] "uno"\nmsgstr[1] "muchos"\n\n#~ msgid "old"\n#~ msgstr "viejo"\n'
     )
-    assert gettext_po.read(tmp_path / "a.po") == [{"msgid": "yes", "msgstr": "sí"}]
+    assert gettext_po.read_po_entries(tmp_path / "a.po") == [{"msgid": "yes", "msgstr": "sí"}]

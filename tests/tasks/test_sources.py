@@ -123,4 +123,4 @@ def test_a_users_own_file_needs_no_source_under_a_task_or_model_of_a_package(tmp
     with pytest.raises(
         DataError, match=r"no column 'conversations'.*type task.messages=null 'task.prompt=\"\{prompt\}\"'"
     ):
-        columns.check(peftrun.load("task=dpo", "task.data.path=prefs.jsonl").task)
+        columns.check_columns(peftrun.load("task=dpo", "task.data.path=prefs.jsonl").task)

@@ -224,10 +224,10 @@ def test_each_text_that_is_written_is_read_back(tmp_path, kind):
     ],
 )
 def test_a_prompt_ends_at_a_line_feed(tmp_path, name, content, expected):
-    assert [one.said for one in prompts_file.read(str(write(tmp_path / name, content)), {})] == expected
+    assert [one.said for one in prompts_file.read_prompts(str(write(tmp_path / name, content)), {})] == expected
     write(tmp_path / name, content.encode("utf-16"))
     with pytest.raises(DataError, match="UTF-8"):
-        prompts_file.read(str(tmp_path / name), {})
+        prompts_file.read_prompts(str(tmp_path / name), {})
 
 
 @cases(
@@ -241,4 +241,4 @@ def test_a_prompt_ends_at_a_line_feed(tmp_path, name, content, expected):
     ],
 )
 def test_a_column_that_may_be_empty_takes_no_blanks_of_another(template, row, wanted):
-    assert templates.fill("row 1", template, row) == wanted
+    assert templates.fill_template("row 1", template, row) == wanted

@@ -25,7 +25,7 @@ def team(tmp_path_factory, monkeypatch):
 
 
 def test_an_installed_package_is_on_the_search_path(team, cli):
-    assert packages.installed() == {"ours_configs": team}
+    assert packages.find_config_packages() == {"ours_configs": team}
     assert peftrun.load("lora=ours").lora.r == 3
     shown = cli("lora=ours", "--cfg", "job")
     assert shown.code == 0 and "r: 3" in shown.out
@@ -56,7 +56,7 @@ def test_a_given_folder_wins_over_an_installed_package(team, tmp_path, cli):
 def test_a_run_remembers_folders_and_not_installed_packages(team, trained, tmp_path, cli):
     write(tmp_path / "more", "lora/more", OURS)
     done = cli("--config-dir", "more", "lora=more", "action=inspect", f"adapter={trained}")
-    assert run_overrides.search_path(done.run_dir) == [f"file://{tmp_path / 'more'}"]
+    assert run_overrides.read_search_path(done.run_dir) == [f"file://{tmp_path / 'more'}"]
 
 
 def test_what_hides_behind_an_option_of_peftrun_is_told(team, trained, tmp_path, cli):

@@ -152,11 +152,11 @@ def test_an_interrupted_run_is_told_so(where, store, tmp_path):
     from peftrun import trackers
 
     spec = peftrun.load("tracker=mlflow", f"tracker.folder={store / 'mlflow'}").tracker
-    trackers.start(spec, trackers.Run(tmp_path, "cut off", None, {"seed": 0}, []))
-    trackers.log(tmp_path, {"step": 1, "loss": 2.0})
+    trackers.start_tracking(spec, trackers.Run(tmp_path, "cut off", None, {"seed": 0}, []))
+    trackers.log_metrics(tmp_path, {"step": 1, "loss": 2.0})
     record = {"status": "interrupted", "versions": {}}
     atomic_files.write_json(tmp_path / "record.json", record)
-    trackers.end(tmp_path, record)
+    trackers.end_tracking(tmp_path, record)
     assert told.read("mlflow", tmp_path, store / "mlflow").status == "KILLED"
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-PROBABILITIES = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout_rate")
+DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout_rate")
 
 
-class Draws:
+class RngStream:
     """The state of torch's generators as one cell has left them."""
 
     drawing = False  # inside `own`
@@ -36,13 +36,13 @@ class Draws:
     @contextmanager
     def own(self) -> Iterator[None]:
         """What is drawn inside is drawn from this cell's stream; the others' stands still."""
-        before = Draws()
+        before = RngStream()
         self.restore()
-        self.drawing = True
+        self.is_active = True
         try:
             yield
         finally:
-            self.drawing = False
+            self.is_active = False
             self.keep()
             before.restore()
 
@@ -56,10 +56,10 @@ class Draws:
             return x
         along = {2: (), 3: (1,)}.get(x.dim(), (2, 3))
         with self.own():
-            return _padded(torch.nn.functional.dropout(_cut(x, widths, along), p), x, along)
+            return _pad_like(torch.nn.functional.dropout(_remove_padding(x, widths, along), p), x, along)
 
 
-class OwnDraws(TorchFunctionMode):
+class PerAdapterDropout(TorchFunctionMode):
     """While it is on, dropout of the base and of its attention is drawn cell by cell.
 
     Args: parts: the batch's cells in order, each with `rows`, `width` and `draws`.
@@ -72,12 +72,12 @@ class OwnDraws(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What `func` returns."""
         kwargs = kwargs or {}
-        if any(part.draws.drawing for part in self.parts):  # an adapter's dropout, drawn by its cell already
+        if any(part.draws.is_active for part in self.parts):  # an adapter's dropout, drawn by its cell already
             return func(*args, **kwargs)
         if func is torch.nn.functional.dropout:
             return self._dropout(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("dropout_p", 0.0) > 0:
-            return self._attention(*args, **kwargs)
+            return self._attend(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
@@ -91,35 +91,35 @@ class OwnDraws(TorchFunctionMode):
         found: torch.Tensor = part.draws.dropout(x, p, part.widths)
         return found
 
-    def _attention(self, q: Any, k: Any, v: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+    def _attend(self, q: Any, k: Any, v: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
         sizes, found = [part.rows for part in self.parts], []
         masks = [None] * len(sizes) if attn_mask is None else attn_mask.expand(len(q), -1, -1, -1).split(sizes)
         each = zip(self.parts, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
         for part, one_q, one_k, one_v, mask in each:
-            cut = [_cut(one, part.widths, (2,)) for one in (one_q, one_k, one_v)]
-            inner = None if mask is None else _cut(mask, part.widths, (2, 3))
+            cut = [_remove_padding(one, part.widths, (2,)) for one in (one_q, one_k, one_v)]
+            inner = None if mask is None else _remove_padding(mask, part.widths, (2, 3))
             with part.draws.own():
                 answer = torch.nn.functional.scaled_dot_product_attention(*cut, attn_mask=inner, **kwargs)
-            found.append(_padded(answer, one_q, (2,)))
+            found.append(_pad_like(answer, one_q, (2,)))
         return torch.cat(found)
 
 
-def drops(net: Any) -> bool:
+def has_dropout(net: Any) -> bool:
     """Whether the base itself drops units while it is trained."""
     config = net.config.get_text_config()
     own = (one for name, one in net.named_modules() if ".lora_dropout." not in name)
     return any(isinstance(one, torch.nn.Dropout) and one.p > 0 for one in own) or any(
-        getattr(config, name, 0) for name in PROBABILITIES
+        getattr(config, name, 0) for name in DROPOUT_FIELDS
     )
 
 
-def _cut(x: torch.Tensor, widths: dict[int, int], along: tuple[int, ...]) -> torch.Tensor:
+def _remove_padding(x: torch.Tensor, widths: dict[int, int], along: tuple[int, ...]) -> torch.Tensor:
     for dim in along:
         x = x.narrow(dim, 0, widths.get(x.shape[dim], x.shape[dim]))
     return x
 
 
-def _padded(x: torch.Tensor, like: torch.Tensor, along: tuple[int, ...]) -> torch.Tensor:
+def _pad_like(x: torch.Tensor, like: torch.Tensor, along: tuple[int, ...]) -> torch.Tensor:
     """`x` with zeros behind it until it is as long as `like`."""
     for dim in along:
         shape = list(x.shape)

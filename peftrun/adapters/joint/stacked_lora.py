@@ -14,11 +14,11 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 
-from peftrun.adapters.joint.batched_lora import Seating, Stack, adapted, forget
+from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora, clear_dtype_cache
 
 
 @dataclass
-class Joint:
+class StackedLora:
     """The adapters `names` of a PEFT model, ready to be computed together.
 
     Attributes:
@@ -28,20 +28,20 @@ class Joint:
     net: Any
     names: list[str]
     own: list[dict[str, torch.nn.Parameter]] = field(default_factory=list)
-    seating: Seating | None = None
-    stacks: list[Stack] = field(default_factory=list)
+    layout: BatchLayout | None = None
+    stacks: list[StackedWeights] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.own = [_own(self.net, name) for name in self.names]
-        self._thaw()
+        self.own = [_adapter_parameters(self.net, name) for name in self.names]
+        self._unfreeze_adapters()
         for layer in [module for module in self.net.modules() if isinstance(module, LoraLayer)]:
-            self.stacks.append(_stack(layer, self.names))
-            _put(layer, self.stacks[-1], self)
+            self.stacks.append(_stack_layer(layer, self.names))
+            _patch_lora_layer(layer, self.stacks[-1], self)
         for module in self.net.modules():
             if isinstance(module, ModulesToSaveWrapper):
-                _share(module, self)
+                _patch_saved_module(module, self)
 
-    def drops(self, cell: int) -> bool:
+    def has_dropout(self, cell: int) -> bool:
         """Whether the cell's adapter has dropout."""
         return any(stack.dropout[cell] for stack in self.stacks)
 
@@ -50,14 +50,14 @@ class Joint:
         torch._foreach_zero_([one[cell] for stack in self.stacks for one in (stack.grad_a, stack.grad_b)])
 
     @contextmanager
-    def seated(self, seating: Seating) -> Iterator[None]:
+    def bind_batch(self, seating: BatchLayout) -> Iterator[None]:
         """For as long as the block runs, batches that pass the model hold the rows of `seating`; else PEFT's own forward runs."""
-        before, self.seating = self.seating, seating
+        before, self.layout = self.layout, seating
         try:
             yield
         finally:
-            self.seating = before
-            forget()
+            self.layout = before
+            clear_dtype_cache()
 
     def apart(self, cell: int) -> None:
         """The cell's parameters in memory of their own again, so that what is saved holds the cell's values alone."""
@@ -66,13 +66,13 @@ class Joint:
 
     def tensors(self, cell: int) -> dict[str, torch.Tensor]:
         """The cell's trained tensors by the names that PEFT saves them under."""
-        return {_saved(name): one.detach().contiguous().cpu() for name, one in self.own[cell].items()}
+        return {_saved_name(name): one.detach().contiguous().cpu() for name, one in self.own[cell].items()}
 
     @torch.no_grad()
     def fill(self, cell: int, tensors: dict[str, torch.Tensor]) -> None:
         """Sets the cell's tensors to those that `tensors` once gave."""
         for name, one in self.own[cell].items():
-            one.copy_(tensors[_saved(name)])
+            one.copy_(tensors[_saved_name(name)])
 
     def counts(self, cell: int) -> tuple[int, int]:
         """Trainable parameters of the cell, and all parameters that there are where it is alone."""
@@ -88,9 +88,9 @@ class Joint:
         try:
             yield self.names[cell]
         finally:
-            self._thaw()
+            self._unfreeze_adapters()
 
-    def _thaw(self) -> None:
+    def _unfreeze_adapters(self) -> None:
         """PEFT freezes all adapters but the one that answers."""
         for own in self.own:
             for one in own.values():
@@ -102,11 +102,11 @@ class Joint:
             module.__dict__.pop("forward", None) if isinstance(module, LoraLayer | ModulesToSaveWrapper) else None
 
 
-def _saved(name: str) -> str:
+def _saved_name(name: str) -> str:
     return name.replace(".modules_to_save.default", "").replace(".default", "")
 
 
-def _own(net: Any, name: str) -> dict[str, torch.nn.Parameter]:
+def _adapter_parameters(net: Any, name: str) -> dict[str, torch.nn.Parameter]:
     """The trainable parameters of one adapter, by the names that they have where it is alone and called `default`."""
     mark = f".{name}"
     return {
@@ -116,48 +116,48 @@ def _own(net: Any, name: str) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def _stack(layer: Any, names: Sequence[str]) -> Stack:
+def _stack_layer(layer: Any, names: Sequence[str]) -> StackedWeights:
     """A layer's matrices, moved into stacks of the highest rank."""
     count, like = len(names), next(iter(layer.lora_A.values())).weight
     rank = max((layer.lora_A[name].weight.shape[0] for name in names if name in layer.lora_A), default=0)
     a, b = (like.new_zeros(count, rank, width) for width in (layer.in_features, layer.out_features))
-    stack = Stack(a, b, torch.zeros_like(a), torch.zeros_like(b), like.new_zeros(count, 1, 1), [0.0] * count)
+    stack = StackedWeights(a, b, torch.zeros_like(a), torch.zeros_like(b), like.new_zeros(count, 1, 1), [0.0] * count)
     for cell, name in enumerate(names):
         if name in layer.lora_A:
-            _move(layer.lora_A[name].weight, stack.a[cell], stack.grad_a[cell], turned=False)
-            _move(layer.lora_B[name].weight, stack.b[cell], stack.grad_b[cell], turned=True)
+            _move_into_stack(layer.lora_A[name].weight, stack.a[cell], stack.grad_a[cell], turned=False)
+            _move_into_stack(layer.lora_B[name].weight, stack.b[cell], stack.grad_b[cell], turned=True)
             stack.scale[cell] = layer.scaling[name]
             stack.dropout[cell] = getattr(layer.lora_dropout[name], "p", 0.0)
     return stack
 
 
-def _move(one: torch.nn.Parameter, values: torch.Tensor, grads: torch.Tensor, *, turned: bool) -> None:
+def _move_into_stack(one: torch.nn.Parameter, values: torch.Tensor, grads: torch.Tensor, *, turned: bool) -> None:
     rank = one.shape[1] if turned else one.shape[0]
     place, grad = (part[:rank].T if turned else part[:rank] for part in (values, grads))
     place.copy_(one.data)
     one.data, one.grad = place, grad
 
 
-def _put(layer: Any, stack: Stack, joint: Joint) -> None:
+def _patch_lora_layer(layer: Any, stack: StackedWeights, joint: StackedLora) -> None:
     """From now on the layer asks who is seated."""
     plain = layer.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if joint.seating is None:
+        if joint.layout is None:
             return plain(x, *args, **kwargs)
-        return adapted(layer.base_layer(x, *args, **kwargs), x, stack, joint.seating)
+        return apply_batched_lora(layer.base_layer(x, *args, **kwargs), x, stack, joint.layout)
 
     layer.forward = forward
 
 
-def _share(wrapper: Any, joint: Joint) -> None:
+def _patch_saved_module(wrapper: Any, joint: StackedLora) -> None:
     """A module that each cell trains in full: each cell's rows pass through its own."""
     plain = wrapper.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if joint.seating is None:
+        if joint.layout is None:
             return plain(x, *args, **kwargs)
-        pairs = zip(joint.seating.cells, joint.seating.split(x), strict=True)
+        pairs = zip(joint.layout.cells, joint.layout.split(x), strict=True)
         return torch.cat([wrapper.modules_to_save[joint.names[cell]](rows, *args, **kwargs) for cell, rows in pairs])
 
     wrapper.forward = forward

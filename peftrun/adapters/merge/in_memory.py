@@ -10,12 +10,12 @@ from peftrun.adapters import saved_base
 from peftrun.adapters.merge import sidecar_files
 from peftrun.errors import AdapterError, ProofError
 from peftrun.io import safetensors_header
-from peftrun.models.base import Base
+from peftrun.models.base import LoadedBase
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-VIRTUAL = (
+VIRTUAL_TOKEN_TYPES = (
     "PROMPT_TUNING",
     "P_TUNING",
     "PREFIX_TUNING",
@@ -26,10 +26,10 @@ VIRTUAL = (
 )
 
 
-def check(config: dict[str, Any], name: str) -> None:
+def check_mergeable(config: dict[str, Any], name: str) -> None:
     """Raises: AdapterError: an adapter with this `adapter_config.json` is no change to the weights, so nothing can be merged."""
     kind = config.get("peft_type")
-    why = "answers with virtual tokens, which are no weights" if kind in VIRTUAL else None
+    why = "answers with virtual tokens, which are no weights" if kind in VIRTUAL_TOKEN_TYPES else None
     if config.get("alora_invocation_tokens"):
         why = "is on only after a text that calls it"
     if config.get("layer_replication"):
@@ -48,10 +48,10 @@ def merge(model: Any) -> Any:
     try:
         base = model.get_base_model()
         tied = bool(getattr(base.config, "tie_word_embeddings", False))
-        _part_tied(base)
+        _untie_weights(base)
         merged = model.merge_and_unload(safe_merge=True)
-        _unwrap(merged)
-        _tie_again(merged, tied)
+        _unwrap_modules(merged)
+        _retie_weights(merged, tied)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         kind = next(iter(model.peft_config.values())).peft_type.value
         reason = str(error).splitlines()[0]
@@ -61,13 +61,13 @@ def merge(model: Any) -> Any:
     return merged
 
 
-def save(merged: Any, base: Base, folder: Path, dtype: torch.dtype) -> None:
+def save(merged: Any, base: LoadedBase, folder: Path, dtype: torch.dtype) -> None:
     """Writes the merged model, rounded once to `dtype`, and what lies beside the base's weights into `folder`."""
-    sidecar_files.copy(base.folder, folder)
+    sidecar_files.copy_sidecar_files(base.folder, folder)
     merged.to(dtype).save_pretrained(folder)
 
 
-def compare(merged: Any, again: Any) -> None:
+def check_saved_equals_merged(merged: Any, again: Any) -> None:
     """Raises: ProofError: a tensor of the model that was read `again` from the files, in float32, is not the merged one's."""
     held = merged.state_dict()
     for key, value in again.state_dict().items():
@@ -77,29 +77,29 @@ def compare(merged: Any, again: Any) -> None:
             )
 
 
-def _part_tied(base: Any) -> None:
+def _untie_weights(base: Any) -> None:
     """A copy of its own for each weight that is tied to another, where the adapter changes one of them.
 
     PEFT merges into embeddings in place, which would change the tied output weights as well.
     """
     own = (key for key, _ in base.named_parameters(remove_duplicate=False) if ".modules_to_save." not in key)
-    held = {saved_base.unwrapped(key): key for key in own}
+    held = {saved_base.strip_wrappers(key): key for key in own}
     tied = base.all_tied_weights_keys
     if all(held.get(name) == name for pair in tied.items() for name in pair):
         return
     for target in tied:
         value = base.get_parameter(held[target]).detach().clone()
-        _put(base, held[target], torch.nn.Parameter(value, requires_grad=False))
+        _set_parameter(base, held[target], torch.nn.Parameter(value, requires_grad=False))
 
 
-def _unwrap(merged: Any) -> None:
+def _unwrap_modules(merged: Any) -> None:
     """Puts what was trained in full in the base's place where PEFT has not done so (LN tuning)."""
     wrapped = [(path, one) for path, one in merged.named_modules() if isinstance(one, AuxiliaryTrainingWrapper)]
     for path, one in wrapped:
         merged.set_submodule(path, one.unload_and_optionally_merge_module(True, True, None))
 
 
-def _tie_again(merged: Any, tied: bool) -> None:
+def _retie_weights(merged: Any, tied: bool) -> None:
     """Ties what has come out equal, and notes what has not. `tied`: what the base's config says.
 
     Raises: ValueError: weights differ that this model reads from one place.
@@ -108,7 +108,7 @@ def _tie_again(merged: Any, tied: bool) -> None:
     for target, source in merged.all_tied_weights_keys.items():
         own, other = merged.get_parameter(target), merged.get_parameter(source)
         if torch.equal(own, other):
-            _put(merged, target, other)
+            _set_parameter(merged, target, other)
         elif own is getattr(merged.get_output_embeddings(), "weight", None):
             apart.append(target)
         else:
@@ -117,15 +117,15 @@ def _tie_again(merged: Any, tied: bool) -> None:
     merged.config.tie_word_embeddings = tied and (merged.config.is_encoder_decoder or not apart)
 
 
-def _put(model: Any, name: str, value: torch.nn.Parameter) -> None:
+def _set_parameter(model: Any, name: str, value: torch.nn.Parameter) -> None:
     path, _, own = name.rpartition(".")
     setattr(model.get_submodule(path), own, value)
 
 
-def stored_dtype(folder: Path) -> str:
+def detect_stored_dtype(folder: Path) -> str:
     """The dtype that most bytes of a model folder are stored in; float32 if that is none of the usual."""
     sizes: dict[str, int] = {}
     for file in folder.glob("*.safetensors"):
-        for entry in safetensors_header.entries(file):
+        for entry in safetensors_header.read_header(file):
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.end - entry.begin
-    return DTYPES.get(max(sizes, key=lambda name: sizes[name]), "float32")
+    return DTYPE_NAMES.get(max(sizes, key=lambda name: sizes[name]), "float32")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from peftrun.adapters import base_match
 from peftrun.adapters.merge import verify
-from peftrun.adapters.merge.verify import Pair
+from peftrun.adapters.merge.verify import TensorPair
 from peftrun.artifacts import classifier_head
 from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
 from peftrun.io import atomic_files
-from peftrun.models.base import portable_name
+from peftrun.models.base import get_portable_name
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import load_tokenizer
 
@@ -39,34 +39,34 @@ class MergeJob:
     adapter: Path
     dtype: str
     pool: ThreadPoolExecutor
-    hashing: Future[Fingerprint]
+    fingerprint_future: Future[Fingerprint]
     hashes: dict[str, Future[str]] = field(default_factory=dict)
-    comparing: list[Future[set[Pair]]] = field(default_factory=list)
+    comparisons: list[Future[set[TensorPair]]] = field(default_factory=list)
 
     @cached_property
     def mark(self) -> Fingerprint:
         """The base's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base."""
-        mark = self.hashing.result()
-        base_match.check(
-            portable_name(self.model), mark, self.adapter, self.allow_base_mismatch,
+        mark = self.fingerprint_future.result()
+        base_match.check_base_match(
+            get_portable_name(self.model), mark, self.adapter, self.allow_base_mismatch,
             lambda: load_tokenizer(self.base, self.model),
         )  # fmt: skip
         return mark
 
-    def follow(self, base: Path, written: Path) -> None:
+    def start_checks(self, base: Path, written: Path) -> None:
         """Begins to hash a file that was written, and to compare it with the base's, while both are in the system's memory."""
-        self.hashes[written.name] = self.pool.submit(atomic_files.sha256, written)
+        self.hashes[written.name] = self.pool.submit(atomic_files.hash_file, written)
         if self.action.verify:
-            self.comparing.append(self.pool.submit(verify.equal_tensors, base, written))
+            self.comparisons.append(self.pool.submit(verify.find_equal_tensors, base, written))
 
-    def forget_written(self, folder: Path) -> None:
+    def remove_written(self, folder: Path) -> None:
         """Removes what was written so far."""
         self.hashes.clear()
-        self.comparing.clear()
+        self.comparisons.clear()
         for file in folder.iterdir():
             file.unlink()
 
     @property
-    def head(self) -> classifier_head.Head | None:
+    def head(self) -> classifier_head.ClassifierHead | None:
         """Of a classifier; None for a language model."""
-        return classifier_head.of_adapter(str(self.adapter), self.name)
+        return classifier_head.read_adapter_head(str(self.adapter), self.name)

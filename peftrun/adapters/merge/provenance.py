@@ -6,27 +6,27 @@ from typing import Any
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, PEFTRUN_METADATA
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
-from peftrun.system.versions import version_of
+from peftrun.system.versions import get_version
 
 KEYS = ("base", "base_dtype", "adapter_sha256")
 
 
-def write(folder: Path, base: dict[str, Any], base_dtype: str, adapter: Path) -> None:
+def write_provenance(folder: Path, base: dict[str, Any], base_dtype: str, adapter: Path) -> None:
     """Notes it in the merged model's `peftrun.json`."""
     atomic_files.write_json(
         folder / PEFTRUN_METADATA,
         {
-            "peftrun": version_of("peftrun"),
+            "peftrun": get_version("peftrun"),
             "merged": {
                 "base": base,
                 "base_dtype": base_dtype,
-                "adapter_sha256": atomic_files.sha256(adapter / ADAPTER_WEIGHTS),
+                "adapter_sha256": atomic_files.hash_file(adapter / ADAPTER_WEIGHTS),
             },
         },
     )
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_provenance(folder: Path) -> dict[str, Any] | None:
     """What was noted; None for a model that peftrun did not merge.
 
     Raises: ArtifactError: the note is not as peftrun writes it.

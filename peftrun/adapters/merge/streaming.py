@@ -17,16 +17,16 @@ from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapters.merge import sidecar_files
 from peftrun.io import safetensors_stream
-from peftrun.io.safetensors_stream import Planned, Stored
+from peftrun.io.safetensors_stream import PlannedTensor, StoredTensor
 from peftrun.system import malloc
 
-PLAIN = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
-Make = Callable[[], torch.Tensor]
-CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+MERGEABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
+TensorFn = Callable[[], torch.Tensor]
+CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
 
 
 # Methods whose layers, made without weights, are not what they were.
-IN_MEMORY = ("ADALORA", "ADAMSS", "FROD", "SHIRA", "UNILORA")
+IN_MEMORY_TYPES = ("ADALORA", "ADAMSS", "FROD", "SHIRA", "UNILORA")
 
 
 class NotStreamableError(Exception):
@@ -34,21 +34,21 @@ class NotStreamableError(Exception):
 
 
 @dataclass(frozen=True)
-class _Sources:
+class _BaseTensors:
     """The base's tensors by name, and memory for the largest adapted weight, which each comes to in turn."""
 
-    found: dict[str, Stored]
+    found: dict[str, StoredTensor]
     room: torch.Tensor
     undo: bool
     last: dict[str, Any] = field(default_factory=dict)  # the layer that was merged last: its path and parameters
 
-    def as_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
+    def read_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
         """The parameter `key`: as it is, or read from the base's files where it is nowhere in memory."""
         room = self.room if key.endswith(".weight") else None
-        return self.found[key].as_float(room) if value.is_meta else value.detach().clone()
+        return self.found[key].read_float(room) if value.is_meta else value.detach().clone()
 
 
-def write(
+def write_merged(
     net: Any,
     name: str,
     base: Path,
@@ -66,46 +66,48 @@ def write(
     Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
     """
     model = net.get_base_model()
-    files = {file: safetensors_stream.stored(file) for file in safetensors_stream.files_of(base)}
-    if net.peft_config[name].task_type in CLASSIFIERS:
-        files = _without_other_heads(model, files)
-    found = by_name(model, [one for parts in files.values() for one in parts])
-    sources = with_tied(model, found)
-    changes = _changes(net, name, _Sources(sources, _room(net, sources), undo))
-    untied = _untied(model, changes, sources)
-    usual = dtype or _usual(found)
+    files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_stream.list_weight_files(base)}
+    if net.peft_config[name].task_type in CLASSIFIER_TASKS:
+        files = _drop_other_heads(model, files)
+    found = map_by_parameter(model, [one for parts in files.values() for one in parts])
+    sources = add_tied(model, found)
+    changes = _plan_changes(net, name, _BaseTensors(sources, _allocate_buffer(net, sources), undo))
+    untied = _untie_output(model, changes, sources)
+    usual = dtype or _most_common_dtype(found)
     names = {id(one): key for key, one in found.items()}
-    plans = {file: [_plan(names[id(one)], one, changes, dtype) for one in parts] for file, parts in files.items()}
+    plans = {
+        file: [_plan_tensor(names[id(one)], one, changes, dtype) for one in parts] for file, parts in files.items()
+    }
     more = changes | untied
-    plans[max(plans)] += [_added(key, more[key], usual) for key in sorted(more.keys() - found.keys())]
+    plans[max(plans)] += [_plan_added_tensor(key, more[key], usual) for key in sorted(more.keys() - found.keys())]
     for file, planned in plans.items():
-        safetensors_stream.write(folder / file.name, planned)
+        safetensors_stream.write_tensors(folder / file.name, planned)
         if after:
             after(file, folder / file.name)
     if len(plans) > 1:
         places = {one.name: file.name for file, parts in plans.items() for one in parts}
         safetensors_stream.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
-    sidecar_files.copy(base, folder)
+    sidecar_files.copy_sidecar_files(base, folder)
     _write_config(model, folder, usual, tied=not untied)
 
 
-def _without_other_heads(model: Any, files: dict[Path, list[Stored]]) -> dict[Path, list[Stored]]:
+def _drop_other_heads(model: Any, files: dict[Path, list[StoredTensor]]) -> dict[Path, list[StoredTensor]]:
     """An encoder's file may hold what a classifier has no use for: a pooler, the head of its pre-training."""
-    known = {_plain(key) for key, _ in model.named_parameters()}
+    known = {_strip_wrappers(key) for key, _ in model.named_parameters()}
     kept = {}
     for file, parts in files.items():
-        named = by_name(model, parts)
+        named = map_by_parameter(model, parts)
         kept[file] = [one for key, one in named.items() if key in known]
     return kept
 
 
-def _plain(key: str) -> str:
+def _strip_wrappers(key: str) -> str:
     return key.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
+def map_by_parameter(model: Any, parts: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
     """The base's tensors under the names of the model's parameters; a file may lack, or have, the name of the body before them."""
-    names, prefix = {_plain(key) for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
+    names, prefix = {_strip_wrappers(key) for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
     found = {}
     for one in parts:
         key = one.entry.name
@@ -114,7 +116,7 @@ def by_name(model: Any, parts: Iterable[Stored]) -> dict[str, Stored]:
     return found
 
 
-def with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
+def add_tied(model: Any, found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The same, and tied parameters that are stored once under both their names."""
     sources = dict(found)
     for target, source in model.all_tied_weights_keys.items():
@@ -125,48 +127,54 @@ def with_tied(model: Any, found: dict[str, Stored]) -> dict[str, Stored]:
     return sources
 
 
-def stored_in(model: Any, folder: Path) -> dict[str, Stored]:
+def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
     """The tensors of a model folder by the model's names of parameters; tied ones under both."""
-    parts = [one for file in safetensors_stream.files_of(folder) for one in safetensors_stream.stored(file)]
-    return with_tied(model, by_name(model, parts))
+    parts = [
+        one
+        for file in safetensors_stream.list_weight_files(folder)
+        for one in safetensors_stream.list_stored_tensors(file)
+    ]
+    return add_tied(model, map_by_parameter(model, parts))
 
 
-def _changes(net: Any, name: str, sources: _Sources) -> dict[str, Make]:
+def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, TensorFn]:
     """For every parameter that the adapter changes, how its merged value is computed."""
-    changes: dict[str, Make] = {}
+    changes: dict[str, TensorFn] = {}
     handled: list[str] = []
     for path, module in net.get_base_model().named_modules():
         if any(path.startswith(f"{outer}.") for outer in handled):
             continue
         if isinstance(module, BaseTunerLayer):
-            changes |= _of_layer(module, path, name, sources)
+            changes |= _plan_layer(module, path, name, sources)
         elif isinstance(module, ModulesToSaveWrapper):
-            changes |= _replaced(module.modules_to_save[name].named_parameters(), path, sources)
+            changes |= _plan_replacements(module.modules_to_save[name].named_parameters(), path, sources)
         elif isinstance(module, AuxiliaryTrainingWrapper):
             raise NotStreamableError(f"{path} is a {type(module).__name__}")
         else:
             own = module.named_parameters(recurse=False)
-            changes |= _replaced([(key, value) for key, value in own if not value.is_meta], path, sources)
+            changes |= _plan_replacements([(key, value) for key, value in own if not value.is_meta], path, sources)
             continue
         handled.append(path)
     return changes
 
 
-def _room(net: Any, found: dict[str, Stored]) -> torch.Tensor:
+def _allocate_buffer(net: Any, found: dict[str, StoredTensor]) -> torch.Tensor:
     paths = (path for path, module in net.get_base_model().named_modules() if isinstance(module, BaseTunerLayer))
     return torch.empty(max((found[f"{path}.weight"].count for path in paths if f"{path}.weight" in found), default=0))
 
 
-def _replaced(own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _Sources) -> dict[str, Make]:
-    changes: dict[str, Make] = {f"{path}.{key}": partial(_itself, value) for key, value in own}
+def _plan_replacements(
+    own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors
+) -> dict[str, TensorFn]:
+    changes: dict[str, TensorFn] = {f"{path}.{key}": partial(_detach_tensor, value) for key, value in own}
     if changes and sources.undo:
         raise NotStreamableError(f"the merge put the adapter's {next(iter(changes))} in the place of the base's")
     return changes
 
 
-def _of_layer(module: Any, path: str, name: str, sources: _Sources) -> dict[str, Make]:
+def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dict[str, TensorFn]:
     layer = module.get_base_layer()
-    if not isinstance(layer, PLAIN) or not hasattr(module, "merge"):
+    if not isinstance(layer, MERGEABLE_LAYERS) or not hasattr(module, "merge"):
         raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
     if sources.undo and getattr(module, "use_dora", {}).get(name):
         raise NotStreamableError(f"DoRA gave {path} another length, and the length it had is kept nowhere")
@@ -177,14 +185,14 @@ def _of_layer(module: Any, path: str, name: str, sources: _Sources) -> dict[str,
     absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in sources.found]
     if absent:
         raise NotStreamableError(f"the base's files hold no {path}.{absent[0]}")
-    return {f"{path}.{key}": partial(_merged, module, key, path, name, sources) for key in keys}
+    return {f"{path}.{key}": partial(_merge_parameter, module, key, path, name, sources) for key in keys}
 
 
-def _merged(module: Any, wanted: str, path: str, name: str, sources: _Sources) -> torch.Tensor:
+def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> torch.Tensor:
     """One parameter of a layer after PEFT has merged the adapter into it, in float32."""
     if sources.last.get("path") != path:
         own = module.get_base_layer().named_parameters(recurse=False)
-        values = {key: sources.as_float(value, f"{path}.{key}") for key, value in own}
+        values = {key: sources.read_float(value, f"{path}.{key}") for key, value in own}
         sources.last.update(path=path, merged=merge_layer(module, path, name, values, sources.undo))
     merged: torch.Tensor = sources.last["merged"][wanted]
     return merged
@@ -219,7 +227,7 @@ def merge_layer(
             one.data = value
         for key in values:
             layer._parameters[key] = before[key]
-        malloc.give_back_gaps()
+        malloc.release_after_growth()
     if merged.keys() != values.keys():
         raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
     if not all(torch.isfinite(value.sum()) for value in merged.values()):
@@ -227,41 +235,45 @@ def merge_layer(
     return merged
 
 
-def _itself(value: torch.Tensor) -> torch.Tensor:
+def _detach_tensor(value: torch.Tensor) -> torch.Tensor:
     return value.detach()
 
 
-def _untied(model: Any, changes: dict[str, Make], sources: dict[str, Stored]) -> dict[str, Make]:
+def _untie_output(model: Any, changes: dict[str, TensorFn], sources: dict[str, StoredTensor]) -> dict[str, TensorFn]:
     """Output weights that were tied to the embeddings and no longer can be, since the adapter changes one of the two."""
-    untied: dict[str, Make] = {}
+    untied: dict[str, TensorFn] = {}
     for target, source in model.all_tied_weights_keys.items():
         if target not in changes and source not in changes:
             continue
         # Some encoder-decoders scale the output of tied weights: parted, they would compute something else.
-        if model.config.is_encoder_decoder or model.get_output_embeddings() is None or target != _head(model):
+        if (
+            model.config.is_encoder_decoder
+            or model.get_output_embeddings() is None
+            or target != _output_weight_name(model)
+        ):
             raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
-        untied |= {key: changes.get(key) or sources[key].as_float for key in (target, source)}
+        untied |= {key: changes.get(key) or sources[key].read_float for key in (target, source)}
     return untied
 
 
-def _head(model: Any) -> str:
+def _output_weight_name(model: Any) -> str:
     head = model.get_output_embeddings()
     return next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
 
 
-def _plan(key: str, one: Stored, changes: dict[str, Make], dtype: torch.dtype | None) -> Planned:
+def _plan_tensor(key: str, one: StoredTensor, changes: dict[str, TensorFn], dtype: torch.dtype | None) -> PlannedTensor:
     wanted = dtype if dtype is not None and one.dtype.is_floating_point else one.dtype
     make = changes.get(key)
     if make is None and wanted != one.dtype:
-        make = one.as_float
-    return Planned(key, wanted, one.entry.shape, one, make)
+        make = one.read_float
+    return PlannedTensor(key, wanted, one.entry.shape, one, make)
 
 
-def _added(key: str, make: Make, dtype: torch.dtype) -> Planned:
-    return Planned(key, dtype, tuple(make().shape), None, make)
+def _plan_added_tensor(key: str, make: TensorFn, dtype: torch.dtype) -> PlannedTensor:
+    return PlannedTensor(key, dtype, tuple(make().shape), None, make)
 
 
-def _usual(found: dict[str, Stored]) -> torch.dtype:
+def _most_common_dtype(found: dict[str, StoredTensor]) -> torch.dtype:
     sizes: dict[torch.dtype, int] = {}
     for one in found.values():
         sizes[one.dtype] = sizes.get(one.dtype, 0) + one.entry.end - one.entry.begin

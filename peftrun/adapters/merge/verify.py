@@ -20,14 +20,14 @@ from peftrun.adapters.layer_walk import plain_name
 from peftrun.adapters.merge import streaming
 from peftrun.errors import ProofError
 from peftrun.io import safetensors_stream
-from peftrun.io.safetensors_stream import Stored
+from peftrun.io.safetensors_stream import StoredTensor
 
 # Of a layer's own answer, and of what the adapter adds to it: what float32 sums in another order may differ by.
-NOISE, SHARE = 2e-5, 2e-3
+LAYER_NOISE, LAYER_SHARE = 2e-5, 2e-3
 LOGIT_NOISE, LOGIT_SHARE = 1e-4, 1e-2  # the same after all layers
-NOTABLE = 0.1  # share of the adapter's effect whose loss to rounding is said aloud
-Pair = tuple[Stored, Stored]  # of the base's files and of the merged ones
-UNLIKE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
+NOTABLE_LOSS = 0.1  # share of the adapter's effect whose loss to rounding is said aloud
+TensorPair = tuple[StoredTensor, StoredTensor]  # of the base's files and of the merged ones
+IGNORED_CONFIG_KEYS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
 ADVICE = "what was written is kept under a .rejected name. This is a fault of peftrun: report it, and merge with PEFT meanwhile"
 
 
@@ -46,9 +46,9 @@ class WrittenModel:
 
     net: Any
     name: str
-    base: dict[str, Stored]
-    merged: dict[str, Stored]
-    equal: set[Pair] = field(default_factory=set)
+    base: dict[str, StoredTensor]
+    merged: dict[str, StoredTensor]
+    equal: set[TensorPair] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     same: set[str] = field(default_factory=set)
     summed: set[str] = field(default_factory=set)
@@ -58,7 +58,7 @@ class WrittenModel:
 
     def compare_untouched(self, model: Any) -> None:
         """Every tensor that no layer of the adapter computes: the base's, or trained and saved whole. `model`: the merged one, without weights."""
-        own, layers = self._own(), self._changed_by_layers()
+        own, layers = self._own(), self._list_layer_tensors()
         with ThreadPoolExecutor(2) as pool:  # reading and comparing each leave half of a processor idle
             list(
                 pool.map(
@@ -71,10 +71,10 @@ class WrittenModel:
     def _compare_untouched(self, key: str, own: dict[str, torch.Tensor]) -> None:
         written = self.merged[key]
         if key in own:
-            self._compare(key, written, own[key])
+            self._compare_sum(key, written, own[key])
         elif key not in self.base:
             self.wrong.append(f"{key} is in the merged files and not in the base")
-        elif (self.base[key], written) in self.equal or _same_bytes(self.base[key], written):
+        elif (self.base[key], written) in self.equal or _has_same_bytes(self.base[key], written):
             self.same.add(key)
         elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
             self.wrong.append(f"{key} is not the base's, and the adapter does not change it")
@@ -85,17 +85,17 @@ class WrittenModel:
             return
         self._seen.add(path)
         layer = module.get_base_layer()
-        few = (args[0][:1], *args[1:]) if isinstance(layer, streaming.PLAIN) else args
+        few = (args[0][:1], *args[1:]) if isinstance(layer, streaming.MERGEABLE_LAYERS) else args
         plain, adapted = layer(*few), output[:1] if few is not args else output
         values = {key: one.detach().clone() for key, one in layer.named_parameters(recurse=False)}
         merged = streaming.merge_layer(module, path, self.name, values)
         for key, value in merged.items():
-            self._compare(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
+            self._compare_sum(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
         answer = torch.func.functional_call(layer, merged, few)
-        error, effect = _norm(answer - adapted), _norm(adapted - plain)
+        error, effect = _l2_norm(answer - adapted), _l2_norm(adapted - plain)
         self.layers += 1
         self.largest_layer_error = max(self.largest_layer_error, error / (effect or math.inf))
-        if not error <= SHARE * effect + NOISE * (_norm(adapted) + _norm(plain)):
+        if not error <= LAYER_SHARE * effect + LAYER_NOISE * (_l2_norm(adapted) + _l2_norm(plain)):
             self.wrong.append(
                 f"{path} answers otherwise merged than adapted: ‖error‖ {error:.3g}, ‖effect of the adapter‖ {effect:.3g}"
             )
@@ -107,16 +107,18 @@ class WrittenModel:
                 continue
             values = {}
             for key, one in module.get_base_layer().named_parameters(recurse=False):
-                values[key] = self.base[plain_name(f"{path}.{key}")].as_float() if one.is_meta else one.detach().clone()
+                values[key] = (
+                    self.base[plain_name(f"{path}.{key}")].read_float() if one.is_meta else one.detach().clone()
+                )
             for key, value in streaming.merge_layer(module, path, self.name, values).items():
-                self._compare(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
+                self._compare_sum(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
 
-    def _compare(self, key: str, written: Stored | None, value: torch.Tensor) -> None:
+    def _compare_sum(self, key: str, written: StoredTensor | None, value: torch.Tensor) -> None:
         self.summed.add(key)
         if written is None:
             self.wrong.append(f"{key}, which the adapter changes, is not in the merged files")
         elif written.entry.shape != tuple(value.shape) or not _is_rounding_of(value, written):
-            self.wrong.append(f"{key} is not the sum of base and adapter, rounded once to {_name(written)}")
+            self.wrong.append(f"{key} is not the sum of base and adapter, rounded once to {_dtype_name(written)}")
 
     def _own(self) -> dict[str, torch.Tensor]:
         """Parameters that the adapter holds whole: modules_to_save, trained biases."""
@@ -124,7 +126,7 @@ class WrittenModel:
         mark = f".modules_to_save.{self.name}."
         return {plain_name(key.replace(mark, ".")): one for key, one in named if not one.is_meta}
 
-    def _changed_by_layers(self) -> set[str]:
+    def _list_layer_tensors(self) -> set[str]:
         modules = self.net.get_base_model().named_modules()
         return {
             plain_name(f"{path}.{key}")
@@ -138,21 +140,24 @@ def check_config(net: Any, folder: Path, trust_remote_code: bool) -> None:
     """Raises: ProofError: the written config describes another model than the one that was merged."""
     found = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).to_dict()
     wanted = net.get_base_model().config.to_dict()
-    unlike = [key for key in sorted({*found, *wanted} - {*UNLIKE}) if found.get(key) != wanted.get(key)]
+    unlike = [key for key in sorted({*found, *wanted} - {*IGNORED_CONFIG_KEYS}) if found.get(key) != wanted.get(key)]
     if unlike:
         raise ProofError(f"the merged model's config.json is not the base's: {', '.join(unlike)}; {ADVICE}")
 
 
-def compare(adapted: torch.Tensor, merged: torch.Tensor, plain: torch.Tensor, dtype: str) -> dict[str, Any]:
+def compare_logits(adapted: torch.Tensor, merged: torch.Tensor, plain: torch.Tensor, dtype: str) -> dict[str, Any]:
     """How far the written model's logits are from the adapter's on its base, each computed in float32.
 
     Args: plain: the base alone, at the first tokens of the others. dtype: what was written.
     Raises: ProofError: a logit is not finite; or the files are float32 and farther off than its arithmetic explains.
     """
     effect = (plain - adapted[: len(plain)]).abs().max().item()
-    figures: dict[str, Any] = {**probes.compare(adapted, merged), "effect": effect}
+    figures: dict[str, Any] = {**probes.compare_logits(adapted, merged), "effect": effect}
     error = figures["max_logit_difference"]
-    rms, rms_effect = _rms(merged[: len(plain)] - adapted[: len(plain)]), _rms(adapted[: len(plain)] - plain)
+    rms, rms_effect = (
+        _root_mean_square(merged[: len(plain)] - adapted[: len(plain)]),
+        _root_mean_square(adapted[: len(plain)] - plain),
+    )
     figures["share_of_effect"] = rms / rms_effect if rms_effect else 0.0
     limit = LOGIT_SHARE * effect + LOGIT_NOISE * adapted.abs().max().item()
     if dtype == "float32":
@@ -170,11 +175,11 @@ def compare(adapted: torch.Tensor, merged: torch.Tensor, plain: torch.Tensor, dt
             facts={"merge": figures},
         )
     return figures | {
-        "max_logit_difference_from_base": probes.compare(plain, merged[: len(plain)])["max_logit_difference"]
+        "max_logit_difference_from_base": probes.compare_logits(plain, merged[: len(plain)])["max_logit_difference"]
     }
 
 
-def check(written: WrittenModel) -> dict[str, Any]:
+def check_written(written: WrittenModel) -> dict[str, Any]:
     """Figures of the comparison of tensors and layers, once texts have passed. Raises: ProofError: one of them is wrong."""
     written.compare_unreached()
     figures = {
@@ -191,28 +196,35 @@ def check(written: WrittenModel) -> dict[str, Any]:
     return figures
 
 
-def equal_tensors(base: Path, written: Path) -> set[Pair]:
+def find_equal_tensors(base: Path, written: Path) -> set[TensorPair]:
     """Tensors of two files that have the same name and the same bytes."""
-    named = {one.entry.name: one for one in safetensors_stream.stored(base)}
-    pairs = [(named[one.entry.name], one) for one in safetensors_stream.stored(written) if one.entry.name in named]
-    return {pair for pair in pairs if _same_bytes(*pair)}
+    named = {one.entry.name: one for one in safetensors_stream.list_stored_tensors(base)}
+    pairs = [
+        (named[one.entry.name], one)
+        for one in safetensors_stream.list_stored_tensors(written)
+        if one.entry.name in named
+    ]
+    return {pair for pair in pairs if _has_same_bytes(*pair)}
 
 
-def _same_bytes(one: Stored, other: Stored) -> bool:
+def _has_same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
     if (one.dtype, one.entry.shape) != (other.dtype, other.entry.shape):
         return False
-    return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(one.pieces(), other.pieces(), strict=True))
+    return all(
+        torch.equal(_view_as_integers(a), _view_as_integers(b))
+        for a, b in zip(one.pieces(), other.pieces(), strict=True)
+    )
 
 
-def _is_rounded(one: Stored, other: Stored) -> bool:
+def _is_rounded(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether `other` holds the values of `one`, rounded once to its own dtype."""
     if one.entry.shape != other.entry.shape:
         return False
     pairs = zip(one.pieces(), other.pieces(), strict=True)
-    return all(torch.equal(_bits(a.float().to(other.dtype)), _bits(b)) for a, b in pairs)
+    return all(torch.equal(_view_as_integers(a.float().to(other.dtype)), _view_as_integers(b)) for a, b in pairs)
 
 
-def _is_rounding_of(value: torch.Tensor, written: Stored) -> bool:
+def _is_rounding_of(value: torch.Tensor, written: StoredTensor) -> bool:
     """Whether float32 values, rounded to the dtype that was written, are what was written.
 
     The sum may have been taken in another order, which moves a value by a few units of float32 and so to the next number of the dtype.
@@ -221,7 +233,7 @@ def _is_rounding_of(value: torch.Tensor, written: Stored) -> bool:
     for part in written.pieces():
         wanted = flat[place : place + len(part)]
         place += len(part)
-        if torch.equal(_bits(wanted.to(part.dtype)), _bits(part)):
+        if torch.equal(_view_as_integers(wanted.to(part.dtype)), _view_as_integers(part)):
             continue
         largest = flat.abs().max() if largest is None else largest
         exact, info = torch.finfo(torch.float32).eps, torch.finfo(part.dtype)
@@ -231,18 +243,18 @@ def _is_rounding_of(value: torch.Tensor, written: Stored) -> bool:
     return True
 
 
-def _bits(values: torch.Tensor) -> torch.Tensor:
+def _view_as_integers(values: torch.Tensor) -> torch.Tensor:
     """The same bytes as integers, so that -0 and 0 differ and NaN equals itself."""
     return values.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
 
 
-def _norm(values: torch.Tensor) -> float:
+def _l2_norm(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values.float()))
 
 
-def _rms(values: torch.Tensor) -> float:
+def _root_mean_square(values: torch.Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-def _name(stored: Stored) -> str:
+def _dtype_name(stored: StoredTensor) -> str:
     return str(stored.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ SHELLS = tuple(scripts.INSTALL)
 EXAMPLE = "type peftrun -sc install=bash|zsh|fish, uninstall=…, or query=… with COMP_LINE set"
 
 
-def run(argv: Sequence[str]) -> int:
+def run_completion(argv: Sequence[str]) -> int:
     """Answers what stands beside `-sc`; returns the exit code: 1 where that is nothing that can be answered."""
     asked = [text for text in argv if not text.startswith("-")]
     verb, _, shell = (asked or ["nothing"])[0].partition("=")
@@ -18,15 +18,17 @@ def run(argv: Sequence[str]) -> int:
         print(f"peftrun: -sc {' '.join(asked)}: there is no completion for it; {EXAMPLE}", file=sys.stderr)
         return 1
     print(
-        {"install": scripts.INSTALL, "uninstall": scripts.UNINSTALL}[verb][shell] if verb != "query" else _found(shell)
+        {"install": scripts.INSTALL, "uninstall": scripts.UNINSTALL}[verb][shell]
+        if verb != "query"
+        else _format_candidates(shell)
     )
     return 0
 
 
-def _found(shell: str) -> str:
-    from peftrun.cli.completion.candidates import candidates
+def _format_candidates(shell: str) -> str:
+    from peftrun.cli.completion.candidates import find_candidates
 
-    found = candidates(os.environ.get("COMP_LINE", ""))
+    found = find_candidates(os.environ.get("COMP_LINE", ""))
     if shell == "bash":
         return "\n".join(sorted(found))
     return "\n".join(f"{text}\t{about}" if about else text for text, about in sorted(found.items()))

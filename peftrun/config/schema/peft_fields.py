@@ -46,73 +46,73 @@ NEVER_READ = {  # method → fields that PEFT 0.21 takes, saves, and makes nothi
 NARROWER = {("adalora", "init_lora_weights"): bool}  # where PEFT makes something of some values alone
 
 
-def not_offered(method: str, field: str) -> str | None:
+def explain_unsupported(method: str, field: str) -> str | None:
     """Why a field of PEFT's config of this method cannot be given; None if it can, or if PEFT has no such field."""
-    if field not in _of_method(method):
+    if field not in _read_config_fields(method):
         return None
     if field in NEVER_READ.get(method, ()):
         return f"PEFT makes nothing of it in {method}"
     return NOT_OFFERED.get(field)
 
 
-def beside(lora: Any) -> tuple[str, ...]:
+def get_extra_peft_fields(lora: Any) -> tuple[str, ...]:
     """The fields of a method that were given beside those of its dataclass."""
     return getattr(lora, "BESIDE", ())
 
 
-def of_method(method: str) -> dict[str, Any]:
+def get_accepted_fields(method: str) -> dict[str, Any]:
     """Field → its type, of all that may be given to PEFT's config of a method; empty where PEFT is missing or has no such method."""
     return {
         name: NARROWER.get((method, name), kind)
-        for name, kind in _of_method(method).items()
-        if not not_offered(method, name)
+        for name, kind in _read_config_fields(method).items()
+        if not explain_unsupported(method, name)
     }
 
 
 @cache
-def extended(owner: type, method: str, names: tuple[str, ...]) -> type:
+def extend_spec_class(owner: type, method: str, names: tuple[str, ...]) -> type:
     """The dataclass of a method with more of PEFT's fields."""
-    kinds = of_method(method)
+    kinds = get_accepted_fields(method)
     more = {"__annotations__": {name: kinds[name] for name in names}, "BESIDE": names}
     same = {"__module__": owner.__module__, "__doc__": owner.__doc__}
     return dataclass(config=STRICT)(type(owner.__name__, (owner,), more | same))
 
 
 @cache
-def _of_method(method: str) -> dict[str, Any]:
+def _read_config_fields(method: str) -> dict[str, Any]:
     module = f"peft.tuners.{method}"
-    for node in ast.walk(_tree(module)):
+    for node in ast.walk(_parse_module(module)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "register_peft_method":
             given = {one.arg: one.value for one in node.keywords}
             if getattr(given["name"], "value", "") == method:
-                return _fields(module, getattr(given["config_cls"], "id", ""))
+                return _collect_fields(module, getattr(given["config_cls"], "id", ""))
     return {}
 
 
-def _fields(module: str, name: str) -> dict[str, Any]:
+def _collect_fields(module: str, name: str) -> dict[str, Any]:
     """Those of a class and of the classes that it builds on."""
-    home, node = _class(module, name)
+    home, node = _find_class(module, name)
     if node is None:
         return {}
-    inherited = [_fields(home, base.id) for base in node.bases if isinstance(base, ast.Name)]
+    inherited = [_collect_fields(home, base.id) for base in node.bases if isinstance(base, ast.Name)]
     own = {
-        one.target.id: _type(home, one)
+        one.target.id: _resolve_type(home, one)
         for one in node.body
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and not _is(one, "init", False)
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and not _has_keyword(one, "init", False)
     }
     return {key: kind for found in (*inherited, own) for key, kind in found.items()}
 
 
-def _type(module: str, field: ast.AnnAssign) -> Any:
+def _resolve_type(module: str, field: ast.AnnAssign) -> Any:
     """The type as PEFT writes it; Any where that is no type of Python's, PEFT's or typing's."""
     try:
-        kind = eval(ast.unparse(field.annotation), {"__builtins__": {}}, _Names(module))
+        kind = eval(ast.unparse(field.annotation), {"__builtins__": {}}, _AnnotationNames(module))
     except (NameError, TypeError):
         return Any
-    return Optional[kind] if _is(field, "default", None) else kind  # noqa: UP045 (a kind may be any object)
+    return Optional[kind] if _has_keyword(field, "default", None) else kind  # noqa: UP045 (a kind may be any object)
 
 
-def _is(field: ast.AnnAssign, argument: str, value: Any) -> bool:
+def _has_keyword(field: ast.AnnAssign, argument: str, value: Any) -> bool:
     """Whether a field is made with this argument."""
     given = field.value.keywords if isinstance(field.value, ast.Call) else []
     return any(
@@ -120,17 +120,17 @@ def _is(field: ast.AnnAssign, argument: str, value: Any) -> bool:
     )
 
 
-class _Names(dict[str, Any]):
+class _AnnotationNames(dict[str, Any]):
     """What the names in an annotation mean."""
 
     def __init__(self, module: str) -> None:
         self.module = module
 
     def __missing__(self, name: str) -> Any:
-        home, node = _class(self.module, name)
+        home, node = _find_class(self.module, name)
         if node is not None:
-            return _mapping(home, node)
-        for one in _tree(self.module).body:
+            return _build_mapping_type(home, node)
+        for one in _parse_module(self.module).body:
             if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == name:
                 return eval(ast.unparse(one.value), {"__builtins__": {}}, self)
         for place in (typing, builtins):
@@ -139,45 +139,45 @@ class _Names(dict[str, Any]):
         raise NameError(name)
 
 
-def _mapping(module: str, node: ast.ClassDef) -> Any:
+def _build_mapping_type(module: str, node: ast.ClassDef) -> Any:
     """A config inside a config, as a mapping of those of its fields that are given; an enumeration as its words."""
     if any(ast.unparse(base).endswith("Enum") for base in node.bases):
         words = [
             one.value.value for one in node.body if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant)
         ]
         return Literal[tuple(words)]
-    kinds = {name: NotRequired[kind] for name, kind in _fields(module, node.name).items()}
+    kinds = {name: NotRequired[kind] for name, kind in _collect_fields(module, node.name).items()}
     made = TypedDict(node.name, kinds)  # type: ignore[misc]
     setattr(made, "__pydantic_config__", STRICT)  # noqa: B010 (a type to mypy)
     return made
 
 
 @cache
-def _class(module: str, name: str) -> tuple[str, ast.ClassDef | None]:
+def _find_class(module: str, name: str) -> tuple[str, ast.ClassDef | None]:
     """The definition of a class that a module has or imports, and the module that holds it."""
-    for node in _tree(module).body:
+    for node in _parse_module(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
         if isinstance(node, ast.ImportFrom) and any((one.asname or one.name) == name for one in node.names):
-            return _class(_source(module, node), name)
+            return _find_class(_resolve_import(module, node), name)
     return module, None
 
 
-def _source(module: str, node: ast.ImportFrom) -> str:
+def _resolve_import(module: str, node: ast.ImportFrom) -> str:
     """The full name of the module that something is imported from."""
     above = module.split(".")
-    kept = len(above) - node.level + (_file(module).name == "__init__.py")
+    kept = len(above) - node.level + (_locate_module(module).name == "__init__.py")
     return ".".join([*above[:kept], node.module or ""]).rstrip(".") if node.level else node.module or ""
 
 
 @cache
-def _tree(module: str) -> ast.Module:
+def _parse_module(module: str) -> ast.Module:
     """The source of a module of PEFT; nothing of any other."""
-    file = _file(module)
+    file = _locate_module(module)
     return ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
 
 
-def _file(module: str) -> Path:
+def _locate_module(module: str) -> Path:
     package, *inner = module.split(".")
     found = find_spec("peft") if package == "peft" else None
     path = Path(found.origin).parent.joinpath(*inner) if found and found.origin else Path()

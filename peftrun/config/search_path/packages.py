@@ -16,34 +16,34 @@ from peftrun.config import paths
 GROUP = "peftrun.configs"
 
 
-def installed() -> dict[str, Path]:
+def find_config_packages() -> dict[str, Path]:
     """Name → folder of groups, of every installed package that brings configs, by name. One whose folder is not there is left out."""
-    found = {point.name: _folder(point.value) for point in _declared()}
+    found = {point.name: _find_package_dir(point.value) for point in _read_entry_points()}
     return {name: folder for name, folder in sorted(found.items()) if folder is not None}
 
 
-def broken() -> dict[str, str]:
+def find_broken_packages() -> dict[str, str]:
     """Name → the package that is declared and not there."""
-    return {point.name: point.value for point in _declared() if _folder(point.value) is None}
+    return {point.name: point.value for point in _read_entry_points() if _find_package_dir(point.value) is None}
 
 
-def folders(search_path: Sequence[str | Path] = ()) -> list[Path]:
+def list_config_dirs(search_path: Sequence[str | Path] = ()) -> list[Path]:
     """Where options are beside peftrun's own, the first winning: what a run was given (`file://FOLDER`, `pkg://PACKAGE`, FOLDER), then installed packages."""
-    given = [_place(str(text)) for text in search_path]
-    found = [*(one.resolve() for one in given if one is not None), *installed().values()]
+    given = [_resolve_place(str(text)) for text in search_path]
+    found = [*(one.resolve() for one in given if one is not None), *find_config_packages().values()]
     return [one for one in dict.fromkeys(found) if one.is_dir() and one != paths.config_dir().resolve()]
 
 
-def _declared() -> EntryPoints:
+def _read_entry_points() -> EntryPoints:
     return entry_points(group=GROUP)
 
 
-def _place(text: str) -> Path | None:
+def _resolve_place(text: str) -> Path | None:
     scheme, _, rest = text.rpartition("://")
-    return _folder(rest.replace("/", ".")) if scheme == "pkg" else Path(rest).expanduser()
+    return _find_package_dir(rest.replace("/", ".")) if scheme == "pkg" else Path(rest).expanduser()
 
 
-def _folder(dotted: str) -> Path | None:
+def _find_package_dir(dotted: str) -> Path | None:
     """Where a package lies. Only its first part is looked up, so that nothing is imported."""
     first, *more = dotted.partition(":")[0].strip().split(".")
     try:

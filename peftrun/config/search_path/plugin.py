@@ -14,8 +14,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from peftrun.config.search_path import packages
 
 PROVIDER = packages.GROUP  # of these folders on Hydra's search path
-GIVEN = "given"  # of those that a caller from Python names
-_GIVEN: list[str] = []
+CALLER_PROVIDER = "given"  # of those that a caller from Python names
+_CALLER_PATHS: list[str] = []
 
 
 class TeamPackages(SearchPathPlugin):
@@ -23,26 +23,26 @@ class TeamPackages(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra whenever it makes a search path."""
-        for place in _GIVEN:
-            search_path.append(GIVEN, place)
-        found = packages.installed()
+        for place in _CALLER_PATHS:
+            search_path.append(CALLER_PROVIDER, place)
+        found = packages.find_config_packages()
         if found:
             search_path.append("schema", "structured://")  # Hydra puts --config-dir before the first one of this name
         for folder in found.values():
             search_path.append(PROVIDER, f"file://{folder}")
 
 
-def register() -> None:
+def register_search_path() -> None:
     """Makes the installed packages known to every composition from now on."""
     Plugins.instance().register(TeamPackages)
 
 
 @contextmanager
-def given(places: Sequence[str]) -> Iterator[None]:
+def extend_search_path(places: Sequence[str]) -> Iterator[None]:
     """Hydra started inside looks into these too, before the installed packages: `file://FOLDER`, `pkg://PACKAGE`, FOLDER."""
-    before = list(_GIVEN)
-    _GIVEN[:] = [place if "://" in place else f"file://{Path(place).resolve()}" for place in places]
+    before = list(_CALLER_PATHS)
+    _CALLER_PATHS[:] = [place if "://" in place else f"file://{Path(place).resolve()}" for place in places]
     try:
         yield
     finally:
-        _GIVEN[:] = before
+        _CALLER_PATHS[:] = before

@@ -9,11 +9,11 @@ from peftrun.io import atomic_files
 def main() -> None:
     """Writes every schema, and takes away what is no schema any more."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from peftrun.config_tools.json_schema.schemas import all_schemas
+    from peftrun.config_tools.json_schema.schemas import build_schemas
 
     folder = paths.schemas_dir()
     folder.mkdir(exist_ok=True)
-    texts = all_schemas()
+    texts = build_schemas()
     for path in folder.glob("*.json"):
         if path.name not in texts:
             path.unlink()

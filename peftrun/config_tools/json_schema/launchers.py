@@ -7,8 +7,8 @@ from pydantic import Field, TypeAdapter
 from peftrun.config import paths
 from peftrun.config.schema.lora import Positive
 from peftrun.config_tools.json_schema import defaults
-from peftrun.config_tools.json_schema.values import Schema, opened
-from peftrun.config_tools.json_schema.yaml_comments import keys
+from peftrun.config_tools.json_schema.values import Schema, allow_interpolation
+from peftrun.config_tools.json_schema.yaml_comments import read_keys
 
 GROUP = "hydra/launcher"
 OPTIONS: dict[str, Any] = {
@@ -26,11 +26,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def of_launcher() -> Schema:
+def build_launcher_schema() -> Schema:
     """The schema of a file of the group. What goes to another library whole takes any key, those that we set described."""
-    said = {name: key for path in paths.group_files(GROUP) for name, key in keys(path).items()}
+    said = {name: key for path in paths.list_group_files(GROUP) for name, key in read_keys(path).items()}
     properties = {
-        name: opened(TypeAdapter(kind).json_schema()) | {"description": said[name].comment}
+        name: allow_interpolation(TypeAdapter(kind).json_schema()) | {"description": said[name].comment}
         for name, kind in OPTIONS.items()
     }
     inner = {name.removeprefix("executor."): one.comment for name, one in said.items() if name.startswith("executor.")}
@@ -42,6 +42,6 @@ def of_launcher() -> Schema:
     return {
         "type": "object",
         "description": "How the cells of a sweep are run.",
-        "properties": {"defaults": defaults.of_group(GROUP), **properties},
+        "properties": {"defaults": defaults.build_group_defaults(GROUP), **properties},
         "additionalProperties": False,
     }

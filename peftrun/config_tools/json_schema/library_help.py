@@ -11,7 +11,7 @@ from trl.experimental.orpo import ORPOConfig
 
 from peftrun.config.schema import lora as lora_methods
 from peftrun.config.schema import run as schema
-from peftrun.config_tools.json_schema.sources import METHODS, OBJECTIVES, tag
+from peftrun.config_tools.json_schema.sources import METHODS, OBJECTIVES, get_tag
 
 OBJECTIVE_CONFIGS: dict[str, type] = {
     "dpo": DPOConfig,
@@ -20,7 +20,7 @@ OBJECTIVE_CONFIGS: dict[str, type] = {
     "reward": RewardConfig,
     "grpo": GRPOConfig,
 }
-PARTS: dict[type, type] = {
+NESTED_CONFIGS: dict[type, type] = {
     lora_methods.EvaSpec: EvaConfig,
     lora_methods.CordaSpec: CordaConfig,
     lora_methods.LoraGaSpec: LoraGAConfig,
@@ -30,27 +30,27 @@ PARTS: dict[type, type] = {
 
 
 @cache
-def help_of(owner: type) -> dict[str, str]:
+def get_library_help(owner: type) -> dict[str, str]:
     """Field → the library's own help, opened by the library's name; empty where no library takes the dataclass."""
-    library, config = _config(owner)
+    library, config = _find_library_config(owner)
     if config is None:
         return {}
     fields = {field.name: field.metadata.get("help") for field in dataclasses.fields(config)}
-    return {name: f"{library}: {_one_line(text)}" for name, text in fields.items() if text}
+    return {name: f"{library}: {_join_lines(text)}" for name, text in fields.items() if text}
 
 
-def _one_line(text: str | tuple[str, ...]) -> str:
+def _join_lines(text: str | tuple[str, ...]) -> str:
     """A help text without its line breaks; some of PEFT's are tuples by a slip of a comma."""
     return " ".join((text if isinstance(text, str) else " ".join(text)).split())
 
 
-def _config(owner: type) -> tuple[str, type | None]:
+def _find_library_config(owner: type) -> tuple[str, type | None]:
     if owner is schema.TrainerSpec:
         return "TRL", SFTConfig
     if owner in OBJECTIVES:
-        return "TRL", OBJECTIVE_CONFIGS[tag(owner)]
-    if owner in PARTS:
-        return "PEFT", PARTS[owner]
+        return "TRL", OBJECTIVE_CONFIGS[get_tag(owner)]
+    if owner in NESTED_CONFIGS:
+        return "PEFT", NESTED_CONFIGS[owner]
     if owner in METHODS and owner is not lora_methods.NoAdapter:
-        return "PEFT", PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(tag(owner).upper())]
+        return "PEFT", PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(get_tag(owner).upper())]
     return "", None

@@ -7,29 +7,35 @@ from peftrun.config.schema import actions as action_specs
 from peftrun.config.schema import run as schema
 from peftrun.config.schema import trackers as tracker_specs
 from peftrun.config_tools.json_schema import defaults, launchers
-from peftrun.config_tools.json_schema.conditionals import by_override, by_tag
-from peftrun.config_tools.json_schema.dataclasses import definition, definitions, of_any, of_owner, reference
-from peftrun.config_tools.json_schema.dedupe import as_text, shared
+from peftrun.config_tools.json_schema.conditionals import build_override_condition, build_tag_condition
+from peftrun.config_tools.json_schema.dataclasses import (
+    build_dataclass_schema,
+    build_merged_schema,
+    build_reference,
+    collect_definitions,
+    get_definition_name,
+)
+from peftrun.config_tools.json_schema.dedupe import format_json, share_properties
 from peftrun.config_tools.json_schema.sources import (
     ACTIONS,
     METHODS,
     TRACKERS,
-    action_options,
-    method_options,
-    tag,
-    tracker_options,
+    get_tag,
+    list_action_options,
+    list_method_options,
+    list_tracker_options,
 )
-from peftrun.config_tools.json_schema.values import LATER, LATER_NAME, Schema, opened
+from peftrun.config_tools.json_schema.values import INTERPOLATION, INTERPOLATION_NAME, Schema, allow_interpolation
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-PLAIN = {
+PLAIN_GROUPS = {
     "model": schema.ModelSpec,
     "task": schema.TaskSpec,
     "trainer": schema.TrainerSpec,
     "device": schema.DeviceSpec,
 }
 UNIONS = {"lora": schema.Lora, "action": action_specs.Action, "tracker": tracker_specs.Tracker}
-ADAPTER = opened(
+ADAPTER = allow_interpolation(
     {"anyOf": [{"type": "null"}, {"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}
 )
 HYDRA: Schema = {
@@ -38,82 +44,92 @@ HYDRA: Schema = {
 }
 
 
-def all_schemas() -> dict[str, str]:
+def build_schemas() -> dict[str, str]:
     """File name → text of every schema."""
-    built = {group: _plain(group, owner) for group, owner in PLAIN.items()}
+    built = {group: _build_plain_schema(group, owner) for group, owner in PLAIN_GROUPS.items()}
     built |= {
-        "action": _action(),
-        "lora": _lora(),
-        "tracker": _tracker(),
-        "experiment": _experiment(),
-        "config": _root(),
+        "action": _build_action_schema(),
+        "lora": _build_lora_schema(),
+        "tracker": _build_tracker_schema(),
+        "experiment": _build_experiment_schema(),
+        "config": _build_root_schema(),
     }
-    built |= {"hydra-launcher": launchers.of_launcher()}
-    return {f"{name}.json": _text(name, one) for name, one in sorted(built.items())}
+    built |= {"hydra-launcher": launchers.build_launcher_schema()}
+    return {f"{name}.json": _render_schema(name, one) for name, one in sorted(built.items())}
 
 
-def _text(name: str, content: Schema) -> str:
+def _render_schema(name: str, content: Schema) -> str:
     kind = f"peftrun: {name.replace('-', '/')}"
-    held = {LATER_NAME: LATER, **content.pop("definitions", {})}
+    held = {INTERPOLATION_NAME: INTERPOLATION, **content.pop("definitions", {})}
     whole = {"$schema": DRAFT, "title": kind, **content, "definitions": held}
-    return as_text(shared(whole)) + "\n"
+    return format_json(share_properties(whole)) + "\n"
 
 
-def _plain(group: str, owner: type) -> Schema:
-    held = definitions(owner)
+def _build_plain_schema(group: str, owner: type) -> Schema:
+    held = collect_definitions(owner)
     del held[owner.__name__]
-    return of_owner(owner, {"defaults": defaults.of_group(group)}) | {"definitions": held}
+    return build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)}) | {"definitions": held}
 
 
-def _action() -> Schema:
-    return _tagged("action", "name", action_specs.Action, ACTIONS, action_options())
+def _build_action_schema() -> Schema:
+    return _build_tagged_schema("action", "name", action_specs.Action, ACTIONS, list_action_options())
 
 
-def _lora() -> Schema:
-    return _tagged("lora", "method", schema.Lora, METHODS, method_options())
+def _build_lora_schema() -> Schema:
+    return _build_tagged_schema("lora", "method", schema.Lora, METHODS, list_method_options())
 
 
-def _tracker() -> Schema:
-    return _tagged("tracker", "name", tracker_specs.Tracker, TRACKERS, tracker_options())
+def _build_tracker_schema() -> Schema:
+    return _build_tagged_schema("tracker", "name", tracker_specs.Tracker, TRACKERS, list_tracker_options())
 
 
-def _tagged(group: str, key: str, union: Any, owners: list[type], options: dict[str, list[str]]) -> Schema:
-    more = {"defaults": defaults.of_group(group)}
-    held = definitions(union) | {owner.__name__: of_owner(owner, more) for owner in owners}
-    del held[definition(union)]
-    inner = {tag(owner): reference(owner) for owner in owners}
-    return {"type": "object", **by_tag(key, options, inner, of_any(owners, more)), "definitions": held}
+def _build_tagged_schema(group: str, key: str, union: Any, owners: list[type], options: dict[str, list[str]]) -> Schema:
+    more = {"defaults": defaults.build_group_defaults(group)}
+    held = collect_definitions(union) | {owner.__name__: build_dataclass_schema(owner, more) for owner in owners}
+    del held[get_definition_name(union)]
+    inner = {get_tag(owner): build_reference(owner) for owner in owners}
+    return {
+        "type": "object",
+        **build_tag_condition(key, options, inner, build_merged_schema(owners, more)),
+        "definitions": held,
+    }
 
 
-def _experiment() -> Schema:
+def _build_experiment_schema() -> Schema:
     """Of a file that may set keys of every group; which keys `lora`, `action` and `tracker` have depends on its defaults."""
-    root = of_owner(schema.RunSpec, {"defaults": defaults.of_experiment(), "hydra": HYDRA})
+    root = build_dataclass_schema(schema.RunSpec, {"defaults": defaults.build_experiment_defaults(), "hydra": HYDRA})
     properties = root["properties"]
     properties["adapter"] = ADAPTER | {"description": properties["adapter"]["description"]}
     for name in UNIONS:
         properties[name] = {"description": properties[name]["description"]}
-    held = definitions(schema.RunSpec)
-    del held[definition(schema.RunSpec)]
+    held = collect_definitions(schema.RunSpec)
+    del held[get_definition_name(schema.RunSpec)]
     conditions = [
-        by_override("lora", method_options(), _references(METHODS), reference(schema.Lora)),
-        by_override("action", action_options(), _references(ACTIONS), reference(action_specs.Action)),
-        by_override("tracker", tracker_options(), _references(TRACKERS), reference(tracker_specs.Tracker)),
+        build_override_condition(
+            "lora", list_method_options(), _build_references(METHODS), build_reference(schema.Lora)
+        ),
+        build_override_condition(
+            "action", list_action_options(), _build_references(ACTIONS), build_reference(action_specs.Action)
+        ),
+        build_override_condition(
+            "tracker", list_tracker_options(), _build_references(TRACKERS), build_reference(tracker_specs.Tracker)
+        ),
     ]
     return root | {"allOf": conditions, "definitions": held}
 
 
-def _root() -> Schema:
+def _build_root_schema() -> Schema:
     """Of the table of contents: what an experiment may set, which is referred to, with defaults of its own."""
     names = [field.name for field in dataclasses.fields(schema.RunSpec)]
     keys: Schema = {name: {"$ref": f"experiment.json#/properties/{name}"} for name in (*names, "hydra")}
-    keys |= {name: {"$ref": f"experiment.json{reference(union)['$ref']}"} for name, union in UNIONS.items()}
+    keys |= {name: {"$ref": f"experiment.json{build_reference(union)['$ref']}"} for name, union in UNIONS.items()}
     return {
         "type": "object",
         "description": "Every group that a run is composed of, and the keys that stand alone.",
-        "properties": {"defaults": defaults.of_root(), **keys},
+        "properties": {"defaults": defaults.build_root_defaults(), **keys},
         "additionalProperties": False,
     }
 
 
-def _references(owners: list[type]) -> dict[str, Schema]:
-    return {tag(owner): reference(owner) for owner in owners}
+def _build_references(owners: list[type]) -> dict[str, Schema]:
+    return {get_tag(owner): build_reference(owner) for owner in owners}

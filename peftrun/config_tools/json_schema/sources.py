@@ -14,10 +14,10 @@ from peftrun.config.schema import lora as lora_methods
 from peftrun.config.schema import objectives
 from peftrun.config.schema import run as schema
 from peftrun.config.schema import trackers as tracker_specs
-from peftrun.config_tools.json_schema.yaml_comments import Key, keys
+from peftrun.config_tools.json_schema.yaml_comments import YamlKey, read_keys
 
 TRAILING = re.compile(r"#\s?(.*)$")
-FILES: dict[type, tuple[str, str]] = {  # the file, and the key in it below which the dataclass's own keys lie
+YAML_FILES: dict[type, tuple[str, str]] = {  # the file, and the key in it below which the dataclass's own keys lie
     schema.RunSpec: ("config.yaml", ""),
     schema.ModelSpec: ("model/pretrained.yaml", ""),
     schema.TaskSpec: ("task/instruction.yaml", ""),
@@ -33,48 +33,49 @@ FILES: dict[type, tuple[str, str]] = {  # the file, and the key in it below whic
 }
 
 
-def members(union: Any) -> list[type]:
+def get_union_members(union: Any) -> list[type]:
     """The dataclasses of a union that a tag tells apart, in order."""
     inner = get_args(union)[0] if hasattr(union, "__metadata__") else union
     return list(get_args(inner))
 
 
 ACTIONS, METHODS, OBJECTIVES, TRACKERS = (
-    members(union) for union in (action_specs.Action, schema.Lora, objectives.Objective, tracker_specs.Tracker)
+    get_union_members(union)
+    for union in (action_specs.Action, schema.Lora, objectives.Objective, tracker_specs.Tracker)
 )
 
 
-def tag(owner: type) -> str:
+def get_tag(owner: type) -> str:
     """The name that a dataclass of a union goes by: of an action, a method, an objective."""
     hints = get_type_hints(owner)
     return str(get_args(hints["method" if "method" in hints else "name"])[0])
 
 
 @cache
-def said(owner: type) -> dict[str, Key]:
+def read_yaml_keys(owner: type) -> dict[str, YamlKey]:
     """Field → what its YAML file says of it, and the value that it has there."""
-    name, prefix = _file(owner)
-    found = _with_inherited(paths.config_dir() / name) if name else {}
+    name, prefix = _find_yaml_file(owner)
+    found = _read_with_inherited(paths.config_dir() / name) if name else {}
     return {key.removeprefix(prefix): one for key, one in found.items() if key.startswith(prefix)}
 
 
-def _with_inherited(path: Path) -> dict[str, Key]:
+def _read_with_inherited(path: Path) -> dict[str, YamlKey]:
     """What a file says of its keys, and of those of the option that it builds on."""
-    parent = _parent(path)
-    return (_with_inherited(parent) if parent else {}) | keys(path)
+    parent = _find_parent(path)
+    return (_read_with_inherited(parent) if parent else {}) | read_keys(path)
 
 
 @cache
-def field_comments(owner: type) -> dict[str, str]:
+def read_field_comments(owner: type) -> dict[str, str]:
     """Field → the comment behind it in the source of its dataclass, those of the dataclasses it builds on included."""
     found: dict[str, str] = {}
     for kind in reversed(owner.__mro__):
         if dataclasses.is_dataclass(kind):
-            found |= _in_source(kind)
+            found |= _parse_source_comments(kind)
     return found
 
 
-def _in_source(kind: type) -> dict[str, str]:
+def _parse_source_comments(kind: type) -> dict[str, str]:
     lines = inspect.getsource(kind).splitlines()
     body = ast.parse("\n".join(lines)).body[0]
     assert isinstance(body, ast.ClassDef)
@@ -84,58 +85,58 @@ def _in_source(kind: type) -> dict[str, str]:
     return {name: one[1] for name, one in comments.items() if one and not one[1].startswith("fmt:")}
 
 
-def _file(owner: type) -> tuple[str, str]:
-    if owner in FILES:
-        return FILES[owner]
+def _find_yaml_file(owner: type) -> tuple[str, str]:
+    if owner in YAML_FILES:
+        return YAML_FILES[owner]
     if owner in ACTIONS:
-        return f"action/{tag(owner)}.yaml", ""
+        return f"action/{get_tag(owner)}.yaml", ""
     if owner in TRACKERS:
-        return f"tracker/{tag(owner)}.yaml", ""
+        return f"tracker/{get_tag(owner)}.yaml", ""
     if owner in OBJECTIVES:
-        return f"task/{tag(owner)}.yaml", "objective."
-    return (f"lora/{method_options()[tag(owner)][0]}.yaml", "") if owner in METHODS else ("", "")
+        return f"task/{get_tag(owner)}.yaml", "objective."
+    return (f"lora/{list_method_options()[get_tag(owner)][0]}.yaml", "") if owner in METHODS else ("", "")
 
 
 @cache
-def method_options() -> dict[str, list[str]]:
+def list_method_options() -> dict[str, list[str]]:
     """Method → the options of group `lora` that are of it; the one that says so itself first."""
-    return _options("lora", "method")
+    return _list_options("lora", "method")
 
 
 @cache
-def action_options() -> dict[str, list[str]]:
+def list_action_options() -> dict[str, list[str]]:
     """Action → the options of group `action` that are of it."""
-    return _options("action", "name")
+    return _list_options("action", "name")
 
 
 @cache
-def tracker_options() -> dict[str, list[str]]:
+def list_tracker_options() -> dict[str, list[str]]:
     """Tracker → the options of group `tracker` that are of it."""
-    return _options("tracker", "name")
+    return _list_options("tracker", "name")
 
 
-def _options(group: str, key: str) -> dict[str, list[str]]:
+def _list_options(group: str, key: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     inherited: list[Path] = []
-    for path in paths.group_files(group):
-        own = keys(path).get(key)
+    for path in paths.list_group_files(group):
+        own = read_keys(path).get(key)
         if own:
             found.setdefault(str(own.value), []).append(path.stem)
         else:
             inherited.append(path)
     for path in inherited:
-        found[_inherited(path, key)].append(path.stem)
+        found[_read_inherited(path, key)].append(path.stem)
     return found
 
 
-def _inherited(path: Path, key: str) -> str:
+def _read_inherited(path: Path, key: str) -> str:
     """The value of a key in a file, or in the option that it builds on."""
-    parent, own = _parent(path), keys(path).get(key)
+    parent, own = _find_parent(path), read_keys(path).get(key)
     assert own or parent, path
-    return str(own.value) if own else _inherited(parent, key)  # type: ignore[arg-type]
+    return str(own.value) if own else _read_inherited(parent, key)  # type: ignore[arg-type]
 
 
-def _parent(path: Path) -> Path | None:
+def _find_parent(path: Path) -> Path | None:
     """The option of the same group that a file names first in its defaults."""
     above = re.search(r"^  - (?!_self_)(\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return path.with_name(f"{above[1]}.yaml") if above else None

@@ -12,7 +12,7 @@ COMMENT = re.compile(r"\s#\s?(.*)$")
 
 
 @dataclass(frozen=True)
-class Key:
+class YamlKey:
     """A key of a file: what is said of it, and its value there where that is a plain one."""
 
     comment: str | None
@@ -20,31 +20,31 @@ class Key:
 
 
 @cache
-def keys(path: Path) -> dict[str, Key]:
+def read_keys(path: Path) -> dict[str, YamlKey]:
     """Dotted key → what the file says of it, for every key of block mappings, however deep."""
     text = path.read_text(encoding="utf-8")
     node = yaml.compose(text)
-    return _of_mapping(node, text.splitlines(), "") if isinstance(node, yaml.MappingNode) else {}
+    return _read_mapping(node, text.splitlines(), "") if isinstance(node, yaml.MappingNode) else {}
 
 
-def _of_mapping(node: yaml.MappingNode, lines: list[str], prefix: str) -> dict[str, Key]:
-    found: dict[str, Key] = {}
+def _read_mapping(node: yaml.MappingNode, lines: list[str], prefix: str) -> dict[str, YamlKey]:
+    found: dict[str, YamlKey] = {}
     for key, value in node.value:
         name = f"{prefix}{key.value}"
-        found[name] = Key(_comment(key, value, lines), _plain(value))
+        found[name] = YamlKey(_find_comment(key, value, lines), _parse_scalar(value))
         if isinstance(value, yaml.MappingNode) and not value.flow_style:
-            found |= _of_mapping(value, lines, f"{name}.")
+            found |= _read_mapping(value, lines, f"{name}.")
     return found
 
 
-def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str | None:
+def _find_comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str | None:
     row = key.start_mark.line
     ends = value.end_mark.column if value.end_mark.line == row else key.end_mark.column
     behind = COMMENT.search(lines[row][ends:])
-    return behind[1] if behind else _above(row, lines)
+    return behind[1] if behind else _find_comment_above(row, lines)
 
 
-def _above(row: int, lines: list[str]) -> str | None:
+def _find_comment_above(row: int, lines: list[str]) -> str | None:
     """The comment right above a row, unless it is the file's own, with which it begins."""
     first = row
     while first and lines[first - 1].lstrip().startswith("#"):
@@ -52,5 +52,5 @@ def _above(row: int, lines: list[str]) -> str | None:
     return " ".join(line.lstrip("# ") for line in lines[first:row]) or None if first else None
 
 
-def _plain(node: yaml.Node) -> Any:
+def _parse_scalar(node: yaml.Node) -> Any:
     return yaml.safe_load(yaml.serialize(node)) if isinstance(node, yaml.ScalarNode) else None

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from peftrun.errors import ConfigError
-from peftrun.results.catalog.index import Run
+from peftrun.results.catalog.index import IndexedRun
 
 FIXED = {  # name → what it says
     "run": "its folder, as it can be typed from here",
@@ -46,13 +46,13 @@ MEASURED = (  # what peftrun measures: columns also where no run has measured it
 )  # fmt: skip
 GROUPS = ("metrics.after.", "metrics.", "metrics.before.")  # in which a short name is looked for, the first wins
 
-Value = Callable[[Run], Any]
+Value = Callable[[IndexedRun], Any]
 
 
 class Columns:
     """Every column that some runs have. `with_config`: their configs were read too."""
 
-    def __init__(self, runs: Iterable[Run], with_config: bool) -> None:
+    def __init__(self, runs: Iterable[IndexedRun], with_config: bool) -> None:
         facts: set[str] = {*FIXED}
         config: set[str] = set()
         for run in runs:
@@ -60,21 +60,21 @@ class Columns:
             config |= run.config.keys()
         self.facts, self.config, self.with_config = facts - {*HIDDEN}, config, with_config
 
-    def knows(self, name: str) -> bool:
+    def has_column(self, name: str) -> bool:
         """Whether the facts alone tell it."""
-        return bool(self._of_facts(name)) or _is_measured(name)
+        return bool(self._find_fact_columns(name)) or _is_measured(name)
 
     def value(self, name: str, key: str = "action.where") -> Value:
         """What tells the value of a column, None where a run has none; a last part alone will do, if it is one key's.
 
         Raises: ConfigError: there is no such column, with the nearest that is.
         """
-        names = self._of_facts(name)
+        names = self._find_fact_columns(name)
         if names:
             return lambda run: next((run.facts[one] for one in names if run.facts.get(one) is not None), None)
         if _is_measured(name):
             return lambda run: None
-        full = self._of_config(name, key)
+        full = self._find_config_key(name, key)
         return lambda run: run.config.get(full)
 
     def names(self) -> list[str]:
@@ -82,12 +82,12 @@ class Columns:
         own = [*FIXED, *sorted(self.facts - FIXED.keys())]
         return [*own, *sorted(self.config - self.facts)]
 
-    def _of_facts(self, name: str) -> list[str]:
+    def _find_fact_columns(self, name: str) -> list[str]:
         if name in self.facts:
             return [name]
         return [f"{group}{name}" for group in GROUPS if f"{group}{name}" in self.facts]
 
-    def _of_config(self, name: str, key: str) -> str:
+    def _find_config_key(self, name: str, key: str) -> str:
         if name in self.config:
             return name
         found = sorted(one for one in self.config if one.endswith(f".{name}"))
@@ -95,9 +95,9 @@ class Columns:
             return found[0]
         if found:
             raise ConfigError(f"{key}: {name} is the end of several columns: {', '.join(found)}; type one in full")
-        raise ConfigError(f"{key}: there is no column {name}; {self._nearest(name)}")
+        raise ConfigError(f"{key}: there is no column {name}; {self._suggest_column(name)}")
 
-    def _nearest(self, name: str) -> str:
+    def _suggest_column(self, name: str) -> str:
         known = [*self.facts, *self.config, *MEASURED]
         short = {one.rpartition(".")[2]: one for one in known}
         near = get_close_matches(name, [*known, *short], n=1, cutoff=0.6)
@@ -110,7 +110,7 @@ def _is_measured(name: str) -> bool:
     return own in MEASURED and (not group or f"{group}." in GROUPS)
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value in a table or beside a glob, on one line."""
     if value is None:
         return "-"
@@ -119,14 +119,14 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
-        return f"[{','.join(map(text, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     return " ".join(str(value).split())
 
 
-def order(value: Any) -> tuple[int, Any]:
+def make_sort_key(value: Any) -> tuple[int, Any]:
     """What values of one column are sorted by, whatever their types: numbers, then texts; nothing is a group of its own, and so is nan."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return (2, 0)
     if isinstance(value, int | float):
         return (0, value)
-    return (1, text(value).lower())
+    return (1, format_value(value).lower())

@@ -7,13 +7,13 @@ from shutil import get_terminal_size
 from typing import Any
 
 from peftrun.errors import ConfigError
-from peftrun.formatting import align_rows, rough_duration
+from peftrun.formatting import align_rows, format_rough_duration
 from peftrun.results.catalog import index, scan, table
-from peftrun.results.catalog.columns import text
-from peftrun.results.catalog.index import Run
+from peftrun.results.catalog.columns import format_value
+from peftrun.results.catalog.index import IndexedRun
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MOST = len(LETTERS)
+MAX_RUNS = len(LETTERS)
 WHAT = ("status", "action", "task", "base", "fingerprint", "method", "rank", "date", "seed", "sweep", "template")
 COST = ("size", "trainable", "parameters", "steps", "tokens", "seconds")
 SHORTEST, LONGEST = 14, 44  # letters of a value on a terminal
@@ -30,7 +30,7 @@ class Comparison:
         versions: of packages that differ.
     """
 
-    runs: list[Run]
+    runs: list[IndexedRun]
     what: Values
     config: Values
     metrics: Values
@@ -48,17 +48,17 @@ class Comparison:
             "versions": self.versions,
             "commands": [run.facts.get("command") for run in self.runs],
         }
-        plain: dict[str, Any] = table.plain(found)
+        plain: dict[str, Any] = table.replace_nonfinite(found)
         return plain
 
 
-def named(paths: Sequence[str], key: str = "action.runs") -> list[Run]:
+def load_named_runs(paths: Sequence[str], key: str = "action.runs") -> list[IndexedRun]:
     """The runs in these folders. Raises: ConfigError: one is no run and holds no adapter; fewer than two; too many."""
-    if len({scan.absolute(path) for path in paths}) < 2:
+    if len({scan.make_absolute(path) for path in paths}) < 2:
         raise ConfigError(f"{key}: two runs or more are compared; type runs=[outputs/train/RUN, outputs/train/RUN2]")
-    if len(paths) > MOST:
-        raise ConfigError(f"{key}: at most {MOST} runs stand side by side; name fewer")
-    found = [(path, index.one(scan.absolute(path))) for path in dict.fromkeys(paths)]
+    if len(paths) > MAX_RUNS:
+        raise ConfigError(f"{key}: at most {MAX_RUNS} runs stand side by side; name fewer")
+    found = [(path, index.load_run(scan.make_absolute(path))) for path in dict.fromkeys(paths)]
     missing = [path for path, run in found if run is None]
     if missing:
         raise ConfigError(
@@ -67,10 +67,10 @@ def named(paths: Sequence[str], key: str = "action.runs") -> list[Run]:
                 for path in missing
             )
         )
-    return readable([run for _, run in found if run], key)
+    return check_readable([run for _, run in found if run], key)
 
 
-def readable(runs: list[Run], key: str) -> list[Run]:
+def check_readable(runs: list[IndexedRun], key: str) -> list[IndexedRun]:
     """The same. Raises: ConfigError: the record of one is torn."""
     torn = [run for run in runs if run.facts.get("status") == "unreadable"]
     if torn:
@@ -80,56 +80,56 @@ def readable(runs: list[Run], key: str) -> list[Run]:
     return runs
 
 
-def of(runs: Sequence[Run]) -> Comparison:
+def compare_runs(runs: Sequence[IndexedRun]) -> Comparison:
     """What is side by side."""
     facts = [run.facts for run in runs]
-    versions = _ordered(key for one in facts for key in one if key.startswith("versions."))
-    config = _ordered(key for run in runs for key in run.config)
+    versions = _list_unique(key for one in facts for key in one if key.startswith("versions."))
+    config = _list_unique(key for run in runs for key in run.config)
     return Comparison(
         list(runs),
         {name: [one.get(name) for one in facts] for name in WHAT if any(one.get(name) is not None for one in facts)},
-        _differing({key: [run.config.get(key) for run in runs] for key in config}),
-        _metrics(facts),
+        _select_differing({key: [run.config.get(key) for run in runs] for key in config}),
+        _collect_metrics(facts),
         {name: [one.get(name) for one in facts] for name in COST if any(one.get(name) is not None for one in facts)},
-        _differing({key.removeprefix("versions."): [one.get(key) for one in facts] for key in versions}),
+        _select_differing({key.removeprefix("versions."): [one.get(key) for one in facts] for key in versions}),
     )
 
 
-def _ordered(names: Iterable[str]) -> list[str]:
+def _list_unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _differing(values: Values) -> Values:
-    return {key: found for key, found in values.items() if any(not _same(one, found[0]) for one in found[1:])}
+def _select_differing(values: Values) -> Values:
+    return {key: found for key, found in values.items() if any(not _is_same(one, found[0]) for one in found[1:])}
 
 
-def _same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     """1 is 1.0 to a run, and not true."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _metrics(facts: Sequence[dict[str, Any]]) -> Values:
+def _collect_metrics(facts: Sequence[dict[str, Any]]) -> Values:
     every = [(key, value) for one in facts for key, value in one.items() if key.startswith("metrics.")]
-    keys = _ordered(key.removeprefix("metrics.") for key, value in every if value != {})  # not measured before: {}
-    names = _ordered(key.removeprefix("after.").removeprefix("before.") for key in keys)
-    return {name: [_pair(one, name) for one in facts] for name in names}
+    keys = _list_unique(key.removeprefix("metrics.") for key, value in every if value != {})  # not measured before: {}
+    names = _list_unique(key.removeprefix("after.").removeprefix("before.") for key in keys)
+    return {name: [_get_before_after(one, name) for one in facts] for name in names}
 
 
-def _pair(facts: dict[str, Any], name: str) -> list[Any]:
+def _get_before_after(facts: dict[str, Any], name: str) -> list[Any]:
     after = facts.get(f"metrics.after.{name}", facts.get(f"metrics.{name}"))
     return [facts.get(f"metrics.before.{name}"), after]
 
 
-def lines(found: Comparison) -> Iterator[str]:
+def format_comparison(found: Comparison) -> Iterator[str]:
     """A table: a column a run, under its letter."""
     letters = LETTERS[: len(found.runs)]
     yield from align_rows([(letter, str(run.facts["run"])) for letter, run in zip(letters, found.runs, strict=True)])
-    parts = sections(found)
-    room = _room(max((len(key) for part in parts.values() for key in part), default=0), len(letters))
+    parts = build_sections(found)
+    room = _compute_cell_width(max((len(key) for part in parts.values() for key in part), default=0), len(letters))
     rows = [("", *letters)]
     for title, part in parts.items():
         rows += [("", *[""] * len(letters)), (title, *[""] * len(letters))]
-        rows += [(f"  {key}", *(_cut(value, room) for value in values)) for key, values in part.items()]
+        rows += [(f"  {key}", *(_truncate_text(value, room) for value in values)) for key, values in part.items()]
     yield from ("", *align_rows(rows))
     if not found.config:
         yield from ("", "nothing differs between their configs")
@@ -139,40 +139,50 @@ def lines(found: Comparison) -> Iterator[str]:
     )
 
 
-def sections(found: Comparison) -> dict[str, dict[str, list[str]]]:
+def build_sections(found: Comparison) -> dict[str, dict[str, list[str]]]:
     """Title → name → a text for each run; sections that say nothing are left out."""
     every = {
-        "what it is": {key: [*map(text, values)] for key, values in found.what.items()},
-        "config": {key: [*map(text, values)] for key, values in found.config.items()},
-        "measured": {key: [*map(_change, values)] for key, values in found.metrics.items()},
+        "what it is": {key: [*map(format_value, values)] for key, values in found.what.items()},
+        "config": {key: [*map(format_value, values)] for key, values in found.config.items()},
+        "measured": {key: [*map(_format_change, values)] for key, values in found.metrics.items()},
         "cost": {
-            ("time" if key == "seconds" else key): [_cost(key, value) for value in values]
+            ("time" if key == "seconds" else key): [_format_cost(key, value) for value in values]
             for key, values in found.cost.items()
         },
-        "versions": {key: [*map(text, values)] for key, values in found.versions.items()},
+        "versions": {key: [*map(format_value, values)] for key, values in found.versions.items()},
     }
     return {title: part for title, part in every.items() if part}
 
 
-def _change(pair: Sequence[Any]) -> str:
+def _format_change(pair: Sequence[Any]) -> str:
     before, after = pair
-    return table.figure(after) if before is None else f"{table.figure(before)} → {table.figure(after)}"
+    return (
+        table.format_metric(after)
+        if before is None
+        else f"{table.format_metric(before)} → {table.format_metric(after)}"
+    )
 
 
-def _cost(name: str, value: Any) -> str:
+def _format_cost(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name == "size":
-        return table.size(value)
-    return rough_duration(value) if name == "seconds" else f"{value:,}" if isinstance(value, int) else text(value)
+        return table.format_size_cell(value)
+    return (
+        format_rough_duration(value)
+        if name == "seconds"
+        else f"{value:,}"
+        if isinstance(value, int)
+        else format_value(value)
+    )
 
 
-def _room(keys: int, runs: int) -> int | None:
+def _compute_cell_width(keys: int, runs: int) -> int | None:
     """Letters that a value may take on a terminal; None: as many as it has."""
     if not sys.stdout.isatty():
         return None
     return max(SHORTEST, min(LONGEST, (get_terminal_size().columns - keys - 4) // runs - 2))
 
 
-def _cut(value: str, room: int | None) -> str:
+def _truncate_text(value: str, room: int | None) -> str:
     return value if room is None or len(value) <= room else f"{value[: room - 1]}…"

@@ -23,46 +23,46 @@ class _NotPlain(Exception):
     """The text is not of the plain form."""
 
 
-def flat(text: str) -> dict[str, Any]:
+def parse_flat_yaml(text: str) -> dict[str, Any]:
     """Full dotted key → value of every leaf. Raises: yaml.YAMLError: it is no YAML. ValueError: it is no mapping."""
     found: dict[str, Any] = {}
     try:
         for group in GROUPS.split(text):
-            found |= _group(group)
+            found |= _parse_group(group)
     except (_NotPlain, yaml.YAMLError):  # no group of its own, such as one that names what another one holds
-        return _by_library(text)
+        return _load_with_pyyaml(text)
     return found
 
 
 @lru_cache(maxsize=4096)
-def _group(text: str) -> dict[str, Any]:
+def _parse_group(text: str) -> dict[str, Any]:
     try:
-        return _lines(text)
+        return _parse_lines(text)
     except _NotPlain:
         values = yaml.load(text, Loader=LOADER)
     if not isinstance(values, dict):
         raise _NotPlain
-    return leaves(values)
+    return flatten_values(values)
 
 
-def _by_library(text: str) -> dict[str, Any]:
+def _load_with_pyyaml(text: str) -> dict[str, Any]:
     values = yaml.load(text, Loader=LOADER)
     if not isinstance(values, dict):
         raise ValueError("it holds no mapping")
-    return leaves(values)
+    return flatten_values(values)
 
 
-def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten_values(values: Any, prefix: str = "") -> dict[str, Any]:
     """Full dotted key → value of every leaf of nested mappings; an empty mapping is a leaf."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     found: dict[str, Any] = {}
     for key, item in values.items():
-        found |= leaves(item, f"{prefix}.{key}" if prefix else str(key))
+        found |= flatten_values(item, f"{prefix}.{key}" if prefix else str(key))
     return found
 
 
-def _lines(text: str) -> dict[str, Any]:
+def _parse_lines(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     path: list[str] = []  # keys of the mappings that are open, or of the list
     waiting = listed = False  # the last of them has nothing yet; it is a list
@@ -74,7 +74,7 @@ def _lines(text: str) -> dict[str, Any]:
         if item is not None:
             if not (waiting or listed) or depth != len(path) - 1:
                 raise _NotPlain
-            found.setdefault(".".join(path), []).append(_scalar(item))
+            found.setdefault(".".join(path), []).append(_parse_scalar(item))
             waiting, listed = False, True
             continue
         if depth > len(path) - listed or (waiting and depth != len(path)):
@@ -83,14 +83,14 @@ def _lines(text: str) -> dict[str, Any]:
         if waiting:
             path.append(match["key"])
         else:
-            found[".".join([*path, match["key"]])] = _scalar(match["value"])
+            found[".".join([*path, match["key"]])] = _parse_scalar(match["value"])
     if waiting:
         raise _NotPlain
     return found
 
 
 @cache
-def _scalar(text: str) -> Any:
+def _parse_scalar(text: str) -> Any:
     if text in EMPTY:
         return EMPTY[text]
     if text.startswith(OPENS) and not re.fullmatch(r"-[\d.].*", text):

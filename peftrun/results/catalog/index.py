@@ -25,7 +25,7 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class IndexedRun:
     """A run, or an adapter outside one: its absolute folder and its facts as they are now. `config`: as full keys, where it was asked for."""
 
     folder: str
@@ -33,23 +33,25 @@ class Run:
     config: Values
 
 
-def runs(roots: Sequence[str], with_config: bool = False) -> list[Run]:
+def load_runs(roots: Sequence[str], with_config: bool = False) -> list[IndexedRun]:
     """Every run below `roots`, as its files are now; no order."""
-    stamps = scan.found(roots)
-    kept = _Kept.opened()
+    stamps = scan.find_run_folders(roots)
+    kept = _IndexDb.opened()
     known = kept.rows(roots, with_config)
-    fresh = {folder: _read(folder, stamp) for folder, stamp in stamps.items() if known.get(folder, ("",))[0] != stamp}
+    fresh = {
+        folder: _read_row(folder, stamp) for folder, stamp in stamps.items() if known.get(folder, ("",))[0] != stamp
+    }
     kept.replace(fresh, known.keys() - stamps.keys())
-    return [_run(folder, (fresh.get(folder) or known[folder])) for folder in stamps]
+    return [_build_run(folder, (fresh.get(folder) or known[folder])) for folder in stamps]
 
 
-def one(folder: str) -> Run | None:
+def load_run(folder: str) -> IndexedRun | None:
     """A folder by itself, read now; None: it is no run and holds no adapter."""
-    stamp = scan.stamp(folder)
-    return _run(folder, _read(folder, stamp)) if stamp else None
+    stamp = scan.read_stamp(folder)
+    return _build_run(folder, _read_row(folder, stamp)) if stamp else None
 
 
-def file() -> Path:
+def get_index_path() -> Path:
     """Where the index is."""
     return paths.cache_dir() / FILE
 
@@ -57,32 +59,32 @@ def file() -> Path:
 _Row = tuple[str, str, str]  # stamp, facts, config
 
 
-def _read(folder: str, stamp: str) -> _Row:
-    facts, config = record_reader.of_folder(folder)
+def _read_row(folder: str, stamp: str) -> _Row:
+    facts, config = record_reader.read_run_folder(folder)
     return stamp, json.dumps(facts, default=str), json.dumps(config, default=str)
 
 
-def _run(folder: str, row: _Row) -> Run:
-    return Run(folder, liveness.seen(folder, json.loads(row[1])), json.loads(row[2]))
+def _build_run(folder: str, row: _Row) -> IndexedRun:
+    return IndexedRun(folder, liveness.refresh_facts(folder, json.loads(row[1])), json.loads(row[2]))
 
 
-class _Kept:
+class _IndexDb:
     """What the file holds. `at`: None where there is none that can be used now."""
 
     def __init__(self, at: Path | None) -> None:
         self.at = at
 
     @classmethod
-    def opened(cls) -> "_Kept":
+    def opened(cls) -> "_IndexDb":
         """The file, made where it was not there, made anew where it is torn or of another version."""
-        at = file()
+        at = get_index_path()
         for _ in range(2):
             try:
                 at.parent.mkdir(parents=True, exist_ok=True)
-                _prepare(at)
+                _prepare_schema(at)
                 return cls(at)
             except sqlite3.Error as error:
-                if not _removed_as_torn(at, error):  # held by another process, or not to be written
+                if not _remove_if_torn(at, error):  # held by another process, or not to be written
                     break
             except OSError:
                 break
@@ -91,17 +93,17 @@ class _Kept:
     def rows(self, roots: Sequence[str], with_config: bool) -> dict[str, _Row]:
         """Folder → row of all that is known below `roots`."""
         try:
-            return self._selected(roots, "config" if with_config else "'{}'") if self.at else {}
+            return self._select_rows(roots, "config" if with_config else "'{}'") if self.at else {}
         except sqlite3.Error as error:
             assert self.at
-            self.at = _Kept.opened().at if _removed_as_torn(self.at, error) else None
+            self.at = _IndexDb.opened().at if _remove_if_torn(self.at, error) else None
             return {}
 
-    def _selected(self, roots: Sequence[str], config: str) -> dict[str, _Row]:
+    def _select_rows(self, roots: Sequence[str], config: str) -> dict[str, _Row]:
         assert self.at
         found: dict[str, _Row] = {}
-        with closing(_connected(self.at)) as base:
-            for low, high in map(_range, roots):
+        with closing(_connect_db(self.at)) as base:
+            for low, high in map(_build_folder_range, roots):
                 asked = f"SELECT folder, stamp, facts, {config} FROM runs WHERE folder >= ? AND folder < ?"
                 found |= {folder: (stamp, facts, own) for folder, stamp, facts, own in base.execute(asked, (low, high))}
         return found
@@ -111,12 +113,12 @@ class _Kept:
         missing = [(folder,) for folder in gone]
         if self.at is None or not (fresh or missing):
             return
-        with suppress(sqlite3.Error), closing(_connected(self.at)) as base, base:
+        with suppress(sqlite3.Error), closing(_connect_db(self.at)) as base, base:
             base.executemany("DELETE FROM runs WHERE folder = ?", missing)
-            base.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", _listed(fresh))
+            base.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", _flatten_rows(fresh))
 
 
-def _removed_as_torn(at: Path, error: sqlite3.Error) -> bool:
+def _remove_if_torn(at: Path, error: sqlite3.Error) -> bool:
     """Whether the file was at fault, and not its surroundings; it is gone then."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF not in TORN:
         return False
@@ -126,17 +128,17 @@ def _removed_as_torn(at: Path, error: sqlite3.Error) -> bool:
     return False
 
 
-def _listed(fresh: dict[str, _Row]) -> Iterator[tuple[str, ...]]:
+def _flatten_rows(fresh: dict[str, _Row]) -> Iterator[tuple[str, ...]]:
     return ((folder, *row) for folder, row in fresh.items())
 
 
-def _connected(at: Path) -> sqlite3.Connection:
+def _connect_db(at: Path) -> sqlite3.Connection:
     return sqlite3.connect(at, timeout=PATIENCE)
 
 
-def _prepare(at: Path) -> None:
+def _prepare_schema(at: Path) -> None:
     """Raises: sqlite3.DatabaseError: the file is torn."""
-    with closing(_connected(at)) as base:
+    with closing(_connect_db(at)) as base:
         if base.execute("PRAGMA user_version").fetchone()[0] == VERSION:
             base.execute("SELECT folder FROM runs LIMIT 1")
             return
@@ -148,7 +150,7 @@ def _prepare(at: Path) -> None:
         base.commit()
 
 
-def _range(root: str) -> tuple[str, str]:
+def _build_folder_range(root: str) -> tuple[str, str]:
     """Of the folders that lie in `root`: from, and up to."""
-    at = scan.absolute(root).rstrip(os.sep)
+    at = scan.make_absolute(root).rstrip(os.sep)
     return f"{at}{os.sep}", f"{at}{chr(ord(os.sep) + 1)}"

@@ -15,32 +15,36 @@ TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last row
 LATER = 5.0  # seconds: a process that began so much after the run is another one with its number
 
 
-def seen(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
+def refresh_facts(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts as they are now."""
     started = facts.get("started")
-    now = {**facts, "run": shown(folder), "date": _local(started) if isinstance(started, str) else None}
+    now = {
+        **facts,
+        "run": display_path(folder),
+        "date": _format_local_time(started) if isinstance(started, str) else None,
+    }
     if facts.get("status") == RUNNING:
-        now["status"] = RUNNING if _is_there(facts) else DEAD
-        now["steps"] = _steps(folder)
+        now["status"] = RUNNING if _is_alive(facts) else DEAD
+        now["steps"] = _read_last_step(folder)
     for key in ("sweep", "adapter"):
-        now[key] = shown(facts[key]) if facts.get(key) else None
+        now[key] = display_path(facts[key]) if facts.get(key) else None
     return now
 
 
-def shown(folder: str) -> str:
+def display_path(folder: str) -> str:
     """A folder as short as it can be typed from here."""
     here = f"{os.getcwd().rstrip(os.sep)}{os.sep}"
     return folder.removeprefix(here)
 
 
-def _local(text: str) -> str | None:
+def _format_local_time(text: str) -> str | None:
     try:
         return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:
         return None
 
 
-def _is_there(facts: dict[str, Any]) -> bool:
+def _is_alive(facts: dict[str, Any]) -> bool:
     """Whether the run's process lives; one on another machine is taken to."""
     if facts.get("host") not in (None, platform.node()):
         return True
@@ -53,34 +57,34 @@ def _is_there(facts: dict[str, Any]) -> bool:
         return True
     except (ProcessLookupError, OverflowError):
         return False
-    began = _began(pid)
-    return began is None or began <= _seconds(facts.get("started"), began) + LATER
+    began = _get_process_start(pid)
+    return began is None or began <= _parse_timestamp(facts.get("started"), began) + LATER
 
 
-def _seconds(text: Any, otherwise: float) -> float:
+def _parse_timestamp(text: Any, otherwise: float) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except (TypeError, ValueError):
         return otherwise
 
 
-def _began(pid: int) -> float | None:
+def _get_process_start(pid: int) -> float | None:
     """When a process began, by the system's clock; None where the system does not tell. One that has ended and is not yet reaped: never."""
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         if fields[0] in "ZX":
             return float("inf")
-        return _booted() + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return _read_boot_time() + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return None
 
 
 @cache
-def _booted() -> float:
+def _read_boot_time() -> float:
     lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("btime")))
 
 
-def _steps(folder: str) -> int | None:
+def _read_last_step(folder: str) -> int | None:
     """The step that was logged last."""
     import json
 

@@ -25,40 +25,40 @@ REJECTED = re.compile(r"\.rejected\d*$")  # how peftrun names what failed its pr
 Values = dict[str, Any]
 
 
-def of_folder(folder: str) -> tuple[Values, Values]:
+def read_run_folder(folder: str) -> tuple[Values, Values]:
     """Facts and config of a run folder, or of a folder that holds an adapter alone; what cannot be read says so in its status."""
     if not os.path.isfile(os.path.join(folder, RECORD)):
-        return _of_adapter(folder), {}
-    config = _config(folder)
+        return _collect_adapter_facts(folder), {}
+    config = _read_config(folder)
     try:
-        record = json.loads(_text(folder, RECORD))
-        return _of_run(folder, record, config), config
+        record = json.loads(_read_text(folder, RECORD))
+        return _collect_run_facts(folder, record, config), config
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         return {"status": "unreadable", "error": f"{RECORD}: {error}", "action": config.get("action.name")}, config
 
 
-def _text(*parts: str) -> str:
+def _read_text(*parts: str) -> str:
     return Path(*parts).read_text(encoding="utf-8")
 
 
-def _config(folder: str) -> Values:
+def _read_config(folder: str) -> Values:
     try:
-        return flat_yaml.flat(_text(folder, CONFIG))
+        return flat_yaml.parse_flat_yaml(_read_text(folder, CONFIG))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
 
 
-def _of_run(folder: str, record: Values, config: Values) -> Values:
-    action, choices = record.get("action"), _choices(folder) or _typed(record)
+def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
+    action, choices = record.get("action"), _read_choices(folder) or _parse_typed_choices(record)
     training = record.get("training") or {}
     return {
         "action": action,
         "status": record.get("status"),
         "started": record.get("started"),
-        **_task(record, action, config, choices),
-        **_base(record, config),
-        **_made(folder, record, action, config, choices),
-        **_measured(record.get("metrics") or {}),
+        **_describe_task(record, action, config, choices),
+        **_describe_base(record, config),
+        **_describe_artifacts(folder, record, action, config, choices),
+        **_collect_metrics(record.get("metrics") or {}),
         "objective": record.get("objective"),
         "trainable": record.get("trainable_parameters"),
         "parameters": record.get("parameters"),
@@ -66,34 +66,34 @@ def _of_run(folder: str, record: Values, config: Values) -> Values:
         "seconds": record.get("seconds"),
         "tokens": training.get("tokens"),
         "seed": record.get("seed"),
-        "sweep": _sweep(folder),
+        "sweep": _find_sweep(folder),
         "template": (record.get("template") or {}).get("name"),
         "of": ", ".join(str(value) for key, value in config.items() if key.startswith("adapter.")) or None,
         "device": record.get("device"),
         "error": record.get("error"),
         "pid": record.get("pid"),
         "host": record.get("host"),
-        "command": _command(folder, record),
+        "command": _build_command(folder, record),
         **{f"versions.{name}": version for name, version in (record.get("versions") or {}).items()},
     }
 
 
-def _task(record: Values, action: Any, config: Values, choices: dict[str, str]) -> Values:
+def _describe_task(record: Values, action: Any, config: Values, choices: dict[str, str]) -> Values:
     if action not in ON_ROWS and "data" not in record:
         return {"task": None, "kind": None}
     kind = config.get("task.kind")
     return {"task": choices.get("task") or kind, "kind": kind}
 
 
-def _base(record: Values, config: Values) -> Values:
+def _describe_base(record: Values, config: Values) -> Values:
     base = record.get("base")
     if isinstance(base, dict):
         return {"base": base.get("name"), "fingerprint": str((base.get("fingerprint") or {}).get("weights"))[:12]}
     name = config.get("model.name_or_path") if record.get("action") in ON_ROWS else None
-    return {"base": _named(config.get("model.package"), str(name)) if name else base, "fingerprint": None}
+    return {"base": _predict_base_name(config.get("model.package"), str(name)) if name else base, "fingerprint": None}
 
 
-def _named(package: Any, name: str) -> str:
+def _predict_base_name(package: Any, name: str) -> str:
     """What the record will call this base once it is loaded."""
     if package:
         return f"{package}:{name}"
@@ -101,7 +101,7 @@ def _named(package: Any, name: str) -> str:
     return os.path.basename(name.rstrip("/")) if is_folder else name
 
 
-def _made(folder: str, record: Values, action: Any, config: Values, choices: dict[str, str]) -> Values:
+def _describe_artifacts(folder: str, record: Values, action: Any, config: Values, choices: dict[str, str]) -> Values:
     """What came out, where, how large; by which method."""
     files = [os.path.normpath(os.path.join(folder, name)) for name in record.get("artifacts") or ()]
     held = [os.path.dirname(file) for file in files if os.path.basename(file) == ADAPTER_CONFIG]
@@ -109,31 +109,31 @@ def _made(folder: str, record: Values, action: Any, config: Values, choices: dic
     learned = action in LEARNING
     method, rank = (choices.get("lora") or config.get("lora.method"), config.get("lora.r")) if learned else (None, None)
     if adapter and not learned:
-        method, rank = _method(adapter)
+        method, rank = _read_adapter_method(adapter)
     return {
         "adapter": adapter,
-        "size": sum(_size(file) for file in files if file.endswith(".safetensors")) or None,
+        "size": sum(_get_file_size(file) for file in files if file.endswith(".safetensors")) or None,
         "method": method,
         "rank": rank,
     }
 
 
-def _method(adapter: str) -> tuple[Any, Any]:
+def _read_adapter_method(adapter: str) -> tuple[Any, Any]:
     try:
-        made = json.loads(_text(adapter, ADAPTER_CONFIG))
+        made = json.loads(_read_text(adapter, ADAPTER_CONFIG))
         name = "dora" if made.get("use_dora") else str(made.get("peft_type") or "").lower()
         return name or None, made.get("r")
     except (OSError, ValueError, AttributeError):
         return None, None
 
 
-def _size(file: str) -> int:
+def _get_file_size(file: str) -> int:
     with suppress(OSError):
         return os.stat(file).st_size
     return 0
 
 
-def _measured(metrics: Values) -> Values:
+def _collect_metrics(metrics: Values) -> Values:
     """Every figure under its full key; of the one that says most its name, before and after."""
     after, before = metrics.get("after", metrics), metrics.get("before") or {}
     named = [name for name, value in after.items() if isinstance(value, int | float)]
@@ -142,20 +142,20 @@ def _measured(metrics: Values) -> Values:
         "metric": main,
         "before": before.get(main),
         "after": after.get(main),
-        **{f"metrics.{key}": value for key, value in flat_yaml.leaves(metrics).items() if key},
+        **{f"metrics.{key}": value for key, value in flat_yaml.flatten_values(metrics).items() if key},
     }
 
 
-def _sweep(folder: str) -> str | None:
+def _find_sweep(folder: str) -> str | None:
     parent = os.path.dirname(folder)
-    return parent if _of_sweep(parent) is not None else None
+    return parent if _read_sweep(parent) is not None else None
 
 
-def _choices(folder: str) -> dict[str, str]:
+def _read_choices(folder: str) -> dict[str, str]:
     """Group → chosen option, as Hydra noted it; of a cell of a sweep, as its sweep did."""
     with suppress(OSError):
-        return _chosen(_text(folder, ".hydra", "hydra.yaml"))
-    sweep = _of_sweep(os.path.dirname(folder))
+        return _parse_choices(_read_text(folder, ".hydra", "hydra.yaml"))
+    sweep = _read_sweep(os.path.dirname(folder))
     if sweep is None:
         return {}
     choices, cells = sweep
@@ -163,47 +163,47 @@ def _choices(folder: str) -> dict[str, str]:
     return choices | {key: str(value) for key, value in values.items() if key in choices}
 
 
-def _typed(record: Values) -> dict[str, str]:
+def _parse_typed_choices(record: Values) -> dict[str, str]:
     """Group → option as it was typed: for a folder that was copied without Hydra's notes."""
     typed = record.get("command")
     pairs = [text.partition("=") for text in typed[1:] if isinstance(text, str)] if isinstance(typed, list) else []
     return {key: option for key, _, option in pairs if key in GROUPS}
 
 
-def _command(folder: str, record: Values) -> str | None:
+def _build_command(folder: str, record: Values) -> str | None:
     """What was typed, `peftrun` first; of a cell, what would give it alone."""
-    sweep = _of_sweep(os.path.dirname(folder))
+    sweep = _read_sweep(os.path.dirname(folder))
     alone = (sweep[1].get(os.path.basename(folder)) or {}).get("command") if sweep else None
     typed = record.get("command")
-    again = [text for text in typed[1:] if not _of_hydra(text)] if isinstance(typed, list) else []
-    return alone or (" ".join(["peftrun", *map(_quoted, again)]) if isinstance(typed, list) else None)
+    again = [text for text in typed[1:] if not _is_hydra_override(text)] if isinstance(typed, list) else []
+    return alone or (" ".join(["peftrun", *map(_quote_word, again)]) if isinstance(typed, list) else None)
 
 
-def _of_hydra(text: str) -> bool:
+def _is_hydra_override(text: str) -> bool:
     """Whether it says where the run was put, and not what it was."""
     key = str(text).lstrip("+~").partition("=")[0]
     return key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath"
 
 
-def _quoted(text: str) -> str:
+def _quote_word(text: str) -> str:
     import shlex
 
     return shlex.quote(text)
 
 
-def _chosen(text: str) -> dict[str, str]:
+def _parse_choices(text: str) -> dict[str, str]:
     match = CHOICES.search(text)
     lines = CHOICE.findall(match[2]) if match else []
     return {group: option.strip("'\"") for group, option in lines if option != "null"}
 
 
-def _of_sweep(folder: str) -> tuple[dict[str, str], dict[str, Values]] | None:
+def _read_sweep(folder: str) -> tuple[dict[str, str], dict[str, Values]] | None:
     """Chosen options of a sweep, and its cells by id; None: it is no sweep."""
-    changed = [_changed(os.path.join(folder, name)) for name in ("multirun.yaml", "sweep.json")]
-    return _sweep_read(folder, *changed) if any(changed) else None
+    changed = [_get_mtime(os.path.join(folder, name)) for name in ("multirun.yaml", "sweep.json")]
+    return _read_sweep_cached(folder, *changed) if any(changed) else None
 
 
-def _changed(file: str) -> int:
+def _get_mtime(file: str) -> int:
     try:
         return os.stat(file).st_mtime_ns
     except OSError:
@@ -211,19 +211,19 @@ def _changed(file: str) -> int:
 
 
 @lru_cache(maxsize=64)
-def _sweep_read(folder: str, *changed: int) -> tuple[dict[str, str], dict[str, Values]]:
+def _read_sweep_cached(folder: str, *changed: int) -> tuple[dict[str, str], dict[str, Values]]:
     choices, cells = {}, {}
     with suppress(OSError):
-        choices = _chosen(_text(folder, "multirun.yaml"))
+        choices = _parse_choices(_read_text(folder, "multirun.yaml"))
     with suppress(OSError, ValueError, TypeError, KeyError):
-        cells = {str(cell["id"]): cell for cell in json.loads(_text(folder, "sweep.json"))["cells"]}
+        cells = {str(cell["id"]): cell for cell in json.loads(_read_text(folder, "sweep.json"))["cells"]}
     return choices, cells
 
 
-def _of_adapter(folder: str) -> Values:
-    method, rank = _method(folder)
+def _collect_adapter_facts(folder: str) -> Values:
+    method, rank = _read_adapter_method(folder)
     found: Values = {"status": "rejected" if REJECTED.search(folder) else "completed", "adapter": folder}
-    found |= {"method": method, "rank": rank, **dict(_by_whom(folder))}
+    found |= {"method": method, "rank": rank, **dict(_read_base_facts(folder))}
     with suppress(OSError):
         info = os.stat(os.path.join(folder, ADAPTER_WEIGHTS))
         found |= {
@@ -233,12 +233,12 @@ def _of_adapter(folder: str) -> Values:
     return found
 
 
-def _by_whom(folder: str) -> Iterator[tuple[str, Any]]:
+def _read_base_facts(folder: str) -> Iterator[tuple[str, Any]]:
     """The base it was made for: as peftrun noted it, else as PEFT did."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        base = json.loads(_text(folder, PEFTRUN_METADATA))["base"]
+        base = json.loads(_read_text(folder, PEFTRUN_METADATA))["base"]
         yield "base", base["name"]
         yield "fingerprint", str(base["fingerprint"]["weights"])[:12]
         return
     with suppress(OSError, ValueError, AttributeError):
-        yield "base", json.loads(_text(folder, ADAPTER_CONFIG)).get("base_model_name_or_path")
+        yield "base", json.loads(_read_text(folder, ADAPTER_CONFIG)).get("base_model_name_or_path")

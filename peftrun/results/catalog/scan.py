@@ -14,45 +14,47 @@ COPIES, STORE = "artifacts", ".db"  # a tracker keeps copies of records and adap
 TRACKED = re.compile(r"[0-9a-f]{32}")  # how MLflow names the folder of one of its runs
 
 
-def found(roots: Sequence[str]) -> dict[str, str]:
+def find_run_folders(roots: Sequence[str]) -> dict[str, str]:
     """Absolute folder of every run, and of every adapter outside a run → its stamp, which differs as soon as the folder must be read again.
 
     What lies in a run folder belongs to that run. Folders that cannot be read are passed over.
     """
     stamps: dict[str, str] = {}
-    for root in map(absolute, roots):
-        stamps |= _below(root, {os.path.realpath(root)})
+    for root in map(make_absolute, roots):
+        stamps |= _scan_below(root, {os.path.realpath(root)})
     return stamps
 
 
-def absolute(path: str | Path) -> str:
+def make_absolute(path: str | Path) -> str:
     """A path as the index knows it: absolute, links as they are."""
     return os.path.abspath(Path(path).expanduser())
 
 
-def stamp(folder: str) -> str | None:
+def read_stamp(folder: str) -> str | None:
     """The stamp of one run folder or adapter folder; None: it is neither."""
-    entries = _entries(folder)
-    return _stamp(folder, entries) if RECORD in entries or ADAPTER_CONFIG in entries else None
+    entries = _list_entries(folder)
+    return _build_stamp(folder, entries) if RECORD in entries or ADAPTER_CONFIG in entries else None
 
 
-def _below(folder: str, seen: set[str]) -> dict[str, str]:
+def _scan_below(folder: str, seen: set[str]) -> dict[str, str]:
     """A folder and those below it. A loop, since folders may be nested deeper than calls."""
     stamps: dict[str, str] = {}
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        entries = _entries(here)
+        entries = _list_entries(here)
         if RECORD in entries or ADAPTER_CONFIG in entries:
             with suppress(OSError):  # removed meanwhile
-                stamps[here] = _stamp(here, entries)
+                stamps[here] = _build_stamp(here, entries)
             continue
         passed = {*([ATTEMPTS] if SUMMARY in entries else []), *([COPIES] if _is_store(here, entries) else [])}
-        waiting += [entry.path for entry in entries.values() if entry.name not in passed and _leads_on(entry, seen)]
+        waiting += [
+            entry.path for entry in entries.values() if entry.name not in passed and _should_descend(entry, seen)
+        ]
     return stamps
 
 
-def _entries(folder: str) -> dict[str, os.DirEntry[str]]:
+def _list_entries(folder: str) -> dict[str, os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return {entry.name: entry for entry in found}
@@ -65,7 +67,7 @@ def _is_store(folder: str, entries: dict[str, os.DirEntry[str]]) -> bool:
     return TRACKED.fullmatch(os.path.basename(folder)) is not None or any(name.endswith(STORE) for name in entries)
 
 
-def _leads_on(entry: os.DirEntry[str], seen: set[str]) -> bool:
+def _should_descend(entry: os.DirEntry[str], seen: set[str]) -> bool:
     if entry.name.startswith(".") or entry.name in SKIPPED:
         return False
     try:
@@ -82,7 +84,7 @@ def _leads_on(entry: os.DirEntry[str], seen: set[str]) -> bool:
     return True
 
 
-def _stamp(folder: str, entries: dict[str, os.DirEntry[str]]) -> str:
+def _build_stamp(folder: str, entries: dict[str, os.DirEntry[str]]) -> str:
     parts = [os.stat(folder).st_mtime_ns]  # an adapter was saved, or taken away
     for name in (RECORD, CONFIG, ADAPTER_CONFIG):
         if name in entries:
@@ -91,8 +93,8 @@ def _stamp(folder: str, entries: dict[str, os.DirEntry[str]]) -> str:
     return " ".join(map(str, parts))
 
 
-def parents(folder: str, roots: Sequence[str]) -> Iterator[str]:
+def find_containing_roots(folder: str, roots: Sequence[str]) -> Iterator[str]:
     """Those of `roots` that a folder lies in."""
-    for root in map(absolute, roots):
+    for root in map(make_absolute, roots):
         if folder == root or folder.startswith(f"{root.rstrip(os.sep)}{os.sep}"):
             yield root

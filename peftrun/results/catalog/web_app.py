@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.errors import ConfigError
-from peftrun.results.catalog.web_api import Catalogue, Unknown
+from peftrun.results.catalog.web_api import RunCatalog, UnknownRunError
 
-OWN = Path(__file__).parent
+STATIC_DIR = Path(__file__).parent
 FILES = {"/": ("browse.html", "text/html"), "/browse.css": ("browse.css", "text/css"), "/browse.js": ("browse.js", "text/javascript"),
          "/pieces.js": ("pieces.js", "text/javascript")}  # fmt: skip
 HEADERS = {
@@ -26,7 +26,7 @@ REPORT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 KINDS = {".html": "text/html", ".svg": "image/svg+xml"}
 
 
-def made(catalogue: Catalogue, host: str) -> Any:
+def create_app(catalogue: RunCatalog, host: str) -> Any:
     """The application that answers for a catalogue. Args: host: the name under which it is served."""
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
@@ -35,7 +35,7 @@ def made(catalogue: Catalogue, host: str) -> Any:
 
     @app.middleware("http")
     async def guarded(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
-        if not is_known(request.headers.get("host", ""), host):
+        if not is_local_host(request.headers.get("host", ""), host):
             return PlainTextResponse("this name is not that of this machine\n", 403, headers=HEADERS)
         found = await answer(request)
         for key, value in {"Content-Security-Policy": PAGE, **HEADERS}.items():
@@ -46,17 +46,17 @@ def made(catalogue: Catalogue, host: str) -> Any:
     async def refused(_: Any, fault: ConfigError) -> Any:
         return JSONResponse({"problem": fault.lines[0]}, 400)
 
-    @app.exception_handler(Unknown)
+    @app.exception_handler(UnknownRunError)
     async def unknown(*_: Any) -> Any:
         return JSONResponse({"problem": "there is no such run any more"}, 404)
 
     def own(path: str) -> Callable[[], Any]:
         name, kind = FILES[path]
-        return lambda: FileResponse(OWN / name, media_type=kind)
+        return lambda: FileResponse(STATIC_DIR / name, media_type=kind)
 
     for path in FILES:
         app.add_api_route(path, own(path), methods=["GET"])
-    _api(app, catalogue)
+    _add_api_routes(app, catalogue)
 
     @app.get("/run/{name}/{file}")
     def of_run(name: str, file: str) -> Any:
@@ -68,7 +68,7 @@ def made(catalogue: Catalogue, host: str) -> Any:
     return app
 
 
-def _api(app: Any, catalogue: Catalogue) -> None:
+def _add_api_routes(app: Any, catalogue: RunCatalog) -> None:
     from fastapi import Query
 
     ids: Any = Query(alias="id")
@@ -87,7 +87,7 @@ def _api(app: Any, catalogue: Catalogue) -> None:
 
     @app.get("/api/compare")
     def compare(names: list[str] = ids) -> Any:
-        return catalogue.compared(names)
+        return catalogue.compare_runs(names)
 
     @app.get("/api/curves")
     def curves(names: list[str] = ids, narrow: bool = False) -> Any:
@@ -98,7 +98,7 @@ def _api(app: Any, catalogue: Catalogue) -> None:
         return catalogue.adapters(one, other)
 
 
-def is_known(header: str, host: str) -> bool:
+def is_local_host(header: str, host: str) -> bool:
     """Whether the Host of a request is this machine: an address, localhost, its name, or the name it is served under.
 
     A page elsewhere may let its own name lead here, and would then read what this machine answers: such a name is none of these.

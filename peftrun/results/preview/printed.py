@@ -4,42 +4,48 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from peftrun.results.report.learned_rows import TOKENS, cut_text, learned_flags, lengths, visible
+from peftrun.results.report.learned_rows import (
+    TOKENS,
+    cut_text,
+    describe_lengths,
+    escape_control_chars,
+    flag_learned_tokens,
+)
 
 Marked = tuple[str, bool]  # a text, and whether it is learned
 BAR = 40  # columns of the longest bar
 NAMES = {"": "", "rejected": "rejected", "target": "written"}
 
 
-def printed(row: dict[str, Any]) -> Iterator[Marked]:
+def format_row(row: dict[str, Any]) -> Iterator[Marked]:
     """One row of `rows.jsonl`: where it comes from, each text, what else it says."""
-    yield f"{visible(row['source'])} · {row['split']} · {lengths(row)}\n", False
+    yield f"{escape_control_chars(row['source'])} · {row['split']} · {describe_lengths(row)}\n", False
     name = "chosen" if "rejected" in row else "read" if "target" in row else ""
-    yield from _part(row, name)
+    yield from _format_text(row, name)
     for key, title in NAMES.items():
         if isinstance(row.get(key), dict):
-            yield from _part(row[key], title)
+            yield from _format_text(row[key], title)
     for key, value in row.get("facts", {}).items():
-        yield f"{key}: {visible(str(value))}\n", False
+        yield f"{key}: {escape_control_chars(str(value))}\n", False
     yield "\n", False
 
 
-def _part(part: dict[str, Any], name: str) -> Iterator[Marked]:
+def _format_text(part: dict[str, Any], name: str) -> Iterator[Marked]:
     if name:
         yield f"{name}:\n", False
     last = ""
     for text, learned in cut_text(part["text"], part["spans"]):
-        last = visible(text)
+        last = escape_control_chars(text)
         yield last, bool(learned)
     yield "" if last.endswith("\n") else "\n", False
     if "tokens" in part:
-        yield from _tokens(part)
+        yield from _format_tokens(part)
 
 
-def _tokens(part: dict[str, Any]) -> Iterator[Marked]:
+def _format_tokens(part: dict[str, Any]) -> Iterator[Marked]:
     told = [
-        (f"{visible(text).rstrip(chr(10)).replace(' ', '␣')}({number})", learned)
-        for text, number, learned in zip(part["tokens"], part["input_ids"], learned_flags(part), strict=True)
+        (f"{escape_control_chars(text).rstrip(chr(10)).replace(' ', '␣')}({number})", learned)
+        for text, number, learned in zip(part["tokens"], part["input_ids"], flag_learned_tokens(part), strict=True)
     ]
     for learned, run in groupby(told[:TOKENS], key=lambda one: one[1]):
         yield " ".join(text for text, _ in run), learned
@@ -47,7 +53,7 @@ def _tokens(part: dict[str, Any]) -> Iterator[Marked]:
     yield f"… {len(told) - TOKENS:,} more\n" if told[TOKENS:] else "\n", False
 
 
-def bars(bins: list[Any]) -> Iterator[str]:
+def format_histogram(bins: list[Any]) -> Iterator[str]:
     """A histogram, a line a bin."""
     names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high, _ in bins]
     most, wide = max(count for *_, count in bins), max(map(len, names))

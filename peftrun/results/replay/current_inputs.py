@@ -10,54 +10,56 @@ from peftrun.artifacts import source_run
 from peftrun.config.schema.run import RunSpec, needs_processes
 from peftrun.errors import PeftrunError
 from peftrun.system import environment
-from peftrun.system.versions import versions
+from peftrun.system.versions import collect_versions
 
 GONE = "cannot be read"
 
 
-def facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
+def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
     """Those facts of a record that inputs are compared by. `then`: the older record; what it does not hold is not looked for."""
     found = {
-        "environment": environment.now(),
-        "versions": versions(),
+        "environment": environment.describe_environment(),
+        "versions": collect_versions(),
         "platform": platform.platform(),
-        "git_commit": environment.commit(Path()),
-        "given": source_run.given(spec.adapter),
-        "files": source_run.files(spec),
-        "computing": None if needs_processes(spec) or "computing" not in then else _computing(spec),
+        "git_commit": environment.get_git_commit(Path()),
+        "given": source_run.hash_input_adapters(spec.adapter),
+        "files": source_run.hash_input_files(spec),
+        "computing": None if needs_processes(spec) or "computing" not in then else _describe_numerics(spec),
     }
-    tokens = {part: _base(spec, part) for part in ("base", "merged") if then.get(part)}
+    tokens = {part: _fingerprint_base(spec, part) for part in ("base", "merged") if then.get(part)}
     found |= tokens
-    return found | ({"data": _data(spec)} if then.get("data") else {})
+    return found | ({"data": _describe_data(spec)} if then.get("data") else {})
 
 
-def _computing(spec: RunSpec) -> dict[str, Any] | None:
+def _describe_numerics(spec: RunSpec) -> dict[str, Any] | None:
     """None where the device is not there; what is installed and the machine tell why."""
     try:
-        import_module("peftrun.models.device").resolve(spec.device)
+        import_module("peftrun.models.device").resolve_device(spec.device)
     except PeftrunError as fault:
-        console.warn(fault.lines[0])
+        console.print_warning(fault.lines[0])
         return None
-    found: dict[str, Any] | None = import_module("peftrun.system.determinism").described()
+    found: dict[str, Any] | None = import_module("peftrun.system.determinism").describe_determinism()
     return found
 
 
-def _base(spec: RunSpec, part: str) -> dict[str, Any]:
+def _fingerprint_base(spec: RunSpec, part: str) -> dict[str, Any]:
     model, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
     try:
-        return {"fingerprint": fingerprint.of_model(model.locate(spec.model)).as_dict()}
+        return {"fingerprint": fingerprint.fingerprint_model(model.resolve_base_dir(spec.model)).as_dict()}
     except PeftrunError as fault:
-        console.warn(f"{part}: {fault.lines[0]}")
+        console.print_warning(f"{part}: {fault.lines[0]}")
         return {"fingerprint": {"weights": GONE}}
 
 
-def _data(spec: RunSpec) -> dict[str, Any]:
+def _describe_data(spec: RunSpec) -> dict[str, Any]:
     model, texts = import_module("peftrun.models.base"), import_module("peftrun.models.tokenizer")
     tasks, prepared = import_module("peftrun.tasks"), import_module("peftrun.tasks.row_cache")
     try:
-        tokenizer = texts.load_tokenizer(model.locate(spec.model), spec.model)
-        described: dict[str, Any] = prepared.rows(tasks.of_kind(spec.task.kind), spec.task, tokenizer).describe()
+        tokenizer = texts.load_tokenizer(model.resolve_base_dir(spec.model), spec.model)
+        described: dict[str, Any] = prepared.load_cached_rows(
+            tasks.import_task_module(spec.task.kind), spec.task, tokenizer
+        ).describe()
         return described
     except (PeftrunError, OSError, ValueError) as fault:
-        console.warn(f"data: {str(fault).splitlines()[0]}")
+        console.print_warning(f"data: {str(fault).splitlines()[0]}")
         return {"digest": GONE}

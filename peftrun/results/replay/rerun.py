@@ -17,7 +17,7 @@ UNUSED = ("action", "hydra")  # keys of the replay itself
 PLACES = ("resume", "output_dir")
 
 
-def values_of(run: Path) -> dict[str, Any]:
+def load_run_values(run: Path) -> dict[str, Any]:
     """The resolved config of a run folder, in today's keys, to be run from its first step into a folder of its own."""
     values = config.read_run(run / CONFIG)
     action = values["action"]
@@ -30,7 +30,7 @@ def values_of(run: Path) -> dict[str, Any]:
     return values
 
 
-def changed(values: dict[str, Any], typed: Sequence[str], own: RunSpec) -> dict[str, Any]:
+def apply_overrides(values: dict[str, Any], typed: Sequence[str], own: RunSpec) -> dict[str, Any]:
     """`values` with what was typed beside `action=replay`.
 
     Args: typed: in full, as typed. own: the replay's own spec, in which each of these keys has its value.
@@ -45,16 +45,16 @@ def changed(values: dict[str, Any], typed: Sequence[str], own: RunSpec) -> dict[
             continue
         if key == "experiment":
             raise ConfigError(f"{text}: a record has all its values already; type those that shall differ")
-        _put(values, key, beside)
+        _copy_value(values, key, beside)
     return values
 
 
-def spec(values: dict[str, Any]) -> RunSpec:
+def build_rerun_spec(values: dict[str, Any]) -> RunSpec:
     """Raises: ConfigError: one line for each problem, such as a file of rows that is no longer there."""
     return build_spec_from_values(values)
 
 
-def _put(values: dict[str, Any], key: str, beside: dict[str, Any]) -> None:
+def _copy_value(values: dict[str, Any], key: str, beside: dict[str, Any]) -> None:
     path = [key] if key in GROUPS else key.split(".")
     target, source = values, beside
     for step in path[:-1]:

@@ -24,14 +24,14 @@ def main(folders: list[str]) -> int:
     failed = 0
     for folder in folders:
         try:
-            print(_written(Path(folder)))
+            print(_write_report(Path(folder)))
         except PeftrunError as error:
             failed = 1
             print(f"peftrun: {error}", file=sys.stderr)
     return failed
 
 
-def _written(folder: Path) -> Path:
+def _write_report(folder: Path) -> Path:
     """Raises: ArtifactError: it is no training run, or its record is torn."""
     record = folder / RECORD
     if record.is_file():
@@ -41,7 +41,7 @@ def _written(folder: Path) -> Path:
             raise ArtifactError(f"{record}: is torn, so nothing is known of this run; no report was written") from error
         if action != "train":
             raise ArtifactError(f"{folder}: is a run of action={action}; only trainings have a report")
-    return page.write(folder)
+    return page.write_report(folder)
 
 
 if __name__ == "__main__":

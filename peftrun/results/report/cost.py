@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from html import escape
 
 from peftrun.artifacts.run_layout import ADAPTER
-from peftrun.formatting import duration, is_number, precise, size
+from peftrun.formatting import format_duration, format_number, format_size, is_number
 from peftrun.io import atomic_files
-from peftrun.results.report.run_facts import RunFacts, part
+from peftrun.results.report.run_facts import RunFacts, get_mapping
 
 PARTS = {  # keys of the record's timings, in the order of the clock
     "evaluate_before_seconds": "measuring before",
@@ -18,44 +18,46 @@ PARTS = {  # keys of the record's timings, in the order of the clock
 REST = "all else: imports, base, rows, saving"
 
 
-def section(run: RunFacts) -> Iterator[str]:
+def render_cost(run: RunFacts) -> Iterator[str]:
     """Bars and what they say in words; nothing where the record knows nothing of it."""
-    parts = [*_parameters(run), *_size(run), *_time(run), *_memory(run)]
+    parts = [*_render_parameters(run), *_render_size(run), *_render_time(run), *_render_memory(run)]
     if parts:
         yield f"<h2>What it takes</h2>{''.join(parts)}"
 
 
-def _parameters(run: RunFacts) -> Iterator[str]:
+def _render_parameters(run: RunFacts) -> Iterator[str]:
     trained, every = run.record.get("trainable_parameters"), run.record.get("parameters")
     if is_number(trained) and is_number(every) and every:
-        words = f"{precise(trained)} of {precise(every)} ({trained / every:.2%})"
-        yield from _bar("Trained parameters", words, trained / every)
+        words = f"{format_number(trained)} of {format_number(every)} ({trained / every:.2%})"
+        yield from _render_bar("Trained parameters", words, trained / every)
 
 
-def _size(run: RunFacts) -> Iterator[str]:
-    known = part(run.record, "size")
+def _render_size(run: RunFacts) -> Iterator[str]:
+    known = get_mapping(run.record, "size")
     adapter, base = known.get("adapter_bytes"), known.get("base_bytes")
     if is_number(adapter) and is_number(base) and base:
-        yield from _bar(
-            "Adapter against its base", f"{size(adapter)} beside {size(base)} ({adapter / base:.2%})", adapter / base
+        yield from _render_bar(
+            "Adapter against its base",
+            f"{format_size(adapter)} beside {format_size(base)} ({adapter / base:.2%})",
+            adapter / base,
         )
-    elif here := atomic_files.size_of(run.folder / ADAPTER):
-        yield f"<p>Adapter: {size(here)}</p>"
+    elif here := atomic_files.measure_size(run.folder / ADAPTER):
+        yield f"<p>Adapter: {format_size(here)}</p>"
 
 
-def _bar(label: str, words: str, share: float) -> Iterator[str]:
+def _render_bar(label: str, words: str, share: float) -> Iterator[str]:
     """The whole as a frame, the part filled in, to scale: at least a hair wide."""
     yield f'<div class="measure"><div><strong>{escape(label)}</strong> {escape(words)}</div>'
     yield f'<div class="bar" aria-hidden="true"><span class="s0" style="width:{min(1.0, share):.4%}"></span></div></div>'
 
 
-def _time(run: RunFacts) -> Iterator[str]:
-    whole, known = run.record.get("seconds"), part(run.record, "timings")
+def _render_time(run: RunFacts) -> Iterator[str]:
+    whole, known = run.record.get("seconds"), get_mapping(run.record, "timings")
     if not is_number(whole) or not whole:
         return
     spent = {words: known[key] for key, words in PARTS.items() if is_number(known.get(key))}
-    if part(run.record, "together"):
-        yield f"<p>{duration(whole)} by the clock; trained together with other cells, which shared it.</p>"
+    if get_mapping(run.record, "together"):
+        yield f"<p>{format_duration(whole)} by the clock; trained together with other cells, which shared it.</p>"
         return
     spent[REST] = max(0.0, whole - sum(spent.values()))
     total = sum(spent.values())
@@ -65,16 +67,16 @@ def _time(run: RunFacts) -> Iterator[str]:
         for words, seconds in spent.items()
     )
     items = "".join(
-        f'<li><span class="key s{places[words]}"></span> {escape(words)} {duration(seconds)}</li>'
+        f'<li><span class="key s{places[words]}"></span> {escape(words)} {format_duration(seconds)}</li>'
         for words, seconds in spent.items()
     )
-    yield f'<div class="measure"><div><strong>Time</strong> {duration(whole)}</div><div class="bar" aria-hidden="true">{bars}</div><ul class="legend">{items}</ul></div>'
+    yield f'<div class="measure"><div><strong>Time</strong> {format_duration(whole)}</div><div class="bar" aria-hidden="true">{bars}</div><ul class="legend">{items}</ul></div>'
 
 
-def _memory(run: RunFacts) -> Iterator[str]:
-    known = part(run.record, "memory")
+def _render_memory(run: RunFacts) -> Iterator[str]:
+    known = get_mapping(run.record, "memory")
     told = [
-        f"{size(known[key])} {words}"
+        f"{format_size(known[key])} {words}"
         for key, words in (("peak_resident_bytes", "of the process"), ("peak_gpu_bytes", "of the GPU (tensors)"))
         if is_number(known.get(key))
     ]

@@ -10,7 +10,7 @@ from peftrun.io import atomic_files
 from peftrun.results.report.line_charts import NARROW, WIDE
 
 
-def document(title: str, body: Iterable[str]) -> Iterator[str]:
+def render_document(title: str, body: Iterable[str]) -> Iterator[str]:
     """A whole page with its style."""
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -19,7 +19,7 @@ def document(title: str, body: Iterable[str]) -> Iterator[str]:
     yield "</main></body></html>\n"
 
 
-def table(name: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def render_table(name: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table that is scrolled where it is too wide. Heads as `class|words`, rows as cells that are written already."""
     parts = [one.rpartition("|") for one in head]
     heads = "".join(
@@ -32,25 +32,25 @@ def table(name: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     )
 
 
-def cell(value: Any, css: str = "") -> str:
+def render_cell(value: Any, css: str = "") -> str:
     """A cell of a table that holds words."""
     return f'<td class="{css}">{escape(str(value))}</td>'
 
 
-def folded(items: list[str], shown: int, what: str, tag: str) -> Iterator[str]:
+def render_folded_list(items: list[str], shown: int, what: str, tag: str) -> Iterator[str]:
     """The first items in sight, the others under a line to open."""
     if items:
         yield f"<{tag}>{''.join(items[:shown])}</{tag}>"
     if len(items) > shown:
-        yield fold(f"{len(items) - shown} more {what}", f"<{tag}>{''.join(items[shown:])}</{tag}>")
+        yield render_details(f"{len(items) - shown} more {what}", f"<{tag}>{''.join(items[shown:])}</{tag}>")
 
 
-def fold(words: str, body: str) -> str:
+def render_details(words: str, body: str) -> str:
     """What is opened by a click on the words."""
     return f"<details><summary>{escape(words)}</summary>{body}</details>"
 
 
-def both(name: str, draw: Callable[[str, int], str]) -> str:
+def render_both_widths(name: str, draw: Callable[[str, int], str]) -> str:
     """A chart for wide pages and for narrow ones: only one of them is shown."""
     return "".join(
         f'<div class="scroll {css}" tabindex="0" role="group" aria-label="chart">{draw(f"{name}-{css}", width)}</div>'
@@ -58,18 +58,18 @@ def both(name: str, draw: Callable[[str, int], str]) -> str:
     )
 
 
-def definitions(known: Mapping[str, Any]) -> str:
+def render_definitions(known: Mapping[str, Any]) -> str:
     """Names and what is known of each; those of which nothing is are left out."""
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in known.items() if value)
     return f"<dl>{rows}</dl>"
 
 
-def command(text: str) -> str:
+def render_command(text: str) -> str:
     """What may be typed; a click selects it all."""
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Rows of a run's metrics; none where they are damaged: a page does without this curve."""
     try:
         return [row for row in atomic_files.read_json_lines(run / METRICS) if isinstance(row, dict)]

@@ -8,10 +8,10 @@ from html import escape
 from typing import Any
 
 from peftrun.artifacts.run_layout import ROWS
-from peftrun.formatting import many
+from peftrun.formatting import format_count
 from peftrun.io import atomic_files
 from peftrun.results.report import html
-from peftrun.results.report.run_facts import RunFacts, part
+from peftrun.results.report.run_facts import RunFacts, get_mapping
 
 IGNORED = -100  # label of what is not learned
 LONGEST, HEAD, TAIL = 1800, 1200, 400  # characters of a piece that are shown; of a longer one its beginning and its end
@@ -26,27 +26,27 @@ SIGNS: dict[int, str] = {
 }  # fmt: skip
 
 
-def section(run: RunFacts) -> Iterator[str]:
+def render_learned_rows(run: RunFacts) -> Iterator[str]:
     """The first rows of a training; nothing where its folder holds none."""
     try:
         rows = atomic_files.read_json_lines(run.folder / ROWS)
     except (ValueError, OSError):
         return
-    shown = list(articles(rows))
+    shown = list(render_articles(rows))
     if shown:
         yield "<h2>What it learns from</h2>"
-        yield f'<p class="soft">The first {many(len(shown), "training row")}, decoded from the token ids that training got. <mark>Marked</mark> is what is learned.</p>'
+        yield f'<p class="soft">The first {format_count(len(shown), "training row")}, decoded from the token ids that training got. <mark>Marked</mark> is what is learned.</p>'
         yield from shown
 
 
-def visible(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """With a sign in place of what moves the cursor, turns the direction of writing, or cannot be written."""
     return text.translate(SIGNS)
 
 
-def articles(rows: list[dict[str, Any]]) -> Iterator[str]:
+def render_articles(rows: list[dict[str, Any]]) -> Iterator[str]:
     """One for each row; of what is no such row nothing."""
-    yield from (_article(row) for row in rows if _is_text(row))
+    yield from (_render_article(row) for row in rows if _is_text(row))
 
 
 def _is_text(found: Any) -> bool:
@@ -72,35 +72,36 @@ def cut_text(text: str, spans: list[Any]) -> Iterator[tuple[str, bool | None]]:
             yield f" … {len(piece) - HEAD - TAIL:,} characters more … ", None
             yield piece[-TAIL:], learned
     if found[PIECES:]:
-        yield f" … {many(len(found) - PIECES, 'piece')} more", None
+        yield f" … {format_count(len(found) - PIECES, 'piece')} more", None
 
 
-def _article(row: dict[str, Any]) -> str:
+def _render_article(row: dict[str, Any]) -> str:
     facts = "".join(
-        f"<dt>{escape(key)}</dt><dd>{escape(visible(str(value)))}</dd>" for key, value in part(row, "facts").items()
+        f"<dt>{escape(key)}</dt><dd>{escape(escape_control_chars(str(value)))}</dd>"
+        for key, value in get_mapping(row, "facts").items()
     )
     name = "Chosen" if "rejected" in row else "Read" if "target" in row else ""
-    texts = [_text(row, name), *(_text(row[key], TEXTS[key]) for key in TEXTS if _is_text(row.get(key)))]
+    texts = [_render_text(row, name), *(_render_text(row[key], TEXTS[key]) for key in TEXTS if _is_text(row.get(key)))]
     return (
-        f'<article class="sample"><h3>{escape(visible(str(row.get("source", ""))))} <span class="soft">{escape(str(row.get("split", "")))}</span></h3>'
+        f'<article class="sample"><h3>{escape(escape_control_chars(str(row.get("source", ""))))} <span class="soft">{escape(str(row.get("split", "")))}</span></h3>'
         f"{''.join(texts)}{f'<dl>{facts}</dl>' if facts else ''}</article>"
     )
 
 
-def _text(found: dict[str, Any], name: str) -> str:
+def _render_text(found: dict[str, Any], name: str) -> str:
     heading = f"<h4>{name}</h4>" if name else ""
-    told = f'<p class="soft">{lengths(found)}</p>'
-    body = "".join(_piece(*one) for one in cut_text(found["text"], found.get("spans", [])))
-    return f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{told}{_tokens(found)}'
+    told = f'<p class="soft">{describe_lengths(found)}</p>'
+    body = "".join(_render_piece(*one) for one in cut_text(found["text"], found.get("spans", [])))
+    return f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{told}{_render_tokens(found)}'
 
 
-def lengths(found: dict[str, Any]) -> str:
+def describe_lengths(found: dict[str, Any]) -> str:
     """How many tokens a text has, and how many of them are learned."""
-    ids, learned = found["input_ids"], learned_flags(found)
-    return f"{many(len(ids), 'token')}, {sum(learned) or 'none'} learned"
+    ids, learned = found["input_ids"], flag_learned_tokens(found)
+    return f"{format_count(len(ids), 'token')}, {sum(learned) or 'none'} learned"
 
 
-def learned_flags(found: dict[str, Any]) -> list[bool]:
+def flag_learned_tokens(found: dict[str, Any]) -> list[bool]:
     """Whether each token is learned."""
     labels, count = found.get("labels"), len(found["input_ids"])
     if not isinstance(labels, list) or len(labels) != count or not found.get("spans"):
@@ -108,20 +109,22 @@ def learned_flags(found: dict[str, Any]) -> list[bool]:
     return [label != IGNORED for label in labels]
 
 
-def _piece(text: str, learned: bool | None) -> str:
-    body = escape(visible(text))
+def _render_piece(text: str, learned: bool | None) -> str:
+    body = escape(escape_control_chars(text))
     return f'<span class="soft">{body}</span>' if learned is None else f"<mark>{body}</mark>" if learned else body
 
 
-def _tokens(found: dict[str, Any]) -> str:
+def _render_tokens(found: dict[str, Any]) -> str:
     """Each token with its id, where the row holds them."""
     tokens = found.get("tokens")
     if not isinstance(tokens, list):
         return ""
-    marked = list(zip(tokens, found["input_ids"], learned_flags(found), strict=False))
+    marked = list(zip(tokens, found["input_ids"], flag_learned_tokens(found), strict=False))
     body = "".join(
-        f'<{"mark" if learned else "span"} class="token">{escape(visible(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
+        f'<{"mark" if learned else "span"} class="token">{escape(escape_control_chars(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
         for text, number, learned in marked[:TOKENS]
     )
     more = f' <span class="soft">… {len(marked) - TOKENS:,} more</span>' if marked[TOKENS:] else ""
-    return html.fold(f"{len(marked)} tokens with their ids", f'<div class="learn" dir="auto">{body}{more}</div>')
+    return html.render_details(
+        f"{len(marked)} tokens with their ids", f'<div class="learn" dir="auto">{body}{more}</div>'
+    )

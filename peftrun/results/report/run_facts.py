@@ -50,34 +50,34 @@ class RunFacts:
     @property
     def task(self) -> str:
         """The task's name, or what kind it is and the name of its data."""
-        data = part(self.values, "task.data")
-        described = f"{part(self.values, 'task').get('kind', 'task')} on {Path(str(data.get('path', '?'))).name}"
+        data = get_mapping(self.values, "task.data")
+        described = f"{get_mapping(self.values, 'task').get('kind', 'task')} on {Path(str(data.get('path', '?'))).name}"
         return self.choices.get("task") or described
 
     @property
     def base(self) -> str:
         """The base's name: as recorded, or as asked for."""
-        model = part(self.values, "model")
+        model = get_mapping(self.values, "model")
         asked_for = [str(model[key]) for key in ("package", "name_or_path") if model.get(key)]
-        return str(part(self.record, "base").get("name") or ":".join(asked_for) or "a base")
+        return str(get_mapping(self.record, "base").get("name") or ":".join(asked_for) or "a base")
 
     @property
     def lora(self) -> Values:
         """The method's settings."""
-        return part(self.values, "lora")
+        return get_mapping(self.values, "lora")
 
     @property
     def before(self) -> dict[str, float]:
         """Figures on held-out rows before training; empty where they were not measured."""
-        return _figures(part(self.record, "metrics").get("before"))
+        return _select_figures(get_mapping(self.record, "metrics").get("before"))
 
     @property
     def after(self) -> dict[str, float]:
         """The same after training."""
-        return _figures(part(self.record, "metrics").get("after"))
+        return _select_figures(get_mapping(self.record, "metrics").get("after"))
 
 
-def of_run(folder: Path) -> RunFacts:
+def read_run_facts(folder: Path) -> RunFacts:
     """What is known of the run in `folder`; what is missing or damaged there is empty.
 
     Raises: ArtifactError: there is neither a record nor a config.
@@ -86,20 +86,20 @@ def of_run(folder: Path) -> RunFacts:
     if not any((folder / name).is_file() for name in names):
         raise ArtifactError(f"{folder}: is no run folder (no {RECORD}); name one below outputs")
     nothing: list[str] = []
-    typed = _read(lambda: run_overrides.typed(folder), nothing)
+    typed = _read_or_default(lambda: run_overrides.read_typed_overrides(folder), nothing)
     return RunFacts(
         folder,
-        _read(lambda: atomic_files.read_json(folder / RECORD), {}),
-        _read(lambda: config.read_run(folder / CONFIG, aloud=False), {}),
-        html.metrics(folder),
-        _read(lambda: atomic_files.read_json(folder / ADAPTER / PEFTRUN_METADATA), {}),
+        _read_or_default(lambda: atomic_files.read_json(folder / RECORD), {}),
+        _read_or_default(lambda: config.read_run(folder / CONFIG, aloud=False), {}),
+        html.read_metrics(folder),
+        _read_or_default(lambda: atomic_files.read_json(folder / ADAPTER / PEFTRUN_METADATA), {}),
         typed,
-        _read(lambda: _choices(folder), {}) or _chosen(typed),
-        _read(lambda: run_overrides.places(folder), nothing),
+        _read_or_default(lambda: _read_choices(folder), {}) or _parse_choices(typed),
+        _read_or_default(lambda: run_overrides.read_config_places(folder), nothing),
     )
 
 
-def part(values: Values, key: str) -> Values:
+def get_mapping(values: Values, key: str) -> Values:
     """The mapping under a dotted key; an empty one where there is none."""
     found: Any = values
     for name in key.split("."):
@@ -107,29 +107,29 @@ def part(values: Values, key: str) -> Values:
     return found if isinstance(found, dict) else {}
 
 
-def listed(values: Values, key: str) -> list[Any]:
+def get_list(values: Values, key: str) -> list[Any]:
     """The list under a key; an empty one where there is none."""
     found = values.get(key)
     return found if isinstance(found, list) else []
 
 
-def _chosen(typed: list[str]) -> dict[str, str]:
+def _parse_choices(typed: list[str]) -> dict[str, str]:
     """Options of groups among what was typed."""
     pairs = (text.partition("=") for text in typed)
     return {group: option for group, _, option in pairs if group in GROUPS}
 
 
-def _choices(folder: Path) -> dict[str, str]:
-    own = folder / run_overrides.FOLDER / run_overrides.OWN
-    found = part(config.read_values(own), "hydra.runtime.choices") if own.is_file() else {}
+def _read_choices(folder: Path) -> dict[str, str]:
+    own = folder / run_overrides.HYDRA_DIR / run_overrides.HYDRA_FILE
+    found = get_mapping(config.read_values(own), "hydra.runtime.choices") if own.is_file() else {}
     return {str(group): str(option) for group, option in found.items() if option is not None and "/" not in str(group)}
 
 
-def _read(look: Callable[[], Found], otherwise: Found) -> Found:
+def _read_or_default(look: Callable[[], Found], otherwise: Found) -> Found:
     with suppress(Exception):  # whatever is wrong with a file, the page says what the others tell
         return look()
     return otherwise
 
 
-def _figures(found: Any) -> dict[str, float]:
+def _select_figures(found: Any) -> dict[str, float]:
     return {str(key): value for key, value in found.items() if is_number(value)} if isinstance(found, dict) else {}

@@ -21,20 +21,20 @@ class Scale:
 
     def at(self, value: float) -> float:
         """The place of a value; values outside lie at the nearer end."""
-        low, high = self._on(self.low), self._on(self.high)
+        low, high = self._apply_log(self.low), self._apply_log(self.high)
         value = min(max(value, self.low), self.high)
-        part = (self._on(value) - low) / (high - low) if high > low else 0.5
+        part = (self._apply_log(value) - low) / (high - low) if high > low else 0.5
         return self.begin + part * (self.end - self.begin)
 
-    def ticks(self, wanted: int) -> list[float]:
+    def compute_ticks(self, wanted: int) -> list[float]:
         """Round values inside the scale, about as many as wanted, at least one."""
-        found = self._decades(wanted) if self.log else []
-        return found if len(found) > 1 else self._even(wanted)
+        found = self._make_decade_ticks(wanted) if self.log else []
+        return found if len(found) > 1 else self._make_even_ticks(wanted)
 
-    def _on(self, value: float) -> float:
+    def _apply_log(self, value: float) -> float:
         return math.log(value) if self.log else value
 
-    def _even(self, wanted: int) -> list[float]:
+    def _make_even_ticks(self, wanted: int) -> list[float]:
         span = self.high - self.low
         if span <= 0:
             return [self.low]
@@ -44,7 +44,7 @@ class Scale:
         first = math.ceil(self.low / step - 1e-9)
         return [round(place * step, 12) for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
-    def _decades(self, wanted: int) -> list[float]:
+    def _make_decade_ticks(self, wanted: int) -> list[float]:
         """1, 2, 5 of each power of ten, or 1 and 3, or 1 alone, or every so many powers: as many as there is room for."""
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         for digits, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
@@ -55,14 +55,14 @@ class Scale:
         return inside
 
 
-def scale(values: Iterable[float], begin: float, end: float) -> Scale:
+def build_scale(values: Iterable[float], begin: float, end: float) -> Scale:
     """The scale on which all values have a place."""
     known = [*values] or [0.0]
     low, high = min(known), max(known)
     return Scale(low, high, begin, end, low > 0 and high / low >= LOG_FROM)
 
 
-def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_positions(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """The places moved as little as needed to be a gap apart, in their order, inside low and high if there is room."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     found = list(places)
@@ -75,7 +75,7 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[
     return found
 
 
-def svg(name: str, size: tuple[float, float], title: str, description: str, body: Iterable[str]) -> str:
+def render_svg(name: str, size: tuple[float, float], title: str, description: str, body: Iterable[str]) -> str:
     """A drawing that says in words what it shows. `name`: unique on the page."""
     width, height = size
     return (
@@ -84,38 +84,38 @@ def svg(name: str, size: tuple[float, float], title: str, description: str, body
     )
 
 
-def text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
+def draw_text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
     """Words at a place; `anchor`: which end of them is there: start, middle, end."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+def draw_line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     """A straight line."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
 
 
-def path(points: Iterable[tuple[float, float]], css: str, tip: str = "") -> str:
+def draw_path(points: Iterable[tuple[float, float]], css: str, tip: str = "") -> str:
     """A line through points. `tip`: what is told when the pointer rests on it."""
     steps = " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path d="M{steps}" class="{css}">{_tip(tip)}</path>'
+    return f'<path d="M{steps}" class="{css}">{_render_tip(tip)}</path>'
 
 
-def dot(x: float, y: float, radius: float, css: str, tip: str = "") -> str:
+def draw_dot(x: float, y: float, radius: float, css: str, tip: str = "") -> str:
     """A disc."""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{css}">{_tip(tip)}</circle>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{css}">{_render_tip(tip)}</circle>'
 
 
-def box(x: float, y: float, size: tuple[float, float], css: str, tip: str = "") -> str:
+def draw_box(x: float, y: float, size: tuple[float, float], css: str, tip: str = "") -> str:
     """A rectangle of a width and a height."""
     width, height = size
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{css}">{_tip(tip)}</rect>'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{css}">{_render_tip(tip)}</rect>'
 
 
-def _tip(words: str) -> str:
+def _render_tip(words: str) -> str:
     return f"<title>{escape(words)}</title>" if words else ""
 
 
-def number(value: float) -> str:
+def format_tick(value: float) -> str:
     """A number as short as a tick can be: 20 k, 3e-05, 0.25."""
     if value == 0:
         return "0"
@@ -125,7 +125,7 @@ def number(value: float) -> str:
     return f"{value:.4g}".replace("e-0", "e-")
 
 
-def fitting(words: str, room: float) -> str:
+def truncate_words(words: str, room: float) -> str:
     """Words cut to what has room in so many pixels."""
     most = max(2, int(room / 6.6))
     return words if len(words) <= most else f"{words[: most - 1]}…"

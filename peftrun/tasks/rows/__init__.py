@@ -17,7 +17,7 @@ class Rows:
     digest: str
     tally: Tally = field(default_factory=Tally)
 
-    def for_training(self) -> list[dict[str, Any]]:
+    def build_training_rows(self) -> list[dict[str, Any]]:
         """Each training row as the loop takes it."""
         return [row.as_trained for row in self.train]
 
@@ -33,6 +33,6 @@ class Rows:
         return {"train_rows": len(self.train), "held_out_rows": len(self.held_out), **too, "digest": self.digest}
 
 
-def of_kind(kind: str) -> ModuleType:
+def import_rows_module(kind: str) -> ModuleType:
     """The module of a kind's rows: `Row`, and `load_rows(task, tokenizer)`."""
     return import_module(f"peftrun.tasks.rows.{kind}")

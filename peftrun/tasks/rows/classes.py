@@ -6,7 +6,7 @@ from typing import Any
 from peftrun import console
 from peftrun.config import override_syntax
 from peftrun.config.schema.run import TaskSpec
-from peftrun.tasks.messages import ADVICE
+from peftrun.tasks.messages import ROW_ADVICE
 from peftrun.tasks.rows import Rows
 
 
@@ -26,22 +26,22 @@ class Row:
 
 def not_among(names: list[str], name: str) -> str:
     """What is said of a label or tag that is none of `task.label_names`."""
-    more = override_syntax.words([override_syntax.override("task.label_names", [*names, name])])
-    return f"is not among task.label_names ({', '.join(names)}); type {more}, or {ADVICE}"
+    more = override_syntax.join_overrides([override_syntax.quote_override("task.label_names", [*names, name])])
+    return f"is not among task.label_names ({', '.join(names)}); type {more}, or {ROW_ADVICE}"
 
 
-def limit(task: TaskSpec, tokenizer: Any) -> int:
+def resolve_max_length(task: TaskSpec, tokenizer: Any) -> int:
     """Tokens of a row that are read: as many as the task says, or as the model can."""
     return min(task.max_length, int(tokenizer.model_max_length))
 
 
-def say_cut(rows: Rows, most: int) -> Rows:
+def warn_truncated(rows: Rows, most: int) -> Rows:
     """The same rows; how many of them reach the limit is said aloud."""
     for which, some in (("training", rows.train), ("held-out", rows.held_out)):
         cut = [row.where for row in some if len(row.ids) >= most]
         rows.tally.cut.extend(cut)
         if cut:
-            console.say(
+            console.print_info(
                 f"data: {len(cut)} of {len(some)} {which} rows reach {most} tokens; what lies beyond is not read"
             )
     return rows

@@ -7,8 +7,8 @@ from typing import Any
 from peftrun.config.schema.objectives import RewardObjective
 from peftrun.config.schema.run import TaskSpec
 from peftrun.errors import DataError
-from peftrun.tasks.conversations import answer_of, encoded, given_of
-from peftrun.tasks.examples import digest_of, load_examples
+from peftrun.tasks.conversations import encode_splits, read_answer, read_prompt_conversation
+from peftrun.tasks.examples import digest_rows, load_examples
 from peftrun.tasks.messages import Conversation, Message
 from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
@@ -16,7 +16,7 @@ from peftrun.tasks.tokenization import Encoder
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferenceExample:
     """One row: what is given, and two answers."""
 
     given: Conversation
@@ -24,7 +24,7 @@ class Pair:
     rejected: Message
     where: str = field(default="", compare=False)
 
-    def renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
+    def iter_renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
         """See `Example.renderings`."""
         yield from ((self.given.followed_by(one), False) for one in (self.chosen, self.rejected))
         yield self.given, True
@@ -59,24 +59,24 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     Raises: DataError: see `data.load_examples`; or both answers of a row are the same.
     """
     tally = Tally()
-    train, held_out = load_examples(task, _pair, tally)
-    said = [[one.given.as_json(), one.chosen.brief, one.rejected.brief] for one in (*train, *held_out)]
-    rows = encoded(train, held_out, task, tokenizer, _encode, tally=tally)
-    return Rows(*rows, digest_of(said), tally)
+    train, held_out = load_examples(task, _render_pair, tally)
+    said = [[one.given.as_json(), one.chosen.digest_value, one.rejected.digest_value] for one in (*train, *held_out)]
+    rows = encode_splits(train, held_out, task, tokenizer, _encode_pair, tally=tally)
+    return Rows(*rows, digest_rows(said), tally)
 
 
-def _pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Pair:
+def _render_pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> PreferenceExample:
     assert task.chosen is not None and task.rejected is not None
-    given = given_of(where, row, task)
-    chosen, rejected = (answer_of(where, row, column) for column in (task.chosen, task.rejected))
+    given = read_prompt_conversation(where, row, task)
+    chosen, rejected = (read_answer(where, row, column) for column in (task.chosen, task.rejected))
     if chosen == rejected:
         raise DataError(
             f"{where}: columns {task.chosen} and {task.rejected} are the same answer, so nothing is preferred; remove the row"
         )
-    return Pair(given, chosen, rejected, where)
+    return PreferenceExample(given, chosen, rejected, where)
 
 
-def _encode(one: Pair, task: TaskSpec, encoder: Encoder) -> Row:
+def _encode_pair(one: PreferenceExample, task: TaskSpec, encoder: Encoder) -> Row:
     for answer in (one.chosen, one.rejected):
         encoder.check(one.where, one.given.followed_by(answer))
     prompt, (chosen, rejected) = encoder.answered(one.given, [one.chosen, one.rejected])

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftrun.config.schema.run import TaskSpec
-from peftrun.data.templates import fill
+from peftrun.data.templates import fill_template
 from peftrun.tasks import end_tokens
-from peftrun.tasks.conversations import encoded, given_of
-from peftrun.tasks.examples import digest_of, label, load_examples
+from peftrun.tasks.conversations import encode_splits, read_prompt_conversation
+from peftrun.tasks.examples import digest_rows, load_examples, read_label
 from peftrun.tasks.messages import Conversation
 from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
@@ -16,14 +16,14 @@ from peftrun.tasks.tokenization import Encoder
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptExample:
     """One row: what is given, and the true answer, if there is one."""
 
     given: Conversation
     completion: str
     where: str = field(default="", compare=False)
 
-    def renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
+    def iter_renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
         """See `Example.renderings`."""
         yield self.given, True
 
@@ -52,19 +52,21 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
     Raises: DataError: see `data.load_examples`.
     """
-    end_tokens.eos(tokenizer)  # answers that are drawn must be able to end
+    end_tokens.require_eos_token_id(tokenizer)  # answers that are drawn must be able to end
     tally = Tally()
-    train, held_out = load_examples(task, _asked, tally)
+    train, held_out = load_examples(task, _render_example, tally)
     said = [[one.given.as_json(), one.completion] for one in (*train, *held_out)]
-    rows = encoded(train, held_out, task, tokenizer, _encode, tally=tally)
-    return Rows(*rows, digest_of(said), tally)
+    rows = encode_splits(train, held_out, task, tokenizer, _encode_prompt, tally=tally)
+    return Rows(*rows, digest_rows(said), tally)
 
 
-def _asked(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Asked:
-    labelled = row | ({"label": label(where, row, task.data)} if task.data.label_column else {})
-    return Asked(given_of(where, labelled, task), fill(where, task.completion, labelled) or "", where)
+def _render_example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> PromptExample:
+    labelled = row | ({"label": read_label(where, row, task.data)} if task.data.label_column else {})
+    return PromptExample(
+        read_prompt_conversation(where, labelled, task), fill_template(where, task.completion, labelled) or "", where
+    )
 
 
-def _encode(one: Asked, _: TaskSpec, encoder: Encoder) -> Row:
+def _encode_prompt(one: PromptExample, _: TaskSpec, encoder: Encoder) -> Row:
     encoder.check(one.where, one.given)
     return Row(encoder.prompt(one.given), one.completion, one.where)

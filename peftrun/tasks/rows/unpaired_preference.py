@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftrun.config.schema.run import TaskSpec
-from peftrun.data.templates import fill
+from peftrun.data.templates import fill_template
 from peftrun.errors import DataError
-from peftrun.tasks.conversations import encoded, given_of, whole_of
-from peftrun.tasks.examples import digest_of, load_examples
-from peftrun.tasks.messages import ADVICE, ASSISTANT, Conversation, Message, says
+from peftrun.tasks.conversations import encode_splits, read_conversation, read_prompt_conversation
+from peftrun.tasks.examples import digest_rows, load_examples
+from peftrun.tasks.messages import ASSISTANT, ROW_ADVICE, Conversation, Message, make_message
 from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
 from peftrun.tasks.tokenization import Encoder
@@ -18,7 +18,7 @@ TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
 @dataclass(frozen=True)
-class Judged:
+class UnpairedExample:
     """One row: what is given, an answer, and whether it is wanted."""
 
     given: Conversation
@@ -26,7 +26,7 @@ class Judged:
     desirable: bool
     where: str = field(default="", compare=False)
 
-    def renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
+    def iter_renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
         """See `Example.renderings`."""
         yield self.given.followed_by(self.completion), False
         yield self.given, True
@@ -58,37 +58,37 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     Raises: DataError: see `data.load_examples`; or a judgement is neither true nor false.
     """
     tally = Tally()
-    train, held_out = load_examples(task, _judged, tally)
-    said = [[one.given.as_json(), one.completion.brief, one.desirable] for one in (*train, *held_out)]
-    first, second = encoded(train, held_out, task, tokenizer, _encode, tally=tally)
+    train, held_out = load_examples(task, _render_unpaired, tally)
+    said = [[one.given.as_json(), one.completion.digest_value, one.desirable] for one in (*train, *held_out)]
+    first, second = encode_splits(train, held_out, task, tokenizer, _encode_answer, tally=tally)
     both = {row.desirable for row in first}
     if len(both) < 2:
         raise DataError(
             f"task.desirable={task.desirable}: every training row says {str(both.pop()).lower()}; KTO needs both kinds"
         )
-    return Rows(first, second, digest_of(said), tally)
+    return Rows(first, second, digest_rows(said), tally)
 
 
-def _judged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> Judged:
+def _render_unpaired(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> UnpairedExample:
     assert task.desirable is not None
     said = str(row[task.desirable]).strip().lower()
     if said not in TRUE + FALSE:
         raise DataError(
             f"{where}: {task.desirable}={row[task.desirable]} is neither true nor false; mend or remove the row"
         )
-    whole = whole_of(where, row, task)
+    whole = read_conversation(where, row, task)
     if whole is None:
-        answer = says(ASSISTANT, fill(where, task.completion, row) or "")
-        return Judged(given_of(where, row, task), answer, said in TRUE, where)
+        answer = make_message(ASSISTANT, fill_template(where, task.completion, row) or "")
+        return UnpairedExample(read_prompt_conversation(where, row, task), answer, said in TRUE, where)
     last = len(whole.messages) - 1
     if whole.messages[last]["role"] != ASSISTANT or not any(one["role"] != "system" for one in whole.messages[:last]):
         raise DataError(
-            f"{where}: column {task.messages or task.completion} must end with the assistant's answer to something; {ADVICE}"
+            f"{where}: column {task.messages or task.completion} must end with the assistant's answer to something; {ROW_ADVICE}"
         )
-    return Judged(whole.before(last), whole.messages[last], said in TRUE, where)
+    return UnpairedExample(whole.before(last), whole.messages[last], said in TRUE, where)
 
 
-def _encode(one: Judged, _: TaskSpec, encoder: Encoder) -> Row:
+def _encode_answer(one: UnpairedExample, _: TaskSpec, encoder: Encoder) -> Row:
     encoder.check(one.where, one.given.followed_by(one.completion))
     prompt, (completion,) = encoder.answered(one.given, [one.completion])
     return Row(prompt, completion, one.desirable, one.where)

@@ -17,14 +17,14 @@ from transformers.trainer import OPTIMIZER_NAME
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.training import sft_trainer
-from peftrun.training.joint.step import Turn
+from peftrun.training.joint.step import CellBatch
 
-LANGUAGE = "causal_lm"
+CAUSAL_LM = "causal_lm"
 
 
-class Own(torch.nn.Module):
+class AdapterParameters(torch.nn.Module):
     """Of a model with many adapters the trainable parameters of one, under the names that they have where it is alone."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], config: Any, clear: Callable[[], None]) -> None:
@@ -46,7 +46,7 @@ class Own(torch.nn.Module):
         raise NotImplementedError
 
 
-class Seat(Trainer):
+class CellTrainer(Trainer):
     """Trainer whose steps are taken together with others'.
 
     Args: ask: hands a turn over and comes back once it is computed. measure: computes one without learning.
@@ -64,7 +64,9 @@ class Seat(Trainer):
         self.model_accepts_loss_kwargs = (
             kind != "seq_cls"
         )  # whose loss is a mean over texts, the others' over a step's tokens
-        self._loss_shifts_labels = kind == LANGUAGE  # Trainer asks the class of its model, which is not the base's here
+        self._loss_shifts_labels = (
+            kind == CAUSAL_LM
+        )  # Trainer asks the class of its model, which is not the base's here
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of this batch; gradients are there when it comes back."""
@@ -79,21 +81,21 @@ class Seat(Trainer):
     ) -> Any:
         """Summed nats over `num_items_in_batch`; of texts with one label their mean, shared out over accumulated batches."""
         if not model.training:
-            turn = Turn(self.cell, dict(inputs), None, self.draws)
+            turn = CellBatch(self.cell, dict(inputs), None, self.draws)
             self.measure(turn)
             return (turn.loss, {}) if return_outputs else turn.loss
-        turn = self.ask(Turn(self.cell, dict(inputs), self._count(inputs, num_items_in_batch), self.draws))
+        turn = self.ask(CellBatch(self.cell, dict(inputs), self._count_items(inputs, num_items_in_batch), self.draws))
         self.losses.append(float(turn.loss))
-        if self.kind == LANGUAGE:
+        if self.kind == CAUSAL_LM:
             self.hits.append(turn.right / max(1, turn.learned))
             self.seen += int(inputs["attention_mask"].sum())
         return turn.loss
 
-    def _count(self, inputs: Any, items: Any) -> Any:
+    def _count_items(self, inputs: Any, items: Any) -> Any:
         if items is not None:
             return torch.as_tensor(items).clamp(min=1)
         labels = inputs["labels"]
-        return ((labels != IGNORED).sum()).clamp(min=1) * self.current_gradient_accumulation_steps
+        return ((labels != IGNORE_INDEX).sum()).clamp(min=1) * self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As SFTTrainer logs: tokens seen, and the share of labels that were the first choice."""
@@ -139,7 +141,7 @@ class Seat(Trainer):
         """What was saved, laid out as the joint parameters are: one kernel walks through both in the order of memory."""
         super()._load_optimizer_and_scheduler(checkpoint)
         for one, state in self.optimizer.state.items():
-            state |= {name: _laid_out(value, one) for name, value in state.items()}
+            state |= {name: _match_layout(value, one) for name, value in state.items()}
         for group in self.optimizer.param_groups if self.fused else []:
             group["fused"] = True
 
@@ -150,21 +152,23 @@ class Seat(Trainer):
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
-def _laid_out(value: Any, like: torch.Tensor) -> Any:
+def _match_layout(value: Any, like: torch.Tensor) -> Any:
     same = torch.is_tensor(value) and value.shape == like.shape
     return torch.empty_like(like).copy_(value) if same else value
 
 
-def make(model: Any, lesson: Any, given: dict[str, Any], *, seat: dict[str, Any], **common: Any) -> Trainer:
+def build_cell_trainer(
+    model: Any, lesson: Any, given: dict[str, Any], *, seat: dict[str, Any], **common: Any
+) -> Trainer:
     """The seat of a cell. `given`: training arguments by name; `seat`: what `Seat` takes beside Trainer's own."""
     fused = given["optim"] == "adamw_torch"
     if fused:  # the same steps in one kernel: many small tensors cost more to call than to move
         given = given | {"optim": "adamw_torch_fused"}
     collator = lesson.collator or DataCollatorForLanguageModeling(pad_token_id=lesson.tokenizer.pad_token_id)
-    return Seat(
+    return CellTrainer(
         fused=fused,
         model=model,
-        args=sft_trainer.arguments(lesson, given | {"remove_unused_columns": False}),
+        args=sft_trainer.build_arguments(lesson, given | {"remove_unused_columns": False}),
         train_dataset=Dataset.from_list(lesson.rows),
         data_collator=collator,
         **seat,
@@ -172,6 +176,6 @@ def make(model: Any, lesson: Any, given: dict[str, Any], *, seat: dict[str, Any]
     )
 
 
-def maker(**seat: Any) -> Callable[..., Trainer]:
+def build_trainer_factory(**seat: Any) -> Callable[..., Trainer]:
     """`make` for one cell, as the loop calls it."""
-    return functools.partial(make, seat=seat)
+    return functools.partial(build_cell_trainer, seat=seat)

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from peftrun.tasks.length_checks import IGNORED
+from peftrun.tasks.length_checks import IGNORE_INDEX
 
-PASS = {
+PASS_COST_TOKENS = {
     "cpu": 256,
     "cuda": 8192,
 }  # tokens that cost as much as one more pass through the base does beside them: measured on a CPU, assumed of GPUs
 
 
-def chunks(turns: Sequence[Any], device: str) -> list[list[Any]]:
+def group_by_length(turns: Sequence[Any], device: str) -> list[list[Any]]:
     """The turns in groups that go through the base one after another, so that padding and passes cost least together."""
-    ordered = sorted(turns, key=_width)
-    price, best = PASS.get(device, PASS["cuda"]), [(0.0, 0)]
+    ordered = sorted(turns, key=_get_width)
+    price, best = PASS_COST_TOKENS.get(device, PASS_COST_TOKENS["cuda"]), [(0.0, 0)]
     for end in range(1, len(ordered) + 1):
-        wide, rows, options = _width(ordered[end - 1]), 0, []
+        wide, rows, options = _get_width(ordered[end - 1]), 0, []
         for begin in range(end - 1, -1, -1):
             rows += ordered[begin].inputs["input_ids"].shape[0]
             options.append((best[begin][0] + rows * wide + price, begin))
@@ -35,23 +35,23 @@ def chunks(turns: Sequence[Any], device: str) -> list[list[Any]]:
     return found
 
 
-def _width(turn: Any) -> int:
+def _get_width(turn: Any) -> int:
     return int(turn.inputs["input_ids"].shape[1])
 
 
-def common(ids: torch.Tensor, labels: torch.Tensor) -> int:
+def count_common_prefix(ids: torch.Tensor, labels: torch.Tensor) -> int:
     """Tokens that all rows begin with, up to the last one that is not yet asked what comes next."""
     alike = int((ids == ids[0]).all(0).int().cumprod(0).sum())
-    learned = (labels != IGNORED).any(0).nonzero()
+    learned = (labels != IGNORE_INDEX).any(0).nonzero()
     return max(0, min(alike, int(learned[0]) - 1)) if len(learned) else 0
 
 
-def worth(length: int, rows: int, cells: int, device: str) -> bool:
+def is_prefix_worthwhile(length: int, rows: int, cells: int, device: str) -> bool:
     """Whether a beginning of so many tokens is better computed once a cell than once a row: it costs one more pass."""
-    return length * (rows - cells) > PASS.get(device, PASS["cuda"])
+    return length * (rows - cells) > PASS_COST_TOKENS.get(device, PASS_COST_TOKENS["cuda"])
 
 
-def can_go_on(model: Any) -> bool:
+def supports_prefix_cache(model: Any) -> bool:
     """Whether a model continues a text from the keys and values of its beginning, every layer alike."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -59,7 +59,7 @@ def can_go_on(model: Any) -> bool:
     return plain and not config.is_encoder_decoder and not getattr(model, "_is_stateful", False)
 
 
-def repeated(cache: Any, rows: Sequence[int], device: Any) -> Any:
+def repeat_cache(cache: Any, rows: Sequence[int], device: Any) -> Any:
     """A cache of one row a cell as one of `rows` rows a cell."""
     whose = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows)).to(device)
     cache.batch_select_indices(whose)

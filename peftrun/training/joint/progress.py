@@ -5,9 +5,9 @@ from typing import Any
 
 from peftrun import console
 from peftrun.training import fit
-from peftrun.training.joint.step import Turn
+from peftrun.training.joint.step import CellBatch
 
-EVERY = 5.0  # seconds between lines where there is no terminal
+LOG_INTERVAL_SECONDS = 5.0  # seconds between lines where there is no terminal
 
 
 class Progress:
@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, jobs: list[Any]) -> None:
         self.total = sum(
-            fit.steps(job.spec.trainer, len(job.rows.train)) * job.spec.trainer.gradient_accumulation_steps
+            fit.count_steps(job.spec.trainer, len(job.rows.train)) * job.spec.trainer.gradient_accumulation_steps
             for job in jobs
         )
         self.done, self.tokens, self.said = 0, 0, 0.0
@@ -24,7 +24,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.started = time.perf_counter()
         if console.is_terminal():
-            self.bar = console.progress_bar()
+            self.bar = console.create_progress_bar()
             self.bar.start()
             self.task = self.bar.add_task("training", total=self.total, note="")
         return self
@@ -33,7 +33,7 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def step(self, turns: list[Turn]) -> None:
+    def step(self, turns: list[CellBatch]) -> None:
         """One batch of each of these cells has been learned."""
         self.done += len(turns)
         self.tokens += sum(int(turn.inputs["attention_mask"].sum()) for turn in turns)
@@ -42,9 +42,9 @@ class Progress:
         note = f"{len(turns)} {'cell' if len(turns) == 1 else 'cells'} · loss {min(losses):.4f} to {max(losses):.4f} · {self.tokens / seconds:.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=self.done, note=note)
-        elif seconds - self.said > EVERY:
+        elif seconds - self.said > LOG_INTERVAL_SECONDS:
             self.said = seconds
             left = seconds / self.done * max(0, self.total - self.done)
-            console.say(f"batch {self.done}/{self.total} of all cells · {note} · {left:.0f} s left")
+            console.print_info(f"batch {self.done}/{self.total} of all cells · {note} · {left:.0f} s left")
         else:
-            console.doing(f"batch {self.done}/{self.total} of all cells · {note}")
+            console.set_activity(f"batch {self.done}/{self.total} of all cells · {note}")

@@ -5,11 +5,11 @@ A stopped cell leaves a checkpoint: the same sweep without halving goes on from 
 
 from dataclasses import dataclass
 
-from peftrun.training.joint.scheduler import Pause
+from peftrun.training.joint.scheduler import RungPause
 
 
 @dataclass(frozen=True)
-class Halving:
+class SuccessiveHalving:
     """Rungs at `min_steps`, `min_steps`·`factor`, … optimiser steps; at each, one in `factor` of the cells goes on."""
 
     min_steps: int
@@ -21,7 +21,7 @@ class Halving:
             step //= self.factor
         return step == self.min_steps
 
-    def judge(self, paused: list[Pause]) -> None:
+    def judge(self, paused: list[RungPause]) -> None:
         """Says who of those at one rung goes on: the best, at least one."""
         ranked = sorted(paused, key=lambda pause: (pause.score, pause.cell))
         kept = max(1, len(ranked) // self.factor)
