@@ -62,7 +62,7 @@ REFUSED = {
     "override without value": (["lora.r"], ["lora.r: cannot be read as key=value"]),
     "flag that does not exist": (["--nosuch"], ["--nosuch: there is no such flag", "`peftrun --hydra-help`"]),
     "flag between overrides": (
-        ["--config-dir=.", "seed=1"], ["seed=1: stands after a flag", "type all flags first"],
+        ["--config-dir=.", "seed=1"], ["seed=1: follows a flag", "type all flags first"],
     ),
     "broken template": (['task.prompt="{prompt"'], ["task.prompt={prompt: is not a template", "write columns as {text}"]),
     "prompt twice": (

@@ -72,7 +72,7 @@ def test_what_was_set_in_vain_is_told_in_one_line(in_vain):
     assert in_vain.code == 0, in_vain.err
     told = [line for line in in_vain.err.splitlines() if "nothing read" in line]
     assert told == [
-        "warning: lora.calibration_rows=7, task.max_new_tokens=9, trainer.num_train_epochs=3.0 were set and nothing read them on this path"
+        "warning: lora.calibration_rows=7, task.max_new_tokens=9, trainer.num_train_epochs=3.0 were set but not used by this run"
     ]
     unread = in_vain.record()["unread"]
     assert {"lora.calibration_rows", "task.max_new_tokens", "trainer.num_train_epochs", "device.main_port"} <= set(
@@ -95,7 +95,7 @@ def test_comparing_with_the_run_that_is_continued_is_no_reading(where, llama, on
     again = cli_here(where, *on_tiny(llama), *TINY_STEPS, "lora.calibration_rows=9", "action.resume=auto")
     assert again.code == 0 and "continuing" in again.err
     assert again.record()["unread"] == first.record()["unread"]
-    assert "lora.calibration_rows=9 was set and nothing read it" in again.err
+    assert "lora.calibration_rows=9 was set but not used by this run" in again.err
 
 
 def test_other_actions_tell_what_was_typed_for_them_in_vain(where, in_vain):
@@ -110,7 +110,7 @@ def test_other_actions_tell_what_was_typed_for_them_in_vain(where, in_vain):
     ]
     run = cli_here(where, *given, "device=cpu", "device.dtype=float32", "lora.r=4")
     assert run.code == 0, run.err
-    assert "warning: lora.r=4 was set and nothing read it on this path" in run.err
+    assert "warning: lora.r=4 was set but not used by this run" in run.err
     assert "lora.lora_alpha" in run.record()["unread"]
 
 
@@ -122,7 +122,7 @@ def test_cells_share_what_was_read_for_one_of_them(where, llama, on_tiny):
     unread = [set(reads_of(path)) for path in records]
     assert len(unread) == 2 and unread[0] == unread[1]
     assert "lora.calibration_rows" in unread[0] and not {"task.data.path", "lora.r", "model.name_or_path"} & unread[0]
-    assert run.err.count("lora.calibration_rows=5 was set and nothing read it on this path") == 1
+    assert run.err.count("lora.calibration_rows=5 was set but not used by this run") == 1
 
 
 def reads_of(record):

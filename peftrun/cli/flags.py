@@ -1,7 +1,8 @@
-"""The flags of a command line, as Hydra reads them; and what to type for those that other tools have. Light."""
+"""Command-line flags as Hydra reads them, and advice for flags of other tools. Light."""
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from hydra._internal.utils import get_args_parser
 
@@ -9,72 +10,71 @@ from peftrun.checks import folder_hints, peer_keys
 from peftrun.checks.unknown_keys import LOGIN, find_nearest_key, is_secret, quote_for_shell
 from peftrun.config import paths, shorthand
 
-SHORT = ("-h", "-c", "-p", "-r", "-m", "-s", "-i")  # Hydra's, which may be followed by a value in one word
-NAMES_A_FILE = ("config", "config_file", "yaml")
+SHORT = ("-h", "-c", "-p", "-r", "-m", "-s", "-i")  # Hydra's; the value may follow in the same word
+FILE_FLAGS = ("config", "config_file", "yaml")
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
-    """Hydra's own reading, and a line for each word that it cannot place; None where it can read nothing."""
+    """Hydra's parsed flags, and one message per word that it cannot place; None if the flags cannot be parsed."""
     parser = get_args_parser()
-    unknown = [*_find_unknown_flags(argv, [text for one in parser._actions for text in one.option_strings])]
+    # Before argparse, which would abbreviate, or exit with a usage message.
+    unknown = [*_find_unknown_flags(argv, [text for option in parser._actions for text in option.option_strings])]
     if unknown:
         action = shorthand.find_action(argv)
         return None, [_explain_flag(flag, value, action) for flag, value in unknown]
     parser.exit_on_error = False
     try:
-        arguments, left = parser.parse_known_args(argv)
+        arguments, unplaced = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         flag = str(error.argument_name).partition("/")[0]
-        return None, [f"{flag}: {error.message}; `peftrun --help` says what stands after it"]
+        return None, [f"{flag}: {error.message}; `peftrun --help` shows its value"]
     return arguments, [
-        f"{word}: stands after a flag that stands after a key=value; type all flags first: peftrun --config-dir DIR {word}"
-        for word in left
+        f"{word}: follows a flag that follows a key=value; type all flags first: peftrun --config-dir DIR {word}"
+        for word in unplaced
     ]
 
 
-def _find_unknown_flags(argv: Sequence[str], known: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Flags that there are not, each with its value: behind an equals sign, or the next word."""
-    for place, word in enumerate(argv):
+def _find_unknown_flags(argv: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Unknown flags, each with its value: after an equals sign, or the next word."""
+    for word, next_word in pairwise([*argv, "-"]):
         flag, sign, value = word.partition("=")
-        if not flag.startswith("-") or _is_flag(flag, known):
+        if not flag.startswith("-") or flag in options:
             continue
-        following = argv[place + 1] if place + 1 < len(argv) else "-"
-        alone = following.startswith("-") or "=" in following
-        yield flag, value if sign else None if alone else following
-
-
-def _is_flag(flag: str, known: Sequence[str]) -> bool:
-    if not flag.startswith("--"):
-        return flag in known or flag.startswith(SHORT)
-    return flag in known or sum(one.startswith(flag) for one in known) == 1
+        # As in argparse: a value may be glued to a short flag, and a long one may be abbreviated.
+        is_long = flag.startswith("--")
+        if (is_long and sum(option.startswith(flag) for option in options) == 1) or (
+            not is_long and flag.startswith(SHORT)
+        ):
+            continue
+        is_switch = next_word.startswith("-") or "=" in next_word
+        yield flag, value if sign else None if is_switch else next_word
 
 
 def _explain_flag(flag: str, value: str | None, action: str) -> str:
     name, word = flag.lstrip("-").replace("-", "_"), flag if value is None else f"{flag} {value}"
-    if name in NAMES_A_FILE:
-        return f"{word}: no file of values is named; {peer_keys.FILE}"
+    if name in FILE_FLAGS:
+        return f"{word}: no file of values can be passed; {peer_keys.FILE}"
     if is_secret(name, value):
         return f"{flag}: {LOGIN}"
     advice = _suggest_override(name, "true" if value is None else value, action)
     if advice is None:
         return f"{word}: there is no such flag; `peftrun --hydra-help` lists them, and values are set by key=value"
-    what = f"type {advice}" if advice else "another tool's, which needs nothing here: omit it"
-    return f"{word}: values are set by key=value; {what}"
+    remedy = f"type {advice}" if advice else "this flag of another tool is not needed here: omit it"
+    return f"{word}: values are set by key=value; {remedy}"
 
 
 def _suggest_override(name: str, value: str, action: str) -> str | None:
-    """What to type for a flag; empty: nothing; None: it is not known."""
+    """The override to type for a flag; empty: none is needed; None: the flag is unknown."""
     if name in paths.GROUPS:
         options = {group: paths.list_group_options(group) for group in paths.GROUPS}
         return f"{name}={value}" if value in options[name] else peer_keys.translate_option(name, value, options)
-    meant = peer_keys.translate_key(name, value)
-    meant = (
-        folder_hints.place(action, name, value) if meant is None and name not in shorthand.keys_of(action) else meant
-    )
-    if meant is not None:
-        return meant
-    from peftrun.composition import compose  # which takes time
+    override = peer_keys.translate_key(name, value)
+    if override is None and name not in shorthand.keys_of(action):
+        override = folder_hints.place(action, name, value)
+    if override is not None:
+        return override
+    from peftrun.composition import compose  # slow, and only needed for unknown names
 
-    known = compose.list_default_keys(action if action in paths.list_group_options("action") else None)
-    near = name if f"action.{name}" in known else find_nearest_key(name, known)
-    return quote_for_shell(f"{near}={value}") if near else None
+    keys = compose.list_default_keys(action if action in paths.list_group_options("action") else None)
+    nearest = name if f"action.{name}" in keys else find_nearest_key(name, keys)
+    return quote_for_shell(f"{nearest}={value}") if nearest else None

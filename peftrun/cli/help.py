@@ -1,4 +1,4 @@
-"""`peftrun --help`: written for people, from the first line of every YAML file in `conf/`."""
+"""`peftrun --help`, from the first line of every YAML file in `conf/`."""
 
 import json
 from collections.abc import Iterator
@@ -12,28 +12,28 @@ INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, 
 
   peftrun [action=train] [model=…] [lora=…] [task=…] [trainer=…] [device=…] [tracker=…] [experiment=…] [adapter=…] [key=value …]
 
-With no argument it trains the default task on the embedded model. An option chooses a whole group
+With no argument it trains the default task on the embedded model. An option selects a whole group
 (lora=dora); a key changes one value (lora.r=8). `peftrun --cfg job` shows every key and its value.
 """
 EXAMPLES = """Examples
   peftrun                                                     train the default task on the embedded model
-  peftrun action=reload adapter=outputs/train/RUN             load it in a fresh process, prove it, evaluate
-  peftrun action=merge adapter=outputs/train/RUN              write a full model, proved equal
+  peftrun action=reload adapter=outputs/train/RUN             load it in a fresh process, verify it, evaluate
+  peftrun action=merge adapter=outputs/train/RUN              write a full model, verified equal
   peftrun task=instruction task.data.path=mine.jsonl lora=dora lora.r=8
   peftrun -m lora.r=4,8,16 trainer.learning_rate=1e-4,3e-4    one run for each combination
-  peftrun -m lora.r=4,8,16 seed=1,2,3 hydra/launcher=shared_base   trained together on one base; action=plan says how
+  peftrun -m lora.r=4,8,16 seed=1,2,3 hydra/launcher=shared_base   trained jointly on one base model; see action=plan
 """
 FLAGS = """Flags
   --cfg job        print the composed configuration       -m, --multirun   run every combination
   --config-dir DIR add a folder of team configs           --version        print versions
   -sc install=bash shell completion (also zsh, fish)      --hydra-help     Hydra's own flags
 
-Exit code 0: done. 1: the input is at fault, one line says how. The manual: README.md and docs/.
+Exit code 0: done. 1: wrong input, explained on one line each. Manual: README.md and docs/.
 """
 
 
 def render_help(team_dir: str | None) -> str:
-    """The whole help, naming every option of every group, those of `team_dir` and of installed packages included."""
+    """The help text: every option of every group, with those of `team_dir` and of installed packages."""
     dirs = packages.list_config_dirs([team_dir] if team_dir else [])
     groups = "\n".join(_render_group(group, dirs) for group in paths.GROUPS)
     return f"{INTRO}\nOptions\n{groups}\n\n{EXAMPLES}\n{FLAGS}"
@@ -50,22 +50,23 @@ def _render_group(group: str, dirs: list[Path]) -> str:
 
 
 def _render_slots(path: Path) -> Iterator[str]:
-    """What a template asks for."""
+    """One line per parameter of a template."""
     text = path.read_text(encoding="utf-8")
     if "\ntemplate:" not in text:
         return
-    import yaml  # only where a team has templates
+    import yaml  # slow, and only needed for templates
 
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
-        return  # told when it is chosen, and by action=check
+        return  # reported when the template is chosen, and by action=check
     for name, slot in template_params.read_declared_params(values).items():
-        usual = (values.get("slots") or {}).get(name, template_params.MISSING)
-        typed = f"slots.{name}={template_params.EXAMPLES[slot['type']] if usual == template_params.MISSING else format_config_value(usual)}"
-        yield f"    {typed:<26} {slot.get('help', '')}"
+        default = (values.get("slots") or {}).get(name, template_params.MISSING)
+        is_missing = default == template_params.MISSING
+        example = template_params.EXAMPLES[slot["type"]] if is_missing else format_config_value(default)
+        yield f"    {f'slots.{name}={example}':<26} {slot.get('help', '')}"
 
 
 def format_config_value(value: object) -> str:
-    """A value as it is typed."""
+    """A value as it is typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value)

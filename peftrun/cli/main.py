@@ -1,21 +1,23 @@
-"""The one entrypoint: help and versions at once, everything else through `jobs`. Imports nothing that takes time."""
+"""Entry point: help and versions at once, everything else through `hydra_app`. Imports nothing slow."""
 
 import sys
-from collections.abc import Sequence
 from itertools import pairwise
 
 HELP, VERSION, CONFIG_DIR = {"-h", "--help"}, {"--version"}, ("-cd", "--config-dir")
-BUG = 70  # as in sysexits.h: a fault of the program, not of what it was given
+BUG = 70  # EX_SOFTWARE of sysexits.h: an error of the program, not of its input
 COMPLETION = {"-sc", "--shell-completion"}
 
 
 def main() -> int:
-    """Runs the command line in `sys.argv`; returns the exit code. A bug keeps its traceback, and ends with `BUG`."""
+    """Run the command line in `sys.argv`; the exit code. An unexpected exception is printed with its traceback and gives `BUG`."""
     argv = sys.argv[1:]
     if HELP & set(argv):
         from peftrun.cli import help
 
-        print(help.render_help(_find_team_dir(argv)))
+        # Hydra does not run here, so its --config-dir is read by hand: `FLAG DIR` or `FLAG=DIR`.
+        team_dirs = [value for flag, value in pairwise(argv) if flag in CONFIG_DIR]
+        team_dirs += [word.partition("=")[2] for word in argv if word.startswith("--config-dir=")]
+        print(help.render_help(next(iter(team_dirs), None)))
         return 0
     if VERSION & set(argv):
         from peftrun.system.versions import collect_versions
@@ -23,9 +25,9 @@ def main() -> int:
         print("\n".join(f"{name} {version}" for name, version in collect_versions().items()))
         return 0
     if COMPLETION & set(argv):
-        from peftrun.cli.completion import main as answer
+        from peftrun.cli.completion import main as completion
 
-        return answer.run_completion(argv)
+        return completion.run_completion(argv)
     from peftrun.cli import hydra_app
 
     try:
@@ -35,10 +37,3 @@ def main() -> int:
 
         traceback.print_exc()
         return BUG
-
-
-def _find_team_dir(argv: Sequence[str]) -> str | None:
-    for flag, value in pairwise(argv):
-        if flag in CONFIG_DIR:
-            return value
-    return next((item.partition("=")[2] for item in argv if item.startswith("--config-dir=")), None)

@@ -1,4 +1,4 @@
-"""What is wrong with a command line before anything is composed: folders that cannot be a run's, team folders of another shape. Light."""
+"""Check a command line before anything is composed: run folders, team folders, actions that cannot be swept. Light."""
 
 import re
 from collections import Counter
@@ -10,63 +10,62 @@ from peftrun.config import paths
 from peftrun.config.shorthand import FOLDERS, RUN_DIR, SWEEP_DIR
 from peftrun.errors import ArtifactError, ConfigError, PeftrunError
 
-ONCE = ("action=template", "action=serve", "action=browse")  # what a sweep would do for one value of several
+UNSWEEPABLE = ("action=template", "action=serve", "action=browse")
 ADAPTERS = re.compile(r"adapter=\{(?P<pairs>[^{}]*)\}")
 
 
-def find_problems(overrides: Sequence[str], config_dir: str | None, swept: bool) -> list[PeftrunError]:
-    """One fault for each folder that cannot be used and each action that no sweep repeats.
+def find_problems(overrides: Sequence[str], config_dir: str | None, is_sweep: bool) -> list[PeftrunError]:
+    """One error per folder that cannot be used and per action that cannot be swept.
 
-    Args: config_dir: what `--config-dir` names. swept: whether `-m` was typed.
+    Args: config_dir: value of `--config-dir`. is_sweep: whether `-m` was typed.
     """
-    found: list[PeftrunError] = [
+    problems: list[PeftrunError] = [
         *_check_folders(overrides),
         *_check_duplicate_adapters(overrides),
-        *(_unused(overrides) if swept else ()),
     ]
     if config_dir:
-        found += [ConfigError(f"--config-dir {line}") for line in check_team_folder(config_dir)]
-    if swept:
-        found += [
-            ConfigError(f"{text}: is done once, and no sweep; omit -m and give each key one value")
-            for text in overrides
-            if text in ONCE
+        problems += [ConfigError(f"--config-dir {line}") for line in check_team_folder(config_dir)]
+    if is_sweep:
+        folders = [text.partition("=")[2] for text in overrides if text.startswith(f"{RUN_DIR}=")]
+        problems += [
+            ConfigError(
+                f"{RUN_DIR}={folder}: is the folder of a single run, and -m makes several; type {SWEEP_DIR}={folder}"
+            )
+            for folder in folders
         ]
-    return found
+        problems += [
+            ConfigError(f"{text}: cannot be swept; omit -m and give each key one value")
+            for text in overrides
+            if text in UNSWEEPABLE
+        ]
+    return problems
 
 
-def check_team_folder(place: str) -> Iterator[str]:
-    """One line where a folder of team configs is not there, or holds no group; `pkg://` places are looked for by Hydra."""
-    folder = Path(place.removeprefix("file://"))
-    if place.startswith("pkg://"):
+def check_team_folder(location: str) -> Iterator[str]:
+    """A message if a folder of team configs is missing or holds no group; `pkg://` entries are resolved by Hydra."""
+    folder = Path(location.removeprefix("file://"))
+    if location.startswith("pkg://"):
         return
     if not folder.is_dir():
-        yield f"{place}: there is no such folder; name one laid out like conf/"
+        yield f"{location}: there is no such folder; name one laid out like conf/"
     elif not _has_groups(folder):
-        inner = next((one for one in sorted(folder.iterdir()) if one.is_dir() and _has_groups(one)), None)
+        inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and _has_groups(path)), None)
         advice = f"did you mean {inner}?" if inner else "name one laid out like conf/"
-        yield f"{place}: holds none of the groups {', '.join(paths.GROUPS)}; {advice}"
+        yield f"{location}: holds none of the groups {', '.join(paths.GROUPS)}; {advice}"
 
 
 def make_run_exists_error(folder: Path | str, key: str = RUN_DIR) -> ArtifactError:
-    """What is said of a folder that cannot be a new run's."""
+    """The error for a folder that cannot be that of a new run."""
     return ArtifactError(f"{key}={folder}: holds a run already; name a folder that does not exist")
 
 
-def in_a_sweep(line: str) -> str:
-    """Advice on where a run's folder is to be, as it is typed beside -m."""
+def advise_for_sweep(line: str) -> str:
+    """The message with the folder key that applies with -m."""
     return line.replace(f"type {RUN_DIR}=", f"type {SWEEP_DIR}=")
 
 
-def _unused(overrides: Sequence[str]) -> Iterator[PeftrunError]:
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if key == RUN_DIR:
-            yield ConfigError(f"{text}: is the folder of a single run, and -m makes several; type {SWEEP_DIR}={value}")
-
-
 def _check_folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:
-    """Folders named on the command line: seen before Hydra writes its own files there."""
+    """Folders named on the command line: checked before Hydra writes its own files there."""
     resumed = any(text.startswith("action.resume=") for text in overrides)
     for text in overrides:
         key, _, value = text.partition("=")
@@ -76,23 +75,23 @@ def _check_folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:
         if not value.strip("'\" "):
             yield ConfigError(f"{key}=: names no folder; name one that does not exist, or omit {key}")
             continue
-        taken = next((one for one in (folder, *folder.parents) if one.exists() and not one.is_dir()), None)
-        if taken:
-            yield ArtifactError(f"{key}={folder}: {taken} is a file; name a folder that does not exist")
+        file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+        if file:
+            yield ArtifactError(f"{key}={folder}: {file} is a file; name a folder that does not exist")
         elif (folder / RECORD).exists() and resumed:
             yield ConfigError(
-                f"{key}={folder}: holds a run already, and what goes on with it gets a folder of its own; omit {key} and type action.resume={folder}"
+                f"{key}={folder}: holds a run already, and a resumed run gets a new folder; omit {key} and type action.resume={folder}"
             )
         elif (folder / RECORD).exists():
             yield make_run_exists_error(folder, key)
 
 
 def _check_duplicate_adapters(overrides: Sequence[str]) -> Iterator[PeftrunError]:
-    """Of two adapters of one name the second would take the first one's place without a word."""
+    """Adapters of the same name: the second would silently replace the first."""
     for text in overrides:
-        if found := ADAPTERS.fullmatch(text):
-            names = Counter(pair.partition(":")[0].strip(" '\"") for pair in found["pairs"].split(","))
-            for name in [one for one, count in names.items() if one and count > 1]:
+        if match := ADAPTERS.fullmatch(text):
+            names = Counter(pair.partition(":")[0].strip(" '\"") for pair in match["pairs"].split(","))
+            for name in [name for name, count in names.items() if name and count > 1]:
                 yield ConfigError(f"adapter.{name}: is given more than once; give each adapter a name of its own")
 
 

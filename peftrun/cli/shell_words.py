@@ -1,4 +1,4 @@
-"""Values that a shell has taken apart, at blanks or at the commas in braces: what to type so that they stay whole. Light."""
+"""Detect values that the shell split at blanks or expanded from braces, and say how to quote them. Light."""
 
 import re
 import shlex
@@ -8,23 +8,24 @@ from itertools import takewhile
 from peftrun.config import shorthand
 
 OPENING, CLOSING = re.compile(r"[{\[(]"), re.compile(r"[}\])]")
-PAIR = re.compile(r"([+\w./@-]+)=(\w+):(?!//)(.*)", re.DOTALL)  # what is left of key={name:value,…}
-ADVICE = "put the whole in single quotes, which keep double ones inside them: type"
+PAIR = re.compile(r"([+\w./@-]+)=(\w+):(?!//)(.*)", re.DOTALL)  # what brace expansion makes of key={name:value,…}
+ADVICE = "put all of it in single quotes, which may contain double ones: type"
 
 
-def taken_apart(argv: Sequence[str]) -> Iterator[str]:
-    """One line for each value of which the shell made several words, as `argv` holds them."""
-    place = 0
-    while place < len(argv):
-        first, rest = argv[place], argv[place + 1 :]
-        pieces = _of_a_text(first, rest) if _is_text(first) else _of_brackets(first, rest)
+def find_split_values(argv: Sequence[str]) -> Iterator[str]:
+    """One message for each value of which the shell made several words of `argv`."""
+    position = 0
+    while position < len(argv):
+        first, rest = argv[position], argv[position + 1 :]
+        pieces = _find_text_pieces(first, rest) if _is_text(first) else _find_bracket_pieces(first, rest)
         if pieces:
-            whole = " ".join([first, *pieces])
-            yield f"{whole}: the shell made {len(pieces) + 1} words of it; {ADVICE} {_in_shell(whole)}"
-        elif pieces := _of_braces(first, rest):
+            value = " ".join([first, *pieces])
+            quoted = shlex.quote(shorthand.in_quotes(value) if _is_text(value) else value)
+            yield f"{value}: the shell made {len(pieces) + 1} words of it; {ADVICE} {quoted}"
+        elif pieces := _find_brace_pieces(first, rest):
             words = [first, *pieces]
-            yield f"{' '.join(words)}: the shell made {len(words)} words of one value in braces; {ADVICE} {_in_braces(words)}"
-        place += 1 + len(pieces)
+            yield f"{' '.join(words)}: the shell made {len(words)} words of one value in braces; {ADVICE} {_join_mapping(words)}"
+        position += 1 + len(pieces)
 
 
 def _is_text(word: str) -> bool:
@@ -32,45 +33,41 @@ def _is_text(word: str) -> bool:
     return key in shorthand.TEXTS or f"action.{key}" in shorthand.TEXTS
 
 
-def _of_a_text(first: str, rest: Sequence[str]) -> list[str]:
-    """The words behind a template, a system message or a prompt without quotes that are neither overrides nor flags."""
+def _find_text_pieces(first: str, rest: Sequence[str]) -> list[str]:
+    """The words after an unquoted template, system message or prompt that are neither overrides nor flags."""
     if shorthand.QUOTED.fullmatch(first.partition("=")[2]):
         return []
     return list(takewhile(lambda word: "=" not in word and not word.startswith("-"), rest))
 
 
-def _of_brackets(first: str, rest: Sequence[str]) -> list[str]:
-    """The words up to the one that closes what `first` opens; none: it opens nothing, or nothing closes it."""
-    whole = first.partition("=")[2]
-    if first.startswith("-") or _open(whole) < 1:
+def _find_bracket_pieces(first: str, rest: Sequence[str]) -> list[str]:
+    """The words up to the one that closes the brackets of `first`; empty if it opens none, or none closes them."""
+    value = first.partition("=")[2]
+    if first.startswith("-") or _count_open_brackets(value) < 1:
         return []
     for count, word in enumerate(rest, 1):
-        whole += f" {word}"
-        if _open(whole) < 1:
+        value += f" {word}"
+        if _count_open_brackets(value) < 1:
             return list(rest[:count])
     return []
 
 
-def _open(value: str) -> int:
-    """How many brackets are not closed, those in quotes left out."""
-    bare = shorthand.QUOTED.sub("", value)
-    return len(OPENING.findall(bare)) - len(CLOSING.findall(bare))
+def _count_open_brackets(value: str) -> int:
+    unquoted = shorthand.QUOTED.sub("", value)
+    return len(OPENING.findall(unquoted)) - len(CLOSING.findall(unquoted))
 
 
-def _of_braces(first: str, rest: Sequence[str]) -> list[str]:
-    """The words of the same key that make a mapping with `first`."""
-    found = PAIR.fullmatch(first)
-    key = found[1] if found else ""
-    return list(takewhile(lambda word: bool((one := PAIR.fullmatch(word)) and one[1] == key), rest)) if found else []
+def _find_brace_pieces(first: str, rest: Sequence[str]) -> list[str]:
+    """The words with the same key that form a mapping with `first`."""
+    match = PAIR.fullmatch(first)
+    if match is None:
+        return []
+    return list(takewhile(lambda word: bool((other := PAIR.fullmatch(word)) and other[1] == match[1]), rest))
 
 
-def _in_braces(words: Sequence[str]) -> str:
-    """The mapping that was typed, where it can be told: one in another is taken apart too."""
-    pairs = [found.groups() for word in words if (found := PAIR.fullmatch(word))]
-    plain = len({name for _, name, _ in pairs}) == len(pairs) and not any(":" in value for *_, value in pairs)
-    inside = ", ".join(f"{name}: {value}" for _, name, value in pairs) if plain else "…"
-    return shlex.quote(f"{pairs[0][0]}={{{inside}}}")
-
-
-def _in_shell(whole: str) -> str:
-    return shlex.quote(shorthand.in_quotes(whole) if _is_text(whole) else whole)
+def _join_mapping(words: Sequence[str]) -> str:
+    """The mapping as it was typed, quoted; `…` for its content if mappings were nested, which the shell flattens."""
+    pairs = [match.groups() for word in words if (match := PAIR.fullmatch(word))]
+    is_flat = len({name for _, name, _ in pairs}) == len(pairs) and not any(":" in value for *_, value in pairs)
+    content = ", ".join(f"{name}: {value}" for _, name, value in pairs) if is_flat else "…"
+    return shlex.quote(f"{pairs[0][0]}={{{content}}}")

@@ -1,1 +1,1 @@
-"""From what was typed to a checked RunSpec: Hydra's composition, the adapter's own defaults, every refused override explained. Light."""
+"""From overrides to a checked RunSpec: Hydra's composition, the adapter's defaults, explanations of refused overrides. Light."""

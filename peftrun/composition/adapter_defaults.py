@@ -1,4 +1,4 @@
-"""The run that made an adapter: its base and its task are those of whatever is done with the adapter, unless others are typed. Light."""
+"""An adapter's training run supplies base model and task to actions on that adapter, unless others are typed. Light."""
 
 import copy
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from peftrun.errors import PeftrunError
 from peftrun.system import packages
 
 GROUPS = ("model", "task")
-APART = ("train", "plan", *MODELLESS)  # actions that take no adapter, or see to models and rows themselves
+EXCLUDED = ("train", "plan", *MODELLESS)  # actions that take no adapter, or choose models and rows themselves
 
 
 def build_run_spec(cfg: DictConfig, typed: Sequence[str]) -> RunSpec:
-    """The run that a composed configuration describes, on its adapter's own base and task. Raises: ConfigError: see `config.build`."""
+    """The checked run of a composed configuration, with its adapter's base model and task. Raises: ConfigError: see `build_spec`."""
     return build_spec_from_values(apply_adapter_defaults(config.resolve_values(cfg), typed))
 
 
 def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
-    """Resolved values in which base and task are those of the adapter's run, where neither an option nor an experiment chooses them.
+    """Resolved values with base model and task of the adapter's run, unless an option or an experiment selects them.
 
-    Single keys that are typed (`task.data.path=OTHER.jsonl`) hold beside them.
+    Single keys that are typed (`task.data.path=OTHER.jsonl`) are applied on top.
     """
     run = find_adapter_run(values)
     keys = {text.lstrip("+~").partition("=")[0] for text in typed}
@@ -37,23 +37,27 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
         return values
     try:
         recorded = config.read_run(run / CONFIG, aloud=False)
-    except PeftrunError:  # told by whoever needs more of the run than this
+    except PeftrunError:  # reported where more of that run is needed
         return values
-    found = dict(values)
+    adopted = dict(values)
     for group in groups:
         if isinstance(recorded.get(group), dict) and isinstance(values.get(group), dict):
-            found[group] = _overlay_values(
+            adopted[group] = _overlay_values(
                 recorded[group], values[group], [key for key in keys if key.startswith(f"{group}.")]
             )
-    found = packages.prefer_user_files(found)
-    _report_adopted(run, [group for group in groups if found[group] != values[group]])
-    return found
+    adopted = packages.prefer_user_files(adopted)
+    if changed := [group for group in groups if adopted[group] != values[group]]:
+        options = " and ".join(f"{group}=" for group in changed)
+        config.report_upgrades(
+            [f"{' and '.join(changed)} of {run}, whose adapter this is (type {options} for another)"]
+        )
+    return adopted
 
 
 def find_adapter_run(values: dict[str, Any]) -> Path | None:
-    """The folder of the run that made the adapter which answers; None where there is none, or nothing is known of it."""
+    """Folder of the run that made the active adapter; None if there is none, or it is unknown."""
     adapters, action = values.get("adapter"), values.get("action")
-    if not isinstance(adapters, dict) or not adapters or not isinstance(action, dict) or action.get("name") in APART:
+    if not isinstance(adapters, dict) or not adapters or not isinstance(action, dict) or action.get("name") in EXCLUDED:
         return None
     path = adapters.get(values.get("active"), next(iter(adapters.values())))
     if not isinstance(path, str) or not path.strip():
@@ -61,24 +65,18 @@ def find_adapter_run(values: dict[str, Any]) -> Path | None:
     return adapter_folder.find_adapter_run(path)
 
 
-def _overlay_values(own: dict[str, Any], composed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The adapter's own values, with what was typed for single keys."""
-    found = copy.deepcopy(own)
+def _overlay_values(recorded: dict[str, Any], composed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The recorded values, with those of single keys replaced by the composed ones."""
+    merged = copy.deepcopy(recorded)
     for key in keys:
-        target, source = found, composed
+        target, source = merged, composed
         *path, last = key.split(".")[1:]
-        for step in path:
-            inner, source = target.get(step), source.get(step) or {}
-            target[step] = inner if isinstance(inner, dict) else {}
-            target = target[step]
+        for name in path:
+            child, source = target.get(name), source.get(name) or {}
+            target[name] = child if isinstance(child, dict) else {}
+            target = target[name]
         if last in source:
             target[last] = source[last]
-        else:  # taken away with ~key
+        else:  # removed with ~key
             target.pop(last, None)
-    return found
-
-
-def _report_adopted(run: Path, groups: Sequence[str]) -> None:
-    if groups:
-        others = " and ".join(f"{group}=" for group in groups)
-        config.report_upgrades([f"{' and '.join(groups)} of {run}, whose adapter this is (type {others} for another)"])
+    return merged

@@ -1,9 +1,9 @@
-"""When Hydra refuses to compose: find every override that is at fault, and say so in peftrun's words."""
+"""Compose configs with Hydra; when it refuses, find every wrong override and explain it."""
 
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,17 @@ from peftrun.config.search_path import packages
 from peftrun.config.search_path import plugin as team_search_path
 from peftrun.errors import ConfigError
 
-QUOTING = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
+QUOTING_ADVICE = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
-ABSENT = re.compile(r"In '[^']+': Could not (find|load) '(?P<group>\w+)/(?P<name>\w+)'")  # as Hydra says it
+MISSING_DEFAULT = re.compile(
+    r"In '[^']+': Could not (find|load) '(?P<group>\w+)/(?P<name>\w+)'"
+)  # wording of Hydra 1.3
 SEARCH_PATH = "hydra.searchpath="
 
 
 @dataclass(frozen=True)
 class ComposedConfig:
-    """`cfg`: the configuration without Hydra's own part, which is `hydra`. `overrides`: what was typed, in full."""
+    """`cfg`: the config without Hydra's own part, which is `hydra`. `overrides`: the typed overrides, in full."""
 
     cfg: DictConfig
     hydra: dict[str, Any]
@@ -45,105 +47,108 @@ class ComposedConfig:
 
     @property
     def run_dir(self) -> Path:
-        """The run folder that Hydra would choose."""
+        """The run folder that Hydra would use."""
         return Path(self.hydra["run"]["dir"])
 
 
 def compose_run(overrides: Sequence[str], search_path: Sequence[str] = ()) -> ComposedConfig:
-    """What Hydra composes of `overrides`, as on the command line.
+    """Compose `overrides` as on the command line.
 
-    Args: search_path: where team configs are: `file://FOLDER`, `pkg://PACKAGE`, or a plain folder.
+    Args: search_path: locations of team configs: `file://FOLDER`, `pkg://PACKAGE`, or a plain folder.
 
     Raises: ConfigError: an override cannot be composed.
     """
-    in_full, lines = migrations.rename_overrides(shorthand.expand_shorthand(overrides))
-    config.report_upgrades(lines)
+    full_overrides, renamed = migrations.rename_overrides(shorthand.expand_shorthand(overrides))
+    config.report_upgrades(renamed)
     try:
         with initialize_hydra(search_path):
-            cfg = compose("config", overrides=in_full, return_hydra_config=True)
+            cfg = compose("config", overrides=full_overrides, return_hydra_config=True)
     except REFUSALS as error:
-        known = explain_overrides(in_full, None, search_path) or explain_sweep_values(in_full)
-        raise ConfigError(*(known or [summarize_error(error)])) from error
+        problems = explain_overrides(full_overrides, None, search_path) or explain_sweep_values(full_overrides)
+        raise ConfigError(*(problems or [summarize_error(error)])) from error
     hydra: dict[str, Any] = OmegaConf.to_container(cfg.hydra)  # type: ignore[assignment]
+    # The container keeps interpolations such as ${now:…}; the attribute resolves them.
     hydra["run"]["dir"] = str(cfg.hydra.run.dir)
     with open_dict(cfg):
         del cfg["hydra"]
-    return ComposedConfig(cfg, hydra, in_full)
+    return ComposedConfig(cfg, hydra, full_overrides)
 
 
 @contextmanager
 def initialize_hydra(search_path: Sequence[str] = ()) -> Iterator[None]:
-    """Hydra ready to compose inside, whether or not it runs already outside: peftrun's own options, those of `search_path` and of installed packages."""
+    """Context in which Hydra can compose, also inside a Hydra run, with the options of peftrun, `search_path` and installed packages."""
     team_search_path.register_search_path()
-    ours = str(paths.config_dir())
     with (
         suspend_hydra(),
         team_search_path.extend_search_path(search_path),
-        initialize_config_dir(ours, version_base="1.3"),
+        initialize_config_dir(str(paths.config_dir()), version_base="1.3"),
     ):
         yield
 
 
 @contextmanager
 def suspend_hydra() -> Iterator[None]:
-    """Hydra as if it did not run; what is composed inside starts one of its own."""
-    running = get_gh_backup()
+    """Temporarily clear Hydra's global state so that a nested compose can initialize its own."""
+    backup = get_gh_backup()
     GlobalHydra.instance().clear()
     try:
         yield
     finally:
-        restore_gh_from_backup(running)
+        restore_gh_from_backup(backup)
 
 
 def explain_overrides(overrides: Sequence[str], team_dir: str | None, search_path: Sequence[str] = ()) -> list[str]:
-    """One line for each override that cannot be composed, then one for each problem of what can.
+    """One message per override that cannot be composed, then one per problem of the rest.
 
-    Args: team_dir: what `--config-dir` named. search_path: as of `compose_run`.
+    Args: team_dir: value of `--config-dir`. search_path: see `compose_run`.
     """
-    places = [team_dir, *search_path] if team_dir else list(search_path)
-    good = [text for text in overrides if text.startswith(SEARCH_PATH)]
-    rest = [text for text in overrides if not text.startswith(SEARCH_PATH)]
-    lines, refused = [], []
-    whole: DictConfig | None = None  # what is composed of `good`
-    with initialize_hydra(places):
-        # Groups first: a key may exist only under the option chosen beside it.
-        for text in sorted(rest, key=lambda item: "." in item.split("=", 1)[0]):
+    locations = [team_dir, *search_path] if team_dir else list(search_path)
+    accepted = [text for text in overrides if text.startswith(SEARCH_PATH)]
+    others = [text for text in overrides if not text.startswith(SEARCH_PATH)]
+    lines, refused_keys = [], []
+    composed: DictConfig | None = None  # of `accepted`; None: not composed since the last one was added
+    with initialize_hydra(locations):
+        # Groups first: a key may exist only in an option selected on the same command line.
+        for text in sorted(others, key=lambda item: "." in item.split("=", 1)[0]):
             try:
                 candidates = _expand_sweep(text)
                 for candidate in candidates:
-                    _compose_config([*good, candidate])
-                good.append(candidates[0])
-                whole = None
+                    _compose_config([*accepted, candidate])
+                accepted.append(candidates[0])
+                composed = None
             except REFUSALS as error:
-                whole = whole or _compose_config(good)
-                lines.append(_explain_override(text, error, whole, packages.list_config_dirs(places)))
-                refused.append(text.split("=", 1)[0].lstrip("+~"))
+                composed = composed or _compose_config(accepted)
+                lines.append(_explain_override(text, error, composed, packages.list_config_dirs(locations)))
+                refused_keys.append(text.split("=", 1)[0].lstrip("+~"))
         try:
-            adapter_defaults.build_run_spec(whole or _compose_config(good), good)
+            adapter_defaults.build_run_spec(composed or _compose_config(accepted), accepted)
         except ConfigError as error:
-            # A key whose value could not be read is not also "not set".
+            # A key whose value was refused above is not reported as missing too.
             lines += [
-                line for line in error.lines if not line.startswith(tuple(f"{key} is not set" for key in refused))
+                line for line in error.lines if not line.startswith(tuple(f"{key} is not set" for key in refused_keys))
             ]
     return lines
 
 
 def list_default_keys(action: str | None = None) -> list[str]:
-    """Every key of a run for which nothing is typed, but perhaps its action."""
+    """Every key of the default config, or of that of an action."""
     with initialize_hydra():
         return list(config.flatten_keys(config.resolve_values(_compose_config([f"action={action}"] if action else []))))
 
 
 def explain_sweep_values(overrides: Sequence[str]) -> list[str]:
-    """One line for each override that only a sweep can take."""
-    return [_explain_sweep_value(text) for text in overrides if len(_expand_sweep(text)) > 1]
-
-
-def _explain_sweep_value(text: str) -> str:
-    key, _, value = text.partition("=")
-    if validation.takes_list(key.lstrip("+")):
-        return f"{text}: is a list, which stands in brackets; type '{key}=[{value}]' (or -m before it, for a run with each)"
-    return f"{text}: several values are a sweep; type -m before them: peftrun -m {text}"
+    """One message per override with several values, which only a sweep can take."""
+    lines = []
+    for text in overrides:
+        if len(_expand_sweep(text)) > 1:
+            key, _, value = text.partition("=")
+            if validation.takes_list(key.lstrip("+")):
+                lines.append(
+                    f"{text}: a list needs brackets; type '{key}=[{value}]' (or -m before it, for a run with each)"
+                )
+            else:
+                lines.append(f"{text}: several values are a sweep; type -m before them: peftrun -m {text}")
+    return lines
 
 
 def _compose_config(overrides: list[str]) -> DictConfig:
@@ -151,7 +156,7 @@ def _compose_config(overrides: list[str]) -> DictConfig:
 
 
 def _expand_sweep(text: str) -> list[str]:
-    """The overrides that a swept override stands for; an ordinary one stands for itself."""
+    """The single overrides of a swept override; an ordinary one by itself."""
     override = OverridesParser.create().parse_override(text)
     if not override.is_sweep_override():
         return [text]
@@ -159,41 +164,43 @@ def _expand_sweep(text: str) -> list[str]:
 
 
 def _explain_choice(group: str, value: str, error: Exception, teams: Sequence[Path]) -> str:
-    options = {one: paths.list_group_options(one, *teams) for one in paths.GROUPS}
-    own = options[group]
-    typed = [one.partition("=")[2] for one in _expand_sweep(f"{group}={value}")]  # several: a sweep
-    wrong = next((one for one in typed if one not in own), None)
-    if wrong is None:  # it is there, and what is in it is at fault
+    options = {name: paths.list_group_options(name, *teams) for name in paths.GROUPS}
+    group_options = options[group]
+    values = [text.partition("=")[2] for text in _expand_sweep(f"{group}={value}")]  # several: a sweep
+    unknown = next((name for name in values if name not in group_options), None)
+    if unknown is None:  # all exist, so the error is in a file
         return f"{group}={value}: {_explain_missing_default(error, options) or summarize_error(error)}"
-    meant = peer_keys.translate_option(group, wrong, options)
-    if meant is not None and len(typed) == 1:
-        return f"{group}={value}: there is no such option; type {meant}"
-    near = find_close_match(wrong, own)
-    mended = ",".join(near if one == wrong else one for one in typed if one != wrong or near)  # type: ignore[misc]
-    advice = f"did you mean {near}? type {group}={mended}" if near else f"type {group}={mended or 'OPTION'}, or omit it"
-    what = "such option" if len(typed) == 1 else f"option {wrong}"
-    return f"{group}={value}: there is no {what}; options: {', '.join(own)}; {advice}"
+    translated = peer_keys.translate_option(group, unknown, options)
+    if translated is not None and len(values) == 1:
+        return f"{group}={value}: there is no such option; type {translated}"
+    nearest = find_close_match(unknown, group_options)
+    fixed = ",".join(nearest if name == unknown else name for name in values if name != unknown or nearest)  # type: ignore[misc]
+    advice = (
+        f"did you mean {nearest}? type {group}={fixed}" if nearest else f"type {group}={fixed or 'OPTION'}, or omit it"
+    )
+    subject = "such option" if len(values) == 1 else f"option {unknown}"
+    return f"{group}={value}: there is no {subject}; options: {', '.join(group_options)}; {advice}"
 
 
 def _explain_missing_default(error: Exception, options: dict[str, list[str]]) -> str | None:
-    """What is said of an option that names another one which there is not."""
-    found = ABSENT.match(str(error))
-    if found is None or found["group"] not in options:
+    """The message for an option whose defaults list names an option that does not exist; None for other errors."""
+    match = MISSING_DEFAULT.match(str(error))
+    if match is None or match["group"] not in options:
         return None
-    near = find_close_match(found["name"], options[found["group"]])
-    advice = f"did you mean {near}?" if near else f"options: {', '.join(options[found['group']])};"
-    return f"chooses {found['group']}={found['name']}, and there is no such option; {advice} write it in the `defaults` of its file"
+    nearest = find_close_match(match["name"], options[match["group"]])
+    advice = f"did you mean {nearest}?" if nearest else f"options: {', '.join(options[match['group']])};"
+    return f"selects {match['group']}={match['name']}, and there is no such option; {advice} write it in the `defaults` of its file"
 
 
 def summarize_error(error: Exception) -> str:
-    """Why a file could not be composed: where its YAML is broken, or what Hydra says of it."""
+    """Why a file could not be composed: the position of a YAML error, or Hydra's message on one line."""
     mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
     if isinstance(error, MarkedYAMLError) and mark is not None:
         return (
-            f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: is not YAML ({error.problem}); mend it there"
+            f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: is not YAML ({error.problem}); fix it there"
         )
-    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join([first, *more[:1]]) if first.endswith(":") else first
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join([first, *others[:1]]) if first.endswith(":") else first
 
 
 def _explain_override(text: str, error: Exception, composed: DictConfig, teams: Sequence[Path]) -> str:
@@ -201,33 +208,26 @@ def _explain_override(text: str, error: Exception, composed: DictConfig, teams: 
     try:
         override: Override = OverridesParser.create().parse_override(text)
     except HydraException:
-        return f"{text}: cannot be read as key=value; {_suggest_for_word(text, composed, teams) or _readable(text) or QUOTING}"
+        return f"{text}: cannot be read as key=value; {_suggest_for_word(text, composed, teams) or _suggest_quoting(text) or QUOTING_ADVICE}"
     if key.startswith(("+", "~")):
         return f"{text}: {summarize_error(error)}"
     return _explain_key(override.key_or_group, text, error, composed, teams)
 
 
-def _readable(text: str) -> str | None:
-    """What to type for a value that Hydra cannot read: a text in quotes, a `~` in quotes; None: something else is wrong."""
+def _suggest_quoting(text: str) -> str | None:
+    """How to quote a value that Hydra cannot parse: a text, or a value with `~`; None: something else is wrong."""
     key, sign, value = text.partition("=")
     if sign and key.lstrip("+") in shorthand.TEXTS:
         return f"type {shlex.quote(shorthand.in_quotes(text))}"
-    mended = shorthand.tilde_in_quotes(value)
-    if mended and _can_be_read(f"{key}={mended}"):
-        return f"a ~ that begins no path of a home folder stands in quotes; type {shlex.quote(f'{key}={mended}')}"
-    return f"names in braces stand without quotes: '{key}={{my_name: VALUE}}'" if value.startswith("{") else None
-
-
-def _can_be_read(text: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(text)
-    except HydraException:
-        return False
-    return True
+    quoted = shorthand.tilde_in_quotes(value)
+    with suppress(HydraException):
+        if quoted and OverridesParser.create().parse_override(f"{key}={quoted}"):
+            return f"a ~ that is not the start of a home folder needs quotes; type {shlex.quote(f'{key}={quoted}')}"
+    return f"names in braces need no quotes: '{key}={{my_name: VALUE}}'" if value.startswith("{") else None
 
 
 def _suggest_for_word(text: str, composed: DictConfig, teams: Sequence[Path]) -> str | None:
-    """What to type for a word that stands alone: the name of an action or an option, of a file of values, or a place to look at."""
+    """What to type for a word without `=`: the name of an action, an option or a config file, or a path."""
     if "=" in text:
         return None
     if text.endswith((".yaml", ".yml")):
@@ -235,19 +235,19 @@ def _suggest_for_word(text: str, composed: DictConfig, teams: Sequence[Path]) ->
     options = {group: paths.list_group_options(group, *teams) for group in paths.GROUPS}
     if text in options["action"]:
         return f"type action={text}"
-    meant = peer_keys.WORDS.get(text) or peer_keys.translate_option("", text, options)
-    if meant is None and ("/" in text or text.endswith(peer_keys.SUFFIXES) or Path(text).expanduser().exists()):
-        meant = folder_hints.place(str(composed.action.name), "path", text)
-    return f"type {meant}" if meant else None
+    suggestion = peer_keys.WORDS.get(text) or peer_keys.translate_option("", text, options)
+    if suggestion is None and ("/" in text or text.endswith(peer_keys.SUFFIXES) or Path(text).expanduser().exists()):
+        suggestion = folder_hints.place(str(composed.action.name), "path", text)
+    return f"type {suggestion}" if suggestion else None
 
 
-def _explain_hydra_group(name: str, value: str) -> str | None:
+def _explain_hydra_key(name: str, text: str, error: Exception) -> str:
     if name == "hydra/launcher":
-        options = ", ".join(["basic", *paths.list_group_options(name)])
-        return f"{name}={value}: there is no such launcher; launchers: {options}; type {name}=shared_base"
+        launchers = ", ".join(["basic", *paths.list_group_options(name)])
+        return f"{text}: there is no such launcher; launchers: {launchers}; type {name}=shared_base"
     if name == "hydra/sweeper":
-        return f"{name}={value}: there is no such sweeper; sweepers: basic, optuna; type {name}=optuna, or omit it"
-    return None
+        return f"{text}: there is no such sweeper; sweepers: basic, optuna; type {name}=optuna, or omit it"
+    return f"{text}: {summarize_error(error)}"
 
 
 def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, teams: Sequence[Path]) -> str:
@@ -255,7 +255,7 @@ def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, t
     if name in paths.GROUPS:
         return _explain_choice(name, value, error, teams)
     if name.startswith("hydra"):
-        return _explain_hydra_group(name, value) or f"{text}: {summarize_error(error)}"
+        return _explain_hydra_key(name, text, error)
     if name.startswith("slots."):
         return template_params.explain_unknown_param(
             name.removeprefix("slots."), value, config.resolve_values(composed)
@@ -265,29 +265,29 @@ def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, t
     )
     if other:
         return other
-    known = list(config.flatten_keys(config.resolve_values(composed)))
-    if any(item.startswith(f"{name}.") for item in known):
+    keys = list(config.flatten_keys(config.resolve_values(composed)))
+    if any(key.startswith(f"{name}.") for key in keys):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
     return (
-        _place(text, composed)
+        _suggest_path_key(text, composed)
         or _explain_other_action(name, text)
         or _explain_peft_field(name, text, composed)
-        or explain_unknown_key(name, value, known)
+        or explain_unknown_key(name, value, keys)
     )
 
 
-def _place(text: str, composed: DictConfig) -> str | None:
-    """What is said of a folder or file that the action is to look at, where its key is called otherwise."""
+def _suggest_path_key(text: str, composed: DictConfig) -> str | None:
+    """The message for a folder or file given under another key than the action's."""
     key, _, value = text.partition("=")
     action = str(composed.action.name)
-    meant = folder_hints.place(action, key.removeprefix("action."), value)
-    return f"{text}: there is no such key of action={action}; type {meant}" if meant else None
+    suggestion = folder_hints.place(action, key.removeprefix("action."), value)
+    return f"{text}: there is no such key of action={action}; type {suggestion}" if suggestion else None
 
 
 def _explain_peft_field(name: str, text: str, composed: DictConfig) -> str | None:
-    known = peft_fields.get_accepted_fields(str(composed.lora.method)) if name.startswith("lora.") else {}
-    added = f"{text}: the chosen option does not show this field of PEFT's, so it must be added; type '++{text}'"
-    return added if name.partition(".")[2].partition(".")[0] in known else None
+    fields = peft_fields.get_accepted_fields(str(composed.lora.method)) if name.startswith("lora.") else {}
+    advice = f"{text}: the chosen option does not list this PEFT field, so it must be added; type '++{text}'"
+    return advice if name.partition(".")[2].partition(".")[0] in fields else None
 
 
 def _explain_other_action(name: str, text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""From composed values to a `RunSpec`: types, missing values, rules between keys, all problems reported together. Light."""
+"""From composed values to a `RunSpec`: types, missing values, rules between keys; all problems are reported together. Light."""
 
 from typing import Any
 
@@ -14,38 +14,33 @@ from peftrun.errors import ConfigError
 
 
 def build_spec(cfg: DictConfig) -> schema.RunSpec:
-    """The run that a composed configuration describes.
+    """The checked run of a composed configuration.
 
-    Raises: ConfigError: one line a problem: unknown keys, missing values, wrong types, values out of range,
-        values that contradict each other, files and folders that are not there.
+    Raises: ConfigError: one line per problem: unknown keys, missing values, wrong types, values out of range,
+        contradicting values, missing files and folders.
     """
     return build_spec_from_values(resolve_values(cfg))
 
 
 def build_spec_from_values(values: dict[str, Any]) -> schema.RunSpec:
-    """The run that resolved values describe, such as `plain` gives. Raises: ConfigError: see `build`."""
-    parts: dict[str, Any] = {}
-    problems = [*_find_unknown_groups(values), *_find_missing_values(values), *template_params.check_params(values)]
-    for name in validation.list_groups():
-        part, lines = validation.validate_group(name, values.get(name))
-        parts, problems = parts | part, problems + lines
+    """The checked run of resolved values, such as those of a config.yaml. Raises: ConfigError: see `build_spec`."""
+    names = validation.list_groups()
+    problems = [explain_unknown_key(key, value, names) for key, value in values.items() if key not in names]
+    problems += [
+        f"{key} is not set; type {key}={validation.suggest_value(key, values)}"
+        for key, value in flatten_keys(values).items()
+        # Missing template parameters are reported by check_params, with their help, and not again for the keys that use them.
+        if value == MISSING and not isinstance(value, template_params.MissingParam) and not key.startswith("slots.")
+    ]
+    problems += template_params.check_params(values)
+    groups: dict[str, Any] = {}
+    for name in names:
+        valid, lines = validation.validate_group(name, values.get(name))
+        groups, problems = groups | valid, problems + lines
+    # Rules between keys see only valid groups without missing values, so that no problem is reported twice.
     problems += cross_group.check_groups(
-        {name: part for name, part in parts.items() if MISSING not in flatten_keys(values[name]).values()}
+        {name: group for name, group in groups.items() if MISSING not in flatten_keys(values[name]).values()}
     )
     if problems:
         raise ConfigError(*problems)
-    return schema.RunSpec(**parts)
-
-
-def _find_unknown_groups(values: dict[str, Any]) -> list[str]:
-    known = validation.list_groups()
-    return [explain_unknown_key(key, value, known) for key, value in values.items() if key not in known]
-
-
-def _find_missing_values(values: dict[str, Any]) -> list[str]:
-    """Slots are told with what belongs there, and not also the keys that read them."""
-    return [
-        f"{key} is not set; type {key}={validation.suggest_value(key, values)}"
-        for key, value in flatten_keys(values).items()
-        if value == MISSING and not isinstance(value, template_params.MissingParam) and not key.startswith("slots.")
-    ]
+    return schema.RunSpec(**groups)

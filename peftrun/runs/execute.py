@@ -1,4 +1,4 @@
-"""Runs one action: record first, heavy imports second, record finished last whatever happens."""
+"""Execute one action: write the record first, import torch second, and finish the record whatever happens."""
 
 import atexit
 import gc
@@ -33,21 +33,21 @@ from peftrun.system import environment, resource_errors
 from peftrun.system.versions import collect_versions
 from peftrun.trackers import lifecycle
 
-QUIET = {  # nothing of these reaches the user's terminal, and nobody asks on standard input
+QUIET = {  # environment that keeps progress bars and warnings of the libraries off the terminal
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "off",  # but where many rows are read at once: tasks/token_ids.py
+    "TOKENIZERS_PARALLELISM": "off",  # tasks/token_ids.py turns it on for many rows
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
-IMPORTS_NOTHING = ("list", "compare", "browse")  # that takes time
+LIGHT_ACTIONS = ("list", "compare", "browse")  # import no torch
 
 
 def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """What the action named in `spec` returns; `out_dir` then holds its config and a finished record.
+    """The result of the action named in `spec`; `out_dir` then holds its config and a finished record.
 
-    Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: whatever the action found at fault.
+    Raises: ArtifactError: `out_dir` holds a run already. PeftrunError: any error of the action.
     """
     record = Record(spec, out_dir)
     if record.spec.template:
@@ -60,11 +60,13 @@ def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:
             resource_errors.convert_resource_errors(out_dir),
             memory_fit.suggest_on_shortage(spec),
         ):
-            spread, spec = needs_processes(record.spec), record.spec
-            early.check_base_and_rows(usage.strip_tracking(spec))
-            result = (
-                torchrun.run_workers(spec, out_dir) if spread else import_action(spec.action.name).run(spec, out_dir)
-            )
+            spec = record.spec
+            is_distributed = needs_processes(spec)
+            early.check_base_and_rows(usage.strip_tracking(spec))  # before torch is imported, which takes seconds
+            if is_distributed:
+                result = torchrun.run_workers(spec, out_dir)
+            else:
+                result = import_action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         record.mark_failed(error)
         raise
@@ -77,145 +79,138 @@ def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:
 def execute_jointly(
     specs: Sequence[RunSpec], out_dirs: Sequence[Path], allowed: Limits, halving: dict[str, int] | None = None
 ) -> list[int]:
-    """Trains all these on one base; each folder then holds its config and a finished record, which says what was at fault if something was.
+    """Train all cells on one base model; each folder then holds its config and a finished record, with the error if there was one.
 
-    Args: allowed: what those in one step may take. halving: `min_steps` and `factor` of successive halving.
-    Returns: numbers of those that can only be run alone; their folders hold no record.
-    Raises: KeyboardInterrupt: the records of those that had begun and not ended say so; the others hold none.
+    Args:
+        allowed: memory limits of one step.
+        halving: `min_steps` and `factor` of successive halving.
+
+    Returns: indices of cells that can only be trained alone; their folders hold no record.
+    Raises: KeyboardInterrupt: records of started, unfinished cells say so; the others hold none.
     """
     records = [Record(spec, out_dir) for spec, out_dir in zip(specs, out_dirs, strict=True)]
-    apart: list[int] = []
-    begun: set[int] = set()
-    in_vain: list[str] = []
+    alone: list[int] = []
+    started: set[int] = set()
+    unused: list[str] = []
 
-    def finish(cell: int, found: RunResult | Exception | TrainAlone) -> None:
-        if isinstance(found, RunResult):
-            _mark_shared_reads(records)
-            records[cell].completed(found)
+    def finish(cell: int, outcome: RunResult | Exception | TrainAlone) -> None:
+        if isinstance(outcome, RunResult):
+            # Base model and rows are read through the spec of one cell, and used by all.
+            read_keys = {key for record in records for key in usage.list_read_keys(record.spec)}
+            for record in records:
+                usage.mark_used(record.spec, read_keys)
+            records[cell].completed(outcome)
             records[cell].write_report()
-            in_vain.extend(records[cell].find_unused_keys())
-        elif isinstance(found, TrainAlone):
-            records[cell].discard(f"is trained alone: {found.reason}")
-            apart.append(cell)
+            unused.extend(records[cell].find_unused_keys())
+        elif isinstance(outcome, TrainAlone):
+            records[cell].discard(f"is trained alone: {outcome.reason}")
+            alone.append(cell)
         else:
-            _report_failure(found, records[cell])
+            _report_failure(outcome, records[cell])
 
     try:
         with _terminate_as_interrupt():
             import_quietly("peftrun.training.joint.train_cells").run(
-                [record.spec for record in records], list(out_dirs), allowed, halving, begin=begun.add, finish=finish
+                [record.spec for record in records], list(out_dirs), allowed, halving, begin=started.add, finish=finish
             )
-    except PeftrunError as fault:  # of all of them
+    except PeftrunError as error:  # concerns all cells
         for record in records:
-            record.mark_failed(fault)
+            record.mark_failed(error)
     except BaseException as error:
         for cell, record in enumerate(records):
-            if isinstance(error, KeyboardInterrupt) and cell not in begun:
+            if isinstance(error, KeyboardInterrupt) and cell not in started:
                 record.discard()
             record.mark_failed(error)
         raise
-    unused_keys.warn_unused(in_vain)
-    return apart
+    unused_keys.warn_unused(unused)
+    return alone
 
 
-def _mark_shared_reads(records: Sequence["Record"]) -> None:
-    """Base and rows are read for one cell, and used by all."""
-    found = {key for record in records for key in usage.list_read_keys(record.spec)}
-    for record in records:
-        usage.mark_used(record.spec, found)
-
-
-def _report_failure(found: Exception, record: "Record") -> None:
-    """One cell has failed; the others go on. A bug keeps its traceback."""
+def _report_failure(error: Exception, record: "Record") -> None:
+    """Record that a cell has failed while the others go on; an unexpected exception keeps its traceback."""
     from peftrun import console
 
-    fault = resource_errors.to_resource_error(found, record.out_dir) or found
-    record.mark_failed(fault)
+    reported = resource_errors.to_resource_error(error, record.out_dir) or error
+    record.mark_failed(reported)
     console.print_warning(
-        f"cell {record.out_dir.name} failed: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}"
+        f"cell {record.out_dir.name} failed: {str(reported).splitlines()[0] if str(reported) else type(reported).__name__}"
     )
-    if not isinstance(fault, PeftrunError):
-        traceback.print_exception(fault)
+    if not isinstance(reported, PeftrunError):
+        traceback.print_exception(reported)
 
 
 class Record:
-    """A run's record: written at once, finished once. `spec`: the run, which notes what is read of it from now on."""
+    """record.json of a run: written at the start, finished once. `spec`: the run, which tracks the keys that are read from now on."""
 
     def __init__(self, spec: RunSpec, out_dir: Path) -> None:
         ensure_new_run_dir(out_dir)
-        _reset_determinism()
+        if determinism := _get_determinism_module():  # an earlier run of this process may have set it
+            determinism.reset_determinism()
         atomic_files.write_text(out_dir / CONFIG, config.to_yaml(spec))
-        self.out_dir, self.started, self.values, self.open = (
-            out_dir,
-            time.perf_counter(),
-            _build_initial_record(spec),
-            True,
-        )
+        self.out_dir, self.started, self.open = out_dir, time.perf_counter(), True
+        self.values = _build_initial_record(spec)
         self.values["config_sha256"] = atomic_files.hash_file(out_dir / CONFIG)
         atomic_files.write_json(out_dir / RECORD, self.values)
-        self.told = False  # by a page, and to a tracker
+        self.is_reported = False  # the report is written and the tracker has ended
         self.spec = usage.track_reads(spec)
-        usage.mark_used(self.spec, ("slots", "template"))  # they were when the run was composed
+        usage.mark_used(self.spec, ("slots", "template"))  # they were read during composition
 
     def completed(self, result: RunResult) -> None:
-        """What came out."""
+        """Finish the record with the action's result."""
         self._finish(status=result.status, **_collect_outcome(result), unread=usage.list_unused_keys(self.spec))
 
     def find_unused_keys(self) -> list[str]:
-        """What was set and has not been read until now."""
+        """`key=value` of keys that were set and have not been read so far."""
         return unused_keys.find_unused_keys(
             usage.strip_tracking(self.spec), self.out_dir, usage.list_unused_keys(self.spec)
         )
 
     def mark_failed(self, error: BaseException) -> None:
-        """What was at fault, or that it was interrupted; nothing where the record is finished already."""
+        """Finish the record with the error or an interruption; no effect on a finished record."""
         ending: dict[str, Any] = {"status": "failed", "error": str(error) or type(error).__name__}
         if isinstance(error, KeyboardInterrupt):
             ending = {"status": "interrupted"}
-        with suppress(ArtifactError):  # on a full disk: what went wrong first is what is told
+        with suppress(ArtifactError):  # on a full disk; the first error is the one to report
             self._finish(**ending, **getattr(error, "facts", {}))
         self.write_report()
 
     def write_report(self) -> list[tuple[str, str]]:
-        """Leaves the page of a training, whatever became of it, and tells its tracker: where it lies, as a row for the closing table."""
-        if self.open or self.told:
+        """Write the report of a training, whatever its outcome, and end its tracker; the report's path as a summary row."""
+        if self.open or self.is_reported:
             return []
-        self.told = True
+        self.is_reported = True
         try:
-            return self._write_page()
+            if self.values["action"] != "train":
+                return []
+            from peftrun import console
+            from peftrun.results.report import page
+
+            path = page.try_write_report(self.out_dir)
+            return [("report", console.shorten_path(path))] if path else []
         finally:
             lifecycle.end_run_tracker(self.spec, self.out_dir, self.values)
 
-    def _write_page(self) -> list[tuple[str, str]]:
-        if self.values["action"] != "train":
-            return []
-        from peftrun import console
-        from peftrun.results.report import page
-
-        found = page.try_write_report(self.out_dir)
-        return [("report", console.shorten_path(found))] if found else []
-
-    def discard(self, why: str = "") -> None:
-        """The run has not begun, as if it had never been asked for; nothing where the record is finished already."""
+    def discard(self, reason: str = "") -> None:
+        """Remove the record of a run that has not started; no effect on a finished record. `reason`: printed."""
         from peftrun import console
 
         if not self.open:
             return
-        if why:
-            console.print_info(f"cell {self.out_dir.name} {why}")
-        self.open, self.told = False, True
+        if reason:
+            console.print_info(f"cell {self.out_dir.name} {reason}")
+        self.open, self.is_reported = False, True
         trackers.pause_tracking(self.out_dir)
         (self.out_dir / RECORD).unlink()
 
-    def _finish(self, **more: Any) -> None:
+    def _finish(self, **outcome: Any) -> None:
         if not self.open:
             return
         self.open = False
         self.values |= {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.started, 2),
+            **outcome,
         }
-        self.values |= more
         atomic_files.write_json(self.out_dir / RECORD, self.values)
 
 
@@ -226,18 +221,18 @@ def ensure_new_run_dir(out_dir: Path) -> None:
 
 
 def import_action(name: str) -> Any:
-    """The module of an action, its heavy imports done and quiet."""
+    """The module of an action, with its heavy imports done quietly."""
     module = f"peftrun.actions.{name}"
-    return import_module(module) if name in IMPORTS_NOTHING else import_quietly(module)
+    return import_module(module) if name in LIGHT_ACTIONS else import_quietly(module)
 
 
 def import_quietly(module: str) -> Any:
-    """A module that imports torch, quietly."""
+    """A module that imports torch, without the libraries' output."""
     if module in sys.modules:
         return sys.modules[module]
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    # It tells at each start what it could do if another package were there.
+    # Logs at each start which features it would have with other packages.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peftrun import console
 
@@ -247,7 +242,7 @@ def import_quietly(module: str) -> Any:
 
 @contextmanager
 def _disable_gc() -> Iterator[None]:
-    """The collector looks at loaded modules neither while they load nor when the process ends: they stay, and each look takes a second."""
+    """No garbage collection of modules during import and at exit: they live as long as the process, and a pass over them takes a second."""
     gc.disable()
     try:
         yield
@@ -266,10 +261,10 @@ def _build_initial_record(spec: RunSpec) -> dict[str, Any]:
         **({"template": {"name": spec.template.name, "version": spec.template.version}} if spec.template else {}),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": collect_versions(),
-        "git_commit": environment.get_git_commit(Path()),  # for people who keep their configs in git
+        "git_commit": environment.get_git_commit(Path()),  # of the working directory: users keep their configs in git
         "platform": platform.platform(),
         "pid": os.getpid(),
-        "host": platform.node(),  # on which that process is looked for
+        "host": platform.node(),  # where the catalog looks for the process
         "environment": environment.describe_environment(),
         "given": source_run.hash_input_adapters(spec.adapter),
         "files": source_run.hash_input_files(usage.strip_tracking(spec)),
@@ -287,31 +282,30 @@ def _collect_outcome(result: RunResult) -> dict[str, Any]:
 
 
 def collect_numerics() -> dict[str, Any]:
-    """How this process has computed the run (threads, what was not deterministic), for its record; empty where no device was asked for."""
-    found = sys.modules.get("peftrun.system.determinism")
-    state = found.describe_determinism() if found else None
+    """Threads, kernels and nondeterministic operations of this process, for its record; empty if no device was requested."""
+    determinism = _get_determinism_module()
+    state = determinism.describe_determinism() if determinism else None
     return {"computing": state} if state else {}
 
 
-def _reset_determinism() -> None:
-    found = sys.modules.get("peftrun.system.determinism")
-    if found:
-        found.reset_determinism()
+def _get_determinism_module() -> Any:
+    """The module if an action has imported it; importing it here would import torch."""
+    return sys.modules.get("peftrun.system.determinism")
 
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """A scheduler's SIGTERM ends a run as Ctrl-C does: with its record finished."""
+    """Turn SIGTERM, which schedulers send, into KeyboardInterrupt, so that the record is finished as after Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        previous = signal.signal(signal.SIGTERM, interrupt)
     except ValueError:  # not the main thread: the caller owns the signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

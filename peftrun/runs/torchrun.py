@@ -1,7 +1,7 @@
-"""Several processes for one run: started by torch's launcher, watched, and their outcome brought home. Light.
+"""Run several processes for one run: start them with torch's launcher, follow them, and collect their outcome. Light.
 
-The workers run `peftrun.runs.torchrun_worker` on the run folder's own config. Each writes into a log of its own; what the first one says is
-shown as it comes, what the launcher says is kept for the case that a worker dies without a word.
+Each worker runs `peftrun.runs.torchrun_worker` on the run folder's config and writes its own log. The log of rank 0 is shown as it grows;
+the launcher's log is kept in case a worker dies without an error file.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from peftrun.result import RunResult
 
 OUTCOME, FAULT = "outcome.json", "fault.json"
 LAUNCHER_LOG = "launcher.log"
-POLL = 0.1  # seconds between looks at the log
-LAST_LINES = 12
+POLL = 0.1  # seconds between reads of the log
+LAST_LINES = 12  # of a log, in which the last words are looked for
 
 
 def run_workers(spec: RunSpec, out_dir: Path) -> RunResult:
-    """What the first worker's action returned.
+    """The result of the action in the rank-0 worker.
 
-    Raises: PeftrunError: what a worker found at fault. DeviceError: a worker died without saying why.
+    Raises: PeftrunError: a worker's error. DeviceError: a worker died without an error file.
     """
     with (out_dir / LAUNCHER_LOG).open("w", encoding="utf-8") as log:
         launcher = subprocess.Popen(
@@ -38,63 +38,69 @@ def run_workers(spec: RunSpec, out_dir: Path) -> RunResult:
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=_build_environment(spec.device),
-            start_new_session=True,
+            # Without OMP_NUM_THREADS every worker would start a thread per core; passive threads do not spin while they wait.
+            env={
+                "OMP_NUM_THREADS": str(share_cpus(spec.device.processes)),
+                "OMP_WAIT_POLICY": "PASSIVE",
+                **os.environ,
+            },
+            start_new_session=True,  # a process group of its own, so that Ctrl-C reaches only this process
         )
         try:
-            _follow_log(launcher, out_dir / _name_worker_log(0))
+            _follow_log(launcher, out_dir / "worker-0.log")
         except BaseException:
             _stop_launcher(launcher)
             raise
     _raise_fault(launcher.returncode, out_dir)
-    found = atomic_files.read_json(out_dir / OUTCOME) if (out_dir / OUTCOME).is_file() else {}
+    outcome = atomic_files.read_json(out_dir / OUTCOME) if (out_dir / OUTCOME).is_file() else {}
     _remove_logs(out_dir)
-    # Where nothing came back, the first machine knows what was read.
-    usage.mark_used(spec, found.get("read", [field.name for field in dataclasses.fields(spec)]))
-    return _build_result(found, out_dir, spec.device)
-
-
-def _name_worker_log(rank: int) -> str:
-    return f"worker-{rank}.log"
+    # Only the first machine has an outcome; on the others all keys count as read, so that no warning is printed.
+    usage.mark_used(spec, outcome.get("read", [field.name for field in dataclasses.fields(spec)]))
+    return _build_result(outcome, out_dir, spec.device)
 
 
 def _build_command(device: DeviceSpec, out_dir: Path) -> list[str]:
-    given = ["--nproc-per-node", str(device.processes)]
+    arguments = ["--nproc-per-node", str(device.processes)]
     if device.machines == 1:
-        given += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        # Port 0: a free one, so that several runs fit on a machine.
+        arguments += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     else:
-        given += ["--nnodes", str(device.machines), "--node-rank", str(device.machine_rank)]
-        given += ["--master-addr", str(device.main_address), "--master-port", str(device.main_port)]
-    return [sys.executable, "-m", "torch.distributed.run", *given, "-m", "peftrun.runs.torchrun_worker", str(out_dir)]
-
-
-def _build_environment(device: DeviceSpec) -> dict[str, str]:
-    """Processes that share processors must share them out, or their threads wait for each other's turns."""
-    return {"OMP_NUM_THREADS": str(share_cpus(device.processes)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        arguments += ["--nnodes", str(device.machines), "--node-rank", str(device.machine_rank)]
+        arguments += ["--master-addr", str(device.main_address), "--master-port", str(device.main_port)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *arguments,
+        "-m",
+        "peftrun.runs.torchrun_worker",
+        str(out_dir),
+    ]
 
 
 def share_cpus(processes: int) -> int:
-    """Processors for each of so many processes on this machine, at least one."""
+    """CPU cores per process if `processes` share this machine, at least one."""
     return max(1, (os.cpu_count() or 1) // processes)
 
 
 def _follow_log(launcher: subprocess.Popen[bytes], log: Path) -> None:
-    """Shows what is added to the log, until the launcher has ended."""
-    shown = 0
+    """Copy the log to standard error as it grows, until the launcher has ended."""
+    offset = 0
     while True:
-        ended = launcher.poll() is not None
-        text = log.read_bytes()[shown:] if log.is_file() else b""
-        whole = text if ended else text[: text.rfind(b"\n") + 1]
-        sys.stderr.write(whole.decode(errors="replace"))
+        has_ended = launcher.poll() is not None
+        text = log.read_bytes()[offset:] if log.is_file() else b""
+        # Up to the last line break: the rest of the line, or of a UTF-8 character, is still to come.
+        complete = text if has_ended else text[: text.rfind(b"\n") + 1]
+        sys.stderr.write(complete.decode(errors="replace"))
         sys.stderr.flush()
-        shown += len(whole)
-        if ended:
+        offset += len(complete)
+        if has_ended:
             return
         time.sleep(POLL)
 
 
 def _stop_launcher(launcher: subprocess.Popen[bytes]) -> None:
-    """Ends the launcher and with it the workers; those that do not listen are killed."""
+    """Terminate the launcher, which terminates its workers; after 15 s the process group is killed."""
     launcher.terminate()
     try:
         launcher.wait(timeout=15)
@@ -108,12 +114,12 @@ def _raise_fault(code: int, out_dir: Path) -> None:
         fault = atomic_files.read_json(out_dir / FAULT)
         _remove_logs(out_dir)
         (out_dir / FAULT).unlink()
-        kind = getattr(errors, fault["kind"], PeftrunError)
-        raise kind(*fault["lines"])
+        error_type = getattr(errors, fault["kind"], PeftrunError)
+        raise error_type(*fault["lines"])
     if code:
         logs = sorted(out_dir.glob("worker-*.log")) or [out_dir / LAUNCHER_LOG]
         raise DeviceError(
-            f"device.processes: a worker died (exit code {code}); its last words are in {logs[-1]}: {_read_last_line(logs[-1])}; mend that, and run again"
+            f"device.processes: a worker died (exit code {code}); see {logs[-1]}: {_read_last_line(logs[-1])}; fix that, and run again"
         )
 
 
@@ -129,41 +135,41 @@ def _remove_logs(out_dir: Path) -> None:
         log.unlink(missing_ok=True)
 
 
-def _build_result(found: dict[str, Any], out_dir: Path, device: DeviceSpec) -> RunResult:
-    """On a machine that is not the first nothing is written: what came out lies on the first."""
-    if not found:
+def _build_result(outcome: dict[str, Any], out_dir: Path, device: DeviceSpec) -> RunResult:
+    """The outcome of rank 0 as a result; on other machines, which have no outcome, a note."""
+    if not outcome:
         return RunResult(
-            out_dir, {"machine_rank": device.machine_rank}, summary=[("done", "what came out is on the first machine")]
+            out_dir, {"machine_rank": device.machine_rank}, summary=[("done", "results are on the first machine")]
         )
-    spread = {"strategy": device.strategy, "processes": device.processes, "machines": device.machines}
+    processes = {"strategy": device.strategy, "processes": device.processes, "machines": device.machines}
     return RunResult(
         out_dir,
-        {**found["facts"], "spread": spread},
-        found["metrics"],
-        artifacts=[Path(one) for one in found["artifacts"]],
-        summary=[(str(key), str(value)) for key, value in found["summary"]],
-        next_commands=found["next_commands"],
-        objective=found["objective"],
+        {**outcome["facts"], "spread": processes},
+        outcome["metrics"],
+        artifacts=[Path(path) for path in outcome["artifacts"]],
+        summary=[(str(key), str(value)) for key, value in outcome["summary"]],
+        next_commands=outcome["next_commands"],
+        objective=outcome["objective"],
     )
 
 
-def write_result(out_dir: Path, result: RunResult, read: Sequence[str]) -> None:
-    """Leaves a worker's outcome for the process that launched it. `read`: the keys that were read there."""
+def write_result(out_dir: Path, result: RunResult, read_keys: Sequence[str]) -> None:
+    """Write a worker's result for the launching process. `read_keys`: the config keys that the worker has read."""
     atomic_files.write_json(
         out_dir / OUTCOME,
         {
             "facts": result.facts,
             "metrics": result.metrics,
-            "artifacts": [str(one) for one in result.artifacts],
+            "artifacts": [str(path) for path in result.artifacts],
             "summary": result.summary,
             "next_commands": result.next_commands,
             "objective": result.objective,
-            "read": list(read),
+            "read": list(read_keys),
         },
     )
 
 
 def write_error(out_dir: Path, kind: str, lines: Sequence[str]) -> None:
-    """Leaves what a worker found at fault; the first to say something is heard."""
+    """Write a worker's error for the launching process; the first worker to fail wins."""
     if not (out_dir / FAULT).exists():
         atomic_files.write_json(out_dir / FAULT, {"kind": kind, "lines": list(lines)})

@@ -1,4 +1,4 @@
-"""One of several processes of a run: `python -m peftrun.runs.torchrun_worker RUN_FOLDER`, started by `launch`."""
+"""A worker process of a run: `python -m peftrun.runs.torchrun_worker RUN_FOLDER`, started by `torchrun`."""
 
 import os
 import sys
@@ -15,9 +15,14 @@ from peftrun.runs import execute, torchrun
 
 
 def main(out_dir: Path) -> int:
-    """Exit code; the outcome or the fault lies in the run folder then."""
+    """Exit code; the outcome or the error is then in the run folder."""
     rank = int(os.environ["RANK"])
-    _redirect_to_log(out_dir / f"worker-{rank}.log")
+    log = os.open(out_dir / f"worker-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At the level of file descriptors: C++ libraries such as NCCL do not write through sys.stderr.
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     try:
         spec = usage.track_reads(build_spec_from_values(config.read_values(out_dir / CONFIG)))
         with memory_fit.suggest_on_shortage(usage.strip_tracking(spec)):
@@ -27,19 +32,10 @@ def main(out_dir: Path) -> int:
         return 1
     finally:
         trackers.pause_tracking(out_dir)
-    if rank == 0:
+    if rank == 0:  # all ranks have the same result
         result.facts |= execute.collect_numerics()
         torchrun.write_result(out_dir, result, usage.list_read_keys(spec))
     return 0
-
-
-def _redirect_to_log(log: Path) -> None:
-    """Everything that this process prints, in Python or below it, goes into its log."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Values that somebody has set and that nothing has read. Light."""
+"""Find config keys that were set but that the run did not use. Light."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -13,67 +13,52 @@ from peftrun.config import override_syntax
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
 
-LOOKING = (
-    "plan",
-    "preview",
-    "replay",
-    "explain",
-    "template",
-    "check",
-)  # at configs that other runs are to use, or did
-ALONE = ("adapter", "active", "seed")  # keys, and no groups, that stand at the top
-TEMPLATES = ("slots", "template")  # read while the config is composed
+INSPECTING = ("plan", "preview", "replay", "explain", "template", "check")  # actions on the config of another run
+TOP_LEVEL_KEYS = ("adapter", "active", "seed")  # that are no groups
+TEMPLATES = ("slots", "template")  # read during composition
 
 
 def find_unused_keys(spec: RunSpec, out_dir: Path, unread: Sequence[str]) -> list[str]:
-    """`key=value` of those unread keys that were set: for a training, by a key or a chosen option; for other actions, by a typed key alone.
+    """`key=value` of unread keys that were set: in a training by an override or an option, in other actions by an override of that key.
 
-    Those others are told to use the model, task and device of a training, by the same options.
+    The commands that peftrun suggests for other actions repeat the options of the training, which need not all be used there.
     """
-    if spec.action.name in LOOKING:
+    if spec.action.name in INSPECTING:
         return []
     values = config.flatten_keys(dataclasses.asdict(spec))
-    unread = [key for key in unread if key not in SELECTOR_KEYS and key.split(".")[0] not in TEMPLATES]
-    wanted = [key for key in unread if not _is_neutral(values[key])]
+    unused = [
+        key
+        for key in unread
+        if key not in SELECTOR_KEYS
+        and key.split(".")[0] not in TEMPLATES
+        # null, false and empty values ask for nothing; 0 may.
+        and not (values[key] is None or values[key] is False or values[key] in ("", [], {}))
+    ]
+    trackers = []
     if spec.action.name == "train":
-        usual = _compose_defaults()
-        wanted = [key for key in wanted if values[key] != usual.get(key)]
+        defaults = _compose_defaults()
+        unused = [key for key in unused if values[key] != defaults.get(key)]
     else:
         typed = {text.lstrip("+~").partition("=")[0] for text in run_overrides.read_overrides(out_dir)}
-        wanted = [
-            key
-            for key in wanted
-            if any(key == one or key.startswith(f"{one}.") for one in typed if "." in one or one in ALONE)
-        ]
-        return [
-            *_find_unused_tracker(spec, typed),
-            *(override_syntax.quote_override(key, values[key]) for key in wanted),
-        ]
-    return [override_syntax.quote_override(key, values[key]) for key in wanted]
-
-
-def _find_unused_tracker(spec: RunSpec, typed: set[str]) -> list[str]:
-    """A tracker that was chosen for what no tracker is told of: unlike model, task and device no next action is told to choose it."""
-    chosen = "tracker" in typed and spec.tracker.name != "none"
-    return [override_syntax.quote_override("tracker", spec.tracker.name)] if chosen else []
+        prefixes = [key for key in typed if "." in key or key in TOP_LEVEL_KEYS]
+        unused = [key for key in unused if any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)]
+        # Only trainings report to a tracker, and no suggested command selects one.
+        if "tracker" in typed and spec.tracker.name != "none":
+            trackers = [override_syntax.quote_override("tracker", spec.tracker.name)]
+    return trackers + [override_syntax.quote_override(key, values[key]) for key in unused]
 
 
 def warn_unused(lines: Iterable[str]) -> None:
-    """One line on standard error, if there is something to tell."""
-    told = list(dict.fromkeys(lines))
-    if told:
-        was, it = ("was", "it") if len(told) == 1 else ("were", "them")
-        console.print_warning(f"{', '.join(told)} {was} set and nothing read {it} on this path")
-
-
-def _is_neutral(value: Any) -> bool:
-    """Whether it asks for nothing."""
-    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+    """Print one warning that names all unused keys, if there are any."""
+    keys = list(dict.fromkeys(lines))
+    if keys:
+        verb = "was" if len(keys) == 1 else "were"
+        console.print_warning(f"{', '.join(keys)} {verb} set but not used by this run")
 
 
 @cache
 def _compose_defaults() -> dict[str, Any]:
-    """What a training is composed of when nothing is typed."""
+    """Full key → value of a training without any override."""
     from peftrun.composition import compose
 
     return config.flatten_keys(config.resolve_values(compose.compose_run([]).cfg))

@@ -79,6 +79,6 @@ def test_what_turns_out_to_be_no_two_runs_is_one_line(cli, pair, tmp_path):
 
 def test_a_torn_record_is_refused(cli, pair, tmp_path):
     (tmp_path / pair[0] / "record.json").write_text('{"status": "comp')
-    told = [f"{pair[0]}: its record is torn"]
+    told = [f"{pair[0]}: its record is unreadable"]
     check_failed(cli, tmp_path, ["action=compare", f"runs=[{pair[0]},{pair[1]}]"], told)
     check_failed(cli, tmp_path, ["action=compare", "where=action!=compare"], told)

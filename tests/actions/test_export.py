@@ -137,7 +137,7 @@ def test_the_base_of_an_adapter_made_elsewhere_is_named(
     run = cli("action=export", f"adapter={adapter}", *(text.replace("LLAMA", str(llama)) for text in typed))
     told = run.out + run.err
     assert served.replace("LLAMA", str(llama)) in told and said.replace("LLAMA", str(llama)) in told, told
-    assert "nothing read it" not in told
+    assert "not used by this run" not in told
     if "target=vllm" in typed:
         export = run.run_dir / "export"
         assert json.loads((export / "vllm.json").read_text())["base"] == kept
@@ -237,7 +237,7 @@ def test_what_a_failed_run_left_is_refused(cli, tmp_path, trained):
 def test_another_base_than_the_run_s_is_told_to_be_typed_in_vain(cli, trained):
     asked = ["action=export", f"adapter={trained}", "target=vllm", "model=pretrained", "model.name_or_path=org/other"]
     outcome = cli(*asked)
-    assert outcome.code == 0 and "model.name_or_path=org/other was set and nothing read it" in outcome.err
+    assert outcome.code == 0 and "model.name_or_path=org/other was set but not used by this run" in outcome.err
 
 
 @cases(

@@ -310,7 +310,7 @@ def test_without_its_files_a_record_still_tells_same_from_other(tmp_path, traine
         shutil.copy(trained / name, run / name)
     assert verdict(replayed(tmp_path, run))["verdict"] == "identical"
     other = replayed(tmp_path, run, "seed=1")
-    assert other.code == 1 and "how far the weights are apart cannot be told" in other.err
+    assert other.code == 1 and "the distance between the weights cannot be computed" in other.err
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def test_an_index_that_may_only_be_read_serves(some, here):
 
 def test_an_index_that_another_process_holds_is_waited_for_and_done_without(some, monkeypatch):
     before = names()
-    monkeypatch.setattr(index, "PATIENCE", 0.1)
+    monkeypatch.setattr(index, "LOCK_TIMEOUT", 0.1)
     with closing(sqlite3.connect(index.get_index_path())) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert names() == before

@@ -134,8 +134,8 @@ def test_what_is_nearly_right_is_answered_with_what_to_type(typed, tmp_path):
 @cases("words, told", [
         (["--lora_r", "8"], ["--lora_r 8: values are set by key=value; type lora.r=8"]),
         (["--learning-rate=1e-4", "--model", "ORG/NAME"], ["type trainer.learning_rate=1e-4", "type model=pretrained model.name_or_path=ORG/NAME"]),
-        (["--use_unsloth", "seed=1"], ["--use_unsloth: values are set by key=value; another tool's, which needs nothing here: omit it"]),
-        (["--config", "x.yaml"], ["--config x.yaml: no file of values is named"]),
+        (["--use_unsloth", "seed=1"], ["--use_unsloth: values are set by key=value; this flag of another tool is not needed here: omit it"]),
+        (["--config", "x.yaml"], ["--config x.yaml: no file of values can be passed"]),
         (["action=generate", "--prompt", "hi"], ["type prompt=hi"]),
         (["--nosuch"], ["--nosuch: there is no such flag"]),
         (["--cfg"], ["--cfg: expected one argument"]),

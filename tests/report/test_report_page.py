@@ -168,16 +168,16 @@ def test_a_run_that_goes_on_and_one_that_failed(run):
     known = ("status", "action", "command", "started", "versions", "environment")
     atomic_files.write_json(run / "record.json", {key: record[key] for key in known} | {"status": "running"})
     found = page_of(run).text
-    assert "running" in found and "No figures on held-out rows were recorded" in found and "goes on" in found
+    assert "running" in found and "No metrics on evaluation rows were recorded" in found and "still going" in found
     change(run, status="failed", error="the loss is nan at step 3")
     data, measured = record["data"], record["metrics"]
     for learned, said in (
-        ({}, "which nothing was learned from"),
+        ({}, "none of which was trained on"),
         ({"held_out_rows_learned": 3}, "3 of which are training rows too"),
     ):
         change(run, data=data | learned, metrics=measured)
         assert said in page_of(run).text
-    assert "What was at fault" in page_of(run).text and "the loss is nan at step 3" in page_of(run).text
+    assert "Error" in page_of(run).text and "the loss is nan at step 3" in page_of(run).text
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_by_hand_only_whole_trainings_get_one(run, capsys):
     (run / "record.json").write_text('{"status": ')
     assert by_hand.main([str(run)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "record.json: is torn" in line and not (run / "report.html").exists()
+    assert "record.json: is unreadable" in line and not (run / "report.html").exists()
 
 
 def test_what_proves_the_adapter_is_typed_on_the_same_base(run):

@@ -77,5 +77,5 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(team, tmp_path, cli):
 def test_an_option_that_is_there_and_broken_is_not_called_absent(team, tmp_path, cli):
     write(team, "experiment/lost", "defaults:\n  - override /task: nosuch\n")
     check_refused(
-        cli, tmp_path, ["experiment=lost"], ("experiment=lost: chooses task=nosuch, and there is no such option",)
+        cli, tmp_path, ["experiment=lost"], ("experiment=lost: selects task=nosuch, and there is no such option",)
     )

@@ -163,13 +163,13 @@ def test_an_interrupted_run_is_told_so(where, store, tmp_path):
 def test_other_actions_say_that_no_tracker_is_told(where, llama, on_tiny):
     run = cli_here(where, *on_tiny(llama), "action=evaluate", "tracker=mlflow")
     assert run.code == 0, run.err
-    assert "warning: tracker=mlflow, trainer.learning_rate=0.01 were set and nothing read them on this path" in run.err
+    assert "warning: tracker=mlflow, trainer.learning_rate=0.01 were set but not used by this run" in run.err
     assert not (where / "outputs/mlflow").exists() and not (run.run_dir / "tracker.json").exists()
 
 
 def test_a_listing_says_so_too(cli):
     assert (
-        "warning: tracker=mlflow was set and nothing read it on this path" in cli("action=list", "tracker=mlflow").err
+        "warning: tracker=mlflow was set but not used by this run" in cli("action=list", "tracker=mlflow").err
     )
 
 

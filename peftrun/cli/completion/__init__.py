@@ -1,1 +1,1 @@
-"""Tab completion in bash, zsh and fish: the text that a shell reads once, and the answers to its questions. Light."""
+"""Tab completion for bash, zsh and fish: the script each shell loads, and the candidates it asks for. Light."""

@@ -1,4 +1,4 @@
-"""`peftrun -sc install=bash`, `uninstall=zsh`, `query=fish`: what is asked of tab completion, answered on standard output."""
+"""`peftrun -sc install=bash`, `uninstall=zsh`, `query=fish`: scripts and candidates of tab completion, on standard output."""
 
 import os
 import sys
@@ -11,24 +11,18 @@ EXAMPLE = "type peftrun -sc install=bash|zsh|fish, uninstall=…, or query=… w
 
 
 def run_completion(argv: Sequence[str]) -> int:
-    """Answers what stands beside `-sc`; returns the exit code: 1 where that is nothing that can be answered."""
-    asked = [text for text in argv if not text.startswith("-")]
-    verb, _, shell = (asked or ["nothing"])[0].partition("=")
+    """Print the answer to the word after `-sc`; exit code 1 for an unknown request."""
+    requests = [text for text in argv if not text.startswith("-")]
+    verb, _, shell = next(iter(requests), "").partition("=")
     if shell not in SHELLS or verb not in ("install", "uninstall", "query"):
-        print(f"peftrun: -sc {' '.join(asked)}: there is no completion for it; {EXAMPLE}", file=sys.stderr)
+        print(f"peftrun: -sc {' '.join(requests)}: there is no completion for it; {EXAMPLE}", file=sys.stderr)
         return 1
-    print(
-        {"install": scripts.INSTALL, "uninstall": scripts.UNINSTALL}[verb][shell]
-        if verb != "query"
-        else _format_candidates(shell)
-    )
-    return 0
-
-
-def _format_candidates(shell: str) -> str:
+    if verb != "query":
+        print((scripts.INSTALL if verb == "install" else scripts.UNINSTALL)[shell])
+        return 0
     from peftrun.cli.completion.candidates import find_candidates
 
-    found = find_candidates(os.environ.get("COMP_LINE", ""))
-    if shell == "bash":
-        return "\n".join(sorted(found))
-    return "\n".join(f"{text}\t{about}" if about else text for text, about in sorted(found.items()))
+    candidates = sorted(find_candidates(os.environ.get("COMP_LINE", "")).items())
+    # bash shows no descriptions; zsh and fish take them after a tab.
+    print("\n".join(f"{text}\t{about}" if about and shell != "bash" else text for text, about in candidates))
+    return 0

@@ -1,6 +1,6 @@
-"""What each shell reads to complete `peftrun`, and to forget it again. Hydra's own scripts work in bash alone, and change how bash splits every command's words."""
+"""Completion scripts for `peftrun` and how to unload them. Hydra's own work in bash alone, and change how bash splits every command's words."""
 
-# A shell asks with COMP_LINE, the command up to the cursor; an answer is a line, `candidate<tab>what it is`.
+# A shell passes the command up to the cursor in COMP_LINE; the answer has one line per candidate: `candidate<tab>description`.
 BASH = r"""_peftrun_complete() {
     local line="${COMP_LINE:0:COMP_POINT}" breaks="${COMP_WORDBREAKS//[^=:]}" typed kept='' one
     typed="${line##*[[:space:]]}"

@@ -1,1 +1,1 @@
-"""Runs and adapters found again: an index of their records, a language to ask it, tables, and a web page. Light."""
+"""Catalog of runs and adapters: an index of their records, filter queries, tables, and a web page. Light."""

@@ -1,4 +1,4 @@
-"""Two adapters beside each other, module by module: how large each change of the base is, and how alike the two are."""
+"""Compare two adapters module by module: the norm of each ΔW, and the cosine and distance between the two."""
 
 from pathlib import Path
 from typing import Any
@@ -8,39 +8,46 @@ from peftrun.errors import PeftrunError
 
 
 def measure_norms(folder: Path) -> dict[str, Any]:
-    """Module → ‖ΔW‖ of one adapter, their total, and how many modules cannot be measured; or why none can."""
+    """Per-module ‖ΔW‖ of one adapter (`modules`), their total, and how many modules could not be measured; else `problem`."""
     try:
         weights = delta_weights.read_deltas(folder)
-        found = delta_weights.compute_delta_norms(weights)
+        norms = delta_weights.compute_delta_norms(weights)
     except (PeftrunError, OSError) as error:
         return {"problem": str(error).splitlines()[0]}
-    if not found:
+    if not norms:
         return {"problem": next(iter(weights.unmeasured.values()), "it holds no LoRA pair")}
-    total = delta_weights.total_norm(found.values())
-    return {"modules": found, "total": total, "not_measured": len(weights.unmeasured)}
+    total = delta_weights.total_norm(norms.values())
+    return {"modules": norms, "total": total, "not_measured": len(weights.unmeasured)}
 
 
-def compare_adapters(one: Path, other: Path) -> dict[str, Any]:
-    """Rows of module, ‖ΔW‖ of both (None: this one leaves the module alone), cosine and distance; or why there are none."""
+def compare_adapters(first_dir: Path, second_dir: Path) -> dict[str, Any]:
+    """One row per module: ‖ΔW‖ in both adapters (None: not adapted there), cosine and relative distance; else `problem`."""
     try:
-        first, second = delta_weights.read_deltas(one), delta_weights.read_deltas(other)
-        mine, theirs = delta_weights.compute_delta_norms(first), delta_weights.compute_delta_norms(second)
-        rows = [_compare_module(module, first, second, mine, theirs) for module in {**mine, **theirs}]
+        first, second = delta_weights.read_deltas(first_dir), delta_weights.read_deltas(second_dir)
+        first_norms, second_norms = delta_weights.compute_delta_norms(first), delta_weights.compute_delta_norms(second)
+        rows = [
+            {
+                "module": module,
+                "norms": [first_norms.get(module), second_norms.get(module)],
+                "cosine": None,
+                **_compare_deltas(first.found.get(module), second.found.get(module)),
+            }
+            for module in {**first_norms, **second_norms}
+        ]
     except (PeftrunError, OSError) as error:
         return {"problem": str(error).splitlines()[0]}
     if not rows:
         reasons = {**first.unmeasured, **second.unmeasured}
         return {"problem": next(iter(reasons.values()), "neither holds a LoRA pair")}
-    totals = [delta_weights.total_norm(found.values()) if found else None for found in (mine, theirs)]
+    totals = [delta_weights.total_norm(norms.values()) if norms else None for norms in (first_norms, second_norms)]
     return {"rows": rows, "totals": totals, "not_measured": len(first.unmeasured) + len(second.unmeasured)}
 
 
-def _compare_module(
-    module: str, first: Any, second: Any, mine: dict[str, float], theirs: dict[str, float]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"module": module, "norms": [mine.get(module), theirs.get(module)], "cosine": None}
-    if module in mine and module in theirs:
-        found = delta_weights.compare_deltas(first.found[module], second.found[module])
-        if not isinstance(found, str):
-            row |= {"cosine": found["cosine"], "distance": found["relative_distance"]}
-    return row
+def _compare_deltas(first: Any, second: Any) -> dict[str, Any]:
+    if first is None or second is None:
+        return {}
+    # The factors A (r, in) and B (out, r) are compared without forming ΔW (out, in); a text says why they cannot be.
+    comparison = delta_weights.compare_deltas(first, second)
+    if isinstance(comparison, str):
+        return {}
+    return {"cosine": comparison["cosine"], "distance": comparison["relative_distance"]}

@@ -1,4 +1,4 @@
-"""Columns of the catalogue: their names, how short they may be typed, and values as text."""
+"""Columns of the catalog: their names, the short forms that may be typed, and values as text."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,49 +8,49 @@ from typing import Any
 from peftrun.errors import ConfigError
 from peftrun.results.catalog.index import IndexedRun
 
-FIXED = {  # name → what it says
-    "run": "its folder, as it can be typed from here",
+FIXED = {  # name → description
+    "run": "run folder, relative to the working directory",
     "action": "train, save, merge, …; null: an adapter outside a run",
     "status": "completed, running, dead, failed, stopped; unreadable, rejected",
-    "date": "when it began, by this machine's clock",
-    "task": "the option that was chosen, else the kind",
+    "date": "start time, in this machine's time zone",
+    "task": "chosen option of group task, else task.kind",
     "kind": "causal_lm, seq_cls, …",
     "base": "name of the base model",
-    "fingerprint": "of the base's weights, its first twelve letters",
-    "method": "the option of group lora that was chosen, else the method",
-    "rank": "lora.r, or what the adapter says",
-    "metric": "name of the figure in `before` and `after`",
-    "before": "that figure before training",
-    "after": "and after it, or as measured",
-    "objective": "what a sweep minimises",
-    "size": "bytes of the safetensors that were made",
-    "trainable": "parameters that were trained",
-    "parameters": "all of the model's",
-    "steps": "optimiser steps; of a running run, those so far",
+    "fingerprint": "of the base model's weights, first 12 digits",
+    "method": "chosen option of group lora, else the method",
+    "rank": "lora.r, or r in the adapter's config",
+    "metric": "name of the metric in `before` and `after`",
+    "before": "that metric before training",
+    "after": "that metric after training, or as evaluated",
+    "objective": "value that a sweep minimizes",
+    "size": "bytes of the safetensors files written",
+    "trainable": "number of trained parameters",
+    "parameters": "number of parameters of the model",
+    "steps": "optimizer steps; for a running run, those so far",
     "seconds": "from start to end",
-    "tokens": "that were trained on",
+    "tokens": "number of tokens trained on",
     "seed": "",
-    "sweep": "folder of the sweep that it is a cell of",
-    "template": "of a team",
-    "adapter": "folder of the adapter that was made",
-    "of": "adapters that were given",
-    "device": "as chosen",
-    "error": "why it failed",
-    "started": "the date as the record has it",
-    "command": "what to type to get it",
+    "sweep": "folder of the sweep, for a cell",
+    "template": "name of the team template",
+    "adapter": "folder of the adapter written",
+    "of": "input adapters",
+    "device": "device the run used",
+    "error": "error message of a failed run",
+    "started": "start time as recorded (UTC)",
+    "command": "command line of the run",
 }
 HIDDEN = ("pid", "host")
-MEASURED = (  # what peftrun measures: columns also where no run has measured it yet
+MEASURED = (  # metrics of peftrun; valid columns even if no run has measured them yet
     "loss", "perplexity", "exact_match", "token_accuracy", "accuracy", "macro_f1", "precision", "recall", "f1", "preference_accuracy",
     "likelihood_accuracy", "margin", "desirable_log_ratio", "undesirable_log_ratio", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l",
 )  # fmt: skip
-GROUPS = ("metrics.after.", "metrics.", "metrics.before.")  # in which a short name is looked for, the first wins
+GROUPS = ("metrics.after.", "metrics.", "metrics.before.")  # where a short name is looked up; the first match wins
 
 Value = Callable[[IndexedRun], Any]
 
 
 class Columns:
-    """Every column that some runs have. `with_config`: their configs were read too."""
+    """All columns of a set of runs. `with_config`: their configs were read too, so config keys are columns."""
 
     def __init__(self, runs: Iterable[IndexedRun], with_config: bool) -> None:
         facts: set[str] = {*FIXED}
@@ -61,26 +61,25 @@ class Columns:
         self.facts, self.config, self.with_config = facts - {*HIDDEN}, config, with_config
 
     def has_column(self, name: str) -> bool:
-        """Whether the facts alone tell it."""
+        """Whether the column exists without reading the runs' configs."""
         return bool(self._find_fact_columns(name)) or _is_measured(name)
 
     def value(self, name: str, key: str = "action.where") -> Value:
-        """What tells the value of a column, None where a run has none; a last part alone will do, if it is one key's.
+        """Reader of a column's value, None where a run has none. The last part of a config key is enough if it is unique.
 
-        Raises: ConfigError: there is no such column, with the nearest that is.
+        Raises: ConfigError: there is no such column; the message names the nearest.
         """
         names = self._find_fact_columns(name)
         if names:
-            return lambda run: next((run.facts[one] for one in names if run.facts.get(one) is not None), None)
+            return lambda run: next((run.facts[column] for column in names if run.facts.get(column) is not None), None)
         if _is_measured(name):
             return lambda run: None
         full = self._find_config_key(name, key)
         return lambda run: run.config.get(full)
 
     def names(self) -> list[str]:
-        """All of them: the fixed ones, metrics, versions, then keys of the configuration."""
-        own = [*FIXED, *sorted(self.facts - FIXED.keys())]
-        return [*own, *sorted(self.config - self.facts)]
+        """All column names: the fixed ones, metrics and versions, then config keys."""
+        return [*FIXED, *sorted(self.facts - FIXED.keys()), *sorted(self.config - self.facts)]
 
     def _find_fact_columns(self, name: str) -> list[str]:
         if name in self.facts:
@@ -90,28 +89,27 @@ class Columns:
     def _find_config_key(self, name: str, key: str) -> str:
         if name in self.config:
             return name
-        found = sorted(one for one in self.config if one.endswith(f".{name}"))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ConfigError(f"{key}: {name} is the end of several columns: {', '.join(found)}; type one in full")
-        raise ConfigError(f"{key}: there is no column {name}; {self._suggest_column(name)}")
-
-    def _suggest_column(self, name: str) -> str:
-        known = [*self.facts, *self.config, *MEASURED]
-        short = {one.rpartition(".")[2]: one for one in known}
-        near = get_close_matches(name, [*known, *short], n=1, cutoff=0.6)
-        fallback = "columns are those of action=list format=json, and every key of the configuration"
-        return f"did you mean {near[0]}?" if near else fallback
+        matches = sorted(config_key for config_key in self.config if config_key.endswith(f".{name}"))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ConfigError(f"{key}: {name} is the end of several columns: {', '.join(matches)}; type one in full")
+        columns = [*self.facts, *self.config, *MEASURED]
+        short_names = [column.rpartition(".")[2] for column in columns]
+        nearest = get_close_matches(name, [*columns, *short_names], n=1, cutoff=0.6)
+        advice = "columns are those of action=list format=json, and every key of the configuration"
+        if nearest:
+            advice = f"did you mean {nearest[0]}?"
+        raise ConfigError(f"{key}: there is no column {name}; {advice}")
 
 
 def _is_measured(name: str) -> bool:
-    group, _, own = name.rpartition(".")
-    return own in MEASURED and (not group or f"{group}." in GROUPS)
+    group, _, metric = name.rpartition(".")
+    return metric in MEASURED and (not group or f"{group}." in GROUPS)
 
 
 def format_value(value: Any) -> str:
-    """A value in a table or beside a glob, on one line."""
+    """A value as one line of text, for table cells and glob matching."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -124,7 +122,7 @@ def format_value(value: Any) -> str:
 
 
 def make_sort_key(value: Any) -> tuple[int, Any]:
-    """What values of one column are sorted by, whatever their types: numbers, then texts; nothing is a group of its own, and so is nan."""
+    """Sort key for values of mixed types in one column: numbers, then texts, then missing values and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return (2, 0)
     if isinstance(value, int | float):

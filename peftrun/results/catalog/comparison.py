@@ -1,4 +1,4 @@
-"""Runs side by side: what differs between their configs, what came out, what it took, and how each is typed."""
+"""Runs side by side: config differences, metrics, costs, versions, and the command of each."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,18 +16,20 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_RUNS = len(LETTERS)
 WHAT = ("status", "action", "task", "base", "fingerprint", "method", "rank", "date", "seed", "sweep", "template")
 COST = ("size", "trainable", "parameters", "steps", "tokens", "seconds")
-SHORTEST, LONGEST = 14, 44  # letters of a value on a terminal
+SHORTEST, LONGEST = 14, 44  # characters of a cell on a terminal
 Values = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is side by side, each list in the order of `runs`.
+    """Values of several runs, each list in the order of `runs`.
 
     Attributes:
+        what: column → values that identify the runs, such as task and base model.
         config: full key → values, of keys that differ; None also where a run has no such key.
         metrics: name → [before, after] of each run.
-        versions: of packages that differ.
+        cost: column → sizes (bytes), parameter counts, steps and seconds.
+        versions: package → versions, of packages that differ.
     """
 
     runs: list[IndexedRun]
@@ -38,8 +40,8 @@ class Comparison:
     versions: Values
 
     def as_dict(self) -> dict[str, Any]:
-        """For another program."""
-        found = {
+        """JSON-serializable values; non-finite numbers are null."""
+        values = {
             "runs": [run.facts["run"] for run in self.runs],
             "about": self.what,
             "config": self.config,
@@ -48,18 +50,18 @@ class Comparison:
             "versions": self.versions,
             "commands": [run.facts.get("command") for run in self.runs],
         }
-        plain: dict[str, Any] = table.replace_nonfinite(found)
-        return plain
+        serializable: dict[str, Any] = table.replace_nonfinite(values)
+        return serializable
 
 
 def load_named_runs(paths: Sequence[str], key: str = "action.runs") -> list[IndexedRun]:
-    """The runs in these folders. Raises: ConfigError: one is no run and holds no adapter; fewer than two; too many."""
+    """The runs in these folders. Raises: ConfigError: a folder is no run and holds no adapter; fewer than two; too many."""
     if len({scan.make_absolute(path) for path in paths}) < 2:
         raise ConfigError(f"{key}: two runs or more are compared; type runs=[outputs/train/RUN, outputs/train/RUN2]")
     if len(paths) > MAX_RUNS:
-        raise ConfigError(f"{key}: at most {MAX_RUNS} runs stand side by side; name fewer")
-    found = [(path, index.load_run(scan.make_absolute(path))) for path in dict.fromkeys(paths)]
-    missing = [path for path, run in found if run is None]
+        raise ConfigError(f"{key}: at most {MAX_RUNS} runs are compared at once; name fewer")
+    loaded = [(path, index.load_run(scan.make_absolute(path))) for path in dict.fromkeys(paths)]
+    missing = [path for path, run in loaded if run is None]
     if missing:
         raise ConfigError(
             *(
@@ -67,31 +69,31 @@ def load_named_runs(paths: Sequence[str], key: str = "action.runs") -> list[Inde
                 for path in missing
             )
         )
-    return check_readable([run for _, run in found if run], key)
+    return check_readable([run for _, run in loaded if run], key)
 
 
 def check_readable(runs: list[IndexedRun], key: str) -> list[IndexedRun]:
-    """The same. Raises: ConfigError: the record of one is torn."""
-    torn = [run for run in runs if run.facts.get("status") == "unreadable"]
-    if torn:
+    """The same runs. Raises: ConfigError: the record of one is unreadable."""
+    unreadable = [run for run in runs if run.facts.get("status") == "unreadable"]
+    if unreadable:
         raise ConfigError(
-            *(f"{key}: {run.facts['run']}: its record is torn, so nothing is known of it; leave it out" for run in torn)
+            *(f"{key}: {run.facts['run']}: its record is unreadable; leave this run out" for run in unreadable)
         )
     return runs
 
 
 def compare_runs(runs: Sequence[IndexedRun]) -> Comparison:
-    """What is side by side."""
+    """The comparison of these runs."""
     facts = [run.facts for run in runs]
-    versions = _list_unique(key for one in facts for key in one if key.startswith("versions."))
-    config = _list_unique(key for run in runs for key in run.config)
+    versions = _list_unique(key for row in facts for key in row if key.startswith("versions."))
+    config_keys = _list_unique(key for run in runs for key in run.config)
     return Comparison(
         list(runs),
-        {name: [one.get(name) for one in facts] for name in WHAT if any(one.get(name) is not None for one in facts)},
-        _select_differing({key: [run.config.get(key) for run in runs] for key in config}),
+        {name: [row.get(name) for row in facts] for name in WHAT if any(row.get(name) is not None for row in facts)},
+        _select_differing({key: [run.config.get(key) for run in runs] for key in config_keys}),
         _collect_metrics(facts),
-        {name: [one.get(name) for one in facts] for name in COST if any(one.get(name) is not None for one in facts)},
-        _select_differing({key.removeprefix("versions."): [one.get(key) for one in facts] for key in versions}),
+        {name: [row.get(name) for row in facts] for name in COST if any(row.get(name) is not None for row in facts)},
+        _select_differing({key.removeprefix("versions."): [row.get(key) for row in facts] for key in versions}),
     )
 
 
@@ -100,67 +102,69 @@ def _list_unique(names: Iterable[str]) -> list[str]:
 
 
 def _select_differing(values: Values) -> Values:
-    return {key: found for key, found in values.items() if any(not _is_same(one, found[0]) for one in found[1:])}
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """1 is 1.0 to a run, and not true."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+    differing = {}
+    for key, (first, *others) in values.items():
+        # 1 and 1.0 are the same setting, but Python also holds 1 == True, which is not.
+        if any(other != first or isinstance(other, bool) != isinstance(first, bool) for other in others):
+            differing[key] = [first, *others]
+    return differing
 
 
 def _collect_metrics(facts: Sequence[dict[str, Any]]) -> Values:
-    every = [(key, value) for one in facts for key, value in one.items() if key.startswith("metrics.")]
-    keys = _list_unique(key.removeprefix("metrics.") for key, value in every if value != {})  # not measured before: {}
-    names = _list_unique(key.removeprefix("after.").removeprefix("before.") for key in keys)
-    return {name: [_get_before_after(one, name) for one in facts] for name in names}
+    # A run that was not evaluated before training has the leaf `metrics.before` = {}.
+    keys = [key for row in facts for key, value in row.items() if key.startswith("metrics.") and value != {}]
+    names = _list_unique(key.removeprefix("metrics.").removeprefix("after.").removeprefix("before.") for key in keys)
+    return {
+        name: [
+            # Actions other than train store their metrics without before and after.
+            [row.get(f"metrics.before.{name}"), row.get(f"metrics.after.{name}", row.get(f"metrics.{name}"))]
+            for row in facts
+        ]
+        for name in names
+    }
 
 
-def _get_before_after(facts: dict[str, Any], name: str) -> list[Any]:
-    after = facts.get(f"metrics.after.{name}", facts.get(f"metrics.{name}"))
-    return [facts.get(f"metrics.before.{name}"), after]
-
-
-def format_comparison(found: Comparison) -> Iterator[str]:
-    """A table: a column a run, under its letter."""
-    letters = LETTERS[: len(found.runs)]
-    yield from align_rows([(letter, str(run.facts["run"])) for letter, run in zip(letters, found.runs, strict=True)])
-    parts = build_sections(found)
-    room = _compute_cell_width(max((len(key) for part in parts.values() for key in part), default=0), len(letters))
+def format_comparison(comparison: Comparison) -> Iterator[str]:
+    """Lines of a table with one column per run, headed by its letter."""
+    letters = LETTERS[: len(comparison.runs)]
+    yield from align_rows(
+        [(letter, str(run.facts["run"])) for letter, run in zip(letters, comparison.runs, strict=True)]
+    )
+    sections = build_sections(comparison)
+    width = _compute_cell_width(
+        max((len(key) for section in sections.values() for key in section), default=0), len(letters)
+    )
     rows = [("", *letters)]
-    for title, part in parts.items():
+    for title, section in sections.items():
         rows += [("", *[""] * len(letters)), (title, *[""] * len(letters))]
-        rows += [(f"  {key}", *(_truncate_text(value, room) for value in values)) for key, values in part.items()]
+        rows += [(f"  {key}", *(_truncate_text(value, width) for value in values)) for key, values in section.items()]
     yield from ("", *align_rows(rows))
-    if not found.config:
+    if not comparison.config:
         yield from ("", "nothing differs between their configs")
     yield from ("", "commands")
     yield from (
-        f"  {letter}  {run.facts.get('command') or '-'}" for letter, run in zip(letters, found.runs, strict=True)
+        f"  {letter}  {run.facts.get('command') or '-'}" for letter, run in zip(letters, comparison.runs, strict=True)
     )
 
 
-def build_sections(found: Comparison) -> dict[str, dict[str, list[str]]]:
-    """Title → name → a text for each run; sections that say nothing are left out."""
-    every = {
-        "what it is": {key: [*map(format_value, values)] for key, values in found.what.items()},
-        "config": {key: [*map(format_value, values)] for key, values in found.config.items()},
-        "measured": {key: [*map(_format_change, values)] for key, values in found.metrics.items()},
+def build_sections(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
+    """Title → name → one text per run; empty sections are left out."""
+    sections = {
+        "what it is": {key: [*map(format_value, values)] for key, values in comparison.what.items()},
+        "config": {key: [*map(format_value, values)] for key, values in comparison.config.items()},
+        "measured": {key: [*map(_format_change, values)] for key, values in comparison.metrics.items()},
         "cost": {
             ("time" if key == "seconds" else key): [_format_cost(key, value) for value in values]
-            for key, values in found.cost.items()
+            for key, values in comparison.cost.items()
         },
-        "versions": {key: [*map(format_value, values)] for key, values in found.versions.items()},
+        "versions": {key: [*map(format_value, values)] for key, values in comparison.versions.items()},
     }
-    return {title: part for title, part in every.items() if part}
+    return {title: section for title, section in sections.items() if section}
 
 
 def _format_change(pair: Sequence[Any]) -> str:
     before, after = pair
-    return (
-        table.format_metric(after)
-        if before is None
-        else f"{table.format_metric(before)} → {table.format_metric(after)}"
-    )
+    return table.format_metric(after) if before is None else " → ".join(map(table.format_metric, pair))
 
 
 def _format_cost(name: str, value: Any) -> str:
@@ -168,21 +172,17 @@ def _format_cost(name: str, value: Any) -> str:
         return "-"
     if name == "size":
         return table.format_size_cell(value)
-    return (
-        format_rough_duration(value)
-        if name == "seconds"
-        else f"{value:,}"
-        if isinstance(value, int)
-        else format_value(value)
-    )
+    if name == "seconds":
+        return format_rough_duration(value)
+    return f"{value:,}" if isinstance(value, int) else format_value(value)
 
 
-def _compute_cell_width(keys: int, runs: int) -> int | None:
-    """Letters that a value may take on a terminal; None: as many as it has."""
+def _compute_cell_width(key_width: int, run_count: int) -> int | None:
+    """Characters that a cell may take on a terminal; None: no limit (a pipe)."""
     if not sys.stdout.isatty():
         return None
-    return max(SHORTEST, min(LONGEST, (get_terminal_size().columns - keys - 4) // runs - 2))
+    return max(SHORTEST, min(LONGEST, (get_terminal_size().columns - key_width - 4) // run_count - 2))
 
 
-def _truncate_text(value: str, room: int | None) -> str:
-    return value if room is None or len(value) <= room else f"{value[: room - 1]}…"
+def _truncate_text(value: str, width: int | None) -> str:
+    return value if width is None or len(value) <= width else f"{value[: width - 1]}…"

@@ -1,4 +1,4 @@
-"""Whether a run meets an expression of `where`."""
+"""Evaluate a `where` expression on runs."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -20,147 +20,136 @@ ORDER: dict[str, Callable[[Any, Any], bool]] = {
 }
 STATUSES = ("completed", "running", "dead", "failed", "interrupted", "stopped", "unreadable", "rejected")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-WORDS = {"null": None, "true": True, "false": False}
+CONSTANTS = {"null": None, "true": True, "false": False}
 RunPredicate = Callable[[IndexedRun], bool]
 
 
 def compile_filter(
     expression: Expression, columns: Columns, runs: Sequence[IndexedRun], key: str = "action.where"
 ) -> RunPredicate:
-    """What tells whether a run meets it.
+    """Predicate that says whether a run matches the expression.
 
-    Raises: ConfigError: a column is not there; or one that holds nothing but numbers is put in order with a word.
+    Raises: ConfigError: a column does not exist; or a column that holds only numbers is compared with a word.
     """
-    for one in list_conditions(expression):
-        _check_condition(one, columns, runs, key)
+    for condition in list_conditions(expression):
+        _check_condition(condition, columns, runs, key)
     return _compile_expression(expression, columns, key)
 
 
 def _compile_expression(expression: Expression, columns: Columns, key: str) -> RunPredicate:
     if isinstance(expression, Condition):
-        value, meets = columns.value(expression.column, key), _compile_condition(expression)
-        return lambda run: meets(value(run))
+        read_value, matches = columns.value(expression.column, key), _compile_condition(expression)
+        return lambda run: matches(read_value(run))
     if isinstance(expression, Not):
         inner = _compile_expression(expression.part, columns, key)
         return lambda run: not inner(run)
     assert isinstance(expression, BoolOp)
-    parts, holds = (
-        [_compile_expression(part, columns, key) for part in expression.parts],
-        all if expression.joint == "and" else any,
-    )
-    return lambda run: holds(part(run) for part in parts)
+    predicates = [_compile_expression(operand, columns, key) for operand in expression.parts]
+    combine = all if expression.joint == "and" else any
+    return lambda run: combine(matches(run) for matches in predicates)
 
 
-def _check_condition(one: Condition, columns: Columns, runs: Sequence[IndexedRun], key: str) -> None:
-    value = columns.value(one.column, key)
-    if one.column == "status" and one.operator in ("=", "!="):
-        _check_status(one, key)
-    if one.operator == "~" or (one.operator in ("=", "!=") and not _is_date(one)):
-        return
-    if _is_date(one):
-        if one.operator in ORDER and not _is_iso_date(one.value):
+def _check_condition(condition: Condition, columns: Columns, runs: Sequence[IndexedRun], key: str) -> None:
+    column, sign, value = condition.column, condition.operator, condition.value
+    read_value = columns.value(column, key)  # raises where there is no such column
+    if column == "status" and sign in ("=", "!="):
+        is_constant = value.lower() in CONSTANTS and not condition.quoted
+        if value not in STATUSES and not is_constant:
+            nearest = get_close_matches(value.lower(), STATUSES, n=1) or STATUSES
             raise ConfigError(
-                f"{key}: {one.column}{one.operator}{one.value}: is no date; type {one.column}{one.operator}2026-11-01"
+                f"{key}: status{sign}{value}: a status is one of {', '.join(STATUSES)}; type status{sign}{nearest[0]}"
             )
+    if column == "date":
+        if sign in ORDER and not _is_iso_date(value):
+            raise ConfigError(f"{key}: {column}{sign}{value}: is no date; type {column}{sign}2026-11-01")
         return
-    found = [item for item in map(value, runs) if item is not None]
-    if found and all(_is_number(item) for item in found) and parse_number(one.value) is None:
+    if sign not in ORDER:
+        return
+    values = [item for item in map(read_value, runs) if item is not None]
+    if values and all(map(_is_number, values)) and parse_number(value) is None:
         raise ConfigError(
-            f"{key}: {one.column}{one.operator}{one.value}: {one.column} holds numbers; "
-            f"type {one.column}{one.operator}{format_value(found[0])}"
+            f"{key}: {column}{sign}{value}: {column} holds numbers; type {column}{sign}{format_value(values[0])}"
         )
-
-
-def _check_status(one: Condition, key: str) -> None:
-    if one.value in STATUSES or (one.value.lower() in WORDS and not one.quoted):
-        return
-    near = get_close_matches(one.value.lower(), STATUSES, n=1) or STATUSES
-    raise ConfigError(
-        f"{key}: status{one.operator}{one.value}: a status is one of {', '.join(STATUSES)}; type status{one.operator}{near[0]}"
-    )
-
-
-def _is_date(one: Condition) -> bool:
-    return one.column == "date"
 
 
 def _is_iso_date(value: str) -> bool:
     text = value.replace(" ", "T")
-    full = f"{text}-01" if len(text) == 7 else f"{text}:00" if len(text) == 13 else text
+    # fromisoformat needs at least a day, and minutes with an hour: YYYY, YYYY-MM and YYYY-MM-DDTHH are completed.
+    suffix = {4: "-01-01", 7: "-01", 13: ":00"}.get(len(text), "")
     try:
-        datetime.fromisoformat(full if len(text) != 4 else f"{text}-01-01")
+        datetime.fromisoformat(text + suffix)
     except ValueError:
         return False
     return True
 
 
 def parse_number(value: str) -> float | None:
-    """The number that a word says, KB, MB and GB counted in; None: it says none."""
+    """The number that a text spells, with KB, MB or GB as powers of 1000; None: it is no number."""
     scale = UNITS.get(value[-2:].upper(), 1)
     try:
-        found = float(value[:-2] if scale > 1 else value)
+        number = float(value[:-2] if scale > 1 else value)
     except ValueError:
         return None
-    return found * scale
+    return number * scale
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _compile_condition(one: Condition) -> Callable[[Any], bool]:
-    if one.operator == "!=":
-        equal = _compile_equality(one)
-        return lambda value: not equal(value)
-    if one.operator == "=":
-        return _compile_equality(one)
-    if one.operator == "~":
-        return _compile_pattern(one.value.lower())
-    return _compile_order(one)
-
-
-def _compile_equality(one: Condition) -> Callable[[Any], bool]:
-    """A list is equal to each of what it holds, and to itself as it is written; a date to all that begin so."""
-    words = None if one.quoted else one.value.lower()
-    if words in WORDS:
-        wanted = WORDS[words]
-        return lambda value: value is wanted or (isinstance(value, list) and wanted in value)
-    if _is_date(one):
-        return lambda value: isinstance(value, str) and value.startswith(one.value.replace("T", " "))
-    amount = parse_number(one.value)
-
-    def equal(value: Any) -> bool:
-        if isinstance(value, list):
-            return format_value(value) == one.value or any(map(equal, value))
-        if _is_number(value):
-            return amount is not None and value == amount
-        return value is not None and not isinstance(value, bool) and str(value) == one.value
-
-    return equal
-
-
-def _compile_pattern(wanted: str) -> Callable[[Any], bool]:
-    """Great and small letters are the same. With * or ? in it, the whole value is as that says; else it is somewhere in it."""
-    if "*" in wanted or "?" in wanted:
+def _compile_condition(condition: Condition) -> Callable[[Any], bool]:
+    if condition.operator == "!=":
+        equals = _compile_equality(condition)
+        return lambda value: not equals(value)
+    if condition.operator == "=":
+        return _compile_equality(condition)
+    if condition.operator == "~":
+        pattern = condition.value.lower()
+        # `*` and `?` make it a glob over the whole value; other patterns may match anywhere in it.
+        is_glob = "*" in pattern or "?" in pattern
         return lambda value: (
-            value is not None and any(fnmatchcase(one.lower(), wanted) for one in _collect_texts(value))
+            value is not None
+            and any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in _list_lowercase_texts(value))
         )
-    return lambda value: value is not None and any(wanted in one.lower() for one in _collect_texts(value))
+    return _compile_order(condition)
 
 
-def _collect_texts(value: Any) -> list[str]:
-    return [format_value(value), *(map(format_value, value) if isinstance(value, list) else ())]
+def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
+    """A list equals each of its items, and itself as text; a date equals every date that it is a prefix of."""
+    word = None if condition.quoted else condition.value.lower()
+    if word in CONSTANTS:
+        constant = CONSTANTS[word]
+        # Compared by identity: 1 == True would otherwise match `true`.
+        return lambda value: value is constant or (isinstance(value, list) and constant in value)
+    if condition.column == "date":
+        return lambda value: isinstance(value, str) and value.startswith(condition.value.replace("T", " "))
+    number = parse_number(condition.value)
 
-
-def _compile_order(one: Condition) -> Callable[[Any], bool]:
-    compare, amount = ORDER[one.operator], parse_number(one.value)
-    if _is_date(one):  # a day is compared by day, a minute by minute
-        wanted = one.value.replace("T", " ")
-        return lambda value: isinstance(value, str) and compare(value[: len(wanted)], wanted)
-
-    def ordered(value: Any) -> bool:
+    def equals(value: Any) -> bool:
+        if isinstance(value, list):
+            return format_value(value) == condition.value or any(map(equals, value))
         if _is_number(value):
-            return amount is not None and compare(value, amount)
-        return isinstance(value, str) and compare(value, one.value)
+            return number is not None and value == number
+        return value is not None and not isinstance(value, bool) and str(value) == condition.value
 
-    return ordered
+    return equals
+
+
+def _list_lowercase_texts(value: Any) -> list[str]:
+    """The value as text, and for a list also each of its items."""
+    return [format_value(item).lower() for item in (value, *(value if isinstance(value, list) else ()))]
+
+
+def _compile_order(condition: Condition) -> Callable[[Any], bool]:
+    compare, number = ORDER[condition.operator], parse_number(condition.value)
+    if condition.column == "date":
+        # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
+        bound = condition.value.replace("T", " ")
+        return lambda value: isinstance(value, str) and compare(value[: len(bound)], bound)
+
+    def is_in_order(value: Any) -> bool:
+        if _is_number(value):
+            return number is not None and compare(value, number)
+        return isinstance(value, str) and compare(value, condition.value)
+
+    return is_in_order

@@ -1,13 +1,13 @@
-"""The index of runs: an SQLite file in the user's cache that spares reading records again. The records stay the truth.
+"""Index of runs: an SQLite file in the user's cache that saves reading the records again. The records stay the source of truth.
 
-It is made anew whenever it cannot be used: torn, of another version, gone. Where it cannot be written, or another process holds it, what
-was read serves this once.
+The index is rebuilt if it is corrupt, of another version, or missing. If it cannot be written, or another process holds its lock, the
+rows just read are used without storing them.
 """
 
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,17 @@ from typing import Any
 from peftrun.config import paths
 from peftrun.results.catalog import liveness, record_reader, scan
 
-VERSION = 2  # of what `reading` keeps: other facts, another number
+VERSION = 2  # of the rows that `record_reader` yields; raise it when the facts change
 FILE = "catalogue.sqlite"
-TORN = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # the first: another table than ours
-PATIENCE = 2.0  # seconds that another process may hold the file
+CORRUPT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # the first: a table with other columns
+LOCK_TIMEOUT = 2.0  # seconds to wait for another process
 TABLE = "CREATE TABLE runs (folder TEXT PRIMARY KEY, stamp TEXT NOT NULL, facts TEXT NOT NULL, config TEXT NOT NULL)"
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class IndexedRun:
-    """A run, or an adapter outside one: its absolute folder and its facts as they are now. `config`: as full keys, where it was asked for."""
+    """A run, or an adapter outside a run: absolute folder, current facts, and the config by full key if it was requested."""
 
     folder: str
     facts: Values
@@ -34,29 +34,30 @@ class IndexedRun:
 
 
 def load_runs(roots: Sequence[str], with_config: bool = False) -> list[IndexedRun]:
-    """Every run below `roots`, as its files are now; no order."""
+    """Every run below `roots`, as its files are now; unordered."""
     stamps = scan.find_run_folders(roots)
-    kept = _IndexDb.opened()
-    known = kept.rows(roots, with_config)
-    fresh = {
-        folder: _read_row(folder, stamp) for folder, stamp in stamps.items() if known.get(folder, ("",))[0] != stamp
+    database = _IndexDb.opened()
+    stored = database.rows(roots, with_config)
+    # A stamp holds times and sizes of a run's files: an unequal one means that the row is outdated.
+    updated = {
+        folder: _read_row(folder, stamp) for folder, stamp in stamps.items() if stored.get(folder, ("",))[0] != stamp
     }
-    kept.replace(fresh, known.keys() - stamps.keys())
-    return [_build_run(folder, (fresh.get(folder) or known[folder])) for folder in stamps]
+    database.replace(updated, stored.keys() - stamps.keys())
+    return [_build_run(folder, updated.get(folder) or stored[folder]) for folder in stamps]
 
 
 def load_run(folder: str) -> IndexedRun | None:
-    """A folder by itself, read now; None: it is no run and holds no adapter."""
+    """One folder, read now; None: it is no run and holds no adapter."""
     stamp = scan.read_stamp(folder)
     return _build_run(folder, _read_row(folder, stamp)) if stamp else None
 
 
 def get_index_path() -> Path:
-    """Where the index is."""
+    """Path of the index file."""
     return paths.cache_dir() / FILE
 
 
-_Row = tuple[str, str, str]  # stamp, facts, config
+_Row = tuple[str, str, str]  # stamp; facts and config as JSON
 
 
 def _read_row(folder: str, stamp: str) -> _Row:
@@ -69,88 +70,87 @@ def _build_run(folder: str, row: _Row) -> IndexedRun:
 
 
 class _IndexDb:
-    """What the file holds. `at`: None where there is none that can be used now."""
+    """The index file. `path`: None if it cannot be used now."""
 
-    def __init__(self, at: Path | None) -> None:
-        self.at = at
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
 
     @classmethod
     def opened(cls) -> "_IndexDb":
-        """The file, made where it was not there, made anew where it is torn or of another version."""
-        at = get_index_path()
-        for _ in range(2):
+        """The file, created if missing, recreated if it is corrupt or of another version."""
+        path = get_index_path()
+        for _ in range(2):  # a second time after a corrupt file was removed
             try:
-                at.parent.mkdir(parents=True, exist_ok=True)
-                _prepare_schema(at)
-                return cls(at)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _prepare_schema(path)
+                return cls(path)
             except sqlite3.Error as error:
-                if not _remove_if_torn(at, error):  # held by another process, or not to be written
+                if not _remove_if_corrupt(path, error):  # locked by another process, or read-only
                     break
             except OSError:
                 break
         return cls(None)
 
     def rows(self, roots: Sequence[str], with_config: bool) -> dict[str, _Row]:
-        """Folder → row of all that is known below `roots`."""
-        try:
-            return self._select_rows(roots, "config" if with_config else "'{}'") if self.at else {}
-        except sqlite3.Error as error:
-            assert self.at
-            self.at = _IndexDb.opened().at if _remove_if_torn(self.at, error) else None
+        """Folder → stored row, for all folders below `roots`."""
+        if self.path is None:
             return {}
+        config_column = "config" if with_config else "'{}'"  # configs are most of the file's bytes
+        query = f"SELECT folder, stamp, facts, {config_column} FROM runs WHERE folder >= ? AND folder < ?"
+        rows: dict[str, _Row] = {}
+        try:
+            with closing(_connect_db(self.path)) as database:
+                for root in roots:
+                    # All texts that start with `ROOT/`: a range over the primary key, which LIKE would not use.
+                    prefix = scan.make_absolute(root).rstrip(os.sep)
+                    bounds = (f"{prefix}{os.sep}", f"{prefix}{chr(ord(os.sep) + 1)}")
+                    rows |= {
+                        folder: (stamp, facts, config)
+                        for folder, stamp, facts, config in database.execute(query, bounds)
+                    }
+        except sqlite3.Error as error:
+            self.path = _IndexDb.opened().path if _remove_if_corrupt(self.path, error) else None
+            return {}
+        return rows
 
-    def _select_rows(self, roots: Sequence[str], config: str) -> dict[str, _Row]:
-        assert self.at
-        found: dict[str, _Row] = {}
-        with closing(_connect_db(self.at)) as base:
-            for low, high in map(_build_folder_range, roots):
-                asked = f"SELECT folder, stamp, facts, {config} FROM runs WHERE folder >= ? AND folder < ?"
-                found |= {folder: (stamp, facts, own) for folder, stamp, facts, own in base.execute(asked, (low, high))}
-        return found
-
-    def replace(self, fresh: dict[str, _Row], gone: Iterable[str]) -> None:
-        """Keeps what was read and forgets what is gone; nothing where the file cannot be written."""
-        missing = [(folder,) for folder in gone]
-        if self.at is None or not (fresh or missing):
+    def replace(self, updated: dict[str, _Row], deleted: Iterable[str]) -> None:
+        """Store the rows just read and delete those of folders that are gone; does nothing if the file cannot be written."""
+        folders = [(folder,) for folder in deleted]
+        if self.path is None or not (updated or folders):
             return
-        with suppress(sqlite3.Error), closing(_connect_db(self.at)) as base, base:
-            base.executemany("DELETE FROM runs WHERE folder = ?", missing)
-            base.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", _flatten_rows(fresh))
+        # The inner context commits, or rolls back on an error; it does not close the connection.
+        with suppress(sqlite3.Error), closing(_connect_db(self.path)) as database, database:
+            database.executemany("DELETE FROM runs WHERE folder = ?", folders)
+            database.executemany(
+                "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", ((folder, *row) for folder, row in updated.items())
+            )
 
 
-def _remove_if_torn(at: Path, error: sqlite3.Error) -> bool:
-    """Whether the file was at fault, and not its surroundings; it is gone then."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in TORN:
+def _remove_if_corrupt(path: Path, error: sqlite3.Error) -> bool:
+    """Delete the file if the error says that it is corrupt; whether it was deleted."""
+    # The low byte is the primary result code; the others tell details.
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in CORRUPT:
         return False
     with suppress(OSError):
-        os.unlink(at)
+        os.unlink(path)
         return True
     return False
 
 
-def _flatten_rows(fresh: dict[str, _Row]) -> Iterator[tuple[str, ...]]:
-    return ((folder, *row) for folder, row in fresh.items())
+def _connect_db(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=LOCK_TIMEOUT)
 
 
-def _connect_db(at: Path) -> sqlite3.Connection:
-    return sqlite3.connect(at, timeout=PATIENCE)
-
-
-def _prepare_schema(at: Path) -> None:
-    """Raises: sqlite3.DatabaseError: the file is torn."""
-    with closing(_connect_db(at)) as base:
-        if base.execute("PRAGMA user_version").fetchone()[0] == VERSION:
-            base.execute("SELECT folder FROM runs LIMIT 1")
+def _prepare_schema(path: Path) -> None:
+    """Create the table unless it is there in this version. Raises: sqlite3.DatabaseError: the file is corrupt."""
+    with closing(_connect_db(path)) as database:
+        if database.execute("PRAGMA user_version").fetchone()[0] == VERSION:
+            database.execute("SELECT folder FROM runs LIMIT 1")
             return
-        base.execute("BEGIN IMMEDIATE")
-        if base.execute("PRAGMA user_version").fetchone()[0] != VERSION:  # nobody else was faster
-            base.execute("DROP TABLE IF EXISTS runs")
-            base.execute(TABLE)
-            base.execute(f"PRAGMA user_version = {VERSION}")
-        base.commit()
-
-
-def _build_folder_range(root: str) -> tuple[str, str]:
-    """Of the folders that lie in `root`: from, and up to."""
-    at = scan.make_absolute(root).rstrip(os.sep)
-    return f"{at}{os.sep}", f"{at}{chr(ord(os.sep) + 1)}"
+        # Takes the write lock now, then looks again: another process may have created the table meanwhile.
+        database.execute("BEGIN IMMEDIATE")
+        if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+            database.execute("DROP TABLE IF EXISTS runs")
+            database.execute(TABLE)
+            database.execute(f"PRAGMA user_version = {VERSION}")
+        database.commit()

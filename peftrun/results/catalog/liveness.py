@@ -1,4 +1,4 @@
-"""What is true of a run only now: whether its process is still there, how far it has come, its date on this machine's clock."""
+"""Facts of a run that change by themselves: whether its process lives, the last logged step, its date in this machine's time zone."""
 
 import os
 import platform
@@ -11,66 +11,53 @@ from typing import Any
 from peftrun.artifacts.run_layout import METRICS
 
 RUNNING, DEAD = "running", "dead"
-TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last row
-LATER = 5.0  # seconds: a process that began so much after the run is another one with its number
+TAIL = 4096  # bytes read from the end of metrics.jsonl: more than one row
+PID_REUSE_MARGIN = 5.0  # seconds; a process that started this long after the run has reused its pid
 
 
 def refresh_facts(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts as they are now."""
     started = facts.get("started")
-    now = {
-        **facts,
-        "run": display_path(folder),
-        "date": _format_local_time(started) if isinstance(started, str) else None,
-    }
+    current = {**facts, "run": display_path(folder), "date": None}
+    with suppress(TypeError, ValueError):
+        current["date"] = datetime.fromisoformat(started).astimezone().strftime("%Y-%m-%d %H:%M:%S")  # type: ignore[arg-type]
     if facts.get("status") == RUNNING:
-        now["status"] = RUNNING if _is_alive(facts) else DEAD
-        now["steps"] = _read_last_step(folder)
+        current["status"] = RUNNING if _is_alive(facts) else DEAD
+        current["steps"] = _read_last_step(folder)
     for key in ("sweep", "adapter"):
-        now[key] = display_path(facts[key]) if facts.get(key) else None
-    return now
+        current[key] = display_path(facts[key]) if facts.get(key) else None
+    return current
 
 
 def display_path(folder: str) -> str:
-    """A folder as short as it can be typed from here."""
-    here = f"{os.getcwd().rstrip(os.sep)}{os.sep}"
-    return folder.removeprefix(here)
-
-
-def _format_local_time(text: str) -> str | None:
-    try:
-        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return None
+    """A folder relative to the working directory if it is below it, else absolute."""
+    return folder.removeprefix(f"{os.getcwd().rstrip(os.sep)}{os.sep}")
 
 
 def _is_alive(facts: dict[str, Any]) -> bool:
-    """Whether the run's process lives; one on another machine is taken to."""
+    """Whether the run's process is alive; a run on another machine is assumed to be."""
     if facts.get("host") not in (None, platform.node()):
         return True
     pid = facts.get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:
-        os.kill(pid, 0)
-    except PermissionError:
+        os.kill(pid, 0)  # signal 0 only checks that the process exists
+    except PermissionError:  # it does, and belongs to another user
         return True
     except (ProcessLookupError, OverflowError):
         return False
-    began = _get_process_start(pid)
-    return began is None or began <= _parse_timestamp(facts.get("started"), began) + LATER
-
-
-def _parse_timestamp(text: Any, otherwise: float) -> float:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError):
-        return otherwise
+    process_start = _get_process_start(pid)
+    with suppress(KeyError, TypeError, ValueError):
+        run_start = datetime.fromisoformat(facts["started"]).timestamp()
+        return process_start is None or process_start <= run_start + PID_REUSE_MARGIN
+    return True
 
 
 def _get_process_start(pid: int) -> float | None:
-    """When a process began, by the system's clock; None where the system does not tell. One that has ended and is not yet reaped: never."""
+    """Start of a process in Unix seconds; None: unknown on this system; infinite for a zombie, which runs no more."""
     with suppress(OSError, ValueError, IndexError):
+        # Fields after the command, which is in parentheses and may hold spaces: 0 is the state, 19 the start in ticks since boot.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         if fields[0] in "ZX":
             return float("inf")
@@ -85,11 +72,11 @@ def _read_boot_time() -> float:
 
 
 def _read_last_step(folder: str) -> int | None:
-    """The step that was logged last."""
-    import json
+    """The last logged step; None before the first."""
+    import json  # only needed for a running run
 
     with suppress(OSError, ValueError, IndexError, KeyError, TypeError), open(f"{folder}/{METRICS}", "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-        last = [line for line in file.read().splitlines() if line.endswith(b"}")][-1]
-        return int(json.loads(last)["step"])
+        complete = [line for line in file.read().splitlines() if line.endswith(b"}")]  # a row may be half written
+        return int(json.loads(complete[-1])["step"])
     return None

@@ -1,4 +1,4 @@
-"""The runs that are asked for, in the order that is asked for."""
+"""Select the runs that a query asks for, in the requested order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from peftrun.results.catalog import filter_eval, index
 from peftrun.results.catalog.columns import Columns, make_sort_key
 from peftrun.results.catalog.index import IndexedRun
 
-# Unless `where` asks for actions itself: those that make an adapter or a model, and adapters outside runs.
+# Default selection if `where` does not name `action`: actions that write an adapter or a model; None: an adapter outside runs.
 ARTIFACT_ACTIONS = ("train", "save", "merge", "unmerge", "combine", "extract", None)
 NEWEST = "-date"
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The runs, sorted and cut. `matching`: how many there were before the cut; `total`: of all below the roots, whatever was asked."""
+    """The matching runs, sorted and limited. `matching`: their number before the limit; `total`: all runs below the roots."""
 
     runs: list[IndexedRun]
     columns: Columns
@@ -32,36 +32,45 @@ def query_runs(
     with_config: bool = False,
     key: str = "action.",
 ) -> SearchResult:
-    """What `text`, an expression of `where`, asks for.
+    """The runs that match `text`, a `where` expression.
 
-    Args: sort: a column; `-` before it: the largest first. key: what stands before `where` and `sort` where the user types them.
+    Args:
+        sort: a column; with `-` in front, largest first.
+        key: prefix of `where` and `sort` in error messages.
 
-    Raises: ConfigError: one line: the expression cannot be read, or a column is not there.
+    Raises: ConfigError: one line: the expression cannot be parsed, or a column does not exist.
     """
     expression = filter_parser.parse_filter(text, f"{key}where") if text and text.strip() else None
-    by = (sort or NEWEST).strip()
-    asked = [*(filter_parser.list_columns(expression) if expression else ()), by.removeprefix("-")]
+    sort_column = (sort or NEWEST).strip()
+    # Configs are large, so they are read only if a column that is used is none of the facts.
+    columns_used = [*(filter_parser.list_columns(expression) if expression else ()), sort_column.removeprefix("-")]
     runs = index.load_runs(roots, with_config)
     columns = Columns(runs, with_config)
-    if not with_config and not all(map(columns.has_column, asked)):
+    if not with_config and not all(map(columns.has_column, columns_used)):
         runs = index.load_runs(roots, with_config=True)
         columns = Columns(runs, with_config=True)
     if not runs:
         return SearchResult([], columns, 0, 0)
-    found = runs if "action" in asked[:-1] else [run for run in runs if run.facts.get("action") in ARTIFACT_ACTIONS]
+    # The last one is the sort column, which does not select actions.
+    selected = (
+        runs if "action" in columns_used[:-1] else [run for run in runs if run.facts.get("action") in ARTIFACT_ACTIONS]
+    )
     if expression:
-        meets = filter_eval.compile_filter(expression, columns, runs, f"{key}where")
-        found = [run for run in found if meets(run)]
-    return SearchResult(sort_runs(found, by, columns, f"{key}sort")[:limit], columns, len(found), len(runs))
+        matches = filter_eval.compile_filter(expression, columns, runs, f"{key}where")
+        selected = [run for run in selected if matches(run)]
+    return SearchResult(
+        sort_runs(selected, sort_column, columns, f"{key}sort")[:limit], columns, len(selected), len(runs)
+    )
 
 
 def sort_runs(runs: Sequence[IndexedRun], by: str, columns: Columns, key: str = "action.sort") -> list[IndexedRun]:
-    """Sorted by a column; of equals the newest first; those without a value last in both directions.
+    """Runs sorted by a column; equal values newest first, missing values last in both directions.
 
     Raises: ConfigError: there is no such column.
     """
-    value, falling = columns.value(by.removeprefix("-"), key), by.startswith("-")
-    newest = sorted(runs, key=lambda run: (run.facts.get("date") or "", run.folder), reverse=True)
-    known = [run for run in newest if make_sort_key(value(run))[0] != 2]
-    rest = [run for run in newest if make_sort_key(value(run))[0] == 2]
-    return [*sorted(known, key=lambda run: make_sort_key(value(run)), reverse=falling), *rest]
+    read_value, is_descending = columns.value(by.removeprefix("-"), key), by.startswith("-")
+    newest_first = sorted(runs, key=lambda run: (run.facts.get("date") or "", run.folder), reverse=True)
+    keyed = [(make_sort_key(read_value(run)), run) for run in newest_first]
+    # Python's sort is stable, also with reverse=True, so equal values stay newest first. Group 2: no value, or NaN.
+    ordered = sorted((pair for pair in keyed if pair[0][0] != 2), key=lambda pair: pair[0], reverse=is_descending)
+    return [run for _, run in ordered] + [run for (group, _), run in keyed if group == 2]

@@ -1,8 +1,9 @@
-"""What the catalogue keeps of one run: the facts of its record, its config as full keys, both without a library that takes time."""
+"""Read what the catalog stores of a run: facts from its record, and its config by full key. Uses no slow library."""
 
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -16,20 +17,22 @@ from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
 from peftrun.config.paths import GROUPS
 from peftrun.results.catalog import flat_yaml
 
-LEARNING = ("train", "plan", "extract")  # their config says which method; others are given an adapter, or none
-ON_ROWS = ("train", "evaluate", "plan", "preview")  # their config says which task
-PLAIN_METRICS = ("loss", "perplexity")  # said last of what was measured
+METHOD_FROM_CONFIG = ("train", "plan", "extract")  # other actions take an adapter, or none
+TASK_FROM_CONFIG = ("train", "evaluate", "plan", "preview")  # other actions ignore group task
+PLAIN_METRICS = ("loss", "perplexity")  # shown only if nothing else was measured
 CHOICES = re.compile(r"^( +)choices:\n((?:\1  .*\n?)+)", re.MULTILINE)
 CHOICE = re.compile(r"^ +([\w/]+): (.*)$", re.MULTILINE)
-REJECTED = re.compile(r"\.rejected\d*$")  # how peftrun names what failed its proof
+REJECTED = re.compile(r"\.rejected\d*$")  # suffix of an adapter folder that failed its load proof
 Values = dict[str, Any]
 
 
 def read_run_folder(folder: str) -> tuple[Values, Values]:
-    """Facts and config of a run folder, or of a folder that holds an adapter alone; what cannot be read says so in its status."""
+    """Facts and config of a run folder, or of a folder with an adapter alone; status `unreadable` if the record is corrupt."""
     if not os.path.isfile(os.path.join(folder, RECORD)):
         return _collect_adapter_facts(folder), {}
-    config = _read_config(folder)
+    config: Values = {}
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        config = flat_yaml.parse_flat_yaml(_read_text(folder, CONFIG))
     try:
         record = json.loads(_read_text(folder, RECORD))
         return _collect_run_facts(folder, record, config), config
@@ -41,21 +44,15 @@ def _read_text(*parts: str) -> str:
     return Path(*parts).read_text(encoding="utf-8")
 
 
-def _read_config(folder: str) -> Values:
-    try:
-        return flat_yaml.parse_flat_yaml(_read_text(folder, CONFIG))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-
-
 def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
     action, choices = record.get("action"), _read_choices(folder) or _parse_typed_choices(record)
     training = record.get("training") or {}
+    has_task, task_type = action in TASK_FROM_CONFIG or "data" in record, config.get("task.kind")
     return {
         "action": action,
         "status": record.get("status"),
         "started": record.get("started"),
-        **_describe_task(record, action, config, choices),
+        **({"task": choices.get("task") or task_type, "kind": task_type} if has_task else {"task": None, "kind": None}),
         **_describe_base(record, config),
         **_describe_artifacts(folder, record, action, config, choices),
         **_collect_metrics(record.get("metrics") or {}),
@@ -66,7 +63,7 @@ def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
         "seconds": record.get("seconds"),
         "tokens": training.get("tokens"),
         "seed": record.get("seed"),
-        "sweep": _find_sweep(folder),
+        "sweep": os.path.dirname(folder) if _read_sweep(os.path.dirname(folder)) is not None else None,
         "template": (record.get("template") or {}).get("name"),
         "of": ", ".join(str(value) for key, value in config.items() if key.startswith("adapter.")) or None,
         "device": record.get("device"),
@@ -78,66 +75,52 @@ def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
     }
 
 
-def _describe_task(record: Values, action: Any, config: Values, choices: dict[str, str]) -> Values:
-    if action not in ON_ROWS and "data" not in record:
-        return {"task": None, "kind": None}
-    kind = config.get("task.kind")
-    return {"task": choices.get("task") or kind, "kind": kind}
-
-
 def _describe_base(record: Values, config: Values) -> Values:
     base = record.get("base")
     if isinstance(base, dict):
         return {"base": base.get("name"), "fingerprint": str((base.get("fingerprint") or {}).get("weights"))[:12]}
-    name = config.get("model.name_or_path") if record.get("action") in ON_ROWS else None
-    return {"base": _predict_base_name(config.get("model.package"), str(name)) if name else base, "fingerprint": None}
-
-
-def _predict_base_name(package: Any, name: str) -> str:
-    """What the record will call this base once it is loaded."""
-    if package:
-        return f"{package}:{name}"
+    name = config.get("model.name_or_path") if record.get("action") in TASK_FROM_CONFIG else None
+    if not name:
+        return {"base": base, "fingerprint": None}
+    # Not loaded yet: the name that the record will have once it is. A Hub id has exactly one slash.
+    name, package = str(name), config.get("model.package")
     is_folder = os.path.exists(os.path.expanduser(name)) or name.startswith(("/", ".", "~")) or name.count("/") != 1
-    return os.path.basename(name.rstrip("/")) if is_folder else name
+    local_name = os.path.basename(name.rstrip("/")) if is_folder else name
+    return {"base": f"{package}:{name}" if package else local_name, "fingerprint": None}
 
 
 def _describe_artifacts(folder: str, record: Values, action: Any, config: Values, choices: dict[str, str]) -> Values:
-    """What came out, where, how large; by which method."""
+    """The adapter's folder, its method and rank, and the bytes of all safetensors files written."""
     files = [os.path.normpath(os.path.join(folder, name)) for name in record.get("artifacts") or ()]
-    held = [os.path.dirname(file) for file in files if os.path.basename(file) == ADAPTER_CONFIG]
-    adapter = held[0] if held else None
-    learned = action in LEARNING
-    method, rank = (choices.get("lora") or config.get("lora.method"), config.get("lora.r")) if learned else (None, None)
-    if adapter and not learned:
+    adapter = next((os.path.dirname(file) for file in files if os.path.basename(file) == ADAPTER_CONFIG), None)
+    method, rank = None, None
+    if action in METHOD_FROM_CONFIG:
+        method, rank = choices.get("lora") or config.get("lora.method"), config.get("lora.r")
+    elif adapter:
         method, rank = _read_adapter_method(adapter)
-    return {
-        "adapter": adapter,
-        "size": sum(_get_file_size(file) for file in files if file.endswith(".safetensors")) or None,
-        "method": method,
-        "rank": rank,
-    }
+    size = 0  # bytes
+    for file in files:
+        if file.endswith(".safetensors"):
+            with suppress(OSError):  # deleted since
+                size += os.stat(file).st_size
+    return {"adapter": adapter, "size": size or None, "method": method, "rank": rank}
 
 
 def _read_adapter_method(adapter: str) -> tuple[Any, Any]:
+    """Method and rank from adapter_config.json; PEFT stores DoRA as LoRA with a flag."""
     try:
-        made = json.loads(_read_text(adapter, ADAPTER_CONFIG))
-        name = "dora" if made.get("use_dora") else str(made.get("peft_type") or "").lower()
-        return name or None, made.get("r")
+        adapter_config = json.loads(_read_text(adapter, ADAPTER_CONFIG))
+        name = "dora" if adapter_config.get("use_dora") else str(adapter_config.get("peft_type") or "").lower()
+        return name or None, adapter_config.get("r")
     except (OSError, ValueError, AttributeError):
         return None, None
 
 
-def _get_file_size(file: str) -> int:
-    with suppress(OSError):
-        return os.stat(file).st_size
-    return 0
-
-
 def _collect_metrics(metrics: Values) -> Values:
-    """Every figure under its full key; of the one that says most its name, before and after."""
+    """Every metric by full key; name, before and after of the main one."""
     after, before = metrics.get("after", metrics), metrics.get("before") or {}
-    named = [name for name, value in after.items() if isinstance(value, int | float)]
-    main = next((name for name in named if name not in PLAIN_METRICS), next(iter(named), None))
+    names = [name for name, value in after.items() if isinstance(value, int | float)]
+    main = next((name for name in names if name not in PLAIN_METRICS), next(iter(names), None))
     return {
         "metric": main,
         "before": before.get(main),
@@ -146,13 +129,8 @@ def _collect_metrics(metrics: Values) -> Values:
     }
 
 
-def _find_sweep(folder: str) -> str | None:
-    parent = os.path.dirname(folder)
-    return parent if _read_sweep(parent) is not None else None
-
-
 def _read_choices(folder: str) -> dict[str, str]:
-    """Group → chosen option, as Hydra noted it; of a cell of a sweep, as its sweep did."""
+    """Group → chosen option, from Hydra's notes in the run folder; for a cell of a sweep, from those of the sweep."""
     with suppress(OSError):
         return _parse_choices(_read_text(folder, ".hydra", "hydra.yaml"))
     sweep = _read_sweep(os.path.dirname(folder))
@@ -164,54 +142,46 @@ def _read_choices(folder: str) -> dict[str, str]:
 
 
 def _parse_typed_choices(record: Values) -> dict[str, str]:
-    """Group → option as it was typed: for a folder that was copied without Hydra's notes."""
-    typed = record.get("command")
-    pairs = [text.partition("=") for text in typed[1:] if isinstance(text, str)] if isinstance(typed, list) else []
+    """Group → option as typed, for a folder that was copied without `.hydra`."""
+    command = record.get("command")
+    pairs = [text.partition("=") for text in command[1:] if isinstance(text, str)] if isinstance(command, list) else []
     return {key: option for key, _, option in pairs if key in GROUPS}
 
 
 def _build_command(folder: str, record: Values) -> str | None:
-    """What was typed, `peftrun` first; of a cell, what would give it alone."""
+    """The command line, starting with `peftrun`; for a cell of a sweep, the command that runs it alone."""
     sweep = _read_sweep(os.path.dirname(folder))
-    alone = (sweep[1].get(os.path.basename(folder)) or {}).get("command") if sweep else None
-    typed = record.get("command")
-    again = [text for text in typed[1:] if not _is_hydra_override(text)] if isinstance(typed, list) else []
-    return alone or (" ".join(["peftrun", *map(_quote_word, again)]) if isinstance(typed, list) else None)
-
-
-def _is_hydra_override(text: str) -> bool:
-    """Whether it says where the run was put, and not what it was."""
-    key = str(text).lstrip("+~").partition("=")[0]
-    return key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath"
-
-
-def _quote_word(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
+    cell_command = (sweep[1].get(os.path.basename(folder)) or {}).get("command") if sweep else None
+    command = record.get("command")
+    if cell_command or not isinstance(command, list):
+        return cell_command
+    words = []
+    for text in command[1:]:
+        key = str(text).lstrip("+~").partition("=")[0]
+        # Hydra's own keys say where the run is stored, except for the search path, which says where options come from.
+        if not key.startswith(("hydra.", "hydra/")) or key == "hydra.searchpath":
+            words.append(shlex.quote(text))
+    return " ".join(["peftrun", *words])
 
 
 def _parse_choices(text: str) -> dict[str, str]:
     match = CHOICES.search(text)
-    lines = CHOICE.findall(match[2]) if match else []
-    return {group: option.strip("'\"") for group, option in lines if option != "null"}
+    choices = CHOICE.findall(match[2]) if match else []
+    return {group: option.strip("'\"") for group, option in choices if option != "null"}
 
 
 def _read_sweep(folder: str) -> tuple[dict[str, str], dict[str, Values]] | None:
-    """Chosen options of a sweep, and its cells by id; None: it is no sweep."""
-    changed = [_get_mtime(os.path.join(folder, name)) for name in ("multirun.yaml", "sweep.json")]
-    return _read_sweep_cached(folder, *changed) if any(changed) else None
-
-
-def _get_mtime(file: str) -> int:
-    try:
-        return os.stat(file).st_mtime_ns
-    except OSError:
-        return 0
+    """Chosen options of a sweep, and its cells by id; None: the folder is no sweep."""
+    modified = [0, 0]  # nanoseconds; 0: no such file
+    for position, name in enumerate(("multirun.yaml", "sweep.json")):
+        with suppress(OSError):
+            modified[position] = os.stat(os.path.join(folder, name)).st_mtime_ns
+    return _read_sweep_cached(folder, *modified) if any(modified) else None
 
 
 @lru_cache(maxsize=64)
-def _read_sweep_cached(folder: str, *changed: int) -> tuple[dict[str, str], dict[str, Values]]:
+def _read_sweep_cached(folder: str, *modified: int) -> tuple[dict[str, str], dict[str, Values]]:
+    # Every cell of a sweep asks for the same two files; their times are part of the cache's key.
     choices, cells = {}, {}
     with suppress(OSError):
         choices = _parse_choices(_read_text(folder, "multirun.yaml"))
@@ -222,19 +192,19 @@ def _read_sweep_cached(folder: str, *changed: int) -> tuple[dict[str, str], dict
 
 def _collect_adapter_facts(folder: str) -> Values:
     method, rank = _read_adapter_method(folder)
-    found: Values = {"status": "rejected" if REJECTED.search(folder) else "completed", "adapter": folder}
-    found |= {"method": method, "rank": rank, **dict(_read_base_facts(folder))}
+    facts: Values = {"status": "rejected" if REJECTED.search(folder) else "completed", "adapter": folder}
+    facts |= {"method": method, "rank": rank, **dict(_read_base_facts(folder))}
     with suppress(OSError):
-        info = os.stat(os.path.join(folder, ADAPTER_WEIGHTS))
-        found |= {
-            "size": info.st_size,
-            "started": datetime.fromtimestamp(info.st_mtime, UTC).isoformat(timespec="seconds"),
+        stat = os.stat(os.path.join(folder, ADAPTER_WEIGHTS))
+        facts |= {
+            "size": stat.st_size,
+            "started": datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds"),
         }
-    return found
+    return facts
 
 
 def _read_base_facts(folder: str) -> Iterator[tuple[str, Any]]:
-    """The base it was made for: as peftrun noted it, else as PEFT did."""
+    """Name and fingerprint of the adapter's base model from peftrun.json, else the name alone from PEFT's adapter_config.json."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         base = json.loads(_read_text(folder, PEFTRUN_METADATA))["base"]
         yield "base", base["name"]

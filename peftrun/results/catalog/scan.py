@@ -1,4 +1,4 @@
-"""Where runs and adapters lie below some folders, and what tells that one of them has changed. Nothing is opened."""
+"""Find runs and adapters below some folders, and stamp each so that a change is noticed. Opens no file."""
 
 import os
 import re
@@ -8,16 +8,19 @@ from pathlib import Path
 
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, CHECKPOINTS, CONFIG, RECORD
 
-ATTEMPTS, SUMMARY = "attempts", "sweep.json"  # of a sweep: what earlier attempts left is no run of its own
+ATTEMPTS, SUMMARY = (
+    "attempts",
+    "sweep.json",
+)  # beside sweep.json, earlier attempts at its cells; they are no runs of their own
 SKIPPED = {CHECKPOINTS, "__pycache__", "node_modules"}
-COPIES, STORE = "artifacts", ".db"  # a tracker keeps copies of records and adapters there, beside its file
-TRACKED = re.compile(r"[0-9a-f]{32}")  # how MLflow names the folder of one of its runs
+COPIES, STORE = "artifacts", ".db"  # beside its database, a tracker stores copies of records and adapters
+TRACKED = re.compile(r"[0-9a-f]{32}")  # name that MLflow gives to the folder of a run
 
 
 def find_run_folders(roots: Sequence[str]) -> dict[str, str]:
-    """Absolute folder of every run, and of every adapter outside a run → its stamp, which differs as soon as the folder must be read again.
+    """Absolute folder of every run and of every adapter outside a run → its stamp, which changes if the folder must be read again.
 
-    What lies in a run folder belongs to that run. Folders that cannot be read are passed over.
+    What is inside a run folder belongs to that run. Unreadable folders are skipped.
     """
     stamps: dict[str, str] = {}
     for root in map(make_absolute, roots):
@@ -26,48 +29,44 @@ def find_run_folders(roots: Sequence[str]) -> dict[str, str]:
 
 
 def make_absolute(path: str | Path) -> str:
-    """A path as the index knows it: absolute, links as they are."""
+    """A path in the form that the index stores: absolute, symlinks not resolved."""
     return os.path.abspath(Path(path).expanduser())
 
 
 def read_stamp(folder: str) -> str | None:
-    """The stamp of one run folder or adapter folder; None: it is neither."""
+    """The stamp of a run folder or adapter folder; None: it is neither."""
     entries = _list_entries(folder)
     return _build_stamp(folder, entries) if RECORD in entries or ADAPTER_CONFIG in entries else None
 
 
-def _scan_below(folder: str, seen: set[str]) -> dict[str, str]:
-    """A folder and those below it. A loop, since folders may be nested deeper than calls."""
+def _scan_below(folder: str, visited: set[str]) -> dict[str, str]:
+    """Stamps of a folder and those below it. Iterative, since folders may be nested deeper than Python's recursion limit."""
     stamps: dict[str, str] = {}
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        entries = _list_entries(here)
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        entries = _list_entries(current)
         if RECORD in entries or ADAPTER_CONFIG in entries:
-            with suppress(OSError):  # removed meanwhile
-                stamps[here] = _build_stamp(here, entries)
+            with suppress(OSError):  # deleted since it was listed
+                stamps[current] = _build_stamp(current, entries)
             continue
-        passed = {*([ATTEMPTS] if SUMMARY in entries else []), *([COPIES] if _is_store(here, entries) else [])}
-        waiting += [
-            entry.path for entry in entries.values() if entry.name not in passed and _should_descend(entry, seen)
+        is_tracker_store = TRACKED.fullmatch(os.path.basename(current)) or any(name.endswith(STORE) for name in entries)
+        skipped = {*([ATTEMPTS] if SUMMARY in entries else []), *([COPIES] if is_tracker_store else [])}
+        pending += [
+            entry.path for entry in entries.values() if entry.name not in skipped and _should_descend(entry, visited)
         ]
     return stamps
 
 
 def _list_entries(folder: str) -> dict[str, os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return {entry.name: entry for entry in found}
+        with os.scandir(folder) as entries:
+            return {entry.name: entry for entry in entries}
     except OSError:
         return {}
 
 
-def _is_store(folder: str, entries: dict[str, os.DirEntry[str]]) -> bool:
-    """Whether a tracker keeps its runs here: what it has copied is no run of its own."""
-    return TRACKED.fullmatch(os.path.basename(folder)) is not None or any(name.endswith(STORE) for name in entries)
-
-
-def _should_descend(entry: os.DirEntry[str], seen: set[str]) -> bool:
+def _should_descend(entry: os.DirEntry[str], visited: set[str]) -> bool:
     if entry.name.startswith(".") or entry.name in SKIPPED:
         return False
     try:
@@ -77,24 +76,24 @@ def _should_descend(entry: os.DirEntry[str], seen: set[str]) -> bool:
             return True
     except OSError:
         return False
-    target = os.path.realpath(entry.path)  # a link may lead back up, or to a place that was seen
-    if target in seen or f"{os.path.realpath(os.path.dirname(entry.path))}/".startswith(f"{target}/"):
+    target = os.path.realpath(entry.path)  # a link may point to a parent, or to a folder already visited
+    if target in visited or f"{os.path.realpath(os.path.dirname(entry.path))}/".startswith(f"{target}/"):
         return False
-    seen.add(target)
+    visited.add(target)
     return True
 
 
 def _build_stamp(folder: str, entries: dict[str, os.DirEntry[str]]) -> str:
-    parts = [os.stat(folder).st_mtime_ns]  # an adapter was saved, or taken away
+    parts = [os.stat(folder).st_mtime_ns]  # nanoseconds; changes if an adapter is added or removed
     for name in (RECORD, CONFIG, ADAPTER_CONFIG):
         if name in entries:
-            info = entries[name].stat()
-            parts += [info.st_mtime_ns, info.st_size]
+            stat = entries[name].stat()
+            parts += [stat.st_mtime_ns, stat.st_size]
     return " ".join(map(str, parts))
 
 
 def find_containing_roots(folder: str, roots: Sequence[str]) -> Iterator[str]:
-    """Those of `roots` that a folder lies in."""
+    """Those of `roots` that contain the folder."""
     for root in map(make_absolute, roots):
         if folder == root or folder.startswith(f"{root.rstrip(os.sep)}{os.sep}"):
             yield root

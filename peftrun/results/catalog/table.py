@@ -1,4 +1,4 @@
-"""Runs as lines of text, or as JSON: on a terminal as many columns as fit, unabridged where another program reads."""
+"""Runs as a text table or as JSON: on a terminal as many columns as fit, in a pipe all of them in full."""
 
 import math
 import re
@@ -12,54 +12,65 @@ from peftrun.results.catalog.columns import FIXED, format_value
 from peftrun.results.catalog.index import IndexedRun
 from peftrun.results.catalog.query import SearchResult
 
-# In the order of the table; the number tells who goes first where there is no room: the largest.
+# Columns in their order → weight; on a narrow terminal the largest weight is dropped first.
 WEIGHT = {
     "run": 0, "status": 2, "action": 9, "task": 3, "base": 6, "method": 4, "rank": 5, "metric": 1, "date": 10, "size": 7, "trainable": 12,
     "steps": 11, "time": 8, "seed": 13, "template": 14, "sweep": 15,
 }  # fmt: skip
-SHOWN = {*WEIGHT, "before", "after", "seconds"}  # by the usual columns
+SHOWN = {*WEIGHT, "before", "after", "seconds"}  # facts that the default columns show
 BEFORE = re.compile(r"\S+ → ")
 SIGNS = {"status": "", "completed": "✓", "failed": "✗", "stopped": "■", "interrupted": "‖", "running": "▶", "dead": "†"}
-FEW_LETTERS: dict[str, Callable[[str], str]] = {
+SHORT_FORMS: dict[str, Callable[[str], str]] = {
     "status": lambda cell: SIGNS.get(cell, cell[:1]),
     "metric": lambda cell: BEFORE.sub("", cell),
 }
-REQUESTED = 2  # weight of a column that was asked about
+REQUESTED = 2  # weight of a column that `where` or `sort` names
 RIGHT = {"rank", "size", "trainable", "steps", "time", "seed"}
 Facts = dict[str, Any]
 
 
-def format_table(found: SearchResult, more: Sequence[str] = ()) -> list[str]:
-    """A line a run below a heading. `more`: columns that the user has asked about, shown beside the usual ones."""
-    return _fit_to_terminal(_align_numbers(build_columns(found, more))) if found.runs else []
+def format_table(result: SearchResult, queried: Sequence[str] = ()) -> list[str]:
+    """Heading and one line per run. `queried`: columns that the query names, shown after the default ones."""
+    if not result.runs:
+        return []
+    columns = build_columns(result, queried)
+    for name in RIGHT & columns.keys():
+        width = max(map(len, columns[name]))
+        columns[name] = [cell.rjust(width) for cell in columns[name]]
+    if sys.stdout.isatty():
+        columns = _narrow_columns(columns, get_terminal_size().columns)
+    return align_rows([[*row] for row in zip(*columns.values(), strict=True)])
 
 
-def build_columns(found: SearchResult, more: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Column → its heading, and a cell for each run; those in which no run has anything are left out."""
-    cells = _fill_columns(_build_default_columns(found.runs), found.runs)
-    for name in more:
-        own = [name, *map(_make_column_reader(found, name), found.runs)]
-        if name not in SHOWN and not any(_shows_column(each, own) for each in (cells.get("rank"), cells.get("metric"))):
-            cells[name] = own
-    return cells
+def build_columns(result: SearchResult, queried: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Column → heading and one cell per run; columns without any value are left out."""
+    columns = _build_default_columns(result.runs)
+    for name in queried:
+        read_value = result.columns.value(name)
+        column = [name, *(format_value(read_value(run)) for run in result.runs)]
+        is_shown = any(_shows_column(default, column) for default in (columns.get("rank"), columns.get("metric")))
+        if name not in SHOWN and not is_shown:
+            columns[name] = column
+    return columns
 
 
-def _shows_column(column: list[str] | None, asked: list[str]) -> bool:
-    """Whether a column shows what was asked about: under the same title, or the same rank under a longer name."""
+def _shows_column(column: list[str] | None, queried: list[str]) -> bool:
+    """Whether a default column already shows what was queried: the same heading, or the rank under its config key."""
     if column is None:
         return False
-    return column[0] == asked[0] or (column[0] == "rank" and asked[0] in ("r", "lora.r") and column[1:] == asked[1:])
+    is_rank = column[0] == "rank" and queried[0] in ("r", "lora.r")
+    return column[0] == queried[0] or (is_rank and column[1:] == queried[1:])
 
 
 def serialize_run(run: IndexedRun) -> Facts:
-    """A run for another program: every fixed column, its metrics and versions, its config; figures that JSON cannot say are null."""
+    """A run as JSON-serializable values: fixed columns, metrics, versions and config; non-finite numbers are null."""
     facts = {name: run.facts.get(name) for name in FIXED}
     metrics = {key: value for key, value in run.facts.items() if key.startswith("metrics.")}
     return replace_nonfinite({**facts, **metrics, "config": run.config})
 
 
 def replace_nonfinite(value: Any) -> Any:
-    """The same with None for every figure that is not finite."""
+    """A copy with None for every non-finite number, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -68,84 +79,60 @@ def replace_nonfinite(value: Any) -> Any:
 
 
 def format_size_cell(value: Any) -> str:
-    """Bytes as megabytes, or kilobytes where they are few."""
+    """Bytes as MB, or as kB below 0.1 MB."""
     if not isinstance(value, int):
         return "-"
     return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.0f} kB"
 
 
-def format_change(facts: Facts, named: bool) -> str:
-    """The figure that says most, before and after. `named`: with its name."""
+def format_change(facts: Facts, with_name: bool) -> str:
+    """The main metric before and after training. `with_name`: preceded by its name."""
     after, before = facts.get("after"), facts.get("before")
     if after is None:
         return "-"
-    said = format_metric(after) if before is None else f"{format_metric(before)} → {format_metric(after)}"
-    return f"{facts.get('metric')} {said}" if named else said
+    change = format_metric(after) if before is None else f"{format_metric(before)} → {format_metric(after)}"
+    return f"{facts.get('metric')} {change}" if with_name else change
 
 
 def format_metric(value: Any) -> str:
-    """A metric in a table."""
+    """A metric as a table cell."""
     return f"{value:.4f}" if isinstance(value, float) else format_value(value)
 
 
-def _build_default_columns(runs: Sequence[IndexedRun]) -> dict[str, Callable[[IndexedRun], str]]:
-    several = len({run.facts.get("metric") for run in runs if run.facts.get("metric")}) > 1
-    shown: dict[str, Callable[[Facts], str]] = {
-        "metric": lambda facts: format_change(facts, several),
+def _build_default_columns(runs: Sequence[IndexedRun]) -> dict[str, list[str]]:
+    """Heading and cells of each default column in which at least one run has a value."""
+    metrics = {run.facts.get("metric") for run in runs if run.facts.get("metric")}
+    formats: dict[str, Callable[[Facts], str]] = {
+        # One metric goes into the heading; if runs have different ones, each cell names its own.
+        "metric": lambda facts: format_change(facts, len(metrics) > 1),
         "size": lambda facts: format_size_cell(facts.get("size")),
-        "date": lambda facts: format_value(facts.get("date"))[:16],
+        "date": lambda facts: format_value(facts.get("date"))[:16],  # to the minute
         "time": lambda facts: "-" if facts.get("seconds") is None else format_rough_duration(facts["seconds"]),
         "trainable": lambda facts: f"{facts['trainable']:,}" if isinstance(facts.get("trainable"), int) else "-",
     }
-    return {name: _make_cell_reader(shown.get(name), name) for name in WEIGHT}
+    columns = {}
+    for name in WEIGHT:
+        cells = [formats[name](run.facts) if name in formats else format_value(run.facts.get(name)) for run in runs]
+        heading = str(next(iter(metrics))) if name == "metric" and len(metrics) == 1 else name
+        if {*cells} - {"-"}:
+            columns[name] = [heading, *cells]
+    return columns
 
 
-def _make_cell_reader(shown: Callable[[Facts], str] | None, name: str) -> Callable[[IndexedRun], str]:
-    return lambda run: shown(run.facts) if shown else format_value(run.facts.get(name))
-
-
-def _make_column_reader(found: SearchResult, name: str) -> Callable[[IndexedRun], str]:
-    value = found.columns.value(name)
-    return lambda run: format_value(value(run))
-
-
-def _fill_columns(columns: dict[str, Callable[[IndexedRun], str]], runs: Sequence[IndexedRun]) -> dict[str, list[str]]:
-    """Heading and cells of each column in which a run has something."""
-    every = {name: [cell(run) for run in runs] for name, cell in columns.items()}
-    filled = {name: cells for name, cells in every.items() if {*cells} - {"-"}}
-    names = {run.facts.get("metric") for run in runs if run.facts.get("metric")}
-    title = str(names.pop()) if len(names) == 1 else "metric"
-    return {name: [title if name == "metric" else name, *cells] for name, cells in filled.items()}
-
-
-def _align_numbers(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Figures stand below each other at their right."""
-    return {name: _right_align(cells) if name in RIGHT else cells for name, cells in columns.items()}
-
-
-def _right_align(cells: list[str]) -> list[str]:
-    width = max(map(len, cells))
-    return [cell.rjust(width) for cell in cells]
-
-
-def _fit_to_terminal(columns: dict[str, list[str]]) -> list[str]:
-    if sys.stdout.isatty():
-        columns = _narrow_columns(columns, get_terminal_size().columns)
-    return align_rows([[*row] for row in zip(*columns.values(), strict=True)])
-
-
-def _narrow_columns(columns: dict[str, list[str]], room: int) -> dict[str, list[str]]:
-    """Without what is the same in all rows and says little, then without the least important, until all fits."""
-    left = dict(columns)
+def _narrow_columns(columns: dict[str, list[str]], max_width: int) -> dict[str, list[str]]:
+    """Drop columns until the table fits: first those with equal values in all rows, then by weight."""
+    columns_left = dict(columns)
     for name in ("status", "action", "seed", "template"):
-        if _measure_width(left) > room and name in left and len({*left[name][1:]}) == 1:
-            del left[name]
-    kept = {name: cells for name, cells in left.items() if WEIGHT.get(name, REQUESTED) <= WEIGHT["task"]}
-    if _measure_width(kept) > room:  # rather these in few letters than one of them not at all
-        left |= {name: [*map(FEW_LETTERS[name], cells)] for name, cells in kept.items() if name in FEW_LETTERS}
-    while len(left) > 1 and _measure_width(left) > room:
-        del left[max(left, key=lambda name: WEIGHT.get(name, REQUESTED))]
-    return left
+        if _measure_width(columns_left) > max_width and name in columns_left and len({*columns_left[name][1:]}) == 1:
+            del columns_left[name]
+    important = {name: cells for name, cells in columns_left.items() if WEIGHT.get(name, REQUESTED) <= WEIGHT["task"]}
+    if _measure_width(important) > max_width:  # abbreviate rather than drop one of them
+        columns_left |= {
+            name: [*map(SHORT_FORMS[name], cells)] for name, cells in important.items() if name in SHORT_FORMS
+        }
+    while len(columns_left) > 1 and _measure_width(columns_left) > max_width:
+        del columns_left[max(columns_left, key=lambda name: WEIGHT.get(name, REQUESTED))]
+    return columns_left
 
 
 def _measure_width(columns: dict[str, list[str]]) -> int:

@@ -1,4 +1,4 @@
-"""What the page of action=browse asks for, as plain values: runs, one run, several beside each other, their curves and adapters."""
+"""Data for the page of action=browse as JSON-serializable values: run table, single run, comparison, curves, adapters."""
 
 import hashlib
 import os
@@ -17,103 +17,116 @@ from peftrun.results.catalog.index import IndexedRun
 from peftrun.results.catalog.liveness import RUNNING
 from peftrun.results.report.line_charts import NARROW, WIDE, ChartStyle, Series, draw_chart
 
-SERVED = ("report.html", "curves.svg")  # the only files of a run that a browser is given
+SERVED = ("report.html", "curves.svg")  # the only files of a run that are served
 CURVES = {"loss": "loss in training", "eval_loss": "loss on validation rows", "learning_rate": "learning rate"}
 SVG = "http://www.w3.org/2000/svg"
-FIRST = ("run", "status", "metric", "date", "task", "method", "rank", "base")  # columns of the table
-COLORS = 7  # of curves; further ones are grey
-MAX_ROWS = 1000  # rows that are sent at once
+FIRST = ("run", "status", "metric", "date", "task", "method", "rank", "base")  # table columns that come first
+COLORS = 7  # classes c0 … c6 of report.css; further curves are gray
+MAX_ROWS = 1000  # rows per response
 Values = dict[str, Any]
 
 
 class UnknownRunError(Exception):
-    """There is no such run."""
+    """There is no run with this id."""
 
 
 class RunCatalog:
-    """The runs below some folders, each under an id that says nothing of where it lies."""
+    """The runs below some folders, each under an id that does not reveal its path."""
 
     def __init__(self, roots: Sequence[str]) -> None:
         self.roots = list(roots)
         self._folders: dict[str, str] = {}
-        self._lock = threading.Lock()  # the server answers from several threads
+        self._lock = threading.Lock()  # FastAPI runs sync routes in a thread pool
 
     def runs(self, text: str | None, sort: str | None) -> Values:
-        """The table. Raises: ConfigError: `text` cannot be read, or a column is not there."""
+        """The run table. Raises: ConfigError: `text` cannot be parsed, or a column does not exist."""
         with self._lock:
-            found = query.query_runs(self.roots, text, sort, MAX_ROWS, key="")
-            self._remember_runs(found.runs)
-        cells = _order_by_use(table.build_columns(found, _list_queried_columns(text, sort))) if found.runs else {}
+            result = query.query_runs(self.roots, text, sort, MAX_ROWS, key="")
+            self._remember_runs(result.runs)
+        queried = filter_parser.list_columns(filter_parser.parse_filter(text, "where")) if text and text.strip() else []
+        queried += [sort.removeprefix("-")] if sort else []
+        columns = table.build_columns(result, list(dict.fromkeys(queried))) if result.runs else {}
+        # A wide table is scrolled, so what identifies a run and its result come first.
+        columns = {name: columns[name] for name in (*FIRST, *columns) if name in columns}
         return {
-            "columns": [{"name": name, "title": own[0], "right": name in table.RIGHT} for name, own in cells.items()],
-            "runs": [
-                _build_row(run, [own[place] for own in cells.values()]) for place, run in enumerate(found.runs, 1)
+            "columns": [
+                {"name": name, "title": column[0], "right": name in table.RIGHT} for name, column in columns.items()
             ],
-            "matching": found.matching,
-            "total": found.total,
-            "running": sum(run.facts.get("status") == RUNNING for run in found.runs),
+            "runs": [
+                _build_row(run, [column[row] for column in columns.values()]) for row, run in enumerate(result.runs, 1)
+            ],
+            "matching": result.matching,
+            "total": result.total,
+            "running": sum(run.facts.get("status") == RUNNING for run in result.runs),
             "roots": self.roots,
         }
 
     def names(self) -> list[str]:
-        """Every column that may be asked about."""
+        """Names of all columns that a query may use."""
         with self._lock:
             return query.query_runs(self.roots, with_config=True).columns.names()
 
     def one(self, name: str) -> Values:
-        """All about one run. Raises: Unknown."""
+        """Everything about one run. Raises: UnknownRunError."""
         run = self._run(name)
-        found: Values = table.serialize_run(run)
-        made, alone = run.facts.get("adapter"), comparison.compare_runs([run])
+        values: Values = table.serialize_run(run)
+        adapter, comparison_of_one = run.facts.get("adapter"), comparison.compare_runs([run])
+        sections = comparison.build_sections(comparison_of_one)
+        norms = adapter_comparison.measure_norms(Path(adapter).absolute()) if adapter else None
         return {
-            **found,
+            **values,
             "id": name,
-            "cells": [[key, value] for key, value in _build_cells(alone)],
-            "metrics": _format_metrics(alone),
+            "cells": [
+                [key, cells[0]] for title in ("what it is", "cost") for key, cells in sections.get(title, {}).items()
+            ],
+            "metrics": [
+                {"name": metric, "before": before and table.format_metric(before), "after": table.format_metric(after)}
+                for metric, ((before, after),) in comparison_of_one.metrics.items()
+            ],
             "files": [file for file in SERVED if self.file(name, file)],
-            "adapter_norms": table.replace_nonfinite(adapter_comparison.measure_norms(Path(made).absolute()))
-            if made
-            else None,
+            "adapter_norms": table.replace_nonfinite(norms),
             "running": run.facts.get("status") == RUNNING,
         }
 
     def compare_runs(self, names: Sequence[str]) -> Values:
-        """Several beside each other. Raises: Unknown. ConfigError: fewer than two, or too many."""
+        """Several runs side by side. Raises: UnknownRunError. ConfigError: fewer than two, or too many."""
         runs = [self._run(name) for name in dict.fromkeys(names)]
         if not 2 <= len(runs) <= comparison.MAX_RUNS:
-            raise ConfigError(f"from 2 to {comparison.MAX_RUNS} runs stand beside each other; choose as many")
-        found = comparison.compare_runs(comparison.check_readable(runs, "runs"))
+            raise ConfigError(f"from 2 to {comparison.MAX_RUNS} runs can be compared; choose as many")
+        compared = comparison.compare_runs(comparison.check_readable(runs, "runs"))
         running = any(run.facts.get("status") == RUNNING for run in runs)
-        return {**found.as_dict(), "sections": comparison.build_sections(found), "running": running}
+        return {**compared.as_dict(), "sections": comparison.build_sections(compared), "running": running}
 
     def curves(self, names: Sequence[str], narrow: bool = False) -> list[Values]:
-        """Charts as SVG, every word escaped, a line a run; none for what no run has logged. Raises: Unknown."""
+        """Charts as SVG with one line per run, all text escaped; metrics that no run has logged are left out. Raises: UnknownRunError."""
         runs = [self._run(name) for name in dict.fromkeys(names)]
-        rows = [read_json_lines(Path(run.folder) / METRICS) for run in runs]
+        metric_rows = [read_json_lines(Path(run.folder) / METRICS) for run in runs]
         charts = []
-        for key, what in CURVES.items():
+        for key, title in CURVES.items():
+            smooth = key == "loss" and len(runs) < 4  # smoothing draws two lines per run, too many for more runs
             series = [
-                Series(letter, _pick_color(place), select_finite(each, key), smooth=key == "loss" and len(runs) < 4)
-                for place, (letter, each) in enumerate(zip(comparison.LETTERS, rows, strict=False))
+                Series(letter, f"c{number}" if number < COLORS else "rest", select_finite(rows, key), smooth=smooth)
+                for number, (letter, rows) in enumerate(zip(comparison.LETTERS, metric_rows, strict=False))
             ]
-            if any(one.points for one in series):
+            if any(line.points for line in series):
                 size = (NARROW if narrow else WIDE, 260 if key == "loss" else 210)
-                drawn = draw_chart(f"curve-{key}", what, series, ChartStyle(size))
-                charts.append({"name": key, "svg": drawn.replace("<svg", f'<svg xmlns="{SVG}"', 1)})
+                svg = draw_chart(f"curve-{key}", title, series, ChartStyle(size))
+                # The page parses it as an XML document, where the namespace must be declared.
+                charts.append({"name": key, "svg": svg.replace("<svg", f'<svg xmlns="{SVG}"', 1)})
         return charts
 
-    def adapters(self, one: str, other: str) -> Values:
-        """Two adapters, module by module. Raises: Unknown."""
-        folders = [self._run(name).facts.get("adapter") for name in (one, other)]
+    def adapters(self, first: str, second: str) -> Values:
+        """Two adapters, module by module. Raises: UnknownRunError."""
+        folders = [self._run(name).facts.get("adapter") for name in (first, second)]
         if not all(folders):
-            return {"problem": "one of the two has made no adapter"}
-        found: Values = table.replace_nonfinite(
+            return {"problem": "one of the two runs has no adapter"}
+        compared: Values = table.replace_nonfinite(
             adapter_comparison.compare_adapters(*(Path(str(folder)).absolute() for folder in folders))
         )
-        return found
+        return compared
 
     def file(self, name: str, file: str) -> Path | None:
-        """One of `SERVED` of a run, where it has it as a plain file. Raises: Unknown."""
+        """Path of one of the `SERVED` files of a run; None if missing or a symlink, which could point outside the run. Raises: UnknownRunError."""
         path = Path(self._find_folder(name)) / file
         return path if file in SERVED and path.is_file() and not path.is_symlink() else None
 
@@ -122,7 +135,7 @@ class RunCatalog:
 
     def _find_folder(self, name: str) -> str:
         with self._lock:
-            if name not in self._folders:
+            if name not in self._folders:  # an address from before the server was restarted
                 self._remember_runs(index.load_runs(self.roots))
             folder = self._folders.get(name)
         if folder is None or not os.path.isdir(folder):
@@ -130,25 +143,15 @@ class RunCatalog:
         return folder
 
     def _run(self, name: str) -> IndexedRun:
-        found = index.load_run(self._find_folder(name))
-        if found is None:
+        run = index.load_run(self._find_folder(name))
+        if run is None:
             raise UnknownRunError(name)
-        return found
+        return run
 
 
 def make_run_id(folder: str) -> str:
-    """A run's id in addresses."""
+    """Id of a run in URLs: 16 hex digits of its path's sha256."""
     return hashlib.sha256(folder.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _list_queried_columns(text: str | None, sort: str | None) -> list[str]:
-    names = filter_parser.list_columns(filter_parser.parse_filter(text, "where")) if text and text.strip() else []
-    return list(dict.fromkeys([*names, *([sort.removeprefix("-")] if sort else [])]))
-
-
-def _order_by_use(cells: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What people look for first is in sight first, however wide the rest is."""
-    return {name: cells[name] for name in [*(one for one in FIRST if one in cells), *cells]}
 
 
 def _build_row(run: IndexedRun, cells: list[str]) -> Values:
@@ -161,23 +164,3 @@ def _build_row(run: IndexedRun, cells: list[str]) -> Values:
         "adapter": bool(facts.get("adapter")),
         "report": os.path.isfile(os.path.join(run.folder, SERVED[0])),
     }
-
-
-def _build_cells(alone: comparison.Comparison) -> list[tuple[str, str]]:
-    found = comparison.build_sections(alone)
-    return [(key, values[0]) for part in ("what it is", "cost") for key, values in found.get(part, {}).items()]
-
-
-def _format_metrics(alone: comparison.Comparison) -> list[Values]:
-    return [
-        {
-            "name": name,
-            "before": pairs[0][0] and table.format_metric(pairs[0][0]),
-            "after": table.format_metric(pairs[0][1]),
-        }
-        for name, pairs in alone.metrics.items()
-    ]
-
-
-def _pick_color(place: int) -> str:
-    return f"c{place}" if place < COLORS else "rest"

@@ -1,4 +1,4 @@
-"""The routes of action=browse, and what no browser is let do: the page asks this machine alone, reads, and writes nothing."""
+"""HTTP routes of action=browse, and its security headers: read-only, same origin, no external requests."""
 
 import ipaddress
 import platform
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.errors import ConfigError
+from peftrun.results.catalog import comparison
 from peftrun.results.catalog.web_api import RunCatalog, UnknownRunError
 
 STATIC_DIR = Path(__file__).parent
@@ -20,89 +21,91 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-PAGE = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-# A report brings its own style and drawings, needs no script, and whatever is written in it runs none.
-REPORT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
-KINDS = {".html": "text/html", ".svg": "image/svg+xml"}
+PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+# A report has inline styles and drawings, and texts of models and data: scripts are never run in it.
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+MEDIA_TYPES = {".html": "text/html", ".svg": "image/svg+xml"}
 
 
-def create_app(catalogue: RunCatalog, host: str) -> Any:
-    """The application that answers for a catalogue. Args: host: the name under which it is served."""
+def create_app(catalog: RunCatalog, host: str) -> Any:
+    """The FastAPI application for a catalog. Args: host: the name under which it is served."""
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 
     app = FastAPI(title="peftrun browse", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
-    async def guarded(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def check_host(request: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
         if not is_local_host(request.headers.get("host", ""), host):
             return PlainTextResponse("this name is not that of this machine\n", 403, headers=HEADERS)
-        found = await answer(request)
-        for key, value in {"Content-Security-Policy": PAGE, **HEADERS}.items():
-            found.headers.setdefault(key, value)
-        return found
+        response = await call_next(request)
+        for key, value in {"Content-Security-Policy": PAGE_POLICY, **HEADERS}.items():
+            response.headers.setdefault(key, value)  # a report sets a policy of its own
+        return response
 
     @app.exception_handler(ConfigError)
-    async def refused(_: Any, fault: ConfigError) -> Any:
+    async def report_config_error(_: Any, fault: ConfigError) -> Any:
         return JSONResponse({"problem": fault.lines[0]}, 400)
 
     @app.exception_handler(UnknownRunError)
-    async def unknown(*_: Any) -> Any:
+    async def report_unknown_run(*_: Any) -> Any:
         return JSONResponse({"problem": "there is no such run any more"}, 404)
 
-    def own(path: str) -> Callable[[], Any]:
-        name, kind = FILES[path]
-        return lambda: FileResponse(STATIC_DIR / name, media_type=kind)
+    def make_static_route(name: str, media_type: str) -> Callable[[], Any]:
+        return lambda: FileResponse(STATIC_DIR / name, media_type=media_type)
 
-    for path in FILES:
-        app.add_api_route(path, own(path), methods=["GET"])
-    _add_api_routes(app, catalogue)
+    for path, (name, media_type) in FILES.items():
+        app.add_api_route(path, make_static_route(name, media_type), methods=["GET"])
+    _add_api_routes(app, catalog)
 
     @app.get("/run/{name}/{file}")
-    def of_run(name: str, file: str) -> Any:
-        found = catalogue.file(name, file)
-        if found is None:
+    def serve_run_file(name: str, file: str) -> Any:
+        path = catalog.file(name, file)
+        if path is None:
             return PlainTextResponse("there is no such file\n", 404)
-        return FileResponse(found, media_type=KINDS[found.suffix], headers={"Content-Security-Policy": REPORT})
+        return FileResponse(
+            path, media_type=MEDIA_TYPES[path.suffix], headers={"Content-Security-Policy": REPORT_POLICY}
+        )
 
     return app
 
 
-def _add_api_routes(app: Any, catalogue: RunCatalog) -> None:
+def _add_api_routes(app: Any, catalog: RunCatalog) -> None:
     from fastapi import Query
 
     ids: Any = Query(alias="id")
 
     @app.get("/api/runs")
-    def runs(where: str = "", sort: str = "") -> Any:
-        return catalogue.runs(where, sort or None)
+    def list_runs(where: str = "", sort: str = "") -> Any:
+        return catalog.runs(where, sort or None)
 
     @app.get("/api/columns")
-    def columns() -> Any:
-        return catalogue.names()
+    def list_columns() -> Any:
+        return catalog.names()
 
     @app.get("/api/run/{name}")
-    def run(name: str) -> Any:
-        return catalogue.one(name)
+    def show_run(name: str) -> Any:
+        return catalog.one(name)
 
     @app.get("/api/compare")
-    def compare(names: list[str] = ids) -> Any:
-        return catalogue.compare_runs(names)
+    def compare_runs(names: list[str] = ids) -> Any:
+        return catalog.compare_runs(names)
 
     @app.get("/api/curves")
-    def curves(names: list[str] = ids, narrow: bool = False) -> Any:
-        return catalogue.curves(names[:26], narrow)
+    def draw_curves(names: list[str] = ids, narrow: bool = False) -> Any:
+        return catalog.curves(names[: comparison.MAX_RUNS], narrow)
 
-    @app.get("/api/adapters/{one}/{other}")
-    def adapters(one: str, other: str) -> Any:
-        return catalogue.adapters(one, other)
+    @app.get("/api/adapters/{first}/{second}")
+    def compare_adapters(first: str, second: str) -> Any:
+        return catalog.adapters(first, second)
 
 
 def is_local_host(header: str, host: str) -> bool:
-    """Whether the Host of a request is this machine: an address, localhost, its name, or the name it is served under.
+    """Whether the Host header names this machine: an IP address, localhost, its name, or the name it is served under.
 
-    A page elsewhere may let its own name lead here, and would then read what this machine answers: such a name is none of these.
+    This stops DNS rebinding: a foreign page whose own name resolves to this machine could otherwise read the responses.
     """
+    # Without the port; an IPv6 address has colons too, but ends with a bracket.
     name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
     try:
         return bool(ipaddress.ip_address(name.strip("[]")))

@@ -1,1 +1,1 @@
-"""Rows as they will be learned: their text with what is learned of it, their tokens, and what became of every row of the data. No torch."""
+"""Preview of training rows: text with the learned part marked, tokens, and counts of dropped rows. No torch."""

@@ -1,4 +1,4 @@
-"""preview.html: rows as they will be learned, and what all of them are together; needs no script, no network and no other file. Light."""
+"""preview.html: training rows as they will be learned, and statistics of all rows; needs no script, network or other file. Light."""
 
 from collections.abc import Iterator
 from html import escape
@@ -7,9 +7,11 @@ from typing import Any
 from peftrun.formatting import format_count
 from peftrun.results.report import html, learned_rows
 
+SPLIT_KEYS = ("rows", "tokens", "learned_tokens", "shortest", "median", "longest")  # of a split's statistics
+
 
 def render_preview(title: str, lead: str, rows: list[dict[str, Any]], counts: dict[str, Any], notes: list[str]) -> str:
-    """The page. `counts`: see `statistics.counted`; `notes`: what is to be known of all rows."""
+    """The page. `counts`: from `statistics`; `notes`: remarks on all rows."""
     return "".join(
         html.render_document(f"{title}: rows as they will be learned", _render_body(title, lead, rows, counts, notes))
     )
@@ -21,7 +23,7 @@ def _render_body(
     yield f'<header><ul class="chips"><li>preview</li></ul><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>'
     yield f'<ul class="tiles">{"".join(_render_tiles(counts))}</ul>'
     yield "<h2>Rows as they will be learned</h2>"
-    yield '<p class="soft">The text is decoded from the very token ids that training gets. <mark>Marked</mark> is what is learned.</p>'
+    yield '<p class="soft">The text is decoded from the token ids that training gets. What is learned is <mark>marked</mark>.</p>'
     yield "".join(f"<p>{escape(note)}</p>" for note in notes)
     yield from learned_rows.render_articles(rows)
     yield "<h2>How long they are</h2>"
@@ -29,7 +31,13 @@ def _render_body(
     yield html.render_table(
         "Splits",
         ["", "n|rows", "n|tokens", "n|learned", "n|shortest", "n|median", "n|longest"],
-        _build_split_rows(counts),
+        [
+            [
+                f'<th scope="row" class="line">{name}</th>',
+                *(html.render_cell(f"{split[key]:,}", "n") for key in SPLIT_KEYS),
+            ]
+            for name, split in counts["splits"].items()
+        ],
     )
     yield "<h2>Where they come from</h2>"
     yield from _render_sources(counts["sources"])
@@ -40,7 +48,7 @@ def _render_tiles(counts: dict[str, Any]) -> Iterator[str]:
     yield _render_tile(
         "training rows",
         f"{training['rows']:,}",
-        " · ".join(f"{one['rows']:,} {name}" for name, one in counts["splits"].items() if name != "training"),
+        " · ".join(f"{split['rows']:,} {name}" for name, split in counts["splits"].items() if name != "training"),
     )
     yield _render_tile(
         "tokens", f"{training['tokens']:,}", f"{training['shortest']:,} to {training['longest']:,} a row"
@@ -48,20 +56,20 @@ def _render_tiles(counts: dict[str, Any]) -> Iterator[str]:
     if training["learned_tokens"]:
         yield _render_tile("learned", f"{training['share_learned']:.1%}", f"{training['learned_tokens']:,} tokens")
     yield _render_tile(
-        "left out", f"{sum(sum(one['left_out'].values()) for one in counts['sources'].values()):,}", "rows"
+        "left out", f"{sum(sum(source['left_out'].values()) for source in counts['sources'].values()):,}", "rows"
     )
 
 
-def _render_tile(name: str, value: str, since: str) -> str:
-    return f'<li><div class="name">{name}</div><div class="value">{value}</div><div class="since">{escape(since)}</div></li>'
+def _render_tile(name: str, value: str, note: str) -> str:
+    return f'<li><div class="name">{name}</div><div class="value">{value}</div><div class="since">{escape(note)}</div></li>'
 
 
 def _render_histogram(bins: list[Any]) -> str:
-    most = max(count for *_, count in bins)
+    highest = max(count for *_, count in bins)  # its bar is as wide as the cell
     rows = [
         [
             f'<th scope="row" class="n">{format_bin(low, high)}</th>',
-            f'<td class="n cost length" style="--part: {count / most:.1%}">{count:,}</td>',
+            f'<td class="n cost length" style="--part: {count / highest:.1%}">{count:,}</td>',
         ]
         for low, high, count in bins
     ]
@@ -69,35 +77,24 @@ def _render_histogram(bins: list[Any]) -> str:
 
 
 def format_bin(low: int, high: int) -> str:
-    """A bin of a histogram in words."""
+    """A bin of a histogram, in tokens: `8` or `9 – 16`."""
     return f"{low:,}" if low == high else f"{low:,} – {high:,}"
-
-
-def _build_split_rows(counts: dict[str, Any]) -> list[list[str]]:
-    keys = ("rows", "tokens", "learned_tokens", "shortest", "median", "longest")
-    return [
-        [f'<th scope="row" class="line">{name}</th>', *(html.render_cell(f"{one[key]:,}", "n") for key in keys)]
-        for name, one in counts["splits"].items()
-    ]
 
 
 def _render_sources(sources: dict[str, Any]) -> Iterator[str]:
     names = [name for name in next(iter(sources.values())) if name not in ("rows", "cut", "left_out")]
     heads = ["source", "n|rows", *(f"n|{name}" for name in names), "n|left out"]
-    yield html.render_table("Sources", heads, [_build_source_row(name, one, names) for name, one in sources.items()])
-    for name, one in sources.items():
+    rows = []
+    for name, source in sources.items():
+        numbers = [source["rows"], *(source[key] for key in names), sum(source["left_out"].values())]
+        label = escape(learned_rows.escape_control_chars(name))
+        rows.append([f'<th scope="row">{label}</th>', *(html.render_cell(f"{number:,}", "n") for number in numbers)])
+    yield html.render_table("Sources", heads, rows)
+    for name, source in sources.items():
         reasons = [
             f"<li>{format_count(f'{number:,}', 'row') if number != 1 else '1 row'}: {escape(why)}</li>"
-            for why, number in one["left_out"].items()
+            for why, number in source["left_out"].items()
         ]
-        reasons += [f"<li>{one['cut']:,} cut: what lies beyond is not read</li>"] if one["cut"] else []
+        reasons += [f"<li>{source['cut']:,} truncated: the rest is not read</li>"] if source["cut"] else []
         if reasons:
             yield f"<h3>Left out of {escape(learned_rows.escape_control_chars(name))}</h3><ul>{''.join(reasons)}</ul>"
-
-
-def _build_source_row(name: str, one: dict[str, Any], names: list[str]) -> list[str]:
-    numbers = [one["rows"], *(one[key] for key in names), sum(one["left_out"].values())]
-    return [
-        f'<th scope="row">{escape(learned_rows.escape_control_chars(name))}</th>',
-        *(html.render_cell(f"{number:,}", "n") for number in numbers),
-    ]

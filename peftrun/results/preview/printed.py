@@ -1,4 +1,4 @@
-"""Rows as they will be learned, on a terminal or in a log. Light."""
+"""Training rows as they will be learned, as text for a terminal or a log. Light."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,13 +12,13 @@ from peftrun.results.report.learned_rows import (
     flag_learned_tokens,
 )
 
-Marked = tuple[str, bool]  # a text, and whether it is learned
-BAR = 40  # columns of the longest bar
+Marked = tuple[str, bool]  # (text, whether it is learned)
+BAR = 40  # characters of the longest bar
 NAMES = {"": "", "rejected": "rejected", "target": "written"}
 
 
 def format_row(row: dict[str, Any]) -> Iterator[Marked]:
-    """One row of `rows.jsonl`: where it comes from, each text, what else it says."""
+    """One row of `rows.jsonl`: source and split, each text, further fields."""
     yield f"{escape_control_chars(row['source'])} · {row['split']} · {describe_lengths(row)}\n", False
     name = "chosen" if "rejected" in row else "read" if "target" in row else ""
     yield from _format_text(row, name)
@@ -30,32 +30,35 @@ def format_row(row: dict[str, Any]) -> Iterator[Marked]:
     yield "\n", False
 
 
-def _format_text(part: dict[str, Any], name: str) -> Iterator[Marked]:
+def _format_text(row_text: dict[str, Any], name: str) -> Iterator[Marked]:
     if name:
         yield f"{name}:\n", False
-    last = ""
-    for text, learned in cut_text(part["text"], part["spans"]):
-        last = escape_control_chars(text)
-        yield last, bool(learned)
-    yield "" if last.endswith("\n") else "\n", False
-    if "tokens" in part:
-        yield from _format_tokens(part)
+    piece = ""
+    for text, learned in cut_text(row_text["text"], row_text["spans"]):
+        piece = escape_control_chars(text)
+        yield piece, bool(learned)
+    yield "" if piece.endswith("\n") else "\n", False
+    if "tokens" in row_text:
+        yield from _format_tokens(row_text)
 
 
-def _format_tokens(part: dict[str, Any]) -> Iterator[Marked]:
-    told = [
+def _format_tokens(row_text: dict[str, Any]) -> Iterator[Marked]:
+    tokens = [
         (f"{escape_control_chars(text).rstrip(chr(10)).replace(' ', '␣')}({number})", learned)
-        for text, number, learned in zip(part["tokens"], part["input_ids"], flag_learned_tokens(part), strict=True)
+        for text, number, learned in zip(
+            row_text["tokens"], row_text["input_ids"], flag_learned_tokens(row_text), strict=True
+        )
     ]
-    for learned, run in groupby(told[:TOKENS], key=lambda one: one[1]):
+    # Joined by runs, so that a terminal marks the blanks between learned tokens too.
+    for learned, run in groupby(tokens[:TOKENS], key=lambda token: token[1]):
         yield " ".join(text for text, _ in run), learned
         yield " ", False
-    yield f"… {len(told) - TOKENS:,} more\n" if told[TOKENS:] else "\n", False
+    yield f"… {len(tokens) - TOKENS:,} more\n" if tokens[TOKENS:] else "\n", False
 
 
 def format_histogram(bins: list[Any]) -> Iterator[str]:
-    """A histogram, a line a bin."""
+    """A histogram, one line per bin."""
     names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high, _ in bins]
-    most, wide = max(count for *_, count in bins), max(map(len, names))
+    highest, name_width = max(count for *_, count in bins), max(map(len, names))
     for name, (*_, count) in zip(names, bins, strict=True):
-        yield f"  {name:>{wide}}  {'█' * round(BAR * count / most) or ('▏' if count else '')} {count:,}"
+        yield f"  {name:>{name_width}}  {'█' * round(BAR * count / highest) or ('▏' if count else '')} {count:,}"

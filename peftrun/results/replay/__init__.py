@@ -1,1 +1,1 @@
-"""A record run again: what it stood on then and now, and how far what comes out is from what came out."""
+"""Run a recorded run again: compare its inputs then and now, and its outcome with the recorded one."""

@@ -1,4 +1,4 @@
-"""What a run would stand on if it began now, as its record would tell it; nothing is trained, no weight is loaded."""
+"""Inputs that a run would have if it started now, in the form of its record; trains nothing, loads no weights."""
 
 import platform
 from importlib import import_module
@@ -16,8 +16,8 @@ GONE = "cannot be read"
 
 
 def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
-    """Those facts of a record that inputs are compared by. `then`: the older record; what it does not hold is not looked for."""
-    found = {
+    """The facts of a record by which inputs are compared. `then`: the older record; what it does not hold is not computed."""
+    facts = {
         "environment": environment.describe_environment(),
         "versions": collect_versions(),
         "platform": platform.platform(),
@@ -26,40 +26,40 @@ def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
         "files": source_run.hash_input_files(spec),
         "computing": None if needs_processes(spec) or "computing" not in then else _describe_numerics(spec),
     }
-    tokens = {part: _fingerprint_base(spec, part) for part in ("base", "merged") if then.get(part)}
-    found |= tokens
-    return found | ({"data": _describe_data(spec)} if then.get("data") else {})
+    # A record has `merged` in place of `base` if the run undid a merge.
+    facts |= {key: _fingerprint_base(spec, key) for key in ("base", "merged") if then.get(key)}
+    return facts | ({"data": _describe_data(spec)} if then.get("data") else {})
 
 
 def _describe_numerics(spec: RunSpec) -> dict[str, Any] | None:
-    """None where the device is not there; what is installed and the machine tell why."""
+    """None if the device is not available; versions and machine then say why."""
     try:
         import_module("peftrun.models.device").resolve_device(spec.device)
     except PeftrunError as fault:
         console.print_warning(fault.lines[0])
         return None
-    found: dict[str, Any] | None = import_module("peftrun.system.determinism").describe_determinism()
-    return found
+    # The modules below are imported by name since they import torch, which a check of other inputs does not need.
+    numerics: dict[str, Any] | None = import_module("peftrun.system.determinism").describe_determinism()
+    return numerics
 
 
-def _fingerprint_base(spec: RunSpec, part: str) -> dict[str, Any]:
-    model, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
+def _fingerprint_base(spec: RunSpec, key: str) -> dict[str, Any]:
+    base, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
     try:
-        return {"fingerprint": fingerprint.fingerprint_model(model.resolve_base_dir(spec.model)).as_dict()}
+        return {"fingerprint": fingerprint.fingerprint_model(base.resolve_base_dir(spec.model)).as_dict()}
     except PeftrunError as fault:
-        console.print_warning(f"{part}: {fault.lines[0]}")
+        console.print_warning(f"{key}: {fault.lines[0]}")
         return {"fingerprint": {"weights": GONE}}
 
 
 def _describe_data(spec: RunSpec) -> dict[str, Any]:
-    model, texts = import_module("peftrun.models.base"), import_module("peftrun.models.tokenizer")
-    tasks, prepared = import_module("peftrun.tasks"), import_module("peftrun.tasks.row_cache")
+    base, tokenizers = import_module("peftrun.models.base"), import_module("peftrun.models.tokenizer")
+    tasks, row_cache = import_module("peftrun.tasks"), import_module("peftrun.tasks.row_cache")
     try:
-        tokenizer = texts.load_tokenizer(model.resolve_base_dir(spec.model), spec.model)
-        described: dict[str, Any] = prepared.load_cached_rows(
-            tasks.import_task_module(spec.task.kind), spec.task, tokenizer
-        ).describe()
-        return described
+        tokenizer = tokenizers.load_tokenizer(base.resolve_base_dir(spec.model), spec.model)
+        rows = row_cache.load_cached_rows(tasks.import_task_module(spec.task.kind), spec.task, tokenizer)
+        description: dict[str, Any] = rows.describe()
+        return description
     except (PeftrunError, OSError, ValueError) as fault:
         console.print_warning(f"data: {str(fault).splitlines()[0]}")
         return {"digest": GONE}

@@ -1,4 +1,4 @@
-"""Everything that a run stands on, then and now: which of it has drifted."""
+"""Compare all inputs of a run then and now: which of them have drifted."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,26 +11,22 @@ from peftrun.config import values as config
 from peftrun.io import atomic_files
 from peftrun.system.versions import LIBRARIES
 
-# In the order in which a reader wants to hear of them: what is most likely to change what comes out first.
+# Kinds of inputs, in the order of the report: the most likely cause of another outcome first.
 CONFIG_KEYS, DATA, BASE, ADAPTERS, LIBRARY, CODE, MACHINE, COMPUTING, SYSTEM, FOLDER, OTHER = (
     "config", "data", "base", "given adapters", "libraries", "peftrun's code", "machine", "computing", "system", "your folder",
     "other packages",
 )  # fmt: skip
 SHAPING = (*LIBRARIES, "numpy", "tokenizers", "bitsandbytes", "torchao", "triton", "jinja2")
-NEITHER = ("template", "slots")  # say where values come from; the values themselves are compared
-HEX, DIGEST = re.compile(r"[0-9a-f]{40,64}"), 12  # a digest, and how many of its digits are shown
+PROVENANCE_KEYS = ("template", "slots")  # say where values come from; the values themselves are compared
+HEX, DIGEST = re.compile(r"[0-9a-f]{40,64}"), 12  # a git commit or sha256, and how many of its digits are shown
 UNKNOWN = "not recorded"
-NOTHING = {
-    CONFIG_KEYS: "null",
-    LIBRARY: "not installed",
-    OTHER: "not installed",
-}  # how it is said that a value is not there
+NOTHING = {CONFIG_KEYS: "null", LIBRARY: "not installed", OTHER: "not installed"}  # texts for a missing value
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Input:
-    """One thing that a run stands on. A value that is not there is None; `known`: both sides tell of it."""
+    """One input of a run, then and now; a missing value is None. `known`: both records hold it."""
 
     kind: str
     name: str
@@ -40,7 +36,7 @@ class Input:
 
     @property
     def has_drifted(self) -> bool:
-        """Whether it is another than it was."""
+        """Whether the value has changed."""
         return self.known and self.then != self.now
 
     def __str__(self) -> str:
@@ -52,15 +48,16 @@ class Input:
         return f"{self.name} {_format_value(self.then, nothing)} → {_format_value(self.now, nothing)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """JSON-serializable values for record.json."""
         return {"kind": self.kind, "name": self.name, "then": self.then, "now": self.now}
 
 
 def compare_inputs(then: Values, now: Values, then_config: Values, now_config: Values) -> list[Input]:
-    """Every input of two runs, from their records (`then`, `now`) and their resolved configs."""
+    """All inputs of two runs, from their records (`then`, `now`) and their resolved configs."""
     old, new = (record.get("environment") or {} for record in (then, now))
+    old_config, new_config = _flatten_values(then_config), _flatten_values(now_config)
     return [
-        *_compare_config(then_config, now_config),
+        *(Input(CONFIG_KEYS, key, old_config.get(key), new_config.get(key)) for key in {**old_config, **new_config}),
         *_compare_data(then, now),
         *_compare_base(then, now),
         *_compare_mapping(ADAPTERS, then.get("given"), now.get("given")),
@@ -76,19 +73,16 @@ def compare_inputs(then: Values, now: Values, then_config: Values, now_config: V
 
 
 def compare_config_file(run: Path, then: Values) -> list[Input]:
-    """Whether the config that lies in a run folder is the one that was run; older records do not tell."""
+    """Whether config.yaml in the run folder is unchanged since the run; older records hold no digest of it."""
     recorded = then.get("config_sha256")
-    found = _shorten_digest(atomic_files.hash_file(run / CONFIG))
-    return [Input(CONFIG_KEYS, f"{CONFIG} itself", _shorten_digest(recorded), found)] if recorded else []
-
-
-def _compare_config(then: Values, now: Values) -> Iterator[Input]:
-    old, new = _flatten_values(then), _flatten_values(now)
-    yield from (Input(CONFIG_KEYS, key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new]))
+    if not recorded:
+        return []
+    current = atomic_files.hash_file(run / CONFIG)
+    return [Input(CONFIG_KEYS, f"{CONFIG} itself", _shorten_digest(recorded), _shorten_digest(current))]
 
 
 def _flatten_values(values: Values) -> Values:
-    return config.flatten_keys({key: value for key, value in values.items() if key not in NEITHER})
+    return config.flatten_keys({key: value for key, value in values.items() if key not in PROVENANCE_KEYS})
 
 
 def _compare_data(then: Values, now: Values) -> Iterator[Input]:
@@ -103,42 +97,34 @@ def _compare_data(then: Values, now: Values) -> Iterator[Input]:
 
 def _compare_base(then: Values, now: Values) -> Iterator[Input]:
     old, new = _get_fingerprint(then), _get_fingerprint(now)
-    for part in old or new:
-        yield _make_input(
-            BASE, f"base {part.replace('_', ' ')}", _shorten_digest(old.get(part)), _shorten_digest(new.get(part))
-        )
+    for key in old or new:  # weights, tokenizer, chat template
+        digests = _shorten_digest(old.get(key)), _shorten_digest(new.get(key))
+        yield _make_input(BASE, f"base {key.replace('_', ' ')}", *digests)
 
 
 def _get_fingerprint(record: Values) -> Values:
-    """Of a merge that is undone the merged model is what it stands on."""
+    """Fingerprint of the base model; for an unmerge that of the merged model, which is its input."""
     return ((record.get("base") or record.get("merged") or {}).get("fingerprint")) or {}
 
 
 def _compare_mapping(kind: str, then: Values | None, now: Values | None) -> Iterator[Input]:
-    if not then and not now:
-        return
-    yield from (
-        Input(
-            kind,
-            name,
-            _shorten_digest((then or {}).get(name)),
-            _shorten_digest((now or {}).get(name)),
-            then is not None,
-        )
-        for name in sorted({*(then or {}), *(now or {})})
-    )
+    old, new = then or {}, now or {}
+    for name in sorted({*old, *new}):
+        yield Input(kind, name, _shorten_digest(old.get(name)), _shorten_digest(new.get(name)), then is not None)
 
 
 def _select_packages(record: Values) -> Values:
-    """Those that shape a run. Older records hold the versions of a few."""
-    found = (record.get("environment") or {}).get("packages") or record.get("versions") or {}
-    return {name: found[name] for name in SHAPING if found.get(name, "not installed") != "not installed"}
+    """Versions of the packages that shape a run's outcome; older records hold only a few of them."""
+    packages = (record.get("environment") or {}).get("packages") or record.get("versions") or {}
+    return {name: packages[name] for name in SHAPING if packages.get(name, "not installed") != "not installed"}
 
 
 def _compare_libraries(then: Values, now: Values) -> Iterator[Input]:
     names = [name for name in SHAPING if name in then or name in now]
-    few = not any(name in then for name in SHAPING if name not in LIBRARIES)  # an older record
-    yield from (Input(LIBRARY, name, then.get(name), now.get(name), not few or name in LIBRARIES) for name in names)
+    is_older_record = not any(name in then for name in SHAPING if name not in LIBRARIES)
+    yield from (
+        Input(LIBRARY, name, then.get(name), now.get(name), not is_older_record or name in LIBRARIES) for name in names
+    )
 
 
 def _compare_other_packages(then: Values | None, now: Values | None) -> Iterator[Input]:
@@ -150,14 +136,14 @@ def _compare_other_packages(then: Values | None, now: Values | None) -> Iterator
 
 
 def _compare_code(then: Values | None, now: Values | None) -> Iterator[Input]:
-    old, new = then or {}, now or {}
+    old, new = then or {}, now or {}  # older records hold nothing about the code
     yield _make_input(CODE, "source", _shorten_digest(old.get("sha256")), _shorten_digest(new.get("sha256")))
     if old:
         yield from _compare_commit(CODE, old, new)
 
 
 def _compare_commit(kind: str, then: Values, now: Values) -> Iterator[Input]:
-    """Where either side was started in a folder that git keeps."""
+    """Git commits, if at least one side has one."""
     old, new = then.get("git_commit"), now.get("git_commit")
     if old or new:
         yield Input(kind, "git commit", _shorten_digest(old), _shorten_digest(new))
@@ -166,7 +152,13 @@ def _compare_commit(kind: str, then: Values, now: Values) -> Iterator[Input]:
 def _compare_machine(then: Values, now: Values) -> Iterator[Input]:
     old, new = then.get("cpu") or {}, now.get("cpu") or {}
     yield _make_input(MACHINE, "processor", old.get("model"), new.get("model"))
-    yield _compare_cpu_features(old.get("flags"), new.get("flags"))
+    old_flags, new_flags = old.get("flags"), new.get("flags")
+    if old_flags is not None and new_flags is not None and old_flags != new_flags:
+        # A processor has about a hundred flags: only those on one side are named.
+        old_flags, new_flags = sorted({*old_flags} - {*new_flags}), sorted({*new_flags} - {*old_flags})
+        yield Input(MACHINE, "its features", _join_list(old_flags), _join_list(new_flags))
+    else:
+        yield _make_input(MACHINE, "its features", _join_list(old_flags), _join_list(new_flags))
     yield _make_input(MACHINE, "cores", then.get("cores"), now.get("cores"))
     known = bool(then and now)
     yield Input(MACHINE, "GPUs", _join_list(then.get("gpus")), _join_list(now.get("gpus")), known)
@@ -178,14 +170,8 @@ def _compare_machine(then: Values, now: Values) -> Iterator[Input]:
     )
 
 
-def _compare_cpu_features(then: list[str] | None, now: list[str] | None) -> Input:
-    """Of a processor; where they differ those that it had or has alone."""
-    if then is None or now is None or then == now:
-        return _make_input(MACHINE, "its features", _join_list(then), _join_list(now))
-    return Input(MACHINE, "its features", _join_list(sorted({*then} - {*now})), _join_list(sorted({*now} - {*then})))
-
-
 def _compare_numerics(then: Values | None, now: Values | None) -> Iterator[Input]:
+    # `not_deterministic` lists what a run came across, which is an outcome and no input.
     names = [key for key in (then or now or {}) if key != "not_deterministic"]
     for name in names:
         old, new = ((side or {}).get(name) for side in (then, now))
@@ -203,7 +189,7 @@ def _get_python_version(record: Values) -> str | None:
 
 
 def _make_input(kind: str, name: str, then: Any, now: Any) -> Input:
-    """An input that every run has: one that is not told on a side is not known."""
+    """An input that every run has: known if both sides hold a value."""
     return Input(kind, name, then, now, then is not None and now is not None)
 
 
@@ -217,39 +203,39 @@ def _format_value(value: Any, nothing: str = "null") -> str:
 
 
 def select_drifted(inputs: Iterable[Input]) -> list[Input]:
-    """Those that are not what they were."""
-    return [one for one in inputs if one.has_drifted]
+    """Those whose value has changed."""
+    return [item for item in inputs if item.has_drifted]
 
 
 def list_unrecorded(inputs: Iterable[Input]) -> list[str]:
-    """What the older record does not tell."""
-    return list(dict.fromkeys(f"{one.kind}: {one.name}" for one in inputs if not one.known))
+    """`kind: name` of the inputs that the older record does not hold."""
+    return list(dict.fromkeys(f"{item.kind}: {item.name}" for item in inputs if not item.known))
 
 
 def format_rows(inputs: Iterable[Input], every: bool = False) -> list[tuple[str, str]]:
-    """(kind, what has drifted) for the table; `every`: also what has not.
+    """(kind, what has drifted) for the summary table; `every`: also what has not.
 
-    What is the same is told one by one where there is little of it, else counted.
+    Unchanged inputs are listed one by one if there are few of them, else counted.
     """
     kinds: dict[str, list[Input]] = {}
-    for one in inputs:
-        kinds.setdefault(one.kind, []).append(one)
-    found = []
-    for kind, members in kinds.items():
-        moved, same = select_drifted(members), [one for one in members if one.known and not one.has_drifted]
-        silent = [one for one in members if not one.known]
-        if moved:
-            found.append((f"{kind}, drifted", "; ".join(map(str, moved))))
-        if every and same:
-            found.append((f"{kind}, the same", _describe_unchanged(same)))
-        if every and silent:
-            found.append((f"{kind}, {UNKNOWN}", ", ".join(one.name for one in silent)))
-    return found
+    for item in inputs:
+        kinds.setdefault(item.kind, []).append(item)
+    rows = []
+    for kind, items in kinds.items():
+        drifted, unchanged = select_drifted(items), [item for item in items if item.known and not item.has_drifted]
+        unknown = [item for item in items if not item.known]
+        if drifted:
+            rows.append((f"{kind}, drifted", "; ".join(map(str, drifted))))
+        if every and unchanged:
+            rows.append((f"{kind}, the same", _describe_unchanged(unchanged)))
+        if every and unknown:
+            rows.append((f"{kind}, {UNKNOWN}", ", ".join(item.name for item in unknown)))
+    return rows
 
 
-def _describe_unchanged(members: list[Input]) -> str:
-    if members[0].kind == CONFIG_KEYS:
-        return f"{len(members)} keys"
-    if members[0].kind == OTHER:
-        return f"{len(members)} packages"
-    return "; ".join(str(one) for one in members if one.then is not None)
+def _describe_unchanged(items: list[Input]) -> str:
+    if items[0].kind == CONFIG_KEYS:
+        return f"{len(items)} keys"
+    if items[0].kind == OTHER:
+        return f"{len(items)} packages"
+    return "; ".join(str(item) for item in items if item.then is not None)

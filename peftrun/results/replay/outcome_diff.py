@@ -1,10 +1,9 @@
-"""What came out of a run and what comes out of it again: the same bytes, the same weights within a tolerance, or others."""
+"""Compare the outcome of a run with that of its replay: identical bytes, weights equal within a tolerance, or different."""
 
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from peftrun.io.safetensors_header import TensorEntry
 
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within tolerance", "different"
 WEIGHTS = ".safetensors"
-BESIDE = ("generations.jsonl", "diff.json")  # what some actions leave in the run folder itself
-MEASURED = ("metrics", "adapters")  # parts of a record that hold what was measured
+BESIDE = ("generations.jsonl", "diff.json")  # outputs that some actions write to the run folder itself
+MEASURED = ("metrics", "adapters")  # keys of a record with measured numbers
 TIMES = ("seconds", "per_second", "runtime")
-Files = dict[str, tuple[Path, str]]  # name → where it lies, its sha256 as recorded
+Files = dict[str, tuple[Path, str]]  # name → (path, sha256 as recorded)
 Tensors = dict[str, tuple[Path, TensorEntry]]
 
 
@@ -32,12 +31,12 @@ class OutcomeDiff:
     """How two outcomes compare.
 
     Attributes:
-        tolerance: largest difference of a weight (or, where there are none, of a figure) that counts as equal.
+        tolerance: largest absolute difference of a weight (or of a metric, for runs without weights) that counts as equal.
         verdict: identical, equal within tolerance, different.
-        files: how many files are the same, and the names of those that are not.
-        weights: largest and relative difference of the weights, where their bytes are not the same.
-        metrics: name → the two values, of those that are not the same.
-        reasons: why it is different, or how far it could not be told, in words.
+        files: number of identical files, and the names of the others.
+        weights: largest and relative difference of the weights, if their bytes differ.
+        metrics: name → the two values, of those that differ.
+        reasons: why the outcomes are different, or why that could not be determined.
     """
 
     tolerance: float
@@ -48,47 +47,47 @@ class OutcomeDiff:
     reasons: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """JSON-serializable values for record.json."""
         return dataclasses.asdict(self)
 
 
 def compare_outcomes(then: Path, now: Path, tolerance: float) -> OutcomeDiff:
-    """Two run folders of one action, by their records and by the files that these name.
+    """Compare two run folders of one action, by their records and the files that these name.
 
-    Raises: ArtifactError: neither holds anything that could be compared.
+    Raises: ArtifactError: the older run has neither files nor metrics to compare.
     """
     records = [atomic_files.read_json(folder / RECORD) for folder in (then, now)]
     old, new = (_collect_files(folder, record) for folder, record in zip((then, now), records, strict=True))
     measured = [_collect_figures(record) for record in records]
     if not old and not measured[0]:
-        raise ArtifactError(f"{then}: this run has left neither files nor figures, so there is nothing to compare")
-    other = _find_differing_files(old, new)
-    found = OutcomeDiff(
+        raise ArtifactError(f"{then}: this run has neither files nor metrics, so there is nothing to compare")
+    differing = [name for name in sorted({*old, *new}) if not _is_same_file(old.get(name), new.get(name))]
+    diff = OutcomeDiff(
         tolerance,
-        files={"same": len(old) - len([name for name in other if name in old]), "other": other},
-        metrics=_find_differing_figures(*measured),
+        files={"same": len(old) - len([name for name in differing if name in old]), "other": differing},
+        metrics={
+            key: [measured[0].get(key), measured[1].get(key)]  # None on a side that does not have it
+            for key in {**measured[0], **measured[1]}
+            if measured[0].get(key) != measured[1].get(key)
+        },
     )
     if any(name.endswith(WEIGHTS) for name in old):
-        _judge_weights(found, old, new)
+        _judge_weights(diff, old, new)
     else:
-        _judge_figures(found)
-    found.reasons += [
-        f"{name} has changed since the run wrote it" for name in _find_changed_since(old) if name in other
-    ]
-    return found
+        _judge_figures(diff)
+    for name, (file, digest) in old.items():
+        if name in differing and file.is_file() and atomic_files.hash_file(file) != digest:
+            diff.reasons.append(f"{name} has changed since the run wrote it")
+    return diff
 
 
 def _collect_files(run: Path, record: dict[str, Any]) -> Files:
-    """By their names inside the folder that the run made, which may lie elsewhere the second time."""
-    written: dict[str, str] = record.get("artifacts") or {}
-    top = os.path.commonpath([os.path.dirname(name) or "." for name in written]) if written else ""
-    found = {os.path.relpath(name, top): (run / name, digest) for name, digest in written.items()}
-    beside = {name: (run / name, atomic_files.hash_file(run / name)) for name in BESIDE if (run / name).is_file()}
-    return found | beside
-
-
-def _find_differing_files(old: Files, new: Files) -> list[str]:
-    return [name for name in sorted({*old, *new}) if not _is_same_file(old.get(name), new.get(name))]
+    """Files by their path inside the output folder, whose name may differ between the two runs."""
+    digests: dict[str, str] = record.get("artifacts") or {}
+    output_dir = os.path.commonpath([os.path.dirname(name) or "." for name in digests]) if digests else ""
+    files = {os.path.relpath(name, output_dir): (run / name, digest) for name, digest in digests.items()}
+    extra_files = {name: (run / name, atomic_files.hash_file(run / name)) for name in BESIDE if (run / name).is_file()}
+    return files | extra_files
 
 
 def _is_same_file(old: tuple[Path, str] | None, new: tuple[Path, str] | None) -> bool:
@@ -100,7 +99,7 @@ def _is_same_file(old: tuple[Path, str] | None, new: tuple[Path, str] | None) ->
 
 
 def _read_json_content(file: Path) -> str | None:
-    """What a JSON file says, whatever the order of its names: PEFT once wrote sets of them as they came."""
+    """JSON as canonical text: PEFT writes sets as lists in arbitrary order, so lists of strings are sorted."""
     try:
         return json.dumps(_sort_values(json.loads(file.read_text(encoding="utf-8"))), sort_keys=True)
     except (OSError, ValueError):
@@ -110,101 +109,87 @@ def _read_json_content(file: Path) -> str | None:
 def _sort_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _sort_values(item) for key, item in value.items()}
-    names = isinstance(value, list) and all(isinstance(one, str) for one in value)
-    return sorted(value) if names else value
+    is_name_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return sorted(value) if is_name_list else value
 
 
-def _find_changed_since(old: Files) -> Iterator[str]:
-    """Names of files that are no longer what their record says."""
-    yield from (
-        name for name, (file, digest) in old.items() if file.is_file() and atomic_files.hash_file(file) != digest
-    )
-
-
-def _judge_weights(found: OutcomeDiff, old: Files, new: Files) -> None:
-    if not found.files["other"]:
+def _judge_weights(diff: OutcomeDiff, old: Files, new: Files) -> None:
+    if not diff.files["other"]:
         return
-    if not any(name.endswith(WEIGHTS) for name in found.files["other"]):
-        found.verdict, found.weights = EQUAL, {"largest_difference": 0.0, "relative_difference": 0.0}
+    if not any(name.endswith(WEIGHTS) for name in diff.files["other"]):
+        # Only other files differ, such as a README.
+        diff.verdict, diff.weights = EQUAL, {"largest_difference": 0.0, "relative_difference": 0.0}
         return
     try:
-        found.weights = _measure_distance(_collect_tensors(old), _collect_tensors(new))
+        diff.weights = _measure_distance(_collect_tensors(old), _collect_tensors(new))
     except (ArtifactError, OSError) as error:
-        found.verdict = DIFFERENT
-        found.reasons.append(f"how far the weights are apart cannot be told ({error})")
+        diff.verdict = DIFFERENT
+        diff.reasons.append(f"the distance between the weights cannot be computed ({error})")
         return
-    within = found.weights.get("largest_difference", math.inf) <= found.tolerance
-    found.verdict = EQUAL if within else DIFFERENT
-    found.reasons += [found.weights["not_comparable"]] if "not_comparable" in found.weights else []
+    is_equal = diff.weights.get("largest_difference", math.inf) <= diff.tolerance
+    diff.verdict = EQUAL if is_equal else DIFFERENT
+    diff.reasons += [diff.weights["not_comparable"]] if "not_comparable" in diff.weights else []
 
 
 def _collect_tensors(files: Files) -> Tensors:
-    """Every tensor, by the folder it lies in and its name: files may be cut otherwise."""
-    found: Tensors = {}
+    """Every tensor by its folder and name, since the two runs may shard their files differently."""
+    tensors: Tensors = {}
     for name, (file, _) in files.items():
         if name.endswith(WEIGHTS):
-            found |= {
-                f"{os.path.dirname(name)}/{one.name}": (file, one) for one in safetensors_header.read_header(file)
+            tensors |= {
+                f"{os.path.dirname(name)}/{entry.name}": (file, entry) for entry in safetensors_header.read_header(file)
             }
-    return found
+    return tensors
 
 
 def _measure_distance(old: Tensors, new: Tensors) -> dict[str, Any]:
-    """Largest difference of a weight, and ‖Δ‖ by ‖then‖ over all of them."""
-    alone = sorted(old.keys() ^ new.keys())
-    if alone:
-        return {"not_comparable": f"{len(alone)} tensors are on one side only, first: {alone[0].lstrip('/')}"}
-    largest, square, norm, where = 0.0, 0.0, 0.0, ""
-    for name, (file, one) in old.items():
-        if one.shape != new[name][1].shape:
-            shapes = f"{list(one.shape)} and {list(new[name][1].shape)}"
+    """Largest absolute difference of a weight, and ‖now - then‖ / ‖then‖ (Frobenius, over all tensors)."""
+    unmatched = sorted(old.keys() ^ new.keys())
+    if unmatched:
+        return {"not_comparable": f"{len(unmatched)} tensors are on one side only, first: {unmatched[0].lstrip('/')}"}
+    largest, squared_difference, squared_norm, where = 0.0, 0.0, 0.0, ""
+    for name, (file, entry) in old.items():
+        if entry.shape != new[name][1].shape:
+            shapes = f"{list(entry.shape)} and {list(new[name][1].shape)}"
             return {"not_comparable": f"{name.lstrip('/')} has shape {shapes}"}
-        first, second = _read_values(file, one), _read_values(*new[name])
-        difference = np.nan_to_num(np.abs(first - second), nan=math.inf)
-        most = float(difference.max(initial=0.0))
-        if most == math.inf:
+        # One tensor of each side in memory at a time, so that models of any size can be compared.
+        first, second = _read_values(file, entry), _read_values(*new[name])  # entry.shape, float
+        difference = np.nan_to_num(np.abs(first - second), nan=math.inf)  # NaN would be lost by max()
+        maximum = float(difference.max(initial=0.0))  # 0 for an empty tensor
+        if maximum == math.inf:
             return {"not_comparable": f"{name.lstrip('/')} holds a value that is no finite number"}
-        if most > largest:
-            largest, where = most, name.lstrip("/")
-        square, norm = square + float((difference**2).sum()), norm + float((first**2).sum())
-    relative = math.sqrt(square / norm) if norm else math.inf if square else 0.0
+        if maximum > largest:
+            largest, where = maximum, name.lstrip("/")
+        squared_difference += float((difference**2).sum())
+        squared_norm += float((first**2).sum())
+    relative = math.sqrt(squared_difference / squared_norm) if squared_norm else math.inf if squared_difference else 0.0
     return {"largest_difference": largest, "relative_difference": relative, "where": where}
 
 
 def _read_values(file: Path, entry: TensorEntry) -> np.ndarray:
-    """Of numbers in few bits their bytes."""
+    """The tensor as floats; for quantized types that numpy lacks, its raw bytes (uint8, flat)."""
     if entry.dtype in delta_weights.DTYPES:
         return delta_weights.read_tensor(file, entry)
     raw = np.memmap(file, dtype=np.uint8, mode="r", offset=entry.begin, shape=(entry.end - entry.begin,))
     return raw.astype(float)
 
 
-def _judge_figures(found: OutcomeDiff) -> None:
-    """A run that wrote no weights is judged by its other files and by what it measured."""
-    if not found.files["other"] and not found.metrics:
+def _judge_figures(diff: OutcomeDiff) -> None:
+    """Judge a run without weights by its other files and its metrics."""
+    if not diff.files["other"] and not diff.metrics:
         return
-    apart = max((_measure_difference(*pair) for pair in found.metrics.values()), default=0.0)
-    within = apart <= found.tolerance and not found.files["other"]
-    found.verdict = EQUAL if within else DIFFERENT
-
-
-def _measure_difference(then: float | None, now: float | None) -> float:
-    return math.inf if then is None or now is None else abs(then - now)
+    differences = [math.inf if then is None or now is None else abs(then - now) for then, now in diff.metrics.values()]
+    is_equal = max(differences, default=0.0) <= diff.tolerance and not diff.files["other"]
+    diff.verdict = EQUAL if is_equal else DIFFERENT
 
 
 def _collect_figures(record: dict[str, Any]) -> dict[str, float]:
-    """Every figure but times."""
+    """Every measured number but times, by full key."""
     parts = {key: record[key] for key in MEASURED if record.get(key)}
-    if isinstance(parts.get("adapters"), list):  # proofs of loads, one an adapter
-        parts["adapters"] = {str(place): one for place, one in enumerate(parts["adapters"])}
+    if isinstance(parts.get("adapters"), list):  # load proofs, one per adapter
+        parts["adapters"] = {str(position): proof for position, proof in enumerate(parts["adapters"])}
     return {
         key.removeprefix("metrics."): float(value)
         for key, value in config.flatten_keys(parts).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and not key.endswith(TIMES)
     }
-
-
-def _find_differing_figures(then: dict[str, float], now: dict[str, float]) -> dict[str, list[float | None]]:
-    """Those that are not the same; None on a side that does not have it."""
-    pairs = {key: [then.get(key), now.get(key)] for key in [*then, *(now.keys() - then.keys())]}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,4 +1,4 @@
-"""The run that a record describes, to be run again: its own config, and what is typed beside."""
+"""Rebuild the spec of a recorded run, with the overrides typed beside action=replay."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,57 +12,60 @@ from peftrun.config.paths import GROUPS
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 
-UNUSED = ("action", "hydra")  # keys of the replay itself
-# Keys of an action that say where something lies, not what comes out.
-PLACES = ("resume", "output_dir")
+REPLAY_KEYS = ("action", "hydra")  # keys of the replay itself
+# Keys of an action that name paths and do not change its outcome.
+PATH_KEYS = ("resume", "output_dir")
 
 
 def load_run_values(run: Path) -> dict[str, Any]:
-    """The resolved config of a run folder, in today's keys, to be run from its first step into a folder of its own."""
+    """The resolved config of a run folder in today's keys, set to start from the first step in a new folder."""
     values = config.read_run(run / CONFIG)
     action = values["action"]
-    action |= {key: None for key in PLACES if key in action}
-    values["tracker"] = {"name": "none"}  # it was told once
+    action |= {key: None for key in PATH_KEYS if key in action}
+    values["tracker"] = {"name": "none"}  # it was logged by the first run already
     if action["name"] == "generate" and action.get("prompt") is None and action.get("prompts_file") is None:
         raise ConfigError(
-            f"action.run={run}: is a talk with a person, which cannot be run again; name another run, or type action=generate"
+            f"action.run={run}: was an interactive chat and cannot be replayed; name another run, or type action=generate"
         )
     return values
 
 
-def apply_overrides(values: dict[str, Any], typed: Sequence[str], own: RunSpec) -> dict[str, Any]:
+def apply_overrides(values: dict[str, Any], typed: Sequence[str], replay_spec: RunSpec) -> dict[str, Any]:
     """`values` with what was typed beside `action=replay`.
 
-    Args: typed: in full, as typed. own: the replay's own spec, in which each of these keys has its value.
+    Args:
+        typed: the overrides, in full.
+        replay_spec: the replay's own spec, in which each of these keys has its parsed value.
 
-    Raises: ConfigError: something typed does not name a key of a record.
+    Raises: ConfigError: an override is an experiment, which would set values that the record already has.
     """
-    beside = dataclasses.asdict(own)
+    replay_values = dataclasses.asdict(replay_spec)
     for text in typed:
         key = text.lstrip("+~").partition("=")[0].partition("@")[0]
         group = key.partition(".")[0].partition("/")[0]
-        if group in UNUSED:
+        if group in REPLAY_KEYS:
             continue
         if key == "experiment":
-            raise ConfigError(f"{text}: a record has all its values already; type those that shall differ")
-        _copy_value(values, key, beside)
+            raise ConfigError(f"{text}: a record has all its values already; type the keys to change")
+        _copy_value(values, key, replay_values)
     return values
 
 
 def build_rerun_spec(values: dict[str, Any]) -> RunSpec:
-    """Raises: ConfigError: one line for each problem, such as a file of rows that is no longer there."""
+    """The checked spec. Raises: ConfigError: one line per problem, such as a data file that no longer exists."""
     return build_spec_from_values(values)
 
 
-def _copy_value(values: dict[str, Any], key: str, beside: dict[str, Any]) -> None:
+def _copy_value(values: dict[str, Any], key: str, replay_values: dict[str, Any]) -> None:
+    # A chosen option replaces its whole group, other keys a single value.
     path = [key] if key in GROUPS else key.split(".")
-    target, source = values, beside
-    for step in path[:-1]:
-        source = source.get(step) or {}
-        inner = target.get(step)
-        target[step] = inner if isinstance(inner, dict) else {}
-        target = target[step]
+    target, source = values, replay_values
+    for name in path[:-1]:
+        source = source.get(name) or {}
+        inner = target.get(name)
+        target[name] = inner if isinstance(inner, dict) else {}
+        target = target[name]
     if path[-1] in source:
         target[path[-1]] = source[path[-1]]
-    else:  # taken away with ~key
+    else:  # removed with ~key
         target.pop(path[-1], None)

@@ -1,1 +1,1 @@
-"""What a person looks at once a training has ended: one page, made of the run folder's files. Light."""
+"""The report of a training run: one HTML page, written from the run folder's files. Light."""

@@ -1,4 +1,4 @@
-"""`python -m peftrun.results.report RUN …`: makes the reports of earlier training runs anew."""
+"""`python -m peftrun.results.report RUN …`: write the reports of earlier training runs again."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ from peftrun.io import atomic_files
 from peftrun.results.report import page
 
 USAGE = (
-    "usage: python -m peftrun.results.report RUN_FOLDER …   (makes report.html and curves.svg of training runs anew)"
+    "usage: python -m peftrun.results.report RUN_FOLDER …   (writes report.html and curves.svg of training runs again)"
 )
 
 
 def main(folders: list[str]) -> int:
-    """0 if every folder has its report now; each that has not is told with its reason."""
+    """Exit code: 0 if every folder has its report; the reason is printed for each that has not."""
     if {"-h", "--help"} & {*folders}:
         print(USAGE)
         return 0
@@ -32,15 +32,17 @@ def main(folders: list[str]) -> int:
 
 
 def _write_report(folder: Path) -> Path:
-    """Raises: ArtifactError: it is no training run, or its record is torn."""
+    """Raises: ArtifactError: it is no training run, or its record is unreadable."""
     record = folder / RECORD
     if record.is_file():
         try:
             action = atomic_files.read_json(record)["action"]
         except (ValueError, KeyError, TypeError, OSError, ArtifactError) as error:
-            raise ArtifactError(f"{record}: is torn, so nothing is known of this run; no report was written") from error
+            raise ArtifactError(
+                f"{record}: is unreadable, so nothing is known of this run; no report was written"
+            ) from error
         if action != "train":
-            raise ArtifactError(f"{folder}: is a run of action={action}; only trainings have a report")
+            raise ArtifactError(f"{folder}: is a run of action={action}; only training runs have a report")
     return page.write_report(folder)
 
 

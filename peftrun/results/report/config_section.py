@@ -1,4 +1,4 @@
-"""What a run was asked for: what differs from the defaults, the whole config, and the commands that make it again. Light."""
+"""The config of a run: differences from the defaults, all values, and the commands that repeat it. Light."""
 
 import json
 import shlex
@@ -16,11 +16,11 @@ from peftrun.errors import ConfigError
 from peftrun.results.report import html
 from peftrun.results.report.run_facts import RunFacts, Values, get_list
 
-MOST = 60  # values that differ and are shown; a run of another option may differ in all of a group
+MAX_ROWS = 60  # differing values in sight; another option may differ in every key of its group
 
 
 def render_config(run: RunFacts) -> Iterator[str]:
-    """Commands, what differs, and every value."""
+    """Commands, differences, and every value."""
     if not run.values:
         return
     changed = {key: pair for key, pair in find_changed_values(run).items() if key != "action.resume"}
@@ -32,12 +32,13 @@ def render_config(run: RunFacts) -> Iterator[str]:
     if changed:
         yield f"<h3>{len(changed)} {'value differs' if len(changed) == 1 else 'values differ'} from the defaults</h3>"
         rows = [
-            [_render_key(key), _render_value(value), _render_value(usual)] for key, (usual, value) in changed.items()
+            [_render_key(key), _render_value(value), _render_value(default)]
+            for key, (default, value) in changed.items()
         ]
-        yield html.render_table("What differs", ["key", "here", "default"], rows[:MOST])
-        if rows[MOST:]:
+        yield html.render_table("What differs", ["key", "here", "default"], rows[:MAX_ROWS])
+        if rows[MAX_ROWS:]:
             yield html.render_details(
-                f"{len(rows) - MOST} more", html.render_table("More", ["key", "here", "default"], rows[MOST:])
+                f"{len(rows) - MAX_ROWS} more", html.render_table("More", ["key", "here", "default"], rows[MAX_ROWS:])
             )
     else:
         yield '<p class="soft">Every value is the default.</p>'
@@ -45,37 +46,37 @@ def render_config(run: RunFacts) -> Iterator[str]:
 
 
 def build_command(run: RunFacts) -> str:
-    """What was typed, as a command line; where the run was continued, without that."""
-    typed = [text for text in run.typed if not text.startswith(("action.resume=", "hydra"))]
-    return override_syntax.format_shell_command(typed, run.places)
+    """The command line as typed, without what continued an earlier run."""
+    overrides = [text for text in run.typed if not text.startswith(("action.resume=", "hydra"))]
+    return override_syntax.format_shell_command(overrides, run.places)
 
 
 def find_changed_values(run: RunFacts) -> dict[str, tuple[Any, Any]]:
-    """Full key → value by default, value of this run; nothing where the defaults cannot be composed here."""
+    """Full key → (default, value of this run); empty if the defaults cannot be composed here."""
     try:
         return minimal_overrides.diff_values(_compose_defaults(), run.values)
     except (*compose.REFUSALS, ConfigError):
         return {}
 
 
-@cache
+@cache  # the reports of all cells of a sweep need it, and composing takes about 0.1 s
 def _compose_defaults() -> Values:
-    """What is composed where nothing is typed: the same for all cells of a sweep."""
+    """The config without any override."""
     return config.resolve_values(compose.compose_run([]).cfg)
 
 
 def _render_config_table(run: RunFacts, changed: set[str]) -> str:
-    unread = set(map(str, get_list(run.record, "unread")))
+    unused_keys = set(map(str, get_list(run.record, "unread")))
     rows = [
         [
             _render_key(key, "changed" if key in changed else ""),
             _render_value(value),
-            html.render_cell("not read" if key in unread else "", "soft"),
+            html.render_cell("unused" if key in unused_keys else "", "soft"),
         ]
         for key, value in config.flatten_keys(run.values).items()
     ]
-    told = '<p class="soft">Marked: what differs from the defaults. Not read: what meant nothing in this run.</p>'
-    return told + html.render_table("Config", ["key", "value", ""], rows)
+    legend = '<p class="soft">Marked: differs from the default. Unused: had no effect in this run.</p>'
+    return legend + html.render_table("Config", ["key", "value", ""], rows)
 
 
 def _render_key(key: str, css: str = "") -> str:
@@ -84,5 +85,5 @@ def _render_key(key: str, css: str = "") -> str:
 
 
 def _render_value(value: Any) -> str:
-    said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return f'<td class="set"><code>{escape(said)}</code></td>'
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return f'<td class="set"><code>{escape(text)}</code></td>'

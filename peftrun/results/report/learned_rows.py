@@ -1,6 +1,6 @@
-"""Rows as they are learned, on a page: the text with what is learned marked, its tokens, what else a row says. Light.
+"""Training rows as HTML: text with the learned part marked, its tokens, further fields of the row. Light.
 
-Written of `rows.jsonl`, which action=preview and every training leave in their run folders.
+Reads `rows.jsonl`, which action=preview and every training write to their run folder.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from peftrun.io import atomic_files
 from peftrun.results.report import html
 from peftrun.results.report.run_facts import RunFacts, get_mapping
 
-IGNORED = -100  # label of what is not learned
-LONGEST, HEAD, TAIL = 1800, 1200, 400  # characters of a piece that are shown; of a longer one its beginning and its end
-PIECES, TOKENS = 120, 1500  # of a text that are shown
+IGNORED = -100  # label of tokens without loss, as in torch.nn.CrossEntropyLoss
+LONGEST, HEAD, TAIL = 1800, 1200, 400  # characters: a longer piece is shown by its first 1200 and last 400
+PIECES, TOKENS = 120, 1500  # shown per text
 TEXTS = {"": "Text", "rejected": "Rejected", "target": "Written"}
+# Code point → visible sign, for controls, bidirectional marks, zero-width characters and surrogates.
 SIGNS: dict[int, str] = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"},
     0x7F: "␡", ord("\n"): "↵\n",
@@ -27,52 +28,55 @@ SIGNS: dict[int, str] = {
 
 
 def render_learned_rows(run: RunFacts) -> Iterator[str]:
-    """The first rows of a training; nothing where its folder holds none."""
+    """The first training rows; nothing if the run folder has none."""
     try:
         rows = atomic_files.read_json_lines(run.folder / ROWS)
     except (ValueError, OSError):
         return
-    shown = list(render_articles(rows))
-    if shown:
+    articles = list(render_articles(rows))
+    if articles:
         yield "<h2>What it learns from</h2>"
-        yield f'<p class="soft">The first {format_count(len(shown), "training row")}, decoded from the token ids that training got. <mark>Marked</mark> is what is learned.</p>'
-        yield from shown
+        yield f'<p class="soft">The first {format_count(len(articles), "training row")}, decoded from the token ids that training got. What is learned is <mark>marked</mark>.</p>'
+        yield from articles
 
 
 def escape_control_chars(text: str) -> str:
-    """With a sign in place of what moves the cursor, turns the direction of writing, or cannot be written."""
+    """Text with visible signs for characters that move the cursor, change the writing direction, or cannot be encoded."""
     return text.translate(SIGNS)
 
 
 def render_articles(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """One for each row; of what is no such row nothing."""
+    """One article per row; malformed rows are skipped."""
     yield from (_render_article(row) for row in rows if _is_text(row))
 
 
-def _is_text(found: Any) -> bool:
-    """Whether this is a text with its tokens, and each of its spans lies in it."""
-    if not isinstance(found, dict) or not isinstance(found.get("text"), str):
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text with token ids and well-formed spans."""
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         return False
-    lists = all(isinstance(found.get(key), list) for key in ("input_ids", "spans"))
-    return lists and all(isinstance(one, list | tuple) and list(map(type, one)) == [int, int] for one in found["spans"])
+    has_lists = all(isinstance(value.get(key), list) for key in ("input_ids", "spans"))
+    return has_lists and all(
+        isinstance(span, list | tuple) and list(map(type, span)) == [int, int] for span in value["spans"]
+    )
 
 
 def cut_text(text: str, spans: list[Any]) -> Iterator[tuple[str, bool | None]]:
-    """(piece, whether it is learned) of a text; None: said in place of what is left out of a long one."""
-    pieces_of, end = [], 0
+    """(piece, whether it is learned) of a text; None for a note in place of what is left out of a long one."""
+    all_pieces, end = [], 0
+    # Spans are learned stretches, sorted, as (begin, stop) in characters.
     for begin, stop in spans:
-        pieces_of += [(text[end:begin], False), (text[begin:stop], True)]
+        all_pieces += [(text[end:begin], False), (text[begin:stop], True)]
         end = stop
-    found = [(piece, learned) for piece, learned in [*pieces_of, (text[end:], False)] if piece]
-    for piece, learned in found[:PIECES]:
+    pieces = [(piece, learned) for piece, learned in [*all_pieces, (text[end:], False)] if piece]
+    for piece, learned in pieces[:PIECES]:
         if len(piece) <= LONGEST:
             yield piece, learned
         else:
             yield piece[:HEAD], learned
             yield f" … {len(piece) - HEAD - TAIL:,} characters more … ", None
             yield piece[-TAIL:], learned
-    if found[PIECES:]:
-        yield f" … {format_count(len(found) - PIECES, 'piece')} more", None
+    if pieces[PIECES:]:
+        yield f" … {format_count(len(pieces) - PIECES, 'piece')} more", None
 
 
 def _render_article(row: dict[str, Any]) -> str:
@@ -88,23 +92,23 @@ def _render_article(row: dict[str, Any]) -> str:
     )
 
 
-def _render_text(found: dict[str, Any], name: str) -> str:
+def _render_text(row_text: dict[str, Any], name: str) -> str:
     heading = f"<h4>{name}</h4>" if name else ""
-    told = f'<p class="soft">{describe_lengths(found)}</p>'
-    body = "".join(_render_piece(*one) for one in cut_text(found["text"], found.get("spans", [])))
-    return f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{told}{_render_tokens(found)}'
+    lengths = f'<p class="soft">{describe_lengths(row_text)}</p>'
+    body = "".join(_render_piece(*piece) for piece in cut_text(row_text["text"], row_text.get("spans", [])))
+    return f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{lengths}{_render_tokens(row_text)}'
 
 
-def describe_lengths(found: dict[str, Any]) -> str:
-    """How many tokens a text has, and how many of them are learned."""
-    ids, learned = found["input_ids"], flag_learned_tokens(found)
+def describe_lengths(row_text: dict[str, Any]) -> str:
+    """Number of tokens of a text, and how many of them are learned."""
+    ids, learned = row_text["input_ids"], flag_learned_tokens(row_text)
     return f"{format_count(len(ids), 'token')}, {sum(learned) or 'none'} learned"
 
 
-def flag_learned_tokens(found: dict[str, Any]) -> list[bool]:
-    """Whether each token is learned."""
-    labels, count = found.get("labels"), len(found["input_ids"])
-    if not isinstance(labels, list) or len(labels) != count or not found.get("spans"):
+def flag_learned_tokens(row_text: dict[str, Any]) -> list[bool]:
+    """For each token whether it is learned."""
+    labels, count = row_text.get("labels"), len(row_text["input_ids"])
+    if not isinstance(labels, list) or len(labels) != count or not row_text.get("spans"):
         return [False] * count
     return [label != IGNORED for label in labels]
 
@@ -114,17 +118,17 @@ def _render_piece(text: str, learned: bool | None) -> str:
     return f'<span class="soft">{body}</span>' if learned is None else f"<mark>{body}</mark>" if learned else body
 
 
-def _render_tokens(found: dict[str, Any]) -> str:
-    """Each token with its id, where the row holds them."""
-    tokens = found.get("tokens")
+def _render_tokens(row_text: dict[str, Any]) -> str:
+    """Each token with its id, if the row holds its tokens."""
+    tokens = row_text.get("tokens")
     if not isinstance(tokens, list):
         return ""
-    marked = list(zip(tokens, found["input_ids"], flag_learned_tokens(found), strict=False))
+    flagged = list(zip(tokens, row_text["input_ids"], flag_learned_tokens(row_text), strict=False))
     body = "".join(
         f'<{"mark" if learned else "span"} class="token">{escape(escape_control_chars(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
-        for text, number, learned in marked[:TOKENS]
+        for text, number, learned in flagged[:TOKENS]
     )
-    more = f' <span class="soft">… {len(marked) - TOKENS:,} more</span>' if marked[TOKENS:] else ""
+    more = f' <span class="soft">… {len(flagged) - TOKENS:,} more</span>' if flagged[TOKENS:] else ""
     return html.render_details(
-        f"{len(marked)} tokens with their ids", f'<div class="learn" dir="auto">{body}{more}</div>'
+        f"{len(flagged)} tokens with their ids", f'<div class="learn" dir="auto">{body}{more}</div>'
     )

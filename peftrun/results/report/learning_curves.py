@@ -1,6 +1,5 @@
-"""What a training's rows of metrics say: curves with their figures beside them, and curves.svg. Light."""
+"""Learning curves of a run: charts with their data as tables, and curves.svg. Light."""
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,24 +9,32 @@ from typing import Any
 
 from peftrun.formatting import format_number, is_finite, is_number, select_finite
 from peftrun.results.report import html
-from peftrun.results.report.line_charts import NOISY, WIDE, ChartStyle, Points, Series, draw_chart
+from peftrun.results.report.line_charts import NOISY, WIDE, ChartStyle, Series, draw_chart
 from peftrun.results.report.run_facts import RunFacts, get_mapping
 from peftrun.results.report.svg import format_tick
 
-LISTED = 40  # rows of a table beside a chart
-SHOWN = 4  # charts of other figures in sight; more of them are folded away
-SMALL, BROAD = (420, 210), (WIDE, 300)
-GAP = 28  # between the charts of curves.svg
-APART = {
+TABLE_ROWS = 40  # of the table beside a chart
+SHOWN = 4  # charts of other metrics in sight; further ones are folded
+SMALL, BROAD = (420, 210), (WIDE, 300)  # pixels
+GAP = 28  # pixels between the charts of curves.svg
+SPECIFIC = {  # columns of metrics.jsonl with a chart of their own, or none
     "loss", "eval_loss", "learning_rate", "grad_norm", "num_tokens", "resident_bytes", "gpu_peak_bytes", "step", "seconds", "epoch",
 }  # fmt: skip
-FIRST = ("mean_token_accuracy", "reward", "rewards/accuracies", "rewards/margins", "kl", "entropy")  # of other figures
-PLAIN = ("causal_lm", "seq2seq", "seq_cls", "token_cls")  # kinds whose loss is the same on held-out rows
+FIRST = (
+    "mean_token_accuracy",
+    "reward",
+    "rewards/accuracies",
+    "rewards/margins",
+    "kl",
+    "entropy",
+)  # order of the other charts
+# Task types whose evaluation loss is the training loss; those of preference methods are not comparable.
+SAME_LOSS = ("causal_lm", "seq2seq", "seq_cls", "token_cls")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart to be drawn. `name`: unique on the page; `note`: what a reader must know of it."""
+    """A chart to draw. `name`: unique on the page; `what`: title and unit; `note`: caption."""
 
     name: str
     what: str
@@ -37,8 +44,8 @@ class Plot:
 
 
 def build_plots(run: RunFacts) -> list[Plot]:
-    """The charts of a run, the loss first; only those with a figure to show."""
-    found = [
+    """The charts of a run, the loss first; only those with data."""
+    plots = [
         _plot_loss(run),
         *_plot_other_metrics(run),
         _plot_learning_rate(run),
@@ -46,90 +53,84 @@ def build_plots(run: RunFacts) -> list[Plot]:
         _plot_speed(run),
         _plot_memory(run),
     ]
-    return [one for one in found if any(series.points for series in one.series)]
+    return [plot for plot in plots if any(series.points for series in plot.series)]
 
 
 def render_curves(run: RunFacts) -> Iterator[str]:
-    """The charts, each with its figures as a table."""
-    drawn = build_plots(run)
-    if not drawn:
+    """The charts, each with its data as a table."""
+    plots = build_plots(run)
+    if not plots:
         yield '<h2>Learning</h2><p class="soft">No step was logged, so there is nothing to draw.</p>'
         return
     yield "<h2>Learning</h2>"
-    if any(one.smooth and len(one.points) >= NOISY for each in drawn for one in each.series):
+    if any(line.smooth and len(line.points) >= NOISY for plot in plots for line in plot.series):
         yield '<p class="soft">Faint: what was logged; strong: its moving mean over a tenth of the steps.</p>'
-    if drawn[0].name == "loss":
-        first, *drawn = drawn
-        yield f"<figure>{html.render_both_widths(first.name, functools.partial(_draw_wide, first))}{_render_figure_data(first)}</figure>"
-    others = [one for one in drawn if one.name.startswith("other-")]
+    if plots[0].name == "loss":
+        loss, *plots = plots
+
+        def draw_loss(name: str, width: int) -> str:
+            return draw_chart(name, loss.what, loss.series, ChartStyle((width, BROAD[1] if width == WIDE else 260)))
+
+        yield f"<figure>{html.render_both_widths(loss.name, draw_loss)}{_render_figure_data(loss)}</figure>"
+    others = [plot for plot in plots if plot.name.startswith("other-")]
     hidden = others[SHOWN:]
-    yield f'<div class="charts">{"".join(_render_figure(one) for one in drawn if one not in hidden)}</div>'
+    yield f'<div class="charts">{"".join(_render_figure(plot) for plot in plots if plot not in hidden)}</div>'
     if hidden:
         yield html.render_details(
-            f"{len(hidden)} more figures", f'<div class="charts">{"".join(map(_render_figure, hidden))}</div>'
+            f"{len(hidden)} more metrics", f'<div class="charts">{"".join(map(_render_figure, hidden))}</div>'
         )
 
 
-def _draw_wide(one: Plot, name: str, width: int) -> str:
-    return draw_chart(name, one.what, one.series, ChartStyle((width, BROAD[1] if width == WIDE else 260)))
-
-
 def render_curves_svg(run: RunFacts) -> str:
-    """All charts as one SVG that stands alone; one line of text where there are none."""
-    drawn = build_plots(run)
-    columns = [(0.0, BROAD)] if drawn and drawn[0].name == "loss" else []
-    parts, y = [], 34.0
-    for place, one in enumerate(drawn):
-        broad = place == 0 and bool(columns)
-        index = place - len(columns)
-        x = 0.0 if broad or index % 2 == 0 else float(WIDE - SMALL[0])
-        size = BROAD if broad else SMALL
-        body = draw_chart(f"c{place}", one.what, one.series, ChartStyle(size, one.look.zero, one.look.log))
-        parts.append(f'<g transform="translate({x + 12:g} {y:g})">{body}</g>')
-        y += size[1] + GAP if broad or index % 2 == 1 or place == len(drawn) - 1 else 0
+    """All charts as one standalone SVG; a line of text if there are none."""
+    plots = build_plots(run)
+    has_loss = bool(plots) and plots[0].name == "loss"  # drawn over both columns
+    groups, y = [], 34.0  # pixels; the title is above
+    for number, plot in enumerate(plots):
+        is_broad = number == 0 and has_loss
+        column = (number - has_loss) % 2
+        x = 0.0 if is_broad or column == 0 else float(WIDE - SMALL[0])
+        size = BROAD if is_broad else SMALL
+        svg = draw_chart(f"c{number}", plot.what, plot.series, ChartStyle(size, plot.look.zero, plot.look.log))
+        groups.append(f'<g transform="translate({x + 12:g} {y:g})">{svg}</g>')
+        y += size[1] + GAP if is_broad or column == 1 or number == len(plots) - 1 else 0
     style = (Path(__file__).parent / "curves.css").read_text(encoding="utf-8")
-    return _wrap_standalone_svg(f"{run.task} on {run.base}", style, (WIDE + 24.0, y if drawn else 70.0), "".join(parts))
-
-
-def _wrap_standalone_svg(title: str, style: str, size: tuple[float, float], body: str) -> str:
-    width, height = size
-    nothing = "" if body else '<text x="12" y="54">No step was logged.</text>'
+    title, width, height = f"{run.task} on {run.base}", WIDE + 24.0, y if plots else 70.0
+    body = "".join(groups) or '<text x="12" y="54">No step was logged.</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
         f'role="img" aria-labelledby="whole"><title id="whole">{escape(title)}</title><style>{style}</style>'
-        f'<rect class="page" width="{width:g}" height="{height:g}"/><text x="14" y="22" class="head">{escape(title)}</text>{nothing}{body}</svg>\n'
+        f'<rect class="page" width="{width:g}" height="{height:g}"/><text x="14" y="22" class="head">{escape(title)}</text>{body}</svg>\n'
     )
 
 
-def _render_figure(one: Plot) -> str:
-    drawing = draw_chart(one.name, one.what, one.series, one.look)
-    return f"<figure>{drawing}{_render_figure_data(one)}</figure>"
+def _render_figure(plot: Plot) -> str:
+    svg = draw_chart(plot.name, plot.what, plot.series, plot.look)
+    return f"<figure>{svg}{_render_figure_data(plot)}</figure>"
 
 
-def _render_figure_data(one: Plot) -> str:
-    """What the chart shows as a table, and what must be known of it."""
-    series = [each for each in one.series if each.points]
-    by_step = [dict(each.points) for each in series]
-    steps = sorted({step for each in by_step for step in each})
-    some = _pick_steps(steps)
+def _render_figure_data(plot: Plot) -> str:
+    """The chart's data as a table, and its caption."""
+    series = [line for line in plot.series if line.points]
+    values_by_step = [dict(line.points) for line in series]
+    all_steps = sorted({step for values in values_by_step for step in values})
+    steps = all_steps
+    if len(all_steps) > TABLE_ROWS:  # evenly spaced, with the first and the last
+        steps = [all_steps[round(row * (len(all_steps) - 1) / (TABLE_ROWS - 1))] for row in range(TABLE_ROWS)]
     rows = [
         [
             f'<td class="n">{format_tick(step)}</td>',
-            *(html.render_cell(format_number(each[step]) if step in each else "", "n") for each in by_step),
+            *(
+                html.render_cell(format_number(values[step]) if step in values else "", "n")
+                for values in values_by_step
+            ),
         ]
-        for step in some
+        for step in steps
     ]
-    left = f'<p class="soft">{len(some)} of {len(steps)} steps.</p>' if len(some) < len(steps) else ""
-    table = html.render_table(one.what, ["n|step", *(f"n|{each.label}" for each in series)], rows)
-    note = f"<figcaption>{one.note}</figcaption>" if one.note else ""
-    return note + html.render_details("Figures", left + table)
-
-
-def _pick_steps(steps: Sequence[float]) -> list[float]:
-    """Few enough to read, evenly apart, the first and the last among them."""
-    if len(steps) <= LISTED:
-        return list(steps)
-    return [steps[round(place * (len(steps) - 1) / (LISTED - 1))] for place in range(LISTED)]
+    selection = f'<p class="soft">{len(steps)} of {len(all_steps)} steps.</p>' if len(steps) < len(all_steps) else ""
+    table = html.render_table(plot.what, ["n|step", *(f"n|{line.label}" for line in series)], rows)
+    note = f"<figcaption>{plot.note}</figcaption>" if plot.note else ""
+    return note + html.render_details("Data", selection + table)
 
 
 def _plot_loss(run: RunFacts) -> Plot:
@@ -137,37 +138,33 @@ def _plot_loss(run: RunFacts) -> Plot:
         Series("training", "c0", select_finite(run.rows, "loss"), smooth=True),
         Series("validation", "c1", select_finite(run.rows, "eval_loss")),
     ]
-    held_out = _collect_eval_loss(run)
-    note = "Held out: rows that nothing is learned from, measured before and after training." if held_out else ""
-    return Plot("loss", "loss", [*series, Series("held out", "c2", held_out, marks=True)], ChartStyle(BROAD), note)
+    evaluation = _collect_eval_loss(run)
+    note = "Evaluation: rows that are not trained on, measured before and after training." if evaluation else ""
+    return Plot("loss", "loss", [*series, Series("evaluation", "c2", evaluation, marks=True)], ChartStyle(BROAD), note)
 
 
 def _collect_eval_loss(run: RunFacts) -> list[tuple[float, float]]:
-    """The loss on held-out rows at the first step and at the last, where it is the loss that is learned."""
-    if get_mapping(run.values, "task").get("kind") not in PLAIN or not any("loss" in row for row in run.rows):
+    """(step, loss) on evaluation rows at the first and the last step, if it is comparable to the training loss."""
+    if get_mapping(run.values, "task").get("kind") not in SAME_LOSS or not any("loss" in row for row in run.rows):
         return []
-    last = get_mapping(run.record, "training").get("steps")
-    known = ((0, run.before.get("loss")), (last, run.after.get("loss")))
-    return [(float(step), float(loss)) for step, loss in known if is_finite(step) and is_finite(loss)]
+    last_step = get_mapping(run.record, "training").get("steps")
+    points = ((0, run.before.get("loss")), (last_step, run.after.get("loss")))
+    return [(float(step), float(loss)) for step, loss in points if is_finite(step) and is_finite(loss)]
 
 
 def _plot_other_metrics(run: RunFacts) -> list[Plot]:
-    """A chart for each other figure that was logged."""
-    names = [key for key in dict.fromkeys(key for row in run.rows for key in row) if key not in APART]
+    """A chart for each further metric that was logged."""
+    names = [key for key in dict.fromkeys(key for row in run.rows for key in row) if key not in SPECIFIC]
     ordered = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return [
         Plot(
-            f"other-{place}",
+            f"other-{number}",
             name.replace("_", " "),
-            [_make_series(name, select_finite(run.rows, name))],
+            [Series(name.replace("_", " "), "c0", select_finite(run.rows, name), smooth=True)],
             ChartStyle(SMALL, log=False),
         )
-        for place, name in enumerate(ordered)
+        for number, name in enumerate(ordered)
     ]
-
-
-def _make_series(label: str, points: Points) -> Series:
-    return Series(label.replace("_", " "), "c0", points, smooth=True)
 
 
 def _plot_learning_rate(run: RunFacts) -> Plot:
@@ -178,8 +175,8 @@ def _plot_learning_rate(run: RunFacts) -> Plot:
 
 
 def _plot_gradient_norm(run: RunFacts) -> Plot:
-    clipped = get_mapping(run.values, "trainer").get("max_grad_norm")
-    note = f"Before it is clipped to {format_number(clipped)}." if clipped else ""
+    max_norm = get_mapping(run.values, "trainer").get("max_grad_norm")
+    note = f"Before clipping to {format_number(max_norm)}." if max_norm else ""
     points = select_finite(run.rows, "grad_norm")
     return Plot(
         "gradient", "gradient norm", [Series("gradient norm", "c6", points, smooth=True)], ChartStyle(SMALL), note
@@ -187,35 +184,35 @@ def _plot_gradient_norm(run: RunFacts) -> Plot:
 
 
 def _plot_speed(run: RunFacts) -> Plot:
-    tokens = any(is_number(row.get("num_tokens")) for row in run.rows)
-    what = "tokens/s" if tokens else "rows/s"
-    points = _compute_rates(run.rows, None if tokens else _count_rows_per_step(run))
-    others = get_mapping(run.record, "together").get("cells")
-    note = f"By the clock, with {others - 1} other cells trained at the same time." if others and others > 1 else ""
-    return Plot("speed", what, [Series(what, "c2", points, smooth=True)], ChartStyle(SMALL, zero=True, log=False), note)
-
-
-def _count_rows_per_step(run: RunFacts) -> int:
+    has_tokens = any(is_number(row.get("num_tokens")) for row in run.rows)
+    unit = "tokens/s" if has_tokens else "rows/s"
     trainer, device = get_mapping(run.values, "trainer"), get_mapping(run.values, "device")
-    counts = (
+    factors = (
         trainer.get("per_device_train_batch_size"), trainer.get("gradient_accumulation_steps"), device.get("processes"), device.get("machines"),
     )  # fmt: skip
-    return math.prod(one for one in counts if isinstance(one, int))
+    rows_per_step = math.prod(factor for factor in factors if isinstance(factor, int))
+    points = _compute_rates(run.rows, None if has_tokens else rows_per_step)
+    cells = get_mapping(run.record, "together").get("cells")
+    note = f"Wall time, with {cells - 1} other cells trained at the same time." if cells and cells > 1 else ""
+    return Plot("speed", unit, [Series(unit, "c2", points, smooth=True)], ChartStyle(SMALL, zero=True, log=False), note)
 
 
-def _compute_rates(rows: Sequence[dict[str, Any]], a_step: int | None) -> list[tuple[float, float]]:
-    """What was learned from one row to the next, by the seconds between them; where a run was taken up again, nothing is said."""
-    needed = ("step", "seconds") if a_step else ("step", "seconds", "num_tokens")
-    found, before = [], dict.fromkeys(needed, 0.0)
+def _compute_rates(rows: Sequence[dict[str, Any]], rows_per_step: int | None) -> list[tuple[float, float]]:
+    """(step, tokens or rows per second) between consecutive log rows. `rows_per_step`: None counts tokens.
+
+    A row whose counters fall back, where a run was resumed, gives no point.
+    """
+    keys = ("step", "seconds") if rows_per_step else ("step", "seconds", "num_tokens")
+    points, previous = [], dict.fromkeys(keys, 0.0)
     for row in rows:
-        if not all(is_finite(row.get(key)) for key in needed):
+        if not all(is_finite(row.get(key)) for key in keys):
             continue
-        more = {key: row[key] - before[key] for key in needed}
-        learned = more["step"] * a_step if a_step else more["num_tokens"]
-        if more["seconds"] > 0 and learned > 0:
-            found.append((float(row["step"]), learned / more["seconds"]))
-        before = {key: row[key] for key in needed}
-    return found
+        increase = {key: row[key] - previous[key] for key in keys}
+        count = increase["step"] * rows_per_step if rows_per_step else increase["num_tokens"]
+        if increase["seconds"] > 0 and count > 0:
+            points.append((float(row["step"]), count / increase["seconds"]))
+        previous = {key: row[key] for key in keys}
+    return points
 
 
 def _plot_memory(run: RunFacts) -> Plot:

@@ -1,6 +1,7 @@
-"""report.html and curves.svg of a training run: what came out, on one page that needs no script, no network and no other file. Light."""
+"""report.html and curves.svg of a training run: a single page that needs no script, network or other file. Light."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -14,17 +15,17 @@ from peftrun.results.report import config_section, cost, generations, html, lear
 from peftrun.results.report.run_facts import RunFacts, get_mapping, read_run_facts
 
 SIGNS = {"completed": "✓", "failed": "✗", "stopped": "■", "interrupted": "‖", "running": "▶"}
-LESS = ("loss", "perplexity")  # of these less is better; of the others more
-NEITHER = ("desirable_log_ratio", "undesirable_log_ratio", "margin")
-LATER = ("perplexity", "precision", "recall")  # what others say too
-TILES = 4  # figures at the top
-VARIANTS = ("use_dora", "use_rslora", "lora_fa", "lora_bias")  # of LoRA, where they are on
+LOWER_IS_BETTER = ("loss", "perplexity")
+NEUTRAL = ("desirable_log_ratio", "undesirable_log_ratio", "margin")  # neither direction is better
+SECONDARY = ("perplexity", "precision", "recall")  # derived from, or part of, other metrics: shown after them
+TILES = 4  # metrics at the top
+VARIANTS = ("use_dora", "use_rslora", "lora_fa", "lora_bias")  # flags of LoRA that are named if set
 
 
 def write_report(folder: Path) -> Path:
-    """The path of report.html, made of the run folder's files as they are now; curves.svg lies beside it.
+    """Write report.html and curves.svg from the run folder's current files; the path of report.html.
 
-    Raises: ArtifactError: `folder` is no run folder, or the disk refused.
+    Raises: ArtifactError: `folder` is no run folder, or the files cannot be written.
     """
     run = read_run_facts(folder)
     atomic_files.write_text(folder / CURVES, learning_curves.render_curves_svg(run))
@@ -35,126 +36,126 @@ def write_report(folder: Path) -> Path:
 
 
 def try_write_report(folder: Path) -> Path | None:
-    """The report of a training that has just ended; None, with a warning, where it cannot be made: the run stands without it."""
+    """The report of a training that has just ended; None, with a warning, if it cannot be written."""
     try:
         return write_report(folder)
-    except Exception as error:
+    except Exception as error:  # whatever it is, the finished run must not fail because of its report
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         console.print_warning(f"no report of {console.shorten_path(folder)}: {reason}")
         return None
 
 
 def _render_body(run: RunFacts) -> Iterator[str]:
-    for section in (_render_headline, _render_figures, learning_curves.render_curves, generations.render_generations, learned_rows.render_learned_rows, cost.render_cost, config_section.render_config, provenance.render_provenance, provenance.render_environment):  # fmt: skip
-        yield from section(run)
+    yield from _render_headline(run)
+    yield from _render_figures(run)
+    yield from learning_curves.render_curves(run)
+    yield from generations.render_generations(run)
+    yield from learned_rows.render_learned_rows(run)
+    yield from cost.render_cost(run)
+    yield from config_section.render_config(run)
+    yield from provenance.render_provenance(run)
+    yield from provenance.render_environment(run)
     yield f'<footer class="soft">Written by peftrun {escape(str(get_mapping(run.record, "versions").get("peftrun", "")))} from the files of this run folder.</footer>'
 
 
 def _render_headline(run: RunFacts) -> Iterator[str]:
     status = run.status
-    yield f'<header><ul class="chips"><li class="{escape(status)}">{SIGNS.get(status, "?")} {escape(status)}</li><li>{_describe_kind(run)}</li></ul>'
+    is_cell = (run.folder.parent / run_overrides.SWEEP).is_file()
+    kind = f'cell of <a href="../{REPORT_PAGE}">a sweep</a>' if is_cell else "training run"
+    yield f'<header><ul class="chips"><li class="{escape(status)}">{SIGNS.get(status, "?")} {escape(status)}</li><li>{kind}</li></ul>'
     yield f"<h1>{escape(run.task)}</h1>"
     yield f'<p class="lead">{escape(run.base)} · {escape(describe_method(run))}{escape(_describe_steps(run))}</p>'
     yield f'<p class="soft">{escape(" · ".join(_describe_times(run)))}</p></header>'
     if run.record.get("error"):
-        yield f'<div class="card fault"><strong>What was at fault</strong><p>{escape(str(run.record["error"]))}</p></div>'
+        yield f'<div class="card fault"><strong>Error</strong><p>{escape(str(run.record["error"]))}</p></div>'
     if run.record.get("stopped"):
         yield f'<div class="card"><strong>Ended early</strong><p>{escape(str(run.record["stopped"]))}</p></div>'
     if status == "running":
-        yield '<div class="card">This run goes on, or was ended by force: what is here is what had been logged.</div>'
-
-
-def _describe_kind(run: RunFacts) -> str:
-    """What kind of run it is; a cell leads to its sweep."""
-    return (
-        f'cell of <a href="../{REPORT_PAGE}">a sweep</a>'
-        if (run.folder.parent / run_overrides.SWEEP).is_file()
-        else "training run"
-    )
+        yield '<div class="card">This run is still going, or was killed: the page shows what had been logged.</div>'
 
 
 def describe_method(run: RunFacts) -> str:
-    """The method and its main settings in words."""
-    found = run.lora
-    name, option = str(found.get("method", "")), run.choices.get("lora", "")
+    """The method and its main settings as text."""
+    lora = run.lora
+    name, option = str(lora.get("method", "")), run.choices.get("lora", "")
     if name == "none":
         return "no adapter: every weight is trained"
-    told = [option if option.startswith(name) or not name else f"{option} ({name})" if option else name]
-    told += [f"rank {found['r']}"] if found.get("r") is not None else []
-    told += [f"alpha {format_number(found['lora_alpha'])}"] if is_number(found.get("lora_alpha")) else []
-    told += [key.removeprefix("use_") for key in VARIANTS if found.get(key) is True]
-    targets = found.get("target_modules")
-    told += [f"on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}"] if targets else []
-    return ", ".join(told)
+    # An option whose name does not start with its method is followed by it: `dora (lora)`.
+    settings = [option if option.startswith(name) or not name else f"{option} ({name})" if option else name]
+    settings += [f"rank {lora['r']}"] if lora.get("r") is not None else []
+    settings += [f"alpha {format_number(lora['lora_alpha'])}"] if is_number(lora.get("lora_alpha")) else []
+    settings += [key.removeprefix("use_") for key in VARIANTS if lora.get(key) is True]
+    targets = lora.get("target_modules")
+    settings += [f"on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}"] if targets else []
+    return ", ".join(settings)
 
 
 def _describe_steps(run: RunFacts) -> str:
-    steps = get_mapping(run.record, "training").get("steps") or max(
-        (int(row["step"]) for row in run.rows if is_finite(row.get("step"))), default=0
-    )
+    # A record without an outcome has no steps: those logged are shown.
+    logged_steps = (int(row["step"]) for row in run.rows if is_finite(row.get("step")))
+    steps = get_mapping(run.record, "training").get("steps") or max(logged_steps, default=0)
+    if not steps:
+        return ""
     rows = get_mapping(run.record, "data").get("train_rows")
-    return (f" · {steps} steps" if steps else "") + (
-        f" on {format_number(rows)} rows" if is_number(rows) and steps else ""
-    )
+    return f" · {steps} steps" + (f" on {format_number(rows)} rows" if is_number(rows) else "")
 
 
 def _describe_times(run: RunFacts) -> Iterator[str]:
     started = run.record.get("started")
     if started:
-        yield f"Started {_format_time(str(started))}"
+        with suppress(ValueError):
+            started = f"{datetime.fromisoformat(str(started)):%d %B %Y, %H:%M} UTC"
+        yield f"Started {started}"
     if is_number(run.record.get("seconds")):
         yield f"took {format_duration(run.record['seconds'])}"
     if run.record.get("resumed_from"):
         yield "continued from a checkpoint"
-    together = get_mapping(run.record, "together").get("cells")
-    if together:
-        yield f"trained together with {together - 1} other cells"
+    cells = get_mapping(run.record, "together").get("cells")
+    if cells:
+        yield f"trained together with {cells - 1} other cells"
     yield console.shorten_path(run.folder)
 
 
-def _format_time(text: str) -> str:
-    try:
-        return f"{datetime.fromisoformat(text):%d %B %Y, %H:%M} UTC"
-    except ValueError:
-        return text
-
-
 def _render_figures(run: RunFacts) -> Iterator[str]:
-    """The first figures large, all of them in a table."""
-    known = sorted(dict.fromkeys([*run.after, *run.before]), key=lambda name: name in LATER)
-    if not known:
-        yield '<p class="soft">No figures on held-out rows were recorded.</p>'
+    """The first metrics as tiles, all of them in a table."""
+    names = sorted(dict.fromkeys([*run.after, *run.before]), key=lambda name: name in SECONDARY)
+    if not names:
+        yield '<p class="soft">No metrics on evaluation rows were recorded.</p>'
         return
-    yield f'<ul class="tiles">{"".join(_render_tile(run, name) for name in known[:TILES])}</ul>'
+    yield f'<ul class="tiles">{"".join(_render_tile(run, name) for name in names[:TILES])}</ul>'
     data = get_mapping(run.record, "data")
     rows, learned = data.get("held_out_rows"), data.get("held_out_rows_learned")
-    apart = (
-        f"{learned} of which are training rows too, so that they flatter"
+    overlap = (
+        f"{learned} of which are training rows too, so these metrics are too good"
         if learned
-        else "which nothing was learned from"
+        else "none of which was trained on"
     )
-    told = f"Measured on {rows} held-out rows" if rows else "Measured on held-out rows"
-    head = ["figure", "n|before", "n|after", "n|difference", ""]
-    table = html.render_table("Figures on held-out rows", head, [_build_row(run, name) for name in known])
-    yield f'<p class="soft">{escape(told)}, {apart}.</p>{html.render_details("All figures", table)}'
+    source = f"Measured on {rows} evaluation rows" if rows else "Measured on evaluation rows"
+    head = ["metric", "n|before", "n|after", "n|difference", ""]
+    table = html.render_table("Metrics on evaluation rows", head, [_build_row(run, name) for name in names])
+    yield f'<p class="soft">{escape(source)}, {overlap}.</p>{html.render_details("All metrics", table)}'
 
 
 def _render_tile(run: RunFacts, name: str) -> str:
     before, after = run.before.get(name), run.after.get(name)
     shown = after if after is not None else before
-    change = _render_change(name, before, after)
-    since = f"before {_format_figure(before)}" if after is not None and before is not None else ""
+    change = ""
+    if before is not None and after is not None and is_finite(before) and is_finite(after):
+        verdict = _judge_change(name, before, after)
+        label = f"{format_signed(after - before)}{f' {verdict}' if verdict else ''}"
+        change = f'<span class="change {verdict}">{label}</span>'
+    previous = f"before {_format_figure(before)}" if after is not None and before is not None else ""
     when = "" if after is not None else "before training"
     return (
         f'<li><div class="name">{escape(name.replace("_", " "))}</div><div class="value">{_format_figure(shown)}</div>'
-        f'<div class="since">{since}{when} {change}</div></li>'
+        f'<div class="since">{previous}{when} {change}</div></li>'
     )
 
 
 def _build_row(run: RunFacts, name: str) -> list[str]:
     before, after = run.before.get(name), run.after.get(name)
-    apart = format_signed(after - before) if is_finite(before) and is_finite(after) else "–"
-    cells = [html.render_cell(one, "n") for one in (format_number(before), format_number(after), apart)]
+    difference = format_signed(after - before) if is_finite(before) and is_finite(after) else "–"
+    cells = [html.render_cell(text, "n") for text in (format_number(before), format_number(after), difference)]
     return [f'<th scope="row">{escape(name)}</th>', *cells, f"<td>{_judge_change(name, before, after)}</td>"]
 
 
@@ -162,15 +163,8 @@ def _format_figure(value: float | None) -> str:
     return "–" if value is None else format_figure(value) if is_finite(value) else "no finite number"
 
 
-def _render_change(name: str, before: float | None, after: float | None) -> str:
-    if before is None or after is None or not (is_finite(before) and is_finite(after)):
-        return ""
-    verdict = _judge_change(name, before, after)
-    return f'<span class="change {verdict}">{format_signed(after - before)}{f" {verdict}" if verdict else ""}</span>'
-
-
 def _judge_change(name: str, before: float | None, after: float | None) -> str:
-    """better, worse, or nothing where neither can be said."""
-    if before is None or after is None or before == after or name in NEITHER:
+    """better, worse, or empty if neither applies."""
+    if before is None or after is None or before == after or name in NEUTRAL:
         return ""
-    return "better" if (after < before) == (name in LESS) else "worse"
+    return "better" if (after < before) == (name in LOWER_IS_BETTER) else "worse"

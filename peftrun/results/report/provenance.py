@@ -1,4 +1,4 @@
-"""What a record proves, and what the run stood on. Light."""
+"""Provenance of a run: digests and what they prove, versions and hardware. Light."""
 
 import shlex
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from peftrun.results.report.run_facts import RunFacts, get_list, get_mapping
 
 
 def render_provenance(run: RunFacts) -> Iterator[str]:
-    """Digests of what was read and written, and what they do and do not prove."""
+    """Digests of the files read and written, and what they do and do not prove."""
     if not run.record:
         return
     yield "<h2>Integrity</h2><ul>"
@@ -22,67 +22,64 @@ def render_provenance(run: RunFacts) -> Iterator[str]:
     yield "</ul>"
     files = run.record.get("artifacts")
     if isinstance(files, dict) and files:
-        rows = [[f"<td><code>{escape(str(name))}</code></td>", _render_digest(one)] for name, one in files.items()]
-        yield html.render_table("Files", ["file as it was saved", "sha256"], rows)
-    read = _build_input_rows(run)
-    if read:
-        yield html.render_table("Inputs", ["what it was made of", "sha256"], read)
+        outputs = [
+            [f"<td><code>{escape(str(name))}</code></td>", _render_digest(digest)] for name, digest in files.items()
+        ]
+        yield html.render_table("Files", ["file as saved", "sha256"], outputs)
+    inputs = _build_input_rows(run)
+    if inputs:
+        yield html.render_table("Inputs", ["input", "sha256"], inputs)
     if (run.folder / ADAPTER).is_dir():
-        yield "<p>To prove that the saved adapter loads and answers as it did when it was saved:</p>"
-        yield html.render_command(_build_reload_command(run))
-
-
-def _build_reload_command(run: RunFacts) -> str:
-    """On the same base, with the same rows."""
-    spread = get_mapping(run.values, "device").get("strategy") is not None
-    typed = run_overrides.strip_process_overrides(run.typed) if spread else run.typed
-    return run_overrides.add_shared_overrides(
-        f"peftrun action=reload adapter={shlex.quote(shorten_path(run.folder))}", typed, run.places
-    )
+        yield "<p>To prove that the saved adapter loads and gives the same output as when it was saved:</p>"
+        # With the run's base model and rows, but in one process, also if the run had several.
+        is_distributed = get_mapping(run.values, "device").get("strategy") is not None
+        overrides = run_overrides.strip_process_overrides(run.typed) if is_distributed else run.typed
+        command = f"peftrun action=reload adapter={shlex.quote(shorten_path(run.folder))}"
+        yield html.render_command(run_overrides.add_shared_overrides(command, overrides, run.places))
 
 
 def _list_claims(run: RunFacts) -> Iterator[str]:
     rows = get_mapping(run.record, "data").get("held_out_rows")
     if run.before and run.after:
-        yield f"Measured here: the same {rows} held-out rows before and after training, by the same code in one process."
+        yield f"Measured here: the same {rows} evaluation rows before and after training, by the same code in one process."
     elif run.after:
-        yield f"Measured here: {rows} held-out rows, after training alone. How the base does on them was not measured."
+        yield f"Measured here: {rows} evaluation rows, after training only. The base model was not measured on them."
     if run.record.get("artifacts"):
-        yield "Every saved file has the digest below; each base has a fingerprint of its own, and an adapter is refused on another one."
-        yield "Not shown here: that the adapter loads elsewhere, or that a merged model answers alike. Reload and merge prove that, in records of their own."
+        yield "Every saved file has the digest below. The adapter is bound to the fingerprint of its base model and refused on another one."
+        yield "Not shown here: that the adapter loads elsewhere, or that a merged model gives the same output. Reload and merge prove that, in records of their own."
     if run.status != "completed":
-        yield f"This run is {run.status}: what came after the last logged step is not known."
-    if computing := get_mapping(run.record, "computing"):
-        inexact = get_list(computing, "not_deterministic")
-        told = (
-            f"not deterministic: {', '.join(map(str, inexact))}"
-            if inexact
-            else "nothing was found that is not deterministic"
+        yield f"This run is {run.status}: nothing is known of what came after the last logged step."
+    if numerics := get_mapping(run.record, "computing"):
+        nondeterministic_ops = get_list(numerics, "not_deterministic")
+        determinism = (
+            f"not deterministic: {', '.join(map(str, nondeterministic_ops))}"
+            if nondeterministic_ops
+            else "no nondeterministic operation found"
         )
-        yield f"Computed on {format_count(computing.get('threads'), 'thread')}; {told}."
+        yield f"Computed on {format_count(numerics.get('threads'), 'thread')}; {determinism}."
 
 
 def _build_input_rows(run: RunFacts) -> list[list[str]]:
     fingerprint = get_mapping(run.record, "base.fingerprint")
-    known = {f"base {run.base}: {name.replace('_', ' ')}": value for name, value in fingerprint.items()}
-    known |= {"rows": get_mapping(run.record, "data").get("digest")}
-    known |= {f"given adapter {name}": value for name, value in get_mapping(run.record, "given").items()}
-    return [[html.render_cell(name), _render_digest(value)] for name, value in known.items() if value]
+    digests = {f"base {run.base}: {name.replace('_', ' ')}": digest for name, digest in fingerprint.items()}
+    digests |= {"rows": get_mapping(run.record, "data").get("digest")}
+    digests |= {f"input adapter {name}": digest for name, digest in get_mapping(run.record, "given").items()}
+    return [[html.render_cell(name), _render_digest(digest)] for name, digest in digests.items() if digest]
 
 
-def _render_digest(value: Any) -> str:
-    return f'<td class="digest"><code>{escape(str(value))}</code></td>'
+def _render_digest(digest: Any) -> str:
+    return f'<td class="digest"><code>{escape(str(digest))}</code></td>'
 
 
 def render_environment(run: RunFacts) -> Iterator[str]:
-    """Versions and hardware, folded away."""
+    """Versions and hardware, folded."""
     record, environment = run.record, get_mapping(run.record, "environment")
     versions = get_mapping(record, "versions")
     if not versions and not environment:
         return
     settings = ", ".join(f"{name}={value}" for name, value in get_mapping(environment, "settings").items())
     cpu = get_mapping(environment, "cpu")
-    known = {
+    definitions = {
         "Device": record.get("device"),
         "Processor": cpu.get("model"),
         "Cores": environment.get("cores"),
@@ -96,4 +93,4 @@ def render_environment(run: RunFacts) -> Iterator[str]:
         "Command": shlex.join(map(str, get_list(record, "command"))),
         "All packages": f"{len(packages)}, in {RECORD}" if (packages := get_mapping(environment, "packages")) else None,
     }
-    yield f"<h2>What it stood on</h2>{html.render_details('Versions and hardware', html.render_definitions(known))}"
+    yield f"<h2>What it stood on</h2>{html.render_details('Versions and hardware', html.render_definitions(definitions))}"

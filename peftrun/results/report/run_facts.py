@@ -1,4 +1,4 @@
-"""Everything a page says about one training run, from the run folder's own files. Light, and content with a run that failed or goes on."""
+"""Everything the report says about a training run, from the run folder's files; works for failed and running runs too. Light."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,21 +16,21 @@ from peftrun.io import atomic_files
 from peftrun.results.report import html
 
 Values = dict[str, Any]
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run.
+    """One training run.
 
     Attributes:
-        record: what record.json holds; empty where it cannot be read.
-        values: the resolved config in today's keys; empty where there is none.
-        rows: of metrics.jsonl, in their order.
-        made: what peftrun.json says of the adapter; empty where none was saved.
-        typed: the overrides that were asked for; empty where the run was not composed.
-        choices: group → the option that was chosen; empty likewise.
-        places: where options were looked for beside peftrun's own.
+        record: content of record.json; empty if it cannot be read.
+        values: the resolved config in today's keys; empty if there is none.
+        rows: rows of metrics.jsonl, in their order.
+        made: content of the adapter's peftrun.json; empty if none was saved.
+        typed: the overrides of the command line; empty for a run from Python.
+        choices: group → chosen option; empty for a run from Python.
+        places: search path of options beside peftrun's own.
     """
 
     folder: Path
@@ -49,26 +49,28 @@ class RunFacts:
 
     @property
     def task(self) -> str:
-        """The task's name, or what kind it is and the name of its data."""
+        """The chosen task, else its type and the name of its data file."""
         data = get_mapping(self.values, "task.data")
-        described = f"{get_mapping(self.values, 'task').get('kind', 'task')} on {Path(str(data.get('path', '?'))).name}"
-        return self.choices.get("task") or described
+        description = (
+            f"{get_mapping(self.values, 'task').get('kind', 'task')} on {Path(str(data.get('path', '?'))).name}"
+        )
+        return self.choices.get("task") or description
 
     @property
     def base(self) -> str:
-        """The base's name: as recorded, or as asked for."""
+        """Name of the base model as recorded, else as configured."""
         model = get_mapping(self.values, "model")
-        asked_for = [str(model[key]) for key in ("package", "name_or_path") if model.get(key)]
-        return str(get_mapping(self.record, "base").get("name") or ":".join(asked_for) or "a base")
+        configured = [str(model[key]) for key in ("package", "name_or_path") if model.get(key)]
+        return str(get_mapping(self.record, "base").get("name") or ":".join(configured) or "a base")
 
     @property
     def lora(self) -> Values:
-        """The method's settings."""
+        """Settings of the adapter method."""
         return get_mapping(self.values, "lora")
 
     @property
     def before(self) -> dict[str, float]:
-        """Figures on held-out rows before training; empty where they were not measured."""
+        """Metrics on evaluation rows before training; empty if not measured."""
         return _select_figures(get_mapping(self.record, "metrics").get("before"))
 
     @property
@@ -78,15 +80,13 @@ class RunFacts:
 
 
 def read_run_facts(folder: Path) -> RunFacts:
-    """What is known of the run in `folder`; what is missing or damaged there is empty.
+    """The facts of the run in `folder`; missing or damaged files give empty values.
 
-    Raises: ArtifactError: there is neither a record nor a config.
+    Raises: ArtifactError: the folder holds neither a record nor a config.
     """
-    names = (RECORD, CONFIG)
-    if not any((folder / name).is_file() for name in names):
+    if not any((folder / name).is_file() for name in (RECORD, CONFIG)):
         raise ArtifactError(f"{folder}: is no run folder (no {RECORD}); name one below outputs")
-    nothing: list[str] = []
-    typed = _read_or_default(lambda: run_overrides.read_typed_overrides(folder), nothing)
+    typed: list[str] = _read_or_default(lambda: run_overrides.read_typed_overrides(folder), [])
     return RunFacts(
         folder,
         _read_or_default(lambda: atomic_files.read_json(folder / RECORD), {}),
@@ -94,42 +94,41 @@ def read_run_facts(folder: Path) -> RunFacts:
         html.read_metrics(folder),
         _read_or_default(lambda: atomic_files.read_json(folder / ADAPTER / PEFTRUN_METADATA), {}),
         typed,
-        _read_or_default(lambda: _read_choices(folder), {}) or _parse_choices(typed),
-        _read_or_default(lambda: run_overrides.read_config_places(folder), nothing),
+        _read_or_default(lambda: _read_choices(folder), {})
+        # A copied run folder may lack Hydra's notes.
+        or {group: option for group, _, option in (text.partition("=") for text in typed) if group in GROUPS},
+        _read_or_default(lambda: run_overrides.read_config_places(folder), []),
     )
 
 
 def get_mapping(values: Values, key: str) -> Values:
-    """The mapping under a dotted key; an empty one where there is none."""
-    found: Any = values
+    """The mapping under a dotted key; empty if there is none."""
+    value: Any = values
     for name in key.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def get_list(values: Values, key: str) -> list[Any]:
-    """The list under a key; an empty one where there is none."""
-    found = values.get(key)
-    return found if isinstance(found, list) else []
-
-
-def _parse_choices(typed: list[str]) -> dict[str, str]:
-    """Options of groups among what was typed."""
-    pairs = (text.partition("=") for text in typed)
-    return {group: option for group, _, option in pairs if group in GROUPS}
+    """The list under a key; empty if there is none."""
+    value = values.get(key)
+    return value if isinstance(value, list) else []
 
 
 def _read_choices(folder: Path) -> dict[str, str]:
-    own = folder / run_overrides.HYDRA_DIR / run_overrides.HYDRA_FILE
-    found = get_mapping(config.read_values(own), "hydra.runtime.choices") if own.is_file() else {}
-    return {str(group): str(option) for group, option in found.items() if option is not None and "/" not in str(group)}
+    """Group → chosen option, as Hydra noted it; its own groups such as hydra/launcher are left out."""
+    file = folder / run_overrides.HYDRA_DIR / run_overrides.HYDRA_FILE
+    choices = get_mapping(config.read_values(file), "hydra.runtime.choices") if file.is_file() else {}
+    return {
+        str(group): str(option) for group, option in choices.items() if option is not None and "/" not in str(group)
+    }
 
 
-def _read_or_default(look: Callable[[], Found], otherwise: Found) -> Found:
-    with suppress(Exception):  # whatever is wrong with a file, the page says what the others tell
-        return look()
-    return otherwise
+def _read_or_default(read: Callable[[], Result], default: Result) -> Result:
+    with suppress(Exception):  # a file may be damaged in any way, and the page shows what the others hold
+        return read()
+    return default
 
 
-def _select_figures(found: Any) -> dict[str, float]:
-    return {str(key): value for key, value in found.items() if is_number(value)} if isinstance(found, dict) else {}
+def _select_figures(metrics: Any) -> dict[str, float]:
+    return {str(key): value for key, value in metrics.items() if is_number(value)} if isinstance(metrics, dict) else {}

@@ -1,4 +1,4 @@
-"""Scales and the few shapes that the charts of reports are drawn with: SVG as text, every word escaped."""
+"""Scales and basic shapes of the charts in reports, as SVG text; all text is escaped."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-LOG_FROM = 10  # numbers that span as many times their smallest are shown on a logarithmic scale
+LOG_FROM = 10  # ratio of the largest to the smallest value from which on a scale is logarithmic
+CHARACTER_WIDTH = 6.6  # pixels of an average character in the charts' font size
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From a value to a place on the page. `log`: equal ratios are equal lengths."""
+    """Maps values low … high to pixels begin … end. `log`: equal ratios have equal lengths."""
 
     low: float
     high: float
@@ -20,63 +21,65 @@ class Scale:
     log: bool
 
     def at(self, value: float) -> float:
-        """The place of a value; values outside lie at the nearer end."""
+        """Pixel of a value; values outside are clamped."""
         low, high = self._apply_log(self.low), self._apply_log(self.high)
         value = min(max(value, self.low), self.high)
-        part = (self._apply_log(value) - low) / (high - low) if high > low else 0.5
-        return self.begin + part * (self.end - self.begin)
+        fraction = (self._apply_log(value) - low) / (high - low) if high > low else 0.5
+        return self.begin + fraction * (self.end - self.begin)
 
-    def compute_ticks(self, wanted: int) -> list[float]:
-        """Round values inside the scale, about as many as wanted, at least one."""
-        found = self._make_decade_ticks(wanted) if self.log else []
-        return found if len(found) > 1 else self._make_even_ticks(wanted)
+    def compute_ticks(self, count: int) -> list[float]:
+        """About `count` round values inside the scale, at least one."""
+        ticks = self._make_decade_ticks(count) if self.log else []
+        return ticks if len(ticks) > 1 else self._make_even_ticks(count)
 
     def _apply_log(self, value: float) -> float:
         return math.log(value) if self.log else value
 
-    def _make_even_ticks(self, wanted: int) -> list[float]:
+    def _make_even_ticks(self, count: int) -> list[float]:
         span = self.high - self.low
         if span <= 0:
             return [self.low]
-        rough = span / wanted
-        power = 10 ** math.floor(math.log10(rough))
-        step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * 0.999)
+        min_step = span / count
+        power = 10 ** math.floor(math.log10(min_step))
+        # The smallest of 1, 2, 5, 10 times a power of ten that gives no more ticks than asked for.
+        step = next(size * power for size in (1, 2, 5, 10) if size * power >= min_step * 0.999)
         first = math.ceil(self.low / step - 1e-9)
-        return [round(place * step, 12) for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [round(multiple * step, 12) for multiple in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
-    def _make_decade_ticks(self, wanted: int) -> list[float]:
-        """1, 2, 5 of each power of ten, or 1 and 3, or 1 alone, or every so many powers: as many as there is room for."""
+    def _make_decade_ticks(self, count: int) -> list[float]:
+        """Ticks per power of ten: 1, 2, 5; else 1, 3; else 1; else every second or fourth power, as `count` permits."""
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        for digits, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
-            found = [digit * 10.0**power for power in powers if power % every == 0 for digit in digits]
-            inside = [value for value in found if self.low * 0.999 <= value <= self.high * 1.001]
-            if len(inside) <= wanted + 1:
+        for digits, power_step in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
+            ticks = [digit * 10.0**power for power in powers if power % power_step == 0 for digit in digits]
+            inside = [value for value in ticks if self.low * 0.999 <= value <= self.high * 1.001]
+            if len(inside) <= count + 1:
                 return inside
         return inside
 
 
 def build_scale(values: Iterable[float], begin: float, end: float) -> Scale:
-    """The scale on which all values have a place."""
-    known = [*values] or [0.0]
-    low, high = min(known), max(known)
+    """The scale that holds all values; 0 if there are none."""
+    all_values = [*values] or [0.0]
+    low, high = min(all_values), max(all_values)
     return Scale(low, high, begin, end, low > 0 and high / low >= LOG_FROM)
 
 
-def spread_positions(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places moved as little as needed to be a gap apart, in their order, inside low and high if there is room."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    found = list(places)
-    for before, index in pairwise(order):
-        found[index] = max(found[index], found[before] + gap)
+def spread_positions(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions moved as little as needed to be `gap` apart, in their order, within low and high if possible."""
+    by_position = sorted(range(len(positions)), key=lambda index: positions[index])
+    spread = list(positions)
+    # A pass upward opens the gaps, a pass downward moves back what is above `high`.
+    for before, index in pairwise(by_position):
+        spread[index] = max(spread[index], spread[before] + gap)
     limit = high
-    for index in reversed(order):
-        found[index] = max(min(found[index], limit), low)
-        limit = found[index] - gap
-    return found
+    for index in reversed(by_position):
+        spread[index] = max(min(spread[index], limit), low)
+        limit = spread[index] - gap
+    return spread
 
 
 def render_svg(name: str, size: tuple[float, float], title: str, description: str, body: Iterable[str]) -> str:
-    """A drawing that says in words what it shows. `name`: unique on the page."""
+    """A drawing with a title and a description for screen readers. `name`: unique on the page."""
     width, height = size
     return (
         f'<svg role="img" aria-labelledby="{name}-t {name}-d" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">'
@@ -84,9 +87,9 @@ def render_svg(name: str, size: tuple[float, float], title: str, description: st
     )
 
 
-def draw_text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
-    """Words at a place; `anchor`: which end of them is there: start, middle, end."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}">{escape(words)}</text>'
+def draw_text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> str:
+    """Text at a position; `anchor`: which end of it is there: start, middle, end."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{css}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def draw_line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
@@ -95,7 +98,7 @@ def draw_line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 
 
 def draw_path(points: Iterable[tuple[float, float]], css: str, tip: str = "") -> str:
-    """A line through points. `tip`: what is told when the pointer rests on it."""
+    """A line through points. `tip`: tooltip."""
     steps = " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
     return f'<path d="M{steps}" class="{css}">{_render_tip(tip)}</path>'
 
@@ -106,17 +109,17 @@ def draw_dot(x: float, y: float, radius: float, css: str, tip: str = "") -> str:
 
 
 def draw_box(x: float, y: float, size: tuple[float, float], css: str, tip: str = "") -> str:
-    """A rectangle of a width and a height."""
+    """A rectangle of (width, height)."""
     width, height = size
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{css}">{_render_tip(tip)}</rect>'
 
 
-def _render_tip(words: str) -> str:
-    return f"<title>{escape(words)}</title>" if words else ""
+def _render_tip(text: str) -> str:
+    return f"<title>{escape(text)}</title>" if text else ""
 
 
 def format_tick(value: float) -> str:
-    """A number as short as a tick can be: 20 k, 3e-05, 0.25."""
+    """A number in as few characters as possible: 20 k, 3e-05, 0.25."""
     if value == 0:
         return "0"
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
@@ -125,7 +128,7 @@ def format_tick(value: float) -> str:
     return f"{value:.4g}".replace("e-0", "e-")
 
 
-def truncate_words(words: str, room: float) -> str:
-    """Words cut to what has room in so many pixels."""
-    most = max(2, int(room / 6.6))
-    return words if len(words) <= most else f"{words[: most - 1]}…"
+def truncate_words(text: str, width: float) -> str:
+    """Text cut to a width in pixels."""
+    max_length = max(2, int(width / CHARACTER_WIDTH))
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
