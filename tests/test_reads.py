@@ -70,7 +70,7 @@ def in_vain(where, llama, on_tiny):
 
 def test_what_was_set_in_vain_is_told_in_one_line(in_vain):
     assert in_vain.code == 0, in_vain.err
-    told = [line for line in in_vain.err.splitlines() if "nothing read" in line]
+    told = [line for line in in_vain.err.splitlines() if "not used by this run" in line]
     assert told == [
         "warning: lora.calibration_rows=7, task.max_new_tokens=9, trainer.num_train_epochs=3.0 were set but not used by this run"
     ]
@@ -84,7 +84,7 @@ def test_what_was_set_in_vain_is_told_in_one_line(in_vain):
 def test_nothing_is_told_where_all_was_read_and_rows_that_were_kept_count(where, llama, on_tiny, in_vain):
     runs = [cli_here(where, *on_tiny(llama), *TINY_STEPS) for _ in range(2)]
     assert "using cached rows" in runs[1].err
-    assert all("nothing read" not in run.err for run in runs)
+    assert all("not used by this run" not in run.err for run in runs)
     assert runs[0].record()["unread"] == runs[1].record()["unread"]
 
 
@@ -152,7 +152,7 @@ def test_an_experiment_sets_nothing_that_its_run_does_not_read(where, tiny, unre
     unread_of[experiment] = unread
     _, body = Composer().body(f"experiment/{experiment}")
     assert not unread & config.flatten_keys(body).keys()
-    assert "nothing read" not in run.err
+    assert "not used by this run" not in run.err
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def two_machines(where, given):
     finally:
         second.kill()
     assert run.code == 0 and second.returncode == 0, run.err + said
-    assert "nothing read" not in run.err + said
+    assert "not used by this run" not in run.err + said
     return run
 
 

@@ -22,7 +22,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[st
     if unknown:
         action = shorthand.find_action(argv)
         return None, [_explain_flag(flag, value, action) for flag, value in unknown]
-    parser.exit_on_error = False
+    parser.exit_on_error = False  # raise ArgumentError in place of exiting with a usage message
     try:
         arguments, unplaced = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
@@ -65,6 +65,7 @@ def _explain_flag(flag: str, value: str | None, action: str) -> str:
 
 def _suggest_override(name: str, value: str, action: str) -> str | None:
     """The override to type for a flag; empty: none is needed; None: the flag is unknown."""
+    # Other tools have flags such as `--model PATH`, which is a group here.
     if name in paths.GROUPS:
         options = {group: paths.list_group_options(group) for group in paths.GROUPS}
         return f"{name}={value}" if value in options[name] else peer_keys.translate_option(name, value, options)

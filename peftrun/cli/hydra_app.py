@@ -108,6 +108,7 @@ def _run_jobs(is_plan: bool, started: list[Path]) -> list[PeftrunError]:
         started: the folder of each job is appended.
     """
     errors: list[PeftrunError] = []
+    # Registered here, not as a Hydra plugin package, which every Hydra program of the environment would import.
     launcher.register_launchers()
     plugin.register_search_path()
 
@@ -157,6 +158,7 @@ def _run_job(cfg: DictConfig) -> float | None:
 
     for warning in shadows.list_chosen_shadows(HydraConfig.get().runtime):
         console.print_warning(warning)
+    # A heartbeat line would break into the user's input, or a server's log.
     with nullcontext() if spec.action.name in INTERACTIVE else console.print_heartbeats():
         try:
             result = execute.execute_run(spec, out_dir)

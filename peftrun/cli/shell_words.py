@@ -17,12 +17,17 @@ def find_split_values(argv: Sequence[str]) -> Iterator[str]:
     position = 0
     while position < len(argv):
         first, rest = argv[position], argv[position + 1 :]
-        pieces = _find_text_pieces(first, rest) if _is_text(first) else _find_bracket_pieces(first, rest)
+        pieces: list[str] = []
+        if not _is_text(first):
+            pieces = _find_bracket_pieces(first, rest)
+        elif not shorthand.QUOTED.fullmatch(first.partition("=")[2]):
+            # An unquoted template, system message or prompt: the words up to the next override or flag belong to it.
+            pieces = list(takewhile(lambda word: "=" not in word and not word.startswith("-"), rest))
         if pieces:
             value = " ".join([first, *pieces])
             quoted = shlex.quote(shorthand.in_quotes(value) if _is_text(value) else value)
             yield f"{value}: the shell made {len(pieces) + 1} words of it; {ADVICE} {quoted}"
-        elif pieces := _find_brace_pieces(first, rest):
+        elif pieces := _find_brace_pieces(first, rest):  # bash makes `adapter=a:X adapter=b:Y` of `adapter={a:X,b:Y}`
             words = [first, *pieces]
             yield f"{' '.join(words)}: the shell made {len(words)} words of one value in braces; {ADVICE} {_join_mapping(words)}"
         position += 1 + len(pieces)
@@ -31,13 +36,6 @@ def find_split_values(argv: Sequence[str]) -> Iterator[str]:
 def _is_text(word: str) -> bool:
     key = word.partition("=")[0].lstrip("+")
     return key in shorthand.TEXTS or f"action.{key}" in shorthand.TEXTS
-
-
-def _find_text_pieces(first: str, rest: Sequence[str]) -> list[str]:
-    """The words after an unquoted template, system message or prompt that are neither overrides nor flags."""
-    if shorthand.QUOTED.fullmatch(first.partition("=")[2]):
-        return []
-    return list(takewhile(lambda word: "=" not in word and not word.startswith("-"), rest))
 
 
 def _find_bracket_pieces(first: str, rest: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 MISSING_DEFAULT = re.compile(
     r"In '[^']+': Could not (find|load) '(?P<group>\w+)/(?P<name>\w+)'"
 )  # wording of Hydra 1.3
-SEARCH_PATH = "hydra.searchpath="
+SEARCH_PATH = "hydra.searchpath="  # kept in every attempt below: options of the other overrides may come from there
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def _compose_config(overrides: list[str]) -> DictConfig:
 def _expand_sweep(text: str) -> list[str]:
     """The single overrides of a swept override; an ordinary one by itself."""
     override = OverridesParser.create().parse_override(text)
+    # Hydra parses `a,b`, choice(…), range(…) and glob(…) as sweeps.
     if not override.is_sweep_override():
         return [text]
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -268,28 +269,20 @@ def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, t
     keys = list(config.flatten_keys(config.resolve_values(composed)))
     if any(key.startswith(f"{name}.") for key in keys):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
-    return (
-        _suggest_path_key(text, composed)
-        or _explain_other_action(name, text)
-        or _explain_peft_field(name, text, composed)
-        or explain_unknown_key(name, value, keys)
-    )
+    return _explain_misplaced_key(name, text, composed) or explain_unknown_key(name, value, keys)
 
 
-def _suggest_path_key(text: str, composed: DictConfig) -> str | None:
-    """The message for a folder or file given under another key than the action's."""
-    key, _, value = text.partition("=")
-    action = str(composed.action.name)
-    suggestion = folder_hints.place(action, key.removeprefix("action."), value)
-    return f"{text}: there is no such key of action={action}; type {suggestion}" if suggestion else None
-
-
-def _explain_peft_field(name: str, text: str, composed: DictConfig) -> str | None:
+def _explain_misplaced_key(name: str, text: str, composed: DictConfig) -> str | None:
+    """The message for a key that exists under another name, in another action, or in PEFT; None: it exists nowhere."""
+    action, value, action_key = str(composed.action.name), text.partition("=")[2], name.removeprefix("action.")
+    # Each action has its own key for the folder or file to work on, such as run, adapter or path.
+    if suggestion := folder_hints.place(action, text.partition("=")[0].removeprefix("action."), value):
+        return f"{text}: there is no such key of action={action}; type {suggestion}"
+    owners = shorthand.list_actions_with(action_key) if name.startswith("action.") else []
+    if owners:
+        return f"{text}: is a key of action={', '.join(owners)}; type action={owners[0]}, or omit it"
+    # The options list the usual fields; Hydra accepts the others only with `++`.
     fields = peft_fields.get_accepted_fields(str(composed.lora.method)) if name.startswith("lora.") else {}
-    advice = f"{text}: the chosen option does not list this PEFT field, so it must be added; type '++{text}'"
-    return advice if name.partition(".")[2].partition(".")[0] in fields else None
-
-
-def _explain_other_action(name: str, text: str) -> str | None:
-    owners = shorthand.list_actions_with(name.removeprefix("action.")) if name.startswith("action.") else []
-    return f"{text}: is a key of action={', '.join(owners)}; type action={owners[0]}, or omit it" if owners else None
+    if name.partition(".")[2].partition(".")[0] in fields:
+        return f"{text}: the chosen option does not list this PEFT field, so it must be added; type '++{text}'"
+    return None

@@ -117,17 +117,12 @@ def _raise_fault(code: int, out_dir: Path) -> None:
         error_type = getattr(errors, fault["kind"], PeftrunError)
         raise error_type(*fault["lines"])
     if code:
-        logs = sorted(out_dir.glob("worker-*.log")) or [out_dir / LAUNCHER_LOG]
+        log = [out_dir / LAUNCHER_LOG, *sorted(out_dir.glob("worker-*.log"))][-1]
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        message = next((line.strip()[:200] for line in reversed(lines) if line.strip()), "none")
         raise DeviceError(
-            f"device.processes: a worker died (exit code {code}); see {logs[-1]}: {_read_last_line(logs[-1])}; fix that, and run again"
+            f"device.processes: a worker died (exit code {code}); the last line of {log} is: {message}; fix that, and run again"
         )
-
-
-def _read_last_line(log: Path) -> str:
-    lines = [
-        line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if line.strip()
-    ]
-    return lines[-1].strip()[:200] if lines else "none"
 
 
 def _remove_logs(out_dir: Path) -> None:

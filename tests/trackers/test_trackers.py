@@ -168,9 +168,7 @@ def test_other_actions_say_that_no_tracker_is_told(where, llama, on_tiny):
 
 
 def test_a_listing_says_so_too(cli):
-    assert (
-        "warning: tracker=mlflow was set but not used by this run" in cli("action=list", "tracker=mlflow").err
-    )
+    assert "warning: tracker=mlflow was set but not used by this run" in cli("action=list", "tracker=mlflow").err
 
 
 @cases("kind", told.KINDS)

@@ -86,13 +86,14 @@ def _compose_words(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]
     from peftrun.errors import PeftrunError
     from peftrun.sweep import launcher
 
-    launcher.register_launchers()
+    launcher.register_launchers()  # so that hydra/launcher=shared_base composes
     typed = []
     for text in words:
         key, sign, value = text.partition("=")
         if sign and not text.startswith("-"):
             # Of a sweep's values the first; commas in a list, a mapping or a quoted text do not separate values.
             typed.append(text if value[:1] in "[{\"'" else f"{key}={value.partition(',')[0]}")
+    # The words so far may not compose, such as a key whose option is typed later.
     for overrides in (typed, []):
         try:
             composed = compose.compose_run(overrides, _find_config_dirs(words))

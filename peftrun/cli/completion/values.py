@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,7 +21,11 @@ def list_values(key: str, value: str, tree: dict[str, Any], words: Sequence[str]
         value_type = {"path": action_specs.Path, "bool": bool}.get(slot_type)
     if full == "adapter" or action_specs.Path in _split_union(value_type):
         return list_paths(value.rpartition(",")[2])
-    literals = [text for member in _split_union(value_type) for text in _list_words(member)]
+    literals: list[str] = []
+    for member in _split_union(value_type):
+        if get_origin(member) is Literal:
+            literals += map(str, get_args(member))
+        literals += {bool: ["true", "false"], type(None): ["null"]}.get(member, [])
     current = _get_value(full.split("."), tree)
     if literals or current in (None, "???") or isinstance(current, dict | list):
         return literals
@@ -82,12 +86,6 @@ def _split_union(value_type: Any) -> list[Any]:
     if isinstance(value_type, types.UnionType) or origin is Union:
         return [member for argument in get_args(value_type) for member in _split_union(argument)]
     return [value_type]
-
-
-def _list_words(value_type: Any) -> Iterable[str]:
-    if get_origin(value_type) is Literal:
-        return [str(word) for word in get_args(value_type)]
-    return {bool: ["true", "false"], type(None): ["null"]}.get(value_type, [])
 
 
 def _get_value(path: Sequence[str], tree: Any) -> Any:

@@ -137,7 +137,13 @@ def format_comparison(comparison: Comparison) -> Iterator[str]:
     rows = [("", *letters)]
     for title, section in sections.items():
         rows += [("", *[""] * len(letters)), (title, *[""] * len(letters))]
-        rows += [(f"  {key}", *(_truncate_text(value, width) for value in values)) for key, values in section.items()]
+        rows += [
+            (
+                f"  {key}",
+                *(value if width is None or len(value) <= width else f"{value[: width - 1]}…" for value in values),
+            )
+            for key, values in section.items()
+        ]
     yield from ("", *align_rows(rows))
     if not comparison.config:
         yield from ("", "nothing differs between their configs")
@@ -152,7 +158,10 @@ def build_sections(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
     sections = {
         "what it is": {key: [*map(format_value, values)] for key, values in comparison.what.items()},
         "config": {key: [*map(format_value, values)] for key, values in comparison.config.items()},
-        "measured": {key: [*map(_format_change, values)] for key, values in comparison.metrics.items()},
+        "measured": {
+            name: [" → ".join(map(table.format_metric, pair if pair[0] is not None else pair[1:])) for pair in pairs]
+            for name, pairs in comparison.metrics.items()
+        },
         "cost": {
             ("time" if key == "seconds" else key): [_format_cost(key, value) for value in values]
             for key, values in comparison.cost.items()
@@ -160,11 +169,6 @@ def build_sections(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
         "versions": {key: [*map(format_value, values)] for key, values in comparison.versions.items()},
     }
     return {title: section for title, section in sections.items() if section}
-
-
-def _format_change(pair: Sequence[Any]) -> str:
-    before, after = pair
-    return table.format_metric(after) if before is None else " → ".join(map(table.format_metric, pair))
 
 
 def _format_cost(name: str, value: Any) -> str:
@@ -182,7 +186,3 @@ def _compute_cell_width(key_width: int, run_count: int) -> int | None:
     if not sys.stdout.isatty():
         return None
     return max(SHORTEST, min(LONGEST, (get_terminal_size().columns - key_width - 4) // run_count - 2))
-
-
-def _truncate_text(value: str, width: int | None) -> str:
-    return value if width is None or len(value) <= width else f"{value[: width - 1]}…"

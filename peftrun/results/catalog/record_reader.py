@@ -45,7 +45,11 @@ def _read_text(*parts: str) -> str:
 
 
 def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
-    action, choices = record.get("action"), _read_choices(folder) or _parse_typed_choices(record)
+    action, choices = record.get("action"), _read_choices(folder)
+    command = record.get("command")
+    if not choices and isinstance(command, list):  # the folder was copied without `.hydra`
+        pairs = [text.partition("=") for text in command[1:] if isinstance(text, str)]
+        choices = {group: option for group, _, option in pairs if group in GROUPS}
     training = record.get("training") or {}
     has_task, task_type = action in TASK_FROM_CONFIG or "data" in record, config.get("task.kind")
     return {
@@ -139,13 +143,6 @@ def _read_choices(folder: str) -> dict[str, str]:
     choices, cells = sweep
     values = (cells.get(os.path.basename(folder)) or {}).get("values") or {}
     return choices | {key: str(value) for key, value in values.items() if key in choices}
-
-
-def _parse_typed_choices(record: Values) -> dict[str, str]:
-    """Group → option as typed, for a folder that was copied without `.hydra`."""
-    command = record.get("command")
-    pairs = [text.partition("=") for text in command[1:] if isinstance(text, str)] if isinstance(command, list) else []
-    return {key: option for key, _, option in pairs if key in GROUPS}
 
 
 def _build_command(folder: str, record: Values) -> str | None:

@@ -48,18 +48,12 @@ def build_columns(result: SearchResult, queried: Sequence[str] = ()) -> dict[str
     for name in queried:
         read_value = result.columns.value(name)
         column = [name, *(format_value(read_value(run)) for run in result.runs)]
-        is_shown = any(_shows_column(default, column) for default in (columns.get("rank"), columns.get("metric")))
-        if name not in SHOWN and not is_shown:
+        # A default column may show it under another name: the main metric has its name in the heading, lora.r is the rank.
+        is_metric = name == columns.get("metric", [""])[0]
+        is_rank = name in ("r", "lora.r") and column[1:] == columns.get("rank", [])[1:]
+        if name not in SHOWN and not is_metric and not is_rank:
             columns[name] = column
     return columns
-
-
-def _shows_column(column: list[str] | None, queried: list[str]) -> bool:
-    """Whether a default column already shows what was queried: the same heading, or the rank under its config key."""
-    if column is None:
-        return False
-    is_rank = column[0] == "rank" and queried[0] in ("r", "lora.r")
-    return column[0] == queried[0] or (is_rank and column[1:] == queried[1:])
 
 
 def serialize_run(run: IndexedRun) -> Facts:

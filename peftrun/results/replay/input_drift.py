@@ -55,14 +55,16 @@ class Input:
 def compare_inputs(then: Values, now: Values, then_config: Values, now_config: Values) -> list[Input]:
     """All inputs of two runs, from their records (`then`, `now`) and their resolved configs."""
     old, new = (record.get("environment") or {} for record in (then, now))
+    old_code, new_code = old.get("code") or {}, new.get("code") or {}  # older records hold nothing about the code
     old_config, new_config = _flatten_values(then_config), _flatten_values(now_config)
     return [
         *(Input(CONFIG_KEYS, key, old_config.get(key), new_config.get(key)) for key in {**old_config, **new_config}),
         *_compare_data(then, now),
-        *_compare_base(then, now),
+        *_compare_fingerprints(_get_fingerprint(then), _get_fingerprint(now)),
         *_compare_mapping(ADAPTERS, then.get("given"), now.get("given")),
         *_compare_libraries(_select_packages(then), _select_packages(now)),
-        *_compare_code(old.get("code"), new.get("code")),
+        _make_input(CODE, "source", _shorten_digest(old_code.get("sha256")), _shorten_digest(new_code.get("sha256"))),
+        *(_compare_commit(CODE, old_code, new_code) if old_code else ()),
         *_compare_machine(old, new),
         *_compare_numerics(then.get("computing"), now.get("computing")),
         _make_input(SYSTEM, "python", _get_python_version(then), _get_python_version(now)),
@@ -95,10 +97,9 @@ def _compare_data(then: Values, now: Values) -> Iterator[Input]:
     )
 
 
-def _compare_base(then: Values, now: Values) -> Iterator[Input]:
-    old, new = _get_fingerprint(then), _get_fingerprint(now)
-    for key in old or new:  # weights, tokenizer, chat template
-        digests = _shorten_digest(old.get(key)), _shorten_digest(new.get(key))
+def _compare_fingerprints(then: Values, now: Values) -> Iterator[Input]:
+    for key in then or now:  # weights, tokenizer, chat template
+        digests = _shorten_digest(then.get(key)), _shorten_digest(now.get(key))
         yield _make_input(BASE, f"base {key.replace('_', ' ')}", *digests)
 
 
@@ -133,13 +134,6 @@ def _compare_other_packages(then: Values | None, now: Values | None) -> Iterator
         return
     names = sorted({*then, *now} - set(SHAPING))
     yield from (Input(OTHER, name, then.get(name), now.get(name)) for name in names)
-
-
-def _compare_code(then: Values | None, now: Values | None) -> Iterator[Input]:
-    old, new = then or {}, now or {}  # older records hold nothing about the code
-    yield _make_input(CODE, "source", _shorten_digest(old.get("sha256")), _shorten_digest(new.get("sha256")))
-    if old:
-        yield from _compare_commit(CODE, old, new)
 
 
 def _compare_commit(kind: str, then: Values, now: Values) -> Iterator[Input]:
@@ -227,15 +221,10 @@ def format_rows(inputs: Iterable[Input], every: bool = False) -> list[tuple[str,
         if drifted:
             rows.append((f"{kind}, drifted", "; ".join(map(str, drifted))))
         if every and unchanged:
-            rows.append((f"{kind}, the same", _describe_unchanged(unchanged)))
+            # Of a config and of all packages the number is enough.
+            counted = {CONFIG_KEYS: f"{len(unchanged)} keys", OTHER: f"{len(unchanged)} packages"}
+            values = "; ".join(str(item) for item in unchanged if item.then is not None)
+            rows.append((f"{kind}, the same", counted.get(kind, values)))
         if every and unknown:
             rows.append((f"{kind}, {UNKNOWN}", ", ".join(item.name for item in unknown)))
     return rows
-
-
-def _describe_unchanged(items: list[Input]) -> str:
-    if items[0].kind == CONFIG_KEYS:
-        return f"{len(items)} keys"
-    if items[0].kind == OTHER:
-        return f"{len(items)} packages"
-    return "; ".join(str(item) for item in items if item.then is not None)

@@ -59,7 +59,7 @@ def find_changed_values(run: RunFacts) -> dict[str, tuple[Any, Any]]:
         return {}
 
 
-@cache  # the reports of all cells of a sweep need it, and composing takes about 0.1 s
+@cache  # the same for the reports of all cells of a sweep
 def _compose_defaults() -> Values:
     """The config without any override."""
     return config.resolve_values(compose.compose_run([]).cfg)

@@ -95,7 +95,10 @@ def _render_article(row: dict[str, Any]) -> str:
 def _render_text(row_text: dict[str, Any], name: str) -> str:
     heading = f"<h4>{name}</h4>" if name else ""
     lengths = f'<p class="soft">{describe_lengths(row_text)}</p>'
-    body = "".join(_render_piece(*piece) for piece in cut_text(row_text["text"], row_text.get("spans", [])))
+    body = ""
+    for piece, learned in cut_text(row_text["text"], row_text.get("spans", [])):
+        text = escape(escape_control_chars(piece))
+        body += f'<span class="soft">{text}</span>' if learned is None else f"<mark>{text}</mark>" if learned else text
     return f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{lengths}{_render_tokens(row_text)}'
 
 
@@ -111,11 +114,6 @@ def flag_learned_tokens(row_text: dict[str, Any]) -> list[bool]:
     if not isinstance(labels, list) or len(labels) != count or not row_text.get("spans"):
         return [False] * count
     return [label != IGNORED for label in labels]
-
-
-def _render_piece(text: str, learned: bool | None) -> str:
-    body = escape(escape_control_chars(text))
-    return f'<span class="soft">{body}</span>' if learned is None else f"<mark>{body}</mark>" if learned else body
 
 
 def _render_tokens(row_text: dict[str, Any]) -> str:

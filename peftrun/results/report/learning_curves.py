@@ -45,13 +45,19 @@ class Plot:
 
 def build_plots(run: RunFacts) -> list[Plot]:
     """The charts of a run, the loss first; only those with data."""
+    from_zero = ChartStyle(SMALL, zero=True, log=False)
+    rates = select_finite(run.rows, "learning_rate")
+    memory = [
+        Series("process", "c4", _read_gigabytes(run.rows, "resident_bytes")),
+        Series("GPU, highest so far", "c5", _read_gigabytes(run.rows, "gpu_peak_bytes")),
+    ]
     plots = [
         _plot_loss(run),
         *_plot_other_metrics(run),
-        _plot_learning_rate(run),
+        Plot("rate", "learning rate", [Series("learning rate", "c3", rates)], from_zero),
         _plot_gradient_norm(run),
         _plot_speed(run),
-        _plot_memory(run),
+        Plot("memory", "memory, GB", memory, from_zero),
     ]
     return [plot for plot in plots if any(series.points for series in plot.series)]
 
@@ -167,13 +173,6 @@ def _plot_other_metrics(run: RunFacts) -> list[Plot]:
     ]
 
 
-def _plot_learning_rate(run: RunFacts) -> Plot:
-    points = select_finite(run.rows, "learning_rate")
-    return Plot(
-        "rate", "learning rate", [Series("learning rate", "c3", points)], ChartStyle(SMALL, zero=True, log=False)
-    )
-
-
 def _plot_gradient_norm(run: RunFacts) -> Plot:
     max_norm = get_mapping(run.values, "trainer").get("max_grad_norm")
     note = f"Before clipping to {format_number(max_norm)}." if max_norm else ""
@@ -213,14 +212,6 @@ def _compute_rates(rows: Sequence[dict[str, Any]], rows_per_step: int | None) ->
             points.append((float(row["step"]), count / increase["seconds"]))
         previous = {key: row[key] for key in keys}
     return points
-
-
-def _plot_memory(run: RunFacts) -> Plot:
-    series = [
-        Series("process", "c4", _read_gigabytes(run.rows, "resident_bytes")),
-        Series("GPU, highest so far", "c5", _read_gigabytes(run.rows, "gpu_peak_bytes")),
-    ]
-    return Plot("memory", "memory, GB", series, ChartStyle(SMALL, zero=True, log=False))
 
 
 def _read_gigabytes(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
