@@ -273,7 +273,7 @@ def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, t
 
 
 def _explain_misplaced_key(name: str, text: str, composed: DictConfig) -> str | None:
-    """The message for a key that exists under another name, in another action, or in PEFT; None: it exists nowhere."""
+    """The message for a key that exists under another name, in another action, or in PEFT; None otherwise."""
     action, value, action_key = str(composed.action.name), text.partition("=")[2], name.removeprefix("action.")
     # Each action has its own key for the folder or file to work on, such as run, adapter or path.
     if suggestion := folder_hints.place(action, text.partition("=")[0].removeprefix("action."), value):

@@ -133,7 +133,7 @@ def test_what_is_shown_is_what_training_gets(cli, kind, llama, gpt2, data, tmp_p
     needs_nothing(page)
     for text in (rows[0]["source"], "How long they are", "Where they come from"):
         assert text in page.text
-    assert "What it learns from" in report.text and rows[0]["source"] in report.text
+    assert "Training rows" in report.text and rows[0]["source"] in report.text
 
 
 def strip(row):

@@ -48,11 +48,11 @@ def test_a_training_leaves_its_report_and_names_it(trained):
     assert "http" not in (trained / "report.html").read_text()
     for title in (
         "Learning",
-        "What it answers",
-        "What it takes",
-        "What was asked for",
+        "Sample answers",
+        "Cost",
+        "Configuration",
         "Integrity",
-        "What it stood on",
+        "Environment",
     ):
         assert title in found.text
 

@@ -49,7 +49,7 @@ def test_answering_samples_moves_nothing(tmp_path, llama, on_tiny, more):
         for name in ("of0", "of3")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
-    assert len(found[3]["samples"]["rows"]) == 3 and "What it answers" not in text_of(tmp_path / "of0")
+    assert len(found[3]["samples"]["rows"]) == 3 and "Sample answers" not in text_of(tmp_path / "of0")
 
 
 def test_the_closing_table_names_the_report(tmp_path, llama, on_tiny, cli):

@@ -4,7 +4,7 @@
 BASH = r"""_peftrun_complete() {
     local line="${COMP_LINE:0:COMP_POINT}" breaks="${COMP_WORDBREAKS//[^=:]}" typed kept='' one
     typed="${line##*[[:space:]]}"
-    # bash puts a reply in the place of what stands behind the last of its word breaks, not of the whole word.
+    # bash puts a reply in the place of what follows the last of its word breaks, not of the whole word.
     [[ -n $breaks ]] && kept="${typed%"${typed##*[$breaks]}"}"
     COMPREPLY=()
     while IFS= read -r one; do

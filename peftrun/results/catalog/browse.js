@@ -1,12 +1,12 @@
 "use strict";
-// Three views, chosen by the address: #/?where=…&sort=…, #/run/ID and #/beside/ID,ID.
+// Three views, selected by the address: #/?where=…&sort=…, #/run/ID and #/beside/ID,ID.
 
 const at = (id) => document.getElementById(id);
-const chosen = new Map(); // id → name, in the order in which they were chosen
-let shown = null; // what the view was last made of: the same answer changes nothing on the page
-let turn = 0; // of the latest request: answers of earlier ones come too late
+const chosen = new Map(); // id → name, in the order of selection
+let shown = null; // response that the view shows: an equal one changes nothing
+let turn = 0; // number of the latest request: responses to earlier ones are dropped
 let timer = 0;
-let back = "#/"; // the table as it was last asked for
+let back = "#/"; // address of the table as last requested
 
 async function ask(path) {
   const answer = await fetch(path, { headers: { Accept: "application/json" } });
@@ -31,7 +31,7 @@ function put(...parts) {
   at("view").replaceChildren(...parts.flat(Infinity).filter(Boolean));
 }
 
-// Asks again for the view; draws it anew only where something has changed.
+// Fetch the view's data again; redraw only if it has changed.
 async function refresh() {
   clearTimeout(timer);
   const mine = ++turn, here = route();
@@ -86,7 +86,7 @@ function listed(found, here) {
     element("table", { id: "runs" }, element("thead", {}, element("tr", {}, element("th", {}, ""), heads)), element("tbody", {}, rows))));
 }
 
-const LONGEST = { run: 42, other: 28 }; // letters of a cell
+const LONGEST = { run: 42, other: 28 }; // characters of a cell
 const SORTED = { metric: "after", time: "seconds" };
 
 function row(run, columns) {
@@ -201,7 +201,7 @@ function adaptersBeside(found) {
     `‖ΔW‖ is the Frobenius norm of what an adapter adds to each weight; in all ${number(pair.totals[0])} and ${number(pair.totals[1])}. Cosine: 1, the two add the same up to size; 0, they have nothing in common.`));
 }
 
-// ---------------------------------------------------------------- what is typed and clicked
+// ---------------------------------------------------------------- input events
 
 const VIEWS = {
   list: { ask: (here) => ask(`/api/runs?${here.query}`), draw: listed },

@@ -1,5 +1,5 @@
 "use strict";
-// Small pieces that the views are made of. Words are always set as text: what a run is called is never read as a page.
+// Elements of the views. Strings are always set as text, so that a run's name is never parsed as HTML.
 
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
@@ -14,7 +14,7 @@ function element(tag, attributes, ...children) {
   return found;
 }
 
-// A drawing from this server, read as XML: what is no drawing is left out.
+// An SVG from this server, parsed as XML; anything else is left out.
 function drawing(text) {
   const root = new DOMParser().parseFromString(text, "image/svg+xml").documentElement;
   return root.nodeName === "svg" ? document.importNode(root, true) : element("p", { class: "soft" }, "the drawing cannot be read");
@@ -33,7 +33,7 @@ function charts(found) {
   return element("div", { class: "charts" }, found.map((one) => element("figure", { class: one.name }, drawing(one.svg))));
 }
 
-// The beginning and the end of a long name: there runs differ.
+// The beginning and the end of a long name, where runs differ.
 function shortened(text, most) {
   const letters = Array.from(text), half = Math.floor((most - 1) / 2);
   return letters.length > most ? `${letters.slice(0, half).join("")}…${letters.slice(-half).join("")}` : text;
@@ -43,7 +43,7 @@ function number(value) {
   return value === null || value === undefined ? "–" : Number(value.toPrecision(4)).toString();
 }
 
-// Bars of ‖ΔW‖ for one or two adapters, a row a module.
+// Bars of ‖ΔW‖ for one or two adapters, a row per module.
 function bars(rows, widest) {
   const body = rows.map((row) => {
     const cells = row.norms.map((norm, place) => {

@@ -24,7 +24,7 @@ def render_config(run: RunFacts) -> Iterator[str]:
     if not run.values:
         return
     changed = {key: pair for key, pair in find_changed_values(run).items() if key != "action.resume"}
-    yield "<h2>What was asked for</h2>"
+    yield "<h2>Configuration</h2>"
     yield "<p>To run its record again and compare what comes out (a click selects the whole command):</p>"
     yield html.render_command(f"peftrun action=replay run={shlex.quote(shorten_path(run.folder))}")
     if run.choices:

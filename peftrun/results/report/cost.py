@@ -22,7 +22,7 @@ def render_cost(run: RunFacts) -> Iterator[str]:
     """Bars with their values as text; nothing if the record holds none of them."""
     parts = [*_render_parameters(run), *_render_size(run), *_render_time(run), *_render_memory(run)]
     if parts:
-        yield f"<h2>What it takes</h2>{''.join(parts)}"
+        yield f"<h2>Cost</h2>{''.join(parts)}"
 
 
 def _render_parameters(run: RunFacts) -> Iterator[str]:

@@ -24,7 +24,7 @@ def _render_samples(samples: dict[str, Any]) -> Iterator[str]:
     rows = [row for row in get_list(samples, "rows") if isinstance(row, dict)]
     if not rows:
         return
-    yield "<h2>What it answers</h2>"
+    yield "<h2>Sample answers</h2>"
     yield f'<p class="soft">{format_count(len(rows), "evaluation row")}, evenly spaced, answered greedily in at most {escape(str(samples.get("max_new_tokens")))} tokens; none was trained on. '
     yield "✓ marks an answer that equals the expected one.</p>"
     yield from (_render_sample(row, number) for number, row in enumerate(rows, 1))
@@ -54,7 +54,7 @@ def _render_confusion(confusion: dict[str, Any]) -> Iterator[str]:
     if not matrices:
         return
     labels = next(iter(matrices.values()))[0]
-    yield "<h2>Which labels it mixes up</h2>"
+    yield "<h2>Confusion matrix</h2>"
     yield '<p class="soft">Evaluation rows: a row per true label, a column per answer. The shade is the share of the row.</p>'
     if len(labels) <= MAX_MATRIX_LABELS:
         tables = (_render_matrix(WHEN[when], labels, counts) for when, (_, counts) in matrices.items())

@@ -35,7 +35,7 @@ def render_learned_rows(run: RunFacts) -> Iterator[str]:
         return
     articles = list(render_articles(rows))
     if articles:
-        yield "<h2>What it learns from</h2>"
+        yield "<h2>Training rows</h2>"
         yield f'<p class="soft">The first {format_count(len(articles), "training row")}, decoded from the token ids that training got. What is learned is <mark>marked</mark>.</p>'
         yield from articles
 

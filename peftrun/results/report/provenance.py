@@ -93,4 +93,4 @@ def render_environment(run: RunFacts) -> Iterator[str]:
         "Command": shlex.join(map(str, get_list(record, "command"))),
         "All packages": f"{len(packages)}, in {RECORD}" if (packages := get_mapping(environment, "packages")) else None,
     }
-    yield f"<h2>What it stood on</h2>{html.render_details('Versions and hardware', html.render_definitions(definitions))}"
+    yield f"<h2>Environment</h2>{html.render_details('Versions and hardware', html.render_definitions(definitions))}"
