@@ -70,7 +70,7 @@ def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:
     except BaseException as error:
         record.mark_failed(error)
         raise
-    record.completed(result)
+    record.mark_completed(result)
     result.summary += record.write_report()
     unused_keys.warn_unused(record.find_unused_keys())
     return result
@@ -99,7 +99,7 @@ def execute_jointly(
             read_keys = {key for record in records for key in usage.list_read_keys(record.spec)}
             for record in records:
                 usage.mark_used(record.spec, read_keys)
-            records[cell].completed(outcome)
+            records[cell].mark_completed(outcome)
             records[cell].write_report()
             unused.extend(records[cell].find_unused_keys())
         elif isinstance(outcome, TrainAlone):
@@ -155,7 +155,7 @@ class Record:
         self.spec = usage.track_reads(spec)
         usage.mark_used(self.spec, ("slots", "template"))  # they were read during composition
 
-    def completed(self, result: RunResult) -> None:
+    def mark_completed(self, result: RunResult) -> None:
         """Finish the record with the action's result."""
         self._finish(status=result.status, **_collect_outcome(result), unread=usage.list_unused_keys(self.spec))
 

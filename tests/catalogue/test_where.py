@@ -212,7 +212,7 @@ def none(value) -> bool:
 @cases("by", ["rank", "-rank", "task", "exact_match", "-exact_match", "trainer.learning_rate", "run"])
 def test_what_has_no_value_is_last_in_both_directions(by):
     columns = Columns(FOUND, True)
-    value = columns.value(by.removeprefix("-"))
+    value = columns.make_reader(by.removeprefix("-"))
     values = [value(run) for run in query.sort_runs(FOUND, by, columns)]
     known = [one for one in values if not none(one)]
     assert known == [one for one in values[: len(known)] if not none(one)]

@@ -64,7 +64,7 @@ class Columns:
         """Whether the column exists without reading the runs' configs."""
         return bool(self._find_fact_columns(name)) or _is_measured(name)
 
-    def value(self, name: str, key: str = "action.where") -> Value:
+    def make_reader(self, name: str, key: str = "action.where") -> Value:
         """Reader of a column's value, None where a run has none. The last part of a config key is enough if it is unique.
 
         Raises: ConfigError: there is no such column; the message names the nearest.
@@ -77,7 +77,7 @@ class Columns:
         full = self._find_config_key(name, key)
         return lambda run: run.config.get(full)
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """All column names: the fixed ones, metrics and versions, then config keys."""
         return [*FIXED, *sorted(self.facts - FIXED.keys()), *sorted(self.config - self.facts)]
 

@@ -38,7 +38,7 @@ def compile_filter(
 
 def _compile_expression(expression: Expression, columns: Columns, key: str) -> RunPredicate:
     if isinstance(expression, Condition):
-        read_value, matches = columns.value(expression.column, key), _compile_condition(expression)
+        read_value, matches = columns.make_reader(expression.column, key), _compile_condition(expression)
         return lambda run: matches(read_value(run))
     if isinstance(expression, Not):
         inner = _compile_expression(expression.part, columns, key)
@@ -51,7 +51,7 @@ def _compile_expression(expression: Expression, columns: Columns, key: str) -> R
 
 def _check_condition(condition: Condition, columns: Columns, runs: Sequence[IndexedRun], key: str) -> None:
     column, sign, value = condition.column, condition.operator, condition.value
-    read_value = columns.value(column, key)  # raises where there is no such column
+    read_value = columns.make_reader(column, key)  # raises where there is no such column
     if column == "status" and sign in ("=", "!="):
         is_constant = value.lower() in CONSTANTS and not condition.quoted
         if value not in STATUSES and not is_constant:

@@ -36,13 +36,13 @@ class IndexedRun:
 def load_runs(roots: Sequence[str], with_config: bool = False) -> list[IndexedRun]:
     """Every run below `roots`, as its files are now; unordered."""
     stamps = scan.find_run_folders(roots)
-    database = _IndexDb.opened()
-    stored = database.rows(roots, with_config)
+    database = _IndexDb.open()
+    stored = database.load_rows(roots, with_config)
     # A stamp holds times and sizes of a run's files: an unequal one means that the row is outdated.
     updated = {
         folder: _read_row(folder, stamp) for folder, stamp in stamps.items() if stored.get(folder, ("",))[0] != stamp
     }
-    database.replace(updated, stored.keys() - stamps.keys())
+    database.store_rows(updated, stored.keys() - stamps.keys())
     return [_build_run(folder, updated.get(folder) or stored[folder]) for folder in stamps]
 
 
@@ -76,7 +76,7 @@ class _IndexDb:
         self.path = path
 
     @classmethod
-    def opened(cls) -> "_IndexDb":
+    def open(cls) -> "_IndexDb":
         """The file, created if missing, recreated if it is corrupt or of another version."""
         path = get_index_path()
         for _ in range(2):  # a second time after a corrupt file was removed
@@ -91,7 +91,7 @@ class _IndexDb:
                 break
         return cls(None)
 
-    def rows(self, roots: Sequence[str], with_config: bool) -> dict[str, _Row]:
+    def load_rows(self, roots: Sequence[str], with_config: bool) -> dict[str, _Row]:
         """Folder → stored row, for all folders below `roots`."""
         if self.path is None:
             return {}
@@ -109,11 +109,11 @@ class _IndexDb:
                         for folder, stamp, facts, config in database.execute(query, bounds)
                     }
         except sqlite3.Error as error:
-            self.path = _IndexDb.opened().path if _remove_if_corrupt(self.path, error) else None
+            self.path = _IndexDb.open().path if _remove_if_corrupt(self.path, error) else None
             return {}
         return rows
 
-    def replace(self, updated: dict[str, _Row], deleted: Iterable[str]) -> None:
+    def store_rows(self, updated: dict[str, _Row], deleted: Iterable[str]) -> None:
         """Store the rows just read and delete those of folders that are gone; does nothing if the file cannot be written."""
         folders = [(folder,) for folder in deleted]
         if self.path is None or not (updated or folders):

@@ -68,7 +68,7 @@ def sort_runs(runs: Sequence[IndexedRun], by: str, columns: Columns, key: str = 
 
     Raises: ConfigError: there is no such column.
     """
-    read_value, is_descending = columns.value(by.removeprefix("-"), key), by.startswith("-")
+    read_value, is_descending = columns.make_reader(by.removeprefix("-"), key), by.startswith("-")
     newest_first = sorted(runs, key=lambda run: (run.facts.get("date") or "", run.folder), reverse=True)
     keyed = [(make_sort_key(read_value(run)), run) for run in newest_first]
     # Python's sort is stable, also with reverse=True, so equal values stay newest first. Group 2: no value, or NaN.

@@ -46,7 +46,7 @@ def build_columns(result: SearchResult, queried: Sequence[str] = ()) -> dict[str
     """Column → heading and one cell per run; columns without any value are left out."""
     columns = _build_default_columns(result.runs)
     for name in queried:
-        read_value = result.columns.value(name)
+        read_value = result.columns.make_reader(name)
         column = [name, *(format_value(read_value(run)) for run in result.runs)]
         # A default column may show it under another name: the main metric has its name in the heading, lora.r is the rank.
         is_metric = name == columns.get("metric", [""])[0]

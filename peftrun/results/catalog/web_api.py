@@ -38,7 +38,7 @@ class RunCatalog:
         self._folders: dict[str, str] = {}
         self._lock = threading.Lock()  # FastAPI runs sync routes in a thread pool
 
-    def runs(self, text: str | None, sort: str | None) -> Values:
+    def list_runs(self, text: str | None, sort: str | None) -> Values:
         """The run table. Raises: ConfigError: `text` cannot be parsed, or a column does not exist."""
         with self._lock:
             result = query.query_runs(self.roots, text, sort, MAX_ROWS, key="")
@@ -61,14 +61,14 @@ class RunCatalog:
             "roots": self.roots,
         }
 
-    def names(self) -> list[str]:
+    def list_columns(self) -> list[str]:
         """Names of all columns that a query may use."""
         with self._lock:
-            return query.query_runs(self.roots, with_config=True).columns.names()
+            return query.query_runs(self.roots, with_config=True).columns.list_names()
 
-    def one(self, name: str) -> Values:
+    def describe_run(self, name: str) -> Values:
         """Everything about one run. Raises: UnknownRunError."""
-        run = self._run(name)
+        run = self._load_run(name)
         values: Values = table.serialize_run(run)
         adapter, comparison_of_one = run.facts.get("adapter"), comparison.compare_runs([run])
         sections = comparison.build_sections(comparison_of_one)
@@ -83,23 +83,23 @@ class RunCatalog:
                 {"name": metric, "before": before and table.format_metric(before), "after": table.format_metric(after)}
                 for metric, ((before, after),) in comparison_of_one.metrics.items()
             ],
-            "files": [file for file in SERVED if self.file(name, file)],
+            "files": [file for file in SERVED if self.find_file(name, file)],
             "adapter_norms": table.replace_nonfinite(norms),
             "running": run.facts.get("status") == RUNNING,
         }
 
     def compare_runs(self, names: Sequence[str]) -> Values:
         """Several runs side by side. Raises: UnknownRunError. ConfigError: fewer than two, or too many."""
-        runs = [self._run(name) for name in dict.fromkeys(names)]
+        runs = [self._load_run(name) for name in dict.fromkeys(names)]
         if not 2 <= len(runs) <= comparison.MAX_RUNS:
             raise ConfigError(f"from 2 to {comparison.MAX_RUNS} runs can be compared; choose as many")
         compared = comparison.compare_runs(comparison.check_readable(runs, "runs"))
         running = any(run.facts.get("status") == RUNNING for run in runs)
         return {**compared.as_dict(), "sections": comparison.build_sections(compared), "running": running}
 
-    def curves(self, names: Sequence[str], narrow: bool = False) -> list[Values]:
+    def draw_curves(self, names: Sequence[str], narrow: bool = False) -> list[Values]:
         """Charts as SVG with one line per run, all text escaped; metrics that no run has logged are left out. Raises: UnknownRunError."""
-        runs = [self._run(name) for name in dict.fromkeys(names)]
+        runs = [self._load_run(name) for name in dict.fromkeys(names)]
         metric_rows = [read_json_lines(Path(run.folder) / METRICS) for run in runs]
         charts = []
         for key, title in CURVES.items():
@@ -115,9 +115,9 @@ class RunCatalog:
                 charts.append({"name": key, "svg": svg.replace("<svg", f'<svg xmlns="{SVG}"', 1)})
         return charts
 
-    def adapters(self, first: str, second: str) -> Values:
+    def compare_adapters(self, first: str, second: str) -> Values:
         """Two adapters, module by module. Raises: UnknownRunError."""
-        folders = [self._run(name).facts.get("adapter") for name in (first, second)]
+        folders = [self._load_run(name).facts.get("adapter") for name in (first, second)]
         if not all(folders):
             return {"problem": "one of the two runs has no adapter"}
         compared: Values = table.replace_nonfinite(
@@ -125,7 +125,7 @@ class RunCatalog:
         )
         return compared
 
-    def file(self, name: str, file: str) -> Path | None:
+    def find_file(self, name: str, file: str) -> Path | None:
         """Path of one of the `SERVED` files of a run; None if missing or a symlink, which could point outside the run. Raises: UnknownRunError."""
         path = Path(self._find_folder(name)) / file
         return path if file in SERVED and path.is_file() and not path.is_symlink() else None
@@ -142,7 +142,7 @@ class RunCatalog:
             raise UnknownRunError(name)
         return folder
 
-    def _run(self, name: str) -> IndexedRun:
+    def _load_run(self, name: str) -> IndexedRun:
         run = index.load_run(self._find_folder(name))
         if run is None:
             raise UnknownRunError(name)

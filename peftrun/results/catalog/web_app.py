@@ -60,7 +60,7 @@ def create_app(catalog: RunCatalog, host: str) -> Any:
 
     @app.get("/run/{name}/{file}")
     def serve_run_file(name: str, file: str) -> Any:
-        path = catalog.file(name, file)
+        path = catalog.find_file(name, file)
         if path is None:
             return PlainTextResponse("there is no such file\n", 404)
         return FileResponse(
@@ -77,15 +77,15 @@ def _add_api_routes(app: Any, catalog: RunCatalog) -> None:
 
     @app.get("/api/runs")
     def list_runs(where: str = "", sort: str = "") -> Any:
-        return catalog.runs(where, sort or None)
+        return catalog.list_runs(where, sort or None)
 
     @app.get("/api/columns")
     def list_columns() -> Any:
-        return catalog.names()
+        return catalog.list_columns()
 
     @app.get("/api/run/{name}")
     def show_run(name: str) -> Any:
-        return catalog.one(name)
+        return catalog.describe_run(name)
 
     @app.get("/api/compare")
     def compare_runs(names: list[str] = ids) -> Any:
@@ -93,11 +93,11 @@ def _add_api_routes(app: Any, catalog: RunCatalog) -> None:
 
     @app.get("/api/curves")
     def draw_curves(names: list[str] = ids, narrow: bool = False) -> Any:
-        return catalog.curves(names[: comparison.MAX_RUNS], narrow)
+        return catalog.draw_curves(names[: comparison.MAX_RUNS], narrow)
 
     @app.get("/api/adapters/{first}/{second}")
     def compare_adapters(first: str, second: str) -> Any:
-        return catalog.adapters(first, second)
+        return catalog.compare_adapters(first, second)
 
 
 def is_local_host(header: str, host: str) -> bool:
