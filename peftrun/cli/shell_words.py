@@ -16,18 +16,20 @@ def find_split_values(argv: Sequence[str]) -> Iterator[str]:
     """One message for each value of which the shell made several words of `argv`."""
     position = 0
     while position < len(argv):
-        first, rest = argv[position], argv[position + 1 :]
+        first, following = argv[position], argv[position + 1 :]
         pieces: list[str] = []
         if not _is_text(first):
-            pieces = _find_bracket_pieces(first, rest)
+            pieces = _find_bracket_pieces(first, following)
         elif not shorthand.QUOTED.fullmatch(first.partition("=")[2]):
             # An unquoted template, system message or prompt: the words up to the next override or flag belong to it.
-            pieces = list(takewhile(lambda word: "=" not in word and not word.startswith("-"), rest))
+            pieces = list(takewhile(lambda word: "=" not in word and not word.startswith("-"), following))
         if pieces:
             value = " ".join([first, *pieces])
             quoted = shlex.quote(shorthand.in_quotes(value) if _is_text(value) else value)
             yield f"{value}: the shell made {len(pieces) + 1} words of it; {ADVICE} {quoted}"
-        elif pieces := _find_brace_pieces(first, rest):  # bash makes `adapter=a:X adapter=b:Y` of `adapter={a:X,b:Y}`
+        elif pieces := _find_brace_pieces(
+            first, following
+        ):  # bash makes `adapter=a:X adapter=b:Y` of `adapter={a:X,b:Y}`
             words = [first, *pieces]
             yield f"{' '.join(words)}: the shell made {len(words)} words of one value in braces; {ADVICE} {_join_mapping(words)}"
         position += 1 + len(pieces)
@@ -38,15 +40,15 @@ def _is_text(word: str) -> bool:
     return key in shorthand.TEXTS or f"action.{key}" in shorthand.TEXTS
 
 
-def _find_bracket_pieces(first: str, rest: Sequence[str]) -> list[str]:
+def _find_bracket_pieces(first: str, following: Sequence[str]) -> list[str]:
     """The words up to the one that closes the brackets of `first`; empty if it opens none, or none closes them."""
     value = first.partition("=")[2]
     if first.startswith("-") or _count_open_brackets(value) < 1:
         return []
-    for count, word in enumerate(rest, 1):
+    for count, word in enumerate(following, 1):
         value += f" {word}"
         if _count_open_brackets(value) < 1:
-            return list(rest[:count])
+            return list(following[:count])
     return []
 
 
@@ -55,12 +57,12 @@ def _count_open_brackets(value: str) -> int:
     return len(OPENING.findall(unquoted)) - len(CLOSING.findall(unquoted))
 
 
-def _find_brace_pieces(first: str, rest: Sequence[str]) -> list[str]:
+def _find_brace_pieces(first: str, following: Sequence[str]) -> list[str]:
     """The words with the same key that form a mapping with `first`."""
     match = PAIR.fullmatch(first)
     if match is None:
         return []
-    return list(takewhile(lambda word: bool((other := PAIR.fullmatch(word)) and other[1] == match[1]), rest))
+    return list(takewhile(lambda word: bool((other := PAIR.fullmatch(word)) and other[1] == match[1]), following))
 
 
 def _join_mapping(words: Sequence[str]) -> str:

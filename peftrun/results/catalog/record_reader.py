@@ -40,8 +40,8 @@ def read_run_folder(folder: str) -> tuple[Values, Values]:
         return {"status": "unreadable", "error": f"{RECORD}: {error}", "action": config.get("action.name")}, config
 
 
-def _read_text(*parts: str) -> str:
-    return Path(*parts).read_text(encoding="utf-8")
+def _read_text(*path: str) -> str:
+    return Path(*path).read_text(encoding="utf-8")
 
 
 def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:

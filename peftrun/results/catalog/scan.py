@@ -82,12 +82,12 @@ def _should_descend(entry: os.DirEntry[str], visited: set[str]) -> bool:
 
 
 def _build_stamp(folder: str, entries: dict[str, os.DirEntry[str]]) -> str:
-    parts = [os.stat(folder).st_mtime_ns]  # nanoseconds; changes if an adapter is added or removed
+    values = [os.stat(folder).st_mtime_ns]  # nanoseconds; changes if an adapter is added or removed
     for name in (RECORD, CONFIG, ADAPTER_CONFIG):
         if name in entries:
             stat = entries[name].stat()
-            parts += [stat.st_mtime_ns, stat.st_size]
-    return " ".join(map(str, parts))
+            values += [stat.st_mtime_ns, stat.st_size]
+    return " ".join(map(str, values))
 
 
 def find_containing_roots(folder: str, roots: Sequence[str]) -> Iterator[str]:

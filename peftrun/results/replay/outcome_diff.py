@@ -185,11 +185,11 @@ def _judge_figures(diff: OutcomeDiff) -> None:
 
 def _collect_figures(record: dict[str, Any]) -> dict[str, float]:
     """Every measured number but times, by full key."""
-    parts = {key: record[key] for key in MEASURED if record.get(key)}
-    if isinstance(parts.get("adapters"), list):  # load proofs, one per adapter
-        parts["adapters"] = {str(position): proof for position, proof in enumerate(parts["adapters"])}
+    measured = {key: record[key] for key in MEASURED if record.get(key)}
+    if isinstance(measured.get("adapters"), list):  # load proofs, one per adapter
+        measured["adapters"] = {str(position): proof for position, proof in enumerate(measured["adapters"])}
     return {
         key.removeprefix("metrics."): float(value)
-        for key, value in config.flatten_keys(parts).items()
+        for key, value in config.flatten_keys(measured).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and not key.endswith(TIMES)
     }

@@ -20,9 +20,9 @@ REST = "rest: imports, base model, rows, saving"
 
 def render_cost(run: RunFacts) -> Iterator[str]:
     """Bars with their values as text; nothing if the record holds none of them."""
-    parts = [*_render_parameters(run), *_render_size(run), *_render_time(run), *_render_memory(run)]
-    if parts:
-        yield f"<h2>Cost</h2>{''.join(parts)}"
+    sections = [*_render_parameters(run), *_render_size(run), *_render_time(run), *_render_memory(run)]
+    if sections:
+        yield f"<h2>Cost</h2>{''.join(sections)}"
 
 
 def _render_parameters(run: RunFacts) -> Iterator[str]:

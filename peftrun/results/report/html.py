@@ -37,12 +37,12 @@ def render_cell(value: Any, css: str = "") -> str:
     return f'<td class="{css}">{escape(str(value))}</td>'
 
 
-def render_folded_list(items: list[str], shown: int, what: str, tag: str) -> Iterator[str]:
-    """The first items in sight, the others folded. `what`: plural noun of the items."""
+def render_folded_list(items: list[str], shown: int, noun: str, tag: str) -> Iterator[str]:
+    """The first items in sight, the others folded. `noun`: plural noun of the items."""
     if items:
         yield f"<{tag}>{''.join(items[:shown])}</{tag}>"
     if len(items) > shown:
-        yield render_details(f"{len(items) - shown} more {what}", f"<{tag}>{''.join(items[shown:])}</{tag}>")
+        yield render_details(f"{len(items) - shown} more {noun}", f"<{tag}>{''.join(items[shown:])}</{tag}>")
 
 
 def render_details(summary: str, body: str) -> str:

@@ -126,7 +126,7 @@ def _render_tokens(row_text: dict[str, Any]) -> str:
         f'<{"mark" if learned else "span"} class="token">{escape(escape_control_chars(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
         for text, number, learned in flagged[:TOKENS]
     )
-    more = f' <span class="soft">… {len(flagged) - TOKENS:,} more</span>' if flagged[TOKENS:] else ""
+    omitted = f' <span class="soft">… {len(flagged) - TOKENS:,} more</span>' if flagged[TOKENS:] else ""
     return html.render_details(
-        f"{len(flagged)} tokens with their ids", f'<div class="learn" dir="auto">{body}{more}</div>'
+        f"{len(flagged)} tokens with their ids", f'<div class="learn" dir="auto">{body}{omitted}</div>'
     )

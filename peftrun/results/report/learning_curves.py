@@ -34,12 +34,12 @@ SAME_LOSS = ("causal_lm", "seq2seq", "seq_cls", "token_cls")
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart to draw. `name`: unique on the page; `what`: title and unit; `note`: caption."""
+    """A chart to draw. `name`: unique on the page; `title`: with its unit; `note`: caption."""
 
     name: str
-    what: str
+    title: str
     series: list[Series]
-    look: ChartStyle
+    style: ChartStyle
     note: str = ""
 
 
@@ -75,7 +75,7 @@ def render_curves(run: RunFacts) -> Iterator[str]:
         loss, *plots = plots
 
         def draw_loss(name: str, width: int) -> str:
-            return draw_chart(name, loss.what, loss.series, ChartStyle((width, BROAD[1] if width == WIDE else 260)))
+            return draw_chart(name, loss.title, loss.series, ChartStyle((width, BROAD[1] if width == WIDE else 260)))
 
         yield f"<figure>{html.render_both_widths(loss.name, draw_loss)}{_render_figure_data(loss)}</figure>"
     others = [plot for plot in plots if plot.name.startswith("other-")]
@@ -97,7 +97,7 @@ def render_curves_svg(run: RunFacts) -> str:
         column = (number - has_loss) % 2
         x = 0.0 if is_broad or column == 0 else float(WIDE - SMALL[0])
         size = BROAD if is_broad else SMALL
-        svg = draw_chart(f"c{number}", plot.what, plot.series, ChartStyle(size, plot.look.zero, plot.look.log))
+        svg = draw_chart(f"c{number}", plot.title, plot.series, ChartStyle(size, plot.style.zero, plot.style.log))
         groups.append(f'<g transform="translate({x + 12:g} {y:g})">{svg}</g>')
         y += size[1] + GAP if is_broad or column == 1 or number == len(plots) - 1 else 0
     style = (Path(__file__).parent / "curves.css").read_text(encoding="utf-8")
@@ -111,7 +111,7 @@ def render_curves_svg(run: RunFacts) -> str:
 
 
 def _render_figure(plot: Plot) -> str:
-    svg = draw_chart(plot.name, plot.what, plot.series, plot.look)
+    svg = draw_chart(plot.name, plot.title, plot.series, plot.style)
     return f"<figure>{svg}{_render_figure_data(plot)}</figure>"
 
 
@@ -134,7 +134,7 @@ def _render_figure_data(plot: Plot) -> str:
         for step in steps
     ]
     selection = f'<p class="soft">{len(steps)} of {len(all_steps)} steps.</p>' if len(steps) < len(all_steps) else ""
-    table = html.render_table(plot.what, ["n|step", *(f"n|{line.label}" for line in series)], rows)
+    table = html.render_table(plot.title, ["n|step", *(f"n|{line.label}" for line in series)], rows)
     note = f"<figcaption>{plot.note}</figcaption>" if plot.note else ""
     return note + html.render_details("Data", selection + table)
 

@@ -54,31 +54,31 @@ class ChartStyle:
     across: str = "step"
 
 
-def draw_chart(name: str, what: str, series: Sequence[Series], look: ChartStyle = ChartStyle()) -> str:
+def draw_chart(name: str, title: str, series: Sequence[Series], style: ChartStyle = ChartStyle()) -> str:
     """SVG with all lines on one pair of scales, with a title, a description and, for several lines, a legend.
 
-    Args: name: unique on the page. what: title of the y axis, with its unit. series: at least one with a point.
+    Args: name: unique on the page. title: title of the y axis, with its unit. series: at least one with a point.
     """
-    width, height = look.size
+    width, height = style.size
     drawn = [line for line in series if line.points]
     top = 44.0 if len(drawn) > 1 else 28.0  # pixels; a legend takes a line
-    along, upward = _build_scales(drawn, (width, height - 38), top, look)
-    body = [*draw_grid(along, upward, what, look.across)]
+    along, upward = _build_scales(drawn, (width, height - 38), top, style)
+    body = [*draw_grid(along, upward, title, style.across)]
     body += _draw_legend(drawn, along.begin) if len(drawn) > 1 else []
     for line in reversed(drawn):  # the first series, drawn last, is on top
         body += _draw_marks(line, along, upward) if line.marks else _draw_series(line, along, upward)
-    return render_svg(name, (width, height), what, _describe_chart(what, drawn, upward, look.across), body)
+    return render_svg(name, (width, height), title, _describe_chart(title, drawn, upward, style.across), body)
 
 
 def _build_scales(
-    drawn: Sequence[Series], corner: tuple[float, float], top: float, look: ChartStyle
+    drawn: Sequence[Series], corner: tuple[float, float], top: float, style: ChartStyle
 ) -> tuple[Scale, Scale]:
     steps = [x for line in drawn for x, _ in line.points]
     # The x axis starts at 0 unless the data starts late, as after a resume.
     first = min([0.0, *steps]) if len({*steps}) == 1 or min(steps) < 0.2 * max(steps) else min(steps)
-    values = [y for line in drawn for _, y in line.points] + ([0.0] if look.zero else [])
+    values = [y for line in drawn for _, y in line.points] + ([0.0] if style.zero else [])
     scale = build_scale(values, corner[1], top)
-    if scale.log and not look.log:
+    if scale.log and not style.log:
         scale = Scale(scale.low, scale.high, scale.begin, scale.end, False)
     return Scale(first, max(steps), 46, corner[0] - 14, False), _pad_scale(scale)
 
@@ -93,7 +93,7 @@ def _pad_scale(scale: Scale) -> Scale:
     return Scale(max(low, 0.0) if scale.low >= 0 else low, scale.high + margin, scale.begin, scale.end, False)
 
 
-def draw_grid(along: Scale, upward: Scale, what: str, across: str = "step") -> Iterator[str]:
+def draw_grid(along: Scale, upward: Scale, title: str, across: str = "step") -> Iterator[str]:
     """Grid lines with their numbers, and the names of both axes."""
     for value in upward.compute_ticks(5):
         yield draw_line(along.begin, upward.at(value), along.end, upward.at(value), "grid")
@@ -102,7 +102,7 @@ def draw_grid(along: Scale, upward: Scale, what: str, across: str = "step") -> I
         yield draw_text(along.at(value), upward.begin + 18, format_tick(value), "", "middle")
     yield draw_line(along.begin, upward.begin, along.end, upward.begin, "axis")
     yield draw_text(along.end, upward.begin + 33, across, "strong", "end")
-    yield draw_text(2, 14, f"{what}{', logarithmic' if upward.log else ''}", "strong")
+    yield draw_text(2, 14, f"{title}{', logarithmic' if upward.log else ''}", "strong")
 
 
 def _draw_legend(drawn: Sequence[Series], left: float) -> Iterator[str]:
@@ -146,13 +146,13 @@ def _draw_marks(line: Series, along: Scale, upward: Scale) -> Iterator[str]:
         )
 
 
-def _describe_chart(what: str, drawn: Sequence[Series], upward: Scale, across: str) -> str:
+def _describe_chart(title: str, drawn: Sequence[Series], upward: Scale, across: str) -> str:
     descriptions = (
         f"{line.label}: {len(line.points)} {'value' if len(line.points) == 1 else 'values'}, "
         f"from {format_number(line.points[0][1])} to {format_number(line.points[-1][1])}"
         for line in drawn
     )
-    return f"{what} over {across}s{', logarithmic' if upward.log else ''}. {'; '.join(descriptions)}"
+    return f"{title} over {across}s{', logarithmic' if upward.log else ''}. {'; '.join(descriptions)}"
 
 
 def thin_points(points: Points, max_points: int) -> list[tuple[float, float]]:

@@ -61,8 +61,8 @@ def _render_body(run: RunFacts) -> Iterator[str]:
 def _render_headline(run: RunFacts) -> Iterator[str]:
     status = run.status
     is_cell = (run.folder.parent / run_overrides.SWEEP).is_file()
-    kind = f'cell of <a href="../{REPORT_PAGE}">a sweep</a>' if is_cell else "training run"
-    yield f'<header><ul class="chips"><li class="{escape(status)}">{SIGNS.get(status, "?")} {escape(status)}</li><li>{kind}</li></ul>'
+    run_type = f'cell of <a href="../{REPORT_PAGE}">a sweep</a>' if is_cell else "training run"
+    yield f'<header><ul class="chips"><li class="{escape(status)}">{SIGNS.get(status, "?")} {escape(status)}</li><li>{run_type}</li></ul>'
     yield f"<h1>{escape(run.task)}</h1>"
     yield f'<p class="lead">{escape(run.base)} · {escape(describe_method(run))}{escape(_describe_steps(run))}</p>'
     yield f'<p class="soft">{escape(" · ".join(_describe_times(run)))}</p></header>'
