@@ -200,7 +200,7 @@ def test_a_long_run_is_a_page_of_a_reasonable_size(run):
 def test_throughput_says_nothing_across_a_resumption(run):
     rows(run, *({"step": n, "seconds": s, "loss": 1.0, "num_tokens": 100.0 * n} for n, s in ((1, 1.0), (2, 2.0), (3, 0.5), (4, 1.0))))  # fmt: skip
     speed = next(one for one in learning_curves.build_plots(run_facts.read_run_facts(run)) if one.name == "speed")
-    assert speed.what == "tokens/s" and speed.series[0].points == [(1.0, 100.0), (2.0, 100.0), (4.0, 200.0)]
+    assert speed.title == "tokens/s" and speed.series[0].points == [(1.0, 100.0), (2.0, 100.0), (4.0, 200.0)]
 
 
 def test_older_runs_get_theirs_by_hand(run, tmp_path, capsys):
