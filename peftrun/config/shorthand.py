@@ -42,7 +42,13 @@ def expand_shorthand(typed: Sequence[str]) -> list[str]:
         typed = [
             f"action.{text}" if (match := SHORT.match(text)) and match[1] in action_keys else text for text in typed
         ]
-    return [_mark_added_key(_expand_line_ends(text), typed) for text in typed]
+    expanded = []
+    for text in map(_expand_line_ends, typed):
+        match = OF_METHOD.match(text)
+        is_new = match and match[1] not in _read_option_keys(_find_option("lora", typed, DEFAULT_METHOD))
+        # Hydra refuses a key that no file has without `++`. Whether PEFT has the field is checked after composition.
+        expanded.append(f"++{text}" if is_new else text)
+    return expanded
 
 
 def holds_text(key: str) -> bool:
@@ -104,12 +110,6 @@ def in_quotes(text: str) -> str:
     # Hydra's grammar doubles backslashes only before a quote, also before the closing one.
     escaped = re.sub(rf"(\\*)({quote}|\Z)", lambda match: match[1] * 2 + (f"\\{quote}" if match[2] else ""), value)
     return f"{key}={quote}{escaped}{quote}"
-
-
-def _mark_added_key(text: str, typed: Sequence[str]) -> str:
-    """With `++`, with which Hydra accepts a key that no file has. Whether PEFT has the field is checked after composition."""
-    key = OF_METHOD.match(text)
-    return f"++{text}" if key and key[1] not in _read_option_keys(_find_option("lora", typed, DEFAULT_METHOD)) else text
 
 
 def _read_option_keys(option: str) -> set[str]:

@@ -108,8 +108,12 @@ def _build_tracking_class(kind: type, log: _ReadLog, key: str) -> type:
 
     def read(self: Any, name: str) -> Any:
         value = object.__getattribute__(self, name)
-        if name in names and not _is_group(value) and not _is_copying(sys._getframe(1)):
-            log.add(_join_key(key, name))
+        if name in names and not _is_group(value):
+            # pydantic validates a copy, and `dataclasses.replace` makes one: neither uses the value.
+            frame = sys._getframe(1)
+            module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+            if not module.startswith("pydantic") and not (module == "dataclasses" and function in COPIERS):
+                log.add(_join_key(key, name))
         return value
 
     # Pickled and shown as the plain class: a tracking class exists in this process only.
@@ -122,9 +126,3 @@ def _build_tracking_class(kind: type, log: _ReadLog, key: str) -> type:
         "__hash__": None,
     }
     return type(kind.__name__, (kind,), {**same, **methods, MARK: (log, key)})
-
-
-def _is_copying(frame: Any) -> bool:
-    """Whether the calling frame only copies or validates the group, which does not use the value."""
-    module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-    return module.startswith("pydantic") or (module == "dataclasses" and function in COPIERS)

@@ -59,7 +59,12 @@ class Composer:
         self.loader, self.master = loader, master
         self.hydra_overrides = list(master.hydra.overrides.hydra)
         # Cached by instance: the answers depend on `master`.
-        self.is_group, self.compose_groups = cache(self._is_group), cache(self._compose_groups)
+        self.compose_groups = cache(self._compose_groups)
+        self.list_options = cache(
+            lambda group: loader.get_group_options(
+                group, None, master.hydra.job.config_name, overrides=self.hydra_overrides
+            )
+        )
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> dict[str, Any]:
         """Resolved values of a cell. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: an unresolved interpolation."""
@@ -71,18 +76,13 @@ class Composer:
         if reads_hydra or any(HYDRA_INTERPOLATION in text for text in overrides):
             return self._compose_with_hydra(overrides, number)
         cfg = copy.deepcopy(template)
-        # A parsed override is shared by many cells; Hydra's function does not change it.
+        # A parsed override is shared by many cells, so applying it must not change it.
         values = [override for override in parsed if not self._is_group_choice(override)]
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
 
     def _is_group_choice(self, override: Override) -> bool:
-        return self.is_group(override.key_or_group) and not isinstance(override.value(), dict)
-
-    def _is_group(self, name: str) -> bool:
-        return bool(
-            self.loader.get_group_options(name, None, self.master.hydra.job.config_name, overrides=self.hydra_overrides)
-        )
+        return bool(self.list_options(override.key_or_group)) and not isinstance(override.value(), dict)
 
     def _compose_groups(self, groups: tuple[str, ...]) -> tuple[DictConfig, bool]:
         """The config that Hydra composes of these group choices, without its `hydra` node; and whether it reads that node."""
@@ -132,20 +132,16 @@ def compose_cells(
             if len(refusals) == len(jobs):
                 raise
             if str(error) not in explanations:
-                explanations[str(error)] = _explain_error(error, overrides, team_dir)
+                problems = compose.explain_overrides(overrides, team_dir)
+                if not problems and isinstance(error, ValueError):
+                    raise  # not Hydra's: a bug
+                explanations[str(error)] = tuple(problems) or (str(error).splitlines()[0],)
             cell.values, cell.problems = {}, explanations[str(error)]
         cell.id = compute_cell_id(cell.values) if cell.values else ""
         first_cell = cells.setdefault(cell.id or f"number {number}", cell)
         if first_cell is not cell:
             first_cell.numbers.append(number)
     return list(cells.values())
-
-
-def _explain_error(error: Exception, overrides: Sequence[str], team_dir: str | None) -> tuple[str, ...]:
-    problems = compose.explain_overrides(overrides, team_dir)
-    if not problems and isinstance(error, ValueError):
-        raise error  # not Hydra's: a bug
-    return tuple(problems) or (str(error).splitlines()[0],)
 
 
 def compute_cell_id(values: dict[str, Any]) -> str:

@@ -7,8 +7,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,7 +89,7 @@ def run_on_cluster(
     cells = format_count(sum(map(len, groups)), "cell")
     at_once = f", {parallel} at once" if parallel is not None and parallel < len(groups) else ""
     console.print_info(f"{engine.name}: {format_count(len(groups), 'group')} of {cells}{at_once}")
-    with _stop_all_on_error(running, engine):
+    try:
         while waiting or running:
             while waiting and (parallel is None or len(running) < parallel):
                 job = waiting.popleft()
@@ -100,13 +99,7 @@ def run_on_cluster(
                     del running[handle]
                     waiting.extend(_handle_end(end, job, len(groups), max_retries))
             time.sleep(POLL)
-
-
-@contextmanager
-def _stop_all_on_error(running: dict[Any, SubmittedJob], engine: ClusterBackend) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:  # also Ctrl-C
+    except BaseException:  # also Ctrl-C: no job runs on without the command
         for handle in running:
             engine.stop(handle)
         deadline = time.monotonic() + STOPPING

@@ -91,11 +91,8 @@ def _format_best(summary: Summary, findings: Findings, folder: Path) -> Iterator
     if findings.note and len(findings.configurations) > 1:
         yield f"note   {findings.note}"
     yield report
-    if (run / ADAPTER).is_dir():
-        yield from _format_next_commands(run)
-
-
-def _format_next_commands(run: Path) -> Iterator[str]:
+    if not (run / ADAPTER).is_dir():
+        return
     adapter = shlex.quote(console.shorten_path(run))
     typed, config_dirs = run_overrides.read_typed_overrides(run), run_overrides.read_config_places(run)
     yield ""

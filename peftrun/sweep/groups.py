@@ -53,7 +53,11 @@ def group_cells(cells: Sequence[Cell], together: bool = True) -> list[Group]:
         if reason:
             groups.append(Group([cell], reason))
             continue
-        members = shared.setdefault(_compute_group_key(cell.spec), [])
+        # A group shares one base model, device, task type and set of labels.
+        head = classifier_head.get_task_head(cell.spec.task)
+        parts = [dataclasses.asdict(cell.spec.model), dataclasses.asdict(cell.spec.device), cell.spec.task.kind]
+        key = json.dumps([*parts, dataclasses.asdict(head) if head else None], sort_keys=True)
+        members = shared.setdefault(key, [])
         if not members:
             groups.append(Group(members))
         members.append(cell)
@@ -97,10 +101,3 @@ def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterat
         if isinstance(value, bool):
             value = str(value).lower()
         yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else value}"
-
-
-def _compute_group_key(spec: RunSpec) -> str:
-    """Text that is equal for all cells of a group: base model, device, task type and the classifier's labels."""
-    head = classifier_head.get_task_head(spec.task)
-    parts = [dataclasses.asdict(spec.model), dataclasses.asdict(spec.device), spec.task.kind]
-    return json.dumps([*parts, dataclasses.asdict(head) if head else None], sort_keys=True)

@@ -7,11 +7,10 @@ tokenized, their lengths come from an earlier run or from `task.max_length`; the
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from peftrun.artifacts import base_files
 from peftrun.artifacts.base_files import BaseModelInfo
-from peftrun.config.schema.run import ModelSpec, RunSpec
+from peftrun.config.schema.run import RunSpec
 from peftrun.planning import memory, memory_fit
 from peftrun.planning.joint_memory import Limits, count_fitting
 from peftrun.planning.memory import Lengths
@@ -55,14 +54,17 @@ def plan_sweep(groups: Sequence[Group], allowed: Limits, lengths: KnownLengths =
     for number, group in enumerate(groups, 1):
         spec = group.cells[0].spec
         assert spec is not None
-        base, group_limits = _read_base_info(spec.model, base_infos), allowed.now(spec)
+        key = repr(spec.model)
+        if key not in base_infos:  # most groups of a sweep have the same base model
+            base_infos[key] = base_files.read_base_info(spec.model)
+        base, group_limits = base_infos[key], allowed.now(spec)
         if base is None:
             name = base_files.format_base_name(spec.model)
             notes[f"memory: not known for {name}, whose files are not on this disk yet"] = None
         limit = limit or group_limits.free
         is_local_cpu = allowed.here and base and not base_files.uses_gpu(spec.device)
         headroom = memory_fit.measure_headroom() if is_local_cpu else None
-        for cells, needed in _split_group(group, base, group_limits, partial(_resolve_cell, headroom, lengths)):
+        for cells, needed in _split_group(group, base, group_limits, headroom, lengths):
             batch = PlannedBatch(len(batches) + 1, number, cells, needed)
             batches.append(batch)
             available = group_limits.memory or group_limits.free
@@ -74,39 +76,26 @@ def plan_sweep(groups: Sequence[Group], allowed: Limits, lengths: KnownLengths =
     return SweepPlan(list(groups), batches, limit, list(notes))
 
 
-def _read_base_info(model: ModelSpec, base_infos: dict[str, BaseModelInfo | None]) -> BaseModelInfo | None:
-    """`base_files.read_base_info`, cached in `base_infos`: a sweep names the same base model in every group."""
-    key = repr(model)
-    if key not in base_infos:
-        base_infos[key] = base_files.read_base_info(model)
-    return base_infos[key]
-
-
-def _resolve_cell(
-    headroom: Headroom | None, lengths: KnownLengths, base: BaseModelInfo, cell: Cell
-) -> tuple[RunSpec, Lengths | None]:
-    """The cell's run, with the dtype that `auto` means on this machine, and its row lengths. `headroom`: None if it runs elsewhere."""
-    assert cell.spec is not None
-    spec = memory_fit.choose_load_dtype(base, cell.spec, headroom)[0] if headroom else cell.spec
-    return spec, lengths(cell.spec)
-
-
 def _split_group(
-    group: Group,
-    base: BaseModelInfo | None,
-    limits: Limits,
-    resolve: Callable[[BaseModelInfo, Cell], tuple[RunSpec, Lengths | None]],
+    group: Group, base: BaseModelInfo | None, limits: Limits, headroom: Headroom | None, lengths: KnownLengths
 ) -> Iterator[tuple[list[Cell], float | None]]:
-    """Batches of a group with their estimated bytes."""
+    """Batches of a group with their estimated bytes. `headroom`: of this machine; None if the cells run elsewhere."""
     cells = group.cells
     if base is None:
         size = limits.cells or max(1, len(cells))
         yield from ((cells[start : start + size], None) for start in range(0, len(cells), size))
-    elif group.reason:  # cells that run alone
-        yield from (([cell], memory.estimate_memory(base, *resolve(base, cell)).peak) for cell in cells)
-    else:
-        remaining = [(cell, *resolve(base, cell)) for cell in cells]
-        while remaining:
-            size, needed = count_fitting(base, [(spec, rows) for _, spec, rows in remaining], limits)
-            yield [cell for cell, *_ in remaining[:size]], needed
-            del remaining[:size]
+        return
+    runs: list[tuple[RunSpec, Lengths | None]] = []
+    for cell in cells:
+        assert cell.spec is not None
+        # The estimate depends on the dtype that `auto` means on this machine.
+        spec = memory_fit.choose_load_dtype(base, cell.spec, headroom)[0] if headroom else cell.spec
+        runs.append((spec, lengths(cell.spec)))
+    if group.reason:  # cells that run alone
+        yield from (([cell], memory.estimate_memory(base, *run).peak) for cell, run in zip(cells, runs, strict=True))
+        return
+    start = 0
+    while start < len(cells):
+        size, needed = count_fitting(base, runs[start:], limits)
+        yield cells[start : start + size], needed
+        start += size

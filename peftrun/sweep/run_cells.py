@@ -30,10 +30,16 @@ def run(folders: Sequence[Path], allowed: Limits = ALL, halving: dict[str, int] 
     Args: allowed: limits of the cells in one step. halving: see `execute.execute_jointly`.
     """
     ready = [(spec, cell) for cell in folders if (spec := _prepare_cell(cell)) is not None]
-    if len(ready) == 1:
-        _run_alone(*ready[0])
-    elif ready:
-        _run_together([spec for spec, _ in ready], [cell for _, cell in ready], allowed, halving)
+    alone: Sequence[int] = range(len(ready))  # indices of cells that cannot be trained together
+    if len(ready) > 1:
+        alone, specs, cells = [], [spec for spec, _ in ready], [cell for _, cell in ready]
+        try:
+            alone = execute.execute_jointly(specs, cells, allowed, halving)
+        except Exception:  # a bug: the records of unfinished cells hold the last line of the traceback
+            console.print_warning(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
+            traceback.print_exc()
+    for index in alone:
+        _run_alone(*ready[index])
 
 
 def _prepare_cell(cell: Path) -> RunSpec | None:
@@ -95,17 +101,6 @@ def _run_alone(spec: RunSpec, cell: Path) -> None:
     except Exception:  # a bug: the record holds the last line of the traceback, and the other cells go on
         console.print_warning(f"cell {cell.name} failed:")
         traceback.print_exc()
-
-
-def _run_together(specs: list[RunSpec], cells: list[Path], allowed: Limits, halving: dict[str, int] | None) -> None:
-    remaining = []  # indices of cells that cannot be trained together after all
-    try:
-        remaining = execute.execute_jointly(specs, cells, allowed, halving)
-    except Exception:  # a bug: the records of unfinished cells hold the last line of the traceback
-        console.print_warning(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
-        traceback.print_exc()
-    for index in remaining:
-        _run_alone(specs[index], cells[index])
 
 
 def record_failure(cell: Path, lines: Sequence[str]) -> None:

@@ -84,7 +84,13 @@ class SharedBaseSweep:
         self.labels |= composed.label_cells(batch)
         if self.plans_only:
             self._remove_empty_folder()
-            self._show_plan(batch)
+            sweep_dir = folder.choose_folder(self.requested_dir, self.is_dated, [cell.id for cell in batch if cell.id])
+            self._check_inputs(sweep_dir, batch)
+            status = {
+                cell.id: "refused" if cell.problems else folder.read_status(sweep_dir / cell.id) for cell in batch
+            }
+            ready = [cell for cell in batch if cell.spec is not None and not self._is_done(sweep_dir, cell.id)]
+            plan_preview.show_plan(batch, ready, self.limits, status, self.labels)
             return [None] * len(jobs), ending.build_sweep_error(
                 [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch), planned=True
             )
@@ -99,13 +105,6 @@ class SharedBaseSweep:
             shutil.rmtree(str(self.master.hydra.sweep.dir), ignore_errors=True)
         elif self.folder is None:
             folder.remove_new_folder(self.requested_dir)
-
-    def _show_plan(self, batch: Sequence[Cell]) -> None:
-        sweep_dir = folder.choose_folder(self.requested_dir, self.is_dated, [cell.id for cell in batch if cell.id])
-        self._check_inputs(sweep_dir, batch)
-        status = {cell.id: "refused" if cell.problems else folder.read_status(sweep_dir / cell.id) for cell in batch}
-        ready = [cell for cell in batch if cell.spec is not None and not self._is_done(sweep_dir, cell.id)]
-        plan_preview.show_plan(batch, ready, self.limits, status, self.labels)
 
     def _choose_folder(self, batch: Sequence[Cell]) -> None:
         """Choose the folder with the first batch, and report duplicate, refused and finished cells."""
@@ -146,7 +145,13 @@ class SharedBaseSweep:
                 ready.append(cell)
         throughputs = throughput.read_throughputs([cell.spec for cell in ready if cell.spec])
         plan = planner.plan_sweep(groups.group_cells(ready, self.together), self.limits, throughputs.lengths)
-        self._record_placements(plan)
+        for wave in plan.waves:
+            placement = {
+                "group": self.group_count + wave.group,
+                "wave": self.batch_count + wave.number,
+                "how": "alone" if plan.groups[wave.group - 1].reason else "together",
+            }
+            self.placements |= {cell.id: placement for cell in wave.cells}
         self._write_summary("running")
         try:
             self._run_plan(plan)
@@ -181,16 +186,6 @@ class SharedBaseSweep:
         assert self.folder is not None
         return self.folder / cell.id
 
-    def _record_placements(self, plan: SweepPlan) -> None:
-        for wave in plan.waves:
-            together = not plan.groups[wave.group - 1].reason
-            placement = {
-                "group": self.group_count + wave.group,
-                "wave": self.batch_count + wave.number,
-                "how": "together" if together else "alone",
-            }
-            self.placements |= {cell.id: placement for cell in wave.cells}
-
     def _run_plan(self, plan: SweepPlan) -> None:
         for note in plan.notes:
             console.print_info(note)
@@ -200,17 +195,14 @@ class SharedBaseSweep:
             if cell_dirs:
                 import_module(self.engine).send(cell_dirs, self.options)
         elif plan.groups:
+            spec = plan.groups[0].cells[0].spec
+            assert spec is not None
             with execute.import_quietly("peftrun.models.base_cache").keep_base_cached():
-                self._run_here(plan)
-
-    def _run_here(self, plan: SweepPlan) -> None:
-        spec = plan.groups[0].cells[0].spec
-        assert spec is not None
-        limits = self.limits.now(spec)  # free memory before there is a base model in it
-        for number, group in enumerate(plan.groups, 1):
-            console.print_info(self._format_heading(number, group, len(plan.groups)))
-            run_cells.run([self._get_cell_dir(cell) for cell in group.cells], limits, self.halving)
-            self._write_summary("running")
+                limits = self.limits.now(spec)  # free memory before there is a base model in it
+                for number, group in enumerate(plan.groups, 1):
+                    console.print_info(self._format_heading(number, group, len(plan.groups)))
+                    run_cells.run([self._get_cell_dir(cell) for cell in group.cells], limits, self.halving)
+                    self._write_summary("running")
 
     def _format_heading(self, number: int, group: Group, groups: int) -> str:
         label = self.labels[group.cells[0].numbers[0]]

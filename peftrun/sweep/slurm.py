@@ -162,13 +162,11 @@ def _find_local_job(logs: Path, number: str) -> Callable[[], Any] | None:
         processes = [process, *process.children(recursive=True)]
     except psutil.Error:
         return None
-    return lambda: _terminate_processes(processes)
 
+    def stop() -> None:
+        process.terminate()  # submitit passes it on to the children
+        for survivor in psutil.wait_procs(processes, timeout=cluster.STOPPING)[1]:
+            with suppress(psutil.Error):
+                survivor.kill()
 
-def _terminate_processes(processes: Sequence[Any]) -> None:
-    import psutil
-
-    processes[0].terminate()  # submitit passes it on to the children
-    for process in psutil.wait_procs(processes, timeout=cluster.STOPPING)[1]:
-        with suppress(psutil.Error):
-            process.kill()
+    return stop

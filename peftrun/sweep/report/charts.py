@@ -180,7 +180,8 @@ def draw_parallel_coordinates(
 ) -> str:
     """A line per configuration through its value on each axis, ending at its mean objective."""
     drawn = [(ranked, mean) for ranked in rows if (mean := ranked.configuration.mean) is not None]
-    axes = {axis: _keep_used_values(axis, values, [ranked for ranked, _ in drawn]) for axis, values in axes.items()}
+    used = {axis: {make_key(ranked.configuration.values[axis]) for ranked, _ in drawn} for axis in axes}
+    axes = {axis: [value for value in values if make_key(value) in used[axis]] for axis, values in axes.items()}
     left, right, top, height = 52, 46, 48, 330
     total_width = max(float(width), left + right + 78.0 * len(axes))
     xs = [left + (total_width - left - right) * index / max(1, len(axes)) for index in range(len(axes) + 1)]
@@ -208,11 +209,6 @@ def draw_parallel_coordinates(
         f"{_format_range([mean for _, mean in drawn])}"
     )
     return render_svg(name, (total_width, height), f"Parallel coordinates of {objective}", description, body)
-
-
-def _keep_used_values(axis: str, values: list[Any], rows: Sequence[RankedConfiguration]) -> list[Any]:
-    used = {make_key(ranked.configuration.values[axis]) for ranked in rows}
-    return [value for value in values if make_key(value) in used]
 
 
 def _position_values(values: Sequence[Any], begin: float, end: float) -> dict[str, float]:

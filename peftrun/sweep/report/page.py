@@ -4,6 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -67,11 +68,6 @@ def write_sweep_report(folder: Path) -> Path:
     summary = atomic_files.read_json(folder / SUMMARY_FILE)
     findings = statistics.analyze_sweep(summary)
     page = _Page(folder, summary, findings, charts.rank_configurations(findings.configurations))
-    atomic_files.write_text(folder / REPORT_PAGE, "".join(_render_document(page)))
-    return folder / REPORT_PAGE
-
-
-def _render_document(page: _Page) -> Iterator[str]:
     sections = (
         _render_headline,
         _render_state,
@@ -82,7 +78,9 @@ def _render_document(page: _Page) -> Iterator[str]:
         _render_cost,
         _render_about,
     )
-    yield from render_document(_format_title(page), (html for section in sections for html in section(page)))
+    body = (html for section in sections for html in section(page))
+    atomic_files.write_text(folder / REPORT_PAGE, "".join(render_document(_format_title(page), body)))
+    return folder / REPORT_PAGE
 
 
 def _format_title(page: _Page) -> str:
@@ -188,17 +186,15 @@ def _render_curves(page: _Page) -> Iterator[str]:
         if curves:
             draw = functools.partial(charts.draw_curves, curves, title)
             figures.append(render_both_widths(f"curves-{key}", draw))
-    if figures:
-        yield '<h2>Learning curves</h2><p class="soft">A line per cell, its configuration by letter and color. Dashed: not completed; ✗ where it failed, ■ where it was ended early. '
-        yield f"Long curves are drawn as means of neighboring steps.</p>{_render_legend(page)}{''.join(figures)}"
-
-
-def _render_legend(page: _Page) -> str:
+    if not figures:
+        return
     lettered = [ranked for ranked in page.ranked if ranked.rank is not None]
     items = [f"<li>{tables.render_badge(ranked)} {escape(ranked.configuration.name)}</li>" for ranked in lettered]
     others = len(page.ranked) - len(lettered)
     more = f'<li><span class="badge">·</span> {others} other{"s" if others > 1 else ""}</li>' if others else ""
-    return f'<ul class="legend">{"".join(items)}{more}</ul>'
+    legend = f'<ul class="legend">{"".join(items)}{more}</ul>'
+    yield '<h2>Learning curves</h2><p class="soft">A line per cell, its configuration by letter and color. Dashed: not completed; ✗ where it failed, ■ where it was ended early. '
+    yield f"Long curves are drawn as means of neighboring steps.</p>{legend}{''.join(figures)}"
 
 
 def _render_map(page: _Page) -> Iterator[str]:
@@ -229,7 +225,11 @@ def _render_cost(page: _Page) -> Iterator[str]:
 
 
 def _render_about(page: _Page) -> Iterator[str]:
-    record = next(_iter_records(page), {})
+    record: dict[str, Any] = {}
+    for cell in sorted(page.cells, key=lambda cell: cell["status"] != "completed"):  # an incomplete record lacks facts
+        with suppress(ArtifactError):
+            record = atomic_files.read_json(page.folder / cell["folder"] / RECORD)
+            break
     base = record.get("base") or {}
     versions = ", ".join(f"{name} {number}" for name, number in (record.get("versions") or {}).items())
     fingerprint = base.get("fingerprint") or ""
@@ -250,12 +250,3 @@ def _render_about(page: _Page) -> Iterator[str]:
         "Report written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     yield f'<h2>What was run</h2><pre tabindex="0"><code>{escape(page.summary["command"])}</code></pre>{render_definitions(facts)}'
-
-
-def _iter_records(page: _Page) -> Iterator[dict[str, Any]]:
-    """Readable records, those of completed cells first."""
-    for cell in sorted(page.cells, key=lambda cell: cell["status"] != "completed"):
-        try:
-            yield atomic_files.read_json(page.folder / cell["folder"] / RECORD)
-        except ArtifactError:
-            continue
