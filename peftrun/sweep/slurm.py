@@ -52,11 +52,18 @@ def send(groups: Sequence[Sequence[Path]], options: dict[str, Any]) -> None:
     _stop_earlier_jobs(logs, cluster_name)
     # On SLURM each job has its own CPUs; local jobs share those of this machine.
     threads = None if cluster_name == "slurm" else cluster.count_threads(parallel, len(groups))
+
+    def stop(job: Any) -> None:
+        if cluster_name != "local":
+            job.cancel(check=False)
+        elif stop_processes := _find_local_job(logs, job.job_id):  # with all its child processes
+            stop_processes()
+
     engine = cluster.ClusterBackend(
         "SLURM" if cluster_name == "slurm" else f"submitit ({cluster_name})",
         start=partial(_submit_group, executor, threads),
         end=_read_end,
-        stop=partial(_stop_job, logs, cluster_name),
+        stop=stop,
     )
     cluster.run_on_cluster(groups, engine, parallel, max_retries)
 
@@ -118,13 +125,6 @@ def _read_end(job: Any) -> JobEnd | None:
     lines = [line for line in (job.stderr() or "").splitlines() if line.strip()]
     last = f"; the last line of {log}: {lines[-1].strip()[:200]}" if lines else f"; {log} is empty"
     return JobEnd(died=f"{type(error).__name__}: job {job.job_id} is {job.state}{last}")
-
-
-def _stop_job(logs: Path, cluster_name: str, job: Any) -> None:
-    if cluster_name != "local":
-        job.cancel(check=False)
-    elif stop := _find_local_job(logs, job.job_id):  # with all its child processes
-        stop()
 
 
 def _stop_earlier_jobs(logs: Path, cluster_name: str) -> None:
