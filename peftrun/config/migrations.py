@@ -1,6 +1,6 @@
-"""Keys that other versions knew otherwise: what a config of an earlier one means today. Light.
+"""Upgrade configs of earlier versions: renamed keys, and values of keys added since. Light.
 
-A key that is renamed or added gets a line here in the same change; then old commands, a team's files and old runs go on working.
+A change that renames or adds a key adds a line here; then old commands, team files and old runs keep working.
 """
 
 import copy
@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-RENAMED: dict[str, tuple[str, str]] = {}  # full key → what it is called, and the version since which it is; none so far
+RENAMED: dict[str, tuple[str, str]] = {}  # old full key → (new full key, version of the change); none so far
 
-# What a run did before the key was there.
+# Key → the value that means what runs did before the key existed.
 ADDED: dict[str, Any] = {
     "model.quantization": None,
     "task.label_names": None,
@@ -60,7 +60,8 @@ ADDED: dict[str, Any] = {
     "slots": {},
     "template": None,
 }
-ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {  # to the options whose key says so
+# The same for keys of some options only: (key, its value in those options) → added keys.
+ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {
     ("lora.method", "lora"): {
         "lora.lora_bias": False,
         "lora.target_parameters": None,
@@ -84,79 +85,70 @@ OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w.]+)(?P<rest>=.*)?", re.DOTALL
 
 
 def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A whole run's resolved values in today's keys, with a line for each that is renamed and one for those that were not known then.
+    """A run's resolved values in today's keys, with a line for each renamed key and one for all added keys.
 
-    An added key gets the value that means what was done before it was there.
+    An added key gets the value that means what runs did before it existed.
     """
-    found, lines = rename_keys(values)
-    added = [
-        (key, value)
-        for key, value in _list_added_keys(found)
-        if _set_value(found, key, copy.deepcopy(value), over=False)
-    ]
+    upgraded, lines = rename_keys(values)
+    defaults = dict(ADDED)
+    for (key, option), added_keys in ADDED_TO.items():
+        owner, _, last = key.rpartition(".")
+        if (_find_mapping(upgraded, owner) or {}).get(last) == option:
+            defaults |= added_keys
+    added = []
+    for key, value in defaults.items():
+        if _set_value(upgraded, key, copy.deepcopy(value), replace=False):
+            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            added.append(f"{key}={text}")
     if added:
-        named = ", ".join(f"{key}={_format_value(value)}" for key, value in added)
-        lines.append(f"keys that came later stand for what was done without them: {named}")
-    return found, lines
+        lines.append(f"keys added since that version were set to the earlier behavior: {', '.join(added)}")
+    return upgraded, lines
 
 
 def rename_keys(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Nested values with old names of keys replaced, and a line for each."""
-    found, lines = copy.deepcopy(values), []
+    """Nested values with renamed keys replaced, and a line for each."""
+    renamed, lines = copy.deepcopy(values), []
     for old, (new, version) in RENAMED.items():
         owner, _, last = old.rpartition(".")
-        holder = _find_mapping(found, owner)
-        if holder is not None and last in holder:
-            _set_value(found, new, holder.pop(last), over=True)
+        mapping = _find_mapping(renamed, owner)
+        if mapping is not None and last in mapping:
+            _set_value(renamed, new, mapping.pop(last), replace=True)
             lines.append(_format_rename(old, new, version))
-    return found, lines
+    return renamed, lines
 
 
 def rename_overrides(typed: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides as typed with old names of keys replaced, and a line for each."""
-    names = {found["key"]: text for text in typed if (found := OVERRIDE.fullmatch(text)) and found["key"] in RENAMED}
-    lines = [_format_rename(old, *RENAMED[old]) for old in names]
-    return [_rename_override(text) for text in typed], lines
-
-
-def _rename_override(text: str) -> str:
-    found = OVERRIDE.fullmatch(text)
-    if found is None or found["key"] not in RENAMED:
-        return text
-    return f"{found['sign']}{RENAMED[found['key']][0]}{found['rest'] or ''}"
+    """Typed overrides with renamed keys replaced, and a line for each such key."""
+    overrides: list[str] = []
+    lines: dict[str, None] = {}  # without duplicates, in order
+    for text in typed:
+        match = OVERRIDE.fullmatch(text)
+        if match is None or match["key"] not in RENAMED:
+            overrides.append(text)
+            continue
+        new, version = RENAMED[match["key"]]
+        overrides.append(f"{match['sign']}{new}{match['rest'] or ''}")
+        lines[_format_rename(match["key"], new, version)] = None
+    return overrides, list(lines)
 
 
 def _format_rename(old: str, new: str, version: str) -> str:
     return f"{old} is called {new} since {version}; carried over"
 
 
-def _list_added_keys(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    chosen = [keys for (where, option), keys in ADDED_TO.items() if _get_value(values, where) == option]
-    return [item for keys in (ADDED, *chosen) for item in keys.items()]
-
-
 def _find_mapping(values: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """The mapping under a key; None where there is none."""
-    found: Any = values
-    for part in key.split(".") if key else ():
-        found = found.get(part) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else None
+    """The mapping under a full key ("": all values); None if there is none."""
+    node: Any = values
+    for name in key.split(".") if key else ():
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
 
 
-def _get_value(values: dict[str, Any], key: str) -> Any:
+def _set_value(values: dict[str, Any], key: str, value: Any, replace: bool) -> bool:
+    """Set a value if the mapping that it belongs to exists and, unless `replace`, lacks the key. Returns whether it was set."""
     owner, _, last = key.rpartition(".")
-    return (_find_mapping(values, owner) or {}).get(last)
-
-
-def _set_value(values: dict[str, Any], key: str, value: Any, over: bool) -> bool:
-    """Whether the value was put there: its mapping is there, and so far it does not hold the key, or `over`."""
-    owner, _, last = key.rpartition(".")
-    holder = _find_mapping(values, owner)
-    if holder is None or (last in holder and not over):
+    mapping = _find_mapping(values, owner)
+    if mapping is None or (last in mapping and not replace):
         return False
-    holder[last] = value
+    mapping[last] = value
     return True
-
-
-def _format_value(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What a team's template asks whoever uses it to fill in: declared with a type and a help text, set by `slots.NAME=VALUE`. Light.
+"""Parameters ("slots") of a team's template: declared with a type and a help text, set by `slots.NAME=VALUE`. Light.
 
 template: {name: ours/support, version: 1.2.0, slots: {rows: {type: path, help: a .jsonl of columns prompt and completion}}}
 slots: {rows: ???}
@@ -20,100 +20,96 @@ KINDS: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
 }
-REFERENCE = re.compile(r"\$\{slots\.(\w+)\}")  # an interpolation of a slot
-FILELESS = (
-    "replay",
-    "explain",
-    "template",
-    "check",
-    "list",
-    "compare",
-    "browse",
-)  # actions that look for no files
+REFERENCE = re.compile(r"\$\{slots\.(\w+)\}")  # an interpolation of a parameter
+FILELESS = ("replay", "explain", "template", "check", "list", "compare", "browse")  # actions that read no data files
 
 
 class MissingParam(str):
-    """The value of a key that reads such a slot: the slot is what is told."""
+    """Value of a key that reads an unset parameter: only the parameter is reported, not the key."""
 
 
 def find_unset_keys(values: dict[str, Any]) -> list[str]:
-    """Keys of leaves, in values whose interpolations are unresolved, that read a slot without a value, or with a wrong one."""
-    given, look = _get_mapping(values, "slots"), _looks_for_files(values)
-    open_slots = {name for name, value in given.items() if value == MISSING}
-    open_slots |= {
+    """Full keys of leaves that read a parameter with a missing or invalid value. `values`: interpolations unresolved."""
+    params, check_files = _get_mapping(values, "slots"), _checks_files(values)
+    unset = {name for name, value in params.items() if value == MISSING}
+    unset |= {
         name
-        for name, slot in read_declared_params(values).items()
-        if name in given and [*_check_value(name, given[name], slot, look)]
+        for name, declaration in read_declared_params(values).items()
+        if name in params and [*_check_value(name, params[name], declaration, check_files)]
     }
     return [
-        key
-        for key, value in _iter_leaves(values)
-        if isinstance(value, str) and open_slots & {*REFERENCE.findall(value)}
+        key for key, value in _iter_leaves(values) if isinstance(value, str) and unset & {*REFERENCE.findall(value)}
     ]
 
 
 def mark_missing(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """`values`, whose leaves under `keys` now say that they wait for a slot."""
+    """`values`, changed in place: the leaves under `keys` become `MissingParam`."""
     for key in keys:
         *path, last = key.split(".")
-        holder: Any = values
-        for part in path:
-            holder = holder[part]
-        holder[last] = MissingParam(MISSING)
+        mapping: Any = values
+        for name in path:
+            mapping = mapping[name]
+        mapping[last] = MissingParam(MISSING)
     return values
 
 
 def check_params(values: dict[str, Any]) -> list[str]:
-    """One line for each slot that is not set, not what it is declared to be, or not declared."""
+    """One line for each parameter that is not set, of another type than declared, or not declared."""
     template = values.get("template")
-    declared, given = _get_mapping(template, "slots"), _get_mapping(values, "slots")
-    lines = [_explain_undeclared(name, value, template) for name, value in given.items() if name not in declared]
-    for name, slot in declared.items():
-        if name not in given:
-            lines.append(f"template.slots.{name}: has no key to be set by; write `slots: {{{name}: ???}}` beside it")
+    declared, params = _get_mapping(template, "slots"), _get_mapping(values, "slots")
+    lines = []
+    for name, value in params.items():
+        if name in declared:
+            continue
+        if not isinstance(template, dict):
+            lines.append(explain_unknown_param(name, value, {}))
+        else:
+            advice = f"write `{name}: {{type: str, help: …}}` under template.slots, or omit it"
+            lines.append(f"slots.{name}={_format_value(value)}: is not declared; {advice}")
+    for name, declaration in declared.items():
+        if name not in params:
+            lines.append(f"template.slots.{name}: has no key to be set by; write `slots: {{{name}: ???}}` next to it")
         elif name in read_declared_params(values):
-            lines += _check_value(name, given[name], slot, _looks_for_files(values))
+            lines += _check_value(name, params[name], declaration, _checks_files(values))
     return lines
 
 
 def read_declared_params(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name → type and help of the slots that a template declares; those that are not written as such are left out."""
+    """Name → type and help of the parameters that a template declares; malformed declarations are left out."""
     declared = _get_mapping(values.get("template"), "slots")
-    return {name: slot for name, slot in declared.items() if isinstance(slot, dict) and slot.get("type") in KINDS}
+    return {
+        name: declaration
+        for name, declaration in declared.items()
+        if isinstance(declaration, dict) and declaration.get("type") in KINDS
+    }
 
 
 def explain_unknown_param(name: str, value: Any, values: dict[str, Any]) -> str:
-    """One line for a slot that is typed and that no template asks for."""
-    known = [f"slots.{one}" for one in read_declared_params(values)]
-    key = f"slots.{name}={_format_value(value)}"
-    if known:
-        return f"{key}: the template has no such slot; slots: {', '.join(known)}; type {known[0]}=VALUE"
-    return f"{key}: no template is chosen that asks for it; choose one (experiment=NAME), or omit it"
+    """One line for a typed parameter that no template declares."""
+    keys = [f"slots.{declared}" for declared in read_declared_params(values)]
+    override = f"slots.{name}={_format_value(value)}"
+    if keys:
+        return f"{override}: the template has no such slot; slots: {', '.join(keys)}; type {keys[0]}=VALUE"
+    return f"{override}: no chosen template has it; choose one (experiment=NAME), or omit it"
 
 
-def _looks_for_files(values: dict[str, Any]) -> bool:
+def _checks_files(values: dict[str, Any]) -> bool:
     return _get_mapping(values, "action").get("name") not in FILELESS
 
 
-def _check_value(name: str, value: Any, slot: dict[str, Any], look: bool) -> Iterator[str]:
-    kind, key = slot["type"], f"slots.{name}"
-    what = f"{slot.get('help', '')} ({kind}); type {key}={EXAMPLES[kind]}"
+def _check_value(name: str, value: Any, declaration: dict[str, Any], check_files: bool) -> Iterator[str]:
+    """One line if a parameter is not set, has the wrong type, or names a missing file."""
+    type_name, key = declaration["type"], f"slots.{name}"
+    advice = f"{declaration.get('help', '')} ({type_name}); type {key}={EXAMPLES[type_name]}"
     if value == MISSING:
-        yield f"{key} is not set: {what}"
-    elif value is not None and not _matches_type(value, kind):
-        yield f"{key}={_format_value(value)}: must be {'an' if kind == 'int' else 'a'} {kind}: {what}"
-    elif kind == "path" and value and look and not Path(value).expanduser().exists():
-        yield f"{key}={value}: there is no such file or folder: {what}"
-
-
-def _matches_type(value: Any, kind: str) -> bool:
-    return isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
-
-
-def _explain_undeclared(name: str, value: Any, template: Any) -> str:
-    if not isinstance(template, dict):
-        return explain_unknown_param(name, value, {})
-    return f"slots.{name}={_format_value(value)}: is declared nowhere; write `{name}: {{type: str, help: …}}` under template.slots, or omit it"
+        yield f"{key} is not set: {advice}"
+        return
+    # A bool is an int to Python.
+    has_type = isinstance(value, KINDS[type_name]) and (type_name == "bool" or not isinstance(value, bool))
+    if value is not None and not has_type:
+        yield f"{key}={_format_value(value)}: must be {'an' if type_name == 'int' else 'a'} {type_name}: {advice}"
+    elif type_name == "path" and value and check_files and not Path(value).expanduser().exists():
+        yield f"{key}={value}: there is no such file or folder: {advice}"
 
 
 def _format_value(value: Any) -> str:
@@ -121,8 +117,8 @@ def _format_value(value: Any) -> str:
 
 
 def _get_mapping(values: Any, key: str) -> dict[str, Any]:
-    found = values.get(key) if isinstance(values, dict) else None
-    return found if isinstance(found, dict) else {}
+    mapping = values.get(key) if isinstance(values, dict) else None
+    return mapping if isinstance(mapping, dict) else {}
 
 
 def _iter_leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

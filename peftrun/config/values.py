@@ -1,4 +1,4 @@
-"""Configurations as plain values: read from files, resolved, flattened, written back. Light."""
+"""Configurations as plain values: read from files, resolve, flatten, write. Light."""
 
 import copy
 import dataclasses
@@ -20,9 +20,9 @@ _REPORTED: set[str] = set()
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Plain nested values of a saved `config.yaml`, as they are: it may be older than this version's schema. `read_run` reads older ones.
+    """Plain nested values of a saved `config.yaml`, unchanged, even if older than this version's schema. `read_run` upgrades them.
 
-    Raises: ArtifactError: it is no YAML.
+    Raises: ArtifactError: it is not valid YAML.
     """
     try:
         return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
@@ -31,14 +31,14 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path, aloud: bool = True) -> dict[str, Any]:
-    """Plain nested values of a run's `config.yaml` in today's keys; what that changed is told, or not, where many runs are looked at."""
+    """Plain nested values of a run's `config.yaml` in today's keys. `aloud`: report what was upgraded; False where many runs are read."""
     values, lines = migrations.upgrade_values(read_values(path))
     report_upgrades([f"{path}: {line}" for line in lines] if aloud else [])
     return values
 
 
 def report_upgrades(lines: Sequence[str]) -> None:
-    """Says each line, once in this process: a configuration is read many times."""
+    """Print each line, once per process: a configuration is read many times."""
     from peftrun import console
 
     for line in lines:
@@ -48,17 +48,17 @@ def report_upgrades(lines: Sequence[str]) -> None:
 
 
 def read_list(path: Path) -> list[Any]:
-    """A saved list, such as Hydra's of what was typed."""
+    """A saved list, such as Hydra's list of typed overrides."""
     return list(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
 
 
 def to_yaml(spec: schema.RunSpec) -> str:
-    """The resolved configuration as text that `read_values` reads back."""
+    """The resolved configuration as YAML that `read_values` reads back."""
     return values_to_yaml(dataclasses.asdict(spec))
 
 
 def values_to_yaml(values: dict[str, Any] | list[Any]) -> str:
-    """Plain nested values as text that `read_values` reads back."""
+    """Plain nested values as YAML that `read_values` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
@@ -71,27 +71,25 @@ def flatten_keys(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def resolve_values(cfg: DictConfig) -> dict[str, Any]:
-    """Plain nested values in today's keys, interpolations resolved, `adapter` normalised to a mapping name → path."""
-    waiting = template_params.find_unset_keys(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    """Plain nested values in today's keys, interpolations resolved, `adapter` normalized to a mapping name → path.
+
+    Raises: ConfigError: an interpolation cannot be resolved.
+    """
+    # Keys that read an unset template parameter have no value yet; the check of the parameters reports them.
+    unset_keys = template_params.find_unset_keys(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    if unset_keys:
+        cfg = copy.deepcopy(cfg)
+        for key in unset_keys:
+            OmegaConf.update(cfg, key, MISSING)
     try:
-        values = OmegaConf.to_container(_unset_keys(cfg, waiting), resolve=True)
+        values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; mend the interpolation"
+            f"{error.full_key or 'config'}: {str(error).splitlines()[0]}; fix the interpolation"
         ) from error
     assert isinstance(values, dict)
     adapter = values.get("adapter")
     values["adapter"] = {} if adapter is None else {"default": adapter} if isinstance(adapter, str) else adapter
-    found, lines = migrations.rename_keys(template_params.mark_missing(values, waiting))  # type: ignore[arg-type]
+    renamed, lines = migrations.rename_keys(template_params.mark_missing(values, unset_keys))  # type: ignore[arg-type]
     report_upgrades(lines)
-    return packages.prefer_user_files(found)
-
-
-def _unset_keys(cfg: DictConfig, keys: list[str]) -> DictConfig:
-    """A copy in which these keys have no value."""
-    if not keys:
-        return cfg
-    found = copy.deepcopy(cfg)
-    for key in keys:
-        OmegaConf.update(found, key, MISSING)
-    return found
+    return packages.prefer_user_files(renamed)

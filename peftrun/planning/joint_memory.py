@@ -1,11 +1,11 @@
-"""Memory of cells that are trained together, and how many of them fit into one step: estimates from files alone. Light.
+"""Memory of cells that are trained together, and how many of them fit into one step: estimated from files. Light.
 
-Together they take PROCESS + the base once + for each cell
-    adapter parameters × (4 weight + 4 gradient + the optimiser's state, 8 for Adam) bytes, and
-    tokens of a batch × layers × (13 × hidden + 4 × inner) × bytes of a weight: what a layer keeps for its backward pass
-    (two norms of 4 each, 5 around attention, whose scores are not kept; gate, up, their activation and product), with
-    every row as long as the longest, and the logits of what is learned of a row in float32, twice.
-Measured on SmolLM2-135M, bfloat16: a further cell of a batch of 512 tokens took 470 MB, the formula says 460.
+Bytes = PROCESS + the base model once + for each cell
+    trainable parameters × (4 weight + 4 gradient + optimizer state, 8 for Adam), and
+    tokens of a batch × layers × (13 × hidden + 4 × inner) × bytes of a weight: activations that a layer saves for its backward pass
+    (two norms of 4 each, 5 around attention, whose scores are not saved; gate, up, their activation and product), with
+    every row as long as the longest, and the logits of the learned tokens of a row in float32, twice.
+Measured on SmolLM2-135M in bfloat16: one more cell with a batch of 512 tokens took 470 MB; the formula says 460.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from peftrun.planning.memory import Lengths
 from peftrun.system import free_memory
 from peftrun.system.sizes import format_gigabytes, parse_size
 
-PROCESS = 900_000_000  # what a run holds beside base and cells, measured: 530 MB once the libraries are imported, 900 MB at its height
+PROCESS = 900_000_000  # bytes of a run without base model and cells, measured: 530 MB after imports, 900 MB at the peak
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What cells that are trained together may take.
+    """Limits of cells that are trained together.
 
     Attributes:
-        memory, cells: what the user allows: bytes, and cells in one step; None: nothing was said.
-        here: they run on this machine, whose memory is a limit where the user has set none.
-        free: bytes that are free here; None: not looked at, or not known.
+        memory, cells: set by the user: bytes, and cells in one step; None: not set.
+        here: the cells run on this machine, whose free memory is the limit where the user has set none.
+        free: free bytes of this machine; None: not measured, or unknown.
     """
 
     memory: int | None = None
@@ -39,18 +39,18 @@ class Limits:
     free: int | None = None
 
     def now(self, spec: RunSpec) -> "Limits":
-        """The same with what is free at this moment for such a run."""
-        looked_at = self.here and not base_files.uses_gpu(spec.device)
-        return replace(self, free=free_memory.get_available_memory().bytes if looked_at else None)
+        """The same limits with the memory that is free now. On a GPU it is not measured."""
+        is_measured = self.here and not base_files.uses_gpu(spec.device)
+        return replace(self, free=free_memory.get_available_memory().bytes if is_measured else None)
 
     @property
     def bytes(self) -> int | None:
-        """Bytes that nothing may go beyond; None: there is no such limit. What the user sets wins over what is free."""
+        """Limit in bytes; None: there is none. A limit set by the user, also one of cells, replaces the free memory."""
         return self.memory or (self.free if self.cells is None else None)
 
 
 def read_limits(memory_limit: object, max_cells: object, here: bool = True) -> Limits:
-    """The launcher's options, checked. Raises: ConfigError: one of them is no such thing; one line each."""
+    """Check the launcher's options. Raises: ConfigError: one line for each invalid one."""
     problems = []
     memory = parse_size(memory_limit)
     if memory_limit is not None and not memory:
@@ -69,40 +69,43 @@ def read_limits(memory_limit: object, max_cells: object, here: bool = True) -> L
 def count_fitting(
     base: BaseModelInfo, runs: Sequence[tuple[RunSpec, Lengths | None]], allowed: Limits
 ) -> tuple[int, float]:
-    """How many of the first of these runs fit together, at least one, and the bytes that they take."""
+    """How many of the first runs fit together, at least one, and their estimated bytes."""
     needed, size = estimate_shared_memory(base, runs[0][0]) + estimate_cell_memory(base, *runs[0]), 1
     for spec, rows in runs[1 : allowed.cells]:
-        more = estimate_cell_memory(base, spec, rows)
-        if allowed.bytes is not None and needed + more > allowed.bytes:
+        cell_bytes = estimate_cell_memory(base, spec, rows)
+        if allowed.bytes is not None and needed + cell_bytes > allowed.bytes:
             break
-        size, needed = size + 1, needed + more
+        size, needed = size + 1, needed + cell_bytes
     return size, needed
 
 
 def choose_cells_per_step(runs: Sequence[tuple[RunSpec, Lengths | None]], allowed: Limits) -> tuple[int, str]:
-    """How many of these runs, which share a base, are trained in one step, whichever they are; and what is said of that.
+    """How many of these runs, which share a base model, are trained in one step; and a line for the terminal.
 
-    Args: runs: with the lengths of their rows; of each the dtype that it has.
+    Args: runs: with their row lengths and resolved dtype.
     """
     count, base = len(runs), base_files.read_base_info(runs[0][0].model)
-    said = f"{count} cells on one base"
+    cells = f"{count} cells on one base model"
     if base is None:
         size = min(count, allowed.cells or count)
-        return size, f"{said}, {_format_step_size(size, count, allowed)}"
+        return size, f"{cells}, {_format_step_size(size, count, allowed)}"
+    # Cells take turns as others end, so any `size` of them must fit: counted with the largest ones.
     largest_first = sorted(runs, key=lambda run: estimate_cell_memory(base, *run), reverse=True)
     size, needed = count_fitting(base, largest_first, allowed)
-    told = (
-        f"{said}, {_format_step_size(size, count, allowed)}: about {format_gigabytes(needed)}{_format_limit(allowed)}"
-    )
+    line = f"{cells}, {_format_step_size(size, count, allowed)}: about {format_gigabytes(needed)}"
+    if allowed.memory:
+        line += f" of hydra.launcher.memory_limit ({format_gigabytes(allowed.memory)})"
+    elif allowed.free:
+        line += f" of {format_gigabytes(allowed.free)} free"
     longest = max((rows.longest for _, rows in runs if rows), default=None)
-    told += f", rows of at most {longest} tokens" if longest else ""
+    line += f", rows of at most {longest} tokens" if longest else ""
     if size < count and size != allowed.cells:
-        told += (
+        line += (
             "; a larger one takes more"
             if allowed.memory
             else f"; hydra.launcher.max_cells={count} takes all at once, whatever the estimate"
         )
-    return size, told
+    return size, line
 
 
 def _format_step_size(size: int, count: int, allowed: Limits) -> str:
@@ -111,24 +114,19 @@ def _format_step_size(size: int, count: int, allowed: Limits) -> str:
     return f"{size} at once" + (f" (hydra.launcher.max_cells={size})" if size == allowed.cells else "")
 
 
-def _format_limit(allowed: Limits) -> str:
-    if allowed.memory:
-        return f" of hydra.launcher.memory_limit ({format_gigabytes(allowed.memory)})"
-    return f" of {format_gigabytes(allowed.free)} free" if allowed.free else ""
-
-
 def estimate_shared_memory(base: BaseModelInfo, spec: RunSpec) -> float:
-    """Estimated bytes that a wave takes whatever its cells: the process, and the base once."""
+    """Estimated bytes that cells trained together share: the process, and the base model once."""
     return PROCESS + base.bytes(base_files.weight_bytes(spec.device), spec.model.quantization)
 
 
 def estimate_cell_memory(base: BaseModelInfo, spec: RunSpec, lengths: Lengths | None = None) -> float:
-    """Estimated bytes of one cell among others: its adapter with gradients and the optimiser's state, and the activations of its rows.
+    """Estimated bytes that one more cell adds: its adapter with gradients and optimizer state, and the activations of its rows.
 
-    Args: lengths: of its rows; None: as long as they may be.
+    Args: lengths: of its rows; None: as long as task.max_length allows.
     """
     rows, batch = lengths or memory.assume_max_lengths(spec), spec.trainer.per_device_train_batch_size
     trained = parameter_count.estimate_parameters(base, spec.lora, spec.task).trained
+    # Activations: (batch, tokens, 13 × hidden + 4 × inner) per layer. Logits: (batch, learned tokens, vocabulary), float32, twice.
     activations = (
         batch * rows.longest * base.layers * (13 * base.hidden + 4 * base.inner) * base_files.weight_bytes(spec.device)
     )

@@ -1,9 +1,10 @@
-"""Whether a base or a training fits into memory, which dtype `auto` then means, and what to type where it does not fit. Light."""
+"""Whether a base model or a training run fits into memory, which dtype `auto` then means, and overrides that would make it fit. Light."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import psutil
@@ -21,16 +22,14 @@ from peftrun.system.sizes import format_gigabytes, parse_size
 GO_ON = "device.memory_check=false to go on all the same"
 FULL_PRECISION = ("merge", "unmerge", "extract", "combine")  # actions that ignore model.quantization
 IN_FLOAT32 = ("merge", "unmerge")  # actions that ignore device.dtype
-OFFLOADED = (
-    0.5  # share of the free memory that is named for an offloaded base; its inputs and largest layer need the rest
-)
+OFFLOADED = 0.5  # share of the free memory for the weights of an offloaded base model; its inputs and largest layer need the rest
 MIB = 1 << 20
 Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes of a whole process. `mapped`: address space, in which files count while they are read."""
+    """Bytes of a whole process. `mapped`: its address space, which includes files while they are read."""
 
     resident: float
     mapped: float
@@ -38,53 +37,54 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class Headroom:
-    """What a process may take under every limit. `held`: bytes that it holds already and a need counts too."""
+    """Memory that a process may use under every limit. `held`: bytes that it uses already and that a `MemoryNeed` includes."""
 
     limits: tuple[FreeMemory, ...]
     held: int = 0
 
     def describe_shortage(self, need: MemoryNeed) -> str | None:
-        """`about 15.20 GB, of 8.30 GB free`; None: it fits."""
+        """Text such as `about 15.20 GB, of 8.30 GB free`; None: it fits."""
         for free in self.limits:
-            more = (need.mapped if free.counts_mapped else need.resident) - self.held
-            if more > free.bytes:
+            missing = (need.mapped if free.counts_mapped else need.resident) - self.held
+            if missing > free.bytes:
                 files = " with its files" if free.counts_mapped else ""
-                return f"about {format_gigabytes(more)}{files}, of {free}"
+                return f"about {format_gigabytes(missing)}{files}, of {free}"
         return None
 
 
 def measure_headroom(processes: int = 1, returned: int = 0) -> Headroom:
-    """That of each of so many processes on this machine. `returned`: bytes that this one gives back first."""
+    """Headroom of each of `processes` processes on this machine. `returned`: bytes that this process frees first."""
     held = min(psutil.Process().memory_info().rss, memory.PROCESS)
-    shared = (
-        dataclasses.replace(one, bytes=(one.bytes + returned) // (1 if one.counts_mapped else processes))
-        for one in free_memory.list_memory_limits()
+    # A limit on address space (`ulimit -v`) holds for each process; the others are shared.
+    shares = (
+        dataclasses.replace(limit, bytes=(limit.bytes + returned) // (1 if limit.counts_mapped else processes))
+        for limit in free_memory.list_memory_limits()
     )
-    return Headroom(tuple(shared), held)
+    return Headroom(tuple(shares), held)
 
 
 def estimate_load(
     base: BaseModelInfo, width: int, model: ModelSpec, limits: Mapping[Any, str] | None, gpu: bool
 ) -> MemoryNeed:
-    """What a process takes that holds the base in weights of `width` bytes. `limits`: of an offloaded one; what waits on disk does not count."""
+    """Memory of a process with the base model in weights of `width` bytes. `limits`: device.max_memory; weights offloaded to disk do not count."""
     weights, process = base.bytes(width, model.quantization), 0 if gpu else memory.PROCESS
     if limits is not None:
-        kept = process + min(weights, parse_size(limits.get("cpu")) or 0)
-        return MemoryNeed(kept, kept)
+        resident = process + min(weights, parse_size(limits.get("cpu")) or 0)
+        return MemoryNeed(resident, resident)
     return MemoryNeed(process + weights, process + weights + base.stored)
 
 
 def estimate_training(base: BaseModelInfo, spec: RunSpec) -> MemoryNeed:
-    """The height of a training by itself, as action=plan estimates it. On a GPU, where nothing of it was measured, only what is sure."""
-    found = memory.estimate_memory(base, spec)
+    """Peak of a training run, as action=plan estimates it. On a GPU only the parts that need no measured constants."""
+    estimate = memory.estimate_memory(base, spec)
     if base_files.uses_gpu(spec.device):
-        sure = found.weights + found.adapter + found.learning
-        return MemoryNeed(sure, sure)
-    return MemoryNeed(found.peak, max(found.peak, memory.IMPORTED + found.weights + base.stored))
+        static = estimate.weights + estimate.adapter + estimate.learning
+        return MemoryNeed(static, static)
+    return MemoryNeed(estimate.peak, max(estimate.peak, memory.IMPORTED + estimate.weights + base.stored))
 
 
 def estimate_run(base: BaseModelInfo, spec: RunSpec) -> MemoryNeed:
-    """What the run takes, as far as it is known before it is begun."""
+    """Memory of a run, as far as it is known before it starts."""
     if spec.action.name == "train":
         return estimate_training(base, spec)
     width = 4 if spec.action.name in IN_FLOAT32 else base_files.weight_bytes(spec.device)
@@ -92,54 +92,54 @@ def estimate_run(base: BaseModelInfo, spec: RunSpec) -> MemoryNeed:
 
 
 def choose_load_dtype(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str | None]:
-    """The run with device.dtype=bfloat16 where `auto` would be float32, which would double what the files hold and does not fit;
-    with what float32 is short of. Else the run as it is, and None.
+    """The run with device.dtype=bfloat16, and the shortage, if `auto` would load 2-byte files in float32 and that does not fit.
+
+    Otherwise the run as it is, and None.
     """
-    whole = spec.action.name == "train" and spec.lora.method == "none"  # bfloat16 would round its small updates away
-    if spec.device.dtype != "auto" or whole or not base.is_half_precision or base_files.weight_bytes(spec.device) == 2:
+    # In full fine-tuning bfloat16 would round small updates away.
+    is_full_finetuning = spec.action.name == "train" and spec.lora.method == "none"
+    is_half_on_device = base_files.weight_bytes(spec.device) == 2
+    if spec.device.dtype != "auto" or is_full_finetuning or not base.is_half_precision or is_half_on_device:
         return spec, None
-    short = room.describe_shortage(estimate_run(base, _replace_values(spec, device={"dtype": "float32"})))
-    return (_replace_values(spec, device={"dtype": "bfloat16"}), short) if short else (spec, None)
+    shortage = room.describe_shortage(estimate_run(base, _replace_values(spec, device={"dtype": "float32"})))
+    return (_replace_values(spec, device={"dtype": "bfloat16"}), shortage) if shortage else (spec, None)
 
 
 def build_headroom(free: int) -> Headroom:
-    """So many bytes, for a process that holds none of them yet."""
+    """Headroom of `free` bytes, for a process that uses none of them yet."""
     return Headroom((FreeMemory(free),))
 
 
 def suggest_overrides(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> list[str]:
-    """Overrides that are possible in this run and with each of which it would fit."""
-    tried = (_iter_training_choices if spec.action.name == "train" else _iter_inference_choices)(base, spec, room)
-    return [typed for typed, _ in _filter_choices(base, spec, room, tried)]
+    """Valid overrides of this run, each of which alone would make it fit."""
+    dtypes = _iter_dtype_choices(base, spec)
+    if spec.action.name == "train":
+        choices = chain(iter_smaller_steps(base, spec, room), dtypes)
+    else:
+        choices = chain(dtypes, _iter_offload_choices(spec, room))
+    return [override for override, _ in _filter_choices(base, spec, room, choices)]
 
 
 def choose_offload(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str] | None:
-    """The run with a base that waits on disk in part, and what it is short of without; None: it fits, or its base cannot wait there."""
-    short = room.describe_shortage(estimate_run(base, spec))
-    if short is None or spec.action.name == "train":
+    """The run with part of its base model offloaded to disk, and the shortage without; None: it fits, or cannot be offloaded."""
+    shortage = room.describe_shortage(estimate_run(base, spec))
+    if shortage is None or spec.action.name == "train":
         return None
-    changed = next(_filter_choices(base, spec, room, _iter_offload_choices(spec, room)), None)
-    return (changed[1], short) if changed else None
+    choice = next(_filter_choices(base, spec, room, _iter_offload_choices(spec, room)), None)
+    return (choice[1], shortage) if choice else None
 
 
-def _filter_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom, tried: Iterable[Choice]) -> Iterator[Choice]:
-    """Those that keep every rule between keys and with which the run would fit."""
+def _filter_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom, choices: Iterable[Choice]) -> Iterator[Choice]:
+    """Choices with which the run would fit and that violate no further rule between keys."""
     problems = set(cross_group.check_groups(_get_groups(spec)))
-    for typed, changed in tried:
-        if (
-            room.describe_shortage(estimate_run(base, changed)) is None
-            and not set(cross_group.check_groups(_get_groups(changed))) - problems
-        ):
-            yield typed, changed
-
-
-def _iter_training_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
-    yield from iter_smaller_steps(base, spec, room)
-    yield from _iter_dtype_choices(base, spec)
+    for override, changed in choices:
+        fits = room.describe_shortage(estimate_run(base, changed)) is None
+        if fits and not set(cross_group.check_groups(_get_groups(changed))) - problems:
+            yield override, changed
 
 
 def iter_smaller_steps(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
-    """The largest smaller batch with which a training would fit, and checkpointed activations where they are not."""
+    """The largest smaller batch size with which a training run would fit, and gradient checkpointing if it is off."""
     batch = spec.trainer.per_device_train_batch_size
     for size in (batch >> halvings for halvings in range(1, batch.bit_length())):
         changed = _replace_values(spec, trainer={"per_device_train_batch_size": size})
@@ -150,14 +150,10 @@ def iter_smaller_steps(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> It
         yield "trainer.gradient_checkpointing=true", _replace_values(spec, trainer={"gradient_checkpointing": True})
 
 
-def _iter_inference_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
-    yield from _iter_dtype_choices(base, spec)
-    yield from _iter_offload_choices(spec, room)
-
-
 def _iter_offload_choices(spec: RunSpec, room: Headroom) -> Iterator[Choice]:
+    # Offloaded weights are memory-mapped, which a limit on address space counts; on a GPU the user sets device.max_memory.
     if any(free.counts_mapped for free in room.limits) or base_files.uses_gpu(spec.device):
-        return  # what waits on disk is mapped, which such a limit counts; and what is on a GPU is chosen by hand
+        return
     size = int(min(free.bytes for free in room.limits) * OFFLOADED) // MIB
     limits = {"cpu": f"{size}MiB"}
     yield (
@@ -184,19 +180,18 @@ def _get_groups(spec: RunSpec) -> dict[str, Any]:
 
 
 def format_refusal(statement: str, choices: Sequence[str] = ()) -> str:
-    """One line: what does not fit, and what to type."""
+    """One line: what does not fit, and the overrides to type."""
     return f"{statement}; type {', '.join(choices)}{', or ' if choices else ''}{GO_ON}"
 
 
 @contextmanager
 def suggest_on_shortage(spec: RunSpec) -> Iterator[None]:
-    """A base that is refused inside is told with what this run can do about it. Raises: MemoryShortageError: it is refused."""
+    """Adds overrides that this run could use to a MemoryShortageError raised inside. Raises: MemoryShortageError."""
     try:
         yield
     except MemoryShortageError as error:
         if error.base is None:
             raise
-        here = _replace_values(spec, device={"name": error.device})
-        raise MemoryShortageError(
-            format_refusal(error.statement, suggest_overrides(error.base, here, error.room))
-        ) from error
+        resolved = _replace_values(spec, device={"name": error.device})  # device=auto resolved where it was loaded
+        suggestions = suggest_overrides(error.base, resolved, error.room)
+        raise MemoryShortageError(format_refusal(error.statement, suggestions)) from error

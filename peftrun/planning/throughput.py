@@ -1,4 +1,4 @@
-"""How long training may take, and how long its rows are: from runs on the same base that are on this disk. What was never measured is not guessed. Light."""
+"""Estimates of training time and row lengths, from earlier runs on the same base model on this disk; None without one. Light."""
 
 import itertools
 import math
@@ -16,19 +16,19 @@ from peftrun.io import atomic_files
 from peftrun.planning.memory import Lengths
 
 OUTPUTS = Path("outputs")
-NEWEST = 200  # records that are looked at
-MOST = 20  # of which so many on the same base are read with their configs
+NEWEST = 200  # records that are read
+MOST = 20  # runs on the same base model whose configs are read
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """What one completed training tells of others on its base.
+    """Measurements of one completed training run.
 
     Attributes:
-        data: what its rows were made of.
-        row_tokens: tokens of a row, on average.
-        lengths: of the longest row; None: its record does not tell.
-        tokens_per_second: None: its time was not its own, since it was trained together with others or continued.
+        data: the settings that its rows depend on.
+        row_tokens: mean tokens per row.
+        lengths: of the longest row; None: not in its record.
+        tokens_per_second: None: it was trained together with others, or resumed, so its seconds are not comparable.
     """
 
     run: Path
@@ -40,21 +40,25 @@ class PastRun:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Trainings on one base, newest first."""
+    """Earlier runs on one base model, newest first."""
 
     name: str
     runs: list[PastRun]
 
     def seconds(self, spec: RunSpec) -> float | None:
-        """Training alone, at the pace of an earlier run; rows that none had count as long as they may be. None: pace or steps not known."""
-        rows, run = _count_rows(spec), self.find_timed_run(spec)
+        """Estimated seconds of training alone. Rows that no run has had count as task.max_length. None: speed or number of rows unknown."""
+        trainer, run = spec.trainer, self.find_timed_run(spec)
+        if trainer.max_steps > 0:
+            rows: float | None = trainer.max_steps * count_step_rows(trainer)
+        else:
+            rows = trainer.num_train_epochs * spec.task.data.train_rows if spec.task.data.train_rows else None
         if rows is None or run is None or run.tokens_per_second is None:
             return None
-        known = self.find_run_on_same_rows(spec)
-        return rows * (known.row_tokens if known else spec.task.max_length) / run.tokens_per_second
+        same_rows = self.find_run_on_same_rows(spec)
+        return rows * (same_rows.row_tokens if same_rows else spec.task.max_length) / run.tokens_per_second
 
     def find_timed_run(self, spec: RunSpec) -> PastRun | None:
-        """The newest run that trained by itself, on the same rows if there is one."""
+        """The newest run with a speed, preferably on the same rows."""
         timed = [run for run in self.runs if run.tokens_per_second]
         return next((run for run in timed if run.data == _get_row_settings(vars(spec.task))), next(iter(timed), None))
 
@@ -63,46 +67,47 @@ class Throughput:
         return next((run for run in self.runs if run.data == _get_row_settings(vars(spec.task))), None)
 
     def lengths(self, spec: RunSpec) -> Lengths | None:
-        """Of the run's rows, where an earlier run on them has noted it."""
-        same = (run for run in self.runs if run.data == _get_row_settings(vars(spec.task)))
-        return next((run.lengths for run in same if run.lengths), None)
+        """Row lengths from the newest run on the same rows that has recorded them; None: there is none."""
+        same_rows = (run for run in self.runs if run.data == _get_row_settings(vars(spec.task)))
+        return next((run.lengths for run in same_rows if run.lengths), None)
 
 
 @dataclass(frozen=True)
 class Throughputs:
-    """Name of a base → what earlier trainings on it tell."""
+    """`known`: name of a base model → earlier runs on it."""
 
     known: dict[str, Throughput]
 
     def seconds(self, spec: RunSpec) -> float | None:
-        """See `Pace.seconds`."""
+        """See `Throughput.seconds`."""
         return self.known[base_files.format_base_name(spec.model)].seconds(spec)
 
     def lengths(self, spec: RunSpec) -> Lengths | None:
-        """See `Pace.lengths`."""
+        """See `Throughput.lengths`."""
         return self.known[base_files.format_base_name(spec.model)].lengths(spec)
 
     def notes(self, specs: Sequence[RunSpec]) -> list[str]:
-        """What estimates of time rest on, a line for each base."""
+        """A line for each base model: the run on which estimates of time are based."""
         first = {base_files.format_base_name(spec.model): spec for spec in reversed(specs)}
         return [_format_note(self.known[name], spec) for name, spec in reversed(first.items())]
 
 
 def read_throughput(model: ModelSpec, outputs: Path = OUTPUTS) -> Throughput:
-    """The newest completed trainings on this base below `outputs`."""
+    """The newest completed training runs on this base model below `outputs`."""
     name = base_files.format_base_name(model)
     records = sorted(outputs.glob(f"**/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = (run for path in records[:NEWEST] if (run := _read_past_run(path, name)) is not None)
-    return Throughput(name, list(itertools.islice(found, MOST)))
+    runs = (run for path in records[:NEWEST] if (run := _read_past_run(path, name)) is not None)
+    return Throughput(name, list(itertools.islice(runs, MOST)))
 
 
 def read_throughputs(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> "Throughputs":
-    """The paces of the bases of these runs."""
+    """Earlier runs on the base models of these runs."""
     models = {base_files.format_base_name(spec.model): spec.model for spec in specs}
     return Throughputs({name: read_throughput(model, outputs) for name, model in models.items()})
 
 
 def _read_past_run(path: Path, name: str) -> PastRun | None:
+    """The measurements in a record; None if it is no completed training on the base model `name`."""
     try:
         record = atomic_files.read_json(path)
     except ArtifactError:
@@ -112,35 +117,39 @@ def _read_past_run(path: Path, name: str) -> PastRun | None:
         return None
     if not (training.get("tokens") and training.get("seconds")):
         return None
-    asked = config.read_run(path.parent / CONFIG, aloud=False)
-    trainer, noted = asked["trainer"], record.get("lengths")
+    values = config.read_run(path.parent / CONFIG, aloud=False)
+    trainer, recorded = values["trainer"], record.get("lengths")
     rows = training["steps"] * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
-    shared = record.get("together") or record.get("resumed_from")
-    rate = None if shared else training["tokens"] / training["seconds"]
-    lengths = Lengths(noted["longest"], noted["learned"]) if noted else None
-    return PastRun(path.parent, _get_row_settings(asked["task"]), training["tokens"] / rows, lengths, rate)
+    is_timed_alone = not (record.get("together") or record.get("resumed_from"))
+    return PastRun(
+        path.parent,
+        data=_get_row_settings(values["task"]),
+        row_tokens=training["tokens"] / rows,
+        lengths=Lengths(recorded["longest"], recorded["learned"]) if recorded else None,
+        tokens_per_second=training["tokens"] / training["seconds"] if is_timed_alone else None,
+    )
 
 
 def _get_row_settings(task: dict[str, Any]) -> Any:
-    """What decides how long rows are."""
+    """The task settings that row lengths depend on. `task`: fields of a TaskSpec, or the same as plain values."""
     data = task["data"]
     path = data["path"] if isinstance(data, dict) else data.path
     return [path, task["prompt"], task["completion"], task["messages"], task["max_length"]]
 
 
 def count_step_rows(trainer: TrainerSpec, processes: int = 1) -> int:
-    """Rows of one optimiser step."""
+    """Rows of one optimizer step, over all processes."""
     return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * processes
 
 
 def format_rows_seen(steps: int, size: int, rows: int | None) -> str:
-    """How often rows are learned: `60 steps × 4 rows = 240 rows (0.26 epochs of 918)`."""
+    """Text such as `60 steps × 4 rows = 240 rows (0.26 epochs of 918)`. `size`: rows per step. `rows`: of the dataset; None: unknown."""
     epochs = f" ({steps * size / rows:.2f} epochs of {rows:,})" if rows else ""
     return f"{steps:,} steps × {size} rows = {steps * size:,} rows{epochs}"
 
 
 def count_optimizer_steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
-    """Optimiser steps of a run over so many rows; None where that is not known."""
+    """Optimizer steps of a run over `rows` rows; None: unknown."""
     if trainer.max_steps > 0:
         return trainer.max_steps
     if rows is None:
@@ -149,20 +158,14 @@ def count_optimizer_steps(trainer: TrainerSpec, rows: int | None, processes: int
     return math.ceil(math.ceil(batches / trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
 
 
-def _count_rows(spec: RunSpec) -> float | None:
-    if spec.trainer.max_steps > 0:
-        return spec.trainer.max_steps * count_step_rows(spec.trainer)
-    return spec.trainer.num_train_epochs * spec.task.data.train_rows if spec.task.data.train_rows else None
-
-
-def _format_note(pace: Throughput, spec: RunSpec) -> str:
-    run = pace.find_timed_run(spec)
+def _format_note(throughput: Throughput, spec: RunSpec) -> str:
+    run = throughput.find_timed_run(spec)
     if run is None or run.tokens_per_second is None:
-        return f"time: unknown: no run of {pace.name} below outputs/ yet"
-    said = (
-        f"time: estimated from {run.run} ({run.tokens_per_second:.0f} tokens/s on {pace.name}), one run at a time and without evaluation; "
-        "cells trained together are faster"
+        return f"time: unknown: no run of {throughput.name} below outputs/ yet"
+    note = (
+        f"time: estimated from {run.run} ({run.tokens_per_second:.0f} tokens/s on {throughput.name}), one run at a time "
+        "and without evaluation; cells trained together are faster"
     )
-    if pace.find_run_on_same_rows(spec):
-        return said
-    return f"{said}; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"
+    if throughput.find_run_on_same_rows(spec):
+        return note
+    return f"{note}; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"

@@ -1,7 +1,7 @@
-"""All cells of a sweep, composed before any of them runs. Light, and fast: 300 cells take about a second.
+"""Compose all cells of a sweep before any of them runs. Light, and fast: 300 cells take about a second.
 
-Hydra composes one cell in 50 ms, nearly all of which goes into the choice of groups. So each distinct choice is composed by Hydra
-once, and the values that a cell sets are applied to a copy of it by Hydra's own function.
+Hydra composes one cell in 50 ms, nearly all of it for the choice of group options. So Hydra composes each distinct choice once,
+and its own function applies the values that a cell sets to a copy.
 """
 
 import copy
@@ -9,8 +9,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -29,7 +28,7 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 
 ID_LENGTH = 12
-HYDRA_INTERPOLATION = "${hydra"  # what is read from Hydra's own part differs from cell to cell
+HYDRA_INTERPOLATION = "${hydra"  # values read from the `hydra` node differ between cells
 
 
 @dataclass
@@ -37,12 +36,12 @@ class Cell:
     """One combination of a sweep.
 
     Attributes:
-        numbers: its places in the sweep; several where cells are identical after resolution.
-        overrides: what was typed for it.
-        values: its resolved configuration, plain and nested; empty if it cannot be composed.
+        numbers: job numbers in the sweep; several where combinations are identical after resolution.
+        overrides: as typed on the command line for this cell.
+        values: its resolved configuration, nested plain values; empty if it cannot be composed.
         spec: the run; None if it was refused.
         problems: why it was refused.
-        id: what it is known by, from its resolved configuration; empty if it cannot be composed.
+        id: hash of the resolved configuration; empty if it cannot be composed.
     """
 
     numbers: list[int]
@@ -54,35 +53,39 @@ class Cell:
 
 
 class Composer:
-    """Composes cells of one command as Hydra would. `master`: the sweep's own configuration, as Hydra hands it to a launcher."""
+    """Composes the cells of one command as Hydra would. `master`: the sweep's own configuration, as Hydra passes it to a launcher."""
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master
         self.hydra_overrides = list(master.hydra.overrides.hydra)
-        self.group_exists, self.chosen = cache(self._group_exists), cache(self._chosen)
+        # Cached by instance: the answers depend on `master`.
+        self.compose_groups = cache(self._compose_groups)
+        self.list_options = cache(
+            lambda group: loader.get_group_options(
+                group, None, master.hydra.job.config_name, overrides=self.hydra_overrides
+            )
+        )
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> dict[str, Any]:
-        """Resolved values of a cell. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: a loose interpolation."""
+        """Resolved values of a cell. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: an unresolved interpolation."""
         parsed = [_parse_override(text) for text in overrides]
-        groups = tuple(text for text, one in zip(overrides, parsed, strict=True) if self._is_group_choice(one))
-        template, reads_hydra = self.chosen(groups)
+        groups = tuple(
+            text for text, override in zip(overrides, parsed, strict=True) if self._is_group_choice(override)
+        )
+        template, reads_hydra = self.compose_groups(groups)
         if reads_hydra or any(HYDRA_INTERPOLATION in text for text in overrides):
             return self._compose_with_hydra(overrides, number)
         cfg = copy.deepcopy(template)
-        # Each override is parsed once and used for many cells: what is applied must not be changed by it.
-        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not self._is_group_choice(one)], cfg)
+        # A parsed override is shared by many cells, so applying it must not change it.
+        values = [override for override in parsed if not self._is_group_choice(override)]
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
 
     def _is_group_choice(self, override: Override) -> bool:
-        return self.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+        return bool(self.list_options(override.key_or_group)) and not isinstance(override.value(), dict)
 
-    def _group_exists(self, name: str) -> bool:
-        return bool(
-            self.loader.get_group_options(name, None, self.master.hydra.job.config_name, overrides=self.hydra_overrides)
-        )
-
-    def _chosen(self, groups: tuple[str, ...]) -> tuple[DictConfig, bool]:
-        """What Hydra composes of a choice of groups, without its own part; and whether it reads that part."""
+    def _compose_groups(self, groups: tuple[str, ...]) -> tuple[DictConfig, bool]:
+        """The config that Hydra composes of these group choices, without its `hydra` node; and whether it reads that node."""
         cfg = self.loader.load_sweep_config(self.master, list(groups))
         with open_dict(cfg):
             del cfg["hydra"]
@@ -92,63 +95,57 @@ class Composer:
         cfg = self.loader.load_sweep_config(self.master, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
-        with _set_hydra_config(cfg):
-            task = copy.deepcopy(cfg)
-            with open_dict(task):
-                del task["hydra"]
+        task = copy.deepcopy(cfg)
+        with open_dict(task):
+            del task["hydra"]
+        # `${hydra:…}` is resolved from Hydra's global config, which a launched job would have set.
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(cfg)
+        try:
             return adapter_defaults.apply_adapter_defaults(config.resolve_values(task), overrides)
+        finally:
+            HydraConfig.instance().cfg = before
 
 
 def compose_cells(
     loader: ConfigLoaderImpl, master: DictConfig, jobs: Sequence[Sequence[str]], first: int, team_dir: str | None
 ) -> list[Cell]:
-    """The cells that the overrides of `jobs` make, each once, in their order; one that is at fault says so itself.
+    """The distinct cells of `jobs` (overrides of each job), in order. An invalid cell has its problems in `problems`.
 
-    Args: first: the number of the first job. team_dir: what `--config-dir` named.
+    Args: first: the number of the first job. team_dir: folder given by `--config-dir`.
 
     Raises: compose.REFUSALS: no cell at all can be composed.
     """
-    composer, found = Composer(loader, master), dict[str, Cell]()
-    explained: dict[str, tuple[str, ...]] = {}
+    composer, cells = Composer(loader, master), dict[str, Cell]()
+    explanations: dict[str, tuple[str, ...]] = {}  # by the text of the error: a bad value often fails every cell
     refusals: list[Exception] = []
     for number, overrides in enumerate(jobs, first):
         cell = Cell([number], list(overrides))
         try:
-            _resolve_cell(cell, composer)
+            cell.values = composer.compose(cell.overrides, number)
+            cell.spec = build_spec_from_values(cell.values)
+            cell.values = dataclasses.asdict(cell.spec)
+        except ConfigError as error:
+            cell.problems = error.lines
         except compose.REFUSALS as error:
             refusals.append(error)
             if len(refusals) == len(jobs):
                 raise
-            cell.problems = explained.setdefault(str(error), _explain_error(error, overrides, team_dir, explained))
-        known = found.setdefault(cell.id or f"number {number}", cell)
-        if known is not cell:
-            known.numbers.append(number)
-    return list(found.values())
-
-
-def _explain_error(
-    error: Exception, overrides: Sequence[str], team_dir: str | None, known: dict[str, tuple[str, ...]]
-) -> tuple[str, ...]:
-    if str(error) in known:
-        return known[str(error)]
-    found = compose.explain_overrides(overrides, team_dir)
-    if not found and isinstance(error, ValueError):
-        raise error  # not Hydra's: a bug
-    return tuple(found) or (str(error).splitlines()[0],)
-
-
-def _resolve_cell(cell: Cell, composer: Composer) -> None:
-    try:
-        cell.values = composer.compose(cell.overrides, cell.numbers[0])
-        cell.spec = build_spec_from_values(cell.values)
-        cell.values = dataclasses.asdict(cell.spec)
-    except ConfigError as error:
-        cell.problems = error.lines
-    cell.id = compute_cell_id(cell.values) if cell.values else ""
+            if str(error) not in explanations:
+                problems = compose.explain_overrides(overrides, team_dir)
+                if not problems and isinstance(error, ValueError):
+                    raise  # not Hydra's: a bug
+                explanations[str(error)] = tuple(problems) or (str(error).splitlines()[0],)
+            cell.values, cell.problems = {}, explanations[str(error)]
+        cell.id = compute_cell_id(cell.values) if cell.values else ""
+        first_cell = cells.setdefault(cell.id or f"number {number}", cell)
+        if first_cell is not cell:
+            first_cell.numbers.append(number)
+    return list(cells.values())
 
 
 def compute_cell_id(values: dict[str, Any]) -> str:
-    """What a resolved configuration is known by: the beginning of its SHA-256, with `action.resume` and the tracker left out."""
+    """Id of a resolved configuration: the first 12 digits of its SHA-256. `action.resume` and the tracker are left out."""
     action = {key: value for key, value in (values.get("action") or {}).items() if key != "resume"}
     values = {key: value for key, value in values.items() if key != "tracker"}
     text = json.dumps({**values, "action": action}, sort_keys=True, default=str)
@@ -156,7 +153,7 @@ def compute_cell_id(values: dict[str, Any]) -> str:
 
 
 def label_cells(cells: Sequence[Cell]) -> dict[int, str]:
-    """First number of each cell → what was typed for it and not for all of them."""
+    """First number of each cell → the overrides that not all cells share."""
     shared = set.intersection(*(set(cell.overrides) for cell in cells)) if len(cells) > 1 else set()
     return {
         cell.numbers[0]: " ".join(text for text in cell.overrides if text not in shared) or "(nothing differs)"
@@ -165,7 +162,7 @@ def label_cells(cells: Sequence[Cell]) -> dict[int, str]:
 
 
 def format_command(cell: Cell, team_dir: str | None) -> str:
-    """What to type to run a cell alone."""
+    """The command that runs a cell alone."""
     team = ["--config-dir", team_dir] if team_dir else []
     return shlex.join(["peftrun", *team, *map(shorthand.escape_line_ends, cell.overrides)])
 
@@ -173,13 +170,3 @@ def format_command(cell: Cell, team_dir: str | None) -> str:
 @cache
 def _parse_override(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
-
-
-@contextmanager
-def _set_hydra_config(cfg: DictConfig) -> Iterator[None]:
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(cfg)
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = before

@@ -1,14 +1,13 @@
-"""Groups of cells handed to the workers of a cluster; a group whose worker died is sent again. Light.
+"""Send groups of cells to the workers of a cluster; a group whose worker died is sent again. Light.
 
-A worker runs `work` on one group. What became of a cell lies in its own record; here it only matters whether a worker came to an end.
+A worker runs `run_group` on one group. Results are in the records of the cells; here it only matters whether the worker ended.
 """
 
 import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,15 +20,15 @@ from peftrun.formatting import format_count
 from peftrun.io import atomic_files
 from peftrun.runs import torchrun
 
-POLL = 0.2  # seconds between looks at the workers
-STOPPING = 15.0  # seconds that workers have to finish their records when they are told to stop
+POLL = 0.2  # seconds between polls of the workers
+STOPPING = 15.0  # seconds that workers have to finish their records after being told to stop
 VISIBLE = 5.0  # seconds that a shared file system may take to show a new folder to another machine
 END_STATUSES = {"completed", "failed", "stopped"}
 
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a worker ended: well (both empty), dead before its group was done, or unable to do any group at all."""
+    """How a worker ended. Both empty: normally. `died`: why it ended before its group was done. `fault`: why it cannot run any group."""
 
     died: str = ""
     fault: str = ""
@@ -37,12 +36,12 @@ class JobEnd:
 
 @dataclass(frozen=True)
 class ClusterBackend:
-    """A cluster, as far as it is needed here.
+    """The operations needed of a cluster.
 
     Attributes:
-        name: what is told to the user.
+        name: shown to the user.
         start: sends a group to a worker and returns a handle at once.
-        end: how the worker of a handle ended; None while it works.
+        end: how the worker of a handle ended; None while it runs.
         stop: ends the worker of a handle early.
     """
 
@@ -54,7 +53,7 @@ class ClusterBackend:
 
 @dataclass
 class SubmittedJob:
-    """A group, how often its worker died, and the records its cells had before."""
+    """A group of cell folders, the text of their records before it was first sent, and how often its worker died."""
 
     number: int
     folders: list[Path]
@@ -62,55 +61,45 @@ class SubmittedJob:
     deaths: int = 0
 
     def list_unfinished(self) -> list[Path]:
-        """The cells that did not come to an end of their own since the group was first sent."""
-        return [one for one in self.folders if not self._ended(one)]
-
-    def _ended(self, folder: Path) -> bool:
-        status = _read_record(folder).get("status")
-        return status in END_STATUSES and (status != "failed" or _read_record_text(folder) != self.before[folder])
+        """The cells that have not ended since the group was first sent."""
+        unfinished = []
+        for folder in self.folders:
+            status = _read_record(folder).get("status")
+            # A failed record from before this sweep is no result: the cell is tried again.
+            is_new = status != "failed" or _read_record_text(folder) != self.before[folder]
+            if status not in END_STATUSES or not is_new:
+                unfinished.append(folder)
+        return unfinished
 
 
 def run_on_cluster(
     groups: Sequence[Sequence[Path]], engine: ClusterBackend, parallel: int | None, max_retries: int
 ) -> None:
-    """Returns when every group has ended; cells whose worker died too often then have a failed record with the reason.
+    """Run all groups and return when they have ended. Cells whose worker died too often then have a failed record with the reason.
 
-    Args: parallel: workers at once; None: as many as there are groups, and the cluster puts them in a queue.
+    Args: parallel: workers at once; None: all groups at once, and the cluster queues them.
 
     Raises: ArtifactError: a worker does not see the sweep's folder.
     """
-    waiting = deque(_build_job(number, group) for number, group in enumerate(groups, 1))
+    waiting: deque[SubmittedJob] = deque()
+    for number, group in enumerate(groups, 1):
+        folders = [folder.absolute() for folder in group]
+        waiting.append(SubmittedJob(number, folders, {folder: _read_record_text(folder) for folder in folders}))
     running: dict[Any, SubmittedJob] = {}
-    console.print_info(_format_opening(groups, engine, parallel))
-    with _stop_all_on_error(running, engine):
+    cells = format_count(sum(map(len, groups)), "cell")
+    at_once = f", {parallel} at once" if parallel is not None and parallel < len(groups) else ""
+    console.print_info(f"{engine.name}: {format_count(len(groups), 'group')} of {cells}{at_once}")
+    try:
         while waiting or running:
             while waiting and (parallel is None or len(running) < parallel):
-                group = waiting.popleft()
-                running[engine.start(group.list_unfinished())] = group
-            for handle, group in list(running.items()):
+                job = waiting.popleft()
+                running[engine.start(job.list_unfinished())] = job
+            for handle, job in list(running.items()):
                 if end := engine.end(handle):
                     del running[handle]
-                    waiting.extend(_handle_end(end, group, len(groups), max_retries))
+                    waiting.extend(_handle_end(end, job, len(groups), max_retries))
             time.sleep(POLL)
-
-
-def _build_job(number: int, group: Sequence[Path]) -> SubmittedJob:
-    folders = [one.absolute() for one in group]
-    return SubmittedJob(number, folders, {one: _read_record_text(one) for one in folders})
-
-
-def _format_opening(groups: Sequence[Sequence[Path]], engine: ClusterBackend, parallel: int | None) -> str:
-    at_once = f", {parallel} at once" if parallel is not None and parallel < len(groups) else ""
-    return (
-        f"{engine.name}: {format_count(len(groups), 'group')} of {format_count(sum(map(len, groups)), 'cell')}{at_once}"
-    )
-
-
-@contextmanager
-def _stop_all_on_error(running: dict[Any, SubmittedJob], engine: ClusterBackend) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C: no job runs on without the command
         for handle in running:
             engine.stop(handle)
         deadline = time.monotonic() + STOPPING
@@ -119,36 +108,31 @@ def _stop_all_on_error(running: dict[Any, SubmittedJob], engine: ClusterBackend)
         raise
 
 
-def _handle_end(end: JobEnd, group: SubmittedJob, groups: int, max_retries: int) -> list[SubmittedJob]:
-    """What is to be sent again: the group, if its worker died and may still be tried."""
+def _handle_end(end: JobEnd, job: SubmittedJob, groups: int, max_retries: int) -> list[SubmittedJob]:
+    """The jobs to send again: this one, if its worker died and has retries left."""
     if end.fault:
         raise ArtifactError(end.fault)
-    left = group.list_unfinished()
-    if not left:
-        console.print_info(f"group {group.number} of {groups}: done")
+    unfinished = job.list_unfinished()
+    if not unfinished:
+        console.print_info(f"group {job.number} of {groups}: done")
         return []
-    group.deaths += 1
+    job.deaths += 1
     reason = " ".join((end.died or "it ended without having done all cells").split())[:300]
-    if group.deaths <= max_retries:
+    if job.deaths <= max_retries:
         console.print_warning(
-            f"group {group.number} of {groups}: the worker died ({reason}); sent again, {group.deaths} of {max_retries}"
+            f"group {job.number} of {groups}: the worker died ({reason}); sent again, {job.deaths} of {max_retries}"
         )
-        return [group]
+        return [job]
     console.print_warning(
-        f"group {group.number} of {groups}: given up, {format_count(len(left), 'cell')} not done: {reason}"
+        f"group {job.number} of {groups}: given up, {format_count(len(unfinished), 'cell')} not done: {reason}"
     )
-    for folder in left:
-        _record_failure(
-            folder, f"the worker died {format_count(group.deaths, 'time')}, and is not tried again: {reason}"
-        )
+    error = f"the worker died {format_count(job.deaths, 'time')}, and is not tried again: {reason}"
+    for folder in unfinished:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        # A worker killed in the middle of a run leaves a record with status "running": its facts are kept.
+        record = _read_record(folder) or {"started": now, "seconds": 0.0}
+        atomic_files.write_json(folder / RECORD, record | {"status": "failed", "error": error, "finished": now})
     return []
-
-
-def _record_failure(folder: Path, reason: str) -> None:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    opening = {"started": now, "seconds": 0.0} if _read_record_text(folder) == "" else _read_record(folder)
-    ending = {"status": "failed", "error": reason, "finished": now}
-    atomic_files.write_json(folder / RECORD, opening | ending)
 
 
 def _read_record_text(folder: Path) -> str:
@@ -161,34 +145,35 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def run_group(folders: Sequence[str], where: str, threads: int | None) -> str:
-    """Runs one group on a worker's machine. Returns one line if this machine cannot do that, else nothing.
+    """Run one group on a worker's machine. Returns one line if this machine cannot do that, else an empty string.
 
     Args:
         folders: the cells.
-        where: the folder the command was typed in: relative paths of the cells start there.
-        threads: processors of this worker; None: what the cluster says, or all.
+        where: the working directory of the command, from which relative paths in the cells start.
+        threads: CPU threads of this worker; None: what the cluster sets, or all.
     """
     if hidden := _find_hidden_folder(folders, where):
         return (
             f"hydra.sweep.dir: the worker on {platform.node()} does not see {hidden}; "
             "all machines must share this folder: type hydra.sweep.dir=FOLDER on a shared file system"
         )
+    # Set before torch is imported: waiting OpenMP threads then sleep, and leave the cores to other workers of this machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.chdir(where)
-    from peftrun.sweep import run_cells as cells
+    from peftrun.sweep import run_cells
 
-    cells.run([Path(one) for one in folders])
+    run_cells.run([Path(folder) for folder in folders])
     return ""
 
 
 def _find_hidden_folder(folders: Sequence[str], where: str) -> str:
-    """The first folder that cannot be seen from here; empty if all can."""
+    """The first folder that this machine does not see; empty if it sees all."""
     deadline = time.monotonic() + VISIBLE
     for folder in (where, *folders):
-        wanted = Path(folder) if folder == where else Path(folder) / CONFIG
-        while not wanted.exists():
+        path = Path(folder) if folder == where else Path(folder) / CONFIG
+        while not path.exists():
             if time.monotonic() > deadline:
                 return str(folder)
             time.sleep(POLL)
@@ -196,12 +181,12 @@ def _find_hidden_folder(folders: Sequence[str], where: str) -> str:
 
 
 def count_threads(parallel: int | None, groups: int) -> int:
-    """Processors for each of several workers on this machine, so that their threads do not wait for each other's turns."""
+    """CPU threads for each of several workers on this machine: more would make them wait for each other."""
     return torchrun.share_cpus(max(1, min(parallel or groups, groups)))
 
 
 def read_int_option(options: dict[str, Any], engine: str, key: str, least: int) -> int | None:
-    """A whole number of at least `least` among the options of a launcher, or None. Raises: ConfigError: it is neither."""
+    """A whole number of at least `least` among a launcher's options, or None. Raises: ConfigError: it is neither."""
     value = options.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise ConfigError(

@@ -1,10 +1,10 @@
-"""The table of a sweep that is planned, and what every table on the terminal is made of. Light."""
+"""The tables of a planned sweep on the terminal. Light."""
 
 from collections.abc import Sequence
 
 from peftrun.formatting import align_rows, format_rough_duration
 from peftrun.sweep.cells import Cell
-from peftrun.sweep.planner import PlannedBatch, SweepPlan
+from peftrun.sweep.planner import SweepPlan
 from peftrun.system.sizes import format_gigabytes
 
 
@@ -17,51 +17,34 @@ def format_plan(
 ) -> list[str]:
     """Lines of the plan: a row for each cell, then the groups and waves.
 
-    Args: labels: first number of a cell → what was typed for it. status: by id. seconds: id → estimated time of training.
+    Args: labels: first number of a cell → its overrides. status: by id. seconds: id → estimated time of training.
     """
-    places = {cell.id: (str(wave.group), str(wave.number)) for wave in plan.waves for cell in wave.cells}
-    rows = [("cell", "status", "group", "wave", "time", "values")]
+    placements = {cell.id: (str(wave.group), str(wave.number)) for wave in plan.waves for cell in wave.cells}
+    cell_rows = [("cell", "status", "group", "wave", "time", "values")]
     for cell in cells:
-        where, time = (
-            places.get(cell.id, ("-", "-")),
-            format_rough_duration(seconds[cell.id]) if cell.id in places else "-",
-        )
-        rows.append(
-            (cell.id or "-", status[cell.id], *where, time, labels[cell.numbers[0]] + format_duplicates(cell.numbers))
-        )
-    return [
-        *align_rows(rows),
-        "",
-        *align_rows([("group", "cells", "how"), *_list_group_rows(plan)]),
-        "",
-        *_format_waves(plan.waves, seconds),
-    ]
+        placement = placements.get(cell.id, ("-", "-"))
+        time = format_rough_duration(seconds[cell.id]) if cell.id in placements else "-"
+        values = labels[cell.numbers[0]] + format_duplicates(cell.numbers)
+        cell_rows.append((cell.id or "-", status[cell.id], *placement, time, values))
+    group_rows = [("group", "cells", "how")]
+    for number, group in enumerate(plan.groups, 1):
+        how = f"alone: {group.reason}" if group.reason else "together on one base model"
+        group_rows.append((str(number), str(len(group.cells)), how))
+    wave_rows = [("wave", "group", "cells", "memory", "time")]
+    for wave in plan.waves:
+        memory = "unknown" if wave.memory is None else format_gigabytes(wave.memory)
+        time = format_rough_duration(sum_times([seconds.get(cell.id) for cell in wave.cells]))
+        wave_rows.append((str(wave.number), str(wave.group), str(len(wave.cells)), memory, time))
+    waves = align_rows(wave_rows) if plan.waves else []
+    return [*align_rows(cell_rows), "", *align_rows(group_rows), "", *waves]
 
 
 def format_duplicates(numbers: Sequence[int]) -> str:
-    """Said of cells that are identical after resolution."""
+    """Suffix for a cell that several jobs of the sweep resolve to."""
     return f"  (also number {', '.join(map(str, numbers[1:]))})" if len(numbers) > 1 else ""
 
 
-def _list_group_rows(plan: SweepPlan) -> list[tuple[str, ...]]:
-    return [
-        (str(number), str(len(group.cells)), f"alone: {group.reason}" if group.reason else "together on one base")
-        for number, group in enumerate(plan.groups, 1)
-    ]
-
-
-def _format_waves(waves: Sequence[PlannedBatch], seconds: dict[str, float | None]) -> list[str]:
-    rows = [("wave", "group", "cells", "memory", "time")]
-    for wave in waves:
-        times = [seconds.get(cell.id) for cell in wave.cells]
-        memory = "unknown" if wave.memory is None else format_gigabytes(wave.memory)
-        rows.append(
-            (str(wave.number), str(wave.group), str(len(wave.cells)), memory, format_rough_duration(sum_times(times)))
-        )
-    return align_rows(rows) if waves else []
-
-
 def sum_times(times: Sequence[float | None]) -> float | None:
-    """The sum; None if one of them is not known."""
-    known = [one for one in times if one is not None]
-    return sum(known) if len(known) == len(times) else None
+    """The sum in seconds; None if one of them is unknown."""
+    known_times = [time for time in times if time is not None]
+    return sum(known_times) if len(known_times) == len(times) else None

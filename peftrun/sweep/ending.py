@@ -1,4 +1,4 @@
-"""The end of a sweep on the terminal: what became of each cell, which configuration is best, where the report is, what to type next. Light."""
+"""Summary of a sweep on the terminal: status of each cell, the best configuration, the report's path, commands to type next. Light."""
 
 import shlex
 from collections import Counter
@@ -14,118 +14,93 @@ from peftrun.formatting import align_rows, format_count
 from peftrun.sweep import statistics
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.console_tables import format_duplicates
-from peftrun.sweep.statistics import Configuration, Findings
+from peftrun.sweep.statistics import Findings
 
 Summary = dict[str, Any]
 
 
 def format_ending(summary: Summary, batch: Collection[int], labels: dict[int, str], folder: Path) -> list[str]:
-    """At the end of a sweep, or of a batch of a search: a row for each of its cells, then what there is in all.
+    """Lines at the end of a sweep, or of a batch of a search: a row for each cell of the batch, then totals of the whole sweep.
 
-    Args: summary: what sweep.json holds. batch: numbers of the cells. labels: first number of a cell → what was typed for it.
+    Args: summary: content of sweep.json. batch: numbers of the cells. labels: first number of a cell → its overrides.
     """
     counts = Counter(cell["status"] for cell in summary["cells"])
-    said = ", ".join(f"{number} {status}" for status, number in counts.items())
-    findings = statistics.analyze_sweep(summary)
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     return [
         *_format_cells(summary, batch, labels),
         "",
-        f"sweep  {said}: {console.shorten_path(folder)}",
-        *_format_best(summary, findings, folder),
-        f"report {console.shorten_path(folder / REPORT_PAGE)}",
-        *_format_next_commands(findings, folder),
+        f"sweep  {statuses}: {console.shorten_path(folder)}",
+        *_format_best(summary, statistics.analyze_sweep(summary), folder),
     ]
 
 
 def build_sweep_error(
     failed: Sequence[tuple[Cell, Sequence[str]]], labels: dict[int, str], cells: int, planned: bool = False
 ) -> SweepError | None:
-    """One line for each reason, with the cells it holds for, and how to go on."""
+    """An error with one line for each reason and its cells, then how to go on; None if no cell failed."""
     if not failed:
         return None
-    reasons: dict[str, list[Cell]] = {}
-    for cell, lines in failed:
-        for line in lines:
-            reasons.setdefault(line, []).append(cell)
-    told = [f"{_name_cells(which, labels)}: {line}" for line, which in reasons.items()]
-    said = "failed; type the same command to run those again; what is done stays as it is"
+    cells_by_reason: dict[str, list[Cell]] = {}
+    for cell, reasons in failed:
+        for reason in reasons:
+            cells_by_reason.setdefault(reason, []).append(cell)
+    lines = []
+    for reason, (first, *others) in cells_by_reason.items():
+        more = f" and {format_count(len(others), 'other cell')}" if others else ""
+        lines.append(f"cell {first.id or first.numbers[0]} ({labels[first.numbers[0]]}){more}: {reason}")
+    advice = "failed; type the same command to run those again; what is done stays as it is"
     if planned:
-        said = "cannot be run as typed; mend the values, or leave these out"
-    return SweepError(*told, f"{len(failed)} of {format_count(cells, 'cell')} {said}")
-
-
-def _name_cells(cells: Sequence[Cell], labels: dict[int, str]) -> str:
-    first = cells[0]
-    more = f" and {format_count(len(cells) - 1, 'other cell')}" if len(cells) > 1 else ""
-    return f"cell {first.id or first.numbers[0]} ({labels[first.numbers[0]]}){more}"
+        advice = "cannot be run as typed; fix the values, or leave these out"
+    return SweepError(*lines, f"{len(failed)} of {format_count(cells, 'cell')} {advice}")
 
 
 def _format_cells(summary: Summary, batch: Collection[int], labels: dict[int, str]) -> list[str]:
-    name = summary["objective"]
-    rows = [("cell", "status", name, "seconds", "values")]
+    objective = summary["objective"]
+    rows = [("cell", "status", objective, "seconds", "values")]
     for cell in summary["cells"]:
         if not {*cell["numbers"]} & {*batch}:
             continue
-        text = labels[cell["numbers"][0]] + format_duplicates(cell["numbers"])
+        before, after = cell["metrics"]["before"].get(objective), _format_number(cell["objective"], ".4f")
         rows.append(
             (
                 cell["id"] or "-",
                 cell["status"],
-                _format_change(cell, name),
-                _format_figure(cell["seconds"], ".1f"),
-                text,
+                after if before is None else f"{_format_number(before, '.4f')} → {after}",
+                _format_number(cell["seconds"], ".1f"),
+                labels[cell["numbers"][0]] + format_duplicates(cell["numbers"]),
             )
         )
     return align_rows(rows)
 
 
 def _format_best(summary: Summary, findings: Findings, folder: Path) -> Iterator[str]:
-    """The configuration with the lowest mean over its seeds, and its best cell."""
-    found = _find_best(findings)
-    if found is None:
+    """The configuration with the lowest mean over its seeds and its best cell; the report; commands for that cell's adapter."""
+    report = f"report {console.shorten_path(folder / REPORT_PAGE)}"
+    best = next((configuration for configuration in findings.configurations if configuration.scores), None)
+    if best is None:
+        yield report
         return
-    one, cell = found
-    scores, name = one.scores.values(), summary["objective"]
-    seeds = f", the mean of {len(scores)} seeds ({min(scores):.4f} to {max(scores):.4f})" if len(scores) > 1 else ""
-    values = f" with {one.name}" if one.values else ""
-    who = "its best cell " if len(scores) > 1 else ""
-    yield f"best   {name} {one.mean:.4f}{seeds}{values}: {who}{console.shorten_path(folder / cell['folder'])}"
+    cell = min(filter(statistics.is_counted, best.cells), key=lambda cell: float(cell["objective"]))
+    run = folder / cell["folder"]
+    scores, objective = best.scores.values(), summary["objective"]
+    has_seeds = len(scores) > 1
+    seeds = f", the mean of {len(scores)} seeds ({min(scores):.4f} to {max(scores):.4f})" if has_seeds else ""
+    values = f" with {best.name}" if best.values else ""
+    which = "its best cell " if has_seeds else ""
+    yield f"best   {objective} {best.mean:.4f}{seeds}{values}: {which}{console.shorten_path(run)}"
     if findings.note and len(findings.configurations) > 1:
         yield f"note   {findings.note}"
-
-
-def _find_best(findings: Findings) -> tuple[Configuration, dict[str, Any]] | None:
-    """The best configuration, and the completed cell of it with the lowest objective."""
-    one = next((one for one in findings.configurations if one.scores), None)
-    if one is None:
-        return None
-    return one, min(filter(statistics.is_counted, one.cells), key=lambda cell: float(cell["objective"]))
-
-
-def _format_next_commands(findings: Findings, folder: Path) -> Iterator[str]:
-    found = _find_best(findings)
-    if found is None or not (folder / found[1]["folder"] / ADAPTER).is_dir():
+    yield report
+    if not (run / ADAPTER).is_dir():
         return
-    run = folder / found[1]["folder"]
-    adapter, typed, places = (
-        shlex.quote(console.shorten_path(run)),
-        run_overrides.read_typed_overrides(run),
-        run_overrides.read_config_places(run),
-    )
+    adapter = shlex.quote(console.shorten_path(run))
+    typed, config_dirs = run_overrides.read_typed_overrides(run), run_overrides.read_config_places(run)
     yield ""
     yield "next:"
     for action in ("reload", "merge"):
-        yield f"  {run_overrides.add_shared_overrides(f'peftrun action={action} adapter={adapter}', typed, places)}"
+        command = f"peftrun action={action} adapter={adapter}"
+        yield f"  {run_overrides.add_shared_overrides(command, typed, config_dirs)}"
 
 
-def _format_change(cell: dict[str, Any], name: str) -> str:
-    before, after = cell["metrics"]["before"].get(name), cell["objective"]
-    return (
-        f"{_format_figure(before, '.4f')} → {_format_figure(after, '.4f')}"
-        if before is not None
-        else _format_figure(after, ".4f")
-    )
-
-
-def _format_figure(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _format_number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -1,4 +1,4 @@
-"""A sweep's folder: which one to continue, each cell's frozen configuration and status, attempts set aside, one process at a time. Light."""
+"""A sweep's folder: which one to continue, each cell's frozen config and status, earlier attempts, and the lock. Light."""
 
 import itertools
 import os
@@ -17,19 +17,21 @@ WAITING, RUNNING, COMPLETED, FAILED, STOPPED = "waiting", "running", "completed"
 
 
 def choose_folder(named: Path, dated: bool, ids: Sequence[str]) -> Path:
-    """The folder of a sweep: `named`, or, if nobody named it, the newest earlier one beside it that holds one of the cells `ids`.
+    """The folder of a sweep: `named`, or, if its name is only a date, the newest earlier sweep beside it that holds one of the cells `ids`.
 
-    Args: dated: `named` is a new name made of date and time.
+    Args: dated: `named` was made of date and time, not chosen by the user.
     """
     if not dated or not named.parent.is_dir():
         return named
-    wanted = set(ids)
-    earlier = [path for path in named.parent.iterdir() if path != named and path.is_dir() and _has_cell(path, wanted)]
-    return max(earlier, key=lambda path: (_read_start_time(path), path.name), default=named)
-
-
-def _has_cell(sweep: Path, ids: set[str]) -> bool:
-    return any(one.name in ids and (one / CONFIG).is_file() for one in sweep.iterdir())
+    wanted_ids = set(ids)
+    earlier = [
+        sweep
+        for sweep in named.parent.iterdir()
+        if sweep != named
+        and sweep.is_dir()
+        and any(cell.name in wanted_ids and (cell / CONFIG).is_file() for cell in sweep.iterdir())
+    ]
+    return max(earlier, key=lambda sweep: (_read_start_time(sweep), sweep.name), default=named)
 
 
 def _read_start_time(sweep: Path) -> str:
@@ -40,27 +42,27 @@ def _read_start_time(sweep: Path) -> str:
 
 
 def remove_new_folder(sweep: Path) -> None:
-    """Takes away the folder that Hydra has just made, with nothing but its own file in it, and parents that are empty then."""
+    """Remove the folder that Hydra has just made if it holds nothing but Hydra's own file, and parents that are then empty."""
     if not sweep.is_dir() or {path.name for path in sweep.iterdir()} - {MULTIRUN}:
         return
     (sweep / MULTIRUN).unlink(missing_ok=True)
-    here = (Path.cwd(), *Path.cwd().parents)
-    for one in (sweep, *list(sweep.parents)[:2]):  # outputs/sweeps, outputs: when this sweep was the first
-        if one in here or any(one.iterdir()):
+    working_dirs = (Path.cwd(), *Path.cwd().parents)
+    for path in (sweep, *list(sweep.parents)[:2]):  # outputs/sweeps, outputs: when this sweep was the first
+        if path in working_dirs or any(path.iterdir()):
             return
-        one.rmdir()
+        path.rmdir()
 
 
 @contextmanager
 def lock_folder(sweep: Path) -> Iterator[None]:
-    """Holds a sweep's folder for this process; the lock of a process that was killed is free.
+    """Lock a sweep's folder for this process. The operating system releases the lock of a killed process.
 
     Raises: ArtifactError: another process runs this sweep.
     """
     sweep.mkdir(parents=True, exist_ok=True)
-    held = FileLock(sweep / LOCK)
+    lock = FileLock(sweep / LOCK)
     try:
-        held.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise ArtifactError(
             f"{sweep}: another process runs this sweep; wait for it, or type hydra.sweep.dir=ANOTHER_FOLDER"
@@ -68,17 +70,17 @@ def lock_folder(sweep: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        held.release()
+        lock.release()
 
 
 def freeze_config(cell: Path, config: Callable[[], str]) -> None:
-    """Writes a cell's resolved configuration, unless an earlier launch has: what is edited later changes nothing."""
+    """Write a cell's resolved config, unless an earlier launch has: YAML files edited since then change nothing."""
     if not (cell / CONFIG).is_file():
         atomic_files.write_text(cell / CONFIG, config())
 
 
 def read_status(cell: Path) -> str:
-    """waiting, running (or killed, if nobody holds the sweep), completed, failed, or stopped early. A torn record: failed."""
+    """Status of a cell: waiting, running (or killed, if no process holds the lock), completed, failed, or stopped early. Damaged record: failed."""
     if not (cell / RECORD).is_file():
         return WAITING
     try:
@@ -88,20 +90,17 @@ def read_status(cell: Path) -> str:
 
 
 def set_aside(cell: Path) -> None:
-    """Moves an attempt at a cell to attempts/, with all it left; the cell's folder then holds its configuration alone."""
+    """Move a cell's folder to attempts/CELL-NUMBER. A new folder then holds its config alone."""
     config = (cell / CONFIG).read_text(encoding="utf-8")
-    target = _find_free_path(cell)
+    paths = (cell.parent / ATTEMPTS / f"{cell.name}-{number}" for number in itertools.count(1))
+    target = next(path for path in paths if not path.exists())
     target.parent.mkdir(exist_ok=True)
+    # Renamed whole, so that a process killed here leaves either the old folder or the new one.
     os.rename(cell, target)
     atomic_files.write_text(cell / CONFIG, config)
 
 
 def list_attempts(cell: Path) -> list[Path]:
     """Earlier attempts at a cell, oldest first."""
-    found = (cell.parent / ATTEMPTS).glob(f"{cell.name}-*")
-    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
-
-
-def _find_free_path(cell: Path) -> Path:
-    names = (cell.parent / ATTEMPTS / f"{cell.name}-{number}" for number in itertools.count(1))
-    return next(path for path in names if not path.exists())
+    attempts = (cell.parent / ATTEMPTS).glob(f"{cell.name}-*")
+    return sorted(attempts, key=lambda path: int(path.name.rsplit("-", 1)[1]))  # -10 comes after -9

@@ -1,4 +1,4 @@
-"""Which cells can be trained together on one base, and why the others cannot. Light."""
+"""Which cells can be trained together on one base model, and why the others cannot. Light."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from peftrun.sweep.cells import Cell
 
 KINDS = ("causal_lm", "seq_cls", "token_cls", "seq2seq")
 INITS = (True, False, "gaussian", "orthogonal")
-# Key → the value that it must have; anything else shapes the forward pass in a way that differs between adapters.
+# Key → the value that it must have. Any other value changes the forward pass in a way that differs between adapters.
 LORA: dict[str, Any] = {
     "use_dora": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "target_parameters": None,
     "trainable_token_indices": None, "alora_invocation_tokens": None, "eva_config": None, "corda_config": None,
@@ -25,20 +25,18 @@ TRAINER: dict[str, Any] = {
     "packing": False, "padding_free": False, "torch_compile": False, "use_liger_kernel": False, "activation_offloading": False,
     "gradient_checkpointing": False, "label_smoothing_factor": 0, "neftune_noise_alpha": None,
 }  # fmt: skip
-OWN_MEMORY = (
-    "adamw_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "lion_32bit",
-)  # bitsandbytes' optimisers want each tensor in memory of its own
+# bitsandbytes' optimizers need each tensor in its own memory; stacked adapters are views of one tensor.
+OWN_MEMORY = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit")
 DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}
-ONE_BY_ONE = "cells are trained one after another; hydra/launcher=shared_base trains those together that share a base"
-ONLY_ONE = "no other cell shares its base, device and kind of task"
+ONE_BY_ONE = (
+    "cells are trained one after another; hydra/launcher=shared_base trains those together that share a base model"
+)
+ONLY_ONE = "no other cell shares its base model, device and task type"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are trained together. `reason`: why a cell stands alone; empty where there are several."""
+    """Cells that are trained together. `reason`: why a cell runs alone; empty where there are several."""
 
     cells: list[Cell]
     reason: str = ""
@@ -47,23 +45,27 @@ class Group:
 def group_cells(cells: Sequence[Cell], together: bool = True) -> list[Group]:
     """The groups of cells that can be run, in the order of their first cells. `together`: whether any are trained together."""
     shared: dict[str, list[Cell]] = {}
-    found: list[Group] = []
+    groups: list[Group] = []
     for cell in cells:
         if cell.spec is None:
             continue
         reason = explain_alone(cell.spec) if together else ONE_BY_ONE
         if reason:
-            found.append(Group([cell], reason))
+            groups.append(Group([cell], reason))
             continue
-        members = shared.setdefault(_compute_group_key(cell.spec), [])
+        # A group shares one base model, device, task type and set of labels.
+        head = classifier_head.get_task_head(cell.spec.task)
+        parts = [dataclasses.asdict(cell.spec.model), dataclasses.asdict(cell.spec.device), cell.spec.task.kind]
+        key = json.dumps([*parts, dataclasses.asdict(head) if head else None], sort_keys=True)
+        members = shared.setdefault(key, [])
         if not members:
-            found.append(Group(members))
+            groups.append(Group(members))
         members.append(cell)
-    return [Group(one.cells, one.reason or (ONLY_ONE if len(one.cells) == 1 else "")) for one in found]
+    return [Group(group.cells, group.reason or (ONLY_ONE if len(group.cells) == 1 else "")) for group in groups]
 
 
 def explain_alone(spec: RunSpec) -> str:
-    """Why a run cannot be trained together with any other; empty if it can."""
+    """Why a run cannot be trained together with others, such as `lora.use_dora=true`; empty if it can."""
     return next(_iter_reasons(spec), "")
 
 
@@ -76,6 +78,7 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if not isinstance(spec.lora, LoraSpec):
         yield f"lora.method={spec.lora.method}"
         return
+    # The other initializations change the base model's weights, or need its activations or gradients.
     if spec.lora.init_lora_weights not in INITS:
         yield f"lora.init_lora_weights={spec.lora.init_lora_weights}"
     if spec.lora.target_modules is None:
@@ -89,24 +92,12 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     yield from _iter_differing("device", spec.device, DEVICE)
 
 
-def _iter_differing(group: str, part: Any, wanted: dict[str, Any]) -> Iterator[str]:
-    for key, value in wanted.items():
-        if getattr(part, key) != value:
-            yield f"{group}.{key}={_format_value(getattr(part, key))}"
-
-
-def _format_value(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else type(value).__name__
-        if dataclasses.is_dataclass(value)
-        else str(value)
-    )
-
-
-def _compute_group_key(spec: RunSpec) -> str:
-    """What all cells of a group have in common."""
-    head = classifier_head.get_task_head(spec.task)
-    parts = [dataclasses.asdict(spec.model), dataclasses.asdict(spec.device), spec.task.kind]
-    return json.dumps([*parts, dataclasses.asdict(head) if head else None], sort_keys=True)
+def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterator[str]:
+    """KEY=VALUE of each field of `values` (a config group) that is not as required, as it is typed."""
+    for key, required_value in required.items():
+        value = getattr(values, key)
+        if value == required_value:
+            continue
+        if isinstance(value, bool):
+            value = str(value).lower()
+        yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else value}"

@@ -1,15 +1,18 @@
-"""The launcher's option `halving`, checked. Light; the halving itself: `training.halving`."""
+"""Check the launcher's option `halving` (successive halving). Light; the algorithm is in `training.joint.successive_halving`."""
 
 from peftrun.errors import ConfigError
 
-LEAST = {"min_steps": 1, "factor": 2}
+LEAST = {
+    "min_steps": 1,
+    "factor": 2,
+}  # smallest values: optimizer steps before the first comparison; one cell in `factor` goes on
 EXAMPLE = "'hydra.launcher.halving={min_steps: 20, factor: 3}'"
 
 
 def read_halving(value: object, engine: str | None) -> dict[str, int] | None:
-    """`min_steps` and `factor`; None where all cells run to their ends.
+    """`min_steps` and `factor`; None if no cell is stopped early.
 
-    Raises: ConfigError: the option holds something else, or the cells are sent to a cluster, whose workers know only their own.
+    Raises: ConfigError: the option holds anything else, or the cells run on a cluster, where a worker sees only its own cells.
     """
     if value is None:
         return None
@@ -20,9 +23,9 @@ def read_halving(value: object, engine: str | None) -> dict[str, int] | None:
     if not isinstance(value, dict) or value.keys() != LEAST.keys():
         raise ConfigError(f"hydra.launcher.halving={value}: must hold min_steps and factor; type {EXAMPLE}")
     for key, least in LEAST.items():
-        found = value[key]
-        if not isinstance(found, int) or isinstance(found, bool) or found < least:
+        number = value[key]
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
             raise ConfigError(
-                f"hydra.launcher.halving.{key}={found}: must be a whole number of at least {least}; type {EXAMPLE}"
+                f"hydra.launcher.halving.{key}={number}: must be a whole number of at least {least}; type {EXAMPLE}"
             )
     return value

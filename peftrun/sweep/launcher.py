@@ -1,7 +1,7 @@
-"""Hydra's launchers `shared_base`, `shared_base_slurm` and `shared_base_ray`: they differ in who runs the groups. Light.
+"""Hydra launchers `shared_base`, `shared_base_slurm` and `shared_base_ray`: they differ in where groups of cells run. Light.
 
-Where no launcher is typed (Hydra's `basic`), cells are trained one after another and end the same way: a table, a report, and what is done
-is skipped when the command is typed again. Hydra takes plugins from the package `hydra_plugins` alone. These are not there: they are registered in code, under that name.
+Without a launcher on the command line (Hydra's `basic`), cells train one after another and the sweep ends the same way: a table, a
+report, and finished cells are skipped when the command is typed again.
 """
 
 import sys
@@ -21,15 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from peftrun.errors import PeftrunError
 
+# Hydra refuses plugins from any package but `hydra_plugins`. Ours are not installed there, so they are registered under that name.
 ALIAS = "hydra_plugins.peftrun_sweep"
 _ERRORS: list[PeftrunError] = []
 
 
 class SharedBase(Launcher):
-    """Plans all cells of a sweep first, then trains those together that share a base.
+    """Plans all cells of a sweep, then trains cells that share a base model together.
 
     Attributes:
-        engine: the module that runs groups elsewhere.
+        engine: module whose `send` runs groups elsewhere; None: they run in this process.
         together: whether any cells are trained together.
     """
 
@@ -40,97 +41,97 @@ class SharedBase(Launcher):
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra once, before any cell is known. Raises: ConfigError: an option of the launcher is at fault."""
+        """Called by Hydra once, before any cell is known. Raises: ConfigError: a launcher option is invalid."""
+        # Imported here: the launchers are registered for every command, also for one without a sweep.
         from peftrun.sweep.run_sweep import SharedBaseSweep
 
         options = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
-        self.flow = SharedBaseSweep(hydra_context, config, dict(options), self.engine, together=self.together)  # type: ignore[arg-type]
+        self.sweep = SharedBaseSweep(hydra_context, config, dict(options), self.engine, together=self.together)  # type: ignore[arg-type]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by Hydra with a batch of cells. One outcome each, in order: its objective, or None if it failed."""
+        """Called by Hydra with a batch of cells. Returns one result per cell, in order: its objective, or None if it failed."""
         from peftrun import console
 
         with console.print_heartbeats():
-            objectives, fault = self.flow.run(job_overrides, initial_job_idx)
-        if fault:
-            _ERRORS.append(fault)
-        return [_build_job_return(list(job), value) for job, value in zip(job_overrides, objectives, strict=True)]
+            objectives, error = self.sweep.run(job_overrides, initial_job_idx)
+        if error:
+            _ERRORS.append(error)
+        # COMPLETED even for a failed cell: any other status makes Hydra raise when it reads the value, which would end a search.
+        return [
+            JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=objective)
+            for overrides, objective in zip(job_overrides, objectives, strict=True)
+        ]
 
 
 class SharedBaseSlurm(SharedBase):
-    """The same on a SLURM cluster."""
+    """`shared_base` on a SLURM cluster."""
 
     engine = "peftrun.sweep.slurm"
 
 
 class SharedBaseRay(SharedBase):
-    """The same on a Ray cluster."""
+    """`shared_base` on a Ray cluster."""
 
     engine = "peftrun.sweep.ray"
 
 
 class OneByOne(SharedBase):
-    """In the place of Hydra's own: the same, one cell after another. Actions that measure nothing are run as Hydra runs them."""
+    """Replaces Hydra's `basic`: cells run one after another. Actions without an objective run on Hydra's own launcher."""
 
     together = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra once, before any cell is known."""
-        self.plain: BasicLauncher | None = None
+        self.basic: BasicLauncher | None = None
         if config.action.name in MEASURING:
             super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
             return
-        self.plain = BasicLauncher()
-        self.plain.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.basic = BasicLauncher()
+        self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by Hydra with a batch of cells. One outcome each, in order."""
-        if self.plain is None:
-            return super().launch(job_overrides, initial_job_idx)
-        return self.plain.launch(job_overrides, initial_job_idx)
+        """Called by Hydra with a batch of cells. Returns one result per cell, in order."""
+        return (self.basic.launch if self.basic else super().launch)(job_overrides, initial_job_idx)
 
 
 LAUNCHERS = {"shared_base": SharedBase, "shared_base_slurm": SharedBaseSlurm, "shared_base_ray": SharedBaseRay}
-IN_PLACE_OF_HYDRAS = {"basic": OneByOne}
-MEASURING = ("train", "evaluate")  # actions whose cells are compared by what came out
+REPLACED_LAUNCHERS = {"basic": OneByOne}
+MEASURING = ("train", "evaluate")  # actions that return an objective, by which cells are compared
 
 
 def register_launchers() -> None:
-    """Makes the launchers known to Hydra; `conf/hydra/launcher/NAME.yaml` holds the options and takes the class by the name NAME_class."""
+    """Register the launchers with Hydra. `conf/hydra/launcher/NAME.yaml` holds the options and refers to the class as NAME_class."""
     plugins, module = Plugins.instance(), ModuleType(ALIAS)
-    parent, _, own = ALIAS.partition(".")
+    parent, _, child = ALIAS.partition(".")
     try:
-        package = import_module(parent)  # other plugins are installed
+        package = import_module(parent)  # exists if other Hydra plugins are installed
     except ImportError:
         package = sys.modules[parent] = ModuleType(parent)
-        package.__path__ = []
+        package.__path__ = []  # marks it as a package, so that Hydra can scan it
     sys.modules[ALIAS] = module
-    setattr(package, own, module)
-    options = {f"{name}_class": kind for name, kind in LAUNCHERS.items()} | IN_PLACE_OF_HYDRAS
-    for option, kind in options.items():
-        kind.__module__ = ALIAS
-        setattr(module, kind.__name__, kind)
-        plugins.register(kind)
-        node = {"_target_": f"{ALIAS}.{kind.__name__}"}
+    setattr(package, child, module)
+    options = {f"{name}_class": launcher for name, launcher in LAUNCHERS.items()} | REPLACED_LAUNCHERS
+    for option, launcher in options.items():
+        launcher.__module__ = ALIAS
+        setattr(module, launcher.__name__, launcher)
+        plugins.register(launcher)
+        node = {"_target_": f"{ALIAS}.{launcher.__name__}"}
         ConfigStore.instance().store(group="hydra/launcher", name=option, node=node, provider="peftrun")
     if find_spec("peftrun.sweep.optuna_sweeper"):
         import_module("peftrun.sweep.optuna_sweeper").register()
 
 
 def use_shared_base(argv: Sequence[str]) -> list[str]:
-    """A command line with `shared_base`, or the launcher like it that it names, in the place of any other."""
+    """The command line with `hydra/launcher=shared_base` in place of any launcher that is not one of the shared_base family."""
     if any(text.startswith("hydra/launcher=shared_base") for text in argv):
         return list(argv)
-    kept = [text for text in argv if not text.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
-    return [*kept, "hydra/launcher=shared_base"]
+    # Options of another launcher would not compose with this one.
+    others = [text for text in argv if not text.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    return [*others, "hydra/launcher=shared_base"]
 
 
 def take_errors() -> list[PeftrunError]:
-    """What was at fault in the sweeps since this was last asked. A faulty cell stops neither the others nor the search."""
-    found = list(_ERRORS)
+    """Errors of the sweeps since the last call. A failed cell stops neither the other cells nor a search."""
+    errors = list(_ERRORS)
     _ERRORS.clear()
-    return found
-
-
-def _build_job_return(overrides: list[str], value: float | None) -> JobReturn:
-    return JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=value)
+    return errors

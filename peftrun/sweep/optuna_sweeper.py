@@ -1,8 +1,8 @@
-"""The search `hydra/sweeper=optuna`: the sweeper of hydra-optuna-sweeper with defaults that suit runs of ours. Light.
+"""The sweeper `hydra/sweeper=optuna`: that of hydra-optuna-sweeper with other defaults. Light.
 
-Each batch of `n_jobs` trials goes to the launcher at once; with `shared_base` it is trained together on one base. The sampler has a
-seed, so the same command proposes the same trials again: those that are done are read from their records, and the search goes on
-from there. A trial that failed is told to Optuna as failed, and the others go on.
+Each batch of `n_jobs` trials goes to the launcher at once; with `shared_base` it is trained together on one base model. The sampler has
+a seed, so the same command proposes the same trials again: finished ones are read from their records, and the search goes on from
+there. A failed trial is reported to Optuna as failed, and the others go on.
 """
 
 import logging
@@ -22,12 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from peftrun.errors import ConfigError
 from peftrun.system import packages
 
-ALIAS = "hydra_plugins.peftrun_search"  # Hydra takes plugins from this package alone
+ALIAS = "hydra_plugins.peftrun_search"  # Hydra accepts plugins of the package hydra_plugins only
 PACKAGE = "hydra_optuna_sweeper"
 RESULTS = "optimization_results.yaml"  # the sweeper's own file, in the sweep's folder
 SEEDED = ("tpe", "random", "cmaes", "nsgaii", "motpe")
-DEFAULTS = {"n_jobs": 4, "max_failure_rate": 1.0}  # theirs: 2 at once, and the first failure ends the search
-# What stands in for their options where the package is not there, so that a command that sets them is read and answered.
+DEFAULTS = {"n_jobs": 4, "max_failure_rate": 1.0}  # upstream: 2 at once, and the first failure ends the search
+# Options of the sweeper where the package is missing, so that a command that sets them composes and gets the message below.
 OPTIONS = {
     "sampler": {"seed": 0},
     "direction": "minimize",
@@ -43,7 +43,7 @@ class Search(Sweeper):
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra once. Raises: ConfigError: the package is not there, or an option is at fault."""
+        """Called by Hydra once. Raises: ConfigError: the package is not installed, or an option is invalid."""
         if not _is_installed():
             raise ConfigError(packages.explain_not_installed("hydra/sweeper=optuna", PACKAGE))
         for key in ("n_trials", "n_jobs"):
@@ -55,20 +55,28 @@ class Search(Sweeper):
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # A trial that failed is told by its launcher.
+        # The launcher already reports a failed trial.
         logging.getLogger(f"hydra_plugins.{PACKAGE}").setLevel(logging.CRITICAL)
-        self.master, self.theirs = config, OptunaSweeper(**self.options)
-        self.theirs.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.master, self.sweeper = config, OptunaSweeper(**self.options)
+        self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs the search; what was best is shown, and lies in the sweep's folder."""
+        """Run the search and print the best values, which are also in `optimization_results.yaml` in the sweep's folder."""
         try:
-            self.theirs.sweep(arguments)
+            self.sweeper.sweep(arguments)
         except ValueError as error:
             if "No trials are completed" not in str(error):
                 raise
-            return  # each trial has told its fault
-        _show_best(Path(str(self.master.hydra.sweep.dir)) / RESULTS)
+            return  # every trial failed, and its error is reported
+        from peftrun import console
+
+        path = Path(str(self.master.hydra.sweep.dir)) / RESULTS
+        results = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(results, dict) and "best_params" in results:
+            values = " ".join(f"{key}={value}" for key, value in results["best_params"].items())
+            console.print_result(
+                f"best of the search: {values} ({results['best_value']:.6g}); {console.shorten_path(path.absolute())}"
+            )
 
 
 def _is_installed() -> bool:
@@ -77,19 +85,8 @@ def _is_installed() -> bool:
     return False
 
 
-def _show_best(results: Path) -> None:
-    from peftrun import console
-
-    found = OmegaConf.to_container(OmegaConf.load(results))
-    if isinstance(found, dict) and "best_params" in found:
-        values = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
-        console.print_result(
-            f"best of the search: {values} ({found['best_value']:.6g}); {console.shorten_path(results.absolute())}"
-        )
-
-
 def register() -> None:
-    """Makes the search known to Hydra, beside the launchers."""
+    """Register the sweeper and its samplers with Hydra."""
     Search.__module__ = ALIAS
     sys.modules[ALIAS] = module = ModuleType(ALIAS)
     setattr(module, Search.__name__, Search)
@@ -99,8 +96,8 @@ def register() -> None:
         _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {})
 
 
-def _store_options(group: str, name: str, ours: dict[str, Any], otherwise: dict[str, Any]) -> None:
-    """Their options with ours on top; `otherwise` where theirs are not there."""
+def _store_options(group: str, name: str, defaults: dict[str, Any], fallback: dict[str, Any]) -> None:
+    """Store upstream's options (`fallback` if it is not installed), overridden by `defaults`."""
     store = ConfigStore.instance()
-    theirs = store.load(f"{group}/{name}.yaml").node if _is_installed() else OmegaConf.create(otherwise)
-    store.store(group=group, name=name, node=OmegaConf.merge(theirs, ours), provider="peftrun")
+    options = store.load(f"{group}/{name}.yaml").node if _is_installed() else OmegaConf.create(fallback)
+    store.store(group=group, name=name, node=OmegaConf.merge(options, defaults), provider="peftrun")

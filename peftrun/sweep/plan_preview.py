@@ -1,4 +1,4 @@
-"""What a sweep would do: `action=plan`. Nothing is written, nothing is loaded. Light."""
+"""Show what a sweep would do: `action=plan`. Nothing is written, nothing is loaded. Light."""
 
 import tempfile
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ PLAN = "plan"
 
 
 def is_plan_only(master: DictConfig) -> bool:
-    """Whether a sweep is to be planned only."""
+    """Whether the command plans a sweep instead of running it."""
     return bool(OmegaConf.select(master, "action.name") == PLAN)
 
 
 def replace_action(text: str) -> str:
-    """An override of the command that is planned: the same with action=train."""
+    """The override with action=plan replaced: a plan is about the training."""
     return "action=train" if text == f"action={PLAN}" else text
 
 
 def write_nothing(master: DictConfig) -> None:
-    """Sends what Hydra's sweeper writes at once to a folder that is taken away again.
+    """Redirect the files that Hydra's sweeper writes at once to a temporary folder, which the caller removes.
 
-    Raises: ConfigError: a search is to be planned, which chooses its cells by what came out of others.
+    Raises: ConfigError: the command is a search, whose cells depend on the results of others.
     """
     if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
         raise ConfigError("action=plan: a search chooses its cells as it goes; omit hydra/sweeper to plan a grid")
@@ -44,31 +44,27 @@ def show_plan(
     status: dict[str, str],
     labels: dict[int, str],
 ) -> None:
-    """Prints the plan: every cell, the groups and waves of those that are to be run, estimated memory and time."""
+    """Print the plan: every cell, the groups and waves of the cells in `ready`, estimated memory and time."""
     specs = {cell.id: cell.spec for cell in ready if cell.spec is not None}
-    paces = throughput.read_throughputs([*specs.values()])
-    plan = planner.plan_sweep(groups.group_cells(ready), allowed, paces.lengths)
-    seconds = {cell: paces.seconds(spec) for cell, spec in specs.items()}
+    throughputs = throughput.read_throughputs([*specs.values()])
+    plan = planner.plan_sweep(groups.group_cells(ready), allowed, throughputs.lengths)
+    seconds = {cell_id: throughputs.seconds(spec) for cell_id, spec in specs.items()}
     for line in console_tables.format_plan(batch, plan, labels, status, seconds):
         console.print_result(line)
     limit = "no limit is known" if plan.limit is None else f"limit {format_gigabytes(plan.limit)}"
-    rows = _describe_rows([*specs.values()], paces)
-    for note in (
-        "",
-        f"memory: an estimate from the base's files{rows}; {limit}",
-        *plan.notes,
-        *paces.notes([*specs.values()]),
-    ):
+    rows = _describe_rows([*specs.values()], throughputs)
+    memory = f"memory: an estimate from the base model's files{rows}; {limit}"
+    for note in ("", memory, *plan.notes, *throughputs.notes([*specs.values()])):
         console.print_result(note)
 
 
-def _describe_rows(specs: Sequence[RunSpec], paces: throughput.Throughputs) -> str:
-    """What the estimate takes the rows for."""
-    longest = {spec.task.max_length: paces.lengths(spec) for spec in specs if spec.action.name == "train"}
-    guessed = [most for most, found in longest.items() if found is None]
-    if guessed:
+def _describe_rows(specs: Sequence[RunSpec], throughputs: throughput.Throughputs) -> str:
+    """The row lengths, in tokens, that the memory estimate assumes."""
+    lengths = {spec.task.max_length: throughputs.lengths(spec) for spec in specs if spec.action.name == "train"}
+    unknown = [max_length for max_length, known in lengths.items() if known is None]
+    if unknown:
         return (
-            f", rows as long as task.max_length={max(guessed)} allows (a run on the same rows would tell their lengths)"
+            f", rows as long as task.max_length={max(unknown)} allows (a run on the same rows would tell their lengths)"
         )
-    known = max((found.longest for found in longest.values() if found), default=None)
-    return f", rows of at most {known} tokens as an earlier run had them" if known else ""
+    longest = max((known.longest for known in lengths.values() if known), default=None)
+    return f", rows of at most {longest} tokens as in an earlier run" if longest else ""

@@ -1,8 +1,8 @@
-"""How many cells of a group run at once, and what that takes: estimates from files alone, before anything is loaded. Light.
+"""How many cells of a group run at once, and how much memory they need: estimated from files, before anything is loaded. Light.
 
-A cell that runs by itself takes what `memory.estimate_memory` says, cells that are trained together what `joint_memory` says. Before its rows
-are there a plan takes their lengths from an earlier run, or from `task.max_length`; how many cells are in one step is decided once
-they are (`joint_memory.choose_cells_per_step`).
+A cell that runs alone needs what `memory.estimate_memory` says, cells trained together what `joint_memory` says. Before the rows are
+tokenized, their lengths come from an earlier run or from `task.max_length`; the number of cells in one step is decided after that
+(`joint_memory.choose_cells_per_step`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from peftrun.artifacts import base_files
 from peftrun.artifacts.base_files import BaseModelInfo
-from peftrun.config.schema.run import ModelSpec, RunSpec
+from peftrun.config.schema.run import RunSpec
 from peftrun.planning import memory, memory_fit
 from peftrun.planning.joint_memory import Limits, count_fitting
 from peftrun.planning.memory import Lengths
@@ -24,7 +24,7 @@ KnownLengths = Callable[[RunSpec], Lengths | None]
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Cells that run at once. `memory`: estimated bytes; None where the base is not on this disk."""
+    """Cells that run at once. `memory`: estimated bytes; None if the base model is not on this disk."""
 
     number: int
     group: int
@@ -34,7 +34,7 @@ class PlannedBatch:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """`notes`: what the figures rest on, or why there are none. `limit`: bytes; None: none is known."""
+    """Batches of all groups. `notes`: what the estimates are based on, or why there are none. `limit`: bytes; None: unknown."""
 
     groups: list[Group]
     waves: list[PlannedBatch]
@@ -43,83 +43,59 @@ class SweepPlan:
 
 
 def plan_sweep(groups: Sequence[Group], allowed: Limits, lengths: KnownLengths = lambda _: None) -> SweepPlan:
-    """Waves of every group: as many cells at once as the limits allow, at least one; the rest follow in later waves.
+    """Split every group into batches: as many cells at once as the limits allow, at least one.
 
-    Args: lengths: of a run's rows; None: not known yet, and every row counts as long as it may be.
+    Args: lengths: row lengths of a run; None: unknown, and every row counts as task.max_length.
     """
-    waves: list[PlannedBatch] = []
-    notes: dict[str, None] = {}
-    read: Callable[[ModelSpec], BaseModelInfo | None] = _build_cached_reader()
+    batches: list[PlannedBatch] = []
+    notes: dict[str, None] = {}  # without duplicates, in order
+    base_infos: dict[str, BaseModelInfo | None] = {}
     limit = allowed.memory
     for number, group in enumerate(groups, 1):
         spec = group.cells[0].spec
         assert spec is not None
-        base, own = read(spec.model), allowed.now(spec)
+        key = repr(spec.model)
+        if key not in base_infos:  # most groups of a sweep have the same base model
+            base_infos[key] = base_files.read_base_info(spec.model)
+        base, group_limits = base_infos[key], allowed.now(spec)
         if base is None:
-            notes[
-                f"memory: not known for {base_files.format_base_name(spec.model)}, whose files are not on this disk yet"
-            ] = None
-        limit = limit or own.free
-        room = memory_fit.measure_headroom() if allowed.here and base and not base_files.uses_gpu(spec.device) else None
-        for cells, needed in _split_group(group, base, own, _Estimate(room, lengths)):
-            waves.append(PlannedBatch(len(waves) + 1, number, cells, needed))
-            if needed and (most := own.memory or own.free) and needed > most:
-                notes[_format_excess(waves[-1], needed, most)] = None
-    return SweepPlan(list(groups), waves, limit, list(notes))
-
-
-def _format_excess(wave: PlannedBatch, needed: float, limit: float) -> str:
-    return f"memory: wave {wave.number} may need {format_gigabytes(needed)} of {format_gigabytes(limit)}; a smaller trainer.per_device_train_batch_size needs less"
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """What cells are estimated with. `room`: None where they run elsewhere."""
-
-    room: Headroom | None
-    lengths: KnownLengths
-
-    def of(self, base: BaseModelInfo, cell: Cell) -> tuple[RunSpec, Lengths | None]:
-        """The cell's run, with the dtype that it will have on this machine, and the lengths of its rows."""
-        assert cell.spec is not None
-        return (memory_fit.choose_load_dtype(base, cell.spec, self.room)[0] if self.room else cell.spec), self.lengths(
-            cell.spec
-        )
+            name = base_files.format_base_name(spec.model)
+            notes[f"memory: not known for {name}, whose files are not on this disk yet"] = None
+        limit = limit or group_limits.free
+        is_local_cpu = allowed.here and base and not base_files.uses_gpu(spec.device)
+        headroom = memory_fit.measure_headroom() if is_local_cpu else None
+        for cells, needed in _split_group(group, base, group_limits, headroom, lengths):
+            batch = PlannedBatch(len(batches) + 1, number, cells, needed)
+            batches.append(batch)
+            available = group_limits.memory or group_limits.free
+            if needed and available and needed > available:
+                notes[
+                    f"memory: wave {batch.number} may need {format_gigabytes(needed)} of {format_gigabytes(available)}; "
+                    "a smaller trainer.per_device_train_batch_size needs less"
+                ] = None
+    return SweepPlan(list(groups), batches, limit, list(notes))
 
 
 def _split_group(
-    group: Group, base: BaseModelInfo | None, allowed: Limits, estimate: _Estimate
+    group: Group, base: BaseModelInfo | None, limits: Limits, headroom: Headroom | None, lengths: KnownLengths
 ) -> Iterator[tuple[list[Cell], float | None]]:
+    """Batches of a group with their estimated bytes. `headroom`: of this machine; None if the cells run elsewhere."""
+    cells = group.cells
     if base is None:
-        yield from ((cells, None) for cells in _split_by_count(group.cells, allowed.cells))
-    elif group.reason:  # a cell by itself
-        yield from (([cell], memory.estimate_memory(base, *estimate.of(base, cell)).peak) for cell in group.cells)
-    else:
-        yield from _split_by_memory(group.cells, base, allowed, estimate)
-
-
-def _split_by_count(cells: Sequence[Cell], most: int | None) -> Iterator[list[Cell]]:
-    size = most or max(1, len(cells))
-    return (list(cells[start : start + size]) for start in range(0, len(cells), size))
-
-
-def _split_by_memory(
-    cells: Sequence[Cell], base: BaseModelInfo, allowed: Limits, estimate: _Estimate
-) -> Iterator[tuple[list[Cell], float]]:
-    waiting = [(cell, *estimate.of(base, cell)) for cell in cells]
-    while waiting:
-        size, needed = count_fitting(base, [(spec, rows) for _, spec, rows in waiting], allowed)
-        yield [cell for cell, *_ in waiting[:size]], needed
-        del waiting[:size]
-
-
-def _build_cached_reader() -> Callable[[ModelSpec], BaseModelInfo | None]:
-    known: dict[str, BaseModelInfo | None] = {}
-
-    def read(model: ModelSpec) -> BaseModelInfo | None:
-        key = repr(model)
-        if key not in known:
-            known[key] = base_files.read_base_info(model)
-        return known[key]
-
-    return read
+        size = limits.cells or max(1, len(cells))
+        yield from ((cells[start : start + size], None) for start in range(0, len(cells), size))
+        return
+    runs: list[tuple[RunSpec, Lengths | None]] = []
+    for cell in cells:
+        assert cell.spec is not None
+        # The estimate depends on the dtype that `auto` means on this machine.
+        spec = memory_fit.choose_load_dtype(base, cell.spec, headroom)[0] if headroom else cell.spec
+        runs.append((spec, lengths(cell.spec)))
+    if group.reason:  # cells that run alone
+        yield from (([cell], memory.estimate_memory(base, *run).peak) for cell, run in zip(cells, runs, strict=True))
+        return
+    start = 0
+    while start < len(cells):
+        size, needed = count_fitting(base, runs[start:], limits)
+        yield cells[start : start + size], needed
+        start += size

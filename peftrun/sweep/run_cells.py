@@ -1,4 +1,4 @@
-"""Runs cells of a sweep, here or on a cluster: `python -m peftrun.sweep.run_cells FOLDER...` (cell folders of one group). Light."""
+"""Run cells of a sweep, here or on a cluster: `python -m peftrun.sweep.run_cells FOLDER...` (cell folders of one group). Light."""
 
 import dataclasses
 import sys
@@ -19,93 +19,92 @@ from peftrun.planning.joint_memory import Limits
 from peftrun.runs import execute
 from peftrun.sweep import folder
 
-ALL = Limits(here=False)  # of a worker, whose group was planned for it
+ALL = Limits(here=False)  # for a worker: the planner has already limited its cells
 
 
 def run(folders: Sequence[Path], allowed: Limits = ALL, halving: dict[str, int] | None = None) -> None:
-    """Completes the cells in `folders`, which may be trained together. Each then has a finished record, a failed one its reason.
+    """Complete the cells in `folders`, which may be trained together. Each then has a finished record; a failed one holds the reason.
 
-    A completed cell is not touched. An earlier attempt is set aside and continued from its last whole checkpoint.
+    A completed cell is not touched. An earlier attempt is moved to attempts/ and continued from its last complete checkpoint.
 
-    Args: allowed: what cells in one step may take. halving: see `execute.execute_jointly`.
+    Args: allowed: limits of the cells in one step. halving: see `execute.execute_jointly`.
     """
     ready = [(spec, cell) for cell in folders if (spec := _prepare_cell(cell)) is not None]
+    alone: Sequence[int] = range(len(ready))  # indices of cells that cannot be trained together
     if len(ready) > 1:
-        _run_together([spec for spec, _ in ready], [cell for _, cell in ready], allowed, halving)
-        return
-    for spec, cell in ready:
-        _run_one(spec, cell)
+        alone, specs, cells = [], [spec for spec, _ in ready], [cell for _, cell in ready]
+        try:
+            alone = execute.execute_jointly(specs, cells, allowed, halving)
+        except Exception:  # a bug: the records of unfinished cells hold the last line of the traceback
+            console.print_warning(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
+            traceback.print_exc()
+    for index in alone:
+        _run_alone(*ready[index])
 
 
 def _prepare_cell(cell: Path) -> RunSpec | None:
-    """What is to be run in a cell's folder; None if it is completed, or cannot be run any more (its record says why)."""
-    found = folder.read_status(cell)
-    if found == folder.COMPLETED:
+    """The run of a cell's folder; None if it is completed, or cannot be run any more (its record then says why)."""
+    status = folder.read_status(cell)
+    if status == folder.COMPLETED:
         return None
-    if found != folder.WAITING or _has_begun(cell):
+    # A process killed early leaves other files and no record.
+    if status != folder.WAITING or {path.name for path in cell.iterdir()} != {CONFIG}:
         folder.set_aside(cell)
     try:
         spec = build_spec_from_values(config.read_values(cell / CONFIG))
-    except PeftrunError as fault:
-        record_failure(cell, fault.lines)
+    except PeftrunError as error:
+        record_failure(cell, error.lines)
         return None
     return _resume_run(spec, cell)
 
 
 def find_changed_cell_inputs(cell: Path, spec: RunSpec) -> list[str]:
-    """What a cell that has ended was made from, and is another now; nothing where its record does not tell."""
+    """Names of a finished cell's inputs (data, base model) that have changed since; empty if its record does not hold their digests."""
     if folder.read_status(cell) not in (folder.COMPLETED, folder.STOPPED):
         return []
-    then = atomic_files.read_json(cell / RECORD).get("input_digests") or {}
-    return input_digests.list_changes(then, input_digests.compute_digests(spec)) if then else []
-
-
-def _has_begun(cell: Path) -> bool:
-    return {path.name for path in cell.iterdir()} != {CONFIG}
+    digests = atomic_files.read_json(cell / RECORD).get("input_digests") or {}
+    return input_digests.list_changes(digests, input_digests.compute_digests(spec)) if digests else []
 
 
 def _resume_run(spec: RunSpec, cell: Path) -> RunSpec:
-    """The run, continuing the attempt that came furthest, if one left a whole checkpoint."""
+    """The run, resuming the attempt with the highest step, if one left a complete checkpoint of the same inputs."""
     from peftrun.training import checkpoints
 
     if not isinstance(spec.action, TrainAction):
         return spec
-    left = [
-        (point, one) for one in folder.list_attempts(cell) if (point := checkpoints.find_last_complete(one)) is not None
+    candidates = [
+        (checkpoint, attempt)
+        for attempt in folder.list_attempts(cell)
+        if (checkpoint := checkpoints.find_last_complete(attempt)) is not None
     ]
-    now = input_digests.compute_digests(spec) if left else {}  # a base that will not fit is refused before it is read
-    found = [(point, one) for point, one in left if not checkpoints.find_changed_inputs(point, now)]
-    if not found:
+    if not candidates:  # digests read the base model's files, which a model refused for lack of memory should not cost
         return spec
-    furthest = max(found, key=lambda pair: checkpoints.get_step(pair[0]))[1]
+    digests = input_digests.compute_digests(spec)
+    usable = [
+        (checkpoints.get_step(checkpoint), attempt)
+        for checkpoint, attempt in candidates
+        if not checkpoints.find_changed_inputs(checkpoint, digests)
+    ]
+    if not usable:
+        return spec
+    _, furthest = max(usable, key=lambda pair: pair[0])
     return dataclasses.replace(spec, action=dataclasses.replace(spec.action, resume=str(furthest)))
 
 
-def _run_one(spec: RunSpec, cell: Path) -> None:
+def _run_alone(spec: RunSpec, cell: Path) -> None:
     try:
         result = execute.execute_run(spec, cell)
-        if spec.action.name != "train":  # whose figures are in the sweep's own table
+        if spec.action.name != "train":  # training metrics are in the sweep's own table
             console.print_summary_table(dataclasses.replace(result, next_commands=[]))
-    except PeftrunError as fault:
-        console.print_warning(f"cell {cell.name} failed: {fault.lines[0] if fault.lines else fault}")
-    except Exception:  # a bug; its record holds the last line, and the other cells go on
+    except PeftrunError as error:
+        console.print_warning(f"cell {cell.name} failed: {error.lines[0] if error.lines else error}")
+    except Exception:  # a bug: the record holds the last line of the traceback, and the other cells go on
         console.print_warning(f"cell {cell.name} failed:")
         traceback.print_exc()
 
 
-def _run_together(specs: list[RunSpec], cells: list[Path], allowed: Limits, halving: dict[str, int] | None) -> None:
-    apart = []
-    try:
-        apart = execute.execute_jointly(specs, cells, allowed, halving)
-    except Exception:  # a bug; the records of those that had not ended hold the last line
-        console.print_warning(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
-        traceback.print_exc()
-    for number in apart:
-        _run_one(specs[number], cells[number])
-
-
 def record_failure(cell: Path, lines: Sequence[str]) -> None:
-    """Leaves a failed record in the folder of a cell that cannot be run, with the reason."""
+    """Write a failed record, with the reason, into the folder of a cell that cannot be run."""
     atomic_files.write_json(cell / RECORD, {"status": folder.FAILED, "error": "\n".join(lines), "seconds": 0.0})
 
 

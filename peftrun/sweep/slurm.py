@@ -1,4 +1,4 @@
-"""Groups of a sweep as SLURM jobs, or as processes of this machine, through submitit. Light: submitit is imported when groups are sent."""
+"""Run groups of a sweep as SLURM jobs, or as processes of this machine, through submitit. Light: submitit is imported when groups are sent."""
 
 import os
 import signal
@@ -14,32 +14,32 @@ from peftrun.sweep import cluster
 from peftrun.sweep.cluster import JobEnd
 from peftrun.system import packages
 
-LOGS = ".submitit"  # in the sweep's folder: submitit's pickles and what its jobs print
+LOGS = ".submitit"  # in the sweep's folder: submitit's pickles and the output of its jobs
 CLUSTERS = ("slurm", "local", "debug")
 
 
 class Job:
-    """One group, as submitit pickles it. A job that SLURM ends at its time limit, or preempts, is put back into the queue."""
+    """One group, as submitit pickles it. A job that SLURM ends at its time limit, or preempts, is queued again."""
 
     def __init__(self, folders: Sequence[str], where: str, threads: int | None) -> None:
         self.folders, self.where, self.threads = folders, where, threads
 
     def __call__(self) -> str:
-        """Runs the group; one line if the machine cannot do that, else nothing."""
+        """Run the group. Returns one line if the machine cannot do that, else an empty string."""
         cpus = os.environ.get("SLURM_CPUS_PER_TASK")
         return cluster.run_group(self.folders, self.where, int(cpus) if cpus else self.threads)
 
     def checkpoint(self, *_: Any) -> Any:
-        """What is put back into the queue: the same group; cells that are done are skipped there, partial ones resumed."""
+        """Called by submitit before a job is queued again: the same group. Finished cells are skipped there, others resumed."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(Job(self.folders, self.where, self.threads))
 
 
 def send(groups: Sequence[Sequence[Path]], options: dict[str, Any]) -> None:
-    """Returns when every group has ended, here or on the cluster; see `cluster.run_on_cluster`.
+    """Run all groups, here or on the cluster, and return when they have ended; see `cluster.run_on_cluster`.
 
-    Args: options: `cluster`, `parallel`, `max_retries`, and `executor`, which goes to submitit whole.
+    Args: options: `cluster`, `parallel`, `max_retries`, and `executor`, which is passed whole to submitit.
 
     Raises: ConfigError: submitit is not installed, there is no such cluster, or submitit refuses an option.
     """
@@ -47,44 +47,47 @@ def send(groups: Sequence[Sequence[Path]], options: dict[str, Any]) -> None:
         raise ConfigError(packages.explain_not_installed("hydra/launcher", "submitit"))
     parallel = cluster.read_int_option(options, "SLURM", "parallel", 1)
     max_retries = cluster.read_int_option(options, "SLURM", "max_retries", 0) or 0
-    logs = groups[0][0].absolute().parent / LOGS
+    logs, cluster_name = groups[0][0].absolute().parent / LOGS, options["cluster"]
     executor = _build_executor(logs, options, max_retries)
-    _stop_earlier(logs, options["cluster"])
-    threads = None if options["cluster"] == "slurm" else cluster.count_threads(parallel, len(groups))
-    start = partial(_submit_group, executor, threads)
-    cluster.run_on_cluster(
-        groups,
-        cluster.ClusterBackend(_format_name(options), start, _read_end, partial(_stop_job, logs, options["cluster"])),
-        parallel,
-        max_retries,
+    _stop_earlier_jobs(logs, cluster_name)
+    # On SLURM each job has its own CPUs; local jobs share those of this machine.
+    threads = None if cluster_name == "slurm" else cluster.count_threads(parallel, len(groups))
+
+    def stop(job: Any) -> None:
+        if cluster_name != "local":
+            job.cancel(check=False)
+        elif stop_processes := _find_local_job(logs, job.job_id):  # with all its child processes
+            stop_processes()
+
+    engine = cluster.ClusterBackend(
+        "SLURM" if cluster_name == "slurm" else f"submitit ({cluster_name})",
+        start=partial(_submit_group, executor, threads),
+        end=_read_end,
+        stop=stop,
     )
-
-
-def _format_name(options: dict[str, Any]) -> str:
-    return "SLURM" if options["cluster"] == "slurm" else f"submitit ({options['cluster']})"
+    cluster.run_on_cluster(groups, engine, parallel, max_retries)
 
 
 def _build_executor(logs: Path, options: dict[str, Any], max_retries: int) -> Any:
-    cluster = options.get("cluster")
-    if cluster not in CLUSTERS:
+    cluster_name = options.get("cluster")
+    if cluster_name not in CLUSTERS:
         raise ConfigError(
-            f"hydra.launcher.cluster={cluster}: must be one of {', '.join(CLUSTERS)}; type hydra.launcher.cluster=slurm"
+            f"hydra.launcher.cluster={cluster_name}: must be one of {', '.join(CLUSTERS)}; type hydra.launcher.cluster=slurm"
         )
     import submitit
 
     try:
-        executor = submitit.AutoExecutor(logs / "%j", cluster=cluster, slurm_max_num_timeout=max_retries)
+        executor = submitit.AutoExecutor(logs / "%j", cluster=cluster_name, slurm_max_num_timeout=max_retries)
         executor.update_parameters(**options.get("executor") or {})
     except (RuntimeError, NameError, AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(_explain_refusal(cluster, error)) from error
+        reason = str(error).splitlines()[0]
+        message = f"hydra.launcher.executor: submitit refuses it: {reason}"
+        if isinstance(error, RuntimeError):  # no srun on this machine
+            message = (
+                f"hydra.launcher.cluster={cluster_name}: {reason}; on one machine type hydra.launcher.cluster=local"
+            )
+        raise ConfigError(message) from error
     return executor
-
-
-def _explain_refusal(cluster: str, error: Exception) -> str:
-    first = str(error).splitlines()[0]
-    if isinstance(error, RuntimeError):  # no srun on this machine
-        return f"hydra.launcher.cluster={cluster}: {first}; on one machine type hydra.launcher.cluster=local"
-    return f"hydra.launcher.executor: submitit refuses it: {first}"
 
 
 def _submit_group(executor: Any, threads: int | None, folders: Sequence[Path]) -> Any:
@@ -92,18 +95,19 @@ def _submit_group(executor: Any, threads: int | None, folders: Sequence[Path]) -
 
     try:
         with _ignore_interrupts():
-            job = executor.submit(Job([str(one) for one in folders], os.getcwd(), threads))
-    except (submitit.core.utils.FailedJobError, OSError) as error:  # sbatch says no
-        last = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
-        raise ConfigError(f"hydra.launcher.executor: SLURM refuses the job: {last.strip()}") from error
+            job = executor.submit(Job([str(folder) for folder in folders], os.getcwd(), threads))
+    except (submitit.core.utils.FailedJobError, OSError) as error:  # sbatch refuses the job
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
+        raise ConfigError(f"hydra.launcher.executor: SLURM refuses the job: {reason.strip()}") from error
     if executor.cluster != "slurm":
-        job._results_timeout_s = 1  # on one machine, what a dead job has not written is not on its way
+        # submitit waits this many seconds for a result on a slow file system; on one machine there is none to come.
+        job._results_timeout_s = 1
     return job
 
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Processes started inside do not hear Ctrl-C, which a terminal sends to all: this process ends them, in order."""
+    """Processes started inside ignore Ctrl-C, which a terminal sends to all of them: this process ends them in order."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -115,45 +119,30 @@ def _read_end(job: Any) -> JobEnd | None:
     if not job.done():
         return None
     error = job.exception()
-    return JobEnd(fault=job.result()) if error is None else JobEnd(died=_format_death(job, error))
-
-
-def _format_death(job: Any, error: BaseException) -> str:
-    """The last line that the job printed, where it lies, and what submitit says of it."""
+    if error is None:
+        return JobEnd(fault=job.result())
     log = Path(job.paths.stderr)
     lines = [line for line in (job.stderr() or "").splitlines() if line.strip()]
-    said = f"; the last line of {log}: {lines[-1].strip()[:200]}" if lines else f"; {log} says nothing"
-    return f"{type(error).__name__}: job {job.job_id} is {job.state}{said}"
+    last = f"; the last line of {log}: {lines[-1].strip()[:200]}" if lines else f"; {log} is empty"
+    return JobEnd(died=f"{type(error).__name__}: job {job.job_id} is {job.state}{last}")
 
 
-def _stop_job(logs: Path, cluster: str, job: Any) -> None:
-    if cluster != "local":
-        job.cancel(check=False)
-    elif end := _find_local_job(logs, job.job_id):
-        end()
-
-
-def _stop_earlier(logs: Path, cluster: str) -> None:
-    """Jobs of a launch that was killed may still run: they end before their cells are sent again."""
-    begun = [one.name for one in logs.glob("*") if one.name.isdigit() and not list(one.glob("*_result.pkl"))]
-    alive = [
-        end
-        for job in begun
-        if (end := (_find_slurm_job if cluster == "slurm" else _find_local_job)(logs, job)) is not None
-    ]
-    if alive:
-        jobs = (
-            "1 job of an earlier launch still runs"
-            if len(alive) == 1
-            else f"{len(alive)} jobs of an earlier launch still run"
-        )
+def _stop_earlier_jobs(logs: Path, cluster_name: str) -> None:
+    """Stop jobs of a killed launch that still run, before their cells are sent again."""
+    find = _find_slurm_job if cluster_name == "slurm" else _find_local_job
+    numbers = [path.name for path in logs.glob("*") if path.name.isdigit() and not list(path.glob("*_result.pkl"))]
+    stops = [stop for number in numbers if (stop := find(logs, number)) is not None]
+    if stops:
+        jobs = "1 job of an earlier launch still runs"
+        if len(stops) > 1:
+            jobs = f"{len(stops)} jobs of an earlier launch still run"
         console.print_info(f"{jobs}; ended now, their cells are continued")
-    for end in alive:
-        end()
+    for stop in stops:
+        stop()
 
 
 def _find_slurm_job(logs: Path, number: str) -> Callable[[], Any] | None:
-    """What ends a job of SLURM; None if it has ended."""
+    """A function that stops a SLURM job; None if it has ended."""
     from submitit.slurm.slurm import SlurmJob
 
     job: Any = SlurmJob(logs / "%j", number)
@@ -163,23 +152,21 @@ def _find_slurm_job(logs: Path, number: str) -> Callable[[], Any] | None:
 
 
 def _find_local_job(logs: Path, number: str) -> Callable[[], Any] | None:
-    """What ends a job of submitit on this machine; None if it has ended, or the number is another process's by now."""
+    """A function that stops a submitit job on this machine; None if it has ended, or its process id now belongs to another program."""
     import psutil
 
     try:
-        found = psutil.Process(int(number))
-        if str(logs) not in " ".join(found.cmdline()):
+        process = psutil.Process(int(number))
+        if str(logs) not in " ".join(process.cmdline()):
             return None
-        family = [found, *found.children(recursive=True)]
+        processes = [process, *process.children(recursive=True)]
     except psutil.Error:
         return None
-    return lambda: _terminate_processes(family)
 
+    def stop() -> None:
+        process.terminate()  # submitit passes it on to the children
+        for survivor in psutil.wait_procs(processes, timeout=cluster.STOPPING)[1]:
+            with suppress(psutil.Error):
+                survivor.kill()
 
-def _terminate_processes(family: Sequence[Any]) -> None:
-    import psutil
-
-    family[0].terminate()  # submitit hands it on
-    for one in psutil.wait_procs(family, timeout=cluster.STOPPING)[1]:
-        with suppress(psutil.Error):
-            one.kill()
+    return stop

@@ -1,4 +1,4 @@
-"""What a sweep has shown and what may be chance: seeds are replicates, and configurations are compared over the seeds that they share."""
+"""Statistics of a sweep: seeds are replicates, and configurations are compared over the seeds that they share (paired t-tests, Holm)."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from typing import Any
 from peftrun.formatting import format_figure, is_number
 from peftrun.sweep.summary import SEED, make_key, parse_command
 
-LEVEL = 0.95
+LEVEL = 0.95  # confidence level of all intervals
 ONE_SEED = (
-    "One seed a configuration: nothing can be told apart from chance. "
+    "One seed per configuration: no difference can be distinguished from chance. "
     "Add seeds to the same command, such as seed=1,2,3: cells that are done are not run again."
 )
 
@@ -24,11 +24,11 @@ class Configuration:
     """Cells that agree in everything but the seed.
 
     Attributes:
-        values: axis → value, the seed left out.
-        cells: as sweep.json has them, whatever became of them.
-        scores: seed (as text) → objective, of the cells that are completed.
-        mean, deviation: of the scores; the deviation is the sample's, None of fewer than two.
-        interval: 95 % interval of the mean; None of fewer than two.
+        values: axis → value, without the seed.
+        cells: as in sweep.json, of any status.
+        scores: seed (as text) → objective of the completed cells.
+        mean, deviation: of the scores; the sample standard deviation, None for fewer than two.
+        interval: 95 % confidence interval of the mean; None for fewer than two.
     """
 
     values: dict[str, Any]
@@ -40,7 +40,7 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Its values as they are typed."""
+        """Its values as overrides."""
         return (
             ", ".join(f"{key}={format_override_value(value)}" for key, value in self.values.items())
             or "the one configuration"
@@ -53,8 +53,10 @@ class PairedDifference:
 
     Attributes:
         difference: mean over shared seeds of first − second: not above 0.
-        interval: its 95 % interval; p: chance of one as large if there were none (two-sided); adjusted: p after Holm.
-        family: comparisons in that axis, which are corrected together.
+        interval: its 95 % confidence interval.
+        p: two-sided p-value of the paired t-test.
+        adjusted: p after Holm's correction.
+        family: number of comparisons in that axis, which are corrected together.
     """
 
     axis: str
@@ -69,43 +71,44 @@ class PairedDifference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the difference is more than chance, all comparisons of its axis counted."""
+        """Whether the difference is significant at 5 %, corrected for all comparisons of its axis."""
         return self.adjusted < 1 - LEVEL
 
     def format_sentence(self, objective: str) -> str:
-        """What it says in words."""
-        one, other = (
+        """The result as a sentence."""
+        better, worse = (
             f"{self.axis}={format_override_value(side.values[self.axis])}" for side in (self.first, self.second)
         )
-        rest = [f"{key}={format_override_value(value)}" for key, value in self.first.values.items() if key != self.axis]
+        shared = [
+            f"{key}={format_override_value(value)}" for key, value in self.first.values.items() if key != self.axis
+        ]
         low, high = (format_figure(end) for end in self.interval)
-        alone = self.interval[1] < 0  # told apart, were it the only comparison
-        verdict = f"{one} {'is' if self.is_significant else 'may be'} better than {other}"
-        if not alone and not self.is_significant:
-            verdict = f"no difference shown between {other} and {one}"
-        counted = (
-            f"; one of {self.family} comparisons, which together leave it open"
-            if alone and not self.is_significant
-            else ""
-        )
-        where = f"{' with ' if rest else ''}{', '.join(rest)} at this budget"
+        # The interval is not corrected: it may exclude 0 where Holm's correction leaves the difference open.
+        is_open = self.interval[1] < 0 and not self.is_significant
+        verdict, note = f"no difference shown between {worse} and {better}", ""
+        if self.is_significant:
+            verdict = f"{better} is better than {worse}"
+        elif is_open:
+            verdict = f"{better} may be better than {worse}"
+            note = f"; one of {self.family} comparisons, not significant after correction"
+        fixed = f"{' with ' if shared else ''}{', '.join(shared)} at this budget"
         span = (
             f"difference of {objective} {format_figure(self.difference)}, {100 * LEVEL:.0f} % interval {low} to {high}"
         )
-        return f"{verdict}{where} ({span}, {self.seeds} seeds{counted})"
+        return f"{verdict}{fixed} ({span}, {self.seeds} seeds{note})"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What may be said about a sweep.
+    """Statistics of a sweep.
 
     Attributes:
-        axes: axis → its values, the seed left out; what follows from other axes is none.
-        cells: as sweep.json has them, but their values are those of the axes and the seed.
+        axes: axis → its values, without the seed; a key whose value follows from other axes is not an axis.
+        cells: as in sweep.json, but with the values of the axes and the seed only.
         configurations: lowest mean first; those without a completed cell last.
-        differences: those of one axis behind each other, surest first.
-        left_out: cells that count for nothing, with their reason.
-        note: what the number of seeds allows to say; empty if there are enough.
+        differences: by axis, smallest adjusted p first.
+        left_out: lines about the cells that are not counted, with the reason.
+        note: what too few seeds mean for the comparisons; empty if there are enough.
     """
 
     axes: dict[str, list[Any]]
@@ -117,159 +120,170 @@ class Findings:
 
 
 def analyze_sweep(summary: dict[str, Any]) -> Findings:
-    """What may be said about the sweep that sweep.json describes. Only completed cells count."""
+    """Statistics of the sweep that sweep.json describes. Only completed cells count."""
     texts = [parse_command(cell["command"]) for cell in summary["cells"]]
-    groups = _find_chosen_groups(texts, summary["axes"])
+    # A config group from which cells chose differently (lora=dora) is one axis; the keys that it sets follow from it.
+    candidates = {axis.split(".")[0] for axis in summary["axes"]} | {"experiment"}
+    names = dict.fromkeys(key for text in texts for key in text if key in candidates and key not in summary["axes"])
+    groups = [name for name in names if len({text.get(name) for text in texts}) > 1]
     cells = [
         {**cell, "values": cell["values"] | {name: text.get(name) for name in groups}}
         for cell, text in zip(summary["cells"], texts, strict=True)
     ]
     axes = _find_axes(cells, [*groups, *summary["axes"]], {key for text in texts for key in text})
-    kept = [*axes, *([SEED] if SEED in summary["axes"] else [])]
-    cells = [{**cell, "values": {key: cell["values"].get(key) for key in kept}} for cell in cells]
-    found = sorted(_build_configurations(cells, axes), key=lambda one: math.inf if one.mean is None else one.mean)
-    values = {axis: list({make_key(one.values[axis]): one.values[axis] for one in found}.values()) for axis in axes}
-    ordered = {axis: sort_values(items) for axis, items in values.items()}
-    differences = [each for axis in axes for each in _adjust_differences(list(_compare_pairs(axis, found)))]
-    repeated = any(len(one.scores) > 1 for one in found)
-    return Findings(ordered, cells, found, differences, _list_left_out(cells), "" if repeated else ONE_SEED)
+    keys = [*axes, *([SEED] if SEED in summary["axes"] else [])]
+    cells = [{**cell, "values": {key: cell["values"].get(key) for key in keys}} for cell in cells]
+    configurations = sorted(
+        _build_configurations(cells, axes),
+        key=lambda configuration: math.inf if configuration.mean is None else configuration.mean,
+    )
+    axis_values = {
+        axis: sort_values(
+            list({make_key(value): value for value in (each.values[axis] for each in configurations)}.values())
+        )
+        for axis in axes
+    }
+    differences = [difference for axis in axes for difference in _compare_axis(axis, configurations)]
+    has_replicates = any(len(configuration.scores) > 1 for configuration in configurations)
+    note = "" if has_replicates else ONE_SEED
+    return Findings(axis_values, cells, configurations, differences, _list_left_out(cells), note)
 
 
 def compute_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of two values or more: mean ± t s/√n, with t of Student's distribution at n - 1.
+    """95 % confidence interval of the mean of two values or more: mean ± t s/√n, with t of Student's distribution at n - 1.
 
     Source: Student 1908, "The probable error of a mean", Biometrika 6(1); NIST/SEMATECH e-Handbook of Statistical
-    Methods, 1.3.5.2 (confidence limits for the mean). Of paired differences: the same, 1.3.5.3's paired case.
+    Methods, 1.3.5.2 (confidence limits for the mean). The same for paired differences: 1.3.5.3, paired case.
     """
     from scipy.special import stdtrit
 
-    middle, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * error
-    return middle - half, middle + half
+    mean, standard_error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half_width = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * standard_error
+    return mean - half_width, mean + half_width
 
 
 def compute_paired_t_pvalue(differences: Sequence[float]) -> float:
-    """Two-sided p of Student's paired t test: how often chance alone gives a mean as far from 0, where no difference is.
+    """Two-sided p-value of Student's paired t-test: probability of a mean at least as far from 0 if there is no difference.
 
-    Source: t = mean / (s/√n) at n - 1 degrees of freedom (Student 1908, as in `interval`).
+    Source: t = mean / (s/√n) at n - 1 degrees of freedom (Student 1908, as in `compute_interval`).
     """
     from scipy.special import stdtr
 
-    middle, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
-    if error == 0:
-        return 0.0 if middle else 1.0
-    return 2 * float(stdtr(len(differences) - 1, -abs(middle / error)))
+    mean, standard_error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+    if standard_error == 0:
+        return 0.0 if mean else 1.0
+    return 2 * float(stdtr(len(differences) - 1, -abs(mean / standard_error)))
 
 
-def adjust_holm(chances: Sequence[float]) -> list[float]:
-    """Each p corrected for the others: the k-th smallest of m times m - k + 1, never below a smaller one's, at most 1.
+def adjust_holm(pvalues: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the k-th smallest of m p-values times m - k + 1, kept monotone, at most 1.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2).
     """
-    adjusted, highest = [0.0] * len(chances), 0.0
-    for rank, place in enumerate(sorted(range(len(chances)), key=lambda index: chances[index])):
-        highest = max(highest, min(1.0, (len(chances) - rank) * chances[place]))
-        adjusted[place] = highest
+    adjusted, highest = [0.0] * len(pvalues), 0.0
+    for rank, index in enumerate(sorted(range(len(pvalues)), key=lambda index: pvalues[index])):
+        highest = max(highest, min(1.0, (len(pvalues) - rank) * pvalues[index]))
+        adjusted[index] = highest
     return adjusted
 
 
 def format_override_value(value: Any) -> str:
-    """A value as it is typed on the command line."""
+    """A value as on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(format_override_value, value))}]"
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def sort_values(values: list[Any]) -> list[Any]:
-    """Numbers ascending; what is no number in alphabetical order behind them."""
-    return sorted(values, key=lambda one: (0, one, "") if is_number(one) else (1, 0, format_override_value(one)))
+    """Numbers ascending, then the rest in alphabetical order."""
+    return sorted(
+        values, key=lambda value: (0, value, "") if is_number(value) else (1, 0, format_override_value(value))
+    )
 
 
 def label_cell(cell: dict[str, Any]) -> str:
-    """A cell in words: its place in the sweep and its values."""
+    """Label of a cell: its numbers in the sweep and its values."""
     values = ", ".join(f"{key}={format_override_value(value)}" for key, value in cell["values"].items())
     return f"cell {', '.join(map(str, cell['numbers']))}{f' ({values})' if values else ''}"
 
 
-def _find_chosen_groups(texts: list[dict[str, str]], axes: dict[str, Any]) -> list[str]:
-    """Config groups from which cells have chosen differently, such as lora=dora: an axis of which many keys follow."""
-    below = {axis.split(".")[0] for axis in axes} | {"experiment"}
-    names = dict.fromkeys(key for one in texts for key in one if key in below and key not in axes)
-    return [name for name in names if len({one.get(name) for one in texts}) > 1]
-
-
-def _find_axes(cells: list[dict[str, Any]], keys: list[str], asked: set[str]) -> list[str]:
-    """Keys that were typed, and those that do not follow from them; the seed left out."""
-    found = [key for key in keys if key in asked]
+def _find_axes(cells: list[dict[str, Any]], keys: list[str], typed: set[str]) -> list[str]:
+    """Keys on the command line, and those whose value does not follow from them; without the seed."""
+    axes = [key for key in keys if key in typed]
     for key in keys:
-        if key not in found and not _follows_from(key, [*found, SEED], cells):
-            found.append(key)
-    return [key for key in found if key != SEED]
+        if key not in axes and not _follows_from(key, [*axes, SEED], cells):
+            axes.append(key)
+    return [key for key in axes if key != SEED]
 
 
 def _follows_from(key: str, others: list[str], cells: list[dict[str, Any]]) -> bool:
-    """Whether a key's value is the same wherever those of the others are."""
-    seen: dict[str, set[str]] = defaultdict(set)
+    """Whether cells that agree in `others` also agree in `key`."""
+    values_by_others: dict[str, set[str]] = defaultdict(set)
     for cell in cells:
-        seen[make_key([cell["values"].get(other) for other in others])].add(make_key(cell["values"].get(key)))
-    return all(len(values) == 1 for values in seen.values())
+        values = cell["values"]
+        values_by_others[make_key([values.get(other) for other in others])].add(make_key(values.get(key)))
+    return all(len(values) == 1 for values in values_by_others.values())
 
 
 def _build_configurations(cells: list[dict[str, Any]], axes: list[str]) -> Iterator[Configuration]:
-    together: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    replicates: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
-        together[make_key([cell["values"].get(axis) for axis in axes])].append(cell)
-    for group in together.values():
+        replicates[make_key([cell["values"].get(axis) for axis in axes])].append(cell)
+    for group in replicates.values():
         scores = {make_key(cell["values"].get(SEED)): float(cell["objective"]) for cell in group if is_counted(cell)}
-        several = len(scores) > 1
+        has_spread = len(scores) > 1
         yield Configuration(
             {axis: group[0]["values"].get(axis) for axis in axes},
             group,
             scores,
-            statistics.fmean(scores.values()) if scores else None,
-            statistics.stdev(scores.values()) if several else None,
-            compute_interval([*scores.values()]) if several else None,
+            mean=statistics.fmean(scores.values()) if scores else None,
+            deviation=statistics.stdev(scores.values()) if has_spread else None,
+            interval=compute_interval([*scores.values()]) if has_spread else None,
         )
 
 
 def is_counted(cell: dict[str, Any]) -> bool:
-    """Whether a cell's objective says something: it is completed and was measured."""
+    """Whether a cell's objective counts: it is completed and has one. A cell stopped early had a smaller budget."""
     return cell["status"] == "completed" and cell["objective"] is not None
 
 
 def _list_left_out(cells: list[dict[str, Any]]) -> list[str]:
     reasons = {
-        "stopped": "ended early, so its budget was another",
+        "stopped": "ended early, with a smaller budget",
         "completed": "has no objective",
-        "interrupted": "the same command goes on with it",
-        "not started": "the same command begins it",
+        "interrupted": "the same command continues it",
+        "not started": "the same command starts it",
     }
-    return [
-        f"{label_cell(cell)}: {cell['status']}{f', {why}' if (why := cell['error'] or reasons.get(cell['status'])) else ''}"
-        for cell in cells
-        if not is_counted(cell)
+    lines = []
+    for cell in cells:
+        if not is_counted(cell):
+            reason = cell["error"] or reasons.get(cell["status"])
+            lines.append(f"{label_cell(cell)}: {cell['status']}{f', {reason}' if reason else ''}")
+    return lines
+
+
+def _compare_axis(axis: str, configurations: list[Configuration]) -> list[PairedDifference]:
+    """All pairs that agree in every other axis and share two seeds or more, smallest adjusted p first."""
+    peers: dict[str, list[Configuration]] = defaultdict(list)
+    for configuration in configurations:
+        peers[make_key([value for key, value in configuration.values.items() if key != axis])].append(configuration)
+    differences = []
+    for first, second in (pair for group in peers.values() for pair in combinations(group, 2)):
+        deltas = [first.scores[seed] - second.scores[seed] for seed in first.scores if seed in second.scores]
+        if len(deltas) < 2:
+            continue
+        if statistics.fmean(deltas) > 0:  # the lower mean first
+            first, second, deltas = second, first, [-delta for delta in deltas]  # noqa: PLW2901
+        p, interval = compute_paired_t_pvalue(deltas), compute_interval(deltas)
+        differences.append(
+            PairedDifference(
+                axis, first, second, statistics.fmean(deltas), interval, len(deltas), p, adjusted=p, family=1
+            )
+        )
+    # Each axis is a question of its own, so its comparisons are one family.
+    adjusted = adjust_holm([difference.p for difference in differences])
+    corrected = [
+        replace(difference, adjusted=p, family=len(differences))
+        for difference, p in zip(differences, adjusted, strict=True)
     ]
-
-
-def _compare_pairs(axis: str, found: list[Configuration]) -> Iterator[PairedDifference]:
-    """All pairs that agree in every other axis and share two seeds or more; not yet corrected."""
-    alike: dict[str, list[Configuration]] = defaultdict(list)
-    for one in found:
-        alike[make_key([value for key, value in one.values.items() if key != axis])].append(one)
-    for one, other in (pair for group in alike.values() for pair in combinations(group, 2)):
-        apart = [one.scores[seed] - other.scores[seed] for seed in one.scores if seed in other.scores]
-        if len(apart) > 1:
-            yield _build_difference(axis, one, other, apart)
-
-
-def _build_difference(axis: str, one: Configuration, other: Configuration, apart: list[float]) -> PairedDifference:
-    if statistics.fmean(apart) > 0:
-        one, other, apart = other, one, [-each for each in apart]
-    p = compute_paired_t_pvalue(apart)
-    return PairedDifference(axis, one, other, statistics.fmean(apart), compute_interval(apart), len(apart), p, p, 1)
-
-
-def _adjust_differences(found: list[PairedDifference]) -> list[PairedDifference]:
-    adjusted = adjust_holm([one.p for one in found])
-    corrected = [replace(one, adjusted=p, family=len(found)) for one, p in zip(found, adjusted, strict=True)]
-    return sorted(corrected, key=lambda one: (one.adjusted, one.difference))
+    return sorted(corrected, key=lambda difference: (difference.adjusted, difference.difference))

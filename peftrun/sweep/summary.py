@@ -1,4 +1,4 @@
-"""What came out of a sweep, cell by cell: sweep.json for programs, sweep.csv for tables. Read anew from the cells' records each time."""
+"""Results of a sweep by cell: sweep.json for programs, sweep.csv for spreadsheets. Read from the cells' records each time."""
 
 import csv
 import io
@@ -22,16 +22,16 @@ SEED = "seed"
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell as it was planned; everything else about it is in its record.
+    """One cell as it was planned; its results are in its record.
 
     Attributes:
-        numbers: its places in the sweep; several where cells are identical after resolution.
+        numbers: job numbers in the sweep; several where combinations are identical after resolution.
         id: empty if it could not be composed.
-        values: its resolved configuration, nested or flat, whole or in part: what differs between cells is found here. Empty if it
-            could not be composed; then what its command says is shown.
+        values: its resolved configuration, nested or flat, whole or in part, from which the axes are found. Empty if it
+            could not be composed; the overrides in `command` are used then.
         how: together, alone, done before, refused.
-        command: what to type to run this cell alone.
-        error: why it was refused, if it was: such a cell has no record.
+        command: runs this cell alone.
+        error: why it was refused; such a cell has no record.
     """
 
     id: str
@@ -46,7 +46,7 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class SweepState:
-    """A sweep as its launcher knows it. `status`: running, completed, failed, stopped; times as ISO 8601."""
+    """State of a sweep in its launcher. `status`: running, completed, failed, stopped, interrupted; `started` and `finished` in ISO 8601."""
 
     command: str
     status: str
@@ -58,9 +58,9 @@ class SweepState:
 
 
 def write_summary(folder: Path, sweep: SweepState) -> dict[str, Any]:
-    """The summary of the sweep as it stands on disk now; sweep.json and sweep.csv in `folder` then hold it."""
+    """Summarize the records on disk, and write sweep.json and sweep.csv into `folder`. Returns the summary."""
     values = [config.flatten_keys(cell.values) if cell.values else _parse_values(cell.command) for cell in sweep.cells]
-    found = find_axes(values)
+    axes = find_axes(values)
     summary = {
         "command": sweep.command,
         "folder": str(folder),
@@ -68,11 +68,11 @@ def write_summary(folder: Path, sweep: SweepState) -> dict[str, Any]:
         "started": sweep.started,
         "finished": sweep.finished,
         "seconds": sweep.seconds,
-        "axes": found,
+        "axes": axes,
         "objective": sweep.objective,
         "cells": [
-            _summarize_cell(folder, cell, {key: own.get(key) for key in found}, sweep.status)
-            for cell, own in zip(sweep.cells, values, strict=True)
+            _summarize_cell(folder, cell, {key: cell_values.get(key) for key in axes}, sweep.status)
+            for cell, cell_values in zip(sweep.cells, values, strict=True)
         ],
     }
     atomic_files.write_json(folder / SUMMARY_FILE, summary)
@@ -82,19 +82,23 @@ def write_summary(folder: Path, sweep: SweepState) -> dict[str, Any]:
 
 def find_axes(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Key → its values, for each key whose value differs between cells that have it; numbers ascending; the seed comes last."""
-    keys = dict.fromkeys(key for one in values for key in one)
-    found = {key: _list_distinct([one[key] for one in values if key in one]) for key in keys}
-    differing = {key: items for key, items in found.items() if len(items) > 1}
-    return dict(sorted(differing.items(), key=lambda item: item[0] == SEED))
+    axes: dict[str, list[Any]] = {}
+    for key in dict.fromkeys(key for cell_values in values for key in cell_values):
+        distinct = {make_key(cell_values[key]): cell_values[key] for cell_values in values if key in cell_values}
+        items = list(distinct.values())
+        if len(items) > 1:
+            is_numeric = all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
+            axes[key] = sorted(items) if is_numeric else items
+    return dict(sorted(axes.items(), key=lambda item: item[0] == SEED))
 
 
 def make_key(value: Any) -> str:
-    """A value of any kind as text by which it is told from others: 1 is 1.0, but neither true nor "1"."""
+    """Text that is equal for equal values: 1 equals 1.0, but neither true nor "1"."""
     return json.dumps(_normalize_numbers(value), sort_keys=True, default=str)
 
 
 def _normalize_numbers(value: Any) -> Any:
-    """The value, numbers without a fraction as integers."""
+    """The value with whole floats as integers."""
     if isinstance(value, dict):
         return {str(key): _normalize_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -105,31 +109,25 @@ def _normalize_numbers(value: Any) -> Any:
 def parse_command(command: str) -> dict[str, str]:
     """Key → text of every override in a command."""
     try:
-        parts = shlex.split(command)
-    except ValueError:  # an unfinished quotation
+        words = shlex.split(command)
+    except ValueError:  # an unclosed quote
         return {}
-    return {key.lstrip("+~"): text for part in parts if "=" in part for key, _, text in [part.partition("=")]}
+    return {key.lstrip("+~"): text for word in words if "=" in word for key, _, text in [word.partition("=")]}
 
 
 def _parse_values(command: str) -> dict[str, Any]:
-    return {key: _parse_value(text) for key, text in parse_command(command).items()}
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _list_distinct(values: list[Any]) -> list[Any]:
-    found = list({make_key(value): value for value in values}.values())
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
-    return sorted(found) if numbers else found
+    """Key → value of every override in a command; a value that is not JSON stays text."""
+    values: dict[str, Any] = {}
+    for key, text in parse_command(command).items():
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values
 
 
 def _read_record(cell: Path) -> dict[str, Any]:
-    """The record of a cell; none if it has not begun. One that is damaged is a failed cell, told as such."""
+    """The record of a cell; empty if it has not started. A damaged record counts as a failed cell, with the error."""
     if not (cell / RECORD).exists():
         return {}
     try:
@@ -138,31 +136,33 @@ def _read_record(cell: Path) -> dict[str, Any]:
         return {"status": "failed", "error": str(error)}
 
 
-def _compute_status(cell: PlannedCell, record: dict[str, Any], attempts: int, sweep: str) -> str:
-    """Of a cell without a record: what becomes of it, or, once the sweep has ended, that nothing did."""
+def _compute_status(cell: PlannedCell, record: dict[str, Any], attempts: int, sweep_status: str) -> str:
+    """Status of a cell; without a record it depends on whether the sweep still runs."""
     if record.get("status") or cell.error:
         return str(record.get("status") or "failed")
-    if sweep == "running":
+    if sweep_status == "running":
         return "waiting"
     return "interrupted" if attempts else "not started"
 
 
-def _summarize_cell(folder: Path, cell: PlannedCell, values: dict[str, Any], sweep: str) -> dict[str, Any]:
+def _summarize_cell(folder: Path, cell: PlannedCell, values: dict[str, Any], sweep_status: str) -> dict[str, Any]:
     record = _read_record(folder / cell.id) if cell.id else {}
     attempts = len(list((folder / ATTEMPTS).glob(f"{cell.id}-*") if cell.id else []))
     training, metrics = record.get("training") or {}, record.get("metrics") or {}
+    # Of a group trained together, the record holds this cell's share of the seconds.
+    cost = (record.get("together") or record).get("seconds")
     return {
         "id": cell.id,
         "numbers": cell.numbers,
         "values": values,
-        "status": _compute_status(cell, record, attempts, sweep),
+        "status": _compute_status(cell, record, attempts, sweep_status),
         "error": record.get("error") or cell.error,
         "folder": cell.id,
         "group": cell.group,
         "wave": cell.wave,
         "how": cell.how,
         "seconds": _replace_nonfinite(record.get("seconds")),
-        "cost_seconds": _compute_cost(record),
+        "cost_seconds": _replace_nonfinite(cost),
         "steps": training.get("steps"),
         "tokens": training.get("tokens"),
         "metrics": {when: _replace_nonfinite(metrics.get(when) or {}) for when in ("before", "after")},
@@ -173,40 +173,31 @@ def _summarize_cell(folder: Path, cell: PlannedCell, values: dict[str, Any], swe
     }
 
 
-def _compute_cost(record: dict[str, Any]) -> float | None:
-    """Seconds that a cell has cost: its own, or of those of the group that it was trained in its part, which its record says."""
-    together = record.get("together")
-    return _replace_nonfinite(together["seconds"] if together else record.get("seconds"))
-
-
 def _replace_nonfinite(value: Any) -> Any:
-    """NaN and infinities are no JSON: None."""
+    """The value with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _replace_nonfinite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _format_csv(summary: dict[str, Any]) -> str:
-    """One row a cell: the axes, then what came out."""
+    """One row per cell: the axes, then the results."""
     cells, out = summary["cells"], io.StringIO()
-    measured = [(when, key) for when in ("after", "before") for key in _list_metrics(cells, when)]
-    plain = ("seconds", "cost_seconds", "steps", "tokens", "trainable_parameters", "error")
-    head = ["cell", *summary["axes"], "status", "objective", *(f"{when}.{key}" for when, key in measured), *plain]
+    # In the order in which the metrics first appear, (when, name) each.
+    metrics = [
+        (when, name)
+        for when in ("after", "before")
+        for name in dict.fromkeys(name for cell in cells for name in cell["metrics"][when])
+    ]
+    facts = ("seconds", "cost_seconds", "steps", "tokens", "trainable_parameters", "error")
+    head = ["cell", *summary["axes"], "status", "objective", *(f"{when}.{name}" for when, name in metrics), *facts]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
     for cell in cells:
-        values = [_format_text(cell["values"][key]) for key in summary["axes"]]
-        results = [cell["metrics"][when].get(key) for when, key in measured]
+        values = [cell["values"][key] for key in summary["axes"]]
+        texts = [json.dumps(value) if isinstance(value, dict | list) or value is None else value for value in values]
+        results = [cell["metrics"][when].get(name) for when, name in metrics]
         writer.writerow(
-            [cell["id"], *values, cell["status"], cell["objective"], *results, *(cell[key] for key in plain)]
+            [cell["id"], *texts, cell["status"], cell["objective"], *results, *(cell[key] for key in facts)]
         )
     return out.getvalue()
-
-
-def _list_metrics(cells: list[dict[str, Any]], when: str) -> list[str]:
-    return list(dict.fromkeys(key for cell in cells for key in cell["metrics"][when]))
-
-
-def _format_text(value: Any) -> Any:
-    """Lists and mappings as JSON; what is plain as it is."""
-    return json.dumps(value) if isinstance(value, dict | list) or value is None else value

@@ -28,7 +28,7 @@ BROKEN = {  # option → its text, and what is told of it
     "experiment/lost": ("defaults:\n  - override /lora: nosuch\n", "Could not find 'lora/nosuch'"),
     "experiment/torn": ("task: {data: [}\n", "is not YAML"),
     "experiment/code": ("task: {_target_: os.system}\n", "_target_: names code to be run"),
-    "experiment/undeclared": (f"{TASK}template: {{name: a, version: 1.0.0, slots: {{}}}}\n{SLOTS}", "slots.rows=???: is declared nowhere"),
+    "experiment/undeclared": (f"{TASK}template: {{name: a, version: 1.0.0, slots: {{}}}}\n{SLOTS}", "slots.rows=???: is not declared"),
     "experiment/nowhere": ("lora: {r: '${lora.nosuch}'}\n", "lora.r: Interpolation key 'lora.nosuch' not found"),
     "experiment/unversioned": (TEMPLATE.replace("version: 1.0.0, ", "") + SLOTS, "template.version is not set"),
     "lora/dora": ("defaults: [lora, _self_]\nr: 8\n", "is never read, since peftrun's own lora=dora is found first"),

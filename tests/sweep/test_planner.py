@@ -250,7 +250,7 @@ def test_waves_hold_what_the_limits_allow(tmp_path):
         choose_cells_per_step(runs, allowed)[0] == 2 and choose_cells_per_step(short, allowed)[0] > 2
     )  # as long as rows are, not as they may be
     told = choose_cells_per_step(runs, allowed)[1]
-    assert "7 cells on one base, 2 at once: about " in told and "of hydra.launcher.memory_limit (" in told
+    assert "7 cells on one base model, 2 at once: about " in told and "of hydra.launcher.memory_limit (" in told
     few, own = choose_cells_per_step(runs, Limits(free=1000)), choose_cells_per_step(runs, Limits(None, 7, free=1000))
     assert few[0] == 1 and "hydra.launcher.max_cells=7 takes all at once" in few[1]
     assert own[0] == 7 and "all at once" in own[1]  # what the user sets wins

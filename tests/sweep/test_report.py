@@ -112,7 +112,7 @@ def test_sentences_of_differences(page):
 
 def test_with_one_seed_chance_is_named(tmp_path):
     grid(tmp_path, {"lora.r": [4, 8]}, lambda r: 1 / r)
-    assert "nothing can be told apart from chance" in page_of(tmp_path).text
+    assert "no difference can be distinguished from chance" in page_of(tmp_path).text
 
 
 def test_one_cell(tmp_path):

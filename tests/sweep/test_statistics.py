@@ -123,7 +123,7 @@ def test_stopped_cells_do_not_count_although_they_were_measured(tmp_path):
         grid(tmp_path, {"lora.r": [8, 16]}, lambda r: record(0.01, status="stopped") if r == 8 else 0.5)
     )
     assert [one.values["lora.r"] for one in found.configurations] == [16, 8] and found.configurations[1].mean is None
-    assert found.left_out == ["cell 0 (lora.r=8): stopped, ended early, so its budget was another"]
+    assert found.left_out == ["cell 0 (lora.r=8): stopped, ended early, with a smaller budget"]
 
 
 def test_with_one_seed_nothing_is_told(tmp_path):

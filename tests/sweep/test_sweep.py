@@ -209,7 +209,7 @@ def test_what_was_frozen_is_what_runs(cli, tmp_path, tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_cells, "run", lambda folders, *_: sent.extend(folders))
         outcome = cli(*grid)
-    assert outcome.code == 1 and "did not come to its end, and left no reason" in outcome.err
+    assert outcome.code == 1 and "did not finish, and left no reason" in outcome.err
     ours.write_text(ours.read_text().replace("r: 3", "r: 5"))
     run_cells.run(sent)
     for cell in sent:

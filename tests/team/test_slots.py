@@ -45,7 +45,7 @@ def team(tmp_path, data):
         ([ROWS, "slots.fast=1"], ["slots.fast=1: must be a bool"]),
         ([ROWS, "slots.words=3"], ["slots.words=3: must be a str"]),
         ([ROWS, "slots.nosuch=3"], ["slots.nosuch=3: the template has no such slot; slots: slots.rows"]),
-        ([ROWS, "+slots.nosuch=3"], ["slots.nosuch=3: is declared nowhere"]),
+        ([ROWS, "+slots.nosuch=3"], ["slots.nosuch=3: is not declared"]),
         ([ROWS, "~slots.rank"], ["template.slots.rank: has no key to be set by", "lora.r: "]),
         (["lora.rr=1"], ["lora.rr=1: there is no such key", "slots.rows is not set"]),
         ([ROWS, "slots.rank=0"], ["lora.r=0: must be greater than or equal to 1"]),
@@ -58,8 +58,8 @@ def test_what_is_wrong_with_a_slot_is_one_line(team, cli, monkeypatch, typed, to
 
 
 def test_a_slot_without_a_template_is_refused(tmp_path, cli):
-    check_refused(cli, tmp_path, ["+slots.x=1"], ("slots.x=1: no template is chosen that asks for it",))
-    check_refused(cli, tmp_path, ["slots.x=1"], ("slots.x=1: no template is chosen that asks for it",))
+    check_refused(cli, tmp_path, ["+slots.x=1"], ("slots.x=1: no chosen template has it",))
+    check_refused(cli, tmp_path, ["slots.x=1"], ("slots.x=1: no chosen template has it",))
 
 
 def test_a_declared_slot_without_a_key_is_told(team, cli):

@@ -1,4 +1,4 @@
-"""Group `action`: what each action is asked, one dataclass an action. What `action.` may be left out of is told by `typed`."""
+"""Group `action`: the options of each action, one dataclass per action. For keys that may omit `action.` see `config.shorthand`."""
 
 from typing import Annotated, Literal
 
@@ -13,17 +13,19 @@ Path = Annotated[str, Field(min_length=1, examples=["PATH"])]
 
 @dataclass(config=STRICT)
 class TrainAction:
-    """Learn the task; evaluate before and after; save the adapter."""
+    """Train an adapter on the task; evaluate before and after; save it."""
 
     name: Literal["train"]
-    resume: Path | None  # a run folder, or `auto`: the newest unfinished run with this very config
+    resume: Path | None  # a run folder, or `auto`: the newest unfinished run with the same config
     evaluate_before: bool
-    samples: Annotated[int, Field(ge=0, examples=[3])]  # held-out rows answered before and after, for the report
+    samples: Annotated[
+        int, Field(ge=0, examples=[3])
+    ]  # evaluation rows answered before and after training, for the report
 
 
 @dataclass(config=STRICT)
 class SaveAction:
-    """Write adapters again (all, or those named), in another dtype if asked; a fresh one if none is given."""
+    """Save loaded adapters again (all, or those named), in another dtype if given; without an adapter, a new untrained one."""
 
     name: Literal["save"]
     adapters: Annotated[list[str], Field(min_length=1, examples=["[default]"])] | None
@@ -33,7 +35,7 @@ class SaveAction:
 
 @dataclass(config=STRICT)
 class ReloadAction:
-    """Load in a fresh process, prove the load, evaluate."""
+    """Load an adapter in a new process, verify the load, evaluate."""
 
     name: Literal["reload"]
     evaluate: bool
@@ -41,14 +43,14 @@ class ReloadAction:
 
 @dataclass(config=STRICT)
 class EvaluateAction:
-    """Measure the base, with an adapter or without."""
+    """Evaluate the base model, with an adapter or without."""
 
     name: Literal["evaluate"]
 
 
 @dataclass(config=STRICT)
 class GenerateAction:
-    """Answer a prompt, a file of prompts, or a person."""
+    """Generate answers to a prompt, a file of prompts, or an interactive chat."""
 
     name: Literal["generate"]
     prompt: str | None
@@ -61,7 +63,7 @@ class GenerateAction:
 
 @dataclass(config=STRICT)
 class MergeAction:
-    """Write a full model that needs no adapter, and prove it."""
+    """Write a full model with the adapter merged in, and verify it."""
 
     name: Literal["merge"]
     dtype: Dtype
@@ -72,7 +74,7 @@ class MergeAction:
 
 @dataclass(config=STRICT)
 class CombineAction:
-    """Make one adapter of several, and measure it against their weighted sum."""
+    """Combine several adapters into one, and measure its distance from their weighted sum."""
 
     name: Literal["combine"]
     combination: Literal[
@@ -88,7 +90,7 @@ class CombineAction:
 
 @dataclass(config=STRICT)
 class ExtractAction:
-    """Make an adapter of what full fine-tuning has changed."""
+    """Extract an adapter from a fully fine-tuned model: the weight difference at a given rank."""
 
     name: Literal["extract"]
     tuned: Path
@@ -97,7 +99,7 @@ class ExtractAction:
 
 @dataclass(config=STRICT)
 class UnmergeAction:
-    """Take an adapter out of a merged model again."""
+    """Subtract an adapter from a merged model."""
 
     name: Literal["unmerge"]
     dtype: Dtype
@@ -106,7 +108,7 @@ class UnmergeAction:
 
 @dataclass(config=STRICT)
 class InspectAction:
-    """Say what adapters hold; no model is loaded."""
+    """Show the content of adapters; no model is loaded."""
 
     name: Literal["inspect"]
 
@@ -120,7 +122,7 @@ class DiffAction:
 
 @dataclass(config=STRICT)
 class PlanAction:
-    """Say what training would take. `measured_steps`: taken on the real base to tell the time; 0: nothing is loaded. The others are the training's."""
+    """Estimate memory and time of a training run. `measured_steps`: steps on the real base model, to measure time; 0: nothing is loaded. The others are those of train."""
 
     name: Literal["plan"]
     resume: Path | None
@@ -131,38 +133,38 @@ class PlanAction:
 
 @dataclass(config=STRICT)
 class PreviewAction:
-    """Show rows as they will be learned; no weights are loaded."""
+    """Show rows as tokens with their labels; no weights are loaded."""
 
     name: Literal["preview"]
-    rows: Annotated[int, Field(ge=0, examples=[5])]  # training rows that are shown
-    at: Positive | None  # the number of one row in the data, in their place
-    tokens: bool  # each token with its id
+    rows: Annotated[int, Field(ge=0, examples=[5])]  # number of training rows to show
+    at: Positive | None  # number of one row in the data, shown instead
+    tokens: bool  # show each token with its id
 
 
 @dataclass(config=STRICT)
 class ReplayAction:
-    """Run a record again from its own config, and compare what comes out."""
+    """Run a record again from its config, and compare the results."""
 
     name: Literal["replay"]
     run: Path | None  # a run folder
-    env: Literal["check"] | None  # check: only say what has drifted since
-    tolerance: Annotated[float, Field(ge=0, examples=[1e-3])]  # largest difference of a weight that counts as equal
+    env: Literal["check"] | None  # check: only list what has changed since
+    tolerance: Annotated[float, Field(ge=0, examples=[1e-3])]  # largest difference between weights that counts as equal
 
 
 @dataclass(config=STRICT)
 class ExplainAction:
-    """Say where each value of a config comes from, or how two runs differ."""
+    """Show where each value of a config comes from, or how two runs differ."""
 
     name: Literal["explain"]
-    run: Path | None  # a run folder, in place of what is typed
-    against: Path | None  # another one
+    run: Path | None  # a run folder, instead of the typed command
+    against: Path | None  # another run folder, to compare with
     of: str  # the action whose config is explained
     format: Literal["table", "json"]
 
 
 @dataclass(config=STRICT)
 class TemplateAction:
-    """Make a package of configs that a team installs with pip."""
+    """Create a package of configs that a team installs with pip."""
 
     name: Literal["template"]
     path: Path | None
@@ -170,10 +172,10 @@ class TemplateAction:
 
 @dataclass(config=STRICT)
 class CheckAction:
-    """Resolve every option on the search path, and see that it fits its model."""
+    """Resolve every option on the search path, and check that it fits its model."""
 
     name: Literal["check"]
-    build: bool  # also each model, without weights, on torch's meta device
+    build: bool  # also build each model on torch's meta device, without weights
 
 
 @dataclass(config=STRICT)
@@ -182,26 +184,26 @@ class ListAction:
 
     name: Literal["list"]
     roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
-    where: str | None  # which of them: "task=sms_spam and r>=8"
-    sort: str | None  # by what: a column, `-` before it for the largest first
+    where: str | None  # a condition, such as "task=sms_spam and r>=8"
+    sort: str | None  # a column; with `-` before it the largest first
     limit: Positive | None
     format: Literal["table", "json"]
 
 
 @dataclass(config=STRICT)
 class CompareAction:
-    """Set runs side by side: what differs, what came out; no model is loaded."""
+    """Compare runs: differing values and results; no model is loaded."""
 
     name: Literal["compare"]
     runs: Annotated[list[str], Field(examples=["[outputs/train/RUN,outputs/train/RUN2]"])] | None  # run folders
     roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
-    where: str | None  # in place of `runs`
+    where: str | None  # a condition, instead of `runs`
     format: Literal["table", "json"]
 
 
 @dataclass(config=STRICT)
 class BrowseAction:
-    """Show the catalogue as a web page on this machine; no model is loaded."""
+    """Show the catalog of runs as a web page on this machine; no model is loaded."""
 
     name: Literal["browse"]
     roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
@@ -212,28 +214,28 @@ class BrowseAction:
 
 @dataclass(config=STRICT)
 class ServeAction:
-    """Answer over HTTP as OpenAI's API does, one base and every adapter."""
+    """Serve OpenAI's API over HTTP: one base model, each adapter as a model."""
 
     name: Literal["serve"]
     host: Annotated[str, Field(min_length=1, examples=["127.0.0.1"])]
     port: Annotated[int, Field(ge=0, le=65535, examples=[8000])]
-    max_batch_size: Positive  # answers computed at once
-    max_waiting: Positive  # answers that wait for their turn
-    max_new_tokens: Annotated[int, Field(ge=1, examples=[256])]  # of an answer whose request sets no limit
+    max_batch_size: Positive  # requests generated at once
+    max_waiting: Positive  # requests in the queue
+    max_new_tokens: Annotated[int, Field(ge=1, examples=[256])]  # for requests without a limit
     request_timeout: Annotated[float, Field(gt=0, examples=[600])]  # seconds
     shutdown_timeout: Annotated[float, Field(ge=0, examples=[30])]  # seconds
-    max_body_bytes: Annotated[int, Field(ge=1024, examples=[4194304])]  # of a request
+    max_body_bytes: Annotated[int, Field(ge=1024, examples=[4194304])]  # largest size of a request
     api_key_env: Annotated[str, Field(min_length=1, examples=["PEFTRUN_API_KEY"])] | None
 
 
 @dataclass(config=STRICT)
 class ExportAction:
-    """Write what others load: a Hub folder with a model card, a folder for vLLM, a GGUF adapter."""
+    """Export for other programs: a Hub folder with a model card, a folder for vLLM, a GGUF adapter."""
 
     name: Literal["export"]
     target: Literal["hub", "vllm", "gguf"]
-    model_dir: Path | None  # target=hub: a full model in place of an adapter
-    base_model: Annotated[str, Field(min_length=1, examples=["ORG/NAME"])] | None  # the base's id on the Hub
+    model_dir: Path | None  # target=hub: a full model instead of an adapter
+    base_model: Annotated[str, Field(min_length=1, examples=["ORG/NAME"])] | None  # the base model's id on the Hub
     license: Annotated[str, Field(min_length=1, examples=["apache-2.0"])] | None
     repo_id: Annotated[str, Field(min_length=1, examples=["ORG/NAME"])] | None
     push: bool

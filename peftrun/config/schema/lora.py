@@ -11,36 +11,36 @@ Rank = Annotated[int, Field(ge=1, examples=[16])]
 Dropout = Annotated[float, Field(ge=0, lt=1, examples=[0.05])]
 Alpha = Annotated[int | float, Field(gt=0, examples=[32])]
 Names = Annotated[list[str] | str, Field(min_length=1, examples=["all-linear"])]
-Layers = list[int] | int  # numbers of layers; one may stand alone
+Layers = list[int] | int  # layer numbers, or one number
 INITS = r"^(gaussian|orthogonal|olora|mica|eva|corda|lora_ga|loftq|pissa|pissa_niter_\d+)$"
 
 
 @dataclass(config=STRICT)
 class NoAdapter:
-    """Full fine-tuning: the reference that adapters are compared with."""
+    """Full fine-tuning, the reference that adapters are compared with."""
 
     method: Literal["none"]
 
 
 @dataclass(config=STRICT)
 class Targets:
-    """What most methods share."""
+    """Fields that most methods share."""
 
     method: str
-    target_modules: Names | None  # null: PEFT's table for this model
+    target_modules: Names | None  # null: PEFT's default modules for this model
     modules_to_save: list[str] | None
 
 
 @dataclass(config=STRICT)
 class LayerTargets(Targets):
-    """What those share that may be kept to some layers."""
+    """Fields of methods that can be restricted to some layers."""
 
     layers_to_transform: Layers | None
 
 
 @dataclass(config=STRICT)
 class EvaSpec:
-    """How EVA spreads ranks over layers; goes to `peft.EvaConfig`."""
+    """How EVA distributes ranks over layers; passed to `peft.EvaConfig`."""
 
     rho: Annotated[float, Field(ge=1, examples=[2.0])]
     tau: Annotated[float, Field(ge=0, le=1, examples=[0.99])]
@@ -49,14 +49,14 @@ class EvaSpec:
 
 @dataclass(config=STRICT)
 class CordaSpec:
-    """Which directions CorDA adapts; goes to `peft.CordaConfig`."""
+    """Which directions CorDA adapts; passed to `peft.CordaConfig`."""
 
     corda_method: Literal["ipm", "kpm"]
 
 
 @dataclass(config=STRICT)
 class LoraGaSpec:
-    """How LoRA-GA reads the first gradients; goes to `peft.LoraGAConfig`."""
+    """How LoRA-GA uses the first gradients; passed to `peft.LoraGAConfig`."""
 
     direction: Literal["ArBr", "A2rBr", "ArB2r", "random"]
     scale: Literal["stable", "weight_svd", "gd_scale", "unit"]
@@ -65,7 +65,7 @@ class LoraGaSpec:
 
 @dataclass(config=STRICT)
 class VeloraSpec:
-    """How VeLoRA compresses what the backward pass keeps; goes to `peft.VeloraConfig`."""
+    """How VeLoRA compresses the activations saved for the backward pass; passed to `peft.VeloraConfig`."""
 
     num_groups: Positive
     scale: Annotated[float, Field(gt=0, examples=[1.0])]
@@ -74,7 +74,7 @@ class VeloraSpec:
 
 @dataclass(config=STRICT)
 class BdLoraSpec:
-    """Which of the two matrices of a module is block-diagonal; goes to `peft.BdLoraConfig`."""
+    """Which of the two matrices of a module is block-diagonal; passed to `peft.BdLoraConfig`."""
 
     target_modules_bd_a: list[str] | None
     target_modules_bd_b: list[str] | None
@@ -84,14 +84,14 @@ class BdLoraSpec:
 
 @dataclass(config=STRICT)
 class LoraSpec:
-    """Fields go to `peft.LoraConfig` under their own names; the last three say how it is started and trained."""
+    """Passed to `peft.LoraConfig` under the same names; the last three set its initialization and training."""
 
     method: Literal["lora"]
     r: Rank
     lora_alpha: Alpha
     target_modules: (
         Names | None
-    )  # null: PEFT's table for this model; none of its own where target_parameters names the experts
+    )  # null: PEFT's default modules for this model; none if target_parameters names the experts
     exclude_modules: list[str] | str | None
     lora_dropout: Dropout
     bias: Literal["none", "all", "lora_only"]
@@ -111,14 +111,14 @@ class LoraSpec:
     lora_ga_config: LoraGaSpec | None
     velora_config: VeloraSpec | None
     use_bdlora: BdLoraSpec | None
-    calibration_rows: Positive  # training rows that eva, corda and lora_ga look at
+    calibration_rows: Positive  # training rows that eva, corda and lora_ga use
     loraplus_lr_ratio: Annotated[float, Field(ge=1, examples=[16.0])] | None
     lora_fa: bool
 
 
 @dataclass(config=STRICT)
 class AdaLoraSpec:
-    """Fields go to `peft.AdaLoraConfig`; its total_step is the run's own."""
+    """Passed to `peft.AdaLoraConfig`; total_step is set by the run."""
 
     method: Literal["adalora"]
     target_r: Rank
@@ -131,6 +131,6 @@ class AdaLoraSpec:
     beta1: Annotated[float, Field(gt=0, lt=1, examples=[0.85])]
     beta2: Annotated[float, Field(gt=0, lt=1, examples=[0.85])]
     orth_reg_weight: Annotated[float, Field(gt=0, examples=[0.5])]
-    target_modules: Names | None  # null: PEFT's table for this model
+    target_modules: Names | None  # null: PEFT's default modules for this model
     modules_to_save: list[str] | None
     layers_to_transform: Layers | None

@@ -1,4 +1,4 @@
-"""What a preference or a reward teaches, and how strongly: `task.objective`. Field names are those of TRL's configs."""
+"""Training objectives of preferences and rewards: `task.objective`. Field names are those of TRL's configs."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ Rewards = Literal["exact_answer", "contains_answer", "matches_pattern", "valid_j
 
 @dataclass(config=STRICT)
 class DpoObjective:
-    """Goes to `trl.DPOConfig`. The reference is the base without the adapter."""
+    """Passed to `trl.DPOConfig`. The reference model is the base model without the adapter."""
 
     name: Literal["dpo"]
     beta: Beta
@@ -26,7 +26,7 @@ class DpoObjective:
 
 @dataclass(config=STRICT)
 class KtoObjective:
-    """Goes to `trl.KTOConfig`. The reference is the base without the adapter."""
+    """Passed to `trl.KTOConfig`. The reference model is the base model without the adapter."""
 
     name: Literal["kto"]
     beta: Beta
@@ -37,15 +37,15 @@ class KtoObjective:
 
 @dataclass(config=STRICT)
 class OrpoObjective:
-    """Goes to `trl.experimental.orpo.ORPOConfig`. There is no reference."""
+    """Passed to `trl.experimental.orpo.ORPOConfig`. There is no reference model."""
 
     name: Literal["orpo"]
-    beta: Beta  # weight of the odds ratio beside the likelihood of what was chosen
+    beta: Beta  # weight of the odds-ratio loss, added to the likelihood loss of the chosen answer
 
 
 @dataclass(config=STRICT)
 class RewardObjective:
-    """Goes to `trl.RewardConfig`. The base gets a head with one output."""
+    """Passed to `trl.RewardConfig`. The base model gets a head with one output."""
 
     name: Literal["reward"]
     center_rewards_coefficient: Annotated[float, Field(gt=0, examples=[0.01])] | None
@@ -53,7 +53,7 @@ class RewardObjective:
 
 @dataclass(config=STRICT)
 class GrpoObjective:
-    """Goes to `trl.GRPOConfig`, all but the last three, which say what is rewarded."""
+    """Passed to `trl.GRPOConfig`, except the last three, which define the rewards."""
 
     name: Literal["grpo"]
     beta: Beta
@@ -65,10 +65,10 @@ class GrpoObjective:
     num_iterations: Positive
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"]
     scale_rewards: Literal["group", "batch", "none"]
-    reward_weights: list[float] | None  # one for each; null: 1 each
+    reward_weights: list[float] | None  # one per reward; null: 1 each
     rewards: Annotated[list[Rewards], Field(min_length=1, examples=["[exact_answer]"])]
-    pattern: str | None  # of matches_pattern: a regular expression that is looked for
-    target_length: Positive | None  # of near_length, in characters
+    pattern: str | None  # for matches_pattern: a regular expression
+    target_length: Positive | None  # for near_length, in characters
 
 
 Objective = Annotated[

@@ -1,7 +1,7 @@
-"""Group `lora`, third part: methods that turn or scale what the weights do, or put something before the input.
+"""Group `lora`, third part: methods that rotate or scale weights or activations, or prepend virtual tokens.
 
-Field names are PEFT's own. Left out, since they need what a run has not: X-LoRA, Poly, multitask prompt tuning (trained adapters
-or task numbers in each batch), CPT (labelled context); and Shadow, which fails on Llama and GPT-2 in PEFT 0.21.
+Field names are PEFT's own. Left out, since a run lacks what they need: X-LoRA, Poly, multitask prompt tuning (trained adapters
+or task numbers in each batch), CPT (labeled context); and Shadow, which fails on Llama and GPT-2 in PEFT 0.21.
 """
 
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ class BoftSpec(LayerTargets):
     """BOFT."""
 
     method: Literal["boft"]
-    boft_block_size: Annotated[int, Field(ge=0, examples=[4])]  # 0: boft_block_num says how many blocks
+    boft_block_size: Annotated[int, Field(ge=0, examples=[4])]  # 0: boft_block_num sets the number of blocks
     boft_n_butterfly_factor: Positive
     boft_dropout: Dropout
 
@@ -62,7 +62,7 @@ class Ia3Spec:
 
     method: Literal["ia3"]
     feedforward_modules: list[str] | str | None
-    target_modules: Names | None  # null: PEFT's table for this model
+    target_modules: Names | None  # null: PEFT's default modules for this model
     modules_to_save: list[str] | None
 
 
@@ -71,7 +71,7 @@ class LnTuningSpec:
     """LN tuning."""
 
     method: Literal["ln_tuning"]
-    target_modules: Names | None  # null: PEFT's table for this model
+    target_modules: Names | None  # null: PEFT's default modules for this model
     modules_to_save: list[str] | None
 
 
@@ -80,7 +80,7 @@ class OftSpec(LayerTargets):
     """OFT."""
 
     method: Literal["oft"]
-    oft_block_size: Annotated[int, Field(ge=0, examples=[16])]  # 0: r says how many blocks
+    oft_block_size: Annotated[int, Field(ge=0, examples=[16])]  # 0: r sets the number of blocks
     coft: bool
     block_share: bool
     module_dropout: Dropout
@@ -124,7 +124,7 @@ class PromptTuningSpec:
     num_virtual_tokens: Positive
     prompt_tuning_init: Literal[
         "RANDOM", "SAMPLE_VOCAB", "TEXT"
-    ]  # TEXT: prompt_tuning_init_text, by the base's tokenizer
+    ]  # TEXT: prompt_tuning_init_text, tokenized by the base model's tokenizer
 
 
 @dataclass(config=STRICT)
@@ -152,7 +152,7 @@ class TrainableTokensSpec:
 
     method: Literal["trainable_tokens"]
     token_indices: Annotated[list[int], Field(min_length=1, examples=[[0]])]
-    target_modules: Names | None  # null: PEFT's table for this model
+    target_modules: Names | None  # null: PEFT's default modules for this model
 
 
 METHODS = (

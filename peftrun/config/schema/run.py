@@ -1,7 +1,7 @@
-"""The typed shape of a run: one dataclass a group, one field a knob. Values live in `conf/`.
+"""Typed schema of a run: one dataclass per config group, one field per key. Values are in `conf/`.
 
-Field names are the field's own: a `lora` group (its methods: `methods`) is handed whole to PEFT's config, a `trainer` group whole to
-`trl.SFTConfig`. `examples` is what an error message tells the user to type instead.
+A group of a library has the library's field names: `lora` is passed whole to PEFT's config, `trainer` whole to `trl.SFTConfig`.
+`examples` is the value that an error message suggests.
 """
 
 from typing import Annotated, Literal
@@ -18,10 +18,10 @@ from peftrun.config.schema.trackers import Tracker
 
 @dataclass(config=STRICT)
 class ModelSpec:
-    """The frozen base."""
+    """The frozen base model."""
 
-    name_or_path: Path  # a hub id, a folder, or a .gguf file; with `package`: a path inside it
-    package: str | None  # an installed package that carries the model
+    name_or_path: Path  # a Hub id, a folder, or a .gguf file; with `package`: a path inside it
+    package: str | None  # an installed package that contains the model
     revision: str | None
     quantization: Literal["nf4", "fp4", "int8", "torchao_int8"] | None
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
@@ -36,13 +36,13 @@ Lora = Annotated[
 
 @dataclass(config=STRICT)
 class MixSpec:
-    """One more source of rows, of the same kind as the first."""
+    """One more source of rows, of the same type as the first."""
 
-    path: Path  # as of the first source
+    path: Path  # like that of the first source
     weight: Annotated[float, Field(gt=0, examples=[1.0])]  # the first source's is 1
-    prompt: str | None = None  # templates of its own; null: the task's
+    prompt: str | None = None  # its own template; null: the task's
     completion: str | None = None  # null: the task's
-    name: str | None = None  # on the Hub: which configuration
+    name: str | None = None  # on the Hub: configuration of the dataset
     revision: str | None = None  # on the Hub: branch, tag or commit
     split: str | None = None  # on the Hub; null: the first source's
 
@@ -54,11 +54,11 @@ class DataSpec:
     source: Literal["package", "file", "hub"]
     path: Path  # csv, tsv, json, jsonl, parquet, arrow or txt; on the Hub: the dataset's id
     package: str | None
-    name: str | None  # on the Hub: which of the dataset's configurations
+    name: str | None  # on the Hub: configuration of the dataset
     revision: str | None
     split: str
-    eval_path: Path | None  # held-out rows of their own; null: split off from `path`
-    eval_split: str | None  # on the Hub: held-out rows are those of another split
+    eval_path: Path | None  # file of evaluation rows; null: split off from `path`
+    eval_split: str | None  # on the Hub: split with the evaluation rows
     train_rows: Positive | None
     eval_rows: Positive
     validation_rows: Positive | None
@@ -67,7 +67,7 @@ class DataSpec:
     group_column: str | None
     mix: dict[str, MixSpec] | None
     streaming: bool
-    labels: dict[str, str] | None  # value in `label_column` → the word to be written
+    labels: dict[str, str] | None  # value in `label_column` → word to generate
     deduplicate: bool
     balance: bool
     holdout: Literal["random", "last"]
@@ -77,10 +77,10 @@ class DataSpec:
 
 @dataclass(config=STRICT)
 class LmEvalSpec:
-    """What lm-evaluation-harness measures. Rows at once are trainer.per_device_eval_batch_size, seeds are seed."""
+    """Tasks of lm-evaluation-harness. The batch size is trainer.per_device_eval_batch_size, the seeds are `seed`."""
 
     tasks: Annotated[list[str], Field(min_length=1, examples=["[arc_easy]"])]
-    include_path: Path | None  # a folder with YAML files of your own tasks
+    include_path: Path | None  # a folder with YAML files of further tasks
     num_fewshot: Annotated[int, Field(ge=0, examples=[5])] | None
     limit: Positive | None
     apply_chat_template: bool
@@ -89,29 +89,29 @@ class LmEvalSpec:
 
 @dataclass(config=STRICT)
 class TaskSpec:
-    """What is learned. Templates name columns: `{text}`."""
+    """The training task. Templates name columns: `{text}`."""
 
     kind: Literal[
         "causal_lm", "seq_cls", "token_cls", "seq2seq", "preference", "unpaired_preference", "prompt_only", "lm_eval"
     ]
     data: DataSpec
-    messages: str | None  # a column of chat messages, in place of the templates
-    tools: Path | None  # a JSON file of tools, for rows that bring none
-    template_arguments: dict[str, str | int | float | bool | None] | None  # handed to the model's chat template
+    messages: str | None  # a column of chat messages, instead of templates
+    tools: Path | None  # a JSON file of tools, for rows without their own
+    template_arguments: dict[str, str | int | float | bool | None] | None  # passed to the model's chat template
     special_tokens_in_text: Literal["keep", "escape", "refuse"]
     system: str | None
     prompt: str | None
     completion: str | None
     label_names: (
         Annotated[list[str], Field(min_length=2, examples=["[no, yes]"])] | None
-    )  # of a classifier's outputs, in order
-    chosen: str | None  # preference: a column of the better answers
-    rejected: str | None  # preference: a column of the worse ones
-    desirable: str | None  # unpaired_preference: a column that says whether the answer is wanted
-    lm_eval: LmEvalSpec | None  # which tasks of lm-evaluation-harness
-    objective: Objective | None  # of preferences and rewards
-    words: str | None  # token_cls: a column of words
-    tags: str | None  # token_cls: a column of their tags
+    )  # of a classifier's outputs, in order of their index
+    chosen: str | None  # preference: column of the preferred answers
+    rejected: str | None  # preference: column of the rejected answers
+    desirable: str | None  # unpaired_preference: column that says whether an answer is good
+    lm_eval: LmEvalSpec | None  # tasks of lm-evaluation-harness
+    objective: Objective | None  # for preferences and rewards
+    words: str | None  # token_cls: column of words
+    tags: str | None  # token_cls: column of tags, one per word
     loss_on: Literal["completion", "assistant", "all"]
     metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"]] | None
     max_new_tokens: Positive
@@ -120,16 +120,16 @@ class TaskSpec:
 
 @dataclass(config=STRICT)
 class TrainerSpec:
-    """Every field but early_stopping_patience goes to `trl.SFTConfig`, or the config of another loop, under its own name."""
+    """Every field but early_stopping_patience is passed to `trl.SFTConfig`, or the config of another trainer, under its own name."""
 
     learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
     lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_min_lr", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial",
         "inverse_sqrt",
     ]  # fmt: skip
-    lr_scheduler_kwargs: dict[str, float] | None  # of the schedule itself
+    lr_scheduler_kwargs: dict[str, float] | None  # extra arguments of the schedule
     warmup_steps: Annotated[float, Field(ge=0, examples=[0.1])]
-    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs decides
+    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs applies
     num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
     per_device_train_batch_size: Annotated[int, Field(ge=1, examples=[4])]
     per_device_eval_batch_size: Annotated[int, Field(ge=1, examples=[16])]
@@ -164,7 +164,7 @@ class TrainerSpec:
 
 @dataclass(config=STRICT)
 class DeviceSpec:
-    """Where it runs, and how precisely."""
+    """Hardware, precision and processes."""
 
     name: Literal["auto", "cpu", "cuda", "mps", "xpu"]
     dtype: Dtype
@@ -176,47 +176,47 @@ class DeviceSpec:
     main_address: str | None
     main_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
     deepspeed_config: Path | None
-    deterministic: bool  # ask for algorithms that give the same bytes each time
-    memory_check: bool  # refuse what will not fit before it is loaded
-    max_memory: dict[str, str] | None  # device (cpu, 0, 1, …) → at most so much of it for the base: 4GiB
+    deterministic: bool  # use deterministic algorithms: the same bytes each time
+    memory_check: bool  # refuse a run that will not fit into memory before loading it
+    max_memory: dict[str, str] | None  # device (cpu, 0, 1, …) → memory limit for the base model, such as 4GiB
 
 
 @dataclass(config=STRICT)
 class SlotSpec:
-    """What a template asks whoever uses it to fill in."""
+    """A parameter of a template, set by its user."""
 
-    type: Literal["path", "str", "int", "float", "bool"]  # what its value must be
-    help: str  # one line for whoever fills it in
+    type: Literal["path", "str", "int", "float", "bool"]  # type of its value
+    help: str  # one line for the user
 
 
 @dataclass(config=STRICT)
 class TemplateSpec:
-    """The team template that a run is made from; `slots` name → what belongs there."""
+    """The team template that a run uses, and its parameters (`slots`)."""
 
     name: Annotated[str, Field(min_length=1, examples=["ours/NAME"])]  # of the template
-    version: Annotated[str, Field(min_length=1, examples=['"1.0.0"'])]  # of the template; told in the record
-    slots: dict[str, SlotSpec]  # name → what belongs there
+    version: Annotated[str, Field(min_length=1, examples=['"1.0.0"'])]  # of the template; stored in the record
+    slots: dict[str, SlotSpec]  # name → type and help text
 
 
 @dataclass(config=STRICT)
 class RunSpec:
-    """A whole run: what `conf/config.yaml` composes."""
+    """A whole run, as composed by `conf/config.yaml`."""
 
-    action: Action  # what is done
+    action: Action  # what to do
     model: ModelSpec
-    lora: Lora  # which method makes the adapter, and how large it is
+    lora: Lora  # PEFT method and size of the adapter
     task: TaskSpec
     trainer: TrainerSpec
     device: DeviceSpec
-    tracker: Tracker  # who is told of a training while it runs
+    tracker: Tracker  # experiment tracker
     seed: Annotated[int, Field(ge=0, lt=2**32, examples=[0])]
     adapter: dict[str, str]
     active: str | None
     allow_base_mismatch: bool
-    slots: dict[str, str | int | float | bool]  # values for the slots of the template
+    slots: dict[str, str | int | float | bool]  # values of the template's parameters
     template: TemplateSpec | None
 
 
 def needs_processes(spec: RunSpec) -> bool:
-    """Whether this run is spread over processes."""
+    """Whether this run uses several processes (torchrun)."""
     return spec.device.strategy is not None and spec.action.name == "train"

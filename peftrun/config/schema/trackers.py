@@ -1,4 +1,4 @@
-"""Who is told of a training while it runs: `tracker`. Light. Keys and passwords are never here: the libraries read them from the environment."""
+"""Experiment trackers: `tracker`. Light. API keys and passwords are never config values: the libraries read them from the environment."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ RunName = Annotated[str, Field(min_length=1, pattern=r"^[\w. -]+$", examples=["f
 
 @dataclass(config=STRICT)
 class NoTracker:
-    """The run folder alone: record.json and metrics.jsonl."""
+    """The run folder only: record.json and metrics.jsonl."""
 
     name: Literal["none"]
 
@@ -36,7 +36,7 @@ class TrackioTracker:
     project: Project
     run_name: RunName  # null: the run folder's name
     folder: Path  # shared by all runs, so that they can be compared
-    log_adapter: bool  # a copy of the adapter is kept there too
+    log_adapter: bool  # also store a copy of the adapter there
 
 
 @dataclass(config=STRICT)
@@ -47,8 +47,8 @@ class MlflowTracker:
     project: Project  # MLflow's experiment
     run_name: RunName  # null: the run folder's name
     folder: Path  # shared by all runs; not used where uri names a store
-    uri: str | None  # of a tracking server or database; null: a file in `folder`
-    log_adapter: bool  # a copy of the adapter is kept there too
+    uri: str | None  # tracking server or database; null: a file in `folder`
+    log_adapter: bool  # also store a copy of the adapter there
 
 
 @dataclass(config=STRICT)
@@ -58,10 +58,10 @@ class WandbTracker:
     name: Literal["wandb"]
     project: Project
     run_name: RunName  # null: the run folder's name
-    entity: str | None  # a team; null: your default one
+    entity: str | None  # a team; null: your default
     mode: Literal["offline", "online"]
     folder: Path  # shared by all runs
-    log_adapter: bool  # a copy of the adapter is kept there too
+    log_adapter: bool  # also store a copy of the adapter there
 
 
 Tracker = Annotated[

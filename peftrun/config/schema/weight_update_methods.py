@@ -1,4 +1,4 @@
-"""Group `lora`, second part: methods other than LoRA that add to the weights. Field names are PEFT's own."""
+"""Group `lora`, second part: methods other than LoRA that add an update to the weights. Field names are PEFT's own."""
 
 from typing import Annotated, Literal
 

@@ -1,6 +1,6 @@
-"""Puts installed packages of configs on the search path of every composition.
+"""Hydra plugin that adds installed config packages to the search path of every composition.
 
-Hydra takes plugins from the package `hydra_plugins` alone. This one is not there: it is registered in code.
+Hydra finds plugins only in the package `hydra_plugins`. This one is elsewhere, so it is registered in code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,35 +13,36 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from peftrun.config.search_path import packages
 
-PROVIDER = packages.GROUP  # of these folders on Hydra's search path
-CALLER_PROVIDER = "given"  # of those that a caller from Python names
+PROVIDER = packages.GROUP  # Hydra's name for the origin of these entries of the search path
+CALLER_PROVIDER = "given"  # the same for folders given from Python
 _CALLER_PATHS: list[str] = []
 
 
 class TeamPackages(SearchPathPlugin):
-    """Puts the installed packages behind peftrun's own options, and behind what was given."""
+    """Appends the installed packages after peftrun's own options and after given folders."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Called by Hydra whenever it makes a search path."""
-        for place in _CALLER_PATHS:
-            search_path.append(CALLER_PROVIDER, place)
-        found = packages.find_config_packages()
-        if found:
-            search_path.append("schema", "structured://")  # Hydra puts --config-dir before the first one of this name
-        for folder in found.values():
+        """Called by Hydra whenever it builds a search path."""
+        for path in _CALLER_PATHS:
+            search_path.append(CALLER_PROVIDER, path)
+        folders = packages.find_config_packages()
+        if folders:
+            # Hydra inserts --config-dir before the first entry with this provider: it must win over the installed packages.
+            search_path.append("schema", "structured://")
+        for folder in folders.values():
             search_path.append(PROVIDER, f"file://{folder}")
 
 
 def register_search_path() -> None:
-    """Makes the installed packages known to every composition from now on."""
+    """Register the plugin for every composition from now on."""
     Plugins.instance().register(TeamPackages)
 
 
 @contextmanager
 def extend_search_path(places: Sequence[str]) -> Iterator[None]:
-    """Hydra started inside looks into these too, before the installed packages: `file://FOLDER`, `pkg://PACKAGE`, FOLDER."""
+    """Add entries (`file://FOLDER`, `pkg://PACKAGE`, FOLDER) to the search path of a composition inside, before the installed packages."""
     before = list(_CALLER_PATHS)
-    _CALLER_PATHS[:] = [place if "://" in place else f"file://{Path(place).resolve()}" for place in places]
+    _CALLER_PATHS[:] = [path if "://" in path else f"file://{Path(path).resolve()}" for path in places]
     try:
         yield
     finally:
