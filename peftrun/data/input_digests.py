@@ -27,7 +27,7 @@ def _digest_data(task: TaskSpec) -> dict[str, str]:
     sources, fingerprint = import_module("peftrun.data.sources"), import_module("peftrun.artifacts.fingerprint")
     files: dict[str, Path] = {}
     if task.data.source != "hub":
-        files = {one.told: sources.resolve_source_file(task.data, one.path) for one in sources.list_sources(task.data)}
+        files = {one.label: sources.resolve_source_file(task.data, one.path) for one in sources.list_sources(task.data)}
     if task.tools is not None:
         files[f"task.tools={task.tools}"] = Path(task.tools).expanduser()
     return {told: fingerprint.hash_file_cached(file) for told, file in files.items() if file.is_file()}

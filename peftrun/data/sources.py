@@ -38,7 +38,7 @@ class DataSource:
     beside: bool = False
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """As it is typed: `task.data.path=FILE`; with its split where another one of the same dataset is read too."""
         return f"{self.key}={self.path}{f', split {self.split}' if self.beside else ''}"
 
@@ -87,7 +87,7 @@ def read_source(data: DataSpec, source: DataSource) -> Iterator[Row]:
     except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
         raise DataError(_explain_unreadable(source, error, data)) from error
     if row is None:
-        raise DataError(f"{source.told}: holds no rows; name a file with data")
+        raise DataError(f"{source.label}: holds no rows; name a file with data")
 
 
 def resolve_source_file(data: DataSpec, path: str) -> Path:
@@ -107,10 +107,10 @@ def _read_rows(data: DataSpec, source: DataSource) -> Iterator[Row]:
         return
     file = resolve_source_file(data, source.path)
     if file.stat().st_size == 0:
-        raise DataError(f"{source.told}: the file is empty; name a file with data")
+        raise DataError(f"{source.label}: the file is empty; name a file with data")
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DataError(f"{source.told}: cannot tell its format; name a file that ends in {', '.join(READERS)}")
+        raise DataError(f"{source.label}: cannot tell its format; name a file that ends in {', '.join(READERS)}")
     with file.open("rb") as stream:
         yield from reader(stream)
 
@@ -130,5 +130,5 @@ def _explain_unreadable(source: DataSource, error: BaseException, data: DataSpec
     if isinstance(deepest, UnicodeDecodeError):
         reason = f"{_locate_invalid_utf8(source, data) or reason}; save it as UTF-8"
     if data.source == "hub":
-        return f"{source.told}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
-    return f"{source.told}: cannot be read ({reason}); check the file"
+        return f"{source.label}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
+    return f"{source.label}: cannot be read ({reason}); check the file"
