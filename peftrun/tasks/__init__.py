@@ -76,7 +76,7 @@ def check_enough_rows(found: Rows, task: TaskSpec) -> None:
     count = task.data.validation_rows
     if count is not None and count >= len(found.train):
         raise DataError(
-            f"task.data.validation_rows={count}: there are only {len(found.train)} training rows to take them from; "
+            f"task.data.validation_rows={count}: there are {len(found.train)} training rows to take them from; "
             f"type task.data.validation_rows={len(found.train) // 5}"
         )
 
