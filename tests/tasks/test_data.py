@@ -89,7 +89,10 @@ def test_a_conversation_ends_with_the_answer_that_is_learned(tmp_path, capsys, t
     train, held_out = examples(*asked)
     assert {one.completion for one in [*train, *held_out]} == {"a1, 0", "a1, 1", "a1, 2"}
     assert all([one["role"] for one in row.given.messages] == ["user"] for row in train)
-    assert "data: 3 of 3 conversations end with messages that have no answer; these are left off" in capsys.readouterr().err
+    assert (
+        "data: 3 of 3 conversations end with messages that have no answer; these are left off"
+        in capsys.readouterr().err
+    )
 
 
 def test_training_and_held_out_rows_are_disjoint_and_follow_the_split_seed(tmp_path):
