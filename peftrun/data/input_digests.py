@@ -7,7 +7,7 @@ from peftrun.artifacts import base_files
 from peftrun.config.schema.run import ModelSpec, RunSpec, TaskSpec
 from peftrun.errors import PeftrunError
 
-ROWS = "rows"  # digest of the loaded rows, which results.replay adds
+ROWS = "rows"  # digest of the loaded rows, known only after loading
 
 
 def compute_digests(spec: RunSpec) -> dict[str, str]:
