@@ -62,7 +62,7 @@ def describe_tracker(spec: RunSpec, out_dir: Path) -> list[tuple[str, str]]:
         where = getattr(tracker, "uri", None) or console.shorten_path(
             Path(tracker.folder) if tracker.folder else out_dir / EVENTS_DIR
         )
-    return [("tracker", f"{tracker.name}: {where} (see docs/trackers.md for viewing it)")]
+    return [("tracker", f"{tracker.name}: {where} (docs/trackers.md: how to view it)")]
 
 
 def copy_tracker_state(run: Path, out_dir: Path) -> None:
