@@ -56,9 +56,9 @@ def load_rows_for_reader(task: TaskSpec, reader: TokenizerInfo) -> Rows:
     return loaded
 
 
-def flattering(found: Rows, task: TaskSpec) -> str | None:
+def flattering(loaded: Rows, task: TaskSpec) -> str | None:
     """Warning that the metrics are too good because evaluation rows are training rows too, and the fix; None if none are."""
-    overlap = found.learned_too
+    overlap = loaded.learned_too
     if not overlap:
         return None
     eval_source = sources.get_eval_source(task.data)
@@ -68,16 +68,16 @@ def flattering(found: Rows, task: TaskSpec) -> str | None:
     else:
         key = eval_source.label
         advice = "name other rows, or type task.data.eval_path=null task.data.eval_split=null to split some off"
-    return f"{key}: {overlap:,} of {len(found.held_out):,} evaluation rows are training rows too, so the metrics on them are too good; {advice}"
+    return f"{key}: {overlap:,} of {len(loaded.held_out):,} evaluation rows are training rows too, so the metrics on them are too good; {advice}"
 
 
-def check_enough_rows(found: Rows, task: TaskSpec) -> None:
+def check_enough_rows(loaded: Rows, task: TaskSpec) -> None:
     """Raises: DataError: no training row is left once the validation rows are split off."""
     count = task.data.validation_rows
-    if count is not None and count >= len(found.train):
+    if count is not None and count >= len(loaded.train):
         raise DataError(
-            f"task.data.validation_rows={count}: there are {len(found.train)} training rows to take them from; "
-            f"type task.data.validation_rows={len(found.train) // 5}"
+            f"task.data.validation_rows={count}: there are {len(loaded.train)} training rows to take them from; "
+            f"type task.data.validation_rows={len(loaded.train) // 5}"
         )
 
 
@@ -97,19 +97,19 @@ def describe_source(task: TaskSpec) -> str:
     return f"{task.kind} rows of {Path(data.path).name}"
 
 
-def describe_training_data(task: TaskSpec, found: Rows) -> dict[str, str]:
+def describe_training_data(task: TaskSpec, loaded: Rows) -> dict[str, str]:
     """The entries of peftrun.json about the rows that an adapter was trained on."""
-    return {"learned": describe_source(task), "rows": found.digest}
+    return {"learned": describe_source(task), "rows": loaded.digest}
 
 
-def warn_on_other_dataset(task: TaskSpec, found: Rows, adapters: dict[str, str]) -> None:
+def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: dict[str, str]) -> None:
     """Warns if an adapter is evaluated on another dataset than it was trained on, or maybe on rows of its training."""
     source = describe_source(task)
     for name, path in adapters.items():
         metadata = adapter_folder.read_peftrun_metadata(adapter_folder.resolve_adapter_dir(path, name)) or {}
         trained_on = metadata.get("learned")
         # Same source, other digest: the split may differ, so evaluation rows may have been training rows.
-        changed = trained_on == source and metadata.get("rows") not in (None, found.digest)
+        changed = trained_on == source and metadata.get("rows") not in (None, loaded.digest)
         if changed and task.data.eval_path is None:
             console.print_warning(
                 f"adapter {name}: the rows differ from those of its training (the file has changed, or task.data is typed otherwise), so it may be "

@@ -102,10 +102,10 @@ class LmEvalHarness:
         return dict(results)
 
 
-def read_metrics(found: EvalResults) -> dict[str, MetricValue]:
+def read_metrics(results: EvalResults) -> dict[str, MetricValue]:
     """`task/metric` → value; `task/metric,filter` if the task filters the answers."""
     metrics = {}
-    for task, values in found["results"].items():
+    for task, values in results["results"].items():
         for key, value in values.items():
             if "_stderr" in key or key in NON_METRIC_KEYS or not isinstance(value, int | float):
                 continue
@@ -158,17 +158,17 @@ def format_samples(sides: dict[str, EvalResults]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
-def describe_results(found: EvalResults) -> dict[str, Any]:
+def describe_results(results: EvalResults) -> dict[str, Any]:
     """What the metrics depend on besides the model, for record.json."""
     names = ("versions", "n-shot", "n-samples", "higher_is_better")
-    return {name.replace("-", "_"): found[name] for name in names if found.get(name)} | {
-        "lm_eval": found.get("lm_eval_version")
+    return {name.replace("-", "_"): results[name] for name in names if results.get(name)} | {
+        "lm_eval": results.get("lm_eval_version")
     }
 
 
-def format_row_counts(found: EvalResults) -> str:
+def format_row_counts(results: EvalResults) -> str:
     """Number of evaluated rows of each task."""
-    return ", ".join(f"{task} {count['effective']}" for task, count in found.get("n-samples", {}).items())
+    return ", ".join(f"{task} {count['effective']}" for task, count in results.get("n-samples", {}).items())
 
 
 def _format_metric_name(task: str, key: str) -> str:

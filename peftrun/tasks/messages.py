@@ -51,11 +51,9 @@ class Conversation:
         """The conversation with more messages at its end."""
         return Conversation((*self.messages, *messages), self.tools, self.unlearned)
 
-    def before(self, place: int) -> "Conversation":
-        """The messages before index `place`."""
-        return Conversation(
-            self.messages[:place], self.tools, tuple(index for index in self.unlearned if index < place)
-        )
+    def before(self, end: int) -> "Conversation":
+        """The messages before index `end`."""
+        return Conversation(self.messages[:end], self.tools, tuple(index for index in self.unlearned if index < end))
 
     def without_key(self, key: str) -> "Conversation":
         """The conversation with `key` removed from each message."""

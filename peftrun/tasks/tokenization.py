@@ -262,6 +262,6 @@ def _perturb_message(message: Message, front: bool = False) -> Message:
     return Message({**message, **content, **({"tool_calls": calls} if calls else {})})
 
 
-def _replace_message(whole: Conversation, place: int, message: Message) -> Conversation:
-    messages = (*whole.messages[:place], message, *whole.messages[place + 1 :])
+def _replace_message(whole: Conversation, index: int, message: Message) -> Conversation:
+    messages = (*whole.messages[:index], message, *whole.messages[index + 1 :])
     return Conversation(messages, whole.tools)
