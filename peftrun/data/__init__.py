@@ -1,1 +1,1 @@
-"""Rows as they are stored: files, installed packages, the Hub, each read to the values that were written. No torch."""
+"""Reads rows from files, installed packages and the Hub, with values as they are spelled there. Needs no torch."""

@@ -1,4 +1,4 @@
-"""Rows of csv, tsv, json, jsonl and txt files, one at a time, each value as the file spells it."""
+"""Reads rows of csv, tsv, json, jsonl and txt files one at a time, with values as spelled in the file."""
 
 import csv
 import io
@@ -11,17 +11,16 @@ from typing import Any, BinaryIO
 from peftrun.data.cell_text import VerbatimNumber
 
 Row = dict[str, Any]
-INVALID_BYTE = re.compile(
-    "[\udc80-\udcff]"
-)  # a byte that is no UTF-8, as Python reads it with errors="surrogateescape"
-UTF8 = "utf-8-sig"  # with a byte order mark or without
-MAX_CELL_SIZE = 2**31 - 1  # what a C long holds everywhere
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character above U+FFFF, as JSON may write it
-MAX_DIGITS = 300  # of a number that is kept as one; Python refuses to spell some of more than 4,300
+# A byte that is not UTF-8, as Python decodes it with errors="surrogateescape".
+INVALID_BYTE = re.compile("[\udc80-\udcff]")
+UTF8 = "utf-8-sig"  # with or without a byte order mark
+MAX_CELL_SIZE = 2**31 - 1  # characters; the largest C long on Windows
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a character above U+FFFF, escaped in JSON
+MAX_DIGITS = 300  # of an integer that is converted; Python refuses int ↔ str beyond 4,300 digits
 
 
 class NumberedRow(Row):
-    """A row that knows on which line of its file it begins."""
+    """A row with the line of its file on which it begins (from 1)."""
 
     def __init__(self, cells: Iterable[tuple[str, Any]], line: int) -> None:
         super().__init__(cells)
@@ -29,41 +28,45 @@ class NumberedRow(Row):
 
 
 def read_csv_rows(stream: BinaryIO, delimiter: str = ",", encoding: str = UTF8) -> Iterator[Row]:
-    """Every cell as it is spelled; only an empty one is empty. Raises: ValueError: a row has not as many cells as the header."""
-    csv.field_size_limit(MAX_CELL_SIZE)
-    # A quote that nothing closes swallows rows unless the reader is strict.
+    """Rows with each cell as text. Raises: ValueError: a row has more or fewer cells than the header."""
+    csv.field_size_limit(MAX_CELL_SIZE)  # the default of 131,072 characters is too small for documents
+    # Unless the reader is strict, an unclosed quote swallows the rows after it.
     lines = csv.reader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
     return _apply_header(_read_csv_cells(lines), f"put quotes around a cell with {delimiter!r} in it")
 
 
 def read_tsv_rows(stream: BinaryIO, encoding: str = UTF8) -> Iterator[Row]:
-    """The same of cells that tabs part; a quote is a character like others. Raises: ValueError: see `csv_rows`."""
+    """The same with tabs between cells and no quoting. Raises: ValueError: see `read_csv_rows`."""
     cells = ((number, line.split("\t")) for number, line in enumerate(iter_lines(stream, encoding), 1) if line)
     return _apply_header(cells, "a cell cannot hold a tab")
 
 
 def read_json_rows(stream: BinaryIO, encoding: str = UTF8) -> Iterator[Row]:
-    """The objects of a list; or an object a line, which some data sets call .json too. Raises: ValueError: it is neither."""
+    """The objects of a list, or one object per line, which some datasets call .json too. Raises: ValueError: it is neither."""
     first = stream.readline()
     lines = chain([first], stream)
-    if _is_object(first, encoding):
+    try:
+        is_jsonl = isinstance(decode_json(first.decode(encoding)), dict)
+    except ValueError:
+        is_jsonl = False
+    if is_jsonl:
         yield from read_jsonl_rows(lines, encoding)
         return
-    listed = _decode_bytes(b"".join(lines), encoding)
-    if not isinstance(listed, list):
+    values = decode_json(b"".join(lines).decode(encoding))
+    if not isinstance(values, list):
         raise ValueError("it holds no list of objects; write [{…}, …], or an object a line")
-    for number, value in enumerate(listed, 1):
+    for number, value in enumerate(values, 1):
         yield _make_row(value, f"row {number}")
 
 
 def read_jsonl_rows(lines: Iterable[bytes], encoding: str = UTF8) -> Iterator[Row]:
-    """The object in each line. Raises: ValueError: a line holds none."""
+    """The object in each line; blank lines are skipped. Raises: ValueError: a line holds no object."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            value = _decode_bytes(line, encoding)
-        except UnicodeDecodeError:
+            value = decode_json(line.decode(encoding))
+        except UnicodeDecodeError:  # a ValueError too; `locate_invalid_utf8` finds its position in the file
             raise
         except ValueError as error:
             raise ValueError(f"line {number} is not JSON: {error}") from None
@@ -76,47 +79,46 @@ def read_text_rows(stream: BinaryIO, encoding: str = UTF8) -> Iterator[Row]:
 
 
 def iter_lines(stream: BinaryIO, encoding: str = UTF8) -> Iterator[str]:
-    """What lies between line feeds, a carriage return before one left out. Nothing else ends a line: U+2028 is a character."""
+    """Lines that end with LF or CRLF, without the ending. Unlike str.splitlines, U+2028 and others do not end a line."""
     for line in io.TextIOWrapper(stream, encoding, newline="\n"):
         yield line.removesuffix("\n").removesuffix("\r")
 
 
 def _read_csv_cells(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, with the line on which it begins. Raises: ValueError: a quote is not closed."""
+    """(line on which the row begins, cells). Raises: ValueError: a quote is not closed."""
     row, begin = 0, 1
     try:
         for cells in reader:
-            if cells:
+            if cells:  # not a blank line
                 yield begin, cells
                 row += 1
-            begin = reader.line_num + 1
+            begin = reader.line_num + 1  # a quoted cell may span lines
     except csv.Error as error:
         where = format_row_location(row, begin) if row else "its header"
         raise ValueError(f"{where}: {error}; a cell that begins with a quote must end with one") from None
 
 
 def format_row_location(row: int, line: int | None) -> str:
-    """A row as messages name it; with its line in the file, where a line is no row."""
+    """A row in messages, with its line in the file if lines and rows may differ."""
     return f"row {row}" if line is None else f"row {row} (line {line})"
 
 
 def _apply_header(lines: Iterator[tuple[int, list[str]]], advice: str) -> Iterator[Row]:
     header = next((cells for _, cells in lines), [])
-    named = [name for name in header if name]
-    twice = next((name for name in named if named.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"its header names column {twice} twice; rename one")
+    for name in header:
+        if name and header.count(name) > 1:  # columns without a name may repeat
+            raise ValueError(f"its header names column {name} twice; rename one")
     for number, (line, cells) in enumerate(lines, 1):
         if len(cells) != len(header):
-            mended = advice if len(cells) > len(header) else "write every cell, an empty one too"
+            fix = advice if len(cells) > len(header) else "write every cell, an empty one too"
             raise ValueError(
-                f"{format_row_location(number, line)}: cells={len(cells)}, the header has {len(header)}; {mended}"
+                f"{format_row_location(number, line)}: cells={len(cells)}, the header has {len(header)}; {fix}"
             )
         yield NumberedRow(zip(header, cells, strict=True), line)
 
 
 def locate_invalid_utf8(stream: BinaryIO, delimiter: str | None) -> str | None:
-    """Where a file holds the first byte that is no UTF-8, by line and column, and by row where `delimiter` parts cells; None: nowhere."""
+    """Position of the first byte that is not UTF-8: line and character, and row and column of a file with `delimiter`; None if all is UTF-8."""
     for number, line in enumerate(stream, 1):
         try:
             line.decode(UTF8)
@@ -141,17 +143,10 @@ def _locate_invalid_cell(stream: BinaryIO, delimiter: str | None) -> str:
     return ""
 
 
-def _is_object(line: bytes, encoding: str) -> bool:
-    try:
-        return isinstance(_decode_bytes(line, encoding), dict)
-    except ValueError:
-        return False
-
-
 def decode_json(text: str) -> Any:
-    """A JSON value in which each number keeps its spelling. Raises: ValueError: it is none, or holds half of a character."""
+    """A JSON value in which each number keeps its spelling. Raises: ValueError: it is not JSON, or holds an unpaired surrogate."""
     value = _DECODER.decode(text)
-    if SURROGATE.search(text):
+    if SURROGATE.search(text):  # an unpaired one could be neither tokenized nor written to a file
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -159,15 +154,11 @@ def decode_json(text: str) -> Any:
     return value
 
 
-def _decode_bytes(raw: bytes, encoding: str) -> Any:
-    return decode_json(raw.decode(encoding))
-
-
-def _make_row(value: Any, place: str) -> Row:
+def _make_row(value: Any, where: str) -> Row:
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, dict):
-        raise ValueError(f"{place} is no object; write {{…}}")
+        raise ValueError(f"{where} is no object; write {{…}}")
     return value
 
 
@@ -180,5 +171,5 @@ def _parse_float(text: str) -> float:
     return number if repr(number) == text else VerbatimNumber(text)
 
 
-# Not strict: a tab or a line end inside a text is what the file says.
+# Not strict, so that a tab or line end inside a text is allowed.
 _DECODER = json.JSONDecoder(parse_int=_parse_integer, parse_float=_parse_float, strict=False)

@@ -1,4 +1,4 @@
-"""Rows from a gettext catalogue (.po): what a program says, and what it says in another language."""
+"""Reads rows from gettext catalogs (.po): messages of a program and their translations."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from peftrun.errors import DataError
 
 
 def read_po_entries(file: Path) -> list[dict[str, str]]:
-    """`msgid` and `msgstr` of each entry; without those that are doubtful (fuzzy), obsolete, empty, or of several plurals.
+    """`msgid` and `msgstr` of each entry, without entries that are fuzzy, obsolete, untranslated, or have plurals.
 
     Raises: DataError: the package that reads such files is not installed.
     """

@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hub. Its csv, json and txt files are read as such files are read elsewhere."""
+"""Reads rows of a dataset on the Hub. Its csv, json and txt files are read like local files, not by datasets."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -14,8 +14,8 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
     "csv": files.read_csv_rows,
     "json": files.read_json_rows,
     "text": files.read_text_rows,
-}  # by datasets' names
-# What a data set's card may say of its files. Any other setting would change what is read, or how a reader that is not ours reads.
+}  # by the names of datasets' builders
+# Settings in a dataset card that our readers follow, or that do not matter to them. Any other would change what is read.
 SUPPORTED_KEYS = {
     "name",
     "version",
@@ -28,11 +28,11 @@ SUPPORTED_KEYS = {
     "encoding",
 }
 IGNORED_KEYS = {"chunksize", "block_size", "use_threads", "on_mixed_types", "parse_agent_traces"}
-CACHE_BUILDER = "cache"  # datasets' name for what it has prepared earlier, when the Hub cannot be reached
+CACHE_BUILDER = "cache"  # datasets' builder for prepared rows in its cache, when the Hub cannot be reached
 
 
 def load_hub_rows(path: str, name: str | None, revision: str | None, split: str, streaming: bool) -> Iterator[Row]:
-    """Every row of a split. Raises: whatever datasets raises where it is not there; ValueError: see `_reader`."""
+    """Every row of a split. Raises: errors of datasets if it is not found; ValueError: see `_choose_reader`."""
     builder = _load_builder(path, name, revision)
     if builder.name not in READERS:
         return _read_typed_rows(builder, split, streaming)
@@ -41,35 +41,31 @@ def load_hub_rows(path: str, name: str | None, revision: str | None, split: str,
 
 def _load_builder(path: str, name: str | None, revision: str | None) -> Any:
     from datasets import load_dataset_builder
-
-    try:
-        found = load_dataset_builder(path, name=name, revision=revision)
-        if found.name != CACHE_BUILDER or found.info.builder_name not in READERS:
-            return found
-        lost: Exception = ConnectionError(f"the Hub cannot be reached, and {path} was not fetched before")
-    except ConnectionError as error:
-        lost = error
-    return load_dataset_builder(_find_cached_snapshot(path, revision, lost), name=name)
-
-
-def _find_cached_snapshot(path: str, revision: str | None, lost: Exception) -> str:
-    """The folder of files that were fetched when the Hub could be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return str(snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True))
+        builder = load_dataset_builder(path, name=name, revision=revision)
+        if builder.name != CACHE_BUILDER or builder.info.builder_name not in READERS:
+            return builder
+        # The cache holds the rows as datasets parsed them, so our readers need the downloaded files.
+        offline: Exception = ConnectionError(f"the Hub cannot be reached, and {path} was not fetched before")
+    except ConnectionError as error:
+        offline = error
+    try:
+        folder = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
-        raise lost from None
+        raise offline from None
+    return load_dataset_builder(str(folder), name=name)
 
 
 def _read_typed_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
     if streaming:
-        found = builder.as_streaming_dataset(split)
+        dataset = builder.as_streaming_dataset(split)
     else:
         builder.download_and_prepare()
-        found = builder.as_dataset(split)
-    return tables.convert_batches(found.with_format("arrow").iter(tables.BATCH_ROWS))
+        dataset = builder.as_dataset(split)
+    return tables.convert_batches(dataset.with_format("arrow").iter(tables.BATCH_ROWS))
 
 
 def _read_verbatim_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
@@ -78,40 +74,39 @@ def _read_verbatim_rows(builder: Any, split: str, streaming: bool) -> Iterator[R
 
     read = _choose_reader(builder)
     manager = (StreamingDownloadManager if streaming else DownloadManager)(download_config=DownloadConfig())
-    parts = manager.download_and_extract({str(name): list(some) for name, some in builder.config.data_files.items()})
+    data_files = {str(name): list(paths) for name, paths in builder.config.data_files.items()}
+    local_files = manager.download_and_extract(data_files)  # split → its files
 
-    def whole(name: str) -> Iterator[Row]:
-        return (row for file in manager.iter_files(parts[name]) for row in _read_file_rows(file, read))
+    def read_split(name: str) -> Iterator[Row]:
+        return (row for file in manager.iter_files(local_files[name]) for row in _read_file_rows(file, read))
 
-    if split in parts:
-        return whole(split)
-    counts = {name: sum(1 for _ in whole(name)) if name in split else 0 for name in parts}
-    wanted = ReadInstruction.from_spec(split).to_absolute(counts)  # train[:10%]+test
-    return chain.from_iterable(islice(whole(one.splitname), one.from_, one.to) for one in wanted)
+    if split in local_files:
+        return read_split(split)
+    # A slice, such as train[:10%]+test: percentages need the number of rows.
+    counts = {name: sum(1 for _ in read_split(name)) if name in split else 0 for name in local_files}
+    parts = ReadInstruction.from_spec(split).to_absolute(counts)
+    return chain.from_iterable(islice(read_split(part.splitname), part.from_, part.to) for part in parts)
 
 
 def _choose_reader(builder: Any) -> Callable[[BinaryIO], Iterator[Row]]:
-    """What reads its files, as the data set's card says. Raises: ValueError: it says what is not read here."""
+    """The reader of the dataset's files with the settings of its card. Raises: ValueError: a setting is not supported."""
     config = builder.config
-    usual = type(config)()
-    said = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in IGNORED_KEYS}
-    strange = [
-        f"{name}={value}"
-        for name, value in said.items()
-        if name not in SUPPORTED_KEYS and value != getattr(usual, name)
-    ]
-    if strange:
-        raise ValueError(
-            f"its card asks for {strange[0]}, which peftrun does not read; fetch the file, write it without that, and type task.data.source=file task.data.path=FILE"
-        )
-    encoding = UTF8 if said["encoding"] in (None, "utf-8") else said["encoding"]
-    if said.get("sep") == "\t":
+    defaults = type(config)()
+    settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in IGNORED_KEYS}
+    for name, value in settings.items():
+        if name not in SUPPORTED_KEYS and value != getattr(defaults, name):
+            raise ValueError(
+                f"its card asks for {name}={value}, which peftrun does not support; fetch the file, write it without that, and type task.data.source=file task.data.path=FILE"
+            )
+    encoding = UTF8 if settings["encoding"] in (None, "utf-8") else settings["encoding"]
+    if settings.get("sep") == "\t":  # without quoting, as a .tsv file
         return partial(files.read_tsv_rows, encoding=encoding)
-    return partial(READERS[builder.name], encoding=encoding, **({"delimiter": said["sep"]} if "sep" in said else {}))
+    delimiter = {"delimiter": settings["sep"]} if "sep" in settings else {}
+    return partial(READERS[builder.name], encoding=encoding, **delimiter)
 
 
 def _read_file_rows(file: str, read: Callable[[BinaryIO], Iterator[Row]]) -> Iterator[Row]:
-    """Raises: ValueError: its rows cannot be read; with the file's name."""
+    """Raises: ValueError: its rows cannot be read; the message names the file."""
     import fsspec
 
     with fsspec.open(file, "rb") as stream:

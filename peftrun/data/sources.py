@@ -1,4 +1,4 @@
-"""Rows as they lie in a file, an installed package or on the Hub."""
+"""Sources of rows: a file, an installed package, the Hub."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -27,8 +27,13 @@ READERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
 
 @dataclass(frozen=True)
 class DataSource:
-    """One place that rows come from. `key` is what the config calls it; what follows `path` is of a dataset on the Hub. `beside`: another
-    split of the same dataset is read too."""
+    """One source of rows.
+
+    Attributes:
+        key: the config key that names it.
+        name, revision, split: of a dataset on the Hub.
+        beside: another split of the same dataset is read too.
+    """
 
     key: str
     path: str
@@ -38,67 +43,64 @@ class DataSource:
     beside: bool = False
 
     @property
-    def told(self) -> str:
-        """As it is typed: `task.data.path=FILE`; with its split where another one of the same dataset is read too."""
+    def label(self) -> str:
+        """Its override, `task.data.path=FILE`, with the split if another one of the same dataset is read too."""
         return f"{self.key}={self.path}{f', split {self.split}' if self.beside else ''}"
 
 
 def get_train_source(data: DataSpec) -> DataSource:
-    """Where training rows come from, and held-out ones unless they have a source of their own."""
+    """The source of training rows, and of evaluation rows unless they have a separate one."""
     return DataSource("task.data.path", data.path, data.name, data.revision, data.split)
 
 
 def get_eval_source(data: DataSpec) -> DataSource | None:
-    """Where held-out rows come from; None: they are split off."""
+    """The separate source of evaluation rows; None if they are split off the training rows."""
     if data.eval_path is None and data.eval_split is None:
         return None
     key = "task.data.path" if data.eval_path is None else "task.data.eval_path"
-    here = data.eval_path in (None, data.path)  # another dataset has other configurations and commits
-    name, revision = (data.name, data.revision) if here else (None, None)
-    beside = here and data.eval_split is not None
+    same_dataset = data.eval_path in (None, data.path)  # another dataset has other configurations and commits
+    name, revision = (data.name, data.revision) if same_dataset else (None, None)
+    beside = same_dataset and data.eval_split is not None
     return DataSource(key, data.eval_path or data.path, name, revision, data.eval_split or data.split, beside)
 
 
-def make_mix_source(name: str, one: MixSpec, data: DataSpec) -> DataSource:
-    """The source that is mixed in under this name."""
-    return DataSource(f"task.data.mix.{name}.path", one.path, one.name, one.revision, one.split or data.split)
+def make_mix_source(name: str, mix: MixSpec, data: DataSpec) -> DataSource:
+    """The source `task.data.mix.NAME`."""
+    return DataSource(f"task.data.mix.{name}.path", mix.path, mix.name, mix.revision, mix.split or data.split)
 
 
 def list_sources(data: DataSpec) -> list[DataSource]:
-    """Every source of a task's rows."""
-    apart, mixed = get_eval_source(data), data.mix or {}
-    more = [make_mix_source(name, one, data) for name, one in mixed.items()]
-    return [get_train_source(data), *([apart] if apart else []), *more]
+    """All sources of a task's rows."""
+    eval_source = get_eval_source(data)
+    mixed = [make_mix_source(name, mix, data) for name, mix in (data.mix or {}).items()]
+    return [get_train_source(data), *([eval_source] if eval_source else []), *mixed]
 
 
 def read_source(data: DataSpec, source: DataSource) -> Iterator[Row]:
-    """Every row of a source, one at a time; of a streamed one no more than are asked for.
+    """Yields the rows of a source; with `task.data.streaming` no more than are needed.
 
     Raises: DataError: it is empty, or cannot be read.
     """
-    # What datasets logs as an error it also raises, and that is what the user is told.
+    # datasets logs its errors before it raises them; the DataError below reports them once.
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     row = None
+    limit = (data.train_rows or 0) + data.eval_rows if data.streaming else None
     try:
-        for row in islice(_read_rows(data, source), _count_needed_rows(data)):
+        for row in islice(_read_rows(data, source), limit):
             yield row
     except DataError:
         raise
-    except Exception as error:  # datasets raises errors of a dozen libraries; each means that the rows cannot be had
+    except Exception as error:  # datasets raises errors of a dozen libraries without a common base class
         raise DataError(_explain_unreadable(source, error, data)) from error
     if row is None:
-        raise DataError(f"{source.told}: holds no rows; name a file with data")
+        raise DataError(f"{source.label}: holds no rows; name a file with data")
 
 
 def resolve_source_file(data: DataSpec, path: str) -> Path:
-    """Where a source of rows that is a file lies: in its package, or where the user says."""
+    """Path of a source that is a file, in its package or on disk."""
     return (
         (find_package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
     )
-
-
-def _count_needed_rows(data: DataSpec) -> int | None:
-    return (data.train_rows or 0) + data.eval_rows if data.streaming else None
 
 
 def _read_rows(data: DataSpec, source: DataSource) -> Iterator[Row]:
@@ -107,28 +109,24 @@ def _read_rows(data: DataSpec, source: DataSource) -> Iterator[Row]:
         return
     file = resolve_source_file(data, source.path)
     if file.stat().st_size == 0:
-        raise DataError(f"{source.told}: the file is empty; name a file with data")
+        raise DataError(f"{source.label}: the file is empty; name a file with data")
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DataError(f"{source.told}: cannot tell its format; name a file that ends in {', '.join(READERS)}")
+        raise DataError(f"{source.label}: cannot tell its format; name a file that ends in {', '.join(READERS)}")
     with file.open("rb") as stream:
         yield from reader(stream)
 
 
-def _locate_invalid_utf8(source: DataSource, data: DataSpec) -> str | None:
-    """Where a file is not UTF-8; None where that cannot be told."""
-    if data.source == "hub":
-        return None
-    file = resolve_source_file(data, source.path)
-    with file.open("rb") as stream:
-        return files.locate_invalid_utf8(stream, {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower()))
-
-
 def _explain_unreadable(source: DataSource, error: BaseException, data: DataSpec) -> str:
-    deepest = error.__cause__ or error
-    reason = " ".join(str(deepest).split())[:200] or type(deepest).__name__
-    if isinstance(deepest, UnicodeDecodeError):
-        reason = f"{_locate_invalid_utf8(source, data) or reason}; save it as UTF-8"
+    cause = error.__cause__ or error  # datasets wraps the error of the file's parser
+    reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+    if isinstance(cause, UnicodeDecodeError):
+        if data.source != "hub":  # the error has only the offset within a buffer
+            file = resolve_source_file(data, source.path)
+            with file.open("rb") as stream:
+                delimiter = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
+                reason = files.locate_invalid_utf8(stream, delimiter) or reason
+        reason += "; save it as UTF-8"
     if data.source == "hub":
-        return f"{source.told}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
-    return f"{source.told}: cannot be read ({reason}); check the file"
+        return f"{source.label}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
+    return f"{source.label}: cannot be read ({reason}); check the file"

@@ -1,4 +1,4 @@
-"""Rows of parquet and Arrow files and of data sets on the Hub, one at a time, by the types of their columns."""
+"""Reads rows of parquet and Arrow files and of datasets on the Hub one at a time, by the types of their columns."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from peftrun.data.files import Row, decode_json
 
-BATCH_ROWS = 1000  # that are Python objects at a time
+BATCH_ROWS = 1000  # rows converted at a time, which bounds the memory for Python objects
 
 
 def read_parquet_rows(stream: BinaryIO) -> Iterator[Row]:
@@ -18,7 +18,7 @@ def read_parquet_rows(stream: BinaryIO) -> Iterator[Row]:
 
 
 def read_arrow_rows(stream: BinaryIO) -> Iterator[Row]:
-    """Every row of an Arrow file, in either of Arrow's two layouts."""
+    """Every row of an Arrow file, in the file or the stream format."""
     try:
         file = pa.ipc.open_file(stream)
     except pa.ArrowInvalid:
@@ -28,7 +28,7 @@ def read_arrow_rows(stream: BinaryIO) -> Iterator[Row]:
 
 
 def convert_batches(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
-    """The rows as Python values: numbers with the digits of their own width, JSON as what it holds."""
+    """Rows as Python values: floats with the digits of their own width, JSON columns parsed."""
     for batch in batches:
         convert = _build_converter(pa.struct(batch.schema))
         for start in range(0, batch.num_rows, BATCH_ROWS):
@@ -39,28 +39,20 @@ def convert_batches(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Ro
 Converter = Callable[[Any], Any]
 
 
-def _build_converter(kind: pa.DataType) -> Converter | None:
-    """What makes a Python value the one that is meant; None where it is that already."""
-    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
-        narrow = kind.to_pandas_dtype()
+def _build_converter(dtype: pa.DataType) -> Converter | None:
+    """Converter of pyarrow's Python values of a type; None if they need no conversion."""
+    if pa.types.is_float16(dtype) or pa.types.is_float32(dtype):
+        narrow = dtype.to_pandas_dtype()
         return _skip_null(lambda value: float(str(narrow(value))))  # 0.1, not 0.10000000149011612
-    if isinstance(kind, pa.JsonType):
+    if isinstance(dtype, pa.JsonType):
         return _skip_null(decode_json)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _build_list_converter(_build_converter(kind.value_type))
-    if pa.types.is_struct(kind):
-        return _build_struct_converter({field.name: one for field in kind if (one := _build_converter(field.type))})
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        item = _build_converter(dtype.value_type)
+        return _skip_null(lambda values: [item(value) for value in values]) if item else None
+    if pa.types.is_struct(dtype):
+        fields = {field.name: convert for field in dtype if (convert := _build_converter(field.type))}
+        return _skip_null(lambda row: row | {name: fields[name](row[name]) for name in fields}) if fields else None
     return None
-
-
-def _build_list_converter(one: Converter | None) -> Converter | None:
-    return None if one is None else _skip_null(lambda values: [one(value) for value in values])
-
-
-def _build_struct_converter(fields: dict[str, Converter]) -> Converter | None:
-    if not fields:
-        return None
-    return _skip_null(lambda row: row | {name: convert(row[name]) for name, convert in fields.items()})
 
 
 def _skip_null(convert: Converter) -> Converter:

@@ -1,4 +1,4 @@
-"""Templates that name columns: `{text}`; `{input?}`, which may be empty; `{sentences.abstract}`, which lies in another column."""
+"""Templates that name columns: `{text}`; `{input?}`, which may be empty; `{sentences.abstract}`, a field of another column."""
 
 from functools import cache
 from string import Formatter
@@ -16,30 +16,30 @@ def list_columns(template: str | None) -> list[str]:
 
 
 def has_column(row: dict[str, Any], column: str) -> bool:
-    """Whether the row has this column, or objects that lead to it."""
-    above, _, last = column.rpartition(".")
-    return column in row or last in (_get_nested(row, above) or {})
+    """Whether the row has this column, or the nested field that a dotted name stands for."""
+    parent, _, last = column.rpartition(".")
+    return column in row or last in (_get_nested(row, parent) or {})
 
 
 def get_sole_column(template: str | None) -> str | None:
-    """The column that is all of a template; None where there is more to it."""
+    """The column of a template that is only a column; None of any other template."""
     fields = _list_fields(template)
     return list_columns(template)[0] if len(fields) == 1 and template == f"{{{fields[0]}}}" else None
 
 
 def get_column_value(row: dict[str, Any], column: str) -> Any:
-    """What a column holds, or what its dotted name leads to."""
+    """The value of a column, or of the nested field that a dotted name stands for."""
     return row[column] if column in row else _get_nested(row, column)
 
 
 def fill_template(where: str, template: str | None, values: dict[str, Any]) -> str | None:
-    """The template with its columns put in; None if there is none. Only plain names: no attribute or index reaches the values.
+    """The template with the values of its columns; None without one. Unlike str.format, it reaches no attributes or indices of values.
 
-    Raises: DataError: a column that must not be is empty, or holds what has no spelling (`values.spelled`).
+    Raises: DataError: a required column is empty, or a value has no text form (see `format_cell`).
     """
     if template is None:
         return None
-    parts: list[str] = []  # the template's own text and what a column holds, in turn
+    parts: list[str] = []  # alternating: literal text at even indices, values of columns at odd ones
     for text, field in _parse_template(template):
         parts += [text] if field is None else [text, _fill_field(where, field, values)]
     _strip_empty_edges(parts, range(len(parts)))
@@ -47,22 +47,22 @@ def fill_template(where: str, template: str | None, values: dict[str, Any]) -> s
     return "".join(parts)
 
 
-def _strip_empty_edges(parts: list[str], places: range) -> None:
-    """Takes blanks of the template's own away where it begins, or ends, with a column that is empty."""
-    values = [place for place in places if place % 2]
+def _strip_empty_edges(parts: list[str], indices: range) -> None:
+    """Strips literal whitespace at one end of the parts, if the column there is empty. Values keep their whitespace."""
+    values = [index for index in indices if index % 2]
     if not values or parts[values[0]].strip():
         return
-    for place in places:
-        own = place % 2 == 0
-        if parts[place].strip() and not own:
+    for index in indices:
+        literal = index % 2 == 0
+        if parts[index].strip() and not literal:
             return
-        parts[place] = (parts[place].lstrip() if places.step > 0 else parts[place].rstrip()) if own else ""
-        if parts[place]:
+        parts[index] = (parts[index].lstrip() if indices.step > 0 else parts[index].rstrip()) if literal else ""
+        if parts[index]:
             return
 
 
 def format_column_value(where: str, column: str, value: Any) -> str:
-    """A column's value as text, empty for none. Raises: DataError: it has no spelling, such as bytes."""
+    """A column's value as text, empty for None. Raises: DataError: it has no text form, such as bytes."""
     try:
         return format_cell(value)
     except TypeError as error:
@@ -77,7 +77,7 @@ def _list_fields(template: str | None) -> list[str]:
 
 @cache
 def _parse_template(template: str) -> tuple[tuple[str, str | None], ...]:
-    """Each text with the field after it; kept, since a template is filled in for every row."""
+    """(literal text, field after it or None); cached, since a template is filled in for every row."""
     return tuple((text, field) for text, field, _, _ in Formatter().parse(template))
 
 
@@ -92,8 +92,8 @@ def _fill_field(where: str, field: str, values: dict[str, Any]) -> str:
 
 
 def _get_nested(row: dict[str, Any], column: str) -> Any:
-    """What a dotted name leads to through objects; None where it leads nowhere."""
-    found: Any = row
-    for step in column.split("."):
-        found = found.get(step) if isinstance(found, dict) else None
-    return found
+    """The field that a dotted name stands for; None if an object or the field is missing."""
+    value: Any = row
+    for key in column.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

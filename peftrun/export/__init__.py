@@ -1,1 +1,1 @@
-"""What others load, made of an adapter and its record. Light."""
+"""Exports adapters for other programs: the Hub, vLLM, llama.cpp. Light."""

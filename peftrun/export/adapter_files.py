@@ -1,4 +1,4 @@
-"""An adapter's files as others load them: PEFT's own layout, nothing of this machine in it. Light."""
+"""An adapter's files in PEFT's layout, without paths of this machine. Light."""
 
 import json
 import shutil
@@ -15,16 +15,16 @@ from peftrun.io import atomic_files
 def copy_adapter(
     source: ExportSource, folder: Path, base_id: str | None, changes: dict[str, Any] | None = None
 ) -> None:
-    """Config, weights and peftrun's facts of an adapter in `folder`, and its tokenizer where it has one of its own.
+    """Copies config, weights and peftrun.json of an adapter to `folder`, and the tokenizer files if it has any.
 
-    Args: base_id: goes into the config as the base's name; None: what was noted. changes: other keys of the config.
+    Args: base_id: name of the base model in the config; None: the recorded one. changes: other keys of the config to change.
     """
     for name in (Path(ADAPTER_WEIGHTS), Path(PEFTRUN_METADATA), *own_tokenizer.files(source.folder)):
         if (source.folder / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)
     values = source.config | {"base_model_name_or_path": base_id or get_recorded_base_name(source)} | (changes or {})
-    if values == source.config:
+    if values == source.config:  # byte for byte
         shutil.copyfile(source.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
     else:
         text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
@@ -32,5 +32,5 @@ def copy_adapter(
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Name → bytes of every file below `folder`, in order."""
-    return {str(one.relative_to(folder)): one.stat().st_size for one in sorted(folder.rglob("*")) if one.is_file()}
+    """Relative path → size in bytes of every file below `folder`, sorted."""
+    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -1,4 +1,4 @@
-"""What the base is, from its config alone: nothing of its weights is read. Light."""
+"""The base model of an export, from its config alone: no weights are read. Light."""
 
 import dataclasses
 import shlex
@@ -16,7 +16,7 @@ from peftrun.errors import ModelError
 from peftrun.io import atomic_files
 from peftrun.system.packages import find_package_dir
 
-MODEL_CLASSES = {  # architecture as GGUF calls it → class in transformers
+MODEL_CLASSES = {  # architecture in GGUF → class in transformers
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel",
 }  # fmt: skip
 GGUF_FIELDS = {  # field of a GGUF file → key of config.json
@@ -30,13 +30,13 @@ GGUF_FIELDS = {  # field of a GGUF file → key of config.json
 
 @dataclass(frozen=True)
 class ExportBase:
-    """The base of what is exported.
+    """The base model of what is exported.
 
     Attributes:
-        model: values of group `model`; None where nothing says what the base is.
-        id: on the Hub; None where it is not known.
+        model: values of config group `model`; None if the base model is unknown.
+        id: on the Hub; None if unknown.
         revision: of that id.
-        place: the file or folder on this machine; None where it is not here.
+        place: the file or folder on this machine; None if it is missing.
         typed: it was named on this command line.
     """
 
@@ -48,105 +48,99 @@ class ExportBase:
 
     @property
     def here(self) -> str | None:
-        """`place`, as a shell reads it."""
+        """`place`, quoted for a shell."""
         return shlex.quote(str(self.place)) if self.place else None
 
     @property
     def served(self) -> str | None:
-        """What a server on this machine is told: the folder that was typed, the id, or the folder that was noted."""
+        """How to name it to a server on this machine: the folder that was typed, the id, or the recorded folder."""
         return (self.here if self.typed else None) or self.id or self.here
 
 
 def find(source: ExportSource, typed: ModelSpec | None, given: str | None) -> ExportBase:
-    """The base: of the run that made it; of what was made elsewhere the one that is typed, else the one that it notes.
+    """The base model of the run that made the source; of a source made elsewhere the typed one, else the recorded one.
 
-    Args: typed: None where no base was, see `is_typed`. given: its id as `action.base_model`.
+    Args: typed: the config's, None if none was typed (see `is_typed`). given: `action.base_model`, an id.
     """
     typed = None if source.run else typed
-    model = dataclasses.asdict(typed) if typed else _noted(source)
-    own = portable_names.hub_id(str(model["name_or_path"])) if model and not model["package"] else None
-    known, revision = (
-        own or portable_names.hub_id(portable_names.get_recorded_base_name(source)),
-        source.base().get("revision"),
-    )
-    if own and model:
-        revision = model["revision"]
-    place = _place(model) if model else None
-    return ExportBase(
-        model, given or known, revision if known and given in (None, known) else None, place, typed is not None
-    )
+    model = dataclasses.asdict(typed) if typed else _read_recorded_model(source)
+    name_id = portable_names.hub_id(str(model["name_or_path"])) if model and not model["package"] else None
+    known_id = name_id or portable_names.hub_id(portable_names.get_recorded_base_name(source))
+    revision = model["revision"] if name_id and model else source.base().get("revision")
+    if not known_id or given not in (None, known_id):  # the revision belongs to another repository
+        revision = None
+    path = None
+    if model:
+        path = Path(str(model["name_or_path"])).expanduser()
+        if model["package"]:
+            path = (find_package_dir(str(model["package"])) or Path("/nowhere")) / path
+        path = path.absolute() if path.exists() else None
+    return ExportBase(model, given or known_id, revision, path, typed is not None)
 
 
 def is_typed(out_dir: Path) -> bool:
-    """Whether a base was chosen for this run; one from Python without overrides is given a complete config."""
+    """Whether a base model was chosen for this run. A run from Python without overrides has a complete config, so it counts as chosen."""
     keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in run_overrides.read_overrides(out_dir)}
     return bool(keys & {"model", "experiment"}) or not (out_dir / run_overrides.HYDRA_DIR).is_dir()
 
 
-def _noted(source: ExportSource) -> Mapping[str, Any] | None:
-    """Values of group `model` of the adapter's run; of one without a run by the name that is noted beside it; None where there is none."""
+def _read_recorded_model(source: ExportSource) -> Mapping[str, Any] | None:
+    """Config group `model` of the source's run; without a run, one with the recorded base model name; None if there is none."""
     if source.run:
         model: Mapping[str, Any] = config.read_run(source.run / CONFIG, aloud=False)["model"]
         return model
     name = source.base().get("name") or (source.config.get("base_model_name_or_path") if source.is_adapter else None)
     if not name:
         return None
-    package, sign, inside = str(name).partition(":")
-    packed = bool(sign) and find_package_dir(package) is not None
+    package, colon, inside = str(name).partition(":")  # peftrun's name of a model in a package is PACKAGE:PATH
+    in_package = bool(colon) and find_package_dir(package) is not None
     revision = source.base().get("revision") or source.config.get("revision")
-    where, at = (inside, package) if packed else (str(name), None)
-    return dataclasses.asdict(ModelSpec(where, at, str(revision) if revision else None, None, None, False))
-
-
-def _place(model: Mapping[str, Any]) -> Path | None:
-    path = Path(str(model["name_or_path"])).expanduser()
-    if model["package"]:
-        path = (find_package_dir(str(model["package"])) or Path("/nowhere")) / path
-    return path.absolute() if path.exists() else None
+    path, package_name = (inside, package) if in_package else (str(name), None)
+    return dataclasses.asdict(ModelSpec(path, package_name, str(revision) if revision else None, None, None, False))
 
 
 def read_base_config(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """config.json of the base, or what the header of its GGUF file says in the same keys; None where it is not on this machine.
+    """config.json of the base model, or the header of its GGUF file with the same keys; None if it is not on this machine.
 
-    Of a language model inside a larger one it is the language model's part, and `wrapped` says so.
+    For a language model inside a larger one (vision-language), the config of the language model with `wrapped: True`.
 
-    Raises: ModelError: it is there and cannot be read.
+    Raises: ModelError: the file cannot be read.
     """
-    given = Path(str(model["name_or_path"])).expanduser()
+    path = Path(str(model["name_or_path"])).expanduser()
     if model.get("package"):
-        given = (find_package_dir(str(model["package"])) or Path()) / given
-    if given.suffix == ".gguf":
-        return _read_gguf_config(given) if given.is_file() else None
+        path = (find_package_dir(str(model["package"])) or Path()) / path
+    if path.suffix == ".gguf":
+        return _read_gguf_config(path) if path.is_file() else None
     file = (
-        given / "config.json"
-        if given.is_dir()
+        path / "config.json"
+        if path.is_dir()
         else _find_cached_config(str(model["name_or_path"]), model.get("revision"))
     )
     if file is None or not file.is_file():
         return None
-    found = atomic_files.read_json(file)
-    text = found.get("text_config")
-    if not isinstance(text, dict):
-        return found
-    return {**text, "architectures": found.get("architectures"), "wrapped": True}
+    values = atomic_files.read_json(file)
+    text_config = values.get("text_config")
+    if not isinstance(text_config, dict):
+        return values
+    return {**text_config, "architectures": values.get("architectures"), "wrapped": True}
 
 
-def get_architecture(found: Mapping[str, Any] | None) -> str | None:
-    """The class in transformers; None where it is not known."""
-    names = (found or {}).get("architectures") or [None]
+def get_architecture(values: Mapping[str, Any] | None) -> str | None:
+    """The model class in transformers; None if unknown."""
+    names = (values or {}).get("architectures") or [None]
     return str(names[0]) if names[0] else None
 
 
 def _find_cached_config(name: str, revision: Any) -> Path | None:
-    """config.json of a base from the Hub, as it lies in the cache."""
+    """config.json in the cache of the Hub; None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:
+        path = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # the name of a folder that is missing
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None  # an object if the Hub has no such file
 
 
 def _read_gguf_config(file: Path) -> dict[str, Any]:
@@ -158,5 +152,5 @@ def _read_gguf_config(file: Path) -> dict[str, Any]:
         values = {key: reader.fields.get(f"{name}.{field}") for field, key in GGUF_FIELDS.items()}
     except (ImportError, OSError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{file}: cannot be read as GGUF ({error}); restore it, or install package gguf") from error
-    known = {key: int(field.contents()) for key, field in values.items() if field is not None}
-    return {**known, "architectures": [MODEL_CLASSES.get(name, name)]}
+    sizes = {key: int(field.contents()) for key, field in values.items() if field is not None}
+    return {**sizes, "architectures": [MODEL_CLASSES.get(name, name)]}

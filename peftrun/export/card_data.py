@@ -1,4 +1,4 @@
-"""What a model card is about. Light."""
+"""The data of a model card. Light."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,12 @@ from peftrun.artifacts.adapter_source import ExportSource
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What a model card tells from.
+    """The data that a model card is made from.
 
     Attributes:
         values: the run's configuration without paths of this machine; empty without a run.
-        typed: what was typed for it.
-        kind: of the task; None where nothing says so.
+        typed: the run's overrides.
+        kind: task type; None if unknown.
     """
 
     source: ExportSource

@@ -1,4 +1,4 @@
-"""What was measured, as the record says: numbers before and after training, on how many held-out rows. Light."""
+"""Metrics of a record: before and after training, and on how many evaluation rows. Light."""
 
 import math
 from pathlib import PurePath
@@ -8,19 +8,25 @@ from peftrun.artifacts.adapter_source import ExportSource
 
 
 def read_metrics(source: ExportSource, when: str) -> dict[str, float]:
-    """Measured numbers `before` or `after` training; empty where none were taken."""
-    found = (source.record.get("metrics") or {}).get(when) or {}
-    return {key: value for key, value in found.items() if _is_number(value)} if isinstance(found, dict) else {}
+    """Finite metrics `before` or `after` training; empty if there are none."""
+    metrics = (source.record.get("metrics") or {}).get(when) or {}
+    if not isinstance(metrics, dict):
+        return {}
+    return {
+        key: value
+        for key, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def count_eval_rows(source: ExportSource) -> int | None:
-    """On how many rows; None where the record does not say."""
-    found = (source.record.get("data") or {}).get("held_out_rows")
-    return int(found) if found is not None else None
+    """Number of evaluation rows; None if the record has none."""
+    count = (source.record.get("data") or {}).get("held_out_rows")
+    return int(count) if count is not None else None
 
 
 def get_dataset_name(values: dict[str, Any]) -> str | None:
-    """What the rows are called, without paths of this machine; None where there are none."""
+    """Name of the dataset without paths of this machine; None without data."""
     data = (values.get("task") or {}).get("data") or {}
     path = data.get("path")
     if path is None:
@@ -31,7 +37,7 @@ def get_dataset_name(values: dict[str, Any]) -> str | None:
 
 
 def build_eval_results(source: ExportSource, values: dict[str, Any]) -> list[Any]:
-    """`huggingface_hub.EvalResult`s of what was measured after training, for the card's model-index."""
+    """Metrics after training as `huggingface_hub.EvalResult`s, for the card's model-index."""
     from huggingface_hub import EvalResult
 
     if source.record.get("action") != "train":
@@ -49,7 +55,3 @@ def build_eval_results(source: ExportSource, values: dict[str, Any]) -> list[Any
         )
         for key, value in read_metrics(source, "after").items()
     ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

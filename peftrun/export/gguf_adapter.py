@@ -1,10 +1,11 @@
-"""A LoRA adapter in one GGUF file, as llama.cpp reads it. Light: package gguf is imported where a file is written.
+"""Writes a LoRA adapter as one GGUF file for llama.cpp. Light: package gguf is imported when a file is written.
 
-llama.cpp adds alpha/rank·B·A to a weight, rank being each pair's own. Every pair is brought under one alpha, so that this is PEFT's
-ΔW whatever made it (rsLoRA, per-layer ranks). Query and key rows of a Llama lie in the order that its rotation wants there.
+llama.cpp adds alpha/rank·B·A to a weight, with one alpha for the file and the rank of each pair. Each B is rescaled so that this equals
+PEFT's ΔW, also for rsLoRA and per-layer ranks. Query and key rows of a Llama are permuted to the order that llama.cpp's RoPE expects.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,96 +24,89 @@ HEAD_COUNT_KEYS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_hea
 def write_gguf_adapter(
     source: ExportSource, base: Mapping[str, Any] | None, base_id: str | None, file: Path
 ) -> dict[str, Any]:
-    """The GGUF adapter in `file`, in float32, and what it holds.
+    """Writes the adapter to `file` in float32; returns a summary.
 
-    Raises: ModelError: the base's config is not here, or it is of an architecture that is not converted.
-        AdapterError: the adapter does not fit the base, or holds no pairs.
+    Raises: ModelError: the base model's config is not on this machine, or its architecture is not supported.
+        AdapterError: the adapter does not fit the base model, or has no LoRA factors.
     """
-    name = _require_architecture(base)
-    assert base is not None
+    if base is None:
+        raise ModelError(
+            "the base model's config.json is not on this machine, and GGUF needs it: restore the base model, or export the adapter folder "
+            "itself and name the base model: type model=pretrained model.name_or_path=FOLDER"
+        )
+    model_class = get_architecture(base)
+    if model_class not in ARCHITECTURES:
+        raise ModelError(
+            f"the base model is a {model_class}, and only {', '.join(ARCHITECTURES)} are supported; {MERGE_ADVICE}"
+        )
+    architecture = ARCHITECTURES[model_class]
     pairs = lora_factors.read_factors(source)
     if not pairs:
         raise AdapterError(f"{source.folder}: holds no LoRA factors; {MERGE_ADVICE}")
     first = next(iter(pairs.values()))
-    alpha = float(np.float32(first.scaling * first.rank))
-    tensors = {module: _prepare_factors(module, one, alpha, name, base) for module, one in pairs.items()}
-    writer = _open_writer(file, name, alpha, base_id)
-    _write_tensors(writer, name, int(base["num_hidden_layers"]), tensors)
-    ranks = sorted({one.rank for one in pairs.values()})
-    return {"architecture": name, "alpha": alpha, "pairs": len(tensors), "ranks": ranks}
+    alpha = float(np.float32(first.scaling * first.rank))  # GGUF stores it in float32
+    tensors = {module: _convert_factors(module, pair, alpha, architecture, base) for module, pair in pairs.items()}
+    writer = _open_writer(file, architecture, alpha, base_id)
+    _write_tensors(writer, architecture, int(base["num_hidden_layers"]), tensors)
+    ranks = sorted({pair.rank for pair in pairs.values()})
+    return {"architecture": architecture, "alpha": alpha, "pairs": len(tensors), "ranks": ranks}
 
 
-def _require_architecture(base: Mapping[str, Any] | None) -> str:
-    if base is None:
-        raise ModelError(
-            "the base's config.json is not on this machine, and GGUF needs it: put the base back, or export the adapter folder "
-            "itself with the base named: type model=pretrained model.name_or_path=FOLDER"
+def _convert_factors(
+    module: str, pair: LoraFactors, alpha: float, architecture: str, base: Mapping[str, Any]
+) -> LoraFactors:
+    """A pair rescaled to `alpha`, with the rows of B in llama.cpp's order. Raises: AdapterError: its shape does not fit."""
+    scaled = lora_factors.rescale_factors(pair, alpha / pair.rank)
+    count_key = HEAD_COUNT_KEYS.get(module.rpartition(".")[2])
+    if count_key is None:  # not a query or key projection
+        return scaled
+    total = int(base["num_attention_heads"])
+    heads = int(base.get(count_key) or total)  # without num_key_value_heads, as many as query heads
+    head_dim = int(base.get("head_dim") or int(base["hidden_size"]) // total)
+    shape, expected = (pair.b.shape[0], pair.a.shape[1]), (head_dim * heads, int(base["hidden_size"]))  # (out, in)
+    if shape != expected:
+        raise AdapterError(
+            f"{module}: ΔW is {shape[0]}×{shape[1]} and the base model's layer {expected[0]}×{expected[1]}; name the base model it was "
+            "made for: type model=pretrained model.name_or_path=FOLDER"
         )
-    known = get_architecture(base)
-    if known not in ARCHITECTURES:
-        raise ModelError(f"the base is a {known}, and {', '.join(ARCHITECTURES)} are converted; {MERGE_ADVICE}")
-    return ARCHITECTURES[known]
-
-
-def _prepare_factors(module: str, pair: LoraFactors, alpha: float, name: str, base: Mapping[str, Any]) -> LoraFactors:
-    """A pair under `alpha`, its rows as llama.cpp has them."""
-    _check_shape(module, pair, base)
-    found = lora_factors.rescale_factors(pair, alpha / pair.rank)
-    heads = HEAD_COUNT_KEYS.get(module.rpartition(".")[2])
-    if name not in ROTATED or heads is None:
-        return found
-    count = int(base.get(heads) or base["num_attention_heads"])
-    return LoraFactors(found.names, found.a, permute_heads(found.b, count), found.scaling)
+    return replace(scaled, b=permute_heads(scaled.b, heads)) if architecture in ROTATED else scaled
 
 
 def permute_heads(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head in pairs (0, half, 1, half + 1, …) in place of two halves."""
+    """Rows (heads · head_dim, r) with each head's two halves interleaved: 0, half, 1, half + 1, …"""
     half = rows.shape[0] // heads // 2
+    # transformers rotates the first half of a head against the second, llama.cpp (and Meta) neighboring rows.
     return rows.reshape(heads, 2, half, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _check_shape(module: str, pair: LoraFactors, base: Mapping[str, Any]) -> None:
-    heads = HEAD_COUNT_KEYS.get(module.rpartition(".")[2])
-    if heads is None:
-        return
-    total = int(base["num_attention_heads"])
-    size = int(base.get("head_dim") or int(base["hidden_size"]) // total)
-    wanted = (size * int(base.get(heads) or total), int(base["hidden_size"]))
-    if (pair.b.shape[0], pair.a.shape[1]) != wanted:
-        raise AdapterError(
-            f"{module}: ΔW is {pair.b.shape[0]}×{pair.a.shape[1]} and the base's layer {wanted[0]}×{wanted[1]}; name the base it was "
-            "made for: type model=pretrained model.name_or_path=FOLDER"
-        )
-
-
-def _open_writer(file: Path, name: str, alpha: float, base_id: str | None) -> Any:
-    """The file with what llama.cpp reads before the tensors."""
+def _open_writer(file: Path, architecture: str, alpha: float, base_id: str | None) -> Any:
+    """A GGUF writer with the metadata that llama.cpp requires of an adapter."""
     import gguf
 
-    writer = gguf.GGUFWriter(file, name)
+    writer = gguf.GGUFWriter(file, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     if base_id:
-        organisation, _, model = base_id.partition("/")
+        organization, _, model = base_id.partition("/")
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, model)
-        writer.add_base_model_organization(0, organisation)
+        writer.add_base_model_organization(0, organization)
     return writer
 
 
-def _write_tensors(writer: Any, name: str, layers: int, tensors: dict[str, LoraFactors]) -> None:
-    """Every pair under llama.cpp's name of its layer; the file is then complete."""
+def _write_tensors(writer: Any, architecture: str, layers: int, tensors: dict[str, LoraFactors]) -> None:
+    """Writes every pair under llama.cpp's name of its layer, and closes the file."""
     import gguf
 
-    kind = next(one for one, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
-    names = gguf.get_tensor_name_map(kind, layers)
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, layers)
     for module, pair in tensors.items():
-        there = names.get_name(module)
-        if there is None:
-            raise AdapterError(f"{module}: is no layer that llama.cpp's {name} has; {MERGE_ADVICE}")
-        writer.add_tensor(f"{there}.weight.lora_a", np.ascontiguousarray(pair.a))
-        writer.add_tensor(f"{there}.weight.lora_b", np.ascontiguousarray(pair.b))
+        layer = names.get_name(module)  # model.layers.0.self_attn.q_proj → blk.0.attn_q
+        if layer is None:
+            raise AdapterError(f"{module}: llama.cpp's {architecture} has no such layer; {MERGE_ADVICE}")
+        writer.add_tensor(f"{layer}.weight.lora_a", np.ascontiguousarray(pair.a))  # (r, in)
+        writer.add_tensor(f"{layer}.weight.lora_b", np.ascontiguousarray(pair.b))  # (out, r)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

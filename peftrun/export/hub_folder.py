@@ -1,4 +1,4 @@
-"""A folder as the Hub expects it: an adapter in PEFT's layout, or a full model, with its card and its configuration. Light."""
+"""Writes a folder for the Hub: an adapter in PEFT's layout, or a full model, with its card and its configuration. Light."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "gene
 
 
 def write_hub_folder(source: ExportSource, base_id: str | None, action: Any, folder: Path) -> None:
-    """Everything that belongs into the repository, and nothing else: no checkpoint, no optimiser state, no path of this machine."""
+    """Writes everything that belongs in the repository: no checkpoints, no optimizer state, no paths of this machine."""
     values = config.read_run(source.run / CONFIG, aloud=False) if source.run else {}
     if source.is_adapter:
         adapter_files.copy_adapter(source, folder, base_id)
@@ -31,13 +31,13 @@ def write_hub_folder(source: ExportSource, base_id: str | None, action: Any, fol
 
 
 def _copy_model(source: ExportSource, folder: Path) -> None:
-    own = [file.relative_to(source.folder) for pattern in MODEL_FILES for file in sorted(source.folder.glob(pattern))]
-    own += own_tokenizer.files(source.folder)
-    own += [Path(PEFTRUN_METADATA)] if (source.folder / PEFTRUN_METADATA).is_file() else []
-    for file in own:
+    files = [path.relative_to(source.folder) for pattern in MODEL_FILES for path in sorted(source.folder.glob(pattern))]
+    files += own_tokenizer.files(source.folder)
+    files += [Path(PEFTRUN_METADATA)] if (source.folder / PEFTRUN_METADATA).is_file() else []
+    for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.folder / file, folder / file)
-    found = atomic_files.read_json(folder / "config.json")
-    name = found.get("_name_or_path")
+    values = atomic_files.read_json(folder / "config.json")
+    name = values.get("_name_or_path")  # transformers stores where the model was loaded from
     if isinstance(name, str) and portable_names.shorten_path(name) != name:
-        atomic_files.write_json(folder / "config.json", found | {"_name_or_path": portable_names.shorten_path(name)})
+        atomic_files.write_json(folder / "config.json", values | {"_name_or_path": portable_names.shorten_path(name)})

@@ -1,8 +1,8 @@
-"""Licences by the ids that the Hub knows, as its documentation of repositories lists them. Light."""
+"""License ids of the Hub, as listed in its documentation of repositories. Light."""
 
 from difflib import get_close_matches
 
-NO_NAME = ("other", "unknown")  # ids that name none
+NO_NAME = ("other", "unknown")  # ids that name no license
 LICENSE_IDS = (
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
     "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
@@ -19,9 +19,9 @@ LICENSE_IDS = (
 
 
 def explain_unknown_license(name: str) -> str | None:
-    """One line for an id that the Hub does not list, with the nearest that it does; None for one that it lists."""
+    """A message for an id that the Hub does not list, with the closest one that it does; None for a listed id."""
     if name in LICENSE_IDS:
         return None
     near = get_close_matches(name.lower(), LICENSE_IDS, n=1, cutoff=0.6)
     advice = f"did you mean {near[0]}? type action.license={near[0]}" if near else "type action.license=other"
-    return f"action.license={name}: is no licence id that the Hub lists; {advice}"
+    return f"action.license={name}: is no license id that the Hub lists; {advice}"

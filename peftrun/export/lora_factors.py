@@ -1,4 +1,4 @@
-"""The factors of an adapter under one scaling and, where wanted, one rank: ΔW = B·A stays what it was. Light."""
+"""LoRA factors of an adapter, rescaled and padded without changing ΔW. Light."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from peftrun.errors import AdapterError
 
 @dataclass(frozen=True)
 class LoraFactors:
-    """A (rank, in) and B (out, rank) of one module in float32, and their names in the file; ΔW = scaling·B·A."""
+    """A (r, in) and B (out, r) of one module in float32, and their names in the file; ΔW = scaling·B·A (out, in)."""
 
     names: tuple[str, str]
     a: np.ndarray
@@ -21,14 +21,14 @@ class LoraFactors:
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
+        """r."""
         return int(self.a.shape[0])
 
 
 def read_factors(source: ExportSource) -> dict[str, LoraFactors]:
-    """Module → its factors, with the scaling that PEFT gives it.
+    """Module → its factors, with PEFT's scaling.
 
-    Raises: AdapterError: something in the file is no pair of factors of a linear layer. ArtifactError: the file is torn.
+    Raises: AdapterError: a tensor is not a factor of a linear layer. ArtifactError: the file is damaged.
     """
     weights: AdapterDeltas = delta_weights.read_deltas(source.folder)
     for module, reason in weights.unmeasured.items():
@@ -45,14 +45,15 @@ def read_factors(source: ExportSource) -> dict[str, LoraFactors]:
 
 
 def rescale_factors(factors: LoraFactors, scaling: float) -> LoraFactors:
-    """The same ΔW under another scaling: B takes the quotient."""
+    """The same ΔW with another scaling: B is multiplied with the quotient."""
     if factors.scaling == scaling:
         return factors
+    # In float64, so that B is rounded once.
     b = (factors.b.astype(np.float64) * (factors.scaling / scaling)).astype(np.float32)
     return replace(factors, b=b, scaling=scaling)
 
 
 def pad_rank(factors: LoraFactors, rank: int) -> LoraFactors:
-    """The same ΔW in more rows: what is added to A and B is zero."""
-    more = rank - factors.rank
-    return replace(factors, a=np.pad(factors.a, ((0, more), (0, 0))), b=np.pad(factors.b, ((0, 0), (0, more))))
+    """The same ΔW with a larger rank: A and B are padded with zeros."""
+    extra = rank - factors.rank
+    return replace(factors, a=np.pad(factors.a, ((0, extra), (0, 0))), b=np.pad(factors.b, ((0, 0), (0, extra))))

@@ -1,4 +1,4 @@
-"""A tokenizer and a chat template that lie beside an adapter: which files, and whether they are the base's. Light."""
+"""Tokenizer and chat template files in an adapter's folder, and whether they are the base model's. Light."""
 
 import json
 from collections.abc import Mapping
@@ -10,73 +10,66 @@ from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.config.schema.run import ModelSpec
 
 TEMPLATE = "chat_template.jinja"
-FILES = (  # as transformers saves them, by their full names: nothing else that lies there may be published
+FILES = (  # as transformers saves them, by their full names, so that no other file of the folder is published
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "qwen.tiktoken", "tiktoken.model",
     "tekken.json", TEMPLATE,
 )  # fmt: skip
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"
-LENGTHS = ("truncation", "padding")  # settings of a tokenizer that do not change which tokens a text has
+LENGTHS = ("truncation", "padding")  # settings of a tokenizer that do not change the tokens of a text
 
 
 def files(folder: Path) -> list[Path]:
-    """Those in a folder, relative to it."""
+    """The tokenizer and template files in a folder, relative to it."""
     named = [Path(name) for name in FILES if (folder / name).is_file()]
-    return named + [one.relative_to(folder) for one in sorted(folder.glob(MORE_TEMPLATES))]
+    return named + [path.relative_to(folder) for path in sorted(folder.glob(MORE_TEMPLATES))]
 
 
 def differing(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None:
-    """What of them is another than the base's: `tokenizer`, `chat template`; None where that cannot be seen on this machine."""
+    """Which differ from the base model's: "tokenizer", "chat template"; None if that is unknown on this machine."""
     base = base_files.find_base_dir(ModelSpec(**model)) if model else None
     if base is None:
         return None
     from peftrun.artifacts import fingerprint
 
-    parts = {"tokenizer": _pieces, "chat template": fingerprint.of_template}
-    found = {part: (read(folder), read(base)) for part, read in parts.items()}
-    own, other = found["tokenizer"]
-    if own is not None and other is None:  # the base's is in another form
+    readers = {"tokenizer": _read_tokenizer, "chat template": fingerprint.of_template}
+    contents = {part: (read(folder), read(base)) for part, read in readers.items()}
+    ours, bases = contents["tokenizer"]
+    if ours is not None and bases is None:  # the base model's has another file format
         return None
-    return [part for part, (own, other) in found.items() if own is not None and own != other]
+    return [part for part, (ours, bases) in contents.items() if ours is not None and ours != bases]
 
 
 def told(source: ExportSource, differs: list[str] | None, target: str) -> str | None:
-    """One line on files that change how text is read; None where there are none, or they are the base's own."""
+    """Warning about tokenizer or template files; None if there are none, or they are the base model's."""
     names = ", ".join(map(str, files(source.folder)))
     if not names or differs == []:
         return None
-    what = (
-        f"another {' and another '.join(differs)} than its base's"
-        if differs
-        else "a tokenizer or chat template of its own"
-    )
-    unknown = "" if differs else "; whether they are its base's could not be seen on this machine"
-    return f"{source.folder}: brings {what} ({names}){unknown}. peftrun answers and measures by the base's; {_becomes(source, target)}"
-
-
-def _becomes(source: ExportSource, target: str) -> str:
-    """What the export makes of them."""
+    if differs:
+        what, unknown = f"another {' and another '.join(differs)} than its base model's", ""
+    else:
+        what = "a tokenizer or chat template of its own"
+        unknown = "; whether they are the base model's is unknown on this machine"
     if target == "gguf":
-        return "a GGUF adapter holds none, so llama.cpp uses the base's: to use these, put them into a copy of the base and convert that"
-    if target == "vllm":
-        template = (
-            f", and launch.sh --chat-template {source.name}/{TEMPLATE} asks through this one"
-            if (source.folder / TEMPLATE).is_file()
-            else ""
-        )
-        return f"they go into the export, whose command leaves vLLM the base's template{template}"
-    return "they go into the export, and its card says so: what others load with them may answer otherwise than was measured here"
+        consequence = "a GGUF adapter has none, so llama.cpp uses the base model's: to use these, put them into a copy of the base model and convert that"
+    elif target == "vllm":
+        consequence = "they are exported, but the command leaves vLLM the base model's template"
+        if (source.folder / TEMPLATE).is_file():
+            consequence += f"; launch.sh --chat-template {source.name}/{TEMPLATE} uses this one"
+    else:
+        consequence = "they are exported, and the card says so: with them, answers may differ from those measured here"
+    return f"{source.folder}: comes with {what} ({names}){unknown}. peftrun itself uses the base model's; {consequence}"
 
 
-def _pieces(folder: Path) -> Any:
-    """What decides which tokens a text has; None where there is no file that says so."""
+def _read_tokenizer(folder: Path) -> Any:
+    """The settings that determine the tokens of a text, comparable with ==; None without tokenizer.json."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None
     try:
         from tokenizers import Tokenizer
 
-        text = Tokenizer.from_file(str(file)).to_str()  # in one spelling, whichever version wrote it
-    except Exception as error:  # tokenizers raises Exception itself
+        text = Tokenizer.from_file(str(file)).to_str()  # normalized: versions of tokenizers write different JSON
+    except Exception as error:  # tokenizers raises plain Exception
         return str(error)
     return {key: value for key, value in json.loads(text).items() if key not in LENGTHS}

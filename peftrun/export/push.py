@@ -1,4 +1,4 @@
-"""Sending a folder to the Hub as one commit: exactly these files. Light: huggingface_hub is imported where something is sent."""
+"""Pushes a folder to the Hub as one commit. Light: huggingface_hub is imported only for pushing."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,7 @@ COMMIT_MESSAGE = "Export by peftrun"
 
 
 def push_to_hub(folder: Path, repo_id: str, private: bool) -> dict[str, Any]:
-    """What the Hub answered: address and id of the commit. The repository is made where there is none; one that is there keeps its visibility.
+    """Pushes all files of `folder`; returns URL and id of the commit. A missing repository is created; an existing one keeps its visibility.
 
     Raises: ArtifactError: the Hub refused or could not be reached; the folder stays.
     """
@@ -27,24 +27,20 @@ def push_to_hub(folder: Path, repo_id: str, private: bool) -> dict[str, Any]:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.create_commit(repo_id, files, commit_message=COMMIT_MESSAGE)
     except Exception as error:
-        if not _is_hub_error(error):
+        # Refused: OSError, or ValueError (an invalid card, a large file). Not reached: errors of httpx, whose base
+        # classes have changed between versions.
+        if not isinstance(error, OSError | RuntimeError | ValueError) and not type(error).__module__.startswith(
+            "httpx"
+        ):
             raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ArtifactError(
-            f"action.repo_id={repo_id}: the Hub did not take it ({_summarize_error(error)}); the folder is whole: check name and token, then "
+            f"action.repo_id={repo_id}: the Hub did not accept it ({reason}); the folder is complete: check name and token, then "
             f"type `{format_upload_command(repo_id, str(folder), private)}`"
         ) from error
     return {"repo_id": repo_id, "commit": commit.oid, "url": commit.commit_url}
 
 
 def format_upload_command(repo_id: str, folder: str, private: bool) -> str:
-    """The command of the Hub's own client that does the same."""
+    """The equivalent command of the Hub's client."""
     return f"hf upload {repo_id} {shlex.quote(folder)}{' --private' if private else ''}"
-
-
-def _is_hub_error(error: Exception) -> bool:
-    """Refused (OSError, ValueError: a card that is none, a large file), or not reached: errors of the HTTP library, which has changed its name."""
-    return isinstance(error, OSError | RuntimeError | ValueError) or type(error).__module__.startswith("httpx")
-
-
-def _summarize_error(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

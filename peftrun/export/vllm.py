@@ -1,4 +1,4 @@
-"""A folder that vLLM serves: each adapter in a folder of its own, the command in `launch.sh`, and what was checked in `vllm.json`. Light."""
+"""Writes a folder that vLLM serves: one folder per adapter, the command in `launch.sh`, and the same as data in `vllm.json`. Light."""
 
 import re
 import shlex
@@ -25,17 +25,17 @@ def write_vllm_folder(
     folder: Path,
     names: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """Everything in `folder`, and what `vllm.json` says.
+    """Writes everything into `folder`; returns the content of `vllm.json`.
 
-    Args: names: adapter → its tensors that get another name, see `wrapper`.
-    Raises: AdapterError: the adapters are for different bases, or cannot be brought under one scaling.
+    Args: names: adapter → tensors to rename, see `wrapper`.
+    Raises: AdapterError: the adapters have different base models, or cannot be converted to one rank.
     """
     check_same_base(sources)
     adapters = {
         source.name: _write_adapter(source, base_id, folder / source.name, names[source.name]) for source in sources
     }
-    rank = vllm_support.get_max_lora_rank(max(one["rank"] for one in adapters.values()))
-    found = {
+    rank = vllm_support.get_max_lora_rank(max(adapter["rank"] for adapter in adapters.values()))
+    info = {
         "rules_of": f"vLLM {vllm_support.VERSION}",
         "run_with_vllm": False,
         "base": base_id,
@@ -44,20 +44,19 @@ def write_vllm_folder(
         "adapters": adapters,
         "command": build_serve_command(list(adapters), base_id or "BASE", revision, rank),
     }
-    atomic_files.write_json(folder / FACTS_FILE, found)
-    called = get_recorded_base_name(sources[0])
-    atomic_files.write_text(
-        folder / LAUNCH_SCRIPT,
-        _render_launch_script(
-            build_serve_command(list(adapters), BASE_VARIABLE, revision, rank, where="./"), base_id, called
-        ),
+    atomic_files.write_json(folder / FACTS_FILE, info)
+    script = _render_launch_script(
+        build_serve_command(list(adapters), BASE_VARIABLE, revision, rank, where="./"),
+        base_id,
+        get_recorded_base_name(sources[0]),
     )
+    atomic_files.write_text(folder / LAUNCH_SCRIPT, script)
     (folder / LAUNCH_SCRIPT).chmod(0o755)
-    return found
+    return info
 
 
 def build_serve_command(names: Sequence[str], base: str, revision: str | None, rank: int, where: str = "") -> str:
-    """The command that serves these adapters, in the folder that holds them, or with `where` before each."""
+    """The command that serves these adapters. Args: where: prefix of the adapters' folders."""
     at = f" --revision {shlex.quote(revision)}" if revision else ""
     modules = " ".join(f"{name}={where}{name}" for name in names)
     limits = f"--max-lora-rank {rank} --max-loras {len(names)}"
@@ -65,50 +64,52 @@ def build_serve_command(names: Sequence[str], base: str, revision: str | None, r
 
 
 def check_same_base(sources: Sequence[ExportSource]) -> None:
-    """Raises: AdapterError: two of them were made for different bases."""
-    marks = {source.name: source.fingerprint().get("weights") for source in sources}
-    known = {name: mark for name, mark in marks.items() if mark}
+    """Raises: AdapterError: two adapters have different base models, by the digest of the weights where it is known."""
+    digests = {source.name: source.fingerprint().get("weights") for source in sources}
+    known = {name: digest for name, digest in digests.items() if digest}
     first = next(iter(known), None)
-    for name, mark in known.items():
-        if first is not None and mark != known[first]:
+    for name, digest in known.items():
+        if first is not None and digest != known[first]:
             raise AdapterError(
-                f"adapter.{name}: was made for another base than adapter.{first} ({str(mark)[:12]}, {str(known[first])[:12]}); "
-                "vLLM serves one base: export them apart"
+                f"adapter.{name}: was made for another base model than adapter.{first} ({str(digest)[:12]}, {str(known[first])[:12]}); "
+                "vLLM serves one base model: export them separately"
             )
 
 
 def _write_adapter(source: ExportSource, base_id: str | None, folder: Path, names: dict[str, str]) -> dict[str, Any]:
-    """The adapter's files; per-layer ranks and scalings, which older versions of vLLM pass over without a word, are brought to one."""
-    flat = bool(source.config.get("rank_pattern") or source.config.get("alpha_pattern"))
-    rank = _flatten_ranks(source, base_id, folder) if flat else int(source.config["r"])
-    if not flat:
+    # vLLM before 0.33 ignores per-layer ranks and alphas without a warning, so they are converted to one of each.
+    flatten = bool(source.config.get("rank_pattern") or source.config.get("alpha_pattern"))
+    rank = _flatten_ranks(source, base_id, folder) if flatten else int(source.config["r"])
+    if not flatten:
         adapter_files.copy_adapter(source, folder, base_id)
     if names:
         safetensors_header.rename_tensors(folder / ADAPTER_WEIGHTS, names)
-    weights = atomic_files.hash_file(folder / ADAPTER_WEIGHTS)
-    return {"rank": rank, "brought_to_one_rank": flat, "tensors_renamed": len(names), "sha256": weights}
+    digest = atomic_files.hash_file(folder / ADAPTER_WEIGHTS)
+    return {"rank": rank, "brought_to_one_rank": flatten, "tensors_renamed": len(names), "sha256": digest}
 
 
 def _flatten_ranks(source: ExportSource, base_id: str | None, folder: Path) -> int:
+    """Writes the adapter with one rank, which is returned, and scaling 1."""
     pairs = lora_factors.read_factors(source)
     if not pairs:
         raise AdapterError(f"{source.folder}: holds no LoRA factors; merge it instead (peftrun action=merge adapter=…)")
-    rank = max(one.rank for one in pairs.values())
+    rank = max(pair.rank for pair in pairs.values())
     changes = {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
     adapter_files.copy_adapter(source, folder, base_id, changes)
     tensors: dict[str, Any] = {}
-    for one in pairs.values():
-        whole = lora_factors.pad_rank(lora_factors.rescale_factors(one, 1.0), rank)
-        tensors |= dict(zip(one.names, (whole.a, whole.b), strict=True))
+    for pair in pairs.values():
+        # alpha/r = 1, so B takes the scaling; A is padded to (rank, in) and B to (out, rank).
+        padded = lora_factors.pad_rank(lora_factors.rescale_factors(pair, 1.0), rank)
+        tensors |= dict(zip(pair.names, (padded.a, padded.b), strict=True))
     from safetensors.numpy import save_file
 
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})  # transformers requires the format
     return rank
 
 
-def _render_launch_script(line: str, base_id: str | None, called: str | None) -> str:
-    """Args: called: what the base is called here, which others may not find."""
-    name = re.sub(r"[^\w./:-]", "_", called or "not known")  # stands within quotes of a shell
-    asked = f"set BASE to the base model ({name}): a folder or ORG/NAME"
-    wanted = f'BASE="${{BASE:-{base_id}}}"' if base_id else f'BASE="${{BASE:?{asked}}}"'
-    return f'#!/bin/sh\n# Serves the adapters beside this file. More options of vLLM may follow.\nset -e\ncd "$(dirname "$0")"\n{wanted}\nexec {line} "$@"\n'
+def _render_launch_script(command: str, base_id: str | None, base_name: str | None) -> str:
+    """Args: base_name: the recorded name of the base model, for the message if there is no id."""
+    name = re.sub(r"[^\w./:-]", "_", base_name or "not known")  # is inside shell quotes
+    message = f"set BASE to the base model ({name}): a folder or ORG/NAME"
+    variable = f'BASE="${{BASE:-{base_id}}}"' if base_id else f'BASE="${{BASE:?{message}}}"'
+    return f'#!/bin/sh\n# Serves the adapters in this folder. More options of vLLM may follow.\nset -e\ncd "$(dirname "$0")"\n{variable}\nexec {command} "$@"\n'

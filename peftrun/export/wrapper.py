@@ -1,7 +1,7 @@
-"""Adapters of the language model inside a larger checkpoint, under the names that the checkpoint has. Light.
+"""Renames tensors of adapters for a language model inside a larger checkpoint to the checkpoint's names. Light.
 
-transformers trains `model.layers…` of a checkpoint whose own names are `language_model.model.layers…`, or `model.language_model.layers…`.
-vLLM serves the checkpoint's class: an adapter under the first names is loaded, and changes nothing.
+Loaded as a language model, transformers calls the layers `model.layers…`, while the checkpoint calls them `language_model.model.layers…`
+or `model.language_model.layers…`. vLLM serves the class of the checkpoint: an adapter with the first names loads but changes nothing.
 """
 
 from collections.abc import Mapping
@@ -22,38 +22,37 @@ LAYERS, LANGUAGE = "layers.", "language_model"
 def map_tensor_names(
     source: ExportSource, model: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Tensor of the adapter → its name in the base's checkpoint; empty where they are the same. `settings`: see `base.settings`.
+    """Tensors of the adapter to rename → their new names; empty if none. Args: settings: see `base_config.read_base_config`.
 
-    Raises: AdapterError: the base is such a checkpoint, and its names are not known.
+    Raises: AdapterError: the base model is such a checkpoint, and its names are unknown.
     """
-    tensors = [one.name for one in safetensors_header.read_header(source.folder / ADAPTER_WEIGHTS)]
+    tensors = [tensor.name for tensor in safetensors_header.read_header(source.folder / ADAPTER_WEIGHTS)]
     if not (settings or {}).get("wrapped") or all(LANGUAGE in name for name in tensors):
         return {}
     folder = base_files.find_base_dir(ModelSpec(**model))
-    heads = _collect_prefixes(folder) if folder else {}
-    found = {name: _rename_tensor(name, heads) for name in tensors}
-    unknown = [name for name, renamed in found.items() if renamed is None]
-    if unknown:
-        raise AdapterError(
-            f"{source.folder}: its base is a larger model around a language model, for which vLLM would load {unknown[0]} and change "
-            "nothing, and its own name for it is not known; name the base's folder: type model.name_or_path=FOLDER, or merge the adapter"
-        )
-    return {name: renamed for name, renamed in found.items() if renamed and renamed != name}
+    prefixes = _collect_prefixes(folder) if folder else {}
+    renamed = {}
+    for name in tensors:
+        path, _, factor = name.removeprefix(PEFT).partition(".lora_")
+        _, layers, module = path.partition(LAYERS)
+        candidates = prefixes.get(module, set()) if layers else set()
+        if len(candidates) != 1:
+            raise AdapterError(
+                f"{source.folder}: its base model is a larger model around a language model, for which vLLM would load {name} and change "
+                "nothing, and the checkpoint's name for it is unknown; name the base model's folder: type model.name_or_path=FOLDER, or merge the adapter"
+            )
+        new_name = f"{PEFT}{next(iter(candidates))}{LAYERS}{module}.lora_{factor}"
+        if new_name != name:
+            renamed[name] = new_name
+    return renamed
 
 
 def _collect_prefixes(folder: Path) -> dict[str, set[str]]:
-    """`layers.0.self_attn.q_proj` → what stands before it in the names of the checkpoint's language model."""
-    heads: dict[str, set[str]] = {}
+    """`0.self_attn.q_proj` → the names before `layers.0.self_attn.q_proj` in the checkpoint's language model."""
+    prefixes: dict[str, set[str]] = {}
     for file in folder.glob("*.safetensors"):
-        for one in safetensors_header.read_header(file):
-            head, sign, tail = one.name.partition(LAYERS)
-            if sign and LANGUAGE in head:
-                heads.setdefault(f"{LAYERS}{tail.rpartition('.')[0]}", set()).add(head)
-    return heads
-
-
-def _rename_tensor(name: str, heads: Mapping[str, set[str]]) -> str | None:
-    path, _, factor = name.removeprefix(PEFT).partition(".lora_")
-    _, sign, tail = path.partition(LAYERS)
-    known = heads.get(f"{LAYERS}{tail}", set()) if sign else set()
-    return f"{PEFT}{next(iter(known))}{LAYERS}{tail}.lora_{factor}" if len(known) == 1 else None
+        for tensor in safetensors_header.read_header(file):
+            prefix, layers, rest = tensor.name.partition(LAYERS)
+            if layers and LANGUAGE in prefix:  # not the layers of a vision tower
+                prefixes.setdefault(rest.rpartition(".")[0], set()).add(prefix)
+    return prefixes

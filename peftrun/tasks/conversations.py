@@ -1,4 +1,4 @@
-"""What a row says: a conversation, what is given in it, an answer."""
+"""Rows as conversations: prompts, answers, and their encoding as token ids."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,52 +25,52 @@ from peftrun.tasks.tokenization import Encoder
 
 
 def read_conversation(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation | None:
-    """The conversation in column `task.messages`, or in the columns that prompt and completion name (TRL's form); None: they hold texts.
+    """The conversation in column `task.messages`, or in the columns of prompt and completion (TRL's form); None if these hold texts.
 
-    Raises: DataError: a column holds none.
+    Raises: DataError: a column holds no conversation.
     """
     if task.messages is not None:
         return parse_conversation(where, row[task.messages], task.messages, row.get("tools"), task.system)
     column = templates.get_sole_column(task.completion)
-    found = templates.get_column_value(row, column) if column else None
-    if column is None or not are_messages(found):
+    value = templates.get_column_value(row, column) if column else None
+    if column is None or not are_messages(value):
         return None
-    answer = parse_conversation(where, found, column)
+    answer = parse_conversation(where, value, column)
     if len(answer.messages) > 1:
         raise DataError(
             f"{where}: column {column} holds {len(answer.messages)} messages, and one is the answer; put the whole conversation "
             "into one column and type task.messages=COLUMN"
         )
-    given = render_prompt(where, row, task)
-    unlearned = (*given.unlearned, *(len(given.messages) + place for place in answer.unlearned))
-    return Conversation((*given.messages, *answer.messages), given.tools, unlearned)
+    prompt = render_prompt(where, row, task)
+    unlearned = (*prompt.unlearned, *(len(prompt.messages) + index for index in answer.unlearned))
+    return Conversation((*prompt.messages, *answer.messages), prompt.tools, unlearned)
 
 
 def render_prompt(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation:
-    """What `task.prompt` gives: the messages in the column that it names, or its text filled in; nothing where there is no prompt.
+    """The prompt of a row by `task.prompt`: the messages in the column that it names, or its template filled in; empty without one.
 
     Raises: DataError: a column is empty, or its messages end with an answer.
     """
     if task.prompt is None:
         return Conversation()
     column = templates.get_sole_column(task.prompt)
-    found = templates.get_column_value(row, column) if column else None
-    if column is not None and are_messages(found):
-        return check_unanswered(where, parse_conversation(where, found, column, row.get("tools"), task.system), column)
+    value = templates.get_column_value(row, column) if column else None
+    if column is not None and are_messages(value):
+        return check_unanswered(where, parse_conversation(where, value, column, row.get("tools"), task.system), column)
     return Conversation(
         (*build_system_messages(task.system), make_message("user", fill_template(where, task.prompt, row) or ""))
     )
 
 
 def read_prompt_conversation(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation:
-    """What an answer answers: the conversation in column `task.messages`, or what `task.prompt` gives.
+    """The prompt of an answer: the conversation in column `task.messages`, else `render_prompt`.
 
     Raises: DataError: a column is empty, or holds no conversation.
     """
     if task.messages is None:
         return render_prompt(where, row, task)
-    found = parse_conversation(where, row[task.messages], task.messages, row.get("tools"), task.system)
-    return check_unanswered(where, found, task.messages)
+    prompt = parse_conversation(where, row[task.messages], task.messages, row.get("tools"), task.system)
+    return check_unanswered(where, prompt, task.messages)
 
 
 def read_answer(where: str, row: dict[str, Any], column: str) -> Message:
@@ -78,21 +78,21 @@ def read_answer(where: str, row: dict[str, Any], column: str) -> Message:
 
     Raises: DataError: it is empty.
     """
-    found = row[column]
-    if not isinstance(found, str):
-        return parse_conversation(where, found, column).messages[-1]
-    if not found.strip():
+    value = row[column]
+    if not isinstance(value, str):
+        return parse_conversation(where, value, column).messages[-1]
+    if not value.strip():
         raise DataError(f"{where}: column {column} is empty; fill it or remove the row")
-    return make_message(ASSISTANT, found)
+    return make_message(ASSISTANT, value)
 
 
-def check_unanswered(where: str, found: Conversation, column: str) -> Conversation:
-    """The conversation. Raises: DataError: it ends with an answer."""
-    if found.messages[-1]["role"] == ASSISTANT:
+def check_unanswered(where: str, conversation: Conversation, column: str) -> Conversation:
+    """Returns the conversation. Raises: DataError: it ends with an answer."""
+    if conversation.messages[-1]["role"] == ASSISTANT:
         raise DataError(
-            f"{where}: column {column} ends with an answer; it must end with what is answered: {ROW_ADVICE}"
+            f"{where}: column {column} ends with an answer; the last message must be the one to answer: {ROW_ADVICE}"
         )
-    return found
+    return conversation
 
 
 def encode_splits(
@@ -104,44 +104,46 @@ def encode_splits(
     *,
     tally: Tally,
 ) -> tuple[list[Any], list[Any]]:
-    """Training and held-out rows as token ids, those that `kept` keeps. Raises: DataError: what is at fault with a row, named."""
+    """Training and evaluation rows as token ids, without those that are too long. Raises: DataError: with the location of the row."""
 
-    def each(examples: list[Any], which: str) -> list[Any]:
+    def encode_split(examples: list[Any], which: str) -> list[Any]:
         rows = []
-        for one in prefetch_examples(examples, encoder, task.loss_on):
-            with prefix_errors(one.where):
-                rows.append(encode(one, task, encoder))
+        for example in prefetch_examples(examples, encoder, task.loss_on):
+            with prefix_errors(example.where):
+                rows.append(encode(example, task, encoder))
         encoder.report_remarks(which)
         return drop_too_long(rows, lambda row: len(row.ids), task, which, tally)
 
     encoder = Encoder(tokenizer, task)
-    return each(train, "training"), each(held_out, "held-out")
+    return encode_split(train, "training"), encode_split(held_out, "evaluation")
 
 
 def prefetch_examples(examples: list[Any], encoder: Encoder, loss_on: str) -> Iterator[Any]:
-    """Each example, when the encoder has read what it and many others are told by."""
-    for part in batch_items(examples):
-        told = [found for one in part for found in one.iter_renderings(loss_on)]
-        encoder.read_ahead(told, [] if told else [one.completion for one in part])
-        yield from part
+    """Yields each example after its batch is tokenized in one call."""
+    for batch in batch_items(examples):
+        renderings = [rendering for example in batch for rendering in example.iter_renderings(loss_on)]
+        # Without renderings these are plain texts.
+        encoder.read_ahead(renderings, [] if renderings else [example.completion for example in batch])
+        yield from batch
 
 
 def drop_too_long(rows: list[Any], length: Callable[[Any], int], task: TaskSpec, which: str, tally: Tally) -> list[Any]:
-    """Those no longer than `task.max_length` tokens; how many are left out is said aloud.
+    """The rows of at most `task.max_length` tokens; logs how many are left out.
 
     Raises: DataError: none is left.
     """
-    found = [row for row in rows if length(row) <= task.max_length]
-    if not found:
+    fitting = [row for row in rows if length(row) <= task.max_length]
+    if not fitting:
         shortest = min(map(length, rows))
         raise DataError(
             f"task.max_length={task.max_length}: every one of the {len(rows)} {which} rows is longer "
+            # The next power of two.
             f"(the shortest has {shortest} tokens); type task.max_length={2 ** max(shortest - 1, 1).bit_length()}"
         )
-    if len(found) < len(rows):
+    if len(fitting) < len(rows):
         longer = [row for row in rows if length(row) > task.max_length]
         tally.left_out += [(row.where, f"longer than task.max_length={task.max_length}", length(row)) for row in longer]
         console.print_info(
             f"data: {len(longer)} of {len(rows)} {which} rows are longer than {task.max_length} tokens, left out"
         )
-    return found
+    return fitting

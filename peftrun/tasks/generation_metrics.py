@@ -1,6 +1,6 @@
-"""What a model writes in answer to prompts, and how near it is to what it should have written."""
+"""Greedy answers of a model to prompts, and text metrics on them (BLEU, chrF, ROUGE)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,50 +12,53 @@ from peftrun.tasks.length_checks import count_free_positions
 
 
 def generate_greedy(model: Any, tokenizer: Any, prompts: list[list[int]], batch_size: int, longest: int) -> list[str]:
-    """The greedy answer to each prompt, of at most so many tokens, in the order of the prompts."""
+    """The greedy answer to each prompt, of at most `longest` tokens, in the order of the prompts."""
     was_training = model.training
     model.eval()
-    found: dict[int, str] = {}
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding to compute
-    for part in batch_prompts(model, [prompts[i] for i in by_length], batch_size, longest):
-        places = [by_length[i] for i in part]
-        found |= zip(places, generate_batch(model, tokenizer, [prompts[i] for i in places], longest), strict=True)
+    answers: dict[int, str] = {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths together: less padding
+    for batch in batch_prompts(model, [prompts[i] for i in by_length], batch_size, longest):
+        indices = [by_length[i] for i in batch]
+        answers |= zip(indices, generate_batch(model, tokenizer, [prompts[i] for i in indices], longest), strict=True)
     model.train(was_training)
-    return [found[i] for i in range(len(prompts))]
+    return [answers[i] for i in range(len(prompts))]
 
 
 def batch_prompts(model: Any, prompts: list[list[int]], size: int, longest: int) -> Iterator[list[int]]:
-    """Places of prompts to be answered together, in their order. One whose answer has less room than the longest is by itself, so that no other
-    is cut with it."""
-    part: list[int] = []
-    for place, prompt in enumerate(prompts):
-        tight = _limit_new_tokens(model, prompt, longest) < longest
-        if part and (tight or len(part) == size):
-            yield part
-            part = []
-        if tight:
-            yield [place]
+    """Yields the indices of each batch, in order.
+
+    A prompt that leaves fewer than `longest` free positions is a batch of its own, so that its limit does not cut other answers.
+    """
+    batch: list[int] = []
+    for index, prompt in enumerate(prompts):
+        limited = _limit_new_tokens(model, prompt, longest) < longest
+        if batch and (limited or len(batch) == size):
+            yield batch
+            batch = []
+        if limited:
+            yield [index]
         else:
-            part.append(place)
-    if part:
-        yield part
+            batch.append(index)
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
 def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], longest: int, **sampling: Any) -> list[str]:
-    """The answers to prompts of one batch, up to an end token, of at most so many tokens and no more than the model has positions for.
+    """The answers to one batch of prompts, up to an end token, of at most `longest` tokens and within the positions of the model.
 
-    Args: sampling: as `generate` takes it; nothing: greedy.
+    Args: sampling: arguments of `generate`; greedy without any.
     """
+    # (B, T), padded on the left so that new tokens follow each prompt directly.
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(get_input_device(model))
-    out = model.generate(
+    output = model.generate(
         input_ids=padded["input_ids"], attention_mask=padded["attention_mask"],
-        max_new_tokens=min(_limit_new_tokens(model, one, longest) for one in prompts),
+        max_new_tokens=min(_limit_new_tokens(model, prompt, longest) for prompt in prompts),
         pad_token_id=tokenizer.pad_token_id, eos_token_id=find_end_tokens(model, tokenizer) or None, **(sampling or {"do_sample": False}),
     )  # fmt: skip
-    # A decoder of its own does not repeat what was read.
+    # (B, T + new tokens), or (B, new tokens) of an encoder-decoder model: its decoder does not repeat the prompt.
     begin = 0 if model.config.is_encoder_decoder else padded["input_ids"].shape[1]
-    return [str(one) for one in tokenizer.batch_decode(out[:, begin:], skip_special_tokens=True)]
+    return [str(text) for text in tokenizer.batch_decode(output[:, begin:], skip_special_tokens=True)]
 
 
 def _limit_new_tokens(model: Any, prompt: list[int], longest: int) -> int:
@@ -66,47 +69,33 @@ def _limit_new_tokens(model: Any, prompt: list[int], longest: int) -> int:
 def compute_generation_metrics(
     model: Any, tokenizer: Any, pairs: list[tuple[list[int], list[int]]], batch_size: int, task: TaskSpec
 ) -> dict[str, float]:
-    """What `task.metrics` asks for of greedy answers to (prompt, what should be answered); nothing where it asks for nothing."""
+    """`task.metrics` of greedy answers to pairs of (prompt, reference); empty without any."""
     if not task.metrics:
         return {}
-    said = generate_greedy(model, tokenizer, [prompt for prompt, _ in pairs], batch_size, task.max_new_tokens)
-    texts = tokenizer.batch_decode([true for _, true in pairs], skip_special_tokens=True)
-    return compute_text_metrics(list(task.metrics), [one.strip() for one in said], [one.strip() for one in texts])
+    answers = generate_greedy(model, tokenizer, [prompt for prompt, _ in pairs], batch_size, task.max_new_tokens)
+    references = tokenizer.batch_decode([reference for _, reference in pairs], skip_special_tokens=True)
+    return compute_text_metrics(
+        list(task.metrics), [text.strip() for text in answers], [text.strip() for text in references]
+    )
 
 
-def compute_text_metrics(names: list[str], said: list[str], true: list[str]) -> dict[str, float]:
-    """Each measure over all answers, from 0 to 100: `bleu` and `chrf` (sacrebleu's defaults), `rouge_1`, `rouge_2`, `rouge_l` (mean
+def compute_text_metrics(names: list[str], answers: list[str], references: list[str]) -> dict[str, float]:
+    """Each metric over all answers, from 0 to 100: `bleu` and `chrf` (sacrebleu's defaults), `rouge_1`, `rouge_2`, `rouge_l` (mean
     F of rouge-score, stemmed)."""
-    return {name: _TEXT_METRICS[name](said, true) for name in names}
+    return {name: _compute_text_metric(name, answers, references) for name in names}
 
 
-def _compute_bleu(said: list[str], true: list[str]) -> float:
-    import sacrebleu
+def _compute_text_metric(name: str, answers: list[str], references: list[str]) -> float:
+    # The packages are optional: extra `metrics`.
+    if name in ("bleu", "chrf"):
+        import sacrebleu
 
-    return float(sacrebleu.corpus_bleu(said, [true]).score)
+        score = sacrebleu.corpus_bleu if name == "bleu" else sacrebleu.corpus_chrf
+        return float(score(answers, [references]).score)
+    from rouge_score.rouge_scorer import RougeScorer
 
-
-def _compute_chrf(said: list[str], true: list[str]) -> float:
-    import sacrebleu
-
-    return float(sacrebleu.corpus_chrf(said, [true]).score)
-
-
-def _make_rouge(kind: str) -> Callable[[list[str], list[str]], float]:
-    def measure(said: list[str], true: list[str]) -> float:
-        from rouge_score.rouge_scorer import RougeScorer
-
-        scorer = RougeScorer([kind], use_stemmer=True)
-        each = [scorer.score(reference, answer)[kind].fmeasure for answer, reference in zip(said, true, strict=True)]
-        return 100 * sum(each) / len(each)
-
-    return measure
-
-
-_TEXT_METRICS: dict[str, Callable[[list[str], list[str]], float]] = {
-    "bleu": _compute_bleu,
-    "chrf": _compute_chrf,
-    "rouge_1": _make_rouge("rouge1"),
-    "rouge_2": _make_rouge("rouge2"),
-    "rouge_l": _make_rouge("rougeL"),
-}
+    variant = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[name]
+    scorer = RougeScorer([variant], use_stemmer=True)
+    # rouge-score takes the reference first.
+    scores = [scorer.score(true, text)[variant].fmeasure for text, true in zip(answers, references, strict=True)]
+    return 100 * sum(scores) / len(scores)

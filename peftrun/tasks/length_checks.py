@@ -1,30 +1,30 @@
-"""Rows that a model cannot read, or has nothing to learn from."""
+"""Checks of rows against the base model: positions, vocabulary, and labels to train on."""
 
 from typing import Any
 
 from peftrun.errors import DataError
 from peftrun.models.reader import TokenizerInfo, get_max_positions
 
-IGNORE_INDEX = -100  # label of what carries no loss
+IGNORE_INDEX = -100  # label of tokens without loss, the default of torch's cross-entropy
 
 
 def build_reader(base: Any, virtual: int = 0) -> TokenizerInfo:
-    """A base that is loaded. Args: virtual: see `Reader`."""
-    embedded = base.model.get_input_embeddings().weight.shape[0]
-    return TokenizerInfo(base.name, base.tokenizer, base.model.config, embedded, virtual)
+    """What is needed of a loaded base model. Args: virtual: see `TokenizerInfo`."""
+    vocab_size = base.model.get_input_embeddings().weight.shape[0]  # the weight is (vocab, hidden)
+    return TokenizerInfo(base.name, base.tokenizer, base.model.config, vocab_size, virtual)
 
 
 def check_lengths(rows: Any, reader: TokenizerInfo) -> None:
-    """Every row, training rows first.
+    """Checks every row, training rows first.
 
-    Raises: DataError: one has more tokens than the base has positions, a token that the base does not embed, or no label; the first
-        is named.
+    Raises: DataError: a row has more tokens than the base model has positions, a token without an embedding, or no label. It names
+        the first such row.
     """
-    most = reader.positions
+    limit = reader.positions
     for row in (*rows.train, *rows.held_out):
-        longest = max([len(row.ids), *(len(row.prompt) + len(one) for one in getattr(row, "candidates", ()))])
-        if most is not None and longest > most:
-            raise DataError(_too_long(row.where, longest, most, reader))
+        longest = max([len(row.ids), *(len(row.prompt) + len(ids) for ids in getattr(row, "candidates", ()))])
+        if limit is not None and longest > limit:
+            raise DataError(_explain_too_long(row.where, longest, limit, reader))
         check_vocab_ids([*row.ids, *getattr(row, "target", ())], reader, row.where)
         labels = getattr(row, "labels", None)
         if isinstance(labels, list) and all(label == IGNORE_INDEX for label in labels):
@@ -33,54 +33,52 @@ def check_lengths(rows: Any, reader: TokenizerInfo) -> None:
             )
 
 
-def _too_long(where: str, tokens: int, most: int, reader: TokenizerInfo) -> str:
-    if most < 1:
-        return f"lora.num_virtual_tokens={reader.virtual}: {reader.name} reads {most + reader.virtual} tokens, so no text would fit beside them; type fewer"
-    beside = f" after {reader.virtual} of the adapter (num_virtual_tokens)" if reader.virtual else ""
-    return f"{where}: has {tokens} tokens, and {reader.name} reads {most}{beside}; type task.max_length={most}"
+def _explain_too_long(where: str, tokens: int, limit: int, reader: TokenizerInfo) -> str:
+    if limit < 1:
+        return f"lora.num_virtual_tokens={reader.virtual}: {reader.name} reads {limit + reader.virtual} tokens, so no text would fit beside them; type fewer"
+    after = f" after {reader.virtual} of the adapter (num_virtual_tokens)" if reader.virtual else ""
+    return f"{where}: has {tokens} tokens, and {reader.name} reads {limit}{after}; type task.max_length={limit}"
 
 
 def positions(model: Any) -> int | None:
-    """Tokens that a model reads, prompt and answer together, beside those that its adapters put before them; None where it does not say."""
-    most = get_max_positions(model.config)
-    return None if most is None else most - _virtual(model)
-
-
-def _virtual(model: Any) -> int:
-    """Tokens that the adapters of a model put before each text."""
-    known = getattr(model, "peft_config", {}).values()
-    return max((getattr(one, "num_virtual_tokens", None) or 0 for one in known), default=0)
+    """Number of tokens that a model can read, prompt and answer together, after the virtual tokens of its adapters; None if unlimited."""
+    limit = get_max_positions(model.config)
+    if limit is None:
+        return None
+    configs = getattr(model, "peft_config", {}).values()
+    # A row goes through one adapter, so the largest count is the bound, not the sum.
+    return limit - max((getattr(config, "num_virtual_tokens", None) or 0 for config in configs), default=0)
 
 
 def count_free_positions(model: Any, prompt: list[int]) -> int | None:
-    """Tokens that may be written in answer to a prompt; None where the model does not say how many it reads."""
-    return _count_free_positions(model.config, positions(model), prompt)
+    """Number of tokens that can be generated after a prompt; None if the model has no limit."""
+    return _subtract_prompt(model.config, positions(model), prompt)
 
 
-def _count_free_positions(config: Any, most: int | None, prompt: list[int]) -> int | None:
-    if most is None:
+def _subtract_prompt(config: Any, limit: int | None, prompt: list[int]) -> int | None:
+    if limit is None:
         return None
-    return most - (1 if config.is_encoder_decoder else len(prompt))  # a decoder of its own begins anew, with one token
+    return limit - (1 if config.is_encoder_decoder else len(prompt))  # a separate decoder starts with one token
 
 
-def check_completion_fits(rows: Any, reader: TokenizerInfo, asked: int) -> None:
-    """Raises: DataError: an answer of so many tokens to a row's prompt does not fit into the base's positions; the first is named."""
+def check_completion_fits(rows: Any, reader: TokenizerInfo, length: int) -> None:
+    """Raises: DataError: a completion of `length` tokens does not fit after a row's prompt; it names the first such row."""
     for row in (*rows.train, *rows.held_out):
-        left = _count_free_positions(reader.config, reader.positions, row.ids)
-        if left is not None and left < asked:
+        left = _subtract_prompt(reader.config, reader.positions, row.ids)
+        if left is not None and left < length:
             raise DataError(
-                f"{row.where}: has {len(row.ids)} tokens, and with task.objective.max_completion_length={asked} more {reader.name} would read more than its "
+                f"{row.where}: has {len(row.ids)} tokens, and with task.objective.max_completion_length={length} more {reader.name} would read more than its "
                 f"{reader.positions}; type task.objective.max_completion_length={left}, or a smaller task.max_length"
                 if left > 0
-                else f"{row.where}: has {len(row.ids)} tokens, all that {reader.name} reads, and nothing could be written; type a smaller task.max_length"
+                else f"{row.where}: has {len(row.ids)} tokens, all that {reader.name} reads, so no completion fits; type a smaller task.max_length"
             )
 
 
 def check_vocab_ids(ids: list[int], reader: TokenizerInfo, where: str) -> None:
-    """Raises: DataError: a token lies beyond the embeddings of the base."""
+    """Raises: DataError: the embeddings of the base model have no row for a token."""
     highest = max(ids, default=0)
     if highest >= reader.embedded:
         raise DataError(
-            f"{where}: token {highest} ({reader.tokenizer.convert_ids_to_tokens(highest)!r}) lies beyond the {reader.embedded} that {reader.name} embeds; "
+            f"{where}: token {highest} ({reader.tokenizer.convert_ids_to_tokens(highest)!r}) is beyond the {reader.embedded} embeddings of {reader.name}; "
             "restore the tokenizer that belongs to the model, or remove the text"
         )

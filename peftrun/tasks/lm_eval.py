@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness on a model that is there: the base, and the same with its adapter, row by row.
+"""Runs tasks of lm-evaluation-harness on a loaded model, and compares base model and adapter row by row.
 
-The harness is an extra, imported when it is asked for.
+The harness is an optional extra, so it is imported inside functions.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from peftrun.config.schema.run import LmEvalSpec
 from peftrun.errors import ConfigError, DataError
 
 NON_METRIC_KEYS = ("alias", "name", "sample_len", "samples")
-EvalResults = dict[str, Any]  # as `lm_eval.simple_evaluate` gives them
+EvalResults = dict[str, Any]  # as `lm_eval.simple_evaluate` returns them
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """What the harness says of one metric of one task. `stderr`: None where it knows none."""
+    """One metric of one task, as the harness reports it. `stderr`: None if it reports none."""
 
     value: float
     stderr: float | None
@@ -40,12 +40,13 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """With the adapter, minus the base, on the same rows.
+    """Metric with the adapter minus the metric of the base model, on the same rows.
 
     Attributes:
-        stderr: of the mean difference of a row. p: of no difference, two-sided; None where it cannot be told.
-        test: McNemar's exact test where a row is right or wrong, else the paired t test.
-        better, worse: rows on which the adapter's value is higher, or lower.
+        stderr: standard error of the mean difference per row.
+        p: two-sided p-value of no difference; None if undefined.
+        test: McNemar's exact test if every row is right or wrong, else the paired t-test.
+        better, worse: number of rows on which the adapter's value is higher, or lower.
     """
 
     value: float
@@ -57,7 +58,7 @@ class MetricDifference:
     worse: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """Values for record.json."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -66,16 +67,16 @@ class MetricDifference:
 
 
 class LmEvalHarness:
-    """The tasks that are asked for, found once and measured on as many models as wanted."""
+    """The configured tasks, looked up once and run on any number of models."""
 
     def __init__(self, spec: LmEvalSpec, batch_size: int, seed: int) -> None:
         """Raises: ConfigError: there is no such task."""
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
-        _silence_logging()
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about each task file that it skips
         self.manager, self.local = _load_task_manager(spec)
 
     def measure(self, model: Any, tokenizer: Any) -> EvalResults:
-        """What the harness finds. Raises: DataError: it cannot get the rows, or cannot measure this model on them."""
+        """The harness's results. Raises: DataError: it cannot get the rows, or cannot evaluate this model on them."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -86,122 +87,118 @@ class LmEvalHarness:
             )
         try:
             with _redirect_datasets_cache(self.local), _hide_progress_bars():
-                found = simple_evaluate(
+                results = simple_evaluate(
                     HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size),
                     tasks=spec.tasks, num_fewshot=spec.num_fewshot, limit=spec.limit, task_manager=self.manager,
                     apply_chat_template=spec.apply_chat_template, log_samples=True,
                     random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
                 )  # fmt: skip
-        except Exception as error:  # of the harness, of datasets, of the Hub's client
+        except Exception as error:  # of the harness, of datasets, of the Hub's client: they share no base class
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise DataError(
                 f"task.lm_eval.tasks=[{','.join(spec.tasks)}]: lm-evaluation-harness cannot measure it: {reason}"
             ) from error
-        assert found is not None
-        return dict(found)
+        assert results is not None
+        return dict(results)
 
 
-def read_metrics(found: EvalResults) -> dict[str, MetricValue]:
-    """`task/metric` → what was measured; `task/metric,filter` where a task's answers are filtered in some way."""
-    return {
-        _format_metric_name(task, key): MetricValue(float(value), _read_stderr(values, key))
-        for task, values in found["results"].items()
-        for key, value in values.items()
-        if "_stderr" not in key and key not in NON_METRIC_KEYS and isinstance(value, int | float)
-    }
+def read_metrics(results: EvalResults) -> dict[str, MetricValue]:
+    """`task/metric` → value; `task/metric,filter` if the task filters the answers."""
+    metrics = {}
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            if "_stderr" in key or key in NON_METRIC_KEYS or not isinstance(value, int | float):
+                continue
+            metric, comma, answer_filter = key.partition(",")  # "acc,none" has its error under "acc_stderr,none"
+            stderr = values.get(f"{metric}_stderr{comma}{answer_filter}")  # "N/A" where the harness has none
+            metrics[_format_metric_name(task, key)] = MetricValue(
+                float(value), float(stderr) if isinstance(stderr, int | float) else None
+            )
+    return metrics
 
 
 def compare_metrics(base: EvalResults, adapted: EvalResults) -> dict[str, MetricDifference]:
-    """The same names → how the two differ row by row, where the harness tells of rows."""
-    found = {}
+    """The same names → paired difference over rows, for metrics that the harness reports per row."""
+    differences = {}
     for task in base.get("samples", {}):
-        pairs = [_group_by_row(one["samples"][task]) for one in (base, adapted)]
-        for key in pairs[0].keys() & pairs[1].keys():
-            rows = sorted(pairs[0][key].keys() & pairs[1][key].keys())
-            if len(rows) > 1:
-                old, new = (np.array([side[key][row] for row in rows]) for side in pairs)
-                found[_format_metric_name(task, key)] = compare_paired(old, new)
-    return found
+        sides = [_group_by_row(results["samples"][task]) for results in (base, adapted)]
+        for key in sides[0].keys() & sides[1].keys():
+            rows = sorted(sides[0][key].keys() & sides[1][key].keys())
+            if len(rows) > 1:  # a standard error needs two
+                old, new = (np.array([side[key][row] for row in rows]) for side in sides)  # (rows,) each
+                differences[_format_metric_name(task, key)] = compare_paired(old, new)
+    return differences
 
 
 def compare_paired(old: np.ndarray, new: np.ndarray) -> MetricDifference:
-    """How the values of the same rows differ."""
-    from scipy import stats  # takes a second, and every action=evaluate comes by here
+    """Paired difference of two arrays (rows,) of values of the same rows."""
+    from scipy import stats  # importing it takes a second, and every action=evaluate imports this module
 
-    change, rows = new - old, len(old)
+    change, rows = new - old, len(old)  # (rows,)
     stderr = float(change.std(ddof=1) / math.sqrt(rows))
     better, worse = int((change > 0).sum()), int((change < 0).sum())
+    p: float | None
     if {*old.tolist(), *new.tolist()} <= {0.0, 1.0}:
-        test, p = "McNemar's exact test", _compute_mcnemar_pvalue(better, worse)
+        # Among rows that changed, the chance of so uneven a split if both directions were equally likely.
+        test, changed = "McNemar's exact test", better + worse
+        p = float(stats.binomtest(better, changed).pvalue) if changed else 1.0
     else:
         test, p = "paired t test", float(stats.ttest_rel(new, old).pvalue) if stderr else None
     return MetricDifference(float(change.mean()), rows, stderr, p, test, better, worse)
 
 
-def _compute_mcnemar_pvalue(better: int, worse: int) -> float | None:
-    """Of rows that differ, how likely so uneven a split is by chance."""
-    from scipy import stats
-
-    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-
-
 def format_samples(sides: dict[str, EvalResults]) -> str:
-    """A line of JSON for each question and side, as the harness tells it."""
+    """One line of JSON for each question and side, as the harness reports it."""
     rows = (
-        {"side": side, "task": task, **row}
-        for side, found in sides.items()
-        for task, each in found.get("samples", {}).items()
-        for row in each
+        {"side": side, "task": task, **sample}
+        for side, results in sides.items()
+        for task, samples in results.get("samples", {}).items()
+        for sample in samples
     )
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
-def describe_results(found: EvalResults) -> dict[str, Any]:
-    """What the figures depend on beside the model, for the record."""
+def describe_results(results: EvalResults) -> dict[str, Any]:
+    """What the metrics depend on besides the model, for record.json."""
     names = ("versions", "n-shot", "n-samples", "higher_is_better")
-    return {name.replace("-", "_"): found[name] for name in names if found.get(name)} | {
-        "lm_eval": found.get("lm_eval_version")
+    return {name.replace("-", "_"): results[name] for name in names if results.get(name)} | {
+        "lm_eval": results.get("lm_eval_version")
     }
 
 
-def format_row_counts(found: EvalResults) -> str:
-    """How many rows of each task were asked."""
-    return ", ".join(f"{task} {number['effective']}" for task, number in found.get("n-samples", {}).items())
+def format_row_counts(results: EvalResults) -> str:
+    """Number of evaluated rows of each task."""
+    return ", ".join(f"{task} {count['effective']}" for task, count in results.get("n-samples", {}).items())
 
 
 def _format_metric_name(task: str, key: str) -> str:
-    metric, _, kind = key.partition(",")
-    return f"{task}/{metric}" + (f",{kind}" if kind not in ("", "none") else "")
+    metric, _, answer_filter = key.partition(",")
+    return f"{task}/{metric}" + (f",{answer_filter}" if answer_filter not in ("", "none") else "")
 
 
-def _read_stderr(values: dict[str, Any], key: str) -> float | None:
-    metric, comma, kind = key.partition(",")
-    found = values.get(f"{metric}_stderr{comma}{kind}")
-    return float(found) if isinstance(found, int | float) else None
-
-
-def _group_by_row(rows: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """`metric,filter` → row → value, of those metrics that a row has a number for."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        for metric in row["metrics"]:
-            if isinstance(row.get(metric), int | float):
-                found.setdefault(f"{metric},{row['filter']}", {})[row["doc_id"]] = float(row[metric])
-    return found
+def _group_by_row(samples: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """`metric,filter` → row id → value, for metrics that have a number per row."""
+    grouped: dict[str, dict[int, float]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            if isinstance(sample.get(metric), int | float):
+                grouped.setdefault(f"{metric},{sample['filter']}", {})[sample["doc_id"]] = float(sample[metric])
+    return grouped
 
 
 def _load_task_manager(spec: LmEvalSpec) -> tuple[Any, bool]:
-    """What knows the tasks, and whether all of them are the user's own: the harness takes long to look through its 14,000."""
+    """The harness's task manager, and whether all tasks are the user's own."""
     from lm_eval.tasks import TaskManager
 
-    own = str(Path(spec.include_path).expanduser()) if spec.include_path else None
-    if own is not None:
-        manager = TaskManager(include_path=own, include_defaults=False)
+    include_path = str(Path(spec.include_path).expanduser()) if spec.include_path else None
+    if include_path is not None:
+        # Without the defaults first: scanning the harness's 14,000 tasks takes ten seconds.
+        manager = TaskManager(include_path=include_path, include_defaults=False)
         if {*spec.tasks} <= {*manager.all_tasks}:
             return manager, True
-        _check_yaml_files(Path(own), own)
+        _check_yaml_files(Path(include_path), include_path)
     console.print_info("looking through the tasks of lm-evaluation-harness")
-    manager = TaskManager(include_path=own)
+    manager = TaskManager(include_path=include_path)
     for name in spec.tasks:
         if name not in manager.all_tasks:
             near = get_close_matches(name, manager.all_tasks, n=1, cutoff=0.6)
@@ -211,39 +208,33 @@ def _load_task_manager(spec: LmEvalSpec) -> tuple[Any, bool]:
 
 
 def _check_yaml_files(folder: Path, named: str) -> None:
-    """The harness passes over a file that it cannot read. Raises: ConfigError: where one is broken."""
+    """Raises: ConfigError: a file is not YAML; the harness itself skips such a file silently."""
     for file in sorted(folder.glob("**/*.y*ml")):
+        position = ""
         try:
-            yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)  # nothing it names is made
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise ConfigError(
-                f"task.lm_eval.include_path={named}: {file}{place}: is not YAML ({error.problem}); mend it there"
-            ) from error
+            # `compose` builds no objects, so tags such as !function are not run.
+            yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())[:200]
+            if isinstance(error, yaml.MarkedYAMLError):
+                mark, reason = error.problem_mark, str(error.problem)
+                position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             raise ConfigError(
-                f"task.lm_eval.include_path={named}: {file}: is not YAML ({reason}); mend it there"
+                f"task.lm_eval.include_path={named}: {file}{position}: is not YAML ({reason}); fix the file"
             ) from error
-
-
-def _silence_logging() -> None:
-    import lm_eval  # noqa: F401
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def _redirect_datasets_cache(local: bool) -> Iterator[None]:
-    """Rows are prepared in peftrun's own cache; those of the user's files anew, since datasets knows a file again by size and time alone."""
+    """Has datasets prepare rows in peftrun's cache; rows of the user's own tasks in a temporary folder."""
     import datasets
     from lm_eval import evaluator
 
     before = datasets.config.HF_DATASETS_CACHE, evaluator.get_git_commit_hash
-    with tempfile.TemporaryDirectory(prefix="peftrun-lm-eval-") as room:
-        datasets.config.HF_DATASETS_CACHE = Path(room) if local else paths.cache_dir() / "datasets"
-        evaluator.get_git_commit_hash = lambda: None  # it asks git, which complains aloud where there is no repository
+    with tempfile.TemporaryDirectory(prefix="peftrun-lm-eval-") as scratch:
+        # datasets recognizes a local file by size and time only, so an edited file could hit a stale cache entry.
+        datasets.config.HF_DATASETS_CACHE = Path(scratch) if local else paths.cache_dir() / "datasets"
+        evaluator.get_git_commit_hash = lambda: None  # it runs git, which prints an error outside a repository
         try:
             yield
         finally:
@@ -252,7 +243,7 @@ def _redirect_datasets_cache(local: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hide_progress_bars() -> Iterator[None]:
-    if console.is_terminal():
+    if console.is_terminal():  # progress bars would fill a log file
         yield
         return
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""How likely a model finds completions of prompts."""
+"""Log-likelihoods of completions under a model."""
 
 from typing import Any
 
@@ -15,40 +15,51 @@ def compute_log_likelihoods(
     """Log-probability, in nats, of each completion after its prompt: (rows,), float32, on the CPU."""
     was_training = model.training
     model.eval()
-    found = [
+    batches = [
         _score_batch(model, pad, prompts[start : start + batch_size], completions[start : start + batch_size])
         for start in range(0, len(prompts), batch_size)
     ]
     model.train(was_training)
-    return torch.cat(found)
+    return torch.cat(batches)
+
+
+def pad_rows(rows: list[list[int]], pad: int, device: Any, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (rows, longest row), padded on the right unless `left`."""
+    width = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        fill = width - len(row)
+        ids.append([pad] * fill + row if left else row + [pad] * fill)
+        mask.append([0] * fill + [1] * len(row) if left else [1] * len(row) + [0] * fill)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _score_batch(model: Any, pad: int, prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
-    """Rows are padded on the right, which needs no positions of their own."""
-    both = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    width = max(map(len, both))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in both], device=get_input_device(model))
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in both], device=get_input_device(model))
-    begin = 0 if traits.needs_whole_sequence(model) else min(map(len, prompts)) - 1  # nothing before is judged
-    kept = {} if begin == 0 else {"logits_to_keep": width - begin}
-    logits = model(input_ids=ids, attention_mask=mask, **kept).logits[:, -(width - begin) :]
-    return torch.stack([
-        _sum_log_probs(logits[i, len(prompt) - 1 - begin : len(row) - 1 - begin], ids[i, len(prompt) : len(row)])
-        for i, (prompt, row) in enumerate(zip(prompts, both, strict=True))
-    ])  # fmt: skip
-
-
-def _sum_log_probs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return logits.float().log_softmax(-1).gather(-1, ids[:, None]).sum().cpu()
+    """Log-probabilities of the completions of one batch: (B,)."""
+    rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    ids, mask = pad_rows(rows, pad, get_input_device(model))  # (B, T); right padding needs no position ids
+    # Logits at position t score token t + 1, so none before the end of the shortest prompt is needed.
+    begin = 0 if traits.needs_whole_sequence(model) else min(map(len, prompts)) - 1
+    keep = {} if begin == 0 else {"logits_to_keep": ids.shape[1] - begin}
+    # From the end: a model may put virtual tokens before the row.
+    logits = model(input_ids=ids, attention_mask=mask, **keep).logits[
+        :, begin - ids.shape[1] :
+    ]  # (B, T − begin, vocab)
+    scores = []
+    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        completion_logits = logits[i, len(prompt) - 1 - begin : len(row) - 1 - begin]  # (completion, vocab)
+        log_probs = completion_logits.float().log_softmax(-1)
+        scores.append(log_probs.gather(-1, ids[i, len(prompt) : len(row), None]).sum().cpu())
+    return torch.stack(scores)
 
 
 def compare_with_base(
     model: Any, pad: int, prompts: list[list[int]], completions: list[list[int]], batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-likelihoods under the model, and how much they differ from those of its base (0 for a base itself)."""
-    own = compute_log_likelihoods(model, pad, prompts, completions, batch_size)
+    """Log-likelihoods under the model, and their log-ratios to the base model (0 without an adapter): (rows,) each, in nats."""
+    scores = compute_log_likelihoods(model, pad, prompts, completions, batch_size)
     if not hasattr(model, "disable_adapter"):
-        return own, torch.zeros_like(own)
+        return scores, torch.zeros_like(scores)
     with model.disable_adapter():
-        plain = compute_log_likelihoods(model, pad, prompts, completions, batch_size)
-    return own, own - plain
+        base_scores = compute_log_likelihoods(model, pad, prompts, completions, batch_size)
+    return scores, scores - base_scores

@@ -1,4 +1,4 @@
-"""Conversations as data sets write them: messages in OpenAI's form (role, content) or ShareGPT's (from, value), each kept whole."""
+"""Conversations in the formats of datasets: messages in OpenAI's form (role, content) or ShareGPT's (from, value), with all their keys."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,139 +10,146 @@ from typing import Any
 from peftrun.errors import DataError
 
 ASSISTANT = "assistant"
-# ShareGPT's names, and OpenAI's of before there were tools. A call of a function is the assistant's own, what comes back is not.
+# ShareGPT's roles, and OpenAI's `function` from before tools. A function call is the assistant's, its result is the tool's.
 ROLES = {"human": "user", "gpt": ASSISTANT, "function_call": ASSISTANT, "observation": "tool", "function": "tool"}
 ROW_ADVICE = "fix or remove the row"
 
 
 class Message(dict[str, Any]):
-    """One message as a chat template reads it: role, content, and whatever else the row says. Never changed once it is made."""
+    """One message as a chat template reads it: role, content, and any other key of the row. Immutable by convention."""
 
     _hash: int | None = None
 
     def __hash__(self) -> int:  # type: ignore[override]
-        if self._hash is None:  # asked for again and again, wherever rows are told apart
+        if self._hash is None:  # cached: deduplication and the template cache hash each message many times
             self._hash = hash(json.dumps(self, sort_keys=True, default=str))
         return self._hash
 
     @property
     def text(self) -> str:
-        """Its content; empty where it only calls tools."""
+        """Its content; empty if it only calls tools."""
         return str(self.get("content", ""))
 
     @property
     def digest_value(self) -> Any:
-        """Its text alone where that is all it says beside its role; for digests."""
+        """For digests: its text alone if it has only role and content."""
         return self.text if self.keys() == {"role", "content"} else self
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, and the tools that may be called in them. `unlearned`: places of messages whose row says that they carry no loss."""
+    """Messages, and the tools that they may call. `unlearned`: indices of messages that the row excludes from the loss."""
 
     messages: tuple[Message, ...] = ()
-    tools: tuple[Message, ...] = field(default=(), compare=False)  # rows that differ in them alone are repeated rows
+    tools: tuple[Message, ...] = field(default=(), compare=False)  # rows that differ only in tools count as repeated
     unlearned: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.messages)
 
     def followed_by(self, *messages: Message) -> "Conversation":
-        """The same with more messages at its end."""
+        """The conversation with more messages at its end."""
         return Conversation((*self.messages, *messages), self.tools, self.unlearned)
 
-    def before(self, place: int) -> "Conversation":
-        """The messages before this place."""
-        return Conversation(self.messages[:place], self.tools, tuple(one for one in self.unlearned if one < place))
+    def before(self, end: int) -> "Conversation":
+        """The messages before index `end`."""
+        return Conversation(self.messages[:end], self.tools, tuple(index for index in self.unlearned if index < end))
+
+    def without_key(self, key: str) -> "Conversation":
+        """The conversation with `key` removed from each message."""
+        messages = (Message({k: value for k, value in message.items() if k != key}) for message in self.messages)
+        return Conversation(tuple(messages), self.tools)
 
     @property
     def answers(self) -> list[int]:
-        """Places of the assistant's messages."""
-        return [place for place, one in enumerate(self.messages) if one["role"] == ASSISTANT]
+        """Indices of the assistant's messages."""
+        return [index for index, message in enumerate(self.messages) if message["role"] == ASSISTANT]
 
     @property
     def calls_tools(self) -> bool:
         """Whether a message calls a tool."""
-        return any("tool_calls" in one for one in self.messages)
+        return any("tool_calls" in message for message in self.messages)
 
     def as_json(self) -> Any:
-        """For digests: [role, content] of each message, whole where it says more; the tools behind them."""
-        plain = [[one["role"], one.digest_value] for one in self.messages]
-        more = {"tools": self.tools, "unlearned": self.unlearned}
-        return [*plain, more] if self.tools or self.unlearned else plain
+        """For digests: [role, content] of each message (the whole message if it has other keys), then tools and `unlearned`."""
+        pairs = [[message["role"], message.digest_value] for message in self.messages]
+        extras = {"tools": self.tools, "unlearned": self.unlearned}
+        return [*pairs, extras] if self.tools or self.unlearned else pairs
 
 
 def make_message(role: str, text: str) -> Message:
-    """A message of text alone."""
+    """A message that is only text."""
     return Message(role=role, content=text)
 
 
 def build_system_messages(system: str | None) -> tuple[Message, ...]:
-    """The system message that is put first, if there is one."""
+    """The system message, if there is one."""
     return (make_message("system", system),) if system else ()
 
 
 def parse_conversation(
-    where: str, found: Any, column: str, tools: Any = None, system: str | None = None
+    where: str, value: Any, column: str, tools: Any = None, system: str | None = None
 ) -> Conversation:
-    """The conversation that a column holds, after `system`. `tools`: what the row says of them.
+    """The conversation in a column, with `system` before it. `tools`: the row's column of that name.
 
-    Raises: DataError: it is none, or a message cannot be read.
+    Raises: DataError: the value is no conversation, or a message cannot be read.
     """
-    if isinstance(found, dict):
-        found = [found]
-    if not isinstance(found, list | tuple) or not found or not all(is_message(one) for one in found):
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value or not all(map(is_message, value)):
         raise DataError(f"{where}: column {column} must hold [{{role, content}}, …]; {ROW_ADVICE}")
-    messages, unlearned, first = [*build_system_messages(system)], [], bool(system)
-    for place, one in enumerate(found):
-        with prefix_errors(f"{where}: column {column}, message {place + 1}"):
-            message, learned = parse_message(one)
+    messages, unlearned, offset = [*build_system_messages(system)], [], bool(system)
+    for index, item in enumerate(value):
+        with prefix_errors(f"{where}: column {column}, message {index + 1}"):
+            message, learned = parse_message(item)
             if not message.text.strip() and "tool_calls" not in message:
                 raise DataError(f"is empty; {ROW_ADVICE}")
         messages.append(message)
-        unlearned += [] if learned else [place + first]
+        unlearned += [] if learned else [index + offset]
     with prefix_errors(f"{where}: column tools"):
         return Conversation(tuple(messages), parse_tools(tools), tuple(unlearned))
 
 
-def parse_message(one: dict[str, Any]) -> tuple[Message, bool]:
-    """The message as templates take it, and whether it is to be learned where answers are. Raises: DataError: it cannot be read."""
-    found = {key: value for key, value in one.items() if value is not None}
-    names = ("from", "value") if "from" in found else ("role", "content")
-    role, content = (found.pop(name, None) for name in names)
-    learned, calls = _pop_loss_flag(found), _pop_tool_calls(found)
-    text = _join_content(content)
-    own = {"content": text} if text.strip() or not calls else {}
-    return Message(
-        role=ROLES.get(str(role), str(role)), **own, **({"tool_calls": calls} if calls else {}), **found
-    ), learned
+def parse_message(message: dict[str, Any]) -> tuple[Message, bool]:
+    """The message as chat templates read it, and whether an answer carries loss. Raises: DataError: it cannot be read."""
+    # Parquet gives every row the keys of all rows, null where a message has none.
+    fields = {key: value for key, value in message.items() if value is not None}
+    names = ("from", "value") if "from" in fields else ("role", "content")
+    role, content = (fields.pop(name, None) for name in names)
+    # OpenAI's `weight`, and `train`. Both are removed, since they are no part of the message for a template.
+    weight, train = fields.pop("weight", 1), fields.pop("train", True)
+    if weight not in (0, 1) or not isinstance(train, bool):
+        raise DataError(f"its weight must be 0 or 1, its train true or false; {ROW_ADVICE}")
+    calls, text = _pop_tool_calls(fields), _join_content(content)
+    body = ({"content": text} if text.strip() or not calls else {}) | ({"tool_calls": calls} if calls else {})
+    return Message(role=ROLES.get(str(role), str(role)), **body, **fields), bool(weight) and train
 
 
-def is_message(found: Any) -> bool:
-    """Whether this has the form of a message."""
-    return isinstance(found, dict) and ({"role", "content"} <= found.keys() or {"from", "value"} <= found.keys() or (
-        "role" in found and ("tool_calls" in found or "function_call" in found)
+def is_message(value: Any) -> bool:
+    """Whether a value has the form of a message."""
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys() or (
+        "role" in value and ("tool_calls" in value or "function_call" in value)
     ))  # fmt: skip
 
 
-def are_messages(found: Any) -> bool:
-    """Whether this is a conversation, or one message of it."""
-    return is_message(found) or (isinstance(found, list) and bool(found) and all(map(is_message, found)))
+def are_messages(value: Any) -> bool:
+    """Whether a value is a conversation or a single message."""
+    return is_message(value) or (isinstance(value, list) and bool(value) and all(map(is_message, value)))
 
 
-def parse_tools(found: Any) -> tuple[Message, ...]:
-    """Tools as transformers takes them, from a list of their JSON schemas or its text. Raises: DataError: it is none."""
-    if isinstance(found, str):
-        found = _parse_json(found, "is not JSON") if found.strip() else []
-    if not found:
+def parse_tools(value: Any) -> tuple[Message, ...]:
+    """Tools in transformers' form, from a list of JSON schemas or JSON text of one. Raises: DataError: it is none."""
+    if isinstance(value, str):
+        value = _parse_json(value, "is not JSON") if value.strip() else []
+    if not value:
         return ()
-    if not isinstance(found, list | tuple) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, dict) for tool in value):
         raise DataError(f"must hold a list of tools, each an object with the JSON schema of a function; {ROW_ADVICE}")
-    return tuple(Message(one if "function" in one else {"type": "function", "function": one}) for one in found)
+    return tuple(Message(tool if "function" in tool else {"type": "function", "function": tool}) for tool in value)
 
 
 def load_tools(path: str | None) -> tuple[Message, ...]:
-    """The tools in a JSON file. Raises: DataError: it holds none."""
+    """The tools in a JSON file; empty without a path. Raises: DataError: it cannot be read, or holds no tools."""
     if path is None:
         return ()
     try:
@@ -154,7 +161,7 @@ def load_tools(path: str | None) -> tuple[Message, ...]:
 
 @contextmanager
 def prefix_errors(where: str) -> Iterator[None]:
-    """Puts the row in front of what is found at fault in it."""
+    """Prefixes each line of a DataError with the location of the row."""
     try:
         yield
     except DataError as error:
@@ -162,61 +169,53 @@ def prefix_errors(where: str) -> Iterator[None]:
 
 
 def _join_content(content: Any) -> str:
-    """A content as one text: parts are joined."""
+    """A content as one text; parts of type text are joined."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list | tuple):
         raise DataError(
             f"its content is {_describe_type(content)}; it must be a text, or a list of parts of type text: {ROW_ADVICE}"
         )
-    parts = [one if isinstance(one, dict) else {"type": _describe_type(one)} for one in content]
-    other = next((one for one in parts if one.get("type") != "text" or not isinstance(one.get("text"), str)), None)
-    if other is not None:
-        raise DataError(f"its content has a part of type {other.get('type')}, and only text is read; {ROW_ADVICE}")
-    return "".join(one["text"] for one in parts)
+    parts = [part if isinstance(part, dict) else {"type": _describe_type(part)} for part in content]
+    for part in parts:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise DataError(f"its content has a part of type {part.get('type')}, and only text is read; {ROW_ADVICE}")
+    return "".join(part["text"] for part in parts)
 
 
-def _pop_tool_calls(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Calls as transformers' templates take them, arguments as objects; taken out of `found`."""
-    calls = found.pop("tool_calls", None) or []
-    if isinstance(found.get("function_call"), dict):
-        calls = [found.pop("function_call")]
+def _pop_tool_calls(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Removes the tool calls from a message; returns them in transformers' form, with arguments as objects."""
+    calls = fields.pop("tool_calls", None) or []
+    if isinstance(fields.get("function_call"), dict):  # OpenAI's older form: a single call
+        calls = [fields.pop("function_call")]
     if not isinstance(calls, list | tuple):
         raise DataError(f"its tool_calls are {_describe_type(calls)}; they must be a list of calls: {ROW_ADVICE}")
-    return [_parse_tool_call(one) for one in calls]
+    return [_parse_tool_call(call) for call in calls]
 
 
-def _parse_tool_call(one: Any) -> dict[str, Any]:
-    whole = one if isinstance(one, dict) and "function" in one else {"type": "function", "function": one}
-    function = whole["function"]
+def _parse_tool_call(value: Any) -> dict[str, Any]:
+    call = value if isinstance(value, dict) and "function" in value else {"type": "function", "function": value}
+    function = call["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"a call in its tool_calls names no function; {ROW_ADVICE}")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = _parse_json(arguments or "{}", f"the arguments of its call of {function['name']} are not JSON")
-    return {**whole, "function": {**function, "arguments": arguments}}
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _pop_loss_flag(found: dict[str, Any]) -> bool:
-    """What `weight` (OpenAI's) and `train` say; taken out of `found`, for a template knows nothing of them."""
-    weight, train = found.pop("weight", 1), found.pop("train", True)
-    if weight not in (0, 1) or not isinstance(train, bool):
-        raise DataError(f"its weight must be 0 or 1, its train true or false; {ROW_ADVICE}")
-    return bool(weight) and train
-
-
-def _parse_json(text: str, fault: str) -> Any:
+def _parse_json(text: str, problem: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{fault} ({error}); {ROW_ADVICE}") from error
+        raise DataError(f"{problem} ({error}); {ROW_ADVICE}") from error
 
 
 def _describe_type(value: Any) -> str:
-    kinds: Sequence[tuple[Any, str]] = (
-        (bool, "a truth value"),
+    names: Sequence[tuple[Any, str]] = (
+        (bool, "a truth value"),  # before int, which it is a subclass of
         (int | float, "a number"),
         (dict, "an object"),
         (list, "a list"),
     )
-    return next((name for kind, name in kinds if isinstance(value, kind)), "a text")
+    return next((name for type_, name in names if isinstance(value, type_)), "a text")

@@ -1,7 +1,8 @@
-"""Rows of several sources in one order, and rows of one group on one side of the split."""
+"""Mixing rows of several sources, and splitting rows by group."""
 
 import math
 import random
+from collections import Counter
 from typing import Any
 
 from peftrun import console
@@ -10,41 +11,40 @@ from peftrun.tasks.row_counts import MIXED, Tally
 
 
 def mix_sources(parts: dict[str, tuple[float, list[Any]]], seed: int, tally: Tally) -> list[Any]:
-    """As many rows of each source as its weight asks for, the scarcest used up and none twice; shuffled. Said aloud.
+    """Rows of all sources in proportion to their weights, shuffled; logs how many of each are used. No row is used twice.
 
-    Args: parts: for each source its weight, and its rows in the order to be taken.
+    Args: parts: source → its weight, and its rows in the order in which they are used.
     """
+    # The scarcest source is used up. 1e-9 against rounding: 0.29 * 100 is 28.999999999999996.
     scale = min(len(rows) / weight for weight, rows in parts.values())
-    taken = {name: rows[: max(1, math.floor(weight * scale + 1e-9))] for name, (weight, rows) in parts.items()}
+    used = {name: rows[: max(1, math.floor(weight * scale + 1e-9))] for name, (weight, rows) in parts.items()}
     console.print_info(
-        "data: " + ", ".join(f"{len(rows)} of {len(parts[name][1])} rows of {name}" for name, rows in taken.items())
+        "data: " + ", ".join(f"{len(rows)} of {len(parts[name][1])} rows of {name}" for name, rows in used.items())
     )
-    for name, rows in taken.items():
+    for name, rows in used.items():
         tally.leave_out(parts[name][1], rows, MIXED)
-    together = [row for rows in taken.values() for row in rows]
-    random.Random(seed).shuffle(together)
-    return together
+    mixture = [row for rows in used.values() for row in rows]
+    random.Random(seed).shuffle(mixture)
+    return mixture
 
 
 def split_by_group(rows: list[Any], groups: dict[Any, str], eval_rows: int) -> tuple[list[Any], list[Any]]:
-    """Training and held-out rows that share no group: whole groups are held out, in the rows' order, until there are enough.
+    """Training and evaluation rows that share no group: whole groups in the order of the rows, until there are enough rows.
 
-    Raises: DataError: there are too few groups to leave one on each side.
+    Raises: DataError: no group is left to train on.
     """
-    held: set[str] = set()
+    eval_groups: set[str] = set()
     count = 0
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[groups[row]] = sizes.get(groups[row], 0) + 1
+    sizes = Counter(groups[row] for row in rows)  # in the order in which groups first occur
     for name, size in sizes.items():
         if count >= eval_rows:
             break
-        held.add(name)
+        eval_groups.add(name)
         count += size
-    train = [row for row in rows if groups[row] not in held]
+    train = [row for row in rows if groups[row] not in eval_groups]
     if not train:
         raise DataError(
-            f"task.data.eval_rows={eval_rows}: would hold out every one of the {len(sizes)} groups; type a smaller task.data.eval_rows"
+            f"task.data.eval_rows={eval_rows}: would evaluate on all {len(sizes)} groups, so none is left to train on; type a smaller task.data.eval_rows"
         )
-    console.print_info(f"data: {len(held)} of {len(sizes)} groups are held out whole")
-    return train, [row for row in rows if groups[row] in held]
+    console.print_info(f"data: {len(eval_groups)} of {len(sizes)} groups are used for evaluation only")
+    return train, [row for row in rows if groups[row] in eval_groups]

@@ -1,4 +1,4 @@
-"""Kind `prompt_only`: the model answers prompts, and its answers are rewarded."""
+"""Task type `prompt_only`: rewards for the model's answers to prompts."""
 
 from typing import Any
 
@@ -11,20 +11,16 @@ __all__ = ["Row", "evaluate", "load_rows"]
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
-    """Over the greedy answers to held-out prompts: `loss` (less is better: minus the reward), `reward` (their weighted sum), and
-    the mean of each reward."""
+    """Over the greedy answers to evaluation prompts: the mean of each reward, `reward` (their weighted sum), and `loss` (minus `reward`)."""
     objective = task.objective
     assert isinstance(objective, GrpoObjective)
-    said = generation_metrics.generate_greedy(
+    answers = generation_metrics.generate_greedy(
         model, tokenizer, [row.prompt for row in rows], batch_size, objective.max_completion_length
     )
-    each: dict[str, float] = {
-        name: sum(
-            rewards.get_reward_function(name, objective)(text, row.answer) for text, row in zip(said, rows, strict=True)
-        )
-        / len(rows)
-        for name in objective.rewards
-    }
+    means: dict[str, float] = {}
+    for name in objective.rewards:
+        reward = rewards.get_reward_function(name, objective)
+        means[name] = sum(reward(text, row.answer) for text, row in zip(answers, rows, strict=True)) / len(rows)
     weights = objective.reward_weights or [1.0] * len(objective.rewards)
-    total = sum(weight * each[name] for name, weight in zip(objective.rewards, weights, strict=True))
-    return {"loss": 0.0 - total, "reward": total, **each}
+    total = sum(weight * means[name] for name, weight in zip(objective.rewards, weights, strict=True))
+    return {"loss": 0.0 - total, "reward": total, **means}  # 0.0 − 0.0 is 0.0, where −0.0 would be printed as -0

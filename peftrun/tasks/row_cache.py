@@ -1,7 +1,7 @@
-"""Rows as tokens, kept between runs under everything that makes them what they are.
+"""Disk cache of tokenized rows.
 
-The name of a kept file is a hash of the contents of every source, the tokenizer and its chat template, every setting of the task,
-the code that makes rows, and the versions of the libraries it uses: whatever changes, another file is looked for.
+The name of a cache file is a hash of everything that determines the rows: the contents of every source, the tokenizer and its chat
+template, every setting of the task, peftrun's code for rows, and the versions of the libraries it uses.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ from peftrun.tasks.messages import load_tools
 from peftrun.tasks.row_counts import Tally
 from peftrun.tasks.rows import Rows
 
-CODE_DIRS = [Path(__file__).parents[1] / name for name in ("data", "tasks")]  # what makes rows
+CODE_DIRS = [Path(__file__).parents[1] / name for name in ("data", "tasks")]  # part of the cache key
 LIBRARIES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
 def load_cached_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
-    """The task's rows: those kept from an earlier run, or made now and kept. What was said when they were made is said again.
+    """The task's rows from the cache, or loaded and cached. Messages logged when they were made are logged again.
 
-    Raises: DataError: see the kind's `load_rows`.
+    Raises: DataError: see `load_rows` of the task type.
     """
     key = _build_cache_key(task, tokenizer) if task.data.cache else None
     if key is None:
@@ -45,8 +45,8 @@ def load_cached_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
     lock = FileLock(f"{file}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()  # of several processes one makes the rows, the others read them
-    except OSError:  # a read-only cache costs time, nothing else
+        lock.acquire()  # one process makes the rows, the others read them
+    except OSError:  # a read-only cache directory: the run goes on without the cache
         return _load_rows(kind, task, tokenizer)[0]
     try:
         return _read_cached(file, kind, task) or _build_and_cache(file, kind, task, tokenizer)
@@ -55,76 +55,75 @@ def load_cached_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
 
 
 def _load_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> tuple[Any, list[str]]:
-    """The task's rows, made now, and the keys that were read. The tools that they are prompted with are part of their digest."""
-    watched = usage.track_reads(task, "task")
-    found = kind.load_rows(watched, tokenizer)
-    read = usage.list_read_keys(watched)
+    """The task's rows without the cache, and the config keys that were read."""
+    tracked = usage.track_reads(task, "task")
+    loaded = kind.load_rows(tracked, tokenizer)
+    read = usage.list_read_keys(tracked)
     usage.mark_used(task, read)
     tools = load_tools(usage.strip_tracking(task).tools) if "task.tools" in read else ()
     if not tools:
-        return found, read
-    whole = json.dumps([found.digest, tools]).encode()
-    return dataclasses.replace(found, digest=hashlib.sha256(whole).hexdigest()), read
+        return loaded, read
+    content = json.dumps([loaded.digest, tools]).encode()  # tools are part of what is trained on
+    return dataclasses.replace(loaded, digest=hashlib.sha256(content).hexdigest()), read
 
 
 def _build_and_cache(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
-    with console.capture_messages() as said:
-        found, read = _load_rows(kind, task, tokenizer)
-    parts = {part: [vars(row) for row in getattr(found, part)] for part in ("train", "held_out")}
-    kept = {**parts, "digest": found.digest, "tally": found.tally.as_dict(), "said": said, "read": read}
-    text = json.dumps(kept, ensure_ascii=False)
+    with console.capture_messages() as messages:
+        loaded, read = _load_rows(kind, task, tokenizer)
+    splits = {split: [vars(row) for row in getattr(loaded, split)] for split in ("train", "held_out")}
+    cached = {**splits, "digest": loaded.digest, "tally": loaded.tally.as_dict(), "said": messages, "read": read}
     try:
-        atomic_files.write_text(file, text)
-    except ArtifactError as error:  # a full disk costs time at the next run, nothing else
+        atomic_files.write_text(file, json.dumps(cached, ensure_ascii=False))
+    except ArtifactError as error:  # such as a full disk: the run goes on without the cache
         console.print_warning(str(error))
-    return found
+    return loaded
 
 
 def _read_cached(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
-    """The rows in a kept file; None where there is none, or it is damaged."""
+    """The rows in a cache file; None if it is missing or damaged."""
     if not file.is_file():
         return None
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        said, digest, read = kept["said"], kept["digest"], kept["read"]
-        train, held_out = ([kind.Row(**row) for row in kept[part]] for part in ("train", "held_out"))
-        tally = Tally.from_dict(kept["tally"])
+        cached = json.loads(file.read_text(encoding="utf-8"))
+        messages, digest, read = cached["said"], cached["digest"], cached["read"]
+        train, held_out = ([kind.Row(**row) for row in cached[split]] for split in ("train", "held_out"))
+        tally = Tally.from_dict(cached["tally"])
     except (OSError, ValueError, KeyError, TypeError):
-        console.print_info(f"data: kept rows {console.shorten_path(file)} are damaged; made anew")
+        console.print_info(f"data: cached rows {console.shorten_path(file)} are damaged; rebuilding them")
         return None
     console.print_info("data: using cached rows (task.data.cache=false rebuilds them)")
-    for line in said:
-        console.print_info(line)
-    usage.mark_used(task, read)
+    for message in messages:
+        console.print_info(message)
+    usage.mark_used(task, read)  # as if the rows had been loaded, so that no key is reported as unused
     return Rows(train, held_out, digest, tally)
 
 
 def _build_cache_key(task: TaskSpec, tokenizer: Any) -> str | None:
-    """None: a source's content cannot be told without fetching it."""
-    sources = _fingerprint_sources(task.data)
-    if sources is None:
+    """The hash that names the cache file; None if the content of a source is unknown without fetching it."""
+    source_digests = _fingerprint_sources(task.data)
+    if source_digests is None:
         return None
-    whole = {
-        "sources": sources,
+    inputs = {
+        "sources": source_digests,
         "tokenizer": _describe_tokenizer(tokenizer),
         "task": dataclasses.asdict(usage.strip_tracking(task)),
         "tools": fingerprint.hash_file_cached(Path(task.tools).expanduser()) if task.tools else None,
         "code": [fingerprint.hash_file_cached(path) for folder in CODE_DIRS for path in sorted(folder.rglob("*.py"))],
         "libraries": [version(name) for name in LIBRARIES],
     }
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint_sources(data: DataSpec) -> list[str] | None:
-    if data.source == "hub":
-        commits = [one.revision or "" for one in sources.list_sources(data)]
+    if data.source == "hub":  # a branch or tag may move, a commit does not
+        commits = [source.revision or "" for source in sources.list_sources(data)]
         return commits if all(map(COMMIT_HASH.fullmatch, commits)) else None
     try:
         return [
-            fingerprint.hash_file_cached(sources.resolve_source_file(data, one.path))
-            for one in sources.list_sources(data)
+            fingerprint.hash_file_cached(sources.resolve_source_file(data, source.path))
+            for source in sources.list_sources(data)
         ]
-    except OSError:  # whoever reads the rows says what is wrong with the file
+    except OSError:  # loading the rows raises the error with its reason
         return None
 
 
@@ -133,11 +132,11 @@ def _describe_tokenizer(tokenizer: Any) -> list[str]:
         name: str(getattr(tokenizer, name, None))
         for name in ("special_tokens_map", "model_max_length", "chat_template")
     }
-    if "strftime_now" in settings["chat_template"]:  # some templates write the day into every talk
+    if "strftime_now" in settings["chat_template"]:  # the template writes the date into every conversation
         settings["today"] = date.today().isoformat()
-    core = getattr(tokenizer, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # None for tokenizers in Python
     return [
         type(tokenizer).__name__,
         json.dumps(settings),
-        core.to_str() if core else json.dumps(tokenizer.get_vocab()),
+        backend.to_str() if backend else json.dumps(tokenizer.get_vocab()),
     ]

@@ -1,4 +1,4 @@
-"""What became of the rows of each source: how many there are, which are left out and why, which are cut. Light."""
+"""Counts per source of rows: how many there are, which are left out and why, which are truncated. Light."""
 
 import re
 from collections.abc import Iterable
@@ -9,19 +9,19 @@ REPEATED = "a repeated row (task.data.deduplicate=false keeps it)"
 UNBALANCED = "its label is more frequent than the rarest (task.data.balance=false keeps it)"
 MIXED = "task.data.mix asks for fewer rows of its source"
 SILENT = "nothing in it is learned: its answers have weight 0 or train false"
-SINGLE = "a single token, before which nothing stands"
+SINGLE = "a single token, which has no token before it to predict it from"
 ROW_LOCATION = re.compile(r"(.*): row (\d+)")  # a source and the row's number in it
 
 
 @dataclass
 class Tally:
-    """Rows by where they come from.
+    """Counts and locations (`SOURCE: row N`) of rows.
 
     Attributes:
-        read: source → how many rows it holds.
-        left_out: where, why, and how many tokens it has where that is why (else 0).
-        cut: where a row comes from whose end is not read.
-        seen: where a held-out row comes from that is among the training rows too.
+        read: source → number of rows in it.
+        left_out: location, reason, and number of tokens if that is the reason (else 0).
+        cut: locations of truncated rows.
+        seen: locations of evaluation rows that are among the training rows too.
     """
 
     read: dict[str, int] = field(default_factory=dict)
@@ -30,27 +30,23 @@ class Tally:
     seen: list[str] = field(default_factory=list)
 
     def leave_out(self, rows: Iterable[Any], kept: Iterable[Any], why: str) -> None:
-        """Notes those of the rows that are not among the kept ones."""
-        still_there = set(map(id, kept))
-        self.left_out += [(row.where, why, 0) for row in rows if id(row) not in still_there]
+        """Records the rows that are not among the kept ones."""
+        kept_ids = set(map(id, kept))  # by identity: repeated rows are equal
+        self.left_out += [(row.where, why, 0) for row in rows if id(row) not in kept_ids]
 
     def as_dict(self) -> dict[str, Any]:
-        """For a file."""
+        """Values for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> "Tally":
-        """The same again. Raises: KeyError, TypeError, ValueError: it is something else."""
-        return cls(
-            found["read"],
-            [(where, why, tokens) for where, why, tokens in found["left_out"]],
-            found["cut"],
-            found["seen"],
-        )
+    def from_dict(cls, values: dict[str, Any]) -> "Tally":
+        """Inverse of `as_dict`. Raises: KeyError, TypeError, ValueError: the values are something else."""
+        left_out = [(where, why, tokens) for where, why, tokens in values["left_out"]]  # JSON has lists for tuples
+        return cls(values["read"], left_out, values["cut"], values["seen"])
 
 
 def split_row_location(where: str) -> tuple[str, int]:
-    """The source that a row comes from, and its number there."""
-    found = ROW_LOCATION.match(where)
-    assert found is not None, where
-    return found[1], int(found[2])
+    """The source of a row, and its number there (from 1)."""
+    match = ROW_LOCATION.match(where)
+    assert match is not None, where
+    return match[1], int(match[2])

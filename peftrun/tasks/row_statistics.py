@@ -1,4 +1,4 @@
-"""What all rows together are: how many, how long, how much of them is learned, and which are left out and why, for each source."""
+"""Statistics of all rows: how many, how long, how much of them is trained on, and which are left out and why, per source."""
 
 import statistics
 from collections import Counter
@@ -9,14 +9,14 @@ from peftrun.tasks.row_counts import split_row_location
 from peftrun.tasks.row_view import TRAINING, list_row_texts, names_of, split_rows
 from peftrun.tasks.rows import Rows
 
-MAX_BINS = 12  # of a histogram, at most
+MAX_BINS = 12  # of a histogram
 
 
 def compute_statistics(rows: Rows, task: TaskSpec) -> dict[str, Any]:
-    """For the record and the page."""
+    """Values for record.json and the page of `action=preview`."""
     splits = split_rows(rows, task)
     return {
-        "splits": {name: _summarize_split(some, task) for name, some in splits.items()},
+        "splits": {name: _summarize_split(split, task) for name, split in splits.items()},
         "histogram": build_histogram([_count_tokens(row) for row in splits[TRAINING]]),
         "sources": _summarize_sources(rows, splits),
     }
@@ -25,10 +25,10 @@ def compute_statistics(rows: Rows, task: TaskSpec) -> dict[str, Any]:
 def _summarize_split(rows: list[Any], task: TaskSpec) -> dict[str, Any]:
     lengths, tokens, learned = [], 0, 0
     for row in rows:
-        parts = list_row_texts(row, task.kind)
+        texts = list_row_texts(row, task.kind)
         lengths.append(_count_tokens(row))
-        tokens += sum(len(part.ids) for part in parts)
-        learned += sum(part.learned for part in parts)
+        tokens += sum(len(text.ids) for text in texts)
+        learned += sum(text.learned for text in texts)
     return {
         "rows": len(rows),
         "tokens": tokens,
@@ -41,34 +41,35 @@ def _summarize_split(rows: list[Any], task: TaskSpec) -> dict[str, Any]:
 
 
 def _count_tokens(row: Any) -> int:
-    """What is held against `task.max_length`."""
+    """The length that `task.max_length` limits."""
     return max(len(row.ids), len(getattr(row, "target", ())))
 
 
 def build_histogram(lengths: list[int]) -> list[tuple[int, int, int]]:
-    """(shortest, longest, rows) of lengths in steps of 1, 2 or 5 times a power of ten; those between that have no rows too."""
+    """(shortest, longest, rows) of each bin, empty ones between included; the bin width is 1, 2 or 5 times a power of ten."""
     low, high, step = min(lengths), max(lengths), 1
     while (high - low) // step >= MAX_BINS:
-        step = step * 5 // 2 if str(step)[0] == "2" else step * 2
+        step = step * 5 // 2 if str(step)[0] == "2" else step * 2  # 1, 2, 5, 10, 20, …
     counts = Counter(length // step for length in lengths)
-    return [(one * step, one * step + step - 1, counts[one]) for one in range(low // step, high // step + 1)]
+    return [(bin_ * step, bin_ * step + step - 1, counts[bin_]) for bin_ in range(low // step, high // step + 1)]
 
 
 def _summarize_sources(rows: Rows, splits: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
-    """Source → its rows, how many of them are in each split, how many are cut, and how many are left out for each reason."""
-    held = {
-        name: Counter(split_row_location(where)[0] for where in {row.where for row in some})
-        for name, some in splits.items()
+    """Source → its number of rows, how many are in each split, how many are truncated, and how many are left out per reason."""
+    # A source's row may make several rows of tokens, so its locations are counted, not the rows.
+    in_split = {
+        name: Counter(split_row_location(where)[0] for where in {row.where for row in split})
+        for name, split in splits.items()
     }
     cut = Counter(split_row_location(where)[0] for where in rows.tally.cut)
-    why = Counter((split_row_location(where)[0], reason) for where, reason, _ in rows.tally.left_out)
+    left_out = Counter((split_row_location(where)[0], reason) for where, reason, _ in rows.tally.left_out)
     names = names_of(rows.tally.read)
     return {
         names[source]: {
             "rows": count,
-            **{name: some[source] for name, some in held.items()},
+            **{name: counts[source] for name, counts in in_split.items()},
             "cut": cut[source],
-            "left_out": {reason: number for (one, reason), number in why.items() if one == source},
+            "left_out": {reason: number for (name, reason), number in left_out.items() if name == source},
         }
         for source, count in rows.tally.read.items()
     }

@@ -1,10 +1,9 @@
-"""A row of tokens as people read it: the text, which parts of it are learned, and the numbers that training gets."""
+"""Tokenized rows in readable form: the text, which parts of it are trained on, and the ids and labels that training gets."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,17 @@ from peftrun.artifacts.run_layout import ROWS
 from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.config.schema.run import TaskSpec
 from peftrun.io import atomic_files
+from peftrun.tasks.chat_template import find_spans
 from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.tasks.row_counts import split_row_location
 from peftrun.tasks.rows import Rows
 from peftrun.tasks.tokenization import count_common_prefix
 
-LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # to some readers, and none to JSON
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # str.splitlines splits there, JSON does not
 NUM_REPORT_ROWS = 3  # rows that a report shows
 TRAINING, VALIDATION, HELD_OUT = "training", "validation", "held-out"
-OUTSIDE = "O"  # the tag of what is no entity
-WORD_BEGINS = "▁"  # SentencePiece's blank
+OUTSIDE = "O"  # CoNLL's tag of a word outside of entities
+WORD_BEGINS = "▁"  # SentencePiece's space
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class RowText:
     """One text of a row.
 
     Attributes:
-        labels: of each token what is learned, or IGNORED.
-        name: of a second text beside the first.
-        tagged: what is learned are tags, one a word.
+        labels: one per token, IGNORE_INDEX for tokens without loss.
+        name: of a second text of the row; empty for the first.
+        tagged: the labels are tags, one per word.
     """
 
     ids: list[int]
@@ -41,63 +41,62 @@ class RowText:
 
     @property
     def learned(self) -> int:
-        """How many of its tokens are learned."""
+        """Number of tokens with loss."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
 def split_rows(rows: Rows, task: TaskSpec) -> dict[str, list[Any]]:
-    """The rows that are learned, those to validate on while training, and those held out."""
-    apart = task.data.validation_rows or 0
-    found = {TRAINING: rows.train[apart:], VALIDATION: rows.train[:apart], HELD_OUT: rows.held_out}
-    return {name: some for name, some in found.items() if some}
+    """Split → its rows; validation rows are the first training rows. Empty splits are left out."""
+    count = task.data.validation_rows or 0
+    splits = {TRAINING: rows.train[count:], VALIDATION: rows.train[:count], HELD_OUT: rows.held_out}
+    return {name: split for name, split in splits.items() if split}
 
 
 def write_first_rows(rows: Rows, task: TaskSpec, tokenizer: Any, folder: Path) -> None:
-    """The first rows of a training in its run folder, for its report."""
+    """Writes the first training rows into the run folder, for the report."""
     first = split_rows(rows, task)[TRAINING][:NUM_REPORT_ROWS]
     write_rows([describe_row(row, TRAINING, task, tokenizer) for row in first], folder)
 
 
 def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Described rows as `rows.jsonl`."""
+    """Writes rows, as `describe_row` returns them, to `rows.jsonl`."""
     lines = (json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) for row in rows)
     atomic_files.write_text(folder / ROWS, "".join(f"{line}\n" for line in lines))
 
 
 def list_row_texts(row: Any, kind: str) -> list[RowText]:
-    """The texts of a row, with what is learned of each."""
+    """The texts of a row, with their labels."""
     return _TEXT_BUILDERS[kind](row)
 
 
 def describe_row(row: Any, split: str, task: TaskSpec, tokenizer: Any, tokens: bool = False) -> dict[str, Any]:
-    """A row for `rows.jsonl`: where it comes from, its text, what is learned, and `input_ids` and `labels` as training gets them.
+    """A row for `rows.jsonl`: its source, its text, what is trained on, and `input_ids` and `labels` as training gets them.
 
-    Args: tokens: with each token as text too.
+    Args: tokens: adds each token as text.
     """
     first, *others = list_row_texts(row, task.kind)
-    found = _describe_text(first, tokenizer, tokens) | {
-        part.name: _describe_text(part, tokenizer, tokens) for part in others
-    }
+    described = _describe_text(first, tokenizer, tokens)
+    described |= {text.name: _describe_text(text, tokenizer, tokens) for text in others}
     if "labels" in row.as_trained:
-        found["labels"] = row.as_trained["labels"]
+        described["labels"] = row.as_trained["labels"]
     if task.kind == "seq2seq":
-        found["learned"] = found["target"]["learned"]
-    facts = _describe_labels(row, task, found)
+        described["learned"] = described["target"]["learned"]
+    facts = _describe_labels(row, task, described)
     if task.kind == "seq_cls":
-        found["learned"] = [facts["label"]]
-    return {"source": strip_source_key(row.where), "split": split, **found, **({"facts": facts} if facts else {})}
+        described["learned"] = [facts["label"]]
+    return {"source": strip_source_key(row.where), "split": split, **described, **({"facts": facts} if facts else {})}
 
 
 def strip_source_key(where: str) -> str:
-    """The file (or data set) and the row in it, without the key that names the file."""
+    """The file (or dataset) and the row in it, without the config key that names the file."""
     return where.partition("=")[2] or where
 
 
 def names_of(sources: Iterable[str]) -> dict[str, str]:
-    """Source → its name without the key; with it where two keys name the same file, to train on and to measure on."""
-    places = {source: strip_source_key(source) for source in sources}
-    times = Counter(places.values())
-    return {source: place if times[place] == 1 else source for source, place in places.items()}
+    """Source → its name without the config key; with the key if two keys name the same file (training and evaluation)."""
+    short = {source: strip_source_key(source) for source in sources}
+    counts = Counter(short.values())
+    return {source: name if counts[name] == 1 else source for source, name in short.items()}
 
 
 def parse_row_number(row: Any) -> int:
@@ -106,13 +105,14 @@ def parse_row_number(row: Any) -> int:
 
 
 def _build_pair(row: Any) -> list[RowText]:
-    """Of a reward model the score of each whole text is learned, and no token."""
-    first, second = (_build_answer(row.prompt, answer, row.rewarded) for answer in (row.chosen, row.rejected))
-    return [first, RowText(second.ids, second.labels, "rejected")]
+    chosen, rejected = (_build_answer(row.prompt, answer, row.rewarded) for answer in (row.chosen, row.rejected))
+    return [chosen, RowText(rejected.ids, rejected.labels, "rejected")]
 
 
-def _build_answer(prompt: list[int], answer: list[int], judged: bool = False) -> RowText:
-    return RowText(prompt + answer, [IGNORE_INDEX] * len(prompt) + ([IGNORE_INDEX] * len(answer) if judged else answer))
+def _build_answer(prompt: list[int], answer: list[int], rewarded: bool = False) -> RowText:
+    # A reward model is trained on the score of the whole text, so no token carries loss.
+    labels = [IGNORE_INDEX] * len(answer) if rewarded else answer
+    return RowText(prompt + answer, [IGNORE_INDEX] * len(prompt) + labels)
 
 
 def _build_unlabeled(row: Any) -> list[RowText]:
@@ -130,16 +130,16 @@ _TEXT_BUILDERS: dict[str, Callable[[Any], list[RowText]]] = {
 }
 
 
-def _describe_labels(row: Any, task: TaskSpec, found: dict[str, Any]) -> dict[str, str]:
-    """What a row says beside its texts."""
+def _describe_labels(row: Any, task: TaskSpec, described: dict[str, Any]) -> dict[str, str]:
+    """What a row holds besides its texts: label, tags, whether the answer is wanted, true answer."""
     names = task.label_names or []
     if task.kind == "seq_cls":
         return {"label": names[row.labels]}
     if task.kind == "token_cls":
         tags = [names[label] for label in row.labels if label != IGNORE_INDEX]
-        words = [found["text"][begin:].split(maxsplit=1)[0] for begin, _ in found["spans"]]
-        told = [f"{word} {tag}" for word, tag in zip(words, tags, strict=True) if tag != OUTSIDE]
-        return {"tags": ", ".join(told) or f"{OUTSIDE} throughout"}
+        words = [described["text"][begin:].split(maxsplit=1)[0] for begin, _ in described["spans"]]
+        entities = [f"{word} {tag}" for word, tag in zip(words, tags, strict=True) if tag != OUTSIDE]
+        return {"tags": ", ".join(entities) or f"{OUTSIDE} throughout"}
     if task.kind == "unpaired_preference":
         return {"this answer is": "wanted" if row.desirable else "not wanted"}
     if isinstance(task.objective, GrpoObjective):
@@ -147,56 +147,46 @@ def _describe_labels(row: Any, task: TaskSpec, found: dict[str, Any]) -> dict[st
     return {}
 
 
-def _describe_text(part: RowText, tokenizer: Any, tokens: bool) -> dict[str, Any]:
-    text = _decode_ids(part.ids, tokenizer)
-    spans = _convert_to_char_spans(_find_learned_spans(part), part.ids, text, tokenizer)
-    spans = [_strip_span(span, text) for span in spans] if part.tagged else spans
-    shown = {"tokens": [decode_token(one, tokenizer) for one in part.ids]} if tokens else {}
+def _describe_text(row_text: RowText, tokenizer: Any, tokens: bool) -> dict[str, Any]:
+    ids, labels = row_text.ids, row_text.labels
+    text = _decode_ids(ids, tokenizer)
+    if row_text.tagged:  # one span per word, without the space that its first token may begin with
+        words = [(place, place + 1) for place, label in enumerate(labels) if label != IGNORE_INDEX]
+        spans = _convert_to_char_spans(words, ids, text, tokenizer)
+        spans = [(end - len(text[begin:end].lstrip()), end) for begin, end in spans]
+    else:
+        learned = find_spans([label != IGNORE_INDEX for label in labels])
+        spans = _convert_to_char_spans(learned, ids, text, tokenizer)
     return {
         "text": text,
         "learned": [text[begin:end] for begin, end in spans],
-        "input_ids": part.ids,
-        "labels": part.labels,
-        "spans": spans,  # of the text's characters that are learned
-        **shown,
+        "input_ids": ids,
+        "labels": labels,
+        "spans": spans,  # in characters of `text`
+        **({"tokens": [decode_token(token, tokenizer) for token in ids]} if tokens else {}),
     }
 
 
 def decode_token(token: int, tokenizer: Any) -> str:
-    """A token as text; as the vocabulary spells it where it is no whole character."""
+    """A token as text, or as the vocabulary spells it if it is only part of a character."""
     spelled = str(tokenizer.convert_ids_to_tokens(token))
     if spelled.startswith(WORD_BEGINS):
         return spelled.replace(WORD_BEGINS, " ")
     text = _decode_ids([token], tokenizer)
-    return spelled if not text or "\ufffd" in text else text
+    return spelled if not text or "\ufffd" in text else text  # U+FFFD: bytes that are not UTF-8 on their own
 
 
 def _decode_ids(ids: list[int], tokenizer: Any) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _find_learned_spans(part: RowText) -> list[tuple[int, int]]:
-    """(first, one after the last) of each run of tokens that are learned; of tags each by itself."""
-    if part.tagged:
-        return [(place, place + 1) for place, label in enumerate(part.labels) if label != IGNORE_INDEX]
-    learned = [False, *(label != IGNORE_INDEX for label in part.labels), False]
-    edges = [place for place, (one, other) in enumerate(pairwise(learned)) if one != other]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
 def _convert_to_char_spans(
     spans: list[tuple[int, int]], ids: list[int], text: str, tokenizer: Any
 ) -> list[tuple[int, int]]:
-    """The same in characters. A character that is made of several tokens belongs to the last of them."""
+    """Token spans as spans of characters. A character that spans several tokens belongs to the last of them."""
 
-    def place(count: int) -> int:
-        before = _decode_ids(ids[:count], tokenizer)
+    def char_offset(count: int) -> int:
+        before = _decode_ids(ids[:count], tokenizer)  # may end with U+FFFD in place of an incomplete character
         return len(before) if text.startswith(before) else count_common_prefix(before, text)
 
-    return [(place(begin), len(text) if end == len(ids) else place(end)) for begin, end in spans]
-
-
-def _strip_span(span: tuple[int, int], text: str) -> tuple[int, int]:
-    """A span without the blanks before it."""
-    begin, end = span
-    return end - len(text[begin:end].lstrip()), end
+    return [(char_offset(begin), len(text) if end == len(ids) else char_offset(end)) for begin, end in spans]

@@ -1,4 +1,4 @@
-"""Kind `seq2seq`: a text in, a text out, by a model with an encoder and a decoder (T5 and its kin)."""
+"""Task type `seq2seq`: text to text, with an encoder-decoder model (T5 and similar)."""
 
 import math
 from typing import Any
@@ -16,36 +16,38 @@ __all__ = ["Row", "collator", "evaluate", "load_rows"]
 
 
 def collator(tokenizer: Any, model: Any = None) -> Any:
-    """What makes a batch of training rows; with the model, the decoder's inputs too."""
+    """Data collator for training; with the model, it adds the decoder's inputs."""
     return DataCollatorForSeq2Seq(tokenizer, model=model)
 
 
 @torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
-    """Over held-out rows.
+    """Metrics over evaluation rows.
 
     Returns:
-        loss: nats a token of the target. perplexity: its exponential.
-        exact_match: share of rows whose greedy answer is the target: every token is the first choice given those before it.
-        And what `task.metrics` asks for, see `written.nearness`.
+        loss: nats per target token. perplexity: its exponential.
+        exact_match: share of rows whose greedy answer is the target: every token has the highest probability, given those before it.
+        And `task.metrics`, see `compute_generation_metrics`.
     """
     was_training = model.training
     model.eval()
-    batches, total, tokens, exact = collator(tokenizer, model), 0.0, 0, 0
+    collate, total, tokens, exact = collator(tokenizer, model), 0.0, 0, 0
     for start in range(0, len(rows), batch_size):
-        part = [{"input_ids": row.ids, "labels": row.target} for row in rows[start : start + batch_size]]
-        batch = batches(part).to(get_input_device(model))
-        labels = batch.pop("labels")  # with which a model computes its own loss: of AdaLoRA, one that only training has
-        logs = model(**batch).logits.float().log_softmax(-1)
-        learned = labels != IGNORE_INDEX
-        labels = labels.masked_fill(~learned, 0)
-        total -= (logs.gather(-1, labels[..., None])[..., 0] * learned).sum().item()
-        tokens += int(learned.sum())
-        exact += int(((logs.argmax(-1) == labels) | ~learned).all(-1).sum())
+        batch = collate([{"input_ids": row.ids, "labels": row.target} for row in rows[start : start + batch_size]]).to(
+            get_input_device(model)
+        )
+        # Without labels the model computes no loss: AdaLoRA's would add its orthogonality term, which only training has.
+        labels = batch.pop("labels")  # (B, T)
+        log_probs = model(**batch).logits.float().log_softmax(-1)  # (B, T, vocab)
+        scored = labels != IGNORE_INDEX  # (B, T), false on padding
+        labels = labels.masked_fill(~scored, 0)  # gather needs an index within the vocabulary
+        total -= (log_probs.gather(-1, labels[..., None])[..., 0] * scored).sum().item()
+        tokens += int(scored.sum())
+        exact += int(((log_probs.argmax(-1) == labels) | ~scored).all(-1).sum())
     model.train(was_training)
     return {
         "loss": total / tokens,
-        "perplexity": math.exp(min(total / tokens, 700.0)),
+        "perplexity": math.exp(min(total / tokens, 700.0)),  # e^710 overflows a float
         "exact_match": exact / len(rows),
     } | generation_metrics.compute_generation_metrics(
         model, tokenizer, [(row.ids, row.target) for row in rows], batch_size, task

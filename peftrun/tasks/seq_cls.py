@@ -1,4 +1,4 @@
-"""Kind `seq_cls`: a text has one label."""
+"""Task type `seq_cls`: one label per text."""
 
 from typing import Any
 
@@ -14,25 +14,25 @@ __all__ = ["Row", "collator", "detailed", "evaluate", "load_rows"]
 
 
 def collator(tokenizer: Any) -> Any:
-    """What makes a batch of training rows."""
+    """Data collator for training."""
     return DataCollatorWithPadding(tokenizer)
 
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
-    """Over held-out rows: `loss` (mean nats a row), `accuracy`, `macro_f1` (mean of the labels' F1)."""
+    """Metrics over evaluation rows: `loss` (mean nats per row), `accuracy`, `macro_f1` (mean of the labels' F1)."""
     return detailed(model, tokenizer, rows, batch_size, task)[0]
 
 
 def detailed(
     model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """What `evaluate` gives; and `confusion`: how many rows of each label (a line each) were given each label (a column each)."""
+    """The metrics of `evaluate`, and `confusion`: counts with a line per true label and a column per predicted label."""
     total, pairs, labels = 0.0, [], 0
     for row, logits in predict_logits(model, tokenizer, rows, batch_size):
-        true, labels = int(row.labels), len(logits)
+        true, labels = int(row.labels), len(logits)  # logits: (labels,)
         total -= torch.log_softmax(logits, -1)[true].item()
         pairs.append((true, int(logits.argmax())))
-    right = sum(one == other for one, other in pairs)
-    found = {"loss": total / len(pairs), "accuracy": right / len(pairs), "macro_f1": macro_f1(pairs, labels)}
-    counts = [[pairs.count((true, answered)) for answered in range(labels)] for true in range(labels)]
-    return found, {"confusion": {"labels": task.label_names, "counts": counts}}
+    correct = sum(true == predicted for true, predicted in pairs)
+    metrics = {"loss": total / len(pairs), "accuracy": correct / len(pairs), "macro_f1": macro_f1(pairs, labels)}
+    counts = [[pairs.count((true, predicted)) for predicted in range(labels)] for true in range(labels)]
+    return metrics, {"confusion": {"labels": task.label_names, "counts": counts}}

@@ -1,4 +1,4 @@
-"""Texts as token ids, many in one call: a call for each text costs more than its tokens."""
+"""Batched tokenization: a call per text costs more than the tokens in it."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -7,34 +7,34 @@ from itertools import islice
 from typing import Any, TypeVar
 
 PARALLELISM_VARIABLE, OFF = "TOKENIZERS_PARALLELISM", "off"  # as `runs.execute` sets it; a user would type false
-BATCH_SIZE = 1000  # texts that are Python objects at a time
+BATCH_SIZE = 1000  # texts in one call, which bounds the memory for Python objects
 Item = TypeVar("Item")
 
 
 class TokenIds:
-    """What a tokenizer makes of texts. Those that were read ahead are known already; any other is read when it is asked for."""
+    """Token ids of texts. Texts that were read ahead are cached; any other is tokenized on demand."""
 
-    def __init__(self, tokenizer: Any, **how: Any) -> None:
-        """`how`: handed to the tokenizer with every text."""
-        self._tokenizer, self._options = tokenizer, how
-        self._known: dict[str, list[int]] = {}
+    def __init__(self, tokenizer: Any, **options: Any) -> None:
+        """`options`: passed to the tokenizer with every text."""
+        self._tokenizer, self._options = tokenizer, options
+        self._cache: dict[str, list[int]] = {}
 
     def read_ahead(self, texts: Iterable[str]) -> None:
-        """Reads these texts together, and forgets those before."""
-        wanted = list(dict.fromkeys(texts))
+        """Tokenizes these texts in one call, in place of the earlier ones."""
+        unique = list(dict.fromkeys(texts))
         with _enable_parallelism():
-            ids = self._tokenizer(wanted, return_attention_mask=False, **self._options)["input_ids"] if wanted else []
-        self._known = dict(zip(wanted, ids, strict=True))
+            ids = self._tokenizer(unique, return_attention_mask=False, **self._options)["input_ids"] if unique else []
+        self._cache = dict(zip(unique, ids, strict=True))
 
     def of(self, text: str) -> list[int]:
         """The ids of a text."""
-        known = self._known.get(text)
-        return list(self._tokenizer(text, **self._options)["input_ids"] if known is None else known)
+        cached = self._cache.get(text)
+        return list(self._tokenizer(text, **self._options)["input_ids"] if cached is None else cached)
 
 
 @contextmanager
 def _enable_parallelism() -> Iterator[None]:
-    """Lets the tokenizer use every processor, unless the user has said otherwise. Processes that are forked later find it switched off again."""
+    """Lets the tokenizer use all processors, unless the user has set the variable."""
     before = os.environ.get(PARALLELISM_VARIABLE)
     if before != OFF:
         yield
@@ -43,11 +43,11 @@ def _enable_parallelism() -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ[PARALLELISM_VARIABLE] = before
+        os.environ[PARALLELISM_VARIABLE] = before  # off again for processes forked later: the threads do not survive
 
 
-def batch_items(found: Iterable[Item]) -> Iterator[list[Item]]:
-    """So many at a time as are read together."""
-    rest = iter(found)
-    while part := list(islice(rest, BATCH_SIZE)):
-        yield part
+def batch_items(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Lists of BATCH_SIZE items; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH_SIZE)):
+        yield batch

@@ -1,4 +1,4 @@
-"""What a tracker is told: the run as it begins, rows as they come, how it ended. Light."""
+"""What is logged to a tracker: the run at its start, metrics, and the outcome. Light."""
 
 import re
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from typing import Any, Protocol
 
 from peftrun.artifacts.run_layout import ADAPTER, CONFIG, CURVES, RECORD, REPORT_PAGE
 
-STATE = "tracker.json"  # in the run folder: which run of the tracker it is
-LOGGED_FILES = (RECORD, CONFIG, REPORT_PAGE, CURVES)  # of the run folder, where they are there
-SENTENCE_END = re.compile(r"(?<=\w\w)[.:;](?= [A-Z(])")  # where one ends
-INVALID_NAME_CHARS = re.compile(r"[^\w\-. /]")  # letters that MLflow refuses in a name
+STATE = "tracker.json"  # in the run folder: id of the run in the tracker
+LOGGED_FILES = (RECORD, CONFIG, REPORT_PAGE, CURVES)  # of the run folder, if they exist
+SENTENCE_END = re.compile(r"(?<=\w\w)[.:;](?= [A-Z(])")
+INVALID_NAME_CHARS = re.compile(r"[^\w\-. /]")  # that MLflow refuses in a metric's name
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that begins, or goes on.
+    """A run that starts or continues.
 
     Attributes:
-        folder: of the run; name: by which the tracker shows it; group: the sweep that it is a cell of.
-        config: full key → value; differs: what was asked for beyond the default run, as it is typed.
-        id: of the tracker's run that goes on; None: a new one. step: the last one that was done before.
+        folder: the run folder. name: in the tracker. group: the sweep of a cell.
+        config: full key → value. differs: overrides of the default run.
+        id: of the tracker's run to continue; None: a new one. step: the last one before this attempt.
     """
 
     folder: Path
@@ -39,8 +39,8 @@ class Outcome:
 
     Attributes:
         status: completed, stopped (by a sweep), failed or interrupted.
-        error: why it failed. figures: name → value, and the step that it belongs to.
-        files: of the run folder. adapter: its folder, where one was saved.
+        error: why it failed. figures: metric → value and its step.
+        files: of the run folder. adapter: its folder, if one was saved.
     """
 
     status: str
@@ -51,12 +51,12 @@ class Outcome:
     record: dict[str, Any]
 
     def at(self, first: bool) -> dict[str, float]:
-        """Figures measured before the first step, or after it."""
+        """Metrics measured before the first step, or after it."""
         return {name: value for name, (value, step) in self.figures.items() if (step == 0) == first}
 
     @property
     def last_step(self) -> int:
-        """The step of the figures measured last."""
+        """The last step with metrics."""
         return max((step for _, step in self.figures.values()), default=0)
 
 
@@ -66,70 +66,67 @@ class Session(Protocol):
     id: str
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Figures of a step."""
+        """Logs metrics of a step."""
 
     def pause(self) -> None:
-        """Everything told so far is written; the run has not ended."""
+        """Flushes and closes without ending the run."""
 
     def end(self, outcome: Outcome) -> None:
-        """The run has ended."""
+        """Logs the outcome and ends the run."""
 
 
 def explain_error(error: BaseException) -> str:
-    """Why a library has failed: what the system said where it was asked first, else the library's first sentence."""
+    """Reason of a library's error in one sentence: the operating system's if one is in the chain, else the library's own."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
-    said = [one.strerror for one in chain if isinstance(one, OSError) and one.strerror]
-    text = said[-1] if said else SENTENCE_END.split(" ".join(str(error).split()), maxsplit=1)[0]
+    # The innermost one: HTTP libraries wrap "Connection refused" several times.
+    reasons = [link.strerror for link in chain if isinstance(link, OSError) and link.strerror]
+    text = reasons[-1] if reasons else SENTENCE_END.split(" ".join(str(error).split()), maxsplit=1)[0]
     return shorten(text, 200, placeholder=" …") or type(error).__name__
 
 
 def extract_metrics(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row of metrics.jsonl under the names that transformers' callbacks use: `train/loss`, `eval/loss`."""
-    found = {key: float(value) for key, value in row.items() if key != "step" and _is_number(value)}
-    return {_prefix_metric_name(key): value for key, value in found.items()}
-
-
-def _prefix_metric_name(key: str) -> str:
-    name = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
-    return INVALID_NAME_CHARS.sub("_", name)
+    metrics = {}
+    for key, value in row.items():
+        if key != "step" and _is_number(value):
+            name = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+            metrics[INVALID_NAME_CHARS.sub("_", name)] = float(value)
+    return metrics
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)  # bool is a subclass of int
 
 
 def format_value(value: Any) -> str:
-    """A value of the config as it is typed."""
+    """A value of the config as one types it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def build_outcome(folder: Path, record: dict[str, Any]) -> Outcome:
-    """How a run ended, from its finished record."""
+    """The outcome of a run from its finished record."""
     adapter = folder / ADAPTER
+    last_step = int((record.get("training") or {}).get("steps", 0))
+    metrics = record.get("metrics") or {}
     return Outcome(
         str(record.get("status")),
         str(record.get("error") or ""),
-        _collect_metrics(record),
+        {
+            INVALID_NAME_CHARS.sub("_", f"{when}/{name}"): (float(value), step)
+            for when, step in (("before", 0), ("after", last_step))
+            for name, value in (metrics.get(when) or {}).items()
+            if _is_number(value)
+        },
         [folder / name for name in LOGGED_FILES if (folder / name).is_file()],
         adapter if adapter.is_dir() else None,
         record,
     )
 
 
-def _collect_metrics(record: dict[str, Any]) -> dict[str, tuple[float, int]]:
-    last = int((record.get("training") or {}).get("steps", 0))
-    return {
-        INVALID_NAME_CHARS.sub("_", f"{when}/{name}"): (float(value), step)
-        for when, step in (("before", 0), ("after", last))
-        for name, value in ((record.get("metrics") or {}).get(when) or {}).items()
-        if _is_number(value)
-    }
-
-
 def summarize_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Of a record what a person compares runs by."""
+    """The entries of a record by which one compares runs."""
     names = (
         "status",
         "error",

@@ -1,4 +1,4 @@
-"""Which tracker is told of a training, and what: the run's own config, its sweep, the earlier attempt that it continues. Light."""
+"""Starts, continues and ends the tracker of a training run, from its config and its folder. Light."""
 
 import dataclasses
 import shutil
@@ -15,55 +15,58 @@ from peftrun.errors import PeftrunError
 from peftrun.io import atomic_files
 from peftrun.trackers.tensorboard import EVENTS_DIR
 
-UNTRACKED_GROUPS = ("tracker", "slots", "template")  # groups that say nothing of what is trained
+UNTRACKED_GROUPS = ("tracker", "slots", "template")  # config groups that do not influence training
 
 
 def start_run_tracker(spec: RunSpec, out_dir: Path, step: int = 0) -> None:
-    """The run's tracker is there, if it has one. Args: step: of the checkpoint that the run goes on from.
+    """Starts the run's tracker, if it has one. Args: step: of the checkpoint from which the run continues.
 
-    Raises: ConfigError: see `trackers.start`.
+    Raises: ConfigError: see `trackers.start_tracking`.
     """
     if spec.tracker.name == "none":
         return
-    usage.mark_used(spec, ["tracker"])  # all of it is the tracker's, also what it reads when the run ends
-    state, sweep = _read_state(spec, out_dir), atomic_files.sweep_of(out_dir)
+    usage.mark_used(spec, ["tracker"])  # some of its keys are read only when the run ends
+    state_file, sweep = out_dir / trackers.STATE, atomic_files.sweep_of(out_dir)
+    state = atomic_files.read_json(state_file) if state_file.is_file() else {}
+    if state.get("name") != spec.tracker.name:  # an id of another tracker
+        state = {}
     group = sweep.name if sweep else None
     values = dataclasses.asdict(usage.strip_tracking(spec))
-    told = {
+    logged = {
         key: value for key, value in config.flatten_keys(values).items() if key.split(".")[0] not in UNTRACKED_GROUPS
     }
     name = state.get("run_name") or _build_run_name(spec.tracker.run_name, out_dir, group)
     trackers.start_tracking(
-        spec.tracker, trackers.Run(out_dir, name, group, told, _list_overrides(values), state.get("id"), step)
+        spec.tracker, trackers.Run(out_dir, name, group, logged, _list_overrides(values), state.get("id"), step)
     )
 
 
 def end_run_tracker(spec: RunSpec, out_dir: Path, record: dict[str, Any]) -> None:
-    """The tracker is told how the run has ended; never raises for a tracker that is gone."""
+    """Logs the outcome of the run; a tracker that cannot be reached any more costs a warning."""
     if trackers.is_paused(out_dir):  # by the process that trained
         try:
             start_run_tracker(spec, out_dir, int((record.get("training") or {}).get("steps", 0)))
-        except PeftrunError as fault:
-            console.print_warning(str(fault.lines[0]))
+        except PeftrunError as error:
+            console.print_warning(str(error.lines[0]))
     trackers.end_tracking(out_dir, record)
 
 
 def describe_tracker(spec: RunSpec, out_dir: Path) -> list[tuple[str, str]]:
-    """Where the run was told, as a row for the closing table; none where it has no tracker."""
-    found: Any = spec.tracker
-    if found.name == "none":
+    """A row of the summary table that says where the run is logged; empty without a tracker."""
+    tracker: Any = spec.tracker
+    if tracker.name == "none":
         return []
-    if getattr(found, "mode", None) == "online":
-        where = f"project {found.project} at Weights & Biases"
+    if getattr(tracker, "mode", None) == "online":
+        where = f"project {tracker.project} at Weights & Biases"
     else:
-        where = getattr(found, "uri", None) or console.shorten_path(
-            Path(found.folder) if found.folder else out_dir / EVENTS_DIR
+        where = getattr(tracker, "uri", None) or console.shorten_path(
+            Path(tracker.folder) if tracker.folder else out_dir / EVENTS_DIR
         )
-    return [("tracker", f"{found.name}: {where} (docs/trackers.md says how to look)")]
+    return [("tracker", f"{tracker.name}: {where} (docs/trackers.md: how to view it)")]
 
 
 def copy_tracker_state(run: Path, out_dir: Path) -> None:
-    """A run that continues another goes on in its tracker."""
+    """Copies the tracker's state of the run that this one continues, so that it continues in the tracker too."""
     if not (run / trackers.STATE).is_file():
         return
     state = atomic_files.read_json(run / trackers.STATE)
@@ -73,36 +76,29 @@ def copy_tracker_state(run: Path, out_dir: Path) -> None:
 
 
 def take_back(out_dir: Path) -> None:
-    """Takes away what `carry` has copied, where no tracker was told of this run yet."""
+    """Removes what `copy_tracker_state` has copied, if the tracker of this run has not started."""
     if not trackers.live(out_dir):
         (out_dir / trackers.STATE).unlink(missing_ok=True)
         shutil.rmtree(out_dir / EVENTS_DIR, ignore_errors=True)
 
 
-def _read_state(spec: RunSpec, out_dir: Path) -> dict[str, Any]:
-    """Of the tracker's run that goes on; empty for a new one."""
-    file = out_dir / trackers.STATE
-    state = atomic_files.read_json(file) if file.is_file() else {}
-    return state if state.get("name") == spec.tracker.name else {}
-
-
-def _build_run_name(asked: str | None, out_dir: Path, group: str | None) -> str:
-    if asked is None:
+def _build_run_name(run_name: str | None, out_dir: Path, group: str | None) -> str:
+    if run_name is None:
         return out_dir.name
-    return f"{asked}-{out_dir.name}" if group else asked
+    return f"{run_name}-{out_dir.name}" if group else run_name  # all cells of a sweep have the same `run_name`
 
 
 def _list_overrides(values: dict[str, Any]) -> list[str]:
-    """What was asked for beyond the default run."""
-    found = minimal_overrides.diff_values(values, _compose_default())
+    """The overrides that turn the default run into this one."""
+    differences = minimal_overrides.diff_values(values, _compose_default())
     return [
-        override_syntax.quote_override(key, one)
-        for key, (one, _) in found.items()
+        override_syntax.quote_override(key, value)
+        for key, (value, _) in differences.items()
         if key.split(".")[0] not in UNTRACKED_GROUPS
     ]
 
 
-@cache
+@cache  # composing takes a moment, and each cell of a sweep needs it
 def _compose_default() -> dict[str, Any]:
     from peftrun.composition import compose
 

@@ -1,4 +1,4 @@
-"""Between a training and its tracker: what goes wrong there, what is printed there and what is drawn there leaves the training alone. Light."""
+"""Isolates a training from its tracker: from its errors, its output and its use of random numbers. Light."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from peftrun.trackers.base import Outcome, Run, Session, explain_error, extract_
 
 
 class SafeSession:
-    """A tracker's session that fails once at most: then it is told, and nothing is asked of it any more."""
+    """A tracker's session that cannot fail the run: its first error is logged as a warning, and the session is dropped."""
 
     def __init__(self, name: str, session: Session) -> None:
         self.name, self.id = name, session.id
@@ -21,17 +21,22 @@ class SafeSession:
 
     @classmethod
     def opened(cls, spec: Any, run: Run) -> "SafeSession":
-        """Raises: ConfigError: the tracker's library refuses, with its reason."""
+        """Opens the session of a tracker. Raises: ConfigError: the tracker's library fails, with its reason."""
         try:
             with _isolate_side_effects():
                 return cls(spec.name, import_module(f"peftrun.trackers.{spec.name}").opened(spec, run))
         except ConfigError:
             raise
-        except Exception as error:  # the libraries raise what they like
-            raise ConfigError(f"{_describe_failure(spec, error)}; mend that, or type tracker=none") from error
+        except Exception as error:  # the libraries have no common base class of errors
+            reason = explain_error(error)
+            if isinstance(error, OSError) and error.filename is not None and getattr(spec, "folder", None):
+                problem = f"tracker.folder={spec.folder}: cannot be written ({reason})"
+            else:
+                problem = f"tracker.name={spec.name}: cannot start: {reason}"
+            raise ConfigError(f"{problem}; fix that, or type tracker=none") from error
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl."""
+        """Logs a row of metrics.jsonl."""
         self._call_session(lambda session: session.log(extract_metrics(row), int(row["step"])))
 
     def pause(self) -> None:
@@ -42,12 +47,12 @@ class SafeSession:
         """See `Session.end`."""
         self._call_session(lambda session: session.end(outcome))
 
-    def _call_session(self, what: Callable[[Session], None]) -> None:
+    def _call_session(self, call: Callable[[Session], None]) -> None:
         if self.session is None:
             return
         try:
             with _isolate_side_effects():
-                what(self.session)
+                call(self.session)
         except Exception as error:
             self.session = None
             console.print_warning(
@@ -57,17 +62,11 @@ class SafeSession:
 
 @contextlib.contextmanager
 def _isolate_side_effects() -> Iterator[None]:
-    """The numbers that a training draws stay its own, and nothing is printed."""
-    drawn = random.getstate()
+    """Restores Python's random state and discards output."""
+    # The libraries draw ids and names from `random`, so without this the run would not be reproducible with a tracker.
+    state = random.getstate()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        random.setstate(drawn)
-
-
-def _describe_failure(spec: Any, error: Exception) -> str:
-    """The folder, where a file in it was refused; else the tracker."""
-    if isinstance(error, OSError) and error.filename is not None and getattr(spec, "folder", None):
-        return f"tracker.folder={spec.folder}: cannot be written ({explain_error(error)})"
-    return f"tracker.name={spec.name}: cannot begin: {explain_error(error)}"
+        random.setstate(state)

@@ -1,4 +1,4 @@
-"""TensorBoard: event files below the run folder, or below one folder that names runs and sweeps. Light until a tracker begins."""
+"""TensorBoard: event files in the run folder, or in one folder for all runs and sweeps. Light until a tracker starts."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ EVENTS_DIR = "tensorboard"  # in the run folder
 
 
 class _TensorBoardSession:
-    def __init__(self, writer: Any, place: Path) -> None:
-        self.writer, self.id = writer, str(place)
+    def __init__(self, writer: Any, log_dir: Path) -> None:
+        self.writer, self.id = writer, str(log_dir)
 
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+        self.writer.flush()  # so that a viewer shows the run while it trains
 
     def pause(self) -> None:
         self.writer.close()
@@ -33,27 +33,23 @@ class _TensorBoardSession:
 
 
 def opened(spec: TensorBoardTracker, run: Run) -> _TensorBoardSession:
-    """A writer of event files. What an earlier attempt has written past the checkpoint that the run goes on from is not shown."""
+    """A session that writes event files."""
     from torch.utils.tensorboard import SummaryWriter
 
-    place = _resolve_log_dir(spec, run)
-    writer = SummaryWriter(str(place), purge_step=run.step + 1 if run.id else None)
-    session = _TensorBoardSession(writer, place)
+    log_dir = run.folder / EVENTS_DIR
+    if spec.folder is not None:
+        log_dir = Path(spec.folder).expanduser() / (run.group or "") / run.name
+    # TensorBoard hides what an earlier attempt has logged after the checkpoint.
+    writer = SummaryWriter(str(log_dir), purge_step=run.step + 1 if run.id else None)
     if run.id is None:
         writer.add_text(
             "config", _indent_markdown("\n".join(f"{key}={format_value(value)}" for key, value in run.config.items()))
         )
         writer.add_text("differs", _indent_markdown("\n".join(run.differs)))
     writer.flush()
-    return session
-
-
-def _resolve_log_dir(spec: TensorBoardTracker, run: Run) -> Path:
-    if spec.folder is None:
-        return run.folder / EVENTS_DIR
-    return Path(spec.folder).expanduser() / (run.group or "") / run.name
+    return _TensorBoardSession(writer, log_dir)
 
 
 def _indent_markdown(text: str) -> str:
-    """Text as it is: TensorBoard reads Markdown."""
+    # TensorBoard renders Markdown, where four spaces mark preformatted text.
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Trackio: one SQLite file a project, on this disk. Light until a tracker begins."""
+"""Trackio: one local SQLite file per project. Light until a tracker starts."""
 
 import sys
 from pathlib import Path
@@ -8,104 +8,102 @@ from peftrun.config.schema.trackers import TrackioTracker
 from peftrun.errors import ConfigError
 from peftrun.trackers.base import Outcome, Run, summarize_record
 
-_OPEN_DIRS: list[Path] = []  # folders of the sessions that have not ended
+_OPEN_DIRS: list[Path] = []  # folders of the open sessions, one entry per session
 
 
 class _TrackioSession:
-    """`last`: the step up to which an earlier attempt has told everything."""
+    """`last_step`: up to which an earlier attempt has logged; -1 for a new run."""
 
-    def __init__(self, run: Any, spec: TrackioTracker, place: Path, last: int) -> None:
-        self.run, self.id, self.spec, self.place, self.last = run, run.id, spec, place, last
+    def __init__(self, run: Any, spec: TrackioTracker, folder: Path, last_step: int) -> None:
+        self.run, self.id, self.spec, self.folder, self.last_step = run, run.id, spec, folder, last_step
 
     def log(self, values: dict[str, float], step: int) -> None:
-        if step > self.last:
+        if step > self.last_step:  # Trackio would keep both points of a step
             self.run.log(values, step=step)
-        self._raise_faults()
+        self._raise_failures()
 
     def pause(self) -> None:
         self.run.finish()
-        self._leave()
-        self._raise_faults()
+        self._release_dir()
+        self._raise_failures()
 
     def end(self, outcome: Outcome) -> None:
-        """What is told last carries the config, and with it how the run ended; so it is told once all else is written."""
+        from trackio import Artifact
         from trackio.sqlite_storage import SQLiteStorage
 
-        self._log_artifacts(outcome)
+        artifact = Artifact(f"run-{self.run.name}", type="run")
+        for file in outcome.files:
+            artifact.add_file(file)
+        if outcome.adapter and self.spec.log_adapter:
+            artifact.add_dir(outcome.adapter, name=outcome.adapter.name)
+        self.run.log_artifact(artifact)
         self.pause()
-        told = {
+        # Trackio shows the config that is logged last, so the outcome is logged with it after the run's thread has ended.
+        summary = {
             "peftrun": outcome.record["versions"].get("peftrun"),
             **summarize_record(outcome.record),
             "status": outcome.status,
         }
-        steps = [0, max(self.last, outcome.last_step)]
+        steps = [0, max(self.last_step, outcome.last_step)]
         SQLiteStorage.bulk_log(
             self.run.project,
             self.run.name,
             [outcome.at(first=True), outcome.at(first=False)],
             steps,
-            config=self.run.config | told,
+            config=self.run.config | summary,
             run_id=self.id,
         )
 
-    def _leave(self) -> None:
-        if self.place in _OPEN_DIRS:
-            _OPEN_DIRS.remove(self.place)
+    def _release_dir(self) -> None:
+        if self.folder in _OPEN_DIRS:
+            _OPEN_DIRS.remove(self.folder)
 
-    def _log_artifacts(self, outcome: Outcome) -> None:
-        from trackio import Artifact
-
-        kept = Artifact(f"run-{self.run.name}", type="run")
-        for file in outcome.files:
-            kept.add_file(file)
-        if outcome.adapter and self.spec.log_adapter:
-            kept.add_dir(outcome.adapter, name=outcome.adapter.name)
-        self.run.log_artifact(kept)
-
-    def _raise_faults(self) -> None:
-        """Trackio writes in a thread of its own, and warns where it cannot."""
-        if self.run.faults:
-            self._leave()
-            raise OSError(self.run.faults[0])
+    def _raise_failures(self) -> None:
+        # Trackio writes in a thread of its own, which warns instead of raising.
+        if self.run.failures:
+            self._release_dir()
+            raise OSError(self.run.failures[0])
 
 
 def opened(spec: TrackioTracker, run: Run) -> _TrackioSession:
-    """A run of Trackio's with its own handle: `trackio.init` would end the one before. Raises: ConfigError: see `_at`."""
-    place = Path(spec.folder).expanduser().absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    _redirect_storage(place, spec.folder)
-    from trackio.run import Run as Library
+    """A session with its own run of Trackio: `trackio.init` would end the one before. Raises: ConfigError: see `_redirect_storage`."""
+    folder = Path(spec.folder).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    _redirect_storage(folder, spec.folder)
+    from trackio.run import Run as TrackioRun
     from trackio.sqlite_storage import SQLiteStorage
 
-    class Local(Library):
+    class LocalRun(TrackioRun):
         def _get_username(self) -> None:
-            """Trackio would ask the Hub who this is."""
+            """Overrides a request to the Hub for the user's name."""
 
         def _warn_once(self, key: str, message: str) -> None:
-            self.__dict__.setdefault("faults", []).append(message)
+            # May be called while Trackio's __init__ runs, so the list is created here.
+            self.__dict__.setdefault("failures", []).append(message)
 
-    made = Local(None, spec.project, None, name=run.name, run_id=run.id, group=run.group, config=dict(run.config))
-    made.__dict__.setdefault("faults", [])
+    local = LocalRun(None, spec.project, None, name=run.name, run_id=run.id, group=run.group, config=dict(run.config))
+    local.__dict__.setdefault("failures", [])
     if run.differs:
-        made.config["differs"] = " ".join(run.differs)
-    last = SQLiteStorage.get_max_step_for_run(spec.project, run.name, run_id=run.id) if run.id else None
-    return _TrackioSession(made, spec, place, -1 if last is None else last)
+        local.config["differs"] = " ".join(run.differs)
+    last_step = SQLiteStorage.get_max_step_for_run(spec.project, run.name, run_id=run.id) if run.id else None
+    return _TrackioSession(local, spec, folder, -1 if last_step is None else last_step)
 
 
-def _redirect_storage(place: Path, named: str) -> None:
-    """Has Trackio write to this folder. It has read its own setting when it was imported, which TRL does.
+def _redirect_storage(folder: Path, typed: str) -> None:
+    """Makes Trackio write to this folder. Args: typed: the folder as the user typed it.
 
-    Raises: ConfigError: another run of this process is told to another folder now.
+    Raises: ConfigError: another open session of this process writes to another folder.
     """
-    if _OPEN_DIRS and _OPEN_DIRS[-1] != place:
+    if _OPEN_DIRS and _OPEN_DIRS[-1] != folder:
         raise ConfigError(
-            f"tracker.folder={named}: another run of this process is told to {_OPEN_DIRS[-1]}; give both one folder"
+            f"tracker.folder={typed}: another run of this process logs to {_OPEN_DIRS[-1]}; give both the same folder"
         )
     import trackio.bucket_storage
     import trackio.registry_bucket  # noqa: F401
 
-    own = {"TRACKIO_DIR": place, "MEDIA_DIR": place / "media", "ARTIFACTS_DIR": place / "artifacts"}
-    for name in [one for one in sys.modules if one.partition(".")[0] == "trackio"]:
-        for key in own.keys() & vars(sys.modules[name]).keys():
-            setattr(sys.modules[name], key, own[key])
-    _OPEN_DIRS.append(place)
+    # Trackio reads TRACKIO_DIR when it is imported, and TRL imports it; its modules copy the constants.
+    constants = {"TRACKIO_DIR": folder, "MEDIA_DIR": folder / "media", "ARTIFACTS_DIR": folder / "artifacts"}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        for key in constants.keys() & vars(sys.modules[name]).keys():
+            setattr(sys.modules[name], key, constants[key])
+    _OPEN_DIRS.append(folder)

@@ -1,4 +1,4 @@
-"""Weights & Biases: files for `wandb sync`, or sent as they come. Light until a tracker begins."""
+"""Weights & Biases: local files for `wandb sync`, or online. Light until a tracker starts."""
 
 import os
 import uuid
@@ -28,30 +28,28 @@ class _WandbSession:
             {f"run/{key}": value for key, value in summarize_record(outcome.record).items()}
             | {"run/status": outcome.status}
         )
-        self._log_artifacts(outcome)
-        self.run.finish(exit_code=EXIT_CODES.get(outcome.status, 1))
-
-    def _log_artifacts(self, outcome: Outcome) -> None:
         import wandb
 
-        kept = wandb.Artifact(f"run-{self.id}", type="run")
+        artifact = wandb.Artifact(f"run-{self.id}", type="run")
         for file in outcome.files:
-            kept.add_file(str(file))
+            artifact.add_file(str(file))
         if outcome.adapter and self.spec.log_adapter:
-            kept.add_dir(str(outcome.adapter), name=outcome.adapter.name)
-        self.run.log_artifact(kept)
+            artifact.add_dir(str(outcome.adapter), name=outcome.adapter.name)
+        self.run.log_artifact(artifact)
+        self.run.finish(exit_code=EXIT_CODES.get(outcome.status, 1))
 
 
 def opened(spec: WandbTracker, run: Run) -> _WandbSession:
-    """A run with a handle of its own beside any other of this process. An offline run that goes on is a second file of the same id."""
-    place = Path(spec.folder).expanduser().absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    kept = {f"WANDB_{name}_DIR": str(place / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
-    for key, value in {"WANDB_ERROR_REPORTING": "false", **kept}.items():
+    """A session with its own run. An offline run that is continued is a second file with the same id."""
+    folder = Path(spec.folder).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # By default wandb also writes below the home directory.
+    folders = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
+    for key, value in {"WANDB_ERROR_REPORTING": "false", **folders}.items():
         os.environ.setdefault(key, value)
     import wandb
 
-    made = wandb.init(
+    wandb_run = wandb.init(
         project=spec.project,
         entity=spec.entity,
         name=run.name,
@@ -60,26 +58,21 @@ def opened(spec: WandbTracker, run: Run) -> _WandbSession:
         id=run.id or uuid.uuid4().hex[:12],
         resume="allow" if spec.mode == "online" else None,
         config=run.config,
-        dir=str(place),
+        dir=str(folder),
         mode=spec.mode,
-        reinit="create_new",
-        settings=_build_settings(wandb),
+        reinit="create_new",  # runs of other cells in this process stay open
+        settings=wandb.Settings(  # nothing about this machine, its code or its output is logged
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            init_timeout=60,  # seconds
+        ),
     )
-    made.define_metric(STEP_METRIC)
-    made.define_metric("*", step_metric=STEP_METRIC, step_sync=True)
-    return _WandbSession(made, spec)
-
-
-def _build_settings(wandb: Any) -> Any:
-    """Nothing of this machine and of what it prints is told."""
-    return wandb.Settings(
-        silent=True,
-        console="off",
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        init_timeout=60,
-    )
+    wandb_run.define_metric(STEP_METRIC)
+    wandb_run.define_metric("*", step_metric=STEP_METRIC, step_sync=True)  # all curves over the training step
+    return _WandbSession(wandb_run, spec)

@@ -69,10 +69,10 @@ def test_the_base_is_left_as_it_was_noted_where_nobody_names_it(cli, trained, ll
 def test_the_next_command_names_what_it_needs_and_an_unknown_licence_its_neighbour(cli, trained):
     run = cli("action=export", f"adapter={trained}", "license=apache2", "repo_id=me/mine")
     assert run.code == 0, run.err
-    assert "action.license=apache2: is no licence id that the Hub lists; did you mean apache-2.0?" in run.err
+    assert "action.license=apache2: is no license id that the Hub lists; did you mean apache-2.0?" in run.err
     assert " base_model=ORG/BASE license=apache2 repo_id=me/mine push=true" in run.out
     named = cli("action=export", f"adapter={trained}", "license=mit", "base_model=me/base")
-    assert "licence" not in named.err and " base_model=me/base license=mit repo_id=ORG/NAME push=true" in named.out
+    assert "license" not in named.err and " base_model=me/base license=mit repo_id=ORG/NAME push=true" in named.out
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -126,7 +126,7 @@ LOCAL = ["model=pretrained", "model.name_or_path=LLAMA"]
         ("org/noted", ["target=vllm", "base_model=org/given"], "vllm serve org/given --enable", "org/given", ""),
         ("LLAMA", ["target=gguf"], "llama-cli -m BASE.gguf ", None, "convert_hf_to_gguf.py makes it of its folder (it is LLAMA)"),
         ("org/noted", ["target=hub"], "peftrun action=export", "org/noted", ""),
-        ("/far/away", ["target=gguf"], "", None, "the base's config.json is not on this machine"),
+        ("/far/away", ["target=gguf"], "", None, "the base model's config.json is not on this machine"),
     ],
 )  # fmt: skip
 def test_the_base_of_an_adapter_made_elsewhere_is_named(
@@ -170,11 +170,11 @@ ITS_BASE = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     "change, typed, said",
     [
         (lambda folder: None, [], None),
-        (other_template, [], "another chat template than its base's"),
-        (other_tokenizer, [], "another tokenizer than its base's"),
-        (lambda folder: noting(folder, "org/nowhere"), [], "could not be seen on this machine"),
+        (other_template, [], "another chat template than its base model's"),
+        (other_tokenizer, [], "another tokenizer than its base model's"),
+        (lambda folder: noting(folder, "org/nowhere"), [], "is unknown on this machine"),
         (other_template, ["target=vllm"], "--chat-template default/chat_template.jinja"),
-        (other_template, ["target=gguf"], "a GGUF adapter holds none"),
+        (other_template, ["target=gguf"], "a GGUF adapter has none"),
         (more_templates, [], None),
     ],
     ids=lambda case: case[2],
@@ -187,8 +187,8 @@ def test_what_says_how_text_is_read_goes_along_and_is_said_where_it_is_not_the_b
         shutil.copy(llama / name, adapter / name)
     change(adapter)
     run = cli("action=export", f"adapter={adapter}", *typed)
-    assert run.code == 0 and (said in run.err if said else "brings" not in run.err), run.err
-    assert ("peftrun answers and measures by the base's" in run.err) == (said is not None)
+    assert run.code == 0 and (said in run.err if said else "comes with" not in run.err), run.err
+    assert ("peftrun itself uses the base model's" in run.err) == (said is not None)
     if "target=gguf" in typed:
         return
     folder = run.run_dir / "export" / ("default" if typed else "")

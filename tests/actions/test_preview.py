@@ -180,7 +180,7 @@ SAME = [*ROWS, LONG, ROWS[3]]  # row 13 is too long, row 14 repeats row 4
         (["task.data.validation_rows=2", "trainer.eval_strategy=steps"], ["validation rows  2;"]),
         (["trainer.packing=true"], ["shown before they are packed"]),
         (["at=15"], ["peftrun: action.at=15", "rows.jsonl has 14 rows", "type action.at="]),
-        (["task.data.eval_path=rows.jsonl"], ["task.data.path=rows.jsonl: 14 rows; 12 training", "eval_path=rows.jsonl: 14 rows; 3 held-out", "warning: task.data.eval_path=rows.jsonl: 3 of 3 held-out rows are training rows too"]),
+        (["task.data.eval_path=rows.jsonl"], ["task.data.path=rows.jsonl: 14 rows; 12 training", "eval_path=rows.jsonl: 14 rows; 3 held-out", "warning: task.data.eval_path=rows.jsonl: 3 of 3 evaluation rows are training rows too"]),
         (["task.data.eval_path=more.jsonl"], ["rows.jsonl: 14 rows; 12 training", "more.jsonl: 9 rows; 3 held-out"]),
         (["'task.data.mix={again: {path: rows.jsonl, weight: 1.0}}'"], ["task.data.mix.again.path=rows.jsonl: 14 rows;", "type task.data.deduplicate=true"]),
         (["lora=prompt_tuning"], ["lora.num_virtual_tokens=20: training puts so many before each row"]),
@@ -201,7 +201,7 @@ def test_what_becomes_of_every_row(cli, llama, tmp_path, typed, words):
         assert shown.run_dir is None
         return
     page = Page((shown.run_dir / "preview.html").read_text()).text
-    assert ("held-out rows are training rows too" in page) == ("held-out rows are training rows too" in shown.err)
+    assert ("evaluation rows are training rows too" in page) == ("evaluation rows are training rows too" in shown.err)
     sources = shown.record()["preview"]["sources"]
     splits = ("training", "validation", "held-out")
     for one in sources.values():

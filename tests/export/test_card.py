@@ -58,7 +58,7 @@ def test_the_measured_results_are_the_record_s(card, trained):
         assert before == pytest.approx(record["metrics"]["before"][name], rel=1e-3)
         assert after == pytest.approx(record["metrics"]["after"][name], rel=1e-3)
     assert (
-        f"On {record['data']['held_out_rows']} held-out rows of pairs.jsonl, which training did not see:" in card.text
+        f"On {record['data']['held_out_rows']} evaluation rows of pairs.jsonl, which training did not see:" in card.text
     )
 
 
@@ -68,7 +68,7 @@ def test_measured_on_rows_that_were_learned_is_said(where, trained):
     record["data"]["held_out_rows_learned"] = 3
     (run / "record.json").write_text(json.dumps(record))
     found = card_of(cli_here(where, "action=export", f"adapter={run}", "base_model=me/tiny"))
-    assert "of which 3 are training rows too, so that the figures flatter" in found.text
+    assert "of which 3 are training rows too, so the metrics are too good" in found.text
 
 
 def test_the_training_is_the_record_s(card, trained):
@@ -76,7 +76,7 @@ def test_the_training_is_the_record_s(card, trained):
     config = yaml.safe_load((trained / "config.yaml").read_text())
     rows = dict(table(card, "Training"))
     assert int(rows["steps"]) == record["training"]["steps"] == 4
-    assert int(rows["rows to train on"]) == record["data"]["train_rows"]
+    assert int(rows["training rows"]) == record["data"]["train_rows"]
     assert float(rows["mean training loss"]) == pytest.approx(record["training"]["train_loss"], rel=1e-3)
     assert float(rows["seconds of training"]) == pytest.approx(record["training"]["seconds"], rel=1e-3)
     assert float(rows["learning_rate"]) == config["trainer"]["learning_rate"] and int(rows["seed"]) == record["seed"]
@@ -143,7 +143,7 @@ def test_a_base_that_was_not_measured_is_not_claimed(where, llama, on_tiny):
     run = cli_here(where, *on_tiny(llama), *TINY_STEPS, "action.evaluate_before=false").run_dir
     found = card_of(cli_here(where, "action=export", f"adapter={run}", "base_model=me/tiny"))
     assert all(len(row) == 2 for row in table(found, "Measured"))
-    assert "not the base alone, either" in found.text and "base alone |" not in found.text
+    assert "not the base model alone, either" in found.text and "base model |" not in found.text
 
 
 def test_of_an_adapter_without_a_run_nothing_is_claimed(where, llama):
@@ -152,7 +152,7 @@ def test_of_an_adapter_without_a_run_nothing_is_claimed(where, llama):
     )
     net.save_pretrained(where / "plain")
     found = card_of(cli_here(where, "action=export", f"adapter={where / 'plain'}", "base_model=me/tiny"))
-    assert "Nothing was measured" in found.text and "No record of how it was made" in found.text
+    assert "Nothing was measured" in found.text and "There is no record of how it was made" in found.text
     assert found.data.eval_results is None and "## Training" not in found.text and "license" not in found.data.to_dict()
     assert not re.search(r"\d+ (rows|steps)", found.text)
 
@@ -163,7 +163,7 @@ def test_what_a_record_is_not_about_claims_nothing_of_it(where, trained, inner):
     if inner == "export":
         trained = cli_here(where, "action=export", f"adapter={trained}", "base_model=me/tiny").run_dir
     found = card_of(cli_here(where, "action=export", f"adapter={trained / inner}", "base_model=me/tiny"))
-    assert "Nothing was measured" in found.text and "No record of how it was made" in found.text
+    assert "Nothing was measured" in found.text and "There is no record of how it was made" in found.text
     assert found.data.eval_results is None and "## Training" not in found.text
 
 

@@ -128,8 +128,8 @@ def test_the_embedded_base_is_known_by_the_header_of_its_file(cli, tmp_path, tra
     shutil.copytree(trained / "adapter", tmp_path / "elsewhere")
     asked = ["action=export", f"adapter={tmp_path / 'elsewhere'}", "target=gguf"]
     typed = [*asked, "model=embedded"]
-    check_failed(cli, tmp_path, typed, ("and the base's layer 192×576; name the base it was made for",))
-    check_failed(cli, tmp_path, asked, ("the base's config.json is not on this machine",))  # none is taken for it
+    check_failed(cli, tmp_path, typed, ("and the base model's layer 192×576; name the base model it was made for",))
+    check_failed(cli, tmp_path, asked, ("the base model's config.json is not on this machine",))  # none is taken for it
 
 
 def test_layers_that_are_not_converted_are_refused(cli, tmp_path, llama, on_tiny):
@@ -158,4 +158,4 @@ def test_a_base_that_is_not_here_is_told(cli, tmp_path, trained):
         "model=pretrained",
         "model.name_or_path=org/nowhere",
     ]
-    check_failed(cli, tmp_path, asked, ("the base's config.json is not on this machine",))
+    check_failed(cli, tmp_path, asked, ("the base model's config.json is not on this machine",))

@@ -71,7 +71,7 @@ def test_a_hub_that_refuses_is_told_in_one_line_and_the_folder_stays(tmp_path, t
     hub.refuses = 403
     outcome = export(tmp_path, trained, hub, "push=true")
     lines = [line for line in outcome.err.splitlines() if line.startswith("peftrun: ")]
-    assert outcome.code == 1 and len(lines) == 1 and "the Hub did not take it" in lines[0] and "403" in lines[0]
+    assert outcome.code == 1 and len(lines) == 1 and "the Hub did not accept it" in lines[0] and "403" in lines[0]
     assert (outcome.run_dir / "export" / "README.md").is_file() and hub.files == {}
     assert outcome.record()["status"] == "failed"
 
@@ -80,4 +80,4 @@ def test_a_hub_that_refuses_is_told_in_one_line_and_the_folder_stays(tmp_path, t
 def test_a_hub_that_is_not_there_is_told_in_one_line(tmp_path, trained, hub):
     outcome = export(tmp_path, trained, hub, "push=true", HF_ENDPOINT="http://127.0.0.1:9")
     lines = [line for line in outcome.err.splitlines() if line.startswith("peftrun: ")]
-    assert outcome.code == 1 and len(lines) == 1 and "the Hub did not take it" in lines[0]
+    assert outcome.code == 1 and len(lines) == 1 and "the Hub did not accept it" in lines[0]

@@ -144,7 +144,7 @@ def test_what_is_written_answers_as_the_adapter_does(where, llama, on_tiny, meth
 def test_adapters_of_different_bases_are_refused(where, trained, on_tiny):
     other = cli_here(where, *on_tiny(build_llama(where / "other", seed=1)), *TINY_STEPS).run_dir
     outcome = cli_here(where, "action=export", f"adapter={{a: {trained}, b: {other}}}", "target=vllm")
-    assert outcome.code == 1 and "was made for another base than adapter.a" in outcome.err
+    assert outcome.code == 1 and "was made for another base model than adapter.a" in outcome.err
     assert outcome.run_dir is None
 
 

@@ -232,14 +232,14 @@ FORGETTING = "{% for m in messages %}{% if loop.last %}{{ m.content }}<|im_end|>
         (None, talk(answer(reasoning_content="so", name="Ann")), [], ["yes<|im_end|>\n"], "reasoning_content is not written"),
         (None, talk(answer(name="Ann"), tools=json.dumps([TOOL])), [], ["yes<|im_end|>\n"], "tools is not written"),
         (THINKING, talk(answer(reasoning_content="so")), ["task.template_arguments={mark: '!'}"], ["<think>so</think>yes!<|im_end|>\n"], ""),
-        (None, talk(answer()), ["task.template_arguments={marc: '!'}"], ["yes<|im_end|>\n"], "marc: the model's chat template reads no such name"),
+        (None, talk(answer()), ["task.template_arguments={marc: '!'}"], ["yes<|im_end|>\n"], "marc: the model's chat template does not use this name"),
         # Special tokens of the model, as text.
         (None, talk(answer("a<|im_end|>b")), [], ["a<|im_end|>b<|im_end|>\n"], "<|im_end|> in the text is read as the model's special token"),
         (None, talk(answer("a<|im_end|>b")), ["task.special_tokens_in_text=escape"], ["a<|im_end|>b<|im_end|>\n"], "is read as plain text"),
         # A token that reaches across the end of the prompt.
         (JOINED, talk(answer("he")), [], [" the<|im_end|>\n"], "an answer's first token begins with ' t'"),
         # A beginning that is not found again.
-        (FORGETTING, talk(answer()), [], "writes what is given otherwise once it is answered", ""),
+        (FORGETTING, talk(answer()), [], "renders the prompt differently once it is answered", ""),
     ],
     ids=lambda case: json.dumps(case[1:])[:70],
 )  # fmt: skip
@@ -305,7 +305,7 @@ def test_one_end_token_at_the_end_and_none_in_between(tmp_path):
     with pytest.raises(DataError, match="has tool_calls, and the model has no chat template"):
         row_of(tokenizer, talk(answer(None, tool_calls=[CALL])))
     tokenizer.eos_token = None
-    with pytest.raises(ModelError, match=r"names no end token.*\"eos_token\": \"TOKEN\""):
+    with pytest.raises(ModelError, match=r"has no end token.*\"eos_token\": \"TOKEN\""):
         row_of(tokenizer, {"text": "Is it spam?"}, "task=text")
 
 

@@ -67,10 +67,10 @@ def test_a_talk_is_given_but_for_its_last_answer(tmp_path):
 
 
 @cases("turns, overrides, told", [
-        ("u", [], "row 1: holds no message of the assistant's"),
-        ("u", ["task.loss_on=assistant"], "row 1: holds no message of the assistant's"),
-        ("uau", [], "row 1: its last message is of role user .* type task.loss_on=assistant to learn the answers before it, or fix or remove the row"),
-        ("uau", ["task.loss_on=all"], "which task.loss_on=all learns; type task.loss_on=assistant"),
+        ("u", [], "row 1: has no message of the assistant"),
+        ("u", ["task.loss_on=assistant"], "row 1: has no message of the assistant"),
+        ("uau", [], "row 1: its last message has role user.* type task.loss_on=assistant to learn the answers before it, or fix or remove the row"),
+        ("uau", ["task.loss_on=all"], "but task.loss_on=all learns .*; type task.loss_on=assistant"),
         ("uauu", ["task.loss_on=assistant"], None),
     ], ids=str)  # fmt: skip
 def test_a_conversation_ends_with_the_answer_that_is_learned(tmp_path, capsys, turns, overrides, told):
@@ -89,7 +89,10 @@ def test_a_conversation_ends_with_the_answer_that_is_learned(tmp_path, capsys, t
     train, held_out = examples(*asked)
     assert {one.completion for one in [*train, *held_out]} == {"a1, 0", "a1, 1", "a1, 2"}
     assert all([one["role"] for one in row.given.messages] == ["user"] for row in train)
-    assert "data: 3 of 3 conversations end with messages that nobody answers, left off" in capsys.readouterr().err
+    assert (
+        "data: 3 of 3 conversations end with messages that have no answer; these are left off"
+        in capsys.readouterr().err
+    )
 
 
 def test_training_and_held_out_rows_are_disjoint_and_follow_the_split_seed(tmp_path):

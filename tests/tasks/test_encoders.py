@@ -285,7 +285,7 @@ def test_rows_that_are_cut_are_counted_aloud(cli, tmp_path, bert, which):
     overrides = (on_texts if which == "texts" else on_words)(bert, tmp_path)
     outcome = cli(*overrides, "action=evaluate", "task.max_length=4")
     assert outcome.code == 0, outcome.err
-    assert "8 of 8 held-out rows reach 4 tokens; what lies beyond is not read" in outcome.err
+    assert "8 of 8 evaluation rows reach 4 tokens; the rest is cut off" in outcome.err
 
 
 def test_a_label_that_is_not_known_is_found_wherever_it_stands(cli, tmp_path, bert):

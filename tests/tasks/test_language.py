@@ -93,7 +93,7 @@ def test_a_template_that_rewrites_earlier_answers_is_told(tmp_path, llama):
         "{% for m in messages %}{% if m.role != 'assistant' or loop.last %}{{ m.role + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}assistant{% endif %}"
     )
-    with pytest.raises(DataError, match=r"row 1: .*writes earlier answers otherwise.*type task.loss_on=completion"):
+    with pytest.raises(DataError, match=r"row 1: .*renders earlier answers differently.*type task.loss_on=completion"):
         causal_lm.load_rows(talks(tmp_path, "task.loss_on=assistant"), tokenizer)
 
 

@@ -31,7 +31,7 @@ def rows(tmp_path):
 def test_a_token_that_the_model_does_not_embed(cli, tmp_path, llama, on_tiny, rows):
     small = build_llama(tmp_path / "small", vocab_size=300)
     given = [*on_tiny(small), *rows({"prompt": "Is it spam or ham?", "completion": "no"})]
-    told(cli(*given, *TINY_STEPS), "row 7: token 3", "lies beyond the 300 that small embeds", "restore the tokenizer")
+    told(cli(*given, *TINY_STEPS), "row 7: token 3", "is beyond the 300 embeddings of small", "restore the tokenizer")
     asked = cli(*given, "action=generate", "action.prompt='Is it spam or ham?'", "action.max_new_tokens=1")
     told(asked, "prompt 'Is it spam or ham?': token 3")
 

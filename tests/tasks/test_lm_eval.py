@@ -159,7 +159,7 @@ def test_several_adapters_are_measured_side_by_side_and_the_active_one_alone_whe
 def test_a_file_of_tasks_that_is_broken_is_named_with_its_place(cli, tmp_path, llama):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "even.yaml").write_text("task: even\ndoc_to_choice: [no, yes\nmetadata: {version: 1.0}\n")
-    told = ["even.yaml, line 3, column 9: is not YAML", "mend it there"]
+    told = ["even.yaml, line 3, column 9: is not YAML", "fix the file"]
     check_failed(cli, tmp_path, asked(llama, tmp_path / "own"), told)
 
 

@@ -123,7 +123,7 @@ def test_damaged_rows_are_made_anew_and_said(damage, file, llama, tmp_path, caps
     kept(tmp_path)[0].write_text(damage)
     again = row_cache.load_cached_rows(kind, task, tokenizer)
     assert dataclasses.asdict(first) == dataclasses.asdict(again)
-    assert "damaged; made anew" in capsys.readouterr().err
+    assert "damaged; rebuilding them" in capsys.readouterr().err
     assert json.loads(kept(tmp_path)[0].read_text())["digest"] == first.digest
 
 

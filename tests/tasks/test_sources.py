@@ -66,7 +66,7 @@ def test_no_group_is_on_both_sides(first):
 
 def test_one_group_cannot_be_split(tmp_path):
     file = write(tmp_path / "one.jsonl", [{"prompt": f"{n}", "completion": "a", "of": "g"} for n in range(10)])
-    with pytest.raises(DataError, match="every one of the 1 groups"):
+    with pytest.raises(DataError, match="on all 1 groups"):
         load_examples(task_of(f"task.data.path={file}", "task.data.eval_rows=3", "task.data.group_column=of"))
 
 

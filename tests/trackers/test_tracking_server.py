@@ -75,7 +75,7 @@ def test_a_server_that_is_not_there_is_refused_before_the_model_is_loaded(tmp_pa
     assert run.code == 1 and run.run_dir is None
     (line,) = [line for line in run.err.splitlines() if line.startswith("peftrun: ")]
     assert f"tracker.uri={where}" in line and "type tracker.uri=null" in line
-    assert "cannot be reached (Connection refused); mend" in line
+    assert "cannot be reached (Connection refused); fix" in line
     assert "data:" not in run.err
 
 

@@ -1,4 +1,4 @@
-"""Rows of kind `causal_lm`: a prompt and its completion, a conversation, or a plain text, as token ids."""
+"""Rows of task type `causal_lm`: a prompt and its completion, a conversation, or a plain text, as token ids."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,13 +17,13 @@ from peftrun.tasks.tokenization import Encoder
 
 @dataclass(frozen=True)
 class Row:
-    """One example as token ids. `candidates[answer]` is the true completion, the others are what else it could be."""
+    """One example as token ids. `candidates[answer]` is the true completion, the other candidates are the other choices."""
 
     prompt: list[int]
     completion: list[int]
     candidates: list[list[int]]
     answer: int
-    adapter: str | None = None  # who is to answer; None: the active one
+    adapter: str | None = None  # name of the adapter to evaluate with; None: the active one
     learned: list[tuple[int, int]] | None = None  # spans of `ids` that carry loss; None: the completion
     where: str = field(default="", compare=False)
 
@@ -34,56 +34,64 @@ class Row:
 
     @property
     def labels(self) -> list[int]:
-        """`ids` where they are learned, `IGNORED` elsewhere."""
-        found = [IGNORE_INDEX] * len(self.ids)
+        """`ids` with loss, IGNORE_INDEX elsewhere."""
+        labels = [IGNORE_INDEX] * len(self.ids)
         for begin, end in self.learned or [(len(self.prompt), len(self.ids))]:
-            found[begin:end] = self.ids[begin:end]
-        return found
+            labels[begin:end] = self.ids[begin:end]
+        return labels
 
     @property
     def as_trained(self) -> dict[str, list[int]]:
-        """As the loop takes it: no loss but on what is learned."""
+        """In the trainer's form."""
         return {"input_ids": self.ids, "labels": self.labels}
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's rows as tokens. Rows longer than `task.max_length` are left out, and counted aloud.
+    """The task's rows, without those longer than `task.max_length` tokens.
 
-    Raises: DataError: see `data.load_examples`; or no row fits.
+    Raises: DataError: see `load_examples`; or no row fits.
     """
     tally = Tally()
     train, held_out = load_examples(task, tally=tally)
     encoder = Encoder(tokenizer, task)
     return Rows(
         _encode_fitting(train, task, encoder, "training", tally),
-        _encode_fitting(held_out, task, encoder, "held-out", tally),
+        _encode_fitting(held_out, task, encoder, "evaluation", tally),
         digest_examples([*train, *held_out]),
         tally,
     )
 
 
 def _encode_example(example: Example, task: TaskSpec, encoder: Encoder, *, learned: bool) -> list[Row]:
-    """One row; of a plain text as many as `task.max_length` asks for; of a conversation held out for all its answers, one for each. None where
-    the row says that what would be learned of it is not."""
+    """The rows of an example.
+
+    A plain text is split into chunks; for evaluation, a conversation has one row per answer that `task.loss_on` selects. Empty if the
+    example excludes all its answers from the loss.
+    """
+    conversation = example.conversation
     with prefix_errors(example.where):
-        encoder.check(example.where, example.conversation, "" if example.conversation else example.completion)
-        if not example.conversation:
+        encoder.check(example.where, conversation, "" if conversation else example.completion)
+        if not conversation:
             return _chunk_text(example, task, encoder)
         if learned:
             return _encode_learned(example, task, encoder)
-        answers = example.conversation.answers if task.loss_on == "assistant" else example.conversation.answers[-1:]
-        wanted = [place for place in answers if place not in example.conversation.unlearned]
-        return [_build_row(example.truncate_after(place), encoder) for place in wanted]
+        answers = conversation.answers if task.loss_on == "assistant" else conversation.answers[-1:]
+        return [
+            _build_row(example.truncate_after(index), encoder)
+            for index in answers
+            if index not in conversation.unlearned
+        ]
 
 
 def _encode_learned(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
+    """The training row of a conversation."""
     row = _build_row(example, encoder)
-    whole = example.conversation
-    if task.loss_on == "completion" and len(whole.messages) - 1 in whole.unlearned:
+    conversation = example.conversation
+    if task.loss_on == "completion" and len(conversation.messages) - 1 in conversation.unlearned:
         return []
-    spans = encoder.learned(whole, row.ids, len(row.prompt), task.loss_on)
-    plain = spans == [(len(row.prompt), len(row.ids))]
-    return [replace(row, learned=None if plain else spans)] if spans else []
+    spans = encoder.learned(conversation, row.ids, len(row.prompt), task.loss_on)
+    completion_only = spans == [(len(row.prompt), len(row.ids))]
+    return [replace(row, learned=None if completion_only else spans)] if spans else []
 
 
 def _build_row(example: Example, encoder: Encoder) -> Row:
@@ -95,24 +103,27 @@ def _build_row(example: Example, encoder: Encoder) -> Row:
 
 
 def _chunk_text(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
-    """A plain text, cut where it is longer than a row may be; of each piece the first token is given, the rest is learned."""
+    """A plain text in chunks of `task.max_length` tokens. The first token of each is its prompt: nothing predicts it."""
     ids = encoder.text(example.completion)
-    parts = [ids[start : start + task.max_length] for start in range(0, len(ids), task.max_length)]
+    chunks = [ids[start : start + task.max_length] for start in range(0, len(ids), task.max_length)]
     return [
-        Row(part[:1], part[1:], [part[1:]], 0, example.adapter, where=example.where) for part in parts if len(part) > 1
+        Row(chunk[:1], chunk[1:], [chunk[1:]], 0, example.adapter, where=example.where)
+        for chunk in chunks
+        if len(chunk) > 1
     ]
 
 
 def _encode_fitting(examples: list[Example], task: TaskSpec, encoder: Encoder, which: str, tally: Tally) -> list[Row]:
-    learned = which == "training"
-    made = [
-        (one, _encode_example(one, task, encoder, learned=learned))
-        for one in prefetch_examples(examples, encoder, task.loss_on)
-    ]
+    """The rows of a split that fit into `task.max_length`; logs what is left out. Raises: DataError: none is left."""
+    rows: list[Row] = []
+    empty = []  # examples without a row
+    for example in prefetch_examples(examples, encoder, task.loss_on):
+        encoded = _encode_example(example, task, encoder, learned=which == "training")
+        rows += encoded
+        empty += [] if encoded else [example]
     encoder.report_remarks(which)
-    rows = [row for _, found in made for row in found]
-    tally.left_out += [(one.where, SILENT if one.conversation else SINGLE, 0) for one, found in made if not found]
-    silent = [one.where for one, found in made if not found and one.conversation]
+    tally.left_out += [(example.where, SILENT if example.conversation else SINGLE, 0) for example in empty]
+    silent = [example.where for example in empty if example.conversation]
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
         console.print_info(
@@ -120,13 +131,11 @@ def _encode_fitting(examples: list[Example], task: TaskSpec, encoder: Encoder, w
             f"{', '.join(silent[:3])}{more}; left out"
         )
     if not rows:
-        raise DataError(_explain_no_rows(examples, which, bool(silent)))
-    if len(rows) + len(silent) > len(examples):
+        raise DataError(
+            f"task.messages: every answer of the {len(examples)} {which} rows has weight 0 or train false; give one of them weight 1"
+            if silent
+            else f"task.completion: each of the {len(examples)} {which} texts is a single token; name longer ones"
+        )
+    if len(rows) + len(silent) > len(examples):  # plain texts in chunks, or answers of conversations
         console.print_info(f"data: {len(examples)} {which} texts make {len(rows)} rows")
     return drop_too_long(rows, lambda row: len(row.ids), task, which, tally)
-
-
-def _explain_no_rows(examples: list[Example], which: str, silent: bool) -> str:
-    if silent:
-        return f"task.messages: every answer of the {len(examples)} {which} rows has weight 0 or train false; give one of them weight 1"
-    return f"task.completion: each of the {len(examples)} {which} texts is a single token; name longer ones"

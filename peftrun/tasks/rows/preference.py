@@ -1,4 +1,4 @@
-"""Rows of kind `preference`: a prompt and two answers, one of them chosen, as token ids."""
+"""Rows of task type `preference`: a prompt and two answers, one of them chosen, as token ids."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from peftrun.tasks.tokenization import Encoder
 
 @dataclass(frozen=True)
 class PreferenceExample:
-    """One row: what is given, and two answers."""
+    """One row: a prompt and two answers."""
 
     given: Conversation
     chosen: Message
@@ -25,14 +25,14 @@ class PreferenceExample:
     where: str = field(default="", compare=False)
 
     def iter_renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
-        """See `Example.renderings`."""
-        yield from ((self.given.followed_by(one), False) for one in (self.chosen, self.rejected))
+        """See `Example.iter_renderings`."""
+        yield from ((self.given.followed_by(answer), False) for answer in (self.chosen, self.rejected))
         yield self.given, True
 
 
 @dataclass(frozen=True)
 class Row:
-    """A pair as token ids. `rewarded`: each answer is judged together with its prompt, as one text."""
+    """A pair as token ids. `rewarded`: for a reward model, which scores prompt and answer as one text."""
 
     prompt: list[int]
     chosen: list[int]
@@ -47,22 +47,23 @@ class Row:
 
     @property
     def as_trained(self) -> dict[str, Any]:
-        """As the loop takes it."""
-        if self.rewarded:
+        """In the form of TRL's trainers."""
+        if self.rewarded:  # RewardTrainer
             return {"chosen_ids": self.prompt + self.chosen, "rejected_ids": self.prompt + self.rejected}
         return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's pairs. Those longer than `task.max_length` are left out, and counted aloud.
+    """The task's pairs, without those longer than `task.max_length` tokens.
 
-    Raises: DataError: see `data.load_examples`; or both answers of a row are the same.
+    Raises: DataError: see `load_examples`; or both answers of a row are the same.
     """
     tally = Tally()
     train, held_out = load_examples(task, _render_pair, tally)
-    said = [[one.given.as_json(), one.chosen.digest_value, one.rejected.digest_value] for one in (*train, *held_out)]
-    rows = encode_splits(train, held_out, task, tokenizer, _encode_pair, tally=tally)
-    return Rows(*rows, digest_rows(said), tally)
+    digest = digest_rows(
+        [[row.given.as_json(), row.chosen.digest_value, row.rejected.digest_value] for row in (*train, *held_out)]
+    )
+    return Rows(*encode_splits(train, held_out, task, tokenizer, _encode_pair, tally=tally), digest, tally)
 
 
 def _render_pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> PreferenceExample:
@@ -76,8 +77,9 @@ def _render_pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, 
     return PreferenceExample(given, chosen, rejected, where)
 
 
-def _encode_pair(one: PreferenceExample, task: TaskSpec, encoder: Encoder) -> Row:
-    for answer in (one.chosen, one.rejected):
-        encoder.check(one.where, one.given.followed_by(answer))
-    prompt, (chosen, rejected) = encoder.answered(one.given, [one.chosen, one.rejected])
-    return Row(prompt, chosen, rejected, isinstance(task.objective, RewardObjective), one.where)
+def _encode_pair(example: PreferenceExample, task: TaskSpec, encoder: Encoder) -> Row:
+    answers = [example.chosen, example.rejected]
+    for answer in answers:
+        encoder.check(example.where, example.given.followed_by(answer))
+    prompt, (chosen, rejected) = encoder.answered(example.given, answers)
+    return Row(prompt, chosen, rejected, isinstance(task.objective, RewardObjective), example.where)

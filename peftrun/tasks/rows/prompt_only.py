@@ -1,4 +1,4 @@
-"""Rows of kind `prompt_only`: a prompt as token ids, and the true answer if there is one."""
+"""Rows of task type `prompt_only`: a prompt as token ids, and the true answer if there is one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from peftrun.tasks.tokenization import Encoder
 
 @dataclass(frozen=True)
 class PromptExample:
-    """One row: what is given, and the true answer, if there is one."""
+    """One row: a prompt, and the true answer if there is one."""
 
     given: Conversation
     completion: str
     where: str = field(default="", compare=False)
 
     def iter_renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
-        """See `Example.renderings`."""
+        """See `Example.iter_renderings`."""
         yield self.given, True
 
 
@@ -43,30 +43,29 @@ class Row:
 
     @property
     def as_trained(self) -> dict[str, Any]:
-        """As the loop takes it."""
+        """In the form of TRL's GRPOTrainer."""
         return {"prompt": self.prompt, "answer": self.answer}
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's prompts. Those longer than `task.max_length` are left out, and counted aloud.
+    """The task's prompts, without those longer than `task.max_length` tokens.
 
-    Raises: DataError: see `data.load_examples`.
+    Raises: DataError: see `load_examples`.
     """
-    end_tokens.require_eos_token_id(tokenizer)  # answers that are drawn must be able to end
+    end_tokens.require_eos_token_id(tokenizer)  # sampled answers must be able to end
     tally = Tally()
-    train, held_out = load_examples(task, _render_example, tally)
-    said = [[one.given.as_json(), one.completion] for one in (*train, *held_out)]
-    rows = encode_splits(train, held_out, task, tokenizer, _encode_prompt, tally=tally)
-    return Rows(*rows, digest_rows(said), tally)
+    train, held_out = load_examples(task, _render_prompt, tally)
+    digest = digest_rows([[example.given.as_json(), example.completion] for example in (*train, *held_out)])
+    return Rows(*encode_splits(train, held_out, task, tokenizer, _encode_prompt, tally=tally), digest, tally)
 
 
-def _render_example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> PromptExample:
-    labelled = row | ({"label": read_label(where, row, task.data)} if task.data.label_column else {})
+def _render_prompt(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> PromptExample:
+    values = row | ({"label": read_label(where, row, task.data)} if task.data.label_column else {})
     return PromptExample(
-        read_prompt_conversation(where, labelled, task), fill_template(where, task.completion, labelled) or "", where
+        read_prompt_conversation(where, values, task), fill_template(where, task.completion, values) or "", where
     )
 
 
-def _encode_prompt(one: PromptExample, _: TaskSpec, encoder: Encoder) -> Row:
-    encoder.check(one.where, one.given)
-    return Row(encoder.prompt(one.given), one.completion, one.where)
+def _encode_prompt(example: PromptExample, _: TaskSpec, encoder: Encoder) -> Row:
+    encoder.check(example.where, example.given)
+    return Row(encoder.prompt(example.given), example.completion, example.where)

@@ -1,4 +1,4 @@
-"""Rows of kind `seq2seq`: token ids of a text that is read, and of one that is written."""
+"""Rows of task type `seq2seq`: token ids of an input text and of a target text."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from peftrun.tasks.token_ids import batch_items
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids of what is read, and of what is to be written."""
+    """Token ids of the input (`ids`) and of the target."""
 
     ids: list[int]
     target: list[int]
@@ -22,43 +22,37 @@ class Row:
 
     @property
     def as_trained(self) -> dict[str, list[int]]:
-        """As the loop takes it."""
+        """In the trainer's form."""
         return {"input_ids": self.ids, "labels": self.target}
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's rows as tokens. Rows of which one side is longer than `task.max_length` are left out, and counted aloud.
+    """The task's rows, without those of which input or target is longer than `task.max_length` tokens.
 
-    Raises: DataError: see `data.load_examples`; or no row fits.
+    Raises: DataError: see `load_examples`; or no row fits.
     """
     tally = Tally()
-    train, held_out = load_examples(task, tally=tally)
-    first, second = (
-        drop_too_long(_encode_examples(part, tokenizer), _count_longest_side, task, which, tally)
-        for part, which in ((train, "training"), (held_out, "held-out"))
+    examples = load_examples(task, tally=tally)
+    train, held_out = (
+        drop_too_long(
+            _encode_examples(split, tokenizer), lambda row: max(len(row.ids), len(row.target)), task, which, tally
+        )
+        for split, which in zip(examples, ("training", "evaluation"), strict=True)
     )
-    return Rows(first, second, digest_examples([*train, *held_out]), tally)
+    return Rows(train, held_out, digest_examples([*examples[0], *examples[1]]), tally)
 
 
 def _encode_examples(examples: list[Example], tokenizer: Any) -> list[Row]:
-    if not all(one.given for one in examples):
+    if not all(example.given for example in examples):
         raise DataError(
             "task.prompt is not set; task.kind=seq2seq reads one text and writes another: type 'task.prompt=\"{COLUMN}\"'"
         )
-    rows = []
-    for part in batch_items(examples):
-        read = tokenizer([one.given.messages[-1].text for one in part])["input_ids"]
-        written = tokenizer(text_target=[one.completion for one in part])["input_ids"]
-        rows += [
-            Row(list(ids), _append_end_token(list(target), tokenizer.eos_token_id), one.where)
-            for one, ids, target in zip(part, read, written, strict=True)
-        ]
+    rows, end = [], tokenizer.eos_token_id
+    for batch in batch_items(examples):
+        inputs = tokenizer([example.given.messages[-1].text for example in batch])["input_ids"]
+        # `text_target`: Marian, NLLB and others tokenize the target language differently.
+        targets = tokenizer(text_target=[example.completion for example in batch])["input_ids"]
+        for example, ids, target in zip(batch, inputs, targets, strict=True):
+            ended = end is None or list(target[-1:]) == [end]
+            rows.append(Row(list(ids), [*target] if ended else [*target, end], example.where))
     return rows
-
-
-def _append_end_token(ids: list[int], end: int | None) -> list[int]:
-    return ids if end is None or ids[-1:] == [end] else [*ids, end]
-
-
-def _count_longest_side(row: Row) -> int:
-    return max(len(row.ids), len(row.target))

@@ -1,4 +1,4 @@
-"""Rows of kind `seq_cls`: a text and its label."""
+"""Rows of task type `seq_cls`: a text and its label."""
 
 from typing import Any
 
@@ -12,29 +12,28 @@ from peftrun.tasks.token_ids import batch_items
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's rows as tokens, longer ones cut at `task.max_length` or where the model ends.
+    """The task's rows, truncated to `task.max_length` tokens or the model's limit.
 
-    Raises: DataError: see `data.load_examples`; or a label is not among `task.label_names`.
+    Raises: DataError: see `load_examples`; or a label is not in `task.label_names`.
     """
-    tally = Tally()
+    tally, limit = Tally(), resolve_max_length(task, tokenizer)
     train, held_out = load_examples(task, _render_labeled, tally)
-    first, second = (_encode_examples(part, task, tokenizer) for part in (train, held_out))
-    return warn_truncated(
-        Rows(first, second, digest_examples([*train, *held_out]), tally), resolve_max_length(task, tokenizer)
-    )
+    train_rows, eval_rows = (_encode_examples(split, task, tokenizer, limit) for split in (train, held_out))
+    return warn_truncated(Rows(train_rows, eval_rows, digest_examples([*train, *held_out]), tally), limit)
 
 
 def _render_labeled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
-    one, names = render_example(where, row, task, choices), task.label_names or []
-    if one.completion not in names:
-        raise DataError(f"{where}: label {one.completion!r} {not_among(names, one.completion)}")
-    return one
+    example, names = render_example(where, row, task, choices), task.label_names or []
+    if example.completion not in names:
+        raise DataError(f"{where}: label {example.completion!r} {not_among(names, example.completion)}")
+    return example
 
 
-def _encode_examples(examples: list[Example], task: TaskSpec, tokenizer: Any) -> list[Row]:
-    names, most, rows = task.label_names or [], resolve_max_length(task, tokenizer), []
-    for part in batch_items(examples):
-        texts = [one.given.messages[-1].text for one in part]
-        found = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
-        rows += [Row(list(ids), names.index(one.completion), one.where) for one, ids in zip(part, found, strict=True)]
+def _encode_examples(examples: list[Example], task: TaskSpec, tokenizer: Any, limit: int) -> list[Row]:
+    names, rows = task.label_names or [], []
+    for batch in batch_items(examples):
+        texts = [example.given.messages[-1].text for example in batch]
+        encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+        for example, ids in zip(batch, encoded, strict=True):
+            rows.append(Row(list(ids), names.index(example.completion), example.where))
     return rows

@@ -1,4 +1,4 @@
-"""Rows of kind `unpaired_preference`: a prompt, an answer, and whether it is wanted, as token ids."""
+"""Rows of task type `unpaired_preference`: a prompt, an answer, and whether it is wanted, as token ids."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 @dataclass(frozen=True)
 class UnpairedExample:
-    """One row: what is given, an answer, and whether it is wanted."""
+    """One row: a prompt, an answer, and whether it is wanted."""
 
     given: Conversation
     completion: Message
@@ -27,7 +27,7 @@ class UnpairedExample:
     where: str = field(default="", compare=False)
 
     def iter_renderings(self, _: str) -> Iterator[tuple[Conversation, bool]]:
-        """See `Example.renderings`."""
+        """See `Example.iter_renderings`."""
         yield self.given.followed_by(self.completion), False
         yield self.given, True
 
@@ -48,47 +48,47 @@ class Row:
 
     @property
     def as_trained(self) -> dict[str, Any]:
-        """As the loop takes it."""
+        """In the form of TRL's KTOTrainer."""
         return {"prompt_ids": self.prompt, "completion_ids": self.completion, "label": self.desirable}
 
 
 def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
-    """The task's judged answers. Those longer than `task.max_length` are left out, and counted aloud.
+    """The task's labeled answers, without those longer than `task.max_length` tokens.
 
-    Raises: DataError: see `data.load_examples`; or a judgement is neither true nor false.
+    Raises: DataError: see `load_examples`; or a label is neither true nor false, or all are the same.
     """
     tally = Tally()
-    train, held_out = load_examples(task, _render_unpaired, tally)
-    said = [[one.given.as_json(), one.completion.digest_value, one.desirable] for one in (*train, *held_out)]
-    first, second = encode_splits(train, held_out, task, tokenizer, _encode_answer, tally=tally)
-    both = {row.desirable for row in first}
-    if len(both) < 2:
+    examples = load_examples(task, _render_unpaired, tally)
+    train, held_out = encode_splits(*examples, task, tokenizer, _encode_answer, tally=tally)
+    labels = {row.desirable for row in train}
+    if len(labels) < 2:
         raise DataError(
-            f"task.desirable={task.desirable}: every training row says {str(both.pop()).lower()}; KTO needs both kinds"
+            f"task.desirable={task.desirable}: every training row says {str(labels.pop()).lower()}; KTO needs both kinds"
         )
-    return Rows(first, second, digest_rows(said), tally)
+    digest = digest_rows(
+        [[row.given.as_json(), row.completion.digest_value, row.desirable] for split in examples for row in split]
+    )
+    return Rows(train, held_out, digest, tally)
 
 
 def _render_unpaired(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> UnpairedExample:
     assert task.desirable is not None
-    said = str(row[task.desirable]).strip().lower()
-    if said not in TRUE + FALSE:
-        raise DataError(
-            f"{where}: {task.desirable}={row[task.desirable]} is neither true nor false; mend or remove the row"
-        )
-    whole = read_conversation(where, row, task)
-    if whole is None:
+    label = str(row[task.desirable]).strip().lower()
+    if label not in TRUE + FALSE:
+        raise DataError(f"{where}: {task.desirable}={row[task.desirable]} is neither true nor false; {ROW_ADVICE}")
+    conversation = read_conversation(where, row, task)
+    if conversation is None:
         answer = make_message(ASSISTANT, fill_template(where, task.completion, row) or "")
-        return UnpairedExample(read_prompt_conversation(where, row, task), answer, said in TRUE, where)
-    last = len(whole.messages) - 1
-    if whole.messages[last]["role"] != ASSISTANT or not any(one["role"] != "system" for one in whole.messages[:last]):
+        return UnpairedExample(read_prompt_conversation(where, row, task), answer, label in TRUE, where)
+    *prompt, answer = conversation.messages
+    if answer["role"] != ASSISTANT or all(message["role"] == "system" for message in prompt):
         raise DataError(
             f"{where}: column {task.messages or task.completion} must end with the assistant's answer to something; {ROW_ADVICE}"
         )
-    return UnpairedExample(whole.before(last), whole.messages[last], said in TRUE, where)
+    return UnpairedExample(conversation.before(len(prompt)), answer, label in TRUE, where)
 
 
-def _encode_answer(one: UnpairedExample, _: TaskSpec, encoder: Encoder) -> Row:
-    encoder.check(one.where, one.given.followed_by(one.completion))
-    prompt, (completion,) = encoder.answered(one.given, [one.completion])
-    return Row(prompt, completion, one.desirable, one.where)
+def _encode_answer(example: UnpairedExample, _: TaskSpec, encoder: Encoder) -> Row:
+    encoder.check(example.where, example.given.followed_by(example.completion))
+    prompt, (completion,) = encoder.answered(example.given, [example.completion])
+    return Row(prompt, completion, example.desirable, example.where)
