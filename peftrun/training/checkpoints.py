@@ -92,7 +92,7 @@ def copy_checkpoint(spec: RunSpec, resume: str, out_dir: Path) -> Path | None:
     # Files are compared here, before gigabytes are copied and the base model is loaded; the rows once they are loaded.
     check_inputs(checkpoint, input_digests.compute_digests(spec), resume)
     best = _find_best(checkpoint, resume) if spec.trainer.load_best_model_at_end else None
-    console.print_info(f"resuming {run} after step {get_step(checkpoint)}")
+    console.print_info(f"continuing {run} after step {get_step(checkpoint)}")
     try:
         with remove_copies_on_error(out_dir):
             if best and best != checkpoint:
