@@ -100,7 +100,13 @@ class JointStep:
         """(C,): the loss of each batch, which is also stored in it."""
         inputs = join_batches([batch.inputs for batch in batches], self.pad)
         labels = inputs.pop("labels")  # (B, T) or (B,)
-        layout = BatchLayout(tuple(_build_span(batch, inputs, training) for batch in batches))
+        spans = []
+        for batch in batches:
+            # Padded width → the cell's own, so that dropout draws as many numbers as it would for the cell alone.
+            widths = {inputs[key].shape[1]: batch.inputs[key].shape[1] for key in TOKEN_ID_KEYS if key in inputs}
+            rows = len(batch.inputs["input_ids"])
+            spans.append(RowSpan(batch.cell, rows, widths, batch.draws if training else None))
+        layout = BatchLayout(tuple(spans))
         positions, targets = select_labels(labels, self.kind)  # targets: (L,)
         logits = self._compute_logits(inputs, labels, positions, layout, training).float()  # (L, V)
         nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # (L,)
@@ -208,8 +214,3 @@ def join_batches(batches: Sequence[dict[str, torch.Tensor]], pad: int) -> dict[s
 
 def _get_pad_value(key: str, pad: int) -> int:
     return pad if key in TOKEN_ID_KEYS else PAD_VALUES.get(key, 0)
-
-
-def _build_span(batch: CellBatch, inputs: dict[str, torch.Tensor], training: bool) -> RowSpan:
-    widths = {inputs[key].shape[1]: batch.inputs[key].shape[1] for key in TOKEN_ID_KEYS if key in inputs}
-    return RowSpan(batch.cell, len(batch.inputs["input_ids"]), widths, batch.draws if training else None)

@@ -228,19 +228,17 @@ class _CellRun:
         )  # fmt: skip
         fitted = training_session.fit_cell(session, parameters, factory)
         joint.apart(index)
-        return self._save_finished(fitted) if not self.verdict else self._build_stopped_result(fitted)
+        if not self.verdict:
+            return self._save_finished(fitted)
+        result = training_session.build_result(session, fitted, self.before, {}, joint.counts(index))
+        result.status, result.facts["stopped"] = "stopped", self.verdict
+        return result
 
     def _wait_at_rung(self, step: int, score: float, measure: str) -> bool:
         pause: RungPause = self.scheduler.request_step(RungPause(self.index, step, score, measure))
         total = fit.count_steps(self.session.spec.trainer, len(self.session.rows.train))
         self.verdict = "" if pause.go_on else f"at step {step} of {total}: {pause.verdict}"
         return pause.go_on
-
-    def _build_stopped_result(self, fitted: fit.FitResult) -> RunResult:
-        counts = self.scheduler.joint_step.joint.counts(self.index)
-        result = training_session.build_result(self.session, fitted, self.before, {}, counts)
-        result.status, result.facts["stopped"] = "stopped", self.verdict
-        return result
 
     def _save_finished(self, fitted: fit.FitResult) -> RunResult:
         session, joint = self.session, self.scheduler.joint_step.joint
