@@ -18,10 +18,10 @@ MAX_ROW_TOKENS = 512
 FUSED, EAGER = "sdpa", "eager"  # transformers' names of the two
 
 
-def is_eager_faster(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, place: Device) -> bool:
+def is_eager_faster(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, device: Device) -> bool:
     """Whether a training is faster with eager attention; False where the user has chosen the attention."""
     chosen = model.attn_implementation is not None or trainer.torch_compile or trainer.padding_free
-    return not chosen and place.name == "cpu" and place.dtype == torch.bfloat16 and task.max_length <= MAX_ROW_TOKENS
+    return not chosen and device.name == "cpu" and device.dtype == torch.bfloat16 and task.max_length <= MAX_ROW_TOKENS
 
 
 @contextmanager

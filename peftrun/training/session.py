@@ -81,22 +81,22 @@ def prepare_session(spec: RunSpec, out_dir: Path) -> TrainingSession:
     Raises: PeftrunError: a problem with the base model, the rows, or the run to resume.
     """
     assert isinstance(spec.action, TrainAction)
-    place = device.resolve_device(spec.device)
-    distributed.init_process_group(place.name)
+    run_device = device.resolve_device(spec.device)
+    distributed.init_process_group(run_device.name)
     # Free memory differs between processes, so one of them chooses the dtype for all.
-    place = distributed.broadcast_from_main(lambda: placement.fit_device(place, spec))
+    run_device = distributed.broadcast_from_main(lambda: placement.fit_device(run_device, spec))
     with checkpoints.remove_copies_on_error(out_dir):
         checkpoint = resume_checkpoint(spec, out_dir)
         if distributed.is_main_process():
             lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
         set_seed(spec.seed)
-        console.print_info(place.note)
+        console.print_info(run_device.note)
         tasks.check_data_columns(spec.task)
         base = base_cache.load_cached_base(
-            spec.model, place, choose_dtype(spec), classifier_head.get_task_head(spec.task)
+            spec.model, run_device, choose_dtype(spec), classifier_head.get_task_head(spec.task)
         )
         session = TrainingSession(
-            spec, out_dir, checkpoint, place, base, tasks.import_task_module(spec.task.kind), load_rows(spec, base)
+            spec, out_dir, checkpoint, run_device, base, tasks.import_task_module(spec.task.kind), load_rows(spec, base)
         )
         if distributed.is_main_process():
             write_first_rows(session)

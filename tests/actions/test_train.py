@@ -265,7 +265,9 @@ def test_what_cannot_be_copied_is_refused_and_leaves_nothing(reason, cli, tmp_pa
                 file, atomic_files.read_json(file) | {"best_model_checkpoint": str(run / "checkpoint-0")}
             )
     said = (
-        "the best checkpoint of this run, is missing" if "best" in reason else "type hydra.run.dir=FOLDER on another disk"
+        "the best checkpoint of this run, is missing"
+        if "best" in reason
+        else "type hydra.run.dir=FOLDER on another disk"
     )
     with no_file_above(20_000) if "disk" in reason else nullcontext():  # less than a checkpoint's weights
         refused = check_failed(cli, tmp_path, [*overrides, f"action.resume={run}"], [f"action.resume={run}: ", said])

@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from peftrun.adapters.joint.rng_streams import RngStream
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.training import sft_trainer
@@ -59,19 +60,32 @@ class CellTrainer(Trainer):
     Args:
         cell: number of the cell's adapter among the joint ones.
         kind: the task type.
-        ask: hands a CellBatch over and returns it with its loss, its gradients added to the cell's.
-        measure: computes the loss of a CellBatch without gradients.
-        draws: the cell's random state.
-        keep: the adapter's state in checkpoints: (read tensors, set tensors, PEFT config).
+        request_step: hands a CellBatch over and returns it with its loss, its gradients added to the cell's.
+        evaluate_batch: computes the loss of a CellBatch without gradients.
+        rng_stream: the cell's random state.
+        adapter_state: the adapter's state in checkpoints: (read tensors, set tensors, PEFT config).
         fused: the optimizer's steps use one fused kernel, unlike those of the cell trained alone.
-        rung: whether cells are compared after a step.
-        pause: waits for the other cells' losses at a rung; False: stop training.
+        is_rung: whether cells are compared after a step.
+        wait_at_rung: waits for the other cells' losses at a rung; False: stop training.
     """
 
-    def __init__(self, *, cell: int, kind: str, ask: Any, measure: Any, draws: Any, keep: Any,
-                 fused: bool, rung: Callable[[int], bool], pause: Callable[[int, float, str], bool], **options: Any) -> None:  # fmt: skip
-        self.cell, self.kind, self.ask, self.measure, self.draws, self.keep = cell, kind, ask, measure, draws, keep
-        self.fused, self.rung, self.pause = fused, rung, pause
+    def __init__(
+        self,
+        *,
+        cell: int,
+        kind: str,
+        request_step: Any,
+        evaluate_batch: Any,
+        rng_stream: RngStream,
+        adapter_state: Any,
+        fused: bool,
+        is_rung: Callable[[int], bool],
+        wait_at_rung: Callable[[int, float, str], bool],
+        **options: Any,
+    ) -> None:
+        self.cell, self.kind, self.rng_stream = cell, kind, rng_stream
+        self.request_step, self.evaluate_batch, self.adapter_state = request_step, evaluate_batch, adapter_state
+        self.fused, self.is_rung, self.wait_at_rung = fused, is_rung, wait_at_rung
         self.num_tokens, self.accuracies, self.losses = 0, list[float](), list[float]()
         super().__init__(**options)
         # A sequence classifier's loss is a mean over its texts, that of all others a mean over a step's tokens.
@@ -92,15 +106,15 @@ class CellTrainer(Trainer):
     ) -> Any:
         """Summed nats over `num_items_in_batch`; for texts with one label their mean, divided among accumulated batches."""
         if not model.training:
-            batch = CellBatch(self.cell, dict(inputs), None, self.draws)
-            self.measure(batch)
+            batch = CellBatch(self.cell, dict(inputs), None, self.rng_stream)
+            self.evaluate_batch(batch)
             return (batch.loss, {}) if return_outputs else batch.loss
         if num_items_in_batch is not None:
             count = torch.as_tensor(num_items_in_batch).clamp(min=1)
         else:
             num_labels = (inputs["labels"] != IGNORE_INDEX).sum()
             count = num_labels.clamp(min=1) * self.current_gradient_accumulation_steps
-        batch = self.ask(CellBatch(self.cell, dict(inputs), count, self.draws))
+        batch = self.request_step(CellBatch(self.cell, dict(inputs), count, self.rng_stream))
         self.losses.append(float(batch.loss))
         if self.kind == CAUSAL_LM:
             self.accuracies.append(batch.right / max(1, batch.learned))
@@ -119,20 +133,20 @@ class CellTrainer(Trainer):
         """Pauses at a rung, after the step's own log, evaluation and checkpoint."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
         step = self.state.global_step
-        if not self.losses or step >= self.state.max_steps or not self.rung(step):
+        if not self.losses or step >= self.state.max_steps or not self.is_rung(step):
             return
         eval_losses = [row["eval_loss"] for row in self.state.log_history if row["step"] == step and "eval_loss" in row]
         score = eval_losses[-1] if eval_losses else sum(self.losses) / len(self.losses)
         measure = "validation loss" if eval_losses else "mean training loss"
         self.losses.clear()
-        if not self.pause(step, score, measure):
+        if not self.wait_at_rung(step, score, measure):
             self._save_checkpoint(self.model, None)
             self.callback_handler.on_save(self.args, self.state, self.control).should_training_stop = True
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        read_tensors, _, peft_config = self.keep
+        read_tensors, _, peft_config = self.adapter_state
         save_file(read_tensors(), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         peft_config.save_pretrained(str(folder))
         torch.save(self.args, folder / "training_args.bin")
@@ -160,7 +174,7 @@ class CellTrainer(Trainer):
             group["fused"] = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        _, set_tensors, _ = self.keep
+        _, set_tensors, _ = self.adapter_state
         set_tensors(load_file(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS))
 
     def _load_best_model(self) -> None:

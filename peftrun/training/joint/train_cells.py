@@ -60,27 +60,30 @@ def run(
     devices = _resolve_devices(specs, finish)
     if not devices:
         return
-    place = next(iter(devices.values()))
-    console.print_info(place.note)
+    # The base model is loaded once, in the dtype of the first cell.
+    shared_device = next(iter(devices.values()))
+    console.print_info(shared_device.note)
     with memory_fit.suggest_on_shortage(specs[0]):
-        base = base_cache.load_cached_base(specs[0].model, place, None, classifier_head.get_task_head(specs[0].task))
-    group = _CellGroup(base, place, begin, finish, SuccessiveHalving(**halving) if halving else None)
+        base = base_cache.load_cached_base(
+            specs[0].model, shared_device, None, classifier_head.get_task_head(specs[0].task)
+        )
+    group = _CellGroup(base, shared_device, begin, finish, SuccessiveHalving(**halving) if halving else None)
     for cell, cell_device in devices.items():
-        if cell_device.dtype == place.dtype:
+        if cell_device.dtype == shared_device.dtype:
             group.admit_cell(cell, specs[cell], out_dirs[cell])
         else:  # trained alone, the cell would not have the dtype of the others
-            reason = f"its base fits in {cell_device.dtype_name}, that of the others in {place.dtype_name}"
+            reason = f"its base fits in {cell_device.dtype_name}, that of the others in {shared_device.dtype_name}"
             finish(cell, TrainAlone(reason))
     group.train(limits)
 
 
 def _resolve_devices(specs: list[RunSpec], finish: FinishCallback) -> dict[int, Device]:
     """Cell → device, with the dtype that the cell would have alone. Cells that do not fit into memory alone are finished."""
-    place, devices = device.resolve_device(specs[0].device), {}
+    shared_device, devices = device.resolve_device(specs[0].device), {}
     for cell, spec in enumerate(specs):
         try:
             with memory_fit.suggest_on_shortage(spec):
-                devices[cell] = placement.fit_device(place, spec)
+                devices[cell] = placement.fit_device(shared_device, spec)
         except MemoryShortageError as error:
             finish(cell, error)
     return devices
@@ -98,12 +101,12 @@ class _CellGroup:
     def __init__(
         self,
         base: LoadedBase,
-        place: Any,
+        shared_device: Any,
         begin: BeginCallback,
         finish: FinishCallback,
         halving: SuccessiveHalving | None,
     ) -> None:
-        self.base, self.place, self.begin, self.finish, self.halving = base, place, begin, finish, halving
+        self.base, self.device, self.begin, self.finish, self.halving = base, shared_device, begin, finish, halving
         self.sessions: dict[int, TrainingSession] = {}
         self.before: dict[int, dict[str, float]] = {}
         self.rows: list[tuple[Any, Any]] = []
@@ -120,7 +123,7 @@ class _CellGroup:
                 if rows is None:
                     rows = training_session.load_rows(spec, self.base)
                     self.rows.append((spec.task, rows))
-                session = TrainingSession(spec, out_dir, checkpoint, self.place, self.base, task_module, rows, title)
+                session = TrainingSession(spec, out_dir, checkpoint, self.device, self.base, task_module, rows, title)
                 training_session.write_first_rows(session)
                 self.before[cell] = self._evaluate_before(session)
         except PeftrunError as error:
@@ -162,7 +165,7 @@ class _CellGroup:
         runs = []
         for session in sessions:
             spec = usage.strip_tracking(session.spec)  # an estimate does not count as using a key
-            spec = replace(spec, device=replace(spec.device, dtype=self.place.dtype_name))
+            spec = replace(spec, device=replace(spec.device, dtype=self.device.dtype_name))
             runs.append((spec, longest[id(session.rows)]))
         count, line = choose_cells_per_step(runs, limits)
         console.print_info(line)
@@ -223,8 +226,8 @@ class _CellRun:
             joint.net.peft_config[joint.names[index]],
         )
         factory = cell_trainer.build_trainer_factory(
-            cell=index, kind=session.spec.task.kind, ask=self.scheduler.request_step, measure=step.evaluate_batch,
-            draws=self.scheduler.process_states[index].draws, keep=adapter_state, rung=self.scheduler.is_rung, pause=self._wait_at_rung,
+            cell=index, kind=session.spec.task.kind, request_step=self.scheduler.request_step, evaluate_batch=step.evaluate_batch,
+            rng_stream=self.scheduler.process_states[index].draws, adapter_state=adapter_state, is_rung=self.scheduler.is_rung, wait_at_rung=self._wait_at_rung,
         )  # fmt: skip
         fitted = training_session.fit_cell(session, parameters, factory)
         joint.apart(index)
