@@ -262,7 +262,7 @@ LATE = {
     ),
     "diverged after the last look at the loss": (
         ["trainer.learning_rate=1e30", "trainer.max_steps=1", "trainer.save_strategy=no"],
-        ["held-out loss after training is nan", "nothing was saved", "lower trainer.learning_rate"],
+        ["evaluation loss after training is nan", "nothing was saved", "lower trainer.learning_rate"],
     ),
 }  # fmt: skip
 

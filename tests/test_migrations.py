@@ -88,9 +88,7 @@ def test_an_old_run_is_continued(trained, tmp_path, cli, llama, on_tiny):
     record = json.loads((run / "record.json").read_text())
     (run / "record.json").write_text(json.dumps(record | {"status": "failed"}))
     typed = [*on_tiny(llama), *TINY_STEPS, f"action.resume={run}"]
-    check_failed(
-        cli, tmp_path, typed, ("device.deterministic=True: the run has False", "continued with its own config")
-    )
+    check_failed(cli, tmp_path, typed, ("device.deterministic=True: the run has False", "resumed with its own config"))
     done = cli(*typed, "device.deterministic=false")
     assert done.code == 0, done.err
     assert f"continuing {run} after step 4" in done.err

@@ -1,1 +1,1 @@
-"""One base that answers over HTTP, each request by its own adapter."""
+"""The HTTP server of action=serve: OpenAI's API, continuous batching over many adapters."""

@@ -1,4 +1,4 @@
-"""Adapters added, replaced and removed while the server answers."""
+"""Loads, replaces and removes adapters while the server answers."""
 
 import asyncio
 from collections.abc import Generator, Iterator
@@ -23,31 +23,35 @@ from peftrun.serving.requests import LoadLoraRequest
 
 
 class AdapterManager:
-    """Changes what is served. `told`: facts of each change, for the record."""
+    """Changes which adapters are served.
+
+    Args: plain: the base model's logits on the probes, to which those of a loaded adapter are compared.
+    Attributes: told: facts of each change, for the record.
+    """
 
     def __init__(
         self,
         base: Any,
-        computer: ModelRunner,
+        runner: ModelRunner,
         engine: Engine,
-        versions: AdapterRegistry,
+        registry: AdapterRegistry,
         *,
         plain: torch.Tensor,
         allow_base_mismatch: bool,
     ) -> None:
-        self._base, self._runner, self._engine, self._registry = base, computer, engine, versions
-        self._plain, self._allow = plain, allow_base_mismatch
+        self._base, self._runner, self._engine, self._registry = base, runner, engine, registry
+        self._plain, self._allow_base_mismatch = plain, allow_base_mismatch
         self.told: list[dict[str, Any]] = []
 
-    def validate_adapter(self, wish: LoadLoraRequest) -> Path:
-        """The adapter's folder, after all checks that need no model; run it where it may take time.
+    def validate_adapter(self, request: LoadLoraRequest) -> Path:
+        """The adapter's folder, after all checks that need no model. Reads files, so call it outside the event loop.
 
-        Raises: ApiFault: the name is taken or cannot be one, or the folder holds no adapter that can be served on this base.
+        Raises: ApiError: the name is in use or invalid, or the folder has no adapter that can be served on this base model.
         """
-        name, known = wish.lora_name, self._registry
-        if name in known.base_names:
+        name = request.lora_name
+        if name in self._registry.base_names:
             raise errors.invalid_request(f"{name} is the base's own name; give the adapter another", "lora_name")
-        if known.find_version(name) and not wish.load_inplace:
+        if self._registry.find_version(name) and not request.load_inplace:
             raise errors.invalid_request(
                 f"The lora adapter '{name}' has already been loaded. Set load_inplace to true to replace it.",
                 "lora_name",
@@ -57,28 +61,36 @@ class AdapterManager:
                 f"{name!r} {adapter_folder.NAME_RULE}, with single dots between them.", "lora_name"
             )
         with _convert_to_api_error("lora_path"):
-            folder = adapter_folder.resolve_adapter_dir(wish.lora_path, name)
-            check_servable(folder, name)
+            folder = adapter_folder.resolve_adapter_dir(request.lora_path, name)
+            reason = serve_checks.explain_unservable(read_json(folder / ADAPTER_CONFIG))
+            if reason:
+                raise AdapterError(f"adapter.{name}={folder}: {reason}")
             base_match.check_base_match(
-                self._base.name, self._base.fingerprint, folder, self._allow, lambda: self._base.tokenizer
+                self._base.name,
+                self._base.fingerprint,
+                folder,
+                self._allow_base_mismatch,
+                lambda: self._base.tokenizer,
             )
         return folder
 
-    async def serve_adapter(self, wish: LoadLoraRequest, folder: Path) -> dict[str, Any]:
-        """Serves the adapter from now on, once its load is proved; what the proof found. Raises: ApiFault: it does not fit."""
+    async def serve_adapter(self, request: LoadLoraRequest, folder: Path) -> dict[str, Any]:
+        """Loads the adapter and serves it once the load is verified; the facts of the proof.
+
+        Raises: ApiError: the adapter does not fit the base model, or its load cannot be verified.
+        """
         with _convert_to_api_error("lora_path"):
             version, proof = await asyncio.wrap_future(
-                self._engine.apply_change(self._load_in_stages(wish.lora_name, folder))
+                self._engine.apply_change(self._load_in_stages(request.lora_name, folder))
             )
         console.print_info(f"adapter {version.name}: {folder} loaded and proved ({proof.tensors} tensors)")
         self.told.append({"served": version.name, "as": version.internal_name, **proof.as_dict()})
-        shown = proof.as_dict() | {
-            "name": version.name
-        }  # not the one that it has inside, beside the version it replaces
-        return {key: value for key, value in shown.items() if key != "delta_norms"}
+        # Clients know the adapter by its served name; the internal one tells it from the version that it replaces.
+        facts = proof.as_dict() | {"name": version.name}
+        return {key: value for key, value in facts.items() if key != "delta_norms"}
 
     def remove_adapter(self, name: str) -> None:
-        """Serves the adapter no longer; requests in flight finish. Raises: ApiFault: there is none of this name."""
+        """Stops serving the adapter; running requests finish. Raises: ApiError: there is no adapter of this name."""
         if self._registry.remove_adapter(name) is None:
             raise errors.ApiError(
                 404, f"The lora adapter '{name}' cannot be found.", errors.INVALID, "model_not_found", "lora_name"
@@ -87,33 +99,26 @@ class AdapterManager:
         self._engine.notify_thread()
 
     def _load_in_stages(self, name: str, folder: Path) -> Generator[None, None, tuple[AdapterVersion, Any]]:
-        """Stages for the engine's thread."""
-        computer = self._runner
-        internal = self._registry.make_internal_name(name, getattr(computer.net, "peft_config", {}))
-        stages = hot_swap.hot_add(self._base, computer.net, internal, folder, self._plain)
+        """Loads the adapter in the engine's thread; it yields after each stage, so that answers go on in between."""
+        runner = self._runner
+        internal_name = self._registry.make_internal_name(name, getattr(runner.net, "peft_config", {}))
+        stages = hot_swap.hot_add(self._base, runner.net, internal_name, folder, self._plain)
         while True:
             try:
-                computer.net = next(stages)
+                runner.net = next(stages)
             except StopIteration as end:
                 proof = end.value
                 break
             yield
-        config = computer.net.peft_config[internal]
-        version = AdapterVersion(name, internal, str(folder), mixed_batch.why_exclusive(name, config))
+        config = runner.net.peft_config[internal_name]
+        version = AdapterVersion(name, internal_name, str(folder), mixed_batch.why_exclusive(name, config))
         self._registry.serve_adapter(version)
         return version, proof
 
 
-def check_servable(folder: Path, name: str) -> None:
-    """Raises: AdapterError: the adapter cannot be served beside others."""
-    reason = serve_checks.explain_unservable(read_json(folder / ADAPTER_CONFIG))
-    if reason:
-        raise AdapterError(f"adapter.{name}={folder}: {reason}")
-
-
 @contextmanager
 def _convert_to_api_error(param: str) -> Iterator[None]:
-    """What is at fault with an adapter, as an answer to who sent it."""
+    """Turns a PeftrunError inside into status 400 for the client that sent `param`."""
     try:
         yield
     except PeftrunError as error:

@@ -1,22 +1,23 @@
-"""Which adapter a name means now, and who still answers with an earlier one."""
+"""Which adapter version each served name refers to, and which versions still have requests."""
 
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 
 
 @dataclass
 class AdapterVersion:
-    """One adapter as it was loaded once, or the base.
+    """One load of an adapter, or the base model.
 
     Attributes:
-        name: what clients call it.
-        internal: what PEFT calls it: no two versions share that.
-        alone: why its rows cannot share a batch with other adapters' rows; None if they can.
-        users: requests that are answered by it.
+        name: the model's name for clients.
+        internal_name: the adapter's name in PEFT, different for every version.
+        alone: why its rows cannot share a batch with rows of other adapters; None if they can.
+        created: Unix time of the load, seconds.
+        num_requests: requests that it is answering.
     """
 
     name: str
@@ -28,73 +29,73 @@ class AdapterVersion:
 
 
 class AdapterRegistry:
-    """Names of models to versions; used by the event loop and by the engine's thread."""
+    """Served names → adapter versions. Safe to use from the event loop and from the engine's thread."""
 
     def __init__(self, base_name: str, adapters: list[AdapterVersion]) -> None:
-        self.base, self.base_names = (
-            AdapterVersion(BASE_ADAPTER_NAME, BASE_ADAPTER_NAME),
-            [BASE_ADAPTER_NAME, base_name],
-        )
-        self._active = {one.name: one for one in adapters}
-        self._retired: list[AdapterVersion] = []
+        self.base = AdapterVersion(BASE_ADAPTER_NAME, BASE_ADAPTER_NAME)
+        self.base_names = [BASE_ADAPTER_NAME, base_name]
+        self._active = {version.name: version for version in adapters}
+        self._retired: list[AdapterVersion] = []  # removed or replaced, but still in the model
         self._lock, self._count = threading.Lock(), 0
 
     def list_names(self) -> list[str]:
-        """What may stand under `model`: adapters, then the base's names."""
+        """Valid values of `model` in a request: adapters, then the base model's names."""
         with self._lock:
             return [*self._active, *dict.fromkeys(self.base_names)]
 
     def find_version(self, name: str) -> AdapterVersion | None:
-        """The version that `name` means now."""
+        """The version that `name` refers to now."""
         with self._lock:
             return self._active.get(name) or (self.base if name in self.base_names else None)
 
     def list_adapters(self) -> list[AdapterVersion]:
-        """All that are served under a name now."""
+        """All adapters that are served now."""
         with self._lock:
             return list(self._active.values())
 
     def acquire(self, name: str) -> AdapterVersion | None:
-        """The version that `name` means now, which is kept until it is `left`."""
+        """The version that `name` refers to now; it stays in the model until `release_version` is called for it."""
+        # Looked up and counted under one lock, so that the version cannot be evicted in between.
         with self._lock:
-            found = self._active.get(name) or (self.base if name in self.base_names else None)
-            if found:
-                found.num_requests += 1
-            return found
+            version = self._active.get(name) or (self.base if name in self.base_names else None)
+            if version:
+                version.num_requests += 1
+            return version
 
     def release_version(self, version: AdapterVersion) -> None:
-        """One request fewer is answered by it."""
+        """Ends what `acquire` began."""
         with self._lock:
             version.num_requests -= 1
 
-    def make_internal_name(self, name: str, known: Any) -> str:
-        """A name for PEFT that is none of those it knows."""
+    def make_internal_name(self, name: str, used_names: Collection[str]) -> str:
+        """A name for PEFT that is not among `used_names`."""
         with self._lock:
             while True:
                 self._count += 1
-                found = f"{name.replace('.', '_')}__{self._count}"
-                if found not in known:
-                    return found
+                # PEFT makes a module of each name, and torch allows no dots in the names of modules.
+                internal_name = f"{name.replace('.', '_')}__{self._count}"
+                if internal_name not in used_names:
+                    return internal_name
 
     def serve_adapter(self, version: AdapterVersion) -> None:
-        """From now on its name means this version."""
+        """Makes the version's name refer to it; a version that it replaces is retired."""
         with self._lock:
             self._retire(self._active.get(version.name))
             self._active[version.name] = version
 
     def remove_adapter(self, name: str) -> AdapterVersion | None:
-        """From now on the name means nothing; what it meant, if it meant an adapter."""
+        """Retires the version that `name` refers to, and returns it; None if there is no adapter of this name."""
         with self._lock:
-            found = self._active.pop(name, None)
-            self._retire(found)
-            return found
+            version = self._active.pop(name, None)
+            self._retire(version)
+            return version
 
     def pop_evictable(self) -> list[AdapterVersion]:
-        """Versions that no name means and nobody uses; each is told once."""
+        """Retired versions without requests; each is returned once."""
         with self._lock:
-            found = [one for one in self._retired if one.num_requests == 0]
-            self._retired = [one for one in self._retired if one.num_requests]
-            return found
+            evictable = [version for version in self._retired if version.num_requests == 0]
+            self._retired = [version for version in self._retired if version.num_requests]
+            return evictable
 
     def _retire(self, version: AdapterVersion | None) -> None:
         if version:

@@ -1,34 +1,42 @@
-"""Text out of tokens as they come: whole characters only, and nothing of a stop string."""
+"""Streaming detokenization: text from tokens as they come, in whole characters, up to a stop string."""
 
 from typing import Any
 
-REPLACEMENT_CHARACTER = "\ufffd"  # what a tokenizer shows for bytes that are no whole character
+REPLACEMENT_CHARACTER = "\ufffd"  # what a tokenizer decodes bytes to that are not a whole character
 
 
 class StreamDetokenizer:
-    """One answer's text. What `add` and `end` return, joined, is the whole text up to the first stop string."""
+    """The text of one answer. What `add_token` and `flush_text` return, joined, is its text up to the first stop string.
+
+    Only a window of the latest tokens is decoded, so that the cost of a token does not grow with the answer.
+    """
 
     def __init__(self, tokenizer: Any, stops: list[str]) -> None:
         self.stopped = False
         self._tokenizer, self._stops, self._ids = tokenizer, stops, list[int]()
-        self._start, self._emitted, self._prefix_end, self._pending = 0, 0, 0, ""
+        # Tokens: where the window starts, and where it will start next. Characters of the window: how many are emitted.
+        self._start, self._next_start, self._emitted = 0, 0, 0
+        self._pending = ""  # text that may be the beginning of a stop string
 
     def add_token(self, token: int) -> str:
-        """What can be told once this token is there; sets `stopped` where a stop string has been written."""
+        """The text that can be emitted after this token; sets `stopped` if it completes a stop string."""
         self._ids.append(token)
         text = self._decode_window()
-        found = self._take_new_text(text.rstrip(REPLACEMENT_CHARACTER))
+        new_text = self._take_new_text(text.rstrip(REPLACEMENT_CHARACTER))
         if not text.endswith(REPLACEMENT_CHARACTER):
-            self._advance_window()
-        return self._cut_at_stop(found)
+            # A tokenizer may decode a token differently at the start of a text, so the new window starts at the last
+            # position but one at which all characters were whole: its first part is only context.
+            self._start, self._next_start = self._next_start, len(self._ids)
+            self._emitted = len(self._decode_window())
+        return self._cut_at_stop(new_text)
 
     def flush_text(self) -> str:
-        """What is left to be told."""
+        """The rest of the text, once there are no more tokens."""
         if self.stopped:
             return ""
-        found = self._cut_at_stop(self._take_new_text(self._decode_window()))
-        held, self._pending = self._pending, ""
-        return found + held
+        text = self._cut_at_stop(self._take_new_text(self._decode_window()))
+        pending, self._pending = self._pending, ""
+        return text + pending
 
     def _decode_window(self) -> str:
         return str(
@@ -38,23 +46,19 @@ class StreamDetokenizer:
         )
 
     def _take_new_text(self, text: str) -> str:
-        found, self._emitted = text[self._emitted :], max(self._emitted, len(text))
-        return found
+        new_text, self._emitted = text[self._emitted :], max(self._emitted, len(text))
+        return new_text
 
-    def _advance_window(self) -> None:
-        """A tokenizer may write a token otherwise at the start: from now on decode from the last place but one where all was whole."""
-        self._start, self._prefix_end = self._prefix_end, len(self._ids)
-        self._emitted = len(self._decode_window())
-
-    def _cut_at_stop(self, found: str) -> str:
-        text = self._pending + found
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
+    def _cut_at_stop(self, new_text: str) -> str:
+        """The text up to a stop string, less an end of it that may be the beginning of one."""
+        text = self._pending + new_text
+        positions = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        if positions:
             self.stopped, self._pending = True, ""
-            return text[: min(places)]
-        kept = max((_count_stop_prefix(text, stop) for stop in self._stops), default=0)
-        self._pending = text[len(text) - kept :]
-        return text[: len(text) - kept]
+            return text[: min(positions)]
+        size = max((_count_stop_prefix(text, stop) for stop in self._stops), default=0)
+        self._pending = text[len(text) - size :]
+        return text[: len(text) - size]
 
 
 def _count_stop_prefix(text: str, stop: str) -> int:

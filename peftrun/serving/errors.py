@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be answered, in the shape that OpenAI's clients read."""
+"""Errors that a client gets, in the format that OpenAI's clients read."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ INVALID, SERVER = "invalid_request_error", "server_error"
 
 
 class ApiError(Exception):
-    """One refusal: an HTTP status and the four fields of OpenAI's error object."""
+    """An HTTP status and the four fields of OpenAI's error object."""
 
     def __init__(
         self, status: int, message: str, kind: str = INVALID, code: str | None = None, param: str | None = None
@@ -16,9 +16,9 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """When it is worth asking again, and how to show who one is."""
+        """When to retry, and how to authenticate."""
         if self.status in (429, 503):
-            return {"Retry-After": "1"}
+            return {"Retry-After": "1"}  # seconds
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
     def body(self) -> dict[str, Any]:
@@ -27,44 +27,45 @@ class ApiError(Exception):
 
 
 def invalid_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """The request is at fault."""
+    """Status 400. Args: param: the field that is wrong."""
     return ApiError(400, message, INVALID, code, param)
 
 
-def model_not_found(name: str, known: list[str]) -> ApiError:
-    """A model that is not served, and those that are."""
+def model_not_found(name: str, served: list[str]) -> ApiError:
+    """Status 404, with the names that are served."""
     return ApiError(
-        404, f"The model `{name}` does not exist; served: {', '.join(known)}", INVALID, "model_not_found", "model"
+        404, f"The model `{name}` does not exist; served: {', '.join(served)}", INVALID, "model_not_found", "model"
     )
 
 
-def context_length_exceeded(prompt: int, wanted: int, most: int) -> ApiError:
-    """More tokens than the base reads."""
+def context_length_exceeded(prompt: int, completion: int, limit: int) -> ApiError:
+    """Status 400: prompt and completion have more tokens than the base model has positions."""
+    # In the words of OpenAI's API, for clients that match them.
     return invalid_request(
-        f"This model's maximum context length is {most} tokens. However, you requested {prompt + wanted} tokens "
-        f"({prompt} in the messages, {wanted} in the completion). Please reduce the length of the messages or completion.",
+        f"This model's maximum context length is {limit} tokens. However, you requested {prompt + completion} tokens "
+        f"({prompt} in the messages, {completion} in the completion). Please reduce the length of the messages or completion.",
         "messages",
         "context_length_exceeded",
     )
 
 
 def queue_full(waiting: int) -> ApiError:
-    """Everybody is busy, and so many wait already."""
+    """Status 429: the batch is full, and so is the queue."""
     return ApiError(
-        429, f"{waiting} answers wait already, which is all that may; try again later", "rate_limit_error", "queue_full"
+        429, f"{waiting} answers are waiting, which is the limit; try again later", "rate_limit_error", "queue_full"
     )
 
 
 def request_timeout(seconds: float) -> ApiError:
-    """The answer was not there in time."""
+    """Status 504: the answer was not complete in time."""
     return ApiError(504, f"the answer took more than {seconds:g} seconds", "timeout_error", "request_timeout")
 
 
 def shutting_down() -> ApiError:
-    """The server has been told to stop."""
+    """Status 503: the server is shutting down."""
     return ApiError(503, "the server is shutting down", SERVER, "shutting_down")
 
 
 def engine_error(reason: str) -> ApiError:
-    """The engine failed while it computed this answer."""
+    """Status 500: the engine failed to compute this answer."""
     return ApiError(500, f"the answer could not be computed ({reason})", SERVER, "engine_error")

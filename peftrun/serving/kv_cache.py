@@ -1,4 +1,4 @@
-"""Keys and values of the rows that are being answered: rows join on the left-padded side, and leave."""
+"""Key-value caches of batches whose rows join and leave. Rows are padded on the left: keys and values are (B, heads, T, D)."""
 
 from typing import Any
 
@@ -8,34 +8,34 @@ from transformers import DynamicCache
 
 
 def create_cache() -> DynamicCache:
-    """An empty cache that keeps every position, also of layers that look back over a window only: their mask sees to it."""
+    """An empty cache that keeps every position, for sliding-window layers too: their mask hides what is outside the window."""
     return DynamicCache()
 
 
-def join_caches(one: DynamicCache, other: DynamicCache) -> DynamicCache:
-    """The rows of both, padded on the left to one length."""
-    width = max(one.get_seq_length(), other.get_seq_length())
-    found = create_cache()
-    for number, (first, second) in enumerate(zip(one.layers, other.layers, strict=True)):
-        keys = torch.cat([_pad_left(first.keys, width), _pad_left(second.keys, width)])
-        values = torch.cat([_pad_left(first.values, width), _pad_left(second.values, width)])
-        found.update(keys, values, number)
-    return found
+def join_caches(first: DynamicCache, second: DynamicCache) -> DynamicCache:
+    """The rows of both, padded on the left to the longer one: (B1, heads, T1, D), (B2, …, T2, D) → (B1 + B2, …, max T, D)."""
+    width = max(first.get_seq_length(), second.get_seq_length())
+    joined = create_cache()
+    for number, (layer, other) in enumerate(zip(first.layers, second.layers, strict=True)):
+        keys = torch.cat([_pad_left(layer.keys, width), _pad_left(other.keys, width)])
+        values = torch.cat([_pad_left(layer.values, width), _pad_left(other.values, width)])
+        joined.update(keys, values, number)
+    return joined
 
 
 def select_rows(cache: DynamicCache, rows: list[int], begin: int) -> DynamicCache:
-    """These rows alone, from position `begin` on."""
-    found = create_cache()
+    """Only these rows, from position `begin` on: (B, heads, T, D) → (rows, heads, T - begin, D)."""
+    selected = create_cache()
     for number, layer in enumerate(cache.layers):
-        found.update(layer.keys[rows, :, begin:], layer.values[rows, :, begin:], number)
-    return found
+        selected.update(layer.keys[rows, :, begin:], layer.values[rows, :, begin:], number)
+    return selected
 
 
-def join_masks(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The masks of rows that are joined."""
-    width = max(one.shape[1], other.shape[1])
-    return torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (one, other)])
+def join_masks(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The attention masks of joined caches: (B1, T1), (B2, T2) → (B1 + B2, max T)."""
+    width = max(first.shape[1], second.shape[1])
+    return torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (first, second)])
 
 
-def _pad_left(values: Any, width: int) -> torch.Tensor:
-    return pad(values, (0, 0, width - values.shape[-2], 0))
+def _pad_left(tensor: Any, width: int) -> torch.Tensor:
+    return pad(tensor, (0, 0, width - tensor.shape[-2], 0))  # the last dimension stays, T grows to `width`

@@ -1,4 +1,4 @@
-"""Messages and tools of a request: checked as OpenAI's API has them, then handed to the chat template as a row of training would be."""
+"""Messages and tools of a request: checked as in OpenAI's API, then passed to the chat template as training rows are."""
 
 import json
 from typing import Annotated, Any, Literal, Self
@@ -13,59 +13,62 @@ from pydantic import (
     model_validator,
 )
 
-from peftrun.tasks.messages import Message as Learned
+from peftrun.tasks.messages import Message as TrainingMessage
 from peftrun.tasks.messages import parse_message
 
-ROLES = {"developer": "system"}
+ROLES = {"developer": "system"}  # OpenAI's role → the role that chat templates know
 
 
 class StrictModel(BaseModel):
-    """An object of a request: no other keys than these, and no value of another type."""
+    """An object of a request: unknown keys and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TextPart(StrictModel):
-    """Part of a message."""
+    """One part of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
 class _RawModel(StrictModel):
-    """A part that is checked, and handed to the chat template as the client wrote it: another order of its keys would be another prompt."""
+    """An object that keeps the client's own dictionary beside the checked fields.
+
+    The chat template gets that dictionary: with the keys in another order it would write another prompt.
+    """
 
     _raw: dict[str, Any] = PrivateAttr()
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_raw(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
-        found = check(given)
-        found._raw = given
-        return found
+    def _keep_raw(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        model = handler(raw)
+        model._raw = raw
+        return model
 
     @property
     def raw(self) -> dict[str, Any]:
-        """As the client wrote it."""
+        """The dictionary that the client sent."""
         return self._raw
 
 
 class FunctionCall(StrictModel):
-    """What is called. The arguments are JSON, as a text or as an object."""
+    """A function's name and arguments. The arguments are a JSON object, or its text."""
 
     name: Annotated[str, Field(min_length=1)]
     arguments: str | dict[str, Any]
 
     @field_validator("arguments")
     @classmethod
-    def _check_arguments(cls, given: str | dict[str, Any]) -> str | dict[str, Any]:
-        if isinstance(given, str) and not isinstance(json.loads(given or "{}"), dict):
+    def _check_arguments(cls, arguments: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(arguments, str) and not isinstance(json.loads(arguments or "{}"), dict):
             raise ValueError("must be a JSON object")
-        return given
+        return arguments
 
 
 class ToolCall(StrictModel):
-    """A call that an earlier answer made."""
+    """A call in an earlier answer."""
 
     id: Annotated[str, Field(min_length=1)]
     type: Literal["function"]
@@ -73,7 +76,7 @@ class ToolCall(StrictModel):
 
 
 class Message(_RawModel):
-    """One turn of a talk."""
+    """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
@@ -89,23 +92,23 @@ class Message(_RawModel):
             raise ValueError("has neither content nor tool_calls")
         return self
 
-    def to_training_message(self) -> Learned:
-        """As a row of training would have it."""
-        found, _ = parse_message(self.raw)
-        return Learned(found | {"role": ROLES.get(self.role, self.role)})
+    def to_training_message(self) -> TrainingMessage:
+        """The message as it would be in a training row."""
+        message, _ = parse_message(self.raw)
+        return TrainingMessage(message | {"role": ROLES.get(self.role, self.role)})
 
 
 class Function(StrictModel):
-    """A function that may be called. `parameters`: the JSON schema of its arguments."""
+    """A function that the model may call. `parameters`: the JSON schema of its arguments."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None  # whoever asks for it relies on arguments that obey the schema
+    strict: Literal[False] | None = None  # true promises arguments that obey the schema, which nothing here enforces
 
 
 class Tool(_RawModel):
-    """A tool that the model is told of."""
+    """A tool that is shown to the model."""
 
     type: Literal["function"]
     function: Function

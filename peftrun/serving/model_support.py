@@ -1,8 +1,7 @@
-"""Whether a base can answer several rows at once here, row by row at their own places."""
+"""Whether continuous batching works with a base model: plain key-value caches, and positions that are set row by row."""
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -17,7 +16,7 @@ ADVICE = "answer with action=generate, or serve it with vLLM (action=export targ
 
 
 def check_config(folder: Path, spec: ModelSpec) -> None:
-    """Before weights are read. Raises: ModelError: the model in `folder` cannot be served."""
+    """Checks the config of the model in `folder`, before weights are read. Raises: ModelError: it cannot be served."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     key = f"model.name_or_path={spec.name_or_path}"
     names = config.architectures or []
@@ -30,23 +29,22 @@ def check_config(folder: Path, spec: ModelSpec) -> None:
         raise ModelError(
             f"{key}: is an encoder with a decoder, and action=serve answers with a decoder alone; type action=generate"
         )
+    # State-space and linear attention layers have cache layers of other classes.
     layers = {type(layer) for layer in DynamicCache(config=config).layers}
     if layers - {DynamicLayer, DynamicSlidingWindowLayer}:
         raise ModelError(f"{key}: keeps a state that rows cannot join (no plain keys and values); {ADVICE}")
-    kinds = {one for one in _list_rope_types(config) if one in BATCH_DEPENDENT_ROPE_TYPES}
-    if kinds:
+    # Models with several layer types have one dictionary of rope parameters for each.
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    nested = [parameters for parameters in rope.values() if isinstance(parameters, dict)]
+    rope_types = {str(parameters.get("rope_type")) for parameters in [rope, *nested]}
+    unsupported = rope_types & {*BATCH_DEPENDENT_ROPE_TYPES}
+    if unsupported:
         raise ModelError(
-            f"{key}: its positions (rope_type {min(kinds)}) depend on the longest row of a batch; {ADVICE}"
+            f"{key}: its positions (rope_type {min(unsupported)}) depend on the longest row of a batch; {ADVICE}"
         )
 
 
 def check_loaded(base: LoadedBase) -> None:
-    """Raises: ModelError: the model cannot be told where each row is."""
+    """Raises: ModelError: the model takes no positions, so rows of different lengths cannot share a batch."""
     if "position_ids" not in inspect.signature(base.model.forward).parameters:
         raise ModelError(f"model {base.name}: takes no position_ids, so rows of several lengths cannot join; {ADVICE}")
-
-
-def _list_rope_types(config: Any) -> list[str]:
-    found = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    nested = [one for one in found.values() if isinstance(one, dict)]
-    return [str(one.get("rope_type")) for one in [found, *nested]]

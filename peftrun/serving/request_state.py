@@ -1,4 +1,4 @@
-"""A request on its way through the engine, and what its handler is given meanwhile."""
+"""A request on its way through the engine: its handle, its sequences, and the chunks of output that they add."""
 
 import asyncio
 import time
@@ -16,11 +16,12 @@ from peftrun.serving.sampling import SampledToken, SamplingParams
 
 @dataclass
 class OutputChunk:
-    """What has been added to answer number `index`.
+    """What a step, or several, have added to answer number `index` of a request.
 
     Attributes:
-        finish: why it ended; None: it goes on.
-        ids: all its tokens, once it has ended otherwise than at a stop string.
+        tokens: how many tokens.
+        finish: the finish reason, "stop" or "length"; None: the answer is not complete.
+        ids: all tokens of the answer, if it is complete and did not end at a stop string.
     """
 
     index: int
@@ -30,62 +31,72 @@ class OutputChunk:
     finish: str | None = None
     ids: list[int] | None = None
 
-    def merge_with(self, more: "OutputChunk") -> "OutputChunk":
-        """Both, as one."""
-        logprobs = self.logprobs + more.logprobs
+    def merge_with(self, later: "OutputChunk") -> "OutputChunk":
+        """Both as one chunk."""
+        logprobs = self.logprobs + later.logprobs
         return OutputChunk(
-            self.index, self.text + more.text, self.tokens + more.tokens, logprobs, more.finish, more.ids
+            self.index, self.text + later.text, self.tokens + later.tokens, logprobs, later.finish, later.ids
         )
 
 
 class RequestHandle:
-    """One request. The engine's thread hands pieces over through `hand`; a reader who is slow finds them grown together, so that no more waits
-    for it than its answers' own text.
+    """One request, between its handler in the event loop and the engine's thread.
+
+    Chunks that the handler has not taken yet are merged, one per answer, so that a slow reader costs no more memory than
+    the text of its answers.
+
+    Args: prompts: token ids. rows: the number of answers.
+    Attributes: arrived, first_token: times by the monotonic clock, seconds. cancelled: set by the handler, read by the engine.
     """
 
     def __init__(self, version: AdapterVersion, prompts: Sequence[list[int]], rows: int) -> None:
         self.version, self.prompts, self.rows = version, prompts, rows
         self.arrived, self.first_token = time.monotonic(), 0.0
-        self.cancelled = False  # read by the engine
+        self.cancelled = False
         self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
-        self._pieces: dict[int, OutputChunk] = {}
-        self._fault: Exception | None = None
+        self._chunks: dict[int, OutputChunk] = {}
+        self._error: Exception | None = None
         self._ended = 0
 
-    def add_chunks(self, pieces: list[OutputChunk], fault: Exception | None = None) -> None:
+    def add_chunks(self, chunks: list[OutputChunk], error: Exception | None = None) -> None:
         """Called in the event loop: what the engine has for this request."""
-        if pieces and not self.first_token:
+        if chunks and not self.first_token:
             self.first_token = time.monotonic()
-        for piece in pieces:
-            before = self._pieces.get(piece.index)
-            self._pieces[piece.index] = before.merge_with(piece) if before else piece
-        self._fault = self._fault or fault
+        for chunk in chunks:
+            earlier = self._chunks.get(chunk.index)
+            self._chunks[chunk.index] = earlier.merge_with(chunk) if earlier else chunk
+        self._error = self._error or error
         self._ready.set()
 
     async def take_chunks(self) -> list[OutputChunk]:
-        """What has come since the last call, at least one piece; empty once every answer has ended. Raises: what the engine has found at fault."""
+        """Waits for chunks, and returns those since the last call; empty once every answer is complete.
+
+        Raises: the error with which the engine has ended the request.
+        """
         if self._ended == self.rows:
             return []
         await self._ready.wait()
-        if self._fault:
-            raise self._fault
+        if self._error:
+            raise self._error
         self._ready.clear()
-        found, self._pieces = list(self._pieces.values()), {}
-        self._ended += sum(piece.finish is not None for piece in found)
-        return found
+        chunks, self._chunks = list(self._chunks.values()), {}
+        self._ended += sum(chunk.finish is not None for chunk in chunks)
+        return chunks
 
-    def call_in_loop(self, call: Any, *given: Any) -> None:
-        """Runs `call` in the event loop of the request's handler."""
-        self._loop.call_soon_threadsafe(call, *given)
+    def call_in_loop(self, function: Any, *args: Any) -> None:
+        """Runs `function` in the event loop of the request's handler."""
+        self._loop.call_soon_threadsafe(function, *args)
 
 
 @dataclass
 class SequenceState:
-    """One answer that is being written.
+    """One answer that is being generated.
 
     Attributes:
-        limit: most tokens that may be written.
-        ends: the tokens that end an answer.
+        limit: most tokens of the answer.
+        ends: tokens that end it.
+        draws: random state of its sampling; None: the likeliest token is taken.
+        written: its tokens so far.
     """
 
     request: RequestHandle
@@ -99,22 +110,21 @@ class SequenceState:
     written: list[int] = field(default_factory=list)
 
     def sample_next(self, logits: torch.Tensor, likeliest: int) -> OutputChunk:
-        """What the next token adds. `logits`: float32, of this row."""
-        how = self.sampling
-        token = (
-            likeliest if how.is_greedy else sampling.sample_token(logits, self.prompt, self.written, how, self.draws)
-        )
-        chosen = sampling.get_top_logprobs(logits, token, how)
+        """Samples the next token; what it adds to the answer. Args: logits: (V,), float32. likeliest: their argmax."""
+        if self.sampling.is_greedy:
+            token = likeliest
+        else:
+            token = sampling.sample_token(logits, self.prompt, self.written, self.sampling, self.draws)
+        sampled = sampling.get_top_logprobs(logits, token, self.sampling)
         self.written.append(token)
         text = self.detokenizer.add_token(token) if token not in self.ends else ""
-        finish = self._get_finish_reason(token)
+        finish = None
+        if token in self.ends or self.detokenizer.stopped:
+            finish = "stop"
+        elif len(self.written) >= self.limit:
+            finish = "length"
         if finish:
             text += self.detokenizer.flush_text()
-            finish = "stop" if self.detokenizer.stopped else finish
+            finish = "stop" if self.detokenizer.stopped else finish  # the rest of the text may complete a stop string
         ids = self.written if finish and not self.detokenizer.stopped else None
-        return OutputChunk(self.index, text, 1, [chosen] if chosen else [], finish, ids)
-
-    def _get_finish_reason(self, token: int) -> str | None:
-        if token in self.ends or self.detokenizer.stopped:
-            return "stop"
-        return "length" if len(self.written) >= self.limit else None
+        return OutputChunk(self.index, text, 1, [sampled] if sampled else [], finish, ids)

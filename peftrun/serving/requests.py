@@ -1,4 +1,7 @@
-"""What a client may ask, and that it is well asked. Fields of OpenAI's API that would change the answer and are not computed are refused by name."""
+"""Bodies of requests, as OpenAI's API defines them, and their validation.
+
+Fields of that API that would change the answer and are not supported are refused by name.
+"""
 
 import json
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -10,14 +13,10 @@ from peftrun.serving.messages import Message, StrictModel, Tool
 from peftrun.serving.sampling import SamplingParams
 from peftrun.tasks.messages import Conversation, parse_tools
 
-IGNORED_FIELDS = (
-    "user",
-    "metadata",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-)  # change no answer
-NO_OP_VALUES: dict[str, tuple[Any, ...]] = {  # values that ask for nothing; everything else under these keys is refused
+# Fields that do not change the answer.
+IGNORED_FIELDS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+# Unsupported fields → values that have no effect; any other value is refused.
+NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "function_call": ("none", "auto"),
@@ -35,14 +34,14 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class StreamOptions(StrictModel):
-    """Of an answer that comes in pieces."""
+    """Options of a streamed answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
 class GenerationRequest(StrictModel):
-    """What both endpoints read."""
+    """Fields of chat completions and completions."""
 
     model: Annotated[str, Field(min_length=1)]
     stream: bool = False
@@ -50,30 +49,30 @@ class GenerationRequest(StrictModel):
     n: Annotated[int, Field(ge=1, le=128)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Unit = 1.0
-    top_k: Annotated[int, Field(ge=-1)] = 0  # vLLM's; 0 and -1: all
+    top_k: Annotated[int, Field(ge=-1)] = 0  # vLLM's; 0 and -1: all tokens
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None  # vLLM's
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None  # vLLM's; None: as the model's files say
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
     def list_stops(self) -> list[str]:
-        """Where an answer ends."""
+        """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def build_sampling_params(self, logprobs: int | None, repetition_penalty: float, vocabulary: int) -> SamplingParams:
-        """How tokens are chosen. Raises: ApiFault: a bias is for no token."""
+    def build_sampling_params(self, logprobs: int | None, repetition_penalty: float, vocab_size: int) -> SamplingParams:
+        """How tokens are chosen. Args: repetition_penalty: the default. Raises: ApiError: a bias is for an unknown token."""
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=min(max(self.top_k, 0), vocabulary),
+            top_k=min(max(self.top_k, 0), vocab_size),
             seed=self.seed,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty or repetition_penalty,
-            logit_bias={_parse_token_id(key, vocabulary): bias for key, bias in self.logit_bias.items()},
+            logit_bias={_parse_token_id(key, vocab_size): bias for key, bias in self.logit_bias.items()},
             logprobs=logprobs,
         )
 
@@ -90,26 +89,26 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     def get_max_tokens(self) -> int | None:
-        """Tokens of an answer, at most; None where nothing is said."""
+        """Most tokens of an answer; None: the request sets no limit."""
         return self.max_completion_tokens or self.max_tokens
 
     def get_top_logprobs(self) -> int | None:
-        """How many rivals of a token are told; None: no log probabilities."""
+        """How many alternatives to a token are returned; None: no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @model_validator(mode="after")
     def _check_tool_calls(self) -> Self:
         if self.tools and not self.parallel_tool_calls:
             raise errors.invalid_request(
-                "Unsupported value: 'parallel_tool_calls' cannot be false beside 'tools': nothing keeps the model from several calls; omit it",
+                "Unsupported value: 'parallel_tool_calls' cannot be false with 'tools': nothing keeps the model from several calls; omit it",
                 "parallel_tool_calls", "unsupported_value",
             )  # fmt: skip
         return self
 
     def build_conversation(self) -> Conversation:
-        """Its messages, and the tools that may be called in answer to them."""
-        tools = [one.raw for one in self.tools] if self.tool_choice == "auto" else []
-        return Conversation(tuple(one.to_training_message() for one in self.messages), parse_tools(tools))
+        """The messages, and the tools that the model may call."""
+        tools = [tool.raw for tool in self.tools] if self.tool_choice == "auto" else []
+        return Conversation(tuple(message.to_training_message() for message in self.messages), parse_tools(tools))
 
 
 class CompletionRequest(GenerationRequest):
@@ -124,15 +123,15 @@ class CompletionRequest(GenerationRequest):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     def get_max_tokens(self) -> int | None:
-        """Tokens of an answer, at most; None where nothing is said."""
+        """Most tokens of an answer; None: the request sets no limit."""
         return self.max_tokens
 
     def get_top_logprobs(self) -> int | None:
-        """How many rivals of a token are told; None: no log probabilities."""
+        """How many alternatives to a token are returned; None: no log probabilities."""
         return self.logprobs
 
     def list_prompts(self) -> list[str | list[int]]:
-        """Each of them, as text or as token ids."""
+        """Each prompt, as text or as token ids."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
@@ -153,70 +152,69 @@ class UnloadLoraRequest(StrictModel):
     lora_int_id: int | None = None
 
 
-def parse_request(body: bytes, kind: Any) -> Any:
-    """The wish in a request's body. Raises: ApiFault: it is not JSON, or asks for what is not there."""
+def parse_request(body: bytes, request_class: Any) -> Any:
+    """The request in a body. Raises: ApiError: the body is not JSON, or not a valid request of this class."""
     try:
-        given = json.loads(body, parse_constant=_reject_constant)
-        json.dumps(given, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        values = json.loads(body, parse_constant=_reject_constant)
+        json.dumps(values, ensure_ascii=False).encode()  # fails on half a surrogate pair, which is no text
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise errors.invalid_request(
             f"We could not parse the JSON body of your request ({reason})", code="invalid_json"
         ) from error
-    if not isinstance(given, dict):
+    if not isinstance(values, dict):
         raise errors.invalid_request("The body of your request must be a JSON object", code="invalid_json")
     try:
-        return TypeAdapter(kind).validate_python(_drop_no_ops(given, kind))
+        return TypeAdapter(request_class).validate_python(_drop_no_ops(values, request_class))
     except ValidationError as error:
         raise _convert_validation_error(error) from error
 
 
-def _drop_no_ops(given: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Without nulls and what asks for nothing. Raises: ApiFault: a field that is not supported."""
-    found = _drop_nulls(given)
-    for key in [key for key in found if key not in kind.model_fields]:
-        if key not in IGNORED_FIELDS and not any(found[key] == value for value in NO_OP_VALUES.get(key, ())):
-            known = key in NO_OP_VALUES
-            raise errors.invalid_request(
-                f"Unsupported value: `{key}` is not supported by this server; omit it"
-                if known
-                else f"Unrecognized request argument supplied: {key}",
-                key,
-                "unsupported_value" if known else "unknown_parameter",
-            )
-        del found[key]
-    return found
-
-
-def _drop_nulls(given: dict[str, Any]) -> dict[str, Any]:
-    """Clients send back messages as they got them: with null where something is not there."""
-    found = {key: value for key, value in given.items() if value is not None}
-    if isinstance(found.get("messages"), list):
-        found["messages"] = [
-            {key: value for key, value in one.items() if value not in (None, [])} if isinstance(one, dict) else one
-            for one in found["messages"]
-        ]
-    return found
-
-
 def _reject_constant(text: str) -> NoReturn:
+    """json.loads accepts NaN and Infinity, which JSON does not have."""
     raise ValueError(f"{text} is no number")
 
 
-def _parse_token_id(key: str, vocabulary: int) -> int:
-    if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= vocabulary:
+def _drop_no_ops(values: dict[str, Any], request_class: Any) -> dict[str, Any]:
+    """Without nulls, and without fields and values that have no effect. Raises: ApiError: a field is not supported."""
+    # Clients send an assistant's messages back as they got them: with null, or an empty list, for what is not there.
+    fields = {key: value for key, value in values.items() if value is not None}
+    if isinstance(fields.get("messages"), list):
+        fields["messages"] = [
+            {key: value for key, value in message.items() if value not in (None, [])}
+            if isinstance(message, dict)
+            else message
+            for message in fields["messages"]
+        ]
+    for key in [key for key in fields if key not in request_class.model_fields]:
+        no_ops = NO_OP_VALUES.get(key, ())
+        if key not in IGNORED_FIELDS and not any(fields[key] == value for value in no_ops):
+            message = f"Unsupported value: `{key}` is not supported by this server; omit it"
+            unknown = f"Unrecognized request argument supplied: {key}"
+            raise (
+                errors.invalid_request(message, key, "unsupported_value")
+                if no_ops
+                else errors.invalid_request(unknown, key, "unknown_parameter")
+            )
+        del fields[key]
+    return fields
+
+
+def _parse_token_id(key: str, vocab_size: int) -> int:
+    if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= vocab_size:
         raise errors.invalid_request(
-            f"Invalid key in 'logit_bias': {key[:40]!r}; must be a token id below {vocabulary}", "logit_bias"
+            f"Invalid key in 'logit_bias': {key[:40]!r}; must be a token id below {vocab_size}", "logit_bias"
         )
     return int(key)
 
 
 def _convert_validation_error(error: ValidationError) -> errors.ApiError:
-    """The first problem, with the place where it is."""
+    """The first problem, with its path in the request, such as `messages[0].role`."""
     first = error.errors(include_url=False, include_context=False)[0]
+    # pydantic adds steps for the variants of a union, which are no identifiers.
     steps = [step for step in first["loc"] if isinstance(step, int) or step.isidentifier()]
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".") or None
-    shown = repr(first["input"])[:80]
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".") or None
     if first["type"] == "missing":
-        return errors.invalid_request(f"Missing required parameter: '{place}'", place, "missing_required_parameter")
-    return errors.invalid_request(f"Invalid value for '{place}': {shown}; {first['msg']}", place, "invalid_value")
+        return errors.invalid_request(f"Missing required parameter: '{path}'", path, "missing_required_parameter")
+    value = repr(first["input"])[:80]
+    return errors.invalid_request(f"Invalid value for '{path}': {value}; {first['msg']}", path, "invalid_value")

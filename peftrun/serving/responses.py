@@ -1,4 +1,4 @@
-"""Answers as OpenAI's API writes them: whole, or in chunks."""
+"""Answers in the formats of OpenAI's API: whole, or in chunks of a stream."""
 
 import json
 import time
@@ -16,13 +16,13 @@ DONE_EVENT = "data: [DONE]\n\n"
 
 @dataclass
 class Usage:
-    """Tokens read and written; of several answers to one prompt it is read once."""
+    """Tokens of the prompts, each counted once however many answers it gets, and of the answers."""
 
     prompt: int
     written: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """As OpenAI's API tells it."""
+        """In OpenAI's format."""
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.written,
@@ -32,10 +32,13 @@ class Usage:
 
 @dataclass
 class ChatFormat:
-    """The form of /v1/chat/completions. `calls`: reads calls of tools out of an answer that has ended; until then nothing of it is told."""
+    """The format of /v1/chat/completions.
+
+    Attributes: calls: parses tool calls from a complete answer; a streamed answer is then held back until it is complete.
+    """
 
     calls: ToolParser | None = None
-    _pending: dict[int, str] = field(default_factory=dict)
+    _pending: dict[int, str] = field(default_factory=dict)  # index of an answer → its text so far
 
     endpoint: ClassVar = "chat/completions"
     object_name: ClassVar = "chat.completion"
@@ -43,72 +46,79 @@ class ChatFormat:
     prefix: ClassVar = "chatcmpl-"
 
     def build_first_delta(self, index: int) -> dict[str, Any] | None:
-        """What comes before an answer's first piece."""
+        """The choice that comes before the first text of an answer."""
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def build_choice(self, piece: OutputChunk, logprobs: Any) -> dict[str, Any]:
-        """A whole answer."""
-        said, finish = self._parse_answer(piece, piece.text)
-        message = {"role": "assistant", "refusal": None, **said}
-        return {"index": piece.index, "message": message, "logprobs": logprobs, "finish_reason": finish}
+    def build_choice(self, chunk: OutputChunk, logprobs: Any) -> dict[str, Any]:
+        """A complete answer."""
+        fields, finish = self._parse_answer(chunk, chunk.text)
+        message = {"role": "assistant", "refusal": None, **fields}
+        return {"index": chunk.index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
-    def build_delta(self, piece: OutputChunk, logprobs: Any) -> dict[str, Any]:
-        """What has been added to an answer."""
-        added, finish = self._build_delta(piece)
-        return {"index": piece.index, "delta": added, "logprobs": logprobs, "finish_reason": finish}
-
-    def _build_delta(self, piece: OutputChunk) -> tuple[dict[str, Any], str | None]:
+    def build_delta(self, chunk: OutputChunk, logprobs: Any) -> dict[str, Any]:
+        """What a chunk adds to an answer."""
+        delta: dict[str, Any] = {}
+        finish = chunk.finish
         if self.calls is None:
-            return {"content": piece.text} if piece.text or not piece.finish else {}, piece.finish
-        self._pending[piece.index] = self._pending.get(piece.index, "") + piece.text
-        if not piece.finish:
-            return {}, None
-        said, finish = self._parse_answer(piece, self._pending.pop(piece.index))
-        numbered = [{"index": place, **one} for place, one in enumerate(said.get("tool_calls", []))]
-        return said | ({"tool_calls": numbered} if numbered else {}), finish
+            if chunk.text or not chunk.finish:
+                delta = {"content": chunk.text}
+        else:
+            self._pending[chunk.index] = self._pending.get(chunk.index, "") + chunk.text
+            if chunk.finish:
+                delta, finish = self._parse_answer(chunk, self._pending.pop(chunk.index))
+                if "tool_calls" in delta:
+                    calls = [{"index": number, **call} for number, call in enumerate(delta["tool_calls"])]
+                    delta = delta | {"tool_calls": calls}
+        return {"index": chunk.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    def _parse_answer(self, piece: OutputChunk, text: str) -> tuple[dict[str, Any], str | None]:
-        """What an answer that has ended says, and why it ended."""
-        found = self.calls(piece.ids) if self.calls and piece.ids else None
-        if found is None:
-            return {"content": text}, piece.finish
-        return found, "tool_calls" if piece.finish == "stop" else piece.finish
+    def _parse_answer(self, chunk: OutputChunk, text: str) -> tuple[dict[str, Any], str | None]:
+        """The fields of a complete answer's message, and the finish reason."""
+        fields = self.calls(chunk.ids) if self.calls and chunk.ids else None
+        if fields is None:
+            return {"content": text}, chunk.finish
+        return fields, "tool_calls" if chunk.finish == "stop" else chunk.finish
 
-    def format_logprobs(self, found: Sequence[SampledToken], tokenizer: Any, offset: int) -> dict[str, Any]:
-        """Of each token, with its rivals."""
-        return {"content": [_format_chat_token(one, tokenizer) for one in found], "refusal": None}
+    def format_logprobs(self, sampled: Sequence[SampledToken], tokenizer: Any, offset: int) -> dict[str, Any]:
+        """Log probabilities of tokens and their alternatives."""
+        content = [
+            _format_token(token.token, token.logprob, tokenizer)
+            | {"top_logprobs": [_format_token(other, logprob, tokenizer) for other, logprob in token.others]}
+            for token in sampled
+        ]
+        return {"content": content, "refusal": None}
 
 
 class CompletionFormat:
-    """The form of /v1/completions."""
+    """The format of /v1/completions."""
 
     endpoint, object_name, chunk_object_name, prefix = "completions", "text_completion", "text_completion", "cmpl-"
 
     def build_first_delta(self, index: int) -> dict[str, Any] | None:
-        """Nothing comes before an answer's first piece."""
+        """None: nothing comes before the first text of an answer."""
         return None
 
-    def build_choice(self, piece: OutputChunk, logprobs: Any) -> dict[str, Any]:
-        """A whole answer."""
-        return {"index": piece.index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
+    def build_choice(self, chunk: OutputChunk, logprobs: Any) -> dict[str, Any]:
+        """A complete answer."""
+        return {"index": chunk.index, "text": chunk.text, "logprobs": logprobs, "finish_reason": chunk.finish}
 
     build_delta = build_choice
 
-    def format_logprobs(self, found: Sequence[SampledToken], tokenizer: Any, offset: int) -> dict[str, Any]:
-        """Of each token, with its rivals."""
-        tokens = [_decode_token(one.token, tokenizer) for one in found]
-        places = [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))]
+    def format_logprobs(self, sampled: Sequence[SampledToken], tokenizer: Any, offset: int) -> dict[str, Any]:
+        """Log probabilities of tokens and their alternatives. Args: offset: characters of the answer before these tokens."""
+        texts = [_decode_token(token.token, tokenizer) for token in sampled]
         return {
-            "text_offset": places,
-            "token_logprobs": [one.logprob for one in found],
-            "tokens": tokens,
-            "top_logprobs": [{_decode_token(token, tokenizer): value for token, value in one.others} for one in found],
+            "text_offset": [offset + sum(map(len, texts[:index])) for index in range(len(texts))],
+            "token_logprobs": [token.logprob for token in sampled],
+            "tokens": texts,
+            "top_logprobs": [
+                {_decode_token(other, tokenizer): logprob for other, logprob in token.others} for token in sampled
+            ],
         }
 
 
 @dataclass
 class ResponseBuilder:
-    """One reply: its id, whom it is from, and how it is written."""
+    """Builds the response to one request, whole or in chunks, all with the same id."""
 
     form: ChatFormat | CompletionFormat
     model: str
@@ -116,44 +126,43 @@ class ResponseBuilder:
     tokenizer: Any
     wants_logprobs: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
-    _offsets: dict[int, int] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: int(time.time()))  # Unix time, seconds
+    _offsets: dict[int, int] = field(default_factory=dict)  # index of an answer → its characters so far
 
-    def build_full(self, pieces: dict[int, OutputChunk]) -> dict[str, Any]:
-        """The reply at once."""
+    def build_full(self, chunks: dict[int, OutputChunk]) -> dict[str, Any]:
+        """The whole response. Args: chunks: index → complete answer."""
         choices = [
-            self.form.build_choice(pieces[index], self._format_logprobs(pieces[index])) for index in sorted(pieces)
+            self.form.build_choice(chunks[index], self._format_logprobs(chunks[index])) for index in sorted(chunks)
         ]
         return self._build_envelope(self.form.object_name, choices) | {"usage": self.usage.as_dict()}
 
     def build_first_chunks(self, rows: int) -> list[dict[str, Any]]:
-        """Chunks before the first pieces."""
-        found = [self.form.build_first_delta(index) for index in range(rows)]
-        return [self._build_envelope(self.form.chunk_object_name, [one]) for one in found if one]
+        """The events before the first text. Args: rows: the number of answers."""
+        deltas = [self.form.build_first_delta(index) for index in range(rows)]
+        return [self._build_envelope(self.form.chunk_object_name, [delta]) for delta in deltas if delta]
 
-    def build_chunk(self, piece: OutputChunk) -> dict[str, Any]:
-        """What has been added to one answer."""
-        return self._build_envelope(
-            self.form.chunk_object_name, [self.form.build_delta(piece, self._format_logprobs(piece))]
-        )
+    def build_chunk(self, chunk: OutputChunk) -> dict[str, Any]:
+        """The event of one chunk."""
+        delta = self.form.build_delta(chunk, self._format_logprobs(chunk))
+        return self._build_envelope(self.form.chunk_object_name, [delta])
 
     def build_last_chunk(self) -> dict[str, Any]:
-        """The chunk after the last piece, with the usage."""
+        """The event after the last chunk, with the usage."""
         return self._build_envelope(self.form.chunk_object_name, []) | {"usage": self.usage.as_dict()}
 
-    def _build_envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _build_envelope(self, object_name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": f"{self.form.prefix}{self.id}",
-            "object": kind,
+            "object": object_name,
             "created": self.created,
             "model": self.model,
             "choices": choices,
         }
 
-    def _format_logprobs(self, piece: OutputChunk) -> dict[str, Any] | None:
-        offset = self._offsets.get(piece.index, 0)
-        self._offsets[piece.index] = offset + len(piece.text)
-        return self.form.format_logprobs(piece.logprobs, self.tokenizer, offset) if self.wants_logprobs else None
+    def _format_logprobs(self, chunk: OutputChunk) -> dict[str, Any] | None:
+        offset = self._offsets.get(chunk.index, 0)
+        self._offsets[chunk.index] = offset + len(chunk.text)
+        return self.form.format_logprobs(chunk.logprobs, self.tokenizer, offset) if self.wants_logprobs else None
 
 
 def format_event(data: dict[str, Any]) -> str:
@@ -162,7 +171,7 @@ def format_event(data: dict[str, Any]) -> str:
 
 
 def build_model_card(name: str, created: int, root: str, parent: str | None) -> dict[str, Any]:
-    """One of /v1/models; `root` and `parent` as vLLM tells them."""
+    """One entry of /v1/models; `root` (where it was loaded from) and `parent` (its base model) as in vLLM."""
     return {
         "id": name,
         "object": "model",
@@ -173,15 +182,10 @@ def build_model_card(name: str, created: int, root: str, parent: str | None) -> 
     }
 
 
-def _format_chat_token(one: SampledToken, tokenizer: Any) -> dict[str, Any]:
-    others = [_format_token(token, value, tokenizer) for token, value in one.others]
-    return _format_token(one.token, one.logprob, tokenizer) | {"top_logprobs": others}
-
-
 def _format_token(token: int, logprob: float, tokenizer: Any) -> dict[str, Any]:
-    """Bytes only where the token is text by itself: a part of a character has none that can be told."""
-    word = _decode_token(token, tokenizer)
-    return {"token": word, "logprob": logprob, "bytes": None if "\ufffd" in word else list(word.encode())}
+    text = _decode_token(token, tokenizer)
+    # A token that is part of a character decodes to U+FFFD, whose bytes are not the token's.
+    return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
 def _decode_token(token: int, tokenizer: Any) -> str:

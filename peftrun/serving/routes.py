@@ -18,12 +18,12 @@ from peftrun.serving.responses import ResponseBuilder
 from peftrun.serving.service import Service
 
 
-def create_app(service: Service, swapper: AdapterManager, may_swap: bool) -> FastAPI:
-    """All routes. Args: may_swap: whether clients may add and remove adapters."""
+def create_app(service: Service, manager: AdapterManager, may_swap: bool) -> FastAPI:
+    """The application with all routes. Args: may_swap: whether clients may load and unload adapters."""
     app = FastAPI(title="peftrun", openapi_url=None, docs_url=None, redoc_url=None)
     _add_completion_routes(app, service)
     _add_model_routes(app, service)
-    _add_adapter_routes(app, service, swapper, may_swap)
+    _add_adapter_routes(app, service, manager, may_swap)
     _add_health_routes(app, service)
     app.exception_handler(errors.ApiError)(_render_error)
     app.exception_handler(StarletteHTTPException)(_handle_http_error)
@@ -54,30 +54,30 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         raise errors.model_not_found(name, service.versions.list_names())
 
 
-def _add_adapter_routes(app: FastAPI, service: Service, swapper: AdapterManager, may_swap: bool) -> None:
+def _add_adapter_routes(app: FastAPI, service: Service, manager: AdapterManager, may_swap: bool) -> None:
     @app.post("/v1/load_lora_adapter")
     async def load_adapter(request: Request) -> dict[str, Any]:
         _check_may_swap(service, may_swap)
-        wish = requests.parse_request(await _read_body(request, service), requests.LoadLoraRequest)
-        folder = await asyncio.to_thread(swapper.validate_adapter, wish)
-        proof = await swapper.serve_adapter(wish, folder)
+        parsed = requests.parse_request(await _read_body(request, service), requests.LoadLoraRequest)
+        folder = await asyncio.to_thread(manager.validate_adapter, parsed)
+        proof = await manager.serve_adapter(parsed, folder)
         service.metrics.adapters.set(len(service.versions.list_adapters()))
-        return {"message": f"Success: LoRA adapter '{wish.lora_name}' added successfully.", "proof": proof}
+        return {"message": f"Success: LoRA adapter '{parsed.lora_name}' added successfully.", "proof": proof}
 
     @app.post("/v1/unload_lora_adapter")
     async def unload_adapter(request: Request) -> dict[str, Any]:
         _check_may_swap(service, may_swap)
-        wish = requests.parse_request(await _read_body(request, service), requests.UnloadLoraRequest)
-        swapper.remove_adapter(wish.lora_name)
+        parsed = requests.parse_request(await _read_body(request, service), requests.UnloadLoraRequest)
+        manager.remove_adapter(parsed.lora_name)
         service.metrics.adapters.set(len(service.versions.list_adapters()))
-        return {"message": f"Success: LoRA adapter '{wish.lora_name}' removed successfully."}
+        return {"message": f"Success: LoRA adapter '{parsed.lora_name}' removed successfully."}
 
 
 def _add_health_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def check_health() -> Response:
-        fault = "the server is shutting down" if service.stopping else service.engine.failure_reason
-        return JSONResponse({"status": fault or "ok"}, 503 if fault else 200)
+        problem = "the server is shutting down" if service.stopping else service.engine.failure_reason
+        return JSONResponse({"status": problem or "ok"}, 503 if problem else 200)
 
     @app.get("/metrics")
     async def get_metrics() -> Response:
@@ -85,12 +85,14 @@ def _add_health_routes(app: FastAPI, service: Service) -> None:
 
 
 def _list_model_cards(service: Service) -> list[dict[str, Any]]:
-    found, root = service.versions, service.base.name
+    registry, root = service.versions, service.base.name
     bases = [
-        responses.build_model_card(name, found.base.created, root, None) for name in dict.fromkeys(found.base_names)
+        responses.build_model_card(name, registry.base.created, root, None)
+        for name in dict.fromkeys(registry.base_names)
     ]
     return bases + [
-        responses.build_model_card(one.name, one.created, str(one.path), root) for one in found.list_adapters()
+        responses.build_model_card(version.name, version.created, str(version.path), root)
+        for version in registry.list_adapters()
     ]
 
 
@@ -111,74 +113,78 @@ async def _read_body(request: Request, service: Service) -> bytes:
         raise errors.ApiError(408, "the request was not sent in time", "timeout_error", "request_timeout") from error
 
 
-async def _handle_completion(service: Service, request: Request, kind: Any) -> Response:
-    wish = requests.parse_request(await _read_body(request, service), kind)
-    request.scope["peftrun.model"] = wish.model if service.versions.find_version(wish.model) else "unknown"
-    if wish.stream_options and not wish.stream:
+async def _handle_completion(service: Service, request: Request, request_class: Any) -> Response:
+    parsed = requests.parse_request(await _read_body(request, service), request_class)
+    # Read by the middleware. Unknown names would each be a new time series in the metrics.
+    request.scope["peftrun.model"] = parsed.model if service.versions.find_version(parsed.model) else "unknown"
+    if parsed.stream_options and not parsed.stream:
         raise errors.invalid_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options"
         )
-    ticket, letter = await service.submit_request(wish)
-    if not wish.stream:
-        return JSONResponse(await _cancel_if_disconnected(request, service.collect_response(ticket, letter)))
-    found = service.stream_chunks(ticket, letter)
-    first = await _cancel_if_disconnected(request, anext(found))
-    usage = bool(wish.stream_options and wish.stream_options.include_usage)
-    lines = _stream_events(ticket, letter, first, found, usage)
-    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    handle, builder = await service.submit_request(parsed)
+    if not parsed.stream:
+        return JSONResponse(await _cancel_if_disconnected(request, service.collect_response(handle, builder)))
+    chunks = service.stream_chunks(handle, builder)
+    # The first chunks are awaited here: an error before them still becomes an HTTP status.
+    first = await _cancel_if_disconnected(request, anext(chunks))
+    include_usage = bool(parsed.stream_options and parsed.stream_options.include_usage)
+    events = _stream_events(handle, builder, first, chunks, include_usage)
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
 async def _stream_events(
-    ticket: RequestHandle,
-    letter: ResponseBuilder,
+    handle: RequestHandle,
+    builder: ResponseBuilder,
     first: list[OutputChunk],
-    rest: AsyncGenerator[list[OutputChunk]],
-    usage: bool,
+    later: AsyncGenerator[list[OutputChunk]],
+    include_usage: bool,
 ) -> AsyncIterator[str]:
-    """Server-sent events; a fault ends them with an event of its own."""
-    no_usage = {"usage": None} if usage else {}
-    async with aclosing(rest):
-        for opening in letter.build_first_chunks(ticket.rows):
-            yield responses.format_event(opening | no_usage)
+    """Server-sent events; an error ends the stream with an event of its own."""
+    no_usage = {"usage": None} if include_usage else {}
+    async with aclosing(later):
+        for event in builder.build_first_chunks(handle.rows):
+            yield responses.format_event(event | no_usage)
         try:
-            pieces = first
-            while pieces:
-                for piece in pieces:
-                    yield responses.format_event(letter.build_chunk(piece) | no_usage)
-                pieces = await anext(rest, [])
-        except errors.ApiError as fault:
-            yield responses.format_event(fault.body())
+            chunks = first
+            while chunks:
+                for chunk in chunks:
+                    yield responses.format_event(builder.build_chunk(chunk) | no_usage)
+                chunks = await anext(later, [])
+        except errors.ApiError as error:
+            yield responses.format_event(error.body())
             return
-        if usage:
-            yield responses.format_event(letter.build_last_chunk())
+        if include_usage:
+            yield responses.format_event(builder.build_last_chunk())
         yield responses.DONE_EVENT
 
 
 async def _cancel_if_disconnected(request: Request, work: Coroutine[Any, Any, Any] | Any) -> Any:
-    """What `work` returns. Stops it where the client has gone away meanwhile."""
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(request))
+    """What `work` returns; it is cancelled if the client disconnects first."""
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise errors.ApiError(499, "the client has gone")
         return working.result()
     finally:
-        gone.cancel()
+        disconnected.cancel()
         working.cancel()
 
 
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _render_error(request: Request, fault: Any) -> Response:
-    return JSONResponse(fault.body(), fault.status, fault.headers)
+async def _render_error(request: Request, error: Any) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers)
 
 
 async def _handle_http_error(request: Request, error: HTTPException | Any) -> Response:
-    wrong = f"Invalid URL ({request.method} {request.url.path})" if error.status_code == 404 else str(error.detail)
-    return await _render_error(request, errors.ApiError(error.status_code, f"{wrong}"))
+    """Errors of the framework, such as an unknown route, in the format of the API."""
+    is_unknown = error.status_code == 404
+    message = f"Invalid URL ({request.method} {request.url.path})" if is_unknown else str(error.detail)
+    return await _render_error(request, errors.ApiError(error.status_code, message))
 
 
 async def _handle_unexpected_error(request: Request, error: Exception) -> Response:

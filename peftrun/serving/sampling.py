@@ -1,4 +1,4 @@
-"""From the logits of one answer to its next token, as its request asked."""
+"""From the logits of one answer to its next token, by the sampling parameters of its request. Shapes: V vocabulary."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +9,12 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How an answer's tokens are chosen; `temperature` 0 takes the likeliest each time.
+    """How the tokens of an answer are chosen.
 
     Attributes:
-        logprobs: how many alternatives are told beside each token; None: no log probabilities at all.
+        temperature: 0 takes the likeliest token.
+        top_k: 0: all tokens.
+        logprobs: how many alternatives to a token are returned with it; None: no log probabilities.
     """
 
     temperature: float = 1.0
@@ -27,7 +29,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken as the model gives it."""
+        """Whether the argmax of the unchanged logits is taken."""
         changed = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.repetition_penalty != 1.0
         return self.temperature == 0 and not changed
 
@@ -41,60 +43,61 @@ class SampledToken:
     others: list[tuple[int, float]]
 
 
-def build_generator(sampling: SamplingParams, number: int, device: Any) -> torch.Generator | None:
-    """The draws of answer `number` of a request, its own; None for one that draws nothing."""
-    if sampling.temperature == 0:
+def build_generator(params: SamplingParams, index: int, device: Any) -> torch.Generator | None:
+    """The random state of answer number `index` of a request, independent of all others; None if nothing is drawn."""
+    if params.temperature == 0:
         return None
-    found = torch.Generator(device=device)
-    if sampling.seed is None:
-        found.seed()
+    generator = torch.Generator(device=device)
+    if params.seed is None:
+        generator.seed()
     else:
-        found.manual_seed((sampling.seed + number) % 2**63)
-    return found
+        generator.manual_seed((params.seed + index) % 2**63)
+    return generator
 
 
 def sample_token(
-    logits: torch.Tensor, prompt: list[int], written: list[int], how: SamplingParams, draws: torch.Generator | None
+    logits: torch.Tensor, prompt: list[int], written: list[int], params: SamplingParams, draws: torch.Generator | None
 ) -> int:
-    """The next token. `logits`: of the whole vocabulary, float32."""
-    scores = _apply_penalties(logits, prompt, written, how)[None]
+    """The next token. Args: logits: (V,), float32; they are not changed."""
+    scores = _apply_penalties(logits, prompt, written, params)[None]  # (1, V), as transformers' warpers take them
     if draws is None:
         return int(scores.argmax())
-    for warp in _build_warpers(how):
+    warpers: list[Any] = [TemperatureLogitsWarper(float(params.temperature))]
+    if params.top_k > 0:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(float(params.top_p)))
+    for warp in warpers:
         scores = warp(None, scores)
     return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=draws))
 
 
-def get_top_logprobs(logits: torch.Tensor, token: int, how: SamplingParams) -> SampledToken | None:
-    """What the model itself gave the token and its rivals, before anything the request asked for; None where nobody asks."""
-    if how.logprobs is None:
+def get_top_logprobs(logits: torch.Tensor, token: int, params: SamplingParams) -> SampledToken | None:
+    """Log probabilities of a token and its alternatives; None if the request does not want them.
+
+    They are the model's own, before temperature, penalties and bias. Args: logits: (V,), float32.
+    """
+    if params.logprobs is None:
         return None
-    found = logits.log_softmax(-1)
-    top = found.topk(how.logprobs) if how.logprobs else None
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(params.logprobs) if params.logprobs else None
     others = list(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top else []
-    return SampledToken(token, float(found[token]), others)
+    return SampledToken(token, float(logprobs[token]), others)
 
 
-def _build_warpers(how: SamplingParams) -> list[Any]:
-    found: list[Any] = [TemperatureLogitsWarper(float(how.temperature))]
-    if how.top_k > 0:
-        found.append(TopKLogitsWarper(how.top_k))
-    if how.top_p < 1:
-        found.append(TopPLogitsWarper(float(how.top_p)))
-    return found
-
-
-def _apply_penalties(logits: torch.Tensor, prompt: list[int], written: list[int], how: SamplingParams) -> torch.Tensor:
-    """Penalties as OpenAI defines them count what was written; the repetition penalty of transformers also the prompt."""
-    if how.repetition_penalty != 1.0:
-        read = torch.tensor([prompt + written], device=logits.device)
-        logits = RepetitionPenaltyLogitsProcessor(float(how.repetition_penalty))(read, logits[None].clone())[0]
-    if not (how.presence_penalty or how.frequency_penalty or how.logit_bias):
+def _apply_penalties(
+    logits: torch.Tensor, prompt: list[int], written: list[int], params: SamplingParams
+) -> torch.Tensor:
+    """(V,): OpenAI's penalties count the tokens of the answer, transformers' repetition penalty those of the prompt too."""
+    if params.repetition_penalty != 1.0:
+        ids = torch.tensor([prompt + written], device=logits.device)  # (1, T)
+        logits = RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty))(ids, logits[None].clone())[0]
+    if not (params.presence_penalty or params.frequency_penalty or params.logit_bias):
         return logits
     logits = logits.clone()
-    for token, bias in how.logit_bias.items():
+    for token, bias in params.logit_bias.items():
         logits[token] += bias
-    if written and (how.presence_penalty or how.frequency_penalty):
-        times = torch.bincount(torch.tensor(written, device=logits.device), minlength=len(logits))
-        logits -= how.frequency_penalty * times + how.presence_penalty * (times > 0)
+    if written and (params.presence_penalty or params.frequency_penalty):
+        counts = torch.bincount(torch.tensor(written, device=logits.device), minlength=len(logits))  # (V,)
+        logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
     return logits

@@ -1,4 +1,4 @@
-"""From a wish to rows for the engine, and from what the engine hands over to the reply."""
+"""From a parsed request to sequences for the engine, and from the engine's output to the response."""
 
 import asyncio
 import copy
@@ -26,10 +26,13 @@ from peftrun.tasks.tokenization import Encoder
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request, read: what is to be computed for it."""
+    """What is to be computed for a request.
+
+    Attributes: prompts: token ids. num_answers: to each prompt. limit: most tokens of an answer. stops: stop strings.
+    """
 
     prompts: list[list[int]]
-    each: int  # answers to a prompt
+    num_answers: int
     limit: int
     stops: list[str]
     sampling: SamplingParams
@@ -37,164 +40,185 @@ class PreparedRequest:
 
     @property
     def rows(self) -> int:
-        """Answers in all."""
-        return len(self.prompts) * self.each
+        """Answers to all prompts."""
+        return len(self.prompts) * self.num_answers
 
 
 class Service:
-    """What the routes call. `stopping`: no request is taken any more."""
+    """What the routes call.
+
+    Attributes:
+        stopping: new requests are refused.
+        positions: most tokens of a row; None: the base model sets no limit.
+        ends: ids of the tokens that end an answer.
+        special: text → id of the special tokens.
+        vocab_size, num_embeddings: entries of the logits, and rows of the embedding matrix, which may differ.
+    """
 
     def __init__(
         self,
         base: LoadedBase,
         engine: Engine,
-        versions: AdapterRegistry,
-        watch: Metrics,
+        registry: AdapterRegistry,
+        metrics: Metrics,
         action: ServeAction,
         *,
         task: TaskSpec,
     ) -> None:
-        self.base, self.engine, self.versions, self.metrics, self.action = base, engine, versions, watch, action
+        self.base, self.engine, self.versions, self.metrics, self.action = base, engine, registry, metrics, action
         self.stopping = False
         self.positions = length_checks.positions(base.model)
         self.ends = frozenset(end_tokens.find_end_tokens(base.model, base.tokenizer))
         self.special = end_tokens.list_special_tokens(base.tokenizer)
-        self.vocabulary = int(base.model.config.get_text_config().vocab_size)
-        self.embedded = int(base.model.get_input_embeddings().weight.shape[0])
+        self.vocab_size = int(base.model.config.get_text_config().vocab_size)
+        self.num_embeddings = int(base.model.get_input_embeddings().weight.shape[0])
         self.repetition_penalty = float(getattr(base.model.generation_config, "repetition_penalty", None) or 1.0)
-        self._reader = copy.deepcopy(base.tokenizer)  # the engine's thread decodes with the other
-        self._encoder = Encoder(self._reader, task)
-        self._reading = ThreadPoolExecutor(1, "tokenizer")
+        # A fast tokenizer must not be used by two threads at once: the engine's thread decodes with the original, and a
+        # single thread encodes with this copy, outside the event loop.
+        self._tokenizer = copy.deepcopy(base.tokenizer)
+        self._encoder = Encoder(self._tokenizer, task)
+        self._encoding_thread = ThreadPoolExecutor(1, "tokenizer")
 
     async def submit_request(
-        self, wish: ChatCompletionRequest | CompletionRequest
+        self, request: ChatCompletionRequest | CompletionRequest
     ) -> tuple[RequestHandle, responses.ResponseBuilder]:
-        """Puts a request in the queue. Raises: ApiFault: it cannot be answered."""
+        """Adds a request to the engine's queue. Raises: ApiError: it cannot be answered."""
         if self.stopping:
             raise errors.shutting_down()
-        version = self.versions.acquire(wish.model)
+        version = self.versions.acquire(request.model)
         if version is None:
-            raise errors.model_not_found(wish.model, self.versions.list_names())
+            raise errors.model_not_found(request.model, self.versions.list_names())
         try:
-            plan = await asyncio.get_running_loop().run_in_executor(self._reading, self._prepare_request, wish)
-            ticket = RequestHandle(version, plan.prompts, plan.rows)
-            self.engine.submit(ticket, self._build_sequences(ticket, plan))
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(self._encoding_thread, self._prepare_request, request)
+            handle = RequestHandle(version, prepared.prompts, prepared.rows)
+            self.engine.submit(handle, self._build_sequences(handle, prepared))
         except BaseException:
             self.versions.release_version(version)
             raise
-        self.metrics.prompt_tokens.labels(version.name).inc(plan.response.usage.prompt)
-        return ticket, plan.response
+        self.metrics.prompt_tokens.labels(version.name).inc(prepared.response.usage.prompt)
+        return handle, prepared.response
 
     async def stream_chunks(
-        self, ticket: RequestHandle, letter: responses.ResponseBuilder
+        self, handle: RequestHandle, builder: responses.ResponseBuilder
     ) -> AsyncGenerator[list[OutputChunk]]:
-        """What is written, as it comes. Raises: ApiFault: it took too long, or the engine failed. However it ends, the engine lets go."""
-        deadline = ticket.arrived + self.action.request_timeout
-        name = ticket.version.name
+        """Chunks of the answers, as they are generated. However it ends, the engine drops the request.
+
+        Raises: ApiError: the answers took too long, or the engine failed.
+        """
+        # The event loop's clock and `arrived` are both time.monotonic.
+        deadline = handle.arrived + self.action.request_timeout
+        name = handle.version.name
         try:
             while True:
                 async with asyncio.timeout_at(deadline):
-                    found = await ticket.take_chunks()
-                if not found:
+                    chunks = await handle.take_chunks()
+                if not chunks:
                     break
-                written = sum(piece.tokens for piece in found)
-                letter.usage.written += written
-                self.metrics.written_tokens.labels(name).inc(written)
-                yield found
-            self.metrics.seconds.labels(name).observe(asyncio.get_running_loop().time() - ticket.arrived)
-            self.metrics.first_token.labels(name).observe(ticket.first_token - ticket.arrived)
+                num_tokens = sum(chunk.tokens for chunk in chunks)
+                builder.usage.written += num_tokens
+                self.metrics.written_tokens.labels(name).inc(num_tokens)
+                yield chunks
+            self.metrics.seconds.labels(name).observe(asyncio.get_running_loop().time() - handle.arrived)
+            self.metrics.first_token.labels(name).observe(handle.first_token - handle.arrived)
         except TimeoutError as error:
             raise errors.request_timeout(self.action.request_timeout) from error
         finally:
-            self.engine.cancel(ticket)
+            self.engine.cancel(handle)
 
-    async def collect_response(self, ticket: RequestHandle, letter: responses.ResponseBuilder) -> dict[str, Any]:
-        """The reply at once. Raises: ApiFault: see `pieces`."""
-        whole: dict[int, OutputChunk] = {}
-        async with aclosing(self.stream_chunks(ticket, letter)) as found:
-            async for pieces in found:
-                for piece in pieces:
-                    whole[piece.index] = whole[piece.index].merge_with(piece) if piece.index in whole else piece
-        return letter.build_full(whole)
+    async def collect_response(self, handle: RequestHandle, builder: responses.ResponseBuilder) -> dict[str, Any]:
+        """The whole response. Raises: ApiError: see `stream_chunks`."""
+        answers: dict[int, OutputChunk] = {}
+        async with aclosing(self.stream_chunks(handle, builder)) as stream:
+            async for chunks in stream:
+                for chunk in chunks:
+                    earlier = answers.get(chunk.index)
+                    answers[chunk.index] = earlier.merge_with(chunk) if earlier else chunk
+        return builder.build_full(answers)
 
     def close(self) -> None:
-        """Ends the thread that reads prompts."""
-        self._reading.shutdown(wait=False, cancel_futures=True)
+        """Ends the thread that encodes prompts."""
+        self._encoding_thread.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare_request(self, wish: ChatCompletionRequest | CompletionRequest) -> PreparedRequest:
+    def _prepare_request(self, request: ChatCompletionRequest | CompletionRequest) -> PreparedRequest:
         form: responses.ChatFormat | responses.CompletionFormat
-        if isinstance(wish, ChatCompletionRequest):
-            prompts, form = self._prepare_chat(wish)
+        if isinstance(request, ChatCompletionRequest):
+            prompts, form = self._prepare_chat(request)
+            field = "messages"
         else:
-            prompts, form = self._encode_prompts(wish), responses.CompletionFormat()
+            prompts, form = (
+                [
+                    self._encoder.plain(prompt) if isinstance(prompt, str) else prompt
+                    for prompt in request.list_prompts()
+                ],
+                responses.CompletionFormat(),
+            )
+            field = "prompt"
         for ids in prompts:
-            self._check_token_ids(ids, "messages" if isinstance(wish, ChatCompletionRequest) else "prompt")
-        if len(prompts) * wish.n > self.action.max_waiting:
+            if not ids:
+                raise errors.invalid_request(f"Invalid value for '{field}': holds no token", field)
+            if max(ids) >= self.num_embeddings:
+                raise errors.invalid_request(f"Invalid value for '{field}': the model knows no token {max(ids)}", field)
+        if len(prompts) * request.n > self.action.max_waiting:
             raise errors.invalid_request(
                 f"Invalid value for 'n': at most {self.action.max_waiting} answers at once", "n"
             )
         usage = responses.Usage(sum(map(len, prompts)))
-        logprobs = wish.get_top_logprobs()
+        logprobs = request.get_top_logprobs()
         return PreparedRequest(
             prompts=prompts,
-            each=wish.n,
-            limit=self._resolve_max_tokens(max(map(len, prompts)), wish.get_max_tokens()),
-            stops=wish.list_stops(),
-            sampling=wish.build_sampling_params(logprobs, self.repetition_penalty, self.vocabulary),
-            response=responses.ResponseBuilder(form, wish.model, usage, self._reader, logprobs is not None),
+            num_answers=request.n,
+            limit=self._resolve_max_tokens(max(map(len, prompts)), request.get_max_tokens()),
+            stops=request.list_stops(),
+            sampling=request.build_sampling_params(logprobs, self.repetition_penalty, self.vocab_size),
+            response=responses.ResponseBuilder(form, request.model, usage, self._tokenizer, logprobs is not None),
         )
 
-    def _prepare_chat(self, wish: ChatCompletionRequest) -> tuple[list[list[int]], responses.ChatFormat]:
-        """The prompt, and how its answers are written."""
-        conversation = wish.build_conversation()
+    def _prepare_chat(self, request: ChatCompletionRequest) -> tuple[list[list[int]], responses.ChatFormat]:
+        """The prompt, and the format of its answers."""
+        conversation = request.build_conversation()
         try:
             unwritten = self._encoder.check("", conversation)
             prompt = self._encoder.prompt(conversation)
-        except DataError as error:  # what comes behind a semicolon is advice on rows
+        except DataError as error:  # what follows a semicolon is advice on training rows
             raise errors.invalid_request(
                 " ".join(line.partition("; ")[0] for line in error.lines), "messages"
             ) from error
-        if conversation.tools and "tools" in unwritten:
+        if not conversation.tools:
+            return [prompt], responses.ChatFormat(None)
+        if "tools" in unwritten:
             raise errors.invalid_request(
                 "Unsupported value: 'tools': this model has no chat template that would show them to it; omit them", "tools", "unsupported_value"
             )  # fmt: skip
-        reader = (
-            tool_calls.build_tool_parser(self._reader, self.base.model, prompt, conversation.tools)
-            if conversation.tools
-            else None
-        )
-        return [prompt], responses.ChatFormat(reader)
+        parser = tool_calls.build_tool_parser(self._tokenizer, self.base.model, prompt, conversation.tools)
+        return [prompt], responses.ChatFormat(parser)
 
-    def _encode_prompts(self, wish: Any) -> list[list[int]]:
-        return [self._encoder.plain(one) if isinstance(one, str) else one for one in wish.list_prompts()]
+    def _resolve_max_tokens(self, prompt: int, requested: int | None) -> int:
+        """Most tokens of an answer to a prompt of so many tokens.
 
-    def _check_token_ids(self, ids: list[int], field: str) -> None:
-        if not ids:
-            raise errors.invalid_request(f"Invalid value for '{field}': holds no token", field)
-        if max(ids) >= self.embedded:
-            raise errors.invalid_request(f"Invalid value for '{field}': the model knows no token {max(ids)}", field)
+        Raises: ApiError: the base model has too few positions for the prompt and the requested tokens.
+        """
+        if self.positions is None:
+            return requested or self.action.max_new_tokens
+        available = self.positions - prompt
+        if available < (requested or 1):
+            raise errors.context_length_exceeded(prompt, requested or 1, self.positions)
+        return requested or min(self.action.max_new_tokens, available)
 
-    def _resolve_max_tokens(self, prompt: int, asked: int | None) -> int:
-        """Tokens that may be written. Raises: ApiFault: the base does not read so many."""
-        room = None if self.positions is None else self.positions - prompt
-        if room is None:
-            return asked or self.action.max_new_tokens
-        if room < (asked or 1):
-            raise errors.context_length_exceeded(prompt, asked or 1, self.positions or 0)
-        return asked or min(self.action.max_new_tokens, room)
-
-    def _build_sequences(self, ticket: RequestHandle, plan: PreparedRequest) -> list[SequenceState]:
+    def _build_sequences(self, handle: RequestHandle, prepared: PreparedRequest) -> list[SequenceState]:
         device, tokenizer = self.base.model.device, self.base.tokenizer
+        # A special token has no text, so a detokenizer would not find it: it ends the answer as a token.
+        special_stops = {self.special[stop] for stop in prepared.stops if stop in self.special}
         return [
             SequenceState(
-                request=ticket,
-                index=number,
-                prompt=plan.prompts[number // plan.each],
-                sampling=plan.sampling,
-                limit=plan.limit,
-                ends=self.ends | {self.special[stop] for stop in plan.stops if stop in self.special},
-                detokenizer=StreamDetokenizer(tokenizer, plan.stops),
-                draws=sampling.build_generator(plan.sampling, number, device),
+                request=handle,
+                index=index,
+                prompt=prepared.prompts[index // prepared.num_answers],
+                sampling=prepared.sampling,
+                limit=prepared.limit,
+                ends=self.ends | special_stops,
+                detokenizer=StreamDetokenizer(tokenizer, prepared.stops),
+                draws=sampling.build_generator(prepared.sampling, index, device),
             )
-            for number in range(plan.rows)
+            for index in range(prepared.rows)
         ]

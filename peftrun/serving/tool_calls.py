@@ -1,4 +1,4 @@
-"""Calls of tools in an answer, read by transformers' own parser where it knows the form that the model writes them in."""
+"""Tool calls in an answer, parsed by transformers where it knows the format in which the model writes them."""
 
 import json
 import uuid
@@ -7,40 +7,39 @@ from typing import Any
 
 from transformers.cli.serving.utils import get_response_template
 
-# An answer's tokens → what an OpenAI message says in place of its text: content, tool_calls; None where the text stays as it is.
+# The tokens of an answer → fields of an OpenAI message instead of its text: content, tool_calls; None: it has no calls.
 ToolParser = Callable[[Sequence[int]], dict[str, Any] | None]
 
 
 def build_tool_parser(
     tokenizer: Any, model: Any, prompt: list[int], tools: Sequence[dict[str, Any]]
 ) -> ToolParser | None:
-    """How answers to a prompt that tells of tools are read; None: the tokenizer has no `response_template`, and transformers none for the model."""
+    """The parser of answers to a prompt with tools; None: neither the tokenizer nor transformers has a `response_template`."""
     template = get_response_template(tokenizer, model)
     if template is None:
         return None
 
     def parse_answer(ids: Sequence[int]) -> dict[str, Any] | None:
-        given = {"prefix": tokenizer.decode(prompt), "tools": [dict(one) for one in tools]}
+        context = {"prefix": tokenizer.decode(prompt), "tools": [dict(tool) for tool in tools]}
         try:
-            found = tokenizer.parse_response(tokenizer.decode(list(ids)), template, **given)
-            calls = [_format_call(one) for one in found.get("tool_calls") or []]
-        except (ValueError, TypeError, KeyError):  # a call that is none: what was written is told as it is
+            message = tokenizer.parse_response(tokenizer.decode(list(ids)), template, **context)
+            calls = [_format_call(call) for call in message.get("tool_calls") or []]
+        except (ValueError, TypeError, KeyError):  # a malformed call: the text is returned as it was generated
             return None
-        return _build_message(found, calls, tokenizer.eos_token) if calls else None
+        if not calls:
+            return None
+        content = str(message.get("content") or "").removesuffix(tokenizer.eos_token or "").strip()
+        # Models name their reasoning differently; clients know the first name.
+        reasoning = next((message[key] for key in ("reasoning_content", "thinking") if message.get(key)), None)
+        fields = {"reasoning_content": reasoning} if reasoning else {}
+        return {"content": content or None, **fields, "tool_calls": calls}
 
     return parse_answer
 
 
-def _build_message(found: dict[str, Any], calls: list[dict[str, Any]], end: str | None) -> dict[str, Any]:
-    content = str(found.get("content") or "").removesuffix(end or "").strip()
-    reasoning = next((found[key] for key in ("reasoning_content", "thinking") if found.get(key)), None)
-    thought = {"reasoning_content": reasoning} if reasoning else {}
-    return {"content": content or None, **thought, "tool_calls": calls}
-
-
-def _format_call(one: dict[str, Any]) -> dict[str, Any]:
-    """A call as OpenAI's API writes it: with an id, its arguments as JSON text."""
-    name, arguments = one["function"]["name"], one["function"]["arguments"]
+def _format_call(call: dict[str, Any]) -> dict[str, Any]:
+    """A call in OpenAI's format: with an id, and its arguments as JSON text. Raises: TypeError, KeyError: it is malformed."""
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError("a call has a name and arguments")
     text = json.dumps(arguments, ensure_ascii=False)

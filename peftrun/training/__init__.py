@@ -1,1 +1,1 @@
-"""From model and rows to a trained adapter, by TRL's trainers."""
+"""Training: from a base model and rows to a trained adapter, with the loops of TRL and transformers."""

@@ -1,4 +1,4 @@
-"""What happens while a Trainer runs: rows of metrics, a bar or plain lines, marks on whole checkpoints, loud NaNs."""
+"""What is logged while a Trainer runs: metrics.jsonl, a progress bar or plain lines, markers on complete checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -15,24 +15,31 @@ from peftrun.training.checkpoints import mark_complete
 
 
 class MetricsCallback(TrainerCallback):
-    """Writes a row to metrics.jsonl at each log, and shows where training is."""
+    """Writes a row to metrics.jsonl at each log, and shows the progress of the training.
+
+    Args:
+        digests: hashes of what the training is made from, stored in each checkpoint.
+        each_step: called with the step's number (from 1) once the weights have moved.
+        begin: called before the first step.
+        shown: False for a cell of a joint run, whose progress is shown for all cells together.
+    """
 
     def __init__(
         self,
         metrics_file: Path,
-        inputs: dict[str, str],
+        digests: dict[str, str],
         each_step: Callable[[int], None] | None = None,
         begin: Callable[[], None] | None = None,
         *,
         shown: bool = True,
     ) -> None:
-        self.metrics_file, self.inputs, self.shown = metrics_file, inputs, shown
+        self.metrics_file, self.digests, self.shown = metrics_file, digests, shown
         self.each_step, self.begin = each_step, begin
         self.tokens, self.save_later = 0.0, False
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Opens the bar, on a terminal."""
+        """Starts the clock, and the progress bar on a terminal."""
         if self.begin:
             self.begin()
         self.started, self.first_step = time.perf_counter(), state.global_step
@@ -42,32 +49,33 @@ class MetricsCallback(TrainerCallback):
             self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Notes which step it is, for whoever waits longer than for the next log."""
+        """Sets the activity that is printed if nothing is logged for long."""
         if self.shown:
             console.set_activity(f"step {state.global_step + 1}/{state.max_steps}")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What the adapter's method does once the weights have moved, gradients still there."""
+        """Calls the method's step hook: the weights have moved, the gradients are not cleared yet."""
         if self.each_step:
             self.each_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Moves the bar; the last step is logged, however few there are."""
+        """Moves the bar, and requests a log at the last step whatever `logging_steps` is."""
         if state.global_step >= state.max_steps:
             control.should_log = True
         if args.eval_strategy == "epoch" and (control.should_training_stop or state.epoch == int(state.epoch)):
-            # A checkpoint is a point to go on from: what the epoch's end measures comes first, and is in it.
+            # The evaluation at the end of an epoch must be in the checkpoint that a run resumes from, so that it is not
+            # repeated: the checkpoint is postponed to on_epoch_end.
             self.save_later, control.should_save = control.should_save, False
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves what its last step had left to be saved."""
+        """Requests the checkpoint that the last step postponed."""
         control.should_save |= self.save_later
         self.save_later = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """One row, one line."""
+        """Writes one row of metrics, and updates the bar or prints one line."""
         if logs and "eval_loss" in logs:
             self._log_validation(state, logs)
         if not logs or "loss" not in logs or not distributed.is_main_process():
@@ -78,13 +86,13 @@ class MetricsCallback(TrainerCallback):
         self._show_progress(state, logs, seconds)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Marks the checkpoint that the Trainer has just finished."""
-        distributed.wait_for_everyone()  # every process adds the state of its random numbers
+        """Marks the checkpoint that the Trainer has just written as complete."""
+        distributed.wait_for_everyone()  # every process writes its own random state into the checkpoint
         if distributed.is_main_process():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.inputs)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.digests)
 
     def close(self) -> None:
-        """Takes the bar away, also after an error."""
+        """Removes the bar; called after an error too."""
         if self.bar:
             self.bar.stop()
             self.bar = None
@@ -92,27 +100,25 @@ class MetricsCallback(TrainerCallback):
     def _log_validation(self, state: Any, logs: dict[str, Any]) -> None:
         if not distributed.is_main_process():
             return
-        self._log_row({"step": state.global_step, "eval_loss": logs["eval_loss"]})
-        if not self.shown:
-            return
-        best = "" if state.best_metric is None else f", best so far {min(state.best_metric, logs['eval_loss']):.4f}"
-        console.print_info(
-            f"step {state.global_step}/{state.max_steps} · validation loss {logs['eval_loss']:.4f}{best}"
-        )
+        loss = logs["eval_loss"]
+        self._log_row({"step": state.global_step, "eval_loss": loss})
+        if self.shown:
+            best = "" if state.best_metric is None else f", best so far {min(state.best_metric, loss):.4f}"
+            console.print_info(f"step {state.global_step}/{state.max_steps} · validation loss {loss:.4f}{best}")
 
     def _log_row(self, row: dict[str, Any]) -> None:
         atomic_files.append_json_line(self.metrics_file, row)
         trackers.log_metrics(self.metrics_file.parent, row)
 
     def _show_progress(self, state: Any, logs: dict[str, Any], seconds: float) -> None:
-        seen = float(logs.get("num_tokens", 0.0))
+        tokens = float(logs.get("num_tokens", 0.0))  # since the first step of the run, before a resume too
         if not self.tokens:
-            self.tokens_before = seen if state.global_step == self.first_step else 0.0
-        self.tokens = seen
-        rate = (seen - self.tokens_before) / seconds if seconds else 0.0
-        left = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
-        note = f"loss {logs['loss']:.4f}" + (f" · {rate:.0f} tokens/s" if seen else "")
+            self.tokens_before = tokens if state.global_step == self.first_step else 0.0
+        self.tokens = tokens
+        rate = (tokens - self.tokens_before) / seconds if seconds else 0.0
+        remaining = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
+        note = f"loss {logs['loss']:.4f}" + (f" · {rate:.0f} tokens/s" if tokens else "")
         if self.bar:
             self.bar.update(self.task, completed=state.global_step, note=note)
         elif self.shown:
-            console.print_info(f"step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")
+            console.print_info(f"step {state.global_step}/{state.max_steps} · {note} · {remaining:.0f} s left")

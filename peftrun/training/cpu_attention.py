@@ -1,7 +1,8 @@
-"""Attention by plain products where these are faster: bfloat16 on a CPU, rows that are not long.
+"""Eager attention where it is faster than torch's fused attention: in bfloat16 on a CPU, for rows that are not long.
 
-torch's fused attention has a slow backward pass there: a training step with rows of 84 tokens takes a quarter less without it, one with 512 a sixth less;
-in float32 there is no difference. Plain products keep the scores of a layer in memory, tokens² of each row and head, hence the limit.
+The backward pass of fused attention is slow there: without it a training step takes a quarter less with rows of 84 tokens,
+and a sixth less with rows of 512; in float32 there is no difference. Eager attention keeps the scores of a layer in memory,
+(rows, heads, tokens, tokens), hence the limit.
 """
 
 from collections.abc import Iterator
@@ -13,20 +14,20 @@ import torch
 from peftrun.config.schema.run import ModelSpec, TaskSpec, TrainerSpec
 from peftrun.models.device import Device
 
-MAX_ROW_TOKENS = 512  # tokens of a row
-FUSED, EAGER = "sdpa", "eager"  # transformers' words
+MAX_ROW_TOKENS = 512
+FUSED, EAGER = "sdpa", "eager"  # transformers' names of the two
 
 
-def is_eager_faster(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, place: Device) -> bool:
-    """Whether a training is faster by plain products; what the user has chosen stays."""
+def is_eager_faster(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, device: Device) -> bool:
+    """Whether a training is faster with eager attention; False where the user has chosen the attention."""
     chosen = model.attn_implementation is not None or trainer.torch_compile or trainer.padding_free
-    return not chosen and place.name == "cpu" and place.dtype == torch.bfloat16 and task.max_length <= MAX_ROW_TOKENS
+    return not chosen and device.name == "cpu" and device.dtype == torch.bfloat16 and task.max_length <= MAX_ROW_TOKENS
 
 
 @contextmanager
-def use_eager_attention(model: Any, asked: bool) -> Iterator[None]:
-    """Inside, `model` (a transformers model) attends by plain products, if asked for and if it would by torch's fused attention."""
-    if not asked or model.config._attn_implementation != FUSED:
+def use_eager_attention(model: Any, enabled: bool) -> Iterator[None]:
+    """Inside, `model` (a transformers model) uses eager attention, if enabled and if it would use fused attention."""
+    if not enabled or model.config._attn_implementation != FUSED:
         yield
         return
     model.set_attn_implementation(EAGER)

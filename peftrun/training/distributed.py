@@ -1,4 +1,4 @@
-"""Processes that train together: which of them writes, how they wait for each other, and what is sharded over them."""
+"""Training in several processes: which one writes, how they wait for each other, and sharded parameters."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, br
 
 T = TypeVar("T")
 
-PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # the others wait while the first one evaluates
+PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # the other processes wait while the main process evaluates
 
 
 def is_distributed() -> bool:
@@ -21,19 +21,19 @@ def is_distributed() -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is the process that prints and writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def init_process_group(device: str) -> None:
-    """Joins the other processes, each on a device of its own. Called before anything is put on a device."""
+    """Joins the other processes, each on a device of its own. Must be called before any tensor is put on a device."""
     if is_distributed():
         PartialState(cpu=device == "cpu", timeout=PROCESS_GROUP_TIMEOUT)
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The writing process runs the block, then the others do."""
+    """The main process runs the block first, then the others do."""
     if is_distributed() and not is_main_process():
         wait_for_everyone()
     yield
@@ -42,22 +42,22 @@ def main_process_first() -> Iterator[None]:
 
 
 def wait_for_everyone() -> None:
-    """Returns once every process is here."""
+    """Returns once every process has called it."""
     if is_distributed():
         torch.distributed.barrier()
 
 
-def broadcast_from_main(find: Callable[[], T]) -> T:
-    """What the writing process finds, in every process; when it is there, none has gone on."""
+def broadcast_from_main(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the main process, in every process; it is called there alone, and acts as a barrier."""
     if not is_distributed():
-        return find()
-    found = [find() if is_main_process() else None]
-    broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]
+        return compute()
+    values = [compute() if is_main_process() else None]
+    broadcast_object_list(values)
+    return values[0]  # type: ignore[return-value]
 
 
 def shard_on_cpu(trainer: Any) -> None:
-    """Has accelerate shard on processors too: it leaves FSDP out there without a word, though FSDP2 works."""
+    """Makes accelerate shard on CPUs too: it silently drops FSDP there, though FSDP2 works."""
     state = trainer.accelerator.state
     if trainer.args.fsdp_plugin_args is None or state.distributed_type != DistributedType.MULTI_CPU:
         return
@@ -68,7 +68,7 @@ def shard_on_cpu(trainer: Any) -> None:
 
 
 def gather_trained(model: Any) -> dict[str, torch.Tensor]:
-    """What was trained, whole, on the CPU: every process must call it, each holds a slice."""
+    """Name → whole trained tensor, on the CPU. A collective operation: each process has only a shard, so all must call it."""
     return {
         name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu().clone()
         for name, value in model.named_parameters()
@@ -77,9 +77,9 @@ def gather_trained(model: Any) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def load_trained(model: Any, values: dict[str, torch.Tensor]) -> Any:
-    """The model with its trained parameters set to `values`."""
-    own = dict(model.named_parameters())
-    for name, value in values.items():
-        own[name].copy_(value)
+def load_trained(model: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The model with its trained parameters set to `tensors`."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
     return model

@@ -1,15 +1,16 @@
-"""How much of the rows a training learns, in words."""
+"""How many of the training rows a run will see, as text."""
 
 import math
 
 from peftrun.config.schema.run import RunSpec
 from peftrun.planning import throughput
 
-MIN_EPOCHS = 0.5  # epochs, below which most rows are never learned
+MIN_EPOCHS = 0.5  # below so many epochs, most rows are never trained on, which is reported
 
 
 def describe_coverage(spec: RunSpec, rows: int, steps: int | None = None) -> str | None:
-    """`60 steps × 4 rows = 240 rows (0.26 epochs of 918)`; None where a step does not take whole rows, or takes answers to them."""
+    """`60 steps × 4 rows = 240 rows (0.26 epochs of 918)`; None where a step is not made of whole rows (packing), or is
+    made of several answers to a row (GRPO)."""
     if spec.trainer.packing or spec.task.kind == "prompt_only":
         return None
     steps = throughput.count_optimizer_steps(spec.trainer, rows, _count_processes(spec)) if steps is None else steps
@@ -17,18 +18,19 @@ def describe_coverage(spec: RunSpec, rows: int, steps: int | None = None) -> str
 
 
 def describe_unseen_rows(spec: RunSpec, rows: int) -> str | None:
-    """What to type where most rows are never learned."""
+    """What to type if most rows are never trained on; None if they are."""
     steps = throughput.count_optimizer_steps(spec.trainer, rows, _count_processes(spec)) or 0
-    if describe_coverage(spec, rows) is None or steps * _count_step_rows(spec) >= MIN_EPOCHS * rows:
+    step_rows = _count_step_rows(spec)
+    if describe_coverage(spec, rows) is None or steps * step_rows >= MIN_EPOCHS * rows:
         return None
-    whole = math.ceil(rows / _count_step_rows(spec))
     return (
-        f"{rows - steps * _count_step_rows(spec):,} of {rows:,} training rows are never learned; "
-        f"type trainer=epochs for passes over all of them, or trainer.max_steps={whole} for one"
+        f"{rows - steps * step_rows:,} of {rows:,} training rows are never learned; "
+        f"type trainer=epochs for passes over all of them, or trainer.max_steps={math.ceil(rows / step_rows)} for one"
     )
 
 
 def _count_step_rows(spec: RunSpec) -> int:
+    """Rows of an optimizer step, over all processes."""
     return throughput.count_step_rows(spec.trainer, _count_processes(spec))
 
 

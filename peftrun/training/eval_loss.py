@@ -1,4 +1,4 @@
-"""The loss on validation rows: one mean over all of them, whatever the size of their batches."""
+"""The validation loss as one mean over all rows, independent of the batch size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,42 +10,44 @@ from peftrun.tasks.length_checks import IGNORE_INDEX
 
 
 def average_over_rows(trainer: Trainer) -> None:
-    """Has a Trainer tell as `eval_loss` the mean over all labels; of preferences and of texts with one label, over all rows.
+    """Makes a Trainer report as `eval_loss` the mean over all labels; for preferences and sequence labels, over all rows.
 
-    Its own is the mean over batches of their means: batches of another size would choose another checkpoint, and end the training elsewhere.
+    Its own is the mean over batches of their means, which weights labels unequally: another batch size would select
+    another best checkpoint, and stop the training early at another step.
     """
-    measure, evaluate, count = trainer.prediction_step, trainer.evaluation_loop, trainer._get_num_items_in_batch
-    total = torch.zeros(2)  # loss times weight, weight
+    prediction_step, evaluation_loop = trainer.prediction_step, trainer.evaluation_loop
+    get_num_items = trainer._get_num_items_in_batch
+    sums = torch.zeros(2)  # (loss · weight, weight), each summed over the batches of this process
 
-    def predict_weighted(model: Any, inputs: Any, *given: Any, **how: Any) -> Any:
+    def predict_weighted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         weight = _count_losses(inputs, trainer._loss_shifts_labels)
-        trainer._get_num_items_in_batch = lambda *_: (
-            None
-        )  # the batch's own mean, not its share of all processes' batches
+        # Without a count the loss is the batch's own mean; with it, its share of the batches of all processes.
+        trainer._get_num_items_in_batch = lambda *_: None
         try:
-            found = measure(model, inputs, *given, **how)
+            output = prediction_step(model, inputs, *args, **kwargs)
         finally:
-            trainer._get_num_items_in_batch = count
-        if found[0] is not None and weight:
-            total.add_(torch.tensor([float(found[0]) * weight, weight]))
-        return found
+            trainer._get_num_items_in_batch = get_num_items
+        loss = output[0]
+        if loss is not None and weight:
+            sums.add_(torch.tensor([float(loss) * weight, weight]))
+        return output
 
-    def evaluate_weighted(*given: Any, **how: Any) -> Any:
-        total.zero_()
-        found = evaluate(*given, **how)
-        whole, weight = trainer.accelerator.reduce(total.to(trainer.args.device), "sum").tolist()
-        if weight and "eval_loss" in found.metrics:
-            found.metrics["eval_loss"] = whole / weight
-        return found
+    def evaluate_weighted(*args: Any, **kwargs: Any) -> Any:
+        sums.zero_()
+        output = evaluation_loop(*args, **kwargs)
+        total, weight = trainer.accelerator.reduce(sums.to(trainer.args.device), "sum").tolist()
+        if weight and "eval_loss" in output.metrics:
+            output.metrics["eval_loss"] = total / weight
+        return output
 
     trainer.prediction_step, trainer.evaluation_loop = predict_weighted, evaluate_weighted
 
 
 def _count_losses(inputs: Any, shifted: bool) -> float:
-    """How many losses the mean of a batch is one of; 0 where that cannot be told."""
+    """How many losses the mean of a batch is made of; 0 if unknown. Args: shifted: position t predicts the label of t + 1."""
     if not isinstance(inputs, Mapping):
         return 0.0
     labels = inputs.get("labels")
-    if labels is None or labels.dim() == 1:
-        return float(len(next(one for one in inputs.values() if torch.is_tensor(one))))
-    return float(((labels[:, 1:] if shifted else labels) != IGNORE_INDEX).sum())
+    if labels is None or labels.dim() == 1:  # one loss per row
+        return float(len(next(value for value in inputs.values() if torch.is_tensor(value))))
+    return float(((labels[:, 1:] if shifted else labels) != IGNORE_INDEX).sum())  # labels: (B, T)

@@ -1,11 +1,11 @@
-"""From a model and rows to a trained model: what every loop shares, whoever's loop it is."""
+"""From a model and rows to a trained model: what is common to all loops, TRL's, transformers' and that of a joint run."""
 
 import contextlib
 import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -30,13 +30,14 @@ from peftrun.planning import throughput
 from peftrun.training import checkpoints, distributed, eval_loss, nan_guard, unsaved_state
 from peftrun.training.callbacks import MetricsCallback
 
-ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")
-REFERENCE_ADAPTER = "ref"  # TRL's copy of an adapter as it was at the start
+ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")  # keys of a mixture of experts that TRL changes
+REFERENCE_ADAPTER = "ref"  # TRL's copy of an adapter before its first step
+GPU_ONLY = ("activation_offloading", "use_liger_kernel")  # trainer options that need a GPU
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How training went. `train_loss` is the mean over all steps."""
+    """Optimizer steps, mean loss over all of them, seconds, and tokens seen."""
 
     steps: int
     train_loss: float
@@ -50,15 +51,15 @@ class FitResult:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is learned.
+    """Rows to train and validate on, and how they become batches.
 
     Attributes:
-        rows: of the kind that the loop takes.
-        names: where each of them comes from.
-        inputs: digests of what it is made from; noted in each checkpoint.
-        validation: more of them, on which the loss is measured while training.
-        collator: makes batches for transformers' own Trainer; None: TRL's loops make their own.
+        rows: columns as the loop of the objective reads them, token ids.
+        names: where each row comes from, for messages.
+        collator: makes batches for transformers' Trainer; None: TRL's loops make their own.
         objective: of preferences and rewards; None: supervised.
+        validation: rows on which the loss is measured during training.
+        digests: hashes of what the rows and the base model are made from; stored in each checkpoint.
     """
 
     rows: list[dict[str, Any]]
@@ -69,17 +70,17 @@ class TrainingData:
     collator: Any = None
     objective: Any = None
     validation: list[dict[str, Any]] | None = None
-    inputs: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MethodHooks:
-    """What an adapter's method asks of the loop.
+    """What an adapter's method adds to the loop.
 
     Attributes:
-        optimizer: makes its own optimiser of (class, arguments) that the loop would use; None returned: that one will do.
-        each_step: called with the number of each step once the weights have moved.
-        begin: called before the first step, when the libraries have made of the model what they train.
+        optimizer: from (class, arguments) of the loop's own optimizer to another optimizer, or None to keep the loop's.
+        each_step: called with the step's number (from 1) once the weights have moved.
+        begin: called before the first step, once the libraries have wrapped the model for training.
     """
 
     optimizer: Callable[[type, dict[str, Any]], Any] | None = None
@@ -92,111 +93,110 @@ TrainerFactory = Callable[..., Trainer]
 
 
 def count_steps(trainer: TrainerSpec, rows: int) -> int:
-    """Optimiser steps of a run over so many rows."""
+    """Optimizer steps of a run over so many rows."""
     return throughput.count_optimizer_steps(trainer, rows) or 0
 
 
-def _resolve_warmup(trainer: TrainerSpec, rows: int) -> float:
-    """Steps of warm-up, or a share of all steps; a run so short that the share rounds up to all of it would learn at no rate at all."""
-    share, total = trainer.warmup_steps, count_steps(trainer, rows)
-    return float(total - 1) if share < 1 and math.ceil(share * total) >= total else share
-
-
-def fit(model: Any, lesson: TrainingData, trainer: TrainerSpec, device: Device, out_dir: Path, *,
+def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, out_dir: Path, *,
         checkpoint: Path | None, method: MethodHooks = NO_HOOKS, maker: TrainerFactory | None = None) -> FitResult:  # fmt: skip
-    """Trains what requires a gradient in `model`, in place; logs and checkpoints go below `out_dir`.
+    """Trains the parameters of `model` that require a gradient, in place; logs and checkpoints go below `out_dir`.
 
-    Args: maker: makes the Trainer in place of the lesson's own loop: of a cell that is trained among others, which shows
-        no progress of its own.
+    Args: maker: builds the Trainer instead of the objective's own loop; for a cell of a joint run, which shows no progress
+        of its own.
 
-    Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer a finite number.
+    Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer finite.
     """
-    _check_device(trainer, device)
-    report = MetricsCallback(out_dir / METRICS, lesson.inputs, method.each_step, method.begin, shown=maker is None)
-    given = _build_arguments(trainer, device, lesson.seed, out_dir) | {
-        "warmup_steps": _resolve_warmup(trainer, len(lesson.rows))
+    for key in GPU_ONLY:
+        if getattr(trainer, key) and device.name == "cpu":
+            raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
+    callback = MetricsCallback(out_dir / METRICS, data.digests, method.each_step, method.begin, shown=maker is None)
+    patience = trainer.early_stopping_patience
+    arguments = _build_arguments(trainer, device, data.seed, len(data.rows), out_dir)
+    router_config = {key: getattr(model.config, key) for key in ROUTER_KEYS if hasattr(model.config, key)}
+    initial = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {
+        "callbacks": [callback, *([EarlyStoppingCallback(patience)] if patience else [])],
+        "optimizers": (_build_optimizer(model, arguments, method), None),
+        **({"eval_dataset": Dataset.from_list(data.validation)} if data.validation else {}),
     }
-    routing = {key: getattr(model.config, key) for key in ROUTER_KEYS if hasattr(model.config, key)}
-    learned = [(one, one.data) for one in model.parameters() if one.requires_grad]
-    plain = {field.name for field in dataclasses.fields(TrainingArguments)}
-    own = _build_optimizer(model, TrainingArguments(**{key: given[key] for key in given.keys() & plain}), method)
-    apart = {"eval_dataset": Dataset.from_list(lesson.validation)} if lesson.validation else {}
-    common = {"callbacks": _build_callbacks(report, trainer), "optimizers": (own, None), **apart}
-    trained_by = _build_trainer(maker, model, lesson, given, common)
+    hf_trainer = _build_trainer(maker, model, data, arguments, options)
     if REFERENCE_ADAPTER in getattr(model, "peft_config", {}):
-        model.delete_adapter(
-            REFERENCE_ADAPTER
-        )  # a copy of the fresh adapter; without it the reference is the base, the adapter off
-    for one, value in learned:
-        one.data = value  # TRL has rounded an adapter on a quantised base to bfloat16, and what is saved would answer otherwise
-    distributed.shard_on_cpu(trained_by)
-    nan_guard.raise_on_nan_loss(trained_by, lesson.rows, lesson.names, lesson.tokenizer)
-    checkpoints.stop_where_ended(trained_by)
-    unsaved_state.keep_adapter_state(trained_by)
-    trained_by.create_model_card = lambda *_, **__: None  # TRL's, in each checkpoint's folder
-    eval_loss.average_over_rows(trained_by)
-    for unwanted in (PrinterCallback, ProgressCallback):
-        trained_by.remove_callback(unwanted)
+        # TRL's reference is a copy of the fresh adapter; without it TRL takes the base model with the adapter disabled.
+        model.delete_adapter(REFERENCE_ADAPTER)
+    for parameter, value in initial:
+        # TRL casts an adapter on a quantized base model to bfloat16; the saved adapter would then answer differently.
+        parameter.data = value
+    _patch_trainer(hf_trainer, data)
     try:
-        found = trained_by.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        output = hf_trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
-        report.close()
-        _restore_router_config(model, routing)
+        callback.close()
+        # TRL has a mixture of experts return its router's logits, which fails where a key-value cache is used.
+        for key, value in router_config.items():
+            setattr(model.config, key, value)
     model.eval()
-    seconds, history = found.metrics["train_runtime"], trained_by.state.log_history
+    history = hf_trainer.state.log_history
+    tokens = next((row["num_tokens"] for row in reversed(history) if "num_tokens" in row), 0)
     return FitResult(
-        found.global_step, _compute_mean_loss(history, found.training_loss), seconds, _count_tokens(history)
+        output.global_step,
+        _compute_mean_loss(history, output.training_loss),
+        output.metrics["train_runtime"],
+        int(tokens),
     )
 
 
+def _build_optimizer(model: Any, arguments: dict[str, Any], method: MethodHooks) -> Any:
+    """The method's own optimizer, made from what transformers would use; None: the loop's."""
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    plain = TrainingArguments(**{key: arguments[key] for key in arguments.keys() & names})
+    return method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(plain, model)) if method.optimizer else None
+
+
 def _build_trainer(
-    maker: TrainerFactory | None, model: Any, lesson: TrainingData, given: dict[str, Any], common: dict[str, Any]
+    maker: TrainerFactory | None, model: Any, data: TrainingData, arguments: dict[str, Any], options: dict[str, Any]
 ) -> Trainer:
-    # TRL takes a second to import, which a training that is refused need not wait for.
-    loops = "sft_trainer" if lesson.objective is None else "preference_trainer"
-    make = maker or import_module(f"peftrun.training.{loops}").loop
+    # Imported late: TRL takes a second to import, which a training that is refused need not wait for.
+    module = "sft_trainer" if data.objective is None else "preference_trainer"
+    build = maker or import_module(f"peftrun.training.{module}").build_trainer
     try:
-        with _suppress_output():
-            made: Trainer = make(model, lesson, given, **common)
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            hf_trainer: Trainer = build(model, data, arguments, **options)
     except ValueError as error:  # the libraries own the rules between their own arguments
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    return made
+    return hf_trainer
+
+
+def _patch_trainer(hf_trainer: Any, data: TrainingData) -> None:
+    """What no option of transformers or TRL does: one call a behavior, each explained where it is defined."""
+    distributed.shard_on_cpu(hf_trainer)
+    nan_guard.raise_on_nan_loss(hf_trainer, data.rows, data.names, data.tokenizer)
+    checkpoints.stop_where_ended(hf_trainer)
+    unsaved_state.keep_adapter_state(hf_trainer)
+    eval_loss.average_over_rows(hf_trainer)
+    hf_trainer.create_model_card = lambda *_, **__: None  # TRL writes one into each checkpoint's folder
+    for callback in (PrinterCallback, ProgressCallback):
+        hf_trainer.remove_callback(callback)
 
 
 def _compute_mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
-    """Over all steps, those before a checkpoint too. `since_start`: over those of this process."""
+    """Mean loss over all steps, those before a checkpoint too. Args: since_start: the mean over the steps of this process."""
     logged = [(0, 0.0), *((row["step"], row["loss"]) for row in history if "loss" in row)]
-    weights = [here[0] - before[0] for before, here in itertools.pairwise(logged)]
+    # A logged loss is the mean over the steps since the row before it.
+    weights = [later[0] - earlier[0] for earlier, later in itertools.pairwise(logged)]
     if not sum(weights):
         return since_start
     return sum(weight * loss for weight, (_, loss) in zip(weights, logged[1:], strict=True)) / sum(weights)
 
 
-def _count_tokens(history: list[dict[str, Any]]) -> int:
-    return int(next((row["num_tokens"] for row in reversed(history) if "num_tokens" in row), 0))
-
-
-def _check_device(trainer: TrainerSpec, device: Device) -> None:
-    for key, wanted in {
-        "activation_offloading": trainer.activation_offloading,
-        "use_liger_kernel": trainer.use_liger_kernel,
-    }.items():
-        if wanted and device.name == "cpu":
-            raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
-
-
-def _build_callbacks(report: MetricsCallback, trainer: TrainerSpec) -> list[Any]:
-    patience = trainer.early_stopping_patience
-    return [report, *([EarlyStoppingCallback(patience)] if patience else [])]
-
-
-def _build_optimizer(model: Any, arguments: TrainingArguments, method: MethodHooks) -> Any:
-    return method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(arguments, model)) if method.optimizer else None
-
-
-def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: Path) -> dict[str, Any]:
+def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int, out_dir: Path) -> dict[str, Any]:
+    """Training arguments by name: those of the config, and those that peftrun decides."""
+    warmup, total = trainer.warmup_steps, count_steps(trainer, rows)
+    if warmup < 1 and math.ceil(warmup * total) >= total:
+        # A share of the steps is rounded up: a very short run would be all warm-up, at a learning rate near zero.
+        warmup = float(total - 1)
     return {
         **usage.collect_kwargs(trainer, ("early_stopping_patience",), _list_unused_keys(trainer)),
+        "warmup_steps": warmup,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "prediction_loss_only": True,
@@ -204,21 +204,22 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, out_dir: P
         "output_dir": str(out_dir / CHECKPOINTS),
         "seed": seed,
         "data_seed": seed,
-        # The base is already in its dtype. On a GPU autocast also computes the float32 adapter in it; on a CPU that costs more than it saves.
+        # The base model is already in its dtype. On a GPU autocast also computes the float32 adapter in it; on a CPU
+        # autocast costs more than it saves.
         "bf16": device.name == "cuda" and device.dtype == torch.bfloat16,
         "fp16": device.dtype == torch.float16,
         "use_cpu": device.name == "cpu",
         "dataloader_pin_memory": device.name == "cuda",
         "disable_tqdm": True,
         "report_to": "none",
-        "logging_first_step": True,  # a figure at once, however slow the machine
-        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited already
-        "logging_nan_inf_filter": False,  # the default hides a loss that is no number
+        "logging_first_step": True,  # a first figure at once, however slow the machine
+        "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting where it was
+        "logging_nan_inf_filter": False,  # the default replaces a nan loss in the log by the mean of the others
     }
 
 
 def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
-    """What means nothing beside another value."""
+    """Keys that have no effect beside the value of another one."""
     adam = trainer.optim.startswith(("adamw", "paged_adamw"))
     return [
         *(["num_train_epochs"] if trainer.max_steps > 0 else []),
@@ -231,22 +232,9 @@ def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
 
 
 def _build_distributed_args(device: Device) -> dict[str, Any]:
-    """How accelerate is told of several processes."""
+    """The training arguments that make accelerate shard the model."""
     if device.strategy == "fsdp":
         return {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
-    return (
-        {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())} if device.strategy == "deepspeed" else {}
-    )
-
-
-def _restore_router_config(model: Any, routing: dict[str, Any]) -> None:
-    """Takes back what TRL has changed: a mixture of experts returns its router's choices, which fails where a cache is used."""
-    for key, value in routing.items():
-        setattr(model.config, key, value)
-
-
-@contextlib.contextmanager
-def _suppress_output() -> Iterator[None]:
-    """What the libraries print while a trainer is built goes nowhere."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield
+    if device.strategy == "deepspeed":
+        return {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
+    return {}

@@ -1,4 +1,4 @@
-"""A few steps of a training to come, on its own base and rows, to tell how long the whole takes. Nothing is saved."""
+"""Measure a few steps of a training on its own base model and rows, to predict how long the whole takes. Nothing is saved."""
 
 import dataclasses
 import gc
@@ -20,29 +20,29 @@ from peftrun.errors import DeviceError
 from peftrun.planning.memory import Lengths
 from peftrun.system import memory
 from peftrun.training import fit, lengths
-from peftrun.training import session as jobs
+from peftrun.training import session as training_session
 from peftrun.training.session import TrainingSession
 
-WARMUP_STEPS = 1  # steps before those that count: the first one compiles and allocates
-MAX_EVAL_ROWS = 16  # held-out rows that are measured
+WARMUP_STEPS = 1  # steps that are not timed: the first one compiles kernels and allocates memory
+MAX_EVAL_ROWS = 16  # evaluation rows that are timed
+# Whatever would interrupt the timed steps, or make one of them unlike the others.
 DISABLED_OPTIONS: dict[str, Any] = {
     "save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": None, "warmup_steps": 0.0,
-
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainingMeasurement:
-    """What was found.
+    """What was measured and counted.
 
     Attributes:
-        trained, parameters: counted on the adapted base.
-        rows, held_out, validation: how many the task has to train on, to measure on, and to measure on while training.
-        lengths: of training rows; None: they hold no tokens of their own.
-        step: seconds of one optimiser step with rows of mean length.
-        starting: seconds until the first step: base, rows, adapter.
-        evaluating: seconds that a held-out row takes, before and after training.
-        peak: bytes that this process held at its height (of a GPU, where the run is on one).
+        trained, parameters: trainable parameters and all parameters of the base model with its adapter.
+        rows, held_out, validation: rows for training, for evaluation before and after it, and for validation during it.
+        lengths: of the training rows; None: the rows have no tokens of their own.
+        step: seconds of one optimizer step with rows of mean length.
+        starting: seconds until the first step: base model, rows, adapter.
+        evaluating: seconds of one evaluation row, before and after training.
+        peak: peak memory in bytes: of the GPU if the run is on one, else of this process.
     """
 
     trained: int
@@ -59,9 +59,10 @@ class TrainingMeasurement:
 
 
 def measure_training(spec: RunSpec, steps: int) -> TrainingMeasurement:
-    """Trains for one step and then `steps` more, and measures some held-out rows before and after, as `spec` (action=train) asks.
+    """Trains for one step and then `steps` more as `spec` (action=train) says, and times evaluation rows before and after.
 
-    Raises: PeftrunError: what the training would find at fault with its base, rows or device. DeviceError: a GPU has too little memory.
+    Raises: PeftrunError: any problem that the training would have with its base model, rows or device. DeviceError: a GPU
+        has too little memory.
     """
     assert isinstance(spec.action, TrainAction)
     try:
@@ -78,75 +79,74 @@ def measure_training(spec: RunSpec, steps: int) -> TrainingMeasurement:
 
 def _measure_in_folder(spec: RunSpec, steps: int, folder: Path, evaluate_before: bool) -> TrainingMeasurement:
     started = time.perf_counter()
-    job = jobs.prepare_session(dataclasses.replace(spec, tracker=NoTracker("none")), folder)
-    ready = time.perf_counter()
-    before = _time_eval_row(job, job.base.model) if evaluate_before else 0.0
-    again = time.perf_counter()
-    net = _build_net(job)
-    starting = ready - started + time.perf_counter() - again
-    counts = attach.count_parameters(net)
+    session = training_session.prepare_session(dataclasses.replace(spec, tracker=NoTracker("none")), folder)
+    prepared = time.perf_counter()
+    before = _time_eval_row(session, session.base.model) if evaluate_before else 0.0
+    attaching = time.perf_counter()  # the evaluation in between is not part of the start
+    if isinstance(session.spec.lora, NoAdapter):
+        model = session.base.model.requires_grad_(True)
+    else:
+        init_data = training_session.build_init_data(session)
+        model = attach.attach_adapter(session.base, session.spec.lora, session.spec.seed, init_data)
+    starting = prepared - started + time.perf_counter() - attaching
+    trained, parameters = attach.count_parameters(model)
     console.print_info(f"measuring {steps} steps of this training; nothing is saved")
-    step = _time_step(job, net, steps)
-    after = _time_eval_row(job, net)
-    apart = spec.task.data.validation_rows or 0
-    rows = (len(job.rows.train) - apart, len(job.rows.held_out), apart)
+    step = _time_step(session, model, steps)
+    after = _time_eval_row(session, model)
+    num_validation = spec.task.data.validation_rows or 0
+    on_gpu = session.place.name == "cuda"
     return TrainingMeasurement(
-        *counts,
-        *rows,
-        lengths.find_longest(job.rows, job.spec),
-        step,
-        starting,
-        (before, after),
-        _get_peak_memory(job),
-        job.place.note,
+        trained=trained,
+        parameters=parameters,
+        rows=len(session.rows.train) - num_validation,
+        held_out=len(session.rows.held_out),
+        validation=num_validation,
+        lengths=lengths.find_longest(session.rows, session.spec),
+        step=step,
+        starting=starting,
+        evaluating=(before, after),
+        peak=torch.cuda.max_memory_allocated() if on_gpu else memory.get_peak_resident(),
+        device=session.place.note,
     )
 
 
-def _build_net(job: TrainingSession) -> Any:
-    if isinstance(job.spec.lora, NoAdapter):
-        return job.base.model.requires_grad_(True)
-    return attach.attach_adapter(job.base, job.spec.lora, job.spec.seed, jobs.build_init_data(job))
-
-
-def _time_eval_row(job: TrainingSession, net: Any) -> float:
-    """Seconds that one held-out row takes, of some that stand for all; what is measured is not told."""
-    rows, task = job.rows.held_out, job.spec.task
-    some = rows[:: max(1, len(rows) // MAX_EVAL_ROWS)][:MAX_EVAL_ROWS]
-    job.kind.evaluate(net, job.base.tokenizer, some[:1], 1, task)
+def _time_eval_row(session: TrainingSession, model: Any) -> float:
+    """Seconds of one evaluation row, averaged over at most MAX_EVAL_ROWS spread evenly; the metrics are not reported."""
+    rows, task = session.rows.held_out, session.spec.task
+    sample = rows[:: max(1, len(rows) // MAX_EVAL_ROWS)][:MAX_EVAL_ROWS]
+    session.task_module.evaluate(model, session.base.tokenizer, sample[:1], 1, task)  # warm-up
     started = time.perf_counter()
-    job.kind.evaluate(net, job.base.tokenizer, some, job.spec.trainer.per_device_eval_batch_size, task)
-    return (time.perf_counter() - started) / len(some)
+    batch_size = session.spec.trainer.per_device_eval_batch_size
+    session.task_module.evaluate(model, session.base.tokenizer, sample, batch_size, task)
+    return (time.perf_counter() - started) / len(sample)
 
 
-def _time_step(job: TrainingSession, net: Any, steps: int) -> float:
-    """Seconds of a step by the training's own loop, as if its rows were of mean length."""
+def _time_step(session: TrainingSession, model: Any, steps: int) -> float:
+    """Seconds of a step in the training's own loop, scaled to rows of mean length."""
     stamps: list[float] = []
-    how = fit.NO_HOOKS if isinstance(job.spec.lora, NoAdapter) else jobs.build_hooks(job, net)
+    hooks = fit.NO_HOOKS if isinstance(session.spec.lora, NoAdapter) else training_session.build_hooks(session, model)
 
     def each_step(step: int) -> None:
-        if how.each_step:
-            how.each_step(step)
+        if hooks.each_step:
+            hooks.each_step(step)
         stamps.append(time.perf_counter())
 
     trainer = dataclasses.replace(
-        job.spec.trainer, **DISABLED_OPTIONS, max_steps=WARMUP_STEPS + steps, logging_steps=WARMUP_STEPS + steps
+        session.spec.trainer, **DISABLED_OPTIONS, max_steps=WARMUP_STEPS + steps, logging_steps=WARMUP_STEPS + steps
     )
-    short = dataclasses.replace(job, spec=dataclasses.replace(job.spec, trainer=trainer), checkpoint=None)
-    fitted = jobs.fit(short, net, fit.MethodHooks(how.optimizer, each_step))
-    measured = (stamps[-1] - stamps[WARMUP_STEPS - 1]) / steps
-    return measured * _scale_to_mean(job, fitted.tokens / fitted.steps)
+    short = dataclasses.replace(session, spec=dataclasses.replace(session.spec, trainer=trainer), checkpoint=None)
+    fitted = training_session.fit(short, model, fit.MethodHooks(hooks.optimizer, each_step))
+    seconds = (stamps[-1] - stamps[WARMUP_STEPS - 1]) / steps
+    return seconds * _scale_to_mean(session, fitted.tokens / fitted.steps)
 
 
-def _scale_to_mean(job: TrainingSession, tokens: float) -> float:
-    """What a step of mean length takes to one that had so many tokens; 1 where tokens are not told or fill whole rows."""
-    rows, trainer = lengths.list_lengths(job.rows), job.spec.trainer
-    if not rows or not tokens or trainer.packing:
+def _scale_to_mean(session: TrainingSession, step_tokens: float) -> float:
+    """Tokens of a step of mean length, as a multiple of the `step_tokens` of a measured one.
+
+    1 where the loop does not count tokens, and where packing fills every row to the same length.
+    """
+    row_tokens, trainer = lengths.list_lengths(session.rows), session.spec.trainer
+    if not row_tokens or not step_tokens or trainer.packing:
         return 1.0
-    mean = sum(rows) / len(rows)
-    return mean * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps / tokens
-
-
-def _get_peak_memory(job: TrainingSession) -> int:
-    if job.place.name == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return memory.get_peak_resident()
+    mean = sum(row_tokens) / len(row_tokens)
+    return mean * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps / step_tokens

@@ -1,4 +1,4 @@
-"""TRL's loop for ORPO on rows that are token ids already, see `tokenized`."""
+"""TRL's loop for ORPO on rows that are token ids already: see `pretokenized`. Imported only for ORPO, which TRL calls experimental."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ __all__ = ["ORPOConfig", "TokenizedORPO"]
 
 
 class TokenizedORPO(ORPOTrainer):
-    """Rows: prompt_ids, chosen_ids, rejected_ids."""
+    """Columns: prompt_ids, chosen_ids, rejected_ids."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:
-        """The columns that the loop's collator takes."""
+        """The columns that the loop's collator reads; labels of prompt tokens are ignored."""
         prompt = feature["prompt_ids"]
-        found = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        columns = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
         for side in ("chosen", "rejected"):
             answer = feature[f"{side}_ids"]
-            found |= {
+            columns |= {
                 f"{side}_input_ids": prompt + answer,
                 f"{side}_attention_mask": [1] * len(prompt + answer),
                 f"{side}_labels": [IGNORE_INDEX] * len(prompt) + answer,
             }
-        return found
+        return columns

@@ -1,4 +1,4 @@
-"""Loops for preferences and rewards: TRL's own, each with its config, all given their objective whole."""
+"""Loops for preferences and rewards: TRL's own, each with its own config class, which gets the whole objective."""
 
 import dataclasses
 import random
@@ -15,49 +15,56 @@ from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.tasks import rewards
 from peftrun.training.pretokenized import TokenizedDPO, TokenizedGRPO, TokenizedKTO
 
-REWARD_FIELDS = ("rewards", "pattern", "target_length")  # fields of an objective that say what is rewarded
+REWARD_FIELDS = ("rewards", "pattern", "target_length")  # fields of an objective that define the reward, none of TRL's
 
 
-def loop(model: Any, lesson: Any, given: dict[str, Any], **common: Any) -> Trainer:
-    """The loop for an objective. `given`: training arguments by name. Rows were cut to length before."""
-    name = lesson.objective.name
-    arguments = {**given, **usage.collect_kwargs(lesson.objective, ("name", *REWARD_FIELDS))}
-    rows = lesson.rows
-    if name == "kto":  # it pairs each answer with its neighbour's prompt, so the order is drawn once, before
-        rows = random.Random(lesson.seed).sample(rows, len(rows))
+def build_trainer(model: Any, data: Any, arguments: dict[str, Any], **options: Any) -> Trainer:
+    """The Trainer for the objective of `data` (a `fit.TrainingData`). Args: arguments: training arguments by name.
+
+    Raises: ValueError: an argument is switched on that the objective's loop does not have.
+    """
+    name, rows = data.objective.name, data.rows
+    arguments = {**arguments, **usage.collect_kwargs(data.objective, ("name", *REWARD_FIELDS))}
+    if name == "kto":
+        # TRL pairs each answer with its neighbor's prompt when the dataset is prepared, so the order is drawn before that.
+        rows = random.Random(data.seed).sample(rows, len(rows))
         arguments["train_sampling_strategy"] = "sequential"
         console.print_info("kto: one order of the rows for every epoch, drawn from the seed")
-    common |= {"model": model, "train_dataset": Dataset.from_list(rows), "processing_class": lesson.tokenizer}
+    options |= {"model": model, "train_dataset": Dataset.from_list(rows), "processing_class": data.tokenizer}
+    # Rows were cut to length when they were tokenized: max_length=None keeps the loops from cutting them again.
     if name == "dpo":
-        return TokenizedDPO(args=_build_config(DPOConfig, arguments, max_length=None), **common)
+        return TokenizedDPO(args=_build_config(DPOConfig, arguments, max_length=None), **options)
     if name == "kto":
-        return TokenizedKTO(args=_build_config(KTOConfig, arguments, max_length=None), **common)
+        return TokenizedKTO(args=_build_config(KTOConfig, arguments, max_length=None), **options)
     if name == "reward":
-        return RewardTrainer(args=_build_config(RewardConfig, arguments, max_length=None), **common)
+        return RewardTrainer(args=_build_config(RewardConfig, arguments, max_length=None), **options)
     if name == "orpo":
         from peftrun.training.orpo import ORPOConfig, TokenizedORPO
 
-        return TokenizedORPO(args=_build_config(ORPOConfig, arguments, max_length=lesson.max_length), **common)
-    scorers = [_build_reward_func(reward, lesson.objective) for reward in lesson.objective.rewards]
-    return TokenizedGRPO(reward_funcs=scorers, args=_build_config(GRPOConfig, arguments), **common)
+        return TokenizedORPO(args=_build_config(ORPOConfig, arguments, max_length=data.max_length), **options)
+    reward_funcs = [_build_reward_func(reward, data.objective) for reward in data.objective.rewards]
+    return TokenizedGRPO(reward_funcs=reward_funcs, args=_build_config(GRPOConfig, arguments), **options)
 
 
-def _build_config(kind: type, arguments: dict[str, Any], **more: Any) -> Any:
-    """A config of this kind. Raises: ValueError: something is switched on that this loop does not have."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    for key in sorted(arguments.keys() - known):
+def _build_config(config_class: type, arguments: dict[str, Any], **fixed: Any) -> Any:
+    """A config of this class. Raises: ValueError: an argument is switched on that the class does not have."""
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    for key in sorted(arguments.keys() - fields):
         if arguments[key]:
-            raise ValueError(f"{key}={arguments[key]}: {kind.__name__} has no such thing; type trainer.{key}=false")
-    return kind(**{key: value for key, value in arguments.items() if key in known}, **more)
+            raise ValueError(
+                f"{key}={arguments[key]}: {config_class.__name__} has no such option; type trainer.{key}=false"
+            )
+    return config_class(**{key: value for key, value in arguments.items() if key in fields}, **fixed)
 
 
 def _build_reward_func(name: str, objective: GrpoObjective) -> Callable[..., list[float]]:
-    """A reward as GRPOTrainer calls it: with all completions, and the rows' other columns."""
+    """A reward function as GRPOTrainer calls it: with all completions of a batch, and the rows' other columns."""
     score = rewards.get_reward_function(name, objective)
 
     def reward_func(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-        texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
-        return [score(said, true) for said, true in zip(texts, answer, strict=True)]
+        # A completion is a text, or a conversation of one message where the prompt was one.
+        texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
+        return [score(text, reference) for text, reference in zip(texts, answer, strict=True)]
 
-    reward_func.__name__ = name
+    reward_func.__name__ = name  # TRL logs the reward under it
     return reward_func

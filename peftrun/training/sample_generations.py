@@ -1,4 +1,4 @@
-"""What a model answers to a few held-out rows, before and after training. No random number is drawn, none is moved."""
+"""Answers that a model generates to a few evaluation rows before and after training. Random state is left as it was."""
 
 import random
 from collections.abc import Iterator
@@ -13,65 +13,68 @@ from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.config.schema.run import TaskSpec
 from peftrun.tasks import generation_metrics
 
-MAX_PROMPT_TOKENS = 32  # tokens of a plain text that are given; what follows is expected
-MIN_NEW_TOKENS = 24  # tokens that an answer may take where a shorter one is expected
+MAX_PROMPT_TOKENS = 32  # tokens of a plain text that are the prompt; the rest is the expected answer
+MIN_NEW_TOKENS = 24  # tokens that may be generated even if the expected answers are shorter
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """A held-out row: what is given and what is expected (None: nothing in particular), as token ids or text."""
+    """An evaluation row: its prompt (token ids), what is expected (token ids or text; None: anything), and where it comes from."""
 
     prompt: list[int]
     expected: list[int] | str | None
     where: str
 
 
-def choose_rows(rows: list[Any], wanted: int) -> list[SampleRow]:
-    """So many of the rows, evenly apart, that have something to be answered."""
-    every = max(1, len(rows) // wanted) if wanted else 1
-    return [_build_sample_row(row) for row in rows[::every][:wanted]]
+def choose_rows(rows: list[Any], count: int) -> list[SampleRow]:
+    """So many of the rows, evenly spaced."""
+    stride = max(1, len(rows) // count) if count else 1
+    return [_build_sample_row(row) for row in rows[::stride][:count]]
 
 
-def compute_max_new_tokens(asked: list[SampleRow], task: TaskSpec) -> int:
-    """Tokens that an answer may take: twice the longest expected one, no more than the task allows."""
+def compute_max_new_tokens(samples: list[SampleRow], task: TaskSpec) -> int:
+    """How many tokens may be generated: twice the longest expected answer, no more than the task allows."""
     if isinstance(task.objective, GrpoObjective):
         return task.objective.max_completion_length
-    lengths = [len(one.expected) for one in asked if isinstance(one.expected, list)]
+    lengths = [len(sample.expected) for sample in samples if isinstance(sample.expected, list)]
     return min(task.max_new_tokens, max(MIN_NEW_TOKENS, 2 * max(lengths, default=0)))
 
 
-def generate_samples(net: Any, tokenizer: Any, asked: list[SampleRow], batch_size: int, most: int) -> list[str]:
-    """The greedy answer to each, of at most so many tokens."""
+def generate_samples(
+    model: Any, tokenizer: Any, samples: list[SampleRow], batch_size: int, max_new_tokens: int
+) -> list[str]:
+    """The greedy answer to each sample row, stripped."""
+    prompts = [sample.prompt for sample in samples]
     with _preserve_random_state():
-        said = generation_metrics.generate_greedy(net, tokenizer, [one.prompt for one in asked], batch_size, most)
-    return [one.strip() for one in said]
+        texts = generation_metrics.generate_greedy(model, tokenizer, prompts, batch_size, max_new_tokens)
+    return [text.strip() for text in texts]
 
 
-def format_samples(asked: list[SampleRow], tokenizer: Any, answered: dict[str, list[str]], most: int) -> dict[str, Any]:
-    """For the record: each row's prompt, what is expected, and the answers by when they were given."""
-    rows = [
-        {
-            "where": one.where,
-            "prompt": tokenizer.decode(one.prompt, skip_special_tokens=True).strip(),
-            "expected": _decode_expected(one.expected, tokenizer),
-            **{when: said[place] for when, said in answered.items()},
-        }
-        for place, one in enumerate(asked)
-    ]
-    return {"max_new_tokens": most, "rows": rows}
-
-
-def _decode_expected(expected: list[int] | str | None, tokenizer: Any) -> str | None:
-    if isinstance(expected, list):
-        return str(tokenizer.decode(expected, skip_special_tokens=True)).strip()
-    return expected
+def format_samples(
+    samples: list[SampleRow], tokenizer: Any, generations: dict[str, list[str]], max_new_tokens: int
+) -> dict[str, Any]:
+    """For the record: each row's prompt, its expected answer, and the generated ones under "before" and "after"."""
+    rows = []
+    for index, sample in enumerate(samples):
+        expected = sample.expected
+        if isinstance(expected, list):
+            expected = str(tokenizer.decode(expected, skip_special_tokens=True)).strip()
+        rows.append(
+            {
+                "where": sample.where,
+                "prompt": tokenizer.decode(sample.prompt, skip_special_tokens=True).strip(),
+                "expected": expected,
+                **{when: texts[index] for when, texts in generations.items()},
+            }
+        )
+    return {"max_new_tokens": max_new_tokens, "rows": rows}
 
 
 def _build_sample_row(row: Any) -> SampleRow:
-    """Of a text that is learned whole, its beginning is given; of two answers, the chosen one is expected."""
+    """A row of any task type: of a plain text the start is the prompt; of a preference the chosen answer is expected."""
     if hasattr(row, "target"):
         return SampleRow(row.ids, row.target, row.where)
-    if len(row.prompt) == 1 and hasattr(row, "completion"):
+    if len(row.prompt) == 1 and hasattr(row, "completion"):  # a plain text, of which all is learned
         cut = min(MAX_PROMPT_TOKENS, len(row.ids) // 2) or 1
         return SampleRow(row.ids[:cut], row.ids[cut:], row.where)
     if getattr(row, "desirable", True) is False:
@@ -82,11 +85,12 @@ def _build_sample_row(row: Any) -> SampleRow:
 
 @contextmanager
 def _preserve_random_state() -> Iterator[None]:
+    """Restores the random state of Python, NumPy and torch: generating samples must not change what is trained afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    state, numbers = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        random.setstate(state)
-        np.random.set_state(numbers)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

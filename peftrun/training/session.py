@@ -1,4 +1,7 @@
-"""What every training shares, alone or in company: base, rows, measuring before and after, what is told at the end."""
+"""The steps of one training run, alone or as a cell of a joint run, in the order in which they are taken:
+
+`prepare_session` → `evaluate` (before) → `fit` → `evaluate` (after) → the caller saves → `build_result` → `add_artifacts`.
+"""
 
 import dataclasses
 import math
@@ -37,65 +40,99 @@ from peftrun.training import fit as loop
 
 @dataclass
 class TrainingSession:
-    """What the steps of one training share."""
+    """What the steps of one training run share.
+
+    Attributes:
+        checkpoint: the checkpoint to resume from; None: train from the first step.
+        task_module: `peftrun.tasks.…`, the module of the task type.
+        name: title of a sweep cell in messages; empty for a run of its own.
+        timings: step → seconds.
+        details: "before" and "after" → what a task reports beside its metrics, such as a confusion matrix.
+        generations: "before" and "after" → generated texts, one a sample row.
+        digests: hashes of the files, rows and base model that the training is made from.
+    """
 
     spec: RunSpec
     out_dir: Path
     checkpoint: Path | None
     place: Device
     base: LoadedBase
-    kind: ModuleType
+    task_module: ModuleType
     rows: Any
-    name: str = ""  # of a cell among others, in what is said
+    name: str = ""
     timings: dict[str, float] = field(default_factory=dict)
-    details: dict[str, dict[str, Any]] = field(default_factory=dict)  # before, after → what belongs to the figures
-    answered: dict[str, list[str]] = field(default_factory=dict)  # before, after → answers to sample rows
-    inputs: dict[str, str] = field(init=False)  # digests of what it is made from
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    generations: dict[str, list[str]] = field(default_factory=dict)
+    digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raises: ConfigError: the checkpoint to go on from is of other rows, or of another base."""
-        self.inputs = input_digests.compute_digests(self.spec) | {input_digests.ROWS: self.rows.digest}
+        """Raises: ConfigError: the checkpoint to resume from was trained on other rows, or on another base model."""
+        self.digests = input_digests.compute_digests(self.spec) | {input_digests.ROWS: self.rows.digest}
         if self.checkpoint is not None:
-            checkpoints.check_inputs(self.checkpoint, self.inputs, str(getattr(self.spec.action, "resume", None)))
+            checkpoints.check_inputs(self.checkpoint, self.digests, str(getattr(self.spec.action, "resume", None)))
+
+
+# --- prepare ---
 
 
 def prepare_session(spec: RunSpec, out_dir: Path) -> TrainingSession:
-    """A training about to begin: its device resolved, seeded, base and rows there.
+    """A session with its device resolved, random state seeded, base model and rows loaded.
 
-    Raises: PeftrunError: whatever is at fault with base, rows, or the run to be continued.
+    Raises: PeftrunError: a problem with the base model, the rows, or the run to resume.
     """
     assert isinstance(spec.action, TrainAction)
-    place = device.resolve_device(spec.device)
-    distributed.init_process_group(place.name)
-    place = distributed.broadcast_from_main(lambda: placement.fit_device(place, spec))
-    with checkpoints.taken_back(out_dir):
+    run_device = device.resolve_device(spec.device)
+    distributed.init_process_group(run_device.name)
+    # Free memory differs between processes, so one of them chooses the dtype for all.
+    run_device = distributed.broadcast_from_main(lambda: placement.fit_device(run_device, spec))
+    with checkpoints.remove_copies_on_error(out_dir):
         checkpoint = resume_checkpoint(spec, out_dir)
         if distributed.is_main_process():
             lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
         set_seed(spec.seed)
-        console.print_info(place.note)
+        console.print_info(run_device.note)
         tasks.check_data_columns(spec.task)
         base = base_cache.load_cached_base(
-            spec.model, place, choose_dtype(spec), classifier_head.get_task_head(spec.task)
+            spec.model, run_device, choose_dtype(spec), classifier_head.get_task_head(spec.task)
         )
-        job = TrainingSession(
-            spec, out_dir, checkpoint, place, base, tasks.import_task_module(spec.task.kind), load_rows(spec, base)
+        session = TrainingSession(
+            spec, out_dir, checkpoint, run_device, base, tasks.import_task_module(spec.task.kind), load_rows(spec, base)
         )
         if distributed.is_main_process():
-            write_first_rows(job)
-    return job
+            write_first_rows(session)
+    return session
 
 
-def write_first_rows(job: TrainingSession) -> None:
-    """Shows the first rows in the run folder as they will be learned."""
-    row_view.write_first_rows(job.rows, job.spec.task, job.base.tokenizer, job.out_dir)
+def resume_checkpoint(spec: RunSpec, out_dir: Path) -> Path | None:
+    """The checkpoint to resume from, copied into this run's folder; None: train from the first step."""
+    assert isinstance(spec.action, TrainAction)
+    resume = spec.action.resume
+    if resume is None:
+        return None
+    with distributed.main_process_first():
+        return (
+            checkpoints.copy_checkpoint(spec, resume, out_dir)
+            if distributed.is_main_process()
+            else checkpoints.find_last_complete(out_dir)
+        )
+
+
+def choose_dtype(spec: RunSpec) -> torch.dtype | None:
+    """The dtype of the weights, where it is not the device's: full fine-tuning uses float32 unless the config names a dtype.
+
+    bfloat16 has 8 bits of mantissa: it rounds away an update that is small beside its weight.
+    """
+    if not isinstance(spec.lora, NoAdapter) or spec.device.dtype != "auto":
+        return None
+    console.print_info("lora=none: every weight is trained, in float32 (device.dtype=bfloat16 to choose otherwise)")
+    return torch.float32
 
 
 def load_rows(spec: RunSpec, base: LoadedBase) -> Any:
-    """The task's rows. Raises: DataError: see `tasks.load`; or too few of them are left to learn from."""
+    """The task's rows. Raises: DataError: see `tasks.load_task_rows`; or too few of them are left to train on."""
     rows = tasks.load_task_rows(spec.task, base, method_checks.virtual_tokens(spec.lora))
     tasks.check_enough_rows(rows, spec.task)
-    console.print_info(f"data: {len(rows.train)} training rows, {len(rows.held_out)} held out")
+    console.print_info(f"data: {len(rows.train)} training rows, {len(rows.held_out)} evaluation rows")
     count = len(rows.train) - (spec.task.data.validation_rows or 0)
     for line in (epochs.describe_coverage(spec, count), epochs.describe_unseen_rows(spec, count)):
         if line:
@@ -103,220 +140,227 @@ def load_rows(spec: RunSpec, base: LoadedBase) -> Any:
     return rows
 
 
-def resume_checkpoint(spec: RunSpec, out_dir: Path) -> Path | None:
-    """The checkpoint to go on from, copied into this run's folder; None: from the first step."""
-    assert isinstance(spec.action, TrainAction)
-    asked = spec.action.resume
-    if asked is None:
-        return None
-    with distributed.main_process_first():
-        return (
-            checkpoints.copy_checkpoint(spec, asked, out_dir)
-            if distributed.is_main_process()
-            else checkpoints.find_last_complete(out_dir)
-        )
+def write_first_rows(session: TrainingSession) -> None:
+    """Writes the first rows, as they will be trained on, into the run folder."""
+    row_view.write_first_rows(session.rows, session.spec.task, session.base.tokenizer, session.out_dir)
 
 
-def choose_dtype(spec: RunSpec) -> torch.dtype | None:
-    """Full fine-tuning updates the weights themselves, and bfloat16 rounds small updates away: float32 unless asked otherwise."""
-    if not isinstance(spec.lora, NoAdapter) or spec.device.dtype != "auto":
-        return None
-    console.print_info("lora=none: every weight is trained, in float32 (device.dtype=bfloat16 to choose otherwise)")
-    return torch.float32
+# --- evaluate ---
 
 
-def evaluate(job: TrainingSession, net: Any, when: str) -> dict[str, float]:
-    """What is measured on the held-out rows. Raises: DataError: their loss is no finite number."""
+def evaluate(session: TrainingSession, model: Any, when: str) -> dict[str, float]:
+    """Metrics on the evaluation rows, "before" or "after" training; empty in all processes but the main one.
+
+    Raises: DataError: the loss is not a finite number.
+    """
     if not distributed.is_main_process():
         return {}
     started = time.perf_counter()
-    batch_size, task = job.spec.trainer.per_device_eval_batch_size, job.spec.task
-    given = (net, job.base.tokenizer, job.rows.held_out, batch_size, task)
-    console.set_activity(f"measuring {len(job.rows.held_out)} held-out rows {when} training")
-    found: dict[str, float]
-    if hasattr(job.kind, "detailed"):
-        found, job.details[when] = job.kind.detailed(*given)
+    rows, task, tokenizer = session.rows.held_out, session.spec.task, session.base.tokenizer
+    batch_size = session.spec.trainer.per_device_eval_batch_size
+    console.set_activity(f"evaluating {len(rows)} rows {when} training")
+    metrics: dict[str, float]
+    if hasattr(session.task_module, "detailed"):
+        metrics, session.details[when] = session.task_module.detailed(model, tokenizer, rows, batch_size, task)
     else:
-        found = job.kind.evaluate(*given)
-    job.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
-    who = f"{job.name}: " if job.name and when == "after" else ""  # before, it is the base, for all cells
-    console.print_info(f"{who}held-out {when}: {format_figures(found)}")
-    if not math.isfinite(found["loss"]):
-        who = f" at {_find_first_nan_row(job, net)}" if when == "before" else ""
+        metrics = session.task_module.evaluate(model, tokenizer, rows, batch_size, task)
+    session.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
+    # Before training it is the base model alone that is evaluated, once for all cells of a joint run.
+    prefix = f"{session.name}: " if session.name and when == "after" else ""
+    console.print_info(f"{prefix}evaluation {when} training: {format_figures(metrics)}")
+    if not math.isfinite(metrics["loss"]):
+        where = f" at {_find_first_nan_row(session, model)}" if when == "before" else ""
         raise DataError(
-            f"the held-out loss {when} training is {found['loss']}{who}, so nothing was saved; "
+            f"the evaluation loss {when} training is {metrics['loss']}{where}, so nothing was saved; "
             "lower trainer.learning_rate, or type device.dtype=float32"
         )
-    _generate_samples(job, net, when)
-    return found
+    samples = _choose_sample_rows(session)
+    if samples:
+        started = time.perf_counter()
+        max_new_tokens = sample_generations.compute_max_new_tokens(samples, task)
+        session.generations[when] = sample_generations.generate_samples(
+            model, tokenizer, samples, batch_size, max_new_tokens
+        )
+        session.timings[f"samples_{when}_seconds"] = round(time.perf_counter() - started, 2)
+    return metrics
 
 
-def _generate_samples(job: TrainingSession, net: Any, when: str) -> None:
-    """Answers to some held-out rows, for the report."""
-    asked, tokenizer = _choose_sample_rows(job), job.base.tokenizer
-    if not asked:
-        return
-    started, most = time.perf_counter(), sample_generations.compute_max_new_tokens(asked, job.spec.task)
-    size = job.spec.trainer.per_device_eval_batch_size
-    job.answered[when] = sample_generations.generate_samples(net, tokenizer, asked, size, most)
-    job.timings[f"samples_{when}_seconds"] = round(time.perf_counter() - started, 2)
+def _find_first_nan_row(session: TrainingSession, model: Any) -> str:
+    """Where the first evaluation row comes from whose loss alone is not finite."""
+    loss_only = dataclasses.replace(session.spec.task, metrics=None)
+    for row in session.rows.held_out:
+        metrics = session.task_module.evaluate(model, session.base.tokenizer, [row], 1, loss_only)
+        if not math.isfinite(metrics["loss"]):
+            return str(row.where)
+    return "no row alone"
 
 
-def _choose_sample_rows(job: TrainingSession) -> list[sample_generations.SampleRow]:
-    """None of a classifier or a reward model, which writes nothing."""
-    assert isinstance(job.spec.action, TrainAction)
-    return [] if job.base.head else sample_generations.choose_rows(job.rows.held_out, job.spec.action.samples)
+def _choose_sample_rows(session: TrainingSession) -> list[sample_generations.SampleRow]:
+    """Evaluation rows to generate answers to; none for a classifier or a reward model, which generates no text."""
+    assert isinstance(session.spec.action, TrainAction)
+    if session.base.head:
+        return []
+    return sample_generations.choose_rows(session.rows.held_out, session.spec.action.samples)
 
 
-def _collect_details(job: TrainingSession) -> dict[str, Any]:
-    """Beside the figures: answers to sample rows, and what a classifier took for what."""
-    names = dict.fromkeys(name for found in job.details.values() for name in found)
-    found: dict[str, Any] = {name: {when: one[name] for when, one in job.details.items()} for name in names}
-    if job.answered:
-        asked = _choose_sample_rows(job)
-        most = sample_generations.compute_max_new_tokens(asked, job.spec.task)
-        found["samples"] = sample_generations.format_samples(asked, job.base.tokenizer, job.answered, most)
-    return found
+# --- fit ---
 
 
-def _find_first_nan_row(job: TrainingSession, net: Any) -> str:
-    """Where the first held-out row comes from on which the loss is no finite number."""
-    alone = dataclasses.replace(job.spec.task, metrics=None)
-    each = ((row.where, job.kind.evaluate(net, job.base.tokenizer, [row], 1, alone)) for row in job.rows.held_out)
-    return next((where for where, one in each if not math.isfinite(one["loss"])), "no row alone")
-
-
-def build_init_data(job: TrainingSession) -> attach.InitData:
-    """What a method may ask of the training ahead; its rows only where it looks at them."""
-    rows, trainer = job.rows.build_training_rows()[job.spec.task.data.validation_rows or 0 :], job.spec.trainer
+def build_init_data(session: TrainingSession) -> attach.InitData:
+    """What initializing an adapter may need of the training ahead: its number of steps, and calibration batches if the
+    method looks at rows."""
+    trainer = session.spec.trainer
+    rows = session.rows.build_training_rows()[session.spec.task.data.validation_rows or 0 :]
     steps = loop.count_steps(trainer, len(rows))
-    if not attach.needs_calibration_data(job.spec.lora):
+    if not attach.needs_calibration_data(session.spec.lora):
         return attach.InitData([], steps)
-    wanted, size = getattr(job.spec.lora, "calibration_rows", 0), trainer.per_device_train_batch_size
-    chosen = random.Random(job.spec.seed).sample(rows, min(wanted, len(rows)))
-    collate = job.kind.collator(job.base.tokenizer) if job.base.head else DataCollatorForSeq2Seq(job.base.tokenizer)
-    batches = [collate(chosen[begin : begin + size]) for begin in range(0, len(chosen), size)]
-    place = job.base.model.device
-    return attach.InitData([{key: value.to(place) for key, value in batch.items()} for batch in batches], steps)
+    count, batch_size = getattr(session.spec.lora, "calibration_rows", 0), trainer.per_device_train_batch_size
+    chosen = random.Random(session.spec.seed).sample(rows, min(count, len(rows)))
+    tokenizer = session.base.tokenizer
+    collate = session.task_module.collator(tokenizer) if session.base.head else DataCollatorForSeq2Seq(tokenizer)
+    batches = [collate(chosen[begin : begin + batch_size]) for begin in range(0, len(chosen), batch_size)]
+    model_device = session.base.model.device
+    return attach.InitData([{key: value.to(model_device) for key, value in batch.items()} for batch in batches], steps)
 
 
-def _build_collator(job: TrainingSession, net: Any) -> Any:
-    """None: TRL's own for language models, whose loss passes by an output layer that is adapted."""
-    if job.spec.task.kind == "seq2seq":
-        return seq2seq.collator(job.base.tokenizer, job.base.model)
-    if hasattr(job.kind, "collator"):
-        return job.kind.collator(job.base.tokenizer)
-    if job.spec.task.objective is not None or not traits.adapts_output_layer(net):
+def build_hooks(session: TrainingSession, model: Any) -> loop.MethodHooks:
+    """The optimizer and the step hook that the adapter's method brings to the training loop."""
+    lora, weight_decay = session.spec.lora, session.spec.trainer.weight_decay
+    return loop.MethodHooks(
+        lambda optimizer_class, kwargs: optimizers.build_optimizer(model, lora, optimizer_class, kwargs, weight_decay),
+        attach.get_step_hook(model),
+    )
+
+
+def build_training_data(session: TrainingSession, model: Any) -> loop.TrainingData:
+    """The rows that `model` is trained and validated on; the first `task.data.validation_rows` rows are for validation."""
+    rows, num_validation = session.rows.build_training_rows(), session.spec.task.data.validation_rows or 0
+    return loop.TrainingData(
+        rows[num_validation:],
+        [row.where for row in session.rows.train[num_validation:]],
+        session.base.tokenizer,
+        session.spec.seed,
+        session.spec.task.max_length,
+        _build_collator(session, model),
+        session.spec.task.objective,
+        rows[:num_validation],
+        session.digests,
+    )
+
+
+def _build_collator(session: TrainingSession, model: Any) -> Any:
+    """The collator of the task; None: TRL's own for causal language models.
+
+    TRL's loop computes logits from the hidden states and the output layer's weight, so that an adapter on the output layer
+    would be left out: such a model is trained by transformers' Trainer instead.
+    """
+    if session.spec.task.kind == "seq2seq":
+        return seq2seq.collator(session.base.tokenizer, session.base.model)
+    if hasattr(session.task_module, "collator"):
+        return session.task_module.collator(session.base.tokenizer)
+    if session.spec.task.objective is not None or not traits.adapts_output_layer(model):
         return None
-    if job.spec.trainer.packing:
+    if session.spec.trainer.packing:
         raise ConfigError(
             "trainer.packing=true: cannot be used where the output layer is adapted; type trainer.packing=false"
         )
-    return DataCollatorForSeq2Seq(job.base.tokenizer)
+    return DataCollatorForSeq2Seq(session.base.tokenizer)
 
 
-def build_hooks(job: TrainingSession, net: Any) -> loop.MethodHooks:
-    """What the adapter's method asks of the loop."""
-    lora, decay = job.spec.lora, job.spec.trainer.weight_decay
-    return loop.MethodHooks(
-        lambda made_by, given: optimizers.build_optimizer(net, lora, made_by, given, decay), attach.get_step_hook(net)
+def uses_eager_attention(session: TrainingSession) -> bool:
+    """Whether this training is faster with eager attention than with the one used for evaluation."""
+    return cpu_attention.is_eager_faster(session.base.spec, session.spec.task, session.spec.trainer, session.place)
+
+
+def fit(session: TrainingSession, model: Any, hooks: loop.MethodHooks = loop.NO_HOOKS) -> loop.FitResult:
+    """Trains `model` in place; steps, losses and seconds. See `peftrun.training.fit.fit`."""
+    with cpu_attention.use_eager_attention(session.base.model, uses_eager_attention(session)):
+        return _run_fit(session, model, method=hooks)
+
+
+def fit_cell(session: TrainingSession, parameters: Any, maker: loop.TrainerFactory) -> loop.FitResult:
+    """The same for one cell of a joint run: the base model is shared, `parameters` has only the cell's own."""
+    return _run_fit(session, parameters, maker=maker)
+
+
+def _run_fit(session: TrainingSession, model: Any, **options: Any) -> loop.FitResult:
+    data = build_training_data(session, model)
+    fitted = loop.fit(
+        model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
     )
-
-
-def build_training_data(job: TrainingSession, net: Any) -> loop.TrainingData:
-    """What `net` is to learn."""
-    rows, apart = job.rows.build_training_rows(), job.spec.task.data.validation_rows or 0
-    return loop.TrainingData(
-        rows[apart:],
-        [row.where for row in job.rows.train[apart:]],
-        job.base.tokenizer,
-        job.spec.seed,
-        job.spec.task.max_length,
-        _build_collator(job, net),
-        job.spec.task.objective,
-        rows[:apart],
-        job.inputs,
-    )
-
-
-def uses_eager_attention(job: TrainingSession) -> bool:
-    """Whether this training is faster with another kind of attention than what comes before and after."""
-    return cpu_attention.is_eager_faster(job.base.spec, job.spec.task, job.spec.trainer, job.place)
-
-
-def fit(job: TrainingSession, net: Any, how: loop.MethodHooks = loop.NO_HOOKS) -> loop.FitResult:
-    """Trains `net` in place; how it went. See `loop.fit`."""
-    with cpu_attention.use_eager_attention(job.base.model, uses_eager_attention(job)):
-        return _run_fit(job, net, method=how)
-
-
-def fit_cell(job: TrainingSession, own: Any, maker: loop.TrainerFactory) -> loop.FitResult:
-    """The same for a cell among others, whose base is not its own."""
-    return _run_fit(job, own, maker=maker)
-
-
-def _run_fit(job: TrainingSession, net: Any, **how: Any) -> loop.FitResult:
-    what = build_training_data(job, net)
-    fitted = loop.fit(net, what, job.spec.trainer, job.place, job.out_dir, checkpoint=job.checkpoint, **how)
-    job.timings["train_seconds"] = round(fitted.seconds, 2)
+    session.timings["train_seconds"] = round(fitted.seconds, 2)
     return fitted
 
 
+# --- result ---
+
+
 def build_result(
-    job: TrainingSession,
+    session: TrainingSession,
     fitted: loop.FitResult,
     before: dict[str, float],
     after: dict[str, float],
     counts: tuple[int, int],
 ) -> RunResult:
-    """What the run found; `counts`: trainable parameters, and all."""
-    longest = lengths.find_longest(job.rows, job.spec)
+    """Facts, metrics and summary of the run. Args: counts: trainable parameters, and all parameters."""
+    longest = lengths.find_longest(session.rows, session.spec)
+    trainable, total = counts
     facts = {
-        "base": job.base.describe(),
-        "device": job.place.note,
-        "data": job.rows.describe(),
-        "input_digests": job.inputs,
-        "resumed_from": str(job.checkpoint) if job.checkpoint else None,
+        "base": session.base.describe(),
+        "device": session.place.note,
+        "data": session.rows.describe(),
+        "input_digests": session.digests,
+        "resumed_from": str(session.checkpoint) if session.checkpoint else None,
         "training": fitted.as_dict(),
-        "timings": job.timings,
+        "timings": session.timings,
         "memory": memory.measure_peak_memory(),
         "lengths": dataclasses.asdict(longest) if longest else None,
-        **_collect_details(job),
-        "trainable_parameters": counts[0],
-        "parameters": counts[1],
+        **_collect_details(session),
+        "trainable_parameters": trainable,
+        "parameters": total,
     }
+    num_rows = len(session.rows.train) - (session.spec.task.data.validation_rows or 0)
+    coverage = epochs.describe_coverage(session.spec, num_rows, fitted.steps)
     summary = [
-        ("base", f"{job.base.name} ({job.base.fingerprint.short()})"),
-        ("trainable", f"{counts[0]:,} of {counts[1]:,} parameters ({counts[0] / counts[1]:.2%})"),
+        ("base", f"{session.base.name} ({session.base.fingerprint.short()})"),
+        ("trainable", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"),
         ("training", f"{fitted.steps} steps in {fitted.seconds:.0f} s, mean loss {fitted.train_loss:.4f}"),
-        *_summarize_coverage(job, fitted.steps),
+        *([("learned", coverage)] if coverage else []),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
-        ("record", shorten_path(job.out_dir / RECORD)),
+        ("record", shorten_path(session.out_dir / RECORD)),
     ]
     metrics = {"before": before, "after": after}
-    return RunResult(job.out_dir, facts, metrics, summary=summary, objective=after.get("loss"))
+    return RunResult(session.out_dir, facts, metrics, summary=summary, objective=after.get("loss"))
 
 
-def _summarize_coverage(job: TrainingSession, steps: int) -> list[tuple[str, str]]:
-    found = epochs.describe_coverage(job.spec, len(job.rows.train) - (job.spec.task.data.validation_rows or 0), steps)
-    return [("learned", found)] if found else []
+def _collect_details(session: TrainingSession) -> dict[str, Any]:
+    """What is recorded beside the metrics: a task's own details, and the generated samples."""
+    names = dict.fromkeys(name for details in session.details.values() for name in details)
+    facts: dict[str, Any] = {name: {when: details[name] for when, details in session.details.items()} for name in names}
+    if session.generations:
+        samples = _choose_sample_rows(session)
+        max_new_tokens = sample_generations.compute_max_new_tokens(samples, session.spec.task)
+        facts["samples"] = sample_generations.format_samples(
+            samples, session.base.tokenizer, session.generations, max_new_tokens
+        )
+    return facts
 
 
-def add_artifacts(job: TrainingSession, found: RunResult) -> RunResult:
-    """The same result with the adapter that was saved, and what to type next."""
-    target, here = job.out_dir / ADAPTER, shorten_path(job.out_dir)
-    size, base_size = atomic_files.measure_size(target), job.base.size()
-    found.artifacts = [target]
-    found.facts["size"] = {"adapter_bytes": size, "base_bytes": base_size}
-    found.summary.append(
+def add_artifacts(session: TrainingSession, result: RunResult) -> RunResult:
+    """The same result with the saved adapter, its size, and commands to type next."""
+    target, run_folder = session.out_dir / ADAPTER, shorten_path(session.out_dir)
+    size, base_size = atomic_files.measure_size(target), session.base.size()  # bytes
+    result.artifacts = [target]
+    result.facts["size"] = {"adapter_bytes": size, "base_bytes": base_size}
+    result.summary.append(
         (
             "adapter",
             f"{format_megabytes(size)}, {size / base_size:.2%} of the base's {format_megabytes(base_size)}: {shorten_path(target)}",
         )
     )
-    found.next_commands = [
-        f"peftrun action=reload adapter={here}",
-        *([] if job.base.head else [f"peftrun action=generate adapter={here} 'action.prompt=\"…\"'"]),
-        f"peftrun action=merge adapter={here}",
+    result.next_commands = [
+        f"peftrun action=reload adapter={run_folder}",
+        *([] if session.base.head else [f"peftrun action=generate adapter={run_folder} 'action.prompt=\"…\"'"]),
+        f"peftrun action=merge adapter={run_folder}",
     ]
-    return found
+    return result

@@ -132,7 +132,7 @@ def test_a_torn_checkpoint_is_passed_over(cli, llama, on_tiny):
     resumed = cli(*overrides, f"action.resume={run}")
     assert resumed.code == 0, resumed.err
     assert Path(resumed.record()["resumed_from"]).name == "checkpoint-10"
-    assert f"{run}: not whole, and passed over: checkpoint-12, checkpoint-14" in resumed.err
+    assert f"{run}: incomplete, and ignored: checkpoint-12, checkpoint-14" in resumed.err
     assert not list(run.rglob("README.md"))
 
 
@@ -265,7 +265,9 @@ def test_what_cannot_be_copied_is_refused_and_leaves_nothing(reason, cli, tmp_pa
                 file, atomic_files.read_json(file) | {"best_model_checkpoint": str(run / "checkpoint-0")}
             )
     said = (
-        "the best checkpoint of this run, is gone" if "best" in reason else "type hydra.run.dir=FOLDER on another disk"
+        "the best checkpoint of this run, is missing"
+        if "best" in reason
+        else "type hydra.run.dir=FOLDER on another disk"
     )
     with no_file_above(20_000) if "disk" in reason else nullcontext():  # less than a checkpoint's weights
         refused = check_failed(cli, tmp_path, [*overrides, f"action.resume={run}"], [f"action.resume={run}: ", said])

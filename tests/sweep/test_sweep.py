@@ -256,7 +256,7 @@ def test_an_interrupted_sweep_says_so_of_each_cell_and_goes_on(cli, tmp_path, ti
     )
     before, again = state(done), cli(*grid)
     assert again.code == 0 and "1 of 3 cells are done" in again.err, again.err
-    assert f"cell {begun.name} (seed=2): held-out after" in again.err and state(done) == before
+    assert f"cell {begun.name} (seed=2): evaluation after training" in again.err and state(done) == before
     assert [cell["steps"] for cell in summary(tmp_path)["cells"]] == [4, 4, 4]
     for text in ("best   loss", "the mean of 3 seeds", "report outputs/", "peftrun action=reload adapter=outputs/"):
         assert text in again.out

@@ -283,7 +283,7 @@ def test_the_base_is_measured_once_for_all(tmp_path, monkeypatch, llama, on_tiny
         [[*on_tiny(llama), *STEPS, "trainer.max_steps=2", "trainer.warmup_steps=0", f"seed={n}"] for n in range(3)],
     )
     said = capfd.readouterr().err
-    assert said.count("held-out before") == 1 and said.count("held-out after") == 3
+    assert said.count("evaluation before") == 1 and said.count("evaluation after") == 3
 
 
 def test_halving_stops_the_worst_and_gives_their_seats_away(tmp_path, monkeypatch, llama, on_tiny):

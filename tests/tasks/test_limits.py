@@ -131,7 +131,7 @@ def test_a_held_out_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny,
     weights["model.embed_tokens.weight"][token_of(folder, "~")] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     found = cli(*on_tiny(folder), *given, *TINY_STEPS, "task.data.holdout=last", "task.data.eval_rows=8")
-    told(found, "the held-out loss before training is nan at ", "row 7", "nothing was saved")
+    told(found, "the evaluation loss before training is nan at ", "row 7", "nothing was saved")
 
 
 def test_a_learning_rate_without_sense(cli, llama, on_tiny):

@@ -1,4 +1,4 @@
-"""Where a joint training is: one bar, or a line now and then, for all cells."""
+"""Progress of a joint training: one bar, or a line now and then, for all cells."""
 
 import time
 from typing import Any
@@ -7,18 +7,19 @@ from peftrun import console
 from peftrun.training import fit
 from peftrun.training.joint.step import CellBatch
 
-LOG_INTERVAL_SECONDS = 5.0  # seconds between lines where there is no terminal
+LOG_INTERVAL_SECONDS = 5.0  # between lines where there is no terminal
 
 
 class Progress:
-    """Counts the steps of all cells. `jobs`: what the cells train."""
+    """Counts the batches of all cells. Args: sessions: what the cells train."""
 
-    def __init__(self, jobs: list[Any]) -> None:
+    def __init__(self, sessions: list[Any]) -> None:
         self.total = sum(
-            fit.count_steps(job.spec.trainer, len(job.rows.train)) * job.spec.trainer.gradient_accumulation_steps
-            for job in jobs
+            fit.count_steps(session.spec.trainer, len(session.rows.train))
+            * session.spec.trainer.gradient_accumulation_steps
+            for session in sessions
         )
-        self.done, self.tokens, self.said = 0, 0, 0.0
+        self.done, self.tokens, self.last_line = 0, 0, 0.0
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -33,18 +34,19 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def step(self, turns: list[CellBatch]) -> None:
-        """One batch of each of these cells has been learned."""
-        self.done += len(turns)
-        self.tokens += sum(int(turn.inputs["attention_mask"].sum()) for turn in turns)
-        losses = [float(turn.loss) for turn in turns if turn.loss is not None]
+    def step(self, batches: list[CellBatch]) -> None:
+        """Reports that one batch of each of these cells has been trained on."""
+        self.done += len(batches)
+        self.tokens += sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+        losses = [float(batch.loss) for batch in batches if batch.loss is not None]
         seconds = time.perf_counter() - self.started
-        note = f"{len(turns)} {'cell' if len(turns) == 1 else 'cells'} · loss {min(losses):.4f} to {max(losses):.4f} · {self.tokens / seconds:.0f} tokens/s"
+        cells = f"{len(batches)} {'cell' if len(batches) == 1 else 'cells'}"
+        note = f"{cells} · loss {min(losses):.4f} to {max(losses):.4f} · {self.tokens / seconds:.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=self.done, note=note)
-        elif seconds - self.said > LOG_INTERVAL_SECONDS:
-            self.said = seconds
-            left = seconds / self.done * max(0, self.total - self.done)
-            console.print_info(f"batch {self.done}/{self.total} of all cells · {note} · {left:.0f} s left")
+        elif seconds - self.last_line > LOG_INTERVAL_SECONDS:
+            self.last_line = seconds
+            remaining = seconds / self.done * max(0, self.total - self.done)
+            console.print_info(f"batch {self.done}/{self.total} of all cells · {note} · {remaining:.0f} s left")
         else:
             console.set_activity(f"batch {self.done}/{self.total} of all cells · {note}")

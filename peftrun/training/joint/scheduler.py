@@ -1,7 +1,7 @@
-"""Cells take their steps together: each trains in a coroutine of its own, and waits in it until all have brought a batch.
+"""Runs the cells of a joint training as coroutines, each waiting at every batch until all cells have one for the joint step.
 
-A cell's code is the lone run's: what is global in a process (random numbers, accelerate's count of accumulated batches) is put away
-when it waits and brought back when it goes on.
+A cell's code is that of a run of its own. Whatever is global in a process (random state, accelerate's count of accumulated
+batches) is saved when a cell waits and restored when it continues.
 """
 
 import copy
@@ -22,20 +22,20 @@ from peftrun.training.joint.step import CellBatch, JointStep
 
 
 class ProcessState:
-    """What a cell has left of the process's state."""
+    """The process-wide state of one cell: random state of torch, Python and NumPy, and accelerate's GradientState."""
 
     def __init__(self) -> None:
         self.draws = RngStream()
         self.capture_state()
 
     def capture_state(self) -> None:
-        """The process's state is this cell's."""
+        """Saves the state of the process as this cell's."""
         self.draws.keep()
         self.python, self.numpy = random.getstate(), np.random.get_state()
         self.accumulation = {key: copy.copy(value) for key, value in GradientState._shared_state.items()}
 
     def restore_state(self) -> None:
-        """The process's state is as this cell has left it."""
+        """Sets the state of the process to this cell's."""
         self.draws.restore()
         random.setstate(self.python)
         np.random.set_state(self.numpy)
@@ -45,11 +45,11 @@ class ProcessState:
 
 @dataclass
 class RungPause:
-    """A cell has reached a rung: it waits until all that will reach it have, and is told whether it goes on.
+    """A cell's request at a rung: it waits until all cells that will reach the rung have reached it.
 
     Attributes:
-        score, measure: the loss that cells are compared by, and what loss that is.
-        verdict: how it compared.
+        score, measure: the loss by which cells are compared, and which loss it is.
+        go_on, verdict: the answer: whether the cell continues, and how it compared.
     """
 
     cell: int
@@ -62,13 +62,15 @@ class RungPause:
 
 @dataclass
 class CellScheduler:
-    """Cells that are trained together.
+    """Schedules cells that are trained together.
 
     Attributes:
-        room: computes the turns of one step.
-        at_once: most cells in one step; the others follow as seats become free.
-        spent: seconds of each cell: its own, and of the steps taken together its part by tokens.
-        halving: says where cells are compared and who goes on; None: all of them to their ends.
+        joint_step: computes the batches of one step.
+        cells_per_step: most cells in one step; the others start as running ones end.
+        halving: decides at which steps cells are compared and which go on; None: all run to their ends.
+        process_states, running: cell → its process state, and its coroutine.
+        spent: cell → seconds: its own code, and its share by tokens of the joint steps.
+        entered: clock reading when the current cell was last resumed.
     """
 
     joint_step: JointStep
@@ -80,29 +82,36 @@ class CellScheduler:
     entered: float = 0.0
 
     def run(self, bodies: dict[int, Callable[[], None]], each_step: Callable[[list[CellBatch]], None]) -> None:
-        """Runs every body to its end. A body must not raise: what goes wrong in a cell is the cell's own."""
-        waiting, asked, paused = deque(bodies.items()), dict[int, CellBatch](), dict[int, RungPause]()
-        ours = ProcessState()
-        gc.freeze()  # each Trainer has all garbage collected when it begins: what is here to stay need not be looked at again
+        """Runs the body of every cell to its end. A body must not raise: it handles the errors of its cell itself."""
+        waiting, requests, paused = deque(bodies.items()), dict[int, CellBatch](), dict[int, RungPause]()
+        own_state = ProcessState()
+        # Every Trainer collects all garbage when it starts: what exists now stays, and need not be scanned again.
+        gc.freeze()
         try:
-            while waiting or asked or paused:
-                while waiting and len(asked) < self.cells_per_step:
+            while waiting or requests or paused:
+                while waiting and len(requests) < self.cells_per_step:
                     cell, body = waiting.popleft()
                     self.process_states[cell], self.running[cell] = ProcessState(), greenlet(body)
-                    self._resume_cell(cell, asked, paused)
-                if asked:
-                    turns = [asked[cell] for cell in sorted(asked)]
-                    self._train_step(turns)
-                    each_step(turns)
-                    for cell in sorted(asked):
-                        del asked[cell]
-                        self._resume_cell(cell, asked, paused)
+                    self._resume_cell(cell, requests, paused)
+                if requests:
+                    batches = [requests[cell] for cell in sorted(requests)]
+                    self._train_step(batches)
+                    each_step(batches)
+                    for cell in sorted(requests):
+                        del requests[cell]
+                        self._resume_cell(cell, requests, paused)
                 elif paused:
-                    self._judge_rung(asked, paused)
+                    # No cell is on its way to the lowest rung any more: those that wait there can be compared.
+                    lowest = min(pause.step for pause in paused.values())
+                    rung = [pause for pause in paused.values() if pause.step == lowest]
+                    self.halving.judge(rung)
+                    for pause in rung:
+                        del paused[pause.cell]
+                        self._resume_cell(pause.cell, requests, paused)
         finally:
-            for one in self.running.values():
-                one.throw()  # ends what is open in it
-            ours.restore_state()
+            for coroutine in self.running.values():
+                coroutine.throw()  # runs the cell's `finally` and `with` blocks
+            own_state.restore_state()
             gc.unfreeze()
 
     def is_rung(self, step: int) -> bool:
@@ -110,22 +119,24 @@ class CellScheduler:
         return self.halving is not None and self.halving.is_rung(step)
 
     def request_step(self, request: Any) -> Any:
-        """Called by a body: the request, answered. Other cells run meanwhile."""
+        """Called by a body: hands a CellBatch or a RungPause over, and returns it answered. Other cells run meanwhile."""
         getcurrent().parent.switch(request)
         return request
 
     def get_seconds(self, cell: int) -> float:
-        """Seconds that the cell that runs now has taken so far."""
+        """Seconds that the current cell has taken so far."""
         return self.spent.get(cell, 0.0) + time.perf_counter() - self.entered
 
-    def _train_step(self, turns: list[CellBatch]) -> None:
+    def _train_step(self, batches: list[CellBatch]) -> None:
         started = time.perf_counter()
-        self.joint_step.train_batches(turns)
-        seconds, tokens = time.perf_counter() - started, sum(turn.inputs["input_ids"].numel() for turn in turns)
-        for turn in turns:
-            self.spent[turn.cell] += seconds * turn.inputs["input_ids"].numel() / tokens
+        self.joint_step.train_batches(batches)
+        seconds = time.perf_counter() - started
+        tokens = [batch.inputs["input_ids"].numel() for batch in batches]
+        for batch, count in zip(batches, tokens, strict=True):
+            self.spent[batch.cell] += seconds * count / sum(tokens)
 
-    def _resume_cell(self, cell: int, asked: dict[int, CellBatch], paused: dict[int, RungPause]) -> None:
+    def _resume_cell(self, cell: int, requests: dict[int, CellBatch], paused: dict[int, RungPause]) -> None:
+        """Runs a cell up to its next request, which is added to `requests` or `paused`, or to its end."""
         self.entered = time.perf_counter()
         self.process_states[cell].restore_state()
         request = self.running[cell].switch()
@@ -136,12 +147,4 @@ class CellScheduler:
         elif isinstance(request, RungPause):
             paused[cell] = request
         else:
-            asked[cell] = request
-
-    def _judge_rung(self, asked: dict[int, CellBatch], paused: dict[int, RungPause]) -> None:
-        lowest = min(pause.step for pause in paused.values())
-        here = [pause for pause in paused.values() if pause.step == lowest]
-        self.halving.judge(here)
-        for pause in here:
-            del paused[pause.cell]
-            self._resume_cell(pause.cell, asked, paused)
+            requests[cell] = request

@@ -1,6 +1,9 @@
-"""One step of several cells in one pass: their rows side by side, logits only where something is learned, a loss for each.
+"""One training step of several cells in one pass: their rows in one batch, logits only at labels, one loss per cell.
 
-What a cell is told is what it would have computed alone: its own rows' summed loss over its own count of tokens.
+A cell gets the loss that it would have computed alone: the summed loss of its own rows, divided by its own count of labels.
+
+Shapes: B rows of all cells together, T tokens of the longest row, H hidden size, V vocabulary (or classes), L labels of all
+rows together, C cells.
 """
 
 import contextlib
@@ -19,23 +22,22 @@ from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.training import cpu_attention
 from peftrun.training.joint import prefix_sharing
 
-PAD_VALUES = {"labels": IGNORE_INDEX}  # what pads a key of a batch; input ids: the pad token; else 0
+PAD_VALUES = {"labels": IGNORE_INDEX}  # key of a batch → padding; token ids have the pad token, all others 0
 TOKEN_ID_KEYS = ("input_ids", "decoder_input_ids")
-LOGITS_TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.bfloat16: 0.1,
-    torch.float16: 0.02,
-}  # of logits computed in another order, to the largest
+# Largest difference of logits computed in another order, relative to the largest logit.
+LOGITS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass
 class CellBatch:
-    """What a cell brings to a step, and what it is told.
+    """One cell's input batch, and its loss from the joint step.
 
     Attributes:
-        inputs: a batch as its collator made it, `labels` among it.
-        count: what the summed loss of its labels is divided by; None: how many labels there are.
-        loss, right, learned: nats; labels that are the first choice; labels.
+        inputs: the batch of the cell's collator, tensors of (rows, tokens), with `labels` of (rows, tokens) or (rows,).
+        count: divisor of the summed loss of its labels; None: the number of labels.
+        draws: the cell's random state, for dropout.
+        loss: nats, a scalar; set by the step, as are the two below.
+        right, learned: labels that are the likeliest token, and all labels.
     """
 
     cell: int
@@ -49,7 +51,14 @@ class CellBatch:
 
 @dataclass
 class JointStep:
-    """Where cells are trained together: the joint adapters, what kind of task it is, the token that pads, and how the base attends."""
+    """The forward and backward pass of the cells of one base model.
+
+    Attributes:
+        joint: the cells' adapters on the base model.
+        kind: the task type of all cells.
+        pad: id of the pad token.
+        eager_attention: whether the base model uses eager attention instead of fused attention.
+    """
 
     joint: StackedLora
     kind: str
@@ -59,8 +68,10 @@ class JointStep:
     def __post_init__(self) -> None:
         self.model = self.joint.net.get_base_model()
         self.has_dropout = has_dropout(self.joint.net)
-        head = self.model.get_output_embeddings() if self.kind in ("causal_lm", "seq2seq") else None
-        self.head = None if head is None or traits.adapts_output_layer(self.joint.net) else head
+        output_layer = self.model.get_output_embeddings() if self.kind in ("causal_lm", "seq2seq") else None
+        # None: all positions go through the output layer, since an adapter on it needs whole rows.
+        self.head = None if output_layer is None or traits.adapts_output_layer(self.joint.net) else output_layer
+        # The base model's own dropout would draw one mask for the prefix where it draws one for each row.
         self.shares_prefix = (
             self.kind == "causal_lm"
             and self.head is not None
@@ -69,130 +80,137 @@ class JointStep:
         )
         self.prefix_verified = False
 
-    def train_batches(self, turns: Sequence[CellBatch]) -> None:
-        """Each turn's loss, and gradients added to its cell's."""
+    def train_batches(self, batches: Sequence[CellBatch]) -> None:
+        """Sets each batch's loss, and adds the gradients to those of its cell."""
         if not self.model.training:
             self.joint.net.train()
         with cpu_attention.use_eager_attention(self.model, self.eager_attention):
-            for some in prefix_sharing.group_by_length(turns, self.model.device.type):
-                self._compute_losses(some, training=True).sum().backward()
+            for group in prefix_sharing.group_by_length(batches, self.model.device.type):
+                # Losses are summed: each depends on its own cell's adapter only, so gradients do not mix.
+                self._compute_losses(group, training=True).sum().backward()
 
     @torch.no_grad()
-    def evaluate_batch(self, turn: CellBatch) -> None:
-        """The turn's loss; nothing is learned, nothing dropped."""
+    def evaluate_batch(self, batch: CellBatch) -> None:
+        """Sets the batch's loss, without gradients or dropout."""
         self.joint.net.eval()
         with cpu_attention.use_eager_attention(self.model, self.eager_attention):
-            self._compute_losses([turn], training=False)
+            self._compute_losses([batch], training=False)
 
-    def _compute_losses(self, turns: Sequence[CellBatch], *, training: bool) -> torch.Tensor:
-        """(turns,): each turn's loss; its figures are noted in it."""
-        batch = join_batches([turn.inputs for turn in turns], self.pad)
-        labels = batch.pop("labels")
-        seating = BatchLayout(tuple(_build_span(turn, batch, training) for turn in turns))
-        where, true = select_labels(labels, self.kind)
-        found = self._compute_logits(batch, labels, where, seating, training).float()
-        nats = torch.nn.functional.cross_entropy(found, true, reduction="none")
-        sizes = [len(select_labels(turn.inputs["labels"], self.kind)[1]) for turn in turns]
-        right = (found.detach().argmax(-1) == true).split(sizes)
-        each = [
-            part.sum() / (size if turn.count is None else turn.count)
-            for turn, part, size in zip(turns, nats.split(sizes), sizes, strict=True)
+    def _compute_losses(self, batches: Sequence[CellBatch], *, training: bool) -> torch.Tensor:
+        """(C,): the loss of each batch, which is also stored in it."""
+        inputs = join_batches([batch.inputs for batch in batches], self.pad)
+        labels = inputs.pop("labels")  # (B, T) or (B,)
+        spans = []
+        for batch in batches:
+            # Padded width → the cell's own, so that dropout draws as many numbers as it would for the cell alone.
+            widths = {inputs[key].shape[1]: batch.inputs[key].shape[1] for key in TOKEN_ID_KEYS if key in inputs}
+            rows = len(batch.inputs["input_ids"])
+            spans.append(RowSpan(batch.cell, rows, widths, batch.draws if training else None))
+        layout = BatchLayout(tuple(spans))
+        positions, targets = select_labels(labels, self.kind)  # targets: (L,)
+        logits = self._compute_logits(inputs, labels, positions, layout, training).float()  # (L, V)
+        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # (L,)
+        # Labels are ordered by row and rows by cell, so each cell has one span of them.
+        sizes = [len(select_labels(batch.inputs["labels"], self.kind)[1]) for batch in batches]
+        correct = (logits.detach().argmax(-1) == targets).split(sizes)
+        losses = [
+            cell_nats.sum() / (size if batch.count is None else batch.count)
+            for batch, cell_nats, size in zip(batches, nats.split(sizes), sizes, strict=True)
         ]
-        for turn, loss, hits, size in zip(turns, each, right, sizes, strict=True):
-            turn.loss, turn.right, turn.learned = loss.detach(), int(hits.sum()), size
-        return torch.stack(each)
+        for batch, loss, hits, size in zip(batches, losses, correct, sizes, strict=True):
+            batch.loss, batch.right, batch.learned = loss.detach(), int(hits.sum()), size
+        return torch.stack(losses)
 
-    def _compute_logits(self, batch: dict[str, Any], labels: torch.Tensor, where: Any, seating: BatchLayout, training: bool) -> torch.Tensor:  # fmt: skip
-        """(picked positions, vocabulary or labels)."""
+    def _compute_logits(self, inputs: dict[str, Any], labels: torch.Tensor, positions: Any, layout: BatchLayout, training: bool) -> torch.Tensor:  # fmt: skip
+        """(L, V): logits at the positions that predict a label."""
         if self.head is None:
-            with self.joint.bind_batch(seating), self._apply_dropout(seating, training):
-                return self.model(**batch).logits[where]
-        begin = prefix_sharing.count_common_prefix(batch["input_ids"], labels) if self._can_share_prefix(seating) else 0
-        if not prefix_sharing.is_prefix_worthwhile(begin, len(labels), len(seating.parts), self.model.device.type):
-            return self._compute_whole(batch, where, seating, training)
-        found = self._compute_from_prefix(batch, begin, where, seating)
+            with self.joint.bind_batch(layout), self._apply_dropout(layout, training):
+                return self.model(**inputs).logits[positions]  # (B, T, V) or (B, V) → (L, V)
+        # A cell with LoRA dropout draws a mask for every row, the prefix included.
+        can_share = self.shares_prefix and not any(self.joint.has_dropout(span.cell) for span in layout.parts)
+        length = prefix_sharing.count_common_prefix(inputs["input_ids"], labels) if can_share else 0
+        if not prefix_sharing.is_prefix_worthwhile(length, len(labels), len(layout.parts), self.model.device.type):
+            return self._compute_whole(inputs, positions, layout, training)
+        logits = self._compute_from_prefix(inputs, length, positions, layout)
         if not self.prefix_verified:
-            self._verify_prefix(found.detach(), batch, where, seating)
-        return found if self.shares_prefix else self._compute_whole(batch, where, seating, training)
+            self._verify_prefix(logits.detach(), inputs, positions, layout)
+        return logits if self.shares_prefix else self._compute_whole(inputs, positions, layout, training)
 
-    def _compute_whole(self, batch: dict[str, Any], where: Any, seating: BatchLayout, training: bool) -> torch.Tensor:
-        with self.joint.bind_batch(seating), self._apply_dropout(seating, training), self._select_positions(where):
-            return self.model(**batch, use_cache=False).logits.squeeze(0)
+    def _compute_whole(self, inputs: dict[str, Any], positions: Any, layout: BatchLayout, training: bool) -> torch.Tensor:  # fmt: skip
+        """(L, V), from whole rows."""
+        with self.joint.bind_batch(layout), self._apply_dropout(layout, training), self._select_positions(positions):
+            return self.model(**inputs, use_cache=False).logits.squeeze(0)  # (1, L, V) → (L, V)
 
-    def _compute_from_prefix(self, batch: dict[str, Any], begin: int, where: Any, seating: BatchLayout) -> torch.Tensor:
-        """The same, with what all rows begin with computed once a cell."""
-        rows, ids = [part.rows for part in seating.parts], batch["input_ids"]
-        nothing = tuple(one[:0] for one in where)
-        once = BatchLayout(tuple(replace(part, rows=1) for part in seating.parts))
-        with self.joint.bind_batch(once), self._select_positions(nothing):
-            cache = self.model(input_ids=ids[:1, :begin].expand(len(rows), -1), use_cache=True).past_key_values
-        positions = torch.arange(begin, ids.shape[1], device=ids.device)[None]
-        with self.joint.bind_batch(seating), self._select_positions((where[0], where[1] - begin)):
+    def _compute_from_prefix(self, inputs: dict[str, Any], length: int, positions: Any, layout: BatchLayout) -> torch.Tensor:  # fmt: skip
+        """(L, V), with the first `length` tokens, which all rows have in common, computed once per cell."""
+        ids = inputs["input_ids"]  # (B, T)
+        cell_rows = [span.rows for span in layout.parts]
+        no_positions = tuple(index[:0] for index in positions)
+        one_row_each = BatchLayout(tuple(replace(span, rows=1) for span in layout.parts))
+        with self.joint.bind_batch(one_row_each), self._select_positions(no_positions):
+            prefix = ids[:1, :length].expand(len(cell_rows), -1)  # (C, length): the same tokens through each adapter
+            cache = self.model(input_ids=prefix, use_cache=True).past_key_values  # (C, heads, length, D) a layer
+        cache = prefix_sharing.repeat_cache(cache, cell_rows, ids.device)  # (B, heads, length, D) a layer
+        position_ids = torch.arange(length, ids.shape[1], device=ids.device)[None]  # (1, T - length)
+        rows, tokens = positions
+        with self.joint.bind_batch(layout), self._select_positions((rows, tokens - length)):
+            # The mask is of whole rows, (B, T): it covers the cached tokens too.
             return self.model(
-                input_ids=ids[:, begin:], attention_mask=batch["attention_mask"], position_ids=positions,
-                past_key_values=prefix_sharing.repeat_cache(cache, rows, ids.device), use_cache=True,
+                input_ids=ids[:, length:], attention_mask=inputs["attention_mask"], position_ids=position_ids,
+                past_key_values=cache, use_cache=True,
             ).logits.squeeze(0)  # fmt: skip
 
-    def _can_share_prefix(self, seating: BatchLayout) -> bool:
-        """Whether rows may go on from a common beginning: not where each row drops units of its own."""
-        return self.shares_prefix and not any(self.joint.has_dropout(part.cell) for part in seating.parts)
-
     @torch.no_grad()
-    def _verify_prefix(self, found: torch.Tensor, batch: dict[str, Any], where: Any, seating: BatchLayout) -> None:
-        """Once a run: rows that go on from a common beginning say what whole rows say, or none go on so."""
-        whole = self._compute_whole(batch, where, seating, training=False)
+    def _verify_prefix(self, logits: torch.Tensor, inputs: dict[str, Any], positions: Any, layout: BatchLayout) -> None:
+        """Once per run: compares logits with those from whole rows, and stops sharing prefixes if they differ."""
+        whole = self._compute_whole(inputs, positions, layout, training=False)
         scale, self.prefix_verified = whole.float().abs().max(), True
-        if (found.float() - whole.float()).abs().max() > LOGITS_TOLERANCE[whole.dtype] * scale:
+        if (logits.float() - whole.float()).abs().max() > LOGITS_TOLERANCE[whole.dtype] * scale:
             self.shares_prefix = False
-            console.print_info("this model does not go on from a common beginning; each row is computed whole")
+            console.print_info("this model does not continue from a common prefix; each row is computed whole")
 
     @contextlib.contextmanager
-    def _select_positions(self, where: tuple[torch.Tensor, ...]) -> Iterator[None]:
-        """Inside, the output layer sees the picked positions alone, as one row."""
+    def _select_positions(self, positions: tuple[torch.Tensor, ...]) -> Iterator[None]:
+        """Inside, the output layer gets only the hidden states at `positions`, as one row: (B, T, H) → (1, L, H)."""
         if self.head is None:
             yield
             return
-        hook = self.head.register_forward_pre_hook(lambda _, given: (given[0][where][None],))
+        hook = self.head.register_forward_pre_hook(lambda _, args: (args[0][positions][None],))
         try:
             yield
         finally:
             hook.remove()
 
-    def _apply_dropout(self, seating: BatchLayout, training: bool) -> Any:
-        return PerAdapterDropout(seating.parts) if training and self.has_dropout else contextlib.nullcontext()
+    def _apply_dropout(self, layout: BatchLayout, training: bool) -> Any:
+        """Draws the base model's dropout from each cell's random state, so that a cell drops what it would drop alone."""
+        return PerAdapterDropout(layout.parts) if training and self.has_dropout else contextlib.nullcontext()
 
 
 def select_labels(labels: torch.Tensor, kind: str) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Where logits are needed, as an index of (rows, tokens) or (rows,), and the true label there, row by row."""
-    if labels.dim() == 1:
+    """Where logits are needed, as indices (rows, tokens) or (rows,) of L elements each, and the labels (L,), row by row."""
+    if labels.dim() == 1:  # (B,): one label per row
         return (torch.arange(len(labels), device=labels.device),), labels
-    if kind == "causal_lm":  # what is learned at a position is said by the one before
-        where = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
-        return where, labels[:, 1:][where]
-    where = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    return where, labels[where]
+    if kind == "causal_lm":  # (B, T): the logits at t - 1 predict the label at t
+        labels = labels[:, 1:]
+    positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    return positions, labels[positions]
 
 
 def join_batches(batches: Sequence[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
-    """One batch of all rows, each key padded on the right to its longest."""
-    found = {key: _pad_and_concat([one[key] for one in batches], _get_pad_value(key, pad)) for key in batches[0]}
-    if "decoder_input_ids" in found and found["decoder_input_ids"].shape[1] == found["input_ids"].shape[1]:
-        for key in ("input_ids", "attention_mask"):  # one more, so that a width says whose it is: see `Part.widths`
-            found[key] = torch.nn.functional.pad(found[key], (0, 1), value=_get_pad_value(key, pad))
-    return found
+    """One batch of all rows: each key concatenated, (rows, tokens) of each cell → (B, T), padded on the right."""
+    joined = {}
+    for key in batches[0]:
+        tensors, fill = [batch[key] for batch in batches], _get_pad_value(key, pad)
+        if tensors[0].dim() > 1:
+            width = max(tensor.shape[1] for tensor in tensors)
+            tensors = [torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill) for tensor in tensors]
+        joined[key] = torch.cat(tensors)
+    if "decoder_input_ids" in joined and joined["decoder_input_ids"].shape[1] == joined["input_ids"].shape[1]:
+        # Dropout knows encoder from decoder by the width of a tensor (`RowSpan.widths`), so the two must differ.
+        for key in ("input_ids", "attention_mask"):
+            joined[key] = torch.nn.functional.pad(joined[key], (0, 1), value=_get_pad_value(key, pad))
+    return joined
 
 
 def _get_pad_value(key: str, pad: int) -> int:
     return pad if key in TOKEN_ID_KEYS else PAD_VALUES.get(key, 0)
-
-
-def _pad_and_concat(parts: list[torch.Tensor], fill: int) -> torch.Tensor:
-    if parts[0].dim() == 1:
-        return torch.cat(parts)
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
-
-
-def _build_span(turn: CellBatch, batch: dict[str, torch.Tensor], training: bool) -> RowSpan:
-    widths = {batch[key].shape[1]: turn.inputs[key].shape[1] for key in TOKEN_ID_KEYS if key in batch}
-    return RowSpan(turn.cell, len(turn.inputs["input_ids"]), widths, turn.draws if training else None)

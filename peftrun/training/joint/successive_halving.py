@@ -1,6 +1,6 @@
 """Successive halving: at each rung the cells with the lowest loss go on, the others stop (Jamieson & Talwalkar 2016, arXiv:1502.07943).
 
-A stopped cell leaves a checkpoint: the same sweep without halving goes on from there.
+A stopped cell leaves a checkpoint, from which the same sweep without halving resumes it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from peftrun.training.joint.scheduler import RungPause
 
 @dataclass(frozen=True)
 class SuccessiveHalving:
-    """Rungs at `min_steps`, `min_steps`·`factor`, … optimiser steps; at each, one in `factor` of the cells goes on."""
+    """Rungs at `min_steps`, `min_steps`·`factor`, `min_steps`·`factor`², … optimizer steps; at each, one in `factor` cells goes on."""
 
     min_steps: int
     factor: int
@@ -22,11 +22,11 @@ class SuccessiveHalving:
         return step == self.min_steps
 
     def judge(self, paused: list[RungPause]) -> None:
-        """Says who of those at one rung goes on: the best, at least one."""
+        """Sets `go_on` and `verdict` of all cells at one rung: the best go on, at least one."""
         ranked = sorted(paused, key=lambda pause: (pause.score, pause.cell))
-        kept = max(1, len(ranked) // self.factor)
-        for place, pause in enumerate(ranked, 1):
-            pause.go_on = place <= kept
+        survivors = max(1, len(ranked) // self.factor)
+        for rank, pause in enumerate(ranked, 1):
+            pause.go_on = rank <= survivors
             pause.verdict = (
-                f"{pause.measure} {pause.score:.4f} was number {place} of {len(ranked)}, of which {kept} went on"
+                f"{pause.measure} {pause.score:.4f} was number {rank} of {len(ranked)}, of which {survivors} went on"
             )

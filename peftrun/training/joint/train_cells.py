@@ -1,4 +1,4 @@
-"""Many adapters trained on one base at once; each cell's run folder is what its lone run would have left."""
+"""Train many adapters on one base model at once; each cell's run folder is what the cell trained alone would have written."""
 
 import functools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from peftrun.planning.joint_memory import Limits, choose_cells_per_step
 from peftrun.result import RunResult, TrainAlone
 from peftrun.trackers import lifecycle
 from peftrun.training import checkpoints, fit, lengths
-from peftrun.training import session as jobs
+from peftrun.training import session as training_session
 from peftrun.training.joint import cell_trainer
 from peftrun.training.joint.progress import Progress
 from peftrun.training.joint.scheduler import CellScheduler, RungPause
@@ -41,206 +41,218 @@ FinishCallback = Callable[[int, RunResult | Exception | TrainAlone], None]
 def run(
     specs: list[RunSpec],
     out_dirs: list[Path],
-    allowed: Limits,
+    limits: Limits,
     halving: dict[str, int] | None,
     *,
     begin: BeginCallback,
     finish: FinishCallback,
 ) -> None:
-    """Trains every cell. `begin` is called with a cell's number before its first step; `finish` with that and its result, what was at fault,
-    or why it must be run alone, as soon as that is known.
+    """Trains every cell.
 
-    Args: allowed: what the cells in one step may take; the others follow as seats become free. halving: see `Halving`; None: all run to their ends.
-    Raises: PeftrunError: the base cannot be loaded, which no cell outlives.
+    Args:
+        limits: memory and number of the cells in one step; the others start as running ones end.
+        halving: arguments of `SuccessiveHalving`; None: all cells run to their ends.
+        begin: called with a cell's number before its first step.
+        finish: called with a cell's number and its result, its error, or why it must be trained alone, as soon as that is known.
+
+    Raises: PeftrunError: the base model cannot be loaded, so no cell can be trained.
     """
-    cells = _resolve_devices(specs, finish)
-    if not cells:
+    devices = _resolve_devices(specs, finish)
+    if not devices:
         return
-    place = next(iter(cells.values()))
-    console.print_info(place.note)
+    # The base model is loaded once, in the dtype of the first cell.
+    shared_device = next(iter(devices.values()))
+    console.print_info(shared_device.note)
     with memory_fit.suggest_on_shortage(specs[0]):
-        base = base_cache.load_cached_base(specs[0].model, place, None, classifier_head.get_task_head(specs[0].task))
-    group = _CellGroup(base, place, begin, finish, SuccessiveHalving(**halving) if halving else None)
-    for cell, own in cells.items():
-        if own.dtype == place.dtype:
+        base = base_cache.load_cached_base(
+            specs[0].model, shared_device, None, classifier_head.get_task_head(specs[0].task)
+        )
+    group = _CellGroup(base, shared_device, begin, finish, SuccessiveHalving(**halving) if halving else None)
+    for cell, cell_device in devices.items():
+        if cell_device.dtype == shared_device.dtype:
             group.admit_cell(cell, specs[cell], out_dirs[cell])
-        else:  # a cell's lone run would not have the dtype of the others
-            finish(cell, TrainAlone(f"its base fits in {own.dtype_name}, that of the others in {place.dtype_name}"))
-    group.train(allowed)
+        else:  # trained alone, the cell would not have the dtype of the others
+            reason = f"its base fits in {cell_device.dtype_name}, that of the others in {shared_device.dtype_name}"
+            finish(cell, TrainAlone(reason))
+    group.train(limits)
 
 
 def _resolve_devices(specs: list[RunSpec], finish: FinishCallback) -> dict[int, Device]:
-    """The device of each cell with the dtype that its lone run would have; cells that do not fit by themselves are finished."""
-    place, found = device.resolve_device(specs[0].device), {}
+    """Cell → device, with the dtype that the cell would have alone. Cells that do not fit into memory alone are finished."""
+    shared_device, devices = device.resolve_device(specs[0].device), {}
     for cell, spec in enumerate(specs):
         try:
             with memory_fit.suggest_on_shortage(spec):
-                found[cell] = placement.fit_device(place, spec)
-        except MemoryShortageError as fault:
-            finish(cell, fault)
-    return found
+                devices[cell] = placement.fit_device(shared_device, spec)
+        except MemoryShortageError as error:
+            finish(cell, error)
+    return devices
 
 
 class _CellGroup:
-    """Cells on one base."""
+    """Cells on one base model.
+
+    Attributes:
+        sessions, before: cell → its session, and its metrics before training.
+        rows: (task, rows) of all tasks so far: cells with equal tasks share their rows.
+        evaluated: (rows, batch size, samples) → metrics of the base model, and the session that computed them.
+    """
 
     def __init__(
         self,
         base: LoadedBase,
-        place: Any,
+        shared_device: Any,
         begin: BeginCallback,
         finish: FinishCallback,
         halving: SuccessiveHalving | None,
     ) -> None:
-        self.base, self.place, self.begin, self.finish, self.halving = base, place, begin, finish, halving
-        self.jobs: dict[int, TrainingSession] = {}
+        self.base, self.device, self.begin, self.finish, self.halving = base, shared_device, begin, finish, halving
+        self.sessions: dict[int, TrainingSession] = {}
         self.before: dict[int, dict[str, float]] = {}
-        self.kept: list[tuple[Any, Any]] = []  # tasks with their rows
-        self.measured: dict[tuple[int, int, int], tuple[dict[str, float], TrainingSession]] = {}
+        self.rows: list[tuple[Any, Any]] = []
+        self.evaluated: dict[tuple[int, int, int], tuple[dict[str, float], TrainingSession]] = {}
 
     def admit_cell(self, cell: int, spec: RunSpec, out_dir: Path) -> None:
-        """The cell's rows are there and the base is measured on them, once for all cells that share them."""
+        """Prepares a cell: its rows, and the base model's metrics on them, both shared with cells of the same task."""
         try:
-            with checkpoints.taken_back(out_dir):
-                checkpoint = jobs.resume_checkpoint(spec, out_dir)
+            with checkpoints.remove_copies_on_error(out_dir):
+                checkpoint = training_session.resume_checkpoint(spec, out_dir)
                 lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
-                kind, name = tasks.import_task_module(spec.task.kind), format_cell_title(out_dir)
-                job = TrainingSession(
-                    spec, out_dir, checkpoint, self.place, self.base, kind, self._load_rows(spec), name
-                )
-                jobs.write_first_rows(job)
-                self.before[cell] = self._evaluate_before(job)
-        except PeftrunError as fault:
-            self.finish(cell, fault)
+                task_module, title = tasks.import_task_module(spec.task.kind), format_cell_title(out_dir)
+                rows = next((rows for task, rows in self.rows if task == spec.task), None)
+                if rows is None:
+                    rows = training_session.load_rows(spec, self.base)
+                    self.rows.append((spec.task, rows))
+                session = TrainingSession(spec, out_dir, checkpoint, self.device, self.base, task_module, rows, title)
+                training_session.write_first_rows(session)
+                self.before[cell] = self._evaluate_before(session)
+        except PeftrunError as error:
+            self.finish(cell, error)
             return
-        self.jobs[cell] = job
+        self.sessions[cell] = session
 
-    def _load_rows(self, spec: RunSpec) -> Any:
-        found = next((rows for task, rows in self.kept if task == spec.task), None)
-        if found is None:
-            found = jobs.load_rows(spec, self.base)
-            self.kept.append((spec.task, found))
-        return found
-
-    def _evaluate_before(self, job: TrainingSession) -> dict[str, float]:
-        assert isinstance(job.spec.action, TrainAction)
-        if not job.spec.action.evaluate_before:
+    def _evaluate_before(self, session: TrainingSession) -> dict[str, float]:
+        assert isinstance(session.spec.action, TrainAction)
+        if not session.spec.action.evaluate_before:
             return {}
-        key = (id(job.rows), job.spec.trainer.per_device_eval_batch_size, job.spec.action.samples)
-        if key not in self.measured:
-            self.measured[key] = (jobs.evaluate(job, self.base.model, "before"), job)
-        found, measured = self.measured[key]
-        job.details, job.answered = dict(measured.details), dict(measured.answered)
-        return found
+        batch_size, samples = session.spec.trainer.per_device_eval_batch_size, session.spec.action.samples
+        key = (id(session.rows), batch_size, samples)
+        if key not in self.evaluated:
+            self.evaluated[key] = (training_session.evaluate(session, self.base.model, "before"), session)
+        metrics, evaluated = self.evaluated[key]
+        session.details, session.generations = dict(evaluated.details), dict(evaluated.generations)
+        return metrics
 
-    def train(self, allowed: Limits) -> None:
-        """All cells, to their ends; the base is as it was afterwards."""
-        names = {f"cell{cell}": (job.spec.lora, job.spec.seed) for cell, job in self.jobs.items()}
-        net, refused = attach.attach_jointly(self.base, names)
+    def train(self, limits: Limits) -> None:
+        """Trains all admitted cells to their ends; the base model is left as it was."""
+        adapters = {f"cell{cell}": (session.spec.lora, session.spec.seed) for cell, session in self.sessions.items()}
+        net, refused = attach.attach_jointly(self.base, adapters)
         for name, reason in refused.items():
             self.finish(int(name.removeprefix("cell")), reason)
-        ready = [cell for cell in self.jobs if f"cell{cell}" not in refused]
-        if not ready:
+        cells = [cell for cell in self.sessions if f"cell{cell}" not in refused]
+        if not cells:
             return
         try:
-            self._train_jointly(net, ready, self._choose_cells_per_step(ready, allowed))
+            self._train_jointly(net, cells, self._choose_cells_per_step(cells, limits))
         finally:
             net.unload()
 
-    def _choose_cells_per_step(self, ready: list[int], allowed: Limits) -> int:
-        """How many train in one step, which is said."""
-        found = {id(job.rows): job for job in map(self.jobs.__getitem__, ready)}
-        known = {rows: lengths.find_longest(job.rows, job.spec) for rows, job in found.items()}
-        runs = [(self._resolve_spec(self.jobs[cell].spec), known[id(self.jobs[cell].rows)]) for cell in ready]
-        at_once, said = choose_cells_per_step(runs, allowed)
-        console.print_info(said)
-        return at_once
+    def _choose_cells_per_step(self, cells: list[int], limits: Limits) -> int:
+        """How many cells are trained in one step, which is reported."""
+        sessions = [self.sessions[cell] for cell in cells]
+        by_rows = {id(session.rows): session for session in sessions}
+        longest = {rows: lengths.find_longest(session.rows, session.spec) for rows, session in by_rows.items()}
+        runs = []
+        for session in sessions:
+            spec = usage.strip_tracking(session.spec)  # an estimate does not count as using a key
+            spec = replace(spec, device=replace(spec.device, dtype=self.device.dtype_name))
+            runs.append((spec, longest[id(session.rows)]))
+        count, line = choose_cells_per_step(runs, limits)
+        console.print_info(line)
+        return count
 
-    def _bind_callbacks(self, cell: int) -> tuple[Callable[[], None], Callable[[RunResult | Exception], None]]:
-        return functools.partial(self.begin, cell), functools.partial(self.finish, cell)
-
-    def _resolve_spec(self, spec: RunSpec) -> RunSpec:
-        plain = usage.strip_tracking(spec)  # what is only estimated by is not used
-        return replace(plain, device=replace(plain.device, dtype=self.place.dtype_name))
-
-    def _train_jointly(self, net: Any, ready: list[int], at_once: int) -> None:
-        joint = StackedLora(net, [f"cell{cell}" for cell in ready])
-        first = self.jobs[ready[0]]
-        by_products = all(jobs.uses_eager_attention(self.jobs[cell]) for cell in ready)
-        room = JointStep(joint, first.spec.task.kind, self.base.tokenizer.pad_token_id, by_products)
-        company = CellScheduler(room, at_once, self.halving)
-        bodies = {
-            place: _CellRun(self.jobs[cell], place, company, self.before[cell], *self._bind_callbacks(cell)).run
-            for place, cell in enumerate(ready)
-        }
+    def _train_jointly(self, net: Any, cells: list[int], cells_per_step: int) -> None:
+        sessions = [self.sessions[cell] for cell in cells]
+        joint = StackedLora(net, [f"cell{cell}" for cell in cells])
+        eager = all(training_session.uses_eager_attention(session) for session in sessions)
+        step = JointStep(joint, sessions[0].spec.task.kind, self.base.tokenizer.pad_token_id, eager)
+        scheduler = CellScheduler(step, cells_per_step, self.halving)
+        bodies = {}
+        for index, cell in enumerate(cells):
+            begin, finish = functools.partial(self.begin, cell), functools.partial(self.finish, cell)
+            bodies[index] = _CellRun(self.sessions[cell], index, scheduler, self.before[cell], begin, finish).run
         try:
-            with Progress([self.jobs[cell] for cell in ready]) as progress:
-                company.run(bodies, progress.step)
+            with Progress(sessions) as progress:
+                scheduler.run(bodies, progress.step)
         finally:
             joint.close()
 
 
 @dataclass
 class _CellRun:
-    """One cell from its first step to its record."""
+    """One cell from its first step to its result.
 
-    job: TrainingSession
-    place: int  # of its adapter among the joint ones
+    Attributes:
+        index: of the cell's adapter among the joint ones.
+        verdict: why the cell was stopped early; empty if it was not.
+    """
+
+    session: TrainingSession
+    index: int
     scheduler: CellScheduler
     before: dict[str, float]
     begin: Callable[[], None]
     finish: Callable[[RunResult | Exception], None]
-    verdict: str = ""  # why it was stopped early
+    verdict: str = ""
 
     def run(self) -> None:
-        """Never raises for what is the cell's own fault."""
+        """Trains the cell; its errors are passed to `finish`, not raised, since the other cells go on."""
         self.begin()
         try:
             self.finish(self._train_cell())
-        except Exception as fault:
-            self.finish(fault)
+        except Exception as error:
+            self.finish(error)
 
     def _train_cell(self) -> RunResult:
-        job, place, room = self.job, self.place, self.scheduler.joint_step
-        joint = room.joint
-        set_seed(job.spec.seed)
-        own = cell_trainer.AdapterParameters(joint.own[place], job.base.model.config, lambda: joint.clear(place))
-        keep = (
-            lambda: joint.tensors(place),
-            lambda given: joint.fill(place, given),
-            joint.net.peft_config[joint.names[place]],
+        session, index, step = self.session, self.index, self.scheduler.joint_step
+        joint = step.joint
+        set_seed(session.spec.seed)
+        parameters = cell_trainer.AdapterParameters(
+            joint.own[index], session.base.model.config, lambda: joint.clear(index)
         )
-        maker = cell_trainer.build_trainer_factory(
-            cell=place, kind=job.spec.task.kind, ask=self.scheduler.request_step, measure=room.evaluate_batch,
-            draws=self.scheduler.process_states[place].draws, keep=keep, rung=self.scheduler.is_rung, pause=self._wait_at_rung,
+        adapter_state = (
+            lambda: joint.tensors(index),
+            lambda tensors: joint.fill(index, tensors),
+            joint.net.peft_config[joint.names[index]],
+        )
+        factory = cell_trainer.build_trainer_factory(
+            cell=index, kind=session.spec.task.kind, request_step=self.scheduler.request_step, evaluate_batch=step.evaluate_batch,
+            rng_stream=self.scheduler.process_states[index].draws, adapter_state=adapter_state, is_rung=self.scheduler.is_rung, wait_at_rung=self._wait_at_rung,
         )  # fmt: skip
-        fitted = jobs.fit_cell(job, own, maker)
-        joint.apart(place)
-        return self._build_stopped_result(fitted) if self.verdict else self._save_finished(fitted)
+        fitted = training_session.fit_cell(session, parameters, factory)
+        joint.apart(index)
+        if not self.verdict:
+            return self._save_finished(fitted)
+        result = training_session.build_result(session, fitted, self.before, {}, joint.counts(index))
+        result.status, result.facts["stopped"] = "stopped", self.verdict
+        return result
 
     def _wait_at_rung(self, step: int, score: float, measure: str) -> bool:
-        answer: RungPause = self.scheduler.request_step(RungPause(self.place, step, score, measure))
-        self.verdict = "" if answer.go_on else f"at step {step} of {self._count_steps()}: {answer.verdict}"
-        return answer.go_on
+        pause: RungPause = self.scheduler.request_step(RungPause(self.index, step, score, measure))
+        total = fit.count_steps(self.session.spec.trainer, len(self.session.rows.train))
+        self.verdict = "" if pause.go_on else f"at step {step} of {total}: {pause.verdict}"
+        return pause.go_on
 
-    def _count_steps(self) -> int:
-        return fit.count_steps(self.job.spec.trainer, len(self.job.rows.train))
-
-    def _build_stopped_result(self, fitted: fit.FitResult) -> RunResult:
-        counts = self.scheduler.joint_step.joint.counts(self.place)
-        found = jobs.build_result(self.job, fitted, self.before, {}, counts)
-        found.status, found.facts["stopped"] = "stopped", self.verdict
-        return found
-
-    def _save_finished(self, fitted: Any) -> RunResult:
-        job, joint, target = self.job, self.scheduler.joint_step.joint, self.job.out_dir / ADAPTER
-        learned = tasks.describe_training_data(job.spec.task, job.rows)
-        with joint.alone(self.place) as name:
-            after = jobs.evaluate(job, joint.net, "after")
-            save.save(joint.net, job.base, target, fresh=set(), names=[name], made_of=learned, top=name)
-        found = jobs.build_result(job, fitted, self.before, after, joint.counts(self.place))
-        found.facts["together"] = {
+    def _save_finished(self, fitted: fit.FitResult) -> RunResult:
+        session, joint = self.session, self.scheduler.joint_step.joint
+        learned = tasks.describe_training_data(session.spec.task, session.rows)
+        with joint.alone(self.index) as name:
+            after = training_session.evaluate(session, joint.net, "after")
+            target = session.out_dir / ADAPTER
+            save.save(joint.net, session.base, target, fresh=set(), names=[name], made_of=learned, top=name)
+        result = training_session.build_result(session, fitted, self.before, after, joint.counts(self.index))
+        result.facts["together"] = {
             "cells": len(joint.names),
-            "seconds": round(self.scheduler.get_seconds(self.place), 2),
+            "seconds": round(self.scheduler.get_seconds(self.index), 2),
         }
-        return jobs.add_artifacts(job, found)
+        return training_session.add_artifacts(session, result)
