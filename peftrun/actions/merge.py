@@ -72,16 +72,21 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "adapters": [load_proof.as_dict()] if load_proof else [],
         "merge": {**figures, "dtype": job.dtype},
     }
-    summary = _build_summary(merged_dir, f"{base_name} ({base_fingerprint.short()})", job, figures)
-    actions = ["evaluate"] if classifier_head.read_adapter_head(spec.adapter[name], name) else ["evaluate", "generate"]
-    next_commands = [
-        f"peftrun action={verb} model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
-        for verb in actions
-    ]
-    hashes = {merged_dir / file: digest.result() for file, digest in job.hashes.items()}
     return RunResult(
-        out_dir, facts, artifacts=[merged_dir], hashes=hashes, summary=summary, next_commands=next_commands
+        out_dir,
+        facts,
+        artifacts=[merged_dir],
+        hashes={merged_dir / file: digest.result() for file, digest in job.hashes.items()},
+        summary=_build_summary(merged_dir, f"{base_name} ({base_fingerprint.short()})", job, figures),
+        next_commands=_suggest_commands(spec.adapter[name], name, merged_dir),
     )
+
+
+def _suggest_commands(adapter: str, name: str, merged_dir: Path) -> list[str]:
+    # A classifier writes no text.
+    actions = ["evaluate"] if classifier_head.read_adapter_head(adapter, name) else ["evaluate", "generate"]
+    model = f"model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
+    return [f"peftrun action={action} {model}" for action in actions]
 
 
 def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str, Any]:
