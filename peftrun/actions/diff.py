@@ -133,7 +133,7 @@ def _compute_mean(values: Any) -> float | None:
 def _build_summary(comparison: dict[str, Any]) -> list[tuple[str, str]]:
     verdict = {True: "the same", False: "not the same", None: "not known"}[comparison["same_base"]]
     settings = ", ".join(f"{key}: {before} → {after}" for key, (before, after) in comparison["config"].items())
-    rows = [("base model", verdict), ("settings", settings or "the same")]
+    rows = [("base", verdict), ("settings", settings or "the same")]
     for kind, key in (("modules", "only_in_"), ("tensors", "tensors_only_in_")):
         for side in ("a", "b"):
             names = comparison[f"{key}{side}"]

@@ -94,7 +94,7 @@ def _run_lm_eval(spec: RunSpec, out_dir: Path) -> RunResult:
     assert spec.task.lm_eval is not None
     harness = lm_eval.LmEvalHarness(spec.task.lm_eval, spec.trainer.per_device_eval_batch_size, spec.seed)
     base, facts = _load_base(spec)
-    summary, results = [("base model", base.name)], {}
+    summary, results = [("base", base.name)], {}
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]

@@ -159,7 +159,7 @@ def _explain_base(action: ExportAction, first: ExportSource, base: ExportBase) -
         text = f"BASE.gguf is the base model as GGUF; llama.cpp's convert_hf_to_gguf.py converts its folder (it is {location})"
     else:
         return []
-    return [("base model", text)]
+    return [("base", text)]
 
 
 def _get_gguf_path(base: ExportBase) -> str | None:

@@ -95,7 +95,7 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     if ordered:
         rows.append(("‖ΔW‖ total", f"{adapter['norm']:.4g} of {len(ordered)} modules; {adapter['norm_of']}"))
     rows += [("also holds", text) for text in _format_tensors(adapter["tensors"])]
-    rows += [("base model", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
+    rows += [("base", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
     rows += [("cannot be loaded", adapter["not_loadable"])] if adapter["not_loadable"] else []
     reasons = list(adapter["not_measured"].items())
     rows += [("not measured", f"{module}: {reason}") for module, reason in reasons[:MAX_ROWS]]

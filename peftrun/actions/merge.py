@@ -183,7 +183,7 @@ def _build_summary(target: Path, base: str, job: MergeJob, figures: dict[str, An
     size = console.format_megabytes(atomic_files.measure_size(target))
     mode = "streamed" if figures["streamed"] else "in memory"
     rows = [
-        ("base model", base),
+        ("base", base),
         (
             "merged",
             f"adapter {job.name}, {job.dtype}, {size}, {mode} in {figures['seconds']:.1f} s: {console.shorten_path(target)}",
@@ -211,6 +211,6 @@ def _build_summary(target: Path, base: str, job: MergeJob, figures: dict[str, An
         )
     return [
         *rows,
-        ("equals adapter on base model", agreement),
-        ("differs from base model", f"max |Δlogit| {figures['max_logit_difference_from_base']:.3g}"),
+        ("equals adapter on base", agreement),
+        ("differs from base", f"max |Δlogit| {figures['max_logit_difference_from_base']:.3g}"),
     ]

@@ -70,14 +70,14 @@ def _load_adapters(spec: RunSpec, run_device: Device) -> tuple[LoadedBase, Any, 
 
 
 def _build_summary(base: Any, proofs: list[LoadProof], placement_facts: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("base model", f"{base.name} ({base.fingerprint.short()})")]
+    rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
     for proof in proofs:
         norm = f", ‖ΔW‖ {proof.delta_norm:.4g}" if proof.delta_norms else ""
         # The logits of the adapter's fixed probes, compared with those of the base model and with those at saving.
         rows += [
             (f"adapter {proof.name}", f"{proof.tensors} tensors loaded into {proof.modules} modules{norm}"),
-            ("made for this base model", _format_base_match(proof)),
-            ("differs from base model", _format_effect(proof)),
+            ("made for this base", _format_base_match(proof)),
+            ("differs from base", _format_effect(proof)),
             ("equals what was saved", _format_saved_difference(proof)),
         ]
     modules = ", ".join(f"{count} on {device}" for device, count in placement_facts["adapted_modules"].items())

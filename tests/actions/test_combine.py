@@ -90,7 +90,7 @@ def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on
     error = outcome.record()["combined"]["relative_error"]
     assert off(llama, outcome.run_dir / "adapter", paths, WEIGHTS) == pytest.approx(error, rel=1e-3)
     assert 0.01 < error < 3.0
-    warned = f"action.combination={combination}: is " in outcome.err and "cat is exact" in outcome.err
+    warned = f"action.combination={combination}: differs from " in outcome.err and "action.combination=cat, which is exact" in outcome.err
     assert warned == (combination in ("linear", "svd"))
 
 

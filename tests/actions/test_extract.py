@@ -56,7 +56,7 @@ def test_the_residual_is_the_tail_of_the_singular_values(cli, tmp_path, llama, o
     squares = {key: (after[key] - before[key]).square().sum().item() for key in before}
     left_out = {key: value / sum(squares.values()) for key, value in squares.items() if "q_proj" not in key}
     assert figures["left_out"] == pytest.approx(left_out, rel=1e-4)
-    assert f"{len(left_out)} changed tensors are no part of the adapter" in outcome.err
+    assert f"{len(left_out)} changed tensors are not in the adapter" in outcome.err
 
 
 def test_with_every_module_at_full_rank_nothing_is_left_out(cli, tmp_path, on_tiny):
