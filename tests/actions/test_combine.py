@@ -214,14 +214,14 @@ def test_adapters_of_another_base_are_refused(cli, tmp_path, trained, pair, gpt2
 @cases(
     "overrides, told",
     [
-        (["adapter={a: A}"], ["adapter: action=combine makes one of several", "type 'adapter={a: PATH, b: PATH}'"]),
+        (["adapter={a: A}"], ["adapter: action=combine combines several adapters", "type 'adapter={a: PATH, b: PATH}'"]),
         (["action.combination=ties"], ["action.density: action.combination=ties needs", "type action.density=0.5"]),
         (
             ["action.density=0.5"],
             ["action.density=0.5: action.combination=cat keeps every weight", "omit action.density"],
         ),
-        (["action.rank=4"], ["action.rank=4: only an svd chooses a rank", "omit action.rank"]),
-        (["action.weights={a: 1}"], ["action.weights: must name the adapters given (a, b)", "b is on one side only"]),
+        (["action.rank=4"], ["action.rank=4: only an svd chooses the rank", "omit action.rank"]),
+        (["action.weights={a: 1}"], ["action.weights: must name exactly the adapters (a, b)", "b is in only one of the two"]),
         (["adapter={default: A, b: B}"], ["adapter.default: is the name of the result", "give this adapter another"]),
     ],
     every=2,

@@ -58,9 +58,9 @@ def test_runs_that_are_the_same_say_so(cli, trained, tmp_path):
         ([], ["action.runs is not set; action=compare needs two runs or more", "type 'runs=["]),
         (
             ["runs=[outputs/train/RUN]"],
-            ["action.runs names outputs/train/RUN alone; action=compare needs two runs or more"],
+            ["action.runs names only outputs/train/RUN; action=compare needs two runs or more"],
         ),
-        (["runs=[a,b]", "where=seed=0"], ["cannot stand beside action.where"]),
+        (["runs=[a,b]", "where=seed=0"], ["cannot be combined with action.where"]),
     ],
 )
 def test_fewer_than_two_are_refused_at_once(cli, tmp_path, args, told):

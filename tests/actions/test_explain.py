@@ -191,7 +191,7 @@ def test_where_it_was_written_and_what_it_continues_does_not_count(cli, two, tra
 REFUSED = [
     (["run=nowhere"], "action.run=nowhere", "is no run folder"),
     (["against=nowhere"], "action.against=nowhere", "is no run folder"),
-    (["of=nosuch"], "action.of=nosuch", "is no action"),
+    (["of=nosuch"], "action.of=nosuch", "is not an action"),
 ]
 
 

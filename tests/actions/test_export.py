@@ -251,8 +251,8 @@ def test_another_base_than_the_run_s_is_told_to_be_typed_in_vain(cli, trained):
         (["model_dir=LLAMA", "target=gguf"], "convert_hf_to_gguf.py"),
         (["adapter=TRAINED", "repo_id=even"], "must be an id on the Hub; type action.repo_id=ORG/NAME"),
         (["adapter=TRAINED", "base_model=/home/me/base"], "must be an id on the Hub; type action.base_model=ORG/NAME"),
-        (["adapter=TRAINED", "target=vllm", "repo_id=me/even"], "action.repo_id=me/even: is for action.target=hub alone"),
-        (["adapter=TRAINED", "target=gguf", "license=mit"], "action.license=mit: is for action.target=hub alone"),
+        (["adapter=TRAINED", "target=vllm", "repo_id=me/even"], "action.repo_id=me/even: is only for action.target=hub"),
+        (["adapter=TRAINED", "target=gguf", "license=mit"], "action.license=mit: is only for action.target=hub"),
         (["adapter=nowhere"], "is not a folder"),
     ],
 )  # fmt: skip

@@ -95,7 +95,7 @@ def test_what_is_no_fine_tuned_copy_of_the_base_is_refused(cli, tmp_path, llama,
     [
         (
             ["action.tuned=nowhere"],
-            ["action.tuned=nowhere: there is no such folder", "name that of a fine-tuned model"],
+            ["action.tuned=nowhere: there is no such folder", "name the folder of a fine-tuned model"],
         ),
         (
             ["action.tuned=pickled"],
@@ -103,7 +103,7 @@ def test_what_is_no_fine_tuned_copy_of_the_base_is_refused(cli, tmp_path, llama,
         ),
         (
             ["action.tuned=TUNED", "lora=none"],
-            ["lora=none: action=extract needs the shape of an adapter", "type lora=lora"],
+            ["lora=none: action=extract needs rank and target modules of a LoRA", "type lora=lora"],
         ),
         (
             ["action.tuned=TUNED", "lora=dora"],

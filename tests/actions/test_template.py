@@ -77,7 +77,7 @@ def test_every_file_is_in_the_wheel(tmp_path, cli):
 
 
 @cases("args, told", [
-        ([], "action.path is not set; action=template makes a folder: type path=our_templates"),
+        ([], "action.path is not set; action=template creates a folder: type path=our_templates"),
         (["path=Our-Templates"], "type path=our_templates"),
         (["path=1st"], "type path=our_1st"),
         (["path=class"], "type path=our_class"),

@@ -166,7 +166,7 @@ def test_embeddings_go_where_the_base_s_class_adapts_them(where, llama, on_tiny,
         "model=pretrained",
         "model.name_or_path=org/nowhere",
     ]
-    check_failed(cli, tmp_path, asked, ("adapts no embed_tokens",))
+    check_failed(cli, tmp_path, asked, ("does not adapt embed_tokens",))
 
 
 def wrapped(llama: Path, folder: Path, prefix: str) -> Path:
