@@ -100,7 +100,7 @@ REFUSED = {
     ),
     "resume nothing": (
         ["action=train", "action.resume=nowhere"],
-        ["action.resume=nowhere: is no run folder", "name one below outputs/train, or type action.resume=auto"],
+        ["action.resume=nowhere: is not a run folder", "name one below outputs/train, or type action.resume=auto"],
     ),
 }  # fmt: skip
 

