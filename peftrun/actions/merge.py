@@ -45,23 +45,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info("a merge is computed in float32 and rounded once")
     # The base model's content is hashed while it is merged, so that its files are read once.
     with atomic_files.create_folder(merged_dir, kept_if=ProofError) as folder, ThreadPoolExecutor(2) as pool:
-        fingerprint_future = pool.submit(fingerprint.fingerprint_model, base)
-        job = MergeJob(
-            spec.model,
-            action,
-            spec.allow_base_mismatch,
-            run_device,
-            name,
-            base,
-            adapter,
-            dtype,
-            pool,
-            fingerprint_future,
-        )
-        figures = {
-            "verified": action.verify,
-            **_write_and_verify(job, spec.task, folder, console.shorten_path(merged_dir)),
-        }
+        mismatch, hashing = spec.allow_base_mismatch, pool.submit(fingerprint.fingerprint_model, base)
+        job = MergeJob(spec.model, action, mismatch, run_device, name, base, adapter, dtype, pool, hashing)
+        figures = _write_and_verify(job, spec.task, folder, console.shorten_path(merged_dir))
         base_fingerprint = job.mark
         identity = {"name": base_name, "revision": spec.model.revision, "fingerprint": base_fingerprint.as_dict()}
         provenance.write_provenance(folder, identity, stored_dtype, adapter)
@@ -70,7 +56,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "base": identity,
         "allow_base_mismatch": spec.allow_base_mismatch,
         "adapters": [load_proof.as_dict()] if load_proof else [],
-        "merge": {**figures, "dtype": job.dtype},
+        "merge": {"verified": action.verify, **figures, "dtype": job.dtype},
     }
     return RunResult(
         out_dir,
@@ -189,7 +175,7 @@ def _build_summary(target: Path, base: str, job: MergeJob, figures: dict[str, An
             f"adapter {job.name}, {job.dtype}, {size}, {mode} in {figures['seconds']:.1f} s: {console.shorten_path(target)}",
         ),
     ]
-    if not figures["verified"]:
+    if not job.action.verify:
         return [*rows, ("proof", "skipped (action.verify=false)")]
     rounding_share = figures["share_of_effect"]
     if rounding_share > verify.NOTABLE_LOSS:
