@@ -94,7 +94,7 @@ def _select_rows(
         if views.parse_row_number(row) == action.at
     ]
     names = views.names_of(task_rows.tally.read)
-    left_out = [entry for entry in task_rows.tally.left_out if views.source_and_row(entry[0])[1] == action.at]
+    left_out = [entry for entry in task_rows.tally.left_out if views.split_row_location(entry[0])[1] == action.at]
     if not rows and not left_out:
         counts = ", ".join(f"{names[source]} has {count} rows" for source, count in task_rows.tally.read.items())
         raise DataError(
@@ -102,7 +102,7 @@ def _select_rows(
         )
     reasons = []
     for location, reason, tokens in left_out:  # location: "SOURCE row NUMBER"
-        source, _ = views.source_and_row(location)
+        source, _ = views.split_row_location(location)
         size = f" ({tokens} tokens)" if tokens else ""
         reasons.append(f"{names[source]}{location.removeprefix(source)} is left out: {reason}{size}")
     return rows, reasons

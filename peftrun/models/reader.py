@@ -22,5 +22,6 @@ class TokenizerInfo:
 
 
 def get_max_positions(config: Any) -> int | None:
+    """Longest text in tokens that a base model reads; None if its config does not say."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
