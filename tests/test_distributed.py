@@ -150,7 +150,7 @@ def test_deepspeed_says_what_it_lacks(cli, tmp_path, llama, on_tiny):
     ("overrides", "said"),
     [
         (["device.processes=2"], "device.processes=2: needs device.strategy"),
-        (["device=ddp", "device.processes=1"], "device.processes=1: device.strategy=ddp shares"),
+        (["device=ddp", "device.processes=1"], "device.processes=1: device.strategy=ddp needs"),
         (["device=ddp", "action=evaluate"], "action=evaluate runs in one process"),
         (["device=ddp", "device.machines=2"], "device.main_address is not set"),
         (["device=ddp", "device.machine_rank=3"], "device.machine_rank=3: must be below"),

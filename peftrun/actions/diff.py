@@ -140,6 +140,7 @@ def _build_summary(comparison: dict[str, Any]) -> list[tuple[str, str]]:
             if names:
                 shown = ", ".join(names[:MAX_ROWS]) + (", …" if len(names) > MAX_ROWS else "")
                 rows.append((f"only in {side}", f"{len(names)} {kind}: {shown}"))
+    # Largest distance first: the modules in which the adapters differ most.
     ordered = sorted(comparison["modules"].items(), key=lambda item: -item[1]["distance"])
     rows += [(f"ΔW {module}", _format_distances(row)) for module, row in ordered[:MAX_ROWS]]
     if ordered:

@@ -70,7 +70,7 @@ def _evaluate_per_adapter(
         raise DataError(
             f"task.data.adapter_column: a row names {unknown[0]}, which is not loaded; loaded: {', '.join([*adapters, BASE_ADAPTER_NAME])}"
         )
-    groups = mixed_batch.group_rows(net, names)
+    groups = mixed_batch.group_rows(net, names)  # lists of row indices; rows of one group can share a forward pass
     if len(groups) > 1:
         console.print_info(
             f"rows are evaluated adapter by adapter: {mixed_batch.why_not_mixable(net, names)}, which cannot share a batch"
@@ -103,7 +103,7 @@ def _run_lm_eval(spec: RunSpec, out_dir: Path) -> RunResult:
         with net.disable_adapter():
             results[BASE_ADAPTER_NAME] = harness.measure(net, base.tokenizer)
         for name in names:
-            net.set_adapter(name)
+            net.set_adapter(name)  # the base model stays in memory; only the active adapter changes
             results[name if len(names) > 1 else ADAPTER_SIDE] = harness.measure(net, base.tokenizer)
     else:
         results[BASE_ADAPTER_NAME] = harness.measure(base.model, base.tokenizer)

@@ -31,6 +31,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 
 def _explain_config(action: ExplainAction, out_dir: Path) -> ConfigExplanation | ConfigDifference:
+    # The overrides of this action itself, such as `run=`, are not part of the config to explain.
     typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.of)
     if action.run is None:
         return explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))

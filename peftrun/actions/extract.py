@@ -26,6 +26,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info(run_device.note)
     tuned_dir = Path(action.tuned).expanduser()
     base = base_models.load_base(spec.model, run_device)
+    # The attached adapter only gives names and shapes; A and B are then overwritten by a truncated SVD of ΔW.
     net = attach.attach_adapter(base, spec.lora, spec.seed).eval()
     figures = extract.fill_from_change(net, "default", base.folder, tuned_dir)
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER

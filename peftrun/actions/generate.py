@@ -82,7 +82,7 @@ class ResponseGenerator:
         """
         last_message, net = conversation.messages[-1].text, self.net
         label = f"prompt {last_message[:40]!r}"
-        if net.config.is_encoder_decoder:
+        if net.config.is_encoder_decoder:  # trained on single texts, without a chat template
             ids = list(self.base.tokenizer(last_message)["input_ids"])
         else:
             with prefix_errors(label):
@@ -115,7 +115,7 @@ def _answer_prompts(
     prompts: list[Prompt], system_messages: Conversation, writer: ResponseGenerator
 ) -> Iterator[tuple[Prompt, str]]:
     """(prompt, answer) in the order of the prompts; batches hold only rows whose adapters can share a forward pass."""
-    names = [prompt.adapter for prompt in prompts]
+    names = [prompt.adapter for prompt in prompts]  # None: the active adapter
     ids = [writer.read(_build_conversation(prompt, system_messages)) for prompt in prompts]
     writer.encoder.report_remarks("prompts")
     groups = mixed_batch.group_rows(writer.net, names)

@@ -58,6 +58,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     free_bytes = None if on_gpu else free_memory.get_available_memory().bytes // training_spec.device.processes
     training_spec, shortage = _resolve_dtype(training_spec)
     plan = _plan_from_files(training_spec, free_bytes)
+    # Measuring loads the base model, so it is skipped if the estimate already says that memory will not suffice.
     if action.measured_steps and not _explain_memory_shortage(training_spec, plan):
         plan = _plan_from_steps(
             _restrict_to_one_process(training_spec), training_spec, action.measured_steps, free_bytes
@@ -128,7 +129,7 @@ def _plan_from_steps(single_spec: RunSpec, spec: RunSpec, steps: int, free: int 
 
 
 def _estimate_seconds(spec: RunSpec, measured: Any, importing: float) -> dict[str, float]:
-    """Part of the whole run → seconds."""
+    """Part of the whole run → seconds. Times of a step and of a row are scaled to the numbers of the whole run."""
     trainer = spec.trainer
     steps = throughput.count_optimizer_steps(trainer, measured.rows, _count_processes(spec)) or 0
     validations = {"steps": steps // trainer.eval_steps, "epoch": round(trainer.num_train_epochs)}.get(

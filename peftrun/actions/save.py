@@ -27,6 +27,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     )
     net, fresh, facts = _load_adapted_model(spec, base)
     adapter_dir = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / ADAPTER
+    # None keeps the dtype in which PEFT loaded or created the adapter.
     dtype = None if spec.action.dtype == "auto" else device.parse_dtype(spec.action.dtype)
     if spec.adapter:
         save.save(net, base, adapter_dir, fresh=fresh, names=spec.action.adapters, dtype=dtype)

@@ -23,6 +23,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     typed = [
         text for text in run_overrides.read_overrides(out_dir) if text.lstrip("+").partition("=")[0] not in ACTION_KEYS
     ]
+    # Everything is rendered before a folder is created, so that a refused override leaves nothing behind.
     files = scaffold.render_package(name, typed, own_rows=spec.task.data.source == "file")
     with atomic_files.create_folder(package_dir) as folder:
         for path, text in files.items():

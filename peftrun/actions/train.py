@@ -35,7 +35,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _train_adapter(job: TrainingSession, before: dict[str, float]) -> RunResult:
     adapted = attach.attach_adapter(job.base, job.spec.lora, job.spec.seed, jobs.build_init_data(job))
     trainable, total = attach.count_parameters(adapted)
-    if distributed.is_main_process():
+    if distributed.is_main_process():  # before hours of training, not after
         disk_check.check_disk_space(job, adapted)
     console.print_info(f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     with save.keep_untrained(adapted, job.spec.lora, job.out_dir, distributed.is_main_process()) as initial:
@@ -70,6 +70,7 @@ def _train_full_model(job: TrainingSession, before: dict[str, float]) -> RunResu
     net = job.base.model.requires_grad_(True)
     if distributed.is_main_process():
         disk_check.check_disk_space(job, net)
+    # Checked before the first step: after training it would be too late to learn that the model cannot be saved.
     fitted = jobs.fit(job, net, fit.MethodHooks(begin=lambda: full_model.check_savable(job, net)))
     if not distributed.is_main_process():
         return RunResult(job.out_dir)

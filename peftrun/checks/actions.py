@@ -63,6 +63,7 @@ def check_action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
 def check_loadable(action: Any, adapter: dict[str, str], active: str | None) -> Lines:
     """Adapters can be loaded as they were saved, and none changes the base model that the others are loaded on."""
     first = active if active in adapter else next(iter(adapter), "")
+    # Adapters that are never loaded together need not be compatible.
     chosen = {first: adapter[first]} if action.name in ONE_ADAPTER and adapter else adapter
     configs = {}
     for name, path in chosen.items() if action.name in (*ONE_ADAPTER, *ALL_ADAPTERS, "export") else ():
@@ -135,9 +136,10 @@ def check_combine(action: Any, adapter: dict[str, str]) -> Lines:
         )
     if action.rank is not None and not combination.endswith("svd"):
         yield f"action.rank={action.rank}: only an svd chooses the rank, not action.combination={combination}; omit action.rank"
+    # A misspelled name would otherwise give that adapter the default weight 1.
     for name in sorted((action.weights or {}).keys() ^ adapter.keys()) if action.weights else ():
         yield f"action.weights: must name exactly the adapters ({', '.join(adapter)}), and {name} is in only one of the two"
-    if "default" in adapter:
+    if "default" in adapter:  # PEFT saves the adapter `default` at the top of the folder, where others can load it
         yield "adapter.default: is the name of the result; give this adapter another: type 'adapter={a: PATH, b: PATH}'"
 
 
@@ -218,7 +220,7 @@ def check_template(action: Any) -> Lines:
         if not suggestion.isidentifier() or keyword.iskeyword(suggestion):  # starts with a digit, or is empty
             suggestion = f"our_{suggestion}".rstrip("_")
         yield f"{key}: its last part names a Python package: lower-case letters, digits and _; type path={suggestion}"
-    elif name == "peftrun" or name in sys.stdlib_module_names:
+    elif name == "peftrun" or name in sys.stdlib_module_names:  # installing it would shadow that package
         yield f"{key}: {name} is the name of another package; type path=our_{name}"
     if Path(action.path).expanduser().exists():
         yield f"{key}: exists already and is never overwritten; name a folder that does not exist"

@@ -68,7 +68,7 @@ def as_training(spec: schema.RunSpec, action: TrainAction) -> schema.RunSpec:
 
 
 def _check_trainer(trainer: schema.TrainerSpec) -> Lines:
-    if not math.isfinite(trainer.learning_rate):
+    if not math.isfinite(trainer.learning_rate):  # inf passes the range > 0 of the schema
         yield f"trainer.learning_rate={trainer.learning_rate}: must be a finite number; type trainer.learning_rate=0.0002"
     if 0 < trainer.max_steps <= trainer.warmup_steps:
         yield (
@@ -116,6 +116,7 @@ def _check_validation(trainer: schema.TrainerSpec) -> Lines:
                 f"trainer.save_strategy={trainer.save_strategy}: trainer.{key} needs a checkpoint at each evaluation; "
                 f"type trainer.save_strategy={trainer.eval_strategy}"
             )
+    # Packages of optional features are checked here: the libraries would fail only once the model is loaded.
     if trainer.optim.endswith("bit") and find_spec("bitsandbytes") is None:
         yield explain_not_installed(f"trainer.optim={trainer.optim} needs package", "bitsandbytes")
     if trainer.use_liger_kernel and find_spec("liger_kernel") is None:
@@ -136,12 +137,14 @@ def _check_model(model: schema.ModelSpec, action: Any) -> Lines:
     required = {None: None, "torchao_int8": "torchao"}.get(model.quantization, "bitsandbytes")
     if required and find_spec(required) is None:
         yield explain_not_installed(f"model.quantization={model.quantization} needs package", required)
+    # transformers reads GGUF files by the package gguf.
     if model.name_or_path.endswith(".gguf") and find_spec("gguf") is None:
         yield explain_not_installed("model.name_or_path needs package", "gguf")
 
 
 def _check_model_folder(name: str) -> Lines:
     folder = Path(name).expanduser()
+    # `ORG/NAME` may be a folder or a Hub id; only an explicit path must exist.
     if name.startswith((".", "/", "~")) and not folder.exists():
         yield f"model.name_or_path={name}: there is no such folder; type a folder or a Hub id"
     if not folder.is_dir():

@@ -13,6 +13,7 @@ Lines = Iterator[str]
 
 def check_strategy(device: Any, action: Any) -> Lines:
     """A strategy, several processes, and a distributed action need each other."""
+    # Several processes without a strategy would each do the whole run.
     if device.strategy is None:
         for key in ("processes", "machines"):
             if getattr(device, key) > 1:

@@ -108,6 +108,7 @@ def check_adalora(lora: Any, trainer: Any, action: Any) -> Lines:
     """AdaLoRA's schedule must end before the run does."""
     if not isinstance(lora, AdaLoraSpec):
         return
+    # Rank is reallocated in the steps after tinit and before the last tfinal.
     if 0 < trainer.max_steps <= lora.tinit + lora.tfinal and action.name == "train":
         yield (
             f"lora.tinit={lora.tinit}: with lora.tfinal={lora.tfinal} leaves no step of trainer.max_steps={trainer.max_steps} to "

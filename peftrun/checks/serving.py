@@ -14,6 +14,7 @@ from peftrun.system.packages import explain_not_installed
 
 Lines = Iterator[str]
 REQUIRED_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+# PEFT types that prepend virtual tokens.
 VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT")
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")  # as PEFT names them
 NO_ANSWERS = (

@@ -92,6 +92,7 @@ def check_templates(task: schema.TaskSpec) -> Lines:
         yield "task.prompt: cannot be combined with task.messages, which has the whole conversation; type task.prompt=null"
     if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:
         yield "task.data.label_column is not set but task.data.labels or task.data.balance needs it; name a column"
+    # Templates are Python format strings.
     for key, template in {"task.prompt": task.prompt, "task.completion": task.completion}.items():
         try:
             list(Formatter().parse(template or ""))
@@ -135,6 +136,7 @@ def check_files(task: schema.TaskSpec, action: Any) -> Lines:
     if not reads_rows(task, action):
         return
     paths = {"task.data.path": data.path} | ({"task.data.eval_path": data.eval_path} if data.eval_path else {})
+    # Files of a dataset on the Hub are not checked here: that would need the network.
     if data.source == "package":
         yield from _check_package_files(data.package, paths)
     if data.source == "file":

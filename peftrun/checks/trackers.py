@@ -12,6 +12,7 @@ from peftrun.config.schema import trackers as tracker_specs
 from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
+# Schemes of tracking URIs that MLflow accepts.
 STORE_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -26,6 +27,7 @@ def check_tracking_uri(tracker: Any, action: Any) -> Lines:
     """The address is one of a tracking server or database, and has no password, which would be saved in config.yaml."""
     if action.name != "train" or not isinstance(tracker, tracker_specs.MlflowTracker) or tracker.uri is None:
         return
+    # SQLAlchemy's URIs may name a driver: postgresql+psycopg2://…
     scheme, _, _ = tracker.uri.partition(":")
     if scheme.partition("+")[0] not in STORE_SCHEMES or ":" not in tracker.uri:
         yield f"tracker.uri={tracker.uri}: is not the address of a tracking server or database; type tracker.uri=http://HOST:5000, or null"

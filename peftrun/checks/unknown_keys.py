@@ -20,7 +20,7 @@ LIST_HINT = "`peftrun --cfg job` lists every key"
 
 def explain_unknown_key(key: str, value: object, known: list[str]) -> str:
     """One line for a key that does not exist, with what to type where that is clear."""
-    name = key.rpartition(".")[2]
+    name = key.rpartition(".")[2]  # other tools nest their keys differently, so only the last part is compared
     if is_secret(name, value):
         return f"{key}: there is no such key; {LOGIN}"
     translation, message = peer_keys.translate_key(key, value), f"{key}={value}: there is no such key"

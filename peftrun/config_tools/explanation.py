@@ -88,6 +88,7 @@ def explain_run(run: Path) -> ConfigExplanation:
     overrides = run_overrides.read_overrides(run) or minimal_overrides.search_overrides(
         compositions, extra_path, values
     )
+    # Options may have been removed since; the values are then explained as recorded.
     try:
         current = value_origins.trace_origins(
             compositions, [text for text in overrides if not text.startswith("hydra")]

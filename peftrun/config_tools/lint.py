@@ -50,6 +50,7 @@ def _check_models(options: list[Option], check_fit: FitCheck) -> None:
     groups: dict[str, list[Option]] = {}
     for option in options:
         groups.setdefault(_serialize_spec(_get_model(option)), []).append(option)
+    # Building a model takes longer than composing all options, so each distinct one is built only once.
     for users in groups.values():
         methods = {_serialize_spec(option.spec.lora): option.spec.lora for option in users if option.spec}
         model, head = _get_model(users[0])

@@ -75,7 +75,7 @@ def is_same_value(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(is_same_value(item, other[key]) for key, item in one.items())
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(is_same_value, one, other))
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)  # in Python, True == 1
 
 
 def diff_values(one: Values, other: Values) -> dict[str, tuple[Any, Any]]:
@@ -169,6 +169,7 @@ class _OverrideSearch:
     def _prune_choices(self, choices: list[str]) -> list[str] | None:
         """The choices that save overrides, and overrides for the remaining differences."""
         best = self._add_values(choices)
+        # Greedy: a choice that saves no override alone is dropped, even if it might in combination with another.
         for choice in choices:
             without = [text for text in choices if text != choice]
             candidate = self._add_values(without)

@@ -93,7 +93,7 @@ def _apply_override(draft: ExperimentDraft, text: str) -> Iterator[str]:
     key, group = override.key_or_group, override.key_or_group.removeprefix("+")
     if override.is_delete() or override.is_sweep_override() or override.package:
         yield f"{text}: cannot be written to a file; omit it, and edit the experiment by hand"
-    elif group == "experiment":
+    elif group == "experiment":  # an experiment is based on others by listing them in its defaults
         draft.experiments = [str(override.value())]
     elif group in paths.GROUPS and not isinstance(override.value(), dict):
         draft.choices[group] = str(override.value())

@@ -99,7 +99,7 @@ def test_what_is_no_fine_tuned_copy_of_the_base_is_refused(cli, tmp_path, llama,
         ),
         (
             ["action.tuned=pickled"],
-            ["action.tuned=pickled: holds no .safetensors file (pickles are refused)", "convert"],
+            ["action.tuned=pickled: has no .safetensors file (pickles are refused)", "convert"],
         ),
         (
             ["action.tuned=TUNED", "lora=none"],

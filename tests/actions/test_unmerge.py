@@ -39,7 +39,7 @@ def test_a_bfloat16_base_that_was_merged_into_float32_comes_back_bit_for_bit(cli
 def test_where_rounding_lost_bits_the_error_is_reported_and_bounded(cli, trained, llama, on_tiny):
     merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}").run_dir / "merged"
     back = undo(cli, on_tiny(llama), merged, trained)
-    assert back.code == 0 and "warning: the base is not bit for bit" in back.err
+    assert back.code == 0 and "warning: the base model is not bit for bit" in back.err
     figures = back.record()["unmerge"]
     assert figures["exact"] is False
     assert 0 < difference(llama, back.run_dir / "base") <= figures["max_error_bound"] < 1e-6

@@ -203,7 +203,10 @@ def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
         (["task=spanish_sentiment", "task.metrics=[bleu]"], "task.metrics=[bleu]: compares generated texts"),
         (["task=text", "task.data.path=DATA", "task.metrics=[bleu]"], "plain text has none; type task.metrics=null"),
         (["task.metrics=[blue]"], "task.metrics"),
-        (["task.data.holdout=last", "task.data.eval_path=DATA"], "task.data.holdout=last: takes the end of a single source"),
+        (
+            ["task.data.holdout=last", "task.data.eval_path=DATA"],
+            "task.data.holdout=last: takes the end of a single source",
+        ),
         (
             ["trainer.packing=true", "trainer.padding_free=true"],
             "trainer.padding_free=true: rows packed by trainer.packing=true are not padded",

@@ -30,6 +30,7 @@ def build_tag_condition(
         }
         for value, schema in inner.items()
     ]
+    # Without the outer condition, a file that selects no dataclass would match no case, and any key would be accepted.
     return {"if": known, "then": {"allOf": cases}, "else": any_of_them}
 
 
