@@ -1,4 +1,4 @@
-"""The same runs from Python: what can be typed can be called, and goes the same way.
+"""The Python API: the same runs as on the command line, composed and checked in the same way.
 
 config = peftrun.load("lora.r=4", "seed=1")     # a typed RunSpec, checked
 result = peftrun.run(config)                    # what `peftrun lora.r=4 seed=1` does
@@ -25,9 +25,9 @@ ConfigDirs = str | Path | Sequence[str | Path]
 
 
 def load(*overrides: str, config_dirs: ConfigDirs = ()) -> RunSpec:
-    """The run that `peftrun OVERRIDES` would do, composed, typed and checked; nothing is run, no torch is imported.
+    """The typed and checked config of `peftrun OVERRIDES`. Nothing is run and no torch is imported.
 
-    Args: config_dirs: folders of team configs, laid out like `conf/`; `pkg://PACKAGE` for those of a package.
+    Args: config_dirs: folders of team configs, laid out like `conf/`, or `pkg://PACKAGE`.
 
     Raises: ConfigError: one line for each problem, as on the command line.
     """
@@ -41,34 +41,37 @@ def run(
     out_dir: str | Path | None = None,
     config_dirs: ConfigDirs = (),
 ) -> RunResult:
-    """What `peftrun OVERRIDES` does; or the run that `load` gave.
+    """Runs a config from `load`, or the overrides of `peftrun OVERRIDES`.
 
-    Args: out_dir: the run folder; None: a new one below `outputs/`, as on the command line.
+    Args: out_dir: the run folder; None: a new one in `outputs/`, as on the command line.
 
-    Raises: PeftrunError: what the command line would say with exit code 1. TypeError: overrides beside a config.
+    Raises: PeftrunError: what ends the command line with exit code 1. TypeError: overrides together with a config.
     """
     if isinstance(config_or_override, RunSpec):
         if overrides or config_dirs:
             raise TypeError("peftrun.run: a config is complete; give overrides and config_dirs to peftrun.load")
-        return execute.execute_run(config_or_override, Path(out_dir or _build_run_dir(config_or_override)))
+        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"  # as `hydra.run.dir` in conf/config.yaml
+        return execute.execute_run(
+            config_or_override, Path(out_dir or Path("outputs") / config_or_override.action.name / name)
+        )
     typed = [text for text in (config_or_override, *overrides) if text is not None]
     composed = _compose_overrides(typed, config_dirs)
     spec, folder = adapter_defaults.build_run_spec(composed.cfg, composed.overrides), Path(out_dir or composed.run_dir)
     execute.ensure_new_run_dir(folder)
-    for line in shadows.list_chosen_shadows(composed.hydra["runtime"]):
-        console.print_warning(line)
+    for warning in shadows.list_chosen_shadows(composed.hydra["runtime"]):
+        console.print_warning(warning)
     run_overrides.write_overrides(folder, composed.overrides, composed.hydra)
     return execute.execute_run(spec, folder)
 
 
 def load_adapter(adapter: str, *overrides: str, config_dirs: ConfigDirs = ()) -> tuple[Any, Any]:
-    """A proved adapter on its base, ready to answer: (PEFT model, tokenizer). `overrides` choose model and device.
+    """(PEFT model, tokenizer): a verified adapter on its base model. `overrides` choose model and device.
 
-    Several, as on the command line: `load_adapter("{one: PATH, two: PATH}", "active=two")`.
+    Several adapters, as on the command line: `load_adapter("{one: PATH, two: PATH}", "active=two")`.
 
     Raises: PeftrunError: see `run`.
     """
-    loading = execute.import_quietly("peftrun.adapters.load")
+    load_module = execute.import_quietly("peftrun.adapters.load")  # torch, so that `import peftrun` stays light
     from peftrun.artifacts import classifier_head
     from peftrun.models import base as base_models
     from peftrun.models import placement
@@ -77,19 +80,16 @@ def load_adapter(adapter: str, *overrides: str, config_dirs: ConfigDirs = ()) ->
     head = classifier_head.select_head(spec.task, spec.adapter, spec.active)
     with memory_fit.suggest_on_shortage(spec):
         base = base_models.load_base(spec.model, placement.resolve_run_device(spec), head=head)
-    return loading.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)[0], base.tokenizer
+    return load_module.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)[0], base.tokenizer
 
 
 def _compose_overrides(overrides: Sequence[str], config_dirs: ConfigDirs) -> ComposedConfig:
-    other = next((one for one in overrides if not isinstance(one, str)), None)
-    if other is not None:
-        raise TypeError(f"peftrun: an override is a string, and {other!r} is none; type load('lora.r=4', 'seed=1')")
-    places = [str(one) for one in ([config_dirs] if isinstance(config_dirs, str | Path) else config_dirs)]
-    faults = [line for place in places for line in precheck.check_team_folder(place)]
-    if faults:
-        raise ConfigError(*(f"config_dirs: {line}" for line in faults))
-    return compose.compose_run(overrides, places)
-
-
-def _build_run_dir(spec: RunSpec) -> Path:
-    return Path("outputs") / spec.action.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    wrong = next((override for override in overrides if not isinstance(override, str)), None)
+    if wrong is not None:
+        raise TypeError(f"peftrun: an override must be a string, not {wrong!r}; type load('lora.r=4', 'seed=1')")
+    # A single path is accepted too; iterating over a string would give its characters.
+    folders = [str(folder) for folder in ([config_dirs] if isinstance(config_dirs, str | Path) else config_dirs)]
+    problems = [problem for folder in folders for problem in precheck.check_team_folder(folder)]
+    if problems:
+        raise ConfigError(*(f"config_dirs: {problem}" for problem in problems))
+    return compose.compose_run(overrides, folders)

@@ -1,7 +1,8 @@
-"""What a person sees: notes and progress on standard error, results on standard output."""
+"""Terminal output: notes and progress on standard error, results on standard output."""
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -19,57 +20,44 @@ from rich.text import Text
 
 from peftrun.result import RunResult
 
-NOISY = (
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "datasets",
-    "torch",
-    "torch.utils._pytree",
-    "torchao",
-    "huggingface_hub",
-    "filelock",
-    "httpx",
-    "httpx2",
-)
+NOISY = (  # loggers that are set to ERROR
+    "transformers", "peft", "trl", "accelerate", "datasets", "torch", "torch.utils._pytree", "torchao", "huggingface_hub",
+    "filelock", "httpx", "httpx2",
+)  # fmt: skip
 
 _LISTENERS: list[list[str]] = []
 IMPORTING = "importing libraries"
 LONGEST_SILENCE = 15.0  # seconds without a line
-_LAST: dict[str, Any] = {
-    "said": 0.0,
-    "at": 0.0,
-    "text": "",
-}  # when a line was printed last; what the run is at, and since when
+# printed: time of the last line; text: the current activity; since: when it began. Times of time.monotonic, in seconds.
+_LAST: dict[str, Any] = {"printed": 0.0, "since": 0.0, "text": ""}
 _BARS: list[Progress] = []
 
 
 def _get_stderr_console() -> Console:
-    """That of the bar that is on the screen, which then stays below what is said; else a new one."""
+    """The console of the progress bar on the screen, so that lines are printed above it; else a new one."""
     if _BARS and _BARS[-1].live.is_started:
         return _BARS[-1].console
-    # Made anew each time: tests and sweeps replace sys.stderr. Not soft-wrapped: one note is one line.
+    # Created on each call: tests and sweeps replace sys.stderr. soft_wrap: rich would break a note into several lines.
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_info(text: str) -> None:
     """One line for the user, on standard error."""
-    for heard in _LISTENERS:
-        heard.append(text)
+    for messages in _LISTENERS:
+        messages.append(text)
     now = time.monotonic()
-    _LAST.update(said=now, at=now, text=text)
+    _LAST.update(printed=now, since=now, text=text)
     _get_stderr_console().print(escape(text))
 
 
 def set_activity(text: str) -> None:
-    """What takes its time from here on: shown only where it takes long, see `never_silent`."""
-    _LAST.update(at=time.monotonic(), text=text)
+    """Names the current activity, which `print_heartbeats` prints if it takes long."""
+    _LAST.update(since=time.monotonic(), text=text)
 
 
 @contextmanager
 def print_heartbeats() -> Iterator[None]:
-    """Where no terminal shows a bar or a spinner: what the run is at, with the seconds since, whenever it has been quiet for long."""
+    """Without a terminal (no bar, no spinner): prints the current activity and its seconds after each LONGEST_SILENCE."""
     if is_terminal():
         yield
         return
@@ -80,10 +68,11 @@ def print_heartbeats() -> Iterator[None]:
         shown = started
         while not ended.wait(1.0):
             now = time.monotonic()
-            if now - max(shown, _LAST["said"]) >= LONGEST_SILENCE:
+            if now - max(shown, _LAST["printed"]) >= LONGEST_SILENCE:
                 shown = now
-                _get_stderr_console().print(escape(f"{_LAST['text']} ... {now - _LAST['at']:.0f} s"))
+                _get_stderr_console().print(escape(f"{_LAST['text']} ... {now - _LAST['since']:.0f} s"))
 
+    # A daemon, so that it cannot keep a crashed process alive.
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
@@ -95,13 +84,13 @@ def print_heartbeats() -> Iterator[None]:
 
 @contextmanager
 def capture_messages() -> Iterator[list[str]]:
-    """Collects what is said inside, which is said all the same."""
-    found: list[str] = []
-    _LISTENERS.append(found)
+    """Collects the lines that `print_info` prints inside the block."""
+    messages: list[str] = []
+    _LISTENERS.append(messages)
     try:
-        yield found
+        yield messages
     finally:
-        _LISTENERS.remove(found)
+        _LISTENERS.remove(messages)
 
 
 def print_warning(text: str) -> None:
@@ -110,30 +99,30 @@ def print_warning(text: str) -> None:
 
 
 def print_result(text: str) -> None:
-    """A result, as it is, on standard output; whoever reads there may stop early, as `head` does."""
+    """A result, unformatted, on standard output."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
+        # The reader has stopped early, as `head` does. Later prints and Python's flush at exit must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_marked(parts: Iterable[tuple[str, bool]]) -> None:
-    """A text on standard output in which some parts are marked: by colour on a terminal that has some, else by ⟦ and ⟧."""
+    """Prints (text, is marked) parts on standard output; marked ones are colored on a terminal, else put between ⟦ and ⟧."""
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     if console.is_terminal and not console.no_color:
         console.print(Text.assemble(*((text, "bold green" if marked else "") for text, marked in parts), end=""))
         return
-    print_result("".join(_bracket_text(text) if marked else text for text, marked in parts).removesuffix("\n"))
-
-
-def _bracket_text(text: str) -> str:
-    line_ends = len(text) - len(text.rstrip("\n"))
-    return f"⟦{text.rstrip(chr(10))}⟧" + "\n" * line_ends
+    # Line ends go behind the closing bracket, so that a mark never spans an empty line.
+    bracketed = (
+        re.sub(r"\A(.*?)(\n*)\Z", r"⟦\1⟧\2", text, flags=re.DOTALL) if marked else text for text, marked in parts
+    )
+    print_result("".join(bracketed).removesuffix("\n"))
 
 
 @contextmanager
 def show_import_spinner() -> Iterator[None]:
-    """Shows that libraries are being imported; silences what they would print, now and later."""
+    """Shows that libraries are being imported, and silences their warnings and loggers from then on."""
     warnings.filterwarnings("ignore")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -147,7 +136,7 @@ def show_import_spinner() -> Iterator[None]:
 
 
 def create_progress_bar() -> Progress:
-    """A live bar for a terminal: step, loss, tokens a second, time left."""
+    """A live progress bar: step, loss, tokens per second, time left."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -164,36 +153,28 @@ def create_progress_bar() -> Progress:
 
 
 def is_terminal() -> bool:
-    """Whether a person watches standard error."""
+    """Whether standard error is a terminal."""
     return _get_stderr_console().is_terminal
 
 
 def print_summary_table(result: RunResult) -> None:
-    """What came out, where it is, and what to type next, on standard output; nothing where an action has shown all itself."""
+    """The summary and the next commands, on standard output; nothing where an action has printed its results itself."""
     if not result.summary and not result.next_commands:
         return
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        _print_plain_table(console, result)
-        return
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for label, text in result.summary:
-        table.add_row(f"[bold]{escape(label)}[/]", escape(text))
-    console.print(table)
-    _print_next_commands(console, result.next_commands)
-
-
-def _print_plain_table(console: Console, result: RunResult) -> None:
-    width = max((len(label) for label, _ in result.summary), default=0)
-    for label, text in result.summary:
-        console.print(escape(f"{label:<{width}}  {text}"))
-    _print_next_commands(console, result.next_commands)
-
-
-def _print_next_commands(console: Console, commands: list[str]) -> None:
-    if commands:
+    if console.is_terminal:
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        for label, text in result.summary:
+            table.add_row(f"[bold]{escape(label)}[/]", escape(text))
+        console.print(table)
+    else:
+        # rich's Table would wrap at 80 columns; a row of a log file is one line.
+        width = max((len(label) for label, _ in result.summary), default=0)
+        for label, text in result.summary:
+            console.print(escape(f"{label:<{width}}  {text}"))
+    if result.next_commands:
         console.print("\nnext:")
-    for command in commands:
+    for command in result.next_commands:
         console.print(escape(f"  {command}"))
 
 
@@ -203,12 +184,12 @@ def format_megabytes(size: int) -> str:
 
 
 def shorten_path(path: Path) -> str:
-    """A path as short as it can be typed from here."""
+    """The path relative to the working directory, if it is inside it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def format_figures(values: dict[str, Any]) -> str:
-    """Metrics on one line."""
+    """Metrics on one line, floats with four significant digits."""
     return " · ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
     )

@@ -1,25 +1,25 @@
-"""Everything a user's input or an artefact can be at fault for.
+"""Errors caused by a user's input or by an artifact.
 
-    PeftrunError            caught once in `jobs.run`: one line each, exit code 1
-    ├── ConfigError         a key, a value, or a pair of values that cannot stand together
-    ├── ModelError          a base model that is not there or cannot be read
-    ├── AdapterError        an adapter that is not there, broken, or made for another base
-    ├── DataError           rows that are missing, empty, or do not fit
-    ├── DeviceError         hardware or a precision that this machine does not have
-    │   └── MemoryShortageError   a base or a training that free memory cannot hold
+    PeftrunError            caught once in `cli/hydra_app.py`: one line each, exit code 1
+    ├── ConfigError         a key, a value, or two values that contradict each other
+    ├── ModelError          a base model that is missing or cannot be read
+    ├── AdapterError        an adapter that is missing, broken, or made for another base model
+    ├── DataError           rows that are missing, empty, or do not fit the task
+    ├── DeviceError         hardware or a dtype that this machine does not have
+    │   └── MemoryShortageError   a base model or a training that does not fit in free memory
     ├── ArtifactError       a file or folder that could not be written, or would be overwritten
-    ├── SweepError          cells of a sweep that failed, each with its reason; the others were run
-    ├── CheckError          options that do not resolve, or do not fit their model
-    └── ProofError          a proof that failed: what was written is not what was meant
+    ├── SweepError          cells of a sweep that failed, each with its reason; the other cells were run
+    ├── CheckError          options that do not compose, or do not fit their model
+    └── ProofError          a failed verification: the written files are not what they should be
 
-Anything else that escapes is a bug and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from typing import Any
 
 
 class PeftrunError(Exception):
-    """A fault that the user can mend. `lines` holds one clear sentence for each problem."""
+    """An error that the user can fix. `lines` holds one message for each problem."""
 
     def __init__(self, *lines: str) -> None:
         self.lines = lines
@@ -27,27 +27,32 @@ class PeftrunError(Exception):
 
 
 class ConfigError(PeftrunError):
-    """The configuration is at fault."""
+    """The configuration is invalid."""
 
 
 class ModelError(PeftrunError):
-    """The base model is at fault."""
+    """The base model is missing, unreadable or unsuitable."""
 
 
 class AdapterError(PeftrunError):
-    """An adapter folder is at fault."""
+    """An adapter folder is missing, broken or does not fit the base model."""
 
 
 class DataError(PeftrunError):
-    """The task's data is at fault."""
+    """The task's data is missing or does not fit the task."""
 
 
 class DeviceError(PeftrunError):
-    """The device or its precision is at fault."""
+    """The device or the dtype is not available."""
 
 
 class MemoryShortageError(DeviceError):
-    """What would not fit into memory, before it is loaded. `base`, `room` and `device` are what `fitting.advising` chooses advice by."""
+    """Raised before loading what would not fit in memory.
+
+    Attributes:
+        statement: sizes needed and free.
+        base, room, device: base model info, headroom and device, from which `planning.memory_fit` derives its advice.
+    """
 
     def __init__(self, *lines: str, statement: str = "", base: Any = None, room: Any = None, device: str = "") -> None:
         self.statement, self.base, self.room, self.device = statement, base, room, device
@@ -55,15 +60,15 @@ class MemoryShortageError(DeviceError):
 
 
 class ArtifactError(PeftrunError):
-    """Something could not be written, or would overwrite what is there."""
+    """A file or folder could not be written, or would be overwritten."""
 
 
 class SweepError(PeftrunError):
-    """Cells of a sweep failed; the others were run."""
+    """Cells of a sweep failed; the other cells were run."""
 
 
 class CheckError(PeftrunError):
-    """Options are at fault. `facts` goes into the record of the run."""
+    """Options failed `action=check`. `facts` goes into the record of the run."""
 
     def __init__(self, *lines: str, facts: dict[str, Any] | None = None) -> None:
         self.facts = facts or {}
@@ -71,7 +76,7 @@ class CheckError(PeftrunError):
 
 
 class ProofError(PeftrunError):
-    """A proof of equality or of effect failed. `facts` goes into the record of the run."""
+    """A verification failed (of equality, or of an effect). `facts` goes into the record of the run."""
 
     def __init__(self, *lines: str, facts: dict[str, Any] | None = None) -> None:
         self.facts = facts or {}

@@ -1,4 +1,4 @@
-"""What every action returns."""
+"""The result of an action."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import Any
 
 @dataclass
 class RunResult:
-    """What one run found and made.
+    """The outcome of one run.
 
     Attributes:
         out_dir: the run folder.
-        facts: goes into the record as it is: base, device, proofs, timings.
-        metrics: what the task measured, in the order measured.
-        artifacts: folders whose every file is hashed into the record.
-        hashes: sha256 of those of their files that were hashed while they were made.
-        summary: (label, text) rows of the closing table.
-        next_commands: what a user may type next.
-        objective: what a sweeper minimises, if the action has one.
-        status: `completed`, or `stopped` where a sweep has ended it early.
+        facts: stored in record.json as they are: base model, device, proofs, timings.
+        metrics: the task's metrics, in the order of evaluation.
+        artifacts: folders of which every file is hashed into the record.
+        hashes: sha256 of the files in them that were hashed while being written.
+        summary: (label, text) rows of the summary table.
+        next_commands: commands to suggest to the user.
+        objective: the value that a sweeper minimizes, if the action has one.
+        status: `completed`, or `stopped` if a sweep ended the run early.
     """
 
     out_dir: Path
@@ -34,6 +34,6 @@ class RunResult:
 
 @dataclass(frozen=True)
 class TrainAlone:
-    """A cell that cannot be trained among others, and why; it is to be run alone."""
+    """A cell of a sweep that cannot be trained jointly with others, and why; it is run alone."""
 
     reason: str

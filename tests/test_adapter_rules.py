@@ -78,7 +78,7 @@ def test_vllm_takes_no_initialisation_that_changes_the_base(cli, llama, tmp_path
     made(llama, tmp_path / "a", LoraConfig(**LLAMA, init_lora_weights="olora"))
     args = [*on_tiny(llama), "action=export", "action.target=vllm", f"adapter={tmp_path / 'a'}"]
     check_refused(
-        cli, tmp_path, args, ["changes the base (init_lora_weights)", "path_initial_model_for_weight_conversion"]
+        cli, tmp_path, args, ["changes the base model (init_lora_weights)", "path_initial_model_for_weight_conversion"]
     )
 
 

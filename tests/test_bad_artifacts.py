@@ -84,7 +84,7 @@ REFUSED = {
     ),
     "no adapter": (["adapter=null"], ["adapter is not set; action=reload needs one", "type adapter=RUN_FOLDER"]),
     "active is another": (
-        ["adapter={one: TRAINED}", "active=two"], ["active=two: no such adapter was given", "adapters: one"],
+        ["adapter={one: TRAINED}", "active=two"], ["active=two: there is no such adapter", "adapters: one"],
     ),
     "save into a folder that exists": (
         ["action=save", "adapter=TRAINED", "action.output_dir=taken"],
@@ -100,7 +100,7 @@ REFUSED = {
     ),
     "resume nothing": (
         ["action=train", "action.resume=nowhere"],
-        ["action.resume=nowhere: is no run folder", "name one below outputs/train, or type action.resume=auto"],
+        ["action.resume=nowhere: is not a run folder", "name one below outputs/train, or type action.resume=auto"],
     ),
 }  # fmt: skip
 

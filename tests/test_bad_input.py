@@ -67,7 +67,7 @@ REFUSED = {
     "broken template": (['task.prompt="{prompt"'], ["task.prompt={prompt: is not a template", "write columns as {text}"]),
     "prompt twice": (
         ["action=generate", "action.prompt=hello", "action.prompts_file=FILE"],
-        ["action.prompt: cannot stand beside action.prompts_file", "omit one"],
+        ["action.prompt: cannot be combined with action.prompts_file", "omit one"],
     ),
     "no prompts file": (
         ["action=generate", "action.prompts_file=nowhere.txt"],
@@ -80,7 +80,7 @@ REFUSED = {
         [f"{DATA}=nowhere.jsonl"], [f"{DATA}=nowhere.jsonl: there is no such file", f"type {DATA}=FILE.jsonl"],
     ),
     "folder for a data file": (
-        [f"{DATA}=."], [f"{DATA}=.: is a folder, and rows are in a file; it holds ", "prompts.txt", f"type {DATA}="],
+        [f"{DATA}=."], [f"{DATA}=.: is a folder, and rows are in a file; it has ", "prompts.txt", f"type {DATA}="],
     ),
     "folder without rows": (
         ["task.data.mix={more: {path: /proc/self/fdinfo, weight: 1.0}}"],
@@ -138,9 +138,9 @@ def as_pickle(folder):
 
 # A model folder, and how it was broken: id → (what breaks it, fragments).
 MODELS = {
-    "without config": (without("config.json"), ["=PLACE: holds no config.json", "name another"]),
-    "without weights": (without("model.safetensors"), ["=PLACE: holds no .safetensors file", "convert its weights"]),
-    "pickle only": (as_pickle, ["=PLACE: holds no .safetensors file (pickles", "are refused", "convert its weights"]),
+    "without config": (without("config.json"), ["=PLACE: has no config.json", "name another"]),
+    "without weights": (without("model.safetensors"), ["=PLACE: has no .safetensors file", "convert its weights"]),
+    "pickle only": (as_pickle, ["=PLACE: has no .safetensors file (pickles", "are refused", "convert its weights"]),
 }
 
 

@@ -149,13 +149,13 @@ def test_deepspeed_says_what_it_lacks(cli, tmp_path, llama, on_tiny):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["device.processes=2"], "device.processes=2: needs to be told how"),
-        (["device=ddp", "device.processes=1"], "device.processes=1: device.strategy=ddp shares"),
+        (["device.processes=2"], "device.processes=2: needs device.strategy"),
+        (["device=ddp", "device.processes=1"], "device.processes=1: device.strategy=ddp needs"),
         (["device=ddp", "action=evaluate"], "action=evaluate runs in one process"),
         (["device=ddp", "device.machines=2"], "device.main_address is not set"),
         (["device=ddp", "device.machine_rank=3"], "device.machine_rank=3: must be below"),
         (["device=fsdp"], "trainer.save_strategy=steps: "),
-        (["device=fsdp", "trainer.save_strategy=no", "lora=none"], "lora=none: reads whole weights"),
+        (["device=fsdp", "trainer.save_strategy=no", "lora=none"], "lora=none: needs whole weights"),
     ],
 )
 def test_what_cannot_be_spread_is_refused(cli, tmp_path, llama, on_tiny, overrides, said):

@@ -183,10 +183,10 @@ def test_no_more_checkpoints_than_asked_for(cli, llama, on_tiny):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["trainer.load_best_model_at_end=true"], "trainer.load_best_model_at_end=true: goes by the validation loss"),
+        (["trainer.load_best_model_at_end=true"], "trainer.load_best_model_at_end=true: needs the validation loss"),
         (
             ["trainer.eval_strategy=steps"],
-            "trainer.eval_strategy=steps: task.data.validation_rows=None does not go with it",
+            "trainer.eval_strategy=steps: contradicts task.data.validation_rows=None",
         ),
         (
             ["task.data.validation_rows=999", "trainer.eval_strategy=steps"],

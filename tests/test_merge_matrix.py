@@ -89,7 +89,7 @@ def test_tensors_that_peft_writes_over_are_compared_before_it_does(cli, tmp_path
 
 NORMS = {"task_type": "CAUSAL_LM", "target_modules": ["input_layernorm"]}
 WHOLE = [
-    (peft.AdaLoraConfig(**LLAMA, total_step=10), "from random numbers"),
+    (peft.AdaLoraConfig(**LLAMA, total_step=10), "from a random state"),
     (peft.LNTuningConfig(**NORMS), "is a LNTuningLayer"),
     (peft.LNTuningConfig(**NORMS, modules_to_save=["lm_head"]), "is a LNTuningLayer"),
     (peft.RandLoraConfig(**LLAMA, save_projection=False), "PEFT draws them again"),

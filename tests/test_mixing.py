@@ -157,7 +157,10 @@ def test_a_bad_row_is_refused_before_anything_is_loaded(cli, tmp_path, llama, tr
 def test_base_is_no_name_for_an_adapter(cli, tmp_path, llama, trained, on_tiny):
     args = [*on_tiny(llama), "action=generate", given({"base": trained}), "action.prompt=hi"]
     check_refused(
-        cli, tmp_path, args, ["adapter.base: means the base without any adapter", "give this adapter another name"]
+        cli,
+        tmp_path,
+        args,
+        ["adapter.base: is the name of the base model without any adapter", "give this adapter another name"],
     )
 
 

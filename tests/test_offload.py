@@ -101,4 +101,4 @@ def test_what_needs_the_weights_is_refused(cli, llama, on_tiny):
     found = cli(*given, *SMALL, "action=evaluate", f"adapter={run.run_dir}")
     assert found.code == 1 and "use_dora" in found.err and "Traceback" not in found.err
     found = cli(*given, *SMALL, "action=train")
-    assert found.code == 1 and "an offloaded base is not trained" in found.err
+    assert found.code == 1 and "an offloaded base model is inference-only" in found.err

@@ -151,7 +151,7 @@ REFUSED = {  # what is typed → what the line says
     "lora.kasa_config={beta: much}": "lora.kasa_config.beta=much: must be a valid number",
     "lora.ensure_weight_tying=maybe": "type lora.ensure_weight_tying=true or lora.ensure_weight_tying=false",
     "lora.lora_alpha=0": "lora.lora_alpha=0: must be greater than 0; type lora.lora_alpha=32",
-    "lora.task_type=CAUSAL_LM": "lora.task_type=CAUSAL_LM: PEFT has this field and peftrun does not offer it",
+    "lora.task_type=CAUSAL_LM": "lora.task_type=CAUSAL_LM: is a field of PEFT that peftrun does not support",
     "lora.arrow_config={top_k: 1}": "other adapters",
     "lora=adalora lora.total_step=10": "the run's own number of steps",
     "lora=adalora lora.use_dora=true": "PEFT does not use it in adalora",
@@ -162,8 +162,8 @@ REFUSED = {  # what is typed → what the line says
     "lora=vera lora.lora_alpha=4": "lora.lora_alpha=4: there is no such key",
     "lora=none lora.task_type=CAUSAL_LM": "lora.task_type=CAUSAL_LM: there is no such key",
     "lora=pissa lora.kasa_config={}": "lora.kasa_config: cannot be combined with lora.init_lora_weights=pissa",
-    "lora=lora_fa lora.kasa_config={}": "LoRA-FA pairs each A with its B",
-    "experiment=dpo lora.kasa_config={}": "task.objective has a loss of its own",
+    "lora=lora_fa lora.kasa_config={}": "LoRA-FA's optimizer supports only pairs of A and B",
+    "experiment=dpo lora.kasa_config={}": "task.objective has its own loss",
 }
 
 

@@ -114,10 +114,10 @@ def test_an_adapter_of_the_full_base_loads_on_the_rounded_one(cli, wide, on_tiny
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["model.quantization=nf4", "lora=none"], "rounded weights cannot be trained"),
+        (["model.quantization=nf4", "lora=none"], "quantized weights cannot be trained"),
         (["model.quantization=int8", "lora=dora"], "DoRA"),
         (["lora=loftq"], "model.quantization=nf4"),
-        (["model.quantization=nf4", "lora=pissa"], "which rounding forbids"),
+        (["model.quantization=nf4", "lora=pissa"], "which cannot be done in a quantized model"),
         (["model.quantization=int7"], "model.quantization=int7"),
     ],
 )
@@ -171,7 +171,7 @@ def test_files_that_hold_few_bits_are_a_base_as_they_are(cli, wide, rounded, on_
     ("overrides", "said"),
     [
         (["model.quantization=int8"], "hold bitsandbytes weights already; type model.quantization=null"),
-        (["lora=none"], "lora=none: bitsandbytes weights cannot be trained themselves"),
+        (["lora=none"], "lora=none: bitsandbytes weights cannot be trained"),
         (["lora=pissa"], "which bitsandbytes weights forbid"),
     ],
 )

@@ -184,7 +184,10 @@ def test_epochs_decide_when_steps_do_not(cli, llama, on_tiny):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["trainer.lr_scheduler_kwargs={num_cycles: 2}"], "trainer.lr_scheduler_kwargs.num_cycles=2: is no setting of"),
+        (
+            ["trainer.lr_scheduler_kwargs={num_cycles: 2}"],
+            "trainer.lr_scheduler_kwargs.num_cycles=2: is not a setting of",
+        ),
         (["trainer.lr_scheduler_type=cosine_with_min_lr"], "type 'trainer.lr_scheduler_kwargs={min_lr_rate: 0.1}'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Show the catalogue of runs as a web page on this machine. Nothing heavy is imported."""
+"""Serve the catalog of runs as a local web page. No torch is imported."""
 
 import time
 from pathlib import Path
@@ -14,25 +14,21 @@ from peftrun.system import http_server, sockets
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """How long it was served, and where. Raises: ConfigError: the address cannot be had."""
+    """Serves until interrupted; address and duration go into the record. Raises: ConfigError: the address is not available."""
     action = spec.action
     assert isinstance(action, BrowseAction)
     if action.where:
-        query.query_runs(
-            action.roots, action.where, None, 1
-        )  # a condition that cannot be met is told here, and not by the page
-    with http_server.bind_socket(action.host, action.port) as listening:
-        where = http_server.format_url(listening)
+        # An invalid condition should fail here, not in the browser.
+        query.query_runs(action.roots, action.where, None, 1)
+    with http_server.bind_socket(action.host, action.port) as server_socket:
+        url = http_server.format_url(server_socket)
         if not sockets.is_this_machine(action.host):
             console.print_warning(
-                f"action.host={action.host}: whoever reaches this address sees these runs; no key is needed"
+                f"action.host={action.host}: anyone who can reach this address sees these runs; there is no authentication"
             )
-        page, started = web_app.create_app(RunCatalog(action.roots), action.host), time.perf_counter()
-        console.print_result(f"browse {where}{_build_filter_fragment(action.where)} (Ctrl-C ends it)")
-        http_server.serve_app(page, listening)
-    return RunResult(out_dir, {"browsed": {"address": where, "seconds": round(time.perf_counter() - started, 1)}})
-
-
-def _build_filter_fragment(where: str | None) -> str:
-    """The part of the address that says what the page shows at first."""
-    return f"#/?{urlencode({'where': where.strip()})}" if where and where.strip() else ""
+        app, started = web_app.create_app(RunCatalog(action.roots), action.host), time.perf_counter()
+        condition = (action.where or "").strip()
+        fragment = f"#/?{urlencode({'where': condition})}" if condition else ""  # what the page shows at first
+        console.print_result(f"browse {url}{fragment} (Ctrl-C ends it)")
+        http_server.serve_app(app, server_socket)
+    return RunResult(out_dir, {"browsed": {"address": url, "seconds": round(time.perf_counter() - started, 1)}})

@@ -1,4 +1,4 @@
-"""Resolve every option on the search path, and see that it fits its model. Without `build` nothing heavy is imported."""
+"""Compose every option on the search path and check that it fits its model. With `action.build=false` no torch is imported."""
 
 from pathlib import Path
 
@@ -12,23 +12,25 @@ from peftrun.result import RunResult
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """A table of what was found and is no fault, on standard output. Raises: CheckError: one line for each option at fault."""
+    """Prints a table of the notes. Raises: CheckError: one line for each fault found."""
     assert isinstance(spec.action, CheckAction)
-    fits = None
+    check_fit = None
     if spec.action.build:
         from peftrun.adapters import target_check
 
-        fits = target_check.check_targets
-    found = [lint.relativize_path(one) for one in lint.lint_search_path(run_overrides.read_search_path(out_dir), fits)]
-    counts = lint.count_verdicts(found)
-    facts = {"check": {"counts": counts, "findings": [one.as_dict() for one in found]}}
-    faults = [one for one in found if one.verdict == findings.FAULT]  # told by the error, each once
-    for line in findings.format_table([one for one in lint.select_shown(found) if one not in faults]):
+        check_fit = target_check.check_targets
+    search_path = run_overrides.read_search_path(out_dir)
+    results = [lint.relativize_path(result) for result in lint.lint_search_path(search_path, check_fit)]
+    counts = lint.count_verdicts(results)
+    facts = {"check": {"counts": counts, "findings": [result.as_dict() for result in results]}}
+    faulty = [result for result in results if result.verdict == findings.FAULT]
+    # Faults are left out of the table: CheckError prints each of them once.
+    for line in findings.format_table([result for result in lint.select_shown(results) if result not in faulty]):
         console.print_result(line)
-    if faults:
-        raise CheckError(*map(str, faults), facts=facts)
+    if faulty:
+        raise CheckError(*map(str, faulty), facts=facts)
     built = "" if spec.action.build else ", no model built"
     summary = [
-        ("options", f"{sum(counts.values())} resolve: {counts['fine']} fine, {counts['note']} with a note{built}")
+        ("options", f"{sum(counts.values())} compose: {counts['fine']} fine, {counts['note']} with a note{built}")
     ]
     return RunResult(out_dir, facts, summary=summary)

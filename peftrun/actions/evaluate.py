@@ -1,4 +1,4 @@
-"""Measure the task on held-out rows: the base alone, or with an adapter."""
+"""Compute the task's metrics on evaluation rows: of the base model alone, or with an adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from peftrun.models.base import LoadedBase
 from peftrun.result import RunResult
 from peftrun.tasks import causal_lm, lm_eval
 
-ADAPTER_SIDE = "adapter"  # the side of the only one
-SAMPLES = "samples.jsonl"  # in the run folder: what lm-evaluation-harness asked and was answered
+ADAPTER_SIDE = "adapter"  # name of the adapter's results if there is only one adapter
+SAMPLES = "samples.jsonl"  # in the run folder: the requests of lm-evaluation-harness and the answers
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """The task's metrics for the base, or for the active adapter on it."""
+    """The task's metrics for the base model, or for the active adapter on it."""
     if spec.task.lm_eval is not None:
         return _run_lm_eval(spec, out_dir)
     tasks.check_data_columns(spec.task)
@@ -29,119 +29,132 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
     tasks.warn_on_other_dataset(spec.task, rows, spec.adapter)
     facts["data"] = rows.describe()
-    net, who = base.model, f"{base.name} alone"
+    net, subject = base.model, f"{base.name} alone"
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
-        who = f"adapter {net.active_adapter} on {base.name}"
-    console.set_activity(f"measuring {len(rows.held_out)} held-out rows")
-    kind, size = tasks.import_task_module(spec.task.kind), spec.trainer.per_device_eval_batch_size
-    summary = [("measured", who), ("held out", format_count(len(rows.held_out), "row"))]
+        subject = f"adapter {net.active_adapter} on {base.name}"
+    console.set_activity(f"evaluating {len(rows.held_out)} rows")
+    task_module, batch_size = tasks.import_task_module(spec.task.kind), spec.trainer.per_device_eval_batch_size
+    summary = [("measured", subject), ("evaluation", format_count(len(rows.held_out), "row"))]
     if spec.task.data.adapter_column:
-        found, per_adapter = _evaluate_per_adapter(net, base.tokenizer, rows.held_out, size, spec.adapter)
+        metrics, per_adapter = _evaluate_per_adapter(net, base.tokenizer, rows.held_out, batch_size, spec.adapter)
         facts["per_adapter"] = per_adapter
         summary[0] = ("measured", f"each row's own adapter on {base.name}")
         summary += [
-            (f"{name}: {key}", f"{value:.4f}") for name, own in per_adapter.items() for key, value in own.items()
+            (f"{name}: {key}", f"{value:.4f}") for name, values in per_adapter.items() for key, value in values.items()
         ]
     else:
-        found = kind.evaluate(net, base.tokenizer, rows.held_out, size, spec.task)
-    summary += [(name, f"{value:.4f}") for name, value in found.items()]
-    return RunResult(out_dir, facts, found, summary=summary, objective=found["loss"])
+        metrics = task_module.evaluate(net, base.tokenizer, rows.held_out, batch_size, spec.task)
+    summary += [(name, f"{value:.4f}") for name, value in metrics.items()]
+    return RunResult(out_dir, facts, metrics, summary=summary, objective=metrics["loss"])
 
 
 def _load_base(spec: RunSpec) -> tuple[LoadedBase, dict[str, Any]]:
-    """The base on its device, and what the record says of both."""
-    place = placement.resolve_run_device(spec)
-    console.print_info(place.note)
+    """The base model on its device, and facts on both for the record."""
+    run_device = placement.resolve_run_device(spec)
+    console.print_info(run_device.note)
     base = base_cache.load_cached_base(
-        spec.model, place, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
     )
-    return base, {"base": base.describe(), "device": place.note}
+    return base, {"base": base.describe(), "device": run_device.note}
 
 
 def _evaluate_per_adapter(
     net: Any, tokenizer: Any, rows: list[causal_lm.Row], batch_size: int, adapters: dict[str, str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The metrics over all rows, each answered by the adapter it names in mixed batches; and those of each adapter's rows."""
+    """Metrics over all rows, each routed to the adapter that it names; and adapter → metrics over its rows."""
     names = [row.adapter for row in rows]
     unknown = sorted({str(name) for name in names} - {*adapters, BASE_ADAPTER_NAME})
     if unknown:
         raise DataError(
-            f"task.data.adapter_column: a row names {unknown[0]}, which is not given; given: {', '.join([*adapters, BASE_ADAPTER_NAME])}"
+            f"task.data.adapter_column: a row names {unknown[0]}, which is not loaded; loaded: {', '.join([*adapters, BASE_ADAPTER_NAME])}"
         )
-    groups = mixed_batch.group_rows(net, names)
+    groups = mixed_batch.group_rows(net, names)  # lists of row indices; rows of one group can share a forward pass
     if len(groups) > 1:
         console.print_info(
-            f"rows are measured adapter by adapter: {mixed_batch.why_not_mixable(net, names)}, which cannot share a batch"
+            f"rows are evaluated adapter by adapter: {mixed_batch.why_not_mixable(net, names)}, which cannot share a batch"
         )
     scores = [
-        one
+        score
         for group in groups
-        for one in causal_lm.score_rows(net, tokenizer, [rows[row] for row in group], batch_size)
+        for score in causal_lm.score_rows(net, tokenizer, [rows[row] for row in group], batch_size)
     ]
-    own = {str(name): [one for one in scores if one.row.adapter == name] for name in dict.fromkeys(names)}
+    adapter_scores = {
+        str(name): [score for score in scores if score.row.adapter == name] for name in dict.fromkeys(names)
+    }
     return causal_lm.compute_metrics(scores), {
-        name: {**causal_lm.compute_metrics(part), "rows": len(part)} for name, part in own.items()
+        name: {**causal_lm.compute_metrics(row_scores), "rows": len(row_scores)}
+        for name, row_scores in adapter_scores.items()
     }
 
 
 def _run_lm_eval(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Tasks of lm-evaluation-harness on the base, and with each adapter on it (`active`: with that one), in one process."""
+    """Runs tasks of lm-evaluation-harness on the base model and with each adapter (with `active`: only that one) in one process."""
     assert spec.task.lm_eval is not None
     harness = lm_eval.LmEvalHarness(spec.task.lm_eval, spec.trainer.per_device_eval_batch_size, spec.seed)
-    base, told = _load_base(spec)
-    summary, sides = [("base", base.name)], {}
+    base, facts = _load_base(spec)
+    summary, results = [("base", base.name)], {}
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
-        told["adapters"] = [proof.as_dict() for proof in proofs]
+        facts["adapters"] = [proof.as_dict() for proof in proofs]
         names = [spec.active] if spec.active else list(spec.adapter)
         summary.append(("adapter" if len(names) == 1 else "adapters", ", ".join(names)))
         with net.disable_adapter():
-            sides["base"] = harness.measure(net, base.tokenizer)
+            results[BASE_ADAPTER_NAME] = harness.measure(net, base.tokenizer)
         for name in names:
-            net.set_adapter(name)
-            sides[name if len(names) > 1 else ADAPTER_SIDE] = harness.measure(net, base.tokenizer)
+            net.set_adapter(name)  # the base model stays in memory; only the active adapter changes
+            results[name if len(names) > 1 else ADAPTER_SIDE] = harness.measure(net, base.tokenizer)
     else:
-        sides["base"] = harness.measure(base.model, base.tokenizer)
-    result = _build_lm_eval_result(out_dir, told, summary, sides)
+        results[BASE_ADAPTER_NAME] = harness.measure(base.model, base.tokenizer)
+    result = _build_lm_eval_result(out_dir, facts, summary, results)
     if spec.task.lm_eval.log_samples:
-        atomic_files.write_text(out_dir / SAMPLES, lm_eval.format_samples(sides))
+        atomic_files.write_text(out_dir / SAMPLES, lm_eval.format_samples(results))
         result.summary.append(("samples", console.shorten_path(out_dir / SAMPLES)))
     return result
 
 
 def _build_lm_eval_result(
-    out_dir: Path, told: dict[str, Any], summary: list[tuple[str, str]], sides: dict[str, Any]
+    out_dir: Path, facts: dict[str, Any], summary: list[tuple[str, str]], results: dict[str, Any]
 ) -> RunResult:
-    found = {side: lm_eval.read_metrics(one) for side, one in sides.items()}
-    changes = {
-        side: lm_eval.compare_metrics(sides["base"], one) for side, one in sides.items() if side != BASE_ADAPTER_NAME
+    base_result = results[BASE_ADAPTER_NAME]
+    metrics = {side: lm_eval.read_metrics(result) for side, result in results.items()}
+    differences = {
+        side: lm_eval.compare_metrics(base_result, result)
+        for side, result in results.items()
+        if side != BASE_ADAPTER_NAME
     }
-    summary += [("rows", lm_eval.format_row_counts(sides[BASE_ADAPTER_NAME])), *_format_metrics(found, changes)]
-    differences = {side: {name: one.as_dict() for name, one in each.items()} for side, each in changes.items()}
-    told["lm_eval"] = {
-        **lm_eval.describe_results(sides["base"]),
-        "stderr": {side: {name: one.stderr for name, one in values.items()} for side, values in found.items()},
-        "difference": differences.get(ADAPTER_SIDE, {}) if len(sides) < 3 else differences,
+    summary += [("rows", lm_eval.format_row_counts(base_result)), *_format_metrics(metrics, differences)]
+    difference_values = {
+        side: {name: difference.as_dict() for name, difference in values.items()}
+        for side, values in differences.items()
     }
-    metrics = {side: {name: one.value for name, one in values.items()} for side, values in found.items()}
-    return RunResult(out_dir, told, metrics, summary=summary)
+    facts["lm_eval"] = {
+        **lm_eval.describe_results(base_result),
+        "stderr": {side: {name: metric.stderr for name, metric in values.items()} for side, values in metrics.items()},
+        # With one adapter the differences are stored flat, with several by adapter.
+        "difference": difference_values.get(ADAPTER_SIDE, {}) if len(results) < 3 else difference_values,
+    }
+    metric_values = {side: {name: metric.value for name, metric in values.items()} for side, values in metrics.items()}
+    return RunResult(out_dir, facts, metric_values, summary=summary)
 
 
-def _format_metrics(found: dict[str, Any], changes: dict[str, Any]) -> list[tuple[str, str]]:
-    """A row for each figure: the base's and the only adapter's; with several adapters one for each of them below the base's."""
-    if len(changes) < 2:
-        own = changes.get(ADAPTER_SIDE, {})
+def _format_metrics(metrics: dict[str, Any], differences: dict[str, Any]) -> list[tuple[str, str]]:
+    """A row per metric, "base → adapter, difference"; with several adapters a row per metric and adapter."""
+    if len(differences) < 2:
+        changes = differences.get(ADAPTER_SIDE, {})
         return [
-            (name, " → ".join(str(one[name]) for one in found.values() if name in one) + _format_change(own, name))
-            for name in found[BASE_ADAPTER_NAME]
+            (
+                name,
+                " → ".join(str(row[name]) for row in metrics.values() if name in row) + _format_change(changes, name),
+            )
+            for name in metrics[BASE_ADAPTER_NAME]
         ]
     return [
-        (f"{side}: {name}", f"{found[side][name]}{_format_change(changes.get(side, {}), name)}")
-        for name in found[BASE_ADAPTER_NAME]
-        for side in found
-        if name in found[side]
+        (f"{side}: {name}", f"{metrics[side][name]}{_format_change(differences.get(side, {}), name)}")
+        for name in metrics[BASE_ADAPTER_NAME]
+        for side in metrics
+        if name in metrics[side]
     ]
 
 

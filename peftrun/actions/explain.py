@@ -1,4 +1,4 @@
-"""Say where each value of a config comes from, or how two runs differ. No torch is imported."""
+"""Show where each value of a config comes from, or how two runs' configs differ. No torch is imported."""
 
 import json
 from collections.abc import Sequence
@@ -15,41 +15,43 @@ from peftrun.result import RunResult
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """What is found, on standard output and in the record. Raises: ConfigError: there is nothing to explain, or no way there."""
+    """Prints the explanation and records it. Raises: ConfigError: it cannot be composed, or no overrides lead to it."""
     assert isinstance(spec.action, ExplainAction)
-    found = _explain_config(spec.action, out_dir)
+    explained = _explain_config(spec.action, out_dir)
     if spec.action.format == "json":
-        console.print_result(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        console.print_result(json.dumps(explained.as_dict(), indent=2, ensure_ascii=False))
     else:
         lines = (
-            explain_tables.format_difference(found)
-            if isinstance(found, ConfigDifference)
-            else explain_tables.format_explanation(found)
+            explain_tables.format_difference(explained)
+            if isinstance(explained, ConfigDifference)
+            else explain_tables.format_explanation(explained)
         )
         console.print_result("\n".join(lines))
-    return RunResult(out_dir, {"explained": found.as_dict()})
+    return RunResult(out_dir, {"explained": explained.as_dict()})
 
 
 def _explain_config(action: ExplainAction, out_dir: Path) -> ConfigExplanation | ConfigDifference:
+    # The overrides of this action itself, such as `run=`, are not part of the config to explain.
     typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.of)
     if action.run is None:
         return explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))
-    _check_ignored(action.run, typed, action.of)
-    run = Path(action.run).expanduser()
+    ignored = [text for text in typed if text != f"action={action.of}"]
+    if ignored:
+        raise ConfigError(
+            *(
+                f"{text}: run={action.run} explains that run's own config and would ignore this; omit it"
+                for text in ignored
+            )
+        )
+    run_dir = Path(action.run).expanduser()
     if action.against is None:
-        return explanation.explain_run(run)
-    return explanation.explain_difference(run, Path(action.against).expanduser())
+        return explanation.explain_run(run_dir)
+    return explanation.explain_difference(run_dir, Path(action.against).expanduser())
 
 
 def select_config_overrides(typed: Sequence[str], of: str) -> list[str]:
-    """What was typed for the config that is explained: all but what tells this action what to do."""
-    own = [text for text in typed if text.lstrip("+~").partition("=")[0].partition(".")[0] not in ("action", "hydra")]
-    return own if of == "train" else [f"action={of}", *own]
-
-
-def _check_ignored(run: str, typed: Sequence[str], of: str) -> None:
-    ignored = [text for text in typed if text != f"action={of}"]
-    if ignored:
-        raise ConfigError(
-            *(f"{text}: run={run} explains that run's own config and would ignore this; omit it" for text in ignored)
-        )
+    """The typed overrides without those of this action and of Hydra; `of` is the action whose config is explained."""
+    overrides = [
+        text for text in typed if text.lstrip("+~").partition("=")[0].partition(".")[0] not in ("action", "hydra")
+    ]
+    return overrides if of == "train" else [f"action={of}", *overrides]

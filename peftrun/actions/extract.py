@@ -1,4 +1,4 @@
-"""Make an adapter of what full fine-tuning has changed, say what it leaves out, and save it as any other."""
+"""Extract a low-rank adapter from the difference between a fine-tuned model and its base model; report what it leaves out."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,42 +17,44 @@ from peftrun.result import RunResult
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """The adapter in `action.output_dir`, or `adapter/` in the run folder."""
+    """Writes the adapter to `action.output_dir`, or to `adapter/` in the run folder."""
+    # ΔW is a difference of full-precision weights, so a quantized base model is loaded without quantization.
     spec = replace(spec, model=base_models.dequantize_spec(spec.model))
     action = spec.action
     assert isinstance(action, ExtractAction) and isinstance(spec.lora, LoraSpec)
-    place = placement.resolve_run_device(spec)
-    console.print_info(place.note)
-    tuned = Path(action.tuned).expanduser()
-    base = base_models.load_base(spec.model, place)
+    run_device = placement.resolve_run_device(spec)
+    console.print_info(run_device.note)
+    tuned_dir = Path(action.tuned).expanduser()
+    base = base_models.load_base(spec.model, run_device)
+    # The attached adapter only gives names and shapes; A and B are then overwritten by a truncated SVD of ΔW.
     net = attach.attach_adapter(base, spec.lora, spec.seed).eval()
-    figures = extract.fill_from_change(net, "default", base.folder, tuned)
-    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
-    made_of = {"extracted": {"tuned": fingerprint.fingerprint_model(tuned).as_dict(), **figures}}
-    save.save(net, base, target, fresh=set(), made_of=made_of)
+    figures = extract.fill_from_change(net, "default", base.folder, tuned_dir)
+    adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
+    derived_from = {"extracted": {"tuned": fingerprint.fingerprint_model(tuned_dir).as_dict(), **figures}}
+    save.save(net, base, adapter_dir, fresh=set(), made_of=derived_from)
     return RunResult(
         out_dir,
-        {"base": base.describe(), "device": place.note, **made_of},
-        artifacts=[target],
-        summary=_build_summary(spec.lora, figures, target),
-        next_commands=[f"peftrun action=reload adapter={console.shorten_path(target)}"],
+        {"base": base.describe(), "device": run_device.note, **derived_from},
+        artifacts=[adapter_dir],
+        summary=_build_summary(spec.lora, figures, adapter_dir),
+        next_commands=[f"peftrun action=reload adapter={console.shorten_path(adapter_dir)}"],
     )
 
 
 def _build_summary(lora: LoraSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:
     worst = max(figures["residuals"].items(), key=lambda item: item[1])
-    left_out = sorted(figures["left_out"].items(), key=lambda item: -item[1])
+    left_out = sorted(figures["left_out"].items(), key=lambda item: -item[1])  # tensor → share of the squared change
     rows = [
         (
             "extracted",
             f"rank {lora.r}, {console.format_megabytes(atomic_files.measure_size(target))}: {console.shorten_path(target)}",
         ),
-        ("residual", f"‖ΔW − B·A‖ ÷ ‖ΔW‖ {figures['residual']:.3g}; most in {worst[0]}, {worst[1]:.3g}"),
+        ("residual", f"‖ΔW − B·A‖ ÷ ‖ΔW‖ {figures['residual']:.3g}; largest in {worst[0]}, {worst[1]:.3g}"),
     ]
     if left_out:
         first = ", ".join(f"{key} {share:.2g}" for key, share in left_out[:3])
         console.print_warning(
-            f"{len(left_out)} changed tensors are no part of the adapter, {sum(figures['left_out'].values()):.2g} of the squared change "
-            f"(most: {first}); lora.target_modules and lora.modules_to_save name what is"
+            f"{len(left_out)} changed tensors are not in the adapter, {sum(figures['left_out'].values()):.2g} of the squared change "
+            f"(largest: {first}); lora.target_modules and lora.modules_to_save choose what is"
         )
     return rows

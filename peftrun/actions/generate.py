@@ -1,4 +1,4 @@
-"""Answer one prompt, a file of prompts, or a person at the terminal."""
+"""Generate answers to one prompt, to a file of prompts, or in an interactive chat."""
 
 import sys
 from collections.abc import Iterator
@@ -35,33 +35,39 @@ GENERATIONS = "generations.jsonl"
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Prints each answer; every prompt, its answer and who gave it is also a row of generations.jsonl."""
+    """Prints each answer and appends a row (prompt, answer, adapter) to generations.jsonl."""
     action = spec.action
     assert isinstance(action, GenerateAction)
-    asked = _load_prompts(action, spec.adapter)
+    prompts: list[Prompt] | None = None  # None: an interactive chat
+    if action.prompt is not None:
+        prompts = [Prompt(action.prompt)]
+    elif action.prompts_file is not None:
+        prompts = prompts_file.read_prompts(action.prompts_file, spec.adapter)
     set_seed(spec.seed)
-    place = placement.resolve_run_device(spec)
-    console.print_info(place.note)
-    base = base_cache.load_cached_base(spec.model, place)
+    run_device = placement.resolve_run_device(spec)
+    console.print_info(run_device.note)
+    base = base_cache.load_cached_base(spec.model, run_device)
     net: Any = base.model
-    facts: dict[str, Any] = {"base": base.describe(), "device": place.note}
+    facts: dict[str, Any] = {"base": base.describe(), "device": run_device.note}
     if spec.adapter:
         net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
     file = out_dir / GENERATIONS
-    given = Conversation(build_system_messages(spec.task.system))
+    system_messages = Conversation(build_system_messages(spec.task.system))
     writer = ResponseGenerator(net, base, Encoder(base.tokenizer, spec.task), action)
-    usual = net.active_adapter if spec.adapter else prompts_file.BASE_ADAPTER_NAME
-    turns = _run_chat(given, writer) if asked is None else _answer_prompts(asked, given, writer)
-    for prompt, said in turns:
-        atomic_files.append_json_line(file, {"prompt": prompt.said, "answer": said, "adapter": prompt.adapter or usual})
-        console.print_result(said)
+    default_adapter = net.active_adapter if spec.adapter else prompts_file.BASE_ADAPTER_NAME
+    turns = _run_chat(system_messages, writer) if prompts is None else _answer_prompts(prompts, system_messages, writer)
+    for prompt, answer in turns:
+        atomic_files.append_json_line(
+            file, {"prompt": prompt.said, "answer": answer, "adapter": prompt.adapter or default_adapter}
+        )
+        console.print_result(answer)
     return RunResult(out_dir, facts, summary=[("answers", console.shorten_path(file))])
 
 
 @dataclass(frozen=True)
 class ResponseGenerator:
-    """Who answers, and how."""
+    """A model with its tokenizer and the sampling settings of the action."""
 
     net: Any
     base: LoadedBase
@@ -69,88 +75,81 @@ class ResponseGenerator:
     action: GenerateAction
 
     def read(self, conversation: Conversation) -> list[int]:
-        """A conversation's token ids; an encoder is given the last message alone, as in training.
+        """Token ids of a conversation. An encoder-decoder model reads only the last message, as in training.
 
-        Raises: DataError: the chat template refuses it, the base does not embed a token of it, or has no position left for an answer.
+        Raises: DataError: the chat template refuses the conversation, the base model has no embedding for one of its tokens, or
+            no position is left for an answer.
         """
-        last, net = conversation.messages[-1].text, self.net
-        where = f"prompt {last[:40]!r}"
-        if net.config.is_encoder_decoder:
-            ids = list(self.base.tokenizer(last)["input_ids"])
+        last_message, net = conversation.messages[-1].text, self.net
+        label = f"prompt {last_message[:40]!r}"
+        if net.config.is_encoder_decoder:  # trained on single texts, without a chat template
+            ids = list(self.base.tokenizer(last_message)["input_ids"])
         else:
-            with prefix_errors(where):
-                self.encoder.check(where, conversation)
+            with prefix_errors(label):
+                self.encoder.check(label, conversation)
                 ids = self.encoder.prompt(conversation)
-        length_checks.check_vocab_ids(ids, length_checks.build_reader(self.base), where)
-        left = length_checks.count_free_positions(net, ids)
-        if left is not None and left < 1:
+        length_checks.check_vocab_ids(ids, length_checks.build_reader(self.base), label)
+        free_positions = length_checks.count_free_positions(net, ids)
+        if free_positions is not None and free_positions < 1:
             raise DataError(
-                f"{where}: has {len(ids)} tokens, and {self.base.name} reads {length_checks.positions(net)}, the answer among them; shorten it"
+                f"{label}: has {len(ids)} tokens, and {self.base.name} has {length_checks.positions(net)} positions, including those of the answer; shorten it"
             )
         return ids
 
     def batches(self, prompts: list[list[int]]) -> Iterator[list[int]]:
-        """Places of prompts to be answered together."""
+        """Batches of indices into `prompts` (token ids)."""
         return generation_metrics.batch_prompts(self.net, prompts, self.action.batch_size, self.action.max_new_tokens)
 
     def answers(self, prompts: list[list[int]]) -> list[str]:
-        """What the model says next, computed in one batch. Prompts are padded on the left, which changes no answer."""
-        hot = self.action.temperature > 0
-        sampling = (
-            {"do_sample": True, "temperature": self.action.temperature, "top_p": self.action.top_p} if hot else {}
-        )
-        said = generation_metrics.generate_batch(
+        """Answers to prompts of token ids, generated in one batch, padded on the left to (B, T)."""
+        sampling: dict[str, Any] = {}  # greedy decoding
+        if self.action.temperature > 0:
+            sampling = {"do_sample": True, "temperature": self.action.temperature, "top_p": self.action.top_p}
+        texts = generation_metrics.generate_batch(
             self.net, self.base.tokenizer, prompts, self.action.max_new_tokens, **sampling
         )
-        return [one.strip() for one in said]
-
-
-def _load_prompts(action: GenerateAction, adapters: dict[str, str]) -> list[Prompt] | None:
-    """The prompts given by config; None: a person types them."""
-    if action.prompt is not None:
-        return [Prompt(action.prompt)]
-    return prompts_file.read_prompts(action.prompts_file, adapters) if action.prompts_file is not None else None
+        return [text.strip() for text in texts]
 
 
 def _answer_prompts(
-    asked: list[Prompt], given: Conversation, writer: ResponseGenerator
+    prompts: list[Prompt], system_messages: Conversation, writer: ResponseGenerator
 ) -> Iterator[tuple[Prompt, str]]:
-    """Answers in the order of the prompts, computed in batches of rows that may share one."""
-    names = [one.adapter for one in asked]
-    ids = [writer.read(_build_conversation(one, given)) for one in asked]
+    """(prompt, answer) in the order of the prompts; batches hold only rows whose adapters can share a forward pass."""
+    names = [prompt.adapter for prompt in prompts]  # None: the active adapter
+    ids = [writer.read(_build_conversation(prompt, system_messages)) for prompt in prompts]
     writer.encoder.report_remarks("prompts")
     groups = mixed_batch.group_rows(writer.net, names)
     if len(groups) > 1:
         console.print_info(
             f"rows are answered adapter by adapter: {mixed_batch.why_not_mixable(writer.net, names)}, which cannot share a batch"
         )
-    found: dict[int, str] = {}
-    told = 0
+    answers: dict[int, str] = {}
+    next_row = 0
     for group in groups:
-        for part in writer.batches([ids[row] for row in group]):
-            rows = [group[place] for place in part]
+        for batch in writer.batches([ids[row] for row in group]):
+            rows = [group[index] for index in batch]
             with mixed_batch.route_rows(writer.net, [names[row] for row in rows]):
-                found |= zip(rows, writer.answers([ids[row] for row in rows]), strict=True)
-            while told in found:
-                yield asked[told], found[told]
-                told += 1
+                answers |= zip(rows, writer.answers([ids[row] for row in rows]), strict=True)
+            # Groups and batches are not in the order of the prompts, so an answer waits for those of earlier prompts.
+            while next_row in answers:
+                yield prompts[next_row], answers[next_row]
+                next_row += 1
 
 
-def _build_conversation(prompt: Prompt, given: Conversation) -> Conversation:
-    """What is asked, after the task's system message."""
+def _build_conversation(prompt: Prompt, system_messages: Conversation) -> Conversation:
+    """The prompt (a text or a list of messages) after the task's system message."""
     if isinstance(prompt.said, str):
-        return given.followed_by(make_message("user", prompt.said))
-    asked = check_unanswered(
-        "action.prompts_file", parse_conversation("action.prompts_file", prompt.said, "prompt", prompt.tools), "prompt"
-    )
-    return Conversation((*given.messages, *asked.messages), asked.tools)
+        return system_messages.followed_by(make_message("user", prompt.said))
+    key = "action.prompts_file"
+    conversation = check_unanswered(key, parse_conversation(key, prompt.said, "prompt", prompt.tools), "prompt")
+    return Conversation((*system_messages.messages, *conversation.messages), conversation.tools)
 
 
-def _run_chat(given: Conversation, writer: ResponseGenerator) -> Iterator[tuple[Prompt, str]]:
-    """Turns of a conversation that remembers itself, until an empty line or the end of input."""
+def _run_chat(conversation: Conversation, writer: ResponseGenerator) -> Iterator[tuple[Prompt, str]]:
+    """Turns of a chat with history, read from standard input until an empty line or the end of input."""
     console.print_info("chat: type a message, an empty line ends")
-    conversation = given
     while True:
+        # On standard error, so that standard output holds the answers alone and can be piped.
         print("you> ", end="", file=sys.stderr, flush=True)
         prompt = sys.stdin.readline().strip()
         if not prompt:
@@ -158,6 +157,6 @@ def _run_chat(given: Conversation, writer: ResponseGenerator) -> Iterator[tuple[
         conversation = conversation.followed_by(make_message("user", prompt))
         ids = writer.read(conversation)
         writer.encoder.report_remarks("prompts")
-        said = writer.answers([ids])[0]
-        conversation = conversation.followed_by(make_message(ASSISTANT, said))
-        yield Prompt(prompt), said
+        answer = writer.answers([ids])[0]
+        conversation = conversation.followed_by(make_message(ASSISTANT, answer))
+        yield Prompt(prompt), answer

@@ -1,5 +1,6 @@
-"""Say what adapters hold: settings, size, norms, where they come from. Nothing heavy is imported."""
+"""Describe adapters: settings, size, norms of ΔW, provenance. No torch is imported."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,19 @@ DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """What each adapter holds, in the record and in `inspect.json`; the largest norms as a summary."""
-    found = {
+    """Writes the descriptions to the record and to `inspect.json`; the summary shows the largest norms."""
+    adapters = {
         name: describe_adapter(adapter_folder.resolve_adapter_dir(path, name)) for name, path in spec.adapter.items()
     }
-    atomic_files.write_json(out_dir / "inspect.json", found)
-    summary = [row for name, adapter in found.items() for row in _build_summary(name, adapter)]
+    atomic_files.write_json(out_dir / "inspect.json", adapters)
+    summary = [row for name, adapter in adapters.items() for row in _build_summary(name, adapter)]
     return RunResult(
-        out_dir, {"inspect": found}, summary=[*summary, ("written", console.shorten_path(out_dir / "inspect.json"))]
+        out_dir, {"inspect": adapters}, summary=[*summary, ("written", console.shorten_path(out_dir / "inspect.json"))]
     )
 
 
 def describe_adapter(folder: Path) -> dict[str, Any]:
-    """Everything about one adapter folder.
+    """All that the files of one adapter folder say.
 
     Raises: PeftrunError: a file in it is broken.
     """
@@ -41,7 +42,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "method": config.get("peft_type"),
         **{key: config.get(key) for key in SETTINGS},
-        "parameters": sum(_count_elements(entry) for entry in entries),
+        "parameters": sum(math.prod(entry.shape) for entry in entries),
         "bytes": sum(entry.end - entry.begin for entry in entries),
         "dtype": ", ".join(sorted({DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in entries})),
         **_describe_modules(weights, bool(config.get("use_dora"))),
@@ -51,13 +52,6 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "provenance": _read_provenance(folder),
         "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
-
-
-def _count_elements(entry: safetensors_header.TensorEntry) -> int:
-    count = 1
-    for size in entry.shape:
-        count *= size
-    return count
 
 
 def _describe_modules(weights: delta_weights.AdapterDeltas, dora: bool) -> dict[str, Any]:
@@ -75,15 +69,15 @@ def _describe_modules(weights: delta_weights.AdapterDeltas, dora: bool) -> dict[
 
 
 def _read_provenance(folder: Path) -> dict[str, Any] | str:
-    noted = adapter_folder.read_peftrun_metadata(folder)
-    if noted is None:
+    metadata = adapter_folder.read_peftrun_metadata(folder)
+    if metadata is None:
         return "made elsewhere"
-    base = noted["base"]
+    base = metadata["base"]
     return {
-        "peftrun": noted.get("peftrun"),
+        "peftrun": metadata.get("peftrun"),
         "base": base["name"],
         "fingerprint": base["fingerprint"],
-        "fresh": noted.get("fresh"),
+        "fresh": metadata.get("fresh"),
     }
 
 
@@ -96,45 +90,43 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
             f"{adapter['parameters']:,} parameters, {console.format_megabytes(adapter['bytes'])}, {adapter['dtype']}",
         ),
     ]
-    ordered = sorted(adapter["modules"].items(), key=lambda item: -item[1]["norm"])
+    ordered = sorted(adapter["modules"].items(), key=lambda item: -item[1]["norm"])  # Frobenius norms, largest first
     rows += [(f"‖ΔW‖ {module}", f"{row['norm']:.4g} (rank {row['rank']})") for module, row in ordered[:MAX_ROWS]]
     if ordered:
         rows.append(("‖ΔW‖ total", f"{adapter['norm']:.4g} of {len(ordered)} modules; {adapter['norm_of']}"))
     rows += [("also holds", text) for text in _format_tensors(adapter["tensors"])]
-    rows += [("the base", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
+    rows += [("base", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
     rows += [("cannot be loaded", adapter["not_loadable"])] if adapter["not_loadable"] else []
-    return rows + [
-        ("not measured", f"{module}: {reason}") for module, reason in _truncate_reasons(adapter["not_measured"])
-    ]
+    reasons = list(adapter["not_measured"].items())
+    rows += [("not measured", f"{module}: {reason}") for module, reason in reasons[:MAX_ROWS]]
+    return [*rows, ("not measured", f"{len(reasons) - MAX_ROWS} more")] if len(reasons) > MAX_ROWS else rows
 
 
 def _format_tensors(tensors: dict[str, dict[str, Any]]) -> list[str]:
-    """What the adapter holds beside its pairs, the largest first."""
+    """The tensors outside of A/B pairs, largest norm first."""
     ordered = sorted(tensors.items(), key=lambda item: -(item[1]["norm"] or 0.0))
     shown = [
-        f"{name}: {row['kind']}, {'×'.join(map(str, row['shape']))}, {_format_norm(row['norm'])}"
+        f"{name}: {row['kind']}, {'×'.join(map(str, row['shape']))}, "
+        # None: a dtype that is not decoded here, or values that are not finite
+        + ("holds NaN, infinity or a dtype that is not read here" if row["norm"] is None else f"norm {row['norm']:.4g}")
         for name, row in ordered
     ]
     return shown[:MAX_ROWS] + ([f"{len(shown) - MAX_ROWS} more tensors"] if len(shown) > MAX_ROWS else [])
 
 
-def _format_norm(norm: float | None) -> str:
-    return "holds NaN, infinity or numbers that are not read here" if norm is None else f"norm {norm:.4g}"
-
-
 def _format_settings(adapter: dict[str, Any]) -> str:
-    kind = f"{adapter['method']}{' with DoRA' if adapter['use_dora'] else ''}"
+    method = f"{adapter['method']}{' with DoRA' if adapter['use_dora'] else ''}"
     if adapter["r"] is None:
-        return kind + (f", trained tokens {adapter['token_indices']}" if adapter["token_indices"] else "")
+        return method + (f", trained tokens {adapter['token_indices']}" if adapter["token_indices"] else "")
     scaling = ", ".join(f"{value:.4g}" for value in adapter["scaling"]) or "not known"
-    text = f"{kind}, r={adapter['r']}, alpha={adapter['lora_alpha']}, scaling {scaling}"
-    targets, kept = adapter["target_modules"], adapter["modules_to_save"]
+    text = f"{method}, r={adapter['r']}, alpha={adapter['lora_alpha']}, scaling {scaling}"
+    targets, full_modules = adapter["target_modules"], adapter["modules_to_save"]
     named = ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
     text += f"{' (rsLoRA)' if adapter['use_rslora'] else ''}, on {named}, bias {adapter['bias']}"
-    tokens, call = adapter["trainable_token_indices"], adapter["alora_invocation_tokens"]
-    text += f", whole modules {', '.join(kept)}" if kept else ""
+    tokens, invocation = adapter["trainable_token_indices"], adapter["alora_invocation_tokens"]
+    text += f", fully trained modules {', '.join(full_modules)}" if full_modules else ""
     text += f", trained tokens {tokens}" if tokens else ""
-    return text + (f", called by tokens {call}" if call else "")
+    return text + (f", invoked by tokens {invocation}" if invocation else "")
 
 
 def _format_provenance(provenance: dict[str, Any] | str) -> str:
@@ -143,8 +135,3 @@ def _format_provenance(provenance: dict[str, Any] | str) -> str:
     weights = str(provenance["fingerprint"]["weights"])[:12]
     fresh = ", never trained" if provenance["fresh"] else ""
     return f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"
-
-
-def _truncate_reasons(reasons: dict[str, str]) -> list[tuple[str, str]]:
-    more = len(reasons) - MAX_ROWS
-    return list(reasons.items())[:MAX_ROWS] + ([("…", f"{more} more")] if more > 0 else [])

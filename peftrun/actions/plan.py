@@ -1,6 +1,6 @@
-"""Say what a training would take, before it is begun. Of a sweep its launcher makes the plan: `sweep.flow`.
+"""Estimate parameters, memory, steps and time of a training before it starts. The plan of a sweep is made by its launcher.
 
-From files alone nothing heavy is imported; a few steps on the real base (`action.measured_steps`) tell the time.
+Estimates from files import no torch; the time needs a few steps on the real base model (`action.measured_steps`).
 """
 
 import dataclasses
@@ -24,7 +24,15 @@ from peftrun.system.sizes import format_gigabytes
 
 @dataclass(frozen=True)
 class _TrainingPlan:
-    """`count`: parameters trained and all, and whether that is exact. `rows`: to train on. None: not known from files."""
+    """What one training takes. None: not known from files.
+
+    Attributes:
+        count: trained parameters, all parameters, and whether the numbers are exact.
+        free: bytes of memory that one process may use.
+        rows: number of training rows.
+        seconds: part of the run → seconds.
+        measured: what `training.measure_steps` returns, if steps were measured.
+    """
 
     count: tuple[int, int, bool] | None
     memory: MemoryEstimate | None
@@ -36,107 +44,104 @@ class _TrainingPlan:
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """What the same command with action=train would take, as a summary and in the record.
+    """Plans the same command with action=train, as a summary and in the record.
 
-    Raises: ConfigError: training would refuse the config. PeftrunError: with measured steps, what training would find at fault.
+    Raises: ConfigError: training would refuse the config. PeftrunError: the measured steps failed as training would.
     """
-    assert isinstance(spec.action, PlanAction)
-    asked = spec.action
-    wanted = cross_group.as_training(spec, TrainAction("train", asked.resume, asked.evaluate_before, asked.samples))
-    free = _get_free_memory(wanted)
-    wanted, short = _resolve_dtype(wanted)
-    plan = _plan_from_files(wanted, free)
-    if spec.action.measured_steps and not _explain_memory_shortage(wanted, plan):
-        plan = _plan_from_steps(_restrict_to_one_process(wanted), wanted, spec.action.measured_steps, free)
-    if short:
-        plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {short}")
-    return RunResult(out_dir, {"plan": _build_facts(wanted, plan)}, summary=list(_build_summary(wanted, plan)))
-
-
-def _get_free_memory(spec: RunSpec) -> int | None:
-    """Bytes for one process; None where only the GPU's own library would tell."""
-    free = None if base_files.uses_gpu(spec.device) else free_memory.get_available_memory().bytes
-    return None if free is None else free // spec.device.processes
+    action = spec.action
+    assert isinstance(action, PlanAction)
+    training_spec = cross_group.as_training(
+        spec, TrainAction("train", action.resume, action.evaluate_before, action.samples)
+    )
+    # On a GPU only torch can tell how much memory is free; the estimate then says nothing of whether the run fits.
+    on_gpu = base_files.uses_gpu(training_spec.device)
+    free_bytes = None if on_gpu else free_memory.get_available_memory().bytes // training_spec.device.processes
+    training_spec, shortage = _resolve_dtype(training_spec)
+    plan = _plan_from_files(training_spec, free_bytes)
+    # Measuring loads the base model, so it is skipped if the estimate already says that memory will not suffice.
+    if action.measured_steps and not _explain_memory_shortage(training_spec, plan):
+        plan = _plan_from_steps(
+            _restrict_to_one_process(training_spec), training_spec, action.measured_steps, free_bytes
+        )
+    if shortage:
+        plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {shortage}")
+    return RunResult(
+        out_dir, {"plan": _build_facts(training_spec, plan)}, summary=list(_build_summary(training_spec, plan))
+    )
 
 
 def _resolve_dtype(spec: RunSpec) -> tuple[RunSpec, str | None]:
-    """The run with the dtype that `auto` means for it, and what float32 is short of where that is bfloat16 instead."""
+    """The spec with `device.dtype=auto` resolved; and the memory that float32 would take, where bfloat16 was chosen instead."""
     base = None if base_files.uses_gpu(spec.device) else base_files.read_base_info(spec.model)
-    return (
-        (spec, None)
-        if base is None
-        else memory_fit.choose_load_dtype(base, spec, memory_fit.measure_headroom(spec.device.processes))
-    )
+    if base is None:
+        return spec, None
+    return memory_fit.choose_load_dtype(base, spec, memory_fit.measure_headroom(spec.device.processes))
 
 
 def _restrict_to_one_process(spec: RunSpec) -> RunSpec:
-    """What one of several processes does, by itself; it begins anew also where a run is to be continued."""
+    """The share of one process, to be measured alone; starts from step 0 even if the run would be resumed."""
     device = spec.device
-    shared = torchrun.share_cpus(device.processes) if device.processes > 1 else None
-    alone = dataclasses.replace(
-        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or shared
+    threads = torchrun.share_cpus(device.processes) if device.processes > 1 else None
+    single = dataclasses.replace(
+        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or threads
     )
     assert isinstance(spec.action, TrainAction)
-    return dataclasses.replace(spec, device=alone, action=dataclasses.replace(spec.action, resume=None))
+    return dataclasses.replace(spec, device=single, action=dataclasses.replace(spec.action, resume=None))
 
 
 def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
     base = base_files.read_base_info(spec.model)
-    paces = throughput.read_throughputs([spec])
-    seconds, lengths, notes = paces.seconds(spec), paces.lengths(spec), paces.notes([spec])
+    history = throughput.read_throughputs([spec])
+    seconds, lengths, notes = history.seconds(spec), history.lengths(spec), history.notes([spec])
+    # Recorded times are of one process; data parallelism divides the steps, not the time of a step.
     times = {} if seconds is None else {"training": seconds / _count_processes(spec)}
     if base is None:
         notes = [
-            f"memory: not known for {base_files.format_base_name(spec.model)}, whose files are not on this disk yet",
+            f"memory: unknown for {base_files.format_base_name(spec.model)}, whose files are not downloaded yet",
             *notes,
         ]
         return _TrainingPlan(None, None, free, spec.task.data.train_rows, times, None, notes)
-    counted = parameter_count.estimate_parameters(base, spec.lora, spec.task)
-    count = (counted.trained, base.parameters + counted.held, counted.exact)
+    parameters = parameter_count.estimate_parameters(base, spec.lora, spec.task)
+    count = (parameters.trained, base.parameters + parameters.held, parameters.exact)
     if lengths:
-        notes = [f"memory: rows of at most {lengths.longest} tokens, as an earlier run had them", *notes]
+        notes = [f"memory: rows of at most {lengths.longest} tokens, as in an earlier run on this data", *notes]
     return _TrainingPlan(
         count, memory.estimate_memory(base, spec, lengths), free, spec.task.data.train_rows, times, None, notes
     )
 
 
-def _plan_from_steps(alone: RunSpec, spec: RunSpec, steps: int, free: int | None) -> _TrainingPlan:
+def _plan_from_steps(single_spec: RunSpec, spec: RunSpec, steps: int, free: int | None) -> _TrainingPlan:
     started = time.perf_counter()
     measure = execute.import_quietly("peftrun.training.measure_steps")
-    importing = time.perf_counter() - started
-    found = measure.measure_training(alone, steps)
+    importing = time.perf_counter() - started  # seconds; several of them, which a real run spends too
+    measured = measure.measure_training(single_spec, steps)
     base = base_files.read_base_info(spec.model)
-    estimate = None if base is None else memory.estimate_memory(base, spec, found.lengths)
+    estimate = None if base is None else memory.estimate_memory(base, spec, measured.lengths)
     return _TrainingPlan(
-        (found.trained, found.parameters, True),
+        (measured.trained, measured.parameters, True),
         estimate,
         free,
-        found.rows,
-        _estimate_seconds(spec, found, importing),
-        found,
+        measured.rows,
+        _estimate_seconds(spec, measured, importing),
+        measured,
         [],
     )
 
 
-def _estimate_seconds(spec: RunSpec, found: Any, importing: float) -> dict[str, float]:
-    """Seconds of each part of the whole run."""
-    steps, (before, after) = (
-        throughput.count_optimizer_steps(spec.trainer, found.rows, _count_processes(spec)) or 0,
-        found.evaluating,
+def _estimate_seconds(spec: RunSpec, measured: Any, importing: float) -> dict[str, float]:
+    """Part of the whole run → seconds. Times of a step and of a row are scaled to the numbers of the whole run."""
+    trainer = spec.trainer
+    steps = throughput.count_optimizer_steps(trainer, measured.rows, _count_processes(spec)) or 0
+    validations = {"steps": steps // trainer.eval_steps, "epoch": round(trainer.num_train_epochs)}.get(
+        trainer.eval_strategy, 0
     )
-    validations = _count_validations(spec, steps)
+    before, after = measured.evaluating  # seconds per evaluation row, before and after training
     return {
-        "start": importing + found.starting,
-        "before": before * found.held_out,
-        "training": found.step * steps + validations * found.validation * after,
-        "after": after * found.held_out,
+        "start": importing + measured.starting,
+        "before": before * measured.held_out,
+        "training": measured.step * steps + validations * measured.validation * after,
+        "after": after * measured.held_out,
     }
-
-
-def _count_validations(spec: RunSpec, steps: int) -> int:
-    if spec.trainer.eval_strategy == "steps":
-        return steps // spec.trainer.eval_steps
-    return round(spec.trainer.num_train_epochs) if spec.trainer.eval_strategy == "epoch" else 0
 
 
 def _count_processes(spec: RunSpec) -> int:
@@ -144,13 +149,13 @@ def _count_processes(spec: RunSpec) -> int:
 
 
 def _explain_memory_shortage(spec: RunSpec, plan: _TrainingPlan) -> str | None:
-    """Why it will not fit, and what to type; None: it will, or that is not known."""
+    """Why the run will not fit in memory, and what to type; None: it fits, or that is not known."""
     if plan.memory is None or plan.free is None or plan.memory.peak <= plan.free:
         return None
     base = base_files.read_base_info(spec.model)
-    choices = memory_fit.suggest_overrides(base, spec, memory_fit.build_headroom(plan.free)) if base else []
-    what = f"type {' or '.join(choices)}" if choices else "choose a smaller model, or a machine with more memory"
-    return f"will not fit: {format_gigabytes(plan.memory.peak)} of {format_gigabytes(plan.free)} free; {what}"
+    overrides = memory_fit.suggest_overrides(base, spec, memory_fit.build_headroom(plan.free)) if base else []
+    advice = f"type {' or '.join(overrides)}" if overrides else "choose a smaller model, or a machine with more memory"
+    return f"will not fit: {format_gigabytes(plan.memory.peak)} of {format_gigabytes(plan.free)} free; {advice}"
 
 
 def _build_facts(spec: RunSpec, plan: _TrainingPlan) -> dict[str, Any]:
@@ -171,14 +176,14 @@ def _build_facts(spec: RunSpec, plan: _TrainingPlan) -> dict[str, Any]:
 def _build_summary(spec: RunSpec, plan: _TrainingPlan) -> Any:
     yield "trained", _format_parameters(plan)
     yield "memory", _format_memory(spec, plan)
-    yield "machine", _explain_memory_shortage(spec, plan) or _format_free_memory(plan)
+    fits = "not known whether it fits"
+    if plan.memory is not None and plan.free is not None:
+        fits = f"fits: {format_gigabytes(plan.free)} are free"
+    yield "machine", _explain_memory_shortage(spec, plan) or fits
     yield "steps", _format_steps(spec, plan)
     yield "time", _format_time(spec, plan)
     if plan.measured:
-        yield (
-            "measured",
-            f"{plan.measured.step:.2f} s a step, {format_gigabytes(plan.measured.peak)} at the height of these steps",
-        )
+        yield "measured", f"{plan.measured.step:.2f} s a step, peak {format_gigabytes(plan.measured.peak)}"
     for note in [*plan.notes, *_build_notes(spec)]:
         yield "note", note
 
@@ -191,29 +196,22 @@ def _format_parameters(plan: _TrainingPlan) -> str:
 
 
 def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
-    found = plan.memory
-    if found is None:
+    estimate = plan.memory
+    if estimate is None:
         return "unknown"
     parts = {
-        "weights": found.weights, "adapter": found.adapter, "gradients and optimiser": found.learning, "activations": found.activations,
-        "logits": found.logits, "process": found.process, "measuring held-out rows": found.peak - _sum_training_memory(found),
+        "weights": estimate.weights, "adapter": estimate.adapter, "gradients and optimizer": estimate.learning,
+        "activations": estimate.activations, "logits": estimate.logits, "process": estimate.process,
     }  # fmt: skip
-    shown = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in parts.items() if value >= 5e6)
-    each = f" for each of {spec.device.processes} processes" if spec.device.processes > 1 else ""
-    if found.peak == found.loading:
-        return f"about {format_gigabytes(found.peak)}{each}, while the base is loaded; then {shown}"
-    return f"about {format_gigabytes(found.peak)}{each}: {shown}"
-
-
-def _sum_training_memory(found: MemoryEstimate) -> float:
-    """All but what measuring adds."""
-    return found.process + found.weights + found.adapter + found.learning + found.activations + found.logits
-
-
-def _format_free_memory(plan: _TrainingPlan) -> str:
-    if plan.memory is None or plan.free is None:
-        return "not known whether it fits"
-    return f"fits: {format_gigabytes(plan.free)} are free"
+    # The peak may come from evaluation, whose part is what it adds to training.
+    parts["evaluation"] = estimate.peak - sum(parts.values())
+    shown = ", ".join(
+        f"{name} {value / 1e9:.2f}" for name, value in parts.items() if value >= 5e6
+    )  # GB, none below 5 MB
+    per_process = f" for each of {spec.device.processes} processes" if spec.device.processes > 1 else ""
+    if estimate.peak == estimate.loading:
+        return f"about {format_gigabytes(estimate.peak)}{per_process}, while the base model is loaded; then {shown}"
+    return f"about {format_gigabytes(estimate.peak)}{per_process}: {shown}"
 
 
 def _format_steps(spec: RunSpec, plan: _TrainingPlan) -> str:
@@ -230,11 +228,11 @@ def _format_steps(spec: RunSpec, plan: _TrainingPlan) -> str:
 def _format_time(spec: RunSpec, plan: _TrainingPlan) -> str:
     if not plan.seconds:
         return "unknown"
-    whole = format_rough_duration(sum(plan.seconds.values()))
+    total = format_rough_duration(sum(plan.seconds.values()))
     if plan.measured is None:
-        return f"about {whole} of training"
-    words = {"start": "start", "before": "held-out rows before", "training": "training", "after": "held-out rows after"}
-    return f"about {whole}: " + ", ".join(
+        return f"about {total} of training"
+    words = {"start": "start", "before": "evaluation before", "training": "training", "after": "evaluation after"}
+    return f"about {total}: " + ", ".join(
         f"{words[key]} {format_rough_duration(value)}" for key, value in plan.seconds.items() if value
     )
 
@@ -242,8 +240,8 @@ def _format_time(spec: RunSpec, plan: _TrainingPlan) -> str:
 def _build_notes(spec: RunSpec) -> Any:
     assert isinstance(spec.action, TrainAction)
     if spec.action.resume:
-        yield "of the whole training; one that is continued takes only the steps that are left"
+        yield "for the whole training; a resumed one takes only the remaining steps"
     if spec.device.strategy in ("fsdp", "deepspeed"):
-        yield f"device.strategy={spec.device.strategy} shares the base among processes; memory is that of a whole copy in each"
+        yield f"device.strategy={spec.device.strategy} shards the base model; memory is that of a whole copy in each process"
     if base_files.uses_gpu(spec.device):
-        yield "memory: the estimate was never measured on a GPU"
+        yield "memory: the estimate has not been measured on a GPU"

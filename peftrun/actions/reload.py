@@ -1,4 +1,4 @@
-"""Load adapters in a fresh process, prove each load, say where every adapted module is, evaluate."""
+"""Load adapters in a fresh process, verify each load, report the device of every adapted module, evaluate."""
 
 from pathlib import Path
 from typing import Any
@@ -18,73 +18,70 @@ from peftrun.result import RunResult
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """The proofs of load and, if asked, the task's metrics."""
+    """The load proofs and, with `action.evaluate=true`, the task's metrics."""
     assert isinstance(spec.action, ReloadAction)
-    place = placement.resolve_run_device(spec)
-    console.print_info(place.note)
+    run_device = placement.resolve_run_device(spec)
+    console.print_info(run_device.note)
     if spec.action.evaluate:
         tasks.check_data_columns(spec.task)
-    base, net, proofs = _load_adapters(spec, place)
-    placed = load.describe_placement(net)
-    result = RunResult(out_dir, _build_facts(base, place, proofs, placed), summary=_build_summary(base, proofs, placed))
+    base, net, proofs = _load_adapters(spec, run_device)
+    placement_facts = load.describe_placement(net)
+    facts = {
+        "base": base.describe(),
+        "device": run_device.note,
+        "adapters": [proof.as_dict() for proof in proofs],
+        "placement": placement_facts,
+    }
+    result = RunResult(out_dir, facts, summary=_build_summary(base, proofs, placement_facts))
     if spec.action.evaluate:
         rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
         tasks.warn_on_other_dataset(spec.task, rows, spec.adapter)
         result.facts["data"] = rows.describe()
-        console.set_activity(f"measuring {len(rows.held_out)} held-out rows")
+        console.set_activity(f"evaluating {len(rows.held_out)} rows")
         result.metrics = tasks.import_task_module(spec.task.kind).evaluate(
             net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
         )
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
     path = next(iter(spec.adapter.values()))
-    generate = [] if base.head else [f"peftrun action=generate adapter={path}"]
-    result.next_commands = [*generate, f"peftrun action=merge adapter={path}"]
+    generate_commands = [] if base.head else [f"peftrun action=generate adapter={path}"]
+    result.next_commands = [*generate_commands, f"peftrun action=merge adapter={path}"]
     return result
 
 
-def _load_adapters(spec: RunSpec, place: Device) -> tuple[LoadedBase, Any, list[LoadProof]]:
-    """Base, adapters on it, proofs. An adapter that is proved and nothing else needs no base in memory."""
+def _load_adapters(spec: RunSpec, run_device: Device) -> tuple[LoadedBase, Any, list[LoadProof]]:
+    """The base model, the PEFT model, and a proof for each adapter."""
     assert isinstance(spec.action, ReloadAction)
     if not spec.action.evaluate and len(spec.adapter) == 1:
+        # A single adapter that is only verified is checked layer by layer, without the whole base model in memory.
         ((name, path),) = spec.adapter.items()
         try:
             base, net, proof = streamed_load.verify_streamed_load(
-                spec.model, place, path, name, spec.allow_base_mismatch
+                spec.model, run_device, path, name, spec.allow_base_mismatch
             )
             return base, net, [proof]
         except (NotWalkableError, AdapterError):
-            pass  # whole, it loads, or says why not
+            pass  # load the whole model instead, which succeeds or explains the error
     base = base_cache.load_cached_base(
-        spec.model, place, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
     )
     net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
     return base, net, proofs
 
 
-def _build_facts(base: Any, place: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "base": base.describe(),
-        "device": place.note,
-        "adapters": [proof.as_dict() for proof in proofs],
-        "placement": placed,
-    }
-
-
-def _build_summary(base: Any, proofs: list[LoadProof], placed: dict[str, Any]) -> list[tuple[str, str]]:
+def _build_summary(base: Any, proofs: list[LoadProof], placement_facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
     for proof in proofs:
+        norm = f", ‖ΔW‖ {proof.delta_norm:.4g}" if proof.delta_norms else ""
+        # The logits of the adapter's fixed probes, compared with those of the base model and with those at saving.
         rows += [
-            (
-                f"adapter {proof.name}",
-                f"{proof.tensors} tensors landed in {proof.modules} modules{_format_norm(proof)}",
-            ),
+            (f"adapter {proof.name}", f"{proof.tensors} tensors loaded into {proof.modules} modules{norm}"),
             ("made for this base", _format_base_match(proof)),
             ("differs from base", _format_effect(proof)),
             ("equals what was saved", _format_saved_difference(proof)),
         ]
-    modules = ", ".join(f"{count} on {where}" for where, count in placed["adapted_modules"].items())
-    return [*rows, ("active", ", ".join(placed["active_adapters"])), ("adapted modules", modules)]
+    modules = ", ".join(f"{count} on {device}" for device, count in placement_facts["adapted_modules"].items())
+    return [*rows, ("active", ", ".join(placement_facts["active_adapters"])), ("adapted modules", modules)]
 
 
 def _format_base_match(proof: LoadProof) -> str:
@@ -93,17 +90,13 @@ def _format_base_match(proof: LoadProof) -> str:
     return "yes" if proof.base_checked else "not known"
 
 
-def _format_norm(proof: LoadProof) -> str:
-    return f", ‖ΔW‖ {proof.delta_norm:.4g}" if proof.delta_norms else ""
-
-
 def _format_effect(proof: LoadProof) -> str:
-    if proof.fresh:
-        return f"a fresh adapter: max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
+    if proof.fresh:  # B = 0 in most methods, so no effect is expected
+        return f"an untrained adapter: max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
     return f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}, KL {proof.effect['kl_divergence']:.3g}"
 
 
 def _format_saved_difference(proof: LoadProof) -> str:
     if proof.saved_difference is None:
-        return "nothing kept to compare with on this device and dtype"
+        return "no logits were recorded for this device and dtype"
     return f"max |Δlogit| {proof.saved_difference:.3g}"

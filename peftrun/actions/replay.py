@@ -1,4 +1,4 @@
-"""Run a record again from its own config and compare what comes out; or only say what has drifted since."""
+"""Run a recorded run again from its own config and compare the results; or only report which inputs have changed since."""
 
 import copy
 import shlex
@@ -22,179 +22,204 @@ from peftrun.results.replay.outcome_diff import DIFFERENT, OutcomeDiff
 from peftrun.runs import execute
 
 REPLAY_DIR = "again"
-MULTI_STEP_OBJECTIVES = ("grpo",)  # objectives that take several steps with a row
-MAX_NAMED_INPUTS = 4  # drifted inputs that a fault names
+MULTI_STEP_OBJECTIVES = ("grpo",)  # several optimizer steps per row, so steps cannot be computed from the row count
+MAX_NAMED_INPUTS = 4  # drifted inputs that an error names
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Whether the run comes out as it did, and what has drifted; its second time lies in `again/`.
+    """Compares the run with a second one, written to `again/`, and lists the inputs that have drifted.
 
-    Raises: ProofError: it comes out different; with `env=check`: something has drifted. The table is shown all the same.
-        PeftrunError: the run cannot be done here and now.
+    Raises: ProofError: the results differ; with `env=check`: an input has drifted. The summary table is printed first.
+        PeftrunError: the run cannot be repeated on this machine.
     """
     action = spec.action
     assert isinstance(action, ReplayAction) and action.run is not None
-    run = Path(action.run).expanduser()
-    then, old = atomic_files.read_json(run / RECORD), rerun.load_run_values(run)
-    wanted = rerun.build_rerun_spec(
-        rerun.apply_overrides(copy.deepcopy(old), run_overrides.read_overrides(out_dir), spec)
+    run_dir = Path(action.run).expanduser()
+    recorded, recorded_values = atomic_files.read_json(run_dir / RECORD), rerun.load_run_values(run_dir)
+    rerun_spec = rerun.build_rerun_spec(
+        rerun.apply_overrides(copy.deepcopy(recorded_values), run_overrides.read_overrides(out_dir), spec)
     )
     if action.env == "check":
-        now = current_inputs.collect_facts(wanted, then)
-        compared = [
-            *input_drift.compare_config_file(run, then),
-            *_compare_steps(then, old),
-            *input_drift.compare_inputs(then, now, old, asdict(wanted)),
+        current = current_inputs.collect_facts(rerun_spec, recorded)
+        inputs = [
+            *input_drift.compare_config_file(run_dir, recorded),
+            *_compare_steps(recorded, recorded_values),
+            *input_drift.compare_inputs(recorded, current, recorded_values, asdict(rerun_spec)),
         ]
-        return _build_check_result(out_dir, run, compared, then["status"] == "completed")
-    console.print_info(f"running {shorten_path(run)} again, in {shorten_path(out_dir / REPLAY_DIR)}")
+        return _build_check_result(out_dir, run_dir, inputs, recorded["status"] == "completed")
+    console.print_info(f"running {shorten_path(run_dir)} again, in {shorten_path(out_dir / REPLAY_DIR)}")
     try:
-        execute.execute_run(wanted, out_dir / REPLAY_DIR)
+        execute.execute_run(rerun_spec, out_dir / REPLAY_DIR)
     except Exception:
-        _warn_drift(run, out_dir / REPLAY_DIR, then, old, asdict(wanted))
+        _warn_drift(run_dir, out_dir / REPLAY_DIR, recorded, recorded_values, asdict(rerun_spec))
         raise
-    now = atomic_files.read_json(out_dir / REPLAY_DIR / RECORD)
-    found = outcome_diff.compare_outcomes(run, out_dir / REPLAY_DIR, action.tolerance)
-    compared = [
-        *input_drift.compare_config_file(run, then),
-        *input_drift.compare_inputs(then, now, old, asdict(wanted)),
+    current = atomic_files.read_json(out_dir / REPLAY_DIR / RECORD)
+    outcome = outcome_diff.compare_outcomes(run_dir, out_dir / REPLAY_DIR, action.tolerance)
+    inputs = [
+        *input_drift.compare_config_file(run_dir, recorded),
+        *input_drift.compare_inputs(recorded, current, recorded_values, asdict(rerun_spec)),
     ]
-    return _build_replay_result(out_dir, run, found, compared, _build_notes(then, now))
+    return _build_replay_result(out_dir, run_dir, outcome, inputs, _build_notes(recorded, current))
 
 
-def _compare_steps(then: dict[str, Any], old: dict[str, Any]) -> list[Input]:
-    """The steps that the run's config asks for, beside those that it took, where it took more of them."""
-    done, rows = (then.get("training") or {}).get("steps"), (then.get("data") or {}).get("train_rows")
-    if done is None or rows is None or (old["task"].get("objective") or {}).get("name") in MULTI_STEP_OBJECTIVES:
+def _compare_steps(recorded: dict[str, Any], recorded_values: dict[str, Any]) -> list[Input]:
+    """Planned and taken optimizer steps, where the run took more steps than its config plans (else empty)."""
+    done, rows = (recorded.get("training") or {}).get("steps"), (recorded.get("data") or {}).get("train_rows")
+    if (
+        done is None
+        or rows is None
+        or (recorded_values["task"].get("objective") or {}).get("name") in MULTI_STEP_OBJECTIVES
+    ):
         return []
-    rows -= old["task"]["data"].get("validation_rows") or 0
-    processes = old["device"]["processes"] * old["device"]["machines"]
-    asked = throughput.count_optimizer_steps(TrainerSpec(**old["trainer"]), rows, processes)
-    return [Input(input_drift.CONFIG_KEYS, "steps, asked for and taken", asked, done)] if asked and done > asked else []
+    rows -= recorded_values["task"]["data"].get("validation_rows") or 0
+    processes = recorded_values["device"]["processes"] * recorded_values["device"]["machines"]
+    planned = throughput.count_optimizer_steps(TrainerSpec(**recorded_values["trainer"]), rows, processes)
+    return (
+        [Input(input_drift.CONFIG_KEYS, "steps, planned and taken", planned, done)]
+        if planned and done > planned
+        else []
+    )
 
 
-def _warn_drift(run: Path, second: Path, then: dict[str, Any], old: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """What is not as it was, as far as a run that has failed can tell: it may be why."""
-    if not (second / RECORD).exists():
+def _warn_drift(
+    run_dir: Path,
+    rerun_dir: Path,
+    recorded: dict[str, Any],
+    recorded_values: dict[str, Any],
+    rerun_values: dict[str, Any],
+) -> None:
+    """Warns of changed inputs after a failed rerun: one of them may be the cause."""
+    if not (rerun_dir / RECORD).exists():
         return
-    now = atomic_files.read_json(second / RECORD)
-    told = {key: then.get(key) for key in now}
+    current = atomic_files.read_json(rerun_dir / RECORD)
+    # A failed run's record lacks what comes after the failure; only the keys that both records have are compared.
+    comparable = {key: recorded.get(key) for key in current}
     for label, text in input_drift.format_rows(
         input_drift.select_drifted(
-            [*input_drift.compare_config_file(run, then), *input_drift.compare_inputs(told, now, old, wanted)]
+            [
+                *input_drift.compare_config_file(run_dir, recorded),
+                *input_drift.compare_inputs(comparable, current, recorded_values, rerun_values),
+            ]
         )
     ):
-        console.print_warning(f"{shorten_path(run)}: {label}: {text}")
+        console.print_warning(f"{shorten_path(run_dir)}: {label}: {text}")
 
 
-def _build_check_result(out_dir: Path, run: Path, compared: list[Input], completed: bool) -> RunResult:
-    drifted = input_drift.select_drifted(compared)
-    verdict = f"{len(drifted)} of {len(compared)} inputs have drifted" if drifted else "nothing has drifted"
+def _build_check_result(out_dir: Path, run_dir: Path, inputs: list[Input], completed: bool) -> RunResult:
+    drifted = input_drift.select_drifted(inputs)
+    verdict = f"{len(drifted)} of {len(inputs)} inputs have drifted" if drifted else "nothing has drifted"
     result = RunResult(
         out_dir,
-        {"replay": {"run": str(run), "env": "check", **_build_drift_facts(compared)}},
-        summary=[("run", shorten_path(run)), *input_drift.format_rows(compared, every=True), ("verdict", verdict)],
-        next_commands=[f"peftrun action=replay run={shlex.quote(shorten_path(run))}"] if completed else [],
+        {"replay": {"run": str(run_dir), "env": "check", **_build_drift_facts(inputs)}},
+        summary=[("run", shorten_path(run_dir)), *input_drift.format_rows(inputs, every=True), ("verdict", verdict)],
+        next_commands=[f"peftrun action=replay run={shlex.quote(shorten_path(run_dir))}"] if completed else [],
     )
     if drifted:
-        _raise_proof_error(result, *(f"{run}: {label}: {text}" for label, text in input_drift.format_rows(compared)))
+        _raise_proof_error(result, *(f"{run_dir}: {label}: {text}" for label, text in input_drift.format_rows(inputs)))
     return result
 
 
 def _build_replay_result(
-    out_dir: Path, run: Path, found: OutcomeDiff, compared: list[Input], notes: list[tuple[str, str]]
+    out_dir: Path, run_dir: Path, outcome: OutcomeDiff, inputs: list[Input], notes: list[tuple[str, str]]
 ) -> RunResult:
-    drifted, silent = input_drift.select_drifted(compared), input_drift.list_unrecorded(compared)
+    drifted, unrecorded = input_drift.select_drifted(inputs), input_drift.list_unrecorded(inputs)
     rows = [
-        ("run", shorten_path(run)),
+        ("run", shorten_path(run_dir)),
         ("again", shorten_path(out_dir / REPLAY_DIR)),
-        ("verdict", found.verdict),
-        *_format_outcome(found),
+        ("verdict", outcome.verdict),
+        *_format_outcome(outcome),
         *notes,
-        *(input_drift.format_rows(compared) or [("drifted", "nothing that the record tells of")]),
+        *(input_drift.format_rows(inputs) or [("drifted", "nothing that was recorded")]),
     ]
-    rows += [(input_drift.UNKNOWN, ", ".join(silent))] if silent else []
-    facts = {"run": str(run), **found.as_dict(), **_build_drift_facts(compared)}
+    rows += [(input_drift.UNKNOWN, ", ".join(unrecorded))] if unrecorded else []
+    facts = {"run": str(run_dir), **outcome.as_dict(), **_build_drift_facts(inputs)}
     result = RunResult(
-        out_dir, {"replay": facts}, summary=rows, next_commands=_suggest_commands(found, run, out_dir / REPLAY_DIR)
+        out_dir,
+        {"replay": facts},
+        summary=rows,
+        next_commands=_suggest_commands(outcome, run_dir, out_dir / REPLAY_DIR),
     )
-    if found.verdict == DIFFERENT:
+    if outcome.verdict == DIFFERENT:
         _raise_proof_error(
-            result, f"{run}: comes out different: {_describe_difference(found)}; {_describe_drift(drifted)}"
+            result, f"{run_dir}: the result differs: {_describe_difference(outcome)}; {_describe_drift(drifted)}"
         )
     return result
 
 
 def _raise_proof_error(result: RunResult, *lines: str) -> None:
+    # A raised error suppresses the usual summary table, so it is printed here.
     console.print_summary_table(result)
     raise ProofError(*lines, facts=result.facts)
 
 
-def _build_drift_facts(compared: list[Input]) -> dict[str, Any]:
+def _build_drift_facts(inputs: list[Input]) -> dict[str, Any]:
     return {
-        "drifted": [one.as_dict() for one in input_drift.select_drifted(compared)],
-        "not_recorded": input_drift.list_unrecorded(compared),
+        "drifted": [item.as_dict() for item in input_drift.select_drifted(inputs)],
+        "not_recorded": input_drift.list_unrecorded(inputs),
     }
 
 
-def _format_outcome(found: OutcomeDiff) -> list[tuple[str, str]]:
-    other = found.files["other"]
-    rows = [("files", f"{found.files['same']} the same{', other: ' + ', '.join(other) if other else ''}")]
-    if found.weights and "largest_difference" in found.weights:
-        rows.append(("weights", f"{_format_distance(found)} (tolerance {found.tolerance:g})"))
-    if found.metrics:
+def _format_outcome(outcome: OutcomeDiff) -> list[tuple[str, str]]:
+    changed_files = outcome.files["other"]
+    rows = [
+        ("files", f"{outcome.files['same']} the same{', other: ' + ', '.join(changed_files) if changed_files else ''}")
+    ]
+    if outcome.weights and "largest_difference" in outcome.weights:
+        rows.append(("weights", f"{_format_distance(outcome)} (tolerance {outcome.tolerance:g})"))
+    if outcome.metrics:
         rows += [
-            (f"metric {name}", f"{_format_number(one)} → {_format_number(two)}")
-            for name, (one, two) in found.metrics.items()
+            (f"metric {name}", f"{_format_number(before)} → {_format_number(after)}")
+            for name, (before, after) in outcome.metrics.items()
         ]
     else:
         rows.append(("metrics", "the same"))
-    return [*rows, *(("note", reason) for reason in found.reasons)]
+    return [*rows, *(("note", reason) for reason in outcome.reasons)]
 
 
 def _format_number(value: float | None) -> str:
     return "none" if value is None else f"{value:.8g}"
 
 
-def _format_distance(found: OutcomeDiff) -> str:
-    assert found.weights is not None
-    return f"max |Δ| {found.weights['largest_difference']:.3g}, relative ‖Δ‖ {found.weights['relative_difference']:.3g}"
+def _format_distance(outcome: OutcomeDiff) -> str:
+    assert outcome.weights is not None
+    return f"max |Δ| {outcome.weights['largest_difference']:.3g}, relative ‖Δ‖ {outcome.weights['relative_difference']:.3g}"
 
 
-def _build_notes(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
-    """What makes a run come out a little different from its lone run from the first step."""
+def _build_notes(recorded: dict[str, Any], current: dict[str, Any]) -> list[tuple[str, str]]:
+    """Reasons why a rerun may differ slightly: resumed, trained jointly, or non-deterministic operations."""
     notes = []
-    if then.get("resumed_from"):
-        notes.append(("note", "the run went on from a checkpoint; it was run again from its first step"))
-    if then.get("together"):
-        cells = then["together"]["cells"]
-        notes.append(("note", f"the run was a cell trained among {cells}, so that sums were taken in another order"))
-    not_same = (now.get("computing") or {}).get("not_deterministic")
-    return [*notes, *([("not deterministic here", ", ".join(not_same))] if not_same else [])]
+    if recorded.get("resumed_from"):
+        notes.append(("note", "the run was resumed from a checkpoint; the rerun starts from the first step"))
+    if recorded.get("together"):
+        cells = recorded["together"]["cells"]
+        # Batched matmuls over the rows of several cells reduce in another order than those of one cell.
+        notes.append(("note", f"the run was one of {cells} cells trained jointly, so sums were taken in another order"))
+    operations = (current.get("computing") or {}).get("not_deterministic")
+    return [*notes, *([("not deterministic here", ", ".join(operations))] if operations else [])]
 
 
-def _describe_difference(found: OutcomeDiff) -> str:
-    if found.weights and "largest_difference" in found.weights:
-        return f"weights by {_format_distance(found)}"
-    if found.reasons:
-        return found.reasons[0]
-    if found.metrics:
-        name, (one, two) = next(iter(found.metrics.items()))
-        return f"{name} {_format_number(one)} → {_format_number(two)}"
-    return f"files {', '.join(found.files['other'][:MAX_NAMED_INPUTS])}"
+def _describe_difference(outcome: OutcomeDiff) -> str:
+    if outcome.weights and "largest_difference" in outcome.weights:
+        return f"weights by {_format_distance(outcome)}"
+    if outcome.reasons:
+        return outcome.reasons[0]
+    if outcome.metrics:
+        name, (before, after) = next(iter(outcome.metrics.items()))
+        return f"{name} {_format_number(before)} → {_format_number(after)}"
+    return f"files {', '.join(outcome.files['other'][:MAX_NAMED_INPUTS])}"
 
 
 def _describe_drift(drifted: list[Input]) -> str:
     if not drifted:
-        return "nothing that the record tells of has drifted"
+        return "nothing that was recorded has drifted"
     more = f" and {len(drifted) - MAX_NAMED_INPUTS} more" if len(drifted) > MAX_NAMED_INPUTS else ""
-    return f"drifted: {'; '.join(f'{one.kind}: {one}' for one in drifted[:MAX_NAMED_INPUTS])}{more}"
+    return f"drifted: {'; '.join(f'{item.kind}: {item}' for item in drifted[:MAX_NAMED_INPUTS])}{more}"
 
 
-def _suggest_commands(found: OutcomeDiff, run: Path, second: Path) -> list[str]:
-    adapters = [folder / ADAPTER for folder in (run, second)]
-    if found.verdict == outcome_diff.IDENTICAL or not all(folder.is_dir() for folder in adapters):
+def _suggest_commands(outcome: OutcomeDiff, run_dir: Path, rerun_dir: Path) -> list[str]:
+    adapters = [folder / ADAPTER for folder in (run_dir, rerun_dir)]
+    if outcome.verdict == outcome_diff.IDENTICAL or not all(folder.is_dir() for folder in adapters):
         return []
     return [
-        f"peftrun action=diff {shlex.quote(f'adapter={{then: {shorten_path(run)}, again: {shorten_path(second)}}}')}"
+        f"peftrun action=diff {shlex.quote(f'adapter={{then: {shorten_path(run_dir)}, again: {shorten_path(rerun_dir)}}}')}"
     ]

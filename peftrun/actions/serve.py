@@ -1,4 +1,4 @@
-"""Answer over HTTP as OpenAI's API does: one base, each adapter a model of its own."""
+"""Serve OpenAI's HTTP API: one base model in memory, each adapter under a model name of its own."""
 
 import os
 from pathlib import Path
@@ -24,84 +24,96 @@ from peftrun.system import sockets
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Serves until it is told to stop; the record then holds what was served, and each adapter that came and went."""
+    """Serves until a signal stops it; the record then holds the totals and every adapter that was loaded or unloaded."""
     action = spec.action
     assert isinstance(action, ServeAction)
-    with server.bind_socket(action.host, action.port) as listening:
-        place = placement.resolve_run_device(spec)
-        console.print_info(place.note)
+    # The port is taken before the base model is loaded: a port in use should fail at once.
+    with server.bind_socket(action.host, action.port) as server_socket:
+        run_device = placement.resolve_run_device(spec)
+        console.print_info(run_device.note)
         model_support.check_config(base_models.resolve_base_dir(spec.model), spec.model)
-        base = base_cache.load_cached_base(spec.model, place)
+        base = base_cache.load_cached_base(spec.model, run_device)
         model_support.check_loaded(base)
-        plain = probes.compute_probe_logits(base.model, base.tokenizer)
+        base_logits = probes.compute_probe_logits(base.model, base.tokenizer)
         net: Any = base.model
         proofs: list[load.LoadProof] = []
         if spec.adapter:
             net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
-        versions = AdapterRegistry(base.name, _build_versions(net, spec.adapter))
-        service, swapper = _build_service(base, net, versions, spec, plain)
-        _run_server(action, listening, service, swapper)
-    found = [proof.as_dict() for proof in proofs]
-    facts: dict[str, Any] = {"base": base.describe(), "device": place.note, "adapters": found, "swaps": swapper.told}
-    return RunResult(out_dir, facts, metrics=_sum_counters(service.metrics), summary=_build_summary(service.metrics))
+        registry = AdapterRegistry(base.name, _build_versions(net, spec.adapter))
+        service, manager = _build_service(base, net, registry, spec, base_logits)
+        _run_server(action, server_socket, service, manager)
+    adapters = [proof.as_dict() for proof in proofs]
+    facts: dict[str, Any] = {
+        "base": base.describe(),
+        "device": run_device.note,
+        "adapters": adapters,
+        "swaps": manager.told,
+    }
+    totals = _sum_counters(service.metrics)
+    return RunResult(out_dir, facts, metrics=totals, summary=[("served", console.format_figures(totals))])
 
 
 def _build_versions(net: Any, paths: dict[str, str]) -> list[AdapterVersion]:
-    """What PEFT has loaded, under the names it was given."""
-    found = []
+    """A registry entry for each adapter that PEFT has loaded."""
+    versions = []
     for name, path in paths.items():
         folder = adapter_folder.resolve_adapter_dir(path, name)
-        found.append(AdapterVersion(name, name, str(folder), mixed_batch.why_exclusive(name, net.peft_config[name])))
-    for one in found:
-        if one.alone and len(found) > 1:
-            console.print_info(f"{one.alone}: its rows are answered in batches of their own")
-    return found
+        versions.append(AdapterVersion(name, name, str(folder), mixed_batch.why_exclusive(name, net.peft_config[name])))
+    for version in versions:
+        if version.alone and len(versions) > 1:
+            console.print_info(f"{version.alone}: its rows are answered in separate batches")
+    return versions
 
 
 def _build_service(
-    base: Any, net: Any, versions: AdapterRegistry, spec: RunSpec, plain: Any
+    base: Any, net: Any, registry: AdapterRegistry, spec: RunSpec, base_logits: Any
 ) -> tuple[Service, adapter_manager.AdapterManager]:
     assert isinstance(spec.action, ServeAction)
-    watch = Metrics()
-    watch.adapters.set(len(versions.list_adapters()))
-    computer = ModelRunner(net, base.tokenizer.pad_token_id)
-    engine = Engine(computer, versions, watch, spec.action.max_batch_size, spec.action.max_waiting)
-    swapper = adapter_manager.AdapterManager(
-        base, computer, engine, versions, plain=plain, allow_base_mismatch=spec.allow_base_mismatch
+    metrics = Metrics()
+    metrics.adapters.set(len(registry.list_adapters()))
+    runner = ModelRunner(net, base.tokenizer.pad_token_id)
+    engine = Engine(runner, registry, metrics, spec.action.max_batch_size, spec.action.max_waiting)
+    # The base model's probe logits let the manager verify that an adapter loaded later has an effect.
+    manager = adapter_manager.AdapterManager(
+        base, runner, engine, registry, plain=base_logits, allow_base_mismatch=spec.allow_base_mismatch
     )
-    return Service(base, engine, versions, watch, spec.action, task=spec.task), swapper
+    return Service(base, engine, registry, metrics, spec.action, task=spec.task), manager
 
 
-def _run_server(action: ServeAction, listening: Any, service: Service, swapper: adapter_manager.AdapterManager) -> None:
+def _run_server(
+    action: ServeAction, server_socket: Any, service: Service, manager: adapter_manager.AdapterManager
+) -> None:
     key = os.environ[action.api_key_env] if action.api_key_env else None
-    private = sockets.is_this_machine(action.host)
-    if key is None and not private:
+    is_local = sockets.is_this_machine(action.host)
+    if key is None and not is_local:
         console.print_warning(
-            f"action.host={action.host}: whoever reaches this address may ask, and no key is needed; type action.api_key_env=VARIABLE"
+            f"action.host={action.host}: anyone who can reach this address can send requests, and no key is needed; type action.api_key_env=VARIABLE"
         )
+    # Loading adapters reads paths of this machine, so other machines may do it only with a key.
     app = RequestMiddleware(
-        routes.create_app(service, swapper, may_swap=private or key is not None), action, key, service.metrics
+        routes.create_app(service, manager, may_swap=is_local or key is not None), action, key, service.metrics
     )
+
+    def print_address() -> None:
+        # The base model answers under two names, its own and BASE_ADAPTER_NAME; the shorter one is shown.
+        names = [
+            name for name in service.versions.list_names() if name != service.base.name or name == BASE_ADAPTER_NAME
+        ]
+        console.print_result(f"serving {', '.join(names)} on {server.format_url(server_socket)}")
+
     service.engine.start()
     try:
-        server.run(app, listening, service, lambda: _show_address(listening, service))
+        server.run(app, server_socket, service, print_address)
     finally:
         service.engine.close(timeout=action.shutdown_timeout)
 
 
-def _show_address(listening: Any, service: Service) -> None:
-    names = service.versions.list_names()
-    console.print_result(
-        f"serving {', '.join(name for name in names if name != service.base.name or name == BASE_ADAPTER_NAME)} on {server.format_url(listening)}"
-    )
-
-
-def _sum_counters(watch: Metrics) -> dict[str, Any]:
-    """Totals of what was answered."""
-    samples = [one for family in watch.registry.collect() for one in family.samples]
-    wanted = {"peftrun_requests_total": "requests", "peftrun_prompt_tokens_total": "prompt_tokens", "peftrun_generated_tokens_total": "generated_tokens"}  # fmt: skip
-    return {key: int(sum(one.value for one in samples if one.name == name)) for name, key in wanted.items()}
-
-
-def _build_summary(watch: Metrics) -> list[tuple[str, str]]:
-    return [("served", console.format_figures(_sum_counters(watch)))]
+def _sum_counters(metrics: Metrics) -> dict[str, Any]:
+    """Totals over all adapters and outcomes: requests, prompt tokens, generated tokens."""
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    keys = {
+        "peftrun_requests_total": "requests",
+        "peftrun_prompt_tokens_total": "prompt_tokens",
+        "peftrun_generated_tokens_total": "generated_tokens",
+    }
+    return {key: int(sum(sample.value for sample in samples if sample.name == name)) for name, key in keys.items()}

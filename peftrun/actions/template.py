@@ -1,4 +1,4 @@
-"""Make a package of configs for a team. Nothing heavy is imported."""
+"""Create a pip-installable package of configs for a team. No torch is imported."""
 
 from pathlib import Path
 
@@ -9,29 +9,30 @@ from peftrun.config_tools import scaffold
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
-ACTION_KEYS = ("action", "action.path")  # what was typed for this action itself
+ACTION_KEYS = ("action", "action.path")  # overrides of this action itself, which are no part of the experiment
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """A folder that pip installs, whose first experiment is what was typed beside `action=template`.
+    """Writes the package; its first experiment holds the overrides that were typed with `action=template`.
 
-    Raises: ArtifactError: the folder exists. ConfigError: an override that no file can hold.
+    Raises: ArtifactError: the folder exists. ConfigError: an override that a YAML file cannot express.
     """
     assert isinstance(spec.action, TemplateAction) and spec.action.path is not None
-    target = Path(spec.action.path).expanduser()
-    name = target.name
+    package_dir = Path(spec.action.path).expanduser()
+    name = package_dir.name
     typed = [
         text for text in run_overrides.read_overrides(out_dir) if text.lstrip("+").partition("=")[0] not in ACTION_KEYS
     ]
-    made = scaffold.render_package(name, typed, own_rows=spec.task.data.source == "file")
-    with atomic_files.create_folder(target) as folder:
-        for path, text in made.items():
+    # Everything is rendered before a folder is created, so that a refused override leaves nothing behind.
+    files = scaffold.render_package(name, typed, own_rows=spec.task.data.source == "file")
+    with atomic_files.create_folder(package_dir) as folder:
+        for path, text in files.items():
             atomic_files.write_text(folder / path, text)
     summary = [
-        ("package", f"{target}: {len(made)} files"),
-        ("what was typed", f"{target}/{name}/experiment/{name}.yaml"),
-        ("check it", f"peftrun --config-dir {target}/{name} action=check"),
-        ("install it", f"pip install -e {target}"),
+        ("package", f"{package_dir}: {len(files)} files"),
+        ("experiment", f"{package_dir}/{name}/experiment/{name}.yaml"),
+        ("check it", f"peftrun --config-dir {package_dir}/{name} action=check"),
+        ("install it", f"pip install -e {package_dir}"),
         ("use it", f"peftrun experiment={name}"),
     ]
-    return RunResult(out_dir, {"template_package": str(target)}, summary=summary)
+    return RunResult(out_dir, {"template_package": str(package_dir)}, summary=summary)

@@ -1,4 +1,4 @@
-"""Take an adapter out of a merged model again, in float32, and hold the result against the base's fingerprint."""
+"""Subtract an adapter from a merged model, in float32, and compare the result with the base model's fingerprint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,9 @@ from peftrun.result import RunResult
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
-    """The model before the merge in `action.output_dir`, or `base/` in the run folder.
+    """Writes the model before the merge to `action.output_dir`, or to `base/` in the run folder.
 
-    Raises: AdapterError: another adapter was merged, or this one replaced values that are kept nowhere.
+    Raises: AdapterError: another adapter was merged, or this one replaced values that are stored in neither file.
     """
     spec = replace(spec, model=base_models.dequantize_spec(spec.model))
     action = spec.action
@@ -30,75 +30,75 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     base_models.check_full_precision(merged, base_models.get_portable_name(spec.model))
     name = spec.active or next(iter(spec.adapter))
     adapter = adapter_folder.resolve_adapter_dir(spec.adapter[name], name)
-    noted = provenance.read_provenance(merged)
-    _check_merged_adapter(noted, merged, adapter)
-    dtype = (noted or {}).get("base_dtype") if action.dtype == "auto" else action.dtype
-    target = Path(action.output_dir).expanduser() if action.output_dir else out_dir / BASE
-    with atomic_files.create_folder(target) as folder:
+    merge_record = provenance.read_provenance(merged)
+    _check_merged_adapter(merge_record, merged, adapter)
+    dtype = (merge_record or {}).get("base_dtype") if action.dtype == "auto" else action.dtype
+    base_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / BASE
+    with atomic_files.create_folder(base_dir) as folder:
         net = meta_model.build_on_meta(merged, spec.model, spec.adapter[name], name)
         try:
             streaming.write_merged(net, name, merged, folder, device.parse_dtype(dtype) if dtype else None, undo=True)
         except streaming.NotStreamableError as reason:
             raise AdapterError(
-                f"{adapter}: this merge cannot be undone: {reason}; keep the base it was made for"
+                f"{adapter}: this merge cannot be undone: {reason}; keep the base model it was made for"
             ) from reason
-        figures = _compare_with_base(folder, merged, _find_expected_fingerprint(noted, adapter))
+        figures = _compare_with_base(folder, merged, _find_expected_fingerprint(merge_record, adapter))
     facts = {
         "merged": {"name": str(merged), "fingerprint": fingerprint.fingerprint_model(merged).as_dict()},
         "unmerge": figures,
     }
-    return RunResult(out_dir, facts, artifacts=[target], summary=_build_summary(target, figures), next_commands=[
-        f"peftrun action=reload model=pretrained model.name_or_path={console.shorten_path(target)} adapter={spec.adapter[name]}"
+    return RunResult(out_dir, facts, artifacts=[base_dir], summary=_build_summary(base_dir, figures), next_commands=[
+        f"peftrun action=reload model=pretrained model.name_or_path={console.shorten_path(base_dir)} adapter={spec.adapter[name]}"
     ])  # fmt: skip
 
 
-def _check_merged_adapter(noted: dict[str, Any] | None, merged: Path, adapter: Path) -> None:
-    if noted is None:
-        console.print_warning(
-            f"{merged} does not say which adapter was merged into it: that it was this one cannot be checked"
-        )
-    elif noted["adapter_sha256"] != atomic_files.hash_file(adapter / ADAPTER_WEIGHTS):
+def _check_merged_adapter(merge_record: dict[str, Any] | None, merged: Path, adapter: Path) -> None:
+    if merge_record is None:
+        console.print_warning(f"{merged} does not record which adapter was merged into it, so this cannot be checked")
+    elif merge_record["adapter_sha256"] != atomic_files.hash_file(adapter / ADAPTER_WEIGHTS):
         raise AdapterError(
             f"{adapter}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
-            f"{noted['adapter_sha256'][:12]}); name that one"
+            f"{merge_record['adapter_sha256'][:12]}); name that one"
         )
 
 
-def _find_expected_fingerprint(noted: dict[str, Any] | None, adapter: Path) -> str | None:
-    """The fingerprint of the base's weights, as noted at the merge or beside the adapter."""
-    known = noted or adapter_folder.read_peftrun_metadata(adapter)
-    return str(known["base"]["fingerprint"]["weights"]) if known else None
+def _find_expected_fingerprint(merge_record: dict[str, Any] | None, adapter: Path) -> str | None:
+    """The fingerprint of the base model's weights, as recorded at the merge or in the adapter's peftrun.json."""
+    metadata = merge_record or adapter_folder.read_peftrun_metadata(adapter)
+    return str(metadata["base"]["fingerprint"]["weights"]) if metadata else None
 
 
-def _compare_with_base(folder: Path, merged: Path, wanted: str | None) -> dict[str, Any]:
-    """Whether the weights are the base's to the last bit; and how far one can be from it at most.
+def _compare_with_base(folder: Path, merged: Path, expected: str | None) -> dict[str, Any]:
+    """Whether the weights equal the base model's bit for bit, and a bound on the error of each value if they do not.
 
     The merge rounded each sum once to the merged files' dtype and the sum here is rounded once more, so a value is
     off by at most half a unit in the last place of each, and of the float32 between.
     """
-    found = fingerprint.fingerprint_model(folder).weights
-    before = {
-        one.entry.name: one
-        for file in safetensors_stream.list_weight_files(merged)
-        for one in safetensors_stream.list_stored_tensors(file)
-    }
+    actual = fingerprint.fingerprint_model(folder).weights
+    merged_tensors = _list_tensors(merged)
     bound, changed = 0.0, 0
-    for one in (
-        one
-        for file in safetensors_stream.list_weight_files(folder)
-        for one in safetensors_stream.list_stored_tensors(file)
-    ):
-        values, old = one.read_float(), before[one.entry.name].read_float()
-        if not values.equal(old):
+    for name, tensor in _list_tensors(folder).items():
+        before = merged_tensors[name]
+        values, merged_values = tensor.read_float(), before.read_float()  # float32, one pair in memory at a time
+        if not values.equal(merged_values):
             changed += 1
-            bound = max(bound, _bound_rounding_error(values, one) + _bound_rounding_error(old, before[one.entry.name]))
-    exact = None if wanted is None else found == wanted
-    return {"exact": exact, "fingerprint": found, "expected": wanted, "changed": changed,
+            bound = max(bound, _bound_rounding_error(values, tensor) + _bound_rounding_error(merged_values, before))
+    exact = None if expected is None else actual == expected
+    return {"exact": exact, "fingerprint": actual, "expected": expected, "changed": changed,
             "max_error_bound": 0.0 if exact else bound}  # fmt: skip
 
 
+def _list_tensors(folder: Path) -> dict[str, safetensors_stream.StoredTensor]:
+    return {
+        tensor.entry.name: tensor
+        for file in safetensors_stream.list_weight_files(folder)
+        for tensor in safetensors_stream.list_stored_tensors(file)
+    }
+
+
 def _bound_rounding_error(values: Any, stored: safetensors_stream.StoredTensor) -> float:
-    """What rounding to float32 and then to the stored dtype can take from the largest value."""
+    """Largest error of rounding to float32 and then to the stored dtype, over all values."""
+    # Rounding to nearest is off by at most eps/2 relative to the value, so the value of largest magnitude gives the bound.
     return (
         float(values.abs().max())
         * (safetensors_stream.dtype_eps(stored.dtype) + safetensors_stream.dtype_eps(values.dtype))
@@ -108,15 +108,15 @@ def _bound_rounding_error(values: Any, stored: safetensors_stream.StoredTensor) 
 
 def _build_summary(target: Path, figures: dict[str, Any]) -> list[tuple[str, str]]:
     bound = f"no value is off by more than {figures['max_error_bound']:.2g}"
-    said = {
-        True: "bit for bit: its fingerprint is the base's",
+    verdict = {
+        True: "bit for bit: the fingerprints are equal",
         False: f"not bit for bit, the merge rounded; {bound}",
-        None: f"not known, no fingerprint of it was kept; {bound}",
+        None: f"not known, its fingerprint was not recorded; {bound}",
     }[figures["exact"]]
     if not figures["exact"]:
-        console.print_warning(f"the base is {said}")
+        console.print_warning(f"the base model is {verdict}")
     size = console.format_megabytes(atomic_files.measure_size(target))
     return [
         ("unmerged", f"{figures['changed']} tensors, {size}: {console.shorten_path(target)}"),
-        ("the base again", said),
+        ("equals the base model", verdict),
     ]

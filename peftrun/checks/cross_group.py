@@ -1,6 +1,6 @@
-"""Rules that look at more than one value, or at the disk: contradictions, and things that are not there.
+"""Rules between keys, and rules that need the disk: contradictions, and files or packages that are missing.
 
-Each rule names the groups it looks at and runs when those are well typed, so that one report shows everything.
+Each rule names the groups that it reads and runs if those are well typed, so that one report shows all problems.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
 TASK_ADVICE = {
-    "causal_lm": "type task=sms_spam, or the task it learned",
-    "seq_cls": "type model=minilm task=spanish_sentiment, or the task it learned",
-    "token_cls": "type model=minilm task=ner, or the task it learned",
+    "causal_lm": "type task=sms_spam, or the task it was trained on",
+    "seq_cls": "type model=minilm task=spanish_sentiment, or the task it was trained on",
+    "token_cls": "type model=minilm task=ner, or the task it was trained on",
 }
 
-SCHEDULER_SETTINGS = {  # the settings that a schedule has of its own
+SCHEDULER_SETTINGS = {  # the keys of lr_scheduler_kwargs that transformers passes on to each schedule
     "cosine": ("num_cycles",),
     "cosine_with_restarts": ("num_cycles",),
     "cosine_with_min_lr": ("min_lr_rate", "min_lr", "num_cycles"),
@@ -43,34 +43,32 @@ SCHEDULER_SETTINGS = {  # the settings that a schedule has of its own
 
 def check_groups(parts: dict[str, Any]) -> list[str]:
     """One line for each rule that the well-typed groups in `parts` break."""
-    # What is typed beside action=replay changes a few keys of a record, and is checked in their company there.
-    alone = getattr(parts.get("action"), "name", None) == "replay"
-    return [
-        line
-        for groups, rule in RULES
-        if parts.keys() >= set(groups) and (not alone or groups == ("action",))
-        for line in _run_rule(rule, *(parts[group] for group in groups))
-    ]
+    # Overrides of action=replay change a few keys of a recorded config. They are checked once merged into it, in
+    # `results.replay`; checked against today's defaults they could seem to contradict each other.
+    is_replay = getattr(parts.get("action"), "name", None) == "replay"
+    problems: list[str] = []
+    for groups, rule in RULES:
+        if not parts.keys() >= set(groups) or (is_replay and groups != ("action",)):
+            continue
+        try:
+            problems += rule(*(parts[group] for group in groups))
+        except OSError as error:  # a path that the system refuses to look up, such as one that is too long
+            problems.append(f"{str(error.filename)[:80]}…: is not a valid path ({error.strerror}); name another")
+    return problems
 
 
 def as_training(spec: schema.RunSpec, action: TrainAction) -> schema.RunSpec:
-    """The same run with action=train. Raises: ConfigError: training would refuse it; one line a rule."""
-    wanted = dataclasses.replace(spec, action=action)
-    problems = check_groups({field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)})
+    """The same run with action=train. Raises: ConfigError: training would refuse it, one line per rule."""
+    training_spec = dataclasses.replace(spec, action=action)
+    groups = {field.name: getattr(training_spec, field.name) for field in dataclasses.fields(training_spec)}
+    problems = check_groups(groups)
     if problems:
         raise ConfigError(*problems)
-    return wanted
-
-
-def _run_rule(rule: Callable[..., Lines], *groups: Any) -> list[str]:
-    try:
-        return list(rule(*groups))
-    except OSError as error:  # a path that the system does not even look for, such as one that is too long
-        return [f"{str(error.filename)[:80]}…: is no path ({error.strerror}); name another"]
+    return training_spec
 
 
 def _check_trainer(trainer: schema.TrainerSpec) -> Lines:
-    if not math.isfinite(trainer.learning_rate):
+    if not math.isfinite(trainer.learning_rate):  # inf passes the range > 0 of the schema
         yield f"trainer.learning_rate={trainer.learning_rate}: must be a finite number; type trainer.learning_rate=0.0002"
     if 0 < trainer.max_steps <= trainer.warmup_steps:
         yield (
@@ -80,25 +78,25 @@ def _check_trainer(trainer: schema.TrainerSpec) -> Lines:
     yield from _check_lr_scheduler(trainer)
     yield from _check_validation(trainer)
     if trainer.packing and trainer.padding_free:
-        yield "trainer.padding_free=true: rows packed by trainer.packing=true are not padded either; type trainer.padding_free=false"
+        yield "trainer.padding_free=true: rows packed by trainer.packing=true are not padded anyway; type trainer.padding_free=false"
     if trainer.packing and trainer.train_sampling_strategy == "group_by_length":
         yield (
-            "trainer.packing=true: packed rows have one length, so trainer.train_sampling_strategy=group_by_length "
-            "would do nothing; type trainer.train_sampling_strategy=random"
+            "trainer.packing=true: packed rows have the same length, so trainer.train_sampling_strategy=group_by_length "
+            "would have no effect; type trainer.train_sampling_strategy=random"
         )
 
 
 def _check_lr_scheduler(trainer: schema.TrainerSpec) -> Lines:
-    """Each schedule has keys of its own, which transformers would look at after the model is loaded."""
-    kind, given = trainer.lr_scheduler_type, trainer.lr_scheduler_kwargs or {}
-    known = SCHEDULER_SETTINGS.get(kind, ())
-    for name in given:
-        if name not in known:
+    """Each schedule has its own settings, which transformers would check only after the model is loaded."""
+    schedule, settings = trainer.lr_scheduler_type, trainer.lr_scheduler_kwargs or {}
+    accepted = SCHEDULER_SETTINGS.get(schedule, ())
+    for name in settings:
+        if name not in accepted:
             yield (
-                f"trainer.lr_scheduler_kwargs.{name}={given[name]:g}: is no setting of trainer.lr_scheduler_type={kind} "
-                f"(it has {', '.join(known) or 'none'}); type trainer.lr_scheduler_kwargs=null"
+                f"trainer.lr_scheduler_kwargs.{name}={settings[name]:g}: is not a setting of trainer.lr_scheduler_type={schedule} "
+                f"(it has {', '.join(accepted) or 'none'}); type trainer.lr_scheduler_kwargs=null"
             )
-    if kind == "cosine_with_min_lr" and ("min_lr" in given) == ("min_lr_rate" in given):
+    if schedule == "cosine_with_min_lr" and ("min_lr" in settings) == ("min_lr_rate" in settings):
         yield (
             "trainer.lr_scheduler_kwargs: trainer.lr_scheduler_type=cosine_with_min_lr needs either min_lr_rate, a share of the "
             "learning rate, or min_lr; type 'trainer.lr_scheduler_kwargs={min_lr_rate: 0.1}'"
@@ -111,12 +109,14 @@ def _check_validation(trainer: schema.TrainerSpec) -> Lines:
         "early_stopping_patience": trainer.early_stopping_patience,
     }.items():
         if value and trainer.eval_strategy == "no":
-            yield f"trainer.{key}={str(value).lower()}: goes by the validation loss; type trainer.eval_strategy=steps task.data.validation_rows=50"
+            yield f"trainer.{key}={str(value).lower()}: needs the validation loss; type trainer.eval_strategy=steps task.data.validation_rows=50"
+        # transformers restores the best checkpoint, so each evaluation needs a checkpoint of the same step.
         if value and trainer.save_strategy != trainer.eval_strategy != "no":
             yield (
-                f"trainer.save_strategy={trainer.save_strategy}: trainer.{key} goes back to a checkpoint of each measurement; "
+                f"trainer.save_strategy={trainer.save_strategy}: trainer.{key} needs a checkpoint at each evaluation; "
                 f"type trainer.save_strategy={trainer.eval_strategy}"
             )
+    # Packages of optional features are checked here: the libraries would fail only once the model is loaded.
     if trainer.optim.endswith("bit") and find_spec("bitsandbytes") is None:
         yield explain_not_installed(f"trainer.optim={trainer.optim} needs package", "bitsandbytes")
     if trainer.use_liger_kernel and find_spec("liger_kernel") is None:
@@ -131,30 +131,32 @@ def _check_model(model: schema.ModelSpec, action: Any) -> Lines:
         if folder is None:
             yield explain_not_installed("model.package", model.package)
         elif not (folder / model.name_or_path).exists():
-            yield f"model.name_or_path={model.name_or_path}: package {model.package} holds no such model; type model=pretrained model.name_or_path={model.name_or_path}"
+            yield f"model.name_or_path={model.name_or_path}: package {model.package} has no such model; type model=pretrained model.name_or_path={model.name_or_path}"
     else:
         yield from _check_model_folder(model.name_or_path)
-    needed = {None: None, "torchao_int8": "torchao"}.get(model.quantization, "bitsandbytes")
-    if needed and find_spec(needed) is None:
-        yield explain_not_installed(f"model.quantization={model.quantization} needs package", needed)
+    required = {None: None, "torchao_int8": "torchao"}.get(model.quantization, "bitsandbytes")
+    if required and find_spec(required) is None:
+        yield explain_not_installed(f"model.quantization={model.quantization} needs package", required)
+    # transformers reads GGUF files by the package gguf.
     if model.name_or_path.endswith(".gguf") and find_spec("gguf") is None:
         yield explain_not_installed("model.name_or_path needs package", "gguf")
 
 
 def _check_model_folder(name: str) -> Lines:
     folder = Path(name).expanduser()
+    # `ORG/NAME` may be a folder or a Hub id; only an explicit path must exist.
     if name.startswith((".", "/", "~")) and not folder.exists():
         yield f"model.name_or_path={name}: there is no such folder; type a folder or a Hub id"
     if not folder.is_dir():
         return
-    stray = hub_files.find_stray_adapter(folder, name)
-    if stray:
-        yield stray
+    problem = hub_files.find_stray_adapter(folder, name)
+    if problem:
+        yield problem
     elif not (folder / "config.json").is_file():
-        yield f"model.name_or_path={name}: holds no config.json, so it is no model folder; name another"
+        yield f"model.name_or_path={name}: has no config.json, so it is not a model folder; name another"
     elif not any(folder.glob("*.safetensors")):
         yield (
-            f"model.name_or_path={name}: holds no .safetensors file (pickles, which can run code when read, are refused); "
+            f"model.name_or_path={name}: has no .safetensors file (pickles, which can run code when read, are refused); "
             "convert its weights to safetensors"
         )
 
@@ -165,30 +167,32 @@ def _check_adapters(adapter: dict[str, str], active: str | None) -> Lines:
             adapter_folder.check_adapter_name(name)
             adapter_folder.resolve_adapter_dir(path, name)
         except PeftrunError as error:
-            method = None if Path(path).expanduser().is_dir() else peer_keys.adapter(path)
-            key = adapter_folder.format_adapter_option(path, name)
-            yield from (
-                [f"{key}: is no adapter that could be loaded, but a method; type {method}"] if method else error.lines
-            )
+            # In other tools `adapter: lora` chooses the method; here it is a folder to load.
+            method = None if Path(path).expanduser().is_dir() else peer_keys.translate_adapter(path)
+            if method:
+                option = adapter_folder.format_adapter_option(path, name)
+                yield f"{option}: is not an adapter to load, but a method; type {method}"
+            else:
+                yield from error.lines
     if active is not None and active not in adapter:
-        yield f"active={active}: no such adapter was given; adapters: {', '.join(adapter) or 'none'}"
+        yield f"active={active}: there is no such adapter; adapters: {', '.join(adapter) or 'none'}"
 
 
 def _check_same_kind(task: schema.TaskSpec, adapter: dict[str, str], active: str | None, action: Any) -> Lines:
-    """What is measured by a task must answer as the task asks."""
+    """An evaluated adapter must have the head that the task needs: none, or a classifier with the task's labels."""
     name = active if active in adapter else next(iter(adapter), None)
     if name is None or not (action.name == "evaluate" or (action.name == "reload" and action.evaluate)):
         return
     try:
         head = classifier_head.read_adapter_head(adapter[name], name)
     except PeftrunError:
-        return  # told by the rule for adapters
-    kind, wanted = head.kind if head else "causal_lm", classifier_head.get_task_head(task)
-    if kind != (wanted.kind if wanted else "causal_lm"):
-        yield f"adapter.{name}={adapter[name]}: is a {kind} adapter, and the task's kind is {task.kind}; {TASK_ADVICE[kind]}"
-    elif head and wanted and head.labels != wanted.labels:
-        asked = ", ".join(wanted.labels)
-        yield f"adapter.{name}={adapter[name]}: answers with {', '.join(head.labels)}, the task with {asked}; choose its task"
+        return  # reported by _check_adapters
+    head_kind, required_head = head.kind if head else "causal_lm", classifier_head.get_task_head(task)
+    if head_kind != (required_head.kind if required_head else "causal_lm"):
+        yield f"adapter.{name}={adapter[name]}: is a {head_kind} adapter, and task.kind={task.kind}; {TASK_ADVICE[head_kind]}"
+    elif head and required_head and head.labels != required_head.labels:
+        labels = ", ".join(required_head.labels)
+        yield f"adapter.{name}={adapter[name]}: has the labels {', '.join(head.labels)}, the task {labels}; choose the task it was trained on"
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [

@@ -1,4 +1,4 @@
-"""What must hold between the device, its processes and what runs on them; light."""
+"""Rules between the device, its processes and what runs on them. Light."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -12,60 +12,61 @@ Lines = Iterator[str]
 
 
 def check_strategy(device: Any, action: Any) -> Lines:
-    """A strategy, several processes, and an action that can be spread go together."""
+    """A strategy, several processes, and a distributed action need each other."""
+    # Several processes without a strategy would each do the whole run.
     if device.strategy is None:
         for key in ("processes", "machines"):
             if getattr(device, key) > 1:
-                yield f"device.{key}={getattr(device, key)}: needs to be told how the work is shared; type device=ddp device.{key}={getattr(device, key)}"
+                yield f"device.{key}={getattr(device, key)}: needs device.strategy; type device=ddp device.{key}={getattr(device, key)}"
         return
     if action.name not in ("train", "plan", "preview", "explain"):
         yield f"device.strategy={device.strategy}: action={action.name} runs in one process; type device=auto"
     if device.processes * device.machines < 2:
-        yield f"device.processes=1: device.strategy={device.strategy} shares the work between several; type device.processes=2"
+        yield f"device.processes=1: device.strategy={device.strategy} needs several processes; type device.processes=2"
     if device.machines > 1 and device.main_address is None:
-        yield "device.main_address is not set; several machines meet at the first one: type device.main_address=HOST"
+        yield "device.main_address is not set; all machines connect to the first one: type device.main_address=HOST"
     if device.machine_rank >= device.machines:
         yield f"device.machine_rank={device.machine_rank}: must be below device.machines={device.machines}; type device.machine_rank=0"
 
 
 def check_deepspeed(device: Any) -> Lines:
-    """DeepSpeed is there, and has its file."""
+    """DeepSpeed is installed, and its config file exists."""
     if device.strategy != "deepspeed":
         return
     if find_spec("deepspeed") is None:
         yield "device.strategy=deepspeed needs package=deepspeed: this package is not installed; type `pip install deepspeed`, or device=fsdp"
     if device.deepspeed_config is None:
-        yield "device.deepspeed_config is not set; DeepSpeed is set up by a JSON file: type device.deepspeed_config=FILE.json"
+        yield "device.deepspeed_config is not set; DeepSpeed is configured by a JSON file: type device.deepspeed_config=FILE.json"
     elif not Path(device.deepspeed_config).expanduser().is_file():
-        yield f"device.deepspeed_config={device.deepspeed_config}: {no_file(device.deepspeed_config)}; name a JSON file in DeepSpeed's form"
+        yield f"device.deepspeed_config={device.deepspeed_config}: {no_file(device.deepspeed_config)}; name a JSON file in DeepSpeed's format"
 
 
 def check_sharding(device: Any, lora: Any, model: Any, task: Any) -> Lines:
-    """What a sharded base can carry."""
+    """The method, quantization and objective work on a sharded base model."""
     if device.strategy not in ("fsdp", "deepspeed"):
         return
     if isinstance(lora, NoAdapter | AdaLoraSpec):
-        yield f"lora={lora.method}: reads whole weights, which device.strategy={device.strategy} shards; type device=ddp"
+        yield f"lora={lora.method}: needs whole weights, which device.strategy={device.strategy} shards; type device=ddp"
     if device.strategy == "fsdp" and model.quantization is not None:
         yield f"model.quantization={model.quantization}: cannot be sharded here; type device=ddp, or model.quantization=null"
     if task.objective is not None:
-        yield f"device.strategy={device.strategy}: preferences and rewards run with whole weights; type device=ddp"
+        yield f"device.strategy={device.strategy}: preferences and rewards need whole weights; type device=ddp"
 
 
 def check_offload(device: Any, action: Any, task: Any) -> Lines:
-    """A base whose layers wait elsewhere answers; it is not trained."""
+    """An offloaded base model (device.max_memory) is inference-only."""
     if device.max_memory is None:
         return
     if action.name not in ("reload", "evaluate", "generate", "merge", "explain", "extract", "combine"):
-        yield f"device.max_memory={device.max_memory}: an offloaded base is not trained, so action={action.name} cannot use it; type device=auto"
+        yield f"device.max_memory={device.max_memory}: an offloaded base model is inference-only, so action={action.name} cannot use it; type device=auto"
     if device.strategy is not None:
-        yield f"device.max_memory={device.max_memory}: cannot stand beside device.strategy={device.strategy}; type device.max_memory=null"
+        yield f"device.max_memory={device.max_memory}: cannot be combined with device.strategy={device.strategy}; type device.max_memory=null"
     if task.kind in ("seq_cls", "token_cls") or getattr(task.objective, "name", None) == "reward":
         yield f"device.max_memory={device.max_memory}: is for language models, and task.kind={task.kind} has a head; type device.max_memory=null"
 
 
 def check_checkpoints(device: Any, trainer: Any, action: Any) -> Lines:
-    """A sharded run is gathered once, at its end."""
+    """A run with FSDP gathers its weights only once, at the end."""
     if device.strategy == "fsdp" and action.name == "train" and (trainer.save_strategy != "no" or action.resume):
         yield (
             f"trainer.save_strategy={trainer.save_strategy}: PEFT cannot write a checkpoint of sharded weights; the adapter is gathered and "

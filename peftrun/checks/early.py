@@ -1,4 +1,4 @@
-"""What can be seen of base and rows before anything heavy is imported. Light."""
+"""Checks of base model and rows before torch is imported. Light."""
 
 from peftrun.artifacts import hub_files
 from peftrun.checks import tasks as task_checks
@@ -8,7 +8,7 @@ BASELESS = (*task_checks.MODELLESS, "plan")
 
 
 def check_base_and_rows(spec: RunSpec) -> None:
-    """Raises: ModelError, DataError: the base can be had from nowhere, or the rows have not the columns that the task asks for."""
+    """Raises: ModelError: the base model is neither here nor reachable. DataError: the rows lack a column of the task."""
     if spec.action.name not in BASELESS:
         hub_files.check_hub_reachable(spec.model)
     if task_checks.reads_rows(spec.task, spec.action):

@@ -1,4 +1,4 @@
-"""What must hold before anything is exported; light, before anything is written."""
+"""Rules of action=export. Light: checked before anything is written."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ FULL_MODEL_ADVICE = {
 
 
 def check_export(action: Any, adapter: dict[str, str]) -> Iterator[str]:
-    """One line for each reason why this cannot be exported as asked."""
+    """One line for each reason why this export would fail, or would ignore a key."""
     yield from _check_inputs(action, adapter)
     yield from _check_hub_options(action)
     if action.target == "gguf" and find_spec("gguf") is None:
@@ -41,9 +41,9 @@ def _check_inputs(action: Any, adapter: dict[str, str]) -> Iterator[str]:
     if not adapter and action.model_dir is None:
         yield "adapter is not set; action=export needs one: type adapter=RUN_FOLDER (a full model: action.model_dir=FOLDER)"
     if adapter and action.model_dir is not None:
-        yield f"action.model_dir={action.model_dir}: cannot stand beside adapter; omit one of them"
+        yield f"action.model_dir={action.model_dir}: cannot be combined with adapter; omit one of them"
     if len(adapter) > 1 and action.target != "vllm":
-        yield f"adapter: action.target={action.target} exports one; type adapter=RUN_FOLDER, once for each"
+        yield f"adapter: action.target={action.target} exports one adapter at a time; type adapter=RUN_FOLDER"
 
 
 def _check_hub_options(action: Any) -> Iterator[str]:
@@ -56,9 +56,9 @@ def _check_hub_options(action: Any) -> Iterator[str]:
             yield f"action.model_dir={action.model_dir}: {FULL_MODEL_ADVICE[action.target]}; omit action.model_dir"
         for key in ("license", "repo_id"):
             if getattr(action, key) is not None:
-                yield f"action.{key}={getattr(action, key)}: is for action.target=hub alone; omit action.{key}"
+                yield f"action.{key}={getattr(action, key)}: is only for action.target=hub; omit action.{key}"
         if action.push:
-            yield "action.push=true: is for action.target=hub alone; omit action.push"
+            yield "action.push=true: is only for action.target=hub; omit action.push"
     elif action.push:
         yield from _check_push(action)
 
@@ -68,21 +68,21 @@ def _check_push(action: Any) -> Iterator[str]:
         yield "action.repo_id is not set; action.push=true needs it: type action.repo_id=ORG/NAME"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         yield "action.push=true: HF_HUB_OFFLINE is set, so nothing is sent; unset it"
-    from huggingface_hub import get_token
+    from huggingface_hub import get_token  # imported here: only a push needs it
 
     if get_token() is None:
-        yield "action.push=true: there is no token for the Hub; type `hf auth login`, or set HF_TOKEN to one that may write"
+        yield "action.push=true: there is no token for the Hub; type `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
 def _check_adapter(target: str, name: str, path: str) -> Iterator[str]:
     try:
-        found = adapter_source.open_adapter_source(path, name)
+        source = adapter_source.open_adapter_source(path, name)
     except AdapterError:
-        return  # told by the rule for adapters
+        return  # reported by the rule for adapters
     except PeftrunError as error:
         yield from error.lines
         return
-    yield from TARGET_CHECKS.get(target, lambda _: [])(found)
-    broken = delta_weights.find_nonfinite_tensor(found.folder)
-    if broken:
-        yield f"{adapter_folder.format_adapter_option(path, name)}: tensor {broken} holds NaN or infinity, so training has diverged; train again with a lower learning rate"
+    yield from TARGET_CHECKS.get(target, lambda _: [])(source)
+    tensor = delta_weights.find_nonfinite_tensor(source.folder)
+    if tensor:
+        yield f"{adapter_folder.format_adapter_option(path, name)}: tensor {tensor} has NaN or infinity, so training has diverged; train again with a lower learning rate"

@@ -1,25 +1,12 @@
-"""The folder or file that an action is to look at, typed under a name that the action does not have, or under none. Light."""
+"""Suggestions for a folder or file that was typed under a key that the action does not have, or without a key. Light."""
 
-from peftrun.checks.peer_keys import SUFFIXES, filled
+from peftrun.checks.peer_keys import SUFFIXES, fill_value
 
-PLACES = (
-    "path",
-    "paths",
-    "dir",
-    "dirs",
-    "folder",
-    "folders",
-    "directory",
-    "root",
-    "run",
-    "runs",
-    "roots",
-    "file",
-    "input",
-    "input_dir",
-)
+PLACES = (  # keys under which other programs take a folder or file
+    "path", "paths", "dir", "dirs", "folder", "folders", "directory", "root", "run", "runs", "roots", "file", "input", "input_dir",
+)  # fmt: skip
 ROWS = "task.data.path=VALUE"
-OF_FOLDERS = {  # what to type → the actions that look at a folder so
+OF_FOLDERS = {  # what to type → the actions that take a folder this way
     "roots=[VALUE]": "list browse",
     "'runs=[VALUE, outputs/train/RUN2]'": "compare",
     "run=VALUE": "replay explain",
@@ -33,11 +20,12 @@ OF_FILES = {"generate": "prompts_file=VALUE"}
 
 
 def place(action: str, name: str, value: str) -> str | None:
-    """What to type for a folder or file that an action is to look at; None: `name` is none of `PLACES`, or it looks at no such thing."""
+    """What to type for a folder or file of this action; None: `name` is not in `PLACES`, or the action takes no such thing."""
+    # `run` and `root` name folders of runs, which the actions that read rows do not take.
     if name not in PLACES or (action in OF_FOLDERS[ROWS].split() and name.startswith(("run", "root"))):
         return None
     if value.endswith(SUFFIXES):
         text = OF_FILES.get(action, ROWS)
     else:
         text = next((text for text, actions in OF_FOLDERS.items() if action in actions.split()), "")
-    return filled(text, value) or None
+    return fill_value(text, value) or None

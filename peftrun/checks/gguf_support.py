@@ -1,4 +1,4 @@
-"""What llama.cpp takes as a LoRA adapter in GGUF, rule by rule, as read in its convert_lora_to_gguf.py and llama-adapter.cpp. Light."""
+"""Which LoRA adapters llama.cpp supports in GGUF, as read in its convert_lora_to_gguf.py and llama-adapter.cpp. Light."""
 
 from collections.abc import Iterator
 
@@ -10,26 +10,27 @@ from peftrun.io import safetensors_header
 MERGE_ADVICE = (
     "merge it instead (peftrun action=merge adapter=…) and convert the folder with llama.cpp's convert_hf_to_gguf.py"
 )
-SCALED = "PEFT's scaling, per-layer ranks and rsLoRA are written so that llama.cpp's alpha/rank gives the same"
-ARCHITECTURES = {  # class in transformers → architecture as llama.cpp calls it; those whose answers were compared
+ARCHITECTURES = {  # class in transformers → architecture in llama.cpp; only those whose logits were compared
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-ROTATED = ("llama",)  # their query and key rows lie in another order in GGUF
+ROTATED = ("llama",)  # GGUF permutes the rows of their query and key projections, for llama.cpp's RoPE
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def check_gguf_support(source: ExportSource) -> Iterator[str]:
-    """One line for each reason why llama.cpp would not take this adapter, or would answer otherwise than PEFT."""
-    key = f"adapter={source.folder}"
-    refused = [what for what, asks, _ in vllm_support.RULES if asks(source.config)]
-    for what in refused:
-        yield f"{key}: a GGUF adapter cannot hold {what}; {MERGE_ADVICE}"
+    """One line for each reason why llama.cpp would refuse this adapter, or would compute other logits than PEFT."""
+    option = f"adapter={source.folder}"
+    # A GGUF adapter holds pairs of A and B alone, so what vLLM refuses cannot be stored in it either.
+    refused = [feature for feature, has_feature, _ in vllm_support.RULES if has_feature(source.config)]
+    for feature in refused:
+        yield f"{option}: a GGUF adapter cannot hold {feature}; {MERGE_ADVICE}"
     if refused:
         return
-    for name in [one.name for one in safetensors_header.read_header(source.folder / ADAPTER_WEIGHTS)]:
-        if not name.endswith(vllm_support.TENSORS[:2]) or name.split(".")[-3] not in LAYERS:
-            yield f"{key}: tensor {name} is not of one of the layers {', '.join(LAYERS)}, which alone are converted; {MERGE_ADVICE}"
+    for entry in safetensors_header.read_header(source.folder / ADAPTER_WEIGHTS):
+        # PREFIX.LAYER.lora_A.weight
+        if not entry.name.endswith(vllm_support.TENSORS[:2]) or entry.name.split(".")[-3] not in LAYERS:
+            yield f"{option}: tensor {entry.name} is not of one of the layers {', '.join(LAYERS)}, the only ones that are converted; {MERGE_ADVICE}"
             return

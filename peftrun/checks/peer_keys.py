@@ -1,7 +1,7 @@
-"""What other tools call what is a key here: axolotl, LLaMA-Factory, TRL and transformers, unsloth. Light.
+"""Keys of other tools → ours: axolotl, LLaMA-Factory, TRL and transformers, unsloth. Light.
 
-`docs/howto/from-*.md` say the same with what is different beside it; a test holds the two together. Keys that have the same last
-name here (`learning_rate`, `lora_dropout`) need no line: they are found by it.
+`docs/howto/from-*.md` list the same mapping with the differences; a test compares the two. A key whose last part is the same here
+(`learning_rate`, `lora_dropout`) needs no entry: it is found by that part.
 """
 
 import json
@@ -13,17 +13,15 @@ from pathlib import Path
 from peftrun.config import paths
 
 VALUE, OTHERS = "VALUE", "others"
-DEFAULT = ""  # of a value that asks for what is the default here
-ROWS = "ROWS"  # a file or a data set of the Hub
-VALIDATION = "VALIDATION"  # a number of rows, or a share of them
+DEFAULT = ""  # nothing needs to be typed: the value is the default here
+ROWS = "ROWS"  # a file or a dataset on the Hub: `translate_rows`
+VALIDATION = "VALIDATION"  # a number of rows, or a share of them: `_translate_validation`
 EACH_EPOCH = "trainer.eval_strategy=epoch task.data.validation_rows=100"
 RUNS = "outputs/train/RUN"
-PEFTRUN_GROUPS = ("action", "tracker", "slots", "hydra")  # no other tool has the like
+PEFTRUN_GROUPS = ("action", "tracker", "slots", "hydra")  # groups that no other tool has
 FILE = "a run is composed of options; put the file's keys into FOLDER/experiment/NAME.yaml and type --config-dir FOLDER experiment=NAME (docs/howto/from-*.md)"
 UNSET = ("null", "None", "~", "")
-SOURCE = re.compile(
-    r"""\A\[?(?:\{.*?path"?: *)?["']?([^"',}\]\s]+).*""", re.DOTALL
-)  # the first of [{path: A, …}, …] and of [A, …]
+SOURCE = re.compile(r"""\A\[?(?:\{.*?path"?: *)?["']?([^"',}\]\s]+).*""", re.DOTALL)  # A of [{path: A, …}, …] or [A, …]
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
 
 _MODEL = "model=pretrained model.name_or_path=VALUE"
@@ -52,12 +50,12 @@ _SWITCHES = {  # true: what to type; false: the default
     "predict_with_generate": "task.metrics=[rouge_l]",
 }
 TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
-ADAPTERS = {  # what axolotl's `adapter` may be; here it is a key too, for an adapter that is there already
+ADAPTERS = {  # axolotl's `adapter` is a method; here it is a trained adapter to load
     "lora": "lora=lora",
     "qlora": "lora=lora model.quantization=nf4",
     "none": "lora=none, which trains every weight",
 }
-_CASES: dict[str, dict[str, str]] = {  # value → what to type
+_CASES: dict[str, dict[str, str]] = {  # key → value → what to type
     **{key: {"true": text, "false": DEFAULT} for key, text in _SWITCHES.items()},
     "bf16": {"true": "device.dtype=bfloat16", "auto": "device.dtype=auto", "full": "device.dtype=bfloat16"},
     "quantization_bit": {"4": "model.quantization=nf4", "8": "model.quantization=int8"},
@@ -161,7 +159,7 @@ KEYS: dict[str, str | dict[str, str]] = {
     **{name: text for text, names in _SAME.items() for name in names.split()},
     **_CASES,
 }
-# What needs no counterpart, or has none: the guides say why.
+# Keys without a counterpart; the guides say why.
 _OMITTED = """
     base_model_config model_type tokenizer_type is_mistral_derived_model tokenizer_config gptq tf32 xformers_attention special_tokens eot_tokens tokens
     chat_template chat_template_jinja template model_config unfrozen_parameters lora_fan_in_fan_out lora_mlp_kernel lora_qkv_kernel lora_o_kernel
@@ -177,7 +175,7 @@ _OMITTED = """
     fast_inference gpu_memory_utilization unsloth_force_compile lora_on_cpu dataset_processes dataset_keep_in_memory bf16_full_eval
     """
 OMITTED = frozenset(_OMITTED.split())
-WORDS = {  # commands of theirs, and what is asked of an action by another name
+WORDS = {  # commands of other tools, and other names of actions
     "sft": "action=train",
     "finetune": "action=train",
     "resume": "action.resume=auto",
@@ -216,47 +214,48 @@ OPTIONS = {  # group=value of theirs → what to type
 
 
 def translate_key(key: str, value: object) -> str | None:
-    """What to type for a key of another tool, whatever stands before its last dot; empty: nothing; None: no tool has it."""
+    """What to type for a key of another tool, found by its last dotted part. Empty: nothing; None: no tool has this key."""
     group, _, last = key.rpartition(".")
     if group.partition(".")[0] in PEFTRUN_GROUPS:
         return None
-    found, said = KEYS.get(key, KEYS.get(last)), _format_value(value)
-    if found is None:
+    translation, text = KEYS.get(key, KEYS.get(last)), _format_value(value)
+    if translation is None:
         return DEFAULT if last in OMITTED else None
-    if said in UNSET:
+    if text in UNSET:
         return DEFAULT
-    if isinstance(found, dict):
-        first = DEFAULT if said == "false" else next(iter(found.values()))
-        found = found.get(said, found.get(said.strip("[]\"'"), found.get(OTHERS, first)))
-    if found in SPECIAL:
-        return SPECIAL[found](said)
-    return filled(found, said)
+    if isinstance(translation, dict):
+        # A value without an entry: `false` is off everywhere; for any other the first entry is the best guess.
+        first = DEFAULT if text == "false" else next(iter(translation.values()))
+        translation = translation.get(text, translation.get(text.strip("[]\"'"), translation.get(OTHERS, first)))
+    if translation in SPECIAL:
+        return SPECIAL[translation](text)
+    return fill_value(translation, text)
 
 
-def adapter(value: str) -> str | None:
-    """What to type for an `adapter` that is the name of a method; None: it is none."""
+def translate_adapter(value: str) -> str | None:
+    """What to type for an `adapter` that is the name of a method; None: it is not."""
     if value in ADAPTERS:
         return ADAPTERS[value]
     return f"lora={value}" if value in paths.list_group_options("lora") else None
 
 
-def filled(text: str, value: str) -> str:
-    """With the value in its places, as a shell reads it; a list is not put into brackets again."""
+def fill_value(text: str, value: str) -> str:
+    """`text` with VALUE replaced by the value, quoted for a shell. A list gets no second pair of brackets."""
     text = text.replace(f"[{VALUE}]", VALUE if value.startswith("[") else f"[{VALUE}]")
     if "'" in text or not set(value) & set(" {}\"'"):
         return text.replace(VALUE, value)
     return " ".join(shlex.quote(word.replace(VALUE, value)) if VALUE in word else word for word in text.split(" "))
 
 
-def _validation(value: str) -> str:
-    """Rows to validate on: the number that is said; of a share nobody knows how many there are."""
+def _translate_validation(value: str) -> str:
+    """What to type for a number of validation rows. A share becomes 100 rows: the size of the data is not known here."""
     if value in ("0", "0.0"):
         return DEFAULT
     return f"task.data.validation_rows={value if value.isdigit() else 100} trainer.eval_strategy=steps"
 
 
 def translate_rows(value: str) -> str:
-    """What to type for rows that are named by a file, or by a data set of the Hub; of several sources for the first."""
+    """What to type for rows in a file or in a dataset on the Hub; of several sources only the first is used."""
     value = SOURCE.sub(r"\1", value) if value[:1] in ("[", "{") else value
     file = Path(value).expanduser()
     if file.is_file():
@@ -265,29 +264,26 @@ def translate_rows(value: str) -> str:
         return f"{columns.guess_task(file) or 'task=instruction'} task.data.path={value}"
     if value.endswith(SUFFIXES):
         return f"task=instruction task.data.path={value}"
-    return (
-        f"task=instruction task.data.source=hub task.data.path={value}"
-        if "/" in value
-        else "task=instruction task.data.path=FILE"
-    )
+    if "/" in value:  # ORG/NAME
+        return f"task=instruction task.data.source=hub task.data.path={value}"
+    return "task=instruction task.data.path=FILE"
 
 
 def translate_option(group: str, value: str, options: Mapping[str, list[str]]) -> str | None:
-    """What to type for `group=value`, where the value is none of the group's: `options` are those of every group."""
-    known = OPTIONS.get((group, value)) or OPTIONS.get((group, value.lower()))
-    if known:
-        return known
-    if group == "model" and _is_model_path(value):
+    """What to type for `group=value`, where the group has no such option. `options`: group → its options."""
+    translation = OPTIONS.get((group, value)) or OPTIONS.get((group, value.lower()))
+    if translation:
+        return translation
+    if group == "model" and ("/" in value or value.endswith(".gguf") or Path(value).expanduser().is_dir()):
         return f"model=pretrained model.name_or_path={value}"
     if group == "task" and (value.endswith(SUFFIXES) or "/" in value):
         return translate_rows(value)
     if group == "device" and (value.isdigit() or value.startswith("cuda:")):
         return "device=cuda"
-    return next((f"{one}={value}" for one in ("experiment", *options) if one != group and value in options[one]), None)
-
-
-def _is_model_path(value: str) -> bool:
-    return "/" in value or value.endswith(".gguf") or Path(value).expanduser().is_dir()
+    # An option of another group, such as `task=dora`.
+    return next(
+        (f"{name}={value}" for name in ("experiment", *options) if name != group and value in options[name]), None
+    )
 
 
 def _format_value(value: object) -> str:
@@ -296,4 +292,4 @@ def _format_value(value: object) -> str:
     return json.dumps(value)
 
 
-SPECIAL = {ROWS: translate_rows, VALIDATION: _validation}
+SPECIAL = {ROWS: translate_rows, VALIDATION: _translate_validation}

@@ -1,4 +1,4 @@
-"""What must hold between a preference or reward objective, its data, the method and the loop; light."""
+"""Rules between a preference or reward objective, its data, the method and the trainer. Light."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,99 +19,102 @@ TASK_ADVICE = {
     "unpaired_preference": "task=kto",
     "prompt_only": "task=grpo",
 }
-SMOOTHED_LOSSES = {"robust", "exo_pair", "aot"}
+SMOOTHED_LOSSES = {"robust", "exo_pair", "aot"}  # DPO losses of TRL that use label_smoothing
 
 
 def check_objective(task: Any) -> Lines:
-    """The objective is one that this kind of rows can teach."""
-    wanted = KIND_OBJECTIVES.get(task.kind)
-    if wanted is None and task.objective is not None:
-        yield f"task.objective: is of preferences and rewards, and task.kind={task.kind} is neither; type task.objective=null"
-    elif wanted and not isinstance(task.objective, wanted):
-        yield f"task.objective: task.kind={task.kind} needs one of its own; type {TASK_ADVICE[task.kind]}"
+    """The objective is one that can be trained on rows of this task type."""
+    objectives = KIND_OBJECTIVES.get(task.kind)
+    if objectives is None and task.objective is not None:
+        yield f"task.objective: is for preferences and rewards, and task.kind={task.kind} is neither; type task.objective=null"
+    elif objectives and not isinstance(task.objective, objectives):
+        yield f"task.objective: task.kind={task.kind} needs an objective; type {TASK_ADVICE[task.kind]}"
 
 
 def check_columns(task: Any) -> Lines:
-    """Where prompts and answers are found."""
+    """The columns of prompts and answers are set."""
     if task.kind not in KIND_OBJECTIVES:
         return
     if (task.messages is None) == (task.prompt is None):
         yield "task.prompt: exactly one of task.prompt and task.messages is needed; type 'task.prompt=\"{COLUMN}\"'"
     if task.data.balance and task.kind != "prompt_only":
         yield f"task.data.balance=true: counts labels, and task.kind={task.kind} has none; type task.data.balance=false"
-    needed = {"preference": ("chosen", "rejected"), "unpaired_preference": ("desirable",)}.get(task.kind, ())
-    for key in needed:
+    required = {"preference": ("chosen", "rejected"), "unpaired_preference": ("desirable",)}.get(task.kind, ())
+    for key in required:
         if getattr(task, key) is None:
             yield f"task.{key} is not set; task.kind={task.kind} needs it: name a column"
 
 
 def check_label_smoothing(task: Any) -> Lines:
-    """TRL smooths labels in some losses only, and says nothing in the others."""
-    found = task.objective
-    if isinstance(found, DpoObjective) and found.label_smoothing and not SMOOTHED_LOSSES & set(found.loss_type):
+    """TRL silently ignores label_smoothing in most DPO losses."""
+    objective = task.objective
+    if not isinstance(objective, DpoObjective):
+        return
+    if objective.label_smoothing and not SMOOTHED_LOSSES & set(objective.loss_type):
         yield (
-            f"task.objective.label_smoothing={found.label_smoothing}: is read by the losses {', '.join(sorted(SMOOTHED_LOSSES))} alone; "
+            f"task.objective.label_smoothing={objective.label_smoothing}: is only used by the losses {', '.join(sorted(SMOOTHED_LOSSES))}; "
             "type task.objective.loss_type=[robust], or task.objective.label_smoothing=0.0"
         )
 
 
 def check_rewards(task: Any) -> Lines:
-    """Each reward has what it compares with."""
-    found = task.objective
-    if not isinstance(found, GrpoObjective):
+    """Each reward function has the key that it compares with."""
+    objective = task.objective
+    if not isinstance(objective, GrpoObjective):
         return
-    if found.reward_weights is not None and len(found.reward_weights) != len(found.rewards):
+    if objective.reward_weights is not None and len(objective.reward_weights) != len(objective.rewards):
         yield (
-            f"task.objective.reward_weights={found.reward_weights}: must hold one for each of task.objective.rewards "
-            f"({', '.join(found.rewards)}); type task.objective.reward_weights=null"
+            f"task.objective.reward_weights={objective.reward_weights}: must hold one for each of task.objective.rewards "
+            f"({', '.join(objective.rewards)}); type task.objective.reward_weights=null"
         )
-    if {"exact_answer", "contains_answer"} & set(found.rewards) and task.completion is None:
+    if {"exact_answer", "contains_answer"} & set(objective.rewards) and task.completion is None:
         yield "task.completion is not set; rewards exact_answer and contains_answer compare with it: type 'task.completion=\"{COLUMN}\"'"
-    if "near_length" in found.rewards and found.target_length is None:
+    if "near_length" in objective.rewards and objective.target_length is None:
         yield "task.objective.target_length is not set; reward near_length needs it: type task.objective.target_length=200"
-    if "matches_pattern" in found.rewards:
+    if "matches_pattern" in objective.rewards:
         try:
-            re.compile(found.pattern or "")
+            re.compile(objective.pattern or "")
         except re.error as error:
-            yield f"task.objective.pattern={found.pattern}: is no regular expression ({error}); mend it"
-        if found.pattern is None:
+            yield f"task.objective.pattern={objective.pattern}: is not a regular expression ({error}); fix it"
+        if objective.pattern is None:
             yield "task.objective.pattern is not set; reward matches_pattern needs it: type task.objective.pattern='^yes|no$'"
 
 
 def check_trainer(task: Any, trainer: Any) -> Lines:
-    """The batch that the objective can be computed on."""
+    """The batch fits the objective, and no key for supervised fine-tuning is set that it would ignore."""
     if task.kind not in KIND_OBJECTIVES:
         return
     if trainer.neftune_noise_alpha is not None:
-        yield f"trainer.neftune_noise_alpha: is for supervised tasks, and task.kind={task.kind} is none; type trainer.neftune_noise_alpha=null"
+        yield f"trainer.neftune_noise_alpha: is for supervised tasks, and task.kind={task.kind} is not; type trainer.neftune_noise_alpha=null"
     if trainer.label_smoothing_factor:
         yield "trainer.label_smoothing_factor: is for supervised tasks; type trainer.label_smoothing_factor=0.0"
     if trainer.train_sampling_strategy == "group_by_length":
-        yield f"trainer.train_sampling_strategy=group_by_length: is for supervised tasks, and task.kind={task.kind} is none; type random"
+        yield f"trainer.train_sampling_strategy=group_by_length: is for supervised tasks, and task.kind={task.kind} is not; type random"
     size = trainer.per_device_train_batch_size
     if isinstance(task.objective, GrpoObjective):
-        many, asked = size * trainer.gradient_accumulation_steps, task.objective.num_generations
-        if many % asked:
+        # A group of answers to one prompt must not be split over two optimizer steps: advantages are relative to it.
+        step_rows, group_size = size * trainer.gradient_accumulation_steps, task.objective.num_generations
+        if step_rows % group_size:
             yield (
-                f"task.objective.num_generations={asked}: must divide trainer.per_device_train_batch_size × "
-                f"gradient_accumulation_steps ({many}); type trainer.per_device_train_batch_size={asked}"
+                f"task.objective.num_generations={group_size}: must divide trainer.per_device_train_batch_size × "
+                f"gradient_accumulation_steps ({step_rows}); type trainer.per_device_train_batch_size={group_size}"
             )
     if isinstance(task.objective, KtoObjective) and size < 2 and task.objective.loss_type == "kto":
         yield "trainer.per_device_train_batch_size=1: KTO estimates its reference point within a batch; type trainer.per_device_train_batch_size=4"
 
 
 def check_method(task: Any, lora: Any, action: Any) -> Lines:
-    """The reference is the base with the adapter off, so the adapter must leave the base alone."""
+    """The reference model is the base model with the adapter disabled, so the method must not change the base model."""
     if task.kind not in KIND_OBJECTIVES or action.name != "train":
         return
     if isinstance(lora, NoAdapter):
-        yield f"lora=none: task.kind={task.kind} compares with the base, which an adapter leaves as it is; type lora=lora"
+        yield f"lora=none: task.kind={task.kind} compares with the unchanged base model, which needs an adapter; type lora=lora"
     dropout = next((key for key in vars(lora) if key.endswith("dropout") and getattr(lora, key)), None)
     if dropout and not isinstance(task.objective, GrpoObjective):
         yield f"lora.{dropout}={getattr(lora, dropout)}: TRL turns dropout off for preferences; type lora.{dropout}=0.0"
-    start = str(getattr(lora, "init_lora_weights", ""))
-    if start.startswith((*CONVERTED_INITS, "eva")):
-        yield f"lora.init_lora_weights={start}: task.kind={task.kind} compares with the untouched base; type lora.init_lora_weights=true"
+    init = str(getattr(lora, "init_lora_weights", ""))
+    if init.startswith((*CONVERTED_INITS, "eva")):
+        yield f"lora.init_lora_weights={init}: task.kind={task.kind} compares with the unchanged base model; type lora.init_lora_weights=true"
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [

@@ -1,4 +1,4 @@
-"""What must hold of a server before its base is loaded; light."""
+"""Rules of action=serve. Light: checked before the base model is loaded."""
 
 import os
 from collections.abc import Iterator
@@ -14,17 +14,18 @@ from peftrun.system.packages import explain_not_installed
 
 Lines = Iterator[str]
 REQUIRED_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+# PEFT types that prepend virtual tokens.
 VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT")
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")  # as PEFT names them
 NO_ANSWERS = (
-    "is a classifier's adapter, and action={} answers with language models alone; "
-    "measure it with action=evaluate, the model and the task that it was trained with"
+    "is an adapter of a classifier, and action={} supports only language models; "
+    "measure it with action=evaluate, and the model and task that it was trained with"
 )
 MERGE_ADVICE = "merge it and serve the merged model: action=merge adapter=PATH"
 
 
 def check_serve(action: Any, adapter: dict[str, str]) -> Lines:
-    """The packages are there, the key is, and the adapters can answer beside each other."""
+    """The packages are installed, the API key is set, and every adapter can share a batch with others."""
     if action.name != "serve":
         return
     missing = next((name for name in REQUIRED_PACKAGES if find_spec(name) is None), None)
@@ -33,33 +34,34 @@ def check_serve(action: Any, adapter: dict[str, str]) -> Lines:
     if action.api_key_env is not None and not os.environ.get(action.api_key_env):
         yield f"action.api_key_env={action.api_key_env}: this environment variable is not set, or empty; export {action.api_key_env}=KEY, or type action.api_key_env=null"
     if BASE_ADAPTER_NAME in adapter:
-        yield f"adapter.{BASE_ADAPTER_NAME}: means the base without any adapter; give this adapter another name"
+        yield f"adapter.{BASE_ADAPTER_NAME}: is the name of the base model without any adapter; give this adapter another name"
     for name, path in adapter.items():
         try:
             reason = explain_unservable(read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG))
         except PeftrunError:
-            continue  # told by the rule for adapters
+            continue  # reported by the rule for adapters
         if reason:
             yield f"adapter.{name}={path}: {reason}"
 
 
 def is_classifier(config: dict[str, Any]) -> bool:
-    """Whether an adapter_config.json is of one that names classes and writes no text."""
+    """Whether an adapter_config.json is of a sequence or token classifier."""
     return config.get("task_type") in CLASSIFIERS
 
 
 def explain_unservable(config: dict[str, Any]) -> str | None:
-    """Why an adapter with this adapter_config.json cannot answer beside others and the base; None if it can."""
+    """Why an adapter with this adapter_config.json cannot be served together with others and the base model; None if it can."""
     if is_classifier(config):
         return NO_ANSWERS.format("serve")
-    kind = config.get("peft_type")
-    if kind in VIRTUAL_TOKENS or kind == "ADAPTION_PROMPT":
-        return f"is of type {kind}, which adds to what is read, and rows of a running batch cannot be read so; answer with action=generate"
+    method = config.get("peft_type")
+    if method in VIRTUAL_TOKENS or method == "ADAPTION_PROMPT":
+        return f"is of type {method}, which prepends virtual tokens, and continuous batching does not support them; use action=generate"
     if config.get("alora_invocation_tokens"):
-        return "is an aLoRA, which begins in the middle of a text; answer with action=generate"
+        return "is an aLoRA, which is active only after its invocation tokens; use action=generate"
+    # PEFT routes rows of a batch only through adapters of modules; a parametrized weight is the same for all rows.
     if config.get("target_parameters"):
-        return f"adapts parameters (target_parameters), which rows of other adapters cannot pass by; {MERGE_ADVICE}"
+        return f"adapts parameters (target_parameters), which cannot be switched off for rows of other adapters; {MERGE_ADVICE}"
     change = adapter_rules.describe_base_change(config)
     if change:
-        return f"{change}, with which everybody would answer; {MERGE_ADVICE}"
+        return f"{change}, which would change the answers of all other adapters; {MERGE_ADVICE}"
     return None

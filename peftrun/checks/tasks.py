@@ -1,4 +1,4 @@
-"""What must hold of a task and its data, beyond types; light, before anything is loaded."""
+"""Rules of a task and its data, beyond types. Light: checked before anything is loaded."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,17 +15,16 @@ from peftrun.config.template_params import FILELESS
 from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
-MODELLESS = ("inspect", "diff", "export", *FILELESS)  # they see to models and rows themselves, or need none
-ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELLESS)
-
-
+MODELLESS = ("inspect", "diff", "export", *FILELESS)  # actions that check models and rows themselves, or need none
+ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELLESS)  # actions that read no rows
 LM_EVAL = "lm_eval"
-SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".arrow", ".json", ".txt")  # of rows
-OF_MODELS = re.compile(
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".arrow", ".json", ".txt")  # of files of rows, most likely first
+# Names of files with such a suffix that are not rows: of models, datasets, runs and Python projects.
+NOT_ROWS = re.compile(
     r"config|tokenizer|vocab|index|merges|metrics|requirements|README|^(state|dataset_info|record|peftrun|package)"
-)  # names of files that hold other things
-SHOWN = 4
-# Arguments of transformers' apply_chat_template that say how, and not what, is rendered.
+)
+MAX_NAMED_FILES = 4
+# Arguments of transformers' apply_chat_template that control how a conversation is rendered.
 RENDER_ARGUMENTS = {
     "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation",
     "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "sanitize_control_tokens", "tokenizer_kwargs",
@@ -33,15 +32,15 @@ RENDER_ARGUMENTS = {
 
 
 def check_lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
-    """Tasks of lm-evaluation-harness are measured, and by nothing but action=evaluate."""
+    """Tasks of lm-evaluation-harness are only for action=evaluate, and need its package."""
     if (task.kind == LM_EVAL) != (task.lm_eval is not None):
-        yield f"task.kind={task.kind}: task.lm_eval is of task.kind=lm_eval, which needs it; type task=lm_eval task.lm_eval.tasks=[arc_easy]"
+        yield f"task.kind={task.kind}: task.lm_eval belongs to task.kind=lm_eval, which needs it; type task=lm_eval task.lm_eval.tasks=[arc_easy]"
         return
     if task.lm_eval is None or action.name in MODELLESS:
         return
     if action.name != "evaluate":
         yield (
-            f"task=lm_eval: is measured by action=evaluate alone, and action={action.name} has no rows of it; "
+            f"task=lm_eval: is only for action=evaluate, and has no rows for action={action.name}; "
             "type action=evaluate, or another task"
         )
         return
@@ -49,20 +48,20 @@ def check_lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
         yield explain_not_installed("task=lm_eval needs package", "lm_eval")
     folder = task.lm_eval.include_path
     if folder is not None and not any(Path(folder).expanduser().glob("**/*.y*ml")):
-        yield f"task.lm_eval.include_path={folder}: is no folder with YAML files; name that of your own tasks, or type null"
+        yield f"task.lm_eval.include_path={folder}: is not a folder with YAML files; name the folder of your own tasks, or type null"
 
 
 def check_validation_rows(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
-    """Rows to validate on are there if they are used, and the other way round."""
+    """task.data.validation_rows and trainer.eval_strategy are set together or not at all."""
     if (trainer.eval_strategy == "no") != (task.data.validation_rows is None):
         yield (
-            f"trainer.eval_strategy={trainer.eval_strategy}: task.data.validation_rows={task.data.validation_rows} does not go with it; "
+            f"trainer.eval_strategy={trainer.eval_strategy}: contradicts task.data.validation_rows={task.data.validation_rows}; "
             "type both (trainer.eval_strategy=steps task.data.validation_rows=50), or neither"
         )
 
 
 def check_classifier(task: schema.TaskSpec) -> Lines:
-    """What a classifier needs, and what it cannot do."""
+    """A classifier has its columns and its label names."""
     if task.kind not in ("seq_cls", "token_cls"):
         return
     columns = {
@@ -75,24 +74,25 @@ def check_classifier(task: schema.TaskSpec) -> Lines:
     if task.label_names is None:
         yield f"task.label_names is not set; task.kind={task.kind} needs the names of its labels: type task.label_names=[no,yes]"
     elif len(set(task.label_names)) < len(task.label_names):
-        yield f"task.label_names={task.label_names}: must be names that differ; type task.label_names=[no,yes]"
+        yield f"task.label_names={task.label_names}: names must be unique; type task.label_names=[no,yes]"
 
 
 def check_packing(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
-    """Several texts in one row are for language models."""
-    for key, asked in {"packing": trainer.packing, "padding_free": trainer.padding_free}.items():
-        if asked and task.kind != "causal_lm":
-            yield f"trainer.{key}=true: task.kind={task.kind} reads each text by itself; type trainer.{key}=false"
+    """Packed and padding-free batches are only for language models."""
+    for key, enabled in {"packing": trainer.packing, "padding_free": trainer.padding_free}.items():
+        if enabled and task.kind != "causal_lm":
+            yield f"trainer.{key}=true: task.kind={task.kind} needs one text per row; type trainer.{key}=false"
 
 
 def check_templates(task: schema.TaskSpec) -> Lines:
-    """Where texts are found, and that templates can be read."""
+    """Texts come from templates or from a messages column, and templates can be parsed."""
     if task.kind in ("causal_lm", "seq_cls", "seq2seq") and (task.messages is None) == (task.completion is None):
         yield "task.completion: exactly one of task.completion and task.messages is needed; type 'task.completion=\"{COLUMN}\"'"
     if task.kind not in preference_checks.KIND_OBJECTIVES and task.messages is not None and task.prompt is not None:
-        yield "task.prompt: cannot stand beside task.messages, which holds the whole talk; type task.prompt=null"
+        yield "task.prompt: cannot be combined with task.messages, which has the whole conversation; type task.prompt=null"
     if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:
         yield "task.data.label_column is not set but task.data.labels or task.data.balance needs it; name a column"
+    # Templates are Python format strings.
     for key, template in {"task.prompt": task.prompt, "task.completion": task.completion}.items():
         try:
             list(Formatter().parse(template or ""))
@@ -101,53 +101,54 @@ def check_templates(task: schema.TaskSpec) -> Lines:
 
 
 def check_sources(task: schema.TaskSpec) -> Lines:
-    """How sources are read, mixed and split."""
+    """Keys of how sources are read, mixed and split do not contradict each other."""
     data = task.data
-    apart = data.eval_path is not None or data.eval_split is not None
+    has_eval_source = data.eval_path is not None or data.eval_split is not None
     yield from _check_hub_keys(data)
     if data.streaming and data.train_rows is None:
-        yield "task.data.train_rows is not set; task.data.streaming=true reads no more rows than that: type task.data.train_rows=1000"
+        yield "task.data.train_rows is not set; task.data.streaming=true needs it as the number of rows to read: type task.data.train_rows=1000"
     if data.streaming and data.balance:
-        yield "task.data.balance=true: needs every row, and task.data.streaming=true reads the first; type task.data.balance=false"
-    if data.group_column is not None and (data.mix is not None or apart):
-        yield "task.data.group_column: splits one source, not beside task.data.mix, eval_path or eval_split; type task.data.group_column=null"
-    if data.holdout == "last" and (data.mix is not None or apart or data.group_column is not None):
-        yield "task.data.holdout=last: takes the end of one source, not beside task.data.mix, eval_path, eval_split or group_column; type task.data.holdout=random"
-    for name, one in (data.mix or {}).items():
-        if data.source == "file" and not Path(one.path).expanduser().is_file():
-            yield _no_rows(f"task.data.mix.{name}.path", one.path)
+        yield "task.data.balance=true: needs every row, and task.data.streaming=true reads only the first ones; type task.data.balance=false"
+    if data.group_column is not None and (data.mix is not None or has_eval_source):
+        yield "task.data.group_column: splits a single source, so it cannot be combined with task.data.mix, eval_path or eval_split; type task.data.group_column=null"
+    if data.holdout == "last" and (data.mix is not None or has_eval_source or data.group_column is not None):
+        yield "task.data.holdout=last: takes the end of a single source, so it cannot be combined with task.data.mix, eval_path, eval_split or group_column; type task.data.holdout=random"
+    for name, source in (data.mix or {}).items():
+        if data.source == "file" and not Path(source.path).expanduser().is_file():
+            yield _explain_missing_rows(f"task.data.mix.{name}.path", source.path)
 
 
 def _check_hub_keys(data: schema.DataSpec) -> Lines:
     if data.source == "hub":
         return
-    for key, usual in {"name": None, "revision": None, "split": "train", "eval_split": None}.items():
+    for key, default in {"name": None, "revision": None, "split": "train", "eval_split": None}.items():
         value = getattr(data, key)
-        if value != usual:
-            yield f"task.data.{key}={value}: is of a dataset on the Hub; omit it, or type task.data.source=hub"
-    for name, one in (data.mix or {}).items():
-        if one.name or one.revision or one.split:
-            yield f"task.data.mix.{name}: name, revision and split are of a dataset on the Hub; omit them, or type task.data.source=hub"
+        if value != default:
+            yield f"task.data.{key}={value}: is only for a dataset on the Hub; omit it, or type task.data.source=hub"
+    for name, source in (data.mix or {}).items():
+        if source.name or source.revision or source.split:
+            yield f"task.data.mix.{name}: name, revision and split are only for a dataset on the Hub; omit them, or type task.data.source=hub"
 
 
 def check_files(task: schema.TaskSpec, action: Any) -> Lines:
-    """The files and packages are there, where the action reads rows."""
+    """Files and packages of rows exist, if the action reads rows."""
     data = task.data
     if not reads_rows(task, action):
         return
     paths = {"task.data.path": data.path} | ({"task.data.eval_path": data.eval_path} if data.eval_path else {})
+    # Files of a dataset on the Hub are not checked here: that would need the network.
     if data.source == "package":
-        yield from _in_package(data.package, paths)
+        yield from _check_package_files(data.package, paths)
     if data.source == "file":
         for key, path in paths.items():
             if not Path(path).expanduser().is_file():
-                yield _no_rows(key, path)
+                yield _explain_missing_rows(key, path)
 
 
-def _in_package(package: str | None, paths: dict[str, str]) -> Lines:
+def _check_package_files(package: str | None, paths: dict[str, str]) -> Lines:
     folder = find_package_dir(package) if package else None
     if package is None:
-        yield "task.data.package is not set; name the installed package that holds task.data.path"
+        yield "task.data.package is not set; name the installed package that contains task.data.path"
     elif folder is None:
         yield explain_not_installed("task.data.package", package)
     else:
@@ -155,28 +156,25 @@ def _in_package(package: str | None, paths: dict[str, str]) -> Lines:
             if (folder / path).is_file():
                 continue
             if Path(path).expanduser().is_dir():
-                yield _no_rows(key, path)
+                yield _explain_missing_rows(key, path)
             else:
-                yield f"{key}={path}: package {package} holds no such file, nor is it one here; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
+                yield f"{key}={path}: is neither a file of package {package} nor a file here; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
 
 
-def _no_rows(key: str, path: str) -> str:
-    """What is said of a path that is no file: of a folder what it holds."""
-    if not Path(path).expanduser().is_dir():
+def _explain_missing_rows(key: str, path: str) -> str:
+    """A message for a path that is not a file; for a folder it names the files that may contain rows."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
         return f"{key}={path}: {no_file(path)}; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
-    inside = _row_files(Path(path).expanduser())
-    if not inside:
+    files = [file for pattern in ("*", "*/*") for file in sorted(folder.glob(pattern)) if file.suffix in SUFFIXES]
+    files = [file for file in files if not NOT_ROWS.search(file.name) and file.is_file()]
+    files.sort(key=lambda file: SUFFIXES.index(file.suffix))
+    if not files:
         return f"{key}={path}: is a folder without a file of rows; type {key}=FILE.jsonl (or csv, json, parquet, txt)"
-    names = [str(Path(path) / name) for name in inside]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{key}={path}: is a folder, and rows are in a file; it holds {', '.join(inside[:SHOWN])}{more}; type {quote_for_shell(f'{key}={names[0]}')}"
-
-
-def _row_files(folder: Path) -> list[str]:
-    """Files in a folder, or in folders of it, that may hold rows, the likeliest first."""
-    found = [file for pattern in ("*", "*/*") for file in sorted(folder.glob(pattern)) if file.suffix in SUFFIXES]
-    likely = [file for file in found if not OF_MODELS.search(file.name) and file.is_file()]
-    return [str(file.relative_to(folder)) for file in sorted(likely, key=lambda file: SUFFIXES.index(file.suffix))]
+    names = [str(file.relative_to(folder)) for file in files]
+    more = f" and {len(names) - MAX_NAMED_FILES} more" if len(names) > MAX_NAMED_FILES else ""
+    advice = quote_for_shell(f"{key}={Path(path) / names[0]}")
+    return f"{key}={path}: is a folder, and rows are in a file; it has {', '.join(names[:MAX_NAMED_FILES])}{more}; type {advice}"
 
 
 def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
@@ -187,15 +185,15 @@ def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
 
 
 def check_loss_on(task: schema.TaskSpec) -> Lines:
-    """Which tokens are learned is a question for language models alone."""
+    """task.loss_on chooses the tokens of the loss, which only language models have."""
     if task.loss_on != "completion" and task.kind != "causal_lm":
-        yield f"task.loss_on={task.loss_on}: is for language models, and task.kind={task.kind} is learned as a whole; type task.loss_on=completion"
+        yield f"task.loss_on={task.loss_on}: is only for language models, and task.kind={task.kind} is not; type task.loss_on=completion"
     if task.loss_on == "assistant" and task.messages is None:
-        yield "task.loss_on=assistant: learns every answer of a talk, and task.messages names none; type task.messages=COLUMN, or task.loss_on=completion"
+        yield "task.loss_on=assistant: needs conversations, and task.messages is not set; type task.messages=COLUMN, or task.loss_on=completion"
 
 
 def check_chat_template(task: schema.TaskSpec) -> Lines:
-    """What a chat template is given beside the messages."""
+    """The tools file exists, and template_arguments sets nothing that peftrun passes itself."""
     if task.tools is not None and not Path(task.tools).expanduser().is_file():
         yield f"task.tools={task.tools}: {no_file(task.tools)}; name a JSON file with a list of tools, or type task.tools=null"
     for name in sorted((task.template_arguments or {}).keys() & RENDER_ARGUMENTS):
@@ -203,19 +201,19 @@ def check_chat_template(task: schema.TaskSpec) -> Lines:
 
 
 def check_metrics(task: schema.TaskSpec) -> Lines:
-    """Answers can be written and compared, with the packages that do so."""
+    """Metrics of generated answers have something to compare, and their packages are installed."""
     if not task.metrics:
         return
-    named = f"task.metrics=[{','.join(task.metrics)}]"
+    option = f"task.metrics=[{','.join(task.metrics)}]"
     if task.kind not in ("causal_lm", "seq2seq"):
-        yield f"{named}: compares texts that are written, and task.kind={task.kind} writes none; type task.metrics=null"
+        yield f"{option}: compares generated texts, and task.kind={task.kind} generates none; type task.metrics=null"
     elif task.prompt is None and task.messages is None:
-        yield f"{named}: compares answers to prompts, and plain text has none; type task.metrics=null"
+        yield f"{option}: compares answers to prompts, and plain text has none; type task.metrics=null"
     if task.data.adapter_column is not None:
-        yield f"{named}: is measured with one adapter, not beside task.data.adapter_column; type task.metrics=null"
+        yield f"{option}: is computed with one adapter, so it cannot be combined with task.data.adapter_column; type task.metrics=null"
     for prefix, package in {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}.items():
         if any(name.startswith(prefix) for name in task.metrics) and find_spec(package) is None:
-            yield explain_not_installed(f"{named} needs package", package)
+            yield explain_not_installed(f"{option} needs package", package)
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [

@@ -1,4 +1,4 @@
-"""What must hold of a tracker, beyond types; light, before anything is loaded."""
+"""Rules of trackers, beyond types. Light: checked before anything is loaded."""
 
 import netrc
 import os
@@ -12,26 +12,28 @@ from peftrun.config.schema import trackers as tracker_specs
 from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
+# Schemes of tracking URIs that MLflow accepts.
 STORE_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 WANDB_HOST = "https://api.wandb.ai"
 
 
 def check_package(tracker: Any, action: Any) -> Lines:
-    """The library is there. Nothing but a training uses it."""
+    """The tracker's package is installed. Only action=train uses it."""
     if action.name == "train" and tracker.name != "none" and find_package_dir(tracker.name) is None:
         yield explain_not_installed("tracker.name", tracker.name)
 
 
 def check_tracking_uri(tracker: Any, action: Any) -> Lines:
-    """The tracking server or database can be one, and no password stands in it: it would be kept in the run folder."""
+    """The address is one of a tracking server or database, and has no password, which would be saved in config.yaml."""
     if action.name != "train" or not isinstance(tracker, tracker_specs.MlflowTracker) or tracker.uri is None:
         return
+    # SQLAlchemy's URIs may name a driver: postgresql+psycopg2://…
     scheme, _, _ = tracker.uri.partition(":")
     if scheme.partition("+")[0] not in STORE_SCHEMES or ":" not in tracker.uri:
-        yield f"tracker.uri={tracker.uri}: is no address of a tracking server or database; type tracker.uri=http://HOST:5000, or null"
+        yield f"tracker.uri={tracker.uri}: is not the address of a tracking server or database; type tracker.uri=http://HOST:5000, or null"
     elif _has_password(tracker.uri):
         yield (
-            "tracker.uri: holds a password, which would be kept in config.yaml; leave it out, and set MLFLOW_TRACKING_USERNAME "
+            "tracker.uri: has a password, which would be saved in config.yaml; leave it out, and set MLFLOW_TRACKING_USERNAME "
             "and MLFLOW_TRACKING_PASSWORD, or your database's own password file"
         )
 
@@ -44,7 +46,7 @@ def _has_password(uri: str) -> bool:
 
 
 def check_api_key(tracker: Any, action: Any) -> Lines:
-    """Weights & Biases would ask for its key on standard input."""
+    """Weights & Biases has a key; without one it would ask for it on standard input."""
     if action.name != "train" or not isinstance(tracker, tracker_specs.WandbTracker) or tracker.mode == "offline":
         return
     host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).hostname or ""
@@ -63,38 +65,39 @@ def _is_in_netrc(host: str) -> bool:
 
 
 def check_folder(tracker: Any, action: Any) -> Lines:
-    """A folder is named, and not a file."""
-    named = getattr(tracker, "folder", None)
-    if action.name == "train" and named is not None and Path(named).expanduser().is_file():
-        yield f"tracker.folder={named}: is a file; name a folder, which may not be there yet"
+    """The folder is not a file."""
+    folder = getattr(tracker, "folder", None)
+    if action.name == "train" and folder is not None and Path(folder).expanduser().is_file():
+        yield f"tracker.folder={folder}: is a file; name a folder, which may be a new one"
 
 
 def suggest_other_tracker(key: str, value: str, chosen: str) -> str | None:
-    """One line for a key that the chosen tracker lacks and another has; None for any other key."""
-    own = key.removeprefix("tracker.")
-    homes = _map_keys_to_trackers()
-    near = get_close_matches(own, homes, n=1, cutoff=0.75) if own != key else []
-    if not near or chosen in homes[near[0]]:
+    """A message for a key that another tracker has, but not the chosen one; None for any other key."""
+    name = key.removeprefix("tracker.")
+    trackers = _map_keys_to_trackers()
+    matches = get_close_matches(name, trackers, n=1, cutoff=0.75) if name != key else []
+    if not matches or chosen in trackers[matches[0]]:
         return None
-    better = f"tracker={homes[near[0]][0]} tracker.{near[0]}={value}"
+    match = matches[0]
+    advice = f"tracker={trackers[match][0]} tracker.{match}={value}"
     if chosen == "none":
-        return f"{key}={value}: no tracker is chosen; choose one first: type {better}"
-    return f"{key}={value}: tracker={chosen} has no {near[0]} ({', '.join(homes[near[0]])} have it); type {better}"
+        return f"{key}={value}: no tracker is chosen; choose one first: type {advice}"
+    return f"{key}={value}: tracker={chosen} has no {match} ({', '.join(trackers[match])} have it); type {advice}"
 
 
 def _map_keys_to_trackers() -> dict[str, list[str]]:
     """Key → the trackers that have it."""
-    found: dict[str, list[str]] = {}
-    for kind in (
+    trackers: dict[str, list[str]] = {}
+    for tracker_class in (
         tracker_specs.MlflowTracker,
         tracker_specs.TrackioTracker,
         tracker_specs.WandbTracker,
         tracker_specs.TensorBoardTracker,
     ):
-        (name,) = get_args(get_type_hints(kind)["name"])
-        for key in get_type_hints(kind).keys() - {"name"}:
-            found.setdefault(key, []).append(name)
-    return found
+        (name,) = get_args(get_type_hints(tracker_class)["name"])
+        for key in get_type_hints(tracker_class).keys() - {"name"}:
+            trackers.setdefault(key, []).append(name)
+    return trackers
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [

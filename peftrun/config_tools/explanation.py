@@ -1,4 +1,4 @@
-"""What is told of a configuration, of a run folder, and of two. Light."""
+"""Explanations of a configuration, of a run folder, and of the difference between two. Light."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,24 +19,25 @@ from peftrun.config_tools.provenance import RECORDED, ConfigOrigins, ValueSource
 from peftrun.errors import ConfigError
 from peftrun.io import atomic_files
 
-IGNORED_ACTION_KEYS = ("resume", "output_dir")  # of an action: where it is written, and how it came about
+IGNORED_ACTION_KEYS = ("resume", "output_dir")  # keys of an action that do not change the result
 
 
 @dataclass(frozen=True)
 class ConfigExplanation:
-    """A configuration, where it comes from, and how it is typed. `unread`: keys that nothing read when it was run."""
+    """A configuration, the sources of its values, and the command that composes it. `unread`: keys that the run did not use."""
 
     origins: ConfigOrigins
     command: str
     unread: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """For JSON output."""
         values = config.flatten_keys(self.origins.values)
         return {
             "keys": [_describe_key(key, values[key], source) for key, source in self.origins.sources.items()],
             "choices": [
-                {"group": one.group, "option": one.option, "by": one.chosen_by} for one in self.origins.choices
+                {"group": choice.group, "option": choice.option, "by": choice.chosen_by}
+                for choice in self.origins.choices
             ],
             "unread": self.unread,
             "command": self.command,
@@ -45,53 +46,63 @@ class ConfigExplanation:
 
 @dataclass(frozen=True)
 class ConfigDifference:
-    """How the config of one run leads to another's: what differs, the overrides, and the whole command of the other."""
+    """The difference between two configs.
+
+    Attributes:
+        values: key → (first value, second value), where they differ.
+        overrides: added to a command of the first run, they give the second config.
+        command: the whole command of the second config.
+    """
 
     values: dict[str, tuple[Any, Any]]
     overrides: list[str]
     command: str
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON says it."""
-        rows = [{"key": key, "from": one, "to": other} for key, (one, other) in self.values.items()]
+        """For JSON output."""
+        rows = [{"key": key, "from": before, "to": after} for key, (before, after) in self.values.items()]
         return {"differences": rows, "overrides": self.overrides, "command": self.command}
 
 
 def explain_overrides(overrides: Sequence[str], search_path: Sequence[str]) -> ConfigExplanation:
-    """That of the config that overrides compose. Raises: ConfigError: they cannot be composed."""
-    places = _drop_installed_packages(search_path)
-    compositions = Composer(places)
+    """Explains the config that the overrides compose. Raises: ConfigError: they cannot be composed."""
+    extra_path = _drop_installed_packages(search_path)
+    compositions = Composer(extra_path)
     try:
         origins = value_origins.trace_origins(compositions, overrides)
     except compose.REFUSALS as error:
-        raise ConfigError(*(compose.explain_overrides(overrides, None, places) or [str(error)])) from error
-    return ConfigExplanation(origins, _build_command(compositions, places, origins.values, overrides))
+        raise ConfigError(*(compose.explain_overrides(overrides, None, extra_path) or [str(error)])) from error
+    return ConfigExplanation(origins, _build_command(compositions, extra_path, origins.values, overrides))
 
 
 def explain_run(run: Path) -> ConfigExplanation:
-    """That of a run folder's config: its values, which today's options may not say any more.
+    """Explains a run folder's config: its recorded values, which today's options may no longer give.
 
-    Raises: ConfigError: it holds keys that no option has.
+    Raises: ConfigError: it has keys that do not exist.
     """
-    values, places = config.read_run(run / CONFIG), _drop_installed_packages(run_overrides.read_search_path(run))
+    values = config.read_run(run / CONFIG)
+    extra_path = _filter_existing(_drop_installed_packages(run_overrides.read_search_path(run)))
     _check_unknown_keys(run, values)
-    compositions = Composer(_filter_existing(places))
+    compositions = Composer(extra_path)
+    # A run that was started from Python with a finished config has no overrides.
     overrides = run_overrides.read_overrides(run) or minimal_overrides.search_overrides(
-        compositions, _filter_existing(places), values
+        compositions, extra_path, values
     )
+    # Options may have been removed since; the values are then explained as recorded.
     try:
-        today = value_origins.trace_origins(compositions, [text for text in overrides if not text.startswith("hydra")])
+        current = value_origins.trace_origins(
+            compositions, [text for text in overrides if not text.startswith("hydra")]
+        )
     except (*compose.REFUSALS, ConfigError):
-        today = ConfigOrigins({}, {}, [])
+        current = ConfigOrigins({}, {}, [])
     record = atomic_files.read_json(run / RECORD) if (run / RECORD).is_file() else {}
-    origins = replace(today, values=values, sources=_trace_recorded(values, today))
-    return ConfigExplanation(
-        origins, _build_command(compositions, _filter_existing(places), values, overrides), record.get("unread", [])
-    )
+    origins = replace(current, values=values, sources=_trace_recorded(values, current))
+    command = _build_command(compositions, extra_path, values, overrides)
+    return ConfigExplanation(origins, command, record.get("unread", []))
 
 
 def _check_unknown_keys(run: Path, values: dict[str, Any]) -> None:
-    """Files that are gone since do not matter here; keys that never were would make a command that is refused."""
+    """Raises: ConfigError: a key does not exist, so no command can give this config. Files may be missing by now."""
     try:
         build_spec_from_values(values)
     except ConfigError as error:
@@ -100,20 +111,17 @@ def _check_unknown_keys(run: Path, values: dict[str, Any]) -> None:
             raise ConfigError(*(f"{run / CONFIG}: {line}" for line in unknown)) from error
 
 
-def explain_difference(one: Path, other: Path) -> ConfigDifference:
-    """How the config of `one` leads to that of `other`; where they are written and what they continue does not count."""
-    start, target = (_drop_ignored_keys(config.read_run(run / CONFIG)) for run in (one, other))
-    places = _filter_existing(
-        list(
-            dict.fromkeys(
-                place for run in (one, other) for place in _drop_installed_packages(run_overrides.read_search_path(run))
-            )
-        )
-    )
-    compositions = Composer(places)
-    overrides = minimal_overrides.search_overrides(compositions, places, target, start)
+def explain_difference(first: Path, second: Path) -> ConfigDifference:
+    """How the config of run `first` differs from that of `second`, apart from IGNORED_ACTION_KEYS."""
+    start, target = (_drop_ignored_keys(config.read_run(run / CONFIG)) for run in (first, second))
+    entries = [
+        entry for run in (first, second) for entry in _drop_installed_packages(run_overrides.read_search_path(run))
+    ]
+    extra_path = _filter_existing(list(dict.fromkeys(entries)))
+    compositions = Composer(extra_path)
+    overrides = minimal_overrides.search_overrides(compositions, extra_path, target, start)
     return ConfigDifference(
-        minimal_overrides.diff_values(start, target), overrides, _build_command(compositions, places, target)
+        minimal_overrides.diff_values(start, target), overrides, _build_command(compositions, extra_path, target)
     )
 
 
@@ -121,7 +129,7 @@ def _describe_key(key: str, value: Any, source: ValueSource) -> dict[str, Any]:
     return {
         "key": key,
         "value": value,
-        "from": source.told(),
+        "from": source.describe(),
         "kind": source.kind,
         "file": source.path(),
         "line": source.line or None,
@@ -129,18 +137,18 @@ def _describe_key(key: str, value: Any, source: ValueSource) -> dict[str, Any]:
     }
 
 
-def _trace_recorded(values: dict[str, Any], today: ConfigOrigins) -> dict[str, ValueSource]:
-    """Where each recorded value comes from: today's place, if it still says so."""
-    says, found = config.flatten_keys(today.values), {}
+def _trace_recorded(values: dict[str, Any], current: ConfigOrigins) -> dict[str, ValueSource]:
+    """Key → source of its recorded value: the one in today's options, if that still gives the same value."""
+    current_values, sources = config.flatten_keys(current.values), {}
     for key, value in config.flatten_keys(values).items():
-        source = today.sources.get(key)
+        source = current.sources.get(key)
         if source is None:
-            found[key] = ValueSource(RECORDED, CONFIG)
-        elif minimal_overrides.is_same_value(says[key], value):
-            found[key] = source
+            sources[key] = ValueSource(RECORDED, CONFIG)
+        elif minimal_overrides.is_same_value(current_values[key], value):
+            sources[key] = source
         else:
-            found[key] = ValueSource(RECORDED, f"{CONFIG}; today {source.told()} makes it {says[key]}")
-    return found
+            sources[key] = ValueSource(RECORDED, f"{CONFIG}; today {source.describe()} makes it {current_values[key]}")
+    return sources
 
 
 def _drop_ignored_keys(values: dict[str, Any]) -> dict[str, Any]:
@@ -149,23 +157,23 @@ def _drop_ignored_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drop_installed_packages(search_path: Sequence[str]) -> list[str]:
-    """Without installed packages, whose options are found without a word."""
-    known = {f"file://{folder}" for folder in packages.find_config_packages().values()}
-    return [place for place in search_path if place not in known]
+    """The search path without installed config packages, which are found without being named."""
+    installed = {f"file://{folder}" for folder in packages.find_config_packages().values()}
+    return [entry for entry in search_path if entry not in installed]
 
 
-def _filter_existing(places: Sequence[str]) -> list[str]:
-    """Those that still are."""
-    return [place for place in places if packages.list_config_dirs([place])]
+def _filter_existing(search_path: Sequence[str]) -> list[str]:
+    """The entries that still exist."""
+    return [entry for entry in search_path if packages.list_config_dirs([entry])]
 
 
 def _build_command(
-    compositions: Composer, places: Sequence[str], values: dict[str, Any], typed: Sequence[str] = ()
+    compositions: Composer, search_path: Sequence[str], values: dict[str, Any], typed: Sequence[str] = ()
 ) -> str:
-    """What to type for these values; a search path is part of it only where it makes it shorter."""
-    found = minimal_overrides.search_overrides(compositions, places, values, typed=typed)
-    if places:
-        without = minimal_overrides.search_overrides(Composer(), (), values, typed=typed)
-        if len(without) <= len(found):
-            return override_syntax.format_shell_command(without)
-    return override_syntax.format_shell_command(found, places)
+    """The command that composes these values. It names the search path only if that saves overrides."""
+    overrides = minimal_overrides.search_overrides(compositions, search_path, values, typed=typed)
+    if search_path:
+        builtin_only = minimal_overrides.search_overrides(Composer(), (), values, typed=typed)
+        if len(builtin_only) <= len(overrides):
+            return override_syntax.format_shell_command(builtin_only)
+    return override_syntax.format_shell_command(overrides, search_path)

@@ -1,4 +1,4 @@
-"""Each option composed, with defaults elsewhere, and held against every rule; what it asks for is filled in. Light: 50 ms an option."""
+"""Composes each option with defaults elsewhere and applies all rules; missing values get placeholders. Light: 50 ms per option."""
 
 import copy
 import re
@@ -34,7 +34,7 @@ PLACEHOLDER_VALUES = {"str": "TEXT", "int": 8, "float": 0.5, "bool": True}
 
 @dataclass
 class Option:
-    """One option. `ours`: it ships with peftrun. `spec`: the run that it makes, once it is known to be fine."""
+    """An option of a group. `is_builtin`: it ships with peftrun. `spec`: the run that it composes, if it is valid."""
 
     path: Path
     is_builtin: bool
@@ -43,21 +43,21 @@ class Option:
 
     @property
     def name(self) -> str:
-        """What is typed for it."""
+        """group=option."""
         return f"{self.path.parent.name}={self.path.stem}"
 
     @property
     def group(self) -> str:
-        """Its group."""
+        """The group, which is the name of its folder."""
         return self.path.parent.name
 
-    def add(self, kind: str, line: str) -> None:
-        """Notes what was found, with the place in the file that it is about."""
-        self.found.append(Finding(locate_key(self.path, line), self.name, kind, line))
+    def add(self, verdict: str, line: str) -> None:
+        """Adds a finding, located at the line of the file that sets the message's key."""
+        self.found.append(Finding(locate_key(self.path, line), self.name, verdict, line))
 
 
 def list_options(folders: Sequence[Path], hidden: Sequence[Path]) -> Iterator[Option]:
-    """Every option that is read, peftrun's own first. `hidden`: files of a team that are not."""
+    """Every option on the search path, peftrun's own first. `hidden`: files that another of the same name shadows."""
     for folder in (paths.config_dir(), *folders):
         for group in paths.GROUPS:
             for path in sorted((folder / group).glob("*.yaml")):
@@ -66,10 +66,10 @@ def list_options(folders: Sequence[Path], hidden: Sequence[Path]) -> Iterator[Op
 
 
 def resolve_option(option: Option, compositions: Composer) -> None:
-    """Fills in `found` and `spec`."""
+    """Sets `found` and `spec` of the option."""
     if not option.is_builtin:
         option.found += lint_files.lint_file(option.path)
-    if any(one.verdict == FAULT for one in option.found):
+    if any(finding.verdict == FAULT for finding in option.found):
         return
     lines = _find_compose_faults(option, [option.name], compositions)
     if any(classify_line(line) == FAULT for line in lines) and _is_fine_as_documented(option, compositions):
@@ -81,15 +81,16 @@ def resolve_option(option: Option, compositions: Composer) -> None:
 
 
 def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
-    """Whether the option is fine beside what its own second line types with it."""
+    """Whether the option composes with the overrides of the command in its second line, such as `device=fsdp` does."""
     for command in lint_files.parse_commands(option.path):
         try:
             typed = [text for text in shlex.split(command)[1:] if not text.startswith("-")]
         except ValueError:
             continue
-        more = typed if option.name in typed else []
-        lines = _find_compose_faults(option, more, compositions) if len(more) > 1 else [FAULT]
-        keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in more}
+        overrides = typed if option.name in typed else []
+        lines = _find_compose_faults(option, overrides, compositions) if len(overrides) > 1 else [FAULT]
+        keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
+        # Files and folders that the command names, such as mine.jsonl, are examples.
         if all(
             classify_line(line) != FAULT or (reports_missing_file(line) and parse_key(line).partition(".")[0] in keys)
             for line in lines
@@ -99,13 +100,13 @@ def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
 
 
 def _find_compose_faults(option: Option, overrides: Sequence[str], compositions: Composer) -> list[str]:
-    """What is wrong with the run that `overrides` compose, whatever the option asks for filled in."""
+    """Problems of the run that `overrides` compose, with placeholders for missing values."""
     try:
         cfg = _compose_config(overrides, compositions)
-        asked = _fill_missing(cfg, option.path)
+        filled = _fill_missing(cfg, option.path)
         option.spec = build_spec(cfg)
     except ConfigError as error:
-        return [line for line in error.lines if not _is_user_supplied(option, line, asked)]
+        return [line for line in error.lines if not _is_user_supplied(option, line, filled)]
     except compose.REFUSALS as error:
         return [compose.summarize_error(error)]
     return []
@@ -113,6 +114,7 @@ def _find_compose_faults(option: Option, overrides: Sequence[str], compositions:
 
 def _compose_config(overrides: Sequence[str], compositions: Composer) -> DictConfig:
     choices = tuple(text for text in overrides if compositions.is_group_choice(text))
+    # The composition of the choices is cached; value overrides are applied to a copy, as Hydra itself does last.
     cfg = copy.deepcopy(compositions.chosen(choices))
     ConfigLoaderImpl._apply_overrides_to_config(
         [compositions.parsed(text) for text in overrides if text not in choices], cfg
@@ -120,30 +122,34 @@ def _compose_config(overrides: Sequence[str], compositions: Composer) -> DictCon
     return cfg
 
 
-def _fill_missing(cfg: DictConfig, stand_in: Path) -> set[str]:
-    """Gives every key that has no value one, and every slot for a path a file that is there; returns those keys, and those that read them."""
+def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:
+    """Sets a placeholder for every `???`, and `existing_file` for every slot of type path.
+
+    Returns: the keys that were set, and those that refer to them.
+    """
     values: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    kinds = {f"slots.{name}": slot["type"] for name, slot in template_params.read_declared_params(values).items()}
+    slot_types = {f"slots.{name}": slot["type"] for name, slot in template_params.read_declared_params(values).items()}
     leaves = config.flatten_keys(values)
-    filled = {key for key, value in leaves.items() if _is_unset(key, value, kinds)}
+    filled = {key for key, value in leaves.items() if _is_unset(key, value, slot_types)}
     for key in filled:
-        OmegaConf.update(cfg, key, PLACEHOLDER_VALUES.get(kinds.get(key, "path"), str(stand_in)))
-    readers = {key for key, value in leaves.items() if any(f"slots.{name}" in filled for name in _find_slots(value))}
+        OmegaConf.update(cfg, key, PLACEHOLDER_VALUES.get(slot_types.get(key, "path"), str(existing_file)))
+    readers = {
+        key
+        for key, value in leaves.items()
+        if isinstance(value, str)
+        and any(f"slots.{name}" in filled for name in template_params.REFERENCE.findall(value))
+    }
     return filled | readers
 
 
-def _is_unset(key: str, value: Any, kinds: dict[str, str]) -> bool:
-    if key.startswith("slots.") and key not in kinds:
-        return False  # it is declared nowhere, which is told
-    return value == config.MISSING or (kinds.get(key) == "path" and value is not None)
+def _is_unset(key: str, value: Any, slot_types: dict[str, str]) -> bool:
+    if key.startswith("slots.") and key not in slot_types:
+        return False  # an undeclared slot, which is reported as such
+    return value == config.MISSING or (slot_types.get(key) == "path" and value is not None)
 
 
-def _find_slots(value: Any) -> list[str]:
-    return template_params.REFERENCE.findall(value) if isinstance(value, str) else []
-
-
-def _is_user_supplied(option: Option, line: str, asked: set[str]) -> bool:
-    """Whether a line is about a value that only whoever uses the option can give."""
+def _is_user_supplied(option: Option, line: str, filled: set[str]) -> bool:
+    """Whether the message is about a value that only a user of the option can set."""
     if option.group == "action" and (" is not set" in line or re.match(r"adapter\b", line)):
         return True
-    return parse_key(line) in asked
+    return parse_key(line) in filled

@@ -1,6 +1,6 @@
-"""Where each value of a composed configuration comes from: a line of a file, or what was typed. Light.
+"""The source of each value of a composed configuration: a line of a file, or a typed override. Light.
 
-Hydra says which files it merges, in which order and under which package; each file is read once more, with the numbers of its lines.
+Hydra reports the files that it merges, their order and their packages, but no lines; each file is therefore parsed again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from hydra._internal.defaults_list import DefaultsList
 from hydra.core.default_element import ResultDefault
-from hydra.core.override_parser.types import Override
 
 from peftrun.composition import adapter_defaults
 from peftrun.composition.composer import HYDRAS, ROOT, Composer
@@ -20,20 +19,20 @@ from peftrun.config import migrations, paths
 from peftrun.config import values as config
 from peftrun.config.override_syntax import INTERPOLATION
 
-FILE, TYPED, RECORDED, UNKNOWN = "file", "typed", "recorded", "nowhere"
+FILE, TYPED, RECORDED, UNKNOWN = "file", "typed", "recorded", "nowhere"  # in the JSON of action=explain
 YAML_MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`
 
 
 @dataclass(frozen=True)
 class ValueSource:
-    """Where a value comes from.
+    """The source of a value.
 
     Attributes:
-        kind: `file`, `typed`, `recorded` (the run folder's config.yaml, where today's composition says otherwise) or `nowhere`.
-        text: `lora/dora.yaml`, or what was typed.
-        line: of the file.
-        place: where that file's options are, empty if they are peftrun's own.
-        interpolated: it says where to take the value from.
+        kind: `file`, `typed`, `recorded` (the run folder's config.yaml, which today's options contradict) or `nowhere`.
+        text: the file below its config directory, such as `lora/dora.yaml`; or the typed override.
+        line: line number in the file; 0: not known.
+        place: entry of the search path that has the file; empty for peftrun's own.
+        interpolated: the file has an interpolation, which takes the value from another key.
     """
 
     kind: str
@@ -42,18 +41,19 @@ class ValueSource:
     place: str = ""
     interpolated: bool = False
 
-    def told(self) -> str:
-        """In a few words."""
+    def describe(self) -> str:
+        """The source as text: `lora/dora.yaml:6`, `typed: lora.r=4`, …"""
         if self.kind == TYPED:
             return f"typed: {self.text}"
         if self.kind == RECORDED:
             return f"recorded in {self.text}"
-        at = f"{self.text}:{self.line}" if self.line else self.text or self.kind
-        where = f"{at} in {self.place.removeprefix('file://')}" if self.place else at
-        return f"${{…}} in {where}" if self.interpolated else where
+        location = f"{self.text}:{self.line}" if self.line else self.text or self.kind
+        if self.place:
+            location = f"{location} in {self.place.removeprefix('file://')}"
+        return f"${{…}} in {location}" if self.interpolated else location
 
     def path(self) -> str | None:
-        """The file, as an editor opens it."""
+        """The path of the file; None if the source is not a file."""
         if self.kind != FILE:
             return None
         if self.place.startswith("pkg://"):
@@ -63,7 +63,7 @@ class ValueSource:
 
 @dataclass(frozen=True)
 class GroupChoice:
-    """The option that was chosen of a group, and by whom: `typed`, `by experiment=ner`, `default`."""
+    """The chosen option of a group, and what chose it: `typed`, `by experiment=ner`, `default`."""
 
     group: str
     option: str | None
@@ -72,7 +72,7 @@ class GroupChoice:
 
 @dataclass(frozen=True)
 class ConfigOrigins:
-    """A composed configuration: its values, full key → where each comes from, and which options were chosen."""
+    """A composed configuration: its values, full key → source, and the chosen options."""
 
     values: dict[str, Any]
     sources: dict[str, ValueSource]
@@ -80,62 +80,64 @@ class ConfigOrigins:
 
 
 def trace_origins(compositions: Composer, overrides: Sequence[str]) -> ConfigOrigins:
-    """Where every value comes from that `overrides` compose.
+    """The source of every value of the config that `overrides` compose.
 
-    Raises: compose.REFUSALS: Hydra cannot compose them. ConfigError: an interpolation leads nowhere.
+    Raises: compose.REFUSALS: Hydra cannot compose them. ConfigError: an interpolation refers to a key that does not exist.
     """
-    values, defaults = compositions.compose(overrides), compositions.defaults(overrides)
-    found: dict[str, ValueSource] = {}
-    for one in compositions.files(overrides):
-        for key, source in _trace_file(compositions, one):
-            _set_source(found, key, source)
+    composed, defaults = compositions.compose(overrides), compositions.defaults(overrides)
+    sources: dict[str, ValueSource] = {}
+    # In Hydra's order of merging, so that a later source replaces an earlier one; typed overrides come last.
+    for default in compositions.files(overrides):
+        for key, source in _trace_file(compositions, default):
+            _set_source(sources, key, source)
     for override in defaults.config_overrides:
-        for key, source in _trace_override(override):
-            _set_source(found, key, source)
-    for old, (new, _) in migrations.RENAMED.items():
-        if old in found:
-            found[new] = found.pop(old)
-    own, composed = adapter_defaults.apply_adapter_defaults(values, overrides), config.flatten_keys(values)
-    run = ValueSource(RECORDED, str(adapter_defaults.find_adapter_run(values) or ""))
-    sources = {
-        key: _find_source(found, key) if key in composed and composed[key] == value else run
-        for key, value in config.flatten_keys(own).items()
-    }
-    return ConfigOrigins(
-        own, sources, _list_choices(defaults, {text.partition("=")[0].lstrip("+") for text in overrides})
+        typed = ValueSource(TYPED, str(override.input_line))
+        for key in () if override.is_delete() else config.flatten_keys(override.value(), override.key_or_group):
+            _set_source(sources, key, typed)
+    for old_key, (new_key, _) in migrations.RENAMED.items():
+        if old_key in sources:
+            sources[new_key] = sources.pop(old_key)
+    # `adapter=RUN` takes model and task from that run's config, where they are not typed.
+    values, composed_leaves = (
+        adapter_defaults.apply_adapter_defaults(composed, overrides),
+        config.flatten_keys(composed),
     )
+    adapter_run = ValueSource(RECORDED, str(adapter_defaults.find_adapter_run(composed) or ""))
+    leaf_sources = {
+        key: _find_source(sources, key) if key in composed_leaves and composed_leaves[key] == value else adapter_run
+        for key, value in config.flatten_keys(values).items()
+    }
+    typed_groups = {text.partition("=")[0].lstrip("+") for text in overrides}
+    return ConfigOrigins(values, leaf_sources, _list_choices(defaults, typed_groups))
 
 
 def _trace_file(compositions: Composer, default: ResultDefault) -> Iterator[tuple[str, ValueSource]]:
-    found = compositions.repository.load_config(str(default.config_path))
-    if found is None or found.is_schema_source:
+    loaded = compositions.repository.load_config(str(default.config_path))
+    if loaded is None or loaded.is_schema_source:
         return
     name = f"{str(default.config_path).removesuffix('.yaml')}.yaml"
-    place = "" if found.path == f"file://{paths.config_dir()}" else found.path
-    for key, line, text in _walk_leaves(yaml.compose(_read_text(found.path, name), Loader=yaml.SafeLoader), 0):
-        if key.split(".")[0] not in (("defaults", HYDRAS) if default.config_path == ROOT else ("defaults",)):
-            full = f"{default.package}.{key}" if default.package else key
-            yield full, ValueSource(FILE, name, line, place, _is_interpolated(text))
-
-
-def _read_text(place: str, name: str) -> str:
-    scheme, _, where = place.partition("://")
-    folder = resources.files(where) if scheme == "pkg" else Path(where)
-    return folder.joinpath(name).read_text(encoding="utf-8")
+    place = "" if loaded.path == f"file://{paths.config_dir()}" else loaded.path
+    scheme, _, location = loaded.path.partition("://")
+    folder = resources.files(location) if scheme == "pkg" else Path(location)
+    root = yaml.compose(folder.joinpath(name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    skipped = ("defaults", HYDRAS) if default.config_path == ROOT else ("defaults",)
+    for key, line, node in _walk_leaves(root, 0):
+        if key.split(".")[0] not in skipped:
+            full_key = f"{default.package}.{key}" if default.package else key
+            yield full_key, ValueSource(FILE, name, line, place, _is_interpolated(node))
 
 
 def _walk_leaves(node: Any, line: int, prefix: str = "") -> Iterator[tuple[str, int, Any]]:
-    """Full key, line and node of every leaf of a file."""
+    """(full key, line, node) of every leaf of a YAML document; an empty mapping is a leaf."""
     if not isinstance(node, yaml.MappingNode) or not node.value:
         if prefix:
             yield prefix, line, node
         return
-    for name, value in sorted(
-        node.value, key=lambda pair: pair[0].tag != YAML_MERGE_TAG
-    ):  # what is merged in stands before
+    # Merged mappings (`<<: *anchor`) first: the mapping's own keys override them, wherever `<<` is.
+    for name, value in sorted(node.value, key=lambda pair: pair[0].tag != YAML_MERGE_TAG):
         if name.tag == YAML_MERGE_TAG:
-            for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                yield from _walk_leaves(one, line, prefix)
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                yield from _walk_leaves(merged, line, prefix)
         else:
             yield from _walk_leaves(
                 value, name.start_mark.line + 1, f"{prefix}.{_parse_key(name)}" if prefix else _parse_key(name)
@@ -143,7 +145,7 @@ def _walk_leaves(node: Any, line: int, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _parse_key(node: Any) -> str:
-    """A key as `config.flatten` writes it."""
+    """A key as `config.flatten_keys` writes it: a bare `1` or `yes` is not a string in YAML."""
     loader = yaml.SafeLoader("")
     try:
         return str(loader.construct_object(node))
@@ -153,51 +155,45 @@ def _parse_key(node: Any) -> str:
 
 def _is_interpolated(node: Any) -> bool:
     if isinstance(node, yaml.ScalarNode):
-        found = INTERPOLATION.search(str(node.value))
-        return found is not None and len(found[1]) % 2 == 0
+        match = INTERPOLATION.search(str(node.value))
+        return match is not None and len(match[1]) % 2 == 0  # an odd number of backslashes escapes the `${`
     if isinstance(node, yaml.SequenceNode):
         return any(map(_is_interpolated, node.value))
     return isinstance(node, yaml.MappingNode) and any(_is_interpolated(value) for _, value in node.value)
 
 
-def _trace_override(override: Override) -> Iterator[tuple[str, ValueSource]]:
-    source = ValueSource(TYPED, str(override.input_line))
-    for key in config.flatten_keys(override.value(), override.key_or_group) if not override.is_delete() else ():
-        yield key, source
-
-
-def _set_source(found: dict[str, ValueSource], key: str, source: ValueSource) -> None:
-    """A leaf takes the place of what was above and below it."""
+def _set_source(sources: dict[str, ValueSource], key: str, source: ValueSource) -> None:
+    """Sets the source of a leaf, and removes the leaves that it replaces: its parents' and those below it."""
     parts = key.split(".")
-    above = [".".join(parts[:length]) for length in range(1, len(parts))]
-    for other in [one for one in found if one in above or one.startswith(f"{key}.")]:
-        del found[other]
-    found.pop(key, None)
-    found[key] = source
+    parents = [".".join(parts[:length]) for length in range(1, len(parts))]
+    for other in [name for name in sources if name in parents or name.startswith(f"{key}.")]:
+        del sources[other]
+    sources.pop(key, None)  # so that the new source comes last in the dict's order
+    sources[key] = source
 
 
-def _find_source(found: dict[str, ValueSource], key: str) -> ValueSource:
-    """That of the key, or of what it is part of: a mapping taken from elsewhere, a path that became a mapping."""
+def _find_source(sources: dict[str, ValueSource], key: str) -> ValueSource:
+    """The source of the key or of its nearest parent, such as a mapping that was interpolated as a whole."""
     parts = key.split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((found[name] for name in names if name in found), ValueSource(UNKNOWN))
+    return next((sources[name] for name in names if name in sources), ValueSource(UNKNOWN))
 
 
-def _list_choices(defaults: DefaultsList, typed: set[str]) -> list[GroupChoice]:
-    found = {
+def _list_choices(defaults: DefaultsList, typed_groups: set[str]) -> list[GroupChoice]:
+    options = {
         group: option for group, option in defaults.overrides.known_choices.items() if not group.startswith(HYDRAS)
     }
-    ordered = sorted(found, key=lambda group: [*paths.GROUPS, group].index(group))
+    ordered = sorted(options, key=lambda group: [*paths.GROUPS, group].index(group))
     return [
-        GroupChoice(group, found[group], _describe_chooser(defaults, group, typed))
+        GroupChoice(group, options[group], _describe_chooser(defaults, group, typed_groups))
         for group in ordered
-        if found[group] is not None
+        if options[group] is not None
     ]
 
 
-def _describe_chooser(defaults: DefaultsList, group: str, typed: set[str]) -> str:
-    if group in typed:
+def _describe_chooser(defaults: DefaultsList, group: str, typed_groups: set[str]) -> str:
+    if group in typed_groups:
         return TYPED
-    asked = defaults.overrides.override_metadata.get(group)
-    where = asked.containing_config_path if asked else None
-    return f"by {where.replace('/', '=')}" if where else "default"
+    metadata = defaults.overrides.override_metadata.get(group)  # of an `override /GROUP:` in some file's defaults
+    config_path = metadata.containing_config_path if metadata else None
+    return f"by {config_path.replace('/', '=')}" if config_path else "default"

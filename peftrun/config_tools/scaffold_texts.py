@@ -1,4 +1,4 @@
-"""Texts of the files of a package of configs."""
+"""Templates of the files of a new config package."""
 
 from string import Template
 
@@ -26,18 +26,18 @@ $name = ["*/*.yaml", "data/*"]
 """)
 
 INIT = Template('''\
-"""Configs of our team for peftrun; found by it once this package is installed."""
+"""Configs of our team for peftrun, which finds them once this package is installed."""
 ''')
 
 EXPERIMENT = Template("""\
 # @package _global_
-# What this template is for: say it here in a line.
+# One line that says what this template is for.
 # peftrun experiment=$name$slots
 $body""")
 
 ROWS = Template("""\
 # @package _global_
-# Our own pairs of prompt and completion: whoever uses it names the file, and the rank if they like.
+# Pairs of prompt and completion from a file that the user names; the rank can be set too.
 # peftrun experiment=${name}_rows slots.rows=mine.jsonl
 defaults:
   - override /task: instruction
@@ -60,7 +60,7 @@ lora:
 """)
 
 LORA = Template("""\
-# LoRA as our team uses it: on the attention alone.
+# LoRA with our team's settings: only on attention.
 # peftrun lora=$name
 defaults:
   - lora
@@ -73,29 +73,29 @@ target_modules: [q_proj, k_proj, v_proj, o_proj]
 README = Template("""\
 # $name
 
-Configs of our team for peftrun, as a package: installed beside it, its options are found by every command.
+Configs of our team for peftrun. Once this package is installed, its options are available in every command.
 
 ## Use
 
 ```
 pip install .                                          # or from your index, or git+https://HOST/$name@v$version
-peftrun --help                                         # lists these options among the others
+peftrun --help                                         # lists these options with all others
 peftrun experiment=$name$slots
-peftrun experiment=${name}_rows slots.rows=mine.jsonl  # asks for what only you know: `slots`
+peftrun experiment=${name}_rows slots.rows=mine.jsonl  # `slots` are the values that each user sets
 peftrun lora=$name
 ```
 
-The run's config.yaml and record.json say which template it was made from, and its version.
+A run's config.yaml and record.json name the template and its version.
 
 ## Change
 
-One folder a group, as peftrun has them: `$name/experiment/`, `$name/lora/`, `$name/task/`, … Line 1 of a file says what it is, line 2 what to type. Names start
-with `$name`, since a file with the name of one of peftrun's own options is never read. When a template changes, raise `template.version` in it, and
-`version` in pyproject.toml; who depends on it pins `$name==$version`.
+One folder per group, as in peftrun: `$name/experiment/`, `$name/lora/`, `$name/task/`, … Line 1 of a file says what it is, line 2 what to type. Names start
+with `$name`, because a file with the name of one of peftrun's own options is never read. When a template changes, raise `template.version` in it and
+`version` in pyproject.toml; users pin `$name==$version`.
 
 ## Check
 
-Each option composes, each value is allowed, each method finds its layers. Needs no GPU and no data, and ends with exit code 1 if something is wrong:
+Checks that each option composes, each value is valid and each method finds its layers. Needs no GPU and no data; the exit code is 1 if something is wrong:
 
 ```
 pip install -e . && peftrun action=check               # without torch: build=false

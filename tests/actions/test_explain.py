@@ -124,7 +124,7 @@ def test_a_run_folder_is_explained_with_what_nothing_read_and_its_command(cli, t
     assert found["unread"] == record["unread"] and "device.main_port" in found["unread"]
     assert {row["kind"] for row in found["keys"]} == {"file", "typed"}
     text = cli("action=explain", f"run={trained}").out
-    assert "nothing read these when it was run:\n" in text and "  device.main_port=29500\n" in text
+    assert "keys that the run did not use:\n" in text and "  device.main_port=29500\n" in text
 
 
 @pytest.mark.slow
@@ -189,9 +189,9 @@ def test_where_it_was_written_and_what_it_continues_does_not_count(cli, two, tra
 
 
 REFUSED = [
-    (["run=nowhere"], "action.run=nowhere", "is no run folder"),
-    (["against=nowhere"], "action.against=nowhere", "is no run folder"),
-    (["of=nosuch"], "action.of=nosuch", "is no action"),
+    (["run=nowhere"], "action.run=nowhere", "is not a run folder"),
+    (["against=nowhere"], "action.against=nowhere", "is not a run folder"),
+    (["of=nosuch"], "action.of=nosuch", "is not an action"),
 ]
 
 

@@ -56,7 +56,7 @@ def test_the_residual_is_the_tail_of_the_singular_values(cli, tmp_path, llama, o
     squares = {key: (after[key] - before[key]).square().sum().item() for key in before}
     left_out = {key: value / sum(squares.values()) for key, value in squares.items() if "q_proj" not in key}
     assert figures["left_out"] == pytest.approx(left_out, rel=1e-4)
-    assert f"{len(left_out)} changed tensors are no part of the adapter" in outcome.err
+    assert f"{len(left_out)} changed tensors are not in the adapter" in outcome.err
 
 
 def test_with_every_module_at_full_rank_nothing_is_left_out(cli, tmp_path, on_tiny):
@@ -95,15 +95,15 @@ def test_what_is_no_fine_tuned_copy_of_the_base_is_refused(cli, tmp_path, llama,
     [
         (
             ["action.tuned=nowhere"],
-            ["action.tuned=nowhere: there is no such folder", "name that of a fine-tuned model"],
+            ["action.tuned=nowhere: there is no such folder", "name the folder of a fine-tuned model"],
         ),
         (
             ["action.tuned=pickled"],
-            ["action.tuned=pickled: holds no .safetensors file (pickles are refused)", "convert"],
+            ["action.tuned=pickled: has no .safetensors file (pickles are refused)", "convert"],
         ),
         (
             ["action.tuned=TUNED", "lora=none"],
-            ["lora=none: action=extract needs the shape of an adapter", "type lora=lora"],
+            ["lora=none: action=extract needs rank and target modules of a LoRA", "type lora=lora"],
         ),
         (
             ["action.tuned=TUNED", "lora=dora"],

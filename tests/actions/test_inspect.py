@@ -130,8 +130,11 @@ def test_a_method_without_pairs_is_told_and_not_measured(cli, llama, tmp_path):
 
 HELD = {
     "tokens": ({"trainable_token_indices": [5, 6]}, ["trained tokens [5, 6]", "token rows, 2×32, norm "]),
-    "aLoRA": ({"alora_invocation_tokens": [7, 8]}, ["called by tokens [7, 8]"]),
-    "whole modules": ({"modules_to_save": ["lm_head"]}, ["whole modules lm_head", "lm_head.weight: trained in full, "]),
+    "aLoRA": ({"alora_invocation_tokens": [7, 8]}, ["invoked by tokens [7, 8]"]),
+    "whole modules": (
+        {"modules_to_save": ["lm_head"]},
+        ["fully trained modules lm_head", "lm_head.weight: trained in full, "],
+    ),
     "embeddings": ({"target_modules": ["embed_tokens"]}, ["embed_tokens.base_layer.weight: embedding of the base, "]),
     "biases": ({"target_modules": ["c_attn"], "bias": "all"}, ["c_attn.base_layer.bias: bias, ", "ln_1.bias: bias, "]),
     "init": ({"init_lora_weights": "olora"}, ["takes part of the base's weights away", "init_lora_weights=olora"]),

@@ -197,7 +197,7 @@ def test_processes_are_planned_each(planned):
 
 def test_a_run_that_is_to_be_continued_is_planned_whole(planned, cli, llama, on_tiny, tmp_path):
     outcome, _ = planned("action.resume=auto", "action.measured_steps=1")
-    assert "note      of the whole training" in outcome.out
+    assert "note      for the whole training" in outcome.out
 
 
 def test_what_training_would_refuse_its_plan_refuses(cli, tmp_path, trained, llama, on_tiny):

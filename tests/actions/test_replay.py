@@ -105,7 +105,7 @@ def test_every_task_kind_comes_out_the_same_to_the_byte(where, models, on_tiny, 
     assert again.code == 0, again.err
     assert verdict(again)["verdict"] == "identical" and not drifted(again)
     assert hash_file(again.run_dir / "again" / WEIGHTS) == hash_file(first.run_dir / WEIGHTS)
-    assert "verdict  identical" in again.out and "nothing that the record tells of" in again.out
+    assert "verdict  identical" in again.out and "nothing that was recorded" in again.out
 
 
 def test_what_is_run_again_is_a_whole_run_folder(where, trained):
@@ -133,7 +133,7 @@ def test_another_value_is_named(where, trained, key, then, now):
     assert again.code == 1 and verdict(again)["verdict"] == "different"
     assert drifted(again) == {("config", key): (then, now)}
     assert (
-        "comes out different: weights by max |Δ|" in again.err and f"drifted: config: {key} {then} → {now}" in again.err
+        "the result differs: weights by max |Δ|" in again.err and f"drifted: config: {key} {then} → {now}" in again.err
     )
     assert "verdict" in again.out and "action=diff" in again.out and "Traceback" not in again.err
     assert again.record()["status"] == "failed" and verdict(again)["weights"]["largest_difference"] > 1e-3
@@ -265,7 +265,7 @@ def test_env_check_trains_nothing_and_shows_every_input(where, trained):
     record["training"]["steps"] += 1
     (longer / "record.json").write_text(json.dumps(record))
     checked = replayed(where, longer, "env=check")
-    assert checked.code == 1 and "steps, asked for and taken 4 → 5" in checked.err
+    assert checked.code == 1 and "steps, planned and taken 4 → 5" in checked.err
 
 
 @pytest.mark.slow
@@ -373,7 +373,7 @@ def test_a_resumed_run_is_run_from_its_first_step(tmp_path, trained, llama, on_t
     assert resumed.code == 0 and resumed.record()["resumed_from"], resumed.err
     again = replayed(tmp_path, resumed.run_dir)
     assert again.code == 0 and verdict(again)["verdict"] == "identical" and not drifted(again)
-    assert "it was run again from its first step" in again.out
+    assert "the rerun starts from the first step" in again.out
 
 
 @pytest.mark.slow
@@ -382,7 +382,7 @@ def test_a_cell_of_a_sweep_is_run_again_alone(tmp_path, llama, on_tiny):
     assert sweep.code == 0, sweep.err
     again = replayed(tmp_path, sweep.run_dir)
     assert again.code == 0 and verdict(again)["verdict"] in ("identical", "equal within tolerance"), again.err
-    assert "a cell trained among 2" in again.out and not drifted(again)
+    assert "one of 2 cells trained jointly" in again.out and not drifted(again)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_a_key_that_is_not_there_is_told(cli, tmp_path, llama, on_tiny):
 
 def test_base_is_no_name_for_an_adapter(cli, tmp_path, llama, trained, on_tiny):
     args = [*on_tiny(llama), "action=serve", serving.listed({"base": trained})]
-    check_refused(cli, tmp_path, args, ["adapter.base: means the base without any adapter"])
+    check_refused(cli, tmp_path, args, ["adapter.base: is the name of the base model without any adapter"])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_base_is_no_name_for_an_adapter(cli, tmp_path, llama, trained, on_tiny):
         ({"target_parameters": ["mlp.experts.down_proj"]}, "adapts parameters"),
         (
             {"task_type": "SEQ_CLS"},
-            "is a classifier's adapter, and action=serve answers with language models alone; measure it",
+            "is an adapter of a classifier, and action=serve supports only language models; measure it",
         ),
     ],
 )

@@ -77,7 +77,7 @@ def test_every_file_is_in_the_wheel(tmp_path, cli):
 
 
 @cases("args, told", [
-        ([], "action.path is not set; action=template makes a folder: type path=our_templates"),
+        ([], "action.path is not set; action=template creates a folder: type path=our_templates"),
         (["path=Our-Templates"], "type path=our_templates"),
         (["path=1st"], "type path=our_1st"),
         (["path=class"], "type path=our_class"),
@@ -94,7 +94,7 @@ def test_what_cannot_be_made_is_refused(tmp_path, cli, args, told):
 
 def test_what_no_file_can_hold_is_refused(tmp_path, cli):
     args = ["action=template", "path=fine", "~task.data.labels.0"]
-    check_failed(cli, tmp_path, args, ("~task.data.labels.0: cannot stand in a file",))
+    check_failed(cli, tmp_path, args, ("~task.data.labels.0: cannot be written to a file",))
 
 
 @pytest.fixture(scope="module")

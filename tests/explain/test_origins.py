@@ -130,6 +130,6 @@ def test_a_teams_options_are_named_with_their_place(team):
     assert told["task.data.labels.True"] == told["task.data.labels.7"] == ("experiment/x.yaml", 8, place, False)
     assert told["task.system"] == ("experiment/x.yaml", 9, place, False)
     assert told["task.completion"] == ("experiment/x.yaml", 10, place, False)
-    assert found.sources["lora.lora_alpha"].told() == f"${{…}} in lora/ours.yaml:8 in {team}"
+    assert found.sources["lora.lora_alpha"].describe() == f"${{…}} in lora/ours.yaml:8 in {team}"
     assert found.sources["lora.r"].path() == str(team / "lora/ours.yaml")
     assert {one.group: one.chosen_by for one in found.choices}["lora"] == "by experiment=x"

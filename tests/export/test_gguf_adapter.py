@@ -135,7 +135,10 @@ def test_the_embedded_base_is_known_by_the_header_of_its_file(cli, tmp_path, tra
 def test_layers_that_are_not_converted_are_refused(cli, tmp_path, llama, on_tiny):
     run = cli(*on_tiny(llama), *TINY_STEPS, "lora.target_modules=[q_proj,embed_tokens]").run_dir
     check_refused(
-        cli, tmp_path, ["action=export", f"adapter={run}", "target=gguf"], ("embed_tokens", "which alone are converted")
+        cli,
+        tmp_path,
+        ["action=export", f"adapter={run}", "target=gguf"],
+        ("embed_tokens", "the only ones that are converted"),
     )
 
 

@@ -80,7 +80,7 @@ TYPED = [
         "batch_size=2": "type trainer.per_device_train_batch_size=2", "output_dir=out": "type hydra.run.dir=out",
         "max_seq_length=512": "type task.max_length=512", "learning_rate=1e-4": "type trainer.learning_rate=1e-4",
         "data=mine.jsonl": "type task=instruction task.data.path=mine.jsonl", "train_file=ORG/ROWS": "task.data.source=hub task.data.path=ORG/ROWS",
-        "load_in_4bit=true": "type model.quantization=nf4", "use_unsloth=true": "needs nothing here: omit it",
+        "load_in_4bit=true": "type model.quantization=nf4", "use_unsloth=true": "is not needed: omit it",
         "dataset=faq.csv": "type task=instruction 'task.prompt=\"{question}\"' 'task.completion=\"{answer}\"' task.data.path=faq.csv",
     },
     {

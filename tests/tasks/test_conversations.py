@@ -347,7 +347,7 @@ def test_answers_keep_within_the_models_positions(cli, tmp_path, gpt2, data, on_
     done = cli(*asked, f"action.prompt='{long}'")
     assert done.code == 0 and json.loads((done.run_dir / "generations.jsonl").read_text())["prompt"] == long
     full = cli(*asked, f"action.prompt='{long * 3}'")
-    assert full.code == 1 and "reads 256, the answer among them; shorten it" in full.err
+    assert full.code == 1 and "has 256 positions, including those of the answer; shorten it" in full.err
     drawn = ["task=grpo", "task.data.source=file", "task.prompt='{prompt}'", "task.completion='{completion}'", "task.data.label_column=null",
              "task.data.labels=null", "task.data.balance=false", "task.objective.max_completion_length=200"]  # fmt: skip
     told = cli(*given, *drawn, *TINY_STEPS)

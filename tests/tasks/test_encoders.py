@@ -226,7 +226,7 @@ def test_the_wrong_kind_of_model_or_task_is_one_line(cli, tmp_path, bert, llama,
     ("change", "fragments"),
     [
         ("task.label_names=null", ["task.label_names is not set"]),
-        ("task.label_names=[no,no]", ["must be names that differ"]),
+        ("task.label_names=[no,no]", ["names must be unique"]),
         ("trainer.packing=true", ["trainer.packing"]),
     ],
 )

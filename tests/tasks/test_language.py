@@ -198,17 +198,20 @@ def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
 @cases(
     "overrides, said",
     [
-        (["task.loss_on=assistant"], "task.loss_on=assistant: learns every answer of a talk"),
+        (["task.loss_on=assistant"], "task.loss_on=assistant: needs conversations"),
         (["task=spanish_sentiment", "task.loss_on=all"], "task.loss_on=all: is for language models"),
-        (["task=spanish_sentiment", "task.metrics=[bleu]"], "task.metrics=[bleu]: compares texts that are written"),
+        (["task=spanish_sentiment", "task.metrics=[bleu]"], "task.metrics=[bleu]: compares generated texts"),
         (["task=text", "task.data.path=DATA", "task.metrics=[bleu]"], "plain text has none; type task.metrics=null"),
         (["task.metrics=[blue]"], "task.metrics"),
-        (["task.data.holdout=last", "task.data.eval_path=DATA"], "task.data.holdout=last: takes the end of one source"),
+        (
+            ["task.data.holdout=last", "task.data.eval_path=DATA"],
+            "task.data.holdout=last: takes the end of a single source",
+        ),
         (
             ["trainer.packing=true", "trainer.padding_free=true"],
             "trainer.padding_free=true: rows packed by trainer.packing=true are not padded",
         ),
-        (["trainer.padding_free=true", "lora=prompt_tuning"], "works on each text by itself"),
+        (["trainer.padding_free=true", "lora=prompt_tuning"], "needs one text per row"),
     ],
     every=2,
 )

@@ -52,7 +52,10 @@ def test_a_text_longer_than_the_models_positions(cli, tmp_path, on_tiny, rows, g
     asked = [*on_tiny(gpt2), "action=generate", f"adapter={made}", "action.max_new_tokens=99"]
     answered = cli(*asked, "action.prompt='Is 3 even?'")
     assert answered.code == 0, answered.err
-    told(cli(*asked, f"action.prompt='{'x' * 60}'"), "tiny-gpt2 reads 56, the answer among them; shorten it")
+    told(
+        cli(*asked, f"action.prompt='{'x' * 60}'"),
+        "tiny-gpt2 has 56 positions, including those of the answer; shorten it",
+    )
 
 
 def test_so_does_a_preference(cli, tmp_path, on_tiny):

@@ -153,7 +153,7 @@ def test_several_adapters_are_measured_side_by_side_and_the_active_one_alone_whe
     named = cli_here(where, *asked(llama, tasks, "task.lm_eval.limit=4"), both, "active=two")
     assert named.record()["metrics"].keys() == {"base", "adapter"}
     taken = cli_here(where, *asked(llama, tasks), f"adapter={{base: {learned}, two: {learned}}}")
-    assert taken.code == 1 and "adapter.base: means the base without any adapter" in taken.err
+    assert taken.code == 1 and "adapter.base: is the name of the base model without any adapter" in taken.err
 
 
 def test_a_file_of_tasks_that_is_broken_is_named_with_its_place(cli, tmp_path, llama):
@@ -206,12 +206,12 @@ def test_rows_that_changed_are_read_anew(where, tasks, llama):
 @pytest.mark.parametrize(
     ("given", "fragments"),
     [
-        (["action=train"], ["task=lm_eval", "action=evaluate alone", "action=train"]),
+        (["action=train"], ["task=lm_eval", "only for action=evaluate", "action=train"]),
         (["action=plan"], ["task=lm_eval", "action=plan"]),
         (["task.lm_eval.tasks=[]"], ["task.lm_eval.tasks=[]", "task.lm_eval.tasks=[arc_easy]"]),
         (["task.lm_eval.tasks=???"], ["task.lm_eval.tasks is not set", "type task.lm_eval.tasks=[arc_easy]"]),
         (["task.lm_eval.limit=0"], ["task.lm_eval.limit=0"]),
-        (["task.lm_eval.include_path=nowhere"], ["task.lm_eval.include_path=nowhere", "no folder with YAML files"]),
+        (["task.lm_eval.include_path=nowhere"], ["task.lm_eval.include_path=nowhere", "not a folder with YAML files"]),
         (["task.lm_eval=null"], ["task.kind=lm_eval", "task.lm_eval.tasks=[arc_easy]"]),
         (["task.data.adapter_column=who"], ["task.data.adapter_column=who", "of a language model with adapters"]),
     ],

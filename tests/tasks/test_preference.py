@@ -219,9 +219,9 @@ def test_rewards(name, said, true, expected):
 
 WRONG = {
     "no adapter": (["lora=none"], ["lora=none: ", "type lora=lora"]),
-    "an initialisation that changes the base": (
+    "an initialization that changes the base model": (
         ["lora=pissa"],
-        ["lora.init_lora_weights=pissa_niter_16: ", "untouched base"],
+        ["lora.init_lora_weights=pissa_niter_16: ", "unchanged base model"],
     ),
     "dropout": (["lora.lora_dropout=0.1"], ["lora.lora_dropout=0.1: TRL turns dropout off"]),
     "smoothing that nothing reads": (

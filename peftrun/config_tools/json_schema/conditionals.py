@@ -1,4 +1,4 @@
-"""Which dataclass a mapping is of: told by its tag, else by the options that it builds on, else any of them."""
+"""JSON Schema conditions that select one of several dataclasses: by the tag, else by the options in `defaults`, else any."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,18 @@ from peftrun.config_tools.json_schema.values import Schema
 def build_tag_condition(
     key: str, options: Mapping[str, list[str]], inner: Mapping[str, Schema], any_of_them: Schema
 ) -> Schema:
-    """The schema of a mapping that is of one of several dataclasses.
+    """The schema of a mapping that is one of several dataclasses.
 
     Args:
         key: the tag: `name` or `method`.
-        options: value of the tag → options of the group that are of it; without any: the tag alone tells.
-        inner: value of the tag → the schema that then holds.
+        options: value of the tag → its options in the group; empty: only the tag selects.
+        inner: value of the tag → schema of its dataclass.
+        any_of_them: schema if neither the tag nor the defaults select one.
     """
     known = {
         "anyOf": [
             _match_tag(key, list(inner)),
-            *_match_parent_option(key, [one for all_ in options.values() for one in all_]),
+            *_match_parent_option(key, [option for names in options.values() for option in names]),
         ]
     }
     cases = [
@@ -29,18 +30,19 @@ def build_tag_condition(
         }
         for value, schema in inner.items()
     ]
+    # Without the outer condition, a file that selects no dataclass would match no case, and any key would be accepted.
     return {"if": known, "then": {"allOf": cases}, "else": any_of_them}
 
 
 def build_override_condition(
     group: str, options: Mapping[str, list[str]], inner: Mapping[str, Schema], any_of_them: Schema
 ) -> Schema:
-    """The schema of a root mapping whose key `group` is of the option that `override /group` names in its defaults."""
+    """The schema of a root mapping whose key `group` has the dataclass of the option in `override /group: OPTION`."""
     cases = [
         {"if": _match_override(group, options[value]), "then": {"properties": {group: schema}}}
         for value, schema in inner.items()
     ]
-    known = _match_override(group, [one for value in inner for one in options[value]])
+    known = _match_override(group, [option for value in inner for option in options[value]])
     return {"if": known, "then": {"allOf": cases}, "else": {"properties": {group: any_of_them}}}
 
 
@@ -51,6 +53,7 @@ def _match_tag(key: str, values: list[str]) -> Schema:
 def _match_parent_option(key: str, options: list[str]) -> list[Schema]:
     if not options:
         return []
+    # A tag in the file takes precedence over the one of the option that it is based on.
     return [{"not": {"required": [key]}, **_match_defaults_entry({"enum": options})}]
 
 

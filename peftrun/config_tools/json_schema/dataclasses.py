@@ -1,4 +1,4 @@
-"""JSON Schemas of dataclasses: their fields with what is said of them; nothing is required, for files are partial."""
+"""JSON Schemas of dataclasses, with descriptions of their fields. No key is required, because files are partial."""
 
 import dataclasses
 import json
@@ -29,13 +29,19 @@ TAG_FIELDS = ("name", "method")
 UNION_NAMES = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objective", TRACKERS[0]: "Tracker"}
 
 
-def build_dataclass_schema(owner: type, more: Mapping[str, Schema] | None = None) -> Schema:
-    """The schema of a mapping with a dataclass's fields, and `more` keys; others are refused."""
+def build_dataclass_schema(owner: type, extra: Mapping[str, Schema] | None = None) -> Schema:
+    """The schema of a mapping with a dataclass's fields and the `extra` keys; other keys are refused."""
     properties = {
-        **(more or {}),
-        **{name: _build_property(owner, name, kind) for name, kind in _get_field_types(owner).items()},
+        **(extra or {}),
+        **{name: _build_property(owner, name, field_type) for name, field_type in _get_field_types(owner).items()},
     }
-    properties |= {name: one for name, one in _build_unlisted_properties(owner).items() if name not in properties}
+    # Fields of PEFT's config of the method that its YAML file does not list.
+    if owner in METHODS:
+        helps = get_library_help(owner)
+        for name, field_type in peft_fields.get_accepted_fields(get_tag(owner)).items():
+            if name not in properties:
+                schema = allow_interpolation(_inline_definitions(field_type))
+                properties[name] = schema | _build_description(helps.get(name))
     return {
         "type": "object",
         "description": describe_dataclass(owner),
@@ -44,58 +50,57 @@ def build_dataclass_schema(owner: type, more: Mapping[str, Schema] | None = None
     }
 
 
-def build_merged_schema(owners: Sequence[type], more: Mapping[str, Schema] | None = None) -> Schema:
-    """The schema of a mapping that holds fields of any of some dataclasses; the tag is one of theirs."""
-    found: dict[str, list[Schema]] = {}
+def build_merged_schema(owners: Sequence[type], extra: Mapping[str, Schema] | None = None) -> Schema:
+    """The schema of a mapping that may have the fields of any of the dataclasses: for files whose tag is not known."""
+    schemas: dict[str, list[Schema]] = {}
     for owner in owners:
-        for name, one in build_dataclass_schema(owner)["properties"].items():
-            found.setdefault(name, []).append(one)
+        for name, property_schema in build_dataclass_schema(owner)["properties"].items():
+            schemas.setdefault(name, []).append(property_schema)
     properties = {
-        name: _build_tag_property(owners) if _is_tag(owners[0], name) else _merge_schemas(all_)
-        for name, all_ in found.items()
+        name: _build_tag_property(owners) if _is_tag(owners[0], name) else _merge_schemas(alternatives)
+        for name, alternatives in schemas.items()
     }
-    return {"type": "object", "properties": {**(more or {}), **properties}, "additionalProperties": False}
+    return {"type": "object", "properties": {**(extra or {}), **properties}, "additionalProperties": False}
 
 
 def describe_dataclass(owner: type) -> str:
-    """What a dataclass is, in words: of a method the first line of its YAML file, else its docstring."""
+    """A description of a dataclass: for a method the first line of its YAML file, else its docstring."""
     if owner in METHODS:
         return read_first_sentence(paths.config_dir() / "lora" / f"{list_method_options()[get_tag(owner)][0]}.yaml")
     return " ".join((owner.__doc__ or "").split())
 
 
 def describe_field(owner: type, field: str) -> str | None:
-    """What is said of a field: by us, then by the library that it is handed to; None where nobody says anything."""
-    own = read_yaml_keys(owner).get(field)
-    ours = (own.comment if own else None) or read_field_comments(owner).get(field) or _describe_field_type(owner, field)
+    """The description of a field: our comment, then the library's help. None: there is neither."""
+    key = read_yaml_keys(owner).get(field)
+    comment = (key.comment if key else None) or read_field_comments(owner).get(field)
+    ours = comment or _describe_field_type(owner, field)
     return "\n\n".join(text for text in (ours, get_library_help(owner).get(field)) if text) or None
 
 
-def get_definition_name(kind: Any) -> str:
-    """The name under which a schema holds a dataclass, or a union of dataclasses that a tag tells apart."""
-    return kind.__name__ if dataclasses.is_dataclass(kind) else UNION_NAMES[get_union_members(kind)[0]]  # type: ignore[union-attr]
+def get_definition_name(owner: Any) -> str:
+    """The name of the definition of a dataclass, or of a tagged union of dataclasses."""
+    return owner.__name__ if dataclasses.is_dataclass(owner) else UNION_NAMES[get_union_members(owner)[0]]  # type: ignore[union-attr]
 
 
-def collect_definitions(*kinds: Any) -> dict[str, Schema]:
-    """Name → schema of every dataclass that is found in some types, however deep."""
-    found: dict[str, Schema] = {}
-    for kind in kinds:
-        if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            found |= {get_definition_name(kind): build_dataclass_schema(kind)} | collect_definitions(
-                *_get_field_types(kind).values()
-            )
-        elif get_origin(kind) is Annotated and _is_dataclass_union(kind):
-            found |= {get_definition_name(kind): build_union_schema(kind)} | collect_definitions(
-                *get_union_members(kind)
-            )
+def collect_definitions(*types: Any) -> dict[str, Schema]:
+    """Name → schema of every dataclass in the types, at any depth."""
+    definitions: dict[str, Schema] = {}
+    for value_type in types:
+        if dataclasses.is_dataclass(value_type):
+            assert isinstance(value_type, type)
+            definitions[get_definition_name(value_type)] = build_dataclass_schema(value_type)
+            definitions |= collect_definitions(*_get_field_types(value_type).values())
+        elif get_origin(value_type) is Annotated and _is_dataclass_union(value_type):
+            definitions[get_definition_name(value_type)] = build_union_schema(value_type)
+            definitions |= collect_definitions(*get_union_members(value_type))
         else:
-            found |= collect_definitions(*get_args(kind))
-    return found
+            definitions |= collect_definitions(*get_args(value_type))
+    return definitions
 
 
 def build_union_schema(union: Any) -> Schema:
-    """The schema of a mapping of one of several dataclasses, told by its tag, wherever it stands."""
+    """The schema of a mapping that is one of several dataclasses, selected by its tag."""
     owners = get_union_members(union)
     key = "method" if "method" in _get_field_types(owners[0]) else "name"
     return build_tag_condition(
@@ -103,22 +108,12 @@ def build_union_schema(union: Any) -> Schema:
     )
 
 
-def _build_unlisted_properties(owner: type) -> dict[str, Schema]:
-    """The fields of PEFT's config of a method that its YAML file does not show."""
-    kinds = peft_fields.get_accepted_fields(get_tag(owner)) if owner in METHODS else {}
-    texts = get_library_help(owner)
-    return {
-        name: allow_interpolation(_inline_definitions(kind)) | _build_description(texts.get(name))
-        for name, kind in kinds.items()
-    }
-
-
-def _inline_definitions(kind: Any) -> Schema:
-    """The schema of a type with the mappings in it where they are used."""
-    schema = TypeAdapter(kind).json_schema()
-    text, held = json.dumps(schema), schema.get("$defs", {})
-    for name, one in held.items():
-        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(one))
+def _inline_definitions(value_type: Any) -> Schema:
+    """pydantic's schema of a type, with every reference to `$defs` replaced by its definition."""
+    schema = TypeAdapter(value_type).json_schema()
+    text = json.dumps(schema)
+    for name, definition in schema.get("$defs", {}).items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(definition))
     return {key: value for key, value in json.loads(text).items() if key != "$defs"}
 
 
@@ -126,54 +121,58 @@ def _build_description(text: str | None) -> Schema:
     return {"description": text} if text else {}
 
 
-def build_reference(kind: Any) -> Schema:
-    """What stands where the schema of a dataclass belongs, which is held once."""
-    return {"$ref": f"#/definitions/{get_definition_name(kind)}"}
+def build_reference(owner: Any) -> Schema:
+    """A reference to the definition of a dataclass, or of a tagged union of dataclasses."""
+    return {"$ref": f"#/definitions/{get_definition_name(owner)}"}
 
 
 def _get_field_types(owner: type) -> dict[str, Any]:
+    # include_extras keeps pydantic's constraints, which are in typing.Annotated.
     hints = get_type_hints(owner, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(owner)}
 
 
-def _build_property(owner: type, field: str, kind: Any) -> Schema:
-    schema = build_type_schema(kind, build_reference)
-    if "$ref" in schema:  # draft 7 reads nothing that stands beside a reference
+def _build_property(owner: type, field: str, field_type: Any) -> Schema:
+    schema = build_type_schema(field_type, build_reference)
+    if "$ref" in schema:  # draft 7 ignores all other keys next to a $ref
         schema = {"allOf": [schema]}
-    text, own = describe_field(owner, field), read_yaml_keys(owner).get(field)
-    schema |= _build_description(text)
-    plain = own is not None and own.value not in (None, "???") and not _is_tag(owner, field)
-    return schema | ({"default": own.value} if plain and own else {})
+    schema |= _build_description(describe_field(owner, field))
+    key = read_yaml_keys(owner).get(field)
+    if key is not None and key.value not in (None, "???") and not _is_tag(owner, field):
+        schema["default"] = key.value
+    return schema
 
 
 def _describe_field_type(owner: type, field: str) -> str | None:
     if _is_tag(owner, field):
         return describe_dataclass(owner)
-    kind = _get_field_types(owner)[field]
-    inner = next((one for one in (kind, *get_args(kind)) if dataclasses.is_dataclass(one)), None)
-    return describe_dataclass(inner) if isinstance(inner, type) else None
+    field_type = _get_field_types(owner)[field]
+    nested = next((part for part in (field_type, *get_args(field_type)) if dataclasses.is_dataclass(part)), None)
+    return describe_dataclass(nested) if isinstance(nested, type) else None
 
 
 def _is_tag(owner: type, field: str) -> bool:
-    kind = get_type_hints(owner)[field] if field in TAG_FIELDS and field in get_type_hints(owner) else None
-    return len(get_args(kind)) == 1 and isinstance(get_args(kind)[0], str)
+    """Whether the field is the tag of a union: a Literal with a single string."""
+    values = get_args(get_type_hints(owner).get(field)) if field in TAG_FIELDS else ()
+    return len(values) == 1 and isinstance(values[0], str)
 
 
 def _build_tag_property(owners: Sequence[type]) -> Schema:
-    words = {
+    tags = {
         "enum": [get_tag(owner) for owner in owners],
-        "enumDescriptions": [describe_dataclass(owner) for owner in owners],
+        "enumDescriptions": [describe_dataclass(owner) for owner in owners],  # shown by VS Code
     }
-    return {"anyOf": [words, INTERPOLATION_REF], "description": "Which of them it is; the other keys depend on it."}
+    return {"anyOf": [tags, INTERPOLATION_REF], "description": "Selects one of them; the other keys depend on it."}
 
 
 def _merge_schemas(schemas: list[Schema]) -> Schema:
-    """One schema for a key that several have: what any of them takes, described as by the first."""
-    notes = {key: schemas[0][key] for key in ("description", "default", "examples") if key in schemas[0]}
-    bare = [{key: value for key, value in one.items() if key not in notes} for one in schemas]
-    distinct = [one for index, one in enumerate(bare) if one not in bare[:index]]
-    return schemas[0] if len(distinct) == 1 else {"anyOf": distinct} | notes
+    """One schema that accepts what any of the schemas accepts, with the annotations of the first."""
+    annotations = {key: schemas[0][key] for key in ("description", "default", "examples") if key in schemas[0]}
+    types = [{key: value for key, value in schema.items() if key not in annotations} for schema in schemas]
+    distinct = [schema for index, schema in enumerate(types) if schema not in types[:index]]
+    return schemas[0] if len(distinct) == 1 else {"anyOf": distinct} | annotations
 
 
-def _is_dataclass_union(kind: Any) -> bool:
-    return bool(get_union_members(kind)) and all(dataclasses.is_dataclass(one) for one in get_union_members(kind))
+def _is_dataclass_union(value_type: Any) -> bool:
+    members = get_union_members(value_type)
+    return bool(members) and all(map(dataclasses.is_dataclass, members))

@@ -1,4 +1,4 @@
-"""Schemas made small: what stands in several places is held once, and short parts are written on one line."""
+"""Makes schema files small: repeated properties become shared definitions, and short values are written on one line."""
 
 import json
 from collections import Counter
@@ -10,23 +10,27 @@ MAX_LINE_WIDTH = 120
 MIN_SHARED_LENGTH = 150  # characters
 
 
-def share_properties(whole: Schema) -> Schema:
-    """The same schema, each longer property that stands in it several times moved to its definitions and referred to."""
-    texts = Counter(text for _, text in _list_properties(whole))
-    names: dict[str, str] = {}
-    taken: Counter[str] = Counter(list(whole["definitions"]))
-    for key, text in _list_properties(whole):
-        if texts[text] > 1 and text not in names:
-            taken[key] += 1
-            names[text] = key if taken[key] == 1 else f"{key}_{taken[key]}"
-    held = {name: json.loads(text) for text, name in names.items()}
-    return _insert_references(whole | {"definitions": {**whole["definitions"], **held}}, names)
+def share_properties(schema: Schema) -> Schema:
+    """The schema with each longer property that occurs several times moved to its definitions."""
+    counts = Counter(text for _, text in _list_properties(schema))
+    names: dict[str, str] = {}  # JSON text of a property → name of its definition
+    used: Counter[str] = Counter(list(schema["definitions"]))
+    for key, text in _list_properties(schema):
+        if counts[text] > 1 and text not in names:
+            used[key] += 1
+            # Several properties may have the same key and different schemas.
+            names[text] = key if used[key] == 1 else f"{key}_{used[key]}"
+    shared = {name: json.loads(text) for text, name in names.items()}
+    return _insert_references(schema | {"definitions": {**schema["definitions"], **shared}}, names)
 
 
 def format_json(value: Any, indent: str = "") -> str:
-    """JSON with what fits on a line, and every list of plain values, on one line."""
+    """JSON, with every list of plain values, and every value that is short enough, on one line."""
     flat = json.dumps(value, ensure_ascii=False)
-    if len(indent) + len(flat) <= MAX_LINE_WIDTH or not _has_parts(value):
+    is_nested = isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
+    )
+    if len(indent) + len(flat) <= MAX_LINE_WIDTH or not is_nested:
         return flat
     deeper = f"{indent} "
     if isinstance(value, dict):
@@ -36,17 +40,15 @@ def format_json(value: Any, indent: str = "") -> str:
 
 
 def _list_properties(schema: Any) -> list[tuple[str, str]]:
-    """Key and text of every longer property, however deep, in order."""
+    """(key, JSON text) of every property that is worth sharing, at any depth, in order."""
     if isinstance(schema, list):
-        return [one for item in schema for one in _list_properties(item)]
+        return [pair for item in schema for pair in _list_properties(item)]
     if not isinstance(schema, dict):
         return []
-    own = [(key, json.dumps(item, ensure_ascii=False)) for key, item in _get_mapping(schema, "properties").items()]
-    return [*(one for one in own if _is_worth_sharing(*one)), *_list_properties(list(schema.values()))]
-
-
-def _is_worth_sharing(key: str, text: str) -> bool:
-    return len(text) >= MIN_SHARED_LENGTH and key.isidentifier()
+    properties = _get_mapping(schema, "properties")
+    texts = [(key, json.dumps(item, ensure_ascii=False)) for key, item in properties.items()]
+    shared = [(key, text) for key, text in texts if len(text) >= MIN_SHARED_LENGTH and key.isidentifier()]
+    return [*shared, *_list_properties(list(schema.values()))]
 
 
 def _insert_references(schema: Any, names: dict[str, str]) -> Any:
@@ -54,10 +56,10 @@ def _insert_references(schema: Any, names: dict[str, str]) -> Any:
         return [_insert_references(item, names) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: _insert_references(item, names) for key, item in schema.items()}
+    replaced = {key: _insert_references(item, names) for key, item in schema.items()}
     if _get_mapping(schema, "properties"):
-        found["properties"] = {key: _build_reference(item, names) for key, item in schema["properties"].items()}
-    return found
+        replaced["properties"] = {key: _build_reference(item, names) for key, item in schema["properties"].items()}
+    return replaced
 
 
 def _build_reference(schema: Schema, names: dict[str, str]) -> Any:
@@ -65,11 +67,7 @@ def _build_reference(schema: Schema, names: dict[str, str]) -> Any:
     return {"$ref": f"#/definitions/{name}"} if name else _insert_references(schema, names)
 
 
-def _has_parts(value: Any) -> bool:
-    """Whether a value is worth more than one line: a list of plain values is not."""
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value))
-
-
 def _get_mapping(schema: Schema, key: str) -> Schema:
-    found = schema.get(key)
-    return found if isinstance(found, dict) else {}
+    # A property may itself be called "properties".
+    value = schema.get(key)
+    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""JSON Schemas of `defaults`: the options that a YAML file builds on, those that ship named, those of a team allowed."""
+"""JSON Schemas of `defaults` lists. They suggest peftrun's own options, and accept a team's."""
 
 from peftrun.config import paths
 from peftrun.config_tools.json_schema.values import Schema
@@ -7,28 +7,28 @@ OTHER_ENTRY = r"^(optional |override )*/?[\w\-./]+(@[\w.\-:]+)?$"  # any other e
 
 
 def build_group_defaults(group: str) -> Schema:
-    """`defaults` of a file of a group: options of the same group, and `_self_`."""
+    """`defaults` in a file of a group: options of the same group, and `_self_`."""
     names = [*paths.list_group_options(group), "_self_"]
     return _build_list(
-        "Options of this group that this one builds on, in order; _self_: its own keys.", _suggest_names(names), {}
+        "Options of this group that this file is based on, in order; _self_: its own keys.", _suggest_names(names), {}
     )
 
 
 def build_experiment_defaults() -> Schema:
-    """`defaults` of an experiment: another option for each group."""
-    chosen = {f"override /{group}": _build_option(group) for group in paths.GROUPS if group != "experiment"}
+    """`defaults` in an experiment: an option for each group."""
+    choices = {f"override /{group}": _build_option(group) for group in paths.GROUPS if group != "experiment"}
     return _build_list(
-        "Options that take the place of the default ones: `override /GROUP: OPTION`.",
+        "Options that replace the default ones: `override /GROUP: OPTION`.",
         _suggest_names(["_self_"]),
-        chosen,
+        choices,
     )
 
 
 def build_root_defaults() -> Schema:
-    """`defaults` of the table of contents: an option for each group."""
-    chosen = {group: _build_option(group) for group in paths.GROUPS}
+    """`defaults` in config.yaml: an option for each group."""
+    choices = {group: _build_option(group) for group in paths.GROUPS}
     return _build_list(
-        "The option of each group, in the order in which they are composed.", _suggest_names(["_self_"]), chosen
+        "The option of each group, in the order in which they are composed.", _suggest_names(["_self_"]), choices
     )
 
 
@@ -38,18 +38,18 @@ def _build_option(group: str) -> Schema:
 
 
 def _suggest_names(names: list[str]) -> Schema:
-    """Some names, and any other: a team has options of its own."""
+    """Names to suggest. Any other string is accepted too: a team has its own options."""
     return {"anyOf": [{"enum": names}, {"type": "string", "minLength": 1}]}
 
 
-def _build_list(about: str, name: Schema, chosen: dict[str, Schema]) -> Schema:
+def _build_list(description: str, name: Schema, choices: dict[str, Schema]) -> Schema:
     other = {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}]}
     entry = {
         "type": "object",
-        "properties": chosen,
+        "properties": choices,
         "patternProperties": {OTHER_ENTRY: other},
         "additionalProperties": False,
         "minProperties": 1,
         "maxProperties": 1,
     }
-    return {"description": about, "type": "array", "items": {"anyOf": [*name["anyOf"], entry]}}
+    return {"description": description, "type": "array", "items": {"anyOf": [*name["anyOf"], entry]}}

@@ -1,4 +1,4 @@
-"""The JSON Schema of `hydra/launcher`: options of the launchers that train the cells of a sweep together."""
+"""The JSON Schema of `hydra/launcher`: options of the launchers that train the cells of a sweep jointly."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from peftrun.config_tools.json_schema.values import Schema, allow_interpolation
 from peftrun.config_tools.json_schema.yaml_comments import read_keys
 
 GROUP = "hydra/launcher"
+# Option → type: the launchers have no dataclass.
 OPTIONS: dict[str, Any] = {
     "memory_limit": str | None,
     "max_cells": Positive | None,
@@ -27,18 +28,22 @@ OPTIONS: dict[str, Any] = {
 
 
 def build_launcher_schema() -> Schema:
-    """The schema of a file of the group. What goes to another library whole takes any key, those that we set described."""
-    said = {name: key for path in paths.list_group_files(GROUP) for name, key in read_keys(path).items()}
+    """The schema of a file of the group. `executor` is passed to submitit whole, so it accepts any key."""
+    keys = {name: key for path in paths.list_group_files(GROUP) for name, key in read_keys(path).items()}
     properties = {
-        name: allow_interpolation(TypeAdapter(kind).json_schema()) | {"description": said[name].comment}
-        for name, kind in OPTIONS.items()
+        name: allow_interpolation(TypeAdapter(option_type).json_schema()) | {"description": keys[name].comment}
+        for name, option_type in OPTIONS.items()
     }
-    inner = {name.removeprefix("executor."): one.comment for name, one in said.items() if name.startswith("executor.")}
-    whole = {
+    executor_keys = {
+        name.removeprefix("executor."): {"description": key.comment} if key.comment else {}
+        for name, key in keys.items()
+        if name.startswith("executor.")
+    }
+    properties["executor"] = {
         "type": "object",
-        "properties": {name: {"description": text} if text else {} for name, text in inner.items()},
+        "properties": executor_keys,
+        "description": keys["executor"].comment,
     }
-    properties["executor"] = whole | {"description": said["executor"].comment}
     return {
         "type": "object",
         "description": "How the cells of a sweep are run.",

@@ -1,4 +1,4 @@
-"""What PEFT and TRL say of the settings that are handed to them under their own names."""
+"""The help texts of PEFT's and TRL's configs, for keys that are passed on under their own names."""
 
 import dataclasses
 from functools import cache
@@ -31,20 +31,18 @@ NESTED_CONFIGS: dict[type, type] = {
 
 @cache
 def get_library_help(owner: type) -> dict[str, str]:
-    """Field → the library's own help, opened by the library's name; empty where no library takes the dataclass."""
+    """Field → "LIBRARY: HELP" on one line; empty if the dataclass is not passed on to a library."""
     library, config = _find_library_config(owner)
     if config is None:
         return {}
-    fields = {field.name: field.metadata.get("help") for field in dataclasses.fields(config)}
-    return {name: f"{library}: {_join_lines(text)}" for name, text in fields.items() if text}
-
-
-def _join_lines(text: str | tuple[str, ...]) -> str:
-    """A help text without its line breaks; some of PEFT's are tuples by a slip of a comma."""
-    return " ".join((text if isinstance(text, str) else " ".join(text)).split())
+    helps = {field.name: field.metadata.get("help") for field in dataclasses.fields(config)}
+    # A stray comma in PEFT's source makes some help texts tuples of strings.
+    texts = {name: text if isinstance(text, str) else " ".join(text) for name, text in helps.items() if text}
+    return {name: f"{library}: {' '.join(text.split())}" for name, text in texts.items()}
 
 
 def _find_library_config(owner: type) -> tuple[str, type | None]:
+    """(name of the library, its config class) for a dataclass of ours, or ("", None)."""
     if owner is schema.TrainerSpec:
         return "TRL", SFTConfig
     if owner in OBJECTIVES:

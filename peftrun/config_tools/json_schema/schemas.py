@@ -1,4 +1,4 @@
-"""The JSON Schemas (draft 7, the one that editors read) of all YAML files: one for each group, one for the table of contents."""
+"""The JSON Schemas of all YAML files, one for each group and one for config.yaml. Draft 7, which editors support."""
 
 import dataclasses
 from typing import Any
@@ -48,88 +48,80 @@ def build_schemas() -> dict[str, str]:
     """File name → text of every schema."""
     built = {group: _build_plain_schema(group, owner) for group, owner in PLAIN_GROUPS.items()}
     built |= {
-        "action": _build_action_schema(),
-        "lora": _build_lora_schema(),
-        "tracker": _build_tracker_schema(),
+        "action": _build_tagged_schema("action", "name", action_specs.Action, ACTIONS, list_action_options()),
+        "lora": _build_tagged_schema("lora", "method", schema.Lora, METHODS, list_method_options()),
+        "tracker": _build_tagged_schema("tracker", "name", tracker_specs.Tracker, TRACKERS, list_tracker_options()),
         "experiment": _build_experiment_schema(),
         "config": _build_root_schema(),
     }
     built |= {"hydra-launcher": launchers.build_launcher_schema()}
-    return {f"{name}.json": _render_schema(name, one) for name, one in sorted(built.items())}
+    return {f"{name}.json": _render_schema(name, content) for name, content in sorted(built.items())}
 
 
 def _render_schema(name: str, content: Schema) -> str:
-    kind = f"peftrun: {name.replace('-', '/')}"
-    held = {INTERPOLATION_NAME: INTERPOLATION, **content.pop("definitions", {})}
-    whole = {"$schema": DRAFT, "title": kind, **content, "definitions": held}
-    return format_json(share_properties(whole)) + "\n"
+    definitions = {INTERPOLATION_NAME: INTERPOLATION, **content.pop("definitions", {})}
+    title = f"peftrun: {name.replace('-', '/')}"
+    return (
+        format_json(share_properties({"$schema": DRAFT, "title": title, **content, "definitions": definitions})) + "\n"
+    )
 
 
 def _build_plain_schema(group: str, owner: type) -> Schema:
-    held = collect_definitions(owner)
-    del held[owner.__name__]
-    return build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)}) | {"definitions": held}
-
-
-def _build_action_schema() -> Schema:
-    return _build_tagged_schema("action", "name", action_specs.Action, ACTIONS, list_action_options())
-
-
-def _build_lora_schema() -> Schema:
-    return _build_tagged_schema("lora", "method", schema.Lora, METHODS, list_method_options())
-
-
-def _build_tracker_schema() -> Schema:
-    return _build_tagged_schema("tracker", "name", tracker_specs.Tracker, TRACKERS, list_tracker_options())
+    """A group with one dataclass, whose schema is the root and needs no definition."""
+    definitions = collect_definitions(owner)
+    del definitions[owner.__name__]
+    root = build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)})
+    return root | {"definitions": definitions}
 
 
 def _build_tagged_schema(group: str, key: str, union: Any, owners: list[type], options: dict[str, list[str]]) -> Schema:
-    more = {"defaults": defaults.build_group_defaults(group)}
-    held = collect_definitions(union) | {owner.__name__: build_dataclass_schema(owner, more) for owner in owners}
-    del held[get_definition_name(union)]
-    inner = {get_tag(owner): build_reference(owner) for owner in owners}
+    """A group with a union of dataclasses; the file's tag `key`, or its defaults, select one of them."""
+    extra = {"defaults": defaults.build_group_defaults(group)}
+    definitions = collect_definitions(union) | {
+        owner.__name__: build_dataclass_schema(owner, extra) for owner in owners
+    }
+    del definitions[get_definition_name(union)]
     return {
         "type": "object",
-        **build_tag_condition(key, options, inner, build_merged_schema(owners, more)),
-        "definitions": held,
+        **build_tag_condition(key, options, _build_references(owners), build_merged_schema(owners, extra)),
+        "definitions": definitions,
     }
 
 
 def _build_experiment_schema() -> Schema:
-    """Of a file that may set keys of every group; which keys `lora`, `action` and `tracker` have depends on its defaults."""
+    """A file that may set keys of all groups; which keys `lora`, `action` and `tracker` have depends on its defaults."""
     root = build_dataclass_schema(schema.RunSpec, {"defaults": defaults.build_experiment_defaults(), "hydra": HYDRA})
     properties = root["properties"]
     properties["adapter"] = ADAPTER | {"description": properties["adapter"]["description"]}
     for name in UNIONS:
         properties[name] = {"description": properties[name]["description"]}
-    held = collect_definitions(schema.RunSpec)
-    del held[get_definition_name(schema.RunSpec)]
+    definitions = collect_definitions(schema.RunSpec)
+    del definitions[get_definition_name(schema.RunSpec)]
+    owners = {
+        "lora": (METHODS, list_method_options()),
+        "action": (ACTIONS, list_action_options()),
+        "tracker": (TRACKERS, list_tracker_options()),
+    }
     conditions = [
-        build_override_condition(
-            "lora", list_method_options(), _build_references(METHODS), build_reference(schema.Lora)
-        ),
-        build_override_condition(
-            "action", list_action_options(), _build_references(ACTIONS), build_reference(action_specs.Action)
-        ),
-        build_override_condition(
-            "tracker", list_tracker_options(), _build_references(TRACKERS), build_reference(tracker_specs.Tracker)
-        ),
+        build_override_condition(group, options, _build_references(members), build_reference(UNIONS[group]))
+        for group, (members, options) in owners.items()
     ]
-    return root | {"allOf": conditions, "definitions": held}
+    return root | {"allOf": conditions, "definitions": definitions}
 
 
 def _build_root_schema() -> Schema:
-    """Of the table of contents: what an experiment may set, which is referred to, with defaults of its own."""
+    """config.yaml: the keys of an experiment, by reference to its schema, with its own `defaults`."""
     names = [field.name for field in dataclasses.fields(schema.RunSpec)]
     keys: Schema = {name: {"$ref": f"experiment.json#/properties/{name}"} for name in (*names, "hydra")}
     keys |= {name: {"$ref": f"experiment.json{build_reference(union)['$ref']}"} for name, union in UNIONS.items()}
     return {
         "type": "object",
-        "description": "Every group that a run is composed of, and the keys that stand alone.",
+        "description": "The groups of which a run is composed, and the top-level keys.",
         "properties": {"defaults": defaults.build_root_defaults(), **keys},
         "additionalProperties": False,
     }
 
 
 def _build_references(owners: list[type]) -> dict[str, Schema]:
+    """Value of the tag → reference to the dataclass's definition."""
     return {get_tag(owner): build_reference(owner) for owner in owners}

@@ -1,4 +1,4 @@
-"""Where each dataclass of the configuration is described: its YAML file in `conf/`, and the library that its fields are handed to."""
+"""Descriptions of the dataclasses' fields: the comments in `conf/*.yaml`, and those in the dataclasses' source."""
 
 import ast
 import dataclasses
@@ -17,7 +17,7 @@ from peftrun.config.schema import trackers as tracker_specs
 from peftrun.config_tools.json_schema.yaml_comments import YamlKey, read_keys
 
 TRAILING = re.compile(r"#\s?(.*)$")
-YAML_FILES: dict[type, tuple[str, str]] = {  # the file, and the key in it below which the dataclass's own keys lie
+YAML_FILES: dict[type, tuple[str, str]] = {  # dataclass → YAML file that lists its keys, and the prefix of those keys
     schema.RunSpec: ("config.yaml", ""),
     schema.ModelSpec: ("model/pretrained.yaml", ""),
     schema.TaskSpec: ("task/instruction.yaml", ""),
@@ -34,9 +34,9 @@ YAML_FILES: dict[type, tuple[str, str]] = {  # the file, and the key in it below
 
 
 def get_union_members(union: Any) -> list[type]:
-    """The dataclasses of a union that a tag tells apart, in order."""
-    inner = get_args(union)[0] if hasattr(union, "__metadata__") else union
-    return list(get_args(inner))
+    """The members of a union, in order."""
+    plain = get_args(union)[0] if hasattr(union, "__metadata__") else union  # of Annotated[A | B, …]
+    return list(get_args(plain))
 
 
 ACTIONS, METHODS, OBJECTIVES, TRACKERS = (
@@ -46,46 +46,48 @@ ACTIONS, METHODS, OBJECTIVES, TRACKERS = (
 
 
 def get_tag(owner: type) -> str:
-    """The name that a dataclass of a union goes by: of an action, a method, an objective."""
+    """The value of a dataclass's tag: the name of an action, method, objective or tracker."""
     hints = get_type_hints(owner)
     return str(get_args(hints["method" if "method" in hints else "name"])[0])
 
 
 @cache
 def read_yaml_keys(owner: type) -> dict[str, YamlKey]:
-    """Field → what its YAML file says of it, and the value that it has there."""
+    """Field → its comment and value in the dataclass's YAML file."""
     name, prefix = _find_yaml_file(owner)
-    found = _read_with_inherited(paths.config_dir() / name) if name else {}
-    return {key.removeprefix(prefix): one for key, one in found.items() if key.startswith(prefix)}
+    keys = _read_with_inherited(paths.config_dir() / name) if name else {}
+    return {name.removeprefix(prefix): key for name, key in keys.items() if name.startswith(prefix)}
 
 
 def _read_with_inherited(path: Path) -> dict[str, YamlKey]:
-    """What a file says of its keys, and of those of the option that it builds on."""
+    """The keys of a file and of the options that it is based on."""
     parent = _find_parent(path)
     return (_read_with_inherited(parent) if parent else {}) | read_keys(path)
 
 
 @cache
 def read_field_comments(owner: type) -> dict[str, str]:
-    """Field → the comment behind it in the source of its dataclass, those of the dataclasses it builds on included."""
-    found: dict[str, str] = {}
-    for kind in reversed(owner.__mro__):
-        if dataclasses.is_dataclass(kind):
-            found |= _parse_source_comments(kind)
-    return found
+    """Field → its trailing comment in the source of the dataclass or of its base classes."""
+    comments: dict[str, str] = {}
+    for ancestor in reversed(owner.__mro__):
+        if dataclasses.is_dataclass(ancestor):
+            comments |= _parse_source_comments(ancestor)
+    return comments
 
 
-def _parse_source_comments(kind: type) -> dict[str, str]:
-    lines = inspect.getsource(kind).splitlines()
+def _parse_source_comments(owner: type) -> dict[str, str]:
+    # The ast has no comments, so it gives the last line of each field, and that line is searched.
+    lines = inspect.getsource(owner).splitlines()
     body = ast.parse("\n".join(lines)).body[0]
     assert isinstance(body, ast.ClassDef)
     fields = [node for node in body.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
     ends = {node.target.id: (node.end_lineno or 0) - 1 for node in fields}  # type: ignore[union-attr]
-    comments = {name: TRAILING.search(lines[row]) for name, row in ends.items()}
-    return {name: one[1] for name, one in comments.items() if one and not one[1].startswith("fmt:")}
+    matches = {name: TRAILING.search(lines[row]) for name, row in ends.items()}
+    return {name: match[1] for name, match in matches.items() if match and not match[1].startswith("fmt:")}
 
 
 def _find_yaml_file(owner: type) -> tuple[str, str]:
+    """The YAML file that lists a dataclass's keys, and their prefix there; ("", "") if there is none."""
     if owner in YAML_FILES:
         return YAML_FILES[owner]
     if owner in ACTIONS:
@@ -99,44 +101,39 @@ def _find_yaml_file(owner: type) -> tuple[str, str]:
 
 @cache
 def list_method_options() -> dict[str, list[str]]:
-    """Method → the options of group `lora` that are of it; the one that says so itself first."""
+    """Method → its options in group `lora`; the one that sets `method` itself comes first."""
     return _list_options("lora", "method")
 
 
 @cache
 def list_action_options() -> dict[str, list[str]]:
-    """Action → the options of group `action` that are of it."""
+    """Action → its options in group `action`."""
     return _list_options("action", "name")
 
 
 @cache
 def list_tracker_options() -> dict[str, list[str]]:
-    """Tracker → the options of group `tracker` that are of it."""
+    """Tracker → its options in group `tracker`."""
     return _list_options("tracker", "name")
 
 
 def _list_options(group: str, key: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    inherited: list[Path] = []
-    for path in paths.list_group_files(group):
-        own = read_keys(path).get(key)
-        if own:
-            found.setdefault(str(own.value), []).append(path.stem)
-        else:
-            inherited.append(path)
-    for path in inherited:
-        found[_read_inherited(path, key)].append(path.stem)
-    return found
+    options: dict[str, list[str]] = {}
+    files = paths.list_group_files(group)
+    # Files that set the tag themselves come first: describe_dataclass uses the first option's description.
+    for path in sorted(files, key=lambda path: key not in read_keys(path)):
+        options.setdefault(_read_inherited(path, key), []).append(path.stem)
+    return options
 
 
 def _read_inherited(path: Path, key: str) -> str:
-    """The value of a key in a file, or in the option that it builds on."""
+    """The value of a key in a file, or in the option that it is based on."""
     parent, own = _find_parent(path), read_keys(path).get(key)
     assert own or parent, path
     return str(own.value) if own else _read_inherited(parent, key)  # type: ignore[arg-type]
 
 
 def _find_parent(path: Path) -> Path | None:
-    """The option of the same group that a file names first in its defaults."""
-    above = re.search(r"^  - (?!_self_)(\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return path.with_name(f"{above[1]}.yaml") if above else None
+    """The option of the same group that comes first in the file's defaults."""
+    match = re.search(r"^  - (?!_self_)(\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return path.with_name(f"{match[1]}.yaml") if match else None
