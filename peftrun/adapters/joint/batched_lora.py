@@ -156,9 +156,7 @@ def _iter_blocks(layout: BatchLayout, rows: int) -> Iterator[tuple[Any, int, sli
     if layout.has_equal_rows:
         yield _cell_index(layout.cells), len(layout.parts), slice(0, rows)
         return
-    per_row = rows // sum(
-        span.rows for span in layout.parts
-    )  # > 1 in layers that get (rows · tokens, in)
+    per_row = rows // sum(span.rows for span in layout.parts)  # > 1 in layers that get (rows · tokens, in)
     begin = 0
     for span in layout.parts:
         yield _cell_index([span.cell]), 1, slice(begin, begin + span.rows * per_row)
