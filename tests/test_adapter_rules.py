@@ -61,7 +61,7 @@ def check_alone(model, folder, answers, words):
         assert line.startswith("adapter.a: ") and words in line and TOGETHER in line
 
 
-@cases("init", ["lora_ga", "corda", "pissa_niter_4", "loftq", "from_a_newer_peft"])
+@cases("init", ["lora_ga", "corda", "pissa_niter_4", "loftq", "from_a_newer_peft"], every=2)
 def test_what_loading_cannot_repeat_is_refused(cli, llama, tmp_path, on_tiny, init):
     made(llama, tmp_path / "a", LoraConfig(**LLAMA))
     file = tmp_path / "a" / "adapter_config.json"

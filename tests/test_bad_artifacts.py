@@ -63,7 +63,7 @@ BROKEN = {
 }
 
 
-@cases("row", BROKEN)
+@cases("row", BROKEN, every=3)
 def test_a_broken_adapter_is_refused_before_the_run_starts(row, cli, tmp_path, on_tiny, llama, trained):
     shutil.copytree(trained / "adapter", tmp_path / "broken")
     spoil, fragments = BROKEN[row]

@@ -100,7 +100,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@cases("row", REFUSED, every=2)
+@cases("row", REFUSED, every=4)
 def test_is_refused_before_the_run_starts(row, cli, tmp_path, on_tiny, llama):
     (tmp_path / "prompts.txt").write_text("hello\n")
     overrides, fragments = REFUSED[row]

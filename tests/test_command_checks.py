@@ -74,7 +74,7 @@ def refused(outcome, line):
     assert "our-secret" not in outcome.err
 
 
-@cases("typed, line", REFUSED, every=2)
+@cases("typed, line", REFUSED, every=4)
 def test_it_is_one_line(cli, tmp_path, trained, typed, line):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "outer" / "inner" / "lora").mkdir(parents=True)

@@ -39,7 +39,7 @@ def test_the_main_job_on_the_real_model(base_folder, tmp_path: Path):
     """Converted once, trained, reloaded as it was in a fresh process, merged and proved: in little, on short messages."""
     config, converted = json.loads((base_folder / "config.json").read_text()), base_folder.stat().st_mtime_ns
     assert "quantization_config" not in config and config["model_type"] == "llama"
-    short = ["task.max_length=64", "task.data.eval_rows=16", "device.dtype=float32"]
+    short = ["task.max_length=64", "task.data.eval_rows=8", "device.dtype=float32"]
     trained = cli_here(tmp_path, *short, "trainer.max_steps=10", "trainer.warmup_steps=1", "action.samples=0")
     assert trained.code == 0, trained.err
     metrics = trained.record()["metrics"]

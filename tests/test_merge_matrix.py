@@ -31,7 +31,7 @@ def settings_of(method: str) -> dict:
     "dtype", ["bfloat16", *(pytest.param(one, marks=pytest.mark.slow) for one in ("float32", "float16"))]
 )
 @pytest.mark.parametrize("family", FAMILIES)
-@cases("method", METHODS)
+@cases("method", METHODS, every=2)
 def test_every_method_family_and_dtype(tmp_path, family, method, dtype):
     if (family, method) == ("gpt2", "olora"):
         return  # PEFT cannot start OLoRA on Conv1D: refused, see test_bad_input

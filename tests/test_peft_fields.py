@@ -35,7 +35,7 @@ LIVES = {  # what is given → what PEFT's merge of it is refused for; None: it 
     ("lora", "lora.target_modules=null"): None,
     ("lora", QV, *PATTERN): None,
     ("lora", QV, "lora.layers_to_transform=1", "lora.layers_pattern=[layers]"): None,
-    ("ia3", "lora.feedforward_modules=.*down_proj", "lora.exclude_modules=.*o_proj"): None,
+    ("ia3", "lora.feedforward_modules=.*down_proj", "lora.exclude_modules=.*k_proj"): None,
     ("lora", "lora.layer_replication=[[0,2],[1,2]]"): "layer_replication",
     ("lora", "lora.monteclora_config={num_samples: 2, kl_loss_weight: 0.5}"): None,
     ("lora", "lora.modules_to_save=[embed_tokens]", "lora.ensure_weight_tying=true"): None,

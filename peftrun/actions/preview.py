@@ -92,7 +92,7 @@ def _select_rows(
         return [(row, views.TRAINING) for row in splits[views.TRAINING][: action.rows]], []
     rows = [(row, split) for split, some in splits.items() for row in some if views.parse_row_number(row) == action.at]
     names = views.names_of(found.tally.read)
-    left_out = [one for one in found.tally.left_out if views.source_and_row(one[0])[1] == action.at]
+    left_out = [one for one in found.tally.left_out if views.split_row_location(one[0])[1] == action.at]
     if not rows and not left_out:
         read = ", ".join(f"{names[source]} has {count} rows" for source, count in found.tally.read.items())
         raise DataError(
@@ -105,7 +105,7 @@ def _select_rows(
 
 
 def _named(where: str, names: dict[str, str], views: Any) -> str:
-    source, _ = views.source_and_row(where)
+    source, _ = views.split_row_location(where)
     return f"{names[source]}{where.removeprefix(source)}"
 
 

@@ -119,7 +119,7 @@ TYPED = [
 ]  # fmt: skip
 
 
-@cases("typed", TYPED, ids=lambda typed: next(iter(typed)))
+@cases("typed", TYPED, ids=lambda typed: next(iter(typed)), every=3)
 def test_what_is_nearly_right_is_answered_with_what_to_type(typed, tmp_path):
     (tmp_path / "faq.csv").write_text("question,answer\na,b\n")
     (tmp_path / "here").mkdir()

@@ -90,7 +90,7 @@ def made(tmp_path_factory, llama):
     return serving.adapters(llama, tmp_path_factory.mktemp("kinds"), *serving.KINDS)
 
 
-@cases("case", CASES)
+@cases("case", CASES, every=2)
 def test_a_row_is_written_as_if_it_were_alone(llama, made, case):
     paths = {name: made[name] for name in CASES[case]}
     check(serving.Offline(llama, paths), loaded(llama, paths), list(paths))

@@ -240,7 +240,7 @@ WRONG = {
 }
 
 
-@cases("case", WRONG)
+@cases("case", WRONG, every=3)
 def test_what_cannot_be_is_refused_in_a_line(cli, tmp_path, llama, files, case):
     more, said = WRONG[case]
     found = cli(*overrides("dpo", llama, files), *more)

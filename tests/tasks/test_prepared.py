@@ -91,9 +91,11 @@ def test_whatever_changes_rows_are_made_anew(what, file, llama, tmp_path, monkey
         monkeypatch.setattr(row_cache, "version", lambda name: "0")
     elif what == "the code":
         code = Path(row_cache.__file__).parent
-        of_file = row_cache.fingerprint.of_file
+        hash_file = row_cache.fingerprint.hash_file_cached
         monkeypatch.setattr(
-            row_cache.fingerprint, "of_file", lambda path: "0" if path == code / "tokenization.py" else of_file(path)
+            row_cache.fingerprint,
+            "hash_file_cached",
+            lambda path: "0" if path == code / "tokenization.py" else hash_file(path),
         )
     else:
         CHANGES[what](file, task, tokenizer)

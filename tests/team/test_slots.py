@@ -49,7 +49,7 @@ def team(tmp_path, data):
         ([ROWS, "~slots.rank"], ["template.slots.rank: has no key to be set by", "lora.r: "]),
         (["lora.rr=1"], ["lora.rr=1: there is no such key", "slots.rows is not set"]),
         ([ROWS, "slots.rank=0"], ["lora.r=0: must be greater than or equal to 1"]),
-    ])  # fmt: skip
+    ], every=3)  # fmt: skip
 def test_what_is_wrong_with_a_slot_is_one_line(team, cli, monkeypatch, typed, told):
     monkeypatch.chdir(team)
     if "~slots.rank" in typed:
