@@ -135,7 +135,7 @@ def test_a_quantised_base_is_not_merged_into(cli, tmp_path, trained, llama, on_t
     }
     (quantised / "config.json").write_text(json.dumps(settings))
     args = [*on_tiny(quantised), f"action={action}", f"adapter={trained}"]
-    check_failed(cli, tmp_path, args, ["is quantised (bitsandbytes)", "full-precision model it was made from"])
+    check_failed(cli, tmp_path, args, ["is quantized (bitsandbytes)", "full-precision model it was made from"])
 
 
 def test_peft_cannot_mix_dora(llama):

@@ -136,6 +136,6 @@ def test_rows_that_cannot_be_told_apart_are_refused(llama):
     net = several(llama, SETS["alike"])
     with (
         mixed_batch.route_rows(net, ["a", "b"]),
-        pytest.raises(RuntimeError, match="takes 3 rows where the batch has 2"),
+        pytest.raises(RuntimeError, match="got 3 rows for a batch of 2"),
     ):
         steps(net, ["a", "b", "c"])

@@ -1,1 +1,1 @@
-"""Adapters on a base: attach, load, save, prove. The only user of peft besides peftrun.adapters.merge."""
+"""Adapters on a base model: attach, load, save, verify, route, combine. The only package that imports peft."""

@@ -1,4 +1,4 @@
-"""Adapters put on a base: which may be, and why one does not go."""
+"""Adds saved adapters to a base model, and explains why one cannot be added."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from peftrun.io.atomic_files import read_json
 from peftrun.models.base import LoadedBase
 from peftrun.system.versions import get_version
 
-# What PEFT says where modules or shapes are not those of the base that the adapter was made for.
+# Parts of PEFT's messages when modules or shapes differ from those of the base model that the adapter was made for.
 OTHER_BASE_ERRORS = ("not found in the base model", "size mismatch", "No modules were targeted", "shape")
 
 
 def check_adapter_rules(base: LoadedBase, folders: dict[str, Path]) -> None:
-    """Raises: AdapterError: loading one of them cannot make the model that was saved, or it cannot share the base with the others."""
+    """Raises: AdapterError: loading one of them cannot restore the saved model, or it cannot share the base model with the others."""
     _check_adapter_names(base.model, list(folders))
     configs = {name: read_json(folder / ADAPTER_CONFIG) for name, folder in folders.items()}
     reasons = {name: adapter_rules.why_not_loadable(config) for name, config in configs.items()}
@@ -35,51 +35,55 @@ def check_adapter_rules(base: LoadedBase, folders: dict[str, Path]) -> None:
 
 
 def _check_adapter_names(host: Any, names: list[str]) -> None:
-    """Raises: AdapterError: PEFT, which finds an adapter's tensors by its name, could not tell them from other parts of the model."""
-    taken = {part for key, _ in host.named_parameters() for part in key.split(".")}
+    """Raises: AdapterError: PEFT selects an adapter's tensors by its name, which also occurs in names of other tensors."""
+    model_parts = {part for key, _ in host.named_parameters() for part in key.split(".")}
     for name in names:
         adapter_folder.check_adapter_name(name)
         prefixed = name.startswith(tuple(filter(None, PEFT_TYPE_TO_PREFIX_MAPPING.values())))
-        part = name in ("weight", "bias") or (len(names) > 1 and (name in taken or prefixed))
-        if part or hasattr(torch.nn.ModuleDict(), name):
+        # a single adapter's tensors are all of the adapter's, so most names are unambiguous there
+        ambiguous = name in ("weight", "bias") or (len(names) > 1 and (name in model_parts or prefixed))
+        if ambiguous or hasattr(torch.nn.ModuleDict(), name):  # a ModuleDict refuses the names of its attributes
             raise AdapterError(
                 f"adapter.{name}: is also the name of a part of the model; type another, such as adapter={{{name}_1: PATH}}"
             )
 
 
 def add_adapters(base: LoadedBase, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The base with all adapters, and for each the logits without it."""
+    """The base model with all adapters, and name → the base model's logits on the probes, (tokens, vocabulary)."""
     model, plain = None, {}
-    for name, folder in folders.items():
+    for name, folder in folders.items():  # before the first adapter changes the model
         call = read_json(folder / ADAPTER_CONFIG).get("alora_invocation_tokens")
         plain[name] = probes.compute_probe_logits(base.model, base.tokenizer, call)
     for name, folder in folders.items():
         if classifier_head.read_adapter_head(str(folder), name):
-            raise AdapterError(f"adapter.{name}={folder}: is a classifier's and cannot stand beside a language model's")
+            raise AdapterError(
+                f"adapter.{name}={folder}: is a classifier's and cannot be loaded together with a language model's"
+            )
         model = add_adapter(base, base.model, model, name, folder)
     return model, plain
 
 
 def add_classifiers(base: LoadedBase, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The same for classifiers: see `company`. One alone is a plain PeftModel."""
+    """The same for classifiers: several as a SharedEncoder, a single one as a plain PeftModel. Logits are (probes, labels)."""
     hosts: dict[str, Any] = {}
     for name, folder in folders.items():
         head = classifier_head.read_adapter_head(str(folder), name)
         if head is None:
-            raise AdapterError(f"adapter.{name}={folder}: is no classifier's and cannot stand beside one")
-        free = head == base.head and not any(host is base.model for host in hosts.values())
-        hosts[name] = base.model if free else shared_encoder.add_classifier(base, head)
+            raise AdapterError(f"adapter.{name}={folder}: is no classifier's and cannot be loaded together with one")
+        # the first adapter with the base's own head takes the loaded model; each other one gets a model on the same encoder
+        unused = head == base.head and not any(host is base.model for host in hosts.values())
+        hosts[name] = base.model if unused else shared_encoder.add_classifier(base, head)
     plain = {name: probes.compute_probe_logits(host, base.tokenizer) for name, host in hosts.items()}
     members = {name: add_adapter(base, host, None, name, folders[name]) for name, host in hosts.items()}
     return (shared_encoder.SharedEncoder(members) if len(members) > 1 else next(iter(members.values()))), plain
 
 
 def add_adapter(base: LoadedBase, host: Any, model: Any, name: str, folder: Path) -> Any:
-    """`model`, or `host` where there is none yet, with one more adapter. Raises: AdapterError: it does not fit the base."""
+    """`model` (None: a new PeftModel around `host`) with one more adapter. Raises: AdapterError: it does not fit the base model."""
     try:
         config = peft_config.read_peft_config(folder)
         config.inference_mode = True
-        if any(one.is_meta for one in host.parameters()):
+        if any(parameter.is_meta for parameter in host.parameters()):  # offloaded
             return offload.add_to_offloaded(host, model, config, name, folder)
         if model is None:
             model = get_peft_model(host, config, adapter_name=name)
@@ -93,7 +97,7 @@ def add_adapter(base: LoadedBase, host: Any, model: Any, name: str, folder: Path
 
 
 def _explain_failure(error: Exception, base: LoadedBase, model: Any, name: str, folder: Path) -> str:
-    """What PEFT says against an adapter: that it is for another base, that it cannot share this one, or what else."""
+    """An AdapterError's text for an error of PEFT: another base model, adapters that cannot be combined, or any other reason."""
     reason = " ".join(str(error).split())[:300]
     others = [other for other in getattr(model, "peft_config", {}) if other != name]
     if any(words in str(error) for words in OTHER_BASE_ERRORS):

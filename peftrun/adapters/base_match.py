@@ -1,6 +1,6 @@
-"""Whether a base is the one that an adapter was made for: its weights, its tokenizer, its chat template.
+"""Whether a base model is the one that an adapter was made for: its weights, its tokenizer, its chat template.
 
-Every action reads text by the base's tokenizer and chat template, whatever lies beside the adapter.
+Every action uses the base model's tokenizer and chat template, even if the adapter's folder has its own.
 """
 
 import json
@@ -16,55 +16,56 @@ from peftrun.artifacts.fingerprint import TEMPLATE_FILES, Fingerprint
 from peftrun.errors import AdapterError
 
 WEIGHTS, TOKENIZER, TEMPLATE = "weights", "tokenizer", "chat template"
-LENGTH_SETTINGS = ("truncation", "padding")  # settings of a tokenizer that do not change which tokens a text has
+LENGTH_SETTINGS = ("truncation", "padding")  # keys of tokenizer.json that do not change a text's tokens
 
 
 def check_base_match(name: str, mark: Fingerprint, folder: Path, allow: bool, tokenizer: Callable[[], Any]) -> None:
-    """Says where only the chat template is another: what is not asked through it is answered alike. A tokenizer beside the adapter counts too.
+    """Compares the base model with the recorded one, and its tokenizer with one in the adapter's folder. Another chat template only warns.
 
-    Args: tokenizer: loads that of the base `name`, whose fingerprint is `mark`.
-    Raises: AdapterError: the adapter in `folder` was made for other weights, or another tokenizer.
+    Args: mark: fingerprint of the base model `name`. allow: warn instead of raising. tokenizer: loads the base model's.
+    Raises: AdapterError: the adapter in `folder` was made for other weights or another tokenizer.
     """
-    known = adapter_folder.read_peftrun_metadata(folder)
-    if known is None:
+    metadata = adapter_folder.read_peftrun_metadata(folder)
+    if metadata is None:
         console.print_warning(
             f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are"
         )
-    elif parts := find_differing_parts(mark, known):
-        _warn_or_raise(_describe_mismatch(name, mark, folder, known, parts), parts, allow, "choose that model")
+    elif parts := find_differing_parts(mark, metadata):
+        recorded = metadata["base"]
+        text = f"{folder}: was made for base {recorded['name']} ({recorded['fingerprint']['weights'][:12]}), "
+        text += f"this is {name} ({mark.short()})"
+        others = [part for part in parts if part != WEIGHTS]
+        text += f", which has another {' and another '.join(others)}" if others else ""
+        _warn_or_raise(text, parts, allow, "choose that model")
     _check_adapter_tokenizer(name, folder, allow, tokenizer)
 
 
-def _describe_mismatch(name: str, mark: Fingerprint, folder: Path, known: dict[str, Any], parts: list[str]) -> str:
-    made_for = known["base"]
-    text = f"{folder}: was made for base {made_for['name']} ({made_for['fingerprint']['weights'][:12]}), "
-    text += f"this is {name} ({mark.short()})"
-    others = [part for part in parts if part != WEIGHTS]
-    return text + (f", which has another {' and another '.join(others)}" if others else "")
-
-
 def find_differing_parts(mark: Fingerprint, known: dict[str, Any] | None) -> list[str]:
-    """Parts of a base that are not those of the one that an adapter was made for, as far as its `peftrun.json` tells."""
-    made_for = known["base"]["fingerprint"] if known else {}
-    here = {WEIGHTS: mark.weights, TOKENIZER: mark.tokenizer, TEMPLATE: mark.chat_template}
-    then = {part: made_for.get(part.replace(" ", "_")) for part in here}
-    return [part for part, digest in here.items() if then[part] not in (None, digest)]
+    """Parts of a base model that differ from those recorded in an adapter's `peftrun.json`; parts that are not recorded count as equal."""
+    recorded = known["base"]["fingerprint"] if known else {}
+    digests = {WEIGHTS: mark.weights, TOKENIZER: mark.tokenizer, TEMPLATE: mark.chat_template}
+    return [part for part, digest in digests.items() if recorded.get(part.replace(" ", "_")) not in (None, digest)]
 
 
 def _check_adapter_tokenizer(name: str, folder: Path, allow: bool, tokenizer: Callable[[], Any]) -> None:
-    """The same by a tokenizer and a template that lie beside the adapter: TRL, for one, saves them there."""
+    """Compares a tokenizer and chat template in the adapter's folder, where TRL for example saves them, with the base model's."""
     if not any((folder / file).is_file() for file in ("tokenizer.json", *TEMPLATE_FILES)):
         return
-    base, template = tokenizer(), folder / TEMPLATE_FILES[0]
-    known = base.get_vocab()
+    base, template_file = tokenizer(), folder / TEMPLATE_FILES[0]
+    vocab = base.get_vocab()
     try:
         own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        found = (_tokenization_rules(own, known), own.chat_template)
-        _warn_added_tokens(name, folder, own, known)
-    except (OSError, ValueError, ImportError):  # a template alone, or no tokenizer that could be read
-        found = (None, template.read_text(encoding="utf-8") if template.is_file() else None)
-    parts = [TOKENIZER] if found[0] not in (None, _tokenization_rules(base, known)) else []
-    parts += [TEMPLATE] if found[1] not in (None, base.chat_template) else []
+        rules, template = _tokenization_rules(own, vocab), own.chat_template
+        # Tokens that training added, most often for padding, change no text without them.
+        added = sorted(own.get_added_vocab().keys() - vocab.keys())
+        if added:
+            console.print_warning(
+                f"{folder}: its tokenizer also has {', '.join(added[:3])}, which {name} reads as plain text"
+            )
+    except (OSError, ValueError, ImportError):  # a chat template only, or an unreadable tokenizer
+        rules, template = None, template_file.read_text(encoding="utf-8") if template_file.is_file() else None
+    parts = [TOKENIZER] if rules not in (None, _tokenization_rules(base, vocab)) else []
+    parts += [TEMPLATE] if template not in (None, base.chat_template) else []
     if parts:
         text = f"{folder}: brings another {' and another '.join(parts)} than {name}, whose own is used"
         _warn_or_raise(
@@ -72,22 +73,13 @@ def _check_adapter_tokenizer(name: str, folder: Path, allow: bool, tokenizer: Ca
         )
 
 
-def _warn_added_tokens(name: str, folder: Path, own: Any, known: dict[str, int]) -> None:
-    """Tokens that training added to the tokenizer, most often for padding, change no text that does not hold them."""
-    added = sorted(own.get_added_vocab().keys() - known.keys())
-    if added:
-        console.print_warning(
-            f"{folder}: its tokenizer also has {', '.join(added[:3])}, which {name} reads as plain text"
-        )
-
-
-def _tokenization_rules(tokenizer: Any, known: dict[str, int]) -> Any:
-    """What decides which tokens a text has in which none but the base's are: those `known`."""
+def _tokenization_rules(tokenizer: Any, vocab: dict[str, int]) -> Any:
+    """Everything that determines the tokens of a text, restricted to tokens in `vocab`, the base model's."""
     core = getattr(tokenizer, "backend_tokenizer", None)
-    if core is None:
-        return {token: number for token, number in tokenizer.get_vocab().items() if token in known}
-    found = {key: value for key, value in json.loads(core.to_str()).items() if key not in LENGTH_SETTINGS}
-    return found | {"added_tokens": [one for one in found["added_tokens"] if one["content"] in known]}
+    if core is None:  # a slow tokenizer has no serialized rules
+        return {token: index for token, index in tokenizer.get_vocab().items() if token in vocab}
+    rules = {key: value for key, value in json.loads(core.to_str()).items() if key not in LENGTH_SETTINGS}
+    return rules | {"added_tokens": [token for token in rules["added_tokens"] if token["content"] in vocab]}
 
 
 def _warn_or_raise(text: str, parts: list[str], allow: bool, advice: str) -> None:

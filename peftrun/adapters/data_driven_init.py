@@ -1,4 +1,4 @@
-"""Initialisations that look at training rows, gradients or rounding errors before the first step: EVA, CorDA, LoRA-GA, LoftQ."""
+"""Initializations from training rows, gradients or quantization errors: EVA, CorDA, LoRA-GA, LoftQ."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,34 +16,41 @@ from peftrun.config.schema.lora import LoraSpec
 from peftrun.errors import ConfigError
 from peftrun.models.base import LoadedBase
 
-Batches = list[dict[str, torch.Tensor]]
+Batches = list[dict[str, torch.Tensor]]  # input_ids, attention_mask, labels: (B, T) each
 
 
 @contextmanager
 def collect_statistics(base: LoadedBase, config: Any, batches: Batches) -> Iterator[None]:
-    """For as long as the block runs, the base's layers carry what CorDA and LoRA-GA have learned from the batches."""
-    start = getattr(config, "init_lora_weights", None)
-    if start not in ("corda", "lora_ga"):
+    """Collects the statistics of CorDA or LoRA-GA on the base model's layers, where get_peft_model reads them within the block."""
+    init = getattr(config, "init_lora_weights", None)
+    if init not in ("corda", "lora_ga"):
         yield
         return
+    # expanded here as get_peft_model does later: the preprocessing only matches names
     config.target_modules = _maybe_include_all_linear_layers(config, base.model).target_modules
-    if start == "corda":
+
+    def run_model() -> None:
+        for batch in batches:
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
+                base.model(input_ids=ids[mask][None])  # (1, T): CorDA's hook accepts a single text without padding
+
+    if init == "corda":
         with torch.no_grad():
-            preprocess_corda(base.model, config, run_model=lambda: _run_forward(base.model, batches))
+            preprocess_corda(base.model, config, run_model=run_model)
     else:
         _collect_gradients(base.model, config, batches)
     yield
 
 
 def apply_data_driven_init(base: LoadedBase, net: Any, lora: Any, batches: Batches) -> None:
-    """Gives a fresh adapter the weights that EVA or LoftQ starts from.
+    """Sets a fresh adapter's weights to the initialization of EVA or LoftQ; does nothing for others.
 
-    Raises: ConfigError: LoftQ on a base that is not in 4 bits.
+    Raises: ConfigError: LoftQ on a base model that is not in 4 bits.
     """
-    start = lora.init_lora_weights if isinstance(lora, LoraSpec) else None
-    if start == "eva":
+    init = lora.init_lora_weights if isinstance(lora, LoraSpec) else None
+    if init == "eva":
         initialize_lora_eva_weights(net, batches, show_progress_bar=False)
-    if start == "loftq":
+    if init == "loftq":
         if base.spec.quantization not in ("nf4", "fp4"):
             raise ConfigError(
                 "lora.init_lora_weights=loftq: starts from what 4-bit rounding took from the base; type model.quantization=nf4"
@@ -53,35 +60,28 @@ def apply_data_driven_init(base: LoadedBase, net: Any, lora: Any, batches: Batch
 
 @torch.no_grad()
 def _init_loftq(base: LoadedBase, net: Any) -> None:
-    """B·A times the scaling is the best low-rank part of what 4-bit rounding took from each weight (Li et al. 2023, one round).
+    """Sets scaling·B·A to the best rank-r approximation of each weight's 4-bit quantization error (Li et al. 2023, one iteration).
 
-    PEFT's own function wants a GPU and takes the scaling for 1.
+    PEFT's own function needs a GPU and assumes a scaling of 1.
     """
     from bitsandbytes.functional import dequantize_4bit
 
-    stored = _SafetensorLoader(net, str(base.folder))
+    files = _SafetensorLoader(net, str(base.folder))
     for name, module in net.named_modules():
         weight: Any = getattr(getattr(module, "base_layer", None), "weight", None)
         if not isinstance(module, LoraLayer) or not hasattr(weight, "quant_state"):
             continue
-        exact = stored.get_tensor(f"{name.removeprefix('base_model.model.')}.weight").to(weight.device, torch.float32)
-        missing = exact - dequantize_4bit(weight.data, weight.quant_state).float()
-        left, strength, right = torch.linalg.svd(missing, full_matrices=False)
-        rank, half = module.r["default"], strength.sqrt()
-        down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
-        down.copy_(half[:rank, None] * right[:rank])
-        up.copy_(left[:, :rank] * half[:rank] / module.scaling["default"])
-
-
-def _run_forward(model: Any, batches: Batches) -> None:
-    """Row by row: CorDA's hook takes an input for one text."""
-    for batch in batches:
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
-            model(input_ids=ids[mask][None])
+        exact = files.get_tensor(f"{name.removeprefix('base_model.model.')}.weight").to(weight.device, torch.float32)
+        error = exact - dequantize_4bit(weight.data, weight.quant_state).float()  # (out, in)
+        u, s, vh = torch.linalg.svd(error, full_matrices=False)
+        rank, root = module.r["default"], s.sqrt()
+        # the singular values are split evenly between the factors
+        module.lora_A["default"].weight.copy_(root[:rank, None] * vh[:rank])  # (r, in)
+        module.lora_B["default"].weight.copy_(u[:, :rank] * root[:rank] / module.scaling["default"])  # (out, r)
 
 
 def _collect_gradients(model: Any, config: Any, batches: Batches) -> None:
-    """LoRA-GA reads gradients of the weights themselves, which are frozen otherwise."""
+    """LoRA-GA reads gradients of the base model's weights, which are frozen otherwise."""
 
     def step() -> None:
         for batch in batches:

@@ -16,12 +16,12 @@ from peftrun.models.base import LoadedBase
 def hot_add(
     base: LoadedBase, net: Any, name: str, folder: Path, plain: torch.Tensor
 ) -> Generator[Any, None, LoadProof]:
-    """Yields the model with the adapter in `folder` as `name`, which must be computed with from then on; returns the proof of the load.
+    """Yields the model with the adapter in `folder` as `name`, which the caller must use from then on; returns the proof of the load.
 
-    What fails after that leaves the model without it. Args: net: the base's own model where no adapter was loaded yet.
-    plain: the base's logits on the probes.
+    If the load or its proof fails, the model is left without the adapter.
 
-    Raises: AdapterError: the adapter does not fit. ProofError: it changes nothing, or answers otherwise than when it was saved.
+    Args: net: the PEFT model, or the base model itself if no adapter is loaded yet. plain: the base model's logits on the probes.
+    Raises: AdapterError: the adapter does not fit. ProofError: it changes nothing, or its logits differ from those when it was saved.
     """
     model = net if isinstance(net, PeftModel) else _wrap_base(base, name, folder)
     try:
@@ -39,13 +39,13 @@ def hot_add(
 
 
 def hot_remove(net: Any, name: str) -> Any:
-    """The model without the adapter, and another one active if there is any."""
+    """The model without the adapter; another one becomes active if there is any."""
     if not isinstance(net, PeftModel) or name not in net.peft_config:
         return net
     net.delete_adapter(name)
-    left = list(net.peft_config)
-    if left:
-        net.set_adapter(left[0])
+    others = list(net.peft_config)
+    if others:
+        net.set_adapter(others[0])
     return net
 
 

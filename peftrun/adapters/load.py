@@ -1,6 +1,7 @@
-"""Adapters from disk onto a base, each load proved."""
+"""Loads adapters from disk onto a base model, and verifies each load."""
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,23 @@ from peftrun.errors import AdapterError, ProofError
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import get_input_device
 
-COMPUTED_TENSORS = (
-    "_topk_weights",
-)  # what PEFT computes from a tensor that is not in the file (VB-LoRA), up to the last bits
+COMPUTED_TENSORS = ("_topk_weights",)  # VB-LoRA's: recomputed by PEFT at load, so equal up to rounding only
 
 
 @dataclass
 class LoadProof:
-    """What was seen when one adapter was loaded.
+    """What was verified when one adapter was loaded.
 
     Attributes:
-        tensors: tensors in the file; each landed, and equals its place in the model.
+        tensors: tensors in the file; each was loaded, and equals the model's.
         modules: adapted modules.
-        delta_norm: Frobenius norm of the change to the base's weights, over all LoRA modules.
-        base_checked, base_differs_in: whether the weights are those of the base it was made for; parts of the base that are not.
+        delta_norm: Frobenius norm of the change to the base model's weights, over all LoRA modules.
         delta_norms: the same for each of them; empty for other methods.
-        effect: how far the adapted logits are from the base's, on the probes.
-        saved_difference: max |Δlogit| against the logits kept when it was saved; None if none were kept.
+        fresh: whether it was saved untrained.
+        base_checked: whether the base model's weights are known to be those it was made for.
+        base_differs_in: parts of the base model that differ from those it was made for.
+        effect: distance of the adapted logits from the base model's, on the probes.
+        saved_difference: max |Δlogit| from the logits recorded when it was saved; None if none were recorded.
     """
 
     name: str
@@ -59,10 +60,10 @@ class LoadProof:
 def load(
     base: LoadedBase, paths: dict[str, str], active: str | None, allow_base_mismatch: bool
 ) -> tuple[Any, list[LoadProof]]:
-    """The base with every adapter loaded, `active` (or the first) answering; and the proof of each load.
+    """The base model with every adapter loaded, `active` (or the first) active; and the proof of each load.
 
-    Raises: AdapterError: an adapter is broken, does not fit, or was made for another base.
-        ProofError: it loaded, yet changes nothing or answers otherwise than when it was saved.
+    Raises: AdapterError: an adapter is broken, does not fit, or was made for another base model.
+        ProofError: it is loaded, but changes nothing, or its logits differ from those when it was saved.
     """
     folders = {name: adapter_folder.resolve_adapter_dir(path, name) for name, path in paths.items()}
     add.check_adapter_rules(base, folders)
@@ -78,30 +79,29 @@ def load(
 
 
 def describe_placement(model: Any) -> dict[str, Any]:
-    """Active adapters, and for each device and dtype the number of adapted modules whose weights are there."""
-    found: dict[str, int] = {}
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            places = {
-                f"{p.device} {str(p.dtype).removeprefix('torch.')}"
-                for n, p in module.named_parameters()
-                if n.startswith(tuple(module.adapter_layer_names))
+    """Active adapters, and `DEVICE DTYPE` → number of adapted modules with adapter weights of these."""
+    counts: Counter[str] = Counter()
+    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        counts.update(
+            {
+                f"{parameter.device} {str(parameter.dtype).removeprefix('torch.')}"
+                for name, parameter in layer.named_parameters()
+                if name.startswith(tuple(layer.adapter_layer_names))
             }
-            for place in places:
-                found[place] = found.get(place, 0) + 1
-    return {"active_adapters": model.active_adapters, "adapted_modules": found}
+        )
+    return {"active_adapters": model.active_adapters, "adapted_modules": dict(counts)}
 
 
 def _check_base_unchanged(base: LoadedBase, model: Any, plain: dict[str, torch.Tensor]) -> None:
-    """Raises: ProofError: with all adapters off, the base does not answer as it did before they were loaded."""
+    """Raises: ProofError: with all adapters disabled, the base model's logits differ from those before they were loaded."""
     first = next(iter(plain))
     model.set_adapter(first)
-    own = shared_encoder.find_peft_model(model, first)
-    with own.disable_adapter():
-        found = probes.compute_probe_logits(own, base.tokenizer, traits.get_invocation_tokens(model))
+    peft_model = shared_encoder.find_peft_model(model, first)
+    with peft_model.disable_adapter():
+        logits = probes.compute_probe_logits(peft_model, base.tokenizer, traits.get_invocation_tokens(model))
     limit = max(1e-4, 4 * torch.finfo(base.model.dtype).eps) * float(plain[first].abs().max())
-    difference = probes.compare_logits(plain[first], found)["max_logit_difference"]
-    if not difference <= limit:
+    difference = probes.compare_logits(plain[first], logits)["max_logit_difference"]
+    if not difference <= limit:  # not `>`, which is False for NaN
         raise ProofError(
             f"adapter: one of {', '.join(plain)} changes the base that the others answer from (max |Δlogit| {difference:.3g} with all of them "
             "off); load each alone"
@@ -109,7 +109,7 @@ def _check_base_unchanged(base: LoadedBase, model: Any, plain: dict[str, torch.T
 
 
 def verify_load(base: LoadedBase, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
-    """What was seen of an adapter that has been added. `plain`: the base's logits on the probes. Raises: AdapterError, ProofError: see `load`."""
+    """The proof of an adapter that was added. `plain`: the base model's logits on the probes. Raises: AdapterError, ProofError: see `load`."""
     model.set_adapter(name)
     tensors = check_tensors(shared_encoder.find_peft_model(model, name), name, folder)
     adapted = probes.compute_probe_logits(model, base.tokenizer, traits.get_invocation_tokens(model))
@@ -119,7 +119,7 @@ def verify_load(base: LoadedBase, model: Any, name: str, folder: Path, plain: to
 
 @dataclass(frozen=True)
 class ProbeLogits:
-    """Logits on the probes: of the base alone, and of the adapter on it. `on`: the device and the dtype that they were computed in."""
+    """Logits on the probes, (tokens, vocabulary): of the base model, and with the adapter. `on`: `DEVICE DTYPE` of the computation."""
 
     plain: torch.Tensor
     adapted: torch.Tensor
@@ -129,35 +129,36 @@ class ProbeLogits:
 def verify_load_by_logits(
     mark: Fingerprint, model: Any, name: str, folder: Path, logits: ProbeLogits, *, tensors: int
 ) -> LoadProof:
-    """The same by logits that were computed elsewhere. `mark`: of the base. `tensors`: see `check_tensors`. Raises: ProofError: see `load`."""
-    known = adapter_folder.read_peftrun_metadata(folder) or {}
-    norms, differing = compute_delta_norms(model, name), base_match.find_differing_parts(mark, known or None)
+    """The same from logits computed by the caller. `mark`: the base model's. `tensors`: see `check_tensors`. Raises: ProofError: see `load`."""
+    metadata = adapter_folder.read_peftrun_metadata(folder) or {}
+    norms, differing = compute_delta_norms(model, name), base_match.find_differing_parts(mark, metadata or None)
     proof = LoadProof(
         name=name,
         path=str(folder),
         tensors=tensors,
+        # prompt tuning adapts no module, but has one of its own
         modules=len(_list_adapted_modules(model, name)) or int(name in getattr(model, "prompt_encoder", ())),
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
-        fresh=bool(known.get("fresh")),
-        base_checked=bool(known) and base_match.WEIGHTS not in differing,
+        fresh=bool(metadata.get("fresh")),
+        base_checked=bool(metadata) and base_match.WEIGHTS not in differing,
         base_differs_in=differing,
         effect=probes.compare_logits(logits.plain, logits.adapted),
         saved_difference=None,
     )
-    kept = known.get("probe", {}).get(logits.on)
-    if kept and proof.base_checked and base_match.TOKENIZER not in differing:
-        proof.saved_difference = probes.measure_distance(logits.adapted, kept)
-    _check_effect(
-        proof, probes.logit_tolerance(logits.adapted, proof.effect["max_logit_difference"], logits.on.split()[1])
-    )
+    # comparable only on the same device and dtype, base model and tokenizer
+    recorded = metadata.get("probe", {}).get(logits.on)
+    if recorded and proof.base_checked and base_match.TOKENIZER not in differing:
+        proof.saved_difference = probes.measure_distance(logits.adapted, recorded)
+    dtype = logits.on.split()[1]
+    _check_effect(proof, probes.logit_tolerance(logits.adapted, proof.effect["max_logit_difference"], dtype))
     return proof
 
 
 def _check_effect(proof: LoadProof, limit: float) -> None:
     if not math.isfinite(proof.effect["max_logit_difference"]):
         raise ProofError(
-            f"{proof.path}: answers with logits that are no finite numbers; train again with a lower trainer.learning_rate"
+            f"{proof.path}: its logits are NaN or infinite; train again with a lower trainer.learning_rate"
         )
     if proof.effect["max_logit_difference"] == 0.0 and not proof.fresh:
         raise ProofError(
@@ -171,41 +172,38 @@ def _check_effect(proof: LoadProof, limit: float) -> None:
 
 
 def check_tensors(model: Any, name: str, folder: Path) -> int:
-    """Number of tensors in the file, each found in the model with equal values, and none left over on either side.
+    """Number of tensors in the file, after comparing them one to one with the adapter's in the model.
 
-    To be asked before the adapter answers: some methods write into their own tensors as they compute (OFT with coft=true).
-    Raises: AdapterError: some are not finite, or have no place. ProofError: some are not what is in the file.
+    Call it before the first forward pass: some methods write into their own tensors while computing (OFT with coft=true).
+    Raises: AdapterError: some are not finite, are missing or unexpected. ProofError: some differ from those in the file.
     """
     saved = load_file(folder / ADAPTER_WEIGHTS)
-    broken = sorted(key for key, value in saved.items() if value.is_floating_point() and not value.isfinite().all())
-    if broken:
+    diverged = sorted(key for key, value in saved.items() if value.is_floating_point() and not value.isfinite().all())
+    if diverged:
         raise AdapterError(
-            f"{folder}: {len(broken)} tensors hold NaN or infinity{_quote_first(broken)}, so training has diverged; train again with a lower learning rate"
+            f"{folder}: {len(diverged)} tensors hold NaN or infinity{_quote_first(diverged)}, so training has diverged; train again with a lower learning rate"
         )
     with trainable_tokens.skip_adapters_without_tokens(model, name):
-        landed = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    saved = saved_base.drop_tensors(
-        saved,
-        saved_base.map_base_embeddings(model, name, saved).keys() | saved_base.find_duplicate_names(saved, landed),
-    )
-    missing, unexpected = sorted(landed.keys() - saved.keys()), sorted(saved.keys() - landed.keys())
+        loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    # copies of the base model's embeddings, and second names of tied tensors, are not the adapter's
+    copies = saved_base.map_base_embeddings(model, name, saved).keys() | saved_base.find_duplicate_names(saved, loaded)
+    saved = saved_base.drop_tensors(saved, copies)
+    missing, unexpected = sorted(loaded.keys() - saved.keys()), sorted(saved.keys() - loaded.keys())
     if missing or unexpected:
         raise AdapterError(
             f"{folder}: {len(missing)} adapted tensors are not in the file{_quote_first(missing)} and "
             f"{len(unexpected)} of the file have no place in the model{_quote_first(unexpected)}; it was made for another architecture"
         )
-    differing = [key for key, value in saved.items() if not _is_loaded(key, value, landed[key].cpu())]
+    differing = []
+    for key, value in saved.items():
+        actual = loaded[key].cpu()
+        expected = value.to(actual.dtype)
+        close = key.endswith(COMPUTED_TENSORS) and torch.allclose(expected, actual, rtol=1e-5, atol=0)
+        if not (close or torch.equal(expected, actual)):
+            differing.append(key)
     if differing:
-        raise ProofError(
-            f"{folder}: {len(differing)} tensors did not land as they are in the file{_quote_first(differing)}"
-        )
+        raise ProofError(f"{folder}: {len(differing)} loaded tensors differ from the file's{_quote_first(differing)}")
     return len(saved)
-
-
-def _is_loaded(key: str, saved: torch.Tensor, found: torch.Tensor) -> bool:
-    if key.endswith(COMPUTED_TENSORS):
-        return torch.allclose(saved.to(found.dtype), found, rtol=1e-5, atol=0)
-    return torch.equal(saved.to(found.dtype), found)
 
 
 def _quote_first(names: list[str]) -> str:
@@ -213,7 +211,7 @@ def _quote_first(names: list[str]) -> str:
 
 
 def compute_delta_norms(model: Any, name: str) -> dict[str, float]:
-    """Frobenius norm of scaling · B·A of each LoRA module (not of BD-LoRA's blocks), from r × r products alone."""
+    """Module → Frobenius norm of its scaling·B·A (not of BD-LoRA's blocks), from (r, r) products only."""
     return {
         key: _compute_delta_norm(module, name)
         for key, module in _list_adapted_modules(model, name)
@@ -222,47 +220,46 @@ def compute_delta_norms(model: Any, name: str) -> dict[str, float]:
 
 
 def _list_adapted_modules(model: Any, name: str) -> list[tuple[str, Any]]:
-    """Modules that the adapter, of any method, changes; with their paths."""
-    tuned = [(key, module) for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    return [(key, module) for key, module in tuned if name in module._all_available_adapter_names()]
+    """(path, module) of each layer that the adapter, of any method, changes."""
+    layers = [(key, module) for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return [(key, layer) for key, layer in layers if name in layer._all_available_adapter_names()]
 
 
 def _compute_delta_norm(module: Any, name: str) -> float:
     if name in module.lora_embedding_A:
-        down, up = module.lora_embedding_A[name], module.lora_embedding_B[name]
+        a, b = module.lora_embedding_A[name], module.lora_embedding_B[name]
     elif _is_linear_pair(module, name):
-        down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    else:  # AdaLoRA's singular values, experts: no plain product of two Linears
+        a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    else:  # AdaLoRA's singular values, experts: ΔW is not the product of two Linears
         return float(torch.linalg.vector_norm(module.get_delta_weight(name).float()))
-    down, up = down.detach().float().flatten(1), up.detach().float().flatten(1)
-    return float(module.scaling[name] * ((down @ down.T) * (up.T @ up)).sum().clamp(min=0).sqrt())
+    a, b = a.detach().float().flatten(1), b.detach().float().flatten(1)  # (r, in), (out, r)
+    # ‖B·A‖² = Σ (AAᵀ ∘ BᵀB), without computing ΔW (out, in)
+    return float(module.scaling[name] * ((a @ a.T) * (b.T @ b)).sum().clamp(min=0).sqrt())
 
 
 def _is_linear_pair(module: Any, name: str) -> bool:
     if not isinstance(module.lora_A, torch.nn.ModuleDict) or getattr(module, "num_experts", 1) > 1:
         return False
-    down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    return bool(down.shape[0] == up.shape[1])
-
-
-def _dtype_name(base: LoadedBase) -> str:
-    return str(base.model.dtype).removeprefix("torch.")
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    return bool(a.shape[0] == b.shape[1])
 
 
 def _describe_numerics(base: LoadedBase) -> str:
-    held = f" {base.spec.quantization}" if base.spec.quantization else ""
-    return f"{get_input_device(base.model).type} {_dtype_name(base)}{held}"
+    """`DEVICE DTYPE [QUANTIZATION]`: logits are compared only where these are the same."""
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    quantization = f" {base.spec.quantization}" if base.spec.quantization else ""
+    return f"{get_input_device(base.model).type} {dtype}{quantization}"
 
 
 def compute_probe_signature(base: LoadedBase, model: Any) -> dict[str, Any]:
-    """Signature of the model's probe logits, under the device and dtype they were computed with.
+    """`DEVICE DTYPE` → signature of the model's probe logits.
 
     Raises: ProofError: a logit is not a finite number.
     """
-    found = probes.compute_probe_logits(model, base.tokenizer, traits.get_invocation_tokens(model))
-    if not found.isfinite().all():
+    logits = probes.compute_probe_logits(model, base.tokenizer, traits.get_invocation_tokens(model))
+    if not logits.isfinite().all():
         raise ProofError(
-            "the adapter answers with logits that are no finite numbers, so training has diverged; no adapter was saved. "
+            "the adapter's logits are NaN or infinite, so training has diverged; no adapter was saved. "
             "Lower trainer.learning_rate, or type device.dtype=float32"
         )
-    return {_describe_numerics(base): probes.extract_top_logits(found)}
+    return {_describe_numerics(base): probes.extract_top_logits(logits)}

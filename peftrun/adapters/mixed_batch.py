@@ -1,7 +1,7 @@
-"""Rows of one batch, each answered by its own adapter: through one pass where that is right, else in turn.
+"""Batches whose rows use different adapters: in one pass where the adapters allow it, otherwise one adapter after another.
 
-Rows of plain LoRA adapters pass the layers as `routing` has it, others as PEFT routes them. PEFT refuses DoRA, and of what an adapter trained in full (biases,
-`modules_to_save`) it keeps one copy in the base's place or none by row: such adapters answer their rows in batches of their own.
+Rows of plain LoRA adapters are routed by `row_routing`, others by PEFT. PEFT refuses DoRA in a mixed batch, and fully trained parts
+(biases, `modules_to_save`) replace the base model's for all rows or are not routed by row: such adapters get batches of their own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from peftrun.artifacts import adapter_rules
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.errors import AdapterError
 
-AdapterNames = Sequence[str | None]  # an adapter, BASE, or None: the active one
+AdapterNames = Sequence[str | None]  # of each row: an adapter, BASE_ADAPTER_NAME, or None: the active one
 EXCLUSIVE_FIELDS = (
     "use_dora",
     "modules_to_save",
@@ -24,25 +24,22 @@ EXCLUSIVE_FIELDS = (
     "target_parameters",
     "use_bdlora",
 )
-PEFT_BASE_NAME = "__base__"  # PEFT's word for BASE
+PEFT_BASE_NAME = "__base__"  # PEFT's own name for BASE_ADAPTER_NAME
 
 
 def why_not_mixable(net: Any, names: AdapterNames) -> str | None:
     """Why these rows cannot share a batch; None if they can.
 
-    Raises: AdapterError: a row asks for the base, which an adapter has changed.
+    Raises: AdapterError: a row uses the base model, which an adapter has changed.
     """
     if not isinstance(net, PeftModel):
         return None
     _check_base_unchanged(net, names)
-    configs = dict(net.peft_config)
-    return next(
-        (reason for reason in (why_exclusive(name, config) for name, config in configs.items()) if reason), None
-    )
+    return next(filter(None, (why_exclusive(name, config) for name, config in net.peft_config.items())), None)
 
 
 def _check_base_unchanged(net: Any, names: AdapterNames) -> None:
-    """Raises: AdapterError: a row asks for the base, and an adapter has changed it."""
+    """Raises: AdapterError: a row uses the base model, and an adapter has changed it."""
     for name, config in net.peft_config.items() if BASE_ADAPTER_NAME in names else ():
         change = adapter_rules.describe_base_change(vars(config))
         if change:
@@ -52,43 +49,43 @@ def _check_base_unchanged(net: Any, names: AdapterNames) -> None:
 
 
 def why_exclusive(name: str, config: Any) -> str | None:
-    """Why rows of the adapter with PEFT's `config` cannot share a batch with those of others; None if they can."""
-    kind = getattr(config.peft_type, "value", config.peft_type)
-    if kind != "LORA":
-        return f"adapter {name} is of type {kind}"
-    own = next((key for key in EXCLUSIVE_FIELDS if getattr(config, key, None)), None)
-    return f"adapter {name} has {own}" if own else None
+    """Why rows of the adapter with PEFT's `config` cannot share a batch with rows of others; None if they can."""
+    peft_type = getattr(config.peft_type, "value", config.peft_type)
+    if peft_type != "LORA":
+        return f"adapter {name} is of type {peft_type}"
+    feature = next((key for key in EXCLUSIVE_FIELDS if getattr(config, key, None)), None)
+    return f"adapter {name} has {feature}" if feature else None
 
 
 def group_rows(net: Any, names: AdapterNames) -> list[list[int]]:
-    """Numbers of the rows that may share batches: all, or those of each adapter.
+    """Indices of rows that may share batches: one group of all rows, or one group per adapter.
 
-    Raises: AdapterError: a row asks for the base, which an adapter has changed.
+    Raises: AdapterError: a row uses the base model, which an adapter has changed.
     """
     if isinstance(net, PeftModel):
         _check_base_unchanged(net, names)
     if len(set(names)) > 1 and why_not_mixable(net, names):
-        return [[row for row, name in enumerate(names) if name == wanted] for wanted in dict.fromkeys(names)]
+        return [[row for row, name in enumerate(names) if name == adapter] for adapter in dict.fromkeys(names)]
     return [list(range(len(names)))]
 
 
 @contextmanager
 def route_rows(net: Any, names: AdapterNames, router: AdapterRouter | None = None) -> Iterator[None]:
-    """For as long as the block runs, row number i of every batch that passes `net` is answered by `names[i]`.
+    """Within the block, row i of every batch passed to `net` goes through adapter `names[i]`.
 
-    A `router` of this model makes one block after another cheap: it remembers, and the active adapter stays as it is.
+    With a `router` of this model many blocks in a row are cheap: its stacks are reused, and the active adapter need not be switched.
     """
     if not isinstance(net, PeftModel) or set(names) == {None}:
         yield
         return
-    routed = [PEFT_BASE_NAME if name == BASE_ADAPTER_NAME else name or net.active_adapter for name in names]
-    own = set(routed) - {PEFT_BASE_NAME}
-    plain = not any(why_exclusive(name, net.peft_config[name]) for name in own)
-    if len(set(routed)) == 1 and not (router and plain and router.can_route(own)):
-        with _activate_adapter(net, routed[0]):
+    peft_names = [PEFT_BASE_NAME if name == BASE_ADAPTER_NAME else name or net.active_adapter for name in names]
+    adapters = set(peft_names) - {PEFT_BASE_NAME}
+    plain = not any(why_exclusive(name, net.peft_config[name]) for name in adapters)
+    if len(set(peft_names)) == 1 and not (router and plain and router.can_route(adapters)):
+        with _activate_adapter(net, peft_names[0]):
             yield
     else:
-        with _route_layers(net, routed, router or AdapterRouter(net)):
+        with _route_layers(net, peft_names, router or AdapterRouter(net)):
             yield
 
 
@@ -108,11 +105,11 @@ def _activate_adapter(net: Any, name: str) -> Iterator[None]:
 
 @contextmanager
 def _route_layers(net: Any, names: list[str], router: AdapterRouter) -> Iterator[None]:
-    with ExitStack() as entered:
-        entered.enter_context(router.disable_saved_modules())
+    with ExitStack() as stack:
+        stack.enter_context(router.disable_saved_modules())
         if router.can_route(set(names) - {PEFT_BASE_NAME}):
-            entered.enter_context(router.route_rows(names))
-        else:  # layers look at the active adapter first
-            entered.enter_context(_activate_adapter(net, next(name for name in names if name != PEFT_BASE_NAME)))
-            entered.enter_context(net.base_model._enable_peft_forward_hooks(adapter_names=names))
+            stack.enter_context(router.route_rows(names))
+        else:  # PEFT's layers look at the active adapter before they route
+            stack.enter_context(_activate_adapter(net, next(name for name in names if name != PEFT_BASE_NAME)))
+            stack.enter_context(net.base_model._enable_peft_forward_hooks(adapter_names=names))
         yield

@@ -1,6 +1,6 @@
-"""Adapters on a base whose layers wait elsewhere until they are needed.
+"""Adapters on an offloaded base model, whose layers are on the CPU or disk until they are computed.
 
-PEFT puts an adapter's tensors where its layer's weight is, which for a weight that waits on disk is nowhere.
+PEFT creates an adapter's tensors on the device of its layer's weight, which for an offloaded weight is the meta device.
 """
 
 from pathlib import Path
@@ -16,18 +16,14 @@ from peftrun.adapters.meta_model import pin_adapter_device
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.errors import AdapterError
 
-NEEDS_BASE_WEIGHTS = (
-    "use_dora",
-    "modules_to_save",
-    "trainable_token_indices",
-    "target_parameters",
-)  # what needs the base's own weights
+# Features whose initialization or loading reads the base model's own weights.
+NEEDS_BASE_WEIGHTS = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
 
 
 def add_to_offloaded(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
-    """The PEFT model with this adapter, each tensor where its layer computes.
+    """The PEFT model with this adapter, each tensor on the device that its layer is computed on.
 
-    Raises: AdapterError: an adapter of this kind needs weights that are not there.
+    Raises: AdapterError: this kind of adapter needs base weights that are not in memory.
     """
     _check_plain_lora(config, str(folder))
     if model is None:
@@ -35,49 +31,44 @@ def add_to_offloaded(host: Any, model: Any, config: Any, name: str, folder: Path
     else:
         model.add_adapter(name, config, low_cpu_mem_usage=True)
     pin_adapter_device(model)
-    with saved_base.preserve_base(model, name, folder) as found:
-        own = saved_base.drop_tensors(load_file(folder / ADAPTER_WEIGHTS), found)
-        set_peft_model_state_dict(model, own, adapter_name=name, low_cpu_mem_usage=True)
+    with saved_base.preserve_base(model, name, folder) as base_tensors:
+        tensors = saved_base.drop_tensors(load_file(folder / ADAPTER_WEIGHTS), base_tensors)
+        set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
     return _place_adapters(model)
 
 
 def add_untrained(host: Any, config: Any) -> Any:
-    """The PEFT model with an adapter `default` of zeros, to be filled, each tensor where its layer computes.
+    """The PEFT model with an adapter `default` of zeros, to be filled later, each tensor on the device that its layer is computed on.
 
-    Raises: AdapterError: see `add`.
+    Raises: AdapterError: see `add_to_offloaded`.
     """
     _check_plain_lora(config, "lora")
     model = get_peft_model(host, config, low_cpu_mem_usage=True)
     pin_adapter_device(model)
-    for module in (one for one in model.modules() if isinstance(one, BaseTunerLayer)):
-        for part in module.adapter_layer_names:
-            getattr(module, part).to_empty(device="cpu", recurse=True)
-            for one in getattr(module, part).parameters():
-                one.data = torch.zeros_like(one, dtype=torch.float32)
+    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        for attribute in layer.adapter_layer_names:  # lora_A, lora_B, …
+            getattr(layer, attribute).to_empty(device="cpu", recurse=True)
+            for parameter in getattr(layer, attribute).parameters():
+                parameter.data = torch.zeros_like(parameter, dtype=torch.float32)
     return _place_adapters(model)
 
 
 def _check_plain_lora(config: Any, where: str) -> None:
-    kind = config.peft_type.value
-    needs = next((key for key in NEEDS_BASE_WEIGHTS if getattr(config, key, None)), None)
-    if kind != "LORA" or needs or config.bias != "none":
+    peft_type = config.peft_type.value
+    feature = next((key for key in NEEDS_BASE_WEIGHTS if getattr(config, key, None)), None)
+    if peft_type != "LORA" or feature or config.bias != "none":
         raise AdapterError(
-            f"{where}: is of type {kind}{f' with {needs}' if needs else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null where there is memory for all of it, or model.quantization=nf4"
+            f"{where}: is of type {peft_type}{f' with {feature}' if feature else ''}, and an offloaded base carries plain LoRA; type device.max_memory=null where there is memory for all of it, or model.quantization=nf4"
         )
 
 
 def _place_adapters(model: Any) -> Any:
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            _place_layer(module)
+    """Moves each layer's adapter tensors to the device on which accelerate's hook computes the layer."""
+    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        hook = getattr(layer.get_base_layer(), "_hf_hook", None)
+        device = torch.device(getattr(hook, "execution_device", None) or "cpu")
+        for attribute in layer.adapter_layer_names:
+            for parameter in getattr(layer, attribute).parameters():
+                if not parameter.is_meta:
+                    parameter.data = parameter.data.to(device)
     return model
-
-
-def _place_layer(module: Any) -> None:
-    """Moves the adapter's tensors to where the layer's hook computes."""
-    hook = getattr(module.get_base_layer(), "_hf_hook", None)
-    place = torch.device(getattr(hook, "execution_device", None) or "cpu")
-    for part in module.adapter_layer_names:
-        for one in getattr(module, part).parameters():
-            if not one.is_meta:
-                one.data = one.data.to(place)

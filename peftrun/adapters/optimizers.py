@@ -1,4 +1,4 @@
-"""Optimisers that know which matrix of an adapter is which: LoRA+ and LoRA-FA, PEFT's own."""
+"""PEFT's optimizers that treat A and B differently: LoRA+ and LoRA-FA."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from peftrun.config.schema.lora import LoraSpec
 
 
 def build_optimizer(net: Any, lora: Any, made_by: type, settings: dict[str, Any], weight_decay: float) -> Any:
-    """The optimiser that `lora` asks for, made as the trainer would have made its own; None: the trainer's own will do.
+    """The optimizer that `lora` requires, with the trainer's settings; None: the trainer's own.
 
-    Args: made_by, settings: the trainer's optimiser class and its arguments (`lr`, `betas`, …).
+    Args: made_by, settings: the trainer's optimizer class and its arguments (`lr`, `betas`, …).
     """
     if not isinstance(lora, LoraSpec):
         return None

@@ -1,4 +1,4 @@
-"""An adapter's `adapter_config.json` as PEFT's own config, with nothing in it passed over."""
+"""Reads an `adapter_config.json` as PEFT's config, without silently ignoring a key."""
 
 import inspect
 import json
@@ -17,24 +17,24 @@ OFF_VALUES = (None, False)
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """The config; keys of a newer PEFT that are off are said, as PEFT itself warns of them where nobody hears it.
+    """The config. Keys of a newer PEFT that are off are reported, since PEFT's own warning is suppressed.
 
-    Raises: AdapterError: one of those is on, and the adapter would answer otherwise without it.
+    Raises: AdapterError: one of them is on, so that the adapter would compute something else without it.
     """
     values = read_json(folder / ADAPTER_CONFIG)
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(values.get("peft_type"))
-    known = inspect.signature(kind).parameters if kind else values
-    unknown = {key: value for key, value in values.items() if key not in known}
-    needed = [f"{key}={json.dumps(value)}" for key, value in unknown.items() if value not in OFF_VALUES]
-    installed, wrote = get_version("peft"), values.get("peft_version")
-    if needed:
-        by = (
-            f"; PEFT {wrote} wrote it: pip install peft=={wrote}"
-            if wrote
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(values.get("peft_type"))
+    fields = inspect.signature(config_class).parameters if config_class else values
+    unknown = {key: value for key, value in values.items() if key not in fields}
+    enabled = [f"{key}={json.dumps(value)}" for key, value in unknown.items() if value not in OFF_VALUES]
+    installed, version = get_version("peft"), values.get("peft_version")
+    if enabled:
+        advice = (
+            f"; PEFT {version} wrote it: pip install peft=={version}"
+            if version
             else "; a newer one wrote it: pip install -U peft"
         )
         raise AdapterError(
-            f"{folder}: {ADAPTER_CONFIG} sets {', '.join(needed)}, which PEFT {installed} does not know{by}"
+            f"{folder}: {ADAPTER_CONFIG} sets {', '.join(enabled)}, which PEFT {installed} does not know{advice}"
         )
     if unknown:
         console.print_info(

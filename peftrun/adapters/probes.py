@@ -1,4 +1,4 @@
-"""Fixed prompts on which two models are compared, and how far apart they are."""
+"""Fixed prompts on which two models are compared, and the distance between their logits."""
 
 from inspect import signature
 from typing import Any
@@ -14,28 +14,31 @@ PROBE_PROMPTS = (
     "def add(a, b):\n    return a + b\n",
     "URGENT! You have won a prize. Call now to claim 1000 pounds.",
 )
-MAX_TOKENS = 8  # of each; what a base of many billions computes on a laptop within seconds
-KEEP_COUNT = 8
-# What two computations of the same numbers may differ by: units of the dtype in the largest logit, and a share of what the adapter changes.
+MAX_TOKENS = 8  # per prompt: seconds of compute on a laptop, even for a base model of many billions of parameters
+KEEP_COUNT = 8  # logits stored per token, and tokens of a row that are compared
+# Tolerance between two computations of the same logits: units of the dtype at the largest logit, plus a share of the adapter's effect.
 EPS_UNITS, EFFECT_SHARE = 8, 0.05
 
 
 @torch.inference_mode()
 def compute_probe_logits(model: Any, tokenizer: Any, call: list[int] | None = None) -> torch.Tensor:
-    """Logits at every real token of the probes, virtual ones left out (of a text classifier, of every probe): (tokens, choices), float32, on the CPU."""
-    ids, mask = (one.to(get_input_device(model)) for one in build_probe_batch(tokenizer, call))
+    """Logits of the probes, float32, on the CPU: (tokens, vocabulary), padding and virtual tokens left out; of a sequence classifier (probes, labels).
+
+    Args: call: see `build_probe_batch`.
+    """
+    ids, mask = (tensor.to(get_input_device(model)) for tensor in build_probe_batch(tokenizer, call))  # (B, T)
     was_training = model.training
     model.eval()
-    out = model(input_ids=ids, attention_mask=mask, **_decoder_inputs(model, ids)).logits
+    logits = model(input_ids=ids, attention_mask=mask, **_decoder_inputs(model, ids)).logits  # (B, virtual + T, V)
     model.train(was_training)
-    return (out[:, -ids.shape[1] :][mask.bool()] if out.dim() == 3 else out).float().cpu()
+    return (logits[:, -ids.shape[1] :][mask.bool()] if logits.dim() == 3 else logits).float().cpu()
 
 
 def build_probe_batch(tokenizer: Any, call: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The probes' token ids and attention mask. `call`: token ids after which an adapter is on."""
-    given = tokenizer(list(PROBE_PROMPTS), truncation=True, max_length=MAX_TOKENS)["input_ids"]
-    # after the text that calls an adapter, something that it can change
-    rows = [[*ids, *call, *ids[:KEEP_COUNT]] if call else ids for ids in given]
+    """The probes' token ids and attention mask: (B, T) each. `call`: invocation tokens of an aLoRA adapter."""
+    prompts = tokenizer(list(PROBE_PROMPTS), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    # aLoRA changes only the tokens that follow its invocation tokens
+    rows = [[*ids, *call, *ids[:KEEP_COUNT]] if call else ids for ids in prompts]
     padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     return padded["input_ids"], padded["attention_mask"]
 
@@ -45,41 +48,43 @@ def compute_row_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
     model.eval()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    last = {"logits_to_keep": KEEP_COUNT} if "logits_to_keep" in signature(inner.forward).parameters else {}
-    given = [torch.tensor([ids], device=get_input_device(model)) for ids in rows]
-    found = [model(input_ids=ids, **_decoder_inputs(model, ids), **last).logits for ids in given]
-    return torch.cat([(one[0, -KEEP_COUNT:] if one.dim() == 3 else one).float().cpu() for one in found])
+    # where the model supports it, logits of other tokens are not even computed
+    kwargs = {"logits_to_keep": KEEP_COUNT} if "logits_to_keep" in signature(inner.forward).parameters else {}
+    inputs = [torch.tensor([ids], device=get_input_device(model)) for ids in rows]  # (1, T) each: no padding
+    logits = [model(input_ids=ids, **_decoder_inputs(model, ids), **kwargs).logits for ids in inputs]
+    return torch.cat([(row[0, -KEEP_COUNT:] if row.dim() == 3 else row).float().cpu() for row in logits])
 
 
 def _decoder_inputs(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a decoder of its own is given: the same text."""
+    # an encoder-decoder gets the same text on both sides
     return {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
 
 def logit_tolerance(adapted: torch.Tensor, effect: float, dtype: str) -> float:
-    """Largest |Δlogit| taken for equal between two computations of an adapter's logits in `dtype`. `effect`: max |Δlogit| from the base."""
+    """Largest |Δlogit| accepted between two computations of an adapter's logits in `dtype`. `effect`: max |Δlogit| from the base model."""
     return EPS_UNITS * torch.finfo(getattr(torch, dtype)).eps * adapted.abs().max().item() + EFFECT_SHARE * effect
 
 
 def compare_logits(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """How far `other` is from `one`: max |Δlogit|, mean KL(one‖other) in nats, share of equal first choices."""
+    """Distance between logits (tokens, vocabulary): max |Δlogit|, mean KL(one‖other) in nats, share of tokens with the same argmax."""
     log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
     return {
         "max_logit_difference": (one - other).abs().max().item(),
+        # max: rounding can make the divergence of equal logits slightly negative
         "kl_divergence": max(0.0, (log_one.exp() * (log_one - log_other)).sum(-1).mean().item()),
         "top1_agreement": (one.argmax(-1) == other.argmax(-1)).float().mean().item(),
     }
 
 
 def extract_top_logits(values: torch.Tensor) -> dict[str, Any]:
-    """A few kilobytes that tell whether logits are the same: the highest of each token, with their places."""
+    """A signature of logits in a few kilobytes: the highest of each token and their indices, (tokens, KEEP_COUNT) each."""
     top = values.topk(min(KEEP_COUNT, values.shape[-1]), dim=-1)
     return {"indices": top.indices.tolist(), "values": top.values.tolist()}
 
 
-def measure_distance(values: torch.Tensor, kept: dict[str, Any]) -> float | None:
-    """Max |Δlogit| between logits and a kept signature; None if the shapes have nothing in common."""
-    indices, expected = torch.tensor(kept["indices"]), torch.tensor(kept["values"])
+def measure_distance(values: torch.Tensor, stored: dict[str, Any]) -> float | None:
+    """Max |Δlogit| between logits (tokens, vocabulary) and a stored signature; None if their shapes do not match."""
+    indices, expected = torch.tensor(stored["indices"]), torch.tensor(stored["values"])
     if indices.shape[0] != values.shape[0] or int(indices.max()) >= values.shape[1]:
         return None
     return (values.gather(1, indices) - expected).abs().max().item()

@@ -1,4 +1,4 @@
-"""Adapters to disk in PEFT's own layout, peftrun's facts beside them; whole or not at all."""
+"""Saves adapters in PEFT's own layout, with peftrun's metadata in `peftrun.json`; atomically."""
 
 import json
 import shutil
@@ -26,33 +26,40 @@ UNTRAINED_DIR = "untrained"
 def save(model: Any, base: LoadedBase, target: Path, *, fresh: set[str], names: list[str] | None = None,
          dtype: torch.dtype | None = None, initial: Path | None = None,
          made_of: dict[str, Any] | None = None, top: str = "default") -> None:  # fmt: skip
-    """Writes adapters (all, or `names`) into `target`: `top` at its top, others in folders of their own.
+    """Writes adapters (`names`; None: all) to the new folder `target`: `top` directly into it, others into subfolders.
 
-    Args: fresh: names of those never trained. dtype: of the saved tensors; None: as they are.
-        initial: folder of the untrained adapter, for initialisations that changed the base: what is saved is
-            then converted to fit the untouched base. made_of: noted beside: what it learned from, or was made of.
-    Raises: ArtifactError: `target` exists, or the disk refused; nothing is left behind.
+    Args: fresh: names of untrained ones. dtype: of the saved tensors; None: unchanged.
+        initial: folder of the untrained adapter, for initializations that modify the base model: what is saved is
+            then converted to plain LoRA for the unmodified base model. made_of: further facts for peftrun.json, on its origin.
+    Raises: ArtifactError: `target` exists, or writing failed; nothing is left behind.
     """
-    chosen = names or list(model.peft_config)
     active = model.active_adapter
-    with atomic_files.create_folder(target) as folder:
-        for name in chosen:
-            own = folder if name == top else folder / name
-            _write_adapter(model, name, own, initial)
+    with atomic_files.create_folder(target) as root:
+        for name in names or list(model.peft_config):
+            folder = root if name == top else root / name
+            _write_adapter(model, name, folder, initial)
+            weights = folder / ADAPTER_WEIGHTS
             if dtype is not None:
-                _cast_tensors(own / ADAPTER_WEIGHTS, dtype)
+                tensors = load_file(weights)
+                cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+                save_file(cast, weights, metadata={"format": "pt"})
             model.set_adapter(name)
-            atomic_files.write_json(
-                own / PEFTRUN_METADATA, _build_metadata(model, base, name in fresh) | (made_of or {})
-            )
+            metadata = {
+                "peftrun": get_version("peftrun"),
+                "base": base.describe(),
+                "fresh": name in fresh,
+                "probe": compute_probe_signature(base, model),
+                **({"labels": list(model.config.id2label.values())} if base.head else {}),
+            }
+            atomic_files.write_json(folder / PEFTRUN_METADATA, metadata | (made_of or {}))
     model.set_adapter(active)
 
 
 @contextmanager
 def keep_untrained(model: Any, lora: Any, out_dir: Path, writes: bool = True) -> Iterator[Path | None]:
-    """The untrained adapter on disk for as long as the block runs, where saving will need it; else None.
+    """Within the block, the folder of the untrained adapter if saving needs it; else None.
 
-    Args: writes: whether this process is the one that writes.
+    Args: writes: whether this is the process that saves.
     """
     if not modifies_base(lora) or not writes:
         yield None
@@ -70,44 +77,28 @@ def _write_adapter(model: Any, name: str, folder: Path, initial: Path | None) ->
     root = folder.parent if folder.name == name else folder
     with trainable_tokens.skip_adapters_without_tokens(model, name):
         model.save_pretrained(str(root), selected_adapters=[name], save_embedding_layers=False, **conversion)
-    (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names paths of this machine
-    inner = root / name
-    if root == folder and inner.is_dir():  # PEFT puts every adapter but `default` into a folder of its own
-        for file in inner.iterdir():
+    (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card contains local paths
+    subfolder = root / name
+    if root == folder and subfolder.is_dir():  # PEFT saves every adapter but `default` into a subfolder
+        for file in subfolder.iterdir():
             file.rename(folder / file.name)
-        inner.rmdir()
+        subfolder.rmdir()
     _sort_names(model.peft_config[name], folder / ADAPTER_CONFIG)
     if initial:
         _add_unconverted(model, name, folder / ADAPTER_WEIGHTS)
 
 
 def _sort_names(config: Any, file: Path) -> None:
-    """PEFT writes sets of names in an order that differs from process to process: the same run, other bytes."""
-    found = atomic_files.read_json(file)
-    sets = [key for key, value in vars(config).items() if isinstance(value, set) and isinstance(found.get(key), list)]
-    atomic_files.write_text(
-        file, json.dumps(found | {key: sorted(found[key]) for key in sets}, indent=2, sort_keys=True)
-    )
+    """Sorts what PEFT's config holds as sets, whose order differs between processes: the same run would write other bytes."""
+    values = atomic_files.read_json(file)
+    sets = [key for key, value in vars(config).items() if isinstance(value, set) and isinstance(values.get(key), list)]
+    values |= {key: sorted(values[key]) for key in sets}
+    atomic_files.write_text(file, json.dumps(values, indent=2, sort_keys=True))
 
 
 def _add_unconverted(model: Any, name: str, file: Path) -> None:
-    """PEFT's conversion writes the low-rank factors alone: biases and modules trained in full are put beside them."""
-    found = get_peft_model_state_dict(find_peft_model(model, name), adapter_name=name, save_embedding_layers=False)
-    beside = {key: value.contiguous().cpu() for key, value in found.items() if ".lora_" not in key}
-    if beside:
-        save_file(load_file(file) | beside, file, metadata={"format": "pt"})
-
-
-def _cast_tensors(path: Path, dtype: torch.dtype) -> None:
-    tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(path).items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _build_metadata(model: Any, base: LoadedBase, fresh: bool) -> dict[str, Any]:
-    return {
-        "peftrun": get_version("peftrun"),
-        "base": base.describe(),
-        "fresh": fresh,
-        "probe": compute_probe_signature(base, model),
-        **({"labels": list(model.config.id2label.values())} if base.head else {}),
-    }
+    """Adds biases and modules trained in full to the file: PEFT's conversion to plain LoRA writes the low-rank factors only."""
+    state = get_peft_model_state_dict(find_peft_model(model, name), adapter_name=name, save_embedding_layers=False)
+    others = {key: value.contiguous().cpu() for key, value in state.items() if ".lora_" not in key}
+    if others:
+        save_file(load_file(file) | others, file, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Whether a method finds its layers in a model, from the model's `config.json` alone: no weights, no download, no conversion."""
+"""Whether a method's target modules exist in a model, from the model's `config.json` only: no weights, no download, no conversion."""
 
 import tempfile
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ CONFIG_FILE = "config.json"
 def check_targets(
     spec: ModelSpec, methods: list[Any], head: ClassifierHead | None = None
 ) -> list[Exception | None] | None:
-    """What is at fault with each of `methods` on the model that `spec` names; None where its config is not on this disk.
+    """The error (or None) of each of `methods`, a list of `lora` groups, on the model of `spec`; None if its config is not on this disk.
 
-    Args: head: of a classifier. Methods: each a `lora` group.
+    Args: head: a classifier's.
     """
     try:
         with _locate_config(spec) as folder:
@@ -43,16 +43,16 @@ def check_targets(
 
 @contextmanager
 def _locate_config(spec: ModelSpec) -> Iterator[Path | None]:
-    """The folder that holds the model's config: its own, one made of a GGUF file's first part, or the Hub's cache."""
-    given = Path(spec.name_or_path).expanduser()
+    """The folder with the model's config: its own, a temporary one with the config of a GGUF file, or one in the Hub's cache."""
+    path = Path(spec.name_or_path).expanduser()
     if spec.package:
-        given = (find_package_dir(spec.package) or Path("/nowhere")) / spec.name_or_path
-    if given.suffix == ".gguf" and given.is_file():
+        path = (find_package_dir(spec.package) or Path("/nowhere")) / spec.name_or_path
+    if path.suffix == ".gguf" and path.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            AutoConfig.from_pretrained(given.parent, gguf_file=given.name).save_pretrained(folder)
+            AutoConfig.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
             yield Path(folder)
-    elif given.is_dir():
-        yield given if (given / CONFIG_FILE).is_file() else None
+    elif path.is_dir():
+        yield path if (path / CONFIG_FILE).is_file() else None
     else:
         yield None if spec.package else _find_in_cache(spec)
 
@@ -62,14 +62,14 @@ def _find_target_error(net: Any, method: Any) -> Exception | None:
         return None
     try:
         target_modules.check_target_modules(net, method)
-    except Exception as fault:  # a ConfigError, or what a model of an unknown kind raises
+    except Exception as fault:  # a ConfigError, or any error of an unknown architecture
         return fault
     return None
 
 
 def _find_in_cache(spec: ModelSpec) -> Path | None:
     try:
-        found = try_to_load_from_cache(spec.name_or_path, CONFIG_FILE, revision=spec.revision)
-    except HFValidationError:
+        file = try_to_load_from_cache(spec.name_or_path, CONFIG_FILE, revision=spec.revision)
+    except HFValidationError:  # not the form of a Hub id
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(file).parent if isinstance(file, str) else None  # else None, or a marker that the Hub has no such file

@@ -1,4 +1,4 @@
-"""Whether what a config names is in the model: PEFT passes over a name that matches nothing if another matches."""
+"""Checks that everything a config names exists in the model: PEFT ignores a name without a match if another name has one."""
 
 import re
 from collections.abc import Iterable
@@ -13,82 +13,73 @@ from peftrun.errors import ConfigError
 
 TARGETABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 PATTERN_FIELDS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
-ALL_LINEAR = ("target_modules", "all-linear")  # no expression in this key; PEFT gives the word a meaning of its own
-ANY_MODULE = ("ln_tuning", "trainable_tokens")  # methods whose targets are no linear layers
+ALL_LINEAR = ("target_modules", "all-linear")  # in this key PEFT's shorthand, not a regular expression
+ANY_MODULE = ("ln_tuning", "trainable_tokens")  # methods whose targets are not linear layers
+TOKEN_FIELDS = ("trainable_token_indices", "token_indices")
 
 
 def check_target_modules(model: Any, lora: Any) -> None:
-    """Raises: ConfigError: a name, pattern, layer or token number of the config is not in the model; one line each."""
+    """Raises: ConfigError: a name, pattern, layer index or token id of the config is not in the model; one line each."""
     linear = [name for name, module in model.named_modules() if isinstance(module, TARGETABLE_LAYERS)]
-    everything = [name for name, _ in model.named_modules() if name]
-    asked = {
-        "target_modules": everything if lora.method in ANY_MODULE else linear,
-        "exclude_modules": everything,
-        "modules_to_save": everything,
+    modules = [name for name, _ in model.named_modules() if name]
+    candidates = {
+        "target_modules": modules if lora.method in ANY_MODULE else linear,
+        "exclude_modules": modules,
+        "modules_to_save": modules,
         "feedforward_modules": linear,
         "target_parameters": [name for name, _ in model.named_parameters()],
     }
     problems = [
-        _describe_unmatched(f"lora.{key}", entry, known)
-        for key, known in asked.items()
-        for entry in _find_unmatched(getattr(lora, key, None), known)
+        _describe_unmatched(f"lora.{key}", entry, names)
+        for key, names in candidates.items()
+        for entry in _find_unmatched(getattr(lora, key, None), names)
         if (key, entry) != ALL_LINEAR
     ]
-    problems += [
-        line
-        for key in PATTERN_FIELDS
-        for line in _check_patterns(
-            f"lora.{key}", getattr(lora, key, None) or {}, linear, anywhere=lora.method == "osf"
-        )
-    ]
-    problems += _check_layers(model, lora) + _check_tokens(model, lora)
+    for key in PATTERN_FIELDS:
+        problems += _check_patterns(f"lora.{key}", getattr(lora, key, None) or {}, linear, lora.method == "osf")
+    problems += _check_indices(model, lora)
     if problems:
         raise ConfigError(*problems)
 
 
-def _check_patterns(key: str, pattern: dict[str, int], names: list[str], anywhere: bool) -> list[str]:
-    # as PEFT reads the keys of a pattern: a regular expression for the end of a module's name; of OSF's for any part of it
-    whole = {one: one if anywhere else rf"^(.*\.)?({one})$" for one in pattern}
-    found = {one: {name for name in names if re.search(whole[one], name)} for one in pattern}
-    absent = [_describe_unmatched(key, entry, names) for entry, matched in found.items() if not matched]
-    return absent + _find_overlaps(key, pattern, found)
-
-
-def _find_overlaps(key: str, pattern: dict[str, int], found: dict[str, set[str]]) -> list[str]:
-    """PEFT lets the first pattern decide, and sorts them when it saves: another one may be first then."""
-    return [
-        f"{key}: {one} ({pattern[one]}) and {other} ({pattern[other]}) both match {min(found[one] & found[other])}, and which of them "
+def _check_patterns(key: str, values: dict[str, int], names: list[str], anywhere: bool) -> list[str]:
+    # As PEFT reads them: regular expressions for the end of a module's name, or with OSF for any part of it.
+    expressions = {pattern: pattern if anywhere else rf"^(.*\.)?({pattern})$" for pattern in values}
+    matches = {
+        pattern: {name for name in names if re.search(expression, name)} for pattern, expression in expressions.items()
+    }
+    unmatched = [_describe_unmatched(key, pattern, names) for pattern, matched in matches.items() if not matched]
+    # PEFT uses the first pattern that matches, and sorts them when it saves, so another one may be first at loading.
+    return unmatched + [
+        f"{key}: {one} ({values[one]}) and {other} ({values[other]}) both match {min(matches[one] & matches[other])}, and which of them "
         "counts may change when the adapter is saved; write patterns that do not overlap"
-        for one, other in combinations(pattern, 2)
-        if pattern[one] != pattern[other] and found[one] & found[other]
+        for one, other in combinations(values, 2)
+        if values[one] != values[other] and matches[one] & matches[other]
     ]
 
 
-def _check_layers(model: Any, lora: Any) -> list[str]:
-    layers, asked = model.config.get_text_config().num_hidden_layers, getattr(lora, "layers_to_transform", None)
-    return [
-        f"lora.layers_to_transform={layer}: this model's layers are 0 to {layers - 1}; type one of them"
-        for layer in ([asked] if isinstance(asked, int) else asked or [])
-        if not 0 <= layer < layers
+def _check_indices(model: Any, lora: Any) -> list[str]:
+    layers, indices = model.config.get_text_config().num_hidden_layers, getattr(lora, "layers_to_transform", None)
+    problems = [
+        f"lora.layers_to_transform={index}: this model's layers are 0 to {layers - 1}; type one of them"
+        for index in ([indices] if isinstance(indices, int) else indices or [])
+        if not 0 <= index < layers
     ]
-
-
-def _check_tokens(model: Any, lora: Any) -> list[str]:
-    keys = {"trainable_token_indices", "token_indices"}
-    found = [(key, getattr(lora, key, None) or []) for key in keys]
-    size = model.get_input_embeddings().weight.shape[0]
-    return [
-        f"lora.{key}={number}: this model's token ids are 0 to {size - 1}; type some of them"
-        for key, given in found
-        for number in (given if isinstance(given, list) else [one for ids in given.values() for one in ids])
-        if not 0 <= number < size
-    ]
+    size = model.get_input_embeddings().weight.shape[0]  # (vocabulary, hidden)
+    for key in TOKEN_FIELDS:
+        tokens = getattr(lora, key, None) or []  # a list, or module → list
+        problems += [
+            f"lora.{key}={token}: this model's token ids are 0 to {size - 1}; type some of them"
+            for token in (tokens if isinstance(tokens, list) else [token for ids in tokens.values() for token in ids])
+            if not 0 <= token < size
+        ]
+    return problems
 
 
 def _find_unmatched(entries: Iterable[str] | str | None, names: list[str]) -> list[str]:
     """Entries that PEFT would match with no module.
 
-    It compares a list's entries with whole names and with their ends after a dot; a text is one regular expression.
+    PEFT compares the entries of a list with whole names and with their ends after a dot; a string is one regular expression.
     """
     if isinstance(entries, str):
         return [] if any(re.fullmatch(entries, name) for name in names) else [entries]
@@ -97,5 +88,5 @@ def _find_unmatched(entries: Iterable[str] | str | None, names: list[str]) -> li
 
 def _describe_unmatched(key: str, entry: str, names: list[str]) -> str:
     ends = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
-    near = get_close_matches(entry, ends, n=1, cutoff=0.0)
-    return f"{key}={entry}: matches no module of this model; modules: {', '.join(ends)}; type {key}=[{near[0]}]"
+    closest = get_close_matches(entry, ends, n=1, cutoff=0.0)  # a cutoff of 0 always finds one
+    return f"{key}={entry}: matches no module of this model; modules: {', '.join(ends)}; type {key}=[{closest[0]}]"

@@ -1,4 +1,4 @@
-"""Looking at an adapter folder before anything heavy loads: is it there, whole, and safe to read?"""
+"""Finds and checks an adapter folder before anything heavy loads: it exists, is complete, and is safe to read."""
 
 import re
 from pathlib import Path
@@ -10,63 +10,66 @@ from peftrun.io import safetensors_header
 from peftrun.io.atomic_files import read_json
 
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-SERVED_NAME = re.compile(rf"{ADAPTER_NAME.pattern}(\.[A-Za-z0-9_-]+)*")  # a server gives PEFT another
+SERVED_NAME = re.compile(
+    rf"{ADAPTER_NAME.pattern}(\.[A-Za-z0-9_-]+)*"
+)  # may have dots: a server gives PEFT another name
 NAME_RULE = "must be letters, digits, '_' and '-'"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def check_adapter_name(name: str) -> None:
-    """Raises: AdapterError: `name` could not be a folder of its own."""
+    """Raises: AdapterError: `name` cannot be the name of a folder."""
     if not ADAPTER_NAME.fullmatch(name):
-        raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{{_sanitize_name(name)}: PATH}}")
-
-
-def _sanitize_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "my_name"
+        valid = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "my_name"
+        raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{{valid}: PATH}}")
 
 
 def format_adapter_option(path: object, name: str) -> str:
-    """How the adapter was asked for on the command line."""
+    """The option as typed on the command line: `adapter=PATH` or `adapter.NAME=PATH`."""
     return f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
 
 
 def resolve_adapter_dir(path: str, name: str = "default") -> Path:
-    """The adapter folder that `path` means: itself, or the one inside the run folder `path`.
+    """The adapter folder of `path`: itself, or the one in the run folder `path`.
 
     Raises: AdapterError: there is none, the run that should have made it failed, or a file in it is missing,
         torn, a pickle, or not JSON.
     """
-    given, key = Path(path).expanduser(), format_adapter_option(path, name)
+    folder, key = Path(path).expanduser(), format_adapter_option(path, name)
     if not path.strip():
         raise AdapterError(f"{key}: names no folder; name a run folder or one that holds {ADAPTER_CONFIG}")
-    if not given.is_dir():
+    if not folder.is_dir():
         raise AdapterError(f"{key}: is not a folder; name a run folder or one that holds {ADAPTER_CONFIG}")
-    folder = _find_in_run(given, key) if (given / RECORD).is_file() else given
-    if (folder / name / ADAPTER_CONFIG).is_file():
+    if (folder / RECORD).is_file():
+        folder = _find_in_run(folder, key)
+    if (folder / name / ADAPTER_CONFIG).is_file():  # one of several adapters that were saved together
         folder = folder / name
     _check_files(folder, key)
     return folder
 
 
 def read_peftrun_metadata(folder: Path) -> dict[str, Any] | None:
-    """What peftrun noted beside the adapter, or None when the adapter was made elsewhere.
+    """The adapter's `peftrun.json`, or None for an adapter that peftrun did not make.
 
-    Raises: ArtifactError: the file is not JSON, or does not say which base the adapter was made for.
+    Raises: ArtifactError: the file is not JSON, or does not say which base model the adapter was made for.
     """
     if not (folder / PEFTRUN_METADATA).is_file():
         return None
-    found = read_json(folder / PEFTRUN_METADATA)
+    metadata = read_json(folder / PEFTRUN_METADATA)
     try:
-        str(found["base"]["name"]), str(found["base"]["fingerprint"]["weights"])
+        str(metadata["base"]["name"]), str(metadata["base"]["fingerprint"]["weights"])
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{folder / PEFTRUN_METADATA}: does not say which base the adapter was made for; restore it or make the adapter again"
         ) from error
-    return found
+    return metadata
 
 
 def virtual_tokens(adapters: dict[str, str]) -> int:
-    """Tokens that an adapter puts before each text, of those that put most; 0 of most methods. Raises: AdapterError: see `locate`."""
+    """Largest number of virtual tokens that one of the adapters prepends to a text; 0 for most methods.
+
+    Raises: AdapterError: see `resolve_adapter_dir`.
+    """
     configs = [read_json(resolve_adapter_dir(path, name) / ADAPTER_CONFIG) for name, path in adapters.items()]
     return max((int(config.get("num_virtual_tokens") or 0) for config in configs), default=0)
 
@@ -92,29 +95,27 @@ def _check_files(folder: Path, key: str) -> None:
     if not (folder / ADAPTER_CONFIG).is_file():
         raise AdapterError(f"{key}: holds no {ADAPTER_CONFIG}; name a run folder or an adapter folder")
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise AdapterError(_explain_missing_weights(folder, key))
+        pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
+        if pickles:
+            raise AdapterError(
+                f"{key}: {pickles[0]} is a pickle, which can run code when read, and is refused; "
+                f"save the adapter again as {ADAPTER_WEIGHTS}"
+            )
+        raise AdapterError(
+            f"{key}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"
+        )
     try:
         read_json(folder / ADAPTER_CONFIG)
         read_peftrun_metadata(folder)
-        found = safetensors_header.read_header(folder / ADAPTER_WEIGHTS)
+        entries = safetensors_header.read_header(folder / ADAPTER_WEIGHTS)
     except ArtifactError as error:
         raise AdapterError(f"{key}: {error}") from error
-    if not found:
+    if not entries:
         raise AdapterError(f"{key}: {ADAPTER_WEIGHTS} holds no tensor; make the adapter again")
 
 
-def _explain_missing_weights(folder: Path, key: str) -> str:
-    pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
-    if pickles:
-        return (
-            f"{key}: {pickles[0]} is a pickle, which can run code when read, and is refused; "
-            f"save the adapter again as {ADAPTER_WEIGHTS}"
-        )
-    return f"{key}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"
-
-
 def find_adapter_run(path: str) -> Path | None:
-    """The folder of the run that made an adapter; None where there is none, or nothing is known of it."""
+    """The folder of the run that made the adapter at `path`; None if it is in no run folder."""
     folder = Path(path).expanduser()
-    places = (folder, *list(folder.absolute().parents)[:2])  # the run, its adapter, one of several in that
-    return next((one for one in places if (one / RECORD).is_file() and (one / CONFIG).is_file()), None)
+    candidates = (folder, *list(folder.absolute().parents)[:2])  # RUN, RUN/adapter, RUN/adapter/NAME
+    return next((run for run in candidates if (run / RECORD).is_file() and (run / CONFIG).is_file()), None)

@@ -1,22 +1,25 @@
-"""What an `adapter_config.json` says of how the adapter may be used: whether loading makes the model that was saved, and who can share its base.
+"""Rules that follow from an `adapter_config.json`: whether loading restores the saved model, and which adapters can share a base model.
 
-Some initialisations move a part of the base's weights into the adapter. peftrun converts such adapters to plain LoRA when it saves them;
-unconverted ones belong to a base that is no longer the one on disk. Light.
+Some initializations move a part of the base model's weights into the adapter. peftrun converts such adapters to plain LoRA when it saves
+them; unconverted ones belong to a base model that differs from the one on disk. Light.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 AdapterConfig = Mapping[str, Any]
-CONVERTED_INITS = ("pissa", "olora", "corda", "lora_ga")  # initialisations whose adapters peftrun converts
+CONVERTED_INITS = ("pissa", "olora", "corda", "lora_ga")  # initializations whose adapters peftrun converts
 BASE_PRESERVING_INITS = (
     "gaussian",
     "eva",
     "orthogonal",
     "mica",
-)  # those that leave the base as it is; all others change it
-REPEATABLE_INITS = ("pissa", "olora")  # those that PEFT repeats exactly when it loads the adapter
-UNSUPPORTED_TYPES = {  # types that answer with something beside the text
+)  # all other named ones change the base model's weights
+REPEATABLE_INITS = (
+    "pissa",
+    "olora",
+)  # deterministic in the base model's weights, so PEFT repeats them when it loads the adapter
+UNSUPPORTED_TYPES = {  # peft_type → what it needs as input besides the text
     "POLY": "needs the number of its task with each row",
     "MULTITASK_PROMPT_TUNING": "needs the number of its task with each row",
     "XLORA": "needs other adapters, each under a path of its own",
@@ -25,13 +28,13 @@ CONVERT_ADVICE = "save it again where it was trained: model.save_pretrained(FOLD
 
 
 def get_base_changing_init(config: AdapterConfig) -> str | None:
-    """The adapter's `init_lora_weights` if it is one that changes the base's weights, else None."""
+    """The adapter's `init_lora_weights` if it changes the base model's weights, else None."""
     init = config.get("init_lora_weights", True)
     return init if isinstance(init, str) and init.lower() not in BASE_PRESERVING_INITS else None
 
 
 def why_not_loadable(config: AdapterConfig) -> str | None:
-    """Why loading this adapter cannot make the model that was saved; None if it can."""
+    """Why loading this adapter cannot restore the model that was saved; None if it can."""
     kind = _type_name(config.get("peft_type"))
     if kind in UNSUPPORTED_TYPES:
         return f"is of type {kind}, which {UNSUPPORTED_TYPES[kind]}, and peftrun gives none; use it with PEFT itself"
@@ -45,7 +48,7 @@ def why_not_loadable(config: AdapterConfig) -> str | None:
 
 
 def describe_taken_from_base(config: AdapterConfig) -> str | None:
-    """What PEFT takes out of the base's weights when it puts this adapter on them; None if nothing."""
+    """What PEFT subtracts from the base model's weights when it adds this adapter; None if nothing."""
     init = get_base_changing_init(config)
     if init is not None:
         return f"takes part of the base's weights away (init_lora_weights={init}, not converted)"
@@ -55,7 +58,7 @@ def describe_taken_from_base(config: AdapterConfig) -> str | None:
 
 
 def why_weights_needed(config: AdapterConfig) -> str | None:
-    """Why PEFT cannot put this adapter on a base whose weights are not in memory; None if it can."""
+    """Why PEFT cannot add this adapter to a base model whose weights are not in memory; None if it can."""
     taken = describe_taken_from_base(config)
     if taken:
         return f"this adapter {taken}"
@@ -67,7 +70,7 @@ def why_weights_needed(config: AdapterConfig) -> str | None:
 
 
 def describe_base_change(config: AdapterConfig) -> str | None:
-    """What loading this adapter does to the base itself, so that nobody else can answer from it; None if nothing."""
+    """How loading this adapter changes the base model itself, which then cannot be shared; None if it does not."""
     taken, bias = describe_taken_from_base(config), config.get("bias") or "none"
     if taken:
         return taken
@@ -79,7 +82,7 @@ def describe_base_change(config: AdapterConfig) -> str | None:
 
 
 def suggest_remedy(config: AdapterConfig) -> str:
-    """What to do with an adapter that changes its base."""
+    """How to use an adapter that changes its base model."""
     if get_base_changing_init(config):
         return f"load it alone, or {CONVERT_ADVICE}"
     return (
@@ -107,5 +110,6 @@ def check_loadable_together(configs: Mapping[str, AdapterConfig]) -> Iterator[st
             yield f"adapter.{name}: is of type TRAINABLE_TOKENS as adapter.{first} is, and PEFT cannot load two of them; load each alone"
 
 
-def _type_name(kind: Any) -> str:
-    return str(getattr(kind, "value", kind))
+def _type_name(peft_type: Any) -> str:
+    # a string in a file, PEFT's enum in a loaded config
+    return str(getattr(peft_type, "value", peft_type))

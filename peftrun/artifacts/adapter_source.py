@@ -1,4 +1,4 @@
-"""What is exported: an adapter or a full model, the run that made it, and what its record says. Light."""
+"""The source of an export: an adapter or a full model, the run that made it, and its record. Light."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,24 +9,24 @@ from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, CONFIG, MERGED
 from peftrun.errors import ArtifactError, ModelError
 from peftrun.io import atomic_files
 
-MODEL_DIRS = (MODEL, MERGED)  # what a run without an adapter leaves
-EXPORTABLE_STATUSES = ("completed", "stopped")  # stopped: a sweep has ended it early, and its adapter is whole
+MODEL_DIRS = (MODEL, MERGED)  # results of lora=none and action=merge
+EXPORTABLE_STATUSES = ("completed", "stopped")  # stopped: ended early by a sweep, with a complete adapter
 RESULT_DIRS = (ADAPTER, *MODEL_DIRS)
-MAX_PARENTS = 2  # a run folder is at most so far above: RUN/adapter/NAME
+MAX_PARENTS = 2  # levels from an adapter up to its run folder: RUN/adapter/NAME
 
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What is exported.
+    """An adapter or full model to export.
 
     Attributes:
-        name: of the adapter.
-        folder: with its weights and its config.
+        name: the adapter's.
+        folder: holds its weights and its config.
         is_adapter: False for a full model.
         config: adapter_config.json, or config.json of a full model.
-        facts: peftrun.json; empty where it was made elsewhere.
-        run: the run folder that made it; None where there is none.
-        record: its record; empty where there is none.
+        facts: peftrun.json; empty if peftrun did not make it.
+        run: the run folder that made it, or None.
+        record: that run's record.json; empty if there is none.
     """
 
     name: str
@@ -38,56 +38,51 @@ class ExportSource:
     record: dict[str, Any]
 
     def base(self) -> dict[str, Any]:
-        """Name, revision and fingerprint of its base, as noted; empty where nothing was."""
-        found = (self.facts.get("merged") or self.facts).get("base") or self.record.get("base") or {}
-        return found if isinstance(found, dict) else {}
+        """Recorded name, revision and fingerprint of its base model; empty if none are."""
+        base = (self.facts.get("merged") or self.facts).get("base") or self.record.get("base") or {}
+        return base if isinstance(base, dict) else {}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Of its base; empty where it was not noted."""
-        found = self.base().get("fingerprint") or {}
-        return found if isinstance(found, dict) else {}
+        """Recorded fingerprint of its base model; empty if there is none."""
+        digests = self.base().get("fingerprint") or {}
+        return digests if isinstance(digests, dict) else {}
 
 
 def open_adapter_source(path: str, name: str) -> ExportSource:
-    """The adapter that `path` means, by the name it was given.
+    """The adapter at `path`, an adapter folder or a run folder, under `name`.
 
-    Raises: AdapterError: there is none, or it is broken. ArtifactError: its run has not ended well.
+    Raises: AdapterError: there is none, or it is broken. ArtifactError: its run did not complete.
     """
     folder = adapter_folder.resolve_adapter_dir(path, name)
-    key = f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
     config = atomic_files.read_json(folder / ADAPTER_CONFIG)
-    run = _find_source_run(folder)
-    return ExportSource(
-        name, folder, True, config, adapter_folder.read_peftrun_metadata(folder) or {}, run, _read_run_record(run, key)
-    )
+    facts, run = adapter_folder.read_peftrun_metadata(folder) or {}, _find_source_run(folder)
+    record = _read_run_record(run, adapter_folder.format_adapter_option(path, name))
+    return ExportSource(name, folder, True, config, facts, run, record)
 
 
 def open_model_source(path: str) -> ExportSource:
-    """The full model that `path` means: a model folder, or the one in a run folder.
+    """The full model at `path`: a model folder, or the one in a run folder.
 
-    Raises: ModelError: there is none. ArtifactError: its run has not ended well.
+    Raises: ModelError: there is none. ArtifactError: its run did not complete.
     """
-    key, given = f"action.model_dir={path}", Path(path).expanduser()
-    inside = [given / name for name in MODEL_DIRS if (given / name).is_dir()]
-    folder = inside[0] if inside else given
+    key, folder = f"action.model_dir={path}", Path(path).expanduser()
+    folder = next((folder / name for name in MODEL_DIRS if (folder / name).is_dir()), folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{key}: holds no model in safetensors; name a run folder of lora=none or action=merge, or a model folder"
         )
-    run = _find_source_run(folder)
-    note = folder / PEFTRUN_METADATA
-    facts = atomic_files.read_json(note) if note.is_file() else {}
-    return ExportSource(
-        "default", folder, False, atomic_files.read_json(folder / "config.json"), facts, run, _read_run_record(run, key)
-    )
+    config, run = atomic_files.read_json(folder / "config.json"), _find_source_run(folder)
+    metadata = folder / PEFTRUN_METADATA
+    facts = atomic_files.read_json(metadata) if metadata.is_file() else {}
+    return ExportSource("default", folder, False, config, facts, run, _read_run_record(run, key))
 
 
 def _find_source_run(folder: Path) -> Path | None:
-    """The run folder whose result this is; a checkpoint in it, or another's export, is not what its record is about."""
-    inner = folder.resolve()
-    for one in inner.parents[:MAX_PARENTS]:
-        if inner.relative_to(one).parts[0] in RESULT_DIRS and all((one / name).is_file() for name in (RECORD, CONFIG)):
-            return one
+    """The run folder whose result `folder` is, or None: its record does not describe a checkpoint in it, or an export."""
+    folder = folder.resolve()
+    for run in folder.parents[:MAX_PARENTS]:
+        if folder.relative_to(run).parts[0] in RESULT_DIRS and all((run / name).is_file() for name in (RECORD, CONFIG)):
+            return run
     return None
 
 

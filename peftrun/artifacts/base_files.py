@@ -1,4 +1,4 @@
-"""What the files of a base say of its size, without loading it: bytes, layers, what an adapter can stand on. Light."""
+"""A base model's size, layers and adaptable modules, read from its files without loading it. Light."""
 
 import math
 import os
@@ -14,20 +14,12 @@ from peftrun.io import atomic_files, safetensors_header
 from peftrun.system import environment
 from peftrun.system.packages import find_package_dir
 
-QUANTIZED_BITS = {
-    "nf4": 4.5,
-    "fp4": 4.5,
-    "int8": 8.25,
-    "torchao_int8": 8.25,
-}  # of a linear weight, its scales counted in
+# Bits per weight of a quantized linear layer, quantization scales included.
+QUANTIZED_BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.25, "torchao_int8": 8.25}
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?)(\.|$)")
 OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|score|classifier)$")
-CONV1D_MODEL_TYPES = (
-    "gpt2",
-    "openai-gpt",
-    "decision_transformer",
-)  # types whose files hold a layer's inputs first, its outputs second
-CONFIG_KEYS = {  # ours → what config files call it
+CONV1D_MODEL_TYPES = ("gpt2", "openai-gpt", "decision_transformer")  # their linear weights are (in, out), not (out, in)
+CONFIG_KEYS = {  # size → its names in config files
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "inner": ("intermediate_size", "n_inner", "d_ff", "ffn_dim"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -40,15 +32,16 @@ CONFIG_KEYS = {  # ours → what config files call it
 
 @dataclass(frozen=True)
 class BaseModelInfo:
-    """What the files say.
+    """A base model as its files describe it.
 
     Attributes:
-        linears: module → its outputs and inputs, without embeddings and the output layer.
-        tables: the same of embeddings and the output layer: entries and size.
-        sizes: parameters of each tensor.
-        keys: outputs of a layer's keys, and of its values.
-        stored: bytes of the weights' files.
-        quantized: the files hold few bits already, which stay as they are.
+        linears: module → (out, in) of its weight, without embeddings and the output layer.
+        tables: module → (entries, width) of embeddings and the output layer.
+        sizes: tensor → number of parameters.
+        kind: `model_type` of its config.
+        keys: outputs of a layer's key projection, which are those of its value projection.
+        stored: bytes of its tensors on disk.
+        quantized: whether the files are quantized.
     """
 
     linears: dict[str, tuple[int, int]]
@@ -66,53 +59,57 @@ class BaseModelInfo:
 
     @property
     def parameters(self) -> int:
-        """How many there are."""
+        """Number of parameters."""
         return sum(self.sizes.values())
 
     def bytes(self, width: float, quantization: str | None) -> float:
-        """Memory of the weights, each `width` bytes, the linear ones fewer if they are quantised."""
+        """Bytes of the weights in memory, at `width` bytes each; linear layers take fewer if they are quantized."""
         if self.quantized:
             return self.stored
-        linear = sum(first * second for first, second in self.linears.values())
-        held = QUANTIZED_BITS[quantization] / 8 if quantization else width
-        return linear * held + (self.parameters - linear) * width
+        linear = sum(outputs * inputs for outputs, inputs in self.linears.values())
+        linear_width = QUANTIZED_BITS[quantization] / 8 if quantization else width
+        return linear * linear_width + (self.parameters - linear) * width
 
     @property
     def is_half_precision(self) -> bool:
-        """Whether the files hold bfloat16 or float16, which float32 would double."""
+        """Whether the files hold bfloat16 or float16, so that float32 doubles their size."""
         return not self.quantized and self.stored <= 2 * self.parameters
 
 
 def read_base_info(model: ModelSpec) -> BaseModelInfo | None:
-    """The base as its files describe it; None if they are not on this disk yet, or cannot be read."""
+    """The base model as its files describe it; None if they are not on this disk yet, or cannot be read."""
     folder = find_base_dir(model)
     return None if folder is None else read_folder_info(folder)
 
 
 def read_folder_info(folder: Path) -> BaseModelInfo | None:
-    """The same of the base in `folder`."""
+    """The same for the base model in `folder`."""
     try:
         entries = [entry for file in _list_weight_files(folder) for entry in safetensors_header.read_header(file)]
         settings = atomic_files.read_json(folder / "config.json")
     except ArtifactError:
         return None
+    if not entries:
+        return None
     kind = str(settings.get("model_type", ""))
-    shapes = {one.name.removesuffix(".weight"): one.shape for one in entries if one.name.endswith(".weight")}
-    turn = -1 if kind in CONV1D_MODEL_TYPES else 1
-    linears = {name: _to_pair(shape[::turn]) for name, shape in shapes.items() if len(shape) == 2 and _is_linear(name)}
-    tables = {name: _to_pair(shape) for name, shape in shapes.items() if len(shape) == 2 and not _is_linear(name)}
+    linears, tables = {}, {}
+    for entry in entries:
+        name = entry.name.removesuffix(".weight")
+        if name == entry.name or len(entry.shape) != 2:
+            continue
+        first, second = entry.shape
+        if EMBEDDING.search(name) or OUTPUT.search(name):
+            tables[name] = (first, second)
+        else:  # always (out, in)
+            linears[name] = (second, first) if kind in CONV1D_MODEL_TYPES else (first, second)
     sizes = {entry.name: math.prod(entry.shape) for entry in entries}
     stored = sum(entry.end - entry.begin for entry in entries)
     quantized = bool(settings.get("quantization_config"))
-    return (
-        BaseModelInfo(linears, tables, sizes, kind, **_read_sizes(settings), stored=stored, quantized=quantized)
-        if entries
-        else None
-    )
+    return BaseModelInfo(linears, tables, sizes, kind, **_read_sizes(settings), stored=stored, quantized=quantized)
 
 
 def _list_weight_files(folder: Path) -> list[Path]:
-    """Those that transformers reads: some folders hold the same weights once more in another layout.
+    """The files that transformers reads: some folders hold the same weights a second time in another layout.
 
     Raises: ArtifactError: the index cannot be read.
     """
@@ -124,62 +121,56 @@ def _list_weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _to_pair(shape: tuple[int, ...]) -> tuple[int, int]:
-    return shape[0], shape[1]
-
-
-def _is_linear(name: str) -> bool:
-    return not EMBEDDING.search(name) and not OUTPUT.search(name)
-
-
 def _read_sizes(settings: dict[str, Any]) -> dict[str, int]:
-    inner = settings.get("text_config") or {}
-    found = {
-        ours: int(next((source[name] for source in (settings, inner) for name in names if source.get(name)), 0))
-        for ours, names in CONFIG_KEYS.items()
+    """Those of CONFIG_KEYS as fields of BaseModelInfo; 0 where a config names none."""
+    text_config = settings.get("text_config") or {}  # of a model of several modalities
+    sizes = {
+        field: int(next((source[name] for source in (settings, text_config) for name in names if source.get(name)), 0))
+        for field, names in CONFIG_KEYS.items()
     }
-    size = found.pop("head_size") or found["hidden"] // max(1, found["heads"])
-    keys = (found.pop("key_heads") or found["heads"]) * size
-    return found | {"inner": found["inner"] or 4 * found["hidden"], "keys": keys}
+    head_size = sizes.pop("head_size") or sizes["hidden"] // max(1, sizes["heads"])
+    keys = (sizes.pop("key_heads") or sizes["heads"]) * head_size  # no key_heads: no grouped-query attention
+    return sizes | {"inner": sizes["inner"] or 4 * sizes["hidden"], "keys": keys}  # 4: GPT-2's default
 
 
 def find_base_dir(model: ModelSpec) -> Path | None:
-    """The folder that holds a base's safetensors on this disk; None if it is still to be fetched or converted."""
-    place = resolve_model_path(model)
-    if place.suffix == ".gguf":
-        return next(iter(sorted((cache_dir() / "models").glob(f"{place.stem}-{'[0-9a-f]' * 16}"))), None)
-    if place.is_dir():
-        return place
+    """The folder of a base model's safetensors on this disk; None if it must still be downloaded or converted."""
+    path = resolve_model_path(model)
+    if path.suffix == ".gguf":  # by name alone: hashing the file, as the conversion does, takes too long here
+        return next(iter(sorted((cache_dir() / "models").glob(f"{path.stem}-{'[0-9a-f]' * 16}"))), None)
+    if path.is_dir():
+        return path
+    # huggingface_hub's cache layout, read here because importing the library takes too long
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
     repository = hub.expanduser() / f"models--{model.name_or_path.replace('/', '--')}"
-    asked = repository / "refs" / (model.revision or "main")
-    commit = asked.read_text(encoding="ascii").strip() if asked.is_file() else str(model.revision)
-    found = repository / "snapshots" / commit
-    return found if found.is_dir() else None
+    ref = repository / "refs" / (model.revision or "main")
+    commit = ref.read_text(encoding="ascii").strip() if ref.is_file() else str(model.revision)
+    snapshot = repository / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
 
 
 def resolve_model_path(model: ModelSpec) -> Path:
-    """The folder or file that is named, in its package if it lies in one; of a base on the Hub nothing that is there."""
+    """The local path of `model.name_or_path`, inside its package if it has one. For a Hub id this path does not exist."""
     if model.package:
         return (find_package_dir(model.package) or Path()) / model.name_or_path
     return Path(model.name_or_path).expanduser()
 
 
 def format_base_name(model: ModelSpec) -> str:
-    """What records call this base: never a path."""
+    """The base model's name in records: `package:file`, a folder's last part or a Hub id, never a path."""
     if model.package:
         return f"{model.package}:{model.name_or_path}"
-    given = Path(model.name_or_path).expanduser()
-    return given.name if given.exists() else model.name_or_path
+    path = Path(model.name_or_path).expanduser()
+    return path.name if path.exists() else model.name_or_path
 
 
 def weight_bytes(device: DeviceSpec) -> int:
-    """Bytes of a weight of the base: two or four."""
+    """Bytes per weight of the base model: 2 or 4."""
     if device.dtype != "auto":
         return 4 if device.dtype == "float32" else 2
     return 2 if uses_gpu(device) or environment.find_native_bf16() else 4
 
 
 def uses_gpu(device: DeviceSpec) -> bool:
-    """Whether the run goes to a GPU, as far as that can be told without torch."""
+    """Whether the run will use a GPU, as far as can be detected without torch."""
     return device.name in ("cuda", "xpu") or (device.name == "auto" and Path("/dev/nvidia0").exists())

@@ -1,7 +1,7 @@
-"""What a classifier answers with: the kind of its head and the names of its labels, from a task or from an adapter.
+"""A classifier's head: its kind and the names of its labels, from a task or from an adapter.
 
-The base is the plain encoder; the head belongs to the adapter, saved in full beside its low-rank matrices as PEFT saves it for
-`AutoModelForSequenceClassification` and `AutoModelForTokenClassification`. The label names lie in `peftrun.json`.
+The base model is the plain encoder; the head belongs to the adapter and is saved in full in the same file, as PEFT does for
+`AutoModelForSequenceClassification` and `AutoModelForTokenClassification`. The label names are in `peftrun.json`.
 """
 
 import re
@@ -15,8 +15,8 @@ from peftrun.errors import AdapterError
 from peftrun.io import safetensors_header
 from peftrun.io.atomic_files import read_json
 
-TASK_KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's name → the task kind's
-REWARD_LABELS = ("reward",)  # the one output of a reward model
+TASK_KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's task_type → task.kind
+REWARD_LABELS = ("reward",)  # a reward model has one output
 HEAD_PATTERN = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")
 
 
@@ -29,36 +29,33 @@ class ClassifierHead:
 
 
 def get_task_head(task: TaskSpec) -> ClassifierHead | None:
-    """The head a task trains; None for a language model."""
+    """The head that a task trains; None for a language model."""
     if isinstance(task.objective, RewardObjective):
         return ClassifierHead("seq_cls", REWARD_LABELS)
     return ClassifierHead(task.kind, tuple(task.label_names or ())) if task.kind in TASK_KINDS.values() else None
 
 
 def read_adapter_head(path: str, name: str) -> ClassifierHead | None:
-    """The head an adapter holds; None for a language model's. One made elsewhere names its labels LABEL_0, LABEL_1, …
+    """The head of a classifier's adapter; None for a language model's. Without `peftrun.json` labels are LABEL_0, LABEL_1, …
 
-    Raises: AdapterError: it is a classifier's and holds no head.
+    Raises: AdapterError: it is a classifier's adapter and has no head.
     """
     folder = adapter_folder.resolve_adapter_dir(path, name)
     kind = TASK_KINDS.get(str(read_json(folder / ADAPTER_CONFIG).get("task_type")))
     if kind is None:
         return None
-    known = (adapter_folder.read_peftrun_metadata(folder) or {}).get("labels")
-    if known:
-        return ClassifierHead(kind, tuple(str(label) for label in known))
-    sizes = [
-        one.shape[0]
-        for one in safetensors_header.read_header(folder / ADAPTER_WEIGHTS)
-        if HEAD_PATTERN.search(one.name)
-    ]
+    labels = (adapter_folder.read_peftrun_metadata(folder) or {}).get("labels")
+    if labels:
+        return ClassifierHead(kind, tuple(str(label) for label in labels))
+    entries = safetensors_header.read_header(folder / ADAPTER_WEIGHTS)
+    sizes = [entry.shape[0] for entry in entries if HEAD_PATTERN.search(entry.name)]  # weight: (labels, hidden)
     if not sizes:
         raise AdapterError(f"{folder}: is a {kind} adapter and holds no classifier; save it again with modules_to_save")
-    return ClassifierHead(kind, tuple(f"LABEL_{number}" for number in range(sizes[0])))
+    return ClassifierHead(kind, tuple(f"LABEL_{index}" for index in range(sizes[0])))
 
 
 def select_head(task: TaskSpec, adapter: dict[str, str], active: str | None) -> ClassifierHead | None:
-    """The head a run answers with: the active (or first) adapter's; without adapters the task's."""
+    """The head that a run computes with: that of the active (or first) adapter; without adapters the task's."""
     if not adapter:
         return get_task_head(task)
     name = active or next(iter(adapter))

@@ -1,8 +1,9 @@
-"""What a base is, by content: every tensor, the tokenizer, the chat template. Cached by file identity."""
+"""Fingerprint of a base model by content: every tensor, the tokenizer, the chat template. Cached by the files' identity."""
 
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,13 +15,13 @@ from peftrun.errors import ModelError
 from peftrun.io import atomic_files, safetensors_header
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
-CHUNK = 1 << 22  # bytes
-TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+CHUNK = 1 << 22  # bytes read and hashed at once
+TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")  # in transformers' order of precedence
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Hex sha256 digests. `weights` does not depend on how tensors are spread over files."""
+    """Hex sha256 digests. `weights` is independent of how tensors are sharded over files."""
 
     weights: str
     tokenizer: str
@@ -31,7 +32,7 @@ class Fingerprint:
         return asdict(self)
 
     def short(self) -> str:
-        """Twelve digits for people."""
+        """The first twelve digits of `weights`, for messages."""
         return self.weights[:12]
 
 
@@ -45,48 +46,45 @@ def fingerprint_model(folder: Path) -> Fingerprint:
         raise ModelError(
             f"model {folder}: holds no .safetensors file (pickles are refused); convert its weights to safetensors"
         )
+    tokenizer_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return Fingerprint(
         weights=_compute_cached("weights", files, _hash_weights),
-        tokenizer=_compute_cached(
-            "tokenizer", [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()], _hash_contents
-        ),
+        tokenizer=_compute_cached("tokenizer", tokenizer_files, _hash_contents),
         chat_template=of_template(folder) or hashlib.sha256(b"").hexdigest(),
     )
 
 
 def hash_file_cached(path: Path) -> str:
-    """sha256 of one file, computed once for each identity of it."""
+    """sha256 of one file, cached until the file changes."""
     return _compute_cached("file", [path], lambda files: atomic_files.hash_file(files[0]))
 
 
-def _compute_cached(kind: str, files: list[Path], compute) -> str:  # type: ignore[no-untyped-def]
-    """`compute(files)`, remembered under the files' paths, sizes, times and inodes."""
+def _compute_cached(kind: str, files: list[Path], compute: Callable[[list[Path]], str]) -> str:
+    """`compute(files)`, cached under the files' paths, sizes, modification times and inodes."""
     identity = [kind, *([str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino] for f in files)]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    remembered = cache_dir() / "fingerprints" / name
+    cached = cache_dir() / "fingerprints" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     with suppress(OSError):
-        return remembered.read_text(encoding="ascii")
-    digest: str = compute(files)
-    with suppress(atomic_files.ArtifactError):  # a read-only cache costs time, nothing else
-        atomic_files.write_text(remembered, digest)
+        return cached.read_text(encoding="ascii")
+    digest = compute(files)
+    with suppress(atomic_files.ArtifactError):  # with a read-only cache it is computed each time
+        atomic_files.write_text(cached, digest)
     return digest
 
 
 def _hash_weights(files: list[Path]) -> str:
-    lines = sorted(line for file in files for line in _hash_tensors(file))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _hash_tensors(file: Path) -> list[str]:
-    """`name dtype shape sha256` for each tensor of a file; read and hashed in threads, a few megabytes at a time."""
-    with open(file, "rb", buffering=0) as handle, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(partial(_hash_tensor, handle.fileno()), safetensors_header.read_header(file)))
+    """sha256 over the sorted lines `name dtype shape sha256` of all tensors; sorted, so that sharding does not matter."""
+    lines: list[str] = []
+    for file in files:  # in threads: preadv and hashlib release the GIL
+        with open(file, "rb", buffering=0) as handle, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            lines += pool.map(partial(_hash_tensor, handle.fileno()), safetensors_header.read_header(file))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _hash_tensor(handle: int, entry: safetensors_header.TensorEntry) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, entry.end - entry.begin)))
     begin = entry.begin
     while begin < entry.end:
+        # with its own offset, so that threads can share the handle
         count = os.preadv(handle, [buffer[: entry.end - begin]], begin)
         if not count:
             raise atomic_files.ArtifactError(f"{entry.name}: the file became shorter while it was read; restore it")
@@ -102,7 +100,7 @@ def _hash_contents(files: list[Path]) -> str:
 
 
 def of_template(folder: Path) -> str | None:
-    """sha256 of the chat template in a folder; None where there is none."""
+    """sha256 of the chat template in a folder; None if there is none."""
     jinja, settings = (folder / name for name in TEMPLATE_FILES)
     text = ""
     if jinja.is_file():

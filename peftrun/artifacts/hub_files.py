@@ -1,4 +1,4 @@
-"""The folder of a base: what is fetched from the Hub, and what must not lie in it. Light."""
+"""Files of a base model: downloads from the Hub, and files that must not be in its folder. Light."""
 
 import socket
 import threading
@@ -12,27 +12,27 @@ from peftrun.config.paths import cache_dir
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 
-CONNECT_TIMEOUT = 3  # seconds in which the Hub is to answer
-TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # all but weights
+CONNECT_TIMEOUT = 3  # seconds
+TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # everything but weights
 HUB_FILES = [*TEXT_FILES, "*.safetensors"]
 
 
 def download_base(spec: ModelSpec, weights: bool = True) -> Path:
-    """The base at its revision, in the local cache, with its weights or without; Python files only of whom they are trusted.
+    """The base model's folder in the local cache, at its revision, with or without weights; Python files only with trust_remote_code.
 
-    Raises: ModelError: it is not there, or the Hub cannot be reached.
+    Raises: ModelError: it does not exist, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     key = f"model.name_or_path={spec.name_or_path}"
-    wanted = [*(HUB_FILES if weights else TEXT_FILES), *(["*.py"] if spec.trust_remote_code else [])]
+    patterns = [*(HUB_FILES if weights else TEXT_FILES), *(["*.py"] if spec.trust_remote_code else [])]
     try:
-        return Path(
-            snapshot_download(
-                spec.name_or_path, revision=spec.revision, allow_patterns=wanted, ignore_patterns=["adapter_*"]
-            )
+        # without adapter files, which transformers would load silently: see find_stray_adapter
+        folder = snapshot_download(
+            spec.name_or_path, revision=spec.revision, allow_patterns=patterns, ignore_patterns=["adapter_*"]
         )
+        return Path(folder)
     except LocalEntryNotFoundError as error:
         raise ModelError(_explain_unreachable(spec)) from error
     except HFValidationError as error:
@@ -45,9 +45,9 @@ def download_base(spec: ModelSpec, weights: bool = True) -> Path:
 
 
 def check_hub_reachable(spec: ModelSpec) -> None:
-    """Says within seconds, before anything heavy is imported, that a base can be had from nowhere.
+    """Checks within seconds, before anything heavy is imported, that a base model on the Hub can be downloaded.
 
-    Raises: ModelError: it is to come from the Hub, is not in the local cache, and the Hub does not answer.
+    Raises: ModelError: it is not in the local cache, and the Hub does not answer.
     """
     if spec.package or Path(spec.name_or_path).expanduser().exists():
         return
@@ -56,29 +56,29 @@ def check_hub_reachable(spec: ModelSpec) -> None:
 
     try:
         cached = try_to_load_from_cache(spec.name_or_path, "config.json", revision=spec.revision)
-    except HFValidationError:  # told where it is fetched
+    except HFValidationError:  # reported by download_base
         return
     if not isinstance(cached, str) and (constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT)):
         raise ModelError(_explain_unreachable(spec))
 
 
 def _is_reachable(address: str) -> bool:
-    """Whether somebody listens there; behind a proxy nobody can tell. A thread asks, since looking up a name knows no timeout."""
-    place, heard = urlsplit(address), threading.Event()
+    """Whether the address accepts connections; behind a proxy this is not known, and taken for true."""
+    url, connected = urlsplit(address), threading.Event()
     if getproxies():
         return True
 
-    def knock() -> None:
+    def connect() -> None:
         with (
             suppress(OSError),
-            socket.create_connection((place.hostname or "", place.port or 443), timeout=CONNECT_TIMEOUT),
+            socket.create_connection((url.hostname or "", url.port or 443), timeout=CONNECT_TIMEOUT),
         ):
-            heard.set()
+            connected.set()
 
-    asking = threading.Thread(target=knock, daemon=True)
-    asking.start()
-    asking.join(CONNECT_TIMEOUT)
-    return heard.is_set()
+    thread = threading.Thread(target=connect, daemon=True)  # a thread, since DNS lookups have no timeout
+    thread.start()
+    thread.join(CONNECT_TIMEOUT)
+    return connected.is_set()
 
 
 def _explain_unreachable(spec: ModelSpec) -> str:
@@ -89,14 +89,14 @@ def _explain_unreachable(spec: ModelSpec) -> str:
 
 
 def converted_gguf_dir(file: Path) -> Path:
-    """Where a GGUF file's safetensors lie once it was converted: a folder in the cache, named by its content."""
+    """The folder in the cache for a GGUF file's safetensors, named by the file's hash; it exists once the file is converted."""
     from peftrun.artifacts import fingerprint
 
     return cache_dir() / "models" / f"{file.stem}-{fingerprint.hash_file_cached(file)[:16]}"
 
 
 def find_stray_adapter(folder: Path, name: str) -> str | None:
-    """Why this folder is no base: transformers would load an adapter in it with the base, without a word; None if there is none."""
+    """Why a folder cannot be a base model: an adapter in it, which transformers would load silently with the base model; else None."""
     if (folder / ADAPTER / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         return f"model.name_or_path={name}: is a run with an adapter, not a base; type adapter={name}"
     files = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / file).is_file()]

@@ -1,4 +1,4 @@
-"""Prompts from a file: one a line, or JSON rows that may each name the adapter that is to answer."""
+"""Prompts from a file: one per line, or JSON rows that may each name the adapter to answer with."""
 
 import json
 from dataclasses import dataclass
@@ -7,46 +7,48 @@ from typing import Any
 
 from peftrun.errors import DataError
 
-BASE_ADAPTER_NAME = "base"  # the name under which a row asks for the base without any adapter
+BASE_ADAPTER_NAME = "base"  # in a row's `adapter`: the base model without any adapter
 PROMPT_KEYS = {"prompt", "adapter", "tools"}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`said`: a text, or the messages of a conversation. `adapter`: who is to answer: a loaded adapter, `BASE`, or None for the active one."""
+    """One prompt.
+
+    Attributes:
+        said: a text, or the messages of a conversation.
+        adapter: a loaded adapter, `BASE_ADAPTER_NAME`, or None for the active one.
+        tools: that the model may call.
+    """
 
     said: str | list[dict[str, Any]]
     adapter: str | None = None
-    tools: Any = None  # that may be called in it
+    tools: Any = None
 
 
 def read_prompts(path: str, adapters: dict[str, str]) -> list[Prompt]:
-    """The prompts in a text file, or in a .jsonl file of `{"prompt": TEXT or [{role, content}, …], "adapter": …, "tools": […]}`. A line ends with a line feed alone.
+    """The prompts in a text file, or in a .jsonl file of `{"prompt": TEXT or [{role, content}, …], "adapter": …, "tools": […]}`.
 
-    Raises: DataError: it is not UTF-8; no prompt; a row that is no such object, or that names an adapter which is not given; one line each.
+    Raises: DataError: not UTF-8, no prompt, or one line for each row that is no such object or names an adapter that is not loaded.
     """
-    rows = [(number, line.strip()) for number, line in enumerate(_read_lines(path), 1) if line.strip()]
+    try:  # split by line feeds alone: splitlines would also split at U+2028, which a prompt may hold
+        lines = Path(path).expanduser().read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"action.prompts_file={path}: cannot be read ({error}); save it as UTF-8") from error
+    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise DataError(f"action.prompts_file={path}: holds no prompt; write one a line")
     if Path(path).suffix.lower() != ".jsonl":
         return [Prompt(line) for _, line in rows]
     problems = [
-        f"action.prompts_file={path}: row {number}: {said}"
+        f"action.prompts_file={path}: row {number}: {problem}"
         for number, line in rows
-        for said in _check_row(line, adapters)
+        for problem in _check_row(line, adapters)
     ]
     if problems:
         raise DataError(*problems)
-    found = [json.loads(line) for _, line in rows]
-    return [Prompt(row["prompt"], row.get("adapter"), row.get("tools")) for row in found]
-
-
-def _read_lines(path: str) -> list[str]:
-    """What lies between line feeds: nothing else ends a line, such as U+2028, which may stand in a prompt."""
-    try:
-        return Path(path).expanduser().read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"action.prompts_file={path}: cannot be read ({error}); save it as UTF-8") from error
+    objects = [json.loads(line) for _, line in rows]
+    return [Prompt(row["prompt"], row.get("adapter"), row.get("tools")) for row in objects]
 
 
 def _check_row(line: str, adapters: dict[str, str]) -> list[str]:
@@ -54,11 +56,11 @@ def _check_row(line: str, adapters: dict[str, str]) -> list[str]:
         row = json.loads(line)
     except ValueError as error:
         return [f'is not JSON ({error}); write {{"prompt": "…"}}']
-    said = row.get("prompt") if isinstance(row, dict) else None
-    if not said or not (said.strip() if isinstance(said, str) else isinstance(said, list)):
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not prompt or not (prompt.strip() if isinstance(prompt, str) else isinstance(prompt, list)):
         return ['must be an object with a text or messages under prompt; write {"prompt": "…"}']
-    found = [f"{key} is none of prompt, adapter and tools; remove it" for key in row if key not in PROMPT_KEYS]
+    problems = [f"{key} is none of prompt, adapter and tools; remove it" for key in row if key not in PROMPT_KEYS]
     name = row.get("adapter")
     if name is not None and name != BASE_ADAPTER_NAME and name not in adapters:
-        found.append(f"adapter={name} is not given; given: {', '.join([*adapters, BASE_ADAPTER_NAME])}")
-    return found
+        problems.append(f"adapter={name} is not given; given: {', '.join([*adapters, BASE_ADAPTER_NAME])}")
+    return problems

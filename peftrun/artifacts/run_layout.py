@@ -1,9 +1,9 @@
-"""Names of the files and folders that a run leaves, and of PEFT's own in an adapter folder. Light."""
+"""Names of the files and folders of a run, and of PEFT's own in an adapter folder. Light."""
 
 REPORT_PAGE = "report.html"
 CURVES = "curves.svg"
 PREVIEW_PAGE = "preview.html"  # the page of action=preview
-ROWS = "rows.jsonl"  # rows as they are learned: those of a preview, the first ones of a training
+ROWS = "rows.jsonl"  # rows as the model sees them: those of a preview, the first ones of a training
 RECORD = "record.json"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""What a run folder's composition was asked for: Hydra's own files in it, which a run from Python leaves too. Light."""
+"""The overrides and search path of a run, in Hydra's own files in its folder, which a run from Python writes too. Light."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,12 @@ from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
 
 HYDRA_DIR, OVERRIDES_FILE, HYDRA_FILE = ".hydra", "overrides.yaml", "hydra.yaml"
-BUILTIN_PROVIDERS = ("hydra", "main", "schema", "peftrun.configs")  # providers of a search path that every run has
+BUILTIN_PROVIDERS = ("hydra", "main", "schema", "peftrun.configs")  # in the search path of every run
 
 SWEEP = "sweep.json"  # in the folder above a cell's
 CONFIG_DIR = "--config-dir"
-ROW_GROUPS = ("experiment", "task", "slots")  # by which the same rows are asked for
-SHARED_GROUPS = (*ROW_GROUPS, "model", "device", "allow_base_mismatch")  # what the next action needs as this one did
+ROW_GROUPS = ("experiment", "task", "slots")  # groups that determine the rows
+SHARED_GROUPS = (*ROW_GROUPS, "model", "device", "allow_base_mismatch")  # that a following action needs unchanged
 PROCESS_KEYS = tuple(
     f"device.{key}"
     for key in ("strategy", "processes", "machines", "machine_rank", "main_address", "main_port", "deepspeed_config")
@@ -26,31 +26,26 @@ PROCESS_KEYS = tuple(
 
 
 def add_shared_overrides(command: str, typed: Sequence[str], places: Sequence[str] = ()) -> str:
-    """The command with what was typed for model, task and device, where it says nothing of these itself.
+    """The command with the overrides of model, task and device from `typed`, unless it sets these groups itself.
 
-    Args: places: where options were looked for, as `search_path` gives it.
+    Args: places: the run's search path, as `read_search_path` returns it.
     """
-    program, _, rest = command.partition(" ")
-    if program != "peftrun":  # another program's
+    program, _, arguments = command.partition(" ")
+    if program != "peftrun":
         return command
-    words = shlex.split(rest)
-    said = {_override_group(word) for word in words}
+    words = shlex.split(arguments)
+    groups = {_override_group(word) for word in words}
     if any(adapter_folder.find_adapter_run(word.partition("=")[2]) for word in words if word.startswith("adapter=")):
-        said |= {*ROW_GROUPS, "model"}  # are those of the adapter's run
-    more = [text for text in typed if _override_group(text) in SHARED_GROUPS and _override_group(text) not in said]
-    if not more:
+        groups |= {*ROW_GROUPS, "model"}  # default to those of the adapter's run
+    added = [text for text in typed if _override_group(text) in SHARED_GROUPS and _override_group(text) not in groups]
+    if not added:
         return command
-    return " ".join(
-        [
-            override_syntax.join_overrides([program, *override_syntax.format_search_path_flags(places)]),
-            rest,
-            override_syntax.join_overrides(more),
-        ]
-    )
+    start = override_syntax.join_overrides([program, *override_syntax.format_search_path_flags(places)])
+    return f"{start} {arguments} {override_syntax.join_overrides(added)}"
 
 
 def select_row_overrides(typed: Iterable[str]) -> list[str]:
-    """What of it says which rows are learned or measured, and how they are spelled out."""
+    """The overrides that determine the rows and their form."""
     return [text for text in typed if _override_group(text) in ROW_GROUPS]
 
 
@@ -59,31 +54,31 @@ def _override_group(text: str) -> str:
 
 
 def strip_process_overrides(typed: Sequence[str]) -> list[str]:
-    """What was typed, without how it was spread over processes: what comes next runs in one."""
+    """The overrides for a following action in one process: those of distributed training replaced by device=auto."""
     keys = {text: text.lstrip("+~").partition("=")[0] for text in typed}
     return [*(text for text, key in keys.items() if key != "device" and key not in PROCESS_KEYS), "device=auto"]
 
 
 def read_overrides(run: Path) -> list[str]:
-    """What was typed, every key in full, in its order; empty where nothing was, or where a run was not composed."""
+    """A run's overrides in order, keys in full; empty if there were none, or the run was not composed by Hydra."""
     file = run / HYDRA_DIR / OVERRIDES_FILE
     return [str(text) for text in config.read_list(file)] if file.is_file() else []
 
 
 def read_typed_overrides(run: Path) -> list[str]:
-    """The same; of a cell of a sweep what its own command says."""
+    """The same; for a cell of a sweep those of its own command."""
     return read_overrides(run) or [word for word in _read_cell_command(run) if "=" in word and not word.startswith("-")]
 
 
 def read_config_places(run: Path) -> list[str]:
-    """As `search_path`, of a cell too."""
+    """A run's search path, as `read_search_path` returns it; for a cell of a sweep from its own command."""
     words = _read_cell_command(run)
-    named = words[words.index(CONFIG_DIR) + 1 :][:1] if CONFIG_DIR in words else []
-    return read_search_path(run) or [f"file://{folder}" for folder in named]
+    folders = words[words.index(CONFIG_DIR) + 1 :][:1] if CONFIG_DIR in words else []
+    return read_search_path(run) or [f"file://{folder}" for folder in folders]
 
 
 def _read_cell_command(run: Path) -> list[str]:
-    """Words of a cell's own command, from its sweep's summary; none where the run is no cell."""
+    """Arguments of a cell's own command, from its sweep's summary; [] if the run is no cell."""
     with suppress(ArtifactError, KeyError, StopIteration, TypeError, ValueError):
         cells = atomic_files.read_json(run.parent / SWEEP)["cells"]
         return shlex.split(next(str(cell["command"]) for cell in cells if cell["folder"] == run.name))[1:]
@@ -91,13 +86,13 @@ def _read_cell_command(run: Path) -> list[str]:
 
 
 def read_adapter_overrides(path: str) -> tuple[list[str], list[str]]:
-    """What was typed, and the places, of the run that made the adapter; nothing where none is known."""
+    """Overrides and search path of the run that made the adapter; empty if it is in no run folder."""
     run = adapter_folder.find_adapter_run(path)
     return (read_typed_overrides(run), read_config_places(run)) if run else ([], [])
 
 
 def read_search_path(run: Path) -> list[str]:
-    """Where options were looked for beside peftrun's own: `file://FOLDER` or `pkg://PACKAGE`, those that win first."""
+    """A run's search path besides peftrun's own configs: `file://FOLDER` or `pkg://PACKAGE`, in order of precedence."""
     file = run / HYDRA_DIR / HYDRA_FILE
     if not file.is_file():
         return []
@@ -105,15 +100,15 @@ def read_search_path(run: Path) -> list[str]:
 
 
 def format_config_sources(sources: Iterable[Any]) -> list[str]:
-    """The same of Hydra's list of sources."""
+    """The same from Hydra's `runtime.config_sources`."""
     return [
-        f"{one['schema']}://{one['path']}"
-        for one in sources
-        if one["provider"] not in BUILTIN_PROVIDERS and one["path"]
+        f"{source['schema']}://{source['path']}"
+        for source in sources
+        if source["provider"] not in BUILTIN_PROVIDERS and source["path"]
     ]
 
 
-def write_overrides(run: Path, typed: list[str], own: dict[str, Any]) -> None:
-    """Writes them as Hydra would. `own`: Hydra's part of the composed configuration."""
+def write_overrides(run: Path, typed: list[str], hydra: dict[str, Any]) -> None:
+    """Writes overrides.yaml and hydra.yaml as Hydra does. `hydra`: the node `hydra` of the composed config."""
     atomic_files.write_text(run / HYDRA_DIR / OVERRIDES_FILE, config.values_to_yaml(typed))
-    atomic_files.write_text(run / HYDRA_DIR / HYDRA_FILE, config.values_to_yaml({"hydra": own}))
+    atomic_files.write_text(run / HYDRA_DIR / HYDRA_FILE, config.values_to_yaml({"hydra": hydra}))

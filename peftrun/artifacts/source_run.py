@@ -1,4 +1,4 @@
-"""The record of an earlier run: read, seen to be one that can be run again; and what a record notes of adapters that are given."""
+"""Checks the run that action=replay runs again, and hashes a run's input adapters and files for its record."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ REPLAYABLE_ACTIONS = (
 
 
 def check_source_run(action: Any) -> Iterator[str]:
-    """One line for each reason why the run that action=replay names cannot be run again, or looked at."""
+    """One line for each reason why the run of `action.run` cannot be replayed, or its environment checked."""
     if action.run is None:
         yield "action.run is not set; action=replay needs a run folder: type run=outputs/train/RUN"
         return
@@ -39,14 +39,10 @@ def check_source_run(action: Any) -> Iterator[str]:
     except ArtifactError as error:
         yield str(error)
         return
-    yield from _check_record(key, record, action.env is not None)
-
-
-def _check_record(key: str, record: dict[str, Any], only_looked_at: bool) -> Iterator[str]:
     name, status = record.get("action"), record.get("status")
     if name not in REPLAYABLE_ACTIONS:
         yield f"{key}: is a run of action={name}, which leaves nothing to compare; name one of {', '.join(REPLAYABLE_ACTIONS)}"
-    elif status != "completed" and not only_looked_at:
+    elif status != "completed" and action.env is None:  # with action.env nothing is run again
         reason = f" ({str(record['error']).splitlines()[0]})" if record.get("error") else ""
         yield (
             f"{key}: this run is '{status}'{reason}, so there is nothing to compare; name a completed one, "
@@ -55,18 +51,18 @@ def _check_record(key: str, record: dict[str, Any], only_looked_at: bool) -> Ite
 
 
 def hash_input_adapters(adapters: dict[str, str]) -> dict[str, str]:
-    """Name → sha256 of the weights of every adapter that a run is given; what cannot be read is told by whoever loads it."""
-    found = {}
+    """Name → sha256 of the weights of every input adapter of a run."""
+    hashes = {}
     for name, path in adapters.items():
         try:
-            found[name] = atomic_files.hash_file(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_WEIGHTS)
-        except (PeftrunError, OSError):
+            hashes[name] = atomic_files.hash_file(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_WEIGHTS)
+        except (PeftrunError, OSError):  # reported when the adapter is loaded
             continue
-    return found
+    return hashes
 
 
 def hash_input_files(spec: RunSpec) -> dict[str, str]:
-    """Key → sha256 of each file that a run prompts with as it is."""
-    found = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
-    paths = {key: Path(path).expanduser() for key, path in found.items() if path is not None}
+    """Key → sha256 of each input file of a run that goes into prompts unchanged."""
+    values = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
+    paths = {key: Path(path).expanduser() for key, path in values.items() if path is not None}
     return {key: atomic_files.hash_file(path) for key, path in paths.items() if path.is_file()}

@@ -1,4 +1,4 @@
-"""A sweep's summary on disk, and what a cell is called in it. Light."""
+"""A sweep's summary file, and the titles of its cells. Light."""
 
 import shlex
 from pathlib import Path
@@ -10,12 +10,12 @@ SUMMARY_FILE = "sweep.json"
 
 
 def format_cell_title(cell: Path) -> str:
-    """What a cell is called among others: its id, and what was typed for it alone where its sweep tells."""
+    """A cell's title: its id, and those of its overrides that not all cells of the sweep have."""
     try:
-        told = atomic_files.read_json(cell.parent / SUMMARY_FILE)["cells"]
-        commands = {one["id"]: shlex.split(one["command"]) for one in told}
+        cells = atomic_files.read_json(cell.parent / SUMMARY_FILE)["cells"]
+        commands = {row["id"]: shlex.split(row["command"]) for row in cells}
         shared = set.intersection(*(set(words) for words in commands.values()))
-        own = " ".join(word for word in commands[cell.name] if word not in shared)
-    except (ArtifactError, KeyError, TypeError, ValueError):
+        overrides = " ".join(word for word in commands[cell.name] if word not in shared)
+    except (ArtifactError, KeyError, TypeError, ValueError):  # no summary yet, or of an unknown form
         return f"cell {cell.name}"
-    return f"cell {cell.name} ({own})" if own else f"cell {cell.name}"
+    return f"cell {cell.name} ({overrides})" if overrides else f"cell {cell.name}"

@@ -1,4 +1,4 @@
-"""Reading the header of a safetensors file without torch: names, dtypes, shapes, byte ranges."""
+"""The header of a safetensors file, read without torch: names, dtypes, shapes, byte ranges."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftrun.errors import ArtifactError
 
-LENGTH_BYTES = 8
+LENGTH_BYTES = 8  # of the header's length at the start of the file; tensors are aligned to it as well
 
 
 @dataclass(frozen=True)
@@ -29,47 +29,40 @@ def read_header(path: Path) -> list[TensorEntry]:
     Source: the format's specification (an 8-byte little-endian length, a JSON header, then the bytes).
     """
     try:
-        found = _parse_header(path)
+        entries = _parse_header(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: is not a readable safetensors file ({error}); restore it or make it again"
         ) from error
-    expected, actual = max((entry.end for entry in found), default=0), path.stat().st_size
-    if found and expected != actual:
+    expected, actual = max((entry.end for entry in entries), default=0), path.stat().st_size
+    if entries and expected != actual:
         raise ArtifactError(f"{path}: is truncated or torn ({actual} bytes, its header says {expected}); restore it")
-    return found
+    return entries
 
 
 def rename_tensors(path: Path, names: Mapping[str, str]) -> None:
-    """Gives tensors of a file other names; their bytes are copied as they are."""
-    new = path.with_name(f".{path.name}.tmp")
-    with open(path, "rb") as file, open(new, "wb") as target:
+    """Renames tensors of a file (old name → new name); their bytes are copied unchanged."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(path, "rb") as file, open(temporary, "wb") as target:
         header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
         text = json.dumps({names.get(name, name): item for name, item in header.items()}).encode()
-        text += b" " * (-len(text) % LENGTH_BYTES)  # the format asks for tensors that begin at multiples of eight
+        # The format wants tensors to begin at multiples of 8 bytes; offsets count from the header's end, so they stay.
+        text += b" " * (-len(text) % LENGTH_BYTES)
         target.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         shutil.copyfileobj(file, target)
-    new.replace(path)
+    temporary.replace(path)
 
 
 def _parse_header(path: Path) -> list[TensorEntry]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if length > path.stat().st_size:
+        if length > path.stat().st_size:  # read(length) would allocate whatever a corrupt file asks for
             raise ValueError("the header is longer than the file")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     start = LENGTH_BYTES + length
-    return sorted(
-        (
-            TensorEntry(
-                name,
-                item["dtype"],
-                tuple(item["shape"]),
-                start + item["data_offsets"][0],
-                start + item["data_offsets"][1],
-            )
-            for name, item in header.items()
-        ),
-        key=lambda entry: entry.begin,
-    )
+    entries = []
+    for name, item in header.items():
+        begin, end = item["data_offsets"]  # bytes from the end of the header
+        entries.append(TensorEntry(name, item["dtype"], tuple(item["shape"]), start + begin, start + end))
+    return sorted(entries, key=lambda entry: entry.begin)

@@ -1,4 +1,4 @@
-"""The frozen base: from a Hub id, a folder or an installed package to a model, its tokenizer and its fingerprint."""
+"""The frozen base model: from a Hub id, a folder or an installed package to a model, its tokenizer and its fingerprint."""
 
 import atexit
 import dataclasses
@@ -31,23 +31,23 @@ from peftrun.models.tokenizer import check_model_kind, explain_load_error, limit
 from peftrun.system.silence import suppress_output
 
 CLASSIFIER_CLASSES = {"seq_cls": AutoModelForSequenceClassification, "token_cls": AutoModelForTokenClassification}
-HEAD_SEED = 0  # an untrained head is the same wherever it is made
+HEAD_SEED = 0  # fixed, so that an untrained head has the same weights wherever it is created
 
 
 @dataclass
 class LoadedBase:
-    """A loaded base.
+    """A loaded base model.
 
     Attributes:
         model: the frozen transformers model, in evaluation mode, on its device.
-        tokenizer: with a pad token.
-        folder: where its safetensors lie.
-        name: portable: a Hub id, `package:file`, or a folder's last name.
-        spec: what it was loaded by.
-        head: of a classifier; None for a language model.
-        held: in what few bits it is held; None: in full precision.
-        untrained: modules of a classifier that the base's files do not hold: its head.
-        device: on which it was loaded.
+        tokenizer: has a pad token.
+        folder: the folder of its safetensors files.
+        name: portable: a Hub id, `package:file`, or the last part of a folder's path.
+        spec: the config that it was loaded with.
+        device: the device it was loaded on.
+        head: a classifier's; None for a language model.
+        held: its quantization (`nf4`, `gptq`, …); None: full precision.
+        untrained_modules: modules of a classifier that are not in the base model's files: its head.
     """
 
     model: Any
@@ -64,52 +64,54 @@ class LoadedBase:
 
     def describe(self) -> dict[str, Any]:
         """For the record and `peftrun.json`."""
-        found = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.as_dict()}
-        return found | ({"held_in": self.held} if self.held else {})
+        facts = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.as_dict()}
+        return facts | ({"held_in": self.held} if self.held else {})
 
     def size(self) -> int:
-        """Bytes of its weight files."""
+        """Bytes of its safetensors files."""
         return atomic_files.measure_size(self.folder)
 
 
 def load_base(
     spec: ModelSpec, device: Device, dtype: torch.dtype | None = None, head: ClassifierHead | None = None
 ) -> LoadedBase:
-    """The base that `spec` names, in `dtype` (the device's own if None), on `device`; with `head` as a classifier.
+    """The base model of `spec`, in `dtype` (None: the device's), on `device`; with `head` as a classifier.
 
-    Raises: ModelError: it is not there, is of the other kind (language model, encoder), or holds pickles only.
-        MemoryShortageError: it is larger than what is free.
+    Raises: ModelError: it is missing, is of the other kind (language model, encoder), or has pickles only.
+        MemoryShortageError: it is larger than the free memory.
     """
+    dtype = dtype or device.dtype
     folder = resolve_base_dir(spec)
-    held = quantization.get_stored_quantization(folder)
-    quantization.check_quantization(held, spec.quantization, spec.name_or_path, dtype or device.dtype)
-    memory_check.check_load_memory(folder, spec, device, dtype or device.dtype)
+    stored = quantization.get_stored_quantization(folder)
+    # all that can be refused from the config alone, before gigabytes are hashed and read
+    quantization.check_quantization(stored, spec.quantization, spec.name_or_path, dtype)
+    memory_check.check_load_memory(folder, spec, device, dtype)
     mark = fingerprint.fingerprint_model(folder)
     try:
         check_model_kind(AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code), spec, head)
-        model, untrained = _load_model(folder, spec, device, dtype or device.dtype, head)
+        model, untrained = _load_model(folder, spec, device, dtype, head)
         tokenizer = load_tokenizer(folder, spec)
         if head is not None:
             limit_sequence_length(tokenizer, model.config)
     except (ValueError, OSError, ImportError) as error:
-        if getattr(error, "errno", None) == errno.ENOMEM:  # not the base's fault
+        if getattr(error, "errno", None) == errno.ENOMEM:  # the machine's fault, reported by resource_errors
             raise
         raise ModelError(explain_load_error(spec, error)) from error
     name = get_portable_name(spec)
-    model.name_or_path = name  # PEFT writes it into adapter_config.json
-    if held:
-        console.print_info(f"base {name}: its files hold {held} weights, which are used as they are")
+    model.name_or_path = name  # PEFT writes it into adapter_config.json, where a local path would be of no use
+    if stored:
+        console.print_info(f"base {name}: its files hold {stored} weights, which are used as they are")
     return LoadedBase(
-        model, tokenizer, folder, name, spec.revision, mark, spec, device, head, held or spec.quantization, untrained
+        model, tokenizer, folder, name, spec.revision, mark, spec, device, head, stored or spec.quantization, untrained
     )
 
 
 def load_folder(
     folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: ClassifierHead | None = None
 ) -> Any:
-    """A model read from safetensors in `folder`, frozen, in evaluation mode: a causal language model, or a classifier.
+    """The model in `folder`, frozen, in evaluation mode: a causal language model, or with `head` a classifier.
 
-    Raises: MemoryShortageError: it is larger than what is free.
+    Raises: MemoryShortageError: it is larger than the free memory.
     """
     memory_check.check_load_memory(folder, spec, device, dtype)
     return _load_model(folder, spec, device, dtype, head)[0]
@@ -118,9 +120,9 @@ def load_folder(
 def load_classifier(
     folder: Path, spec: ModelSpec, head: ClassifierHead, device: Device, dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
-    """An encoder with `head`, and the names of its modules that are not in the files and so are drawn from a fixed seed.
+    """An encoder with `head`, and the names of its modules that are missing in the files, initialized with a fixed seed.
 
-    Raises: MemoryShortageError: it is larger than what is free.
+    Raises: MemoryShortageError: it is larger than the free memory.
     """
     memory_check.check_load_memory(folder, spec, device, dtype)
     return _load_classifier(folder, spec, head, device, dtype)
@@ -130,15 +132,16 @@ def _load_classifier(
     folder: Path, spec: ModelSpec, head: ClassifierHead, device: Device, dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
     kwargs = _build_load_kwargs(folder, spec, device.name, dtype)
+    # transformers draws missing modules from the global generator; the fork leaves the run's own stream untouched
     with suppress_output(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
-        model, seen = CLASSIFIER_CLASSES[head.kind].from_pretrained(
+        model, loading_info = CLASSIFIER_CLASSES[head.kind].from_pretrained(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, output_loading_info=True,
             **_label_maps(head), **kwargs,
         )  # fmt: skip
-    if model.config.pad_token_id is None:  # a language model with a head reads it to find the last token of a row
+    if model.config.pad_token_id is None:  # a language model with a head needs it to find the last token of a row
         model.config.pad_token_id = load_tokenizer(folder, spec).pad_token_id
-    untrained = tuple(sorted({key.rpartition(".")[0] for key in seen["missing_keys"]}))
+    untrained = tuple(sorted({key.rpartition(".")[0] for key in loading_info["missing_keys"]}))
     return _place_model(model, device.name), untrained
 
 
@@ -147,9 +150,11 @@ def _build_load_kwargs(
 ) -> dict[str, Any]:
     kwargs = quantization.build_quantization_kwargs(spec.quantization, dtype)
     if limits is not None:
-        kwargs |= {"device_map": "auto", "max_memory": limits, "offload_folder": str(_create_offload_dir())}
+        offload_dir = tempfile.TemporaryDirectory(prefix="peftrun-offload-")
+        atexit.register(offload_dir.cleanup)  # layers are read from it for as long as the process runs
+        kwargs |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload_dir.name}
     elif kwargs or quantization.get_stored_quantization(folder):
-        kwargs["device_map"] = {"": str(device)}  # what is quantised cannot be moved afterwards
+        kwargs["device_map"] = {"": str(device)}  # quantized weights cannot be moved once they are loaded
     return kwargs | ({"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {})
 
 
@@ -160,15 +165,8 @@ def _place_model(model: Any, device: Any) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _create_offload_dir() -> Path:
-    """A folder for layers that wait on disk; it goes when the process does."""
-    room = tempfile.TemporaryDirectory(prefix="peftrun-offload-")
-    atexit.register(room.cleanup)
-    return Path(room.name)
-
-
 def dequantize_spec(spec: ModelSpec) -> ModelSpec:
-    """The same base, not quantised: what is merged goes into the weights as they were before rounding."""
+    """The same base model without quantization on load: merges are computed on the weights before rounding."""
     if spec.quantization is not None:
         console.print_info(f"model.quantization={spec.quantization}: this action works on the full-precision base")
     return dataclasses.replace(spec, quantization=None)
@@ -181,60 +179,60 @@ def _label_maps(head: ClassifierHead) -> dict[str, Any]:
 def _load_model(
     folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, head: ClassifierHead | None
 ) -> tuple[Any, tuple[str, ...]]:
-    if head is None:
-        return _load_causal(folder, spec, device, dtype), ()
-    return _load_classifier(folder, spec, head, device, dtype)
-
-
-def _load_causal(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> Any:
+    if head is not None:
+        return _load_classifier(folder, spec, head, device, dtype)
     kwargs = _build_load_kwargs(folder, spec, device.name, dtype, device.max_memory)
     with suppress_output():
         model = _get_model_class(folder, spec).from_pretrained(
             folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs
         )
-    return _place_model(model, device.name)
+    return _place_model(model, device.name), ()
 
 
 def _get_model_class(folder: Path, spec: ModelSpec) -> Any:
-    """The class of a language model: with a decoder alone, or with an encoder too."""
+    """The auto class of a language model: decoder-only, or encoder-decoder."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def build_empty(folder: Path, spec: ModelSpec, head: ClassifierHead | None = None) -> Any:
-    """The model in `folder` without weights, with `head` as a classifier: every parameter on the meta device, buffers as computed."""
-    names = _label_maps(head) if head else {}
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **names)
+    """The model in `folder` without weights, with `head` as a classifier: all parameters on the meta device, buffers computed."""
+    labels = _label_maps(head) if head else {}
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **labels)
     config.dtype = torch.float32
     attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    # Buffers (rotary frequencies) are in no file, so they are computed for real.
     with suppress_output(), init_empty_weights(include_buffers=False):
-        made = CLASSIFIER_CLASSES[head.kind] if head else _get_model_class(folder, spec)
-        return made.from_config(config, trust_remote_code=spec.trust_remote_code, **attention).eval()
+        model_class = CLASSIFIER_CLASSES[head.kind] if head else _get_model_class(folder, spec)
+        return model_class.from_config(config, trust_remote_code=spec.trust_remote_code, **attention).eval()
 
 
 def check_full_precision(folder: Path, name: str) -> None:
-    """Raises: ModelError: the files are quantised: what is added to them in place is lost or garbled (bitsandbytes, quanto)."""
-    held = quantization.get_stored_quantization(folder)
-    if held:
+    """Raises: ModelError: the files are quantized; an in-place addition to such weights is lost or garbled (bitsandbytes, quanto)."""
+    stored = quantization.get_stored_quantization(folder)
+    if stored:
         raise ModelError(
-            f"model {name}: is quantised ({held}), and a merge into it would be lost or garbled; merge into the "
+            f"model {name}: is quantized ({stored}), and a merge into it would be lost or garbled; merge into the "
             "full-precision model it was made from: type model.name_or_path=THAT_MODEL allow_base_mismatch=true"
         )
 
 
 def get_portable_name(spec: ModelSpec) -> str:
-    """A name that means the same on another machine: never an absolute path."""
+    """A name that is valid on other machines: a Hub id, `package:file` or the last part of a path, never an absolute path."""
     if spec.package:
         return f"{spec.package}:{spec.name_or_path}"
     return Path(spec.name_or_path).name if Path(spec.name_or_path).expanduser().exists() else spec.name_or_path
 
 
 def resolve_base_dir(spec: ModelSpec) -> Path:
-    """The folder with the base's safetensors: found, fetched from the Hub, or converted once from GGUF."""
-    given = base_files.resolve_model_path(spec)
-    if given.suffix == ".gguf" and given.is_file():
-        return gguf.convert_gguf(given)
-    folder = given.resolve() if given.is_dir() else hub_files.download_base(spec)
+    """The folder with the base model's safetensors: local, downloaded from the Hub, or converted once from GGUF.
+
+    Raises: ModelError: it is missing, or is an adapter's folder.
+    """
+    path = base_files.resolve_model_path(spec)
+    if path.suffix == ".gguf" and path.is_file():
+        return gguf.convert_gguf(path)
+    folder = path.resolve() if path.is_dir() else hub_files.download_base(spec)
     stray = hub_files.find_stray_adapter(folder, spec.name_or_path)
     if stray:
         raise ModelError(stray)

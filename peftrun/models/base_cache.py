@@ -1,7 +1,7 @@
-"""One base held between the runs of a process: a run gets a copy of its modules over the same weights, and none of its changes stay.
+"""The base model cached between the runs of a process. Each run gets a copy of its modules that shares the weights.
 
-What a run does to the modules (adapters put into them, gradients asked for) is done to its copy. What it does to the weights themselves
-(PiSSA moves part of them into the adapter, full fine-tuning trains them) is seen by a checksum, and the base is read again.
+Changes to modules (injected adapters, requires_grad) affect the run's copy only. Changes to the weights themselves (PiSSA moves part of
+them into the adapter, full fine-tuning trains them) are detected by a checksum, and the base model is read again.
 """
 
 import copy
@@ -28,12 +28,12 @@ class _CachedBase:
     checksum: int
 
 
-_CACHES: list[list[_CachedBase]] = []  # one for each block of `kept` that is open
+_CACHES: list[list[_CachedBase]] = []  # a stack: one list (empty or of one base model) per open `keep_base_cached`
 
 
 @contextmanager
 def keep_base_cached() -> Iterator[None]:
-    """Inside, the base of one run is held for the next."""
+    """Within the block, the base model of one run stays in memory for the next."""
     _CACHES.append([])
     try:
         yield
@@ -45,57 +45,51 @@ def keep_base_cached() -> Iterator[None]:
 def load_cached_base(
     spec: ModelSpec, device: Device, dtype: torch.dtype | None = None, head: ClassifierHead | None = None
 ) -> LoadedBase:
-    """What `model.load_base` gives; inside `kept`, from memory if the run before had the same base.
+    """What `base.load_base` returns; within `keep_base_cached`, from memory if the previous run had the same base model.
 
-    Raises: see `model.load_base`.
+    Raises: see `base.load_base`.
     """
-    if not _CACHES or not _is_cacheable(spec, device):
+    # Not cached: offloaded layers, and quantized weights, which are repacked while they are used.
+    cacheable = spec.quantization is None and device.max_memory is None and device.strategy is None
+    if not _CACHES or not cacheable:
         return base_models.load_base(spec, device, dtype, head)
-    place, key = _CACHES[-1], (spec, device.name, device.dtype, dtype, head)
-    _evict_others(place, key)
-    if not place:
-        found = base_models.load_base(spec, device, dtype, head)
-        if found.held:
-            return found
-        place.append(_CachedBase(key, found, compute_checksum(found.model)))
+    cache, key = _CACHES[-1], (spec, device.name, device.dtype, dtype, head)
+    _evict_stale(cache, key)
+    if not cache:
+        base = base_models.load_base(spec, device, dtype, head)
+        if base.held:  # quantized in its files
+            return base
+        cache.append(_CachedBase(key, base, compute_checksum(base.model)))
     else:
-        console.print_info(f"base {place[0].base.name}: held in memory since an earlier run")
-        asdict(spec)  # it was read by these values, which counts for this run too
-    return replace(place[0].base, model=_copy_modules(place[0].base.model))
+        console.print_info(f"base {cache[0].base.name}: held in memory since an earlier run")
+        asdict(spec)  # reads every field, so that usage tracking does not report model.* as unused in this run
+    net = cache[0].base.model
+    # deepcopy takes what `memo` holds instead of copying it: new modules over the same storage
+    memo = {id(weight): torch.nn.Parameter(weight.data, requires_grad=False) for weight in net.parameters()}
+    return replace(cache[0].base, model=copy.deepcopy(net, memo))
 
 
 def cached_bytes() -> int:
-    """What the weights of the base that is held take; the next run uses them, or they are given back."""
-    held = _CACHES[-1][0].base.model.parameters() if _CACHES and _CACHES[-1] else ()
-    return sum(one.nbytes for one in held)
+    """Bytes of the cached base model's weights; the next run uses them or frees them, so they count as free for it."""
+    weights = _CACHES[-1][0].base.model.parameters() if _CACHES and _CACHES[-1] else ()
+    return sum(weight.nbytes for weight in weights)
 
 
-def _is_cacheable(spec: ModelSpec, device: Device) -> bool:
-    """Layers that wait elsewhere, and weights in few bits that are repacked while they are used, are read again each time."""
-    return spec.quantization is None and device.max_memory is None and device.strategy is None
-
-
-def _evict_others(place: list[_CachedBase], key: tuple[Any, ...]) -> None:
-    gc.collect()  # adapters and gradients of the run before
-    if place and (place[0].key != key or compute_checksum(place[0].base.model) != place[0].checksum):
-        if place[0].key == key:
-            console.print_info(f"base {place[0].base.name}: the run before has changed its weights; read again")
-        place.clear()
+def _evict_stale(cache: list[_CachedBase], key: tuple[Any, ...]) -> None:
+    gc.collect()  # adapters and gradients of the previous run
+    if cache and (cache[0].key != key or compute_checksum(cache[0].base.model) != cache[0].checksum):
+        if cache[0].key == key:
+            console.print_info(f"base {cache[0].base.name}: the run before has changed its weights; read again")
+        cache.clear()
         gc.collect()
 
 
-def _copy_modules(net: Any) -> Any:
-    """The same modules anew, over the same weights."""
-    memo = {id(one): torch.nn.Parameter(one.data, requires_grad=False) for one in net.parameters()}
-    return copy.deepcopy(net, memo)
-
-
 def compute_checksum(net: Any) -> int:
-    """A number that tells whether any weight has changed."""
-    return sum((place + 1) * _sum_bytes(one.data) for place, one in enumerate(net.parameters()))
-
-
-def _sum_bytes(values: torch.Tensor) -> int:
-    flat = values.contiguous().view(-1).view(torch.uint8)
-    whole = flat.numel() // 8 * 8
-    return int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum(dtype=torch.int64))
+    """A number that changes when a weight changes. Wrapping int64 sums over the raw bytes: a fraction of a hash's time."""
+    total = 0
+    for position, weight in enumerate(net.parameters(), 1):  # times its position, so that swapped tensors differ
+        data = weight.data.contiguous().view(-1).view(torch.uint8)  # (bytes,)
+        aligned = data.numel() // 8 * 8
+        body, tail = data[:aligned].view(torch.int64), data[aligned:]
+        total += position * (int(body.sum()) + int(tail.sum(dtype=torch.int64)))
+    return total

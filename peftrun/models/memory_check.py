@@ -1,4 +1,4 @@
-"""What will not fit into memory is refused before it is loaded, rather than killed while it is."""
+"""Refuses what does not fit into memory before it is loaded, rather than being killed while loading."""
 
 import gc
 from collections.abc import Callable
@@ -17,26 +17,27 @@ from peftrun.planning.memory_fit import Headroom, MemoryNeed
 from peftrun.system import malloc
 from peftrun.system.free_memory import FreeMemory
 
-GPU_TYPES = ("cuda", "xpu")  # whose memory is their own
+GPU_TYPES = ("cuda", "xpu")  # devices with memory of their own; mps shares the machine's
 
 
 def check_load_memory(folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype) -> None:
-    """Nothing where the base in `folder`, held in `dtype`, fits, or its files do not tell how large it is.
+    """Returns if the base model in `folder` fits in `dtype`, or its size cannot be read from its files.
 
-    Raises: MemoryShortageError: it does not fit into what is free now, on the device or on its way there.
+    Raises: MemoryShortageError: it does not fit into the free memory, of the device or of the host while it is loaded.
     """
     base = base_files.read_folder_info(folder)
     if base is None:
         return
-    held_in = spec.quantization or (
+    precision = spec.quantization or (
         f"{base.stored / base.parameters:.1f} bytes a weight" if base.quantized else str(dtype).removeprefix("torch.")
     )
-    statement = f"base {base_files.format_base_name(spec)}: in {held_in} it takes"
+    statement = f"base {base_files.format_base_name(spec)}: in {precision} it takes"
     on_gpu = device.name in GPU_TYPES
     if on_gpu and device.max_memory is None:
         need = memory_fit.estimate_load(base, dtype.itemsize, spec, device.max_memory, gpu=True)
         refuse_shortage(statement, base, device, need, lambda: get_gpu_headroom(device.name))
-    if not on_gpu or base.stored != base.bytes(dtype.itemsize, spec.quantization):  # else it passes from its files
+    # Weights that need no conversion go to the GPU straight from the memory-mapped files.
+    if not on_gpu or base.stored != base.bytes(dtype.itemsize, spec.quantization):
         need = memory_fit.estimate_load(base, dtype.itemsize, spec, device.max_memory, gpu=False)
         refuse_shortage(statement, base, device, need, memory_fit.measure_headroom)
 
@@ -44,28 +45,30 @@ def check_load_memory(folder: Path, spec: ModelSpec, device: Device, dtype: torc
 def refuse_shortage(
     statement: str, base: BaseModelInfo, device: Device, need: MemoryNeed, measure: Callable[[], Headroom]
 ) -> None:
-    """Says so and goes on where device.memory_check=false. `measure`: what is free now.
+    """Compares `need` with what `measure` finds free; with device.memory_check=false a shortage is only a warning.
 
-    Raises: MemoryShortageError: the need is larger, also once this process has given back what it does not use.
+    Raises: MemoryShortageError: `need` is larger, even after this process has released its unused memory.
     """
     if measure().describe_shortage(need) is None:
         return
     gc.collect()
     malloc.release_freed_memory()
-    room = measure()
-    short = room.describe_shortage(need)
-    if short is None:
+    headroom = measure()
+    shortage = headroom.describe_shortage(need)
+    if shortage is None:
         return
-    line = f"{statement} {short}"
+    line = f"{statement} {shortage}"
     if not device.memory_check:
         console.print_warning(f"{line}; goes on, as device.memory_check=false asks")
         return
-    raise MemoryShortageError(memory_fit.format_refusal(line), statement=line, base=base, room=room, device=device.name)
+    raise MemoryShortageError(
+        memory_fit.format_refusal(line), statement=line, base=base, room=headroom, device=device.name
+    )
 
 
 def get_gpu_headroom(name: str, returned: int = 0) -> Headroom:
-    """What the current GPU can still give, with what torch keeps for itself and does not use. `returned`: bytes given back first."""
+    """Free memory of the current GPU, torch's unused cache included. `returned`: bytes that will be freed before they are needed."""
     gpu = torch.get_device_module(name)
     free, _ = gpu.mem_get_info()
-    unused = gpu.memory_reserved() - gpu.memory_allocated()
+    unused = gpu.memory_reserved() - gpu.memory_allocated()  # cached by torch's allocator, not free for the driver
     return Headroom((FreeMemory(free + unused + returned, "on this GPU"),))

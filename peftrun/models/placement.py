@@ -1,4 +1,4 @@
-"""The device of a run, with a dtype in which its base fits there."""
+"""The device of a run, with a dtype in which its base model fits there."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -16,17 +16,17 @@ from peftrun.planning.memory_fit import Headroom
 
 
 def resolve_run_device(spec: RunSpec) -> Device:
-    """What `device.resolve` gives, settled by what the run's base takes.
+    """What `device.resolve_device` returns, adjusted by `fit_device`.
 
-    Raises: DeviceError, ModelError: see `device.resolve`, `model.locate`. MemoryShortageError: see `settle`.
+    Raises: DeviceError, ModelError: see `device.resolve_device`, `base.resolve_base_dir`. MemoryShortageError: see `fit_device`.
     """
     return fit_device(device.resolve_device(spec.device), spec)
 
 
 def fit_device(place: Device, spec: RunSpec) -> Device:
-    """The device with bfloat16 where `auto` was float32, which would double what the base's files hold and does not fit.
+    """The device, in bfloat16 where `auto` chose float32 but that would double a half-precision base model and does not fit.
 
-    Raises: MemoryShortageError: the run is a training, and takes more than is free.
+    Raises: MemoryShortageError: the run is a training, and takes more than the free memory.
     """
     base = (
         None
@@ -37,34 +37,31 @@ def fit_device(place: Device, spec: RunSpec) -> Device:
     )
     if base is None:
         return place
-    plain = usage.strip_tracking(spec)  # what is only estimated by is not used
-    here = replace(plain, device=replace(plain.device, name=cast(Any, place.name)))
+    plain = usage.strip_tracking(spec)  # keys that only the estimate reads do not count as used by the run
+    resolved = replace(plain, device=replace(plain.device, name=cast(Any, place.name)))
     if place.name == "cpu":
-        here, short = memory_fit.choose_load_dtype(base, here, _get_headroom(place, here))
-        place = place.with_bfloat16(f"float32 would take {short}") if short else place
-        if spec.device.dtype == "auto":
-            place = _offload_if_needed(place, base, here)
+        resolved, shortage = memory_fit.choose_load_dtype(base, resolved, _get_headroom(place, resolved))
+        place = place.with_bfloat16(f"float32 would take {shortage}") if shortage else place
+        if spec.device.dtype == "auto":  # a typed dtype means: as typed, or not at all
+            place = _offload_if_needed(place, base, resolved)
     if spec.action.name == "train":
-        who = (
-            f"each of {spec.device.processes} processes of this training"
-            if spec.device.processes > 1
-            else "this training"
-        )
-        need = memory_fit.estimate_training(base, here)
+        processes = spec.device.processes
+        subject = f"each of {processes} processes of this training" if processes > 1 else "this training"
+        need = memory_fit.estimate_training(base, resolved)
         memory_check.refuse_shortage(
-            f"{who} takes, as action=plan estimates,", base, place, need, lambda: _get_headroom(place, here)
+            f"{subject} takes, as action=plan estimates,", base, place, need, lambda: _get_headroom(place, resolved)
         )
     return place
 
 
 def _offload_if_needed(place: Device, base: BaseModelInfo, spec: RunSpec) -> Device:
-    """The device with part of the base on disk where it does not fit as a whole."""
-    found = memory_fit.choose_offload(base, spec, _get_headroom(place, spec)) if place.memory_check else None
-    if found is None:
+    """The device with part of the base model on disk if not all of it fits."""
+    offload = memory_fit.choose_offload(base, spec, _get_headroom(place, spec)) if place.memory_check else None
+    if offload is None:
         return place
-    changed, short = found
+    changed, shortage = offload
     console.print_warning(
-        f"the base would take {short}: what does not fit waits on disk, from where each pass reads it; "
+        f"the base would take {shortage}: what does not fit waits on disk, from where each pass reads it; "
         "faster is more memory, or model.quantization=nf4"
     )
     limits: dict[str | int, str] = {key: size for key, size in (changed.device.max_memory or {}).items()}
@@ -72,8 +69,8 @@ def _offload_if_needed(place: Device, base: BaseModelInfo, spec: RunSpec) -> Dev
 
 
 def _get_headroom(place: Device, spec: RunSpec) -> Headroom:
-    """What is free for a process of the run; the base that is held since an earlier run is used again, or given back."""
-    returned = base_cache.cached_bytes()
+    """Free memory for one process of the run."""
+    returned = base_cache.cached_bytes()  # a cached base model is either used by this run or freed
     if place.name in memory_check.GPU_TYPES:
         return memory_check.get_gpu_headroom(place.name, returned)
     return memory_fit.measure_headroom(spec.device.processes, returned)

@@ -1,4 +1,4 @@
-"""What tasks need of a base model to make and check rows. Light."""
+"""What tasks need to know of a base model to build and check rows. Light."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What reads rows: a base's tokenizer, its transformers config, how many tokens it embeds, and how many an adapter puts before each text."""
+    """What tokenizes and checks rows.
+
+    Attributes:
+        name: the base model's, portable.
+        embedded: tokens that the base model has embeddings of.
+        virtual: virtual tokens that the adapter prepends to each text.
+    """
 
     name: str
     tokenizer: Any
@@ -16,12 +22,12 @@ class TokenizerInfo:
 
     @property
     def positions(self) -> int | None:
-        """Tokens of a text that can be read; None where the base does not say."""
-        most = get_max_positions(self.config)
-        return None if most is None else most - self.virtual
+        """Most tokens of a text; None where the base model's config has no limit."""
+        limit = get_max_positions(self.config)
+        return None if limit is None else limit - self.virtual
 
 
 def get_max_positions(config: Any) -> int | None:
-    """Longest text in tokens that a base model reads; None if its config does not say."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
+    """`max_position_embeddings` of a config (of its text part, if it has several); None if it has no such limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None

@@ -1,4 +1,4 @@
-"""What reads text for a base: its tokenizer, and what its config says of rows. No weights are read, and no torch is imported here."""
+"""The base model's tokenizer, and what its config says about rows. Reads no weights and imports no torch."""
 
 import re
 import tempfile
@@ -16,20 +16,27 @@ from peftrun.models.reader import TokenizerInfo
 from peftrun.system.silence import suppress_output
 
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-POSITIONS_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
-TOKENIZER_FILES = re.compile(r"token|vocab|merges|tekken|\.(model|spm|tiktoken|codes)$")  # in the names of its files
+POSITIONS_FROM_PAD = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "longformer",
+    "mpnet",
+)  # positions start at pad id + 1
+TOKENIZER_FILES = re.compile(r"token|vocab|merges|tekken|\.(model|spm|tiktoken|codes)$")  # names of tokenizer files
 
 
 def load_tokenizer_info(spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:
-    """What `spec`'s base reads rows by: the same tokenizer that training loads with the weights.
+    """Tokenizer and config of `spec`'s base model: the same tokenizer that training loads with the weights.
 
-    Raises: ModelError: it is not there, or is of the other kind (language model, encoder).
+    Raises: ModelError: it is missing, or is of the other kind (language model, encoder).
     """
-    given = base_files.resolve_model_path(spec)
-    if given.suffix == ".gguf" and given.is_file():
-        converted = hub_files.converted_gguf_dir(given)
-        return _load_from_folder(converted, spec, head) if converted.is_dir() else _load_from_gguf(given, spec, head)
-    folder = given.resolve() if given.is_dir() else hub_files.download_base(spec, weights=False)
+    path = base_files.resolve_model_path(spec)
+    if path.suffix == ".gguf" and path.is_file():
+        converted = hub_files.converted_gguf_dir(path)
+        return _load_from_folder(converted, spec, head) if converted.is_dir() else _load_from_gguf(path, spec, head)
+    folder = path.resolve() if path.is_dir() else hub_files.download_base(spec, weights=False)
     stray = hub_files.find_stray_adapter(folder, spec.name_or_path)
     if stray:
         raise ModelError(stray)
@@ -37,10 +44,11 @@ def load_tokenizer_info(spec: ModelSpec, head: ClassifierHead | None) -> Tokeniz
 
 
 def _load_from_gguf(file: Path, spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:
-    """From a file that has not been converted yet: its tokenizer goes the way that converting takes, its weights stay where they are."""
+    """Of a file that is not converted yet: its tokenizer and config are converted as `gguf.convert_gguf` does, without the weights."""
     with tempfile.TemporaryDirectory(prefix="peftrun-") as folder, suppress_output():
-        for kind in (AutoTokenizer, AutoConfig):
-            kind.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).save_pretrained(folder)
+        for auto_class in (AutoTokenizer, AutoConfig):
+            part = auto_class.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+            part.save_pretrained(folder)
         return _load_from_folder(Path(folder), spec, head)
 
 
@@ -57,7 +65,7 @@ def _load_from_folder(folder: Path, spec: ModelSpec, head: ClassifierHead | None
 
 
 def _load_config(folder: Path, spec: ModelSpec) -> Any:
-    """The base's config; where its class is transformers' own, without the dtype of weights, to name which torch would be imported."""
+    """The base model's config; of transformers' own classes without the dtype, since parsing it would import torch."""
     values = atomic_files.read_json(folder / "config.json")
     if spec.trust_remote_code or "auto_map" in values or "model_type" not in values:
         return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
@@ -65,26 +73,28 @@ def _load_config(folder: Path, spec: ModelSpec) -> Any:
 
 
 def _drop_dtype(values: dict[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in values.items() if key not in ("dtype", "torch_dtype")}
-    return {key: _drop_dtype(value) if isinstance(value, dict) else value for key, value in found.items()}
+    others = {key: value for key, value in values.items() if key not in ("dtype", "torch_dtype")}
+    return {key: _drop_dtype(value) if isinstance(value, dict) else value for key, value in others.items()}
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
-    """The tokenizer in `folder`, whose config may be known already; one without a pad token pads with its end token. Raises: ModelError: it has neither, or there is no tokenizer."""
-    if not any(
-        TOKENIZER_FILES.search(file.name) for file in folder.iterdir()
-    ):  # transformers may make one without any words
+    """The tokenizer in `folder`; without a pad token it pads with its end token. `config`: the model's, if loaded already.
+
+    Raises: ModelError: there is no tokenizer, or it has neither a pad token nor an end token.
+    """
+    # checked by name, since transformers may build an empty tokenizer where there are no files
+    if not any(TOKENIZER_FILES.search(file.name) for file in folder.iterdir()):
         raise ModelError(
             f"model.name_or_path={spec.name_or_path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json "
             "from the model it was made from, or choose another model"
         )
-    known = {} if config is None else {"config": config}
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **known)
+    kwargs = {} if config is None else {"config": config}
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **kwargs)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
-        own = Path(spec.name_or_path).expanduser().is_dir()
-        file = folder / "tokenizer_config.json" if own else "tokenizer_config.json in a copy of it, and name that"
+        local = Path(spec.name_or_path).expanduser().is_dir()  # else in a package or cache, which is not to be edited
+        file = folder / "tokenizer_config.json" if local else "tokenizer_config.json in a copy of it, and name that"
         raise ModelError(
             f"model.name_or_path={spec.name_or_path}: its tokenizer has neither a pad token nor an end token; "
             f'write one of its tokens, "eos_token": "TOKEN", into {file}'
@@ -93,14 +103,14 @@ def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
 
 
 def limit_sequence_length(tokenizer: Any, config: Any) -> None:
-    """What an encoder reads no further than: RoBERTa and its kin count positions from after the pad token's number."""
-    most = getattr(config, "max_position_embeddings", None) or 2**31
-    most -= config.pad_token_id + 1 if config.model_type in POSITIONS_FROM_PAD else 0
-    tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+    """Limits `tokenizer.model_max_length` to the positions of an encoder. RoBERTa's positions start at pad id + 1."""
+    limit = getattr(config, "max_position_embeddings", None) or 2**31
+    limit -= config.pad_token_id + 1 if config.model_type in POSITIONS_FROM_PAD else 0
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
 
 
 def check_model_kind(config: Any, spec: ModelSpec, head: ClassifierHead | None) -> None:
-    """Raises: ModelError: a task of a language model was given an encoder, or the other way round."""
+    """Raises: ModelError: an encoder for a language-model task, or a language model for a token classifier."""
     names = config.architectures or []
     causal = any(name.endswith(CAUSAL_SUFFIXES) for name in names)
     key = f"model.name_or_path={spec.name_or_path}"
@@ -114,7 +124,7 @@ def check_model_kind(config: Any, spec: ModelSpec, head: ClassifierHead | None) 
 
 
 def explain_load_error(spec: ModelSpec, error: Exception) -> str:
-    """What transformers' complaint of a base means, and what to type."""
+    """A ModelError's text for an error of transformers: the key at fault, the reason, and what to type."""
     if "trust_remote_code" in str(error):
         return (
             f"model.name_or_path={spec.name_or_path}: brings Python code of its own, which is not run; "

@@ -1,1 +1,1 @@
-"""What the operating system tells of this process."""
+"""The process and the machine: determinism, environment, memory, packages, sockets."""

@@ -1,4 +1,4 @@
-"""Asking torch for the same bytes each time, and hearing which operations cannot promise them on this device."""
+"""torch's deterministic algorithms, and which operations have none on this device."""
 
 import os
 import re
@@ -7,88 +7,85 @@ from typing import Any
 
 import torch
 
-# Read by cuBLAS when it starts, and by the attention of transformers at each step.
+# Read by cuBLAS when it starts, and by transformers' attention at each step.
 ENV_VARIABLES = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
 WARNING_PATTERN = re.compile(
     r"(?P<name>\S.*?) (does not have a deterministic implementation|defaults to a non-deterministic)"
 )
 CUBLAS_PATTERN = re.compile(r".*not deterministic because it uses (?P<name>CuBLAS)", re.DOTALL)
-WARNED_ONCE = "defaults to"  # of these torch warns once a process
-LIBRARIES = ("OpenMP", "Intel(R)")  # lines of torch's own account of what it computes with
+WARNED_ONCE = "defaults to"  # torch warns of these only once per process
+LIBRARIES = ("OpenMP", "Intel(R)")  # starts of the lines of torch's parallel_info that name its libraries
 
-_VARIABLES_SET: set[str] = set()  # variables that were not set by the user
-_REQUESTED: list[bool] = []  # what was asked for since `forget`, the last counts
+_VARIABLES_SET: set[str] = set()  # environment variables set here, not by the user
+_REQUESTED: list[bool] = []  # requests since `reset_determinism`; the last one counts
 _WARNED_OPS: set[str] = set()
-_WARNED_ONCE_OPS: set[str] = set()
+_WARNED_ONCE_OPS: set[str] = set()  # kept across runs of a process, since torch does not repeat these warnings
 
 
-def set_deterministic(wanted: bool) -> None:
-    """From here on algorithms that give the same bytes each time, or (false) those that torch chooses by itself."""
-    torch.use_deterministic_algorithms(wanted, warn_only=wanted)
-    # Filling what is to be overwritten anyway costs time and hides nothing here.
-    torch.utils.deterministic.fill_uninitialized_memory = not wanted
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = wanted, False
+def set_deterministic(enabled: bool) -> None:
+    """Switches torch to algorithms that give the same bytes each time, or (False) back to its own choice."""
+    torch.use_deterministic_algorithms(enabled, warn_only=enabled)
+    # torch would fill every torch.empty with NaN to expose reads of uninitialized memory: slow, and of no use here.
+    torch.utils.deterministic.fill_uninitialized_memory = not enabled
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = enabled, False
     for name, value in ENV_VARIABLES.items():
-        if wanted and name not in os.environ:
+        if enabled and name not in os.environ:
             os.environ[name] = value
             _VARIABLES_SET.add(name)
-        elif not wanted and name in _VARIABLES_SET:
+        elif not enabled and name in _VARIABLES_SET:
             os.environ.pop(name, None)
             _VARIABLES_SET.discard(name)
-    _REQUESTED.append(wanted)
+    _REQUESTED.append(enabled)
     _WARNED_OPS.clear()
     _capture_warnings()
 
 
 def reset_determinism() -> None:
-    """Another run begins, which has computed nothing yet."""
+    """Forgets the requests of an earlier run of this process."""
     _REQUESTED.clear()
 
 
 def describe_determinism() -> dict[str, Any] | None:
-    """For the record: threads, what torch is made of, and what was not deterministic; None before anything was asked."""
+    """For the record: threads, torch's libraries, GPUs, and operations that were not deterministic; None before `set_deterministic`."""
     if not _REQUESTED:
         return None
-    wanted = _REQUESTED[-1]
+    enabled = _REQUESTED[-1]
+    gpus: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        gpus = {"gpus": names, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "libraries": [line for line in torch.__config__.parallel_info().splitlines() if line.startswith(LIBRARIES)],
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        **_describe_gpus(),
-        "deterministic": wanted,
-        "not_deterministic": sorted(_WARNED_OPS | _WARNED_ONCE_OPS) if wanted else None,
+        **gpus,
+        "deterministic": enabled,
+        "not_deterministic": sorted(_WARNED_OPS | _WARNED_ONCE_OPS) if enabled else None,
     }
 
 
-def _describe_gpus() -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        return {}
-    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {"gpus": names, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-
-
 def _capture_warnings() -> None:
-    """Takes torch's warnings of such operations off the terminal. Libraries set filters and readers anew, so this is done at each run."""
+    """Collects torch's warnings of such operations instead of printing them. Repeated for each run: libraries reset the filters."""
     for pattern in (WARNING_PATTERN, CUBLAS_PATTERN):
         warnings.filterwarnings("always", message=pattern.pattern)
     before = warnings.showwarning
-    if getattr(before, "listens", False):
+    if getattr(before, "collects_op_names", False):
         return
 
-    def heard(message: Warning | str, *where: Any, **more: Any) -> None:
-        found = parse_op_name(str(message))
-        if found is None:
-            before(message, *where, **more)
+    def collect_op_name(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        name = parse_op_name(str(message))
+        if name is None:
+            before(message, *args, **kwargs)
         else:
-            (_WARNED_ONCE_OPS if WARNED_ONCE in str(message) else _WARNED_OPS).add(found)
+            (_WARNED_ONCE_OPS if WARNED_ONCE in str(message) else _WARNED_OPS).add(name)
 
-    heard.listens = True  # type: ignore[attr-defined]
-    warnings.showwarning = heard
+    collect_op_name.collects_op_names = True  # type: ignore[attr-defined]
+    warnings.showwarning = collect_op_name
 
 
 def parse_op_name(message: str) -> str | None:
-    """The operation that a warning of torch says is not deterministic; None if it says something else."""
-    found = WARNING_PATTERN.match(message) or CUBLAS_PATTERN.match(message)
-    return found["name"] if found else None
+    """The operation that a warning of torch calls non-deterministic; None for any other warning."""
+    match = WARNING_PATTERN.match(message) or CUBLAS_PATTERN.match(message)
+    return match["name"] if match else None

@@ -1,4 +1,4 @@
-"""A page served from this process until somebody stops it."""
+"""A web app served from this process until it is stopped."""
 
 import socket
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 from peftrun.errors import ConfigError
 from peftrun.system import sockets
 
-WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a browser on this machine finds what is open to all
-SHUTDOWN_SECONDS = 1  # seconds that open connections get
+WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # wildcard address → what a browser on this machine opens
+SHUTDOWN_SECONDS = 1  # given to open connections at the end
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens at this address. Raises: ConfigError: it cannot be had, because another program has it for example."""
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A socket that listens at this address. Raises: ConfigError: it cannot be bound, for example because it is in use."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections to expire
     try:
-        found.bind((host, port))
-        found.listen()  # whoever reads the address may ask at once
+        bound.bind((host, port))
+        bound.listen()  # before the URL is printed, so that a client can connect at once
     except sockets.BIND_ERRORS as error:
-        found.close()
+        bound.close()
         raise ConfigError(sockets.explain_bind_error(host, port, error)) from error
-    return found
+    return bound
 
 
 def format_url(listening: socket.socket) -> str:
-    """What to open in a browser on this machine."""
+    """The URL to open in a browser on this machine."""
     host, port = listening.getsockname()[:2]
     host = WILDCARD_HOSTS.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
@@ -40,4 +40,4 @@ def serve_app(app: Any, listening: socket.socket) -> None:
     try:
         uvicorn.Server(settings).run(sockets=[listening])
     except KeyboardInterrupt:
-        return  # uvicorn raises the signal again once all is closed
+        return  # uvicorn raises the signal again once it has shut down

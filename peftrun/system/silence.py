@@ -1,4 +1,4 @@
-"""Silence for libraries that print while they work."""
+"""Suppresses what libraries print while they load models."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 @contextlib.contextmanager
 def suppress_output() -> Any:
-    """Progress bars of the libraries, and what they say of a head that is not trained yet, go nowhere."""
+    """Discards stdout and stderr within the block (progress bars), and transformers' warnings, such as those of an untrained head."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,10 +1,10 @@
-"""Addresses that a server listens at: who reaches them, and which it cannot have. Light."""
+"""Addresses that a server listens at: errors of binding, and which are local. Light."""
 
 import errno
 import ipaddress
 import socket
 
-BIND_ERRORS = (OSError, UnicodeError)  # a name that is no host's may also be none that can be encoded
+BIND_ERRORS = (OSError, UnicodeError)  # UnicodeError: a host name that IDNA cannot encode
 HOST_ERRNOS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -17,7 +17,7 @@ def explain_bind_error(host: str, port: int, error: OSError | UnicodeError) -> s
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Whether the address is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

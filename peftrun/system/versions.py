@@ -1,4 +1,4 @@
-"""Which versions of everything a run stands on; imports none of it."""
+"""Versions of the libraries that a run depends on, without importing them."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,12 +9,12 @@ LIBRARIES = (
 
 
 def collect_versions() -> dict[str, str]:
-    """Installed version of each library that shapes a run, and of Python."""
+    """Installed version of each of `LIBRARIES`, and of Python."""
     return {"python": platform.python_version(), **{name: get_version(name) for name in LIBRARIES}}
 
 
 def get_version(name: str) -> str:
-    """Installed version of one distribution."""
+    """Installed version of one distribution, or `not installed`."""
     try:
         return version(name)
     except PackageNotFoundError:

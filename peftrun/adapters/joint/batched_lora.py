@@ -1,4 +1,4 @@
-"""One layer of several cells: their matrices in stacks, and what these add to the rows of each cell."""
+"""One layer for several cells: their LoRA matrices in stacks, and one autograd function that adds each cell's delta to its rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from peftrun.adapters.joint.rng_streams import RngStream
 
 @dataclass(frozen=True)
 class RowSpan:
-    """Rows of one cell in a batch, one cell behind another.
+    """Consecutive rows of one cell in a joint batch.
 
     Attributes:
-        widths: tokens of a row in the batch → of a row of this cell alone.
-        draws: of its dropout; None: nothing is dropped.
+        widths: padded tokens of a row in the joint batch → tokens of a row in the cell's own batch.
+        draws: the cell's random numbers for dropout; None: no dropout.
     """
 
     cell: int
@@ -26,28 +26,35 @@ class RowSpan:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Whose rows a batch holds, in order."""
+    """Which rows of a joint batch belong to which cell, in order."""
 
     parts: tuple[RowSpan, ...]
 
     @property
     def cells(self) -> list[int]:
-        """Number of the cell of each part."""
-        return [part.cell for part in self.parts]
+        """The cell of each span."""
+        return [span.cell for span in self.parts]
 
     @property
     def has_equal_rows(self) -> bool:
-        """Whether all cells bring the same number of rows."""
-        return len({part.rows for part in self.parts}) == 1
+        """Whether all cells have the same number of rows."""
+        return len({span.rows for span in self.parts}) == 1
 
     def split(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """A batch's tensor, cell by cell."""
-        return list(x.split([part.rows for part in self.parts]))
+        """A tensor of the joint batch (rows, …) as one view per span."""
+        return list(x.split([span.rows for span in self.parts]))
 
 
 @dataclass
 class StackedWeights:
-    """One layer's matrices of all cells: A (cells, r, in), B (cells, r, out), their gradients, and what each product is scaled by."""
+    """One layer's LoRA matrices of all cells, padded to the highest rank r.
+
+    Attributes:
+        a, grad_a: A and its gradient: (cells, r, in).
+        b, grad_b: Bᵀ and its gradient: (cells, r, out).
+        scale: factor of B·A: (cells, 1, 1).
+        dropout: probability of each cell.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
@@ -58,115 +65,118 @@ class StackedWeights:
 
 
 def apply_batched_lora(
-    result: torch.Tensor, x: torch.Tensor, stack: StackedWeights, seating: BatchLayout
+    result: torch.Tensor, x: torch.Tensor, stack: StackedWeights, layout: BatchLayout
 ) -> torch.Tensor:
-    """The base layer's result with each cell's scale · (x Aᵀ) B added to its rows."""
-    if stack.a.shape[1] == 0:
+    """The base layer's result (rows, …, out) with each cell's scale · (x Aᵀ) Bᵀ added to its rows; x: (rows, …, in)."""
+    if stack.a.shape[1] == 0:  # no cell adapts this layer
         return result
-    if any(stack.dropout[part.cell] and part.draws for part in seating.parts):
-        pairs = zip(seating.parts, seating.split(x), strict=True)
-        x = torch.cat([_apply_dropout(part, rows.float(), stack.dropout[part.cell]) for part, rows in pairs])
-    # In place, so it must not be a view; and the anchor keeps the first layer in the graph, whose input needs no gradient.
-    own = result.clone() if result._is_view() or not result.is_contiguous() else result
-    return BatchedLoraFn.apply(own, x, stack, seating, torch.zeros((), requires_grad=True))
-
-
-def _apply_dropout(part: RowSpan, rows: torch.Tensor, p: float) -> torch.Tensor:
-    return part.draws.dropout(rows, p, part.widths) if part.draws else rows
+    if any(stack.dropout[span.cell] and span.draws for span in layout.parts):
+        chunks = [rows.float() for rows in layout.split(x)]
+        for index, span in enumerate(layout.parts):
+            if span.draws:
+                chunks[index] = span.draws.dropout(chunks[index], stack.dropout[span.cell], span.widths)
+        x = torch.cat(chunks)  # (rows, …, in)
+    # The function writes into its first argument: autograd forbids that for a view, and reshape copies what is not contiguous.
+    target = result.clone() if result._is_view() or not result.is_contiguous() else result
+    # The anchor keeps the first layer in the graph: its input needs no gradient, and A and B are no arguments.
+    anchor = torch.zeros((), requires_grad=True)
+    return BatchedLoraFn.apply(target, x, stack, layout, anchor)
 
 
 class BatchedLoraFn(torch.autograd.Function):
-    """result + scale · (x Aᵀ) B for the rows of each cell; the gradients of A and B are added to their buffer at once.
+    """result + scale · (x Aᵀ) Bᵀ for the rows of each cell. Gradients of A and B are added to their buffers right in the backward pass.
 
-    Products are taken in the dtype in which PEFT takes them where an adapter is alone.
+    Products are computed in the dtype in which PEFT computes them for a single adapter.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, result: torch.Tensor, x: torch.Tensor, stack: StackedWeights, seating: BatchLayout, _: Any
+        ctx: Any, result: torch.Tensor, x: torch.Tensor, stack: StackedWeights, layout: BatchLayout, _: Any
     ) -> torch.Tensor:
         """`result` itself, changed in place: (rows, …, out)."""
-        cast, inner = _DTYPE_CACHE.of(x), []
-        for cells, count, part in _iter_blocks(seating, len(x)):
-            h = torch.bmm(_flatten_rows(cast[part], count), stack.a[cells].to(cast.dtype).mT).mul_(stack.scale[cells])
-            _add_matmul(_flatten_rows(result[part], count), h, stack.b[cells].to(cast.dtype))
-            inner.append(h)
-        ctx.save_for_backward(x, *inner)
-        ctx.stack, ctx.layout = stack, seating
+        cast, hidden = _DTYPE_CACHE.cast(x), []
+        for cells, count, rows in _iter_blocks(layout, len(x)):
+            # (count, n, in) @ (count, in, r) = (count, n, r), where n are the tokens of a cell's rows
+            h = torch.bmm(_flatten_rows(cast[rows], count), stack.a[cells].to(cast.dtype).mT).mul_(stack.scale[cells])
+            _add_matmul(_flatten_rows(result[rows], count), h, stack.b[cells].to(cast.dtype))
+            hidden.append(h)
+        ctx.save_for_backward(x, *hidden)
+        ctx.stack, ctx.layout = stack, layout
         ctx.mark_dirty(result)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of `result` and `x`."""
-        x, *inner = ctx.saved_tensors
-        stack, cast, parts = ctx.stack, _DTYPE_CACHE.of(x), []
-        for (cells, count, part), h in zip(_iter_blocks(ctx.layout, len(x)), inner, strict=True):
-            g = _flatten_rows(grad[part], count).to(cast.dtype)
-            down = torch.bmm(g, stack.b[cells].to(cast.dtype).mT).mul_(stack.scale[cells])
-            stack.grad_b[cells] += torch.bmm(h.mT, g)
-            stack.grad_a[cells] += torch.bmm(down.mT, _flatten_rows(cast[part], count))
+        """Gradients of `result` (rows, …, out) and `x` (rows, …, in)."""
+        x, *hidden = ctx.saved_tensors
+        stack, cast, grads_x = ctx.stack, _DTYPE_CACHE.cast(x), []
+        for (cells, count, rows), h in zip(_iter_blocks(ctx.layout, len(x)), hidden, strict=True):
+            g = _flatten_rows(grad[rows], count).to(cast.dtype)  # (count, n, out)
+            grad_h = torch.bmm(g, stack.b[cells].to(cast.dtype).mT).mul_(stack.scale[cells])  # (count, n, r)
+            stack.grad_b[cells] += torch.bmm(h.mT, g)  # (count, r, out); h holds the scale already
+            stack.grad_a[cells] += torch.bmm(grad_h.mT, _flatten_rows(cast[rows], count))  # (count, r, in)
             if ctx.needs_input_grad[1]:
-                parts.append(torch.bmm(down, stack.a[cells].to(cast.dtype)).to(x.dtype).view_as(x[part]))
-        return grad, torch.cat(parts) if len(parts) > 1 else next(iter(parts), None), None, None, None
+                grads_x.append(torch.bmm(grad_h, stack.a[cells].to(cast.dtype)).to(x.dtype).view_as(x[rows]))
+        return grad, torch.cat(grads_x) if len(grads_x) > 1 else next(iter(grads_x), None), None, None, None
 
 
 def matmul_dtype(x: torch.Tensor) -> torch.dtype:
-    """In which PEFT multiplies `x` by an adapter's matrices: float32, which they are held in; on a GPU, under autocast, the base's."""
+    """The dtype in which PEFT multiplies `x` by A and B: float32, their own; on a GPU, under autocast, the base model's."""
     return x.dtype if x.is_cuda else torch.float32
 
 
 class _DtypeCache:
-    """The last tensor seen, ready to be multiplied: queries, keys and values are made of the same one, one after another."""
+    """Cast of the last tensor: the query, key and value projections cast the same input, one after another."""
 
     def __init__(self) -> None:
-        self.seen: tuple[Any, ...] = ()
+        self.entry: tuple[Any, ...] = ()  # (key, tensor, cast tensor)
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` in the dtype of products."""
-        wanted = matmul_dtype(x)
-        if x.dtype == wanted:
+    def cast(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` in `matmul_dtype`."""
+        dtype = matmul_dtype(x)
+        if x.dtype == dtype:
             return x
         key = (x.data_ptr(), x.shape, x._version)
-        if not self.seen or self.seen[0] != key:
-            self.seen = (key, x, x.to(wanted))  # x is kept, so that nothing else can come to lie in its place
-        found: torch.Tensor = self.seen[2]
-        return found
+        if not self.entry or self.entry[0] != key:
+            self.entry = (key, x, x.to(dtype))  # holds x, so that no other tensor gets its address
+        cast: torch.Tensor = self.entry[2]
+        return cast
 
 
 _DTYPE_CACHE = _DtypeCache()
 
 
 def clear_dtype_cache() -> None:
-    """Keeps no tensor alive beyond its pass."""
-    _DTYPE_CACHE.seen = ()
+    """Frees the cached tensors at the end of a pass."""
+    _DTYPE_CACHE.entry = ()
 
 
-def _iter_blocks(seating: BatchLayout, rows: int) -> Iterator[tuple[Any, int, slice]]:
-    """Cells whose rows one product computes, how many they are, and where those rows lie: all at once if each brings as many."""
-    each = rows // sum(part.rows for part in seating.parts)  # tokens, where a layer takes them without their rows
-    if seating.has_equal_rows:
-        yield _cell_index(seating.cells), len(seating.parts), slice(0, rows)
+def _iter_blocks(layout: BatchLayout, rows: int) -> Iterator[tuple[Any, int, slice]]:
+    """(index of cells in the stack, their number, slice of rows) of each product: one for all cells if they have equal rows."""
+    if layout.has_equal_rows:
+        yield _cell_index(layout.cells), len(layout.parts), slice(0, rows)
         return
+    per_row = rows // sum(span.rows for span in layout.parts)  # > 1 in layers that get (rows · tokens, in)
     begin = 0
-    for part in seating.parts:
-        yield _cell_index([part.cell]), 1, slice(begin, begin + part.rows * each)
-        begin += part.rows * each
+    for span in layout.parts:
+        yield _cell_index([span.cell]), 1, slice(begin, begin + span.rows * per_row)
+        begin += span.rows * per_row
 
 
 def _cell_index(cells: list[int]) -> Any:
-    """What picks the cells out of a stack: a slice where they follow one another, for it copies nothing."""
+    # a slice where the cells are consecutive: a view of the stack, where a list would copy
     first, count = cells[0], len(cells)
     return slice(first, first + count) if cells == list(range(first, first + count)) else cells
 
 
 def _flatten_rows(x: torch.Tensor, cells: int) -> torch.Tensor:
+    # (rows, …, width) → (cells, rows / cells · …, width)
     return x.reshape(cells, -1, x.shape[-1])
 
 
 def _add_matmul(out: torch.Tensor, h: torch.Tensor, b: torch.Tensor) -> None:
-    """out += h b, in place: (cells, tokens, width)."""
+    """out += h b, in place: (cells, n, out) += (cells, n, r) @ (cells, r, out)."""
     if out.dtype == h.dtype:
         out.baddbmm_(h, b)
     else:
-        out.copy_(out.float().baddbmm_(h, b))  # one product in place is a third faster than a sum of two dtypes
+        out.copy_(out.float().baddbmm_(h, b))  # a third faster than a product followed by a sum of two dtypes

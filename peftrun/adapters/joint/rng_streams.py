@@ -1,7 +1,7 @@
-"""Random numbers of one cell among several: each draws from a stream of its own, as many as it would draw alone.
+"""A random number stream per cell: each cell of a joint run draws from its own stream, as often as it would alone.
 
-A cell that is trained beside others then drops the same units as one that is trained alone, whoever its neighbours are and
-however far its rows are padded for their sake.
+So a cell drops the same units in a joint run as in a run of its own, whatever the other cells are and however far its rows are padded
+to match theirs.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,27 +15,27 @@ DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_pr
 
 
 class RngStream:
-    """The state of torch's generators as one cell has left them."""
+    """One cell's state of torch's generators."""
 
-    drawing = False  # inside `own`
+    is_active = False  # within `own`
 
     def __init__(self) -> None:
         self.keep()
 
     def keep(self) -> None:
-        """The generators' state is this cell's."""
+        """Stores the generators' current state as this cell's."""
         self.cpu = torch.get_rng_state()
         self.gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
     def restore(self) -> None:
-        """The generators go on where this cell has stopped."""
+        """Sets the generators to this cell's state."""
         torch.set_rng_state(self.cpu)
         if self.gpu is not None:
             torch.cuda.set_rng_state(self.gpu)
 
     @contextmanager
     def own(self) -> Iterator[None]:
-        """What is drawn inside is drawn from this cell's stream; the others' stands still."""
+        """Within the block random numbers come from this cell's stream; the others' are unchanged."""
         before = RngStream()
         self.restore()
         self.is_active = True
@@ -47,22 +47,23 @@ class RngStream:
             before.restore()
 
     def dropout(self, x: torch.Tensor, p: float, widths: dict[int, int]) -> torch.Tensor:
-        """The cell's rows with dropout, drawn for the tokens that it has alone; padding beyond them becomes zero.
+        """The cell's rows with dropout, drawn for the tokens of its own batch only; padding beyond them becomes zero.
 
-        Args: x: (rows, width), (rows, tokens, width), or attention's (rows, heads, tokens, tokens).
-            widths: tokens in the batch → tokens of the cell alone.
+        Args: x: (rows, width), (rows, tokens, width), or attention weights (rows, heads, tokens, tokens).
+            widths: padded tokens of the joint batch → tokens of the cell's own batch.
         """
         if p == 0:
             return x
-        along = {2: (), 3: (1,)}.get(x.dim(), (2, 3))
+        token_dims = {2: (), 3: (1,)}.get(x.dim(), (2, 3))
         with self.own():
-            return _pad_like(torch.nn.functional.dropout(_remove_padding(x, widths, along), p), x, along)
+            dropped = torch.nn.functional.dropout(_remove_padding(x, widths, token_dims), p)
+            return _pad_like(dropped, x, token_dims)
 
 
 class PerAdapterDropout(TorchFunctionMode):
-    """While it is on, dropout of the base and of its attention is drawn cell by cell.
+    """While active, dropout of the base model and of its attention is drawn cell by cell.
 
-    Args: parts: the batch's cells in order, each with `rows`, `width` and `draws`.
+    Args: parts: the joint batch's spans in order, each with `rows`, `widths` and `draws`.
     """
 
     def __init__(self, parts: Any) -> None:
@@ -70,59 +71,61 @@ class PerAdapterDropout(TorchFunctionMode):
         super().__init__()
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What `func` returns."""
+        """The result of `func`, of dropout and attention per cell."""
         kwargs = kwargs or {}
-        if any(part.draws.is_active for part in self.parts):  # an adapter's dropout, drawn by its cell already
+        if any(span.draws.is_active for span in self.parts):  # already within a cell's stream
             return func(*args, **kwargs)
         if func is torch.nn.functional.dropout:
-            return self._dropout(*args, **kwargs)
+            return self._apply_dropout(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("dropout_p", 0.0) > 0:
-            return self._attend(*args, **kwargs)
+            return self._compute_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-        if not training or p == 0 or x.shape[0] != sum(part.rows for part in self.parts):
+    def _apply_dropout(
+        self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> torch.Tensor:
+        # A tensor whose first dimension is not the batch's rows cannot be split by cell.
+        if not training or p == 0 or x.shape[0] != sum(span.rows for span in self.parts):
             return torch.nn.functional.dropout(x, p, training, inplace)
-        chunks = x.split([part.rows for part in self.parts])
-        return torch.cat([self._own(part, rows, p) for part, rows in zip(self.parts, chunks, strict=True)])
+        chunks = x.split([span.rows for span in self.parts])  # (rows of the cell, …) each
+        pairs = zip(self.parts, chunks, strict=True)
+        return torch.cat([span.draws.dropout(rows, p, span.widths) for span, rows in pairs])
 
-    @staticmethod
-    def _own(part: Any, x: torch.Tensor, p: float) -> torch.Tensor:
-        found: torch.Tensor = part.draws.dropout(x, p, part.widths)
-        return found
-
-    def _attend(self, q: Any, k: Any, v: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
-        sizes, found = [part.rows for part in self.parts], []
+    def _compute_attention(self, q: Any, k: Any, v: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+        # q, k, v: (rows, heads, tokens, head_dim); attn_mask: (rows or 1, heads or 1, tokens, tokens)
+        sizes, outputs = [span.rows for span in self.parts], []
         masks = [None] * len(sizes) if attn_mask is None else attn_mask.expand(len(q), -1, -1, -1).split(sizes)
-        each = zip(self.parts, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
-        for part, one_q, one_k, one_v, mask in each:
-            cut = [_remove_padding(one, part.widths, (2,)) for one in (one_q, one_k, one_v)]
-            inner = None if mask is None else _remove_padding(mask, part.widths, (2, 3))
-            with part.draws.own():
-                answer = torch.nn.functional.scaled_dot_product_attention(*cut, attn_mask=inner, **kwargs)
-            found.append(_pad_like(answer, one_q, (2,)))
-        return torch.cat(found)
+        chunks = zip(self.parts, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
+        for span, q_rows, k_rows, v_rows, mask in chunks:
+            # without the padding, since the kernel draws for every entry of tokens × tokens
+            inputs = [_remove_padding(rows, span.widths, (2,)) for rows in (q_rows, k_rows, v_rows)]
+            own_mask = None if mask is None else _remove_padding(mask, span.widths, (2, 3))
+            with span.draws.own():
+                output = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=own_mask, **kwargs)
+            outputs.append(_pad_like(output, q_rows, (2,)))
+        return torch.cat(outputs)  # (rows, heads, tokens, head_dim)
 
 
 def has_dropout(net: Any) -> bool:
-    """Whether the base itself drops units while it is trained."""
+    """Whether the base model itself has dropout in training."""
     config = net.config.get_text_config()
-    own = (one for name, one in net.named_modules() if ".lora_dropout." not in name)
-    return any(isinstance(one, torch.nn.Dropout) and one.p > 0 for one in own) or any(
+    modules = (module for name, module in net.named_modules() if ".lora_dropout." not in name)
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules) or any(
         getattr(config, name, 0) for name in DROPOUT_FIELDS
     )
 
 
-def _remove_padding(x: torch.Tensor, widths: dict[int, int], along: tuple[int, ...]) -> torch.Tensor:
-    for dim in along:
+def _remove_padding(x: torch.Tensor, widths: dict[int, int], dims: tuple[int, ...]) -> torch.Tensor:
+    # padding is on the right, so the cell's tokens come first; a width that is not in `widths` is no padded one
+    for dim in dims:
         x = x.narrow(dim, 0, widths.get(x.shape[dim], x.shape[dim]))
     return x
 
 
-def _pad_like(x: torch.Tensor, like: torch.Tensor, along: tuple[int, ...]) -> torch.Tensor:
-    """`x` with zeros behind it until it is as long as `like`."""
-    for dim in along:
+def _pad_like(x: torch.Tensor, reference: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    """`x` padded with zeros at the end of `dims` to the sizes of `reference`."""
+    for dim in dims:
         shape = list(x.shape)
-        shape[dim] = like.shape[dim] - x.shape[dim]
+        shape[dim] = reference.shape[dim] - x.shape[dim]
         x = torch.cat([x, x.new_zeros(shape)], dim) if shape[dim] else x
     return x

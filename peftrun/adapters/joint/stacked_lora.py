@@ -1,8 +1,8 @@
-"""N LoRA adapters of one base computed in one pass: the rows of all cells go through the base together, each cell's rows meet only its own A and B.
+"""N LoRA adapters of one base model in one pass: the rows of all cells share the base model's layers, and each cell's rows use only its own A and B.
 
-PEFT owns the weights and what is saved. While cells are trained together, the values of a layer's matrices lie in one stack, in which every
-A and B that PEFT holds is a view, so that nothing is copied. Gradients lie in a second stack of the same shape, in which every `.grad` is a view. Ranks are padded with zeros, which stay zeros: a padded row of A
-meets a padded row of B, so neither is ever moved.
+PEFT owns the weights and what is saved. While cells are trained jointly, a layer's matrices are stored in one stack, and every A and B of
+PEFT is a view of it, so nothing is copied. Gradients are stored in a second stack of the same shape, of which every `.grad` is a view.
+Ranks are padded with zeros, which stay zero: the gradient of a padded row of A is a product with the padded row of B, and vice versa.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,12 @@ from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, app
 
 @dataclass
 class StackedLora:
-    """The adapters `names` of a PEFT model, ready to be computed together.
+    """The adapters `names` of a PEFT model, ready to be computed jointly.
 
     Attributes:
-        own: name of each cell's every trainable parameter, as it is called where the adapter is alone → the parameter.
+        own: per cell: name → each of its trainable parameters, named as for a single adapter called `default`.
+        layout: the rows of the batch being computed; None: PEFT's own forward runs.
+        stacks: one per LoRA layer.
     """
 
     net: Any
@@ -46,13 +48,13 @@ class StackedLora:
         return any(stack.dropout[cell] for stack in self.stacks)
 
     def clear(self, cell: int) -> None:
-        """The cell's gradients are zero again."""
-        torch._foreach_zero_([one[cell] for stack in self.stacks for one in (stack.grad_a, stack.grad_b)])
+        """Sets the cell's gradients to zero, in place: they are views, so None would detach them from the stack."""
+        torch._foreach_zero_([grad[cell] for stack in self.stacks for grad in (stack.grad_a, stack.grad_b)])
 
     @contextmanager
-    def bind_batch(self, seating: BatchLayout) -> Iterator[None]:
-        """For as long as the block runs, batches that pass the model hold the rows of `seating`; else PEFT's own forward runs."""
-        before, self.layout = self.layout, seating
+    def bind_batch(self, layout: BatchLayout) -> Iterator[None]:
+        """Within the block, batches passed to the model have the rows of `layout`; otherwise PEFT's own forward runs."""
+        before, self.layout = self.layout, layout
         try:
             yield
         finally:
@@ -60,30 +62,30 @@ class StackedLora:
             clear_dtype_cache()
 
     def apart(self, cell: int) -> None:
-        """The cell's parameters in memory of their own again, so that what is saved holds the cell's values alone."""
-        for one in self.own[cell].values():
-            one.data, one.grad = one.data.clone(memory_format=torch.contiguous_format), None
+        """Copies the cell's parameters out of the stacks, so that saving writes the cell's values only."""
+        for parameter in self.own[cell].values():
+            parameter.data, parameter.grad = parameter.data.clone(memory_format=torch.contiguous_format), None
 
     def tensors(self, cell: int) -> dict[str, torch.Tensor]:
-        """The cell's trained tensors by the names that PEFT saves them under."""
-        return {_saved_name(name): one.detach().contiguous().cpu() for name, one in self.own[cell].items()}
+        """The cell's trained tensors on the CPU, by the names under which PEFT saves them."""
+        return {_saved_name(name): value.detach().contiguous().cpu() for name, value in self.own[cell].items()}
 
     @torch.no_grad()
     def fill(self, cell: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Sets the cell's tensors to those that `tensors` once gave."""
-        for name, one in self.own[cell].items():
-            one.copy_(tensors[_saved_name(name)])
+        """Sets the cell's tensors to an earlier result of `tensors`."""
+        for name, parameter in self.own[cell].items():
+            parameter.copy_(tensors[_saved_name(name)])
 
     def counts(self, cell: int) -> tuple[int, int]:
-        """Trainable parameters of the cell, and all parameters that there are where it is alone."""
-        adapters = {id(one) for own in self.own for one in own.values()}
-        base = sum(one.numel() for one in self.net.parameters() if id(one) not in adapters)
-        own = sum(one.numel() for one in self.own[cell].values())
-        return own, base + own
+        """The cell's trainable parameters, and all parameters of the model with this adapter alone."""
+        adapters = {id(parameter) for parameters in self.own for parameter in parameters.values()}
+        base = sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) not in adapters)
+        trainable = sum(parameter.numel() for parameter in self.own[cell].values())
+        return trainable, base + trainable
 
     @contextmanager
     def alone(self, cell: int) -> Iterator[str]:
-        """Inside, the model answers with this cell's adapter, whose name is given; training can go on afterwards."""
+        """Within the block the model runs with this cell's adapter, whose name is yielded. Training can continue afterwards."""
         self.net.set_adapter(self.names[cell])
         try:
             yield self.names[cell]
@@ -91,15 +93,16 @@ class StackedLora:
             self._unfreeze_adapters()
 
     def _unfreeze_adapters(self) -> None:
-        """PEFT freezes all adapters but the one that answers."""
-        for own in self.own:
-            for one in own.values():
-                one.requires_grad_(True)
+        # PEFT's set_adapter freezes all adapters but the active one
+        for parameters in self.own:
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
 
     def close(self) -> None:
-        """Every layer has PEFT's own forward again."""
+        """Restores PEFT's own forward in every layer."""
         for module in self.net.modules():
-            module.__dict__.pop("forward", None) if isinstance(module, LoraLayer | ModulesToSaveWrapper) else None
+            if isinstance(module, LoraLayer | ModulesToSaveWrapper):
+                module.__dict__.pop("forward", None)
 
 
 def _saved_name(name: str) -> str:
@@ -107,56 +110,61 @@ def _saved_name(name: str) -> str:
 
 
 def _adapter_parameters(net: Any, name: str) -> dict[str, torch.nn.Parameter]:
-    """The trainable parameters of one adapter, by the names that they have where it is alone and called `default`."""
-    mark = f".{name}"
+    """The trainable parameters of one adapter, named as for a single adapter called `default`."""
+    part = f".{name}"
     return {
-        f"{key.removesuffix(mark)}.default" if key.endswith(mark) else key.replace(f"{mark}.", ".default."): one
-        for key, one in net.named_parameters()
-        if f"{mark}." in key or key.endswith(mark)
+        f"{key.removesuffix(part)}.default" if key.endswith(part) else key.replace(f"{part}.", ".default."): parameter
+        for key, parameter in net.named_parameters()
+        if f"{part}." in key or key.endswith(part)
     }
 
 
 def _stack_layer(layer: Any, names: Sequence[str]) -> StackedWeights:
-    """A layer's matrices, moved into stacks of the highest rank."""
-    count, like = len(names), next(iter(layer.lora_A.values())).weight
+    """A layer's matrices, moved into stacks of the highest rank r. A cell that does not adapt the layer has zeros."""
+    count, weight = len(names), next(iter(layer.lora_A.values())).weight
     rank = max((layer.lora_A[name].weight.shape[0] for name in names if name in layer.lora_A), default=0)
-    a, b = (like.new_zeros(count, rank, width) for width in (layer.in_features, layer.out_features))
-    stack = StackedWeights(a, b, torch.zeros_like(a), torch.zeros_like(b), like.new_zeros(count, 1, 1), [0.0] * count)
+    # (cells, r, in) and (cells, r, out): B is stored transposed, so that both are padded along the same dimension
+    a, b = (weight.new_zeros(count, rank, width) for width in (layer.in_features, layer.out_features))
+    scale = weight.new_zeros(count, 1, 1)
+    stack = StackedWeights(a, b, torch.zeros_like(a), torch.zeros_like(b), scale, [0.0] * count)
     for cell, name in enumerate(names):
         if name in layer.lora_A:
-            _move_into_stack(layer.lora_A[name].weight, stack.a[cell], stack.grad_a[cell], turned=False)
-            _move_into_stack(layer.lora_B[name].weight, stack.b[cell], stack.grad_b[cell], turned=True)
+            _move_into_stack(layer.lora_A[name].weight, stack.a[cell], stack.grad_a[cell], transposed=False)
+            _move_into_stack(layer.lora_B[name].weight, stack.b[cell], stack.grad_b[cell], transposed=True)
             stack.scale[cell] = layer.scaling[name]
             stack.dropout[cell] = getattr(layer.lora_dropout[name], "p", 0.0)
     return stack
 
 
-def _move_into_stack(one: torch.nn.Parameter, values: torch.Tensor, grads: torch.Tensor, *, turned: bool) -> None:
-    rank = one.shape[1] if turned else one.shape[0]
-    place, grad = (part[:rank].T if turned else part[:rank] for part in (values, grads))
-    place.copy_(one.data)
-    one.data, one.grad = place, grad
+def _move_into_stack(
+    parameter: torch.nn.Parameter, values: torch.Tensor, grads: torch.Tensor, *, transposed: bool
+) -> None:
+    """Makes `parameter` and its gradient views of one cell's `values` and `grads`: (r, width)."""
+    rank = parameter.shape[1] if transposed else parameter.shape[0]
+    data, grad = (stacked[:rank].T if transposed else stacked[:rank] for stacked in (values, grads))
+    data.copy_(parameter.data)
+    parameter.data, parameter.grad = data, grad
 
 
 def _patch_lora_layer(layer: Any, stack: StackedWeights, joint: StackedLora) -> None:
-    """From now on the layer asks who is seated."""
-    plain = layer.forward
+    """Replaces the layer's forward: within `bind_batch` each cell's rows get its own delta."""
+    peft_forward = layer.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if joint.layout is None:
-            return plain(x, *args, **kwargs)
+            return peft_forward(x, *args, **kwargs)
         return apply_batched_lora(layer.base_layer(x, *args, **kwargs), x, stack, joint.layout)
 
     layer.forward = forward
 
 
 def _patch_saved_module(wrapper: Any, joint: StackedLora) -> None:
-    """A module that each cell trains in full: each cell's rows pass through its own."""
-    plain = wrapper.forward
+    """Replaces the forward of a module that each cell trains in full: each cell's rows (rows, …) go through its own copy."""
+    peft_forward = wrapper.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if joint.layout is None:
-            return plain(x, *args, **kwargs)
+            return peft_forward(x, *args, **kwargs)
         pairs = zip(joint.layout.cells, joint.layout.split(x), strict=True)
         return torch.cat([wrapper.modules_to_save[joint.names[cell]](rows, *args, **kwargs) for cell, rows in pairs])
 
