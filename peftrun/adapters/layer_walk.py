@@ -13,13 +13,31 @@ from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
+from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
+from peftrun.io.safetensors_stream import PIECE_VALUES
+
 WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")
-PIECE = 1 << 24  # values of a linear layer's weight that are read at once
-# After a module has answered and while its weights are still there: (path, module, its arguments, its output).
-LayerCheck = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+@dataclass(frozen=True)
+class LayerAnswer:
+    """What a module that an adapter has changed answers; its weights are still there.
+
+    Attributes:
+        plain: what its base layer answered to the same, where that layer is read some rows at a time; None where it is whole in memory.
+    """
+
+    path: str
+    module: Any
+    args: tuple[Any, ...]
+    output: Any
+    plain: torch.Tensor | None
+
+
+LayerCheck = Callable[[LayerAnswer], None]
 
 
 class NotWalkableError(Exception):
@@ -32,13 +50,14 @@ class ForwardPass:
 
     Attributes:
         model: transformers' model; its parameters on the meta device are read when they are needed.
-        read: (name of a parameter, first row, last row + 1; None: all rows) → what identifies it, and a function that gives its values.
+        read: (name of a parameter, first row, last row + 1; None: all rows) → what identifies it, and a function that gives its values,
+            in memory that it is given or in new memory.
         call: runs the model; what it returns is what the pass gives.
         check: called after each module that an adapter has changed.
     """
 
     model: Any
-    read: Callable[[str, int | None, int | None], tuple[Any, Callable[[], torch.Tensor]]]
+    read: Callable[[str, int | None, int | None], tuple[Any, Callable[..., torch.Tensor]]]
     call: Callable[[], torch.Tensor]
     check: LayerCheck | None = None
 
@@ -118,11 +137,13 @@ def _compute_matmuls(passes: list[ForwardPass], products: dict[int, _MatmulReque
     for places in groups.values():
         first = products[places[0]]
         flat = [products[place].inputs.flatten(end_dim=-2) for place in places]  # (tokens, inputs)
-        together, step, parts = torch.cat(flat), max(1, PIECE // first.inputs.shape[-1]), []
+        together, width = torch.cat(flat), first.inputs.shape[-1]
+        step = min(first.rows, max(1, PIECE_VALUES // width))
+        room, out = torch.empty(step * width, dtype=together.dtype), together.new_empty(len(together), first.rows)
         for start in range(0, first.rows, step):
-            _, values = passes[places[0]].read(first.key, start, min(start + step, first.rows))
-            parts.append(torch.nn.functional.linear(together, values().to(together.dtype)))
-        out = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+            stop = min(start + step, first.rows)
+            _, values = passes[places[0]].read(first.key, start, stop)
+            out[:, start:stop] = torch.nn.functional.linear(together, values(room))
         for place, own in zip(places, out.split([len(one) for one in flat]), strict=True):
             products[place].values = own.reshape(*products[place].inputs.shape[:-1], first.rows)
 
@@ -170,14 +191,26 @@ def _iter_load_units(model: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
     for path, module in model.named_modules():
         if any(path.startswith(f"{outer}.") for outer in handled):
             continue
-        whole = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        adapted = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        whole = adapted and not is_row_wise(module)
         if whole:
             handled.append(path)
         skipped = "original_module." if isinstance(module, ModulesToSaveWrapper) else "-"
         own = [(name, one) for name, one in module.named_parameters(recurse=whole) if not name.startswith(skipped)]
         absent = {name: plain_name(f"{path}.{name}" if path else name) for name, one in own if one.is_meta}
-        if absent or whole:
+        if absent or adapted:
             yield path, module, absent
+
+
+def is_row_wise(module: Any) -> bool:
+    """Whether PEFT's layer has each row of its base layer's weight for itself, in its forward pass as in its merge."""
+    return (
+        type(module) is lora.Linear
+        and type(module.get_base_layer()) is torch.nn.Linear
+        and not module.fan_in_fan_out
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+    )
 
 
 def _request_parameters(keys: list[tuple[str, int | None, int | None]]) -> list[torch.Tensor]:
@@ -196,6 +229,7 @@ def _register_hooks(
 ) -> list[Any]:
     places = {name: (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in absent}
     nowhere = {name: owner._parameters[own] for name, (owner, own) in places.items()}
+    plain: list[torch.Tensor] = []
 
     def load(*_: Any) -> None:
         values = _request_parameters([(key, None, None) for key in absent.values()]) if absent else []
@@ -203,15 +237,18 @@ def _register_hooks(
         for (owner, own), value in zip(places.values(), values, strict=True):
             owner._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
 
-    def release(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def release(_: Any, args: tuple[Any, ...], output: Any) -> None:
         if check and isinstance(module, BaseTunerLayer):
-            check(path, module, args, kwargs, output)
+            check(LayerAnswer(path, module, args, output, plain.pop() if plain else None))
         users[id(module)] -= 1
         if not users[id(module)]:
             for name, (owner, own) in places.items():
                 owner._parameters[own] = nowhere[name]
 
-    return [module.register_forward_pre_hook(load), module.register_forward_hook(release, with_kwargs=True)]
+    hooks = [module.register_forward_pre_hook(load), module.register_forward_hook(release)]
+    if check and is_row_wise(module) and module.get_base_layer().weight.is_meta:
+        hooks.append(module.get_base_layer().register_forward_hook(lambda *seen: plain.append(seen[-1])))
+    return hooks
 
 
 def _make_rowwise_forward(module: Any, absent: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ COPY_BYTES = 1 << 26  # bytes
 FLUSH_BYTES = 1 << 28  # bytes
 PIECE_VALUES = 1 << 21  # values
 READ_AHEAD_BYTES = 1 << 27  # bytes
+_SPARE_BUFFERS: list[bytearray] = []  # of tensors that have been read
 
 
 @dataclass(frozen=True)
@@ -51,27 +53,35 @@ class StoredTensor:
         begin, shape = self.entry.begin + start * size, (stop - start, *self.entry.shape[1:])
         return StoredTensor(self.file, replace(self.entry, shape=shape, begin=begin, end=begin + (stop - start) * size))
 
+    def row_blocks(self) -> Iterator[tuple[int, int]]:
+        """First row and last row + 1 of parts that are small enough to stay in a processor's cache while they are computed with."""
+        rows = self.entry.shape[0]
+        step = max(1, PIECE_VALUES * rows // max(1, self.count))
+        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
     def read_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
-        """Its values in float32, read from disk piece by piece into `room` (flat, at least `count` long) or new memory."""
-        into = (torch.empty(self.count) if room is None else room)[: self.count]
-        place = 0
+        """Its values in float32, in `room` (see `read`) or new memory."""
+        return self.read(torch.empty(self.count) if room is None else room)
+
+    def read_stored(self) -> torch.Tensor:
+        """Its values in the dtype that they are stored in."""
+        return self.read(torch.empty(self.count, dtype=self.dtype))
+
+    def read(self, room: torch.Tensor) -> torch.Tensor:
+        """Its values in the dtype of `room` (flat, at least `count` long), which holds them: read from disk piece by piece."""
+        into, place = room[: self.count], 0
         for part in self.pieces():
             into[place : place + len(part)].copy_(part)
             place += len(part)
         return into.reshape(self.entry.shape)
 
-    def read_stored(self) -> torch.Tensor:
-        """Its values in the dtype that they are stored in."""
-        return torch.cat([part.clone() for part in self.pieces()]).reshape(self.entry.shape)
-
     def pieces(self) -> Iterator[torch.Tensor]:
         """Its values as stored, flat, so many at a time; each is overwritten by the next."""
-        buffer = bytearray(min(PIECE_VALUES * self.dtype.itemsize, self.entry.end - self.entry.begin))
-        with open(self.file, "rb", buffering=0) as file:
+        with _borrow_buffer(PIECE_VALUES * self.dtype.itemsize) as buffer, open(self.file, "rb", buffering=0) as file:
             file.seek(self.entry.begin)
-            _read_ahead(file.fileno(), self.entry)
             for start in range(0, self.count, PIECE_VALUES):
-                view = memoryview(buffer)[: min(PIECE_VALUES, self.count - start) * self.dtype.itemsize]
+                view = buffer[: min(PIECE_VALUES, self.count - start) * self.dtype.itemsize]
+                _read_ahead(file.fileno(), file.tell(), len(view))
                 _read_all(file, view)
                 yield torch.frombuffer(view, dtype=self.dtype)
 
@@ -85,13 +95,13 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written. `make` computes it; None: the bytes of `source` as they are."""
+    """A tensor to be written. `make` computes its values part by part, in order; None: the bytes of `source` as they are."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     source: StoredTensor | None
-    make: Callable[[], torch.Tensor] | None
+    make: Callable[[], Iterable[torch.Tensor]] | None
 
     @property
     def size(self) -> int:
@@ -153,17 +163,31 @@ def _write_tensor(handle: int, one: PlannedTensor) -> None:
     if one.make is None:
         assert one.source is not None, one.name
         return one.source.copy_bytes_to(handle)
-    value = one.make()
-    assert tuple(value.shape) == one.shape, (one.name, value.shape, one.shape)
-    for part in value.detach().reshape(-1).split(PIECE_VALUES):
-        _write_all(handle, memoryview(part.to(one.dtype).view(torch.uint8).numpy()))
+    count = 0
+    for values in one.make():
+        for part in values.detach().reshape(-1).split(PIECE_VALUES):
+            _write_all(handle, memoryview(part.float().to(one.dtype).view(torch.uint8).numpy()))
+            count += len(part)
+    assert count == torch.Size(one.shape).numel(), (one.name, count, one.shape)
     return None
 
 
-def _read_ahead(handle: int, entry: TensorEntry) -> None:
-    """Has the system read this tensor, and what is asked for after it in all likelihood, while others are computed with."""
+@contextmanager
+def _borrow_buffer(size: int) -> Iterator[memoryview]:
+    """Memory that was read into before: to fetch it from the system anew costs more than the reading."""
+    buffer = _SPARE_BUFFERS.pop() if _SPARE_BUFFERS else bytearray()
+    if len(buffer) < size:
+        buffer = bytearray(size)
+    try:
+        yield memoryview(buffer)
+    finally:
+        _SPARE_BUFFERS.append(buffer)
+
+
+def _read_ahead(handle: int, begin: int, size: int) -> None:
+    """Has the system read what will be asked for in a while in all likelihood, so many bytes of it, while this is computed with."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, entry.begin, entry.end - entry.begin + READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(handle, begin + READ_AHEAD_BYTES, size, os.POSIX_FADV_WILLNEED)
 
 
 def _read_all(file: Any, view: memoryview) -> None:

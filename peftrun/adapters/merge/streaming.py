@@ -4,7 +4,7 @@ PEFT's own `merge` computes each layer, on a model whose other weights are nowhe
 rounded once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
+from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
 from peftrun.io import safetensors_stream
 from peftrun.io.safetensors_stream import PlannedTensor, StoredTensor
 from peftrun.system import malloc
 
 MERGEABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
-TensorFn = Callable[[], torch.Tensor]
+PartsFn = Callable[[], Iterable[torch.Tensor]]  # gives the values of a tensor part by part, in order
 CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
 
 
@@ -71,7 +72,7 @@ def write_merged(
         files = _drop_other_heads(model, files)
     found = map_by_parameter(model, [one for parts in files.values() for one in parts])
     sources = add_tied(model, found)
-    changes = _plan_changes(net, name, _BaseTensors(sources, _allocate_buffer(net, sources), undo))
+    changes = _plan_changes(net, name, _BaseTensors(sources, _allocate_buffer(net, name, sources), undo))
     untied = _untie_output(model, changes, sources)
     usual = dtype or _most_common_dtype(found)
     names = {id(one): key for key, one in found.items()}
@@ -79,7 +80,10 @@ def write_merged(
         file: [_plan_tensor(names[id(one)], one, changes, dtype) for one in parts] for file, parts in files.items()
     }
     more = changes | untied
-    plans[max(plans)] += [_plan_added_tensor(key, more[key], usual) for key in sorted(more.keys() - found.keys())]
+    shapes = {_strip_wrappers(key): tuple(one.shape) for key, one in model.named_parameters(remove_duplicate=False)}
+    plans[max(plans)] += [
+        PlannedTensor(key, usual, shapes[key], None, more[key]) for key in sorted(more.keys() - found.keys())
+    ]
     for file, planned in plans.items():
         safetensors_stream.write_tensors(folder / file.name, planned)
         if after:
@@ -137,9 +141,9 @@ def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
     return add_tied(model, map_by_parameter(model, parts))
 
 
-def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, TensorFn]:
+def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, PartsFn]:
     """For every parameter that the adapter changes, how its merged value is computed."""
-    changes: dict[str, TensorFn] = {}
+    changes: dict[str, PartsFn] = {}
     handled: list[str] = []
     for path, module in net.get_base_model().named_modules():
         if any(path.startswith(f"{outer}.") for outer in handled):
@@ -158,21 +162,22 @@ def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, Tenso
     return changes
 
 
-def _allocate_buffer(net: Any, found: dict[str, StoredTensor]) -> torch.Tensor:
-    paths = (path for path, module in net.get_base_model().named_modules() if isinstance(module, BaseTunerLayer))
-    return torch.empty(max((found[f"{path}.weight"].count for path in paths if f"{path}.weight" in found), default=0))
+def _allocate_buffer(net: Any, name: str, found: dict[str, StoredTensor]) -> torch.Tensor:
+    """Memory for as much of a weight as is merged at once."""
+    layers = [(path, one) for path, one in net.get_base_model().named_modules() if isinstance(one, BaseTunerLayer)]
+    weights = [(found.get(f"{path}.weight"), merges_by_rows(one, name)) for path, one in layers]
+    parts = [one.rows(*next(one.row_blocks())) if row_wise else one for one, row_wise in weights if one]
+    return torch.empty(max((one.count for one in parts), default=0))
 
 
-def _plan_replacements(
-    own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors
-) -> dict[str, TensorFn]:
-    changes: dict[str, TensorFn] = {f"{path}.{key}": partial(_detach_tensor, value) for key, value in own}
+def _plan_replacements(own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors) -> dict[str, PartsFn]:
+    changes: dict[str, PartsFn] = {f"{path}.{key}": partial(_detach_tensor, value) for key, value in own}
     if changes and sources.undo:
         raise NotStreamableError(f"the merge put the adapter's {next(iter(changes))} in the place of the base's")
     return changes
 
 
-def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dict[str, TensorFn]:
+def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dict[str, PartsFn]:
     layer = module.get_base_layer()
     if not isinstance(layer, MERGEABLE_LAYERS) or not hasattr(module, "merge"):
         raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
@@ -185,17 +190,50 @@ def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dic
     absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in sources.found]
     if absent:
         raise NotStreamableError(f"the base's files hold no {path}.{absent[0]}")
-    return {f"{path}.{key}": partial(_merge_parameter, module, key, path, name, sources) for key in keys}
+    merge = _merge_blocks if merges_by_rows(module, name) else _merge_parameter
+    return {f"{path}.{key}": partial(merge, module, key, path, name, sources) for key in keys}
 
 
-def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> torch.Tensor:
-    """One parameter of a layer after PEFT has merged the adapter into it, in float32."""
+def merges_by_rows(module: Any, name: str) -> bool:
+    """Whether the adapter `name` is merged into some rows of a layer's weight at a time, as they are read."""
+    return is_row_wise(module) and name in module.lora_B and module.get_base_layer().weight.is_meta
+
+
+def _merge_blocks(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> Iterator[torch.Tensor]:
+    """One parameter of a layer whose rows are merged each alone, some rows at a time."""
+    own = dict(module.get_base_layer().named_parameters(recurse=False))
+    stored = sources.found[f"{path}.weight"]
+    if wanted != "weight":  # PEFT leaves it as it is
+        yield sources.read_float(own[wanted], f"{path}.{wanted}")
+        return
+    for block in stored.row_blocks():
+        yield merge_rows(module, path, name, stored.rows(*block).read_float(sources.room), block, undo=sources.undo)
+
+
+def merge_rows(
+    module: Any, path: str, name: str, values: torch.Tensor, block: tuple[int, int], *, undo: bool = False
+) -> torch.Tensor:
+    """Rows of a layer's weight after PEFT has merged the adapter into them; see `layer_walk.is_row_wise` and `merge_layer`.
+
+    Args: values: the base's rows; they are overwritten. block: the first of them, and the last + 1.
+    """
+    up, untouched = module.lora_B[name], module.get_base_layer().named_parameters(recurse=False)
+    whole = up.weight
+    up.weight = torch.nn.Parameter(whole[slice(*block)], requires_grad=False)
+    try:
+        given = {key: torch.empty(0) for key, _ in untouched} | {"weight": values}
+        return merge_layer(module, path, name, given, undo)["weight"]
+    finally:
+        up.weight = whole
+
+
+def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> list[torch.Tensor]:
+    """One parameter of a layer after PEFT has merged the adapter into it, in float32, whole."""
     if sources.last.get("path") != path:
         own = module.get_base_layer().named_parameters(recurse=False)
         values = {key: sources.read_float(value, f"{path}.{key}") for key, value in own}
         sources.last.update(path=path, merged=merge_layer(module, path, name, values, sources.undo))
-    merged: torch.Tensor = sources.last["merged"][wanted]
-    return merged
+    return [sources.last["merged"][wanted]]
 
 
 def merge_layer(
@@ -235,13 +273,13 @@ def merge_layer(
     return merged
 
 
-def _detach_tensor(value: torch.Tensor) -> torch.Tensor:
-    return value.detach()
+def _detach_tensor(value: torch.Tensor) -> list[torch.Tensor]:
+    return [value.detach()]
 
 
-def _untie_output(model: Any, changes: dict[str, TensorFn], sources: dict[str, StoredTensor]) -> dict[str, TensorFn]:
+def _untie_output(model: Any, changes: dict[str, PartsFn], sources: dict[str, StoredTensor]) -> dict[str, PartsFn]:
     """Output weights that were tied to the embeddings and no longer can be, since the adapter changes one of the two."""
-    untied: dict[str, TensorFn] = {}
+    untied: dict[str, PartsFn] = {}
     for target, source in model.all_tied_weights_keys.items():
         if target not in changes and source not in changes:
             continue
@@ -252,7 +290,7 @@ def _untie_output(model: Any, changes: dict[str, TensorFn], sources: dict[str, S
             or target != _output_weight_name(model)
         ):
             raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
-        untied |= {key: changes.get(key) or sources[key].read_float for key in (target, source)}
+        untied |= {key: changes.get(key) or sources[key].pieces for key in (target, source)}
     return untied
 
 
@@ -261,16 +299,12 @@ def _output_weight_name(model: Any) -> str:
     return next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
 
 
-def _plan_tensor(key: str, one: StoredTensor, changes: dict[str, TensorFn], dtype: torch.dtype | None) -> PlannedTensor:
+def _plan_tensor(key: str, one: StoredTensor, changes: dict[str, PartsFn], dtype: torch.dtype | None) -> PlannedTensor:
     wanted = dtype if dtype is not None and one.dtype.is_floating_point else one.dtype
     make = changes.get(key)
     if make is None and wanted != one.dtype:
-        make = one.read_float
+        make = one.pieces
     return PlannedTensor(key, wanted, one.entry.shape, one, make)
-
-
-def _plan_added_tensor(key: str, make: TensorFn, dtype: torch.dtype) -> PlannedTensor:
-    return PlannedTensor(key, dtype, tuple(make().shape), None, make)
 
 
 def _most_common_dtype(found: dict[str, StoredTensor]) -> torch.dtype:

@@ -7,6 +7,7 @@ the adapter on its base, as a share of what the adapter does. Where every tensor
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoConfig
 
 from peftrun.adapters import probes
-from peftrun.adapters.layer_walk import plain_name
+from peftrun.adapters.layer_walk import LayerAnswer, plain_name
 from peftrun.adapters.merge import streaming
 from peftrun.errors import ProofError
 from peftrun.io import safetensors_stream
@@ -71,7 +72,7 @@ class WrittenModel:
     def _compare_untouched(self, key: str, own: dict[str, torch.Tensor]) -> None:
         written = self.merged[key]
         if key in own:
-            self._compare_sum(key, written, own[key])
+            self._compare_sum(key, own[key], tuple(own[key].shape))
         elif key not in self.base:
             self.wrong.append(f"{key} is in the merged files and not in the base")
         elif (self.base[key], written) in self.equal or _has_same_bytes(self.base[key], written):
@@ -79,19 +80,62 @@ class WrittenModel:
         elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
             self.wrong.append(f"{key} is not the base's, and the adapter does not change it")
 
-    def check_layer(self, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Compares one adapted layer, once it has answered and while its weights are there."""
-        if path in self._seen:
+    def check_layer(self, one: LayerAnswer) -> None:
+        """Compares one adapted layer, once it has answered."""
+        if one.path in self._seen:
             return
-        self._seen.add(path)
-        layer = module.get_base_layer()
-        few = (args[0][:1], *args[1:]) if isinstance(layer, streaming.MERGEABLE_LAYERS) else args
-        plain, adapted = layer(*few), output[:1] if few is not args else output
-        values = {key: one.detach().clone() for key, one in layer.named_parameters(recurse=False)}
+        self._seen.add(one.path)
+        layer = one.module.get_base_layer()
+        if one.plain is not None:
+            answer = self._compare_rows(one.path, one.module, one.args[0][:1])
+            return self._compare_answers(one.path, answer, one.output[:1], one.plain[:1])
+        batched = isinstance(layer, streaming.MERGEABLE_LAYERS)
+        few, adapted = ((one.args[0][:1], *one.args[1:]), one.output[:1]) if batched else (one.args, one.output)
+        plain = layer(*few)
+        merged = self._compare_whole(one.path, one.module, lambda _, value: value.detach().clone())
+        return self._compare_answers(one.path, torch.func.functional_call(layer, merged, few), adapted, plain)
+
+    def compare_unreached(self) -> None:
+        """The tensors of adapted layers to which no text has come: of a tower for images, of an expert that was not chosen."""
+        for path, module in self.net.get_base_model().named_modules():
+            if path in self._seen or not isinstance(module, streaming.BaseTunerLayer):
+                continue
+            if streaming.merges_by_rows(module, self.name):
+                self._compare_rows(path, module)
+            else:
+                self._compare_whole(path, module, self._read_base)
+
+    def _compare_whole(
+        self, path: str, module: Any, read: Callable[[str, Any], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Compares every parameter of a layer; what they are after PEFT's merge. `read`: gives the base's."""
+        named = module.get_base_layer().named_parameters(recurse=False)
+        values = {key: read(plain_name(f"{path}.{key}"), one) for key, one in named}
         merged = streaming.merge_layer(module, path, self.name, values)
         for key, value in merged.items():
-            self._compare_sum(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
-        answer = torch.func.functional_call(layer, merged, few)
+            self._compare_sum(plain_name(f"{path}.{key}"), value, tuple(value.shape))
+        return merged
+
+    def _compare_rows(self, path: str, module: Any, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        """The same, some rows at a time. What the merged layer answers to `inputs`."""
+        key, bias = plain_name(f"{path}.weight"), module.get_base_layer().bias
+        stored, answers = self.base[key], []
+        room, wrong = torch.empty(stored.rows(*next(stored.row_blocks())).count), len(self.wrong)
+        for block in stored.row_blocks():
+            value = streaming.merge_rows(module, path, self.name, stored.rows(*block).read(room), block)
+            if wrong == len(self.wrong):
+                self._compare_sum(key, value, stored.entry.shape, block)
+            if inputs is not None:
+                answers.append(torch.nn.functional.linear(inputs, value))
+        answer = torch.cat(answers, dim=-1) if answers else torch.empty(0)
+        if bias is None:
+            return answer
+        offset = self._read_base(plain_name(f"{path}.bias"), bias)
+        self._compare_sum(plain_name(f"{path}.bias"), offset, tuple(offset.shape))
+        return answer + offset if answers else answer
+
+    def _compare_answers(self, path: str, answer: torch.Tensor, adapted: torch.Tensor, plain: torch.Tensor) -> None:
+        """What a layer answers merged, and adapted; `plain`: what the base's answers."""
         error, effect = _l2_norm(answer - adapted), _l2_norm(adapted - plain)
         self.layers += 1
         self.largest_layer_error = max(self.largest_layer_error, error / (effect or math.inf))
@@ -100,24 +144,19 @@ class WrittenModel:
                 f"{path} answers otherwise merged than adapted: ‖error‖ {error:.3g}, ‖effect of the adapter‖ {effect:.3g}"
             )
 
-    def compare_unreached(self) -> None:
-        """The tensors of adapted layers to which no text has come: of a tower for images, of an expert that was not chosen."""
-        for path, module in self.net.get_base_model().named_modules():
-            if path in self._seen or not isinstance(module, streaming.BaseTunerLayer):
-                continue
-            values = {}
-            for key, one in module.get_base_layer().named_parameters(recurse=False):
-                values[key] = (
-                    self.base[plain_name(f"{path}.{key}")].read_float() if one.is_meta else one.detach().clone()
-                )
-            for key, value in streaming.merge_layer(module, path, self.name, values).items():
-                self._compare_sum(plain_name(f"{path}.{key}"), self.merged.get(plain_name(f"{path}.{key}")), value)
+    def _read_base(self, key: str, value: torch.Tensor) -> torch.Tensor:
+        """The base's parameter, from its file or as it is in memory."""
+        return self.base[key].read_float() if value.is_meta else value.detach().clone()
 
-    def _compare_sum(self, key: str, written: StoredTensor | None, value: torch.Tensor) -> None:
+    def _compare_sum(
+        self, key: str, value: torch.Tensor, shape: tuple[int, ...], block: tuple[int, int] | None = None
+    ) -> None:
+        """Compares what was written with the sum, in float32; with `block` of its rows alone."""
+        written = self.merged.get(key)
         self.summed.add(key)
         if written is None:
             self.wrong.append(f"{key}, which the adapter changes, is not in the merged files")
-        elif written.entry.shape != tuple(value.shape) or not _is_rounding_of(value, written):
+        elif written.entry.shape != shape or not _is_rounding_of(value, written.rows(*block or (None, None))):
             self.wrong.append(f"{key} is not the sum of base and adapter, rounded once to {_dtype_name(written)}")
 
     def _own(self) -> dict[str, torch.Tensor]:
