@@ -13,6 +13,7 @@ from peftrun.adapters import load, meta_model, probes
 from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.merge import in_memory, provenance, streamed_verify, streaming, verify
 from peftrun.adapters.merge.job import MergeJob
+from peftrun.adapters.merge.streaming import MergedFiles
 from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head, fingerprint
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, MERGED
 from peftrun.config.schema.actions import MergeAction
@@ -77,35 +78,24 @@ def _suggest_commands(adapter: str, name: str, merged_dir: Path) -> list[str]:
 
 def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str, Any]:
     """Writes and verifies the merge; figures for the record, and `loaded`, the proof that the adapter was loaded."""
-    console.set_activity(f"writing {shown}")
-    started = time.perf_counter()
+    started, rows = time.perf_counter(), _load_eval_token_ids(job, task)
+    console.set_activity(f"writing {shown}" + ", compared with the adapter on its base model" * job.action.verify)
     try:
-        net = _stream_merge(job, folder)
+        net, writing = _begin_streaming(job, folder)
+        figures = _verify_streamed(job, net, rows, folder, writing) if job.action.verify else {}
+        writing.write_rest()
     except streaming.NotStreamableError as reason:
         console.print_info(f"this merge needs the whole model in memory: {reason}")
         job.remove_written(folder)
-        return _merge_in_memory(job, _load_eval_token_ids(job, task), folder)
-    figures: dict[str, Any] = {"streamed": True, "seconds": round(time.perf_counter() - started, 2)}
-    if not job.action.verify:
-        return figures
-    rows = _load_eval_token_ids(job, task)
-    console.set_activity("comparing the written files with the adapter on its base model")
-    try:
-        proof, load_proof = streamed_verify.verify_merge(job, net, folder, rows)
-    except NotWalkableError as reason:  # the forward pass of this architecture cannot be run layer by layer
-        console.print_info(f"this proof needs the whole model in memory: {reason}")
-        proof, load_proof = streamed_verify.verify_merge_in_memory(job, folder, rows)
-    return {
-        **figures,
-        **proof,
-        "held_out_rows": len(rows),
-        "loaded": load_proof,
-        "proof_seconds": round(time.perf_counter() - started - figures["seconds"], 2),
-    }
+        return _merge_in_memory(job, rows, folder)
+    figures |= {"streamed": True, "seconds": round(writing.seconds, 2)}
+    if job.action.verify:
+        figures["proof_seconds"] = round(time.perf_counter() - started - writing.seconds, 2)
+    return figures
 
 
-def _stream_merge(job: MergeJob, folder: Path) -> Any:
-    """Writes the merge; the PEFT model on the meta device. Raises: NotStreamableError: all weights are needed at once."""
+def _begin_streaming(job: MergeJob, folder: Path) -> tuple[Any, MergedFiles]:
+    """The PEFT model on the meta device, and the writer of the merge. Raises: NotStreamableError: all weights are needed at once."""
     _check_streamable(str(job.adapter), job.name)
     try:
         net = meta_model.build_on_meta(job.base, job.model, str(job.adapter), job.name)
@@ -113,8 +103,19 @@ def _stream_merge(job: MergeJob, folder: Path) -> Any:
         _ = job.mark  # raises if the adapter was made for another base model, which explains the error better
         raise
     dtype = None if job.action.dtype == "auto" else device.parse_dtype(job.dtype)
-    streaming.write_merged(net, job.name, job.base, folder, dtype, after=job.start_checks)
-    return net
+    return net, streaming.begin_merged(net, job.name, job.base, folder, dtype, after=job.start_checks)
+
+
+def _verify_streamed(
+    job: MergeJob, net: Any, rows: list[list[int]], folder: Path, writing: MergedFiles
+) -> dict[str, Any]:
+    try:
+        proved, loaded = streamed_verify.verify_merge(job, net, folder, rows, writing)
+    except NotWalkableError as reason:  # the forward pass of this architecture cannot be run layer by layer
+        console.print_info(f"this proof needs the whole model in memory: {reason}")
+        writing.write_rest()
+        proved, loaded = streamed_verify.verify_merge_in_memory(job, folder, rows)
+    return {**proved, "held_out_rows": len(rows), "loaded": loaded}
 
 
 def _merge_in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Safetensors files written tensor by tensor, so that no more than one tensor is in memory."""
+"""Safetensors files read and written piece by piece, so that no more than a piece is in memory."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class StoredTensor:
                 yield torch.frombuffer(view, dtype=self.dtype)
 
     def copy_bytes_to(self, handle: int) -> None:
-        """Its bytes at the end of an open file, without passing through this process where the system can do that."""
+        """Its bytes at the place of an open file, without passing through this process where the system can do that."""
         with open(self.file, "rb", buffering=0) as file:
             begin = self.entry.begin
             while begin < self.entry.end:
@@ -129,28 +129,37 @@ def list_stored_tensors(file: Path) -> list[StoredTensor]:
     return [StoredTensor(file, entry) for entry in safetensors_header.read_header(file)]
 
 
-def write_tensors(path: Path, planned: list[PlannedTensor]) -> None:
-    """A safetensors file with these tensors, in this order, one at a time in memory."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    body: dict[str, Any] = {}
-    for one in planned:
-        body[one.name] = {
-            "dtype": DTYPE_NAMES[one.dtype],
-            "shape": list(one.shape),
-            "data_offsets": [end, end + one.size],
-        }
-        end += one.size
-    text = json.dumps(header | body, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the bytes of the tensors begin at a multiple of eight, as the format asks
-    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as flusher:
-        waiting = 0
-        _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
-        for one in planned:
+class TensorFile:
+    """A safetensors file that is there in full length from the start, and whose tensors are written as they are come to."""
+
+    def __init__(self, path: Path, planned: list[PlannedTensor]) -> None:
+        """Writes the header."""
+        self.path, self._unwritten, self._unflushed = path, {one.name: one for one in planned}, 0
+        body, end = _lay_out(planned)
+        text = json.dumps({"__metadata__": {"format": "pt"}} | body, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the bytes of the tensors begin at a multiple of eight, as the format asks
+        self._places = {key: 8 + len(text) + one["data_offsets"][0] for key, one in body.items()}
+        with open(path, "wb", buffering=0) as file:
+            _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+
+    @property
+    def unwritten(self) -> Collection[str]:
+        """Names of tensors."""
+        return self._unwritten.keys()
+
+    def write(self, name: str) -> None:
+        """Writes the tensor, unless it is."""
+        if name not in self._unwritten:
+            return
+        one = self._unwritten.pop(name)
+        with open(self.path, "r+b", buffering=0) as file:
+            file.seek(self._places[name])
             _write_tensor(file.fileno(), one)
-            waiting += one.size
-            if waiting > FLUSH_BYTES:  # the disk writes while the next tensors are computed
-                flusher.submit(os.fsync, file.fileno())
-                waiting = 0
+        self._unflushed += one.size
+        if self._unflushed > FLUSH_BYTES:  # the disk writes while the next tensors are computed
+            threading.Thread(target=_flush_file, args=[self.path]).start()
+            self._unflushed = 0
 
 
 def write_index(folder: Path, places: dict[str, str], size: int) -> None:
@@ -158,8 +167,23 @@ def write_index(folder: Path, places: dict[str, str], size: int) -> None:
     atomic_files.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
 
 
+def _lay_out(planned: list[PlannedTensor]) -> tuple[dict[str, Any], int]:
+    """The entries of a file's header, and the bytes of its tensors."""
+    body, end = {}, 0
+    for one in planned:
+        place = [end, end + one.size]
+        body[one.name] = {"dtype": DTYPE_NAMES[one.dtype], "shape": list(one.shape), "data_offsets": place}
+        end += one.size
+    return body, end
+
+
+def _flush_file(path: Path) -> None:
+    with suppress(OSError), open(path, "rb") as file:  # what fails here fails again where everything is flushed
+        os.fsync(file.fileno())
+
+
 def _write_tensor(handle: int, one: PlannedTensor) -> None:
-    """The tensor at the end of an open file, rounded piece by piece; stored bytes as they are."""
+    """The tensor at the place of an open file, rounded piece by piece; stored bytes as they are."""
     if one.make is None:
         assert one.source is not None, one.name
         return one.source.copy_bytes_to(handle)

@@ -12,39 +12,46 @@ from peftrun.adapters.layer_walk import ForwardPass
 from peftrun.adapters.load import LoadProof
 from peftrun.adapters.merge import streaming, verify
 from peftrun.adapters.merge.job import MergeJob
+from peftrun.adapters.merge.streaming import MergedFiles
 from peftrun.adapters.merge.verify import WrittenModel
 from peftrun.io.safetensors_stream import StoredTensor
 from peftrun.models import base as base_models
 from peftrun.models.tokenizer import load_tokenizer
 
 
-def verify_merge(job: MergeJob, net: Any, folder: Path, rows: list[list[int]]) -> tuple[dict[str, Any], LoadProof]:
+def verify_merge(
+    job: MergeJob, net: Any, folder: Path, rows: list[list[int]], writing: MergedFiles | None = None
+) -> tuple[dict[str, Any], LoadProof]:
     """Figures of the merge in `folder`, and the proof of the adapter's load.
 
-    Args: net: see `skeleton.build`. rows: token ids on which the models are compared beside the probes.
+    Args: net: see `meta_model.build_on_meta`. rows: token ids on which the models are compared beside the probes.
+        writing: writes each tensor as the passes come to it, so that files are read while they are in the system's memory.
     Raises: ProofError: what was written is not the adapter on its base. NotWalkableError: this model computes whole only.
+        NotStreamableError: what was to be written needs the whole model in memory.
     """
-    mark, tokenizer = job.mark, load_tokenizer(job.base, job.model)
+    tokenizer = load_tokenizer(job.base, job.model)
     plain, merged = (base_models.build_empty(one, job.model, job.head) for one in (job.base, folder))
-    adapted, written = net.get_base_model(), _compare_untouched(job, net, folder, merged)
-    of_base = {key: written.merged[key] if key in written.same else one for key, one in written.base.items()}
+    adapted, written = net.get_base_model(), _open_written(job, net, folder, merged)
+    reached = (lambda key: writing.write(written.merged[key]) if key in written.merged else None) if writing else None
+    of_base = make_reader(plain, written.base_or_written(), reached=reached)
+    of_merged = make_reader(merged, written.merged, reached=reached)
     texts = [lambda net: probes.compute_probe_logits(net, tokenizer), *(_make_row_logits(row) for row in rows)]
     passes = [
-        ForwardPass(plain, make_reader(plain, of_base), _bind_model(texts[0], plain)),
-        *(
-            ForwardPass(adapted, make_reader(adapted, of_base), _bind_model(text, net), written.check_layer)
-            for text in texts
-        ),
-        *(ForwardPass(merged, make_reader(merged, written.merged), _bind_model(text, merged)) for text in texts),
+        ForwardPass(plain, of_base, _bind_model(texts[0], plain)),
+        *(ForwardPass(adapted, of_base, _bind_model(text, net), written.check_layer) for text in texts),
+        *(ForwardPass(merged, of_merged, _bind_model(text, merged)) for text in texts),
     ]
     for one in (plain, adapted, merged):
         one.config.use_cache = False
     tensors = load.check_tensors(net, job.name, job.adapter)
     logits = layer_walk.run_passes(passes)
+    if writing:
+        writing.write_rest()
+    mark, figures = job.mark, _compare_written(job, written, merged)
     before, after, again = logits[0], torch.cat(logits[1 : 1 + len(texts)]), torch.cat(logits[1 + len(texts) :])
     computed = load.ProbeLogits(before, logits[1], "cpu float32")
     loaded = load.verify_load_by_logits(mark, net, job.name, job.adapter, computed, tensors=tensors)
-    return {**verify.check_written(written), **verify.compare_logits(after, again, before, job.dtype)}, loaded
+    return {**figures, **verify.compare_logits(after, again, before, job.dtype)}, loaded
 
 
 def verify_merge_in_memory(job: MergeJob, folder: Path, rows: list[list[int]]) -> tuple[dict[str, Any], LoadProof]:
@@ -52,12 +59,13 @@ def verify_merge_in_memory(job: MergeJob, folder: Path, rows: list[list[int]]) -
     base = base_models.load_base(job.model, job.place, torch.float32, job.head)
     plain = probes.compute_probe_logits(base.model, base.tokenizer)
     net, (loaded,) = load.load(base, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
-    written = _compare_untouched(job, net, folder, base_models.build_empty(folder, job.model, job.head))
+    empty = base_models.build_empty(folder, job.model, job.head)
+    written = _open_written(job, net, folder, empty)
     compute = partial(compute_logits, tokenizer=base.tokenizer, rows=rows)
     (adapted,) = layer_walk.run_passes(
         [ForwardPass(net.get_base_model(), _fail_on_read, partial(compute, net), written.check_layer)]
     )
-    figures = verify.check_written(written)
+    figures = _compare_written(job, written, empty)
     del net, base.model
     merged = compute(base_models.load_folder(folder, job.model, job.place, torch.float32, job.head))
     return {**figures, **verify.compare_logits(adapted, merged, plain, job.dtype)}, loaded
@@ -69,27 +77,38 @@ def compute_logits(net: Any, tokenizer: Any, rows: list[list[int]]) -> torch.Ten
     return torch.cat([found, probes.compute_row_logits(net, rows)]) if rows else found
 
 
-def _compare_untouched(job: MergeJob, net: Any, folder: Path, merged: Any) -> WrittenModel:
-    """The written model, its config and all tensors compared that no layer of the adapter computes. `merged`: without weights."""
+def _open_written(job: MergeJob, net: Any, folder: Path, merged: Any) -> WrittenModel:
+    """The written model, of which the config alone is compared so far. `merged`: without weights."""
     verify.check_config(net, folder, job.model.trust_remote_code)
     files = streaming.map_stored_tensors(net.get_base_model(), job.base), streaming.map_stored_tensors(merged, folder)
-    equal = {pair for one in job.comparisons for pair in one.result()}
-    written = WrittenModel(net, job.name, *files, equal)
+    return WrittenModel(net, job.name, *files)
+
+
+def _compare_written(job: MergeJob, written: WrittenModel, merged: Any) -> dict[str, Any]:
+    """Figures of all tensors and layers, once texts have passed. Raises: ProofError: one of them is wrong."""
+    written.equal |= {pair for one in job.comparisons for pair in one.result()}
     written.compare_untouched(merged)
-    return written
+    return verify.check_written(written)
 
 
 def _fail_on_read(*_: Any) -> Any:
     raise AssertionError("a model in memory asks for no weights")
 
 
-def make_reader(net: Any, files: dict[str, StoredTensor], dtype: torch.dtype = torch.float32) -> Callable[..., Any]:
-    """How a pass reads, for computing in `dtype`; a classifier that no file holds yet is zero."""
+def make_reader(
+    net: Any,
+    files: dict[str, StoredTensor],
+    dtype: torch.dtype = torch.float32,
+    reached: Callable[[str], object] | None = None,
+) -> Callable[..., Any]:
+    """How a pass reads, for computing in `dtype`; a classifier that no file holds yet is zero. `reached`: called before."""
     shapes = {layer_walk.plain_name(key): one.shape for key, one in net.named_parameters(remove_duplicate=False)}
 
     def read(key: str, start: int | None, stop: int | None) -> Any:
         if key not in files:
             return key, lambda _=None: torch.zeros(shapes[key], dtype=dtype)[start:stop]
+        if reached:
+            reached(key)
         part = files[key].rows(start, stop)
         return (part.file, part.entry.begin, part.entry.end), partial(_read_values, part, dtype)
 

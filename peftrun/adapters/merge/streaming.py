@@ -4,6 +4,7 @@ PEFT's own `merge` computes each layer, on a model whose other weights are nowhe
 rounded once.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
 from peftrun.io import safetensors_stream
-from peftrun.io.safetensors_stream import PlannedTensor, StoredTensor
+from peftrun.io.safetensors_stream import PlannedTensor, StoredTensor, TensorFile
 from peftrun.system import malloc
 
 MERGEABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
@@ -57,13 +58,57 @@ def write_merged(
     dtype: torch.dtype | None,
     *,
     undo: bool = False,
-    after: Callable[[Path, Path], object] | None = None,
 ) -> None:
-    """Writes the merged model into `folder`: weights in files as the base's, config, tokenizer.
+    """Writes the merged model into `folder`; see `begin_merged`."""
+    begin_merged(net, name, base, folder, dtype, undo=undo).write_rest()
 
-    Args: net: see `adapter.skeleton`. base: the base's folder. dtype: of floating tensors; None: each as stored.
+
+class MergedFiles:
+    """The weight files of a merge, which are there with their headers; each tensor is written when it is asked for.
+
+    Attributes:
+        seconds: that the writing has taken.
+    """
+
+    def __init__(
+        self, folder: Path, plans: dict[Path, list[PlannedTensor]], after: Callable[[Path, Path], object] | None
+    ) -> None:
+        """`after`: called with each file of the base and the one written from it, once all tensors are in it."""
+        self.seconds, self._after = 0.0, after
+        self._files = {folder / file.name: (file, TensorFile(folder / file.name, one)) for file, one in plans.items()}
+
+    def write(self, one: StoredTensor) -> None:
+        """Writes a tensor, unless it is. Raises: NotStreamableError: see `begin_merged`."""
+        started = time.perf_counter()
+        base, file = self._files[one.file]
+        if one.entry.name in file.unwritten:
+            file.write(one.entry.name)
+            if self._after and not file.unwritten:
+                self._after(base, file.path)
+        self.seconds += time.perf_counter() - started
+
+    def write_rest(self) -> None:
+        """Writes all that no one has asked for."""
+        for path, (_, file) in self._files.items():
+            for one in safetensors_stream.list_stored_tensors(path) if file.unwritten else []:
+                self.write(one)
+
+
+def begin_merged(
+    net: Any,
+    name: str,
+    base: Path,
+    folder: Path,
+    dtype: torch.dtype | None,
+    *,
+    undo: bool = False,
+    after: Callable[[Path, Path], object] | None = None,
+) -> MergedFiles:
+    """Writes a merged model without its weights into `folder`: config, tokenizer. What is returned writes weights, in files as the base's.
+
+    Args: net: see `meta_model.build_on_meta`. base: the base's folder. dtype: of floating tensors; None: each as stored.
         undo: `base` is a merged model, and what is written is the model before the merge.
-        after: called with each file of the base and the one written from it.
+        after: called with each file of the base and the one written from it, once it is complete.
     Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
     """
     model = net.get_base_model()
@@ -84,15 +129,12 @@ def write_merged(
     plans[max(plans)] += [
         PlannedTensor(key, usual, shapes[key], None, more[key]) for key in sorted(more.keys() - found.keys())
     ]
-    for file, planned in plans.items():
-        safetensors_stream.write_tensors(folder / file.name, planned)
-        if after:
-            after(file, folder / file.name)
     if len(plans) > 1:
         places = {one.name: file.name for file, parts in plans.items() for one in parts}
         safetensors_stream.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
     sidecar_files.copy_sidecar_files(base, folder)
     _write_config(model, folder, usual, tied=not untied)
+    return MergedFiles(folder, plans, after)
 
 
 def _drop_other_heads(model: Any, files: dict[Path, list[StoredTensor]]) -> dict[Path, list[StoredTensor]]:

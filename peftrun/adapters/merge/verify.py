@@ -59,7 +59,7 @@ class WrittenModel:
 
     def compare_untouched(self, model: Any) -> None:
         """Every tensor that no layer of the adapter computes: the base's, or trained and saved whole. `model`: the merged one, without weights."""
-        own, layers = self._own(), self._list_layer_tensors()
+        own, layers = self._own(), self.list_layer_tensors()
         with ThreadPoolExecutor(2) as pool:  # reading and comparing each leave half of a processor idle
             list(
                 pool.map(
@@ -159,13 +159,22 @@ class WrittenModel:
         elif written.entry.shape != shape or not _is_rounding_of(value, written.rows(*block or (None, None))):
             self.wrong.append(f"{key} is not the sum of base and adapter, rounded once to {_dtype_name(written)}")
 
+    def base_or_written(self) -> dict[str, StoredTensor]:
+        """The base's tensors, those that the adapter does not change from the written files: every byte of them is compared anyway."""
+        changed = self._own().keys() | self.list_layer_tensors()
+        return self.base | {
+            key: one
+            for key, one in self.merged.items()
+            if key in self.base and key not in changed and _has_same_form(self.base[key], one)
+        }
+
     def _own(self) -> dict[str, torch.Tensor]:
         """Parameters that the adapter holds whole: modules_to_save, trained biases."""
         named = self.net.get_base_model().named_parameters()
         mark = f".modules_to_save.{self.name}."
         return {plain_name(key.replace(mark, ".")): one for key, one in named if not one.is_meta}
 
-    def _list_layer_tensors(self) -> set[str]:
+    def list_layer_tensors(self) -> set[str]:
         modules = self.net.get_base_model().named_modules()
         return {
             plain_name(f"{path}.{key}")
@@ -247,12 +256,14 @@ def find_equal_tensors(base: Path, written: Path) -> set[TensorPair]:
 
 
 def _has_same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    if (one.dtype, one.entry.shape) != (other.dtype, other.entry.shape):
-        return False
-    return all(
+    return _has_same_form(one, other) and all(
         torch.equal(_view_as_integers(a), _view_as_integers(b))
         for a, b in zip(one.pieces(), other.pieces(), strict=True)
     )
+
+
+def _has_same_form(one: StoredTensor, other: StoredTensor) -> bool:
+    return (one.dtype, one.entry.shape) == (other.dtype, other.entry.shape)
 
 
 def _is_rounded(one: StoredTensor, other: StoredTensor) -> bool:
