@@ -173,3 +173,27 @@ def test_a_layer_that_no_text_reaches_is_compared_too(tmp_path):
     change(folder, WEIGHT, lambda value: value * 1.1)
     with pytest.raises(ProofError, match=WEIGHT):
         verify.check_written(summed())
+
+
+def test_layers_in_many_parts_and_threads_are_merged_and_proved_as_in_one(tmp_path, monkeypatch):
+    settings = SMALL | {"target_modules": ["q_proj", "down_proj"]}
+    net, base, adapter, folder = sound(tmp_path, "bfloat16", "llama", settings=settings)
+    whole = {
+        key: value for file in safetensors_stream.list_weight_files(folder) for key, value in load_file(file).items()
+    }
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(safetensors_stream, "PIECE_VALUES", 100)
+    torch.set_num_threads(3)
+    try:
+        parts = tmp_path / "parts"
+        net = written(base, adapter, parts)
+        for key, value in whole.items():
+            assert torch.equal(tensor(parts, key), value), key
+        figures = proved(net, base, adapter, parts, "bfloat16")
+        assert figures["summed"] == figures["layers"] == 4 and figures["rounded"] == 0
+        change(parts, "model.layers.1.mlp.down_proj.weight", one_unit_off)
+        with pytest.raises(ProofError, match=r"down_proj.weight is not the sum"):
+            proved(net, base, adapter, parts, "bfloat16")
+        assert torch.get_num_threads() == 3  # the parts' threads compute alone, this one as before
+    finally:
+        torch.set_num_threads(threads)

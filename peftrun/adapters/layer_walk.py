@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
-from peftrun.io.safetensors_stream import PIECE_VALUES
+from peftrun.io import blocks
+from peftrun.io.safetensors_stream import RowBlock, split_rows
 
 WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")
 
@@ -50,14 +52,13 @@ class ForwardPass:
 
     Attributes:
         model: transformers' model; its parameters on the meta device are read when they are needed.
-        read: (name of a parameter, first row, last row + 1; None: all rows) → what identifies it, and a function that gives its values,
-            in memory that it is given or in new memory.
+        read: (name of a parameter, first row, last row + 1; None: all rows) → what identifies it, and a function that gives its values.
         call: runs the model; what it returns is what the pass gives.
         check: called after each module that an adapter has changed.
     """
 
     model: Any
-    read: Callable[[str, int | None, int | None], tuple[Any, Callable[..., torch.Tensor]]]
+    read: Callable[[str, int | None, int | None], tuple[Any, Callable[[], torch.Tensor]]]
     call: Callable[[], torch.Tensor]
     check: LayerCheck | None = None
 
@@ -138,14 +139,18 @@ def _compute_matmuls(passes: list[ForwardPass], products: dict[int, _MatmulReque
         first = products[places[0]]
         flat = [products[place].inputs.flatten(end_dim=-2) for place in places]  # (tokens, inputs)
         together, width = torch.cat(flat), first.inputs.shape[-1]
-        step = min(first.rows, max(1, PIECE_VALUES // width))
-        room, out = torch.empty(step * width, dtype=together.dtype), together.new_empty(len(together), first.rows)
-        for start in range(0, first.rows, step):
-            stop = min(start + step, first.rows)
-            _, values = passes[places[0]].read(first.key, start, stop)
-            out[:, start:stop] = torch.nn.functional.linear(together, values(room))
+        read, out = passes[places[0]].read, together.new_empty(len(together), first.rows)
+        blocks.map_blocks(
+            partial(_multiply_rows, together, out),
+            [(block, read(first.key, *block)[1]) for block in split_rows(first.rows, width)],
+        )
         for place, own in zip(places, out.split([len(one) for one in flat]), strict=True):
             products[place].values = own.reshape(*products[place].inputs.shape[:-1], first.rows)
+
+
+def _multiply_rows(inputs: torch.Tensor, out: torch.Tensor, part: tuple[RowBlock, Callable[[], torch.Tensor]]) -> None:
+    block, values = part
+    out[:, slice(*block)] = torch.nn.functional.linear(inputs, values())
 
 
 def _keep_requested(

@@ -3,16 +3,17 @@
 import json
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from peftrun.errors import ArtifactError
-from peftrun.io import atomic_files, safetensors_header
+from peftrun.io import atomic_files, blocks, safetensors_header
 from peftrun.io.safetensors_header import TensorEntry
 
 DTYPES = {
@@ -26,6 +27,16 @@ FLUSH_BYTES = 1 << 28  # bytes
 PIECE_VALUES = 1 << 21  # values
 READ_AHEAD_BYTES = 1 << 27  # bytes
 _SPARE_BUFFERS: list[bytearray] = []  # of tensors that have been read
+
+
+RowBlock = tuple[int, int]  # first row, last row + 1
+Part = tuple[int, Callable[[], torch.Tensor]]  # number of values before it in its tensor, and what computes its values
+
+
+def split_rows(rows: int, width: int) -> list[RowBlock]:
+    """Parts of so many rows of so many values, none longer than a piece unless one row is."""
+    step = max(1, PIECE_VALUES // width)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,16 @@ class StoredTensor:
         begin, shape = self.entry.begin + start * size, (stop - start, *self.entry.shape[1:])
         return StoredTensor(self.file, replace(self.entry, shape=shape, begin=begin, end=begin + (stop - start) * size))
 
-    def row_blocks(self) -> Iterator[tuple[int, int]]:
-        """First row and last row + 1 of parts that are small enough to stay in a processor's cache while they are computed with."""
-        rows = self.entry.shape[0]
-        step = max(1, PIECE_VALUES * rows // max(1, self.count))
-        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+    def row_blocks(self) -> list[RowBlock]:
+        """Parts that are small enough to stay in a processor's cache while they are computed with."""
+        return split_rows(self.entry.shape[0], max(1, self.count // max(1, self.entry.shape[0])))
+
+    def parts(self) -> list["Part"]:
+        """Its values in float32."""
+        if not self.entry.shape:
+            return [(0, self.read_float)]
+        width = self.count // max(1, self.entry.shape[0])
+        return [(block[0] * width, self.rows(*block).read_float) for block in self.row_blocks()]
 
     def read_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
         """Its values in float32, in `room` (see `read`) or new memory."""
@@ -95,13 +111,13 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written. `make` computes its values part by part, in order; None: the bytes of `source` as they are."""
+    """A tensor to be written, as its `parts` are computed; None: the bytes of `source` as they are."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     source: StoredTensor | None
-    make: Callable[[], Iterable[torch.Tensor]] | None
+    parts: list[Part] | None
 
     @property
     def size(self) -> int:
@@ -155,7 +171,10 @@ class TensorFile:
         one = self._unwritten.pop(name)
         with open(self.path, "r+b", buffering=0) as file:
             file.seek(self._places[name])
-            _write_tensor(file.fileno(), one)
+            if one.source is not None and one.parts is None:
+                one.source.copy_bytes_to(file.fileno())
+            else:
+                blocks.map_blocks(partial(_write_part, file.fileno(), self._places[name], one.dtype), one.parts or [])
         self._unflushed += one.size
         if self._unflushed > FLUSH_BYTES:  # the disk writes while the next tensors are computed
             threading.Thread(target=_flush_file, args=[self.path]).start()
@@ -182,24 +201,24 @@ def _flush_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _write_tensor(handle: int, one: PlannedTensor) -> None:
-    """The tensor at the place of an open file, rounded piece by piece; stored bytes as they are."""
-    if one.make is None:
-        assert one.source is not None, one.name
-        return one.source.copy_bytes_to(handle)
-    count = 0
-    for values in one.make():
-        for part in values.detach().reshape(-1).split(PIECE_VALUES):
-            _write_all(handle, memoryview(part.float().to(one.dtype).view(torch.uint8).numpy()))
-            count += len(part)
-    assert count == torch.Size(one.shape).numel(), (one.name, count, one.shape)
-    return None
+def _write_part(handle: int, begin: int, dtype: torch.dtype, part: Part) -> None:
+    """A part of the tensor that begins there, rounded."""
+    place, compute = part
+    place = begin + place * dtype.itemsize
+    for values in compute().detach().reshape(-1).split(PIECE_VALUES):
+        view = memoryview(values.float().to(dtype).view(torch.uint8).numpy())
+        while view:
+            count = os.pwrite(handle, view, place)
+            view, place = view[count:], place + count
 
 
 @contextmanager
 def _borrow_buffer(size: int) -> Iterator[memoryview]:
     """Memory that was read into before: to fetch it from the system anew costs more than the reading."""
-    buffer = _SPARE_BUFFERS.pop() if _SPARE_BUFFERS else bytearray()
+    try:
+        buffer = _SPARE_BUFFERS.pop()
+    except IndexError:
+        buffer = bytearray()
     if len(buffer) < size:
         buffer = bytearray(size)
     try:

@@ -106,17 +106,13 @@ def make_reader(
 
     def read(key: str, start: int | None, stop: int | None) -> Any:
         if key not in files:
-            return key, lambda _=None: torch.zeros(shapes[key], dtype=dtype)[start:stop]
+            return key, lambda: torch.zeros(shapes[key], dtype=dtype)[start:stop]
         if reached:
             reached(key)
         part = files[key].rows(start, stop)
-        return (part.file, part.entry.begin, part.entry.end), partial(_read_values, part, dtype)
+        return (part.file, part.entry.begin, part.entry.end), lambda: part.read(torch.empty(part.count, dtype=dtype))
 
     return read
-
-
-def _read_values(part: StoredTensor, dtype: torch.dtype, room: torch.Tensor | None = None) -> torch.Tensor:
-    return part.read(torch.empty(part.count, dtype=dtype) if room is None else room)
 
 
 def _make_row_logits(row: list[int]) -> Callable[[Any], torch.Tensor]:

@@ -5,7 +5,8 @@ rounded once.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
 from peftrun.io import safetensors_stream
-from peftrun.io.safetensors_stream import PlannedTensor, StoredTensor, TensorFile
+from peftrun.io.safetensors_stream import Part, PlannedTensor, RowBlock, StoredTensor, TensorFile
 from peftrun.system import malloc
 
 MERGEABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
-PartsFn = Callable[[], Iterable[torch.Tensor]]  # gives the values of a tensor part by part, in order
 CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
 
 
@@ -183,9 +183,9 @@ def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
     return add_tied(model, map_by_parameter(model, parts))
 
 
-def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, PartsFn]:
+def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, list[Part]]:
     """For every parameter that the adapter changes, how its merged value is computed."""
-    changes: dict[str, PartsFn] = {}
+    changes: dict[str, list[Part]] = {}
     handled: list[str] = []
     for path, module in net.get_base_model().named_modules():
         if any(path.startswith(f"{outer}.") for outer in handled):
@@ -205,21 +205,22 @@ def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, Parts
 
 
 def _allocate_buffer(net: Any, name: str, found: dict[str, StoredTensor]) -> torch.Tensor:
-    """Memory for as much of a weight as is merged at once."""
+    """Memory for the largest weight that is merged whole."""
     layers = [(path, one) for path, one in net.get_base_model().named_modules() if isinstance(one, BaseTunerLayer)]
-    weights = [(found.get(f"{path}.weight"), merges_by_rows(one, name)) for path, one in layers]
-    parts = [one.rows(*next(one.row_blocks())) if row_wise else one for one, row_wise in weights if one]
-    return torch.empty(max((one.count for one in parts), default=0))
+    weights = [found.get(f"{path}.weight") for path, one in layers if not merges_by_rows(one, name)]
+    return torch.empty(max((one.count for one in weights if one), default=0))
 
 
-def _plan_replacements(own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors) -> dict[str, PartsFn]:
-    changes: dict[str, PartsFn] = {f"{path}.{key}": partial(_detach_tensor, value) for key, value in own}
+def _plan_replacements(
+    own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors
+) -> dict[str, list[Part]]:
+    changes: dict[str, list[Part]] = {f"{path}.{key}": _whole(value.detach) for key, value in own}
     if changes and sources.undo:
         raise NotStreamableError(f"the merge put the adapter's {next(iter(changes))} in the place of the base's")
     return changes
 
 
-def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dict[str, PartsFn]:
+def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dict[str, list[Part]]:
     layer = module.get_base_layer()
     if not isinstance(layer, MERGEABLE_LAYERS) or not hasattr(module, "merge"):
         raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
@@ -232,8 +233,21 @@ def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dic
     absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in sources.found]
     if absent:
         raise NotStreamableError(f"the base's files hold no {path}.{absent[0]}")
-    merge = _merge_blocks if merges_by_rows(module, name) else _merge_parameter
-    return {f"{path}.{key}": partial(merge, module, key, path, name, sources) for key in keys}
+    changes = {f"{path}.{key}": _whole(partial(_merge_parameter, module, key, path, name, sources)) for key in keys}
+    if not merges_by_rows(module, name):
+        return changes
+    stored = sources.found[f"{path}.weight"]
+    width, merge = stored.entry.shape[1], partial(_merge_block, module, path, name, sources)
+    biases: dict[str, list[Part]] = {
+        f"{path}.{key}": _whole(partial(sources.read_float, getattr(layer, key), f"{path}.{key}"))
+        for key in keys
+        if key != "weight"  # PEFT leaves it as it is
+    }
+    return biases | {f"{path}.weight": [(block[0] * width, partial(merge, block)) for block in stored.row_blocks()]}
+
+
+def _whole(compute: Callable[[], torch.Tensor]) -> list[Part]:
+    return [(0, compute)]
 
 
 def merges_by_rows(module: Any, name: str) -> bool:
@@ -241,41 +255,49 @@ def merges_by_rows(module: Any, name: str) -> bool:
     return is_row_wise(module) and name in module.lora_B and module.get_base_layer().weight.is_meta
 
 
-def _merge_blocks(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> Iterator[torch.Tensor]:
-    """One parameter of a layer whose rows are merged each alone, some rows at a time."""
-    own = dict(module.get_base_layer().named_parameters(recurse=False))
-    stored = sources.found[f"{path}.weight"]
-    if wanted != "weight":  # PEFT leaves it as it is
-        yield sources.read_float(own[wanted], f"{path}.{wanted}")
-        return
-    for block in stored.row_blocks():
-        yield merge_rows(module, path, name, stored.rows(*block).read_float(sources.room), block, undo=sources.undo)
+def _merge_block(module: Any, path: str, name: str, sources: _BaseTensors, block: RowBlock) -> torch.Tensor:
+    values = sources.found[f"{path}.weight"].rows(*block).read_float()
+    return merge_rows(module, path, name, values, block, undo=sources.undo)
 
 
 def merge_rows(
-    module: Any, path: str, name: str, values: torch.Tensor, block: tuple[int, int], *, undo: bool = False
+    module: Any, path: str, name: str, values: torch.Tensor, block: RowBlock, *, undo: bool = False
 ) -> torch.Tensor:
     """Rows of a layer's weight after PEFT has merged the adapter into them; see `layer_walk.is_row_wise` and `merge_layer`.
 
-    Args: values: the base's rows; they are overwritten. block: the first of them, and the last + 1.
+    Args: values: the base's rows; they are overwritten. block: which they are. Several threads may be here with the same layer.
     """
-    up, untouched = module.lora_B[name], module.get_base_layer().named_parameters(recurse=False)
-    whole = up.weight
-    up.weight = torch.nn.Parameter(whole[slice(*block)], requires_grad=False)
-    try:
-        given = {key: torch.empty(0) for key, _ in untouched} | {"weight": values}
-        return merge_layer(module, path, name, given, undo)["weight"]
-    finally:
-        up.weight = whole
+    return merge_layer(_view_rows(module, name, block), path, name, {"weight": values}, undo)["weight"]
 
 
-def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> list[torch.Tensor]:
+def _view_rows(module: Any, name: str, block: RowBlock) -> Any:
+    """PEFT's layer over these rows of its base layer alone."""
+    view, layer = copy(module), copy(module.get_base_layer())
+    layer._parameters = {"weight": layer.weight}
+    down, up = module.lora_A[name].weight, module.lora_B[name].weight[slice(*block)]
+    own = {key: _with_weight(getattr(module, key)[name], value) for key, value in (("lora_A", down), ("lora_B", up))}
+    view._modules = module._modules | {key: torch.nn.ModuleDict({name: one}) for key, one in own.items()}
+    view._modules["base_layer"] = layer
+    view.merged_adapters = []
+    return view
+
+
+def _with_weight(layer: Any, value: torch.Tensor) -> Any:
+    """The same layer with a parameter of its own."""
+    view = copy(layer)
+    view._parameters = layer._parameters | {"weight": torch.nn.Parameter(value.detach(), requires_grad=False)}
+    return view
+
+
+def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> torch.Tensor:
     """One parameter of a layer after PEFT has merged the adapter into it, in float32, whole."""
     if sources.last.get("path") != path:
         own = module.get_base_layer().named_parameters(recurse=False)
         values = {key: sources.read_float(value, f"{path}.{key}") for key, value in own}
         sources.last.update(path=path, merged=merge_layer(module, path, name, values, sources.undo))
-    return [sources.last["merged"][wanted]]
+        malloc.release_after_growth()
+    merged: torch.Tensor = sources.last["merged"][wanted]
+    return merged
 
 
 def merge_layer(
@@ -307,7 +329,6 @@ def merge_layer(
             one.data = value
         for key in values:
             layer._parameters[key] = before[key]
-        malloc.release_after_growth()
     if merged.keys() != values.keys():
         raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
     if not all(torch.isfinite(value.sum()) for value in merged.values()):
@@ -315,13 +336,11 @@ def merge_layer(
     return merged
 
 
-def _detach_tensor(value: torch.Tensor) -> list[torch.Tensor]:
-    return [value.detach()]
-
-
-def _untie_output(model: Any, changes: dict[str, PartsFn], sources: dict[str, StoredTensor]) -> dict[str, PartsFn]:
+def _untie_output(
+    model: Any, changes: dict[str, list[Part]], sources: dict[str, StoredTensor]
+) -> dict[str, list[Part]]:
     """Output weights that were tied to the embeddings and no longer can be, since the adapter changes one of the two."""
-    untied: dict[str, PartsFn] = {}
+    untied: dict[str, list[Part]] = {}
     for target, source in model.all_tied_weights_keys.items():
         if target not in changes and source not in changes:
             continue
@@ -332,7 +351,7 @@ def _untie_output(model: Any, changes: dict[str, PartsFn], sources: dict[str, St
             or target != _output_weight_name(model)
         ):
             raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
-        untied |= {key: changes.get(key) or sources[key].pieces for key in (target, source)}
+        untied |= {key: changes.get(key) or sources[key].parts() for key in (target, source)}
     return untied
 
 
@@ -341,12 +360,14 @@ def _output_weight_name(model: Any) -> str:
     return next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
 
 
-def _plan_tensor(key: str, one: StoredTensor, changes: dict[str, PartsFn], dtype: torch.dtype | None) -> PlannedTensor:
+def _plan_tensor(
+    key: str, one: StoredTensor, changes: dict[str, list[Part]], dtype: torch.dtype | None
+) -> PlannedTensor:
     wanted = dtype if dtype is not None and one.dtype.is_floating_point else one.dtype
-    make = changes.get(key)
-    if make is None and wanted != one.dtype:
-        make = one.pieces
-    return PlannedTensor(key, wanted, one.entry.shape, one, make)
+    parts = changes.get(key)
+    if parts is None and wanted != one.dtype:
+        parts = one.parts()
+    return PlannedTensor(key, wanted, one.entry.shape, one, parts)
 
 
 def _most_common_dtype(found: dict[str, StoredTensor]) -> torch.dtype:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig
 
@@ -20,8 +21,9 @@ from peftrun.adapters import probes
 from peftrun.adapters.layer_walk import LayerAnswer, plain_name
 from peftrun.adapters.merge import streaming
 from peftrun.errors import ProofError
-from peftrun.io import safetensors_stream
-from peftrun.io.safetensors_stream import StoredTensor
+from peftrun.io import blocks, safetensors_stream
+from peftrun.io.safetensors_stream import RowBlock, StoredTensor
+from peftrun.system import malloc
 
 # Of a layer's own answer, and of what the adapter adds to it: what float32 sums in another order may differ by.
 LAYER_NOISE, LAYER_SHARE = 2e-5, 2e-3
@@ -72,7 +74,7 @@ class WrittenModel:
     def _compare_untouched(self, key: str, own: dict[str, torch.Tensor]) -> None:
         written = self.merged[key]
         if key in own:
-            self._compare_sum(key, own[key], tuple(own[key].shape))
+            self._compare_sum(key, own[key])
         elif key not in self.base:
             self.wrong.append(f"{key} is in the merged files and not in the base")
         elif (self.base[key], written) in self.equal or _has_same_bytes(self.base[key], written):
@@ -113,26 +115,29 @@ class WrittenModel:
         values = {key: read(plain_name(f"{path}.{key}"), one) for key, one in named}
         merged = streaming.merge_layer(module, path, self.name, values)
         for key, value in merged.items():
-            self._compare_sum(plain_name(f"{path}.{key}"), value, tuple(value.shape))
+            self._compare_sum(plain_name(f"{path}.{key}"), value)
+        malloc.release_after_growth()
         return merged
 
     def _compare_rows(self, path: str, module: Any, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """The same, some rows at a time. What the merged layer answers to `inputs`."""
         key, bias = plain_name(f"{path}.weight"), module.get_base_layer().bias
-        stored, answers = self.base[key], []
-        room, wrong = torch.empty(stored.rows(*next(stored.row_blocks())).count), len(self.wrong)
-        for block in stored.row_blocks():
-            value = streaming.merge_rows(module, path, self.name, stored.rows(*block).read(room), block)
-            if wrong == len(self.wrong):
-                self._compare_sum(key, value, stored.entry.shape, block)
-            if inputs is not None:
-                answers.append(torch.nn.functional.linear(inputs, value))
-        answer = torch.cat(answers, dim=-1) if answers else torch.empty(0)
+        stored, written = self.base[key], self.merged.get(key)
+        fits = written is not None and written.entry.shape == stored.entry.shape
+
+        def compare(block: RowBlock) -> tuple[bool, torch.Tensor]:
+            value = streaming.merge_rows(module, path, self.name, stored.rows(*block).read_float(), block)
+            right = written is not None and fits and _is_rounding_of(value, written.rows(*block))
+            return right, value[:, 0] if inputs is None else torch.nn.functional.linear(inputs, value)
+
+        compared = blocks.map_blocks(compare, stored.row_blocks())
+        self._note_sum(key, all(right for right, _ in compared))
+        answer = torch.cat([one for _, one in compared], dim=-1)
         if bias is None:
             return answer
         offset = self._read_base(plain_name(f"{path}.bias"), bias)
-        self._compare_sum(plain_name(f"{path}.bias"), offset, tuple(offset.shape))
-        return answer + offset if answers else answer
+        self._compare_sum(plain_name(f"{path}.bias"), offset)
+        return answer + offset
 
     def _compare_answers(self, path: str, answer: torch.Tensor, adapted: torch.Tensor, plain: torch.Tensor) -> None:
         """What a layer answers merged, and adapted; `plain`: what the base's answers."""
@@ -148,15 +153,18 @@ class WrittenModel:
         """The base's parameter, from its file or as it is in memory."""
         return self.base[key].read_float() if value.is_meta else value.detach().clone()
 
-    def _compare_sum(
-        self, key: str, value: torch.Tensor, shape: tuple[int, ...], block: tuple[int, int] | None = None
-    ) -> None:
-        """Compares what was written with the sum, in float32; with `block` of its rows alone."""
+    def _compare_sum(self, key: str, value: torch.Tensor) -> None:
+        """Compares what was written with the sum, in float32."""
+        written = self.merged.get(key)
+        fits = written is not None and written.entry.shape == tuple(value.shape)
+        self._note_sum(key, written is not None and fits and _is_rounding_of(value, written))
+
+    def _note_sum(self, key: str, right: bool) -> None:
         written = self.merged.get(key)
         self.summed.add(key)
         if written is None:
             self.wrong.append(f"{key}, which the adapter changes, is not in the merged files")
-        elif written.entry.shape != shape or not _is_rounding_of(value, written.rows(*block or (None, None))):
+        elif not right:
             self.wrong.append(f"{key} is not the sum of base and adapter, rounded once to {_dtype_name(written)}")
 
     def base_or_written(self) -> dict[str, StoredTensor]:
@@ -257,8 +265,7 @@ def find_equal_tensors(base: Path, written: Path) -> set[TensorPair]:
 
 def _has_same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
     return _has_same_form(one, other) and all(
-        torch.equal(_view_as_integers(a), _view_as_integers(b))
-        for a, b in zip(one.pieces(), other.pieces(), strict=True)
+        _has_equal_bits(a, b) for a, b in zip(one.pieces(), other.pieces(), strict=True)
     )
 
 
@@ -271,7 +278,7 @@ def _is_rounded(one: StoredTensor, other: StoredTensor) -> bool:
     if one.entry.shape != other.entry.shape:
         return False
     pairs = zip(one.pieces(), other.pieces(), strict=True)
-    return all(torch.equal(_view_as_integers(a.float().to(other.dtype)), _view_as_integers(b)) for a, b in pairs)
+    return all(_has_equal_bits(a.float().to(other.dtype), b) for a, b in pairs)
 
 
 def _is_rounding_of(value: torch.Tensor, written: StoredTensor) -> bool:
@@ -283,7 +290,7 @@ def _is_rounding_of(value: torch.Tensor, written: StoredTensor) -> bool:
     for part in written.pieces():
         wanted = flat[place : place + len(part)]
         place += len(part)
-        if torch.equal(_view_as_integers(wanted.to(part.dtype)), _view_as_integers(part)):
+        if _has_equal_bits(wanted.to(part.dtype), part):
             continue
         largest = flat.abs().max() if largest is None else largest
         exact, info = torch.finfo(torch.float32).eps, torch.finfo(part.dtype)
@@ -293,9 +300,12 @@ def _is_rounding_of(value: torch.Tensor, written: StoredTensor) -> bool:
     return True
 
 
-def _view_as_integers(values: torch.Tensor) -> torch.Tensor:
-    """The same bytes as integers, so that -0 and 0 differ and NaN equals itself."""
-    return values.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+def _has_equal_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether flat tensors of one dtype have the same bytes, so that -0 and 0 differ and NaN equals itself; in this thread alone."""
+    pair = [values.contiguous().view(torch.uint8).numpy() for values in (one, other)]
+    if len(pair[0]) % 8 == 0:
+        pair = [values.view(np.uint64) for values in pair]
+    return bool(np.array_equal(*pair))
 
 
 def _l2_norm(values: torch.Tensor) -> float:
