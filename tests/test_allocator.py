@@ -9,8 +9,9 @@ pytestmark = pytest.mark.slow
 
 ASKED = """
 import resource, torch
-from peftrun import device, schema
-device.resolve(schema.DeviceSpec("cpu", "float32", None, None, 1, 1, 0, None, 29500, None, True, True, None))
+from peftrun.config.schema.run import DeviceSpec
+from peftrun.models import device
+device.resolve_device(DeviceSpec("cpu", "float32", None, None, 1, 1, 0, None, 29500, None, True, True, None))
 for _ in range(3): torch.ones(1 << 22)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(50): torch.ones(1 << 22)

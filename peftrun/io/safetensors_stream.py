@@ -181,6 +181,14 @@ class TensorFile:
             self._unflushed = 0
 
 
+def drop_from_memory(file: Path) -> None:
+    """Has the system write a file to the disk and keep it there alone; nothing where the system offers no such thing."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError), open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def write_index(folder: Path, places: dict[str, str], size: int) -> None:
     """The index of a model in several files. `places`: tensor → file. `size`: bytes of all tensors."""
     atomic_files.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})

@@ -1,9 +1,10 @@
 """What is merged into what, for those who write it and those who prove it."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from peftrun.adapters import base_match
 from peftrun.adapters.merge import verify
@@ -12,10 +13,11 @@ from peftrun.artifacts import classifier_head
 from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
-from peftrun.io import atomic_files
+from peftrun.io import atomic_files, safetensors_stream
 from peftrun.models.base import get_portable_name
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import load_tokenizer
+from peftrun.system import free_memory
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,17 @@ class MergeJob:
     def start_checks(self, base: Path, written: Path) -> None:
         """Begins to hash a file that was written, and to compare it with the base's, while both are in the system's memory."""
         self.hashes[written.name] = self.pool.submit(atomic_files.hash_file, written)
+        readers: list[Future[Any]] = [self.hashes[written.name]]
         if self.action.verify:
             self.comparisons.append(self.pool.submit(verify.find_equal_tensors, base, written))
+            readers.append(self.comparisons[-1])
+        if self._exceeds_memory:
+            self.pool.submit(_drop_once_read, written, readers)
+
+    @cached_property
+    def _exceeds_memory(self) -> bool:
+        """Whether memory cannot hold the files of both models: what is written would push out what is not yet read of the base."""
+        return 2 * atomic_files.measure_size(self.base) > free_memory.get_resident_limit().bytes
 
     def remove_written(self, folder: Path) -> None:
         """Removes what was written so far."""
@@ -70,3 +81,8 @@ class MergeJob:
     def head(self) -> classifier_head.ClassifierHead | None:
         """Of a classifier; None for a language model."""
         return classifier_head.read_adapter_head(str(self.adapter), self.name)
+
+
+def _drop_once_read(written: Path, readers: list[Future[Any]]) -> None:
+    wait(readers)
+    safetensors_stream.drop_from_memory(written)

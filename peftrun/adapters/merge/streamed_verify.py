@@ -32,7 +32,7 @@ def verify_merge(
     tokenizer = load_tokenizer(job.base, job.model)
     plain, merged = (base_models.build_empty(one, job.model, job.head) for one in (job.base, folder))
     adapted, written = net.get_base_model(), _open_written(job, net, folder, merged)
-    reached = (lambda key: writing.write(written.merged[key]) if key in written.merged else None) if writing else None
+    reached = partial(_write_reached, job, writing, written) if writing else None
     of_base = make_reader(plain, written.base_or_written(), reached=reached)
     of_merged = make_reader(merged, written.merged, reached=reached)
     texts = [lambda net: probes.compute_probe_logits(net, tokenizer), *(_make_row_logits(row) for row in rows)]
@@ -82,6 +82,14 @@ def _open_written(job: MergeJob, net: Any, folder: Path, merged: Any) -> Written
     verify.check_config(net, folder, job.model.trust_remote_code)
     files = streaming.map_stored_tensors(net.get_base_model(), job.base), streaming.map_stored_tensors(merged, folder)
     return WrittenModel(net, job.name, *files)
+
+
+def _write_reached(job: MergeJob, writing: MergedFiles, written: WrittenModel, key: str) -> None:
+    """Writes the tensor to which a pass has come. Raises: AdapterError: the adapter was made for another base, as is known by now."""
+    if job.fingerprint_future.done():
+        _ = job.mark
+    if key in written.merged:
+        writing.write(written.merged[key])
 
 
 def _compare_written(job: MergeJob, written: WrittenModel, merged: Any) -> dict[str, Any]:
