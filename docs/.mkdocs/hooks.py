@@ -12,7 +12,7 @@ import reference
 
 HERE = Path(__file__).parent
 START = ["index.md", "tutorial.md"]
-CONTRIBUTING = ["contributing.md", "architecture.md", "benchmarks/index.md", "changelog.md"]
+CONTRIBUTING = ["contributing.md", "architecture.md", "benchmarks/index.md", "benchmarks/gpu.md", "changelog.md"]
 # How something is done, in this order; pages that are not named here, and stand nowhere else, come behind them.
 HOW_TO = [
     f"{name}.md"

@@ -15,6 +15,7 @@ ALONE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks/index.md",
+    "benchmarks/gpu/README.md": "benchmarks/gpu.md",
     "outputs/README.md": "outputs.md",
 }
 
