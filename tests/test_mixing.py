@@ -196,5 +196,5 @@ def test_a_column_that_names_an_unknown_adapter_is_refused(cli, tmp_path, llama,
     rows = [f"task.data.path={write(tmp_path / 'r.jsonl', pairs)}", "task.data.eval_rows=8"]
     args = [*on_tiny(llama), *rows, "action=evaluate", given({"one": trained}), "task.data.adapter_column=who"]
     check_failed(
-        cli, tmp_path, args, ["task.data.adapter_column: a row names three, which is not given; given: one, base"]
+        cli, tmp_path, args, ["task.data.adapter_column: a row names three, which is not loaded; loaded: one, base"]
     )

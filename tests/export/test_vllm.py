@@ -69,7 +69,7 @@ def test_each_rule_has_an_example():
 @cases("words", ASKED, every=5)
 def test_what_vllm_does_not_take_is_refused_with_what_to_do(cli, tmp_path, trained, words):
     folder = changed(trained, tmp_path / "other", **ASKED[words])
-    line = (f"vLLM {vllm_support.VERSION} does not take", words)
+    line = (f"vLLM {vllm_support.VERSION} does not support", words)
     check_refused(cli, tmp_path, ["action=export", f"adapter={folder}", "target=vllm"], line)
     assert all(words_to_type for *_, words_to_type in vllm_support.RULES)
 
