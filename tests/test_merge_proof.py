@@ -1,5 +1,6 @@
 """The proof of a merge finds every fault of the files and of the merge itself, in each dtype, and refuses no sound merge."""
 
+import gc
 import json
 import re
 import shutil
@@ -116,6 +117,8 @@ def test_every_fault_of_the_files_is_found(tmp_path, dtype, fault):
     FAULTS[fault](base, adapter, folder)
     with pytest.raises((ProofError, ArtifactError), match=r"merged files are not the adapter|truncated"):
         proved(net, base, adapter, folder, dtype)
+    gc.collect()
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 BIASES = {

@@ -99,27 +99,33 @@ class _MatmulRequest:
 
 
 def _advance_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
-    found: dict[int, torch.Tensor] = {}
-    running = {place: greenlet(one.call) for place, one in enumerate(passes)}
+    results: dict[int, torch.Tensor] = {}  # index of a pass → its logits
+    running = {index: greenlet(forward_pass.call) for index, forward_pass in enumerate(passes)}
     waiting: dict[int, _ParameterRequest | _MatmulRequest] = {}
     cache: dict[Any, torch.Tensor] = {}
-    while running:
-        _compute_matmuls(passes, {place: one for place, one in waiting.items() if isinstance(one, _MatmulRequest)})
-        for place, routine in list(running.items()):
-            if place in waiting:
-                wanted = waiting.pop(place)
-                if isinstance(wanted, _ParameterRequest):
-                    _read_parameters(passes[place], wanted, cache)
-                answer = routine.switch(wanted.values)
-            else:
-                answer = routine.switch()
-            if routine.dead:
-                found[place] = answer
-                del running[place]
-            else:
-                waiting[place] = answer
-        cache = _keep_requested(passes, waiting, cache)
-    return [found[place] for place in range(len(passes))]
+    try:
+        while running:
+            _compute_matmuls(passes, {i: one for i, one in waiting.items() if isinstance(one, _MatmulRequest)})
+            for index, routine in list(running.items()):
+                if index in waiting:
+                    request = waiting.pop(index)
+                    if isinstance(request, _ParameterRequest):
+                        _read_parameters(passes[index], request, cache)
+                    answer = routine.switch(request.values)
+                else:
+                    answer = routine.switch()
+                if routine.dead:
+                    results[index] = answer
+                    del running[index]
+                else:
+                    waiting[index] = answer
+            cache = _keep_requested(passes, waiting, cache)
+    finally:
+        # After an error: the grad mode is the thread's, and the passes that still run would reset it whenever they are collected.
+        for routine in running.values():
+            if not routine.dead:
+                routine.throw()
+    return [results[index] for index in range(len(passes))]
 
 
 def _read_parameters(one: ForwardPass, wanted: _ParameterRequest, cache: dict[Any, torch.Tensor]) -> None:
