@@ -127,10 +127,10 @@ def test_a_part_that_is_not_there_is_told_in_one_line(cli, tmp_path, llama, on_t
 
 
 @cases("given, told", [
-        ("task.data.name=sums", "task.data.name=sums: is of a dataset on the Hub; omit it, or type task.data.source=hub"),
-        ("task.data.split=test", "task.data.split=test: is of a dataset on the Hub"),
-        ("task.data.eval_split=test", "task.data.eval_split=test: is of a dataset on the Hub"),
-        ("task.data.revision=main", "task.data.revision=main: is of a dataset on the Hub"),
+        ("task.data.name=sums", "task.data.name=sums: is only for a dataset on the Hub; omit it, or type task.data.source=hub"),
+        ("task.data.split=test", "task.data.split=test: is only for a dataset on the Hub"),
+        ("task.data.eval_split=test", "task.data.eval_split=test: is only for a dataset on the Hub"),
+        ("task.data.revision=main", "task.data.revision=main: is only for a dataset on the Hub"),
         (f"task.data.mix={{more: {{path: {__file__}, weight: 1, name: b}}}}", "task.data.mix.more: name, revision and split are only for a dataset on the Hub"),
     ])  # fmt: skip
 def test_what_is_of_the_hub_is_refused_elsewhere(cli, tmp_path, llama, on_tiny, given, told):

@@ -226,7 +226,7 @@ WRONG = {
     "dropout": (["lora.lora_dropout=0.1"], ["lora.lora_dropout=0.1: TRL turns dropout off"]),
     "smoothing that nothing reads": (
         ["task.objective.label_smoothing=0.1"],
-        ["task.objective.label_smoothing=0.1: is read by"],
+        ["task.objective.label_smoothing=0.1: is only used by"],
     ),
     "rows by length": (
         ["trainer.train_sampling_strategy=group_by_length"],
