@@ -51,7 +51,7 @@ def test_a_value_is_read_by_name_with_its_group_or_from_a_copy():
 
 def test_what_is_handed_to_a_library_is_read_but_for_what_is_ours_or_moot():
     watched = usage.track_reads(peftrun.load())
-    handed = usage.collect_kwargs(watched.lora, ours=("method", "calibration_rows"), moot=("bias",))
+    handed = usage.collect_kwargs(watched.lora, ours=("method", "calibration_rows"), without_effect=("bias",))
     assert "bias" in handed and "method" not in handed
     unread = {key for key in usage.list_unused_keys(watched) if key.startswith("lora.")}
     assert unread == {"lora.method", "lora.calibration_rows", "lora.bias"}

@@ -36,7 +36,7 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     if run is None or not groups:
         return values
     try:
-        recorded = config.read_run(run / CONFIG, aloud=False)
+        recorded = config.read_run(run / CONFIG, report_changes=False)
     except PeftrunError:  # reported where more of that run is needed
         return values
     adopted = dict(values)

@@ -57,17 +57,17 @@ def mark_used(spec: Any, keys: Iterable[str]) -> None:
         tracking[0].update(keys)
 
 
-def collect_kwargs(group: Any, ours: Iterable[str] = (), moot: Iterable[str] = ()) -> dict[str, Any]:
+def collect_kwargs(group: Any, ours: Iterable[str] = (), without_effect: Iterable[str] = ()) -> dict[str, Any]:
     """The values of a group as keyword arguments for a library, which counts as reading them.
 
-    Args: ours: fields that the library does not have; left out. moot: fields without effect because of another value; passed, but not
+    Args: ours: fields that the library does not have; left out. without_effect: fields without effect because of another value; passed, but not
         counted as read.
     """
     values = {key: value for key, value in dataclasses.asdict(strip_tracking(group)).items() if key not in ours}
     tracking = getattr(type(group), MARK, None)
     if tracking:
         log, group_key = tracking
-        log.update(_join_key(group_key, key) for key in values.keys() - {*moot})
+        log.update(_join_key(group_key, key) for key in values.keys() - {*without_effect})
     return values
 
 

@@ -30,10 +30,10 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
 
 
-def read_run(path: Path, aloud: bool = True) -> dict[str, Any]:
-    """Plain nested values of a run's `config.yaml` in today's keys. `aloud`: report what was upgraded; False where many runs are read."""
+def read_run(path: Path, report_changes: bool = True) -> dict[str, Any]:
+    """Plain nested values of a run's `config.yaml` in today's keys. `report_changes`: print what was upgraded; False where many runs are read."""
     values, lines = migrations.upgrade_values(read_values(path))
-    report_upgrades([f"{path}: {line}" for line in lines] if aloud else [])
+    report_upgrades([f"{path}: {line}" for line in lines] if report_changes else [])
     return values
 
 

@@ -87,7 +87,7 @@ def is_typed(out_dir: Path) -> bool:
 def _read_recorded_model(source: ExportSource) -> Mapping[str, Any] | None:
     """Config group `model` of the source's run; without a run, one with the recorded base model name; None if there is none."""
     if source.run:
-        model: Mapping[str, Any] = config.read_run(source.run / CONFIG, aloud=False)["model"]
+        model: Mapping[str, Any] = config.read_run(source.run / CONFIG, report_changes=False)["model"]
         return model
     name = source.base().get("name") or (source.config.get("base_model_name_or_path") if source.is_adapter else None)
     if not name:

@@ -17,7 +17,7 @@ MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "gene
 
 def write_hub_folder(source: ExportSource, base_id: str | None, action: Any, folder: Path) -> None:
     """Writes everything that belongs in the repository: no checkpoints, no optimizer state, no paths of this machine."""
-    values = config.read_run(source.run / CONFIG, aloud=False) if source.run else {}
+    values = config.read_run(source.run / CONFIG, report_changes=False) if source.run else {}
     if source.is_adapter:
         adapter_files.copy_adapter(source, folder, base_id)
     else:

@@ -117,7 +117,7 @@ def _read_past_run(path: Path, name: str) -> PastRun | None:
         return None
     if not (training.get("tokens") and training.get("seconds")):
         return None
-    values = config.read_run(path.parent / CONFIG, aloud=False)
+    values = config.read_run(path.parent / CONFIG, report_changes=False)
     trainer, recorded = values["trainer"], record.get("lengths")
     rows = training["steps"] * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
     is_timed_alone = not (record.get("together") or record.get("resumed_from"))

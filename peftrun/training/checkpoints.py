@@ -171,7 +171,7 @@ def _find_unfinished(spec: RunSpec, out_dir: Path) -> Path:
             run != out_dir
             and (run / CONFIG).is_file()
             and _is_unfinished(run)
-            and not _compare_configs(spec, run, aloud=False)
+            and not _compare_configs(spec, run, report_changes=False)
         ):
             return run
     raise ConfigError(
@@ -183,7 +183,7 @@ def _find_unfinished(spec: RunSpec, out_dir: Path) -> Path:
 def _check_resumable(spec: RunSpec, run: Path) -> Path:
     if not _is_unfinished(run):
         raise ConfigError(f"action.resume={run}: this run is complete; omit action.resume to train anew")
-    differences = _compare_configs(spec, run, aloud=True)
+    differences = _compare_configs(spec, run, report_changes=True)
     if differences:
         raise ConfigError(*(f"{line}; a run is resumed with its own config" for line in differences))
     return run
@@ -196,9 +196,9 @@ def _is_unfinished(run: Path) -> bool:
         return False
 
 
-def _compare_configs(spec: RunSpec, run: Path, aloud: bool) -> list[str]:
-    """`KEY=VALUE: the run has VALUE` for each key that differs and may not. Args: aloud: whether upgrades of an old config are reported."""
+def _compare_configs(spec: RunSpec, run: Path, report_changes: bool) -> list[str]:
+    """`KEY=VALUE: the run has VALUE` for each key that differs and may not. Args: report_changes: whether upgrades of an old config are reported."""
     spec_values = dataclasses.asdict(usage.strip_tracking(spec))
-    now, then = (config.flatten_keys(values) for values in (spec_values, config.read_run(run / CONFIG, aloud)))
+    now, then = (config.flatten_keys(values) for values in (spec_values, config.read_run(run / CONFIG, report_changes)))
     keys = sorted(key for key in {*now, *then} if key not in CHANGEABLE_KEYS and key.split(".")[0] != "tracker")
     return [f"{key}={now.get(key)}: the run has {then.get(key)}" for key in keys if now.get(key) != then.get(key)]

@@ -28,7 +28,7 @@ from peftrun.system import malloc
 # Of a layer's own answer, and of what the adapter adds to it: what float32 sums in another order may differ by.
 LAYER_NOISE, LAYER_SHARE = 2e-5, 2e-3
 LOGIT_NOISE, LOGIT_SHARE = 1e-4, 1e-2  # the same after all layers
-NOTABLE_LOSS = 0.1  # share of the adapter's effect whose loss to rounding is said aloud
+NOTABLE_LOSS = 0.1  # share of the adapter's effect whose loss to rounding is said report_changes
 TensorPair = tuple[StoredTensor, StoredTensor]  # of the base's files and of the merged ones
 IGNORED_CONFIG_KEYS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
 ADVICE = "what was written is kept under a .rejected name. This is a fault of peftrun: report it, and merge with PEFT meanwhile"

@@ -90,7 +90,7 @@ def read_run_facts(folder: Path) -> RunFacts:
     return RunFacts(
         folder,
         _read_or_default(lambda: atomic_files.read_json(folder / RECORD), {}),
-        _read_or_default(lambda: config.read_run(folder / CONFIG, aloud=False), {}),
+        _read_or_default(lambda: config.read_run(folder / CONFIG, report_changes=False), {}),
         html.read_metrics(folder),
         _read_or_default(lambda: atomic_files.read_json(folder / ADAPTER / PEFTRUN_METADATA), {}),
         typed,
