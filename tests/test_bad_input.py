@@ -56,7 +56,7 @@ REFUSED = {
     "no target": (["lora.target_modules=[]"], ["lora.target_modules=[]: must have at least 1 item", "=all-linear"]),
     "broken pattern": (
         ['lora.target_modules="x("'],
-        ["lora.target_modules=x(: ", "is none (missing )", "type names: lora.target_modules=[q_proj,v_proj]"],
+        ["lora.target_modules=x(: ", "must be a regular expression", "(missing )", "type names: lora.target_modules=[q_proj,v_proj]"],
     ),
     "unreadable override": (["lora.r=["], ["lora.r=[: cannot be read as key=value", "quote what holds"]),
     "override without value": (["lora.r"], ["lora.r: cannot be read as key=value"]),

@@ -134,20 +134,20 @@ class Checker:
     def child(self) -> Child:
         """One that waits already, or a new one; the next one begins to import."""
         found = self.children.pop() if self.children else Child(self.log)
-        if self.release_version() > 60 and not (self.options.tiny and len(self.options.phases) == 1):
+        if self.left() > 60 and not (self.options.tiny and len(self.options.phases) == 1):
             self.children.append(Child(self.log))
         return found
 
     def phase(self, name: str) -> None:
         started, found = time.monotonic(), {}
         self.results[name] = found
-        self.say(f"\n== {name} ({self.release_version():.0f} s left)")
+        self.say(f"\n== {name} ({self.left():.0f} s left)")
         slow = 6 if self.options.tiny else 1  # a shared CPU
-        limit = min(slow * LIMITS[name], self.release_version())
+        limit = min(slow * LIMITS[name], self.left())
         at_work: Child | None = None
         cases = CASES[name](self.options)
         for case, (seconds, alone) in cases.items():
-            left = min(limit - (time.monotonic() - started), self.release_version()) - 1
+            left = min(limit - (time.monotonic() - started), self.left()) - 1
             if left < 5:
                 found[case] = {"error": "not run: no time left"}
                 continue
@@ -229,7 +229,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         for name in options.phases:
-            if checker.release_version() < 10:
+            if checker.left() < 10:
                 checker.say(f"\n== {name}: not run, no time left")
                 continue
             try:
@@ -876,13 +876,14 @@ def reloaded(folder: Path, dtype: str = "float32", *more: str) -> dict[str, Any]
 def correct_shared_base(dtype: str = "float32") -> dict[str, Any]:
     """Four cells trained as one batch, against each alone."""
     import peftrun
+    from peftrun.planning.joint_memory import Limits
     from peftrun.runs import execute as dispatch
 
     cells = [[*small(dtype), f"lora.r={rank}", f"trainer.learning_rate={rate}", f"seed={seed}"]
              for rank, rate, seed in ((4, "1e-3", 0), (8, "1e-3", 1), (8, "5e-3", 0), (16, "2e-3", 2))]  # fmt: skip
     folders = [new("joint") for _ in cells]
     begin = time.perf_counter()
-    dispatch.execute_jointly([peftrun.load(*cell) for cell in cells], folders, len(cells))
+    dispatch.execute_jointly([peftrun.load(*cell) for cell in cells], folders, Limits(cells=len(cells)))
     joint = time.perf_counter() - begin
     states = [json.loads((folder / "record.json").read_text()) for folder in folders]
     bad = [one.get("error") for one in states if one["status"] != "completed"]

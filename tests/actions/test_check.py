@@ -27,7 +27,7 @@ BROKEN = {  # option → its text, and what is told of it
     "trainer/range": ("defaults: [default, _self_]\nlearning_rate: -1.0\n", "trainer.learning_rate=-1.0: must be greater than 0"),
     "experiment/lost": ("defaults:\n  - override /lora: nosuch\n", "Could not find 'lora/nosuch'"),
     "experiment/torn": ("task: {data: [}\n", "is not YAML"),
-    "experiment/code": ("task: {_target_: os.system}\n", "_target_: names code to be run"),
+    "experiment/code": ("task: {_target_: os.system}\n", "_target_: names code to run"),
     "experiment/undeclared": (f"{TASK}template: {{name: a, version: 1.0.0, slots: {{}}}}\n{SLOTS}", "slots.rows=???: is not declared"),
     "experiment/nowhere": ("lora: {r: '${lora.nosuch}'}\n", "lora.r: Interpolation key 'lora.nosuch' not found"),
     "experiment/unversioned": (TEMPLATE.replace("version: 1.0.0, ", "") + SLOTS, "template.version is not set"),
@@ -147,7 +147,7 @@ def test_options_that_ask_for_more_are_fine(compositions, name):
 def test_without_models_it_imports_nothing_heavy(tmp_path):
     done = test_startup.run(tmp_path, "action=check", "build=false")
     assert done.returncode == 0, done.stderr
-    assert "HEAVY []" in done.stderr and "resolve: " in done.stdout and "no model built" in done.stdout
+    assert "HEAVY []" in done.stderr and "compose: " in done.stdout and "no model built" in done.stdout
 
 
 def model(path):

@@ -74,7 +74,7 @@ def test_what_turns_out_to_be_no_two_runs_is_one_line(cli, pair, tmp_path):
         cli, tmp_path, ["action=compare", f"runs=[{pair[0]},outputs]"], ["action.runs: outputs: is no run folder"]
     )
     check_failed(cli, tmp_path, ["action=compare", "where=lora.r=16"], ["matches only one run, outputs/train/"])
-    check_failed(cli, tmp_path, ["action=compare", "where=lora.r=5"], ["finds no run"])
+    check_failed(cli, tmp_path, ["action=compare", "where=lora.r=5"], ["matches no run"])
 
 
 def test_a_torn_record_is_refused(cli, pair, tmp_path):

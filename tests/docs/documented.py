@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIAL, PROGRAMS_OF_RUNS = "docs/tutorial.md", ("peftrun", "curl")
 PROGRAMS = ("peftrun", "make", "python", "pip", "curl", "cp")
 FENCE = re.compile(r"^ *(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<body>.*?)^ *(?P=fence)", re.MULTILINE | re.DOTALL)
-TABLE, COMPLETED = "| typed | TAB gives |", re.compile(r"^\| `peftrun [^`]*` \| [^|]*\|$")
+TABLE, COMPLETED = "| typed | TAB completes |", re.compile(r"^\| `peftrun [^`]*` \| [^|]*\|$")
 SPAN = re.compile(r"(?P<ticks>`+)(?!`)(?P<code>[^\n]+?)(?<!`)(?P=ticks)(?!`)")
 
 

@@ -125,7 +125,7 @@ def test_what_a_command_types(command, found):
 
 
 @pytest.mark.slow
-@cases("module", ["summary", "statistics", "report", "charts", "tables"])
+@cases("module", ["summary", "statistics", "report.page", "report.charts", "report.tables"])
 def test_nothing_heavy_is_imported(module):
     code = f"import sys, peftrun.sweep.{module}; print([one for one in ('torch', 'transformers', 'peft', 'datasets', 'scipy') if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

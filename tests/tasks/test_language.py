@@ -199,7 +199,7 @@ def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
     "overrides, said",
     [
         (["task.loss_on=assistant"], "task.loss_on=assistant: needs conversations"),
-        (["task=spanish_sentiment", "task.loss_on=all"], "task.loss_on=all: is for language models"),
+        (["task=spanish_sentiment", "task.loss_on=all"], "task.loss_on=all: is only for language models"),
         (["task=spanish_sentiment", "task.metrics=[bleu]"], "task.metrics=[bleu]: compares generated texts"),
         (["task=text", "task.data.path=DATA", "task.metrics=[bleu]"], "plain text has none; type task.metrics=null"),
         (["task.metrics=[blue]"], "task.metrics"),

@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_made_is_what_is_at_fault(where, llama, on_tiny,
 
 
 @cases("given, fragments", [
-        (["tracker=mlflow", "tracker.uri=nowhere"], ["tracker.uri=nowhere", "no address", "tracker.uri=http://HOST:5000"]),
+        (["tracker=mlflow", "tracker.uri=nowhere"], ["tracker.uri=nowhere", "is not the address", "tracker.uri=http://HOST:5000"]),
         (["tracker=mlflow", "tracker.uri=http://me:secret@host:1"], ["tracker.uri", "password", "MLFLOW_TRACKING_PASSWORD"]),
         (["tracker=mlflow", "tracker.folder=taken"], ["tracker.folder=taken", "is a file"]),
         (["tracker=wandb", "tracker.mode=online"], ["tracker.mode=online", "WANDB_API_KEY", "tracker.mode=offline"]),
