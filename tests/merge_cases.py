@@ -125,7 +125,7 @@ def written(base: Path, adapter: Path, folder: Path, dtype: torch.dtype | None =
     """PEFT's model without the base's weights, once peftrun has written the merge into `folder`."""
     folder.mkdir(parents=True)
     net = meta_model.build_on_meta(base, model_spec(base), str(adapter), "default")
-    streaming.write_merged(net, "default", base, folder, dtype)
+    streaming.begin_merged(net, "default", base, folder, dtype).write_rest()
     return net
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import statistics
+from collections.abc import Container
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +91,7 @@ def test_packages_import_only_those_above_them():
                 assert RANK[other] < RANK[own], f"{name(path)} imports {dotted}, which comes after {own}"
 
 
-def modules_of(dotted: str, known: set[str]) -> list[str]:
+def modules_of(dotted: str, known: Container[str]) -> list[str]:
     """The modules that `from A import B` imports: A, its packages, and B where that is one."""
     parts = dotted.split(".")
     heads = [".".join(parts[: size + 1]) for size in range(len(parts))]
@@ -112,7 +113,7 @@ def heavy_reach() -> dict[str, list[str]]:
             for module, names in imports.items()
             if module not in reach
             for item in names
-            for other in modules_of(item, set(known))
+            for other in modules_of(item, known)
             if other in reach
         }
         if not further:

@@ -363,9 +363,9 @@ def warm() -> None:
     from trl import SFTTrainer  # noqa: F401
 
     import peftrun  # noqa: F401
-    from peftrun.runs import execute as dispatch
+    from peftrun.runs import execute as run_executor
 
-    dispatch.import_quietly("peftrun.actions.train")
+    run_executor.import_quietly("peftrun.actions.train")
 
 
 def tidy() -> None:
@@ -877,13 +877,13 @@ def correct_shared_base(dtype: str = "float32") -> dict[str, Any]:
     """Four cells trained as one batch, against each alone."""
     import peftrun
     from peftrun.planning.joint_memory import Limits
-    from peftrun.runs import execute as dispatch
+    from peftrun.runs import execute as run_executor
 
     cells = [[*small(dtype), f"lora.r={rank}", f"trainer.learning_rate={rate}", f"seed={seed}"]
              for rank, rate, seed in ((4, "1e-3", 0), (8, "1e-3", 1), (8, "5e-3", 0), (16, "2e-3", 2))]  # fmt: skip
     folders = [new("joint") for _ in cells]
     begin = time.perf_counter()
-    dispatch.execute_jointly([peftrun.load(*cell) for cell in cells], folders, Limits(cells=len(cells)))
+    run_executor.execute_jointly([peftrun.load(*cell) for cell in cells], folders, Limits(cells=len(cells)))
     joint = time.perf_counter() - begin
     states = [json.loads((folder / "record.json").read_text()) for folder in folders]
     bad = [one.get("error") for one in states if one["status"] != "completed"]

@@ -88,11 +88,11 @@ def _check_base_id(action: ExportAction, first: ExportSource, base_id: str | Non
 
 def _compare_tokenizer(source: ExportSource, base: ExportBase, target: str) -> dict[str, Any]:
     """The adapter's own tokenizer files, and in what they differ from the base model's (None: not known); warns if they do."""
-    differs = own_tokenizer.differing(source.folder, base.model)
-    warning = own_tokenizer.told(source, differs, target)
+    differs = own_tokenizer.find_differing_parts(source.folder, base.model)
+    warning = own_tokenizer.describe_difference(source, differs, target)
     if warning:
         console.print_warning(warning)
-    return {"files": [str(name) for name in own_tokenizer.files(source.folder)], "differs_in": differs}
+    return {"files": [str(name) for name in own_tokenizer.list_files(source.folder)], "differs_in": differs}
 
 
 def _write_export(action: ExportAction, sources: list[ExportSource], base: ExportBase, folder: Path) -> dict[str, Any]:

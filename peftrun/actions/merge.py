@@ -14,7 +14,7 @@ from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.merge import in_memory, provenance, streamed_verify, streaming, verify
 from peftrun.adapters.merge.job import MergeJob
 from peftrun.adapters.merge.streaming import MergedFiles
-from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head, fingerprint
+from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classifier_head, fingerprint
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, MERGED
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import RunSpec, TaskSpec
@@ -38,7 +38,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     adapter = adapter_folder.resolve_adapter_dir(spec.adapter[name], name)
     in_memory.check_mergeable(atomic_files.read_json(adapter / ADAPTER_CONFIG), name)
     base = base_models.resolve_base_dir(spec.model)
-    base_name = base_models.get_portable_name(spec.model)
+    base_name = base_files.format_base_name(spec.model)
     base_models.check_full_precision(base, base_name)
     stored_dtype = in_memory.detect_stored_dtype(base)
     dtype = stored_dtype if action.dtype == "auto" else action.dtype

@@ -47,7 +47,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "base": base.describe(),
         "device": run_device.note,
         "adapters": adapters,
-        "swaps": manager.told,
+        "swaps": manager.changes,
     }
     totals = _sum_counters(service.metrics)
     return RunResult(out_dir, facts, metrics=totals, summary=[("served", console.format_figures(totals))])

@@ -7,7 +7,7 @@ from typing import Any
 from peftrun import console
 from peftrun.adapters import meta_model
 from peftrun.adapters.merge import provenance, streaming
-from peftrun.artifacts import adapter_folder, fingerprint
+from peftrun.artifacts import adapter_folder, base_files, fingerprint
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, BASE
 from peftrun.config.schema.actions import UnmergeAction
 from peftrun.config.schema.run import RunSpec
@@ -27,7 +27,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, UnmergeAction)
     merged = base_models.resolve_base_dir(spec.model)
-    base_models.check_full_precision(merged, base_models.get_portable_name(spec.model))
+    base_models.check_full_precision(merged, base_files.format_base_name(spec.model))
     name = spec.active or next(iter(spec.adapter))
     adapter = adapter_folder.resolve_adapter_dir(spec.adapter[name], name)
     merge_record = provenance.read_provenance(merged)
@@ -37,7 +37,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     with atomic_files.create_folder(base_dir) as folder:
         net = meta_model.build_on_meta(merged, spec.model, spec.adapter[name], name)
         try:
-            streaming.write_merged(net, name, merged, folder, device.parse_dtype(dtype) if dtype else None, undo=True)
+            streaming.begin_merged(
+                net, name, merged, folder, device.parse_dtype(dtype) if dtype else None, undo=True
+            ).write_rest()
         except streaming.NotStreamableError as reason:
             raise AdapterError(
                 f"{adapter}: this merge cannot be undone: {reason}; keep the base model it was made for"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from peftrun.adapters import peft_config, saved_base
 from peftrun.adapters.layer_walk import plain_name
 from peftrun.adapters.merge import streaming
-from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts import adapter_folder, base_files, classifier_head
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import AdapterError
@@ -45,13 +45,13 @@ def build_on_meta(base_folder: Path, spec: ModelSpec, path: str, name: str) -> A
         if "allocate memory" in str(error):  # not the adapter's fault
             raise
         reason = " ".join(str(error).split())[:300]
-        raise AdapterError(f"{folder}: does not fit {base_models.get_portable_name(spec)} ({reason})") from error
+        raise AdapterError(f"{folder}: does not fit {base_files.format_base_name(spec)} ({reason})") from error
     # Against what PEFT would write again: it calls the second copy of a bias unexpected, though it writes both.
     missing, unexpected = known - saved.keys(), saved.keys() - known
     if missing or unexpected:
         raise AdapterError(
             f"{folder}: was made for another architecture: {len(unexpected)} of its tensors have no place in "
-            f"{base_models.get_portable_name(spec)}, {len(missing)} adapted tensors are not in it; choose the base it was made for"
+            f"{base_files.format_base_name(spec)}, {len(missing)} adapted tensors are not in it; choose the base it was made for"
         )
     net.set_adapter(name)
     for parameter in net.parameters():

@@ -10,7 +10,7 @@ from peftrun.adapters import base_match, layer_walk, load, meta_model, probes, t
 from peftrun.adapters.layer_walk import ForwardPass, NotWalkableError
 from peftrun.adapters.load import LoadProof
 from peftrun.adapters.merge import in_memory, streamed_verify, streaming
-from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head, fingerprint
+from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classifier_head, fingerprint
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG
 from peftrun.config.schema.run import ModelSpec
 from peftrun.io import atomic_files
@@ -32,9 +32,7 @@ def verify_streamed_load(
     _check_walkable(spec, place, folder)
     head, mark = classifier_head.read_adapter_head(path, name), fingerprint.fingerprint_model(base)
     tokenizer = load_tokenizer(base, spec)
-    base_match.check_base_match(
-        base_models.get_portable_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer
-    )
+    base_match.check_base_match(base_files.format_base_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer)
     net, plain = meta_model.build_on_meta(base, spec, path, name), base_models.build_empty(base, spec, head)
     adapted, call = net.get_base_model(), traits.get_invocation_tokens(net)
     files = streaming.map_stored_tensors(adapted, base)
@@ -53,7 +51,7 @@ def verify_streamed_load(
     computed = load.ProbeLogits(logits[0], logits[1], f"{place.name} {place.dtype_name}")
     loaded = load.verify_load_by_logits(mark, net, name, folder, computed, tensors=tensors)
     return (
-        LoadedBase(plain, tokenizer, base, base_models.get_portable_name(spec), spec.revision, mark, spec, place, head),
+        LoadedBase(plain, tokenizer, base, base_files.format_base_name(spec), spec.revision, mark, spec, place, head),
         net,
         loaded,
     )

@@ -19,7 +19,7 @@ def copy_adapter(
 
     Args: base_id: name of the base model in the config; None: the recorded one. changes: other keys of the config to change.
     """
-    for name in (Path(ADAPTER_WEIGHTS), Path(PEFTRUN_METADATA), *own_tokenizer.files(source.folder)):
+    for name in (Path(ADAPTER_WEIGHTS), Path(PEFTRUN_METADATA), *own_tokenizer.list_files(source.folder)):
         if (source.folder / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / name, folder / name)

@@ -102,7 +102,7 @@ def render_usage(about: CardInfo) -> str:
         )
     labels = source.facts.get("labels")
     options = f", num_labels={len(labels)}, id2label={dict(enumerate(labels))}" if labels else ""
-    files = own_tokenizer.files(source.folder)
+    files = own_tokenizer.list_files(source.folder)
     tokenizer = name if Path("tokenizer_config.json") in files or Path("tokenizer.json") in files else base
     note = ""
     if files:

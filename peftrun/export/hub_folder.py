@@ -32,7 +32,7 @@ def write_hub_folder(source: ExportSource, base_id: str | None, action: Any, fol
 
 def _copy_model(source: ExportSource, folder: Path) -> None:
     files = [path.relative_to(source.folder) for pattern in MODEL_FILES for path in sorted(source.folder.glob(pattern))]
-    files += own_tokenizer.files(source.folder)
+    files += own_tokenizer.list_files(source.folder)
     files += [Path(PEFTRUN_METADATA)] if (source.folder / PEFTRUN_METADATA).is_file() else []
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -19,13 +19,13 @@ MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 LENGTHS = ("truncation", "padding")  # settings of a tokenizer that do not change the tokens of a text
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The tokenizer and template files in a folder, relative to it."""
     named = [Path(name) for name in FILES if (folder / name).is_file()]
     return named + [path.relative_to(folder) for path in sorted(folder.glob(MORE_TEMPLATES))]
 
 
-def differing(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None:
+def find_differing_parts(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None:
     """Which differ from the base model's: "tokenizer", "chat template"; None if that is unknown on this machine."""
     base = base_files.find_base_dir(ModelSpec(**model)) if model else None
     if base is None:
@@ -40,9 +40,9 @@ def differing(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None
     return [part for part, (ours, bases) in contents.items() if ours is not None and ours != bases]
 
 
-def told(source: ExportSource, differs: list[str] | None, target: str) -> str | None:
+def describe_difference(source: ExportSource, differs: list[str] | None, target: str) -> str | None:
     """Warning about tokenizer or template files; None if there are none, or they are the base model's."""
-    names = ", ".join(map(str, files(source.folder)))
+    names = ", ".join(map(str, list_files(source.folder)))
     if not names or differs == []:
         return None
     if differs:

@@ -97,7 +97,7 @@ def load_base(
         if getattr(error, "errno", None) == errno.ENOMEM:  # the machine's fault, reported by resource_errors
             raise
         raise ModelError(explain_load_error(spec, error)) from error
-    name = get_portable_name(spec)
+    name = base_files.format_base_name(spec)
     model.name_or_path = name  # PEFT writes it into adapter_config.json, where a local path would be of no use
     if stored:
         console.print_info(f"base {name}: its files hold {stored} weights, which are used as they are")
@@ -215,13 +215,6 @@ def check_full_precision(folder: Path, name: str) -> None:
             f"model {name}: is quantized ({stored}), and a merge into it would be lost or garbled; merge into the "
             "full-precision model it was made from: type model.name_or_path=THAT_MODEL allow_base_mismatch=true"
         )
-
-
-def get_portable_name(spec: ModelSpec) -> str:
-    """A name that is valid on other machines: a Hub id, `package:file` or the last part of a path, never an absolute path."""
-    if spec.package:
-        return f"{spec.package}:{spec.name_or_path}"
-    return Path(spec.name_or_path).name if Path(spec.name_or_path).expanduser().exists() else spec.name_or_path
 
 
 def resolve_base_dir(spec: ModelSpec) -> Path:

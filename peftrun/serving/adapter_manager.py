@@ -26,7 +26,7 @@ class AdapterManager:
     """Changes which adapters are served.
 
     Args: plain: the base model's logits on the probes, to which those of a loaded adapter are compared.
-    Attributes: told: facts of each change, for the record.
+    Attributes: changes: facts of each change, for the record.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class AdapterManager:
     ) -> None:
         self._base, self._runner, self._engine, self._registry = base, runner, engine, registry
         self._plain, self._allow_base_mismatch = plain, allow_base_mismatch
-        self.told: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
 
     def validate_adapter(self, request: LoadLoraRequest) -> Path:
         """The adapter's folder, after all checks that need no model. Reads files, so call it outside the event loop.
@@ -84,7 +84,7 @@ class AdapterManager:
                 self._engine.apply_change(self._load_in_stages(request.lora_name, folder))
             )
         console.print_info(f"adapter {version.name}: {folder} loaded and proved ({proof.tensors} tensors)")
-        self.told.append({"served": version.name, "as": version.internal_name, **proof.as_dict()})
+        self.changes.append({"served": version.name, "as": version.internal_name, **proof.as_dict()})
         # Clients know the adapter by its served name; the internal one tells it from the version that it replaces.
         facts = proof.as_dict() | {"name": version.name}
         return {key: value for key, value in facts.items() if key != "delta_norms"}
@@ -95,7 +95,7 @@ class AdapterManager:
             raise errors.ApiError(
                 404, f"The lora adapter '{name}' cannot be found.", errors.INVALID, "model_not_found", "lora_name"
             )
-        self.told.append({"removed": name})
+        self.changes.append({"removed": name})
         self._engine.notify_thread()
 
     def _load_in_stages(self, name: str, folder: Path) -> Generator[None, None, tuple[AdapterVersion, Any]]:

@@ -21,7 +21,7 @@ from peftrun.io import atomic_files
 from peftrun.runs import torchrun
 
 POLL = 0.2  # seconds between polls of the workers
-STOPPING = 15.0  # seconds that workers have to finish their records after being told to stop
+STOPPING = 15.0  # seconds that workers have to finish their records after the signal to stop
 VISIBLE = 5.0  # seconds that a shared file system may take to show a new folder to another machine
 END_STATUSES = {"completed", "failed", "stopped"}
 

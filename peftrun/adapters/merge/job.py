@@ -9,12 +9,11 @@ from typing import Any
 from peftrun.adapters import base_match
 from peftrun.adapters.merge import verify
 from peftrun.adapters.merge.verify import TensorPair
-from peftrun.artifacts import classifier_head
+from peftrun.artifacts import base_files, classifier_head
 from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
 from peftrun.io import atomic_files, safetensors_stream
-from peftrun.models.base import get_portable_name
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import load_tokenizer
 from peftrun.system import free_memory
@@ -50,7 +49,7 @@ class MergeJob:
         """The base's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base."""
         mark = self.fingerprint_future.result()
         base_match.check_base_match(
-            get_portable_name(self.model), mark, self.adapter, self.allow_base_mismatch,
+            base_files.format_base_name(self.model), mark, self.adapter, self.allow_base_mismatch,
             lambda: load_tokenizer(self.base, self.model),
         )  # fmt: skip
         return mark

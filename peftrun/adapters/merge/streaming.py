@@ -50,19 +50,6 @@ class _BaseTensors:
         return self.found[key].read_float(room) if value.is_meta else value.detach().clone()
 
 
-def write_merged(
-    net: Any,
-    name: str,
-    base: Path,
-    folder: Path,
-    dtype: torch.dtype | None,
-    *,
-    undo: bool = False,
-) -> None:
-    """Writes the merged model into `folder`; see `begin_merged`."""
-    begin_merged(net, name, base, folder, dtype, undo=undo).write_rest()
-
-
 class MergedFiles:
     """The weight files of a merge, which are there with their headers; each tensor is written when it is asked for.
 
