@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 from peftrun.adapters import meta_model
 from peftrun.adapters.merge import in_memory, streamed_verify, streaming
 from peftrun.adapters.merge.job import MergeJob
-from peftrun.artifacts import fingerprint
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
 from peftrun.io import safetensors_stream
@@ -135,11 +134,9 @@ def model_spec(base: Path) -> ModelSpec:
 
 def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dict[str, Any]:
     """The figures of peftrun's own proof of the merge in `folder`."""
-    known: Future[Any] = Future()
-    known.set_result(fingerprint.fingerprint_model(base))
     action = MergeAction("merge", "auto", None, True, 1)
     job = MergeJob(
-        model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, ThreadPoolExecutor(1), known
+        model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, ThreadPoolExecutor(1)
     )
     figures, loaded = streamed_verify.verify_merge(job, net, folder, [list(range(5, 12))])
     assert loaded.effect["max_logit_difference"] > 0

@@ -14,7 +14,7 @@ from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.merge import in_memory, provenance, streamed_verify, streaming, verify
 from peftrun.adapters.merge.job import MergeJob
 from peftrun.adapters.merge.streaming import MergedFiles
-from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classifier_head, fingerprint
+from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classifier_head
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, MERGED
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import RunSpec, TaskSpec
@@ -44,10 +44,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     dtype = stored_dtype if action.dtype == "auto" else action.dtype
     merged_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / MERGED
     console.print_info("a merge is computed in float32 and rounded once")
-    # The base model's content is hashed while it is merged, so that its files are read once.
+    # The base model's files are hashed right after they were read for the merge.
     with atomic_files.create_folder(merged_dir, kept_if=ProofError) as folder, ThreadPoolExecutor(2) as pool:
-        mismatch, hashing = spec.allow_base_mismatch, pool.submit(fingerprint.fingerprint_model, base)
-        job = MergeJob(spec.model, action, mismatch, run_device, name, base, adapter, dtype, pool, hashing)
+        mismatch = spec.allow_base_mismatch
+        job = MergeJob(spec.model, action, mismatch, run_device, name, base, adapter, dtype, pool)
+        if job.is_base_known:
+            _ = job.mark  # raises before anything is written if the adapter was made for another base model
         figures = _write_and_verify(job, spec.task, folder, console.shorten_path(merged_dir))
         base_fingerprint = job.mark
         identity = {"name": base_name, "revision": spec.model.revision, "fingerprint": base_fingerprint.as_dict()}
@@ -63,7 +65,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         out_dir,
         facts,
         artifacts=[merged_dir],
-        hashes={merged_dir / file: digest.result() for file, digest in job.hashes.items()},
+        hashes={merged_dir / file: check.result().sha256 for file, check in job.checks.items()},
         summary=_build_summary(merged_dir, f"{base_name} ({base_fingerprint.short()})", job, figures),
         next_commands=_suggest_commands(spec.adapter[name], name, merged_dir),
     )
@@ -103,7 +105,7 @@ def _begin_streaming(job: MergeJob, folder: Path) -> tuple[Any, MergedFiles]:
         _ = job.mark  # raises if the adapter was made for another base model, which explains the error better
         raise
     dtype = None if job.action.dtype == "auto" else device.parse_dtype(job.dtype)
-    return net, streaming.begin_merged(net, job.name, job.base, folder, dtype, after=job.start_checks)
+    return net, streaming.begin_merged(net, job.name, job.base, folder, dtype, after=job.start_check)
 
 
 def _verify_streamed(

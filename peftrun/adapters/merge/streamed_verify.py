@@ -85,16 +85,13 @@ def _open_written(job: MergeJob, net: Any, folder: Path, merged: Any) -> Written
 
 
 def _write_reached(job: MergeJob, writing: MergedFiles, written: WrittenModel, key: str) -> None:
-    """Writes the tensor to which a pass has come. Raises: AdapterError: the adapter was made for another base, as is known by now."""
-    if job.fingerprint_future.done():
-        _ = job.mark
     if key in written.merged:
         writing.write(written.merged[key])
 
 
 def _compare_written(job: MergeJob, written: WrittenModel, merged: Any) -> dict[str, Any]:
     """Figures of all tensors and layers, once texts have passed. Raises: ProofError: one of them is wrong."""
-    written.equal |= {pair for one in job.comparisons for pair in one.result()}
+    written.equal |= {pair for check in job.checks.values() for pair in check.result().equal}
     written.compare_untouched(merged)
     return verify.check_written(written)
 
