@@ -17,6 +17,7 @@ from typing_extensions import is_typeddict
 
 from peftrun.actions import merge
 from peftrun.adapters import attach, load, save
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG
 from peftrun.config.schema import peft_fields
 from peftrun.errors import AdapterError, ConfigError
@@ -117,7 +118,9 @@ def test_whole_life(tmp_path, llama, given):
         plain = trained(llama, [f"lora={option}", *FITTING.get(option, [])], None)
         assert not all(same(it.weights, plain.weights, name) for name in it.weights.keys() | plain.weights.keys())
     spec = run_of(llama, "action=merge", "action.held_out_rows=0", f"adapter={tmp_path / 'adapter'}")
-    _, (proof,) = load.load(load_base(spec.model, CPU), {"default": str(tmp_path / "adapter")}, None, False)
+    _, (proof,) = load.load(
+        load_base(spec.model, CPU), resolve_adapters({"default": str(tmp_path / "adapter")}), None, False
+    )
     assert proof.saved_difference < 2e-4 and proof.effect["max_logit_difference"] > 1e-4
     if LIVES[given]:
         with pytest.raises(AdapterError, match=LIVES[given]):

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, adapter_rules
+from peftrun.artifacts import adapter_rules
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG
-from peftrun.errors import PeftrunError
-from peftrun.io.atomic_files import read_json
 from peftrun.system.packages import explain_not_installed
 
 Lines = Iterator[str]
@@ -24,7 +22,7 @@ NO_ANSWERS = (
 MERGE_ADVICE = "merge it and serve the merged model: action=merge adapter=PATH"
 
 
-def check_serve(action: Any, adapter: dict[str, str]) -> Lines:
+def check_serve(action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]) -> Lines:
     """The packages are installed, the API key is set, and every adapter can share a batch with others."""
     if action.name != "serve":
         return
@@ -35,13 +33,10 @@ def check_serve(action: Any, adapter: dict[str, str]) -> Lines:
         yield f"action.api_key_env={action.api_key_env}: this environment variable is not set, or empty; export {action.api_key_env}=KEY, or type action.api_key_env=null"
     if BASE_ADAPTER_NAME in adapter:
         yield f"adapter.{BASE_ADAPTER_NAME}: is the name of the base model without any adapter; give this adapter another name"
-    for name, path in adapter.items():
-        try:
-            reason = explain_unservable(read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG))
-        except PeftrunError:
-            continue  # reported by the rule for adapters
+    for name, ref in adapters.items():
+        reason = explain_unservable(ref.config)
         if reason:
-            yield f"adapter.{name}={path}: {reason}"
+            yield f"adapter.{name}={ref.path}: {reason}"
 
 
 def is_classifier(config: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from peftrun.adapters import base_match
 from peftrun.adapters.merge import file_check
 from peftrun.adapters.merge.file_check import FileCheck
 from peftrun.artifacts import base_files, classifier_head, fingerprint
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
@@ -20,7 +21,7 @@ from peftrun.system import free_memory
 
 @dataclass(frozen=True)
 class MergeJob:
-    """Adapter `name`, in the folder `adapter`, goes into the base in the folder `base`.
+    """`adapter` goes into the base in the folder `base`.
 
     Attributes:
         dtype: what is written.
@@ -32,9 +33,8 @@ class MergeJob:
     action: MergeAction
     allow_base_mismatch: bool
     place: Device
-    name: str
     base: Path
-    adapter: Path
+    adapter: AdapterRef
     dtype: str
     pool: ThreadPoolExecutor
     checks: dict[str, Future[FileCheck]] = field(default_factory=dict)
@@ -77,6 +77,11 @@ class MergeJob:
             file.unlink()
 
     @property
+    def name(self) -> str:
+        """The adapter's."""
+        return self.adapter.name
+
+    @cached_property
     def head(self) -> classifier_head.ClassifierHead | None:
         """Of a classifier; None for a language model."""
-        return classifier_head.read_adapter_head(str(self.adapter), self.name)
+        return classifier_head.read_adapter_head(self.adapter)
