@@ -13,8 +13,8 @@ from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import load_file, save_file
 
 from peftrun.adapters import load, mixed_batch, save
-from peftrun.artifacts import adapter_rules
 from peftrun.artifacts.adapter_folder import resolve_adapters
+from peftrun.config.schema.method_traits import INITS
 from peftrun.errors import AdapterError, PeftrunError, ProofError
 
 TOKENS = {"task_type": "CAUSAL_LM"}
@@ -84,7 +84,7 @@ def test_vllm_takes_no_initialisation_that_changes_the_base(cli, llama, tmp_path
 
 
 def test_what_leaves_the_base_alone_stands_beside_others(llama, tmp_path):
-    starts = {name: {"init_lora_weights": name} for name in adapter_rules.BASE_PRESERVING_INITS} | {"plain": {}}
+    starts = {name: {"init_lora_weights": name} for name, init in INITS.items() if init.keeps_base} | {"plain": {}}
     answers = {
         n: made(llama, tmp_path / n, LoraConfig(**LLAMA, **more), seed) for seed, (n, more) in enumerate(starts.items())
     }
@@ -98,7 +98,7 @@ def test_a_change_that_no_rule_knows_is_found_by_its_effect(llama, tmp_path, mon
     """With all adapters off the base must answer as it did."""
     made(llama, tmp_path / "a", LoraConfig(**LLAMA, init_lora_weights="olora"))
     made(llama, tmp_path / "b", LoraConfig(**LLAMA))
-    monkeypatch.setattr(adapter_rules, "BASE_PRESERVING_INITS", ("olora",))
+    monkeypatch.setitem(INITS, "olora", INITS["gaussian"])
     with pytest.raises(ProofError, match="one of a, b changes the base"):
         load.load(base_of(llama), resolve_adapters({name: str(tmp_path / name) for name in "ab"}), None, False)
 

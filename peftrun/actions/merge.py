@@ -18,6 +18,7 @@ from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classif
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import MERGED
 from peftrun.config.schema.actions import MergeAction
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.config.schema.run import RunSpec, TaskSpec
 from peftrun.errors import AdapterError, ProofError
 from peftrun.io import atomic_files
@@ -162,7 +163,7 @@ def _check_streamable(adapter: AdapterRef) -> None:
     method, reason = adapter.config.get("peft_type"), adapter_rules.why_weights_needed(adapter.config)
     if reason:
         raise streaming.NotStreamableError(reason)
-    if method in streaming.IN_MEMORY_TYPES:
+    if not get_method_traits(method).streams:
         raise streaming.NotStreamableError(
             f"{method} adapters derive some of their tensors from the base model's weights or from a random state"
         )

@@ -8,9 +8,10 @@ import torch
 from peftrun.adapters import base_match, layer_walk, load, meta_model, probes, traits
 from peftrun.adapters.layer_walk import ForwardPass, NotWalkableError
 from peftrun.adapters.load import LoadProof
-from peftrun.adapters.merge import in_memory, streamed_verify, streaming
+from peftrun.adapters.merge import streamed_verify, streaming
 from peftrun.artifacts import adapter_rules, base_files, classifier_head, fingerprint
 from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.config.schema.run import ModelSpec
 from peftrun.models import base as base_models
 from peftrun.models import quantization
@@ -63,8 +64,7 @@ def _check_walkable(spec: ModelSpec, place: Device, config: dict[str, Any]) -> N
         "the device is no CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
         "the base is quantized": spec.quantization is not None
         or quantization.get_stored_quantization(base_models.resolve_base_dir(spec)) is not None,
-        f"{kind} adapters are not on layers alone": kind
-        in (*streaming.IN_MEMORY_TYPES, *in_memory.VIRTUAL_TOKEN_TYPES),
+        f"{kind} adapters are not on layers alone": not get_method_traits(kind).streams,
         "the adapter needs the base's weights": adapter_rules.why_weights_needed(config) is not None,
         "the adapter changes its base": adapter_rules.describe_base_change(config) is not None,
     }

@@ -18,6 +18,7 @@ from peftrun.checks import serving as serve_checks
 from peftrun.checks.methods import list_extra_fields
 from peftrun.config import paths
 from peftrun.config.schema import run as schema
+from peftrun.config.schema.method_traits import PLAIN_INITS
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
@@ -27,7 +28,7 @@ PLAIN_LORA_VALUES: dict[str, tuple[Any, ...]] = {  # key of `lora` → values th
     "use_dora": (False,),
     "bias": ("none",),
     "lora_bias": (False,),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "init_lora_weights": PLAIN_INITS,
     "target_parameters": (None,),
     "trainable_token_indices": (None,),
     "alora_invocation_tokens": (None,),

@@ -7,14 +7,13 @@ from typing import Any
 
 from peftrun.artifacts import adapter_rules
 from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.artifacts.classifier_head import TASK_KINDS
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.system.packages import explain_not_installed
 
 Lines = Iterator[str]
 REQUIRED_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
-# PEFT types that prepend virtual tokens.
-VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT")
-CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")  # as PEFT names them
 NO_ANSWERS = (
     "is an adapter of a classifier, and action={} supports only language models; "
     "measure it with action=evaluate, and the model and task that it was trained with"
@@ -41,7 +40,7 @@ def check_serve(action: Any, adapter: dict[str, str], adapters: dict[str, Adapte
 
 def is_classifier(config: dict[str, Any]) -> bool:
     """Whether an adapter_config.json is of a sequence or token classifier."""
-    return config.get("task_type") in CLASSIFIERS
+    return config.get("task_type") in TASK_KINDS
 
 
 def explain_unservable(config: dict[str, Any]) -> str | None:
@@ -49,7 +48,7 @@ def explain_unservable(config: dict[str, Any]) -> str | None:
     if is_classifier(config):
         return NO_ANSWERS.format("serve")
     method = config.get("peft_type")
-    if method in VIRTUAL_TOKENS or method == "ADAPTION_PROMPT":
+    if not get_method_traits(method).merges:
         return f"is of type {method}, which prepends virtual tokens, and continuous batching does not support them; use action=generate"
     if config.get("alora_invocation_tokens"):
         return "is an aLoRA, which is active only after its invocation tokens; use action=generate"

@@ -19,16 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
+from peftrun.artifacts.classifier_head import TASK_KINDS
 from peftrun.io import safetensors_stream
 from peftrun.io.safetensors_stream import Part, PlannedTensor, RowBlock, StoredTensor, TensorFile
 from peftrun.system import malloc
 
 MERGEABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
-CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
-
-
-# Methods whose layers, made without weights, are not what they were.
-IN_MEMORY_TYPES = ("ADALORA", "ADAMSS", "FROD", "SHIRA", "UNILORA")
 
 
 class NotStreamableError(Exception):
@@ -100,7 +96,7 @@ def begin_merged(
     """
     model = net.get_base_model()
     files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_stream.list_weight_files(base)}
-    if net.peft_config[name].task_type in CLASSIFIER_TASKS:
+    if net.peft_config[name].task_type in TASK_KINDS:
         files = _drop_other_heads(model, files)
     found = map_by_parameter(model, [one for parts in files.values() for one in parts])
     sources = add_tied(model, found)
