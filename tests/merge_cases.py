@@ -20,7 +20,7 @@ from peftrun.adapters.merge.job import MergeJob
 from peftrun.artifacts import adapter_folder
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
-from peftrun.io import safetensors_stream
+from peftrun.io import safetensors_header
 
 TOKENS = torch.arange(24).view(2, 12) + 5
 
@@ -155,7 +155,7 @@ def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[d
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor in the files of a model folder."""
     return {
-        key: value for file in safetensors_stream.list_weight_files(folder) for key, value in load_file(file).items()
+        key: value for file in safetensors_header.list_weight_files(folder) for key, value in load_file(file).items()
     }
 
 

@@ -14,7 +14,7 @@ from peftrun.adapters import load
 from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition.compose import compose_run
 from peftrun.composition.spec import build_spec
-from peftrun.io import safetensors_stream
+from peftrun.io import safetensors_header
 
 METHODS = ["lora", "rslora", "dora", "pissa", "olora"]  # every option's merge on a Llama: test_methods
 OURS = ("method", "calibration_rows", "lora_fa")
@@ -182,8 +182,8 @@ def merge_error(family, settings: dict, dtype: torch.dtype, folder, kind=peft.Lo
     assert not differing, differing
     assert any(not torch.equal(before[key], value) for key, value in found.items() if key in before)
     assert (
-        len(safetensors_stream.list_weight_files(folder / "merged"))
-        == len(safetensors_stream.list_weight_files(base))
+        len(safetensors_header.list_weight_files(folder / "merged"))
+        == len(safetensors_header.list_weight_files(base))
         > 1
     )
     return (adapted - merged).abs().max().item()

@@ -13,7 +13,7 @@ from peftrun.artifacts.run_layout import BASE
 from peftrun.config.schema.actions import UnmergeAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
-from peftrun.io import atomic_files, safetensors_stream
+from peftrun.io import atomic_files, safetensors_header, safetensors_stream
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.result import RunResult
@@ -94,7 +94,7 @@ def _compare_with_base(folder: Path, merged: Path, expected: str | None) -> dict
 def _list_tensors(folder: Path) -> dict[str, safetensors_stream.StoredTensor]:
     return {
         tensor.entry.name: tensor
-        for file in safetensors_stream.list_weight_files(folder)
+        for file in safetensors_header.list_weight_files(folder)
         for tensor in safetensors_stream.list_stored_tensors(file)
     }
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, classifier_head, hub_files
+from peftrun.artifacts import adapter_folder, base_location, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import actions as action_checks
 from peftrun.checks import device as device_checks
@@ -152,7 +152,7 @@ def _check_model_folder(name: str) -> Lines:
         yield f"model.name_or_path={name}: there is no such folder; type a folder or a Hub id"
     if not folder.is_dir():
         return
-    problem = hub_files.find_stray_adapter(folder, name)
+    problem = base_location.find_stray_adapter(folder, name)
     if problem:
         yield problem
     elif not (folder / "config.json").is_file():

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
 from peftrun.artifacts.classifier_head import TASK_KINDS
-from peftrun.io import safetensors_stream
+from peftrun.io import safetensors_header, safetensors_stream
 from peftrun.io.safetensors_stream import Part, PlannedTensor, RowBlock, StoredTensor, TensorFile
 from peftrun.system import malloc
 
@@ -95,7 +95,7 @@ def begin_merged(
     Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
     """
     model = net.get_base_model()
-    files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_stream.list_weight_files(base)}
+    files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_header.list_weight_files(base)}
     if net.peft_config[name].task_type in TASK_KINDS:
         files = _drop_other_heads(model, files)
     found = map_by_parameter(model, [one for parts in files.values() for one in parts])
@@ -160,7 +160,7 @@ def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
     """The tensors of a model folder by the model's names of parameters; tied ones under both."""
     parts = [
         one
-        for file in safetensors_stream.list_weight_files(folder)
+        for file in safetensors_header.list_weight_files(folder)
         for one in safetensors_stream.list_stored_tensors(file)
     ]
     return add_tied(model, map_by_parameter(model, parts))
