@@ -13,7 +13,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safe
 ORDER = [
     ("errors", "light", "the faults of a user, and how they are raised"),
     ("result", "light", "what an action returns"),
-    ("formatting", "light", "numbers, times, sizes and tables as text"),
+    ("formatting", "light", "numbers, times, sizes, values and tables as text"),
     ("console", "light", "what is printed while something runs"),
     ("io", "mixed", "atomic files; safetensors headers and streams"),
     ("system", "mixed", "determinism, environment, processes, memory, versions"),
