@@ -13,6 +13,7 @@ from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import CombineAction
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.io.atomic_files import hash_file
 from peftrun.models import base as base_models
@@ -66,7 +67,7 @@ def _build_summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list
         console.print_warning(
             f"action.combination={spec.action.combination}: differs from the weighted sum by {error:.1%}; type action.combination=cat, which is exact"
         )
-    size = console.format_megabytes(atomic_files.measure_size(target))
+    size = format_bytes(atomic_files.measure_size(target))
     return [
         ("combined", f"{', '.join(spec.adapter)} by {spec.action.combination}, {size}: {console.shorten_path(target)}"),
         (

@@ -8,6 +8,7 @@ from peftrun.artifacts import adapter_folder, adapter_tensors, delta_weights
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.delta_weights import AdapterDeltas
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_metrics
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
@@ -155,4 +156,4 @@ def _format_distances(row: dict[str, Any]) -> str:
         "‖a‖": row["norm_a"], "‖b‖": row["norm_b"], "‖a−b‖": row["distance"], "relative": row["relative_distance"],
         "cosine": row["cosine"], "overlap of B": row.get("overlap_B"), "of A": row.get("overlap_A"),
     }  # fmt: skip
-    return console.format_figures({key: value for key, value in shown.items() if value is not None})
+    return format_metrics({key: value for key, value in shown.items() if value is not None})

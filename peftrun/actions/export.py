@@ -23,6 +23,7 @@ from peftrun.export import (
     wrapper,
 )
 from peftrun.export.base_config import ExportBase
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
@@ -124,7 +125,7 @@ def _write_export(action: ExportAction, sources: list[ExportSource], base: Expor
 
 def _format_files(target: Path, files: dict[str, int]) -> list[tuple[str, str]]:
     total = sum(files.values())
-    rows = [("folder", f"{len(files)} files, {console.format_megabytes(total)}: {console.shorten_path(target)}")]
+    rows = [("folder", f"{len(files)} files, {format_bytes(total)}: {console.shorten_path(target)}")]
     return rows + [("file", f"{size:>12,} bytes  {name}") for name, size in files.items()]
 
 

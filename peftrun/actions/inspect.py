@@ -8,6 +8,7 @@ from peftrun import console
 from peftrun.artifacts import adapter_folder, adapter_rules, adapter_tensors, delta_weights
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files, safetensors_header
 from peftrun.result import RunResult
 
@@ -86,7 +87,7 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
         ("made by", _format_provenance(adapter["provenance"])),
         (
             "size",
-            f"{adapter['parameters']:,} parameters, {console.format_megabytes(adapter['bytes'])}, {adapter['dtype']}",
+            f"{adapter['parameters']:,} parameters, {format_bytes(adapter['bytes'])}, {adapter['dtype']}",
         ),
     ]
     ordered = sorted(adapter["modules"].items(), key=lambda item: -item[1]["norm"])  # Frobenius norms, largest first

@@ -21,6 +21,7 @@ from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.config.schema.run import RunSpec, TaskSpec
 from peftrun.errors import AdapterError, ProofError
+from peftrun.formatting import format_bytes, format_duration
 from peftrun.io import atomic_files
 from peftrun.models import base as base_models
 from peftrun.models import device
@@ -170,13 +171,13 @@ def _check_streamable(adapter: AdapterRef) -> None:
 
 
 def _build_summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) -> list[tuple[str, str]]:
-    size = console.format_megabytes(atomic_files.measure_size(target))
+    size = format_bytes(atomic_files.measure_size(target))
     mode = "streamed" if figures["streamed"] else "in memory"
     rows = [
         ("base", base),
         (
             "merged",
-            f"adapter {job.name}, {job.dtype}, {size}, {mode} in {figures['seconds']:.1f} s: {console.shorten_path(target)}",
+            f"adapter {job.name}, {job.dtype}, {size}, {mode} in {format_duration(figures['seconds'])}: {console.shorten_path(target)}",
         ),
     ]
     if not job.action.verify:

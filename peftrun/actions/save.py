@@ -13,6 +13,7 @@ from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import SaveAction
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_bytes
 from peftrun.models import base_cache, device, placement
 from peftrun.result import RunResult
 
@@ -45,7 +46,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         ("saved", ", ".join(f"{name} (fresh)" if name in fresh else name for name in names)),
         (
             "adapter",
-            f"{console.format_megabytes(size)}, {size / base.size():.2%} of the base model: {console.shorten_path(adapter_dir)}",
+            f"{format_bytes(size)}, {size / base.size():.2%} of the base model: {console.shorten_path(adapter_dir)}",
         ),
     ]
     return RunResult(

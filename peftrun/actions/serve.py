@@ -11,6 +11,7 @@ from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.config.schema.actions import ServeAction
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_metrics
 from peftrun.models import base as base_models
 from peftrun.models import base_cache, placement
 from peftrun.result import RunResult
@@ -51,7 +52,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "swaps": manager.changes,
     }
     totals = _sum_counters(service.metrics)
-    return RunResult(out_dir, facts, metrics=totals, summary=[("served", console.format_figures(totals))])
+    return RunResult(out_dir, facts, metrics=totals, summary=[("served", format_metrics(totals))])
 
 
 def _build_versions(net: Any, adapters: dict[str, AdapterRef]) -> list[AdapterVersion]:

@@ -13,6 +13,7 @@ from peftrun.artifacts.run_layout import BASE
 from peftrun.config.schema.actions import UnmergeAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files, safetensors_header, safetensors_stream
 from peftrun.models import base as base_models
 from peftrun.models import device
@@ -118,7 +119,7 @@ def _build_summary(target: Path, figures: dict[str, Any]) -> list[tuple[str, str
     }[figures["exact"]]
     if not figures["exact"]:
         console.print_warning(f"the base model is {verdict}")
-    size = console.format_megabytes(atomic_files.measure_size(target))
+    size = format_bytes(atomic_files.measure_size(target))
     return [
         ("unmerged", f"{figures['changed']} tensors, {size}: {console.shorten_path(target)}"),
         ("equals the base model", verdict),

@@ -11,13 +11,14 @@ import torch
 from peft import TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.oft import OFTLayer
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from peftrun import console
 from peftrun.adapters import data_driven_init, offload, target_modules, traits
+from peftrun.compat.peft import expand_target_modules
 from peftrun.config import usage
 from peftrun.config.schema.lora import AdaLoraSpec, LoraSpec
 from peftrun.config.schema.method_traits import get_init_traits
@@ -120,7 +121,7 @@ def attach_jointly(
 
 def _resolve_targets(model: Any, config: Any) -> Any:
     """A copy of the config with the full names of its target modules, which select the same when other adapters are attached already."""
-    expanded = _maybe_include_all_linear_layers(copy.copy(config), model)
+    expanded = expand_target_modules(copy.copy(config), model)
     names = {name for name, _ in model.named_modules() if check_target_module_exists(expanded, name)}
     resolved = copy.copy(config)
     resolved.target_modules, resolved.exclude_modules, resolved.layers_to_transform = names, None, None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from peftrun.adapters import add, base_match, probes, saved_base, shared_encoder, trainable_tokens, traits
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import Fingerprint
+from peftrun.compat.peft import list_adapters
 from peftrun.errors import AdapterError, ProofError
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import get_input_device
@@ -220,7 +221,7 @@ def compute_delta_norms(model: Any, name: str) -> dict[str, float]:
 def _list_adapted_modules(model: Any, name: str) -> list[tuple[str, Any]]:
     """(path, module) of each layer that the adapter, of any method, changes."""
     layers = [(key, module) for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    return [(key, layer) for key, layer in layers if name in layer._all_available_adapter_names()]
+    return [(key, layer) for key, layer in layers if name in list_adapters(layer)]
 
 
 def _compute_delta_norm(module: Any, name: str) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun.adapters import peft_config, saved_base
@@ -14,6 +13,7 @@ from peftrun.adapters.layer_walk import plain_name
 from peftrun.adapters.merge import streaming
 from peftrun.artifacts import base_files, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.compat.peft import pin_adapter_device
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import AdapterError
 from peftrun.models import base as base_models
@@ -58,13 +58,6 @@ def build_on_meta(base_folder: Path, spec: ModelSpec, adapter: AdapterRef) -> An
         if not parameter.is_meta:
             parameter.data = parameter.data.to(torch.float32)
     return net.requires_grad_(False).eval()
-
-
-def pin_adapter_device(net: Any) -> None:
-    """Keeps PEFT from moving loaded tensors to where their layer's weights are: nowhere."""
-    for module in net.modules():
-        if isinstance(module, BaseTunerLayer):
-            module._move_adapter_to_device_of_base_layer = lambda *_, **__: None
 
 
 def _make_base_reader(net: Any, folder: Path) -> Callable[[str], torch.Tensor]:

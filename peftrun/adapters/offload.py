@@ -11,8 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun.adapters import saved_base
-from peftrun.adapters.meta_model import pin_adapter_device
 from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.compat.accelerate import get_execution_device
+from peftrun.compat.peft import pin_adapter_device
 from peftrun.errors import AdapterError
 
 # Features whose initialization or loading reads the base model's own weights.
@@ -64,8 +65,7 @@ def _check_plain_lora(config: Any, where: str) -> None:
 def _place_adapters(model: Any) -> Any:
     """Moves each layer's adapter tensors to the device on which accelerate's hook computes the layer."""
     for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
-        hook = getattr(layer.get_base_layer(), "_hf_hook", None)
-        device = torch.device(getattr(hook, "execution_device", None) or "cpu")
+        device = get_execution_device(layer.get_base_layer())
         for attribute in layer.adapter_layer_names:
             for parameter in getattr(layer, attribute).parameters():
                 if not parameter.is_meta:

@@ -24,6 +24,7 @@ from peftrun.checks.tasks import MODELLESS
 from peftrun.config.schema import run as schema
 from peftrun.config.schema.actions import TrainAction
 from peftrun.errors import ConfigError, PeftrunError
+from peftrun.formatting import format_value
 from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
@@ -112,7 +113,7 @@ def _check_validation(trainer: schema.TrainerSpec) -> Lines:
         "early_stopping_patience": trainer.early_stopping_patience,
     }.items():
         if value and trainer.eval_strategy == "no":
-            yield f"trainer.{key}={str(value).lower()}: needs the validation loss; type trainer.eval_strategy=steps task.data.validation_rows=50"
+            yield f"trainer.{key}={format_value(value)}: needs the validation loss; type trainer.eval_strategy=steps task.data.validation_rows=50"
         # transformers restores the best checkpoint, so each evaluation needs a checkpoint of the same step.
         if value and trainer.save_strategy != trainer.eval_strategy != "no":
             yield (

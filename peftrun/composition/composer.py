@@ -6,9 +6,6 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, cast
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,6 +13,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from peftrun.compat import hydra
 from peftrun.composition import compose
 from peftrun.config import values as config
 from peftrun.config.template_params import MissingParam
@@ -24,7 +22,7 @@ ROOT = "config"  # conf/config.yaml
 HYDRAS = "hydra"  # Hydra's own part of the config
 
 
-class _CopyingRepository(CachingConfigRepository):
+class _CopyingRepository(hydra.CachingConfigRepository):
     """Returns copies, since Hydra merges later files into the config objects of earlier ones."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
@@ -39,8 +37,8 @@ class Composer:
 
     def __init__(self, search_path: Sequence[str] = ()) -> None:
         with compose.initialize_hydra(search_path):
-            self.loader = cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
-            _, self.repository = self.loader._parse_overrides_and_create_caching_repo(ROOT, [])
+            self.loader = cast(hydra.ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+            self.repository = hydra.open_repository(self.loader, ROOT)
         self.copies = _CopyingRepository(self.repository)
         # Cached per instance, since a composition takes Hydra about 50 ms.
         self.parsed, self.chosen, self.option = (
@@ -55,12 +53,12 @@ class Composer:
         choices = tuple(text for text in overrides if self.is_group_choice(text))
         cfg = copy.deepcopy(self.chosen(choices))  # overrides are applied in place
         values = [self.parsed(text) for text in overrides if not self.is_group_choice(text)]
-        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        hydra.apply_overrides(values, cfg)
         return to_plain_values(cfg)
 
-    def defaults(self, overrides: Sequence[str]) -> DefaultsList:
+    def defaults(self, overrides: Sequence[str]) -> hydra.DefaultsList:
         """Hydra's defaults list: the files that are merged, in order, and the overrides."""
-        return create_defaults_list(
+        return hydra.create_defaults_list(
             repo=self.repository,
             config_name=ROOT,
             overrides_list=[self.parsed(text) for text in overrides],
@@ -95,7 +93,7 @@ class Composer:
         return self.is_group(override.key_or_group) and not isinstance(override.value(), dict)
 
     def _compose_groups(self, choices: tuple[str, ...]) -> DictConfig:
-        cfg = self.loader._compose_config_from_defaults_list(self.files(choices), self.copies)
+        cfg = hydra.merge_files(self.loader, self.files(choices), self.copies)
         with open_dict(cfg):
             cfg.pop(HYDRAS, None)
         OmegaConf.set_struct(cfg, True)  # as Hydra does: an override of an unknown key is an error
@@ -103,14 +101,14 @@ class Composer:
 
     def _compose_option(self, group: str, name: str) -> dict[str, Any]:
         """The values that an option alone sets in its group, interpolations unresolved."""
-        defaults = create_defaults_list(
+        defaults = hydra.create_defaults_list(
             repo=self.repository,
             config_name=f"{group}/{name}",
             overrides_list=[],
             prepend_hydra=False,
             skip_missing=True,
         )
-        cfg = self.loader._compose_config_from_defaults_list(defaults.defaults, self.copies)
+        cfg = hydra.merge_files(self.loader, defaults.defaults, self.copies)
         values = OmegaConf.to_container(cfg)
         return dict(values.get(group) or {}) if isinstance(values, dict) else {}
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig, OmegaConf
 
+from peftrun.compat.hydra import apply_overrides
 from peftrun.composition import compose
 from peftrun.composition.composer import Composer
 from peftrun.composition.spec import build_spec
@@ -116,9 +116,7 @@ def _compose_config(overrides: Sequence[str], compositions: Composer) -> DictCon
     choices = tuple(text for text in overrides if compositions.is_group_choice(text))
     # The composition of the choices is cached; value overrides are applied to a copy, as Hydra itself does last.
     cfg = copy.deepcopy(compositions.chosen(choices))
-    ConfigLoaderImpl._apply_overrides_to_config(
-        [compositions.parsed(text) for text in overrides if text not in choices], cfg
-    )
+    apply_overrides([compositions.parsed(text) for text in overrides if text not in choices], cfg)
     return cfg
 
 

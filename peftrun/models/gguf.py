@@ -27,7 +27,7 @@ def convert_gguf(gguf: Path) -> Path:
             # The weights are plain float32 now, but transformers still treats the model as quantized and refuses to save it.
             model.hf_quantizer = None
             del model.config.quantization_config
-            model.config._name_or_path = gguf.stem
+            model.config.name_or_path = gguf.stem
             model.save_pretrained(folder)
             AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)
     return target

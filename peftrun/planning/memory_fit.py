@@ -14,16 +14,15 @@ from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.checks import cross_group
 from peftrun.config.schema.run import ModelSpec, RunSpec
 from peftrun.errors import MemoryShortageError
+from peftrun.formatting import format_bytes, parse_bytes
 from peftrun.planning import memory
 from peftrun.system import free_memory
 from peftrun.system.free_memory import FreeMemory
-from peftrun.system.sizes import format_gigabytes, parse_size
 
 GO_ON = "device.memory_check=false to go on all the same"
 FULL_PRECISION = ("merge", "unmerge", "extract", "combine")  # actions that ignore model.quantization
 IN_FLOAT32 = ("merge", "unmerge")  # actions that ignore device.dtype
 OFFLOADED = 0.5  # share of the free memory for the weights of an offloaded base model; its inputs and largest layer need the rest
-MIB = 1 << 20
 Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
 
@@ -48,7 +47,7 @@ class Headroom:
             missing = (need.mapped if free.counts_mapped else need.resident) - self.held
             if missing > free.bytes:
                 files = " with its files" if free.counts_mapped else ""
-                return f"about {format_gigabytes(missing)}{files}, of {free}"
+                return f"about {format_bytes(missing)}{files}, of {free}"
         return None
 
 
@@ -69,7 +68,7 @@ def estimate_load(
     """Memory of a process with the base model in weights of `width` bytes. `limits`: device.max_memory; weights offloaded to disk do not count."""
     weights, process = base.bytes(width, model.quantization), 0 if gpu else memory.PROCESS
     if limits is not None:
-        resident = process + min(weights, parse_size(limits.get("cpu")) or 0)
+        resident = process + min(weights, parse_bytes(limits.get("cpu")) or 0)
         return MemoryNeed(resident, resident)
     return MemoryNeed(process + weights, process + weights + base.stored)
 
@@ -154,10 +153,10 @@ def _iter_offload_choices(spec: RunSpec, room: Headroom) -> Iterator[Choice]:
     # Offloaded weights are memory-mapped, which a limit on address space counts; on a GPU the user sets device.max_memory.
     if any(free.counts_mapped for free in room.limits) or base_files.uses_gpu(spec.device):
         return
-    size = int(min(free.bytes for free in room.limits) * OFFLOADED) // MIB
-    limits = {"cpu": f"{size}MiB"}
+    size = int(min(free.bytes for free in room.limits) * OFFLOADED / 1e6)
+    limits = {"cpu": f"{size}MB"}
     yield (
-        f"device=offload '++device.max_memory={{cpu: {size}MiB}}'",
+        f"device=offload '++device.max_memory={{cpu: {size}MB}}'",
         _replace_values(spec, device={"max_memory": limits}),
     )
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from peftrun.compat.hydra import ConfigLoaderImpl, apply_overrides
 from peftrun.composition import adapter_defaults, compose
 from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import shorthand
@@ -78,7 +78,7 @@ class Composer:
         cfg = copy.deepcopy(template)
         # A parsed override is shared by many cells, so applying it must not change it.
         values = [override for override in parsed if not self._is_group_choice(override)]
-        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        apply_overrides(values, cfg)
         return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
 
     def _is_group_choice(self, override: Override) -> bool:

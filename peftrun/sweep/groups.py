@@ -12,6 +12,7 @@ from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import LoraSpec
 from peftrun.config.schema.method_traits import PLAIN_INITS
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_value
 from peftrun.sweep.cells import Cell
 
 KINDS = ("causal_lm", "seq_cls", "token_cls", "seq2seq")
@@ -98,6 +99,4 @@ def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterat
         value = getattr(values, key)
         if value == required_value:
             continue
-        if isinstance(value, bool):
-            value = str(value).lower()
-        yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else value}"
+        yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else format_value(value)}"

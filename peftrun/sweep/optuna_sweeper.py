@@ -6,23 +6,20 @@ there. A failed trial is reported to Optuna as failed, and the others go on.
 """
 
 import logging
-import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from peftrun.compat.hydra import register_plugin
 from peftrun.errors import ConfigError
 from peftrun.system import packages
 
-ALIAS = "hydra_plugins.peftrun_search"  # Hydra accepts plugins of the package hydra_plugins only
 PACKAGE = "hydra_optuna_sweeper"
 RESULTS = "optimization_results.yaml"  # the sweeper's own file, in the sweep's folder
 SEEDED = ("tpe", "random", "cmaes", "nsgaii", "motpe")
@@ -87,11 +84,7 @@ def _is_installed() -> bool:
 
 def register() -> None:
     """Register the sweeper and its samplers with Hydra."""
-    Search.__module__ = ALIAS
-    sys.modules[ALIAS] = module = ModuleType(ALIAS)
-    setattr(module, Search.__name__, Search)
-    Plugins.instance().register(Search)
-    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": f"{ALIAS}.{Search.__name__}"}, OPTIONS)
+    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": register_plugin(Search)}, OPTIONS)
     for name in SEEDED if _is_installed() else ():
         _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {})
 

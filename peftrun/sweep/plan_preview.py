@@ -8,11 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 from peftrun import console
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_bytes
 from peftrun.planning import throughput
 from peftrun.planning.joint_memory import Limits
 from peftrun.sweep import console_tables, groups, planner
 from peftrun.sweep.cells import Cell
-from peftrun.system.sizes import format_gigabytes
 
 PLAN = "plan"
 
@@ -51,7 +51,7 @@ def show_plan(
     seconds = {cell_id: throughputs.seconds(spec) for cell_id, spec in specs.items()}
     for line in console_tables.format_plan(batch, plan, labels, status, seconds):
         console.print_result(line)
-    limit = "no limit is known" if plan.limit is None else f"limit {format_gigabytes(plan.limit)}"
+    limit = "no limit is known" if plan.limit is None else f"limit {format_bytes(plan.limit)}"
     rows = _describe_rows([*specs.values()], throughputs)
     memory = f"memory: an estimate from the base model's files{rows}; {limit}"
     for note in ("", memory, *plan.notes, *throughputs.notes([*specs.values()])):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
+from peftrun.compat.submitit import expect_results_at_once
 from peftrun.errors import ConfigError
 from peftrun.sweep import cluster
 from peftrun.sweep.cluster import JobEnd
@@ -100,8 +101,7 @@ def _submit_group(executor: Any, threads: int | None, folders: Sequence[Path]) -
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
         raise ConfigError(f"hydra.launcher.executor: SLURM refuses the job: {reason.strip()}") from error
     if executor.cluster != "slurm":
-        # submitit waits this many seconds for a result on a slow file system; on one machine there is none to come.
-        job._results_timeout_s = 1
+        expect_results_at_once(job)
     return job
 
 

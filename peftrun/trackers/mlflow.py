@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from peftrun.config.schema.trackers import MlflowTracker
 from peftrun.errors import ConfigError
-from peftrun.trackers.base import Outcome, Run, explain_error, format_value, summarize_record
+from peftrun.formatting import format_value
+from peftrun.trackers.base import Outcome, Run, explain_error, summarize_record
 
 FILE, ARTIFACTS = "mlflow.db", "artifacts"
 ENV_DEFAULTS = {  # no telemetry, and an unreachable server fails in seconds, not minutes

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from peftrun import console, trackers
+from peftrun.formatting import format_duration
 from peftrun.io import atomic_files
 from peftrun.system import memory
 from peftrun.training import distributed
@@ -121,4 +122,6 @@ class MetricsCallback(TrainerCallback):
         if self.bar:
             self.bar.update(self.task, completed=state.global_step, note=note)
         elif self.shown:
-            console.print_info(f"step {state.global_step}/{state.max_steps} · {note} · {remaining:.0f} s left")
+            console.print_info(
+                f"step {state.global_step}/{state.max_steps} · {note} · {format_duration(remaining)} left"
+            )

@@ -9,6 +9,7 @@ from typing import Any
 
 from peftrun import console
 from peftrun.artifacts.run_layout import CHECKPOINTS, CONFIG, METRICS, RECORD
+from peftrun.compat.transformers import TrainerStep, get_trainer_step, replace_trainer_step
 from peftrun.config import usage
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
@@ -63,7 +64,7 @@ def stop_where_ended(trainer: Any) -> None:
 
     transformers starts the checkpoint's epoch, and checks whether to stop only after a step.
     """
-    init_state = trainer._init_training_state
+    init_state = get_trainer_step(trainer, TrainerStep.START)
 
     def init_or_end(max_steps: int, epoch_steps: int, epochs: int, *args: Any) -> tuple[int, int]:
         start: tuple[int, int] = init_state(max_steps, epoch_steps, epochs, *args)
@@ -72,7 +73,7 @@ def stop_where_ended(trainer: Any) -> None:
         stopped_early = control.get("args", {}).get("should_training_stop", False)
         return (epochs, 0) if trainer.state.global_step >= max_steps or stopped_early else start
 
-    trainer._init_training_state = init_or_end
+    replace_trainer_step(trainer, TrainerStep.START, init_or_end)
 
 
 def copy_checkpoint(spec: RunSpec, resume: str, out_dir: Path) -> Path | None:

@@ -6,7 +6,6 @@ rounded once.
 
 import time
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
 from peftrun.artifacts.classifier_head import TASK_KINDS
+from peftrun.compat.torch import copy_module
 from peftrun.io import safetensors_header, safetensors_stream
 from peftrun.io.safetensors_stream import Part, PlannedTensor, RowBlock, StoredTensor, TensorFile
 from peftrun.system import malloc
@@ -255,21 +255,19 @@ def merge_rows(
 
 def _view_rows(module: Any, name: str, block: RowBlock) -> Any:
     """PEFT's layer over these rows of its base layer alone."""
-    view, layer = copy(module), copy(module.get_base_layer())
-    layer._parameters = {"weight": layer.weight}
+    layer = module.get_base_layer()
+    others = {key: None for key, _ in layer.named_parameters(recurse=False) if key != "weight"}
     down, up = module.lora_A[name].weight, module.lora_B[name].weight[slice(*block)]
     own = {key: _with_weight(getattr(module, key)[name], value) for key, value in (("lora_A", down), ("lora_B", up))}
-    view._modules = module._modules | {key: torch.nn.ModuleDict({name: one}) for key, one in own.items()}
-    view._modules["base_layer"] = layer
+    children = {key: torch.nn.ModuleDict({name: one}) for key, one in own.items()}
+    view = copy_module(module, modules={**children, "base_layer": copy_module(layer, others)})
     view.merged_adapters = []
     return view
 
 
 def _with_weight(layer: Any, value: torch.Tensor) -> Any:
     """The same layer with a parameter of its own."""
-    view = copy(layer)
-    view._parameters = layer._parameters | {"weight": torch.nn.Parameter(value.detach(), requires_grad=False)}
-    return view
+    return copy_module(layer, {"weight": torch.nn.Parameter(value.detach(), requires_grad=False)})
 
 
 def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> torch.Tensor:
@@ -297,7 +295,7 @@ def merge_layer(
     own = {one: one.data.clone() for key, one in module.named_parameters() if not key.startswith("base_layer.")}
     try:
         for key, value in values.items():
-            layer._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
+            setattr(layer, key, torch.nn.Parameter(value, requires_grad=False))
         if undo:
             module.merged_adapters.append(name)
             module.unmerge()
@@ -311,7 +309,7 @@ def merge_layer(
         for one, value in own.items():
             one.data = value
         for key in values:
-            layer._parameters[key] = before[key]
+            setattr(layer, key, before[key])
     if merged.keys() != values.keys():
         raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
     if not all(torch.isfinite(value.sum()) for value in merged.values()):

@@ -108,7 +108,7 @@ def _is_measured(name: str) -> bool:
     return metric in MEASURED and (not group or f"{group}." in GROUPS)
 
 
-def format_value(value: Any) -> str:
+def format_table_value(value: Any) -> str:
     """A value as one line of text, for table cells and glob matching."""
     if value is None:
         return "-"
@@ -117,7 +117,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
-        return f"[{','.join(map(format_value, value))}]"
+        return f"[{','.join(map(format_table_value, value))}]"
     return " ".join(str(value).split())
 
 
@@ -127,4 +127,4 @@ def make_sort_key(value: Any) -> tuple[int, Any]:
         return (2, 0)
     if isinstance(value, int | float):
         return (0, value)
-    return (1, format_value(value).lower())
+    return (1, format_table_value(value).lower())

@@ -7,9 +7,9 @@ from shutil import get_terminal_size
 from typing import Any
 
 from peftrun.errors import ConfigError
-from peftrun.formatting import align_rows, format_rough_duration
+from peftrun.formatting import align_rows, format_bytes, format_duration
 from peftrun.results.catalog import index, scan, table
-from peftrun.results.catalog.columns import format_value
+from peftrun.results.catalog.columns import format_table_value
 from peftrun.results.catalog.index import IndexedRun
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -156,8 +156,8 @@ def format_comparison(comparison: Comparison) -> Iterator[str]:
 def build_sections(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
     """Title → name → one text per run; empty sections are left out."""
     sections = {
-        "what it is": {key: [*map(format_value, values)] for key, values in comparison.what.items()},
-        "config": {key: [*map(format_value, values)] for key, values in comparison.config.items()},
+        "what it is": {key: [*map(format_table_value, values)] for key, values in comparison.what.items()},
+        "config": {key: [*map(format_table_value, values)] for key, values in comparison.config.items()},
         "measured": {
             name: [" → ".join(map(table.format_metric, pair if pair[0] is not None else pair[1:])) for pair in pairs]
             for name, pairs in comparison.metrics.items()
@@ -166,7 +166,7 @@ def build_sections(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
             ("time" if key == "seconds" else key): [_format_cost(key, value) for value in values]
             for key, values in comparison.cost.items()
         },
-        "versions": {key: [*map(format_value, values)] for key, values in comparison.versions.items()},
+        "versions": {key: [*map(format_table_value, values)] for key, values in comparison.versions.items()},
     }
     return {title: section for title, section in sections.items() if section}
 
@@ -175,10 +175,10 @@ def _format_cost(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name == "size":
-        return table.format_size_cell(value)
+        return format_bytes(value)
     if name == "seconds":
-        return format_rough_duration(value)
-    return f"{value:,}" if isinstance(value, int) else format_value(value)
+        return format_duration(value)
+    return f"{value:,}" if isinstance(value, int) else format_table_value(value)
 
 
 def _compute_cell_width(key_width: int, run_count: int) -> int | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
-from peftrun.formatting import COLUMN_GAP, align_rows, format_rough_duration
-from peftrun.results.catalog.columns import FIXED, format_value
+from peftrun.formatting import COLUMN_GAP, align_rows, format_bytes, format_duration
+from peftrun.results.catalog.columns import FIXED, format_table_value
 from peftrun.results.catalog.index import IndexedRun
 from peftrun.results.catalog.query import SearchResult
 
@@ -47,7 +47,7 @@ def build_columns(result: SearchResult, queried: Sequence[str] = ()) -> dict[str
     columns = _build_default_columns(result.runs)
     for name in queried:
         read_value = result.columns.make_reader(name)
-        column = [name, *(format_value(read_value(run)) for run in result.runs)]
+        column = [name, *(format_table_value(read_value(run)) for run in result.runs)]
         # A default column may show it under another name: the main metric has its name in the heading, lora.r is the rank.
         is_metric = name == columns.get("metric", [""])[0]
         is_rank = name in ("r", "lora.r") and column[1:] == columns.get("rank", [])[1:]
@@ -72,13 +72,6 @@ def replace_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def format_size_cell(value: Any) -> str:
-    """Bytes as MB, or as kB below 0.1 MB."""
-    if not isinstance(value, int):
-        return "-"
-    return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.0f} kB"
-
-
 def format_change(facts: Facts, with_name: bool) -> str:
     """The main metric before and after training. `with_name`: preceded by its name."""
     after, before = facts.get("after"), facts.get("before")
@@ -90,7 +83,7 @@ def format_change(facts: Facts, with_name: bool) -> str:
 
 def format_metric(value: Any) -> str:
     """A metric as a table cell."""
-    return f"{value:.4f}" if isinstance(value, float) else format_value(value)
+    return f"{value:.4f}" if isinstance(value, float) else format_table_value(value)
 
 
 def _build_default_columns(runs: Sequence[IndexedRun]) -> dict[str, list[str]]:
@@ -99,14 +92,16 @@ def _build_default_columns(runs: Sequence[IndexedRun]) -> dict[str, list[str]]:
     formats: dict[str, Callable[[Facts], str]] = {
         # One metric goes into the heading; if runs have different ones, each cell names its own.
         "metric": lambda facts: format_change(facts, len(metrics) > 1),
-        "size": lambda facts: format_size_cell(facts.get("size")),
-        "date": lambda facts: format_value(facts.get("date"))[:16],  # to the minute
-        "time": lambda facts: "-" if facts.get("seconds") is None else format_rough_duration(facts["seconds"]),
+        "size": lambda facts: format_bytes(facts["size"]) if isinstance(facts.get("size"), int) else "-",
+        "date": lambda facts: format_table_value(facts.get("date"))[:16],  # to the minute
+        "time": lambda facts: "-" if facts.get("seconds") is None else format_duration(facts["seconds"]),
         "trainable": lambda facts: f"{facts['trainable']:,}" if isinstance(facts.get("trainable"), int) else "-",
     }
     columns = {}
     for name in WEIGHT:
-        cells = [formats[name](run.facts) if name in formats else format_value(run.facts.get(name)) for run in runs]
+        cells = [
+            formats[name](run.facts) if name in formats else format_table_value(run.facts.get(name)) for run in runs
+        ]
         heading = str(next(iter(metrics))) if name == "metric" and len(metrics) == 1 else name
         if {*cells} - {"-"}:
             columns[name] = [heading, *cells]

@@ -8,6 +8,7 @@ from typing import Any
 
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.config import values as config
+from peftrun.formatting import format_value
 from peftrun.io import atomic_files
 from peftrun.system.versions import LIBRARIES
 
@@ -192,7 +193,7 @@ def _shorten_digest(digest: Any) -> Any:
 
 
 def _format_value(value: Any, nothing: str = "null") -> str:
-    text = nothing if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = nothing if value is None else format_value(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

@@ -1,6 +1,5 @@
 """The config of a run: differences from the defaults, all values, and the commands that repeat it. Light."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +12,7 @@ from peftrun.config import values as config
 from peftrun.config_tools import minimal_overrides
 from peftrun.console import shorten_path
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_value
 from peftrun.results.report import html
 from peftrun.results.report.run_facts import RunFacts, Values, get_list
 
@@ -85,5 +85,4 @@ def _render_key(key: str, css: str = "") -> str:
 
 
 def _render_value(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return f'<td class="set"><code>{escape(text)}</code></td>'
+    return f'<td class="set"><code>{escape(format_value(value))}</code></td>'

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from peftrun.artifacts.run_layout import ADAPTER
-from peftrun.formatting import format_duration, format_number, format_size, is_number
+from peftrun.formatting import format_bytes, format_duration, format_number, is_number
 from peftrun.io import atomic_files
 from peftrun.results.report.run_facts import RunFacts, get_mapping
 
@@ -38,11 +38,11 @@ def _render_size(run: RunFacts) -> Iterator[str]:
     if is_number(adapter) and is_number(base) and base:
         yield from _render_bar(
             "Adapter and its base model",
-            f"{format_size(adapter)} and {format_size(base)} ({adapter / base:.2%})",
+            f"{format_bytes(adapter)} and {format_bytes(base)} ({adapter / base:.2%})",
             adapter / base,
         )
     elif adapter_bytes := atomic_files.measure_size(run.folder / ADAPTER):
-        yield f"<p>Adapter: {format_size(adapter_bytes)}</p>"
+        yield f"<p>Adapter: {format_bytes(adapter_bytes)}</p>"
 
 
 def _render_bar(label: str, text: str, share: float) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _render_time(run: RunFacts) -> Iterator[str]:
 def _render_memory(run: RunFacts) -> Iterator[str]:
     memory = get_mapping(run.record, "memory")
     peaks = [
-        f"{format_size(memory[key])} {label}"
+        f"{format_bytes(memory[key])} {label}"
         for key, label in (("peak_resident_bytes", "of the process"), ("peak_gpu_bytes", "of the GPU (tensors)"))
         if is_number(memory.get(key))
     ]

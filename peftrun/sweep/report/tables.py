@@ -7,12 +7,12 @@ from typing import Any
 from urllib.parse import quote
 
 from peftrun.artifacts.run_layout import REPORT_PAGE
-from peftrun.formatting import format_duration, format_figure, shorten_keys
+from peftrun.formatting import format_duration, format_figure, format_value, shorten_keys
 from peftrun.results.report.html import render_table
 from peftrun.results.report.svg import Scale
 from peftrun.sweep.report import charts
 from peftrun.sweep.report.charts import LETTERS, RankedConfiguration
-from peftrun.sweep.statistics import Findings, format_override_value
+from peftrun.sweep.statistics import Findings
 
 COSTS = {"cost_seconds": "time", "tokens": "tokens", "trainable_parameters": "parameters"}
 
@@ -46,7 +46,7 @@ def _render_configuration(ranked: RankedConfiguration, scale: Scale, objective: 
     numbers = (configuration.mean, half_width, configuration.deviation)
     return [
         f"<td>{render_badge(ranked)}</td>",
-        *(f'<td class="words">{escape(format_override_value(value))}</td>' for value in configuration.values.values()),
+        *(f'<td class="words">{escape(format_value(value))}</td>' for value in configuration.values.values()),
         *(_render_number(number) for number in numbers),
         f'<td class="n">{len(scores)}{total}</td>',
         f'<td class="seeds">{drawing}</td>',
@@ -77,7 +77,7 @@ def _render_cell(folder: Path, cell: dict[str, Any], largest: dict[str, float]) 
         costs.append(f'<td class="n cost" style="--part:{percent:.0f}%">{text}</td>')
     return [
         f'<td class="n">{numbers}</td>',
-        *(f'<td class="words">{escape(format_override_value(value))}</td>' for value in cell["values"].values()),
+        *(f'<td class="words">{escape(format_value(value))}</td>' for value in cell["values"].values()),
         f"<td>{escape(cell['status'])}</td>",
         _render_number(cell["objective"]),
         *costs,
