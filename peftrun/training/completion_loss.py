@@ -38,13 +38,17 @@ class CompletionLossTrainer(SFTTrainer):
         count = (labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = (
-                loss * self.accelerator.num_processes
-            )  # the count is of all processes, and DDP averages over them again
+            # The count is of all processes, and DDP averages over them again.
+            loss = loss * self.accelerator.num_processes
         # Padding is not counted; rows that are concatenated without padding have no mask.
         mask = inputs.get("attention_mask")
         num_tokens = torch.tensor(inputs["input_ids"].numel()) if mask is None else mask.sum()
-        self._record_metrics(logits.detach(), labels, num_tokens)
+        # The metrics that SFTTrainer's own loss records for the log: accuracy of the likeliest token, and tokens seen.
+        has_label = labels != IGNORE_INDEX  # (B, K)
+        correct = (logits.detach().argmax(-1) == labels) & has_label
+        self._metrics["train"]["mean_token_accuracy"].append((correct.sum() / has_label.sum().clamp(min=1)).item())
+        self._total_train_tokens += int(self.accelerator.gather_for_metrics(num_tokens).sum().item())
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
     def _select_positions(self, inputs: dict[str, Any], return_outputs: bool) -> torch.Tensor | None:
@@ -66,11 +70,3 @@ class CompletionLossTrainer(SFTTrainer):
         # All processes must take the same branch: each branch gathers other metrics, and would wait forever for the rest.
         saves_time = self.accelerator.gather(has_label.float().mean()[None] < MAX_LABEL_SHARE).all()
         return has_label.nonzero()[:, 0] if saves_time else None
-
-    def _record_metrics(self, logits: torch.Tensor, labels: torch.Tensor, num_tokens: torch.Tensor) -> None:
-        """The metrics that SFTTrainer's own loss records for the log: tokens seen, and accuracy of the likeliest token."""
-        has_label = labels != IGNORE_INDEX  # (B, K)
-        correct = (logits.argmax(-1) == labels) & has_label
-        self._metrics["train"]["mean_token_accuracy"].append((correct.sum() / has_label.sum().clamp(min=1)).item())
-        self._total_train_tokens += int(self.accelerator.gather_for_metrics(num_tokens).sum().item())
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]

@@ -20,7 +20,14 @@ def average_over_rows(trainer: Trainer) -> None:
     sums = torch.zeros(2)  # (loss · weight, weight), each summed over the batches of this process
 
     def predict_weighted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        weight = _count_losses(inputs, trainer._loss_shifts_labels)
+        # How many losses the mean of a batch is made of; 0 if unknown.
+        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+        if not isinstance(inputs, Mapping):
+            weight = 0.0
+        elif labels is None or labels.dim() == 1:  # one loss per row
+            weight = float(len(next(value for value in inputs.values() if torch.is_tensor(value))))
+        else:  # labels: (B, T); if they are shifted, position t predicts the label of t + 1
+            weight = float(((labels[:, 1:] if trainer._loss_shifts_labels else labels) != IGNORE_INDEX).sum())
         # Without a count the loss is the batch's own mean; with it, its share of the batches of all processes.
         trainer._get_num_items_in_batch = lambda *_: None
         try:
@@ -41,13 +48,3 @@ def average_over_rows(trainer: Trainer) -> None:
         return output
 
     trainer.prediction_step, trainer.evaluation_loop = predict_weighted, evaluate_weighted
-
-
-def _count_losses(inputs: Any, shifted: bool) -> float:
-    """How many losses the mean of a batch is made of; 0 if unknown. Args: shifted: position t predicts the label of t + 1."""
-    if not isinstance(inputs, Mapping):
-        return 0.0
-    labels = inputs.get("labels")
-    if labels is None or labels.dim() == 1:  # one loss per row
-        return float(len(next(value for value in inputs.values() if torch.is_tensor(value))))
-    return float(((labels[:, 1:] if shifted else labels) != IGNORE_INDEX).sum())  # labels: (B, T)

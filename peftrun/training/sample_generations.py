@@ -1,8 +1,6 @@
 """Answers that a model generates to a few evaluation rows before and after training. Random state is left as it was."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +43,15 @@ def generate_samples(
 ) -> list[str]:
     """The greedy answer to each sample row, stripped."""
     prompts = [sample.prompt for sample in samples]
-    with _preserve_random_state():
-        texts = generation_metrics.generate_greedy(model, tokenizer, prompts, batch_size, max_new_tokens)
+    # The random state of Python, NumPy and torch is restored: samples must not change what is trained afterwards.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            texts = generation_metrics.generate_greedy(model, tokenizer, prompts, batch_size, max_new_tokens)
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
     return [text.strip() for text in texts]
 
 
@@ -81,16 +86,3 @@ def _build_sample_row(row: Any) -> SampleRow:
         return SampleRow(row.prompt, None, row.where)
     expected = next((getattr(row, name) for name in ("completion", "chosen", "answer") if hasattr(row, name)), None)
     return SampleRow(row.prompt, expected or None, row.where)
-
-
-@contextmanager
-def _preserve_random_state() -> Iterator[None]:
-    """Restores the random state of Python, NumPy and torch: generating samples must not change what is trained afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

@@ -16,8 +16,18 @@ def keep_adapter_state(trainer: Any) -> None:
     configs = getattr(trainer.model, "peft_config", {}).values()
     if any(config.is_prompt_learning for config in configs):
         _keep_encoder(trainer)
-    if any(getattr(config, "velora_config", None) for config in configs):
-        _keep_projections(trainer)
+    if not any(getattr(config, "velora_config", None) for config in configs):
+        return
+    load = trainer._load_from_checkpoint
+
+    def load_and_mark(*args: Any, **kwargs: Any) -> None:
+        load(*args, **kwargs)
+        # VeLoRA's projections are marked as initialized: else the next batch would replace those of the checkpoint.
+        for module in trainer.model.modules():
+            for adapter in getattr(module, "lora_velora_initialized", {}):
+                module.lora_velora_initialized[adapter] = True
+
+    trainer._load_from_checkpoint = load_and_mark
 
 
 def _keep_encoder(trainer: Any) -> None:
@@ -50,16 +60,3 @@ def _keep_encoder(trainer: Any) -> None:
 
 def _get_trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _keep_projections(trainer: Any) -> None:
-    """Marks VeLoRA's projections as initialized after a checkpoint is loaded: else the next batch would replace them."""
-    load = trainer._load_from_checkpoint
-
-    def load_and_mark(*args: Any, **kwargs: Any) -> None:
-        load(*args, **kwargs)
-        for module in trainer.model.modules():
-            for adapter in getattr(module, "lora_velora_initialized", {}):
-                module.lora_velora_initialized[adapter] = True
-
-    trainer._load_from_checkpoint = load_and_mark

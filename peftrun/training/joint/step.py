@@ -132,8 +132,13 @@ class JointStep:
         if not prefix_sharing.is_prefix_worthwhile(length, len(labels), len(layout.parts), self.model.device.type):
             return self._compute_whole(inputs, positions, layout, training)
         logits = self._compute_from_prefix(inputs, length, positions, layout)
-        if not self.prefix_verified:
-            self._verify_prefix(logits.detach(), inputs, positions, layout)
+        if not self.prefix_verified:  # once per run: logits from whole rows must be the same
+            with torch.no_grad():
+                whole = self._compute_whole(inputs, positions, layout, training=False)
+            scale, self.prefix_verified = whole.float().abs().max(), True
+            if (logits.detach().float() - whole.float()).abs().max() > LOGITS_TOLERANCE[whole.dtype] * scale:
+                self.shares_prefix = False
+                console.print_info("this model does not continue from a common prefix; each row is computed whole")
         return logits if self.shares_prefix else self._compute_whole(inputs, positions, layout, training)
 
     def _compute_whole(self, inputs: dict[str, Any], positions: Any, layout: BatchLayout, training: bool) -> torch.Tensor:  # fmt: skip
@@ -159,15 +164,6 @@ class JointStep:
                 input_ids=ids[:, length:], attention_mask=inputs["attention_mask"], position_ids=position_ids,
                 past_key_values=cache, use_cache=True,
             ).logits.squeeze(0)  # fmt: skip
-
-    @torch.no_grad()
-    def _verify_prefix(self, logits: torch.Tensor, inputs: dict[str, Any], positions: Any, layout: BatchLayout) -> None:
-        """Once per run: compares logits with those from whole rows, and stops sharing prefixes if they differ."""
-        whole = self._compute_whole(inputs, positions, layout, training=False)
-        scale, self.prefix_verified = whole.float().abs().max(), True
-        if (logits.float() - whole.float()).abs().max() > LOGITS_TOLERANCE[whole.dtype] * scale:
-            self.shares_prefix = False
-            console.print_info("this model does not continue from a common prefix; each row is computed whole")
 
     @contextlib.contextmanager
     def _select_positions(self, positions: tuple[torch.Tensor, ...]) -> Iterator[None]:

@@ -57,7 +57,14 @@ def run(
 
     Raises: PeftrunError: the base model cannot be loaded, so no cell can be trained.
     """
-    devices = _resolve_devices(specs, finish)
+    # Cell → device, with the dtype that the cell would have alone.
+    first_device, devices = device.resolve_device(specs[0].device), dict[int, Device]()
+    for cell, spec in enumerate(specs):
+        try:
+            with memory_fit.suggest_on_shortage(spec):
+                devices[cell] = placement.fit_device(first_device, spec)
+        except MemoryShortageError as error:
+            finish(cell, error)
     if not devices:
         return
     # The base model is loaded once, in the dtype of the first cell.
@@ -75,18 +82,6 @@ def run(
             reason = f"its base fits in {cell_device.dtype_name}, that of the others in {shared_device.dtype_name}"
             finish(cell, TrainAlone(reason))
     group.train(limits)
-
-
-def _resolve_devices(specs: list[RunSpec], finish: FinishCallback) -> dict[int, Device]:
-    """Cell → device, with the dtype that the cell would have alone. Cells that do not fit into memory alone are finished."""
-    shared_device, devices = device.resolve_device(specs[0].device), {}
-    for cell, spec in enumerate(specs):
-        try:
-            with memory_fit.suggest_on_shortage(spec):
-                devices[cell] = placement.fit_device(shared_device, spec)
-        except MemoryShortageError as error:
-            finish(cell, error)
-    return devices
 
 
 class _CellGroup:
