@@ -86,7 +86,10 @@ class LmEvalHarness:
                 "task.lm_eval.apply_chat_template=true: this model has no chat template; type task.lm_eval.apply_chat_template=false"
             )
         try:
-            with _redirect_datasets_cache(self.local), _hide_progress_bars():
+            with _redirect_datasets_cache(self.local), contextlib.ExitStack() as redirected:
+                if not console.is_terminal():  # progress bars would fill a log file
+                    redirected.enter_context(contextlib.redirect_stderr(io.StringIO()))
+                    redirected.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 results = simple_evaluate(
                     HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size),
                     tasks=spec.tasks, num_fewshot=spec.num_fewshot, limit=spec.limit, task_manager=self.manager,
@@ -239,12 +242,3 @@ def _redirect_datasets_cache(local: bool) -> Iterator[None]:
             yield
         finally:
             datasets.config.HF_DATASETS_CACHE, evaluator.get_git_commit_hash = before
-
-
-@contextlib.contextmanager
-def _hide_progress_bars() -> Iterator[None]:
-    if console.is_terminal():  # progress bars would fill a log file
-        yield
-        return
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -64,7 +64,14 @@ class Encoder:
         if match:
             self._add_remark("special", match[0])
         conversation = self._add_tools(conversation)
-        unwritten = self._template.list_unwritten(conversation) if self._template else _list_unwritten(conversation)
+        if self._template:
+            unwritten = self._template.list_unwritten(conversation)
+        elif conversation.calls_tools:
+            raise DataError(
+                f"has tool_calls, and the model has no chat template that could write them; choose another model, or {ROW_ADVICE}"
+            )
+        else:
+            unwritten = [*list_extra_keys(conversation), *(["tools"] if conversation.tools else [])]
         for name in unwritten:
             self._add_remark("unwritten", name)
         return unwritten
@@ -221,15 +228,6 @@ class Encoder:
         if end <= start:
             raise DataError(AMBIGUOUS_ANSWER)
         return start, end
-
-
-def _list_unwritten(conversation: Conversation) -> list[str]:
-    """What is lost without a chat template: "tools", keys of messages. Raises: DataError: tool calls are."""
-    if conversation.calls_tools:
-        raise DataError(
-            f"has tool_calls, and the model has no chat template that could write them; choose another model, or {ROW_ADVICE}"
-        )
-    return [*list_extra_keys(conversation), *(["tools"] if conversation.tools else [])]
 
 
 def _join_messages(given: Conversation) -> str:
