@@ -112,7 +112,11 @@ def build_headroom(free: int) -> Headroom:
 
 def suggest_overrides(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> list[str]:
     """Valid overrides of this run, each of which alone would make it fit."""
-    dtypes = _iter_dtype_choices(base, spec)
+    dtypes: list[Choice] = []
+    if base_files.weight_bytes(spec.device) == 4 and spec.action.name not in IN_FLOAT32:
+        dtypes.append(("device.dtype=bfloat16", _replace_values(spec, device={"dtype": "bfloat16"})))
+    if spec.model.quantization is None and not base.quantized and spec.action.name not in FULL_PRECISION:
+        dtypes.append(("model.quantization=nf4", _replace_values(spec, model={"quantization": "nf4"})))
     if spec.action.name == "train":
         choices = chain(iter_smaller_steps(base, spec, room), dtypes)
     else:
@@ -160,13 +164,6 @@ def _iter_offload_choices(spec: RunSpec, room: Headroom) -> Iterator[Choice]:
         f"device=offload '++device.max_memory={{cpu: {size}MiB}}'",
         _replace_values(spec, device={"max_memory": limits}),
     )
-
-
-def _iter_dtype_choices(base: BaseModelInfo, spec: RunSpec) -> Iterator[Choice]:
-    if base_files.weight_bytes(spec.device) == 4 and spec.action.name not in IN_FLOAT32:
-        yield "device.dtype=bfloat16", _replace_values(spec, device={"dtype": "bfloat16"})
-    if spec.model.quantization is None and not base.quantized and spec.action.name not in FULL_PRECISION:
-        yield "model.quantization=nf4", _replace_values(spec, model={"quantization": "nf4"})
 
 
 def _replace_values(spec: RunSpec, **groups: dict[str, Any]) -> RunSpec:

@@ -39,10 +39,18 @@ def estimate_parameters(base: BaseModelInfo, lora: Any, task: Any) -> ParameterC
     if lora.lora_fa:  # LoRA-FA freezes A, (r, inputs) of each module
         targets = list_target_modules(base, lora).items()
         frozen = sum(_get_rank(name, lora) * inputs for name, (_, inputs) in targets)
-    head, is_head_exact = _count_head(base, lora, task)
-    saved, are_saved_found = _count_saved_modules(base, lora)
-    exact = _is_exact(base, lora) and is_head_exact and are_saved_found
-    return ParameterCount(size - frozen + head + saved, size + head + saved, exact)
+    head = classifier_head.get_task_head(task)
+    head_size = len(head.labels) * (base.hidden + 1) if head else 0
+    # `all-linear` may include a pooler, which only the loaded model tells.
+    is_head_exact = head is None or (base.kind in WITH_BIAS and lora.target_modules != "all-linear")
+    names = lora.modules_to_save or []  # modules that are trained in full
+    sizes = {tensor: size for tensor, size in base.sizes.items() if _matches_module(tensor.rpartition(".")[0], names)}
+    modules = {tensor.rpartition(".")[0] for tensor in sizes}
+    are_saved_found = all(any(_matches_module(module, [name]) for module in modules) for name in names)
+    full = head_size + sum(sizes.values())
+    return ParameterCount(
+        size - frozen + full, size + full, _is_exact(base, lora) and is_head_exact and are_saved_found
+    )
 
 
 def list_target_modules(base: BaseModelInfo, lora: Any) -> dict[str, tuple[int, int]]:
@@ -71,23 +79,6 @@ def _count_matrix_parameters(name: str, sizes: tuple[int, int], lora: LoraSpec) 
         b //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_b or []) else 1
     # DoRA's magnitude and B's bias: (outputs,) each.
     return a + b + outputs * (int(lora.use_dora) + int(lora.lora_bias))
-
-
-def _count_head(base: BaseModelInfo, lora: LoraSpec, task: Any) -> tuple[int, bool]:
-    """Parameters of the classifier head, and whether that is exact."""
-    head = classifier_head.get_task_head(task)
-    if head is None:
-        return 0, True
-    # `all-linear` may include a pooler, which only the loaded model tells.
-    return len(head.labels) * (base.hidden + 1), base.kind in WITH_BIAS and lora.target_modules != "all-linear"
-
-
-def _count_saved_modules(base: BaseModelInfo, lora: LoraSpec) -> tuple[int, bool]:
-    """Parameters of the modules that are trained in full, and whether all of them are in the files."""
-    names = lora.modules_to_save or []
-    sizes = {tensor: size for tensor, size in base.sizes.items() if _matches_module(tensor.rpartition(".")[0], names)}
-    modules = {tensor.rpartition(".")[0] for tensor in sizes}
-    return sum(sizes.values()), all(any(_matches_module(module, [name]) for module in modules) for name in names)
 
 
 def _is_exact(base: BaseModelInfo, lora: LoraSpec) -> bool:
