@@ -35,7 +35,12 @@ def start_run_tracker(spec: RunSpec, out_dir: Path, step: int = 0) -> None:
     logged = {
         key: value for key, value in config.flatten_keys(values).items() if key.split(".")[0] not in UNTRACKED_GROUPS
     }
-    name = state.get("run_name") or _build_run_name(spec.tracker.run_name, out_dir, group)
+    run_name = spec.tracker.run_name
+    if run_name is None:
+        run_name = out_dir.name
+    elif group:  # all cells of a sweep have the same `run_name`
+        run_name = f"{run_name}-{out_dir.name}"
+    name = state.get("run_name") or run_name
     trackers.start_tracking(
         spec.tracker, trackers.Run(out_dir, name, group, logged, _list_overrides(values), state.get("id"), step)
     )
@@ -80,12 +85,6 @@ def take_back(out_dir: Path) -> None:
     if not trackers.live(out_dir):
         (out_dir / trackers.STATE).unlink(missing_ok=True)
         shutil.rmtree(out_dir / EVENTS_DIR, ignore_errors=True)
-
-
-def _build_run_name(run_name: str | None, out_dir: Path, group: str | None) -> str:
-    if run_name is None:
-        return out_dir.name
-    return f"{run_name}-{out_dir.name}" if group else run_name  # all cells of a sweep have the same `run_name`
 
 
 def _list_overrides(values: dict[str, Any]) -> list[str]:

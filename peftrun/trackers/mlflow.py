@@ -76,7 +76,12 @@ def opened(spec: MlflowTracker, run: Run) -> _MlflowSession:
     if run.group:
         tags["peftrun.sweep"] = run.group
     run_id = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-    _log_config(client, run_id, run.config)
+    from mlflow.entities import Param
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    params = [Param(key, format_value(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in run.config.items()]
+    for start in range(0, len(params), MAX_BATCH_PARAMS):
+        client.log_batch(run_id, params=params[start : start + MAX_BATCH_PARAMS])
     return _MlflowSession(client, run_id, spec, continued=False)
 
 
@@ -100,12 +105,3 @@ def _open_store(uri: str | None, folder: str, project: str) -> tuple[Any, str]:
 def _get_or_create_experiment(client: Any, project: str, artifacts: str | None) -> str:
     experiment = client.get_experiment_by_name(project)
     return str(experiment.experiment_id if experiment else client.create_experiment(project, artifacts))
-
-
-def _log_config(client: Any, run_id: str, config: dict[str, Any]) -> None:
-    from mlflow.entities import Param
-    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
-
-    params = [Param(key, format_value(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in config.items()]
-    for start in range(0, len(params), MAX_BATCH_PARAMS):
-        client.log_batch(run_id, params=params[start : start + MAX_BATCH_PARAMS])
