@@ -26,7 +26,7 @@ from peftrun.results.report.html import (
 from peftrun.sweep import statistics
 from peftrun.sweep.report import charts, tables
 from peftrun.sweep.report.charts import Curve, RankedConfiguration
-from peftrun.sweep.statistics import Findings, PairedDifference
+from peftrun.sweep.statistics import Findings
 
 SHOWN = 24  # rows outside the fold
 FEW, MOST = 6, 400  # comparisons of an axis: up to FEW are all outside the fold; at most MOST are listed
@@ -105,17 +105,14 @@ def _render_headline(page: _Page) -> Iterator[str]:
     yield f"<div>{escape(statistics.label_cell(cell))}{compared}</div>"
     yield '<p class="soft">To reproduce it, type (a click selects the whole command):</p>'
     yield f'<pre tabindex="0"><code>{escape(cell["command"])}</code></pre>'
-    yield f'<p class="soft">Its run folder: <code>{escape(str(Path(page.summary["folder"]) / cell["folder"]))}</code></p>{_render_caution(page, cell)}</div>'
-
-
-def _render_caution(page: _Page, cell: dict[str, Any]) -> str:
-    """Selection bias of the lowest of many, and whether the best cell's configuration is also the best on average."""
+    yield f'<p class="soft">Its run folder: <code>{escape(str(Path(page.summary["folder"]) / cell["folder"]))}</code></p>'
+    # Selection bias of the lowest of many, and whether the best cell's configuration is also the best on average.
     count = sum(map(statistics.is_counted, page.cells))
     first = page.findings.configurations[0]
     is_other = len(first.scores) > 1 and all(member["id"] != cell["id"] for member in first.cells)
     mean = f" By the mean over seeds another configuration comes first: {first.name}." if is_other else ""
     bias = f"The lowest of {count} on the same rows: expect a little worse on new ones." if count > 1 else ""
-    return f'<p class="soft">{escape(bias + mean)}</p>' if bias or mean else ""
+    yield f'<p class="soft">{escape(bias + mean)}</p></div>' if bias or mean else "</div>"
 
 
 def _render_state(page: _Page) -> Iterator[str]:
@@ -152,25 +149,24 @@ def _render_comparisons(page: _Page) -> Iterator[str]:
         yield f"<p>{escape(page.findings.note)}</p>"
         return
     yield '<p class="soft">Paired over the seeds that both have, two-sided, at 5 %; within an axis corrected for the number of comparisons (Holm). “No difference shown” means that these seeds do not show one; significant differences are in bold.</p>'
+    best = page.findings.configurations[0]
     for axis in page.findings.axes:
         differences = [difference for difference in page.findings.differences if difference.axis == axis]
-        if differences:
-            yield f"<h3>{escape(axis)}</h3>"
-            yield from render_folded_list(*_list_comparisons(page, differences), "comparisons", "ul")
+        if not differences:
+            continue
+        about_best = [difference for difference in differences if best in (difference.first, difference.second)]
+        others = [difference for difference in differences if best not in (difference.first, difference.second)]
+        items = []
+        for difference in [*about_best, *others][:MOST]:
+            sentence = escape(difference.format_sentence(page.objective))
+            items.append(
+                f"<li><strong>{sentence}</strong></li>" if difference.is_significant else f"<li>{sentence}</li>"
+            )
+        shown = len(items) if len(items) <= FEW else max(len(about_best), 1)
+        yield f"<h3>{escape(axis)}</h3>"
+        yield from render_folded_list(items, shown, "comparisons", "ul")
     if not page.findings.differences:
         yield "<p>No two configurations differ in one axis only and share two seeds.</p>"
-
-
-def _list_comparisons(page: _Page, differences: list[PairedDifference]) -> tuple[list[str], int]:
-    """List items, those about the best configuration first, and how many are outside the fold."""
-    best = page.findings.configurations[0]
-    about_best = [difference for difference in differences if best in (difference.first, difference.second)]
-    others = [difference for difference in differences if best not in (difference.first, difference.second)]
-    items = []
-    for difference in [*about_best, *others][:MOST]:
-        sentence = escape(difference.format_sentence(page.objective))
-        items.append(f"<li><strong>{sentence}</strong></li>" if difference.is_significant else f"<li>{sentence}</li>")
-    return items, len(items) if len(items) <= FEW else max(len(about_best), 1)
 
 
 def _render_curves(page: _Page) -> Iterator[str]:
