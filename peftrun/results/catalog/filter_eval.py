@@ -111,7 +111,18 @@ def _compile_condition(condition: Condition) -> Callable[[Any], bool]:
             value is not None
             and any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in _list_lowercase_texts(value))
         )
-    return _compile_order(condition)
+    compare, number = ORDER[condition.operator], parse_number(condition.value)
+    if condition.column == "date":
+        # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
+        bound = condition.value.replace("T", " ")
+        return lambda value: isinstance(value, str) and compare(value[: len(bound)], bound)
+
+    def is_in_order(value: Any) -> bool:
+        if _is_number(value):
+            return number is not None and compare(value, number)
+        return isinstance(value, str) and compare(value, condition.value)
+
+    return is_in_order
 
 
 def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
@@ -138,18 +149,3 @@ def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
 def _list_lowercase_texts(value: Any) -> list[str]:
     """The value as text, and for a list also each of its items."""
     return [format_value(item).lower() for item in (value, *(value if isinstance(value, list) else ()))]
-
-
-def _compile_order(condition: Condition) -> Callable[[Any], bool]:
-    compare, number = ORDER[condition.operator], parse_number(condition.value)
-    if condition.column == "date":
-        # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
-        bound = condition.value.replace("T", " ")
-        return lambda value: isinstance(value, str) and compare(value[: len(bound)], bound)
-
-    def is_in_order(value: Any) -> bool:
-        if _is_number(value):
-            return number is not None and compare(value, number)
-        return isinstance(value, str) and compare(value, condition.value)
-
-    return is_in_order

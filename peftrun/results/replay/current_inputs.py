@@ -26,8 +26,16 @@ def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
         "files": source_run.hash_input_files(spec),
         "computing": None if needs_processes(spec) or "computing" not in then else _describe_numerics(spec),
     }
-    # A record has `merged` in place of `base` if the run undid a merge.
-    facts |= {key: _fingerprint_base(spec, key) for key in ("base", "merged") if then.get(key)}
+    for key in ("base", "merged"):  # a record has `merged` in place of `base` if the run undid a merge
+        if not then.get(key):
+            continue
+        base, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
+        try:
+            parts = fingerprint.fingerprint_model(base.resolve_base_dir(spec.model)).as_dict()
+        except PeftrunError as fault:
+            console.print_warning(f"{key}: {fault.lines[0]}")
+            parts = {"weights": GONE}
+        facts[key] = {"fingerprint": parts}
     return facts | ({"data": _describe_data(spec)} if then.get("data") else {})
 
 
@@ -41,15 +49,6 @@ def _describe_numerics(spec: RunSpec) -> dict[str, Any] | None:
     # The modules below are imported by name since they import torch, which a check of other inputs does not need.
     numerics: dict[str, Any] | None = import_module("peftrun.system.determinism").describe_determinism()
     return numerics
-
-
-def _fingerprint_base(spec: RunSpec, key: str) -> dict[str, Any]:
-    base, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
-    try:
-        return {"fingerprint": fingerprint.fingerprint_model(base.resolve_base_dir(spec.model)).as_dict()}
-    except PeftrunError as fault:
-        console.print_warning(f"{key}: {fault.lines[0]}")
-        return {"fingerprint": {"weights": GONE}}
 
 
 def _describe_data(spec: RunSpec) -> dict[str, Any]:

@@ -57,10 +57,14 @@ def compare_inputs(then: Values, now: Values, then_config: Values, now_config: V
     old, new = (record.get("environment") or {} for record in (then, now))
     old_code, new_code = old.get("code") or {}, new.get("code") or {}  # older records hold nothing about the code
     old_config, new_config = _flatten_values(then_config), _flatten_values(now_config)
+    bases = _get_fingerprint(then), _get_fingerprint(now)
     return [
         *(Input(CONFIG_KEYS, key, old_config.get(key), new_config.get(key)) for key in {**old_config, **new_config}),
         *_compare_data(then, now),
-        *_compare_fingerprints(_get_fingerprint(then), _get_fingerprint(now)),
+        *(
+            _make_input(BASE, f"base {key.replace('_', ' ')}", *(_shorten_digest(base.get(key)) for base in bases))
+            for key in bases[0] or bases[1]  # weights, tokenizer, chat template
+        ),
         *_compare_mapping(ADAPTERS, then.get("given"), now.get("given")),
         *_compare_libraries(_select_packages(then), _select_packages(now)),
         _make_input(CODE, "source", _shorten_digest(old_code.get("sha256")), _shorten_digest(new_code.get("sha256"))),
@@ -95,12 +99,6 @@ def _compare_data(then: Values, now: Values) -> Iterator[Input]:
     yield _make_input(
         DATA, "rows", _shorten_digest((old or {}).get("digest")), _shorten_digest((new or {}).get("digest"))
     )
-
-
-def _compare_fingerprints(then: Values, now: Values) -> Iterator[Input]:
-    for key in then or now:  # weights, tokenizer, chat template
-        digests = _shorten_digest(then.get(key)), _shorten_digest(now.get(key))
-        yield _make_input(BASE, f"base {key.replace('_', ' ')}", *digests)
 
 
 def _get_fingerprint(record: Values) -> Values:

@@ -27,20 +27,17 @@ def _render_samples(samples: dict[str, Any]) -> Iterator[str]:
     yield "<h2>Sample answers</h2>"
     yield f'<p class="soft">{format_count(len(rows), "evaluation row")}, evenly spaced, answered greedily in at most {escape(str(samples.get("max_new_tokens")))} tokens; none was trained on. '
     yield "✓ marks an answer that equals the expected one.</p>"
-    yield from (_render_sample(row, number) for number, row in enumerate(rows, 1))
-
-
-def _render_sample(row: dict[str, Any], number: int) -> str:
-    expected = row.get("expected")
-    answers = _render_answer("Expected", expected, False) if expected is not None else ""
-    for when, label in WHEN.items():
-        if row.get(when) is not None:
-            answers += _render_answer(label.capitalize(), row[when], row[when] == expected)
-    where = f' <span class="soft">{escape(str(row["where"]))}</span>' if row.get("where") else ""
-    return (
-        f'<article class="sample"><h3>Sample {number}{where}</h3><div class="prompt" tabindex="0" role="group" aria-label="prompt">{escape(str(row.get("prompt", "")))}</div>'
-        f'<div class="said">{answers}</div></article>'
-    )
+    for number, row in enumerate(rows, 1):
+        expected = row.get("expected")
+        answers = _render_answer("Expected", expected, False) if expected is not None else ""
+        for when, label in WHEN.items():
+            if row.get(when) is not None:
+                answers += _render_answer(label.capitalize(), row[when], row[when] == expected)
+        where = f' <span class="soft">{escape(str(row["where"]))}</span>' if row.get("where") else ""
+        yield (
+            f'<article class="sample"><h3>Sample {number}{where}</h3><div class="prompt" tabindex="0" role="group" aria-label="prompt">{escape(str(row.get("prompt", "")))}</div>'
+            f'<div class="said">{answers}</div></article>'
+        )
 
 
 def _render_answer(label: str, text: Any, is_expected: bool) -> str:

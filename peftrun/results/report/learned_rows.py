@@ -47,7 +47,17 @@ def escape_control_chars(text: str) -> str:
 
 def render_articles(rows: list[dict[str, Any]]) -> Iterator[str]:
     """One article per row; malformed rows are skipped."""
-    yield from (_render_article(row) for row in rows if _is_text(row))
+    for row in filter(_is_text, rows):
+        facts = "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(escape_control_chars(str(value)))}</dd>"
+            for key, value in get_mapping(row, "facts").items()
+        )
+        name = "Chosen" if "rejected" in row else "Read" if "target" in row else ""
+        others = [_render_text(row[key], TEXTS[key]) for key in TEXTS if _is_text(row.get(key))]
+        yield (
+            f'<article class="sample"><h3>{escape(escape_control_chars(str(row.get("source", ""))))} <span class="soft">{escape(str(row.get("split", "")))}</span></h3>'
+            f"{_render_text(row, name)}{''.join(others)}{f'<dl>{facts}</dl>' if facts else ''}</article>"
+        )
 
 
 def _is_text(value: Any) -> bool:
@@ -77,19 +87,6 @@ def cut_text(text: str, spans: list[Any]) -> Iterator[tuple[str, bool | None]]:
             yield piece[-TAIL:], learned
     if pieces[PIECES:]:
         yield f" … {format_count(len(pieces) - PIECES, 'piece')} more", None
-
-
-def _render_article(row: dict[str, Any]) -> str:
-    facts = "".join(
-        f"<dt>{escape(key)}</dt><dd>{escape(escape_control_chars(str(value)))}</dd>"
-        for key, value in get_mapping(row, "facts").items()
-    )
-    name = "Chosen" if "rejected" in row else "Read" if "target" in row else ""
-    texts = [_render_text(row, name), *(_render_text(row[key], TEXTS[key]) for key in TEXTS if _is_text(row.get(key)))]
-    return (
-        f'<article class="sample"><h3>{escape(escape_control_chars(str(row.get("source", ""))))} <span class="soft">{escape(str(row.get("split", "")))}</span></h3>'
-        f"{''.join(texts)}{f'<dl>{facts}</dl>' if facts else ''}</article>"
-    )
 
 
 def _render_text(row_text: dict[str, Any], name: str) -> str:

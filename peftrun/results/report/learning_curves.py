@@ -46,7 +46,9 @@ class Plot:
 def build_plots(run: RunFacts) -> list[Plot]:
     """The charts of a run, the loss first; only those with data."""
     from_zero = ChartStyle(SMALL, zero=True, log=False)
-    rates = select_finite(run.rows, "learning_rate")
+    rates, norms = select_finite(run.rows, "learning_rate"), select_finite(run.rows, "grad_norm")
+    max_norm = get_mapping(run.values, "trainer").get("max_grad_norm")
+    note = f"Before clipping to {format_number(max_norm)}." if max_norm else ""
     memory = [
         Series("process", "c4", _read_gigabytes(run.rows, "resident_bytes")),
         Series("GPU, highest so far", "c5", _read_gigabytes(run.rows, "gpu_peak_bytes")),
@@ -55,7 +57,7 @@ def build_plots(run: RunFacts) -> list[Plot]:
         _plot_loss(run),
         *_plot_other_metrics(run),
         Plot("rate", "learning rate", [Series("learning rate", "c3", rates)], from_zero),
-        _plot_gradient_norm(run),
+        Plot("gradient", "gradient norm", [Series("gradient norm", "c6", norms, smooth=True)], ChartStyle(SMALL), note),
         _plot_speed(run),
         Plot("memory", "memory, GB", memory, from_zero),
     ]
@@ -171,15 +173,6 @@ def _plot_other_metrics(run: RunFacts) -> list[Plot]:
         )
         for number, name in enumerate(ordered)
     ]
-
-
-def _plot_gradient_norm(run: RunFacts) -> Plot:
-    max_norm = get_mapping(run.values, "trainer").get("max_grad_norm")
-    note = f"Before clipping to {format_number(max_norm)}." if max_norm else ""
-    points = select_finite(run.rows, "grad_norm")
-    return Plot(
-        "gradient", "gradient norm", [Series("gradient norm", "c6", points, smooth=True)], ChartStyle(SMALL), note
-    )
 
 
 def _plot_speed(run: RunFacts) -> Plot:

@@ -64,7 +64,12 @@ def _render_headline(run: RunFacts) -> Iterator[str]:
     run_type = f'cell of <a href="../{REPORT_PAGE}">a sweep</a>' if is_cell else "training run"
     yield f'<header><ul class="chips"><li class="{escape(status)}">{SIGNS.get(status, "?")} {escape(status)}</li><li>{run_type}</li></ul>'
     yield f"<h1>{escape(run.task)}</h1>"
-    yield f'<p class="lead">{escape(run.base)} · {escape(describe_method(run))}{escape(_describe_steps(run))}</p>'
+    # A record without an outcome has no steps: those logged are shown.
+    logged_steps = (int(row["step"]) for row in run.rows if is_finite(row.get("step")))
+    steps = get_mapping(run.record, "training").get("steps") or max(logged_steps, default=0)
+    rows = get_mapping(run.record, "data").get("train_rows")
+    length = f" · {steps} steps{f' on {format_number(rows)} rows' if is_number(rows) else ''}" if steps else ""
+    yield f'<p class="lead">{escape(run.base)} · {escape(describe_method(run))}{escape(length)}</p>'
     yield f'<p class="soft">{escape(" · ".join(_describe_times(run)))}</p></header>'
     if run.record.get("error"):
         yield f'<div class="card fault"><strong>Error</strong><p>{escape(str(run.record["error"]))}</p></div>'
@@ -88,16 +93,6 @@ def describe_method(run: RunFacts) -> str:
     targets = lora.get("target_modules")
     settings += [f"on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}"] if targets else []
     return ", ".join(settings)
-
-
-def _describe_steps(run: RunFacts) -> str:
-    # A record without an outcome has no steps: those logged are shown.
-    logged_steps = (int(row["step"]) for row in run.rows if is_finite(row.get("step")))
-    steps = get_mapping(run.record, "training").get("steps") or max(logged_steps, default=0)
-    if not steps:
-        return ""
-    rows = get_mapping(run.record, "data").get("train_rows")
-    return f" · {steps} steps" + (f" on {format_number(rows)} rows" if is_number(rows) else "")
 
 
 def _describe_times(run: RunFacts) -> Iterator[str]:

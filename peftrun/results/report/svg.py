@@ -30,12 +30,8 @@ class Scale:
     def compute_ticks(self, count: int) -> list[float]:
         """About `count` round values inside the scale, at least one."""
         ticks = self._make_decade_ticks(count) if self.log else []
-        return ticks if len(ticks) > 1 else self._make_even_ticks(count)
-
-    def _apply_log(self, value: float) -> float:
-        return math.log(value) if self.log else value
-
-    def _make_even_ticks(self, count: int) -> list[float]:
+        if len(ticks) > 1:
+            return ticks
         span = self.high - self.low
         if span <= 0:
             return [self.low]
@@ -45,6 +41,9 @@ class Scale:
         step = next(size * power for size in (1, 2, 5, 10) if size * power >= min_step * 0.999)
         first = math.ceil(self.low / step - 1e-9)
         return [round(multiple * step, 12) for multiple in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def _apply_log(self, value: float) -> float:
+        return math.log(value) if self.log else value
 
     def _make_decade_ticks(self, count: int) -> list[float]:
         """Ticks per power of ten: 1, 2, 5; else 1, 3; else 1; else every second or fourth power, as `count` permits."""
