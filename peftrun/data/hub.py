@@ -33,7 +33,24 @@ CACHE_BUILDER = "cache"  # datasets' builder for prepared rows in its cache, whe
 
 def load_hub_rows(path: str, name: str | None, revision: str | None, split: str, streaming: bool) -> Iterator[Row]:
     """Every row of a split. Raises: errors of datasets if it is not found; ValueError: see `_choose_reader`."""
-    builder = _load_builder(path, name, revision)
+    from datasets import load_dataset_builder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    offline: Exception | None = None
+    try:
+        builder = load_dataset_builder(path, name=name, revision=revision)
+        if builder.name == CACHE_BUILDER and builder.info.builder_name in READERS:
+            # The cache holds the rows as datasets parsed them, so our readers need the downloaded files.
+            offline = ConnectionError(f"the Hub cannot be reached, and {path} was not fetched before")
+    except ConnectionError as error:
+        offline = error
+    if offline is not None:
+        try:
+            folder = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise offline from None
+        builder = load_dataset_builder(str(folder), name=name)
     if builder.name in READERS:
         return _read_verbatim_rows(builder, split, streaming)
     if streaming:
@@ -42,26 +59,6 @@ def load_hub_rows(path: str, name: str | None, revision: str | None, split: str,
         builder.download_and_prepare()
         dataset = builder.as_dataset(split)
     return tables.convert_batches(dataset.with_format("arrow").iter(tables.BATCH_ROWS))
-
-
-def _load_builder(path: str, name: str | None, revision: str | None) -> Any:
-    from datasets import load_dataset_builder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        builder = load_dataset_builder(path, name=name, revision=revision)
-        if builder.name != CACHE_BUILDER or builder.info.builder_name not in READERS:
-            return builder
-        # The cache holds the rows as datasets parsed them, so our readers need the downloaded files.
-        offline: Exception = ConnectionError(f"the Hub cannot be reached, and {path} was not fetched before")
-    except ConnectionError as error:
-        offline = error
-    try:
-        folder = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        raise offline from None
-    return load_dataset_builder(str(folder), name=name)
 
 
 def _read_verbatim_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]:

@@ -143,11 +143,7 @@ def estimate_layer_activations(base: BaseModelInfo, lora: Any, width: int, score
     """Bytes that one layer saves for the backward pass of one token. `scores`: bytes of its attention scores; 0: fused attention."""
     attention = (3 * base.hidden if scores else 2 * base.hidden + 2 * base.keys) * width
     plain = 4 * 2 * base.hidden + attention + scores + 3 * base.inner * width
-    return plain + _estimate_adapter_inputs(base, lora, width)
-
-
-def _estimate_adapter_inputs(base: BaseModelInfo, lora: Any, width: int) -> float:
-    """Bytes per layer and token of the adapted layers' inputs, the outputs of A, and tensors that variants add."""
+    # The adapter's part: the adapted layers' inputs, the outputs of A, and tensors that variants add.
     modules = parameter_count.list_target_modules(base, lora).values()  # (outputs, inputs) of each
     inputs = sum(size for _, size in modules) / base.layers
     outputs = sum(size for size, _ in modules) / base.layers
@@ -155,9 +151,10 @@ def _estimate_adapter_inputs(base: BaseModelInfo, lora: Any, width: int) -> floa
         # No float32 copies: q, k, v (and gate, up) share one input, and the attention output is saved anyway.
         inputs = min(inputs, 2 * base.hidden + base.inner)
     if not isinstance(lora, LoraSpec):
-        return 4 * inputs
+        return plain + 4 * inputs
     dropout = 2 * inputs if lora.lora_dropout else 0  # the mask, and the masked input
-    return 4 * (inputs + dropout + lora.r * len(modules) / base.layers + (2 * outputs if lora.use_dora else 0))
+    variant = 2 * outputs if lora.use_dora else 0
+    return plain + 4 * (inputs + dropout + lora.r * len(modules) / base.layers + variant)
 
 
 def _estimate_logits(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float:

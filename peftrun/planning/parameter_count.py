@@ -58,27 +58,33 @@ def list_target_modules(base: BaseModelInfo, lora: Any) -> dict[str, tuple[int, 
     if not isinstance(lora, LoraSpec):
         return base.linears
     candidates = base.linears if _is_all_linear(lora) else base.linears | base.tables
-    return {name: sizes for name, sizes in candidates.items() if _is_target(name, lora)}
+    layers = [lora.layers_to_transform] if isinstance(lora.layers_to_transform, int) else lora.layers_to_transform
+    targets = {}
+    for name, sizes in candidates.items():
+        if lora.exclude_modules is not None and _matches_module(name, lora.exclude_modules):
+            continue
+        layer = LAYER.search(f".{name}.")
+        if layers and (layer is None or int(layer[1]) not in layers):
+            continue
+        if _is_all_linear(lora) or _matches_module(name, lora.target_modules or []):
+            targets[name] = sizes
+    return targets
 
 
 def count_adapter_parameters(base: BaseModelInfo, lora: LoraSpec) -> int:
     """Parameters of a LoRA's matrices: rank × (inputs + outputs) of every target module, and those that its variant adds."""
-    modules = list_target_modules(base, lora).items()
-    matrices = sum(_count_matrix_parameters(name, sizes, lora) for name, sizes in modules)
+    matrices, blocks = 0, lora.use_bdlora
+    for name, (outputs, inputs) in list_target_modules(base, lora).items():
+        rank = _get_rank(name, lora)
+        a, b = rank * inputs, rank * outputs  # A: (rank, inputs), B: (outputs, rank)
+        if blocks is not None:  # a block-diagonal matrix stores its blocks only
+            a //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_a or []) else 1
+            b //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_b or []) else 1
+        # DoRA's magnitude and B's bias: (outputs,) each.
+        matrices += a + b + outputs * (int(lora.use_dora) + int(lora.lora_bias))
     indices = lora.trainable_token_indices or []
     tokens = sum(map(len, indices.values())) if isinstance(indices, dict) else len(indices)
     return matrices + tokens * base.hidden  # a trainable token is one embedding row, (hidden,)
-
-
-def _count_matrix_parameters(name: str, sizes: tuple[int, int], lora: LoraSpec) -> int:
-    outputs, inputs = sizes
-    rank, blocks = _get_rank(name, lora), lora.use_bdlora
-    a, b = rank * inputs, rank * outputs  # A: (rank, inputs), B: (outputs, rank)
-    if blocks is not None:  # a block-diagonal matrix stores its blocks only
-        a //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_a or []) else 1
-        b //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_b or []) else 1
-    # DoRA's magnitude and B's bias: (outputs,) each.
-    return a + b + outputs * (int(lora.use_dora) + int(lora.lora_bias))
 
 
 def _is_exact(base: BaseModelInfo, lora: LoraSpec) -> bool:
@@ -94,16 +100,6 @@ def _is_exact(base: BaseModelInfo, lora: LoraSpec) -> bool:
         and not get_extra_peft_fields(lora)
     )
     return not targets_tied_layer and is_plain and lora.target_modules is not None
-
-
-def _is_target(name: str, lora: LoraSpec) -> bool:
-    if lora.exclude_modules is not None and _matches_module(name, lora.exclude_modules):
-        return False
-    layer, layers = LAYER.search(f".{name}."), lora.layers_to_transform
-    layers = [layers] if isinstance(layers, int) else layers
-    if layers and (layer is None or int(layer[1]) not in layers):
-        return False
-    return _is_all_linear(lora) or _matches_module(name, lora.target_modules or [])
 
 
 def _is_all_linear(lora: LoraSpec) -> bool:

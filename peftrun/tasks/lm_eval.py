@@ -70,10 +70,30 @@ class LmEvalHarness:
     """The configured tasks, looked up once and run on any number of models."""
 
     def __init__(self, spec: LmEvalSpec, batch_size: int, seed: int) -> None:
-        """Raises: ConfigError: there is no such task."""
+        """Raises: ConfigError: there is no such task.
+
+        `local`: all tasks are the user's own.
+        """
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about each task file that it skips
-        self.manager, self.local = _load_task_manager(spec)
+        from lm_eval.tasks import TaskManager
+
+        include_path = str(Path(spec.include_path).expanduser()) if spec.include_path else None
+        self.local = False
+        if include_path is not None:
+            # Without the defaults first: scanning the harness's 14,000 tasks takes ten seconds.
+            self.manager = TaskManager(include_path=include_path, include_defaults=False)
+            self.local = {*spec.tasks} <= {*self.manager.all_tasks}
+            if self.local:
+                return
+            _check_yaml_files(Path(include_path), include_path)
+        console.print_info("looking through the tasks of lm-evaluation-harness")
+        self.manager = TaskManager(include_path=include_path)
+        for name in spec.tasks:
+            if name not in self.manager.all_tasks:
+                near = get_close_matches(name, self.manager.all_tasks, n=1, cutoff=0.6)
+                advice = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them"
+                raise ConfigError(f"task.lm_eval.tasks=[{','.join(spec.tasks)}]: there is no task {name}; {advice}")
 
     def measure(self, model: Any, tokenizer: Any) -> EvalResults:
         """The harness's results. Raises: DataError: it cannot get the rows, or cannot evaluate this model on them."""
@@ -187,27 +207,6 @@ def _group_by_row(samples: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
             if isinstance(sample.get(metric), int | float):
                 grouped.setdefault(f"{metric},{sample['filter']}", {})[sample["doc_id"]] = float(sample[metric])
     return grouped
-
-
-def _load_task_manager(spec: LmEvalSpec) -> tuple[Any, bool]:
-    """The harness's task manager, and whether all tasks are the user's own."""
-    from lm_eval.tasks import TaskManager
-
-    include_path = str(Path(spec.include_path).expanduser()) if spec.include_path else None
-    if include_path is not None:
-        # Without the defaults first: scanning the harness's 14,000 tasks takes ten seconds.
-        manager = TaskManager(include_path=include_path, include_defaults=False)
-        if {*spec.tasks} <= {*manager.all_tasks}:
-            return manager, True
-        _check_yaml_files(Path(include_path), include_path)
-    console.print_info("looking through the tasks of lm-evaluation-harness")
-    manager = TaskManager(include_path=include_path)
-    for name in spec.tasks:
-        if name not in manager.all_tasks:
-            near = get_close_matches(name, manager.all_tasks, n=1, cutoff=0.6)
-            advice = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them"
-            raise ConfigError(f"task.lm_eval.tasks=[{','.join(spec.tasks)}]: there is no task {name}; {advice}")
-    return manager, False
 
 
 def _check_yaml_files(folder: Path, named: str) -> None:

@@ -133,30 +133,28 @@ class Encoder:
     def report_remarks(self, which: str) -> None:
         """Logs the remarks on the rows of a split, and clears them."""
         for (topic, name), rows in self._remarks.items():
-            remark = self._format_remark(topic, name)
+            if topic == "parting":
+                remark = (
+                    f"the template opens an answer with {name} in a prompt but not in a finished conversation; "
+                    "training uses the finished form"
+                )
+            elif topic == "across":
+                remark = (
+                    f"an answer's first token begins with {name}, which the prompt ends with, so prompts differ slightly from those in training; "
+                    "begin answers without blanks"
+                )
+            elif topic == "unwritten":
+                by = "by the model's chat template" if self._template else "for a model without a chat template"
+                remark = f"{name} is not written {by}, so nothing is learned of it"
+            elif self._special_tokens == "escape":
+                remark = f"{name} in the text is read as plain text"
+            else:
+                remark = (
+                    f"{name} in the text is read as the model's special token (task.special_tokens_in_text=escape reads it as text, "
+                    "refuse ends the run)"
+                )
             console.print_info(f"data: {remark} ({len(rows)} {which} rows, the first: {rows[0]})")
         self._remarks.clear()
-
-    def _format_remark(self, topic: str, name: str) -> str:
-        if topic == "parting":
-            return (
-                f"the template opens an answer with {name} in a prompt but not in a finished conversation; "
-                "training uses the finished form"
-            )
-        if topic == "across":
-            return (
-                f"an answer's first token begins with {name}, which the prompt ends with, so prompts differ slightly from those in training; "
-                "begin answers without blanks"
-            )
-        if topic == "unwritten":
-            by = "by the model's chat template" if self._template else "for a model without a chat template"
-            return f"{name} is not written {by}, so nothing is learned of it"
-        if self._special_tokens == "escape":
-            return f"{name} in the text is read as plain text"
-        return (
-            f"{name} in the text is read as the model's special token (task.special_tokens_in_text=escape reads it as text, "
-            "refuse ends the run)"
-        )
 
     def _add_remark(self, topic: str, name: str) -> None:
         rows = self._remarks.setdefault((topic, name), [])

@@ -33,16 +33,14 @@ class _MlflowSession:
     def log(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
-        # MLflow would add a second point for a step that is logged again.
-        new = {name: value for name, value in values.items() if step > self._get_last_step(name)}
-        now = int(time.time() * 1000)  # milliseconds
-        self.client.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in new.items()])
-
-    def _get_last_step(self, name: str) -> int:
-        if self.continued and name not in self.last_steps:
-            history = self.client.get_metric_history(self.id, name)
-            self.last_steps[name] = max((metric.step for metric in history), default=-1)
-        return self.last_steps.get(name, -1)
+        now, metrics = int(time.time() * 1000), []  # milliseconds
+        for name, value in values.items():
+            if self.continued and name not in self.last_steps:
+                history = self.client.get_metric_history(self.id, name)
+                self.last_steps[name] = max((metric.step for metric in history), default=-1)
+            if step > self.last_steps.get(name, -1):  # MLflow would add a second point for a step that is logged again
+                metrics.append(Metric(name, value, now, step))
+        self.client.log_batch(self.id, metrics=metrics)
 
     def pause(self) -> None:
         """Nothing to do: every request is written at once."""

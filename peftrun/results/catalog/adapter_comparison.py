@@ -30,11 +30,11 @@ def compare_adapters(first_dir: Path, second_dir: Path) -> dict[str, Any]:
             rows.append(
                 {"module": module, "norms": [first_norms.get(module), second_norms.get(module)], "cosine": None}
             )
-            deltas = first.found.get(module), second.found.get(module)
-            if deltas[0] is None or deltas[1] is None:
+            delta, other = first.found.get(module), second.found.get(module)
+            if delta is None or other is None:
                 continue
             # The factors A (r, in) and B (out, r) are compared without forming ΔW (out, in); a text says why they cannot be.
-            comparison = delta_weights.compare_deltas(*deltas)
+            comparison = delta_weights.compare_deltas(delta, other)
             if not isinstance(comparison, str):
                 rows[-1] |= {"cosine": comparison["cosine"], "distance": comparison["relative_distance"]}
     except (PeftrunError, OSError) as error:

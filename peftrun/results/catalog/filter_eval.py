@@ -107,10 +107,13 @@ def _compile_condition(condition: Condition) -> Callable[[Any], bool]:
         pattern = condition.value.lower()
         # `*` and `?` make it a glob over the whole value; other patterns may match anywhere in it.
         is_glob = "*" in pattern or "?" in pattern
-        return lambda value: (
-            value is not None
-            and any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in _list_lowercase_texts(value))
-        )
+
+        def matches(value: Any) -> bool:
+            items = [] if value is None else [value, *(value if isinstance(value, list) else ())]
+            texts = [format_value(item).lower() for item in items]  # of a list, also each of its items
+            return any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in texts)
+
+        return matches
     compare, number = ORDER[condition.operator], parse_number(condition.value)
     if condition.column == "date":
         # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
@@ -144,8 +147,3 @@ def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
         return value is not None and not isinstance(value, bool) and str(value) == condition.value
 
     return equals
-
-
-def _list_lowercase_texts(value: Any) -> list[str]:
-    """The value as text, and for a list also each of its items."""
-    return [format_value(item).lower() for item in (value, *(value if isinstance(value, list) else ()))]

@@ -74,7 +74,8 @@ def compare_outcomes(then: Path, now: Path, tolerance: float) -> OutcomeDiff:
     if any(name.endswith(WEIGHTS) for name in old):
         _judge_weights(diff, old, new)
     elif differing or diff.metrics:  # a run without weights is judged by its other files and its metrics
-        differences = [math.inf if None in pair else abs(pair[0] - pair[1]) for pair in diff.metrics.values()]
+        pairs = diff.metrics.values()
+        differences = [math.inf if first is None or second is None else abs(first - second) for first, second in pairs]
         is_equal = max(differences, default=0.0) <= diff.tolerance and not differing
         diff.verdict = EQUAL if is_equal else DIFFERENT
     for name, (file, digest) in old.items():

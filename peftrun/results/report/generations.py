@@ -80,21 +80,19 @@ def _parse_matrix(recorded: Any) -> tuple[list[str], Counts] | None:
 
 def _render_matrix(title: str, labels: Sequence[str], counts: Counts) -> str:
     heads = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name in labels)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(_render_share(count, sum(row), i == j) for j, count in enumerate(row))}</tr>'
-        for i, (name, row) in enumerate(zip(labels, counts, strict=True))
-    )
+    lines = ""
+    for i, (name, row) in enumerate(zip(labels, counts, strict=True)):
+        lines += f'<tr><th scope="row">{escape(name)}</th>'
+        for j, count in enumerate(row):
+            share = count / sum(row) if sum(row) else 0.0
+            shade = SHADES - 1 - min(SHADES - 1, int(share * SHADES))  # h0 is the strongest color
+            lines += f'<td class="h{shade}{" best" if i == j else ""}"><b>{count}</b> <span>{share:.0%}</span></td>'
+        lines += "</tr>"
     correct, total = sum(row[i] for i, row in enumerate(counts)), sum(map(sum, counts))
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="confusion {title}"><table class="matrix"><caption>{title.capitalize()}: {correct} of {total} right</caption>'
         f'<thead><tr><th scope="col">true \\ answered</th>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
     )
-
-
-def _render_share(count: int, row_total: int, is_diagonal: bool) -> str:
-    share = count / row_total if row_total else 0.0
-    shade = SHADES - 1 - min(SHADES - 1, int(share * SHADES))  # h0 is the strongest color
-    return f'<td class="h{shade}{" best" if is_diagonal else ""}"><b>{count}</b> <span>{share:.0%}</span></td>'
 
 
 def _render_entities(entities: dict[str, Any]) -> Iterator[str]:

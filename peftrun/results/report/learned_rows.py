@@ -96,7 +96,19 @@ def _render_text(row_text: dict[str, Any], name: str) -> str:
     for piece, learned in cut_text(row_text["text"], row_text.get("spans", [])):
         text = escape(escape_control_chars(piece))
         body += f'<span class="soft">{text}</span>' if learned is None else f"<mark>{text}</mark>" if learned else text
-    return f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{lengths}{_render_tokens(row_text)}'
+    shown = f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{lengths}'
+    tokens = row_text.get("tokens")
+    if not isinstance(tokens, list):
+        return shown
+    flagged = list(zip(tokens, row_text["input_ids"], flag_learned_tokens(row_text), strict=False))
+    listed = "".join(
+        f'<{"mark" if learned else "span"} class="token">{escape(escape_control_chars(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
+        for text, number, learned in flagged[:TOKENS]
+    )
+    omitted = f' <span class="soft">… {len(flagged) - TOKENS:,} more</span>' if flagged[TOKENS:] else ""
+    return shown + html.render_details(
+        f"{len(flagged)} tokens with their ids", f'<div class="learn" dir="auto">{listed}{omitted}</div>'
+    )
 
 
 def describe_lengths(row_text: dict[str, Any]) -> str:
@@ -111,19 +123,3 @@ def flag_learned_tokens(row_text: dict[str, Any]) -> list[bool]:
     if not isinstance(labels, list) or len(labels) != count or not row_text.get("spans"):
         return [False] * count
     return [label != IGNORED for label in labels]
-
-
-def _render_tokens(row_text: dict[str, Any]) -> str:
-    """Each token with its id, if the row holds its tokens."""
-    tokens = row_text.get("tokens")
-    if not isinstance(tokens, list):
-        return ""
-    flagged = list(zip(tokens, row_text["input_ids"], flag_learned_tokens(row_text), strict=False))
-    body = "".join(
-        f'<{"mark" if learned else "span"} class="token">{escape(escape_control_chars(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
-        for text, number, learned in flagged[:TOKENS]
-    )
-    omitted = f' <span class="soft">… {len(flagged) - TOKENS:,} more</span>' if flagged[TOKENS:] else ""
-    return html.render_details(
-        f"{len(flagged)} tokens with their ids", f'<div class="learn" dir="auto">{body}{omitted}</div>'
-    )

@@ -127,7 +127,15 @@ def _render_figures(run: RunFacts) -> Iterator[str]:
     )
     source = f"Measured on {rows} evaluation rows" if rows else "Measured on evaluation rows"
     head = ["metric", "n|before", "n|after", "n|difference", ""]
-    table = html.render_table("Metrics on evaluation rows", head, [_build_row(run, name) for name in names])
+    table_rows = []
+    for name in names:
+        before, after = run.before.get(name), run.after.get(name)
+        difference = format_signed(after - before) if is_finite(before) and is_finite(after) else "–"
+        cells = [html.render_cell(text, "n") for text in (format_number(before), format_number(after), difference)]
+        table_rows.append(
+            [f'<th scope="row">{escape(name)}</th>', *cells, f"<td>{_judge_change(name, before, after)}</td>"]
+        )
+    table = html.render_table("Metrics on evaluation rows", head, table_rows)
     yield f'<p class="soft">{escape(source)}, {overlap}.</p>{html.render_details("All metrics", table)}'
 
 
@@ -145,13 +153,6 @@ def _render_tile(run: RunFacts, name: str) -> str:
         f'<li><div class="name">{escape(name.replace("_", " "))}</div><div class="value">{_format_figure(shown)}</div>'
         f'<div class="since">{previous}{when} {change}</div></li>'
     )
-
-
-def _build_row(run: RunFacts, name: str) -> list[str]:
-    before, after = run.before.get(name), run.after.get(name)
-    difference = format_signed(after - before) if is_finite(before) and is_finite(after) else "–"
-    cells = [html.render_cell(text, "n") for text in (format_number(before), format_number(after), difference)]
-    return [f'<th scope="row">{escape(name)}</th>', *cells, f"<td>{_judge_change(name, before, after)}</td>"]
 
 
 def _format_figure(value: float | None) -> str:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -131,14 +131,17 @@ def _render_configurations(page: _Page) -> Iterator[str]:
     yield "<h2>Configurations</h2>"
     yield f'<p class="soft">Mean {escape(page.objective)} over seeds, lowest first; ± half of its 95 % confidence interval (Student). In the drawing: a ring per seed, a stroke for the mean, '
     yield "a band for the interval; an arrow where the band goes on.</p>"
-    for rows in (page.ranked[:SHOWN], page.ranked[SHOWN:]):
-        if rows:
-            table = tables.render_configurations(rows, page.findings, page.objective)
-            yield (
-                table
-                if rows[0] is page.ranked[0]
-                else f"<details><summary>{len(rows)} more configurations</summary>{table}</details>"
-            )
+    yield from _fold_table(
+        page.ranked, "configurations", lambda rows: tables.render_configurations(rows, page.findings, page.objective)
+    )
+
+
+def _fold_table(rows: Sequence[Any], name: str, render: Callable[[Sequence[Any]], str]) -> Iterator[str]:
+    """A table of the first rows, and one of the others inside a fold."""
+    if rows:
+        yield render(rows[:SHOWN])
+    if rows[SHOWN:]:
+        yield f"<details><summary>{len(rows[SHOWN:])} more {name}</summary>{render(rows[SHOWN:])}</details>"
 
 
 def _render_comparisons(page: _Page) -> Iterator[str]:
@@ -210,14 +213,9 @@ def _render_cost(page: _Page) -> Iterator[str]:
     total = sum(cell.get("cost_seconds") or 0.0 for cell in page.cells)
     yield f'<h2>Cells and their cost</h2><p class="soft">{format_duration(total)} of training and evaluation in all cells together. '
     yield "Of cells that were trained together, each is charged its share of the group's time. Parameters: trainable ones.</p>"
-    for rows in (page.cells[:SHOWN], page.cells[SHOWN:]):
-        if rows:
-            table = tables.render_cells(page.folder, rows, page.cells, page.objective)
-            yield (
-                table
-                if rows[0] is page.cells[0]
-                else f"<details><summary>{len(rows)} more cells</summary>{table}</details>"
-            )
+    yield from _fold_table(
+        page.cells, "cells", lambda rows: tables.render_cells(page.folder, rows, page.cells, page.objective)
+    )
 
 
 def _render_about(page: _Page) -> Iterator[str]:

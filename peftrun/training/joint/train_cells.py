@@ -148,23 +148,19 @@ class _CellGroup:
         if not cells:
             return
         try:
-            self._train_jointly(net, cells, self._choose_cells_per_step(cells, limits))
+            sessions = [self.sessions[cell] for cell in cells]
+            by_rows = {id(session.rows): session for session in sessions}
+            longest = {rows: lengths.find_longest(session.rows, session.spec) for rows, session in by_rows.items()}
+            runs = []
+            for session in sessions:
+                spec = usage.strip_tracking(session.spec)  # an estimate does not count as using a key
+                spec = replace(spec, device=replace(spec.device, dtype=self.device.dtype_name))
+                runs.append((spec, longest[id(session.rows)]))
+            cells_per_step, line = choose_cells_per_step(runs, limits)
+            console.print_info(line)
+            self._train_jointly(net, cells, cells_per_step)
         finally:
             net.unload()
-
-    def _choose_cells_per_step(self, cells: list[int], limits: Limits) -> int:
-        """How many cells are trained in one step, which is reported."""
-        sessions = [self.sessions[cell] for cell in cells]
-        by_rows = {id(session.rows): session for session in sessions}
-        longest = {rows: lengths.find_longest(session.rows, session.spec) for rows, session in by_rows.items()}
-        runs = []
-        for session in sessions:
-            spec = usage.strip_tracking(session.spec)  # an estimate does not count as using a key
-            spec = replace(spec, device=replace(spec.device, dtype=self.device.dtype_name))
-            runs.append((spec, longest[id(session.rows)]))
-        count, line = choose_cells_per_step(runs, limits)
-        console.print_info(line)
-        return count
 
     def _train_jointly(self, net: Any, cells: list[int], cells_per_step: int) -> None:
         sessions = [self.sessions[cell] for cell in cells]
