@@ -74,32 +74,34 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Throughputs:
-    """`known`: name of a base model → earlier runs on it."""
+    """`by_base`: name of a base model → earlier runs on it."""
 
-    known: dict[str, Throughput]
+    by_base: dict[str, Throughput]
 
     def seconds(self, spec: RunSpec) -> float | None:
         """See `Throughput.seconds`."""
-        return self.known[base_files.format_base_name(spec.model)].seconds(spec)
+        return self.by_base[base_files.format_base_name(spec.model)].seconds(spec)
 
     def lengths(self, spec: RunSpec) -> Lengths | None:
         """See `Throughput.lengths`."""
-        return self.known[base_files.format_base_name(spec.model)].lengths(spec)
+        return self.by_base[base_files.format_base_name(spec.model)].lengths(spec)
 
     def notes(self, specs: Sequence[RunSpec]) -> list[str]:
         """A line for each base model: the run on which estimates of time are based."""
         first = {base_files.format_base_name(spec.model): spec for spec in reversed(specs)}
         lines = []
         for name, spec in reversed(first.items()):
-            run = self.known[name].find_timed_run(spec)
+            run = self.by_base[name].find_timed_run(spec)
             if run is None or run.tokens_per_second is None:
                 lines.append(f"time: unknown: no run of {name} below outputs/ yet")
                 continue
-            others = f"; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"
-            lines.append(
+            line = (
                 f"time: estimated from {run.run} ({run.tokens_per_second:.0f} tokens/s on {name}), one run at a time "
-                f"and without evaluation; cells trained together are faster{'' if self.known[name].find_run_on_same_rows(spec) else others}"
+                "and without evaluation; cells trained together are faster"
             )
+            if not self.by_base[name].find_run_on_same_rows(spec):
+                line += f"; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"
+            lines.append(line)
         return lines
 
 

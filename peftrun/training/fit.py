@@ -222,7 +222,7 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
 
 
 def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
-    """Keys that have no effect beside the value of another one."""
+    """Keys that the value of another key makes ineffective."""
     adam = trainer.optim.startswith(("adamw", "paged_adamw"))
     return [
         *(["num_train_epochs"] if trainer.max_steps > 0 else []),

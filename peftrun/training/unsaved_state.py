@@ -31,7 +31,7 @@ def keep_adapter_state(trainer: Any) -> None:
 
 
 def _keep_encoder(trainer: Any) -> None:
-    """Stores every trained tensor beside PEFT's files.
+    """Stores every trained tensor next to PEFT's files.
 
     Of p-tuning, and of prefix tuning through a projection, PEFT saves the virtual tokens that the prompt encoder computes:
     the encoder itself cannot be recovered from them.

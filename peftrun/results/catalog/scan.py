@@ -11,7 +11,7 @@ from peftrun.artifacts.run_layout import ADAPTER_CONFIG, CHECKPOINTS, CONFIG, RE
 # Earlier attempts at the cells of a sweep, in a folder next to its sweep.json, are no runs of their own.
 ATTEMPTS, SUMMARY = "attempts", "sweep.json"
 SKIPPED = {CHECKPOINTS, "__pycache__", "node_modules"}
-COPIES, STORE = "artifacts", ".db"  # beside its database, a tracker stores copies of records and adapters
+COPIES, STORE = "artifacts", ".db"  # next to its database, a tracker stores copies of records and adapters
 TRACKED = re.compile(r"[0-9a-f]{32}")  # name that MLflow gives to the folder of a run
 
 

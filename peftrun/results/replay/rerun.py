@@ -1,4 +1,4 @@
-"""Rebuild the spec of a recorded run, with the overrides typed beside action=replay."""
+"""Rebuild the spec of a recorded run, with the overrides typed with action=replay."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def load_run_values(run: Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], typed: Sequence[str], replay_spec: RunSpec) -> dict[str, Any]:
-    """`values` with what was typed beside `action=replay`.
+    """`values` with what was typed with `action=replay`.
 
     Args:
         typed: the overrides, in full.

@@ -13,7 +13,7 @@ from peftrun.results.report.line_charts import NOISY, WIDE, ChartStyle, Series, 
 from peftrun.results.report.run_facts import RunFacts, get_mapping
 from peftrun.results.report.svg import format_tick
 
-TABLE_ROWS = 40  # of the table beside a chart
+TABLE_ROWS = 40  # of the table next to a chart
 SHOWN = 4  # charts of other metrics in sight; further ones are folded
 SMALL, BROAD = (420, 210), (WIDE, 300)  # pixels
 GAP = 28  # pixels between the charts of curves.svg

@@ -35,7 +35,7 @@ class CellBatch:
     Attributes:
         inputs: the batch of the cell's collator, tensors of (rows, tokens), with `labels` of (rows, tokens) or (rows,).
         count: divisor of the summed loss of its labels; None: the number of labels.
-        draws: the cell's random state, for dropout.
+        rng_stream: the cell's random state, for dropout.
         loss: nats, a scalar; set by the step, as are the two below.
         right, learned: labels that are the likeliest token, and all labels.
     """
@@ -43,7 +43,7 @@ class CellBatch:
     cell: int
     inputs: dict[str, torch.Tensor]
     count: Any
-    draws: RngStream
+    rng_stream: RngStream
     loss: torch.Tensor | None = None
     right: int = 0
     learned: int = 0
@@ -105,7 +105,7 @@ class JointStep:
             # Padded width → the cell's own, so that dropout draws as many numbers as it would for the cell alone.
             widths = {inputs[key].shape[1]: batch.inputs[key].shape[1] for key in TOKEN_ID_KEYS if key in inputs}
             rows = len(batch.inputs["input_ids"])
-            spans.append(RowSpan(batch.cell, rows, widths, batch.draws if training else None))
+            spans.append(RowSpan(batch.cell, rows, widths, batch.rng_stream if training else None))
         layout = BatchLayout(tuple(spans))
         positions, targets = select_labels(labels, self.kind)  # targets: (L,)
         logits = self._compute_logits(inputs, labels, positions, layout, training).float()  # (L, V)
