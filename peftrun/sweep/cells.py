@@ -73,25 +73,12 @@ class Composer:
             text for text, override in zip(overrides, parsed, strict=True) if self._is_group_choice(override)
         )
         template, reads_hydra = self.compose_groups(groups)
-        if reads_hydra or any(HYDRA_INTERPOLATION in text for text in overrides):
-            return self._compose_with_hydra(overrides, number)
-        cfg = copy.deepcopy(template)
-        # A parsed override is shared by many cells, so applying it must not change it.
-        values = [override for override in parsed if not self._is_group_choice(override)]
-        apply_overrides(values, cfg)
-        return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
-
-    def _is_group_choice(self, override: Override) -> bool:
-        return bool(self.list_options(override.key_or_group)) and not isinstance(override.value(), dict)
-
-    def _compose_groups(self, groups: tuple[str, ...]) -> tuple[DictConfig, bool]:
-        """The config that Hydra composes of these group choices, without its `hydra` node; and whether it reads that node."""
-        cfg = self.loader.load_sweep_config(self.master, list(groups))
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cfg, HYDRA_INTERPOLATION in json.dumps(OmegaConf.to_container(cfg), default=str)
-
-    def _compose_with_hydra(self, overrides: Sequence[str], number: int) -> dict[str, Any]:
+        if not reads_hydra and not any(HYDRA_INTERPOLATION in text for text in overrides):
+            cfg = copy.deepcopy(template)
+            # A parsed override is shared by many cells, so applying it must not change it.
+            values = [override for override in parsed if not self._is_group_choice(override)]
+            apply_overrides(values, cfg)
+            return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
         cfg = self.loader.load_sweep_config(self.master, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
@@ -105,6 +92,16 @@ class Composer:
             return adapter_defaults.apply_adapter_defaults(config.resolve_values(task), overrides)
         finally:
             HydraConfig.instance().cfg = before
+
+    def _is_group_choice(self, override: Override) -> bool:
+        return bool(self.list_options(override.key_or_group)) and not isinstance(override.value(), dict)
+
+    def _compose_groups(self, groups: tuple[str, ...]) -> tuple[DictConfig, bool]:
+        """The config that Hydra composes of these group choices, without its `hydra` node; and whether it reads that node."""
+        cfg = self.loader.load_sweep_config(self.master, list(groups))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg, HYDRA_INTERPOLATION in json.dumps(OmegaConf.to_container(cfg), default=str)
 
 
 def compose_cells(
