@@ -35,7 +35,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     set_seed(spec.seed)  # DARE drops weights at random
     figures = combine.combine_adapters(net, action)
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
-    derived_from = {"combined": {**_describe_inputs(spec, action), **figures}}
+    weights = action.weights or {}
+    inputs = {
+        name: {
+            "sha256": hash_file(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_WEIGHTS),
+            "weight": weights.get(name, 1.0),
+        }
+        for name, path in spec.adapter.items()
+    }
+    settings = {"combination": action.combination, "density": action.density, "seed": spec.seed, "adapters": inputs}
+    derived_from = {"combined": {**settings, **figures}}
     save.save(net, base, adapter_dir, fresh=set(), names=[combine.COMBINED], made_of=derived_from)
     facts = {
         "base": base.describe(),
@@ -46,16 +55,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return RunResult(out_dir, facts, artifacts=[adapter_dir], summary=_build_summary(spec, figures, adapter_dir), next_commands=[
         f"peftrun action=reload adapter={console.shorten_path(adapter_dir)}"
     ])  # fmt: skip
-
-
-def _describe_inputs(spec: RunSpec, action: CombineAction) -> dict[str, Any]:
-    """For peftrun.json: hash and weight of each input adapter, and the settings of the combination."""
-    folders = {name: adapter_folder.resolve_adapter_dir(path, name) for name, path in spec.adapter.items()}
-    adapters = {
-        name: {"sha256": hash_file(folder / ADAPTER_WEIGHTS), "weight": (action.weights or {}).get(name, 1.0)}
-        for name, folder in folders.items()
-    }
-    return {"combination": action.combination, "density": action.density, "seed": spec.seed, "adapters": adapters}
 
 
 def _build_summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:

@@ -26,7 +26,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         console.print_result("\n".join(comparison.format_comparison(compared)))
     result = RunResult(out_dir, {"compared": [run.folder for run in runs]})
     if action.format == "table" and sys.stdout.isatty():
-        result.next_commands = _suggest_commands(runs)
+        first, second = (str(run.facts["run"]) for run in runs[:2])
+        result.next_commands = [f"peftrun action=explain run={shlex.quote(first)} against={shlex.quote(second)}"]
+        if all(run.facts.get("adapter") for run in runs[:2]):
+            pair = f"adapter={{a: {first}, b: {second}}}"
+            result.next_commands.append(f"peftrun action=diff {shlex.quote(pair)}")
     return result
 
 
@@ -45,12 +49,3 @@ def _select_runs(action: CompareAction) -> list[IndexedRun]:
             "type a narrower condition, or action=list"
         )
     return comparison.check_readable(matches, "action.where")
-
-
-def _suggest_commands(runs: list[IndexedRun]) -> list[str]:
-    first, second = (shlex.quote(str(run.facts["run"])) for run in runs[:2])
-    commands = [f"peftrun action=explain run={first} against={second}"]
-    if all(run.facts.get("adapter") for run in runs[:2]):
-        pair = "{" + f"a: {runs[0].facts['run']}, b: {runs[1].facts['run']}" + "}"
-        commands.append(f"peftrun action=diff {shlex.quote(f'adapter={pair}')}")
-    return commands

@@ -54,9 +54,11 @@ def compare_adapters(folder_a: Path, folder_b: Path) -> dict[str, Any]:
         adapter_tensors.list_extra_names(folder, deltas)
         for folder, deltas in ((folder_a, deltas_a), (folder_b, deltas_b))
     )
+    metadata = [adapter_folder.read_peftrun_metadata(folder) for folder in (folder_a, folder_b)]
+    digests = [item["base"]["fingerprint"]["weights"] for item in metadata if item is not None]
     return {
         "distance_of": "scaling·B·A" + (", without DoRA's magnitudes" if uses_dora else ""),
-        "same_base": _has_same_base(folder_a, folder_b),
+        "same_base": None if None in metadata else digests[0] == digests[1],
         "config": _diff_configs(folder_a, folder_b),
         "only_in_a": _find_unshared_modules(deltas_a, deltas_b),
         "only_in_b": _find_unshared_modules(deltas_b, deltas_a),
@@ -82,13 +84,6 @@ def _find_unshared_modules(deltas: AdapterDeltas, others: AdapterDeltas) -> list
         if "*" in deltas.unmeasured.keys() | other_names
         else sorted((deltas.found.keys() | deltas.unmeasured.keys()) - other_names)
     )
-
-
-def _has_same_base(*folders: Path) -> bool | None:
-    metadata_a, metadata_b = (adapter_folder.read_peftrun_metadata(folder) for folder in folders)
-    if metadata_a is None or metadata_b is None:
-        return None
-    return bool(metadata_a["base"]["fingerprint"]["weights"] == metadata_b["base"]["fingerprint"]["weights"])
 
 
 def _diff_configs(*folders: Path) -> dict[str, list[Any]]:

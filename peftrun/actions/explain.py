@@ -37,12 +37,8 @@ def _explain_config(action: ExplainAction, out_dir: Path) -> ConfigExplanation |
         return explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))
     ignored = [text for text in typed if text != f"action={action.of}"]
     if ignored:
-        raise ConfigError(
-            *(
-                f"{text}: run={action.run} explains that run's own config and would ignore this; omit it"
-                for text in ignored
-            )
-        )
+        advice = f"run={action.run} explains that run's own config and would ignore this; omit it"
+        raise ConfigError(*(f"{text}: {advice}" for text in ignored))
     run_dir = Path(action.run).expanduser()
     if action.against is None:
         return explanation.explain_run(run_dir)

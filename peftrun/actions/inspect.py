@@ -38,6 +38,7 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
     """
     config = atomic_files.read_json(folder / ADAPTER_CONFIG)
     entries, weights = safetensors_header.read_header(folder / ADAPTER_WEIGHTS), delta_weights.read_deltas(folder)
+    norms = delta_weights.compute_delta_norms(weights)
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -45,26 +46,19 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "parameters": sum(math.prod(entry.shape) for entry in entries),
         "bytes": sum(entry.end - entry.begin for entry in entries),
         "dtype": ", ".join(sorted({DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in entries})),
-        **_describe_modules(weights, bool(config.get("use_dora"))),
-        "tensors": adapter_tensors.describe_extra_tensors(folder, weights),
-        "change_to_base": adapter_rules.describe_base_change(config),
-        "not_loadable": adapter_rules.why_not_loadable(config),
-        "provenance": _read_provenance(folder),
-        "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
-    }
-
-
-def _describe_modules(weights: delta_weights.AdapterDeltas, dora: bool) -> dict[str, Any]:
-    norms = delta_weights.compute_delta_norms(weights)
-    return {
         "scaling": sorted({pair.scaling for pair in weights.found.values()}),
         "norm": delta_weights.total_norm(norms.values()) if norms else None,
-        "norm_of": "scaling·B·A" + (", before DoRA's magnitudes" if dora else ""),
+        "norm_of": "scaling·B·A" + (", before DoRA's magnitudes" if config.get("use_dora") else ""),
         "modules": {
             module: {"rank": pair.rank, "scaling": pair.scaling, "norm": norms[module]}
             for module, pair in weights.found.items()
         },
         "not_measured": weights.unmeasured,
+        "tensors": adapter_tensors.describe_extra_tensors(folder, weights),
+        "change_to_base": adapter_rules.describe_base_change(config),
+        "not_loadable": adapter_rules.why_not_loadable(config),
+        "provenance": _read_provenance(folder),
+        "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
 
 
@@ -82,9 +76,15 @@ def _read_provenance(folder: Path) -> dict[str, Any] | str:
 
 
 def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    provenance = adapter["provenance"]
+    origin = "made elsewhere (no peftrun.json)"
+    if not isinstance(provenance, str):
+        weights = str(provenance["fingerprint"]["weights"])[:12]
+        fresh = ", never trained" if provenance["fresh"] else ""
+        origin = f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"
     rows = [
         (f"adapter {name}", _format_settings(adapter)),
-        ("made by", _format_provenance(adapter["provenance"])),
+        ("made by", origin),
         (
             "size",
             f"{adapter['parameters']:,} parameters, {console.format_megabytes(adapter['bytes'])}, {adapter['dtype']}",
@@ -127,11 +127,3 @@ def _format_settings(adapter: dict[str, Any]) -> str:
     text += f", fully trained modules {', '.join(full_modules)}" if full_modules else ""
     text += f", trained tokens {tokens}" if tokens else ""
     return text + (f", invoked by tokens {invocation}" if invocation else "")
-
-
-def _format_provenance(provenance: dict[str, Any] | str) -> str:
-    if isinstance(provenance, str):
-        return "made elsewhere (no peftrun.json)"
-    weights = str(provenance["fingerprint"]["weights"])[:12]
-    fresh = ", never trained" if provenance["fresh"] else ""
-    return f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"

@@ -53,6 +53,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         identity = {"name": base_name, "revision": spec.model.revision, "fingerprint": base_fingerprint.as_dict()}
         provenance.write_provenance(folder, identity, stored_dtype, adapter)
     load_proof = figures.pop("loaded", None)
+    # A classifier writes no text.
+    actions = ["evaluate"] if classifier_head.read_adapter_head(spec.adapter[name], name) else ["evaluate", "generate"]
+    model = f"model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
     facts = {
         "base": identity,
         "allow_base_mismatch": spec.allow_base_mismatch,
@@ -65,15 +68,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         artifacts=[merged_dir],
         hashes={merged_dir / file: digest.result() for file, digest in job.hashes.items()},
         summary=_build_summary(merged_dir, f"{base_name} ({base_fingerprint.short()})", job, figures),
-        next_commands=_suggest_commands(spec.adapter[name], name, merged_dir),
+        next_commands=[f"peftrun action={next_action} {model}" for next_action in actions],
     )
-
-
-def _suggest_commands(adapter: str, name: str, merged_dir: Path) -> list[str]:
-    # A classifier writes no text.
-    actions = ["evaluate"] if classifier_head.read_adapter_head(adapter, name) else ["evaluate", "generate"]
-    model = f"model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
-    return [f"peftrun action={action} {model}" for action in actions]
 
 
 def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str, Any]:
@@ -96,7 +92,14 @@ def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -
 
 def _begin_streaming(job: MergeJob, folder: Path) -> tuple[Any, MergedFiles]:
     """The PEFT model on the meta device, and the writer of the merge. Raises: NotStreamableError: all weights are needed at once."""
-    _check_streamable(str(job.adapter), job.name)
+    config = atomic_files.read_json(job.adapter / ADAPTER_CONFIG)
+    method, reason = config.get("peft_type"), adapter_rules.why_weights_needed(config)
+    if reason:
+        raise streaming.NotStreamableError(reason)
+    if method in streaming.IN_MEMORY_TYPES:
+        raise streaming.NotStreamableError(
+            f"{method} adapters derive some of their tensors from the base model's weights or from a random state"
+        )
     try:
         net = meta_model.build_on_meta(job.base, job.model, str(job.adapter), job.name)
     except AdapterError:
@@ -153,17 +156,6 @@ def _load_eval_token_ids(job: MergeJob, task: TaskSpec) -> list[list[int]]:
     tokenizer = load_tokenizer(job.base, job.model)
     held_out = row_cache.load_cached_rows(tasks.import_task_module(task.kind), task, tokenizer).held_out
     return [row.ids for row in held_out[:count]]
-
-
-def _check_streamable(path: str, name: str) -> None:
-    config = atomic_files.read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG)
-    method, reason = config.get("peft_type"), adapter_rules.why_weights_needed(config)
-    if reason:
-        raise streaming.NotStreamableError(reason)
-    if method in streaming.IN_MEMORY_TYPES:
-        raise streaming.NotStreamableError(
-            f"{method} adapters derive some of their tensors from the base model's weights or from a random state"
-        )
 
 
 def _build_summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) -> list[tuple[str, str]]:

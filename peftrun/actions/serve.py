@@ -39,7 +39,14 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         proofs: list[load.LoadProof] = []
         if spec.adapter:
             net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
-        registry = AdapterRegistry(base.name, _build_versions(net, spec.adapter))
+        versions = []
+        for name, path in spec.adapter.items():
+            folder = adapter_folder.resolve_adapter_dir(path, name)
+            reason = mixed_batch.why_exclusive(name, net.peft_config[name])
+            versions.append(AdapterVersion(name, name, str(folder), reason))
+            if reason and len(spec.adapter) > 1:
+                console.print_info(f"{reason}: its rows are answered in separate batches")
+        registry = AdapterRegistry(base.name, versions)
         service, manager = _build_service(base, net, registry, spec, base_logits)
         _run_server(action, server_socket, service, manager)
     adapters = [proof.as_dict() for proof in proofs]
@@ -51,18 +58,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     }
     totals = _sum_counters(service.metrics)
     return RunResult(out_dir, facts, metrics=totals, summary=[("served", console.format_figures(totals))])
-
-
-def _build_versions(net: Any, paths: dict[str, str]) -> list[AdapterVersion]:
-    """A registry entry for each adapter that PEFT has loaded."""
-    versions = []
-    for name, path in paths.items():
-        folder = adapter_folder.resolve_adapter_dir(path, name)
-        versions.append(AdapterVersion(name, name, str(folder), mixed_batch.why_exclusive(name, net.peft_config[name])))
-    for version in versions:
-        if version.alone and len(versions) > 1:
-            console.print_info(f"{version.alone}: its rows are answered in separate batches")
-    return versions
 
 
 def _build_service(
