@@ -89,7 +89,10 @@ def _explain_errors(group: str, given: Any, value_type: Any, error: ValidationEr
         elif value != MISSING:
             shown = json.dumps(value) if isinstance(value, dict | list) or value is None else str(value)
             rules.setdefault(f"{key}={shown}", []).append(_translate_message(item))
-    lines += [_format_line(key, list(dict.fromkeys(rule)), value_type, given) for key, rule in rules.items()]
+    for entry, messages in rules.items():
+        name, _, text = entry.removesuffix(" is not set").partition("=")
+        advice = _suggest_fix(name, text, _resolve_key_type(value_type, name.split(".")[1:], given))
+        lines.append(f"{entry}{': ' if messages else ''}{' or '.join(dict.fromkeys(messages))}{advice}")
     return lines
 
 
@@ -108,12 +111,6 @@ def _translate_message(item: Any) -> str:
     for theirs, ours in PYDANTIC_PHRASES.items():
         message = message.replace(theirs, ours)
     return message + QUOTE_ADVICE * (item["type"] == "string_type" and isinstance(item["input"], bool | int | float))
-
-
-def _format_line(key: str, rules: list[str], value_type: Any, given: Any) -> str:
-    name, _, value = key.removesuffix(" is not set").partition("=")
-    advice = _suggest_fix(name, value, _resolve_key_type(value_type, name.split(".")[1:], given))
-    return f"{key}{': ' if rules else ''}{' or '.join(rules)}{advice}"
 
 
 def _suggest_fix(name: str, value: str, value_type: Any) -> str:
@@ -190,18 +187,15 @@ def _explain_unexpected(group: str, value_type: Any, path: list[str], value: Any
     shown = value if isinstance(value, str) else json.dumps(value)
     if reason:
         return f"{key}={shown}: is a field of PEFT that peftrun does not support: {reason}; omit it"
-    known_keys = _list_known_keys(group, value_type, path[:-1], given)
+    parents = path[:-1]
+    owners = _list_dataclasses(value_type)
+    for step in parents:
+        owners = [inner for owner in owners for inner in _list_dataclasses(_get_types(owner).get(step))]
+    owners = [owner for owner in owners if _is_selected(owner, given)] or owners
+    known_keys = [".".join([group, *parents, name]) for owner in owners for name in _get_types(owner)]
     if method and len(path) == 1:
         known_keys += [f"lora.{name}" for name in peft_fields.get_accepted_fields(method)]
     return explain_unknown_key(key, shown, known_keys)
-
-
-def _list_known_keys(group: str, value_type: Any, path: list[str], given: Any) -> list[str]:
-    owners = _list_dataclasses(value_type)
-    for step in path:
-        owners = [inner for owner in owners for inner in _list_dataclasses(_get_types(owner).get(step))]
-    selected = [owner for owner in owners if _is_selected(owner, given)] or owners
-    return [".".join([group, *path, name]) for owner in selected for name in _get_types(owner)]
 
 
 def _is_selected(owner: type, given: Any) -> bool:
