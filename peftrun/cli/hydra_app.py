@@ -197,37 +197,29 @@ def _build_spec(cfg: DictConfig, out_dir: Path) -> Any:
     from peftrun.composition import adapter_defaults
 
     hydra_config = HydraConfig.get()
+    is_sweep = hydra_config.mode == RunMode.MULTIRUN
     if (out_dir / RECORD).exists():
-        if hydra_config.mode != RunMode.MULTIRUN:
+        if not is_sweep:
             raise precheck.make_run_exists_error(out_dir)
-        raise _make_cell_exists_error(hydra_config.sweep.dir, hydra_config.sweep.subdir, hydra_config.overrides.hydra)
+        sweep_dir, subdir = hydra_config.sweep.dir, hydra_config.sweep.subdir
+        if f"hydra.sweep.subdir={subdir}" in hydra_config.overrides.hydra:  # no interpolation, so equal for all cells
+            raise ArtifactError(
+                f"hydra.sweep.subdir={subdir}: each cell needs its own folder; type 'hydra.sweep.subdir={subdir}-${{hydra.job.num}}'"
+            )
+        raise ArtifactError(
+            f"{shorthand.SWEEP_DIR}={sweep_dir}: {subdir} in it holds a run already; name a folder that does not exist"
+        )
     try:
-        _check_sweep_dir()
+        for text in () if is_sweep else hydra_config.overrides.hydra:
+            key, _, value = text.partition("=")
+            if key == shorthand.SWEEP_DIR:
+                raise ConfigError(
+                    f"{text}: applies to sweeps, and this is a single run; type {shorthand.RUN_DIR}={value}, or -m"
+                )
         return adapter_defaults.build_run_spec(cfg, list(hydra_config.overrides.task))
     except PeftrunError:
         _remove_if_initial(out_dir)
         raise
-
-
-def _check_sweep_dir() -> None:
-    """Raises: ConfigError: the folder of a sweep is set for a single run."""
-    hydra_config = HydraConfig.get()
-    for text in hydra_config.overrides.hydra if hydra_config.mode != RunMode.MULTIRUN else ():
-        key, _, value = text.partition("=")
-        if key == shorthand.SWEEP_DIR:
-            raise ConfigError(
-                f"{text}: applies to sweeps, and this is a single run; type {shorthand.RUN_DIR}={value}, or -m"
-            )
-
-
-def _make_cell_exists_error(sweep_dir: str, subdir: str, overrides: Sequence[str]) -> ArtifactError:
-    if f"hydra.sweep.subdir={subdir}" in overrides:  # typed without an interpolation, so equal for all cells
-        return ArtifactError(
-            f"hydra.sweep.subdir={subdir}: each cell needs its own folder; type 'hydra.sweep.subdir={subdir}-${{hydra.job.num}}'"
-        )
-    return ArtifactError(
-        f"{shorthand.SWEEP_DIR}={sweep_dir}: {subdir} in it holds a run already; name a folder that does not exist"
-    )
 
 
 def _remove_if_initial(out_dir: Path) -> None:

@@ -157,7 +157,14 @@ class Record:
 
     def mark_completed(self, result: RunResult) -> None:
         """Finish the record with the action's result."""
-        self._finish(status=result.status, **_collect_outcome(result), unread=usage.list_unused_keys(self.spec))
+        outcome = {
+            **collect_numerics(),
+            **result.facts,
+            "metrics": result.metrics,
+            "objective": result.objective,
+            "artifacts": atomic_files.hash_files(result.out_dir, result.artifacts, result.hashes),
+        }
+        self._finish(status=result.status, **outcome, unread=usage.list_unused_keys(self.spec))
 
     def find_unused_keys(self) -> list[str]:
         """`key=value` of keys that were set and have not been read so far."""
@@ -268,16 +275,6 @@ def _build_initial_record(spec: RunSpec) -> dict[str, Any]:
         "environment": environment.describe_environment(),
         "given": source_run.hash_input_adapters(spec.adapter),
         "files": source_run.hash_input_files(usage.strip_tracking(spec)),
-    }
-
-
-def _collect_outcome(result: RunResult) -> dict[str, Any]:
-    return {
-        **collect_numerics(),
-        **result.facts,
-        "metrics": result.metrics,
-        "objective": result.objective,
-        "artifacts": atomic_files.hash_files(result.out_dir, result.artifacts, result.hashes),
     }
 
 
