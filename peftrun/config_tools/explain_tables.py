@@ -25,8 +25,11 @@ def format_explanation(explanation: ConfigExplanation) -> Iterator[str]:
     # `experiment` is a group without values of its own.
     yield from (header for group, header in headers.items() if group not in origins.values)
     key_width = max(len(key) for key, _, _ in rows)
-    value_width = max(len(value) for _, value, _ in rows)
-    value_width = min(_compute_value_width(key_width, max(len(source) for _, _, source in rows)), value_width)
+    value_width = min(MAX_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
+    if sys.stdout.isatty():
+        # What keys and sources leave of the terminal; 6 characters are for indent and gaps.
+        source_width = max(len(source) for _, _, source in rows)
+        value_width = min(value_width, max(MIN_VALUE_WIDTH, get_terminal_size().columns - key_width - source_width - 6))
     for group, members in groupby(rows, key=lambda row: row[0].split(".")[0]):
         if group in headers:
             yield headers[group]
@@ -56,10 +59,3 @@ def format_value(value: Any) -> str:
     if isinstance(value, str) and value and value.isprintable() and value == value.strip():
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def _compute_value_width(key_width: int, source_width: int) -> int:
-    """Characters left for values next to keys and sources; 6 are for indent and gaps."""
-    if not sys.stdout.isatty():
-        return MAX_VALUE_WIDTH
-    return max(MIN_VALUE_WIDTH, min(MAX_VALUE_WIDTH, get_terminal_size().columns - key_width - source_width - 6))

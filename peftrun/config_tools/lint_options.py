@@ -101,25 +101,25 @@ def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
 
 def _find_compose_faults(option: Option, overrides: Sequence[str], compositions: Composer) -> list[str]:
     """Problems of the run that `overrides` compose, with placeholders for missing values."""
+    filled: set[str] = set()
     try:
-        cfg = _compose_config(overrides, compositions)
+        choices = tuple(text for text in overrides if compositions.is_group_choice(text))
+        # The composition of the choices is cached; value overrides are applied to a copy, as Hydra itself does last.
+        cfg = copy.deepcopy(compositions.chosen(choices))
+        ConfigLoaderImpl._apply_overrides_to_config(
+            [compositions.parsed(text) for text in overrides if text not in choices], cfg
+        )
         filled = _fill_missing(cfg, option.path)
         option.spec = build_spec(cfg)
     except ConfigError as error:
-        return [line for line in error.lines if not _is_user_supplied(option, line, filled)]
+        # Without messages about values that only a user of the option can set.
+        lines = [line for line in error.lines if parse_key(line) not in filled]
+        if option.group != "action":
+            return lines
+        return [line for line in lines if " is not set" not in line and not re.match(r"adapter\b", line)]
     except compose.REFUSALS as error:
         return [compose.summarize_error(error)]
     return []
-
-
-def _compose_config(overrides: Sequence[str], compositions: Composer) -> DictConfig:
-    choices = tuple(text for text in overrides if compositions.is_group_choice(text))
-    # The composition of the choices is cached; value overrides are applied to a copy, as Hydra itself does last.
-    cfg = copy.deepcopy(compositions.chosen(choices))
-    ConfigLoaderImpl._apply_overrides_to_config(
-        [compositions.parsed(text) for text in overrides if text not in choices], cfg
-    )
-    return cfg
 
 
 def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:
@@ -146,10 +146,3 @@ def _is_unset(key: str, value: Any, slot_types: dict[str, str]) -> bool:
     if key.startswith("slots.") and key not in slot_types:
         return False  # an undeclared slot, which is reported as such
     return value == config.MISSING or (slot_types.get(key) == "path" and value is not None)
-
-
-def _is_user_supplied(option: Option, line: str, filled: set[str]) -> bool:
-    """Whether the message is about a value that only a user of the option can set."""
-    if option.group == "action" and (" is not set" in line or re.match(r"adapter\b", line)):
-        return True
-    return parse_key(line) in filled

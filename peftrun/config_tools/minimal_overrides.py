@@ -98,20 +98,24 @@ class _OverrideSearch:
         """The smallest set found; of equally many overrides the shortest. None: nothing gives the target."""
         best = self._search_from([])
         if best is None or len(best) > 1:
-            starts = [[override_syntax.quote_override(EXPERIMENT, name)] for name in self._rank_experiments()]
+            # The experiments that set more of the missing values than they change wrongly, best first.
+            values = self._compose_values([]) or {}
+            gains = {name: self._compute_gain(name, values) for name in self.compositions.options(EXPERIMENT)}
+            ranked = sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])
+            starts = [[override_syntax.quote_override(EXPERIMENT, name)] for name in ranked[:MAX_TRIED_OPTIONS]]
             exact = (start for start in starts if is_same_value(self._compose_values(start), self.target))
             best = next(exact, None) or min([best, *map(self._search_from, starts)], key=_compute_cost)
-        return best and self._drop_implied(best)
+        # Overrides that others imply are dropped, such as a key that is interpolated from another.
+        for text in best if best and len(best) <= MAX_PRUNED_OVERRIDES else ():
+            assert best
+            without = [other for other in best if other != text]
+            if is_same_value(self._compose_values(without), self.target):
+                best = without
+        return best
 
     def set_every_value(self) -> list[str] | None:
         """An override for every value that differs, without choosing options."""
         return self._add_values([])
-
-    def _rank_experiments(self) -> list[str]:
-        """The experiments that set more of the missing values than they change wrongly, best first."""
-        values = self._compose_values([]) or {}
-        gains = {name: self._compute_gain(name, values) for name in self.compositions.options(EXPERIMENT)}
-        return sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])[:MAX_TRIED_OPTIONS]
 
     def _compute_gain(self, experiment: str, values: Values) -> int:
         """Missing values and choices that the experiment sets, minus values that would then have to be set back."""
@@ -135,11 +139,19 @@ class _OverrideSearch:
         return len(_find_differing_keys(candidate, target)) < len(_find_differing_keys(current, target))
 
     def _search_from(self, start: list[str]) -> list[str] | None:
+        """The choices that save overrides, and overrides for the remaining differences."""
         values, choices = self._compose_values(start), list(start)
         for group in GROUPS if values else ():
             assert values
             choices += self._choose_option(group, values, start)
-        return self._prune_choices(choices)
+        best = self._add_values(choices)
+        # Greedy: a choice that saves no override alone is dropped, even if it might in combination with another.
+        for choice in choices:
+            without = [text for text in choices if text != choice]
+            candidate = self._add_values(without)
+            if _compute_cost(candidate) <= _compute_cost(best):
+                choices, best = without, candidate
+        return best
 
     def _choose_option(self, group: str, values: Values, start: list[str]) -> list[str]:
         """The choice of the group's nearest option, or nothing if no option saves overrides."""
@@ -166,29 +178,10 @@ class _OverrideSearch:
                 ranks[name] = (len(wrong & missing), len(wrong), len(name), name)
         return sorted(ranks, key=lambda name: ranks[name])[:MAX_TRIED_OPTIONS]
 
-    def _prune_choices(self, choices: list[str]) -> list[str] | None:
-        """The choices that save overrides, and overrides for the remaining differences."""
-        best = self._add_values(choices)
-        # Greedy: a choice that saves no override alone is dropped, even if it might in combination with another.
-        for choice in choices:
-            without = [text for text in choices if text != choice]
-            candidate = self._add_values(without)
-            if _compute_cost(candidate) <= _compute_cost(best):
-                choices, best = without, candidate
-        return best
-
     def _add_values(self, choices: list[str]) -> list[str] | None:
         """The choices, and an override for each value in which they differ from the target. None: they cannot be composed."""
         values = self._compose_values(choices)
         return None if values is None else [*choices, *_build_overrides(values, self.target, "")]
-
-    def _drop_implied(self, overrides: list[str]) -> list[str]:
-        """Drops overrides that others imply, such as a key that is interpolated from another."""
-        for text in overrides if len(overrides) <= MAX_PRUNED_OVERRIDES else ():
-            without = [other for other in overrides if other != text]
-            if is_same_value(self._compose_values(without), self.target):
-                overrides = without
-        return overrides
 
     def _compose_values(self, overrides: list[str]) -> Values | None:
         """The values that `before` and these overrides compose; None: they cannot be composed."""
@@ -216,8 +209,11 @@ def _build_overrides(have: Any, want: Any, key: str) -> Iterator[str]:
     """Overrides that change the value of `key` from `have` to `want`; an empty key is the root."""
     if is_same_value(have, want):
         return
-    if key == ADAPTER_KEY:
-        yield _build_adapter_override(have, want)
+    if key == ADAPTER_KEY and have and want and want.keys() != {"default"}:
+        yield f"{key}={override_syntax.quote_replacement(want)}"
+        return
+    if key == ADAPTER_KEY:  # accepts a path, which becomes the mapping {default: PATH}
+        yield override_syntax.quote_override(key, want.get("default") if want.keys() <= {"default"} else want)
         return
     if not isinstance(have, dict) or not isinstance(want, dict):
         yield override_syntax.quote_override(key, want)
@@ -235,13 +231,6 @@ def _build_overrides(have: Any, want: Any, key: str) -> Iterator[str]:
         yield from _build_key_overrides(
             have.get(name, ABSENT), want.get(name, ABSENT), f"{key}.{name}" if key else name
         )
-
-
-def _build_adapter_override(have: Values, want: Values) -> str:
-    """`adapter` accepts a path, which becomes the mapping {default: PATH}."""
-    if not have or not want or want.keys() == {"default"}:
-        return override_syntax.quote_override(ADAPTER_KEY, want.get("default") if want.keys() <= {"default"} else want)
-    return f"{ADAPTER_KEY}={override_syntax.quote_replacement(want)}"
 
 
 def _build_key_overrides(have: Any, want: Any, key: str) -> Iterator[str]:

@@ -46,7 +46,12 @@ HYDRA: Schema = {
 
 def build_schemas() -> dict[str, str]:
     """File name → text of every schema."""
-    built = {group: _build_plain_schema(group, owner) for group, owner in PLAIN_GROUPS.items()}
+    built: dict[str, Schema] = {}
+    for group, owner in PLAIN_GROUPS.items():  # with one dataclass, whose schema is the root and needs no definition
+        definitions = collect_definitions(owner)
+        del definitions[owner.__name__]
+        root = build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)})
+        built[group] = root | {"definitions": definitions}
     built |= {
         "action": _build_tagged_schema("action", "name", action_specs.Action, ACTIONS, list_action_options()),
         "lora": _build_tagged_schema("lora", "method", schema.Lora, METHODS, list_method_options()),
@@ -55,23 +60,12 @@ def build_schemas() -> dict[str, str]:
         "config": _build_root_schema(),
     }
     built |= {"hydra-launcher": launchers.build_launcher_schema()}
-    return {f"{name}.json": _render_schema(name, content) for name, content in sorted(built.items())}
-
-
-def _render_schema(name: str, content: Schema) -> str:
-    definitions = {INTERPOLATION_NAME: INTERPOLATION, **content.pop("definitions", {})}
-    title = f"peftrun: {name.replace('-', '/')}"
-    return (
-        format_json(share_properties({"$schema": DRAFT, "title": title, **content, "definitions": definitions})) + "\n"
-    )
-
-
-def _build_plain_schema(group: str, owner: type) -> Schema:
-    """A group with one dataclass, whose schema is the root and needs no definition."""
-    definitions = collect_definitions(owner)
-    del definitions[owner.__name__]
-    root = build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)})
-    return root | {"definitions": definitions}
+    texts = {}
+    for name, content in sorted(built.items()):
+        definitions = {INTERPOLATION_NAME: INTERPOLATION, **content.pop("definitions", {})}
+        head = {"$schema": DRAFT, "title": f"peftrun: {name.replace('-', '/')}"}
+        texts[f"{name}.json"] = format_json(share_properties({**head, **content, "definitions": definitions})) + "\n"
+    return texts
 
 
 def _build_tagged_schema(group: str, key: str, union: Any, owners: list[type], options: dict[str, list[str]]) -> Schema:
