@@ -39,6 +39,12 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
     config = atomic_files.read_json(folder / ADAPTER_CONFIG)
     entries, weights = safetensors_header.read_header(folder / ADAPTER_WEIGHTS), delta_weights.read_deltas(folder)
     norms = delta_weights.compute_delta_norms(weights)
+    metadata = adapter_folder.read_peftrun_metadata(folder)
+    provenance: dict[str, Any] | str = "made elsewhere"
+    if metadata is not None:
+        base = metadata["base"]
+        provenance = {"peftrun": metadata.get("peftrun"), "base": base["name"], "fingerprint": base["fingerprint"]}
+        provenance["fresh"] = metadata.get("fresh")
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -57,21 +63,8 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "tensors": adapter_tensors.describe_extra_tensors(folder, weights),
         "change_to_base": adapter_rules.describe_base_change(config),
         "not_loadable": adapter_rules.why_not_loadable(config),
-        "provenance": _read_provenance(folder),
+        "provenance": provenance,
         "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
-    }
-
-
-def _read_provenance(folder: Path) -> dict[str, Any] | str:
-    metadata = adapter_folder.read_peftrun_metadata(folder)
-    if metadata is None:
-        return "made elsewhere"
-    base = metadata["base"]
-    return {
-        "peftrun": metadata.get("peftrun"),
-        "base": base["name"],
-        "fingerprint": base["fingerprint"],
-        "fresh": metadata.get("fresh"),
     }
 
 

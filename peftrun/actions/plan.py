@@ -63,25 +63,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     plan = _plan_from_files(training_spec, free_bytes)
     # Measuring loads the base model, so it is skipped if the estimate already says that memory will not suffice.
     if action.measured_steps and not _explain_memory_shortage(training_spec, plan):
-        plan = _plan_from_steps(
-            _restrict_to_one_process(training_spec), training_spec, action.measured_steps, free_bytes
-        )
+        plan = _plan_from_steps(training_spec, action.measured_steps, free_bytes)
     if shortage:  # the memory of float32, where bfloat16 was chosen instead
         plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {shortage}")
     return RunResult(
         out_dir, {"plan": _build_facts(training_spec, plan)}, summary=list(_build_summary(training_spec, plan))
     )
-
-
-def _restrict_to_one_process(spec: RunSpec) -> RunSpec:
-    """The share of one process, to be measured alone; starts from step 0 even if the run would be resumed."""
-    device = spec.device
-    threads = torchrun.share_cpus(device.processes) if device.processes > 1 else None
-    single = dataclasses.replace(
-        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or threads
-    )
-    assert isinstance(spec.action, TrainAction)
-    return dataclasses.replace(spec, device=single, action=dataclasses.replace(spec.action, resume=None))
 
 
 def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
@@ -105,7 +92,15 @@ def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
     )
 
 
-def _plan_from_steps(single_spec: RunSpec, spec: RunSpec, steps: int, free: int | None) -> _TrainingPlan:
+def _plan_from_steps(spec: RunSpec, steps: int, free: int | None) -> _TrainingPlan:
+    assert isinstance(spec.action, TrainAction)
+    device, action = spec.device, spec.action
+    # The share of one process is measured alone, from step 0 even if the run would be resumed.
+    threads = torchrun.share_cpus(device.processes) if device.processes > 1 else None
+    single_device = dataclasses.replace(
+        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or threads
+    )
+    single_spec = dataclasses.replace(spec, device=single_device, action=dataclasses.replace(action, resume=None))
     started = time.perf_counter()
     measure = execute.import_quietly("peftrun.training.measure_steps")
     importing = time.perf_counter() - started  # seconds; several of them, which a real run spends too
@@ -176,8 +171,15 @@ def _build_summary(spec: RunSpec, plan: _TrainingPlan) -> Any:
     yield "time", _format_time(spec, plan)
     if plan.measured:
         yield "measured", f"{plan.measured.step:.2f} s a step, peak {format_gigabytes(plan.measured.peak)}"
-    for note in [*plan.notes, *_build_notes(spec)]:
-        yield "note", note
+    yield from (("note", note) for note in plan.notes)
+    assert isinstance(spec.action, TrainAction)
+    if spec.action.resume:
+        yield "note", "for the whole training; a resumed one takes only the remaining steps"
+    if spec.device.strategy in ("fsdp", "deepspeed"):
+        sharded = f"device.strategy={spec.device.strategy} shards the base model"
+        yield "note", f"{sharded}; memory is that of a whole copy in each process"
+    if base_files.uses_gpu(spec.device):
+        yield "note", "memory: the estimate has not been measured on a GPU"
 
 
 def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
@@ -209,13 +211,3 @@ def _format_time(spec: RunSpec, plan: _TrainingPlan) -> str:
     return f"about {total}: " + ", ".join(
         f"{words[key]} {format_rough_duration(value)}" for key, value in plan.seconds.items() if value
     )
-
-
-def _build_notes(spec: RunSpec) -> Any:
-    assert isinstance(spec.action, TrainAction)
-    if spec.action.resume:
-        yield "for the whole training; a resumed one takes only the remaining steps"
-    if spec.device.strategy in ("fsdp", "deepspeed"):
-        yield f"device.strategy={spec.device.strategy} shards the base model; memory is that of a whole copy in each process"
-    if base_files.uses_gpu(spec.device):
-        yield "memory: the estimate has not been measured on a GPU"

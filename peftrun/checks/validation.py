@@ -37,7 +37,15 @@ def list_groups() -> list[str]:
 
 def validate_group(group: str, given: Any) -> tuple[dict[str, Any], list[str]]:
     """({group: typed values}, []), or ({}, one line for each error)."""
-    value_type = _resolve_group_type(group, given)
+    value_type = _get_types(schema.RunSpec)[group]
+    if group == "lora":
+        # The method's dataclass, extended by the other fields of PEFT's config that are set.
+        owner = next((spec for spec in _list_dataclasses(value_type) if _is_selected(spec, given)), None)
+        extra = set(given) - set(_get_types(owner)) if owner else set()
+        # get_accepted_fields parses PEFT's source, so it is called only if there are extra keys.
+        fields = sorted(extra & set(peft_fields.get_accepted_fields(given["method"]))) if extra else []
+        if owner and fields:
+            value_type = peft_fields.extend_spec_class(owner, given["method"], tuple(fields))
     try:
         # JSON in strict mode: a string is no number, but an int is a float and a list becomes the declared type.
         return {group: _get_type_adapter(group, value_type).validate_json(json.dumps(given), strict=True)}, []
@@ -54,18 +62,6 @@ def _get_types(owner: type) -> dict[str, Any]:
 def _get_type_adapter(group: str, value_type: Any) -> TypeAdapter[Any]:
     """pydantic's validator of a group; cached, since building one is slow and a sweep validates many cells."""
     return TypeAdapter(value_type)
-
-
-def _resolve_group_type(group: str, given: Any) -> Any:
-    """The type of a group. For `lora`: the method's dataclass, extended by the other fields of PEFT's config that are set."""
-    value_type = _get_types(schema.RunSpec)[group]
-    if group != "lora":
-        return value_type
-    owner = next((spec for spec in _list_dataclasses(value_type) if _is_selected(spec, given)), None)
-    extra = set(given) - set(_get_types(owner)) if owner else set()
-    # get_accepted_fields parses PEFT's source, so it is called only if there are extra keys.
-    fields = sorted(extra & set(peft_fields.get_accepted_fields(given["method"]))) if extra else []
-    return peft_fields.extend_spec_class(owner, given["method"], tuple(fields)) if owner and fields else value_type
 
 
 def suggest_value(key: str, values: dict[str, Any]) -> Any:
@@ -88,7 +84,12 @@ def _explain_errors(group: str, given: Any, value_type: Any, error: ValidationEr
             rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
         elif value != MISSING:
             shown = json.dumps(value) if isinstance(value, dict | list) or value is None else str(value)
-            rules.setdefault(f"{key}={shown}", []).append(_translate_message(item))
+            message = str(item["msg"])
+            for theirs, ours in PYDANTIC_PHRASES.items():
+                message = message.replace(theirs, ours)
+            if item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+                message += QUOTE_ADVICE
+            rules.setdefault(f"{key}={shown}", []).append(message)
     for entry, messages in rules.items():
         name, _, text = entry.removesuffix(" is not set").partition("=")
         advice = _suggest_fix(name, text, _resolve_key_type(value_type, name.split(".")[1:], given))
@@ -104,13 +105,6 @@ def _resolve_location(given: Any, location: tuple[int | str, ...]) -> tuple[list
             given = given[step]
             path.append(str(step))
     return path, given
-
-
-def _translate_message(item: Any) -> str:
-    message = str(item["msg"])
-    for theirs, ours in PYDANTIC_PHRASES.items():
-        message = message.replace(theirs, ours)
-    return message + QUOTE_ADVICE * (item["type"] == "string_type" and isinstance(item["input"], bool | int | float))
 
 
 def _suggest_fix(name: str, value: str, value_type: Any) -> str:
