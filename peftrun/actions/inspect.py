@@ -87,24 +87,20 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"‖ΔW‖ {module}", f"{row['norm']:.4g} (rank {row['rank']})") for module, row in ordered[:MAX_ROWS]]
     if ordered:
         rows.append(("‖ΔW‖ total", f"{adapter['norm']:.4g} of {len(ordered)} modules; {adapter['norm_of']}"))
-    rows += [("also holds", text) for text in _format_tensors(adapter["tensors"])]
+    # The tensors outside of A/B pairs, largest norm first. No norm: a dtype that is not decoded here, or values that
+    # are not finite.
+    tensors = sorted(adapter["tensors"].items(), key=lambda item: -(item[1]["norm"] or 0.0))
+    for tensor, row in tensors[:MAX_ROWS]:
+        unread = "holds NaN, infinity or a dtype that is not read here"
+        norm = unread if row["norm"] is None else f"norm {row['norm']:.4g}"
+        rows.append(("also holds", f"{tensor}: {row['kind']}, {'×'.join(map(str, row['shape']))}, {norm}"))
+    if len(tensors) > MAX_ROWS:
+        rows.append(("also holds", f"{len(tensors) - MAX_ROWS} more tensors"))
     rows += [("base", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
     rows += [("cannot be loaded", adapter["not_loadable"])] if adapter["not_loadable"] else []
     reasons = list(adapter["not_measured"].items())
     rows += [("not measured", f"{module}: {reason}") for module, reason in reasons[:MAX_ROWS]]
     return [*rows, ("not measured", f"{len(reasons) - MAX_ROWS} more")] if len(reasons) > MAX_ROWS else rows
-
-
-def _format_tensors(tensors: dict[str, dict[str, Any]]) -> list[str]:
-    """The tensors outside of A/B pairs, largest norm first."""
-    ordered = sorted(tensors.items(), key=lambda item: -(item[1]["norm"] or 0.0))
-    shown = [
-        f"{name}: {row['kind']}, {'×'.join(map(str, row['shape']))}, "
-        # None: a dtype that is not decoded here, or values that are not finite
-        + ("holds NaN, infinity or a dtype that is not read here" if row["norm"] is None else f"norm {row['norm']:.4g}")
-        for name, row in ordered
-    ]
-    return shown[:MAX_ROWS] + ([f"{len(shown) - MAX_ROWS} more tensors"] if len(shown) > MAX_ROWS else [])
 
 
 def _format_settings(adapter: dict[str, Any]) -> str:

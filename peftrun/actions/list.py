@@ -25,7 +25,13 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             json.dumps([table.serialize_run(run) for run in matches.runs], indent=2, ensure_ascii=False)
         )
     elif matches.runs:
-        console.print_result("\n".join(table.format_table(matches, _collect_columns(action))))
+        # Columns that `where` or `sort` name are shown in addition to the usual ones.
+        columns = []
+        if action.where and action.where.strip():
+            columns = filter_parser.list_columns(filter_parser.parse_filter(action.where))
+        if action.sort:
+            columns = [*columns, action.sort.strip().removeprefix("-")]
+        console.print_result("\n".join(table.format_table(matches, list(dict.fromkeys(columns)))))
     of = f" of {matches.matching}" if len(matches.runs) < matches.matching else ""
     count = f"{len(matches.runs)}{of}" if matches.matching else "none"
     is_filtered = not matches.matching and action.where is not None
@@ -35,16 +41,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if matches.runs and not as_json and sys.stdout.isatty():
         result.next_commands = _suggest_commands(matches)
     return result
-
-
-def _collect_columns(action: ListAction) -> list[str]:
-    """Columns that `where` or `sort` name: they are shown in addition to the usual ones."""
-    names = []
-    if action.where and action.where.strip():
-        names = filter_parser.list_columns(filter_parser.parse_filter(action.where))
-    if action.sort:
-        names = [*names, action.sort.strip().removeprefix("-")]
-    return list(dict.fromkeys(names))
 
 
 def _suggest_commands(matches: SearchResult) -> list[str]:

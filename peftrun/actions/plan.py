@@ -66,9 +66,20 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         plan = _plan_from_steps(training_spec, action.measured_steps, free_bytes)
     if shortage:  # the memory of float32, where bfloat16 was chosen instead
         plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {shortage}")
-    return RunResult(
-        out_dir, {"plan": _build_facts(training_spec, plan)}, summary=list(_build_summary(training_spec, plan))
-    )
+    names = ("trained", "parameters", "exact")
+    processes = _count_processes(training_spec)
+    facts = {
+        **(dict(zip(names, plan.count, strict=True)) if plan.count else {}),
+        "memory": plan.memory.as_dict() if plan.memory else None,
+        "free": plan.free,
+        "processes": processes,
+        "rows": plan.rows,
+        "steps": throughput.count_optimizer_steps(training_spec.trainer, plan.rows, processes),
+        "seconds": round(sum(plan.seconds.values()), 1) if plan.seconds else None,
+        "parts": {key: round(value, 1) for key, value in plan.seconds.items()},
+        "measured": dataclasses.asdict(plan.measured) if plan.measured else None,
+    }
+    return RunResult(out_dir, {"plan": facts}, summary=list(_build_summary(training_spec, plan)))
 
 
 def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
@@ -136,21 +147,6 @@ def _explain_memory_shortage(spec: RunSpec, plan: _TrainingPlan) -> str | None:
     overrides = memory_fit.suggest_overrides(base, spec, memory_fit.build_headroom(plan.free)) if base else []
     advice = f"type {' or '.join(overrides)}" if overrides else "choose a smaller model, or a machine with more memory"
     return f"will not fit: {format_gigabytes(plan.memory.peak)} of {format_gigabytes(plan.free)} free; {advice}"
-
-
-def _build_facts(spec: RunSpec, plan: _TrainingPlan) -> dict[str, Any]:
-    names = ("trained", "parameters", "exact")
-    return {
-        **(dict(zip(names, plan.count, strict=True)) if plan.count else {}),
-        "memory": plan.memory.as_dict() if plan.memory else None,
-        "free": plan.free,
-        "processes": _count_processes(spec),
-        "rows": plan.rows,
-        "steps": throughput.count_optimizer_steps(spec.trainer, plan.rows, _count_processes(spec)),
-        "seconds": round(sum(plan.seconds.values()), 1) if plan.seconds else None,
-        "parts": {key: round(value, 1) for key, value in plan.seconds.items()},
-        "measured": dataclasses.asdict(plan.measured) if plan.measured else None,
-    }
 
 
 def _build_summary(spec: RunSpec, plan: _TrainingPlan) -> Any:

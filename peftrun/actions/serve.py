@@ -56,7 +56,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "adapters": adapters,
         "swaps": manager.changes,
     }
-    totals = _sum_counters(service.metrics)
+    # Totals over all adapters and outcomes.
+    samples = [sample for family in service.metrics.registry.collect() for sample in family.samples]
+    counters = {
+        "peftrun_requests_total": "requests",
+        "peftrun_prompt_tokens_total": "prompt_tokens",
+        "peftrun_generated_tokens_total": "generated_tokens",
+    }
+    totals = {
+        key: int(sum(sample.value for sample in samples if sample.name == name)) for name, key in counters.items()
+    }
     return RunResult(out_dir, facts, metrics=totals, summary=[("served", console.format_figures(totals))])
 
 
@@ -101,14 +110,3 @@ def _run_server(
         server.run(app, server_socket, service, print_address)
     finally:
         service.engine.close(timeout=action.shutdown_timeout)
-
-
-def _sum_counters(metrics: Metrics) -> dict[str, Any]:
-    """Totals over all adapters and outcomes: requests, prompt tokens, generated tokens."""
-    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
-    keys = {
-        "peftrun_requests_total": "requests",
-        "peftrun_prompt_tokens_total": "prompt_tokens",
-        "peftrun_generated_tokens_total": "generated_tokens",
-    }
-    return {key: int(sum(sample.value for sample in samples if sample.name == name)) for name, key in keys.items()}

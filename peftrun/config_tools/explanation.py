@@ -93,7 +93,12 @@ def explain_run(run: Path) -> ConfigExplanation:
     """
     values = config.read_run(run / CONFIG)
     extra_path = _filter_existing(_drop_installed_packages(run_overrides.read_search_path(run)))
-    _check_unknown_keys(run, values)
+    try:
+        build_spec_from_values(values)
+    except ConfigError as error:  # files may be missing by now; only keys that do not exist rule out a command
+        unknown = [line for line in error.lines if "there is no such key" in line]
+        if unknown:
+            raise ConfigError(*(f"{run / CONFIG}: {line}" for line in unknown)) from error
     compositions = Composer(extra_path)
     # A run that was started from Python with a finished config has no overrides.
     overrides = run_overrides.read_overrides(run) or minimal_overrides.search_overrides(
@@ -110,16 +115,6 @@ def explain_run(run: Path) -> ConfigExplanation:
     origins = replace(current, values=values, sources=_trace_recorded(values, current))
     command = _build_command(compositions, extra_path, values, overrides)
     return ConfigExplanation(origins, command, record.get("unread", []))
-
-
-def _check_unknown_keys(run: Path, values: dict[str, Any]) -> None:
-    """Raises: ConfigError: a key does not exist, so no command can give this config. Files may be missing by now."""
-    try:
-        build_spec_from_values(values)
-    except ConfigError as error:
-        unknown = [line for line in error.lines if "there is no such key" in line]
-        if unknown:
-            raise ConfigError(*(f"{run / CONFIG}: {line}" for line in unknown)) from error
 
 
 def explain_difference(first: Path, second: Path) -> ConfigDifference:

@@ -130,7 +130,13 @@ def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:
     values: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     slot_types = {f"slots.{name}": slot["type"] for name, slot in template_params.read_declared_params(values).items()}
     leaves = config.flatten_keys(values)
-    filled = {key for key, value in leaves.items() if _is_unset(key, value, slot_types)}
+    filled = {
+        key
+        for key, value in leaves.items()
+        if (value == config.MISSING or (slot_types.get(key) == "path" and value is not None))
+        # An undeclared slot is reported as such.
+        and (key in slot_types or not key.startswith("slots."))
+    }
     for key in filled:
         OmegaConf.update(cfg, key, PLACEHOLDER_VALUES.get(slot_types.get(key, "path"), str(existing_file)))
     readers = {
@@ -140,9 +146,3 @@ def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:
         and any(f"slots.{name}" in filled for name in template_params.REFERENCE.findall(value))
     }
     return filled | readers
-
-
-def _is_unset(key: str, value: Any, slot_types: dict[str, str]) -> bool:
-    if key.startswith("slots.") and key not in slot_types:
-        return False  # an undeclared slot, which is reported as such
-    return value == config.MISSING or (slot_types.get(key) == "path" and value is not None)

@@ -158,25 +158,21 @@ class _OverrideSearch:
         current, target = values.get(group), self.target.get(group)
         if not isinstance(target, dict) or is_same_value(current, target):
             return []
+        # Options by the number of missing values that they leave, then by all values in which they differ. The second
+        # counts less, because an experiment composed later may set those values back.
+        ranks, flat_target = {}, config.flatten_keys(target)
+        missing = _find_differing_keys(config.flatten_keys(current), flat_target)
+        for name in self.compositions.options(group):
+            wrong = _find_differing_keys(config.flatten_keys(self.compositions.option(group, name)), flat_target)
+            if len(wrong & missing) < len(missing):
+                ranks[name] = (len(wrong & missing), len(wrong), len(name), name)
         cost_without, costs = _count_overrides(current, target), {}
-        for name in self._rank_options(group, config.flatten_keys(current), config.flatten_keys(target)):
+        for name in sorted(ranks, key=lambda name: ranks[name])[:MAX_TRIED_OPTIONS]:
             choice = override_syntax.quote_override(group, name)
             composed = self._compose_values([*start, choice])
             costs[choice] = 1 + _count_overrides(composed[group], target) if composed else math.inf
         nearest = min(costs, key=lambda choice: (costs[choice], choice not in self.typed, len(choice)), default="")
         return [nearest] if nearest and costs[nearest] <= cost_without else []
-
-    def _rank_options(self, group: str, current: Values, target: Values) -> list[str]:
-        """Options by the number of missing values that they leave, then by all values in which they differ.
-
-        The second counts less, because an experiment composed later may set those values back.
-        """
-        ranks, missing = {}, _find_differing_keys(current, target)
-        for name in self.compositions.options(group):
-            wrong = _find_differing_keys(config.flatten_keys(self.compositions.option(group, name)), target)
-            if len(wrong & missing) < len(missing):
-                ranks[name] = (len(wrong & missing), len(wrong), len(name), name)
-        return sorted(ranks, key=lambda name: ranks[name])[:MAX_TRIED_OPTIONS]
 
     def _add_values(self, choices: list[str]) -> list[str] | None:
         """The choices, and an override for each value in which they differ from the target. None: they cannot be composed."""
@@ -209,34 +205,25 @@ def _build_overrides(have: Any, want: Any, key: str) -> Iterator[str]:
     """Overrides that change the value of `key` from `have` to `want`; an empty key is the root."""
     if is_same_value(have, want):
         return
-    if key == ADAPTER_KEY and have and want and want.keys() != {"default"}:
-        yield f"{key}={override_syntax.quote_replacement(want)}"
-        return
-    if key == ADAPTER_KEY:  # accepts a path, which becomes the mapping {default: PATH}
-        yield override_syntax.quote_override(key, want.get("default") if want.keys() <= {"default"} else want)
-        return
-    if not isinstance(have, dict) or not isinstance(want, dict):
-        yield override_syntax.quote_override(key, want)
-        return
-    have, want = ({str(name): item for name, item in values.items()} for values in (have, want))
-    changed = [name for name in {**have, **want} if not is_same_value(have.get(name, ABSENT), want.get(name, ABSENT))]
-    # Hydra merges mappings, so one that loses all keys, or has keys that Hydra's grammar cannot name, is replaced.
-    if key and (not want or not all(map(override_syntax.is_name, changed))):
-        yield f"{key}={override_syntax.quote_replacement(want)}"
-        return
-    if key and not have:
-        yield override_syntax.quote_override(key, want, "++")
-        return
-    for name in changed:
-        yield from _build_key_overrides(
-            have.get(name, ABSENT), want.get(name, ABSENT), f"{key}.{name}" if key else name
-        )
-
-
-def _build_key_overrides(have: Any, want: Any, key: str) -> Iterator[str]:
     if want is ABSENT:
         yield f"~{key}"
     elif have is ABSENT:
         yield override_syntax.quote_override(key, want, "++")
+    elif key == ADAPTER_KEY and have and want and want.keys() != {"default"}:
+        yield f"{key}={override_syntax.quote_replacement(want)}"
+    elif key == ADAPTER_KEY:  # accepts a path, which becomes the mapping {default: PATH}
+        yield override_syntax.quote_override(key, want.get("default") if want.keys() <= {"default"} else want)
+    elif not isinstance(have, dict) or not isinstance(want, dict):
+        yield override_syntax.quote_override(key, want)
     else:
-        yield from _build_overrides(have, want, key)
+        have, want = ({str(name): item for name, item in values.items()} for values in (have, want))
+        pairs = {name: (have.get(name, ABSENT), want.get(name, ABSENT)) for name in {**have, **want}}
+        changed = [name for name, pair in pairs.items() if not is_same_value(*pair)]
+        # Hydra merges mappings, so one that loses all keys, or has keys that Hydra's grammar cannot name, is replaced.
+        if key and (not want or not all(map(override_syntax.is_name, changed))):
+            yield f"{key}={override_syntax.quote_replacement(want)}"
+        elif key and not have:
+            yield override_syntax.quote_override(key, want, "++")
+        else:
+            for name in changed:
+                yield from _build_overrides(*pairs[name], f"{key}.{name}" if key else name)

@@ -80,7 +80,7 @@ def render_training(about: CardInfo) -> str:
     if source.record.get("action") != "train":
         derived = {key: source.facts[key] for key in ("combined", "extracted", "merged") if source.facts.get(key)}
         return f"## Made of\n\n```json\n{_format_json(derived)}\n```" if derived else ""
-    rows = [*_iter_data_rows(source, values), *_iter_setting_rows(source, values), *_iter_machine_rows(source)]
+    rows = [*_iter_data_rows(source, values), *_iter_setting_rows(source, values)]
     lines = ["## Training\n", _format_row("", ""), "|---|---|", *(_format_row(key, text) for key, text in rows)]
     # The format of prompts, which one needs for asking the model.
     keys = ("system", "prompt", "completion", "messages")
@@ -168,9 +168,6 @@ def _iter_setting_rows(source: ExportSource, values: dict[str, Any]) -> Iterable
     for key in TRAINER_KEYS:
         yield key, _format_value(values["trainer"][key])
     yield "seed", _format_value(source.record.get("seed"))
-
-
-def _iter_machine_rows(source: ExportSource) -> Iterable[tuple[str, str]]:
     environment = source.record.get("environment") or {}
     gpus = ", ".join(
         str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in environment.get("gpus") or []
