@@ -67,21 +67,18 @@ def _run_parsed(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 
         # Once a job has started, other OS errors are bugs, or were turned into a PeftrunError.
         if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL_ERRNOS or not started):
-            lines: Sequence[str] = [_explain_os_error(error)]
+            path = error.filename or os.getcwd()  # the run folder, which Hydra could not create
+            if error.errno in DISK_FULL_ERRNOS:
+                line = f"the disk is full ({error.strerror}); free space and run again"
+            else:
+                line = f"cannot be created or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
+            lines: Sequence[str] = [f"{path}: {line}"]
         elif isinstance(error, compose.REFUSALS):
             lines = _find_composition_problems(arguments, error)
         else:
             raise
         return _print_errors([precheck.advise_for_sweep(line) if is_sweep else line for line in lines])
     return _print_errors([line for error in errors for line in error.lines]) if errors else 0
-
-
-def _explain_os_error(error: OSError) -> str:
-    """Why Hydra could not create the run folder."""
-    path = error.filename or os.getcwd()
-    if error.errno in DISK_FULL_ERRNOS:
-        return f"{path}: the disk is full ({error.strerror}); free space and run again"
-    return f"{path}: cannot be created or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
 
 
 def _explain_interrupt(argv: Sequence[str]) -> str:

@@ -80,8 +80,8 @@ def render_training(about: CardInfo) -> str:
     if source.record.get("action") != "train":
         derived = {key: source.facts[key] for key in ("combined", "extracted", "merged") if source.facts.get(key)}
         return f"## Made of\n\n```json\n{_format_json(derived)}\n```" if derived else ""
-    rows = [*_iter_data_rows(source, values), *_iter_setting_rows(source, values)]
-    lines = ["## Training\n", _format_row("", ""), "|---|---|", *(_format_row(key, text) for key, text in rows)]
+    rows = [_format_row(key, text) for key, text in _iter_training_rows(source, values)]
+    lines = ["## Training\n", _format_row("", ""), "|---|---|", *rows]
     # The format of prompts, which one needs for asking the model.
     keys = ("system", "prompt", "completion", "messages")
     prompt = {key: values["task"].get(key) for key in keys if values["task"].get(key)}
@@ -144,7 +144,7 @@ def render_fingerprints(source: ExportSource) -> str:
     return "\n".join(["## Fingerprints (sha256)\n", _format_row("", ""), "|---|---|", *lines])
 
 
-def _iter_data_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _iter_training_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
     data, training = source.record.get("data") or {}, source.record.get("training") or {}
     yield "data", f"{card_metrics.get_dataset_name(values)}, task kind {values['task']['kind']}"
     if data.get("train_rows") is not None:
@@ -154,9 +154,6 @@ def _iter_data_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tu
             yield label, _format_number(training[key])
     if source.record.get("status") == "stopped":
         yield "ended", "early, by a sweep"
-
-
-def _iter_setting_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
     method = values["lora"]
     chosen = {
         key: method[key] for key in METHOD_KEYS if method.get(key) not in (None, False, {}, 0.0)

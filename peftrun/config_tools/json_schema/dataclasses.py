@@ -31,10 +31,15 @@ UNION_NAMES = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objec
 
 def build_dataclass_schema(owner: type, extra: Mapping[str, Schema] | None = None) -> Schema:
     """The schema of a mapping with a dataclass's fields and the `extra` keys; other keys are refused."""
-    properties = {
-        **(extra or {}),
-        **{name: _build_property(owner, name, field_type) for name, field_type in _get_field_types(owner).items()},
-    }
+    properties = {**(extra or {})}
+    for name, field_type in _get_field_types(owner).items():
+        schema = build_type_schema(field_type, build_reference)
+        if "$ref" in schema:  # draft 7 ignores all other keys next to a $ref
+            schema = {"allOf": [schema]}
+        properties[name] = schema | _build_description(describe_field(owner, name))
+        key = read_yaml_keys(owner).get(name)
+        if key is not None and key.value not in (None, "???") and not _is_tag(owner, name):
+            properties[name]["default"] = key.value
     # Fields of PEFT's config of the method that its YAML file does not list.
     if owner in METHODS:
         helps = get_library_help(owner)
@@ -144,17 +149,6 @@ def _get_field_types(owner: type) -> dict[str, Any]:
     # include_extras keeps pydantic's constraints, which are in typing.Annotated.
     hints = get_type_hints(owner, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(owner)}
-
-
-def _build_property(owner: type, field: str, field_type: Any) -> Schema:
-    schema = build_type_schema(field_type, build_reference)
-    if "$ref" in schema:  # draft 7 ignores all other keys next to a $ref
-        schema = {"allOf": [schema]}
-    schema |= _build_description(describe_field(owner, field))
-    key = read_yaml_keys(owner).get(field)
-    if key is not None and key.value not in (None, "???") and not _is_tag(owner, field):
-        schema["default"] = key.value
-    return schema
 
 
 def _is_tag(owner: type, field: str) -> bool:

@@ -52,12 +52,21 @@ def build_schemas() -> dict[str, str]:
         del definitions[owner.__name__]
         root = build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)})
         built[group] = root | {"definitions": definitions}
+    # config.yaml has the keys of an experiment, by reference to its schema, with `defaults` of its own.
+    names = [field.name for field in dataclasses.fields(schema.RunSpec)]
+    keys: Schema = {name: {"$ref": f"experiment.json#/properties/{name}"} for name in (*names, "hydra")}
+    keys |= {name: {"$ref": f"experiment.json{build_reference(union)['$ref']}"} for name, union in UNIONS.items()}
     built |= {
         "action": _build_tagged_schema("action", "name", action_specs.Action, ACTIONS, list_action_options()),
         "lora": _build_tagged_schema("lora", "method", schema.Lora, METHODS, list_method_options()),
         "tracker": _build_tagged_schema("tracker", "name", tracker_specs.Tracker, TRACKERS, list_tracker_options()),
         "experiment": _build_experiment_schema(),
-        "config": _build_root_schema(),
+        "config": {
+            "type": "object",
+            "description": "The groups of which a run is composed, and the top-level keys.",
+            "properties": {"defaults": defaults.build_root_defaults(), **keys},
+            "additionalProperties": False,
+        },
     }
     built |= {"hydra-launcher": launchers.build_launcher_schema()}
     texts = {}
@@ -101,19 +110,6 @@ def _build_experiment_schema() -> Schema:
         for group, (members, options) in owners.items()
     ]
     return root | {"allOf": conditions, "definitions": definitions}
-
-
-def _build_root_schema() -> Schema:
-    """config.yaml: the keys of an experiment, by reference to its schema, with its own `defaults`."""
-    names = [field.name for field in dataclasses.fields(schema.RunSpec)]
-    keys: Schema = {name: {"$ref": f"experiment.json#/properties/{name}"} for name in (*names, "hydra")}
-    keys |= {name: {"$ref": f"experiment.json{build_reference(union)['$ref']}"} for name, union in UNIONS.items()}
-    return {
-        "type": "object",
-        "description": "The groups of which a run is composed, and the top-level keys.",
-        "properties": {"defaults": defaults.build_root_defaults(), **keys},
-        "additionalProperties": False,
-    }
 
 
 def _build_references(owners: list[type]) -> dict[str, Schema]:
