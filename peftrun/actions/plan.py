@@ -164,7 +164,15 @@ def _build_summary(spec: RunSpec, plan: _TrainingPlan) -> Any:
     size = throughput.count_step_rows(spec.trainer, _count_processes(spec))
     unknown_steps = f"unknown until rows are counted; {size} rows a step"
     yield "steps", unknown_steps if steps is None else throughput.format_rows_seen(steps, size, plan.rows)
-    yield "time", _format_time(spec, plan)
+    time_text = "unknown"
+    if plan.seconds:
+        duration = format_rough_duration(sum(plan.seconds.values()))
+        words = {"start": "start", "before": "evaluation before", "training": "training", "after": "evaluation after"}
+        parts = (f"{words[key]} {format_rough_duration(value)}" for key, value in plan.seconds.items() if value)
+        time_text = (
+            f"about {duration} of training" if plan.measured is None else f"about {duration}: {', '.join(parts)}"
+        )
+    yield "time", time_text
     if plan.measured:
         yield "measured", f"{plan.measured.step:.2f} s a step, peak {format_gigabytes(plan.measured.peak)}"
     yield from (("note", note) for note in plan.notes)
@@ -195,15 +203,3 @@ def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
     if estimate.peak == estimate.loading:
         return f"about {format_gigabytes(estimate.peak)}{per_process}, while the base model is loaded; then {shown}"
     return f"about {format_gigabytes(estimate.peak)}{per_process}: {shown}"
-
-
-def _format_time(spec: RunSpec, plan: _TrainingPlan) -> str:
-    if not plan.seconds:
-        return "unknown"
-    total = format_rough_duration(sum(plan.seconds.values()))
-    if plan.measured is None:
-        return f"about {total} of training"
-    words = {"start": "start", "before": "evaluation before", "training": "training", "after": "evaluation after"}
-    return f"about {total}: " + ", ".join(
-        f"{words[key]} {format_rough_duration(value)}" for key, value in plan.seconds.items() if value
-    )

@@ -76,7 +76,13 @@ def _explain_errors(group: str, values: Any, value_type: Any, error: ValidationE
     lines = []
     # A union reports an error for each of its types; those of one key are joined by "or" in one line.
     for item in error.errors(include_url=False):
-        path, value = _resolve_location(values, item["loc"])
+        # The parts of the error's location that are keys of the values (the others name types), and the value there.
+        path: list[str] = []
+        value = values
+        for step in item["loc"]:
+            if isinstance(value, dict) and step in value:
+                value = value[step]
+                path.append(str(step))
         key = ".".join([group, *path])
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(_explain_unexpected(group, value_type, path, value, values))
@@ -95,16 +101,6 @@ def _explain_errors(group: str, values: Any, value_type: Any, error: ValidationE
         advice = _suggest_fix(name, text, _resolve_key_type(value_type, name.split(".")[1:], values))
         lines.append(f"{entry}{': ' if messages else ''}{' or '.join(dict.fromkeys(messages))}{advice}")
     return lines
-
-
-def _resolve_location(values: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:
-    """The parts of an error's location that are keys of the input (the others name types), and the value at that key."""
-    path: list[str] = []
-    for step in location:
-        if isinstance(values, dict) and step in values:
-            values = values[step]
-            path.append(str(step))
-    return path, values
 
 
 def _suggest_fix(name: str, value: str, value_type: Any) -> str:

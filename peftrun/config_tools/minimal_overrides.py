@@ -121,22 +121,21 @@ class _OverrideSearch:
         """Missing values and choices that the experiment sets, minus values that would then have to be set back."""
         choices, body = self.compositions.body(f"{EXPERIMENT}/{experiment}")
         now, target = config.flatten_keys(values), config.flatten_keys(self.target)
-        gain = sum(self._is_nearer(group, option, values) for group, option in choices.items())
+        gain = 0
+        for group, option in choices.items():
+            if group not in GROUPS:
+                gain += 1
+                continue
+            # Whether the option differs from the target in fewer keys than the option chosen now.
+            wanted, current = config.flatten_keys(self.target.get(group)), config.flatten_keys(values.get(group))
+            candidate = config.flatten_keys(self.compositions.option(group, option))
+            gain += len(_find_differing_keys(candidate, wanted)) < len(_find_differing_keys(current, wanted))
         for key, value in config.flatten_keys(body).items():
             if key in target and not is_same_value(now.get(key, ABSENT), target[key]):
                 gain += is_same_value(value, target[key])
             elif not is_same_value(value, target.get(key, ABSENT)):
                 gain -= 1
         return gain
-
-    def _is_nearer(self, group: str, option: str, values: Values) -> bool:
-        """Whether the option differs from the target in fewer keys than the option chosen now."""
-        if group not in GROUPS:
-            return True
-        target = config.flatten_keys(self.target.get(group))
-        current = config.flatten_keys(values.get(group))
-        candidate = config.flatten_keys(self.compositions.option(group, option))
-        return len(_find_differing_keys(candidate, target)) < len(_find_differing_keys(current, target))
 
     def _search_from(self, start: list[str]) -> list[str] | None:
         """The choices that save overrides, and overrides for the remaining differences."""

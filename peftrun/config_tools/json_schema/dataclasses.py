@@ -66,10 +66,15 @@ def build_merged_schema(owners: Sequence[type], extra: Mapping[str, Schema] | No
         "enumDescriptions": [describe_dataclass(owner) for owner in owners],  # shown by VS Code
     }
     tag = {"anyOf": [tags, INTERPOLATION_REF], "description": "Selects one of them; the other keys depend on it."}
-    properties = {
-        name: tag if _is_tag(owners[0], name) else _merge_schemas(alternatives)
-        for name, alternatives in schemas.items()
-    }
+    properties = {}
+    for name, alternatives in schemas.items():
+        # What any of the schemas accepts, with the annotations of the first.
+        first = alternatives[0]
+        annotations = {key: first[key] for key in ("description", "default", "examples") if key in first}
+        types = [{key: item[key] for key in item if key not in annotations} for item in alternatives]
+        distinct = [item for index, item in enumerate(types) if item not in types[:index]]
+        merged = first if len(distinct) == 1 else {"anyOf": distinct} | annotations
+        properties[name] = tag if _is_tag(owners[0], name) else merged
     return {"type": "object", "properties": {**(extra or {}), **properties}, "additionalProperties": False}
 
 
@@ -155,11 +160,3 @@ def _is_tag(owner: type, field: str) -> bool:
     """Whether the field is the tag of a union: a Literal with a single string."""
     values = get_args(get_type_hints(owner).get(field)) if field in TAG_FIELDS else ()
     return len(values) == 1 and isinstance(values[0], str)
-
-
-def _merge_schemas(schemas: list[Schema]) -> Schema:
-    """One schema that accepts what any of the schemas accepts, with the annotations of the first."""
-    annotations = {key: schemas[0][key] for key in ("description", "default", "examples") if key in schemas[0]}
-    types = [{key: value for key, value in schema.items() if key not in annotations} for schema in schemas]
-    distinct = [schema for index, schema in enumerate(types) if schema not in types[:index]]
-    return schemas[0] if len(distinct) == 1 else {"anyOf": distinct} | annotations
