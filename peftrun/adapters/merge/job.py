@@ -1,4 +1,4 @@
-"""What is merged into what, for those who write it and those who prove it."""
+"""One merge: its adapter, base model and settings, shared by the code that writes and the code that verifies it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ from peftrun.system import free_memory
 
 @dataclass(frozen=True)
 class MergeJob:
-    """Adapter `name`, in the folder `adapter`, goes into the base in the folder `base`.
+    """Adapter `name`, in the folder `adapter`, is merged into the base model in the folder `base`.
 
     Attributes:
-        dtype: what is written.
-        pool: of threads that read beside the one that writes.
-        hashing: gives the base's fingerprint once its files are read.
-        hashes: give the sha256 of each written file, by its name.
-        comparing: give the tensors of each written file whose bytes are the base's.
+        dtype: of the written tensors.
+        pool: threads that read files while others are written.
+        fingerprint_future: the base model's fingerprint.
+        hashes: name of each written file → its sha256.
+        comparisons: for each written file, the tensors whose bytes equal the base model's.
     """
 
     model: ModelSpec
@@ -46,7 +46,7 @@ class MergeJob:
 
     @cached_property
     def mark(self) -> Fingerprint:
-        """The base's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base."""
+        """The base model's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base model."""
         mark = self.fingerprint_future.result()
         base_match.check_base_match(
             base_files.format_base_name(self.model), mark, self.adapter, self.allow_base_mismatch,
@@ -55,22 +55,27 @@ class MergeJob:
         return mark
 
     def start_checks(self, base: Path, written: Path) -> None:
-        """Begins to hash a file that was written, and to compare it with the base's, while both are in the system's memory."""
+        """Starts to hash a written file and to compare it with the base model's, while both are in the page cache."""
         self.hashes[written.name] = self.pool.submit(atomic_files.hash_file, written)
         readers: list[Future[Any]] = [self.hashes[written.name]]
         if self.action.verify:
             self.comparisons.append(self.pool.submit(verify.find_equal_tensors, base, written))
             readers.append(self.comparisons[-1])
         if self._exceeds_memory:
-            self.pool.submit(_drop_once_read, written, readers)
+
+            def drop_when_read() -> None:
+                wait(readers)
+                safetensors_stream.drop_from_memory(written)
+
+            self.pool.submit(drop_when_read)
 
     @cached_property
     def _exceeds_memory(self) -> bool:
-        """Whether memory cannot hold the files of both models: what is written would push out what is not yet read of the base."""
+        """Whether the page cache cannot hold the files of both models: written ones would evict the base model's before they are read."""
         return 2 * atomic_files.measure_size(self.base) > free_memory.get_resident_limit().bytes
 
     def remove_written(self, folder: Path) -> None:
-        """Removes what was written so far."""
+        """Removes the files written so far."""
         self.hashes.clear()
         self.comparisons.clear()
         for file in folder.iterdir():
@@ -78,10 +83,5 @@ class MergeJob:
 
     @property
     def head(self) -> classifier_head.ClassifierHead | None:
-        """Of a classifier; None for a language model."""
+        """A classifier's head; None for a language model."""
         return classifier_head.read_adapter_head(str(self.adapter), self.name)
-
-
-def _drop_once_read(written: Path, readers: list[Future[Any]]) -> None:
-    wait(readers)
-    safetensors_stream.drop_from_memory(written)

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig
 
 from peftrun.adapters import probes
-from peftrun.adapters.layer_walk import LayerAnswer, plain_name
+from peftrun.adapters.layer_walk import LayerOutput, plain_name
 from peftrun.adapters.merge import streaming
 from peftrun.errors import ProofError
 from peftrun.io import blocks, safetensors_stream
@@ -82,7 +82,7 @@ class WrittenModel:
         elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
             self.wrong.append(f"{key} is not the base's, and the adapter does not change it")
 
-    def check_layer(self, one: LayerAnswer) -> None:
+    def check_layer(self, one: LayerOutput) -> None:
         """Compares one adapted layer, once it has answered."""
         if one.path in self._seen:
             return
