@@ -72,6 +72,14 @@ class _ParameterRequest:
     keys: list[tuple[str, int | None, int | None]]
     values: list[torch.Tensor] = field(default_factory=list)
 
+    def fill_values(self, walk: ForwardPass, cache: dict[Any, torch.Tensor]) -> None:
+        """Reads the values that are not in the cache."""
+        for parameter in self.keys:
+            key, read = walk.read(*parameter)
+            if key not in cache:
+                cache[key] = read()
+            self.values.append(cache[key])
+
 
 @dataclass
 class _MatmulRequest:
@@ -112,7 +120,7 @@ def _advance_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
                 if index in waiting:
                     request = waiting.pop(index)
                     if isinstance(request, _ParameterRequest):
-                        _read_parameters(passes[index], request, cache)
+                        request.fill_values(passes[index], cache)
                     output = routine.switch(request.values)
                 else:
                     output = routine.switch()
@@ -130,14 +138,6 @@ def _advance_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
             if not routine.dead:
                 routine.throw()
     return [results[index] for index in range(len(passes))]
-
-
-def _read_parameters(walk: ForwardPass, request: _ParameterRequest, cache: dict[Any, torch.Tensor]) -> None:
-    for parameter in request.keys:
-        key, read = walk.read(*parameter)
-        if key not in cache:
-            cache[key] = read()
-        request.values.append(cache[key])
 
 
 def _compute_matmuls(passes: list[ForwardPass], requests: dict[int, _MatmulRequest]) -> None:

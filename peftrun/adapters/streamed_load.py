@@ -1,4 +1,4 @@
-"""The proof of a load without the base in memory: its layers are read from their files as the probes come to them."""
+"""Verifies the load of an adapter without the base model in memory: its layers are read from their files when the probes reach them."""
 
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from peftrun.models.tokenizer import load_tokenizer
 def verify_streamed_load(
     spec: ModelSpec, place: Device, path: str, name: str, allow_base_mismatch: bool
 ) -> tuple[LoadedBase, Any, LoadProof]:
-    """The base without weights, PEFT's model on it, and the proof of the adapter's load.
+    """The base model without weights, PEFT's model on it, and the proof of the adapter's load.
 
-    Raises: AdapterError, ProofError: see `load.load`. NotWalkableError: this adapter or model needs the whole base in memory.
+    Raises: AdapterError, ProofError: see `load.load`. NotWalkableError: this adapter or model needs the whole base model in memory.
     """
     folder, base = adapter_folder.resolve_adapter_dir(path, name), base_models.resolve_base_dir(spec)
     _check_walkable(spec, place, folder)
@@ -36,16 +36,11 @@ def verify_streamed_load(
     net, plain = meta_model.build_on_meta(base, spec, path, name), base_models.build_empty(base, spec, head)
     adapted, call = net.get_base_model(), traits.get_invocation_tokens(net)
     files = streaming.map_stored_tensors(adapted, base)
-    for one in (plain, adapted):
-        one.config.use_cache = False
-    passes = [
-        ForwardPass(
-            one,
-            streamed_verify.make_reader(one, files, place.dtype),
-            partial(probes.compute_probe_logits, whole, tokenizer, call),
-        )
-        for one, whole in ((plain, plain), (adapted, net))
-    ]
+    passes = []
+    for model, caller in ((plain, plain), (adapted, net)):  # PEFT's model calls the adapted one
+        model.config.use_cache = False
+        read = streamed_verify.make_reader(model, files, place.dtype)
+        passes.append(ForwardPass(model, read, partial(probes.compute_probe_logits, caller, tokenizer, call)))
     tensors = load.check_tensors(net, name, folder)
     logits = layer_walk.run_passes(passes)
     computed = load.ProbeLogits(logits[0], logits[1], f"{place.name} {place.dtype_name}")
@@ -59,15 +54,15 @@ def verify_streamed_load(
 
 def _check_walkable(spec: ModelSpec, place: Device, folder: Path) -> None:
     config = atomic_files.read_json(folder / ADAPTER_CONFIG)
-    kind = str(config.get("peft_type"))
-    why = {
-        "the device is no CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
-        "the base is quantized": spec.quantization is not None
+    peft_type = str(config.get("peft_type"))
+    reasons = {
+        "the device is not a CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
+        "the base model is quantized": spec.quantization is not None
         or quantization.get_stored_quantization(base_models.resolve_base_dir(spec)) is not None,
-        f"{kind} adapters are not on layers alone": kind
+        f"{peft_type} adapters change more than layers": peft_type
         in (*streaming.IN_MEMORY_TYPES, *in_memory.VIRTUAL_TOKEN_TYPES),
-        "the adapter needs the base's weights": adapter_rules.why_weights_needed(config) is not None,
-        "the adapter changes its base": adapter_rules.describe_base_change(config) is not None,
+        "the adapter needs the base model's weights": adapter_rules.why_weights_needed(config) is not None,
+        "the adapter changes its base model": adapter_rules.describe_base_change(config) is not None,
     }
-    if any(why.values()):
-        raise NotWalkableError(next(reason for reason, holds in why.items() if holds))
+    if any(reasons.values()):
+        raise NotWalkableError(next(reason for reason, applies in reasons.items() if applies))

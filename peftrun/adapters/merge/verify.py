@@ -72,9 +72,9 @@ class WrittenModel:
                 self._compare_sum(key, trained[key])
             elif key not in self.base:
                 self.wrong.append(f"{key} is in the merged files and not in the base model")
-            elif (self.base[key], written) in self.equal or _has_same_bytes(self.base[key], written):
+            elif (self.base[key], written) in self.equal or _has_same_values(self.base[key], written):
                 self.same.add(key)
-            elif self.base[key].dtype == written.dtype or not _is_rounded(self.base[key], written):
+            elif self.base[key].dtype == written.dtype or not _has_same_values(self.base[key], written, rounded=True):
                 self.wrong.append(f"{key} is not the base model's, and the adapter does not change it")
 
         with ThreadPoolExecutor(2) as pool:  # a thread alternates between reading and comparing
@@ -261,25 +261,19 @@ def find_equal_tensors(base: Path, written: Path) -> set[TensorPair]:
     by_name = {tensor.entry.name: tensor for tensor in safetensors_stream.list_stored_tensors(base)}
     tensors = safetensors_stream.list_stored_tensors(written)
     pairs = [(by_name[tensor.entry.name], tensor) for tensor in tensors if tensor.entry.name in by_name]
-    return {pair for pair in pairs if _has_same_bytes(*pair)}
-
-
-def _has_same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
-    return _has_same_form(first, second) and all(
-        _has_equal_bits(a, b) for a, b in zip(first.pieces(), second.pieces(), strict=True)
-    )
+    return {pair for pair in pairs if _has_same_values(*pair)}
 
 
 def _has_same_form(first: StoredTensor, second: StoredTensor) -> bool:
     return (first.dtype, first.entry.shape) == (second.dtype, second.entry.shape)
 
 
-def _is_rounded(stored: StoredTensor, written: StoredTensor) -> bool:
-    """Whether `written` has the values of `stored`, rounded once to its dtype."""
-    if stored.entry.shape != written.entry.shape:
+def _has_same_values(stored: StoredTensor, written: StoredTensor, *, rounded: bool = False) -> bool:
+    """Whether two tensors have the same bytes, or with `rounded` the same values once `stored` is rounded to the dtype of `written`."""
+    if stored.entry.shape != written.entry.shape or (stored.dtype != written.dtype and not rounded):
         return False
-    pairs = zip(stored.pieces(), written.pieces(), strict=True)
-    return all(_has_equal_bits(a.float().to(written.dtype), b) for a, b in pairs)
+    pairs = zip(stored.pieces(), written.pieces(), strict=True)  # flat
+    return all(_has_equal_bits(a.float().to(written.dtype) if rounded else a, b) for a, b in pairs)
 
 
 def _is_rounding_of(value: torch.Tensor, written: StoredTensor) -> bool:
