@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,15 @@ def check_targets(
             f"model.name_or_path={spec.name_or_path}: cannot be built ({' '.join(str(error).split())[:200]})"
         )
         return [fault for _ in methods]
-    return [_find_target_error(net, method) for method in methods]
+    errors: list[Exception | None] = []
+    for method in methods:
+        try:
+            if not isinstance(method, NoAdapter):
+                target_modules.check_target_modules(net, method)
+            errors.append(None)
+        except Exception as error:  # a ConfigError, or any error of an unknown architecture
+            errors.append(error)
+    return errors
 
 
 @contextmanager
@@ -54,22 +62,10 @@ def _locate_config(spec: ModelSpec) -> Iterator[Path | None]:
     elif path.is_dir():
         yield path if (path / CONFIG_FILE).is_file() else None
     else:
-        yield None if spec.package else _find_in_cache(spec)
-
-
-def _find_target_error(net: Any, method: Any) -> Exception | None:
-    if isinstance(method, NoAdapter):
-        return None
-    try:
-        target_modules.check_target_modules(net, method)
-    except Exception as fault:  # a ConfigError, or any error of an unknown architecture
-        return fault
-    return None
-
-
-def _find_in_cache(spec: ModelSpec) -> Path | None:
-    try:
-        file = try_to_load_from_cache(spec.name_or_path, CONFIG_FILE, revision=spec.revision)
-    except HFValidationError:  # not the form of a Hub id
-        return None
-    return Path(file).parent if isinstance(file, str) else None  # else None, or a marker that the Hub has no such file
+        file = None
+        if not spec.package:
+            with suppress(HFValidationError):  # not the form of a Hub id
+                file = try_to_load_from_cache(spec.name_or_path, CONFIG_FILE, revision=spec.revision)
+        yield (
+            Path(file).parent if isinstance(file, str) else None
+        )  # else None, or a marker that the Hub has no such file
