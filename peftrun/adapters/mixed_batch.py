@@ -44,7 +44,7 @@ def _check_base_unchanged(net: Any, names: AdapterNames) -> None:
         change = adapter_rules.describe_base_change(vars(config))
         if change:
             raise AdapterError(
-                f"adapter.{name}: {change}, so the base cannot answer beside it; omit rows of {BASE_ADAPTER_NAME}"
+                f"adapter.{name}: {change}, so the base model cannot be used with it; omit rows of {BASE_ADAPTER_NAME}"
             )
 
 

@@ -22,14 +22,14 @@ from peftrun.models.tokenizer import load_tokenizer
 
 
 def verify_streamed_load(
-    spec: ModelSpec, place: Device, path: str, name: str, allow_base_mismatch: bool
+    spec: ModelSpec, device: Device, path: str, name: str, allow_base_mismatch: bool
 ) -> tuple[LoadedBase, Any, LoadProof]:
     """The base model without weights, PEFT's model on it, and the proof of the adapter's load.
 
     Raises: AdapterError, ProofError: see `load.load`. NotWalkableError: this adapter or model needs the whole base model in memory.
     """
     folder, base = adapter_folder.resolve_adapter_dir(path, name), base_models.resolve_base_dir(spec)
-    _check_walkable(spec, place, folder)
+    _check_walkable(spec, device, folder)
     head, mark = classifier_head.read_adapter_head(path, name), fingerprint.fingerprint_model(base)
     tokenizer = load_tokenizer(base, spec)
     base_match.check_base_match(base_files.format_base_name(spec), mark, folder, allow_base_mismatch, lambda: tokenizer)
@@ -39,24 +39,26 @@ def verify_streamed_load(
     passes = []
     for model, caller in ((plain, plain), (adapted, net)):  # PEFT's model calls the adapted one
         model.config.use_cache = False
-        read = streamed_verify.make_reader(model, files, place.dtype)
+        read = streamed_verify.make_reader(model, files, device.dtype)
         passes.append(ForwardPass(model, read, partial(probes.compute_probe_logits, caller, tokenizer, call)))
     tensors = load.check_tensors(net, name, folder)
     logits = layer_walk.run_passes(passes)
-    computed = load.ProbeLogits(logits[0], logits[1], f"{place.name} {place.dtype_name}")
+    computed = load.ProbeLogits(logits[0], logits[1], f"{device.name} {device.dtype_name}")
     loaded = load.verify_load_by_logits(mark, net, name, folder, computed, tensors=tensors)
     return (
-        LoadedBase(plain, tokenizer, base, base_files.format_base_name(spec), spec.revision, mark, spec, place, head),
+        LoadedBase(plain, tokenizer, base, base_files.format_base_name(spec), spec.revision, mark, spec, device, head),
         net,
         loaded,
     )
 
 
-def _check_walkable(spec: ModelSpec, place: Device, folder: Path) -> None:
+def _check_walkable(spec: ModelSpec, device: Device, folder: Path) -> None:
     config = atomic_files.read_json(folder / ADAPTER_CONFIG)
     peft_type = str(config.get("peft_type"))
     reasons = {
-        "the device is not a CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
+        "the device is not a CPU": device.name != "cpu"
+        or device.max_memory is not None
+        or device.dtype == torch.float16,
         "the base model is quantized": spec.quantization is not None
         or quantization.get_stored_quantization(base_models.resolve_base_dir(spec)) is not None,
         f"{peft_type} adapters change more than layers": peft_type
