@@ -11,28 +11,28 @@ from safetensors.torch import load_file
 from peftrun.adapters import peft_config, saved_base
 from peftrun.adapters.layer_walk import plain_name
 from peftrun.adapters.merge import streaming
-from peftrun.artifacts import adapter_folder, base_files, classifier_head
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.artifacts import base_files, classifier_head
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import AdapterError
 from peftrun.models import base as base_models
 from peftrun.system import malloc
 
 
-def build_on_meta(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
+def build_on_meta(base_folder: Path, spec: ModelSpec, adapter: AdapterRef) -> Any:
     """The PEFT model in evaluation mode: the base model's parameters on the meta device, the adapter's real, in float32.
 
     Raises: AdapterError: the adapter does not fit the architecture of this base model.
     """
-    folder = adapter_folder.resolve_adapter_dir(path, name)
+    name, folder = adapter.name, adapter.folder
     malloc.retain_freed_memory(arenas=1)
     try:
-        config = peft_config.read_peft_config(folder)
+        config = peft_config.read_peft_config(adapter)
         config.inference_mode = True
-        host = base_models.build_empty(base_folder, spec, classifier_head.read_adapter_head(path, name))
+        host = base_models.build_empty(base_folder, spec, classifier_head.read_adapter_head(adapter))
         net = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
         pin_adapter_device(net)
-        saved = load_file(folder / ADAPTER_WEIGHTS)
+        saved = load_file(adapter.weights)
         expected = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
         embeddings = saved_base.map_base_embeddings(net, name, saved)
         stored = streaming.map_stored_tensors(net.get_base_model(), base_folder) if embeddings else {}

@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
 from peftrun.adapters import trainable_tokens
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -49,19 +49,19 @@ def map_base_embeddings(model: Any, adapter: str, keys: Iterable[str]) -> dict[s
 
 
 @contextmanager
-def preserve_base(model: PeftModel, adapter: str, folder: Path) -> Iterator[dict[str, str]]:
-    """Yields `map_base_embeddings` of the file in `folder`, which is loaded into `model` within the block; restores the base model's values.
+def preserve_base(model: PeftModel, adapter: AdapterRef) -> Iterator[dict[str, str]]:
+    """Yields `map_base_embeddings` of the adapter's file, which is loaded into `model` within the block; restores the base model's values.
 
     Raises: AdapterError: one of them differs from the base model's.
     """
     base, rounded = model.get_base_model(), {}
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        embeddings = map_base_embeddings(model, adapter, file.keys())
+    with safe_open(adapter.weights, "pt") as file:
+        embeddings = map_base_embeddings(model, adapter.name, file.keys())
         for key, name in embeddings.items():
             with align_module_device(base.get_submodule(name.rpartition(".")[0])):  # it may be offloaded
                 value = base.get_parameter(name).detach()
             saved = file.get_tensor(key)  # (vocabulary, hidden), as `value`
-            _check_same_embedding(value, saved, key, folder)
+            _check_same_embedding(value, saved, key, adapter.folder)
             if value.dtype != saved.dtype:
                 rounded[name] = value.clone()
     yield embeddings

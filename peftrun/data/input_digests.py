@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from peftrun.artifacts import base_files
+from peftrun.artifacts import base_location
 from peftrun.config.schema.run import ModelSpec, RunSpec, TaskSpec
 from peftrun.errors import PeftrunError
 
@@ -35,7 +35,7 @@ def _digest_data(task: TaskSpec) -> dict[str, str]:
 
 
 def _digest_base_model(model: ModelSpec) -> dict[str, str]:
-    folder = base_files.find_base_dir(model)
+    folder = base_location.find_base_dir(model)
     if folder is None:
         return {}
     try:

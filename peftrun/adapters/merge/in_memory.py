@@ -8,26 +8,18 @@ from peft.utils import AuxiliaryTrainingWrapper
 
 from peftrun.adapters import saved_base
 from peftrun.adapters.merge import sidecar_files
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.errors import AdapterError, ProofError
 from peftrun.io import safetensors_header
 from peftrun.models.base import LoadedBase
 
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-VIRTUAL_TOKEN_TYPES = (
-    "PROMPT_TUNING",
-    "P_TUNING",
-    "PREFIX_TUNING",
-    "CARTRIDGE",
-    "MULTITASK_PROMPT_TUNING",
-    "CPT",
-    "ADAPTION_PROMPT",
-)
 
 
 def check_mergeable(config: dict[str, Any], name: str) -> None:
     """Raises: AdapterError: an adapter with this `adapter_config.json` is not a change of the weights, so it cannot be merged."""
     peft_type = config.get("peft_type")
-    reason = "prepends virtual tokens, which are not weights" if peft_type in VIRTUAL_TOKEN_TYPES else None
+    reason = None if get_method_traits(peft_type).merges else "prepends virtual tokens, which are not weights"
     if config.get("alora_invocation_tokens"):
         reason = "is active only after its invocation tokens (aLoRA)"
     if config.get("layer_replication"):

@@ -44,14 +44,14 @@ def verify_merge(
     ]
     for model in (plain, adapted, merged):
         model.config.use_cache = False
-    tensors = load.check_tensors(net, job.name, job.adapter)
+    tensors = load.check_tensors(net, job.adapter)
     plain_logits, *logits = layer_walk.run_passes(passes)
     if writing:
         writing.write_rest()
     mark, figures = job.mark, _compare_written(job, written, merged)
     adapted_logits, merged_logits = torch.cat(logits[: len(texts)]), torch.cat(logits[len(texts) :])
     computed = load.ProbeLogits(plain_logits, logits[0], "cpu float32")
-    loaded = load.verify_load_by_logits(mark, net, job.name, job.adapter, computed, tensors=tensors)
+    loaded = load.verify_load_by_logits(mark, net, job.adapter, computed, tensors=tensors)
     return {**figures, **verify.compare_logits(adapted_logits, merged_logits, plain_logits, job.dtype)}, loaded
 
 
@@ -59,7 +59,7 @@ def verify_merge_in_memory(job: MergeJob, folder: Path, rows: list[list[int]]) -
     """The same with each whole model in memory, one after another. Raises: ProofError: see `verify_merge`."""
     base = base_models.load_base(job.model, job.place, torch.float32, job.head)
     plain = probes.compute_probe_logits(base.model, base.tokenizer)
-    net, (loaded,) = load.load(base, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
+    net, (loaded,) = load.load(base, {job.name: job.adapter}, job.name, job.allow_base_mismatch)
     empty = base_models.build_empty(folder, job.model, job.head)
     written = _open_written(job, net, folder, empty)
     compute = partial(compute_logits, tokenizer=base.tokenizer, rows=rows)
@@ -86,16 +86,14 @@ def _open_written(job: MergeJob, net: Any, folder: Path, merged: Any) -> Written
 
 
 def _write_reached(job: MergeJob, writing: MergedFiles, written: WrittenModel, key: str) -> None:
-    """Writes a tensor that a pass has reached. Raises: AdapterError: the adapter was made for another base model."""
-    if job.fingerprint_future.done():
-        _ = job.mark  # raises as early as possible
+    """Writes a tensor that a pass has reached."""
     if key in written.merged:
         writing.write(written.merged[key])
 
 
 def _compare_written(job: MergeJob, written: WrittenModel, merged: Any) -> dict[str, Any]:
     """Figures of all tensors and layers, after the forward passes. Raises: ProofError: one of them is wrong."""
-    written.equal |= {pair for comparison in job.comparisons for pair in comparison.result()}
+    written.equal |= {pair for check in job.checks.values() for pair in check.result().equal}
     written.compare_untouched(merged)
     return verify.check_written(written)
 

@@ -19,14 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
-from peftrun.io import safetensors_stream
+from peftrun.artifacts.classifier_head import TASK_KINDS
+from peftrun.io import safetensors_header, safetensors_stream
 from peftrun.io.safetensors_stream import Part, PlannedTensor, RowBlock, StoredTensor, TensorFile
 from peftrun.system import malloc
 
 MERGEABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
-CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
-# Methods whose layers cannot be rebuilt without the base model's weights.
-IN_MEMORY_TYPES = ("ADALORA", "ADAMSS", "FROD", "SHIRA", "UNILORA")
 
 
 class NotStreamableError(Exception):
@@ -104,8 +102,8 @@ def begin_merged(
     Raises: NotStreamableError: PEFT needs more than one layer at a time; `folder` is then of no use.
     """
     model = net.get_base_model()
-    files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_stream.list_weight_files(base)}
-    if net.peft_config[name].task_type in CLASSIFIER_TASKS:
+    files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_header.list_weight_files(base)}
+    if net.peft_config[name].task_type in TASK_KINDS:
         # an encoder's files may have tensors that a classifier lacks: a pooler, the head of its pre-training
         parameters = {_strip_wrappers(key) for key, _ in model.named_parameters()}
         for file, tensors in files.items():
@@ -172,7 +170,7 @@ def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
     """The model's parameter names → tensors of a model folder; tied ones under both names."""
     tensors = [
         tensor
-        for file in safetensors_stream.list_weight_files(folder)
+        for file in safetensors_header.list_weight_files(folder)
         for tensor in safetensors_stream.list_stored_tensors(file)
     ]
     return add_tied(model, map_by_parameter(model, tensors))

@@ -20,8 +20,9 @@ from transformers import AutoConfig
 from peftrun.adapters import probes
 from peftrun.adapters.layer_walk import LayerOutput, plain_name
 from peftrun.adapters.merge import streaming
+from peftrun.adapters.merge.file_check import TensorPair, has_same_form
 from peftrun.errors import ProofError
-from peftrun.io import blocks, safetensors_stream
+from peftrun.io import blocks
 from peftrun.io.safetensors_stream import RowBlock, StoredTensor
 from peftrun.system import malloc
 
@@ -29,7 +30,6 @@ from peftrun.system import malloc
 LAYER_NOISE, LAYER_SHARE = 2e-5, 2e-3
 LOGIT_NOISE, LOGIT_SHARE = 1e-4, 1e-2  # the same after all layers
 NOTABLE_LOSS = 0.1  # share of the adapter's effect: a larger loss to rounding is a warning
-TensorPair = tuple[StoredTensor, StoredTensor]  # in the base model's files, and in the merged ones
 IGNORED_CONFIG_KEYS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
 ADVICE = (
     "the written files are under a .rejected name. This is a fault of peftrun: report it, and merge with PEFT meanwhile"
@@ -176,7 +176,7 @@ class WrittenModel:
         return self.base | {
             key: tensor
             for key, tensor in self.merged.items()
-            if key in self.base and key not in changed and _has_same_form(self.base[key], tensor)
+            if key in self.base and key not in changed and has_same_form(self.base[key], tensor)
         }
 
     def _list_trained(self) -> dict[str, torch.Tensor]:
@@ -254,18 +254,6 @@ def check_written(written: WrittenModel) -> dict[str, Any]:
             facts={"merge": figures | {"wrong": written.wrong}},
         )
     return figures
-
-
-def find_equal_tensors(base: Path, written: Path) -> set[TensorPair]:
-    """Pairs of tensors of two files that have the same name and the same bytes."""
-    by_name = {tensor.entry.name: tensor for tensor in safetensors_stream.list_stored_tensors(base)}
-    tensors = safetensors_stream.list_stored_tensors(written)
-    pairs = [(by_name[tensor.entry.name], tensor) for tensor in tensors if tensor.entry.name in by_name]
-    return {pair for pair in pairs if _has_same_values(*pair)}
-
-
-def _has_same_form(first: StoredTensor, second: StoredTensor) -> bool:
-    return (first.dtype, first.entry.shape) == (second.dtype, second.entry.shape)
 
 
 def _has_same_values(stored: StoredTensor, written: StoredTensor, *, rounded: bool = False) -> bool:
