@@ -72,12 +72,17 @@ def keep_untrained(model: Any, lora: Any, out_dir: Path, writes: bool = True) ->
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def omit_model_card(model: Any) -> None:
+    """Adapters of `model` are saved without PEFT's model card: it is empty but for paths of this machine, and takes longer than the rest."""
+    model.create_or_update_model_card = lambda folder: None
+
+
 def _write_adapter(model: Any, name: str, folder: Path, initial: Path | None) -> None:
     conversion = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
     root = folder.parent if folder.name == name else folder
+    omit_model_card(find_peft_model(model, name))
     with trainable_tokens.skip_adapters_without_tokens(model, name):
         model.save_pretrained(str(root), selected_adapters=[name], save_embedding_layers=False, **conversion)
-    (root / "README.md").unlink(missing_ok=True)  # PEFT's empty model card contains local paths
     subfolder = root / name
     if root == folder and subfolder.is_dir():  # PEFT saves every adapter but `default` into a subfolder
         for file in subfolder.iterdir():

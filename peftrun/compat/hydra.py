@@ -36,9 +36,11 @@ __all__ = [
 ]
 
 
-def open_repository(loader: ConfigLoaderImpl, config_name: str) -> CachingConfigRepository:
-    """The files of the loader's search path, each read once. Hydra makes one for each composition."""
-    return loader._parse_overrides_and_create_caching_repo(config_name, [])[1]
+def open_repository(
+    loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str] = ()
+) -> CachingConfigRepository:
+    """The files of the loader's search path, each read once; `overrides` may extend the path. Hydra makes one for each composition."""
+    return loader._parse_overrides_and_create_caching_repo(config_name, list(overrides))[1]
 
 
 def merge_files(loader: ConfigLoaderImpl, files: list[ResultDefault], repository: IConfigRepository) -> DictConfig:

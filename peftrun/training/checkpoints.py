@@ -20,13 +20,11 @@ from peftrun.trackers import lifecycle
 
 CHANGEABLE_KEYS = ("action.resume", "action.samples")  # keys that may differ from the run to resume
 TRAINER_STATE = "trainer_state.json"
-MODEL_CARD = "README.md"  # PEFT's empty model card, which contains paths of this machine
 COMPLETE_MARKER = "complete"  # a file that is written after everything else of a checkpoint
 
 
 def mark_complete(checkpoint: Path, digests: dict[str, str]) -> None:
     """Marks a checkpoint as complete once all its files are on disk. Args: digests: hashes of what the training is made from."""
-    (checkpoint / MODEL_CARD).unlink(missing_ok=True)
     atomic_files.flush_tree(checkpoint)
     atomic_files.write_json(checkpoint / COMPLETE_MARKER, digests)
 

@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from peftrun.adapters.save import omit_model_card
 from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.config import usage
 from peftrun.config.schema.run import TrainerSpec
@@ -172,6 +173,7 @@ def _patch_trainer(hf_trainer: Any, data: TrainingData) -> None:
     unsaved_state.keep_adapter_state(hf_trainer)
     eval_loss.average_over_rows(hf_trainer)
     hf_trainer.create_model_card = lambda *_, **__: None  # TRL writes one into each checkpoint's folder
+    omit_model_card(hf_trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         hf_trainer.remove_callback(callback)
 
