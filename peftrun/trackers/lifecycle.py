@@ -2,11 +2,11 @@
 
 import dataclasses
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peftrun import console, trackers
+from peftrun.composition.spec import get_default_values
 from peftrun.config import override_syntax, usage
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
@@ -90,16 +90,9 @@ def _build_run_name(run_name: str | None, out_dir: Path, group: str | None) -> s
 
 def _list_overrides(values: dict[str, Any]) -> list[str]:
     """The overrides that turn the default run into this one."""
-    differences = minimal_overrides.diff_values(values, _compose_default())
+    differences = minimal_overrides.diff_values(values, get_default_values())
     return [
         override_syntax.quote_override(key, value)
         for key, (value, _) in differences.items()
         if key.split(".")[0] not in UNTRACKED_GROUPS
     ]
-
-
-@cache  # composing takes a moment, and each cell of a sweep needs it
-def _compose_default() -> dict[str, Any]:
-    from peftrun.composition import compose
-
-    return config.resolve_values(compose.compose_run([]).cfg)
