@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from peftrun import console
 from peftrun.adapters import data_driven_init, offload, target_modules, traits
-from peftrun.artifacts.adapter_rules import CONVERTED_INITS
 from peftrun.compat.peft import expand_target_modules
 from peftrun.config import usage
 from peftrun.config.schema.lora import AdaLoraSpec, LoraSpec
+from peftrun.config.schema.method_traits import get_init_traits
 from peftrun.config.schema.peft_fields import get_extra_peft_fields
 from peftrun.errors import ConfigError
 from peftrun.models.base import LoadedBase
@@ -145,12 +145,12 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def modifies_base(lora: Any) -> bool:
     """Whether this initialization moves part of the base model's weights into the adapter."""
-    return str(getattr(lora, "init_lora_weights", "")).startswith(CONVERTED_INITS)
+    return get_init_traits(getattr(lora, "init_lora_weights", None)).converted
 
 
 def needs_calibration_data(lora: Any) -> bool:
     """Whether this initialization reads training rows."""
-    return getattr(lora, "init_lora_weights", "") in ("eva", "corda", "lora_ga")
+    return get_init_traits(getattr(lora, "init_lora_weights", None)).calibrated
 
 
 def _build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
@@ -232,8 +232,7 @@ def _check_init(base: LoadedBase, lora: Any) -> None:
             "lora.use_qalora=true: PEFT computes QA-LoRA on GPTQ weights alone, and plain LoRA on this base; name a GPTQ model in "
             "model.name_or_path, or type lora.use_qalora=false"
         )
-    # For these PEFT 0.21 reads a Conv1D's weight (in, out) as a Linear's (out, in), and the factors come out transposed.
-    if init in ("olora", "lora_ga", "corda") and any(isinstance(module, Conv1D) for module in base.model.modules()):
+    if not get_init_traits(init).on_conv1d and any(isinstance(module, Conv1D) for module in base.model.modules()):
         raise ConfigError(
             f"lora.init_lora_weights={init}: PEFT cannot start it on Conv1D layers (GPT-2); type lora=pissa"
         )

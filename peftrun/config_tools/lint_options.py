@@ -1,6 +1,5 @@
 """Composes each option with defaults elsewhere and applies all rules; missing values get placeholders. Light: 50 ms per option."""
 
-import copy
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from peftrun.compat.hydra import apply_overrides
 from peftrun.composition import compose
 from peftrun.composition.composer import Composer
 from peftrun.composition.spec import build_spec
@@ -102,7 +100,7 @@ def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
 def _find_compose_faults(option: Option, overrides: Sequence[str], compositions: Composer) -> list[str]:
     """Problems of the run that `overrides` compose, with placeholders for missing values."""
     try:
-        cfg = _compose_config(overrides, compositions)
+        cfg = compositions.compose_config(overrides)
         filled = _fill_missing(cfg, option.path)
         option.spec = build_spec(cfg)
     except ConfigError as error:
@@ -110,14 +108,6 @@ def _find_compose_faults(option: Option, overrides: Sequence[str], compositions:
     except compose.REFUSALS as error:
         return [compose.summarize_error(error)]
     return []
-
-
-def _compose_config(overrides: Sequence[str], compositions: Composer) -> DictConfig:
-    choices = tuple(text for text in overrides if compositions.is_group_choice(text))
-    # The composition of the choices is cached; value overrides are applied to a copy, as Hydra itself does last.
-    cfg = copy.deepcopy(compositions.chosen(choices))
-    apply_overrides([compositions.parsed(text) for text in overrides if text not in choices], cfg)
-    return cfg
 
 
 def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:

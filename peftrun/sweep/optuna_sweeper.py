@@ -21,6 +21,7 @@ from peftrun.errors import ConfigError
 from peftrun.system import packages
 
 PACKAGE = "hydra_optuna_sweeper"
+PROVIDER = "peftrun"  # Hydra's name for the origin of these options
 RESULTS = "optimization_results.yaml"  # the sweeper's own file, in the sweep's folder
 SEEDED = ("tpe", "random", "cmaes", "nsgaii", "motpe")
 DEFAULTS = {"n_jobs": 4, "max_failure_rate": 1.0}  # upstream: 2 at once, and the first failure ends the search
@@ -84,13 +85,18 @@ def _is_installed() -> bool:
 
 def register() -> None:
     """Register the sweeper and its samplers with Hydra."""
-    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": register_plugin(Search)}, OPTIONS)
-    for name in SEEDED if _is_installed() else ():
-        _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {})
+    target, store, is_installed = register_plugin(Search), ConfigStore.instance(), _is_installed()
+    if "optuna.yaml" in store.list("hydra/sweeper") and store.load("hydra/sweeper/optuna.yaml").provider == PROVIDER:
+        return  # by an earlier run of this process
+    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": target}, OPTIONS, is_installed)
+    for name in SEEDED if is_installed else ():
+        _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {}, is_installed)
 
 
-def _store_options(group: str, name: str, defaults: dict[str, Any], fallback: dict[str, Any]) -> None:
+def _store_options(
+    group: str, name: str, defaults: dict[str, Any], fallback: dict[str, Any], is_installed: bool
+) -> None:
     """Store upstream's options (`fallback` if it is not installed), overridden by `defaults`."""
     store = ConfigStore.instance()
-    options = store.load(f"{group}/{name}.yaml").node if _is_installed() else OmegaConf.create(fallback)
-    store.store(group=group, name=name, node=OmegaConf.merge(options, defaults), provider="peftrun")
+    options = store.load(f"{group}/{name}.yaml").node if is_installed else OmegaConf.create(fallback)
+    store.store(group=group, name=name, node=OmegaConf.merge(options, defaults), provider=PROVIDER)

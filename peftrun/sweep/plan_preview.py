@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from peftrun import console
-from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 from peftrun.formatting import format_bytes
 from peftrun.planning import throughput
@@ -52,19 +51,19 @@ def show_plan(
     for line in console_tables.format_plan(batch, plan, labels, status, seconds):
         console.print_result(line)
     limit = "no limit is known" if plan.limit is None else f"limit {format_bytes(plan.limit)}"
-    rows = _describe_rows([*specs.values()], throughputs)
+    # The row lengths, in tokens, that the memory estimate assumes.
+    lengths = {
+        spec.task.max_length: throughputs.lengths(spec) for spec in specs.values() if spec.action.name == "train"
+    }
+    unknown = [max_length for max_length, known in lengths.items() if known is None]
+    rows = ""
+    if unknown:
+        rows = (
+            f", rows as long as task.max_length={max(unknown)} allows (a run on the same rows would tell their lengths)"
+        )
+    elif lengths:
+        longest = max(known.longest for known in lengths.values() if known)
+        rows = f", rows of at most {longest} tokens as in an earlier run"
     memory = f"memory: an estimate from the base model's files{rows}; {limit}"
     for note in ("", memory, *plan.notes, *throughputs.notes([*specs.values()])):
         console.print_result(note)
-
-
-def _describe_rows(specs: Sequence[RunSpec], throughputs: throughput.Throughputs) -> str:
-    """The row lengths, in tokens, that the memory estimate assumes."""
-    lengths = {spec.task.max_length: throughputs.lengths(spec) for spec in specs if spec.action.name == "train"}
-    unknown = [max_length for max_length, known in lengths.items() if known is None]
-    if unknown:
-        return (
-            f", rows as long as task.max_length={max(unknown)} allows (a run on the same rows would tell their lengths)"
-        )
-    longest = max((known.longest for known in lengths.values() if known), default=None)
-    return f", rows of at most {longest} tokens as in an earlier run" if longest else ""

@@ -196,18 +196,16 @@ def _find_axes(cells: list[dict[str, Any]], keys: list[str], typed: set[str]) ->
     """Keys on the command line, and those whose value does not follow from them; without the seed."""
     axes = [key for key in keys if key in typed]
     for key in keys:
-        if key not in axes and not _follows_from(key, [*axes, SEED], cells):
+        if key in axes:
+            continue
+        # A value follows if cells that agree in the axes and the seed agree in it.
+        values_by_others: dict[str, set[str]] = defaultdict(set)
+        for values in (cell["values"] for cell in cells):
+            others = make_key([values.get(other) for other in [*axes, SEED]])
+            values_by_others[others].add(make_key(values.get(key)))
+        if any(len(values) > 1 for values in values_by_others.values()):
             axes.append(key)
     return [key for key in axes if key != SEED]
-
-
-def _follows_from(key: str, others: list[str], cells: list[dict[str, Any]]) -> bool:
-    """Whether cells that agree in `others` also agree in `key`."""
-    values_by_others: dict[str, set[str]] = defaultdict(set)
-    for cell in cells:
-        values = cell["values"]
-        values_by_others[make_key([values.get(other) for other in others])].add(make_key(values.get(key)))
-    return all(len(values) == 1 for values in values_by_others.values())
 
 
 def _build_configurations(cells: list[dict[str, Any]], axes: list[str]) -> Iterator[Configuration]:

@@ -127,7 +127,14 @@ class BatchedLoraFn(torch.autograd.Function):
         for cells, count, rows in _iter_blocks(layout, len(x)):
             # (count, n, in) @ (count, in, r) = (count, n, r), where n are the tokens of a cell's rows
             h = torch.bmm(_flatten_rows(cast[rows], count), stack.a[cells].to(cast.dtype).mT).mul_(stack.scale[cells])
-            _add_matmul(_flatten_rows(result[rows], count), h, stack.b[cells].to(cast.dtype))
+            out, b = (
+                _flatten_rows(result[rows], count),
+                stack.b[cells].to(cast.dtype),
+            )  # (count, n, out), (count, r, out)
+            if out.dtype == h.dtype:
+                out.baddbmm_(h, b)
+            else:
+                out.copy_(out.float().baddbmm_(h, b))  # a third faster than a product followed by a sum of two dtypes
             hidden.append(h)
         ctx.save_for_backward(x, *hidden)
         ctx.stack, ctx.layout = stack, layout
@@ -170,11 +177,3 @@ def _cell_index(cells: list[int]) -> Any:
 def _flatten_rows(x: torch.Tensor, cells: int) -> torch.Tensor:
     # (rows, …, width) → (cells, rows / cells · …, width)
     return x.reshape(cells, -1, x.shape[-1])
-
-
-def _add_matmul(out: torch.Tensor, h: torch.Tensor, b: torch.Tensor) -> None:
-    """out += h b, in place: (cells, n, out) += (cells, n, r) @ (cells, r, out)."""
-    if out.dtype == h.dtype:
-        out.baddbmm_(h, b)
-    else:
-        out.copy_(out.float().baddbmm_(h, b))  # a third faster than a product followed by a sum of two dtypes

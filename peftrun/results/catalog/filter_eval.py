@@ -101,11 +101,25 @@ def _compile_condition(condition: Condition) -> Callable[[Any], bool]:
         pattern = condition.value.lower()
         # `*` and `?` make it a glob over the whole value; other patterns may match anywhere in it.
         is_glob = "*" in pattern or "?" in pattern
-        return lambda value: (
-            value is not None
-            and any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in _list_lowercase_texts(value))
-        )
-    return _compile_order(condition)
+
+        def matches(value: Any) -> bool:
+            items = [] if value is None else [value, *(value if isinstance(value, list) else ())]
+            texts = [format_table_value(item).lower() for item in items]  # of a list, also each of its items
+            return any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in texts)
+
+        return matches
+    compare, number = ORDER[condition.operator], parse_number(condition.value)
+    if condition.column == "date":
+        # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
+        bound = condition.value.replace("T", " ")
+        return lambda value: isinstance(value, str) and compare(value[: len(bound)], bound)
+
+    def is_in_order(value: Any) -> bool:
+        if is_number(value):
+            return number is not None and compare(value, number)
+        return isinstance(value, str) and compare(value, condition.value)
+
+    return is_in_order
 
 
 def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
@@ -127,23 +141,3 @@ def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
         return value is not None and not isinstance(value, bool) and str(value) == condition.value
 
     return equals
-
-
-def _list_lowercase_texts(value: Any) -> list[str]:
-    """The value as text, and for a list also each of its items."""
-    return [format_table_value(item).lower() for item in (value, *(value if isinstance(value, list) else ()))]
-
-
-def _compile_order(condition: Condition) -> Callable[[Any], bool]:
-    compare, number = ORDER[condition.operator], parse_number(condition.value)
-    if condition.column == "date":
-        # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
-        bound = condition.value.replace("T", " ")
-        return lambda value: isinstance(value, str) and compare(value[: len(bound)], bound)
-
-    def is_in_order(value: Any) -> bool:
-        if is_number(value):
-            return number is not None and compare(value, number)
-        return isinstance(value, str) and compare(value, condition.value)
-
-    return is_in_order

@@ -42,7 +42,18 @@ def render_config(run: RunFacts) -> Iterator[str]:
             )
     else:
         yield '<p class="soft">Every value is the default.</p>'
-    yield html.render_details("The whole config", _render_config_table(run, set(changed)))
+    unused_keys = set(map(str, get_list(run.record, "unread")))
+    all_rows = [
+        [
+            _render_key(key, "changed" if key in changed else ""),
+            _render_value(value),
+            html.render_cell("unused" if key in unused_keys else "", "soft"),
+        ]
+        for key, value in config.flatten_keys(run.values).items()
+    ]
+    legend = '<p class="soft">Marked: differs from the default. Unused: had no effect in this run.</p>'
+    table = html.render_table("Config", ["key", "value", ""], all_rows)
+    yield html.render_details("The whole config", legend + table)
 
 
 def build_command(run: RunFacts) -> str:
@@ -57,20 +68,6 @@ def find_changed_values(run: RunFacts) -> dict[str, tuple[Any, Any]]:
         return minimal_overrides.diff_values(get_default_values(), run.values)
     except (*compose.REFUSALS, ConfigError):
         return {}
-
-
-def _render_config_table(run: RunFacts, changed: set[str]) -> str:
-    unused_keys = set(map(str, get_list(run.record, "unread")))
-    rows = [
-        [
-            _render_key(key, "changed" if key in changed else ""),
-            _render_value(value),
-            html.render_cell("unused" if key in unused_keys else "", "soft"),
-        ]
-        for key, value in config.flatten_keys(run.values).items()
-    ]
-    legend = '<p class="soft">Marked: differs from the default. Unused: had no effect in this run.</p>'
-    return legend + html.render_table("Config", ["key", "value", ""], rows)
 
 
 def _render_key(key: str, css: str = "") -> str:

@@ -74,10 +74,19 @@ def draw_curves(curves: Sequence[Curve], metric: str, name: str, width: int) -> 
     x_scale = Scale(x_range.low, x_range.high, x_range.begin, x_range.end, False)  # steps are never logarithmic
     y_scale = build_scale((y for _, y in points), height - 38, top)
     budget = max(12, POINTS // len(curves) // (1 if width == WIDE else 2))  # points of one curve
+    # One letter per configuration, at the mean of its seeds' curves where they end.
+    ends_by_rank: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for curve in curves:
+        if curve.rank is not None:
+            ends_by_rank[curve.rank].append(curve.points[-1])
+    letter_ys = []
+    for ends in ends_by_rank.values():
+        last_step = max(x for x, _ in ends)
+        letter_ys.append(y_scale.at(fmean(y for x, y in ends if x == last_step)))
     body = [
         *draw_grid(x_scale, y_scale, metric),
         *_draw_lines(curves, x_scale, y_scale, min(160, budget)),
-        *_draw_curve_letters(curves, x_scale, y_scale),
+        *_draw_letters(ends_by_rank, letter_ys, x_scale.end + 8, y_scale),
     ]
     description = (
         f"{metric} over training steps, {len(curves)} cells, from {format_figure(y_scale.low)} to {format_figure(y_scale.high)}"
@@ -97,19 +106,6 @@ def _draw_lines(curves: Sequence[Curve], x_scale: Scale, y_scale: Scale, max_poi
             yield draw_path([(x - 4, y + 4), (x + 4, y - 4)], f"sign {color}", curve.name)
         if curve.status == "stopped":
             yield draw_box(x - 3.5, y - 3.5, (7, 7), f"block {color}", curve.name)
-
-
-def _draw_curve_letters(curves: Sequence[Curve], x_scale: Scale, y_scale: Scale) -> Iterator[str]:
-    """One letter per configuration, at the mean of its seeds' curves where they end."""
-    ends_by_rank: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for curve in curves:
-        if curve.rank is not None:
-            ends_by_rank[curve.rank].append(curve.points[-1])
-    ys = []
-    for ends in ends_by_rank.values():
-        last_step = max(x for x, _ in ends)
-        ys.append(y_scale.at(fmean(y for x, y in ends if x == last_step)))
-    yield from _draw_letters(ends_by_rank, ys, x_scale.end + 8, y_scale)
 
 
 def _draw_letters(ranks: Iterable[int], ys: Sequence[float], x: float, y_scale: Scale) -> Iterator[str]:

@@ -93,7 +93,12 @@ class CellScheduler:
                     self._resume_cell(cell, requests, paused)
                 if requests:
                     batches = [requests[cell] for cell in sorted(requests)]
-                    self._train_step(batches)
+                    started = time.perf_counter()
+                    self.joint_step.train_batches(batches)
+                    seconds = time.perf_counter() - started
+                    tokens = [batch.inputs["input_ids"].numel() for batch in batches]
+                    for batch, count in zip(batches, tokens, strict=True):
+                        self.spent[batch.cell] += seconds * count / sum(tokens)
                     each_step(batches)
                     for cell in sorted(requests):
                         del requests[cell]
@@ -124,14 +129,6 @@ class CellScheduler:
     def get_seconds(self, cell: int) -> float:
         """Seconds that the current cell has taken so far."""
         return self.spent.get(cell, 0.0) + time.perf_counter() - self.entered
-
-    def _train_step(self, batches: list[CellBatch]) -> None:
-        started = time.perf_counter()
-        self.joint_step.train_batches(batches)
-        seconds = time.perf_counter() - started
-        tokens = [batch.inputs["input_ids"].numel() for batch in batches]
-        for batch, count in zip(batches, tokens, strict=True):
-            self.spent[batch.cell] += seconds * count / sum(tokens)
 
     def _resume_cell(self, cell: int, requests: dict[int, CellBatch], paused: dict[int, RungPause]) -> None:
         """Runs a cell up to its next request, which is added to `requests` or `paused`, or to its end."""
