@@ -13,6 +13,7 @@ from peft import PeftModel
 from peftrun.adapters.row_routing import AdapterRouter
 from peftrun.artifacts import adapter_rules
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
+from peftrun.compat.peft import route_with_peft
 from peftrun.errors import AdapterError
 
 AdapterNames = Sequence[str | None]  # of each row: an adapter, BASE_ADAPTER_NAME, or None: the active one
@@ -93,7 +94,7 @@ def route_rows(net: Any, names: AdapterNames, router: AdapterRouter | None = Non
         else:  # PEFT's layers look at the active adapter before they route
             first = next(name for name in peft_names if name != PEFT_BASE_NAME)
             stack.enter_context(_activate_adapter(net, first))
-            stack.enter_context(net.base_model._enable_peft_forward_hooks(adapter_names=peft_names))
+            stack.enter_context(route_with_peft(net, peft_names))
         yield
 
 

@@ -6,7 +6,8 @@ from typing import Any, TextIO
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
+
+from peftrun.compat.omegaconf import get_yaml_loader
 
 if yaml.__with_libyaml__:
     from yaml.cyaml import CParser

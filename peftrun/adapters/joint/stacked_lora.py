@@ -14,7 +14,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 
-from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora, clear_dtype_cache
+from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora
 from peftrun.compat.torch import zero_all
 
 
@@ -60,7 +60,7 @@ class StackedLora:
             yield
         finally:
             self.layout = before
-            clear_dtype_cache()
+            layout.casts.clear()
 
     def apart(self, cell: int) -> None:
         """Copies the cell's parameters out of the stacks, so that saving writes the cell's values only."""
