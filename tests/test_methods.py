@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from peftrun.actions import merge
 from peftrun.adapters import attach, load, optimizers, probes, save
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition.spec import build_spec
 from peftrun.config import paths
 from peftrun.errors import AdapterError
@@ -189,7 +190,7 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
         train(it)
         save.save(it.net, it.base, folder, fresh=set(), initial=initial)
     spec = run_of(llama, "action=merge", "action.held_out_rows=0", f"adapter={folder}")
-    _, (proof,) = load.load(load_base(spec.model, CPU), {"default": str(folder)}, None, False)
+    _, (proof,) = load.load(load_base(spec.model, CPU), resolve_adapters({"default": str(folder)}), None, False)
     assert proof.saved_difference < 2e-4 and proof.effect["max_logit_difference"] > 1e-4
     if option in NOT_MERGED:
         with pytest.raises(AdapterError, match="cannot merge"):

@@ -9,8 +9,10 @@ import torch
 from cases import cases
 from conftest import build_gpt2, build_llama
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from peftrun.adapters.merge import file_check
 from peftrun.artifacts import fingerprint
 from peftrun.config.schema.run import DeviceSpec, ModelSpec
 from peftrun.errors import ArtifactError, DeviceError, ModelError
@@ -133,8 +135,32 @@ def test_a_second_fingerprint_reads_no_weights(tmp_path, llama, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(llama, copy)
     first = fingerprint.fingerprint_model(copy)
-    monkeypatch.setattr(fingerprint, "_hash_weights", lambda files: pytest.fail("read again"))
+    monkeypatch.setattr(fingerprint, "_hash_weights", lambda *_, **__: pytest.fail("read again"))
     assert fingerprint.fingerprint_model(copy) == first
+
+
+def test_one_read_gives_both_digests_and_the_equal_tensors(tmp_path, llama, monkeypatch):
+    monkeypatch.setattr(file_check, "CHUNK_BYTES", 1000)  # tensors of several chunks
+    base, written = llama / "model.safetensors", tmp_path / "model.safetensors"
+    tensors = load_file(base)
+    changed, rounded, dropped, *_, last = sorted(tensors)
+    tensors[changed].view(-1)[-1] += 1
+    tensors[rounded] = tensors[rounded].half()
+    del tensors[dropped]
+    save_file(tensors | {"zzz": torch.ones(3)}, written)
+    check = file_check.check_file(base, written, hash_base=True, compare=True)
+    assert check.sha256 == atomic_files.hash_file(written)
+    names = {one.entry.name for one, other in check.equal}
+    assert names == tensors.keys() - {changed, rounded, "zzz"} and last in names
+    monkeypatch.setenv("PEFTRUN_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as unread:
+        unread.setattr(fingerprint, "hash_tensors", lambda *_: pytest.fail("read again"))
+        given = fingerprint.fingerprint_model(llama, {base: check.base_lines})
+    assert fingerprint.are_weights_cached(llama)
+    monkeypatch.setenv("PEFTRUN_CACHE", str(tmp_path / "other"))
+    assert not fingerprint.are_weights_cached(llama) and fingerprint.fingerprint_model(llama) == given
+    known = file_check.check_file(base, written, hash_base=False, compare=False)
+    assert (known.sha256, known.equal, known.base_lines) == (check.sha256, set(), [])
 
 
 def test_bfloat16_is_chosen_exactly_where_it_is_native():

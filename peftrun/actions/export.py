@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import adapter_source, portable_names
+from peftrun.artifacts import adapter_folder, adapter_source, portable_names
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.checks import vllm_support
 from peftrun.config.schema.actions import ExportAction
@@ -23,6 +23,7 @@ from peftrun.export import (
     wrapper,
 )
 from peftrun.export.base_config import ExportBase
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
@@ -37,7 +38,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if action.model_dir is not None:
         sources = [adapter_source.open_model_source(action.model_dir)]
     else:
-        sources = [adapter_source.open_adapter_source(path, name) for name, path in spec.adapter.items()]
+        adapters = adapter_folder.resolve_adapters(spec.adapter)
+        sources = [adapter_source.open_adapter_source(adapter) for adapter in adapters.values()]
     base = base_config.find(sources[0], spec.model if base_config.is_typed(out_dir) else None, action.base_model)
     _check_base_id(action, sources[0], base.id)
     # The Hub displays an unknown license id as no license at all.
@@ -123,7 +125,7 @@ def _write_export(action: ExportAction, sources: list[ExportSource], base: Expor
 
 def _format_files(target: Path, files: dict[str, int]) -> list[tuple[str, str]]:
     total = sum(files.values())
-    rows = [("folder", f"{len(files)} files, {console.format_megabytes(total)}: {console.shorten_path(target)}")]
+    rows = [("folder", f"{len(files)} files, {format_bytes(total)}: {console.shorten_path(target)}")]
     return rows + [("file", f"{size:>12,} bytes  {name}") for name, size in files.items()]
 
 

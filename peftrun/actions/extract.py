@@ -10,6 +10,7 @@ from peftrun.artifacts import fingerprint
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import ExtractAction
 from peftrun.config.schema.run import LoraSpec, RunSpec
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.models import base as base_models
 from peftrun.models import placement
@@ -47,7 +48,7 @@ def _build_summary(lora: LoraSpec, figures: dict[str, Any], target: Path) -> lis
     rows = [
         (
             "extracted",
-            f"rank {lora.r}, {console.format_megabytes(atomic_files.measure_size(target))}: {console.shorten_path(target)}",
+            f"rank {lora.r}, {format_bytes(atomic_files.measure_size(target))}: {console.shorten_path(target)}",
         ),
         ("residual", f"‖ΔW − B·A‖ ÷ ‖ΔW‖ {figures['residual']:.3g}; largest in {worst[0]}, {worst[1]:.3g}"),
     ]

@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from peftrun import console
 from peftrun.adapters import load, mixed_batch
-from peftrun.artifacts import prompts_file
+from peftrun.artifacts import adapter_folder, prompts_file
 from peftrun.artifacts.prompts_file import Prompt
 from peftrun.config.schema.actions import GenerateAction
 from peftrun.config.schema.run import RunSpec
@@ -50,7 +50,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     net: Any = base.model
     facts: dict[str, Any] = {"base": base.describe(), "device": run_device.note}
     if spec.adapter:
-        net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+        adapters = adapter_folder.resolve_adapters(spec.adapter)
+        net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
     file = out_dir / GENERATIONS
     system_messages = Conversation(build_system_messages(spec.task.system))

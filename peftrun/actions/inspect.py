@@ -6,8 +6,9 @@ from typing import Any
 
 from peftrun import console
 from peftrun.artifacts import adapter_folder, adapter_rules, adapter_tensors, delta_weights
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files, safetensors_header
 from peftrun.result import RunResult
 
@@ -22,7 +23,7 @@ DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Writes the descriptions to the record and to `inspect.json`; the summary shows the largest norms."""
     adapters = {
-        name: describe_adapter(adapter_folder.resolve_adapter_dir(path, name)) for name, path in spec.adapter.items()
+        name: describe_adapter(adapter) for name, adapter in adapter_folder.resolve_adapters(spec.adapter).items()
     }
     atomic_files.write_json(out_dir / "inspect.json", adapters)
     summary = [row for name, adapter in adapters.items() for row in _build_summary(name, adapter)]
@@ -31,13 +32,13 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     )
 
 
-def describe_adapter(folder: Path) -> dict[str, Any]:
-    """All that the files of one adapter folder say.
+def describe_adapter(adapter: AdapterRef) -> dict[str, Any]:
+    """All that the files of one adapter say.
 
     Raises: PeftrunError: a file in it is broken.
     """
-    config = atomic_files.read_json(folder / ADAPTER_CONFIG)
-    entries, weights = safetensors_header.read_header(folder / ADAPTER_WEIGHTS), delta_weights.read_deltas(folder)
+    config, folder = adapter.config, adapter.folder
+    entries, weights = safetensors_header.read_header(adapter.weights), delta_weights.read_deltas(folder)
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -46,10 +47,10 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         "bytes": sum(entry.end - entry.begin for entry in entries),
         "dtype": ", ".join(sorted({DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in entries})),
         **_describe_modules(weights, bool(config.get("use_dora"))),
-        "tensors": adapter_tensors.describe_extra_tensors(folder, weights),
+        "tensors": adapter_tensors.describe_extra_tensors(adapter, weights),
         "change_to_base": adapter_rules.describe_base_change(config),
         "not_loadable": adapter_rules.why_not_loadable(config),
-        "provenance": _read_provenance(folder),
+        "provenance": _describe_provenance(adapter.metadata),
         "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
 
@@ -68,8 +69,7 @@ def _describe_modules(weights: delta_weights.AdapterDeltas, dora: bool) -> dict[
     }
 
 
-def _read_provenance(folder: Path) -> dict[str, Any] | str:
-    metadata = adapter_folder.read_peftrun_metadata(folder)
+def _describe_provenance(metadata: dict[str, Any] | None) -> dict[str, Any] | str:
     if metadata is None:
         return "made elsewhere"
     base = metadata["base"]
@@ -87,7 +87,7 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
         ("made by", _format_provenance(adapter["provenance"])),
         (
             "size",
-            f"{adapter['parameters']:,} parameters, {console.format_megabytes(adapter['bytes'])}, {adapter['dtype']}",
+            f"{adapter['parameters']:,} parameters, {format_bytes(adapter['bytes'])}, {adapter['dtype']}",
         ),
     ]
     ordered = sorted(adapter["modules"].items(), key=lambda item: -item[1]["norm"])  # Frobenius norms, largest first

@@ -13,13 +13,12 @@ from peftrun.artifacts import base_files
 from peftrun.checks import cross_group
 from peftrun.config.schema.actions import PlanAction, TrainAction
 from peftrun.config.schema.run import RunSpec
-from peftrun.formatting import format_rough_duration
+from peftrun.formatting import format_bytes, format_duration
 from peftrun.planning import memory, memory_fit, parameter_count, throughput
 from peftrun.planning.memory import MemoryEstimate
 from peftrun.result import RunResult
 from peftrun.runs import execute, torchrun
 from peftrun.system import free_memory
-from peftrun.system.sizes import format_gigabytes
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _explain_memory_shortage(spec: RunSpec, plan: _TrainingPlan) -> str | None:
     base = base_files.read_base_info(spec.model)
     overrides = memory_fit.suggest_overrides(base, spec, memory_fit.build_headroom(plan.free)) if base else []
     advice = f"type {' or '.join(overrides)}" if overrides else "choose a smaller model, or a machine with more memory"
-    return f"will not fit: {format_gigabytes(plan.memory.peak)} of {format_gigabytes(plan.free)} free; {advice}"
+    return f"will not fit: {format_bytes(plan.memory.peak)} of {format_bytes(plan.free)} free; {advice}"
 
 
 def _build_facts(spec: RunSpec, plan: _TrainingPlan) -> dict[str, Any]:
@@ -178,12 +177,12 @@ def _build_summary(spec: RunSpec, plan: _TrainingPlan) -> Any:
     yield "memory", _format_memory(spec, plan)
     fits = "not known whether it fits"
     if plan.memory is not None and plan.free is not None:
-        fits = f"fits: {format_gigabytes(plan.free)} are free"
+        fits = f"fits: {format_bytes(plan.free)} are free"
     yield "machine", _explain_memory_shortage(spec, plan) or fits
     yield "steps", _format_steps(spec, plan)
     yield "time", _format_time(spec, plan)
     if plan.measured:
-        yield "measured", f"{plan.measured.step:.2f} s a step, peak {format_gigabytes(plan.measured.peak)}"
+        yield "measured", f"{format_duration(plan.measured.step)} a step, peak {format_bytes(plan.measured.peak)}"
     for note in [*plan.notes, *_build_notes(spec)]:
         yield "note", note
 
@@ -205,13 +204,11 @@ def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
     }  # fmt: skip
     # The peak may come from evaluation, whose part is what it adds to training.
     parts["evaluation"] = estimate.peak - sum(parts.values())
-    shown = ", ".join(
-        f"{name} {value / 1e9:.2f}" for name, value in parts.items() if value >= 5e6
-    )  # GB, none below 5 MB
+    shown = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value >= 1e6)
     per_process = f" for each of {spec.device.processes} processes" if spec.device.processes > 1 else ""
     if estimate.peak == estimate.loading:
-        return f"about {format_gigabytes(estimate.peak)}{per_process}, while the base model is loaded; then {shown}"
-    return f"about {format_gigabytes(estimate.peak)}{per_process}: {shown}"
+        return f"about {format_bytes(estimate.peak)}{per_process}, while the base model is loaded; then {shown}"
+    return f"about {format_bytes(estimate.peak)}{per_process}: {shown}"
 
 
 def _format_steps(spec: RunSpec, plan: _TrainingPlan) -> str:
@@ -228,12 +225,12 @@ def _format_steps(spec: RunSpec, plan: _TrainingPlan) -> str:
 def _format_time(spec: RunSpec, plan: _TrainingPlan) -> str:
     if not plan.seconds:
         return "unknown"
-    total = format_rough_duration(sum(plan.seconds.values()))
+    total = format_duration(sum(plan.seconds.values()))
     if plan.measured is None:
         return f"about {total} of training"
     words = {"start": "start", "before": "evaluation before", "training": "training", "after": "evaluation after"}
     return f"about {total}: " + ", ".join(
-        f"{words[key]} {format_rough_duration(value)}" for key, value in plan.seconds.items() if value
+        f"{words[key]} {format_duration(value)}" for key, value in plan.seconds.items() if value
     )
 
 

@@ -8,6 +8,7 @@ from peftrun.adapters import load, streamed_load
 from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.load import LoadProof
 from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.actions import ReloadAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
@@ -24,7 +25,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info(run_device.note)
     if spec.action.evaluate:
         tasks.check_data_columns(spec.task)
-    base, net, proofs = _load_adapters(spec, run_device)
+    adapters = adapter_folder.resolve_adapters(spec.adapter)
+    base, net, proofs = _load_adapters(spec, adapters, run_device)
     placement_facts = load.describe_placement(net)
     facts = {
         "base": base.describe(),
@@ -34,8 +36,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     }
     result = RunResult(out_dir, facts, summary=_build_summary(base, proofs, placement_facts))
     if spec.action.evaluate:
-        rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
-        tasks.warn_on_other_dataset(spec.task, rows, spec.adapter)
+        rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(adapters))
+        tasks.warn_on_other_dataset(spec.task, rows, adapters)
         result.facts["data"] = rows.describe()
         console.set_activity(f"evaluating {len(rows.held_out)} rows")
         result.metrics = tasks.import_task_module(spec.task.kind).evaluate(
@@ -49,23 +51,25 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return result
 
 
-def _load_adapters(spec: RunSpec, run_device: Device) -> tuple[LoadedBase, Any, list[LoadProof]]:
+def _load_adapters(
+    spec: RunSpec, adapters: dict[str, AdapterRef], run_device: Device
+) -> tuple[LoadedBase, Any, list[LoadProof]]:
     """The base model, the PEFT model, and a proof for each adapter."""
     assert isinstance(spec.action, ReloadAction)
-    if not spec.action.evaluate and len(spec.adapter) == 1:
+    if not spec.action.evaluate and len(adapters) == 1:
         # A single adapter that is only verified is checked layer by layer, without the whole base model in memory.
-        ((name, path),) = spec.adapter.items()
+        (adapter,) = adapters.values()
         try:
             base, net, proof = streamed_load.verify_streamed_load(
-                spec.model, run_device, path, name, spec.allow_base_mismatch
+                spec.model, run_device, adapter, spec.allow_base_mismatch
             )
             return base, net, [proof]
         except (NotWalkableError, AdapterError):
             pass  # load the whole model instead, which succeeds or explains the error
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active)
     )
-    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
     return base, net, proofs
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from peftrun import console
 from peftrun.adapters import load, mixed_batch, probes
 from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.config.schema.actions import ServeAction
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_metrics
 from peftrun.models import base as base_models
 from peftrun.models import base_cache, placement
 from peftrun.result import RunResult
@@ -37,28 +39,28 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         base_logits = probes.compute_probe_logits(base.model, base.tokenizer)
         net: Any = base.model
         proofs: list[load.LoadProof] = []
-        if spec.adapter:
-            net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
-        registry = AdapterRegistry(base.name, _build_versions(net, spec.adapter))
+        adapters = adapter_folder.resolve_adapters(spec.adapter)
+        if adapters:
+            net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+        registry = AdapterRegistry(base.name, _build_versions(net, adapters))
         service, manager = _build_service(base, net, registry, spec, base_logits)
         _run_server(action, server_socket, service, manager)
-    adapters = [proof.as_dict() for proof in proofs]
     facts: dict[str, Any] = {
         "base": base.describe(),
         "device": run_device.note,
-        "adapters": adapters,
+        "adapters": [proof.as_dict() for proof in proofs],
         "swaps": manager.changes,
     }
     totals = _sum_counters(service.metrics)
-    return RunResult(out_dir, facts, metrics=totals, summary=[("served", console.format_figures(totals))])
+    return RunResult(out_dir, facts, metrics=totals, summary=[("served", format_metrics(totals))])
 
 
-def _build_versions(net: Any, paths: dict[str, str]) -> list[AdapterVersion]:
+def _build_versions(net: Any, adapters: dict[str, AdapterRef]) -> list[AdapterVersion]:
     """A registry entry for each adapter that PEFT has loaded."""
-    versions = []
-    for name, path in paths.items():
-        folder = adapter_folder.resolve_adapter_dir(path, name)
-        versions.append(AdapterVersion(name, name, str(folder), mixed_batch.why_exclusive(name, net.peft_config[name])))
+    versions = [
+        AdapterVersion(name, name, str(adapter.folder), mixed_batch.why_exclusive(name, net.peft_config[name]))
+        for name, adapter in adapters.items()
+    ]
     for version in versions:
         if version.alone and len(versions) > 1:
             console.print_info(f"{version.alone}: its rows are answered in separate batches")

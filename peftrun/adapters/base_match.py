@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from peftrun import console
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import TEMPLATE_FILES, Fingerprint
 from peftrun.errors import AdapterError
 
@@ -19,13 +19,15 @@ WEIGHTS, TOKENIZER, TEMPLATE = "weights", "tokenizer", "chat template"
 LENGTH_SETTINGS = ("truncation", "padding")  # keys of tokenizer.json that do not change a text's tokens
 
 
-def check_base_match(name: str, mark: Fingerprint, folder: Path, allow: bool, tokenizer: Callable[[], Any]) -> None:
+def check_base_match(
+    name: str, mark: Fingerprint, adapter: AdapterRef, allow: bool, tokenizer: Callable[[], Any]
+) -> None:
     """Compares the base model with the recorded one, and its tokenizer with one in the adapter's folder. Another chat template only warns.
 
     Args: mark: fingerprint of the base model `name`. allow: warn instead of raising. tokenizer: loads the base model's.
-    Raises: AdapterError: the adapter in `folder` was made for other weights or another tokenizer.
+    Raises: AdapterError: the adapter was made for other weights or another tokenizer.
     """
-    metadata = adapter_folder.read_peftrun_metadata(folder)
+    metadata, folder = adapter.metadata, adapter.folder
     if metadata is None:
         console.print_warning(
             f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are"

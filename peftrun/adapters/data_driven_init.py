@@ -9,9 +9,8 @@ from peft import initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
-from peft.utils.loftq_utils import _SafetensorLoader
 
+from peftrun.compat.peft import expand_target_modules, open_base_weights
 from peftrun.config.schema.lora import LoraSpec
 from peftrun.errors import ConfigError
 from peftrun.models.base import LoadedBase
@@ -27,7 +26,7 @@ def collect_statistics(base: LoadedBase, config: Any, batches: Batches) -> Itera
         yield
         return
     # expanded here as get_peft_model does later: the preprocessing only matches names
-    config.target_modules = _maybe_include_all_linear_layers(config, base.model).target_modules
+    config.target_modules = expand_target_modules(config, base.model).target_modules
 
     def run_model() -> None:
         for batch in batches:
@@ -66,7 +65,7 @@ def _init_loftq(base: LoadedBase, net: Any) -> None:
     """
     from bitsandbytes.functional import dequantize_4bit
 
-    files = _SafetensorLoader(net, str(base.folder))
+    files = open_base_weights(net, str(base.folder))
     for name, module in net.named_modules():
         weight: Any = getattr(getattr(module, "base_layer", None), "weight", None)
         if not isinstance(module, LoraLayer) or not hasattr(weight, "quant_state"):

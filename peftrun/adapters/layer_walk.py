@@ -239,14 +239,14 @@ def _register_hooks(
     path: str, module: Any, absent: dict[str, str], check: LayerCheck | None, users: Counter[int]
 ) -> list[Any]:
     places = {name: (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in absent}
-    nowhere = {name: owner._parameters[own] for name, (owner, own) in places.items()}
+    nowhere = {name: getattr(owner, own) for name, (owner, own) in places.items()}
     plain: list[torch.Tensor] = []
 
     def load(*_: Any) -> None:
         values = _request_parameters([(key, None, None) for key in absent.values()]) if absent else []
         users[id(module)] += 1
         for (owner, own), value in zip(places.values(), values, strict=True):
-            owner._parameters[own] = torch.nn.Parameter(value, requires_grad=False)
+            setattr(owner, own, torch.nn.Parameter(value, requires_grad=False))
 
     def release(_: Any, args: tuple[Any, ...], output: Any) -> None:
         if check and isinstance(module, BaseTunerLayer):
@@ -254,7 +254,7 @@ def _register_hooks(
         users[id(module)] -= 1
         if not users[id(module)]:
             for name, (owner, own) in places.items():
-                owner._parameters[own] = nowhere[name]
+                setattr(owner, own, nowhere[name])
 
     hooks = [module.register_forward_pre_hook(load), module.register_forward_hook(release)]
     if check and is_row_wise(module) and module.get_base_layer().weight.is_meta:

@@ -6,34 +6,34 @@ from typing import Any
 
 import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun.adapters import peft_config, saved_base
 from peftrun.adapters.layer_walk import plain_name
 from peftrun.adapters.merge import streaming
-from peftrun.artifacts import adapter_folder, base_files, classifier_head
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.artifacts import base_files, classifier_head
+from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.compat.peft import pin_adapter_device
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import AdapterError
 from peftrun.models import base as base_models
 from peftrun.system import malloc
 
 
-def build_on_meta(base_folder: Path, spec: ModelSpec, path: str, name: str) -> Any:
+def build_on_meta(base_folder: Path, spec: ModelSpec, adapter: AdapterRef) -> Any:
     """The PEFT model in evaluation mode: the base's parameters on the meta device, the adapter's real, in float32.
 
     Raises: AdapterError: the adapter does not fit this base's architecture.
     """
-    folder = adapter_folder.resolve_adapter_dir(path, name)
+    name, folder = adapter.name, adapter.folder
     malloc.retain_freed_memory(arenas=1)
     try:
-        config = peft_config.read_peft_config(folder)
+        config = peft_config.read_peft_config(adapter)
         config.inference_mode = True
-        host = base_models.build_empty(base_folder, spec, classifier_head.read_adapter_head(path, name))
+        host = base_models.build_empty(base_folder, spec, classifier_head.read_adapter_head(adapter))
         net = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
         pin_adapter_device(net)
-        saved = load_file(folder / ADAPTER_WEIGHTS)
+        saved = load_file(adapter.weights)
         known = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
         of_base = saved_base.map_base_embeddings(net, name, saved)
         saved_base.check_same_embeddings(
@@ -58,13 +58,6 @@ def build_on_meta(base_folder: Path, spec: ModelSpec, path: str, name: str) -> A
         if not parameter.is_meta:
             parameter.data = parameter.data.to(torch.float32)
     return net.requires_grad_(False).eval()
-
-
-def pin_adapter_device(net: Any) -> None:
-    """Keeps PEFT from moving loaded tensors to where their layer's weights are: nowhere."""
-    for module in net.modules():
-        if isinstance(module, BaseTunerLayer):
-            module._move_adapter_to_device_of_base_layer = lambda *_, **__: None
 
 
 def _make_base_reader(net: Any, folder: Path) -> Callable[[str], torch.Tensor]:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from peftrun.adapters.row_routing import AdapterRouter
 from peftrun.artifacts import adapter_rules
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
+from peftrun.compat.peft import route_with_peft
 from peftrun.errors import AdapterError
 
 AdapterNames = Sequence[str | None]  # of each row: an adapter, BASE_ADAPTER_NAME, or None: the active one
@@ -111,5 +112,5 @@ def _route_layers(net: Any, names: list[str], router: AdapterRouter) -> Iterator
             stack.enter_context(router.route_rows(names))
         else:  # PEFT's layers look at the active adapter before they route
             stack.enter_context(_activate_adapter(net, next(name for name in names if name != PEFT_BASE_NAME)))
-            stack.enter_context(net.base_model._enable_peft_forward_hooks(adapter_names=names))
+            stack.enter_context(route_with_peft(net, names))
         yield

@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
 from peftrun.adapters import trainable_tokens
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -43,17 +43,17 @@ def map_base_embeddings(model: Any, adapter: str, keys: Iterable[str]) -> dict[s
 
 
 @contextmanager
-def preserve_base(model: PeftModel, adapter: str, folder: Path) -> Iterator[dict[str, str]]:
-    """`names` of the file in `folder`, which is loaded into `model` while the block runs; the base's values are then what they were.
+def preserve_base(model: PeftModel, adapter: AdapterRef) -> Iterator[dict[str, str]]:
+    """`names` of the adapter's file, which is loaded into `model` while the block runs; the base's values are then what they were.
 
     Raises: AdapterError: one of them is not as the base has it.
     """
     base, rounded = model.get_base_model(), {}
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        found = map_base_embeddings(model, adapter, file.keys())
+    with safe_open(adapter.weights, "pt") as file:
+        found = map_base_embeddings(model, adapter.name, file.keys())
         for key, name in found.items():
             own, saved = _read_parameter(base, name), file.get_tensor(key)
-            _check_same_embedding(own, saved, key, folder)
+            _check_same_embedding(own, saved, key, adapter.folder)
             if own.dtype != saved.dtype:
                 rounded[name] = own.clone()
     yield found

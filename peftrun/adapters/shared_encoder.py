@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from peftrun.artifacts.classifier_head import ClassifierHead
+from peftrun.compat.peft import route_with_peft
 from peftrun.models import base as models
 from peftrun.models.base import LoadedBase
 
@@ -82,7 +83,7 @@ class SharedEncoder(torch.nn.Module):
         self.eval()
         # a task model may lack a part of the encoder that others have, such as the pooler
         widest = max(self.members, key=lambda member: sum(1 for _ in _get_encoder(member).parameters()))
-        with widest.base_model._enable_peft_forward_hooks(adapter_names=adapter_names):
+        with route_with_peft(widest, adapter_names):
             output = _get_encoder(widest)(**inputs)  # last_hidden_state: (B, T, H)
         results: list[Any] = [None] * len(adapter_names)
         for name in dict.fromkeys(adapter_names):

@@ -15,6 +15,7 @@ from peftrun.checks.unknown_keys import explain_unknown_key, quote_for_shell
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema import run as schema
 from peftrun.config.template_params import MISSING
+from peftrun.formatting import format_value
 
 QUOTE_ADVICE = " (write it in quotes: YAML reads a bare no, off or 012 as another type than a string)"
 SCALAR_KEYS = {"task.data": "task.data.path", "task.objective": "task"}  # a mapping → the key meant by a scalar
@@ -87,8 +88,7 @@ def _explain_errors(group: str, given: Any, value_type: Any, error: ValidationEr
         elif item["type"] == "missing":
             rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
         elif value != MISSING:
-            shown = json.dumps(value) if isinstance(value, dict | list) or value is None else str(value)
-            rules.setdefault(f"{key}={shown}", []).append(_translate_message(item))
+            rules.setdefault(f"{key}={format_value(value)}", []).append(_translate_message(item))
     lines += [_format_line(key, list(dict.fromkeys(rule)), value_type, given) for key, rule in rules.items()]
     return lines
 
@@ -187,7 +187,7 @@ def _list_dataclasses(value_type: Any) -> list[type]:
 def _explain_unexpected(group: str, value_type: Any, path: list[str], value: Any, given: Any) -> str:
     key, method = ".".join([group, *path]), given.get("method") if group == "lora" else None
     reason = peft_fields.explain_unsupported(method, path[-1]) if method and len(path) == 1 else None
-    shown = value if isinstance(value, str) else json.dumps(value)
+    shown = format_value(value)
     if reason:
         return f"{key}={shown}: is a field of PEFT that peftrun does not support: {reason}; omit it"
     known_keys = _list_known_keys(group, value_type, path[:-1], given)

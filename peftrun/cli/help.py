@@ -1,12 +1,12 @@
 """`peftrun --help`, from the first line of every YAML file in `conf/`."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from peftrun.config import paths, template_params
 from peftrun.config.paths import read_first_sentence
 from peftrun.config.search_path import packages
+from peftrun.formatting import format_value
 
 INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, by config.
 
@@ -63,10 +63,5 @@ def _render_slots(path: Path) -> Iterator[str]:
     for name, slot in template_params.read_declared_params(values).items():
         default = (values.get("slots") or {}).get(name, template_params.MISSING)
         is_missing = default == template_params.MISSING
-        example = template_params.EXAMPLES[slot["type"]] if is_missing else format_config_value(default)
+        example = template_params.EXAMPLES[slot["type"]] if is_missing else format_value(default)
         yield f"    {f'slots.{name}={example}':<26} {slot.get('help', '')}"
-
-
-def format_config_value(value: object) -> str:
-    """A value as it is typed on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -4,19 +4,19 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from peftrun.artifacts.run_layout import CONFIG, CURVES, RECORD, REPORT_PAGE, ROWS
 from peftrun.cli import flags, precheck, shell_words
+from peftrun.compat.hydra import skip_mode_composition
 from peftrun.config import migrations, shorthand
 from peftrun.config.paths import config_dir
 from peftrun.config.search_path import packages, plugin
@@ -125,28 +125,17 @@ def _run_jobs(is_plan: bool, started: list[Path]) -> list[PeftrunError]:
     try:
         if is_plan:
             sys.argv = [*launcher.use_shared_base(argv)]
-        with _skip_mode_composition(argv):
+        with nullcontext() if _may_set_mode(argv) else skip_mode_composition():
             job()
     finally:
         sys.argv = argv
     return [*errors, *launcher.take_errors()]
 
 
-@contextmanager
-def _skip_mode_composition(argv: Sequence[str]) -> Iterator[None]:
-    """Skip Hydra's first composition, which only looks for `hydra.mode` in the config files.
-
-    No file of peftrun sets it, so the composition is skipped unless other files or Hydra's own keys may be involved.
-    """
+def _may_set_mode(argv: Sequence[str]) -> bool:
+    """Whether `hydra.mode` may come from other files, or from Hydra's own keys; no file of peftrun sets it."""
     flags = {text for text in argv[1:] if text.startswith("-")} - {"-m", "--multirun"}
-    needs_composition = flags or any("hydra" in text for text in argv[1:]) or packages.find_config_packages()
-    get_mode = Hydra.get_mode
-    if not needs_composition:
-        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Hydra.get_mode = get_mode  # type: ignore[method-assign]
+    return bool(flags or any("hydra" in text for text in argv[1:]) or packages.find_config_packages())
 
 
 def _run_job(cfg: DictConfig) -> float | None:

@@ -7,9 +7,6 @@ from functools import cache
 from typing import Any, cast
 
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from peftrun.compat import hydra
 from peftrun.config import paths
 from peftrun.config import values as config
 from peftrun.config.search_path import plugin as team_search_path
@@ -51,7 +49,7 @@ def suspend_hydra() -> Iterator[None]:
         restore_gh_from_backup(backup)
 
 
-class _CopyingRepository(CachingConfigRepository):
+class _CopyingRepository(hydra.CachingConfigRepository):
     """Returns copies, since Hydra merges later files into the config objects of earlier ones."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
@@ -71,10 +69,10 @@ class Composer:
         self,
         search_path: Sequence[str] = (),
         hydra_overrides: Sequence[str] = (),
-        loader: ConfigLoaderImpl | None = None,
+        loader: hydra.ConfigLoaderImpl | None = None,
     ) -> None:
         self.loader, self.hydra_overrides = loader or _create_loader(search_path), list(hydra_overrides)
-        _, self.repository = self.loader._parse_overrides_and_create_caching_repo(ROOT, self.hydra_overrides)
+        self.repository = hydra.open_repository(self.loader, ROOT, self.hydra_overrides)
         self.copies = _CopyingRepository(self.repository)
         # Cached per instance, since a composition takes Hydra about 50 ms.
         self.parsed, self.chosen, self.option = (
@@ -99,15 +97,15 @@ class Composer:
 
     def set_value(self, cfg: DictConfig, text: str) -> None:
         """Applies an override that is no choice of a group. Raises: compose.REFUSALS: `cfg` may then be changed in part."""
-        ConfigLoaderImpl._apply_overrides_to_config([self.parsed(text)], cfg)
+        hydra.apply_overrides([self.parsed(text)], cfg)
 
     def check_hydra_override(self, text: str) -> None:
         """Raises: compose.REFUSALS: Hydra cannot compose its own part of the config with this override."""
         self.loader.load_configuration(ROOT, [*self.hydra_overrides, text], RunMode.RUN)
 
-    def defaults(self, overrides: Sequence[str]) -> DefaultsList:
+    def defaults(self, overrides: Sequence[str]) -> hydra.DefaultsList:
         """Hydra's defaults list: the files that are merged, in order, and the overrides."""
-        return create_defaults_list(
+        return hydra.create_defaults_list(
             repo=self.repository,
             config_name=ROOT,
             overrides_list=[self.parsed(text) for text in overrides],
@@ -142,7 +140,7 @@ class Composer:
         return self.is_group(override.key_or_group) and not isinstance(override.value(), dict)
 
     def _compose_groups(self, choices: tuple[str, ...]) -> DictConfig:
-        cfg = self.loader._compose_config_from_defaults_list(self.files(choices), self.copies)
+        cfg = hydra.merge_files(self.loader, self.files(choices), self.copies)
         with open_dict(cfg):
             cfg.pop(HYDRAS, None)
         OmegaConf.set_struct(cfg, True)  # as Hydra does: an override of an unknown key is an error
@@ -150,21 +148,21 @@ class Composer:
 
     def _compose_option(self, group: str, name: str) -> dict[str, Any]:
         """The values that an option alone sets in its group, interpolations unresolved."""
-        defaults = create_defaults_list(
+        defaults = hydra.create_defaults_list(
             repo=self.repository,
             config_name=f"{group}/{name}",
             overrides_list=[],
             prepend_hydra=False,
             skip_missing=True,
         )
-        cfg = self.loader._compose_config_from_defaults_list(defaults.defaults, self.copies)
+        cfg = hydra.merge_files(self.loader, defaults.defaults, self.copies)
         values = OmegaConf.to_container(cfg)
         return dict(values.get(group) or {}) if isinstance(values, dict) else {}
 
 
-def _create_loader(search_path: Sequence[str]) -> ConfigLoaderImpl:
+def _create_loader(search_path: Sequence[str]) -> hydra.ConfigLoaderImpl:
     with initialize_hydra(search_path):
-        return cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+        return cast(hydra.ConfigLoaderImpl, GlobalHydra.instance().config_loader())
 
 
 def to_plain_values(cfg: DictConfig) -> dict[str, Any]:

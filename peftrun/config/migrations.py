@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from peftrun.formatting import format_value
+
 RENAMED: dict[str, tuple[str, str]] = {}  # old full key → (new full key, version of the change); none so far
 
 # Key → the value that means what runs did before the key existed.
@@ -98,8 +100,7 @@ def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     added = []
     for key, value in defaults.items():
         if _set_value(upgraded, key, copy.deepcopy(value), replace=False):
-            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            added.append(f"{key}={text}")
+            added.append(f"{key}={format_value(value)}")
     if added:
         lines.append(f"keys added since that version were set to the earlier behavior: {', '.join(added)}")
     return upgraded, lines

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.defaults_list import DefaultsList
 from hydra.core.default_element import ResultDefault
 
+from peftrun.compat.hydra import DefaultsList
 from peftrun.composition import adapter_defaults
 from peftrun.composition.composer import HYDRAS, ROOT, Composer
 from peftrun.config import migrations, paths

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import base_files
+from peftrun.artifacts import base_location
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.config.schema.run import ModelSpec
@@ -29,7 +29,7 @@ def map_tensor_names(
     tensors = [tensor.name for tensor in safetensors_header.read_header(source.folder / ADAPTER_WEIGHTS)]
     if not (settings or {}).get("wrapped") or all(LANGUAGE in name for name in tensors):
         return {}
-    folder = base_files.find_base_dir(ModelSpec(**model))
+    folder = base_location.find_base_dir(ModelSpec(**model))
     prefixes = _collect_prefixes(folder) if folder else {}
     renamed = {}
     for name in tensors:

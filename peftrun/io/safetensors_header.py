@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftrun.errors import ArtifactError
+from peftrun.io import atomic_files
 
+INDEX_FILE = "model.safetensors.index.json"
 LENGTH_BYTES = 8  # of the header's length at the start of the file; tensors are aligned to it as well
 
 
@@ -20,6 +22,19 @@ class TensorEntry:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+def list_weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder that transformers reads: some folders hold the same weights a second time in another layout.
+
+    Raises: ArtifactError: the index cannot be read.
+    """
+    index, whole = folder / INDEX_FILE, folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        return [folder / name for name in sorted(set(atomic_files.read_json(index).get("weight_map", {}).values()))]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def read_header(path: Path) -> list[TensorEntry]:

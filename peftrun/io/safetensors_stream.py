@@ -21,7 +21,6 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX_FILE = "model.safetensors.index.json"
 COPY_BYTES = 1 << 26  # bytes
 FLUSH_BYTES = 1 << 28  # bytes
 PIECE_VALUES = 1 << 21  # values
@@ -130,16 +129,6 @@ def dtype_eps(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps)
 
 
-def list_weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder: those its index names, or all."""
-    index = folder / INDEX_FILE
-    if index.is_file():
-        names = set(atomic_files.read_json(index)["weight_map"].values())
-        return sorted(folder / name for name in names)
-    whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
-
-
 def list_stored_tensors(file: Path) -> list[StoredTensor]:
     """Every tensor of a file, in file order. Raises: ArtifactError: the file is torn."""
     return [StoredTensor(file, entry) for entry in safetensors_header.read_header(file)]
@@ -191,7 +180,9 @@ def drop_from_memory(file: Path) -> None:
 
 def write_index(folder: Path, places: dict[str, str], size: int) -> None:
     """The index of a model in several files. `places`: tensor → file. `size`: bytes of all tensors."""
-    atomic_files.write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places})
+    atomic_files.write_json(
+        folder / safetensors_header.INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places}
+    )
 
 
 def _lay_out(planned: list[PlannedTensor]) -> tuple[dict[str, Any], int]:

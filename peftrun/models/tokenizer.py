@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from peftrun.artifacts import base_files, hub_files
+from peftrun.artifacts import base_files, base_location
 from peftrun.artifacts.classifier_head import ClassifierHead
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
@@ -32,15 +32,11 @@ def load_tokenizer_info(spec: ModelSpec, head: ClassifierHead | None) -> Tokeniz
 
     Raises: ModelError: it is missing, or is of the other kind (language model, encoder).
     """
-    path = base_files.resolve_model_path(spec)
+    path = base_location.resolve_model_path(spec)
     if path.suffix == ".gguf" and path.is_file():
-        converted = hub_files.converted_gguf_dir(path)
+        converted = base_location.converted_gguf_dir(path)
         return _load_from_folder(converted, spec, head) if converted.is_dir() else _load_from_gguf(path, spec, head)
-    folder = path.resolve() if path.is_dir() else hub_files.download_base(spec, weights=False)
-    stray = hub_files.find_stray_adapter(folder, spec.name_or_path)
-    if stray:
-        raise ModelError(stray)
-    return _load_from_folder(folder, spec, head)
+    return _load_from_folder(base_location.fetch_base_dir(spec, weights=False), spec, head)
 
 
 def _load_from_gguf(file: Path, spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:

@@ -59,8 +59,8 @@ def _add_adapter_routes(app: FastAPI, service: Service, manager: AdapterManager,
     async def load_adapter(request: Request) -> dict[str, Any]:
         _check_may_swap(service, may_swap)
         parsed = requests.parse_request(await _read_body(request, service), requests.LoadLoraRequest)
-        folder = await asyncio.to_thread(manager.validate_adapter, parsed)
-        proof = await manager.serve_adapter(parsed, folder)
+        adapter = await asyncio.to_thread(manager.validate_adapter, parsed)
+        proof = await manager.serve_adapter(adapter)
         service.metrics.adapters.set(len(service.versions.list_adapters()))
         return {"message": f"Success: LoRA adapter '{parsed.lora_name}' added successfully.", "proof": proof}
 

@@ -6,23 +6,20 @@ there. A failed trial is reported to Optuna as failed, and the others go on.
 """
 
 import logging
-import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from peftrun.compat.hydra import register_plugin
 from peftrun.errors import ConfigError
 from peftrun.system import packages
 
-ALIAS = "hydra_plugins.peftrun_search"  # Hydra accepts plugins of the package hydra_plugins only
 PACKAGE = "hydra_optuna_sweeper"
 PROVIDER = "peftrun"  # Hydra's name for the origin of these options
 RESULTS = "optimization_results.yaml"  # the sweeper's own file, in the sweep's folder
@@ -88,17 +85,11 @@ def _is_installed() -> bool:
 
 def register() -> None:
     """Register the sweeper and its samplers with Hydra."""
-    Search.__module__ = ALIAS
-    sys.modules[ALIAS] = module = ModuleType(ALIAS)
-    setattr(module, Search.__name__, Search)
-    Plugins.instance().register(Search)
-    store = ConfigStore.instance()
+    target, store = register_plugin(Search), ConfigStore.instance()
     if "optuna.yaml" in store.list("hydra/sweeper") and store.load("hydra/sweeper/optuna.yaml").provider == PROVIDER:
         return  # by an earlier run of this process
     is_installed = _is_installed()
-    _store_options(
-        "hydra/sweeper", "optuna", DEFAULTS | {"_target_": f"{ALIAS}.{Search.__name__}"}, OPTIONS, is_installed
-    )
+    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": target}, OPTIONS, is_installed)
     for name in SEEDED if is_installed else ():
         _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {}, is_installed)
 

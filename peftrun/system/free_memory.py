@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from peftrun.formatting import format_bytes
+
 # Address space of a run that does not become resident, measured: 460 MB of imported libraries, 200 MB of stacks and heaps of
 # threads until the base model is loaded. In bytes.
 UNTOUCHED_BYTES = 660_000_000
@@ -26,8 +28,8 @@ class FreeMemory:
     counts_mapped: bool = False
 
     def __str__(self) -> str:
-        """`1.20 GB free under ulimit -v` (10⁹ bytes)."""
-        return f"{self.bytes / 1e9:.2f} GB free{f' {self.limit}' if self.limit else ''}"
+        """`1.20 GB free under ulimit -v`."""
+        return f"{format_bytes(self.bytes)} free{f' {self.limit}' if self.limit else ''}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _read_cgroup_limit(folder: Path, version: _CgroupVersion) -> FreeMemory | No
     entries = dict(line.split(maxsplit=1) for line in _read_text(folder / "memory.stat").splitlines())
     # The page cache counts as free: the kernel reclaims it before it kills.
     cached = sum(int(entries.get(f"{version.prefix}{state}_file", 0)) for state in ("active", "inactive"))
-    text = f"under the cgroup's limit of {int(limit) / 1e9:.2f} GB"
+    text = f"under the cgroup's limit of {format_bytes(int(limit))}"
     return FreeMemory(max(0, int(limit) - int(usage) + cached), text)
 
 

@@ -23,9 +23,10 @@ from peftrun.checks import methods as method_checks
 from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config.schema.run import RunSpec
-from peftrun.console import format_figures, format_megabytes, shorten_path
+from peftrun.console import shorten_path
 from peftrun.data import input_digests
 from peftrun.errors import ConfigError, DataError
+from peftrun.formatting import format_bytes, format_duration, format_metrics
 from peftrun.io import atomic_files
 from peftrun.models import base_cache, device, placement
 from peftrun.models.base import LoadedBase
@@ -167,7 +168,7 @@ def evaluate(session: TrainingSession, model: Any, when: str) -> dict[str, float
     session.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
     # Before training it is the base model alone that is evaluated, once for all cells of a joint run.
     prefix = f"{session.name}: " if session.name and when == "after" else ""
-    console.print_info(f"{prefix}evaluation {when} training: {format_figures(metrics)}")
+    console.print_info(f"{prefix}evaluation {when} training: {format_metrics(metrics)}")
     if not math.isfinite(metrics["loss"]):
         where = f" at {_find_first_nan_row(session, model)}" if when == "before" else ""
         raise DataError(
@@ -324,7 +325,7 @@ def build_result(
     summary = [
         ("base", f"{session.base.name} ({session.base.fingerprint.short()})"),
         ("trainable", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"),
-        ("training", f"{fitted.steps} steps in {fitted.seconds:.0f} s, mean loss {fitted.train_loss:.4f}"),
+        ("training", f"{fitted.steps} steps in {format_duration(fitted.seconds)}, mean loss {fitted.train_loss:.4f}"),
         *([("learned", coverage)] if coverage else []),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
         ("record", shorten_path(session.out_dir / RECORD)),
@@ -355,7 +356,7 @@ def add_artifacts(session: TrainingSession, result: RunResult) -> RunResult:
     result.summary.append(
         (
             "adapter",
-            f"{format_megabytes(size)}, {size / base_size:.2%} of the base's {format_megabytes(base_size)}: {shorten_path(target)}",
+            f"{format_bytes(size)}, {size / base_size:.2%} of the base's {format_bytes(base_size)}: {shorten_path(target)}",
         )
     )
     result.next_commands = [

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from peftrun.adapters.joint.rng_streams import RngStream
+from peftrun.compat.torch import count_writes, is_view
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def apply_batched_lora(
                 chunks[index] = span.draws.dropout(chunks[index], stack.dropout[span.cell], span.widths)
         x = torch.cat(chunks)  # (rows, …, in)
     # The function writes into its first argument: autograd forbids that for a view, and reshape copies what is not contiguous.
-    target = result.clone() if result._is_view() or not result.is_contiguous() else result
+    target = result.clone() if is_view(result) or not result.is_contiguous() else result
     # The anchor keeps the first layer in the graph: its input needs no gradient, and A and B are no arguments.
     anchor = torch.zeros((), requires_grad=True)
     return BatchedLoraFn.apply(target, x, stack, layout, anchor)
@@ -136,7 +137,7 @@ class _DtypeCache:
         dtype = matmul_dtype(x)
         if x.dtype == dtype:
             return x
-        key = (x.data_ptr(), x.shape, x._version)
+        key = (x.data_ptr(), x.shape, count_writes(x))
         if not self.entry or self.entry[0] != key:
             self.entry = (key, x, x.to(dtype))  # holds x, so that no other tensor gets its address
         cast: torch.Tensor = self.entry[2]

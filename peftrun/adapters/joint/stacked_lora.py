@@ -15,6 +15,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 
 from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora, clear_dtype_cache
+from peftrun.compat.torch import zero_all
 
 
 @dataclass
@@ -49,7 +50,7 @@ class StackedLora:
 
     def clear(self, cell: int) -> None:
         """Sets the cell's gradients to zero, in place: they are views, so None would detach them from the stack."""
-        torch._foreach_zero_([grad[cell] for stack in self.stacks for grad in (stack.grad_a, stack.grad_b)])
+        zero_all([grad[cell] for stack in self.stacks for grad in (stack.grad_a, stack.grad_b)])
 
     @contextmanager
     def bind_batch(self, layout: BatchLayout) -> Iterator[None]:

@@ -8,6 +8,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 
 from peftrun.adapters import saved_base
 from peftrun.adapters.merge import sidecar_files
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.errors import AdapterError, ProofError
 from peftrun.io import safetensors_header
 from peftrun.models.base import LoadedBase
@@ -15,21 +16,10 @@ from peftrun.models.base import LoadedBase
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-VIRTUAL_TOKEN_TYPES = (
-    "PROMPT_TUNING",
-    "P_TUNING",
-    "PREFIX_TUNING",
-    "CARTRIDGE",
-    "MULTITASK_PROMPT_TUNING",
-    "CPT",
-    "ADAPTION_PROMPT",
-)
-
-
 def check_mergeable(config: dict[str, Any], name: str) -> None:
     """Raises: AdapterError: an adapter with this `adapter_config.json` is no change to the weights, so nothing can be merged."""
     kind = config.get("peft_type")
-    why = "answers with virtual tokens, which are no weights" if kind in VIRTUAL_TOKEN_TYPES else None
+    why = None if get_method_traits(kind).merges else "answers with virtual tokens, which are no weights"
     if config.get("alora_invocation_tokens"):
         why = "is on only after a text that calls it"
     if config.get("layer_replication"):

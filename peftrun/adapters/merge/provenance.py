@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, PEFTRUN_METADATA
+from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.artifacts.run_layout import PEFTRUN_METADATA
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
 from peftrun.system.versions import get_version
@@ -11,7 +12,7 @@ from peftrun.system.versions import get_version
 KEYS = ("base", "base_dtype", "adapter_sha256")
 
 
-def write_provenance(folder: Path, base: dict[str, Any], base_dtype: str, adapter: Path) -> None:
+def write_provenance(folder: Path, base: dict[str, Any], base_dtype: str, adapter: AdapterRef) -> None:
     """Notes it in the merged model's `peftrun.json`."""
     atomic_files.write_json(
         folder / PEFTRUN_METADATA,
@@ -20,7 +21,7 @@ def write_provenance(folder: Path, base: dict[str, Any], base_dtype: str, adapte
             "merged": {
                 "base": base,
                 "base_dtype": base_dtype,
-                "adapter_sha256": atomic_files.hash_file(adapter / ADAPTER_WEIGHTS),
+                "adapter_sha256": atomic_files.hash_file(adapter.weights),
             },
         },
     )

@@ -43,14 +43,14 @@ def verify_merge(
     ]
     for one in (plain, adapted, merged):
         one.config.use_cache = False
-    tensors = load.check_tensors(net, job.name, job.adapter)
+    tensors = load.check_tensors(net, job.adapter)
     logits = layer_walk.run_passes(passes)
     if writing:
         writing.write_rest()
     mark, figures = job.mark, _compare_written(job, written, merged)
     before, after, again = logits[0], torch.cat(logits[1 : 1 + len(texts)]), torch.cat(logits[1 + len(texts) :])
     computed = load.ProbeLogits(before, logits[1], "cpu float32")
-    loaded = load.verify_load_by_logits(mark, net, job.name, job.adapter, computed, tensors=tensors)
+    loaded = load.verify_load_by_logits(mark, net, job.adapter, computed, tensors=tensors)
     return {**figures, **verify.compare_logits(after, again, before, job.dtype)}, loaded
 
 
@@ -58,7 +58,7 @@ def verify_merge_in_memory(job: MergeJob, folder: Path, rows: list[list[int]]) -
     """The same with whole models in memory, one after another. Raises: ProofError: see `prove`."""
     base = base_models.load_base(job.model, job.place, torch.float32, job.head)
     plain = probes.compute_probe_logits(base.model, base.tokenizer)
-    net, (loaded,) = load.load(base, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
+    net, (loaded,) = load.load(base, {job.name: job.adapter}, job.name, job.allow_base_mismatch)
     empty = base_models.build_empty(folder, job.model, job.head)
     written = _open_written(job, net, folder, empty)
     compute = partial(compute_logits, tokenizer=base.tokenizer, rows=rows)
@@ -85,16 +85,13 @@ def _open_written(job: MergeJob, net: Any, folder: Path, merged: Any) -> Written
 
 
 def _write_reached(job: MergeJob, writing: MergedFiles, written: WrittenModel, key: str) -> None:
-    """Writes the tensor to which a pass has come. Raises: AdapterError: the adapter was made for another base, as is known by now."""
-    if job.fingerprint_future.done():
-        _ = job.mark
     if key in written.merged:
         writing.write(written.merged[key])
 
 
 def _compare_written(job: MergeJob, written: WrittenModel, merged: Any) -> dict[str, Any]:
     """Figures of all tensors and layers, once texts have passed. Raises: ProofError: one of them is wrong."""
-    written.equal |= {pair for one in job.comparisons for pair in one.result()}
+    written.equal |= {pair for check in job.checks.values() for pair in check.result().equal}
     written.compare_untouched(merged)
     return verify.check_written(written)
 

@@ -6,7 +6,6 @@ rounded once.
 
 import time
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,16 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
-from peftrun.io import safetensors_stream
+from peftrun.artifacts.classifier_head import TASK_KINDS
+from peftrun.compat.torch import copy_module
+from peftrun.io import safetensors_header, safetensors_stream
 from peftrun.io.safetensors_stream import Part, PlannedTensor, RowBlock, StoredTensor, TensorFile
 from peftrun.system import malloc
 
 MERGEABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D)
-CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS")
-
-
-# Methods whose layers, made without weights, are not what they were.
-IN_MEMORY_TYPES = ("ADALORA", "ADAMSS", "FROD", "SHIRA", "UNILORA")
 
 
 class NotStreamableError(Exception):
@@ -99,8 +95,8 @@ def begin_merged(
     Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
     """
     model = net.get_base_model()
-    files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_stream.list_weight_files(base)}
-    if net.peft_config[name].task_type in CLASSIFIER_TASKS:
+    files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_header.list_weight_files(base)}
+    if net.peft_config[name].task_type in TASK_KINDS:
         files = _drop_other_heads(model, files)
     found = map_by_parameter(model, [one for parts in files.values() for one in parts])
     sources = add_tied(model, found)
@@ -164,7 +160,7 @@ def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
     """The tensors of a model folder by the model's names of parameters; tied ones under both."""
     parts = [
         one
-        for file in safetensors_stream.list_weight_files(folder)
+        for file in safetensors_header.list_weight_files(folder)
         for one in safetensors_stream.list_stored_tensors(file)
     ]
     return add_tied(model, map_by_parameter(model, parts))
@@ -259,21 +255,19 @@ def merge_rows(
 
 def _view_rows(module: Any, name: str, block: RowBlock) -> Any:
     """PEFT's layer over these rows of its base layer alone."""
-    view, layer = copy(module), copy(module.get_base_layer())
-    layer._parameters = {"weight": layer.weight}
+    layer = module.get_base_layer()
+    others = {key: None for key, _ in layer.named_parameters(recurse=False) if key != "weight"}
     down, up = module.lora_A[name].weight, module.lora_B[name].weight[slice(*block)]
     own = {key: _with_weight(getattr(module, key)[name], value) for key, value in (("lora_A", down), ("lora_B", up))}
-    view._modules = module._modules | {key: torch.nn.ModuleDict({name: one}) for key, one in own.items()}
-    view._modules["base_layer"] = layer
+    children = {key: torch.nn.ModuleDict({name: one}) for key, one in own.items()}
+    view = copy_module(module, modules={**children, "base_layer": copy_module(layer, others)})
     view.merged_adapters = []
     return view
 
 
 def _with_weight(layer: Any, value: torch.Tensor) -> Any:
     """The same layer with a parameter of its own."""
-    view = copy(layer)
-    view._parameters = layer._parameters | {"weight": torch.nn.Parameter(value.detach(), requires_grad=False)}
-    return view
+    return copy_module(layer, {"weight": torch.nn.Parameter(value.detach(), requires_grad=False)})
 
 
 def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> torch.Tensor:
@@ -301,7 +295,7 @@ def merge_layer(
     own = {one: one.data.clone() for key, one in module.named_parameters() if not key.startswith("base_layer.")}
     try:
         for key, value in values.items():
-            layer._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
+            setattr(layer, key, torch.nn.Parameter(value, requires_grad=False))
         if undo:
             module.merged_adapters.append(name)
             module.unmerge()
@@ -315,7 +309,7 @@ def merge_layer(
         for one, value in own.items():
             one.data = value
         for key in values:
-            layer._parameters[key] = before[key]
+            setattr(layer, key, before[key])
     if merged.keys() != values.keys():
         raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
     if not all(torch.isfinite(value.sum()) for value in merged.values()):

@@ -20,8 +20,9 @@ from transformers import AutoConfig
 from peftrun.adapters import probes
 from peftrun.adapters.layer_walk import LayerAnswer, plain_name
 from peftrun.adapters.merge import streaming
+from peftrun.adapters.merge.file_check import TensorPair, has_same_form
 from peftrun.errors import ProofError
-from peftrun.io import blocks, safetensors_stream
+from peftrun.io import blocks
 from peftrun.io.safetensors_stream import RowBlock, StoredTensor
 from peftrun.system import malloc
 
@@ -29,7 +30,6 @@ from peftrun.system import malloc
 LAYER_NOISE, LAYER_SHARE = 2e-5, 2e-3
 LOGIT_NOISE, LOGIT_SHARE = 1e-4, 1e-2  # the same after all layers
 NOTABLE_LOSS = 0.1  # share of the adapter's effect whose loss to rounding is said report_changes
-TensorPair = tuple[StoredTensor, StoredTensor]  # of the base's files and of the merged ones
 IGNORED_CONFIG_KEYS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
 ADVICE = "what was written is kept under a .rejected name. This is a fault of peftrun: report it, and merge with PEFT meanwhile"
 
@@ -173,7 +173,7 @@ class WrittenModel:
         return self.base | {
             key: one
             for key, one in self.merged.items()
-            if key in self.base and key not in changed and _has_same_form(self.base[key], one)
+            if key in self.base and key not in changed and has_same_form(self.base[key], one)
         }
 
     def _own(self) -> dict[str, torch.Tensor]:
@@ -252,25 +252,10 @@ def check_written(written: WrittenModel) -> dict[str, Any]:
     return figures
 
 
-def find_equal_tensors(base: Path, written: Path) -> set[TensorPair]:
-    """Tensors of two files that have the same name and the same bytes."""
-    named = {one.entry.name: one for one in safetensors_stream.list_stored_tensors(base)}
-    pairs = [
-        (named[one.entry.name], one)
-        for one in safetensors_stream.list_stored_tensors(written)
-        if one.entry.name in named
-    ]
-    return {pair for pair in pairs if _has_same_bytes(*pair)}
-
-
 def _has_same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    return _has_same_form(one, other) and all(
+    return has_same_form(one, other) and all(
         _has_equal_bits(a, b) for a, b in zip(one.pieces(), other.pieces(), strict=True)
     )
-
-
-def _has_same_form(one: StoredTensor, other: StoredTensor) -> bool:
-    return (one.dtype, one.entry.shape) == (other.dtype, other.entry.shape)
 
 
 def _is_rounded(one: StoredTensor, other: StoredTensor) -> bool:

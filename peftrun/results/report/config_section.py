@@ -1,6 +1,5 @@
 """The config of a run: differences from the defaults, all values, and the commands that repeat it. Light."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +12,7 @@ from peftrun.config import values as config
 from peftrun.config_tools import minimal_overrides
 from peftrun.console import shorten_path
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_value
 from peftrun.results.report import html
 from peftrun.results.report.run_facts import RunFacts, Values, get_list
 
@@ -42,7 +42,18 @@ def render_config(run: RunFacts) -> Iterator[str]:
             )
     else:
         yield '<p class="soft">Every value is the default.</p>'
-    yield html.render_details("The whole config", _render_config_table(run, set(changed)))
+    unused_keys = set(map(str, get_list(run.record, "unread")))
+    all_rows = [
+        [
+            _render_key(key, "changed" if key in changed else ""),
+            _render_value(value),
+            html.render_cell("unused" if key in unused_keys else "", "soft"),
+        ]
+        for key, value in config.flatten_keys(run.values).items()
+    ]
+    legend = '<p class="soft">Marked: differs from the default. Unused: had no effect in this run.</p>'
+    table = html.render_table("Config", ["key", "value", ""], all_rows)
+    yield html.render_details("The whole config", legend + table)
 
 
 def build_command(run: RunFacts) -> str:
@@ -65,25 +76,10 @@ def _compose_defaults() -> Values:
     return config.resolve_values(compose.compose_run([]).cfg)
 
 
-def _render_config_table(run: RunFacts, changed: set[str]) -> str:
-    unused_keys = set(map(str, get_list(run.record, "unread")))
-    rows = [
-        [
-            _render_key(key, "changed" if key in changed else ""),
-            _render_value(value),
-            html.render_cell("unused" if key in unused_keys else "", "soft"),
-        ]
-        for key, value in config.flatten_keys(run.values).items()
-    ]
-    legend = '<p class="soft">Marked: differs from the default. Unused: had no effect in this run.</p>'
-    return legend + html.render_table("Config", ["key", "value", ""], rows)
-
-
 def _render_key(key: str, css: str = "") -> str:
     mark = '<span class="mark" title="differs from the default">●</span> ' if css else ""
     return f'<td class="name {css}">{mark}<code>{escape(key)}</code></td>'
 
 
 def _render_value(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return f'<td class="set"><code>{escape(text)}</code></td>'
+    return f'<td class="set"><code>{escape(format_value(value))}</code></td>'

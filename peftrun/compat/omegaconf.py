@@ -1,4 +1,4 @@
-"""YAML files, parsed by libyaml under OmegaConf's rules: the same values as from OmegaConf's own loader, in a tenth of the time. Light."""
+"""OmegaConf 2.3: its rules of YAML, on libyaml's parser. Light."""
 
 from contextlib import suppress
 from pathlib import Path
