@@ -6,6 +6,9 @@ import statistics
 import sys
 from collections.abc import Container
 from pathlib import Path
+from typing import get_args, get_type_hints
+
+from peftrun.config.schema import actions
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftrun"
@@ -33,7 +36,7 @@ ORDER = [
     ("trackers", "light", "experiment trackers"),
     ("training", "heavy", "one run; joint/: many cells on one base model"),
     ("export", "light", "for the Hub, vLLM, llama.cpp"),
-    ("results", "light", "readers of finished runs: report, catalog, replay, preview"),
+    ("results", "light", "what people read: pages and tables of runs (report, catalog, replay) and of rows (preview)"),
     ("runs", "light", "one spec in its folder; torchrun"),
     ("sweep", "light", "cells, groups, clusters, report"),
     ("serving", "heavy", "the HTTP server"),
@@ -311,32 +314,31 @@ def test_an_action_has_one_name_everywhere():
     def stems(folder: str, pattern: str) -> set[str]:
         return {path.stem.removeprefix("test_") for path in (ROOT / folder).glob(pattern)} - {"__init__"}
 
-    conf = stems("conf/action", "*.yaml")
-    assert conf == stems("peftrun/actions", "*.py") == stems("tests/actions", "test_*.py")
-    assert conf == {
-        "train",
-        "save",
-        "reload",
-        "evaluate",
-        "generate",
-        "merge",
-        "unmerge",
-        "combine",
-        "extract",
-        "inspect",
-        "diff",
-        "plan",
-        "preview",
-        "replay",
-        "explain",
-        "template",
-        "check",
-        "list",
-        "compare",
-        "browse",
-        "serve",
-        "export",
+    classes = [get_type_hints(kind)["name"] for kind in get_args(get_args(actions.Action)[0])]
+    commands = (ROOT / "docs/commands.md").read_text() + "action=train"  # the default, which no command names
+    places = {
+        "conf/action/{}.yaml": stems("conf/action", "*.yaml"),
+        "peftrun/actions/{}.py": stems("peftrun/actions", "*.py"),
+        "tests/actions/test_{}.py": stems("tests/actions", "test_*.py"),
+        "{} in Action, peftrun/config/schema/actions.py": {get_args(kind)[0] for kind in classes},
+        "action={} in docs/commands.md": set(re.findall(r"action=([a-z]+)", commands)),
     }
+    names = set().union(*places.values())
+    missing = [place.format(one) for place, found in places.items() for one in sorted(names - found)]
+    assert not missing, f"there is no {', no '.join(missing)}"
+
+
+def test_a_task_type_is_known_everywhere():
+    """Where every task type must be named. What only some types have (a head, joint training) names those itself."""
+    types = {path.stem for path in (PACKAGE / "tasks/rows").glob("*.py") if "def load_rows" in path.read_text()}
+    assert {"causal_lm", "seq_cls", "prompt_only"} <= types
+    files = ("peftrun/config/schema/run.py", "peftrun/tasks/row_view.py", "tests/actions/test_replay.py", "docs/data.md")
+    texts = {file: (ROOT / file).read_text() for file in files}
+    missing = [
+        f"{one} in {file}" for one in sorted(types) for file, text in texts.items() if not re.search(f'["`]{one}["`]', text)
+    ]
+    missing += [f"peftrun/tasks/{one}.py" for one in sorted(types) if not (PACKAGE / f"tasks/{one}.py").is_file()]
+    assert not missing, f"there is no {', no '.join(missing)}"
 
 
 def test_files_and_functions_are_small():

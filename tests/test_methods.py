@@ -172,7 +172,8 @@ def from_vocabulary(it):
 
 
 def test_every_adapter_option_has_its_effect_listed():
-    assert set(EFFECTS) | NEEDS_MORE == set(paths.list_group_options("lora"))
+    options, listed = set(paths.list_group_options("lora")), set(EFFECTS) | NEEDS_MORE
+    assert options == listed, f"add to EFFECTS: {sorted(options - listed)}; remove: {sorted(listed - options)}"
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -184,7 +185,10 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
     apart = probes.compare_logits(it.plain, probes.compute_probe_logits(it.net, it.base.tokenizer))[
         "max_logit_difference"
     ]
-    assert apart > 1e-4 if option in STARTS_APART else apart < 2e-4
+    if option in STARTS_APART:
+        assert apart > 1e-4, f"a fresh {option} changes no answer; take it out of STARTS_APART"
+    else:
+        assert apart < 2e-4, f"a fresh {option} changes answers, by {apart:.1e}; if its method does, add it to STARTS_APART"
     folder = tmp_path / "adapter"
     with save.keep_untrained(it.net, it.spec, tmp_path) as initial:
         train(it)

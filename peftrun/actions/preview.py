@@ -61,7 +61,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         views.describe_row(row, split, spec.task, row_reader.tokenizer, spec.action.tokens) for row, split in chosen
     ]
     notes = [*reasons, *_build_notes(spec)]
-    leakage = tasks.flattering(task_rows, spec.task)  # logged while rows were loaded; the page repeats it
+    leakage = tasks.explain_overlap(task_rows, spec.task)  # logged while rows were loaded; the page repeats it
     page_notes = [*filter(None, [leakage]), *notes]
     views.write_rows(rows, out_dir)
     subtitle = f"tokenized for {row_reader.name}"

@@ -15,6 +15,7 @@ from peftrun.config.template_params import FILELESS
 from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
+# An action that none of these lists names must have a base model and rows.
 MODELLESS = ("inspect", "diff", "export", *FILELESS)  # actions that check models and rows themselves, or need none
 ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELLESS)  # actions that read no rows
 LM_EVAL = "lm_eval"

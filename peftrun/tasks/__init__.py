@@ -51,13 +51,13 @@ def load_rows_for_reader(task: TaskSpec, reader: TokenizerInfo) -> Rows:
     length_checks.check_lengths(loaded, reader)
     if isinstance(task.objective, GrpoObjective):
         length_checks.check_completion_fits(loaded, reader, task.objective.max_completion_length)
-    warning = flattering(loaded, task)
+    warning = explain_overlap(loaded, task)
     if warning:
         console.print_warning(warning)
     return loaded
 
 
-def flattering(loaded: Rows, task: TaskSpec) -> str | None:
+def explain_overlap(loaded: Rows, task: TaskSpec) -> str | None:
     """Warning that the metrics are too good because evaluation rows are training rows too, and the fix; None if none are."""
     overlap = loaded.learned_too
     if not overlap:
@@ -124,5 +124,8 @@ def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: Mapping[str, A
 
 
 def import_task_module(kind: str) -> ModuleType:
-    """The module of a task type: `load_rows(task, tokenizer)` and `evaluate(model, tokenizer, rows, batch_size, task)`."""
+    """The module of a task type: `load_rows(task, tokenizer)` and `evaluate(model, tokenizer, rows, batch_size, task)`.
+
+    A type with a head also has `collator(tokenizer)`; `evaluate_in_detail`, if there is one, adds facts for the record to the metrics.
+    """
     return import_module(f"peftrun.tasks.{kind}")

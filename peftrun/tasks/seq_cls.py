@@ -10,7 +10,7 @@ from peftrun.tasks.classification import macro_f1, predict_logits
 from peftrun.tasks.rows.classes import Row
 from peftrun.tasks.rows.seq_cls import load_rows
 
-__all__ = ["Row", "collator", "detailed", "evaluate", "load_rows"]
+__all__ = ["Row", "collator", "evaluate", "evaluate_in_detail", "load_rows"]
 
 
 def collator(tokenizer: Any) -> Any:
@@ -20,10 +20,10 @@ def collator(tokenizer: Any) -> Any:
 
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Metrics over evaluation rows: `loss` (mean nats per row), `accuracy`, `macro_f1` (mean of the labels' F1)."""
-    return detailed(model, tokenizer, rows, batch_size, task)[0]
+    return evaluate_in_detail(model, tokenizer, rows, batch_size, task)[0]
 
 
-def detailed(
+def evaluate_in_detail(
     model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of `evaluate`, and `confusion`: counts with a line per true label and a column per predicted label."""

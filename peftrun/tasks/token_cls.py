@@ -12,7 +12,7 @@ from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.tasks.rows.classes import Row
 from peftrun.tasks.rows.token_cls import OUTSIDE, load_rows
 
-__all__ = ["Row", "collator", "detailed", "evaluate", "extract_entities", "load_rows"]
+__all__ = ["Row", "collator", "evaluate", "evaluate_in_detail", "extract_entities", "load_rows"]
 
 
 def collator(tokenizer: Any) -> Any:
@@ -28,10 +28,10 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
         precision, recall, f1: of whole entities; an entity is correct if its first word, last word and type are
             (Tjong Kim Sang & De Meulder 2003, CoNLL).
     """
-    return detailed(model, tokenizer, rows, batch_size, task)[0]
+    return evaluate_in_detail(model, tokenizer, rows, batch_size, task)[0]
 
 
-def detailed(
+def evaluate_in_detail(
     model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The metrics of `evaluate`, and `entities`: per type the number of `true` entities, of `found` ones, and of `right` ones."""

@@ -176,8 +176,8 @@ def _measure(session: TrainingSession, model: Any, when: str) -> dict[str, float
     batch_size = session.spec.trainer.per_device_eval_batch_size
     console.set_activity(f"evaluating {len(rows)} rows {when} training")
     metrics: dict[str, float]
-    if hasattr(session.task_module, "detailed"):
-        metrics, session.details[when] = session.task_module.detailed(model, tokenizer, rows, batch_size, task)
+    if hasattr(session.task_module, "evaluate_in_detail"):
+        metrics, session.details[when] = session.task_module.evaluate_in_detail(model, tokenizer, rows, batch_size, task)
     else:
         metrics = session.task_module.evaluate(model, tokenizer, rows, batch_size, task)
     session.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
