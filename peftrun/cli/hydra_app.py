@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from peftrun.artifacts.run_layout import CONFIG, CURVES, RECORD, REPORT_PAGE, ROWS
 from peftrun.cli import flags, precheck, shell_words
-from peftrun.config import migrations, shorthand
+from peftrun.config import old_overrides, shorthand
 from peftrun.config.paths import config_dir
 from peftrun.config.search_path import packages, plugin
 from peftrun.errors import AdapterError, ArtifactError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
@@ -34,10 +34,10 @@ INTERACTIVE = ("serve", "browse", "generate")
 
 def run_command_line(argv: Sequence[str]) -> int:
     """Run every job that `argv` describes; the exit code: 0, 1 for wrong input, 130 if interrupted."""
-    split_values = [*shell_words.find_split_values(argv)]
+    split_values = [*shell_words.find_split_values(old_overrides.rename_overrides(argv)[0])]
     if split_values:
         return _print_errors(split_values)
-    argv, renamed = migrations.rename_overrides(shorthand.expand_shorthand(argv))
+    argv, renamed = shorthand.expand_overrides(argv)
     if renamed:
         from peftrun.config import values as config
 

@@ -22,7 +22,7 @@ from peftrun.checks import folder_hints, peer_keys, validation
 from peftrun.checks import trackers as tracker_checks
 from peftrun.checks.unknown_keys import explain_unknown_key, find_close_match
 from peftrun.composition import adapter_defaults
-from peftrun.config import migrations, paths, shorthand, template_params
+from peftrun.config import paths, shorthand, template_params
 from peftrun.config import values as config
 from peftrun.config.schema import peft_fields
 from peftrun.config.search_path import packages
@@ -58,7 +58,7 @@ def compose_run(overrides: Sequence[str], search_path: Sequence[str] = ()) -> Co
 
     Raises: ConfigError: an override cannot be composed.
     """
-    full_overrides, renamed = migrations.rename_overrides(shorthand.expand_shorthand(overrides))
+    full_overrides, renamed = shorthand.expand_overrides(overrides)
     config.report_upgrades(renamed)
     try:
         with initialize_hydra(search_path):

@@ -1,14 +1,22 @@
-"""Upgrade configs of earlier versions: renamed keys, and values of keys added since. Light.
+"""Upgrade configs of earlier versions: renamed keys and options, and values of keys added since. Light.
 
-A change that renames or adds a key adds a line here; then old commands, team files and old runs keep working.
+A change that renames or adds a key adds a line here; then old commands, team files and old runs keep working. Typed overrides are
+renamed by `old_overrides`, files of teams by `search_path.old_files`, a run's values by `upgrade_values`.
 """
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-RENAMED: dict[str, tuple[str, str]] = {}  # old full key → (new full key, version of the change); none so far
+from omegaconf._utils import split_key
+
+# Old full key → (new full key, version of the change). `*` is any one name; parents have their new names and come first.
+RENAMED: dict[str, tuple[str, str]] = {}
+# Old full key of RENAMED → its old values → the new ones.
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {}
+# (group, old option) → (new option, version of the change).
+RENAMED_OPTIONS: dict[tuple[str, str], tuple[str, str]] = {}
 
 # Key → the value that means what runs did before the key existed.
 ADDED: dict[str, Any] = {
@@ -81,7 +89,8 @@ ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {
     ("action.name", "train"): {"action.samples": 0},
     ("action.name", "plan"): {"action.measured_steps": 0, "action.samples": 0},
 }
-OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w.]+)(?P<rest>=.*)?", re.DOTALL)
+# An interpolation.
+REFERENCE = re.compile(r"(?P<start>(?<!\\)\$\{\s*(?:oc\.select:\s*)?)(?P<dots>\.*)(?P<key>[\w.\[\]-]+)(?=\s*[},])")
 
 
 def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -97,7 +106,10 @@ def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             defaults |= added_keys
     added = []
     for key, value in defaults.items():
-        if _set_value(upgraded, key, copy.deepcopy(value), replace=False):
+        owner, _, last = key.rpartition(".")
+        mapping = _find_mapping(upgraded, owner)
+        if mapping is not None and last not in mapping:
+            mapping[last] = copy.deepcopy(value)
             text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
             added.append(f"{key}={text}")
     if added:
@@ -106,49 +118,106 @@ def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def rename_keys(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Nested values with renamed keys replaced, and a line for each."""
+    """Nested values with renamed keys replaced, and a line for each. A value under the new name wins over one under the old."""
     renamed, lines = copy.deepcopy(values), []
-    for old, (new, version) in RENAMED.items():
-        owner, _, last = old.rpartition(".")
-        mapping = _find_mapping(renamed, owner)
-        if mapping is not None and last in mapping:
-            _set_value(renamed, new, mapping.pop(last), replace=True)
-            lines.append(_format_rename(old, new, version))
-    return renamed, lines
+    for old, (new, _) in RENAMED.items():
+        for names in list(_find_keys(renamed, old.split("."))):
+            owner, _, last = _fill_pattern(new, names).rpartition(".")
+            source = _find_mapping(renamed, ".".join(names[:-1]))
+            assert source is not None
+            value = rename_value(old, source.pop(names[-1]))
+            target = _find_mapping(renamed, owner, create=True)
+            if target is not None:
+                target.setdefault(last, value)
+            lines.append(format_renamed_key(old))
+    return renamed, list(dict.fromkeys(lines))
 
 
-def rename_overrides(typed: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Typed overrides with renamed keys replaced, and a line for each such key."""
-    overrides: list[str] = []
-    lines: dict[str, None] = {}  # without duplicates, in order
-    for text in typed:
-        match = OVERRIDE.fullmatch(text)
-        if match is None or match["key"] not in RENAMED:
-            overrides.append(text)
-            continue
-        new, version = RENAMED[match["key"]]
-        overrides.append(f"{match['sign']}{new}{match['rest'] or ''}")
-        lines[_format_rename(match["key"], new, version)] = None
-    return overrides, list(lines)
+def restore_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values under the names that their keys had first; the inverse of `rename_keys`."""
+    restored = copy.deepcopy(values)
+    for old, (new, _) in reversed(RENAMED.items()):
+        first_values = {after: before for before, after in RENAMED_VALUES.get(old, {}).items()}
+        for names in list(_find_keys(restored, new.split("."))):
+            owner, _, last = _fill_pattern(old, names).rpartition(".")
+            source, target = _find_mapping(restored, ".".join(names[:-1])), _find_mapping(restored, owner, create=True)
+            assert source is not None and target is not None
+            value = source.pop(names[-1])
+            target[last] = first_values.get(value, value) if first_values else value
+    return restored
 
 
-def _format_rename(old: str, new: str, version: str) -> str:
+def rename_key(key: str) -> tuple[str, list[str]]:
+    """Today's name of a full key, which may be below a renamed one, and the old full keys of RENAMED that it has."""
+    names, found = key.split("."), []
+    for old, (new, _) in RENAMED.items():
+        pattern = old.split(".")
+        if len(pattern) <= len(names) and all(part in ("*", name) for part, name in zip(pattern, names, strict=False)):
+            names = [*_fill_pattern(new, names).split("."), *names[len(pattern) :]]
+            found.append(old)
+    return ".".join(names), found
+
+
+def rename_value(old: str, value: Any) -> Any:
+    """What the value of the old key is under the new one."""
+    values = RENAMED_VALUES.get(old, {})
+    return values[value] if isinstance(value, str | bool | int | None) and value in values else value
+
+
+def rename_option(group: str, option: str) -> str:
+    """Today's name of an option."""
+    return RENAMED_OPTIONS.get((group, option), (option, ""))[0]
+
+
+def rename_references(text: str, owner: str = "") -> tuple[str, list[str]]:
+    """`text` with today's keys in its interpolations, and a line for each. `owner`: the mapping that relative ones start from."""
+    lines: list[str] = []
+
+    def replace(match: re.Match[str]) -> str:
+        levels = len(match["dots"])
+        base = owner.split(".")[: len(owner.split(".")) - levels + 1] if levels and owner else []
+        new, found = rename_key(".".join([*base, *split_key(match["key"])]))
+        lines.extend(map(format_renamed_key, found))
+        return f"{match['start']}{new}" if found else match[0]
+
+    return REFERENCE.sub(replace, text) if "${" in text and RENAMED else text, lines
+
+
+def list_old_keys(key: str) -> list[str]:
+    """The earlier names of a full key."""
+    return [old for old in RENAMED if old.count(".") == key.count(".") and rename_key(old.replace("*", "_"))[0] == key]
+
+
+def format_renamed_key(old: str) -> str:
+    """The line for an old key that was replaced."""
+    new, version = RENAMED[old]
     return f"{old} is called {new} since {version}; carried over"
 
 
-def _find_mapping(values: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """The mapping under a full key ("": all values); None if there is none."""
+def format_renamed_option(group: str, option: str) -> str:
+    """The line for an old option that was replaced."""
+    new, version = RENAMED_OPTIONS[group, option]
+    return f"{group}={option} is called {group}={new} since {version}; carried over"
+
+
+def _fill_pattern(new: str, names: Sequence[str]) -> str:
+    """The new key with each `*` replaced by the name at its place."""
+    return ".".join(names[place] if part == "*" else part for place, part in enumerate(new.split(".")))
+
+
+def _find_keys(values: Any, pattern: Sequence[str]) -> Iterator[list[str]]:
+    """The names of every key of the nested values that the pattern matches."""
+    first, *others = pattern
+    for name in list(values) if isinstance(values, dict) and first == "*" else [first]:
+        if isinstance(values, dict) and name in values:
+            yield from ([name, *rest] for rest in _find_keys(values[name], others)) if others else [[name]]
+
+
+def _find_mapping(values: dict[str, Any], key: str, create: bool = False) -> dict[str, Any] | None:
+    """The mapping under a full key ("": all values); None if there is none. `create`: missing ones are added."""
     node: Any = values
     for name in key.split(".") if key else ():
+        if create and isinstance(node, dict):
+            node.setdefault(name, {})
         node = node.get(name) if isinstance(node, dict) else None
     return node if isinstance(node, dict) else None
-
-
-def _set_value(values: dict[str, Any], key: str, value: Any, replace: bool) -> bool:
-    """Set a value if the mapping that it belongs to exists and, unless `replace`, lacks the key. Returns whether it was set."""
-    owner, _, last = key.rpartition(".")
-    mapping = _find_mapping(values, owner)
-    if mapping is None or (last in mapping and not replace):
-        return False
-    mapping[last] = value
-    return True

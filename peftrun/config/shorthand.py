@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
+from peftrun.config import old_overrides
 from peftrun.config.paths import GROUPS, config_dir
 
 TOP_LEVEL = (*GROUPS, "seed", "adapter", "active", "allow_base_mismatch", "slots", "template")
@@ -31,6 +32,13 @@ QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*\1""", re.DOTALL)  # in Hydra's gr
 PATH_IN_MIX = re.compile(rf"{QUOTED.pattern}|\bpath:\s*~[^\s,}}]*", re.DOTALL)
 TILDE = re.compile(rf"{QUOTED.pattern}|~[^\s,}}\]]*", re.DOTALL)  # Hydra's grammar has no ~ outside quotes
 CONDITIONS = ("where=", "action.where=")  # contain characters of Hydra's grammar
+
+
+def expand_overrides(typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """As `expand_shorthand`, with today's names of renamed keys and options; and a line for each old name."""
+    overrides, lines = old_overrides.rename_overrides(typed)
+    overrides, more_lines = old_overrides.rename_inside(expand_shorthand(overrides))
+    return overrides, list(dict.fromkeys([*lines, *more_lines]))
 
 
 def expand_shorthand(typed: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from peftrun.artifacts import classifier_head
 from peftrun.composition.composer import Composer
 from peftrun.config import paths
 from peftrun.config.schema.run import ModelSpec
-from peftrun.config.search_path import packages, shadows
+from peftrun.config.search_path import old_files, packages, shadows
 from peftrun.config_tools import lint_files, lint_options
 from peftrun.config_tools.findings import FAULT, NOTE, Finding
 from peftrun.config_tools.lint_options import Option
@@ -28,8 +28,9 @@ def lint_search_path(search_path: Sequence[str], check_fit: FitCheck | None) -> 
     folders = packages.list_config_dirs(search_path)
     options = list(lint_options.list_options(folders, list(shadows.find_shadowed_configs(folders))))
     compositions = Composer(search_path)
-    for option in options:
-        lint_options.resolve_option(option, compositions)
+    with old_files.mute():  # the findings say it, for each file
+        for option in options:
+            lint_options.resolve_option(option, compositions)
     if check_fit:
         # Of peftrun's own options only experiments choose model and method; the team's options may set either.
         composed = [option for option in options if option.spec]

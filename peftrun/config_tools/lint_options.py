@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from peftrun.composition import compose
 from peftrun.composition.composer import Composer
 from peftrun.composition.spec import build_spec
-from peftrun.config import paths, template_params
+from peftrun.config import old_overrides, paths, template_params
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
 from peftrun.config_tools import lint_files
@@ -87,7 +87,7 @@ def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
             typed = [text for text in shlex.split(command)[1:] if not text.startswith("-")]
         except ValueError:
             continue
-        overrides = typed if option.name in typed else []
+        overrides = old_overrides.rename_recorded(typed) if option.name in typed else []
         lines = _find_compose_faults(option, overrides, compositions) if len(overrides) > 1 else [FAULT]
         keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
         # Files and folders that the command names, such as mine.jsonl, are examples.

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from peftrun.composition import compose
-from peftrun.config import override_syntax
+from peftrun.config import migrations, override_syntax
 from peftrun.config import values as config
 from peftrun.config_tools import minimal_overrides
 from peftrun.console import shorten_path
@@ -66,7 +66,7 @@ def _compose_defaults() -> Values:
 
 
 def _render_config_table(run: RunFacts, changed: set[str]) -> str:
-    unused_keys = set(map(str, get_list(run.record, "unread")))
+    unused_keys = {migrations.rename_key(str(key))[0] for key in get_list(run.record, "unread")}
     rows = [
         [
             _render_key(key, "changed" if key in changed else ""),
