@@ -84,7 +84,7 @@ REFUSED = {
     ),
     "no adapter": (["adapter=null"], ["adapter is not set; action=reload needs one", "type adapter=RUN_FOLDER"]),
     "active is another": (
-        ["adapter={one: TRAINED}", "active=two"], ["active=two: there is no such adapter", "adapters: one"],
+        ["adapter={one: TRAINED}", "active_adapter=two"], ["active_adapter=two: there is no such adapter", "adapters: one"],
     ),
     "save into a folder that exists": (
         ["action=save", "adapter=TRAINED", "action.output_dir=taken"],

@@ -23,7 +23,7 @@ NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text
 NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect", "export")}
 NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
 NEEDED |= {
-    "action=extract": ["action.tuned=MODEL"],
+    "action=extract": ["action.finetuned_model=MODEL"],
     "action=replay": ["run=ADAPTER"],
     "action=template": ["path=new_templates"],
     "action=compare": ["runs=[ADAPTER, ADAPTER]"],
@@ -33,7 +33,7 @@ NEEDED["device=fsdp"] = ["trainer.save_strategy=no"]
 NEEDED["device=offload"] = ["action=evaluate"]
 NEEDED["lora=loftq"] = ["model.quantization=nf4"]
 SPREAD = ("device=ddp", "device=fsdp", "device=deepspeed", "device=offload")
-PLAIN = ("lora", "rslora", "by_pattern")
+PLAIN = ("lora", "rslora", "lora_rank_pattern")
 REFUSED = {("action=extract", f"lora={name}") for name in paths.list_group_options("lora") if name not in PLAIN}
 REFUSED |= {
     ("action=save", f"lora={name}") for name in ("none", "eva", "corda", "lora_ga")
@@ -103,9 +103,9 @@ def test_the_config_read_back_is_the_config(tmp_path):
 
 
 def test_a_saved_text_that_looks_like_an_interpolation_stays_one(tmp_path):
-    typed = ["task=sms_spam", r"task.prompt='\${text} {text}'"]
+    typed = ["task=sms_spam", r"task.prompt_template='\${text} {text}'"]
     spec = build_spec(compose("config", overrides=typed))
-    assert spec.task.prompt == "${text} {text}"
+    assert spec.task.prompt_template == "${text} {text}"
     (tmp_path / "config.yaml").write_text(config.to_yaml(spec))
     assert build_spec_from_values(config.read_values(tmp_path / "config.yaml")) == spec
 

@@ -118,7 +118,7 @@ def test_what_cannot_stream_is_merged_in_memory_and_that_is_said(cli, tmp_path, 
 def merging(base, adapter) -> list[str]:
     task = ["task=translation"] if adapter.parent.name == "t5" else []
     on_base = ["model=pretrained", f"model.name_or_path={base}", "device=cpu", "device.dtype=float32", *task]
-    return [*on_base, "action=merge", "action.held_out_rows=0", f"adapter={adapter}"]
+    return [*on_base, "action=merge", "action.num_eval_rows=0", f"adapter={adapter}"]
 
 
 NOT_MERGED = [

@@ -29,9 +29,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     run_device = placement.resolve_run_device(spec)
     console.print_info(run_device.note)
     base = base_models.load_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
     )
-    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
     set_seed(spec.seed)  # DARE drops weights at random
     figures = combine.combine_adapters(net, action)
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
@@ -55,19 +55,22 @@ def _describe_inputs(spec: RunSpec, action: CombineAction) -> dict[str, Any]:
         name: {"sha256": hash_file(folder / ADAPTER_WEIGHTS), "weight": (action.weights or {}).get(name, 1.0)}
         for name, folder in folders.items()
     }
-    return {"combination": action.combination, "density": action.density, "seed": spec.seed, "adapters": adapters}
+    return {"combination": action.combination_type, "density": action.density, "seed": spec.seed, "adapters": adapters}
 
 
 def _build_summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:
     assert isinstance(spec.action, CombineAction)
     error, worst = figures["relative_error"], max(figures["relative_errors"].items(), key=lambda item: item[1])
-    if error > WARN_RELATIVE_ERROR and spec.action.combination in ("linear", "svd"):
+    if error > WARN_RELATIVE_ERROR and spec.action.combination_type in ("linear", "svd"):
         console.print_warning(
-            f"action.combination={spec.action.combination}: differs from the weighted sum by {error:.1%}; type action.combination=cat, which is exact"
+            f"action.combination_type={spec.action.combination_type}: differs from the weighted sum by {error:.1%}; type action.combination_type=cat, which is exact"
         )
     size = console.format_megabytes(atomic_files.measure_size(target))
     return [
-        ("combined", f"{', '.join(spec.adapter)} by {spec.action.combination}, {size}: {console.shorten_path(target)}"),
+        (
+            "combined",
+            f"{', '.join(spec.adapter)} by {spec.action.combination_type}, {size}: {console.shorten_path(target)}",
+        ),
         (
             "error of the weighted sum",
             f"‖error‖ ÷ ‖sum‖ {error:.3g}; largest in {worst[0].removeprefix('base_model.model.')}, {worst[1]:.3g}",

@@ -33,7 +33,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _select_runs(action: CompareAction) -> list[IndexedRun]:
     if action.runs is not None:
         return comparison.load_named_runs(action.runs)
-    matches = query.query_runs(action.roots, action.where, with_config=True).runs
+    matches = query.query_runs(action.dirs, action.where, with_config=True).runs
     if len(matches) < 2:
         counted = "no run" if not matches else f"only one run, {matches[0].facts['run']}"
         raise ConfigError(
@@ -49,7 +49,7 @@ def _select_runs(action: CompareAction) -> list[IndexedRun]:
 
 def _suggest_commands(runs: list[IndexedRun]) -> list[str]:
     first, second = (shlex.quote(str(run.facts["run"])) for run in runs[:2])
-    commands = [f"peftrun action=explain run={first} against={second}"]
+    commands = [f"peftrun action=explain run={first} compare_with={second}"]
     if all(run.facts.get("adapter") for run in runs[:2]):
         pair = "{" + f"a: {runs[0].facts['run']}, b: {runs[1].facts['run']}" + "}"
         commands.append(f"peftrun action=diff {shlex.quote(f'adapter={pair}')}")

@@ -31,11 +31,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     facts["data"] = rows.describe()
     net, subject = base.model, f"{base.name} alone"
     if spec.adapter:
-        net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+        net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
         subject = f"adapter {net.active_adapter} on {base.name}"
     console.set_activity(f"evaluating {len(rows.held_out)} rows")
-    task_module, batch_size = tasks.import_task_module(spec.task.kind), spec.trainer.per_device_eval_batch_size
+    task_module, batch_size = tasks.import_task_module(spec.task.type), spec.trainer.per_device_eval_batch_size
     summary = [("measured", subject), ("evaluation", format_count(len(rows.held_out), "row"))]
     if spec.task.data.adapter_column:
         metrics, per_adapter = _evaluate_per_adapter(net, base.tokenizer, rows.held_out, batch_size, spec.adapter)
@@ -55,7 +55,7 @@ def _load_base(spec: RunSpec) -> tuple[LoadedBase, dict[str, Any]]:
     run_device = placement.resolve_run_device(spec)
     console.print_info(run_device.note)
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
     )
     return base, {"base": base.describe(), "device": run_device.note}
 
@@ -90,15 +90,15 @@ def _evaluate_per_adapter(
 
 
 def _run_lm_eval(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Runs tasks of lm-evaluation-harness on the base model and with each adapter (with `active`: only that one) in one process."""
+    """Runs tasks of lm-evaluation-harness on the base model and with each adapter (with `active_adapter`: only that one) in one process."""
     assert spec.task.lm_eval is not None
     harness = lm_eval.LmEvalHarness(spec.task.lm_eval, spec.trainer.per_device_eval_batch_size, spec.seed)
     base, facts = _load_base(spec)
     summary, results = [("base", base.name)], {}
     if spec.adapter:
-        net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+        net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
-        names = [spec.active] if spec.active else list(spec.adapter)
+        names = [spec.active_adapter] if spec.active_adapter else list(spec.adapter)
         summary.append(("adapter" if len(names) == 1 else "adapters", ", ".join(names)))
         with net.disable_adapter():
             results[BASE_ADAPTER_NAME] = harness.measure(net, base.tokenizer)

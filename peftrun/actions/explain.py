@@ -32,10 +32,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
 def _explain_config(action: ExplainAction, out_dir: Path) -> ConfigExplanation | ConfigDifference:
     # The overrides of this action itself, such as `run=`, are not part of the config to explain.
-    typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.of)
+    typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.for_action)
     if action.run is None:
         return explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))
-    ignored = [text for text in typed if text != f"action={action.of}"]
+    ignored = [text for text in typed if text != f"action={action.for_action}"]
     if ignored:
         raise ConfigError(
             *(
@@ -44,9 +44,9 @@ def _explain_config(action: ExplainAction, out_dir: Path) -> ConfigExplanation |
             )
         )
     run_dir = Path(action.run).expanduser()
-    if action.against is None:
+    if action.compare_with is None:
         return explanation.explain_run(run_dir)
-    return explanation.explain_difference(run_dir, Path(action.against).expanduser())
+    return explanation.explain_difference(run_dir, Path(action.compare_with).expanduser())
 
 
 def select_config_overrides(typed: Sequence[str], of: str) -> list[str]:

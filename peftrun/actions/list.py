@@ -20,7 +20,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ListAction)
     as_json = action.format == "json"
-    matches = query.query_runs(action.roots, action.where, action.sort, action.limit, with_config=as_json)
+    matches = query.query_runs(action.dirs, action.where, action.sort, action.limit, with_config=as_json)
     if as_json:
         console.print_result(
             json.dumps([table.serialize_run(run) for run in matches.runs], indent=2, ensure_ascii=False)
@@ -45,7 +45,7 @@ def _collect_columns(action: ListAction) -> list[str]:
 
 
 def _format_count(matches: SearchResult, action: ListAction) -> str:
-    roots = ", ".join(action.roots)
+    roots = ", ".join(action.dirs)
     if matches.matching == 0:
         hint = "" if action.where is None else f"; {matches.total} runs of all actions are stored there"
         return f"none found below {roots}{hint}"

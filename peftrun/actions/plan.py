@@ -1,6 +1,6 @@
 """Estimate parameters, memory, steps and time of a training before it starts. The plan of a sweep is made by its launcher.
 
-Estimates from files import no torch; the time needs a few steps on the real base model (`action.measured_steps`).
+Estimates from files import no torch; the time needs a few steps on the real base model (`action.measure_steps`).
 """
 
 import dataclasses
@@ -51,17 +51,17 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, PlanAction)
     training_spec = cross_group.as_training(
-        spec, TrainAction("train", action.resume, action.evaluate_before, action.samples)
+        spec, TrainAction("train", action.resume, action.evaluate_before, action.num_samples)
     )
     # On a GPU only torch can tell how much memory is free; the estimate then says nothing of whether the run fits.
     on_gpu = base_files.uses_gpu(training_spec.device)
-    free_bytes = None if on_gpu else free_memory.get_available_memory().bytes // training_spec.device.processes
+    free_bytes = None if on_gpu else free_memory.get_available_memory().bytes // training_spec.device.num_processes
     training_spec, shortage = _resolve_dtype(training_spec)
     plan = _plan_from_files(training_spec, free_bytes)
     # Measuring loads the base model, so it is skipped if the estimate already says that memory will not suffice.
-    if action.measured_steps and not _explain_memory_shortage(training_spec, plan):
+    if action.measure_steps and not _explain_memory_shortage(training_spec, plan):
         plan = _plan_from_steps(
-            _restrict_to_one_process(training_spec), training_spec, action.measured_steps, free_bytes
+            _restrict_to_one_process(training_spec), training_spec, action.measure_steps, free_bytes
         )
     if shortage:
         plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {shortage}")
@@ -75,15 +75,20 @@ def _resolve_dtype(spec: RunSpec) -> tuple[RunSpec, str | None]:
     base = None if base_files.uses_gpu(spec.device) else base_files.read_base_info(spec.model)
     if base is None:
         return spec, None
-    return memory_fit.choose_load_dtype(base, spec, memory_fit.measure_headroom(spec.device.processes))
+    return memory_fit.choose_load_dtype(base, spec, memory_fit.measure_headroom(spec.device.num_processes))
 
 
 def _restrict_to_one_process(spec: RunSpec) -> RunSpec:
     """The share of one process, to be measured alone; starts from step 0 even if the run would be resumed."""
     device = spec.device
-    threads = torchrun.share_cpus(device.processes) if device.processes > 1 else None
+    threads = torchrun.share_cpus(device.num_processes) if device.num_processes > 1 else None
     single = dataclasses.replace(
-        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or threads
+        device,
+        strategy=None,
+        num_processes=1,
+        num_machines=1,
+        machine_rank=0,
+        num_threads=device.num_threads or threads,
     )
     assert isinstance(spec.action, TrainAction)
     return dataclasses.replace(spec, device=single, action=dataclasses.replace(spec.action, resume=None))
@@ -100,13 +105,13 @@ def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
             f"memory: unknown for {base_files.format_base_name(spec.model)}, whose files are not downloaded yet",
             *notes,
         ]
-        return _TrainingPlan(None, None, free, spec.task.data.train_rows, times, None, notes)
+        return _TrainingPlan(None, None, free, spec.task.data.num_train_rows, times, None, notes)
     parameters = parameter_count.estimate_parameters(base, spec.lora, spec.task)
     count = (parameters.trained, base.parameters + parameters.held, parameters.exact)
     if lengths:
         notes = [f"memory: rows of at most {lengths.longest} tokens, as in an earlier run on this data", *notes]
     return _TrainingPlan(
-        count, memory.estimate_memory(base, spec, lengths), free, spec.task.data.train_rows, times, None, notes
+        count, memory.estimate_memory(base, spec, lengths), free, spec.task.data.num_train_rows, times, None, notes
     )
 
 
@@ -145,7 +150,7 @@ def _estimate_seconds(spec: RunSpec, measured: Any, importing: float) -> dict[st
 
 
 def _count_processes(spec: RunSpec) -> int:
-    return spec.device.processes * spec.device.machines
+    return spec.device.num_processes * spec.device.num_machines
 
 
 def _explain_memory_shortage(spec: RunSpec, plan: _TrainingPlan) -> str | None:
@@ -208,7 +213,7 @@ def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
     shown = ", ".join(
         f"{name} {value / 1e9:.2f}" for name, value in parts.items() if value >= 5e6
     )  # GB, none below 5 MB
-    per_process = f" for each of {spec.device.processes} processes" if spec.device.processes > 1 else ""
+    per_process = f" for each of {spec.device.num_processes} processes" if spec.device.num_processes > 1 else ""
     if estimate.peak == estimate.loading:
         return f"about {format_gigabytes(estimate.peak)}{per_process}, while the base model is loaded; then {shown}"
     return f"about {format_gigabytes(estimate.peak)}{per_process}: {shown}"

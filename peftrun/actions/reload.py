@@ -38,7 +38,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         tasks.warn_on_other_dataset(spec.task, rows, spec.adapter)
         result.facts["data"] = rows.describe()
         console.set_activity(f"evaluating {len(rows.held_out)} rows")
-        result.metrics = tasks.import_task_module(spec.task.kind).evaluate(
+        result.metrics = tasks.import_task_module(spec.task.type).evaluate(
             net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
         )
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
@@ -63,9 +63,9 @@ def _load_adapters(spec: RunSpec, run_device: Device) -> tuple[LoadedBase, Any, 
         except (NotWalkableError, AdapterError):
             pass  # load the whole model instead, which succeeds or explains the error
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
     )
-    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
     return base, net, proofs
 
 

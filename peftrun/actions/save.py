@@ -23,7 +23,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     run_device = placement.resolve_run_device(spec)
     console.print_info(run_device.note)
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
     )
     net, fresh, facts = _load_adapted_model(spec, base)
     adapter_dir = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / ADAPTER
@@ -67,5 +67,5 @@ def _load_adapted_model(spec: RunSpec, base: Any) -> tuple[Any, set[str], dict[s
     """The PEFT model, the names of adapters that were never trained, and facts for the record."""
     if not spec.adapter:
         return attach.attach_adapter(base, spec.lora, spec.seed).eval(), {"default"}, {}
-    net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+    net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
     return net, {proof.name for proof in proofs if proof.fresh}, {"adapters": [proof.as_dict() for proof in proofs]}

@@ -38,7 +38,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         net: Any = base.model
         proofs: list[load.LoadProof] = []
         if spec.adapter:
-            net, proofs = load.load(base, spec.adapter, spec.active, spec.allow_base_mismatch)
+            net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
         registry = AdapterRegistry(base.name, _build_versions(net, spec.adapter))
         service, manager = _build_service(base, net, registry, spec, base_logits)
         _run_server(action, server_socket, service, manager)

@@ -17,11 +17,19 @@ BUILTIN_PROVIDERS = ("hydra", "main", "schema", "peftrun.configs")  # in the sea
 
 SWEEP = "sweep.json"  # in the folder above a cell's
 CONFIG_DIR = "--config-dir"
-ROW_GROUPS = ("experiment", "task", "slots")  # groups that determine the rows
+ROW_GROUPS = ("experiment", "task", "params")  # groups that determine the rows
 SHARED_GROUPS = (*ROW_GROUPS, "model", "device", "allow_base_mismatch")  # that a following action needs unchanged
 PROCESS_KEYS = tuple(
     f"device.{key}"
-    for key in ("strategy", "processes", "machines", "machine_rank", "main_address", "main_port", "deepspeed_config")
+    for key in (
+        "strategy",
+        "num_processes",
+        "num_machines",
+        "machine_rank",
+        "main_process_ip",
+        "main_process_port",
+        "deepspeed_config",
+    )
 )
 
 

@@ -60,11 +60,11 @@ def _render_slots(path: Path) -> Iterator[str]:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
         return  # reported when the template is chosen, and by action=check
-    for name, slot in template_params.read_declared_params(values).items():
-        default = (values.get("slots") or {}).get(name, template_params.MISSING)
+    for name, param in template_params.read_declared_params(values).items():
+        default = (values.get("params") or {}).get(name, template_params.MISSING)
         is_missing = default == template_params.MISSING
-        example = template_params.EXAMPLES[slot["type"]] if is_missing else format_config_value(default)
-        yield f"    {f'slots.{name}={example}':<26} {slot.get('help', '')}"
+        example = template_params.EXAMPLES[param["type"]] if is_missing else format_config_value(default)
+        yield f"    {f'params.{name}={example}':<26} {param.get('help', '')}"
 
 
 def format_config_value(value: object) -> str:

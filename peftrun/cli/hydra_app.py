@@ -181,7 +181,7 @@ def _complete_commands(commands: list[str], spec: Any) -> list[str]:
     row_overrides: list[str] = []
     if spec.adapter and not run_overrides.select_row_overrides(overrides):
         adapter_overrides, adapter_places = run_overrides.read_adapter_overrides(
-            spec.adapter[spec.active or next(iter(spec.adapter))]
+            spec.adapter[spec.active_adapter or next(iter(spec.adapter))]
         )
         row_overrides, places = run_overrides.select_row_overrides(adapter_overrides), places or adapter_places
     return [

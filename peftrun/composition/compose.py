@@ -257,9 +257,9 @@ def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, t
         return _explain_choice(name, value, error, teams)
     if name.startswith("hydra"):
         return _explain_hydra_key(name, text, error)
-    if name.startswith("slots."):
+    if name.startswith("params."):
         return template_params.explain_unknown_param(
-            name.removeprefix("slots."), value, config.resolve_values(composed)
+            name.removeprefix("params."), value, config.resolve_values(composed)
         )
     other = (
         tracker_checks.suggest_other_tracker(name, value, str(composed.tracker.name)) if "tracker" in composed else None

@@ -116,8 +116,8 @@ def _find_notes(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
     is_global = any(line.strip() == GLOBAL for line in text.splitlines()[:3])
     values, old_names = old_files.rename_file(values, path.parent.name, "" if is_global else path.parent.name)
     yield from old_names
-    if is_experiment and not isinstance(values.get("template"), dict) and "slots" in values:
-        yield "has slots and no template that declares them; write `template: {name: …, version: …, slots: …}`"
+    if is_experiment and not isinstance(values.get("template"), dict) and "params" in values:
+        yield "sets params, and no template declares them; write `template: {name: …, version: …, params: …}`"
 
 
 def _contains_key(values: Any, key: str) -> bool:

@@ -123,29 +123,31 @@ def _compose_config(overrides: Sequence[str], compositions: Composer) -> DictCon
 
 
 def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:
-    """Sets a placeholder for every `???`, and `existing_file` for every slot of type path.
+    """Sets a placeholder for every `???`, and `existing_file` for every parameter of type path.
 
     Returns: the keys that were set, and those that refer to them.
     """
     values: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    slot_types = {f"slots.{name}": slot["type"] for name, slot in template_params.read_declared_params(values).items()}
+    param_types = {
+        f"params.{name}": param["type"] for name, param in template_params.read_declared_params(values).items()
+    }
     leaves = config.flatten_keys(values)
-    filled = {key for key, value in leaves.items() if _is_unset(key, value, slot_types)}
+    filled = {key for key, value in leaves.items() if _is_unset(key, value, param_types)}
     for key in filled:
-        OmegaConf.update(cfg, key, PLACEHOLDER_VALUES.get(slot_types.get(key, "path"), str(existing_file)))
+        OmegaConf.update(cfg, key, PLACEHOLDER_VALUES.get(param_types.get(key, "path"), str(existing_file)))
     readers = {
         key
         for key, value in leaves.items()
         if isinstance(value, str)
-        and any(f"slots.{name}" in filled for name in template_params.REFERENCE.findall(value))
+        and any(f"params.{name}" in filled for name in template_params.REFERENCE.findall(value))
     }
     return filled | readers
 
 
-def _is_unset(key: str, value: Any, slot_types: dict[str, str]) -> bool:
-    if key.startswith("slots.") and key not in slot_types:
-        return False  # an undeclared slot, which is reported as such
-    return value == config.MISSING or (slot_types.get(key) == "path" and value is not None)
+def _is_unset(key: str, value: Any, param_types: dict[str, str]) -> bool:
+    if key.startswith("params.") and key not in param_types:
+        return False  # an undeclared parameter, which is reported as such
+    return value == config.MISSING or (param_types.get(key) == "path" and value is not None)
 
 
 def _is_user_supplied(option: Option, line: str, filled: set[str]) -> bool:

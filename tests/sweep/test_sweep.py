@@ -181,7 +181,7 @@ def test_batches_of_a_sweep_share_its_folder(cli, tmp_path, tiny):
 
 @pytest.mark.slow
 def test_other_actions_run_one_after_another(cli, tmp_path, tiny, trained):
-    plain = [word for word in tiny if word != "action.samples=0"]
+    plain = [word for word in tiny if word != "action.num_samples=0"]
     outcome = cli(*plain, "action=evaluate", f"adapter={trained}", "task.data.split_seed=1,2")
     assert outcome.code == 0, outcome.err
     assert {cell["how"] for cell in summary(tmp_path)["cells"]} == {"alone"}

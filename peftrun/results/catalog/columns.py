@@ -15,7 +15,7 @@ FIXED = {  # name → description
     "action": "train, save, merge, …; null: an adapter outside a run",
     "status": "completed, running, dead, failed, stopped; unreadable, rejected",
     "date": "start time, in this machine's time zone",
-    "task": "chosen option of group task, else task.kind",
+    "task": "chosen option of group task, else task.type",
     "kind": "causal_lm, seq_cls, …",
     "base": "name of the base model",
     "fingerprint": "of the base model's weights, first 12 digits",

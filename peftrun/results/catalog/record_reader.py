@@ -65,7 +65,7 @@ def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
         pairs = [text.partition("=") for text in command[1:] if isinstance(text, str)]
         choices = {group: migrations.rename_option(group, option) for group, _, option in pairs if group in GROUPS}
     training = record.get("training") or {}
-    has_task, task_type = action in TASK_FROM_CONFIG or "data" in record, config.get("task.kind")
+    has_task, task_type = action in TASK_FROM_CONFIG or "data" in record, config.get("task.type")
     return {
         "action": action,
         "status": record.get("status"),

@@ -53,7 +53,7 @@ class RunFacts:
         """The chosen task, else its type and the name of its data file."""
         data = get_mapping(self.values, "task.data")
         description = (
-            f"{get_mapping(self.values, 'task').get('kind', 'task')} on {Path(str(data.get('path', '?'))).name}"
+            f"{get_mapping(self.values, 'task').get('type', 'task')} on {Path(str(data.get('path', '?'))).name}"
         )
         return self.choices.get("task") or description
 
