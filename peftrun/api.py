@@ -72,15 +72,16 @@ def load_adapter(adapter: str, *overrides: str, config_dirs: ConfigDirs = ()) ->
     Raises: PeftrunError: see `run`.
     """
     load_module = execute.import_quietly("peftrun.adapters.load")  # torch, so that `import peftrun` stays light
-    from peftrun.artifacts import classifier_head
+    from peftrun.artifacts import adapter_folder, classifier_head
     from peftrun.models import base as base_models
     from peftrun.models import placement
 
     spec = load(*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}", config_dirs=config_dirs)
-    head = classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
+    adapters = adapter_folder.resolve_adapters(spec.adapter)
+    head = classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     with memory_fit.suggest_on_shortage(spec):
         base = base_models.load_base(spec.model, placement.resolve_run_device(spec), head=head)
-    return load_module.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)[0], base.tokenizer
+    return load_module.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)[0], base.tokenizer
 
 
 def _compose_overrides(overrides: Sequence[str], config_dirs: ConfigDirs) -> ComposedConfig:

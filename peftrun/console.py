@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from peftrun.formatting import format_duration
 from peftrun.result import RunResult
 
 NOISY = (  # loggers that are set to ERROR
@@ -70,7 +71,9 @@ def print_heartbeats() -> Iterator[None]:
             now = time.monotonic()
             if now - max(shown, _LAST["printed"]) >= LONGEST_SILENCE:
                 shown = now
-                _get_stderr_console().print(escape(f"{_LAST['text']} ... {now - _LAST['since']:.0f} s"))
+                _get_stderr_console().print(
+                    escape(f"{_LAST['text']} ... {format_duration(round(now - _LAST['since']))}")
+                )
 
     # A daemon, so that it cannot keep a crashed process alive.
     thread = threading.Thread(target=repeat, daemon=True)
@@ -178,18 +181,6 @@ def print_summary_table(result: RunResult) -> None:
         console.print(escape(f"  {command}"))
 
 
-def format_megabytes(size: int) -> str:
-    """A size in bytes as megabytes (10⁶ bytes)."""
-    return f"{size / 1e6:.2f} MB" if size < 1e8 else f"{size / 1e6:.0f} MB"
-
-
 def shorten_path(path: Path) -> str:
     """The path relative to the working directory, if it is inside it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def format_figures(values: dict[str, Any]) -> str:
-    """Metrics on one line, floats with four significant digits."""
-    return " · ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-    )

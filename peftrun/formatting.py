@@ -1,11 +1,17 @@
-"""Numbers, durations, sizes and tables as text."""
+"""Numbers, durations, sizes, values of a config and tables as text: the one place for each.
 
+Sizes are decimal (1 GB = 10⁹ bytes), as disks and model pages state them; KiB, MiB and GiB are only read.
+"""
+
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeGuard
 
 COLUMN_GAP = "  "
+BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -38,20 +44,47 @@ def format_signed(value: float) -> str:
     return f"{'+' if value > 0 else '−' if value < 0 else '±'}{format_figure(abs(value))}"
 
 
-def format_duration(seconds: float) -> str:
-    """A duration with two units: 42 s, 3 min 5 s, 2 h 10 min."""
+def format_metrics(values: Mapping[str, Any]) -> str:
+    """Names and numbers on one line; values that are no numbers as they are."""
+    return " · ".join(f"{key} {format_number(value) if is_number(value) else value}" for key, value in values.items())
+
+
+def format_value(value: Any) -> str:
+    """A value of a config on one line, as on the command line: true, null, [q_proj,v_proj].
+
+    Text that is empty, or begins or ends with a space, or holds a line end, is shown as JSON.
+    """
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(format_value, value))}]"
+    if isinstance(value, str) and value and value.isprintable() and value == value.strip():
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def format_duration(seconds: float | None) -> str:
+    """A duration with two units: 4.25 s, 42 s, 3 min 5 s, 2 h 10 min."""
+    if seconds is None:
+        return "unknown"
     if seconds < 60:
         return f"{seconds:.3g} s"
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def format_size(count: float) -> str:
-    """A number of bytes in kB, MB or GB (10³, 10⁶, 10⁹)."""
-    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= power:
-            return f"{count / power:.3g} {unit}" if count / power < 100 else f"{count / power:.0f} {unit}"
-    return f"{count:.0f} bytes"
+def format_bytes(count: float) -> str:
+    """A number of bytes in the largest unit that it reaches: 37 kB, 9.82 MB, 538 MB, 24.71 GB (10⁹ bytes)."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    if count >= 1e6:
+        return f"{count / 1e6:.2f} MB" if count < 1e8 else f"{count / 1e6:.0f} MB"
+    return f"{count / 1e3:.0f} kB" if count >= 1e3 else f"{count:.0f} bytes"
+
+
+def parse_bytes(text: object) -> int | None:
+    """Bytes of `4GiB` or `60KB`; None if the text is no amount of memory."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?i?[bB]?)", str(text))
+    unit = match[2].upper() if match else None
+    return int(float(match[1]) * BYTE_UNITS[unit]) if match and unit in BYTE_UNITS else None
 
 
 def shorten_keys(keys: Sequence[str]) -> list[str]:
@@ -80,12 +113,3 @@ def align_rows(rows: Sequence[Sequence[str]]) -> list[str]:
         COLUMN_GAP.join([*(text.ljust(width) for text, width in zip(row[:-1], widths, strict=True)), row[-1]]).rstrip()
         for row in rows
     ]
-
-
-def format_rough_duration(seconds: float | None) -> str:
-    """A duration with one unit: 42 s, 3 min, 1.5 h."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 from peftrun.adapters import meta_model
 from peftrun.adapters.merge import in_memory, streamed_verify, streaming
 from peftrun.adapters.merge.job import MergeJob
-from peftrun.artifacts import fingerprint
+from peftrun.artifacts import adapter_folder
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
-from peftrun.io import safetensors_stream
+from peftrun.io import safetensors_header
 
 TOKENS = torch.arange(24).view(2, 12) + 5
 
@@ -124,7 +124,7 @@ def part_tied_weights(net: Any, adapter: Path) -> None:
 def written(base: Path, adapter: Path, folder: Path, dtype: torch.dtype | None = None) -> Any:
     """PEFT's model without the base's weights, once peftrun has written the merge into `folder`."""
     folder.mkdir(parents=True)
-    net = meta_model.build_on_meta(base, model_spec(base), str(adapter), "default")
+    net = meta_model.build_on_meta(base, model_spec(base), adapter_folder.resolve_adapter(str(adapter)))
     streaming.begin_merged(net, "default", base, folder, dtype).write_rest()
     return net
 
@@ -135,12 +135,9 @@ def model_spec(base: Path) -> ModelSpec:
 
 def proved(net: Any, base: Path, adapter: Path, folder: Path, dtype: str) -> dict[str, Any]:
     """The figures of peftrun's own proof of the merge in `folder`."""
-    known: Future[Any] = Future()
-    known.set_result(fingerprint.fingerprint_model(base))
     action = MergeAction("merge", "auto", None, True, 1)
-    job = MergeJob(
-        model_spec(base), action, False, cast(Any, None), "default", base, adapter, dtype, ThreadPoolExecutor(1), known
-    )
+    ref = adapter_folder.resolve_adapter(str(adapter))
+    job = MergeJob(model_spec(base), action, False, cast(Any, None), base, ref, dtype, ThreadPoolExecutor(1))
     figures, loaded = streamed_verify.verify_merge(job, net, folder, [list(range(5, 12))])
     assert loaded.effect["max_logit_difference"] > 0
     return figures
@@ -158,7 +155,7 @@ def streamed(family: Family, base: Path, adapter: Path, folder: Path) -> tuple[d
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor in the files of a model folder."""
     return {
-        key: value for file in safetensors_stream.list_weight_files(folder) for key, value in load_file(file).items()
+        key: value for file in safetensors_header.list_weight_files(folder) for key, value in load_file(file).items()
     }
 
 

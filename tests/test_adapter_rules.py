@@ -13,7 +13,8 @@ from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import load_file, save_file
 
 from peftrun.adapters import load, mixed_batch, save
-from peftrun.artifacts import adapter_rules
+from peftrun.artifacts.adapter_folder import resolve_adapters
+from peftrun.config.schema.method_traits import INITS
 from peftrun.errors import AdapterError, PeftrunError, ProofError
 
 TOKENS = {"task_type": "CAUSAL_LM"}
@@ -49,14 +50,14 @@ def test_an_adapter_with_trained_biases_stands_alone(biased, tmp_path, bias):
 
 
 def check_alone(model, folder, answers, words):
-    net, _ = load.load(base_of(model), {"a": str(folder / "a")}, None, False)
+    net, _ = load.load(base_of(model), resolve_adapters({"a": str(folder / "a")}), None, False)
     assert (logits(net) - answers).abs().max() < 1e-4
     with pytest.raises(AdapterError, match="omit rows of base") as refused:
         mixed_batch.group_rows(net, ["base", "base"])
     assert words in str(refused.value)
     for names in ("ab", "ba"):
         with pytest.raises(AdapterError) as refused:
-            load.load(base_of(model), {name: str(folder / name) for name in names}, None, False)
+            load.load(base_of(model), resolve_adapters({name: str(folder / name) for name in names}), None, False)
         (line,) = refused.value.lines
         assert line.startswith("adapter.a: ") and words in line and TOGETHER in line
 
@@ -68,7 +69,7 @@ def test_what_loading_cannot_repeat_is_refused(cli, llama, tmp_path, on_tiny, in
     file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": init}))
     words = [f"adapter={tmp_path / 'a'}: ", f"init_lora_weights={init}", "path_initial_model_for_weight_conversion"]
     with pytest.raises(AdapterError) as refused:
-        load.load(base_of(llama), {"default": str(tmp_path / "a")}, None, False)
+        load.load(base_of(llama), resolve_adapters({"default": str(tmp_path / "a")}), None, False)
     assert len(refused.value.lines) == 1 and all(word in str(refused.value) for word in words)
     for action in ("reload", "merge", "export", "unmerge"):
         check_refused(cli, tmp_path, [*on_tiny(llama), f"action={action}", f"adapter={tmp_path / 'a'}"], words)
@@ -83,11 +84,11 @@ def test_vllm_takes_no_initialisation_that_changes_the_base(cli, llama, tmp_path
 
 
 def test_what_leaves_the_base_alone_stands_beside_others(llama, tmp_path):
-    starts = {name: {"init_lora_weights": name} for name in adapter_rules.BASE_PRESERVING_INITS} | {"plain": {}}
+    starts = {name: {"init_lora_weights": name} for name, init in INITS.items() if init.keeps_base} | {"plain": {}}
     answers = {
         n: made(llama, tmp_path / n, LoraConfig(**LLAMA, **more), seed) for seed, (n, more) in enumerate(starts.items())
     }
-    net, _ = load.load(base_of(llama), {name: str(tmp_path / name) for name in starts}, None, False)
+    net, _ = load.load(base_of(llama), resolve_adapters({name: str(tmp_path / name) for name in starts}), None, False)
     for name, expected in answers.items():
         net.set_adapter(name)
         assert (logits(net) - expected).abs().max() < 1e-4, name
@@ -97,14 +98,14 @@ def test_a_change_that_no_rule_knows_is_found_by_its_effect(llama, tmp_path, mon
     """With all adapters off the base must answer as it did."""
     made(llama, tmp_path / "a", LoraConfig(**LLAMA, init_lora_weights="olora"))
     made(llama, tmp_path / "b", LoraConfig(**LLAMA))
-    monkeypatch.setattr(adapter_rules, "BASE_PRESERVING_INITS", ("olora",))
+    monkeypatch.setitem(INITS, "olora", INITS["gaussian"])
     with pytest.raises(ProofError, match="one of a, b changes the base"):
-        load.load(base_of(llama), {name: str(tmp_path / name) for name in "ab"}, None, False)
+        load.load(base_of(llama), resolve_adapters({name: str(tmp_path / name) for name in "ab"}), None, False)
 
 
 def check_reason(model, folder, names, *words):
     with pytest.raises(PeftrunError) as refused:
-        load.load(base_of(model), {name: str(folder / name) for name in names}, None, False)
+        load.load(base_of(model), resolve_adapters({name: str(folder / name) for name in names}), None, False)
     assert all(word in str(refused.value) for word in words), str(refused.value)
     assert "choose the base" not in str(refused.value) and "another architecture" not in str(refused.value)
 
@@ -120,7 +121,7 @@ UNLIKE = [
 def test_what_cannot_be_loaded_together_is_said_and_not_that_the_base_is_another(llama, tmp_path, one, other, words):
     for name, config in (("a", one), ("b", other)):
         made(llama, tmp_path / name, config)
-        load.load(base_of(llama), {name: str(tmp_path / name)}, None, False)
+        load.load(base_of(llama), resolve_adapters({name: str(tmp_path / name)}), None, False)
     check_reason(llama, tmp_path, "ab", "adapter.b", words, "alone")
 
 
@@ -130,9 +131,11 @@ def test_trained_tokens_and_adapters_without_any_are_loaded_and_saved_together(l
     kinds = {"plain": {}, "tokens": {"trainable_token_indices": [5, 6]}, "more": {"trainable_token_indices": [6, 7, 8]}}
     answers = {n: made(llama, tmp_path / n, LoraConfig(**LLAMA, **kinds[n]), seed) for seed, n in enumerate(names)}
     base = base_of(llama)
-    net, _ = load.load(base, {name: str(tmp_path / name) for name in names}, None, False)
+    net, _ = load.load(base, resolve_adapters({name: str(tmp_path / name) for name in names}), None, False)
     save.save(net, base, tmp_path / "again", fresh=set())
-    again, proofs = load.load(base_of(llama), {name: str(tmp_path / "again" / name) for name in names}, None, False)
+    again, proofs = load.load(
+        base_of(llama), resolve_adapters({name: str(tmp_path / "again" / name) for name in names}), None, False
+    )
     assert all(proof.saved_difference == 0.0 for proof in proofs)
     for name in names:
         for loaded in (net, again):
@@ -185,5 +188,5 @@ def test_adapters_of_two_types_are_not_said_to_be_for_another_base(llama, tmp_pa
     made(llama, tmp_path / "a", LoraConfig(**LLAMA))
     made(llama, tmp_path / "b", config(**own))
     with pytest.raises(PeftrunError) as refused:
-        load.load(base_of(llama), {name: str(tmp_path / name) for name in "ab"}, None, False)
+        load.load(base_of(llama), resolve_adapters({name: str(tmp_path / name) for name in "ab"}), None, False)
     assert str(refused.value).startswith("adapter.b: is of type ") and "load each alone" in str(refused.value)

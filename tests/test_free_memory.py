@@ -5,7 +5,8 @@ import resource
 import psutil
 from cases import cases
 
-from peftrun.system import free_memory, sizes
+from peftrun.formatting import parse_bytes
+from peftrun.system import free_memory
 from peftrun.system.free_memory import FreeMemory
 
 GB = 10**9
@@ -77,10 +78,10 @@ def test_a_limit_of_address_space_counts():
 def test_it_is_told_for_people():
     assert (
         str(FreeMemory(12 * 10**8)) == "1.20 GB free"
-        and str(FreeMemory(0, "under ulimit -v")) == "0.00 GB free under ulimit -v"
+        and str(FreeMemory(0, "under ulimit -v")) == "0 bytes free under ulimit -v"
     )
 
 
 @cases("text, size", [("4GiB", 4 * 2**30), ("60KB", 60_000), ("7", 7), ("much", None), (None, None)])
 def test_amounts_are_read(text, size):
-    assert sizes.parse_size(text) == size
+    assert parse_bytes(text) == size

@@ -1,7 +1,9 @@
 """Import rules, name identity and size limits, read from the syntax tree."""
 
 import ast
+import re
 import statistics
+import sys
 from collections.abc import Container
 from pathlib import Path
 
@@ -13,7 +15,8 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "trl", "safe
 ORDER = [
     ("errors", "light", "the faults of a user, and how they are raised"),
     ("result", "light", "what an action returns"),
-    ("formatting", "light", "numbers, times, sizes and tables as text"),
+    ("formatting", "light", "numbers, times, sizes, values and tables as text"),
+    ("compat", "mixed", "what libraries keep private and peftrun needs, a module a library"),
     ("console", "light", "what is printed while something runs"),
     ("io", "mixed", "atomic files; safetensors headers and streams"),
     ("system", "mixed", "determinism, environment, processes, memory, versions"),
@@ -43,11 +46,47 @@ ORDER = [
 RANK = {name: rank for rank, (name, *_) in enumerate(ORDER)}
 MAKES_SCHEMAS = "config_tools/json_schema/"  # from the docstrings of PEFT and TRL, which it imports; nothing imports it
 ONLY_IN = {
-    "peft": ("adapters/", "config_tools/json_schema/"),
-    "omegaconf": ("config/", "composition/", "config_tools/", "sweep/", "cli/"),
-    "hydra": ("config/", "composition/", "config_tools/", "sweep/", "cli/"),
+    "peft": ("compat/", "adapters/", "config_tools/json_schema/"),
+    "omegaconf": ("compat/", "config/", "composition/", "config_tools/", "sweep/", "cli/"),
+    "hydra": ("compat/", "config/", "composition/", "config_tools/", "sweep/", "cli/"),
     "trl": ("training/", "config_tools/json_schema/"),
 }
+PRIVATE = re.compile(r"_[A-Za-z]\w*")
+HYDRAS_KEYS = {"_target_", "_self_"}
+# What a library keeps private is used in compat/, and elsewhere in these files alone:
+EXCEPTIONS = {
+    "config/usage.py": {"_getframe"},  # of sys
+    "training/joint/cell_trainer.py": {"_prepare_inputs", "_save_checkpoint"},  # of Trainer, which CellTrainer is
+    "system/determinism.py": {  # torch's documented switches are attributes of its modules
+        "torch.backends.cudnn.benchmark",
+        "torch.backends.cudnn.deterministic",
+        "torch.utils.deterministic.fill_uninitialized_memory",
+    },
+}
+# Subclasses of a library's class with private methods:
+PRIVATE_METHODS = {
+    "adapters/joint/rng_streams.py": "their own",
+    "training/callbacks.py": "its own",
+    "training/completion_loss.py": "its own",
+    "training/joint/cell_trainer.py": "overrides Trainer's steps that log, save and load: one cell among many",
+    "training/pretokenized.py": "overrides the methods in which TRL's trainers would tokenize",
+}
+
+# Module-level variables that change, and why each is one of the process, not of a run:
+STATE = {
+    "config/search_path/plugin.py": "Hydra builds the plugin itself, at each composition",
+    "config/values.py": "lines that are printed once in a process",
+    "console.py": "there is one standard error",
+    "data/columns.py": "a cache by file and its time",
+    "io/safetensors_stream.py": "buffers that are used again",
+    "models/base_cache.py": "one base model in memory for several runs, within a block",
+    "sweep/launcher.py": "Hydra builds the launcher itself, and drops its errors",
+    "system/determinism.py": "torch's switches and warnings are those of the process; a run resets them",
+    "system/malloc.py": "the allocator is that of the process",
+    "trackers/__init__.py": "run folder → open session: many cells log at a time",
+    "trackers/trackio.py": "Trackio has one folder for a process",
+}
+CHANGES = {"append", "add", "update", "clear", "pop", "remove", "discard", "extend", "insert", "setdefault"}
 
 
 def files() -> list[Path]:
@@ -157,6 +196,108 @@ def test_each_library_has_its_places():
         libraries = {item.split(".")[0] for item in imported(ast.parse(path.read_text()))}
         for library, places in ONLY_IN.items():
             assert library not in libraries or name(path).startswith(places), f"{name(path)} imports {library}"
+
+
+def is_private(text: str) -> bool:
+    return bool(PRIVATE.fullmatch(text)) and text not in HYDRAS_KEYS
+
+
+def uses_and_patches(tree: ast.Module) -> set[str]:
+    """Private names that a file uses without defining them, and attributes of imported libraries that it sets."""
+    used, own, libraries = set(), set(), set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import() | ast.ImportFrom():
+                parts = {part for dotted in imported(node) for part in dotted.split(".")}
+                used |= parts
+                if not parts & {"peftrun", *sys.stdlib_module_names}:
+                    libraries |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            case ast.Attribute(value=ast.Name("self"), ctx=ast.Store()):
+                own.add(node.attr)
+            case ast.Attribute():
+                used.add(node.attr)
+            case ast.FunctionDef() | ast.ClassDef():
+                own.add(node.name)
+            case ast.AnnAssign(target=ast.Name()):
+                own.add(node.target.id)
+            case ast.keyword(arg=str()):
+                used.add(node.arg)
+            case ast.Call(func=ast.Name("getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(), *_]):
+                used.add(str(node.args[1].value))
+    stored = (
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store)
+    )
+    patched = {
+        text for text in stored if text.split(".")[0] in libraries and "(" not in text
+    }  # not of what a call returns
+    return {text for text in used - own if is_private(text)} | patched
+
+
+def extends_privately(tree: ast.Module) -> bool:
+    """Whether a class whose base is imported from a library has private methods."""
+    bases = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and not {"peftrun", *sys.stdlib_module_names} & {str(node.module).split(".")[0]}
+        for alias in node.names
+    } | {"torch.nn.Module"}
+    return any(
+        is_private(inner.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and bases & {ast.unparse(base) for base in node.bases}
+        for inner in node.body
+        if isinstance(inner, ast.FunctionDef)
+    )
+
+
+def test_what_libraries_keep_private_stands_in_compat():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    extending = set()
+    for path in files():
+        tree, own = ast.parse(path.read_text()), name(path)
+        if own.startswith("compat/"):
+            assert (
+                own == "compat/__init__.py"
+                or f"| `{path.stem}` | {ast.get_docstring(tree).split(': ', 1)[0]} |" in page
+            ), own
+            continue
+        assert uses_and_patches(tree) == EXCEPTIONS.get(own, set()), own
+        extending |= {own} if extends_privately(tree) else set()
+    assert extending == PRIVATE_METHODS.keys()
+
+
+def module_state(tree: ast.Module) -> set[str]:
+    """Names of module-level variables that the module changes, or that hold an object of a class of its own that is not frozen."""
+    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.decorator_list}
+    state = {item for node in ast.walk(tree) if isinstance(node, ast.Global) for item in node.names}
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            found = {
+                ast.unparse(target) for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            }
+            names |= found
+            if (
+                isinstance(node.value, ast.Call)
+                and ast.unparse(node.value.func) in own
+                and not node.value.args + node.value.keywords
+            ):
+                state |= found
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(held), attr=method) if method in CHANGES:
+                state |= {held} & names
+            case ast.Subscript(value=ast.Name(held), ctx=ast.Store() | ast.Del()):
+                state |= {held} & names
+    return state
+
+
+def test_no_run_leaves_anything_in_a_module():
+    found = {name(path): module_state(ast.parse(path.read_text())) for path in files()}
+    assert {own: names for own, names in found.items() if names}.keys() == STATE.keys(), found
 
 
 def test_nothing_is_instantiated_from_a_config():

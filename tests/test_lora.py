@@ -9,6 +9,7 @@ from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
 from peftrun.adapters import attach, load, probes
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition.spec import build_spec
 from peftrun.errors import ConfigError
 from peftrun.models.base import load_base
@@ -129,7 +130,7 @@ def test_sizes_that_divide_nothing_are_saved_and_loaded_as_they_are(llama, tmp_p
         parameter.data += torch.randn_like(parameter) * 0.1 if parameter.requires_grad else 0
     net.save_pretrained(str(tmp_path), save_embedding_layers=False)
     fresh = load_base(base.spec, Device("cpu", torch.float32, ""))
-    again, (proof,) = load.load(fresh, {"default": str(tmp_path)}, None, False)
+    again, (proof,) = load.load(fresh, resolve_adapters({"default": str(tmp_path)}), None, False)
     assert proof.effect["max_logit_difference"] > 1e-3 and proof.modules == 14
     assert torch.equal(
         probes.compute_probe_logits(again, base.tokenizer), probes.compute_probe_logits(net.eval(), base.tokenizer)

@@ -11,9 +11,10 @@ from foreign_adapters import LLAMA, base_of, logits, made
 from merge_cases import FAMILIES, random_settings, reference, stored_base, streamed, tensors_of, trained_adapter
 
 from peftrun.adapters import load
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition.compose import compose_run
 from peftrun.composition.spec import build_spec
-from peftrun.io import safetensors_stream
+from peftrun.io import safetensors_header
 
 METHODS = ["lora", "rslora", "dora", "pissa", "olora"]  # every option's merge on a Llama: test_methods
 OURS = ("method", "calibration_rows", "lora_fa")
@@ -78,7 +79,7 @@ WRITTEN_OVER = [
 @cases("config", WRITTEN_OVER)
 def test_tensors_that_peft_writes_over_are_compared_before_it_does(cli, tmp_path, llama, on_tiny, config):
     answers = made(llama, tmp_path / "a", config)
-    net, _ = load.load(base_of(llama), {"default": str(tmp_path / "a")}, None, False)
+    net, _ = load.load(base_of(llama), resolve_adapters({"default": str(tmp_path / "a")}), None, False)
     torch.testing.assert_close(logits(net), answers, rtol=0, atol=1e-4)
     for action in ("reload", "merge"):
         outcome = cli(*on_tiny(llama), f"action={action}", f"adapter={tmp_path / 'a'}")
@@ -124,7 +125,7 @@ def merging(base, adapter) -> list[str]:
 NOT_MERGED = [
     ("llama", {"target_modules": ["q_proj"], "lora_bias": True}, "has no bias"),
     ("t5", {"target_modules": ["q"], "modules_to_save": ["shared"]}, "encoder.embed_tokens.weight and shared.weight are one"),
-    ("t5", {"target_modules": ["shared"], "modules_to_save": ["lm_head"]}, "it changes one of them alone"),
+    ("t5", {"target_modules": ["shared"], "modules_to_save": ["lm_head"]}, "it changes only one of them"),
 ]  # fmt: skip
 
 
@@ -181,8 +182,8 @@ def merge_error(family, settings: dict, dtype: torch.dtype, folder, kind=peft.Lo
     assert not differing, differing
     assert any(not torch.equal(before[key], value) for key, value in found.items() if key in before)
     assert (
-        len(safetensors_stream.list_weight_files(folder / "merged"))
-        == len(safetensors_stream.list_weight_files(base))
+        len(safetensors_header.list_weight_files(folder / "merged"))
+        == len(safetensors_header.list_weight_files(base))
         > 1
     )
     return (adapted - merged).abs().max().item()

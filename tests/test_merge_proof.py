@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from peftrun.adapters.merge import streaming, verify
 from peftrun.adapters.merge.verify import WrittenModel
 from peftrun.errors import ArtifactError, ProofError
-from peftrun.io import safetensors_stream
+from peftrun.io import safetensors_header, safetensors_stream
 from peftrun.models import base as base_models
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,13 +46,13 @@ def sound(tmp_path, dtype, family="gpt2", kind=peft.LoraConfig, settings=None):
 
 def change(folder, name, values):
     """Writes other values of a tensor into the file that holds it."""
-    (file,) = (one for one in safetensors_stream.list_weight_files(folder) if name in load_file(one))
+    (file,) = (one for one in safetensors_header.list_weight_files(folder) if name in load_file(one))
     tensors = load_file(file)
     save_file(tensors | {name: values(tensors[name]).contiguous()}, file, {"format": "pt"})
 
 
 def tensor(folder, name):
-    (value,) = (load_file(one)[name] for one in safetensors_stream.list_weight_files(folder) if name in load_file(one))
+    (value,) = (load_file(one)[name] for one in safetensors_header.list_weight_files(folder) if name in load_file(one))
     return value
 
 
@@ -66,7 +66,7 @@ def another_adapters_shard(base, adapter, folder):
     other = folder.parent / "other"
     again = trained_adapter(FAMILIES["gpt2"], base, other, SMALL | {"target_modules": ["c_attn", "c_fc"]}, seed=5)
     written(base, again, other / "merged")
-    file = next(one for one in safetensors_stream.list_weight_files(folder) if WEIGHT in load_file(one))
+    file = next(one for one in safetensors_header.list_weight_files(folder) if WEIGHT in load_file(one))
     shutil.copyfile(other / "merged" / file.name, file)
 
 
@@ -77,7 +77,7 @@ def swap(folder):
 
 
 def cut(folder):
-    file = safetensors_stream.list_weight_files(folder)[0]
+    file = safetensors_header.list_weight_files(folder)[0]
     file.write_bytes(file.read_bytes()[:-64])
 
 
@@ -154,7 +154,7 @@ def test_a_method_that_changes_biases_changes_them_in_the_merge(tmp_path, monkey
 def biases_of(folder):
     return [
         key
-        for file in safetensors_stream.list_weight_files(folder)
+        for file in safetensors_header.list_weight_files(folder)
         for key in load_file(file)
         if re.search(r"(c_attn|query|value)\.bias$", key)
     ]
@@ -182,7 +182,7 @@ def test_layers_in_many_parts_and_threads_are_merged_and_proved_as_in_one(tmp_pa
     settings = SMALL | {"target_modules": ["q_proj", "down_proj"]}
     net, base, adapter, folder = sound(tmp_path, "bfloat16", "llama", settings=settings)
     whole = {
-        key: value for file in safetensors_stream.list_weight_files(folder) for key, value in load_file(file).items()
+        key: value for file in safetensors_header.list_weight_files(folder) for key, value in load_file(file).items()
     }
     threads = torch.get_num_threads()
     monkeypatch.setattr(safetensors_stream, "PIECE_VALUES", 100)
@@ -190,7 +190,7 @@ def test_layers_in_many_parts_and_threads_are_merged_and_proved_as_in_one(tmp_pa
     try:
         parts = tmp_path / "parts"
         net = written(base, adapter, parts)
-        for file in safetensors_stream.list_weight_files(parts):
+        for file in safetensors_header.list_weight_files(parts):
             safetensors_stream.drop_from_memory(file)
         for key, value in whole.items():
             assert torch.equal(tensor(parts, key), value), key

@@ -9,12 +9,14 @@ import torch
 from cases import cases
 from conftest import build_gpt2, build_llama
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from peftrun.artifacts import fingerprint
+from peftrun.adapters.merge import file_check
+from peftrun.artifacts import base_location, fingerprint
 from peftrun.config.schema.run import DeviceSpec, ModelSpec
 from peftrun.errors import ArtifactError, DeviceError, ModelError
-from peftrun.io import atomic_files
+from peftrun.io import atomic_files, safetensors_header
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.models.device import Device
@@ -92,6 +94,30 @@ def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama,
     ]
 
 
+@cases(
+    "variable, inside",
+    [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
+)
+def test_a_base_model_is_found_in_the_cache_of_the_hub_and_read_as_transformers_reads_it(
+    llama, tmp_path, monkeypatch, variable, inside
+):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    cached = tmp_path / inside / "models--org--tiny"
+    folder = shutil.copytree(llama, cached / "snapshots" / "a1")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a1")
+    assert base_location.find_base_config(spec("org/tiny")) == folder / "config.json"
+    assert base_location.find_base_dir(spec("org/tiny", revision="a1")) == folder
+    assert base_location.find_base_dir(spec("org/tiny", revision="b2")) is None
+    monkeypatch.chdir(folder.parent)
+    assert base_location.find_base_config(spec("a1", package="not_installed")) is None
+    (folder / "other.safetensors").touch()
+    (folder / safetensors_header.INDEX_FILE).write_text('{"weight_map": {"a": "other.safetensors"}}')
+    assert safetensors_header.list_weight_files(folder) == [folder / "model.safetensors"]
+
+
 def test_an_encoder_is_refused(tmp_path):
     from transformers import BertConfig, BertModel
 
@@ -133,8 +159,32 @@ def test_a_second_fingerprint_reads_no_weights(tmp_path, llama, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(llama, copy)
     first = fingerprint.fingerprint_model(copy)
-    monkeypatch.setattr(fingerprint, "_hash_weights", lambda files: pytest.fail("read again"))
+    monkeypatch.setattr(fingerprint, "_hash_weights", lambda *_, **__: pytest.fail("read again"))
     assert fingerprint.fingerprint_model(copy) == first
+
+
+def test_one_read_gives_both_digests_and_the_equal_tensors(tmp_path, llama, monkeypatch):
+    monkeypatch.setattr(file_check, "CHUNK_BYTES", 1000)  # tensors of several chunks
+    base, written = llama / "model.safetensors", tmp_path / "model.safetensors"
+    tensors = load_file(base)
+    changed, rounded, dropped, *_, last = sorted(tensors)
+    tensors[changed].view(-1)[-1] += 1
+    tensors[rounded] = tensors[rounded].half()
+    del tensors[dropped]
+    save_file(tensors | {"zzz": torch.ones(3)}, written)
+    check = file_check.check_file(base, written, hash_base=True, compare=True)
+    assert check.sha256 == atomic_files.hash_file(written)
+    names = {one.entry.name for one, other in check.equal}
+    assert names == tensors.keys() - {changed, rounded, "zzz"} and last in names
+    monkeypatch.setenv("PEFTRUN_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as unread:
+        unread.setattr(fingerprint, "hash_tensors", lambda *_: pytest.fail("read again"))
+        given = fingerprint.fingerprint_model(llama, {base: check.base_lines})
+    assert fingerprint.are_weights_cached(llama)
+    monkeypatch.setenv("PEFTRUN_CACHE", str(tmp_path / "other"))
+    assert not fingerprint.are_weights_cached(llama) and fingerprint.fingerprint_model(llama) == given
+    known = file_check.check_file(base, written, hash_base=False, compare=False)
+    assert (known.sha256, known.equal, known.base_lines) == (check.sha256, set(), [])
 
 
 def test_bfloat16_is_chosen_exactly_where_it_is_native():

@@ -9,6 +9,7 @@ from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
 from peftrun.adapters import load, probes
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition import compose
 from peftrun.composition.spec import build_spec
 from peftrun.errors import DeviceError
@@ -43,7 +44,7 @@ def test_a_device_that_is_not_there_is_named(llama):
 def test_every_adapter_tensor_is_where_its_layer_computes(llama, trained):
     _, whole = based(llama, "device=cpu", "device.dtype=float32")
     _, split = based(llama, *SMALL)
-    both = [load.load(base, {"default": str(trained)}, None, False) for base in (whole, split)]
+    both = [load.load(base, resolve_adapters({"default": str(trained)}), None, False) for base in (whole, split)]
     assert all(not value.is_meta for key, value in both[1][0].named_parameters() if "lora_" in key)
     placed = load.describe_placement(both[1][0])["adapted_modules"]
     assert list(placed) == ["cpu float32"]
@@ -56,7 +57,7 @@ def test_every_adapter_tensor_is_where_its_layer_computes(llama, trained):
 
 def test_two_adapters_switch_on_it(llama, trained):
     _, split = based(llama, *SMALL)
-    net, proofs = load.load(split, {"a": str(trained), "b": str(trained)}, "b", False)
+    net, proofs = load.load(split, resolve_adapters({"a": str(trained), "b": str(trained)}), "b", False)
     assert net.active_adapter == "b" and len(proofs) == 2
 
 

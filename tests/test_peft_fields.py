@@ -9,16 +9,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from cases import cases
-from peft import PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft import LoraConfig, PeftType, PromptLearningConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from test_knobs import METHODS
 from test_methods import CPU, FITTING, rows, run_of, train
 from typing_extensions import is_typeddict
 
 from peftrun.actions import merge
 from peftrun.adapters import attach, load, save
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG
-from peftrun.config.schema import peft_fields
+from peftrun.config.schema import lora, method_traits, peft_fields
 from peftrun.errors import AdapterError, ConfigError
 from peftrun.models.base import load_base
 
@@ -117,7 +118,9 @@ def test_whole_life(tmp_path, llama, given):
         plain = trained(llama, [f"lora={option}", *FITTING.get(option, [])], None)
         assert not all(same(it.weights, plain.weights, name) for name in it.weights.keys() | plain.weights.keys())
     spec = run_of(llama, "action=merge", "action.num_eval_rows=0", f"adapter={tmp_path / 'adapter'}")
-    _, (proof,) = load.load(load_base(spec.model, CPU), {"default": str(tmp_path / "adapter")}, None, False)
+    _, (proof,) = load.load(
+        load_base(spec.model, CPU), resolve_adapters({"default": str(tmp_path / "adapter")}), None, False
+    )
     assert proof.saved_difference < 2e-4 and proof.effect["max_logit_difference"] > 1e-4
     if LIVES[given]:
         with pytest.raises(AdapterError, match=LIVES[given]):
@@ -174,3 +177,17 @@ def test_one_line_says_what_is_wrong_with_a_field(typed):
         run_of("tiny", *shlex.split(typed.replace("{", "'{").replace("}", "}'")))
     lines = [line for line in refused.value.lines if line.startswith("lora.")]
     assert len(lines) == 1 and REFUSED[typed] in lines[0], refused.value.lines
+
+
+def test_the_traits_of_methods_and_initializations_are_those_of_peft():
+    types = {kind.value.lower(): kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    assert method_traits.METHODS.keys() - {"none"} <= types.keys()
+    for name, kind in types.items():
+        traits = method_traits.get_method_traits(kind)
+        assert traits == method_traits.get_method_traits(kind.value) == method_traits.get_method_traits(name)
+        assert traits.virtual_tokens == issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[kind], PromptLearningConfig), name
+        assert traits.merges == hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"), name
+    assert {init.removesuffix(r"_\d+") for init in lora.INITS[2:-2].split("|")} == method_traits.INITS.keys()
+    names = get_args(next(part for part in get_args(get_type_hints(LoraConfig)["init_lora_weights"]) if get_args(part)))
+    assert {init.partition("_[")[0] for init in names} <= method_traits.INITS.keys()
+    assert method_traits.get_init_traits("pissa_niter_4") == method_traits.INITS["pissa_niter"]

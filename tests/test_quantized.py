@@ -11,6 +11,7 @@ from conftest import TINY_STEPS, build_llama
 from transformers import AutoModelForCausalLM
 
 from peftrun.adapters import attach, load, probes
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition import compose
 from peftrun.composition.spec import build_spec
 from peftrun.errors import ModelError
@@ -137,7 +138,7 @@ def test_loading_a_quantized_base_twice_gives_the_same_weights(wide):
 def test_several_adapters_stand_on_one_rounded_base(cli, wide, on_tiny):
     runs = [cli(*on_tiny(wide), *TINY_STEPS, "model.quantization=nf4", f"seed={seed}") for seed in (1, 2)]
     spec, base = based(wide, "model.quantization=nf4")
-    net, proofs = load.load(base, {"a": str(runs[0].run_dir), "b": str(runs[1].run_dir)}, "b", False)
+    net, proofs = load.load(base, resolve_adapters({"a": str(runs[0].run_dir), "b": str(runs[1].run_dir)}), "b", False)
     assert net.active_adapter == "b" and all(proof.saved_difference < 1e-3 for proof in proofs)
     assert spec.model.quantization == "nf4"
 

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from peftrun.adapters import load
+from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition import compose
 from peftrun.composition.spec import build_spec
 from peftrun.errors import AdapterError
@@ -40,7 +41,7 @@ def rewritten(folder, change):
     file = folder / "adapter_model.safetensors"
     tensors = {key: value if "lora_" in key else change(value) for key, value in load_file(file).items()}
     save_file(tensors, file)
-    return {"default": str(folder)}
+    return resolve_adapters({"default": str(folder)})
 
 
 def other_row(value):
@@ -54,14 +55,14 @@ def test_it_answers_as_when_it_was_saved_and_leaves_the_base_as_it_is(base, tmp_
     held = [key for key in load_file(tmp_path / "a" / "adapter_model.safetensors") if "lora_" not in key]
     assert bool(held) == (saved is True or bool(targets))
     loaded = base_of(base)
-    net, _ = load.load(loaded, {"default": str(tmp_path / "a")}, None, False)
+    net, _ = load.load(loaded, resolve_adapters({"default": str(tmp_path / "a")}), None, False)
     assert torch.equal(logits(net), answers)
 
 
 @cases("more", [{"modules_to_save": ["lm_head", "embed_tokens"]}, {"trainable_token_indices": [3, 4]}])
 def test_embeddings_that_are_trained_are_the_adapters_own(base, tmp_path, more):
     answers = made(base, tmp_path / "a", lora([], **more), save_embedding_layers=True)
-    net, _ = load.load(base_of(base), {"default": str(tmp_path / "a")}, None, False)
+    net, _ = load.load(base_of(base), resolve_adapters({"default": str(tmp_path / "a")}), None, False)
     assert torch.equal(logits(net), answers)
 
 
@@ -89,7 +90,7 @@ def test_a_merge_takes_the_copies_from_the_base_and_what_changes_them_from_the_a
 @cases("targets", ADAPTED)
 def test_other_embeddings_are_refused_with_the_reason(base, tmp_path, targets):
     made(base, tmp_path / "a", lora(targets), save_embedding_layers=True)
-    with pytest.raises(AdapterError, match=r"differs from this base's in 1 of .* trained, or resized") as refused:
+    with pytest.raises(AdapterError, match=r"differs from this base model's in 1 of .* trained, or resized") as refused:
         load.load(base_of(base), rewritten(tmp_path / "a", other_row), None, False)
     assert any(name in str(refused.value) for name in EMBEDDINGS)
     with pytest.raises(AdapterError, match="resized embeddings"):
@@ -109,7 +110,7 @@ def test_it_loads_on_an_offloaded_base(base, tmp_path):
     spec = build_spec(compose.compose_run(args).cfg)
     split = base_models.load_base(spec.model, device.resolve_device(spec.device))
     assert any(one.is_meta for one in split.model.parameters())
-    net, _ = load.load(split, {"default": str(tmp_path / "a")}, None, False)
+    net, _ = load.load(split, resolve_adapters({"default": str(tmp_path / "a")}), None, False)
     torch.testing.assert_close(FAMILIES["llama"].logits(net), answers, atol=1e-5, rtol=1e-5)
 
 
@@ -121,5 +122,5 @@ def test_by_command_lines(cli, llama, tmp_path, on_tiny):
     assert all("lora_" in key for key in load_file(tmp_path / "again" / "adapter_model.safetensors"))
     rewritten(tmp_path / "a", other_row)
     check_failed(
-        cli, tmp_path, [*args, "action=reload"], ["embed_tokens", "differs from this base's", "choose the base"]
+        cli, tmp_path, [*args, "action=reload"], ["embed_tokens", "differs from this base model's", "choose the base"]
     )

@@ -9,9 +9,10 @@ from transformers import set_seed
 from peftrun import console
 from peftrun.adapters import combine, load, save
 from peftrun.artifacts import adapter_folder, classifier_head
-from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_WEIGHTS
+from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import CombineAction
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.io.atomic_files import hash_file
 from peftrun.models import base as base_models
@@ -28,14 +29,26 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, CombineAction)
     run_device = placement.resolve_run_device(spec)
     console.print_info(run_device.note)
+    adapters = adapter_folder.resolve_adapters(spec.adapter)
     base = base_models.load_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
-    net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
+    net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
     set_seed(spec.seed)  # DARE drops weights at random
     figures = combine.combine_adapters(net, action)
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
-    derived_from = {"combined": {**_describe_inputs(spec, action), **figures}}
+    weights = action.weights or {}
+    inputs = {
+        name: {"sha256": hash_file(adapter.weights), "weight": weights.get(name, 1.0)}
+        for name, adapter in adapters.items()
+    }
+    settings = {
+        "combination": action.combination_type,
+        "density": action.density,
+        "seed": spec.seed,
+        "adapters": inputs,
+    }
+    derived_from = {"combined": {**settings, **figures}}
     save.save(net, base, adapter_dir, fresh=set(), names=[combine.COMBINED], made_of=derived_from)
     facts = {
         "base": base.describe(),
@@ -48,16 +61,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     ])  # fmt: skip
 
 
-def _describe_inputs(spec: RunSpec, action: CombineAction) -> dict[str, Any]:
-    """For peftrun.json: hash and weight of each input adapter, and the settings of the combination."""
-    folders = {name: adapter_folder.resolve_adapter_dir(path, name) for name, path in spec.adapter.items()}
-    adapters = {
-        name: {"sha256": hash_file(folder / ADAPTER_WEIGHTS), "weight": (action.weights or {}).get(name, 1.0)}
-        for name, folder in folders.items()
-    }
-    return {"combination": action.combination_type, "density": action.density, "seed": spec.seed, "adapters": adapters}
-
-
 def _build_summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:
     assert isinstance(spec.action, CombineAction)
     error, worst = figures["relative_error"], max(figures["relative_errors"].items(), key=lambda item: item[1])
@@ -65,7 +68,7 @@ def _build_summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list
         console.print_warning(
             f"action.combination_type={spec.action.combination_type}: differs from the weighted sum by {error:.1%}; type action.combination_type=cat, which is exact"
         )
-    size = console.format_megabytes(atomic_files.measure_size(target))
+    size = format_bytes(atomic_files.measure_size(target))
     return [
         (
             "combined",

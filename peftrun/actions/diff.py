@@ -5,9 +5,10 @@ from typing import Any
 
 from peftrun import console
 from peftrun.artifacts import adapter_folder, adapter_tensors, delta_weights
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.delta_weights import AdapterDeltas
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_metrics
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
@@ -19,45 +20,44 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 
     Distances are of ΔW = scaling·B·A; overlaps are those of Hu et al. 2021, arXiv:2106.09685, section 7.2.
     """
-    (a, folder_a), (b, folder_b) = (
-        (name, adapter_folder.resolve_adapter_dir(path, name)) for name, path in spec.adapter.items()
-    )
-    comparison = {"a": {"name": a, "folder": str(folder_a)}, "b": {"name": b, "folder": str(folder_b)}}
-    comparison |= compare_adapters(folder_a, folder_b)
+    a, b = adapter_folder.resolve_adapters(spec.adapter).values()
+    comparison = {"a": {"name": a.name, "folder": str(a.folder)}, "b": {"name": b.name, "folder": str(b.folder)}}
+    comparison |= compare_adapters(a, b)
     atomic_files.write_json(out_dir / "diff.json", comparison)
     summary = [
-        ("compared", f"a: {a}, b: {b}"),
+        ("compared", f"a: {a.name}, b: {b.name}"),
         *_build_summary(comparison),
         ("written", console.shorten_path(out_dir / "diff.json")),
     ]
     return RunResult(out_dir, {"diff": comparison}, summary=summary)
 
 
-def compare_adapters(folder_a: Path, folder_b: Path) -> dict[str, Any]:
-    """All differences between two adapter folders.
+def compare_adapters(a: AdapterRef, b: AdapterRef) -> dict[str, Any]:
+    """All differences between two adapters.
 
     Raises: PeftrunError: a file in one of them is broken.
     """
     # Where a pair cannot be compared, the comparison returns the reason as a string in place of a row of figures.
-    deltas_a, deltas_b = delta_weights.read_deltas(folder_a), delta_weights.read_deltas(folder_b)
+    deltas_a, deltas_b = delta_weights.read_deltas(a.folder), delta_weights.read_deltas(b.folder)
     shared = {
         module: delta_weights.compare_deltas(pair, deltas_b.found[module])
         for module, pair in deltas_a.found.items()
         if module in deltas_b.found
     }
-    uses_dora = any(atomic_files.read_json(folder / ADAPTER_CONFIG).get("use_dora") for folder in (folder_a, folder_b))
+    uses_dora = any(adapter.config.get("use_dora") for adapter in (a, b))
     modules = {module: row for module, row in shared.items() if not isinstance(row, str)}
     # Tensors outside of A/B pairs: fully trained modules, biases, token rows, embeddings.
-    extra = adapter_tensors.compare_extra_tensors((folder_a, folder_b), (deltas_a, deltas_b))
+    extra = adapter_tensors.compare_extra_tensors((a, b), (deltas_a, deltas_b))
     tensors = {name: row for name, row in extra.items() if not isinstance(row, str)}
     names_a, names_b = (
-        adapter_tensors.list_extra_names(folder, deltas)
-        for folder, deltas in ((folder_a, deltas_a), (folder_b, deltas_b))
+        adapter_tensors.list_extra_names(adapter, deltas) for adapter, deltas in ((a, deltas_a), (b, deltas_b))
     )
+    metadata = [a.metadata, b.metadata]
+    digests = [item["base"]["fingerprint"]["weights"] for item in metadata if item is not None]
     return {
         "distance_of": "scaling·B·A" + (", without DoRA's magnitudes" if uses_dora else ""),
-        "same_base": _has_same_base(folder_a, folder_b),
-        "config": _diff_configs(folder_a, folder_b),
+        "same_base": None if None in metadata else digests[0] == digests[1],
+        "config": _diff_configs(a.config, b.config),
         "only_in_a": _find_unshared_modules(deltas_a, deltas_b),
         "only_in_b": _find_unshared_modules(deltas_b, deltas_a),
         "tensors_only_in_a": sorted(names_a - names_b),
@@ -84,15 +84,7 @@ def _find_unshared_modules(deltas: AdapterDeltas, others: AdapterDeltas) -> list
     )
 
 
-def _has_same_base(*folders: Path) -> bool | None:
-    metadata_a, metadata_b = (adapter_folder.read_peftrun_metadata(folder) for folder in folders)
-    if metadata_a is None or metadata_b is None:
-        return None
-    return bool(metadata_a["base"]["fingerprint"]["weights"] == metadata_b["base"]["fingerprint"]["weights"])
-
-
-def _diff_configs(*folders: Path) -> dict[str, list[Any]]:
-    config_a, config_b = (atomic_files.read_json(folder / ADAPTER_CONFIG) for folder in folders)
+def _diff_configs(config_a: dict[str, Any], config_b: dict[str, Any]) -> dict[str, list[Any]]:
     pairs = {
         key: [_sort_if_list(config_a.get(key)), _sort_if_list(config_b.get(key))]
         for key in sorted(config_a.keys() | config_b.keys())
@@ -160,4 +152,4 @@ def _format_distances(row: dict[str, Any]) -> str:
         "‖a‖": row["norm_a"], "‖b‖": row["norm_b"], "‖a−b‖": row["distance"], "relative": row["relative_distance"],
         "cosine": row["cosine"], "overlap of B": row.get("overlap_B"), "of A": row.get("overlap_A"),
     }  # fmt: skip
-    return console.format_figures({key: value for key, value in shown.items() if value is not None})
+    return format_metrics({key: value for key, value in shown.items() if value is not None})

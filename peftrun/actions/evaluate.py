@@ -6,6 +6,7 @@ from typing import Any
 from peftrun import console, tasks
 from peftrun.adapters import load, mixed_batch
 from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import DataError
@@ -25,13 +26,14 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if spec.task.lm_eval is not None:
         return _run_lm_eval(spec, out_dir)
     tasks.check_data_columns(spec.task)
-    base, facts = _load_base(spec)
-    rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
-    tasks.warn_on_other_dataset(spec.task, rows, spec.adapter)
+    adapters = adapter_folder.resolve_adapters(spec.adapter)
+    base, facts = _load_base(spec, adapters)
+    rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(adapters))
+    tasks.warn_on_other_dataset(spec.task, rows, adapters)
     facts["data"] = rows.describe()
     net, subject = base.model, f"{base.name} alone"
-    if spec.adapter:
-        net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
+    if adapters:
+        net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
         subject = f"adapter {net.active_adapter} on {base.name}"
     console.set_activity(f"evaluating {len(rows.held_out)} rows")
@@ -50,12 +52,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return RunResult(out_dir, facts, metrics, summary=summary, objective=metrics["loss"])
 
 
-def _load_base(spec: RunSpec) -> tuple[LoadedBase, dict[str, Any]]:
+def _load_base(spec: RunSpec, adapters: dict[str, AdapterRef]) -> tuple[LoadedBase, dict[str, Any]]:
     """The base model on its device, and facts on both for the record."""
     run_device = placement.resolve_run_device(spec)
     console.print_info(run_device.note)
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
     return base, {"base": base.describe(), "device": run_device.note}
 
@@ -90,15 +92,16 @@ def _evaluate_per_adapter(
 
 
 def _run_lm_eval(spec: RunSpec, out_dir: Path) -> RunResult:
-    """Runs tasks of lm-evaluation-harness on the base model and with each adapter (with `active_adapter`: only that one) in one process."""
+    """Runs tasks of lm-evaluation-harness on the base model and with each adapter (with `active`: only that one) in one process."""
     assert spec.task.lm_eval is not None
     harness = lm_eval.LmEvalHarness(spec.task.lm_eval, spec.trainer.per_device_eval_batch_size, spec.seed)
-    base, facts = _load_base(spec)
+    adapters = adapter_folder.resolve_adapters(spec.adapter)
+    base, facts = _load_base(spec, adapters)
     summary, results = [("base", base.name)], {}
-    if spec.adapter:
-        net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
+    if adapters:
+        net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
-        names = [spec.active_adapter] if spec.active_adapter else list(spec.adapter)
+        names = [spec.active_adapter] if spec.active_adapter else list(adapters)
         summary.append(("adapter" if len(names) == 1 else "adapters", ", ".join(names)))
         with net.disable_adapter():
             results[BASE_ADAPTER_NAME] = harness.measure(net, base.tokenizer)

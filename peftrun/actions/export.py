@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import adapter_source, portable_names
+from peftrun.artifacts import adapter_folder, adapter_source, portable_names
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.checks import vllm_support
 from peftrun.config.schema.actions import ExportAction
@@ -23,6 +23,7 @@ from peftrun.export import (
     wrapper,
 )
 from peftrun.export.base_config import ExportBase
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
@@ -37,7 +38,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if action.model_dir is not None:
         sources = [adapter_source.open_model_source(action.model_dir)]
     else:
-        sources = [adapter_source.open_adapter_source(path, name) for name, path in spec.adapter.items()]
+        adapters = adapter_folder.resolve_adapters(spec.adapter)
+        sources = [adapter_source.open_adapter_source(adapter) for adapter in adapters.values()]
     base = base_config.find(sources[0], spec.model if base_config.is_typed(out_dir) else None, action.base_model)
     _check_base_id(action, sources[0], base.id)
     # The Hub displays an unknown license id as no license at all.
@@ -60,12 +62,14 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "own_tokenizer": tokenizers,
         "pushed": pushed,
     }
+    size = format_bytes(sum(files.values()))
     return RunResult(
         out_dir,
         {"export": facts},
         artifacts=[export_dir],
         summary=[
-            *_format_files(export_dir, files),
+            ("folder", f"{len(files)} files, {size}: {console.shorten_path(export_dir)}"),
+            *(("file", f"{size:>12,} bytes  {name}") for name, size in files.items()),
             *_format_outcome(action, target_facts, files, pushed),
             *_explain_base(action, sources[0], base),
         ],
@@ -119,12 +123,6 @@ def _write_export(action: ExportAction, sources: list[ExportSource], base: Expor
             old, new = next(iter(tensors.items()))
             console.print_info(f"adapter.{name}: {len(tensors)} tensors renamed for {architecture}: {old} → {new}")
     return {"vllm": vllm.write_vllm_folder(sources, base.id, base.revision, folder, renamed)}
-
-
-def _format_files(target: Path, files: dict[str, int]) -> list[tuple[str, str]]:
-    total = sum(files.values())
-    rows = [("folder", f"{len(files)} files, {console.format_megabytes(total)}: {console.shorten_path(target)}")]
-    return rows + [("file", f"{size:>12,} bytes  {name}") for name, size in files.items()]
 
 
 def _format_outcome(
@@ -186,16 +184,14 @@ def _suggest_commands(
         ]
     if action.target == "gguf":
         return [f"llama-cli -m {_get_gguf_path(base) or 'BASE.gguf'} --lora {shlex.quote(f'{folder}/{GGUF_FILE}')}"]
-    return [] if action.push else _build_push_commands(action, first, base.id, folder)
-
-
-def _build_push_commands(action: ExportAction, first: ExportSource, base_id: str | None, folder: str) -> list[str]:
+    if action.push:
+        return []
     repo = action.repo_id or "ORG/NAME"
     source = (
         f"action.model_dir={action.model_dir}" if action.model_dir else f"adapter={console.shorten_path(first.folder)}"
     )
     private = "" if action.private else " private=false"
-    optional = {"base_model": action.base_model or (None if base_id else "ORG/BASE"), "license": action.license}
+    optional = {"base_model": action.base_model or (None if base.id else "ORG/BASE"), "license": action.license}
     options = "".join(f" {key}={value}" for key, value in optional.items() if value)
     return [
         f"peftrun action=export {source}{options} repo_id={repo}{private} push=true",

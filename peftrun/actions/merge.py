@@ -14,11 +14,13 @@ from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.merge import in_memory, provenance, streamed_verify, streaming, verify
 from peftrun.adapters.merge.job import MergeJob
 from peftrun.adapters.merge.streaming import MergedFiles
-from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classifier_head, fingerprint
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG, MERGED
+from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classifier_head
+from peftrun.artifacts.run_layout import MERGED
 from peftrun.config.schema.actions import MergeAction
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.config.schema.run import RunSpec, TaskSpec
 from peftrun.errors import AdapterError, ProofError
+from peftrun.formatting import format_bytes, format_duration
 from peftrun.io import atomic_files
 from peftrun.models import base as base_models
 from peftrun.models import device
@@ -35,8 +37,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, MergeAction)
     run_device = device.resolve_device(spec.device)
     name = spec.active_adapter or next(iter(spec.adapter))
-    adapter = adapter_folder.resolve_adapter_dir(spec.adapter[name], name)
-    in_memory.check_mergeable(atomic_files.read_json(adapter / ADAPTER_CONFIG), name)
+    adapter = adapter_folder.resolve_adapter(spec.adapter[name], name)
+    in_memory.check_mergeable(adapter.config, name)
     base = base_models.resolve_base_dir(spec.model)
     base_name = base_files.format_base_name(spec.model)
     base_models.check_full_precision(base, base_name)
@@ -44,15 +46,20 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     dtype = stored_dtype if action.dtype == "auto" else action.dtype
     merged_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / MERGED
     console.print_info("a merge is computed in float32 and rounded once")
-    # The base model's content is hashed while it is merged, so that its files are read once.
+    # The base model's files are hashed right after they were read for the merge.
     with atomic_files.create_folder(merged_dir, kept_if=ProofError) as folder, ThreadPoolExecutor(2) as pool:
-        mismatch, hashing = spec.allow_base_mismatch, pool.submit(fingerprint.fingerprint_model, base)
-        job = MergeJob(spec.model, action, mismatch, run_device, name, base, adapter, dtype, pool, hashing)
+        mismatch = spec.allow_base_mismatch
+        job = MergeJob(spec.model, action, mismatch, run_device, base, adapter, dtype, pool)
+        if job.is_base_known:
+            _ = job.mark  # raises before anything is written if the adapter was made for another base model
         figures = _write_and_verify(job, spec.task, folder, console.shorten_path(merged_dir))
         base_fingerprint = job.mark
         identity = {"name": base_name, "revision": spec.model.revision, "fingerprint": base_fingerprint.as_dict()}
         provenance.write_provenance(folder, identity, stored_dtype, adapter)
     load_proof = figures.pop("loaded", None)
+    # A classifier writes no text.
+    actions = ["evaluate"] if job.head else ["evaluate", "generate"]
+    model = f"model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
     facts = {
         "base": identity,
         "allow_base_mismatch": spec.allow_base_mismatch,
@@ -63,17 +70,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         out_dir,
         facts,
         artifacts=[merged_dir],
-        hashes={merged_dir / file: digest.result() for file, digest in job.hashes.items()},
+        hashes={merged_dir / file: check.result().sha256 for file, check in job.checks.items()},
         summary=_build_summary(merged_dir, f"{base_name} ({base_fingerprint.short()})", job, figures),
-        next_commands=_suggest_commands(spec.adapter[name], name, merged_dir),
+        next_commands=[f"peftrun action={next_action} {model}" for next_action in actions],
     )
-
-
-def _suggest_commands(adapter: str, name: str, merged_dir: Path) -> list[str]:
-    # A classifier writes no text.
-    actions = ["evaluate"] if classifier_head.read_adapter_head(adapter, name) else ["evaluate", "generate"]
-    model = f"model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
-    return [f"peftrun action={action} {model}" for action in actions]
 
 
 def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str, Any]:
@@ -96,14 +96,20 @@ def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -
 
 def _begin_streaming(job: MergeJob, folder: Path) -> tuple[Any, MergedFiles]:
     """The PEFT model on the meta device, and the writer of the merge. Raises: NotStreamableError: all weights are needed at once."""
-    _check_streamable(str(job.adapter), job.name)
+    method, reason = job.adapter.config.get("peft_type"), adapter_rules.why_weights_needed(job.adapter.config)
+    if reason:
+        raise streaming.NotStreamableError(reason)
+    if not get_method_traits(method).streams:
+        raise streaming.NotStreamableError(
+            f"{method} adapters derive some of their tensors from the base model's weights or from a random state"
+        )
     try:
-        net = meta_model.build_on_meta(job.base, job.model, str(job.adapter), job.name)
+        net = meta_model.build_on_meta(job.base, job.model, job.adapter)
     except AdapterError:
         _ = job.mark  # raises if the adapter was made for another base model, which explains the error better
         raise
     dtype = None if job.action.dtype == "auto" else device.parse_dtype(job.dtype)
-    return net, streaming.begin_merged(net, job.name, job.base, folder, dtype, after=job.start_checks)
+    return net, streaming.begin_merged(net, job.name, job.base, folder, dtype, after=job.start_check)
 
 
 def _verify_streamed(
@@ -124,7 +130,7 @@ def _merge_in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict
     _ = job.mark  # raises before loading if the adapter was made for another base model
     base = base_models.load_base(job.model, job.place, torch.float32, job.head)
     base_logits = probes.compute_probe_logits(base.model, base.tokenizer)
-    net, (load_proof,) = load.load(base, {job.name: str(job.adapter)}, job.name, job.allow_base_mismatch)
+    net, (load_proof,) = load.load(base, {job.name: job.adapter}, job.name, job.allow_base_mismatch)
     # Logits are taken before `in_memory.merge`, which folds the adapter into the base model's weights in place.
     adapter_logits = streamed_verify.compute_logits(net, base.tokenizer, rows)
     merged = in_memory.merge(net)
@@ -155,25 +161,14 @@ def _load_eval_token_ids(job: MergeJob, task: TaskSpec) -> list[list[int]]:
     return [row.ids for row in held_out[:count]]
 
 
-def _check_streamable(path: str, name: str) -> None:
-    config = atomic_files.read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG)
-    method, reason = config.get("peft_type"), adapter_rules.why_weights_needed(config)
-    if reason:
-        raise streaming.NotStreamableError(reason)
-    if method in streaming.IN_MEMORY_TYPES:
-        raise streaming.NotStreamableError(
-            f"{method} adapters derive some of their tensors from the base model's weights or from a random state"
-        )
-
-
 def _build_summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) -> list[tuple[str, str]]:
-    size = console.format_megabytes(atomic_files.measure_size(target))
+    size = format_bytes(atomic_files.measure_size(target))
     mode = "streamed" if figures["streamed"] else "in memory"
     rows = [
         ("base", base),
         (
             "merged",
-            f"adapter {job.name}, {job.dtype}, {size}, {mode} in {figures['seconds']:.1f} s: {console.shorten_path(target)}",
+            f"adapter {job.name}, {job.dtype}, {size}, {mode} in {format_duration(figures['seconds'])}: {console.shorten_path(target)}",
         ),
     ]
     if not job.action.verify:

@@ -8,6 +8,7 @@ from peftrun.adapters import load, streamed_load
 from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.load import LoadProof
 from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.actions import ReloadAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
@@ -24,7 +25,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info(run_device.note)
     if spec.action.evaluate:
         tasks.check_data_columns(spec.task)
-    base, net, proofs = _load_adapters(spec, run_device)
+    adapters = adapter_folder.resolve_adapters(spec.adapter)
+    base, net, proofs = _load_adapters(spec, adapters, run_device)
     placement_facts = load.describe_placement(net)
     facts = {
         "base": base.describe(),
@@ -34,8 +36,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     }
     result = RunResult(out_dir, facts, summary=_build_summary(base, proofs, placement_facts))
     if spec.action.evaluate:
-        rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(spec.adapter))
-        tasks.warn_on_other_dataset(spec.task, rows, spec.adapter)
+        rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(adapters))
+        tasks.warn_on_other_dataset(spec.task, rows, adapters)
         result.facts["data"] = rows.describe()
         console.set_activity(f"evaluating {len(rows.held_out)} rows")
         result.metrics = tasks.import_task_module(spec.task.type).evaluate(
@@ -49,23 +51,25 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return result
 
 
-def _load_adapters(spec: RunSpec, run_device: Device) -> tuple[LoadedBase, Any, list[LoadProof]]:
+def _load_adapters(
+    spec: RunSpec, adapters: dict[str, AdapterRef], run_device: Device
+) -> tuple[LoadedBase, Any, list[LoadProof]]:
     """The base model, the PEFT model, and a proof for each adapter."""
     assert isinstance(spec.action, ReloadAction)
-    if not spec.action.evaluate and len(spec.adapter) == 1:
+    if not spec.action.evaluate and len(adapters) == 1:
         # A single adapter that is only verified is checked layer by layer, without the whole base model in memory.
-        ((name, path),) = spec.adapter.items()
+        (adapter,) = adapters.values()
         try:
             base, net, proof = streamed_load.verify_streamed_load(
-                spec.model, run_device, path, name, spec.allow_base_mismatch
+                spec.model, run_device, adapter, spec.allow_base_mismatch
             )
             return base, net, [proof]
         except (NotWalkableError, AdapterError):
             pass  # load the whole model instead, which succeeds or explains the error
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
-    net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
+    net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
     return base, net, proofs
 
 
@@ -73,30 +77,23 @@ def _build_summary(base: Any, proofs: list[LoadProof], placement_facts: dict[str
     rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
     for proof in proofs:
         norm = f", ‖ΔW‖ {proof.delta_norm:.4g}" if proof.delta_norms else ""
+        match = "yes" if proof.base_checked else "not known"
+        if proof.base_differs_in:
+            match = f"no: another {' and another '.join(proof.base_differs_in)}"
         # The logits of the adapter's fixed probes, compared with those of the base model and with those at saving.
+        effect = f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
+        if proof.fresh:  # B = 0 in most methods, so no effect is expected
+            effect = f"an untrained adapter: {effect}"
+        else:
+            effect += f", KL {proof.effect['kl_divergence']:.3g}"
+        saved = "no logits were recorded for this device and dtype"
+        if proof.saved_difference is not None:
+            saved = f"max |Δlogit| {proof.saved_difference:.3g}"
         rows += [
             (f"adapter {proof.name}", f"{proof.tensors} tensors loaded into {proof.modules} modules{norm}"),
-            ("made for this base", _format_base_match(proof)),
-            ("differs from base", _format_effect(proof)),
-            ("equals what was saved", _format_saved_difference(proof)),
+            ("made for this base", match),
+            ("differs from base", effect),
+            ("equals what was saved", saved),
         ]
     modules = ", ".join(f"{count} on {device}" for device, count in placement_facts["adapted_modules"].items())
     return [*rows, ("active", ", ".join(placement_facts["active_adapters"])), ("adapted modules", modules)]
-
-
-def _format_base_match(proof: LoadProof) -> str:
-    if proof.base_differs_in:
-        return f"no: another {' and another '.join(proof.base_differs_in)}"
-    return "yes" if proof.base_checked else "not known"
-
-
-def _format_effect(proof: LoadProof) -> str:
-    if proof.fresh:  # B = 0 in most methods, so no effect is expected
-        return f"an untrained adapter: max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
-    return f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}, KL {proof.effect['kl_divergence']:.3g}"
-
-
-def _format_saved_difference(proof: LoadProof) -> str:
-    if proof.saved_difference is None:
-        return "no logits were recorded for this device and dtype"
-    return f"max |Δlogit| {proof.saved_difference:.3g}"

@@ -10,6 +10,7 @@ from peftrun.artifacts import adapter_folder
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.config.schema.actions import ServeAction
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_metrics
 from peftrun.models import base as base_models
 from peftrun.models import base_cache, placement
 from peftrun.result import RunResult
@@ -37,32 +38,35 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         base_logits = probes.compute_probe_logits(base.model, base.tokenizer)
         net: Any = base.model
         proofs: list[load.LoadProof] = []
-        if spec.adapter:
-            net, proofs = load.load(base, spec.adapter, spec.active_adapter, spec.allow_base_mismatch)
-        registry = AdapterRegistry(base.name, _build_versions(net, spec.adapter))
+        adapters = adapter_folder.resolve_adapters(spec.adapter)
+        if adapters:
+            net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
+        versions = []
+        for name, adapter in adapters.items():
+            reason = mixed_batch.why_exclusive(name, net.peft_config[name])
+            versions.append(AdapterVersion(name, name, str(adapter.folder), reason))
+            if reason and len(adapters) > 1:
+                console.print_info(f"{reason}: its rows are answered in separate batches")
+        registry = AdapterRegistry(base.name, versions)
         service, manager = _build_service(base, net, registry, spec, base_logits)
         _run_server(action, server_socket, service, manager)
-    adapters = [proof.as_dict() for proof in proofs]
     facts: dict[str, Any] = {
         "base": base.describe(),
         "device": run_device.note,
-        "adapters": adapters,
+        "adapters": [proof.as_dict() for proof in proofs],
         "swaps": manager.changes,
     }
-    totals = _sum_counters(service.metrics)
-    return RunResult(out_dir, facts, metrics=totals, summary=[("served", console.format_figures(totals))])
-
-
-def _build_versions(net: Any, paths: dict[str, str]) -> list[AdapterVersion]:
-    """A registry entry for each adapter that PEFT has loaded."""
-    versions = []
-    for name, path in paths.items():
-        folder = adapter_folder.resolve_adapter_dir(path, name)
-        versions.append(AdapterVersion(name, name, str(folder), mixed_batch.why_exclusive(name, net.peft_config[name])))
-    for version in versions:
-        if version.alone and len(versions) > 1:
-            console.print_info(f"{version.alone}: its rows are answered in separate batches")
-    return versions
+    # Totals over all adapters and outcomes.
+    samples = [sample for family in service.metrics.registry.collect() for sample in family.samples]
+    counters = {
+        "peftrun_requests_total": "requests",
+        "peftrun_prompt_tokens_total": "prompt_tokens",
+        "peftrun_generated_tokens_total": "generated_tokens",
+    }
+    totals = {
+        key: int(sum(sample.value for sample in samples if sample.name == name)) for name, key in counters.items()
+    }
+    return RunResult(out_dir, facts, metrics=totals, summary=[("served", format_metrics(totals))])
 
 
 def _build_service(
@@ -106,14 +110,3 @@ def _run_server(
         server.run(app, server_socket, service, print_address)
     finally:
         service.engine.close(timeout=action.shutdown_timeout)
-
-
-def _sum_counters(metrics: Metrics) -> dict[str, Any]:
-    """Totals over all adapters and outcomes: requests, prompt tokens, generated tokens."""
-    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
-    keys = {
-        "peftrun_requests_total": "requests",
-        "peftrun_prompt_tokens_total": "prompt_tokens",
-        "peftrun_generated_tokens_total": "generated_tokens",
-    }
-    return {key: int(sum(sample.value for sample in samples if sample.name == name)) for name, key in keys.items()}

@@ -10,8 +10,9 @@ from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config.schema.run import RunSpec
-from peftrun.console import format_megabytes, shorten_path
+from peftrun.console import shorten_path
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.models import base_cache
 from peftrun.result import RunResult
@@ -78,6 +79,6 @@ def _train_full_model(job: TrainingSession, before: dict[str, float]) -> RunResu
     target = full_model.save(job, net)
     result = jobs.build_result(job, fitted, before, after, attach.count_parameters(net))
     result.artifacts = [target]
-    result.summary.append(("model", f"{format_megabytes(atomic_files.measure_size(target))}: {shorten_path(target)}"))
+    result.summary.append(("model", f"{format_bytes(atomic_files.measure_size(target))}: {shorten_path(target)}"))
     result.next_commands = [f"peftrun action=evaluate model=pretrained model.name_or_path={shorten_path(target)}"]
     return result

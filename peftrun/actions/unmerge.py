@@ -8,11 +8,12 @@ from peftrun import console
 from peftrun.adapters import meta_model
 from peftrun.adapters.merge import provenance, streaming
 from peftrun.artifacts import adapter_folder, base_files, fingerprint
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, BASE
+from peftrun.artifacts.run_layout import BASE
 from peftrun.config.schema.actions import UnmergeAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
-from peftrun.io import atomic_files, safetensors_stream
+from peftrun.formatting import format_bytes
+from peftrun.io import atomic_files, safetensors_header, safetensors_stream
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.result import RunResult
@@ -29,22 +30,31 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     merged = base_models.resolve_base_dir(spec.model)
     base_models.check_full_precision(merged, base_files.format_base_name(spec.model))
     name = spec.active_adapter or next(iter(spec.adapter))
-    adapter = adapter_folder.resolve_adapter_dir(spec.adapter[name], name)
+    adapter = adapter_folder.resolve_adapter(spec.adapter[name], name)
     merge_record = provenance.read_provenance(merged)
-    _check_merged_adapter(merge_record, merged, adapter)
+    if merge_record is None:
+        console.print_warning(f"{merged} does not record which adapter was merged into it, so this cannot be checked")
+    elif merge_record["adapter_sha256"] != atomic_files.hash_file(adapter.weights):
+        raise AdapterError(
+            f"{adapter.folder}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
+            f"{merge_record['adapter_sha256'][:12]}); name that one"
+        )
     dtype = (merge_record or {}).get("base_dtype") if action.dtype == "auto" else action.dtype
     base_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / BASE
     with atomic_files.create_folder(base_dir) as folder:
-        net = meta_model.build_on_meta(merged, spec.model, spec.adapter[name], name)
+        net = meta_model.build_on_meta(merged, spec.model, adapter)
         try:
             streaming.begin_merged(
                 net, name, merged, folder, device.parse_dtype(dtype) if dtype else None, undo=True
             ).write_rest()
         except streaming.NotStreamableError as reason:
             raise AdapterError(
-                f"{adapter}: this merge cannot be undone: {reason}; keep the base model it was made for"
+                f"{adapter.folder}: this merge cannot be undone: {reason}; keep the base model it was made for"
             ) from reason
-        figures = _compare_with_base(folder, merged, _find_expected_fingerprint(merge_record, adapter))
+        # The base model's fingerprint, as recorded at the merge or in the adapter's peftrun.json.
+        metadata = merge_record or adapter.metadata
+        expected = str(metadata["base"]["fingerprint"]["weights"]) if metadata else None
+        figures = _compare_with_base(folder, merged, expected)
     facts = {
         "merged": {"name": str(merged), "fingerprint": fingerprint.fingerprint_model(merged).as_dict()},
         "unmerge": figures,
@@ -52,22 +62,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return RunResult(out_dir, facts, artifacts=[base_dir], summary=_build_summary(base_dir, figures), next_commands=[
         f"peftrun action=reload model=pretrained model.name_or_path={console.shorten_path(base_dir)} adapter={spec.adapter[name]}"
     ])  # fmt: skip
-
-
-def _check_merged_adapter(merge_record: dict[str, Any] | None, merged: Path, adapter: Path) -> None:
-    if merge_record is None:
-        console.print_warning(f"{merged} does not record which adapter was merged into it, so this cannot be checked")
-    elif merge_record["adapter_sha256"] != atomic_files.hash_file(adapter / ADAPTER_WEIGHTS):
-        raise AdapterError(
-            f"{adapter}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
-            f"{merge_record['adapter_sha256'][:12]}); name that one"
-        )
-
-
-def _find_expected_fingerprint(merge_record: dict[str, Any] | None, adapter: Path) -> str | None:
-    """The fingerprint of the base model's weights, as recorded at the merge or in the adapter's peftrun.json."""
-    metadata = merge_record or adapter_folder.read_peftrun_metadata(adapter)
-    return str(metadata["base"]["fingerprint"]["weights"]) if metadata else None
 
 
 def _compare_with_base(folder: Path, merged: Path, expected: str | None) -> dict[str, Any]:
@@ -93,7 +87,7 @@ def _compare_with_base(folder: Path, merged: Path, expected: str | None) -> dict
 def _list_tensors(folder: Path) -> dict[str, safetensors_stream.StoredTensor]:
     return {
         tensor.entry.name: tensor
-        for file in safetensors_stream.list_weight_files(folder)
+        for file in safetensors_header.list_weight_files(folder)
         for tensor in safetensors_stream.list_stored_tensors(file)
     }
 
@@ -117,7 +111,7 @@ def _build_summary(target: Path, figures: dict[str, Any]) -> list[tuple[str, str
     }[figures["exact"]]
     if not figures["exact"]:
         console.print_warning(f"the base model is {verdict}")
-    size = console.format_megabytes(atomic_files.measure_size(target))
+    size = format_bytes(atomic_files.measure_size(target))
     return [
         ("unmerged", f"{figures['changed']} tensors, {size}: {console.shorten_path(target)}"),
         ("equals the base model", verdict),

@@ -1,6 +1,6 @@
 """Adds saved adapters to a base model, and explains why one cannot be added."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,9 +9,8 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
 from peftrun.adapters import offload, peft_config, probes, saved_base, shared_encoder, trainable_tokens
 from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.errors import AdapterError
-from peftrun.io.atomic_files import read_json
 from peftrun.models.base import LoadedBase
 from peftrun.system.versions import get_version
 
@@ -19,17 +18,17 @@ from peftrun.system.versions import get_version
 OTHER_BASE_ERRORS = ("not found in the base model", "size mismatch", "No modules were targeted", "shape")
 
 
-def check_adapter_rules(base: LoadedBase, folders: dict[str, Path]) -> None:
+def check_adapter_rules(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> None:
     """Raises: AdapterError: loading one of them cannot restore the saved model, or it cannot share the base model with the others."""
-    _check_adapter_names(base.model, list(folders))
-    configs = {name: read_json(folder / ADAPTER_CONFIG) for name, folder in folders.items()}
-    reasons = {name: adapter_rules.why_not_loadable(config) for name, config in configs.items()}
+    _check_adapter_names(base.model, list(adapters))
     lines = [
-        f"{adapter_folder.format_adapter_option(folders[name], name)}: {reason}"
-        for name, reason in reasons.items()
-        if reason
+        f"{adapter.option}: {reason}"
+        for adapter in adapters.values()
+        if (reason := adapter_rules.why_not_loadable(adapter.config))
     ]
-    lines = lines or list(adapter_rules.check_loadable_together(configs))
+    lines = lines or list(
+        adapter_rules.check_loadable_together({name: adapter.config for name, adapter in adapters.items()})
+    )
     if lines:
         raise AdapterError(*lines)
 
@@ -48,62 +47,61 @@ def _check_adapter_names(host: Any, names: list[str]) -> None:
             )
 
 
-def add_adapters(base: LoadedBase, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
+def add_adapters(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The base model with all adapters, and name → the base model's logits on the probes, (tokens, vocabulary)."""
     model, plain = None, {}
-    for name, folder in folders.items():  # before the first adapter changes the model
-        call = read_json(folder / ADAPTER_CONFIG).get("alora_invocation_tokens")
+    for name, adapter in adapters.items():  # before the first adapter changes the model
+        call = adapter.config.get("alora_invocation_tokens")
         plain[name] = probes.compute_probe_logits(base.model, base.tokenizer, call)
-    for name, folder in folders.items():
-        if classifier_head.read_adapter_head(str(folder), name):
+    for name, adapter in adapters.items():
+        if classifier_head.read_adapter_head(adapter):
             raise AdapterError(
-                f"adapter.{name}={folder}: is a classifier's and cannot be loaded together with a language model's"
+                f"adapter.{name}={adapter.folder}: is a classifier's and cannot be loaded together with a language model's"
             )
-        model = add_adapter(base, base.model, model, name, folder)
+        model = add_adapter(base, base.model, model, adapter)
     return model, plain
 
 
-def add_classifiers(base: LoadedBase, folders: dict[str, Path]) -> tuple[Any, dict[str, torch.Tensor]]:
+def add_classifiers(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The same for classifiers: several as a SharedEncoder, a single one as a plain PeftModel. Logits are (probes, labels)."""
     hosts: dict[str, Any] = {}
-    for name, folder in folders.items():
-        head = classifier_head.read_adapter_head(str(folder), name)
+    for name, adapter in adapters.items():
+        head = classifier_head.read_adapter_head(adapter)
         if head is None:
-            raise AdapterError(f"adapter.{name}={folder}: is no classifier's and cannot be loaded together with one")
+            raise AdapterError(
+                f"adapter.{name}={adapter.folder}: is no classifier's and cannot be loaded together with one"
+            )
         # the first adapter with the base's own head takes the loaded model; each other one gets a model on the same encoder
         unused = head == base.head and not any(host is base.model for host in hosts.values())
         hosts[name] = base.model if unused else shared_encoder.add_classifier(base, head)
     plain = {name: probes.compute_probe_logits(host, base.tokenizer) for name, host in hosts.items()}
-    members = {name: add_adapter(base, host, None, name, folders[name]) for name, host in hosts.items()}
+    members = {name: add_adapter(base, host, None, adapters[name]) for name, host in hosts.items()}
     return (shared_encoder.SharedEncoder(members) if len(members) > 1 else next(iter(members.values()))), plain
 
 
-def add_adapter(base: LoadedBase, host: Any, model: Any, name: str, folder: Path) -> Any:
+def add_adapter(base: LoadedBase, host: Any, model: Any, adapter: AdapterRef) -> Any:
     """`model` (None: a new PeftModel around `host`) with one more adapter. Raises: AdapterError: it does not fit the base model."""
+    name = adapter.name
     try:
-        config = peft_config.read_peft_config(folder)
+        config = peft_config.read_peft_config(adapter)
         config.inference_mode = True
         if any(parameter.is_meta for parameter in host.parameters()):  # offloaded
-            return offload.add_to_offloaded(host, model, config, name, folder)
+            return offload.add_to_offloaded(host, model, config, adapter)
         if model is None:
             model = get_peft_model(host, config, adapter_name=name)
         elif name not in model.peft_config:
             model.add_adapter(name, config)
-        with trainable_tokens.skip_adapters_without_tokens(model, name), saved_base.preserve_base(model, name, folder):
-            model.load_adapter(str(folder), name, torch_device="cpu")
+        with trainable_tokens.skip_adapters_without_tokens(model, name), saved_base.preserve_base(model, adapter):
+            model.load_adapter(str(adapter.folder), name, torch_device="cpu")
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise AdapterError(_explain_failure(error, base, model, name, folder)) from error
+        reason = " ".join(str(error).split())[:300]
+        others = [other for other in getattr(model, "peft_config", {}) if other != name]
+        if any(words in str(error) for words in OTHER_BASE_ERRORS):
+            line = f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
+        elif others:
+            key = f"adapter.{name}={adapter.folder}"
+            line = f"{key}: PEFT cannot load it together with {', '.join(others)} ({reason}); load it alone"
+        else:
+            line = f"{adapter.option}: PEFT {get_version('peft')} cannot load it on {base.name} ({reason})"
+        raise AdapterError(line) from error
     return model
-
-
-def _explain_failure(error: Exception, base: LoadedBase, model: Any, name: str, folder: Path) -> str:
-    """An AdapterError's text for an error of PEFT: another base model, adapters that cannot be combined, or any other reason."""
-    reason = " ".join(str(error).split())[:300]
-    others = [other for other in getattr(model, "peft_config", {}) if other != name]
-    if any(words in str(error) for words in OTHER_BASE_ERRORS):
-        return f"{folder}: does not fit {base.name} ({reason}); choose the base it was made for"
-    if others:
-        return (
-            f"adapter.{name}={folder}: PEFT cannot load it together with {', '.join(others)} ({reason}); load it alone"
-        )
-    return f"{adapter_folder.format_adapter_option(folder, name)}: PEFT {get_version('peft')} cannot load it on {base.name} ({reason})"

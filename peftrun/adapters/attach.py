@@ -11,16 +11,17 @@ import torch
 from peft import TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.oft import OFTLayer
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from peftrun import console
 from peftrun.adapters import data_driven_init, offload, target_modules, traits
-from peftrun.artifacts.adapter_rules import CONVERTED_INITS
+from peftrun.compat.peft import expand_target_modules
 from peftrun.config import usage
 from peftrun.config.schema.lora import AdaLoraSpec, LoraSpec
+from peftrun.config.schema.method_traits import get_init_traits
 from peftrun.config.schema.peft_fields import get_extra_peft_fields
 from peftrun.errors import ConfigError
 from peftrun.models.base import LoadedBase
@@ -120,7 +121,7 @@ def attach_jointly(
 
 def _resolve_targets(model: Any, config: Any) -> Any:
     """A copy of the config with the full names of its target modules, which select the same when other adapters are attached already."""
-    expanded = _maybe_include_all_linear_layers(copy.copy(config), model)
+    expanded = expand_target_modules(copy.copy(config), model)
     names = {name for name, _ in model.named_modules() if check_target_module_exists(expanded, name)}
     resolved = copy.copy(config)
     resolved.target_modules, resolved.exclude_modules, resolved.layers_to_transform = names, None, None
@@ -144,12 +145,12 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def modifies_base(lora: Any) -> bool:
     """Whether this initialization moves part of the base model's weights into the adapter."""
-    return str(getattr(lora, "init_lora_weights", "")).startswith(CONVERTED_INITS)
+    return get_init_traits(getattr(lora, "init_lora_weights", None)).converted
 
 
 def needs_calibration_data(lora: Any) -> bool:
     """Whether this initialization reads training rows."""
-    return getattr(lora, "init_lora_weights", "") in ("eva", "corda", "lora_ga")
+    return get_init_traits(getattr(lora, "init_lora_weights", None)).calibrated
 
 
 def _build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
@@ -231,8 +232,7 @@ def _check_init(base: LoadedBase, lora: Any) -> None:
             "lora.use_qalora=true: PEFT computes QA-LoRA on GPTQ weights alone, and plain LoRA on this base; name a GPTQ model in "
             "model.name_or_path, or type lora.use_qalora=false"
         )
-    # For these PEFT 0.21 reads a Conv1D's weight (in, out) as a Linear's (out, in), and the factors come out transposed.
-    if init in ("olora", "lora_ga", "corda") and any(isinstance(module, Conv1D) for module in base.model.modules()):
+    if not get_init_traits(init).on_conv1d and any(isinstance(module, Conv1D) for module in base.model.modules()):
         raise ConfigError(
             f"lora.init_lora_weights={init}: PEFT cannot start it on Conv1D layers (GPT-2); type lora=pissa"
         )

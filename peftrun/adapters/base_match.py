@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from peftrun import console
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import TEMPLATE_FILES, Fingerprint
 from peftrun.errors import AdapterError
 
@@ -19,13 +19,15 @@ WEIGHTS, TOKENIZER, TEMPLATE = "weights", "tokenizer", "chat template"
 LENGTH_SETTINGS = ("truncation", "padding")  # keys of tokenizer.json that do not change a text's tokens
 
 
-def check_base_match(name: str, mark: Fingerprint, folder: Path, allow: bool, tokenizer: Callable[[], Any]) -> None:
+def check_base_match(
+    name: str, mark: Fingerprint, adapter: AdapterRef, allow: bool, tokenizer: Callable[[], Any]
+) -> None:
     """Compares the base model with the recorded one, and its tokenizer with one in the adapter's folder. Another chat template only warns.
 
     Args: mark: fingerprint of the base model `name`. allow: warn instead of raising. tokenizer: loads the base model's.
-    Raises: AdapterError: the adapter in `folder` was made for other weights or another tokenizer.
+    Raises: AdapterError: the adapter was made for other weights or another tokenizer.
     """
-    metadata = adapter_folder.read_peftrun_metadata(folder)
+    metadata, folder = adapter.metadata, adapter.folder
     if metadata is None:
         console.print_warning(
             f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are"
@@ -40,9 +42,9 @@ def check_base_match(name: str, mark: Fingerprint, folder: Path, allow: bool, to
     _check_adapter_tokenizer(name, folder, allow, tokenizer)
 
 
-def find_differing_parts(mark: Fingerprint, known: dict[str, Any] | None) -> list[str]:
+def find_differing_parts(mark: Fingerprint, metadata: dict[str, Any] | None) -> list[str]:
     """Parts of a base model that differ from those recorded in an adapter's `peftrun.json`; parts that are not recorded count as equal."""
-    recorded = known["base"]["fingerprint"] if known else {}
+    recorded = metadata["base"]["fingerprint"] if metadata else {}
     digests = {WEIGHTS: mark.weights, TOKENIZER: mark.tokenizer, TEMPLATE: mark.chat_template}
     return [part for part, digest in digests.items() if recorded.get(part.replace(" ", "_")) not in (None, digest)]
 
@@ -54,10 +56,10 @@ def _check_adapter_tokenizer(name: str, folder: Path, allow: bool, tokenizer: Ca
     base, template_file = tokenizer(), folder / TEMPLATE_FILES[0]
     vocab = base.get_vocab()
     try:
-        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        rules, template = _tokenization_rules(own, vocab), own.chat_template
+        saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        rules, template = _tokenization_rules(saved, vocab), saved.chat_template
         # Tokens that training added, most often for padding, change no text without them.
-        added = sorted(own.get_added_vocab().keys() - vocab.keys())
+        added = sorted(saved.get_added_vocab().keys() - vocab.keys())
         if added:
             console.print_warning(
                 f"{folder}: its tokenizer also has {', '.join(added[:3])}, which {name} reads as plain text"

@@ -9,9 +9,8 @@ from peft import initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
-from peft.utils.loftq_utils import _SafetensorLoader
 
+from peftrun.compat.peft import expand_target_modules, open_base_weights
 from peftrun.config.schema.lora import LoraSpec
 from peftrun.errors import ConfigError
 from peftrun.models.base import LoadedBase
@@ -27,18 +26,29 @@ def collect_statistics(base: LoadedBase, config: Any, batches: Batches) -> Itera
         yield
         return
     # expanded here as get_peft_model does later: the preprocessing only matches names
-    config.target_modules = _maybe_include_all_linear_layers(config, base.model).target_modules
+    config.target_modules = expand_target_modules(config, base.model).target_modules
 
     def run_model() -> None:
         for batch in batches:
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
                 base.model(input_ids=ids[mask][None])  # (1, T): CorDA's hook accepts a single text without padding
 
+    def compute_gradients() -> None:
+        for batch in batches:
+            base.model(**batch).loss.backward()
+
     if init == "corda":
         with torch.no_grad():
             preprocess_corda(base.model, config, run_model=run_model)
     else:
-        _collect_gradients(base.model, config, batches)
+        base.model.requires_grad_(
+            True
+        )  # LoRA-GA reads gradients of the base model's weights, which are frozen otherwise
+        try:
+            preprocess_loraga(base.model, config, train_step=compute_gradients)
+        finally:
+            base.model.requires_grad_(False)
+            base.model.zero_grad(set_to_none=True)
     yield
 
 
@@ -66,7 +76,7 @@ def _init_loftq(base: LoadedBase, net: Any) -> None:
     """
     from bitsandbytes.functional import dequantize_4bit
 
-    files = _SafetensorLoader(net, str(base.folder))
+    files = open_base_weights(net, str(base.folder))
     for name, module in net.named_modules():
         weight: Any = getattr(getattr(module, "base_layer", None), "weight", None)
         if not isinstance(module, LoraLayer) or not hasattr(weight, "quant_state"):
@@ -78,18 +88,3 @@ def _init_loftq(base: LoadedBase, net: Any) -> None:
         # the singular values are split evenly between the factors
         module.lora_A["default"].weight.copy_(root[:rank, None] * vh[:rank])  # (r, in)
         module.lora_B["default"].weight.copy_(u[:, :rank] * root[:rank] / module.scaling["default"])  # (out, r)
-
-
-def _collect_gradients(model: Any, config: Any, batches: Batches) -> None:
-    """LoRA-GA reads gradients of the base model's weights, which are frozen otherwise."""
-
-    def step() -> None:
-        for batch in batches:
-            model(**batch).loss.backward()
-
-    model.requires_grad_(True)
-    try:
-        preprocess_loraga(model, config, train_step=step)
-    finally:
-        model.requires_grad_(False)
-        model.zero_grad(set_to_none=True)

@@ -1,7 +1,6 @@
-"""Adapters that come to a loaded model and go while it answers; each that comes is proved as every load is."""
+"""Adds adapters to a loaded model, and removes them, while it is in use; verifies each as every load."""
 
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,30 +8,39 @@ from peft import PeftModel, get_peft_model
 
 from peftrun.adapters import add, load, peft_config
 from peftrun.adapters.load import LoadProof
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.errors import AdapterError
 from peftrun.models.base import LoadedBase
 
 
-def hot_add(
-    base: LoadedBase, net: Any, name: str, folder: Path, plain: torch.Tensor
-) -> Generator[Any, None, LoadProof]:
-    """Yields the model with the adapter in `folder` as `name`, which the caller must use from then on; returns the proof of the load.
+def hot_add(base: LoadedBase, net: Any, adapter: AdapterRef, plain: torch.Tensor) -> Generator[Any, None, LoadProof]:
+    """Yields the model with the adapter, which the caller must use from then on; returns the proof of the load.
 
     If the load or its proof fails, the model is left without the adapter.
 
     Args: net: the PEFT model, or the base model itself if no adapter is loaded yet. plain: the base model's logits on the probes.
     Raises: AdapterError: the adapter does not fit. ProofError: it changes nothing, or its logits differ from those when it was saved.
     """
-    model = net if isinstance(net, PeftModel) else _wrap_base(base, name, folder)
+    name, model = adapter.name, net
+    if not isinstance(net, PeftModel):
+        try:
+            config = peft_config.read_peft_config(adapter)
+            config.inference_mode = True
+            model = get_peft_model(base.model, config, adapter_name=name)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise AdapterError(
+                f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
+            ) from error
     try:
-        add.add_adapter(base, base.model, model, name, folder)
+        add.add_adapter(base, base.model, model, adapter)
         model.requires_grad_(False).eval()
     except BaseException:
         yield hot_remove(model, name)
         raise
     yield model
     try:
-        return load.verify_load(base, model, name, folder, plain)
+        return load.verify_load(base, model, adapter, plain)
     except BaseException:
         hot_remove(model, name)
         raise
@@ -47,13 +55,3 @@ def hot_remove(net: Any, name: str) -> Any:
     if others:
         net.set_adapter(others[0])
     return net
-
-
-def _wrap_base(base: LoadedBase, name: str, folder: Path) -> Any:
-    try:
-        config = peft_config.read_peft_config(folder)
-        config.inference_mode = True
-        return get_peft_model(base.model, config, adapter_name=name)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise AdapterError(f"{folder}: does not fit {base.name} ({reason}); choose the base it was made for") from error

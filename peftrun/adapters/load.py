@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun.adapters import add, base_match, probes, saved_base, shared_encoder, trainable_tokens, traits
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import Fingerprint
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.compat.peft import list_adapters
 from peftrun.errors import AdapterError, ProofError
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import get_input_device
@@ -58,23 +58,22 @@ class LoadProof:
 
 
 def load(
-    base: LoadedBase, paths: dict[str, str], active: str | None, allow_base_mismatch: bool
+    base: LoadedBase, adapters: Mapping[str, AdapterRef], active: str | None, allow_base_mismatch: bool
 ) -> tuple[Any, list[LoadProof]]:
     """The base model with every adapter loaded, `active` (or the first) active; and the proof of each load.
 
-    Raises: AdapterError: an adapter is broken, does not fit, or was made for another base model.
+    Raises: AdapterError: an adapter does not fit, or was made for another base model.
         ProofError: it is loaded, but changes nothing, or its logits differ from those when it was saved.
     """
-    folders = {name: adapter_folder.resolve_adapter_dir(path, name) for name, path in paths.items()}
-    add.check_adapter_rules(base, folders)
-    for folder in folders.values():
-        base_match.check_base_match(base.name, base.fingerprint, folder, allow_base_mismatch, lambda: base.tokenizer)
+    add.check_adapter_rules(base, adapters)
+    for adapter in adapters.values():
+        base_match.check_base_match(base.name, base.fingerprint, adapter, allow_base_mismatch, lambda: base.tokenizer)
     add_each = add.add_classifiers if base.head else add.add_adapters
-    model, plain = add_each(base, folders)
-    proofs = [verify_load(base, model, name, folder, plain[name]) for name, folder in folders.items()]
-    if len(folders) > 1:
+    model, plain = add_each(base, adapters)
+    proofs = [verify_load(base, model, adapter, plain[name]) for name, adapter in adapters.items()]
+    if len(adapters) > 1:
         _check_base_unchanged(base, model, plain)
-    model.set_adapter(active or next(iter(paths)))
+    model.set_adapter(active or next(iter(adapters)))
     return model.requires_grad_(False).eval(), proofs
 
 
@@ -108,13 +107,13 @@ def _check_base_unchanged(base: LoadedBase, model: Any, plain: dict[str, torch.T
         )
 
 
-def verify_load(base: LoadedBase, model: Any, name: str, folder: Path, plain: torch.Tensor) -> LoadProof:
+def verify_load(base: LoadedBase, model: Any, adapter: AdapterRef, plain: torch.Tensor) -> LoadProof:
     """The proof of an adapter that was added. `plain`: the base model's logits on the probes. Raises: AdapterError, ProofError: see `load`."""
-    model.set_adapter(name)
-    tensors = check_tensors(shared_encoder.find_peft_model(model, name), name, folder)
+    model.set_adapter(adapter.name)
+    tensors = check_tensors(shared_encoder.find_peft_model(model, adapter.name), adapter)
     adapted = probes.compute_probe_logits(model, base.tokenizer, traits.get_invocation_tokens(model))
     computed = ProbeLogits(plain, adapted, _describe_numerics(base))
-    return verify_load_by_logits(base.fingerprint, model, name, folder, computed, tensors=tensors)
+    return verify_load_by_logits(base.fingerprint, model, adapter, computed, tensors=tensors)
 
 
 @dataclass(frozen=True)
@@ -127,14 +126,14 @@ class ProbeLogits:
 
 
 def verify_load_by_logits(
-    mark: Fingerprint, model: Any, name: str, folder: Path, logits: ProbeLogits, *, tensors: int
+    mark: Fingerprint, model: Any, adapter: AdapterRef, logits: ProbeLogits, *, tensors: int
 ) -> LoadProof:
     """The same from logits computed by the caller. `mark`: the base model's. `tensors`: see `check_tensors`. Raises: ProofError: see `load`."""
-    metadata = adapter_folder.read_peftrun_metadata(folder) or {}
+    name, metadata = adapter.name, adapter.metadata or {}
     norms, differing = compute_delta_norms(model, name), base_match.find_differing_parts(mark, metadata or None)
     proof = LoadProof(
         name=name,
-        path=str(folder),
+        path=str(adapter.folder),
         tensors=tensors,
         # prompt tuning adapts no module, but has one of its own
         modules=len(_list_adapted_modules(model, name)) or int(name in getattr(model, "prompt_encoder", ())),
@@ -171,13 +170,13 @@ def _check_effect(proof: LoadProof, limit: float) -> None:
         )
 
 
-def check_tensors(model: Any, name: str, folder: Path) -> int:
+def check_tensors(model: Any, adapter: AdapterRef) -> int:
     """Number of tensors in the file, after comparing them one to one with the adapter's in the model.
 
     Call it before the first forward pass: some methods write into their own tensors while computing (OFT with coft=true).
     Raises: AdapterError: some are not finite, are missing or unexpected. ProofError: some differ from those in the file.
     """
-    saved = load_file(folder / ADAPTER_WEIGHTS)
+    name, folder, saved = adapter.name, adapter.folder, load_file(adapter.weights)
     diverged = sorted(key for key, value in saved.items() if value.is_floating_point() and not value.isfinite().all())
     if diverged:
         raise AdapterError(
@@ -222,26 +221,23 @@ def compute_delta_norms(model: Any, name: str) -> dict[str, float]:
 def _list_adapted_modules(model: Any, name: str) -> list[tuple[str, Any]]:
     """(path, module) of each layer that the adapter, of any method, changes."""
     layers = [(key, module) for key, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    return [(key, layer) for key, layer in layers if name in layer._all_available_adapter_names()]
+    return [(key, layer) for key, layer in layers if name in list_adapters(layer)]
 
 
 def _compute_delta_norm(module: Any, name: str) -> float:
     if name in module.lora_embedding_A:
         a, b = module.lora_embedding_A[name], module.lora_embedding_B[name]
-    elif _is_linear_pair(module, name):
+    elif (
+        isinstance(module.lora_A, torch.nn.ModuleDict)
+        and getattr(module, "num_experts", 1) <= 1
+        and module.lora_A[name].weight.shape[0] == module.lora_B[name].weight.shape[1]
+    ):
         a, b = module.lora_A[name].weight, module.lora_B[name].weight
     else:  # AdaLoRA's singular values, experts: ΔW is not the product of two Linears
         return float(torch.linalg.vector_norm(module.get_delta_weight(name).float()))
     a, b = a.detach().float().flatten(1), b.detach().float().flatten(1)  # (r, in), (out, r)
     # ‖B·A‖² = Σ (AAᵀ ∘ BᵀB), without computing ΔW (out, in)
     return float(module.scaling[name] * ((a @ a.T) * (b.T @ b)).sum().clamp(min=0).sqrt())
-
-
-def _is_linear_pair(module: Any, name: str) -> bool:
-    if not isinstance(module.lora_A, torch.nn.ModuleDict) or getattr(module, "num_experts", 1) > 1:
-        return False
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return bool(a.shape[0] == b.shape[1])
 
 
 def _describe_numerics(base: LoadedBase) -> str:

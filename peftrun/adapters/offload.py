@@ -3,7 +3,6 @@
 PEFT creates an adapter's tensors on the device of its layer's weight, which for an offloaded weight is the meta device.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,28 +11,29 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from peftrun.adapters import saved_base
-from peftrun.adapters.meta_model import pin_adapter_device
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.compat.accelerate import get_execution_device
+from peftrun.compat.peft import pin_adapter_device
 from peftrun.errors import AdapterError
 
 # Features whose initialization or loading reads the base model's own weights.
 NEEDS_BASE_WEIGHTS = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
 
 
-def add_to_offloaded(host: Any, model: Any, config: Any, name: str, folder: Path) -> Any:
+def add_to_offloaded(host: Any, model: Any, config: Any, adapter: AdapterRef) -> Any:
     """The PEFT model with this adapter, each tensor on the device that its layer is computed on.
 
     Raises: AdapterError: this kind of adapter needs base weights that are not in memory.
     """
-    _check_plain_lora(config, str(folder))
+    _check_plain_lora(config, str(adapter.folder))
     if model is None:
-        model = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
+        model = get_peft_model(host, config, adapter_name=adapter.name, low_cpu_mem_usage=True)
     else:
-        model.add_adapter(name, config, low_cpu_mem_usage=True)
+        model.add_adapter(adapter.name, config, low_cpu_mem_usage=True)
     pin_adapter_device(model)
-    with saved_base.preserve_base(model, name, folder) as base_tensors:
-        tensors = saved_base.drop_tensors(load_file(folder / ADAPTER_WEIGHTS), base_tensors)
-        set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
+    with saved_base.preserve_base(model, adapter) as base_tensors:
+        tensors = saved_base.drop_tensors(load_file(adapter.weights), base_tensors)
+        set_peft_model_state_dict(model, tensors, adapter_name=adapter.name, low_cpu_mem_usage=True)
     return _place_adapters(model)
 
 
@@ -65,8 +65,7 @@ def _check_plain_lora(config: Any, where: str) -> None:
 def _place_adapters(model: Any) -> Any:
     """Moves each layer's adapter tensors to the device on which accelerate's hook computes the layer."""
     for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
-        hook = getattr(layer.get_base_layer(), "_hf_hook", None)
-        device = torch.device(getattr(hook, "execution_device", None) or "cpu")
+        device = get_execution_device(layer.get_base_layer())
         for attribute in layer.adapter_layer_names:
             for parameter in getattr(layer, attribute).parameters():
                 if not parameter.is_meta:

@@ -2,26 +2,25 @@
 
 import inspect
 import json
-from pathlib import Path
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from peftrun import console
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG
 from peftrun.errors import AdapterError
-from peftrun.io.atomic_files import read_json
 from peftrun.system.versions import get_version
 
 OFF_VALUES = (None, False)
 
 
-def read_peft_config(folder: Path) -> PeftConfig:
+def read_peft_config(adapter: AdapterRef) -> PeftConfig:
     """The config. Keys of a newer PEFT that are off are reported, since PEFT's own warning is suppressed.
 
     Raises: AdapterError: one of them is on, so that the adapter would compute something else without it.
     """
-    values = read_json(folder / ADAPTER_CONFIG)
+    values, folder = adapter.config, adapter.folder
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(values.get("peft_type"))
     fields = inspect.signature(config_class).parameters if config_class else values
     unknown = {key: value for key, value in values.items() if key not in fields}

@@ -6,19 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 
 from peftrun.adapters import target_modules
+from peftrun.artifacts import base_location
 from peftrun.artifacts.classifier_head import ClassifierHead
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.models import base as base_models
-from peftrun.system.packages import find_package_dir
-
-CONFIG_FILE = "config.json"
 
 
 def check_targets(
@@ -38,38 +34,25 @@ def check_targets(
             f"model.name_or_path={spec.name_or_path}: cannot be built ({' '.join(str(error).split())[:200]})"
         )
         return [fault for _ in methods]
-    return [_find_target_error(net, method) for method in methods]
+    errors: list[Exception | None] = []
+    for method in methods:
+        try:
+            if not isinstance(method, NoAdapter):
+                target_modules.check_target_modules(net, method)
+            errors.append(None)
+        except Exception as error:  # a ConfigError, or any error of an unknown architecture
+            errors.append(error)
+    return errors
 
 
 @contextmanager
 def _locate_config(spec: ModelSpec) -> Iterator[Path | None]:
     """The folder with the model's config: its own, a temporary one with the config of a GGUF file, or one in the Hub's cache."""
-    path = Path(spec.name_or_path).expanduser()
-    if spec.package:
-        path = (find_package_dir(spec.package) or Path("/nowhere")) / spec.name_or_path
+    path = base_location.resolve_model_path(spec)
     if path.suffix == ".gguf" and path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             AutoConfig.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
             yield Path(folder)
-    elif path.is_dir():
-        yield path if (path / CONFIG_FILE).is_file() else None
     else:
-        yield None if spec.package else _find_in_cache(spec)
-
-
-def _find_target_error(net: Any, method: Any) -> Exception | None:
-    if isinstance(method, NoAdapter):
-        return None
-    try:
-        target_modules.check_target_modules(net, method)
-    except Exception as fault:  # a ConfigError, or any error of an unknown architecture
-        return fault
-    return None
-
-
-def _find_in_cache(spec: ModelSpec) -> Path | None:
-    try:
-        file = try_to_load_from_cache(spec.name_or_path, CONFIG_FILE, revision=spec.revision)
-    except HFValidationError:  # not the form of a Hub id
-        return None
-    return Path(file).parent if isinstance(file, str) else None  # else None, or a marker that the Hub has no such file
+        file = base_location.find_base_config(spec)
+        yield file.parent if file else None

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.errors import ConfigError
 
 TARGETABLE_LAYERS = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 PATTERN_FIELDS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
 ALL_LINEAR = ("target_modules", "all-linear")  # in this key PEFT's shorthand, not a regular expression
-ANY_MODULE = ("ln_tuning", "trainable_tokens")  # methods whose targets are not linear layers
 TOKEN_FIELDS = ("trainable_token_indices", "token_indices")
 
 
@@ -22,8 +22,9 @@ def check_target_modules(model: Any, lora: Any) -> None:
     """Raises: ConfigError: a name, pattern, layer index or token id of the config is not in the model; one line each."""
     linear = [name for name, module in model.named_modules() if isinstance(module, TARGETABLE_LAYERS)]
     modules = [name for name, _ in model.named_modules() if name]
+    traits = get_method_traits(lora.method)
     candidates = {
-        "target_modules": modules if lora.method in ANY_MODULE else linear,
+        "target_modules": modules if traits.any_module else linear,
         "exclude_modules": modules,
         "modules_to_save": modules,
         "feedforward_modules": linear,
@@ -36,7 +37,7 @@ def check_target_modules(model: Any, lora: Any) -> None:
         if (key, entry) != ALL_LINEAR
     ]
     for key in PATTERN_FIELDS:
-        problems += _check_patterns(f"lora.{key}", getattr(lora, key, None) or {}, linear, lora.method == "osf")
+        problems += _check_patterns(f"lora.{key}", getattr(lora, key, None) or {}, linear, traits.inner_patterns)
     problems += _check_indices(model, lora)
     if problems:
         raise ConfigError(*problems)
@@ -51,10 +52,10 @@ def _check_patterns(key: str, values: dict[str, int], names: list[str], anywhere
     unmatched = [_describe_unmatched(key, pattern, names) for pattern, matched in matches.items() if not matched]
     # PEFT uses the first pattern that matches, and sorts them when it saves, so another one may be first at loading.
     return unmatched + [
-        f"{key}: {one} ({values[one]}) and {other} ({values[other]}) both match {min(matches[one] & matches[other])}, and which of them "
+        f"{key}: {first} ({values[first]}) and {second} ({values[second]}) both match {min(matches[first] & matches[second])}, and which of them "
         "counts may change when the adapter is saved; write patterns that do not overlap"
-        for one, other in combinations(values, 2)
-        if values[one] != values[other] and matches[one] & matches[other]
+        for first, second in combinations(values, 2)
+        if values[first] != values[second] and matches[first] & matches[second]
     ]
 
 

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from peftrun.checks.methods import list_penalty_fields
+from peftrun.config.schema.method_traits import get_method_traits
 
 
 def needs_whole_sequence(net: Any) -> bool:
@@ -33,7 +34,8 @@ def adds_to_loss(net: Any) -> bool:
     return needs_whole_sequence(net) or (
         isinstance(net, PeftModel)
         and any(
-            config.peft_type == PeftType.ADALORA or list_penalty_methods(config) for config in net.peft_config.values()
+            get_method_traits(config.peft_type).adds_to_loss or list_penalty_methods(config)
+            for config in net.peft_config.values()
         )
     )
 

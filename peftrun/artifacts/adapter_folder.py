@@ -1,6 +1,9 @@
 """Finds and checks an adapter folder before anything heavy loads: it exists, is complete, and is safe to read."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,61 @@ def format_adapter_option(path: object, name: str) -> str:
     return f"adapter={path}" if name == "default" else f"adapter.{name}={path}"
 
 
-def resolve_adapter_dir(path: str, name: str = "default") -> Path:
-    """The adapter folder of `path`: itself, or the one in the run folder `path`.
+@dataclass(frozen=True)
+class AdapterRef:
+    """An adapter that was found and checked, and what its files say; each is read once.
+
+    Attributes:
+        name: under which it is loaded.
+        path: as typed: a run folder or an adapter folder.
+        folder: holds its files.
+    """
+
+    name: str
+    path: str
+    folder: Path
+
+    @property
+    def option(self) -> str:
+        """The option as typed."""
+        return format_adapter_option(self.path, self.name)
+
+    @property
+    def weights(self) -> Path:
+        """The file of its tensors."""
+        return self.folder / ADAPTER_WEIGHTS
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The values of its `adapter_config.json`. Raises: ArtifactError: the file is not JSON."""
+        return read_json(self.folder / ADAPTER_CONFIG)
+
+    @cached_property
+    def metadata(self) -> dict[str, Any] | None:
+        """Its `peftrun.json`, or None for an adapter that peftrun did not make.
+
+        Raises: ArtifactError: the file is not JSON, or does not say which base model the adapter was made for.
+        """
+        file = self.folder / PEFTRUN_METADATA
+        if not file.is_file():
+            return None
+        metadata = read_json(file)
+        try:
+            str(metadata["base"]["name"]), str(metadata["base"]["fingerprint"]["weights"])
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{file}: does not say which base the adapter was made for; restore it or make the adapter again"
+            ) from error
+        return metadata
+
+
+def resolve_adapters(paths: Mapping[str, str]) -> dict[str, AdapterRef]:
+    """Name → adapter, for those of a run. Raises: AdapterError: see `resolve_adapter`."""
+    return {name: resolve_adapter(path, name) for name, path in paths.items()}
+
+
+def resolve_adapter(path: str, name: str = "default") -> AdapterRef:
+    """The adapter in the folder `path`, or in the run folder `path`.
 
     Raises: AdapterError: there is none, the run that should have made it failed, or a file in it is missing,
         torn, a pickle, or not JSON.
@@ -44,34 +100,14 @@ def resolve_adapter_dir(path: str, name: str = "default") -> Path:
         folder = _find_in_run(folder, key)
     if (folder / name / ADAPTER_CONFIG).is_file():  # one of several adapters that were saved together
         folder = folder / name
-    _check_files(folder, key)
-    return folder
+    adapter = AdapterRef(name, path, folder)
+    _check_files(adapter)
+    return adapter
 
 
-def read_peftrun_metadata(folder: Path) -> dict[str, Any] | None:
-    """The adapter's `peftrun.json`, or None for an adapter that peftrun did not make.
-
-    Raises: ArtifactError: the file is not JSON, or does not say which base model the adapter was made for.
-    """
-    if not (folder / PEFTRUN_METADATA).is_file():
-        return None
-    metadata = read_json(folder / PEFTRUN_METADATA)
-    try:
-        str(metadata["base"]["name"]), str(metadata["base"]["fingerprint"]["weights"])
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{folder / PEFTRUN_METADATA}: does not say which base the adapter was made for; restore it or make the adapter again"
-        ) from error
-    return metadata
-
-
-def virtual_tokens(adapters: dict[str, str]) -> int:
-    """Largest number of virtual tokens that one of the adapters prepends to a text; 0 for most methods.
-
-    Raises: AdapterError: see `resolve_adapter_dir`.
-    """
-    configs = [read_json(resolve_adapter_dir(path, name) / ADAPTER_CONFIG) for name, path in adapters.items()]
-    return max((int(config.get("num_virtual_tokens") or 0) for config in configs), default=0)
+def virtual_tokens(adapters: Mapping[str, AdapterRef]) -> int:
+    """Largest number of virtual tokens that one of the adapters prepends to a text; 0 for most methods."""
+    return max((int(adapter.config.get("num_virtual_tokens") or 0) for adapter in adapters.values()), default=0)
 
 
 def _find_in_run(run: Path, key: str) -> Path:
@@ -89,12 +125,13 @@ def _find_in_run(run: Path, key: str) -> Path:
     )
 
 
-def _check_files(folder: Path, key: str) -> None:
+def _check_files(adapter: AdapterRef) -> None:
+    folder, key = adapter.folder, adapter.option
     if not any(folder.iterdir()):
         raise AdapterError(f"{key}: the folder is empty; name a run folder or one that holds {ADAPTER_CONFIG}")
     if not (folder / ADAPTER_CONFIG).is_file():
         raise AdapterError(f"{key}: holds no {ADAPTER_CONFIG}; name a run folder or an adapter folder")
-    if not (folder / ADAPTER_WEIGHTS).is_file():
+    if not adapter.weights.is_file():
         pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
         if pickles:
             raise AdapterError(
@@ -105,9 +142,8 @@ def _check_files(folder: Path, key: str) -> None:
             f"{key}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"
         )
     try:
-        read_json(folder / ADAPTER_CONFIG)
-        read_peftrun_metadata(folder)
-        entries = safetensors_header.read_header(folder / ADAPTER_WEIGHTS)
+        _ = adapter.config, adapter.metadata
+        entries = safetensors_header.read_header(adapter.weights)
     except ArtifactError as error:
         raise AdapterError(f"{key}: {error}") from error
     if not entries:

@@ -7,39 +7,25 @@ them; unconverted ones belong to a base model that differs from the one on disk.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from peftrun.config.schema.method_traits import get_init_traits, get_method_traits
+
 AdapterConfig = Mapping[str, Any]
-CONVERTED_INITS = ("pissa", "olora", "corda", "lora_ga")  # initializations whose adapters peftrun converts
-BASE_PRESERVING_INITS = (
-    "gaussian",
-    "eva",
-    "orthogonal",
-    "mica",
-)  # all other named ones change the base model's weights
-REPEATABLE_INITS = (
-    "pissa",
-    "olora",
-)  # deterministic in the base model's weights, so PEFT repeats them when it loads the adapter
-UNSUPPORTED_TYPES = {  # peft_type → what it needs as input besides the text
-    "POLY": "needs the number of its task with each row",
-    "MULTITASK_PROMPT_TUNING": "needs the number of its task with each row",
-    "XLORA": "needs other adapters, each under a path of its own",
-}
 CONVERT_ADVICE = "save it again where it was trained: model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=UNTRAINED_ADAPTER)"
 
 
 def get_base_changing_init(config: AdapterConfig) -> str | None:
     """The adapter's `init_lora_weights` if it changes the base model's weights, else None."""
     init = config.get("init_lora_weights", True)
-    return init if isinstance(init, str) and init.lower() not in BASE_PRESERVING_INITS else None
+    return None if get_init_traits(init).keeps_base else str(init)
 
 
 def why_not_loadable(config: AdapterConfig) -> str | None:
     """Why loading this adapter cannot restore the model that was saved; None if it can."""
     kind = _type_name(config.get("peft_type"))
-    if kind in UNSUPPORTED_TYPES:
-        return f"is of type {kind}, which {UNSUPPORTED_TYPES[kind]}, and peftrun gives none; use it with PEFT itself"
+    if missing := get_method_traits(kind).missing_input:
+        return f"is of type {kind}, which {missing}, and peftrun gives none; use it with PEFT itself"
     init = get_base_changing_init(config)
-    if init is None or init.lower() in REPEATABLE_INITS:
+    if init is None or get_init_traits(init).repeatable:
         return None
     return (
         f"was started with init_lora_weights={init}, which changed the base's weights in a way that loading cannot repeat, and was not "
@@ -106,8 +92,8 @@ def check_loadable_together(configs: Mapping[str, AdapterConfig]) -> Iterator[st
                 f"adapter.{name}: is of type {_type_name(kind)} and adapter.{first} of type {_type_name(configs[first].get('peft_type'))}, which PEFT "
                 "cannot load together; load each alone"
             )
-        elif name != first and _type_name(kind) == "TRAINABLE_TOKENS":
-            yield f"adapter.{name}: is of type TRAINABLE_TOKENS as adapter.{first} is, and PEFT cannot load two of them; load each alone"
+        elif name != first and not get_method_traits(kind).loads_beside:
+            yield f"adapter.{name}: is of type {_type_name(kind)} as adapter.{first} is, and PEFT cannot load two of them; load each alone"
 
 
 def _type_name(peft_type: Any) -> str:

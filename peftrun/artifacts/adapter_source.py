@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder
-from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, CONFIG, MERGED, MODEL, PEFTRUN_METADATA, RECORD
+from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.artifacts.run_layout import ADAPTER, CONFIG, MERGED, MODEL, PEFTRUN_METADATA, RECORD
 from peftrun.errors import ArtifactError, ModelError
 from peftrun.io import atomic_files
 
@@ -48,16 +48,11 @@ class ExportSource:
         return digests if isinstance(digests, dict) else {}
 
 
-def open_adapter_source(path: str, name: str) -> ExportSource:
-    """The adapter at `path`, an adapter folder or a run folder, under `name`.
-
-    Raises: AdapterError: there is none, or it is broken. ArtifactError: its run did not complete.
-    """
-    folder = adapter_folder.resolve_adapter_dir(path, name)
-    config = atomic_files.read_json(folder / ADAPTER_CONFIG)
-    facts, run = adapter_folder.read_peftrun_metadata(folder) or {}, _find_source_run(folder)
-    record = _read_run_record(run, adapter_folder.format_adapter_option(path, name))
-    return ExportSource(name, folder, True, config, facts, run, record)
+def open_adapter_source(adapter: AdapterRef) -> ExportSource:
+    """The adapter with its run and that run's record. Raises: ArtifactError: its run did not complete."""
+    run = _find_source_run(adapter.folder)
+    record = _read_run_record(run, adapter.option)
+    return ExportSource(adapter.name, adapter.folder, True, adapter.config, adapter.metadata or {}, run, record)
 
 
 def open_model_source(path: str) -> ExportSource:

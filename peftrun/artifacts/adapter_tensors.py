@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from peftrun.artifacts import delta_weights
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.delta_weights import DTYPES, FACTOR, AdapterDeltas
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.io import safetensors_header
-from peftrun.io.atomic_files import read_json
 from peftrun.io.safetensors_header import TensorEntry
 
 PREFIX = "base_model.model."  # of every tensor that PEFT saves
@@ -26,9 +25,9 @@ EMBEDDINGS = re.compile(
 )
 
 
-def list_extra_tensors(folder: Path, weights: AdapterDeltas) -> dict[str, TensorEntry]:
+def list_extra_tensors(adapter: AdapterRef, weights: AdapterDeltas) -> dict[str, TensorEntry]:
     """Name in the model → every tensor of the file that is in none of the measured LoRA pairs."""
-    entries = safetensors_header.read_header(folder / ADAPTER_WEIGHTS)
+    entries = safetensors_header.read_header(adapter.weights)
     return {
         entry.name.removeprefix(PREFIX): entry
         for entry in entries
@@ -36,29 +35,32 @@ def list_extra_tensors(folder: Path, weights: AdapterDeltas) -> dict[str, Tensor
     }
 
 
-def list_extra_names(folder: Path, weights: AdapterDeltas) -> set[str]:
+def list_extra_names(adapter: AdapterRef, weights: AdapterDeltas) -> set[str]:
     """Names of those tensors without unpaired factors, which `weights.unmeasured` lists already."""
     return {
-        name for name in list_extra_tensors(folder, weights) if "*" in weights.unmeasured or not FACTOR.fullmatch(name)
+        name for name in list_extra_tensors(adapter, weights) if "*" in weights.unmeasured or not FACTOR.fullmatch(name)
     }
 
 
-def describe_extra_tensors(folder: Path, weights: AdapterDeltas) -> dict[str, dict[str, Any]]:
+def describe_extra_tensors(adapter: AdapterRef, weights: AdapterDeltas) -> dict[str, dict[str, Any]]:
     """Kind, shape and Frobenius norm of each of those tensors; the norm is None for an unsupported dtype or numbers that are not finite."""
-    config, file = read_json(folder / ADAPTER_CONFIG), folder / ADAPTER_WEIGHTS
     return {
-        name: {"kind": _classify_tensor(name, config), "shape": list(entry.shape), "norm": _compute_norm(file, entry)}
-        for name, entry in list_extra_tensors(folder, weights).items()
+        name: {
+            "kind": _classify_tensor(name, adapter.config),
+            "shape": list(entry.shape),
+            "norm": _compute_norm(adapter.weights, entry),
+        }
+        for name, entry in list_extra_tensors(adapter, weights).items()
     }
 
 
 def compare_extra_tensors(
-    folders: tuple[Path, Path], weights: tuple[AdapterDeltas, AdapterDeltas]
+    adapters: tuple[AdapterRef, AdapterRef], weights: tuple[AdapterDeltas, AdapterDeltas]
 ) -> dict[str, dict[str, Any] | str]:
     """For each of those tensors that both adapters have: norms, distance and cosine, or why they cannot be compared."""
-    first, second = (list_extra_tensors(folder, deltas) for folder, deltas in zip(folders, weights, strict=True))
-    files = tuple(folder / ADAPTER_WEIGHTS for folder in folders)
-    config_a, config_b = (read_json(folder / ADAPTER_CONFIG) for folder in folders)
+    first, second = (list_extra_tensors(adapter, deltas) for adapter, deltas in zip(adapters, weights, strict=True))
+    files = tuple(adapter.weights for adapter in adapters)
+    config_a, config_b = (adapter.config for adapter in adapters)
     same_tokens = all(config_a.get(key) == config_b.get(key) for key in ("trainable_token_indices", "token_indices"))
     return {
         name: "its rows are of other tokens"

@@ -1,18 +1,16 @@
 """A base model's size, layers and adaptable modules, read from its files without loading it. Light."""
 
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun.config.paths import cache_dir
+from peftrun.artifacts import base_location
 from peftrun.config.schema.run import DeviceSpec, ModelSpec
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files, safetensors_header
 from peftrun.system import environment
-from peftrun.system.packages import find_package_dir
 
 # Bits per weight of a quantized linear layer, quantization scales included.
 QUANTIZED_BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.25, "torchao_int8": 8.25}
@@ -78,14 +76,18 @@ class BaseModelInfo:
 
 def read_base_info(model: ModelSpec) -> BaseModelInfo | None:
     """The base model as its files describe it; None if they are not on this disk yet, or cannot be read."""
-    folder = find_base_dir(model)
+    folder = base_location.find_base_dir(model)
     return None if folder is None else read_folder_info(folder)
 
 
 def read_folder_info(folder: Path) -> BaseModelInfo | None:
     """The same for the base model in `folder`."""
     try:
-        entries = [entry for file in _list_weight_files(folder) for entry in safetensors_header.read_header(file)]
+        entries = [
+            entry
+            for file in safetensors_header.list_weight_files(folder)
+            for entry in safetensors_header.read_header(file)
+        ]
         settings = atomic_files.read_json(folder / "config.json")
     except ArtifactError:
         return None
@@ -108,19 +110,6 @@ def read_folder_info(folder: Path) -> BaseModelInfo | None:
     return BaseModelInfo(linears, tables, sizes, kind, **_read_sizes(settings), stored=stored, quantized=quantized)
 
 
-def _list_weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads: some folders hold the same weights a second time in another layout.
-
-    Raises: ArtifactError: the index cannot be read.
-    """
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        return [folder / name for name in sorted(set(atomic_files.read_json(index).get("weight_map", {}).values()))]
-    return sorted(folder.glob("*.safetensors"))
-
-
 def _read_sizes(settings: dict[str, Any]) -> dict[str, int]:
     """Those of CONFIG_KEYS as fields of BaseModelInfo; 0 where a config names none."""
     text_config = settings.get("text_config") or {}  # of a model of several modalities
@@ -131,29 +120,6 @@ def _read_sizes(settings: dict[str, Any]) -> dict[str, int]:
     head_size = sizes.pop("head_size") or sizes["hidden"] // max(1, sizes["heads"])
     keys = (sizes.pop("key_heads") or sizes["heads"]) * head_size  # no key_heads: no grouped-query attention
     return sizes | {"inner": sizes["inner"] or 4 * sizes["hidden"], "keys": keys}  # 4: GPT-2's default
-
-
-def find_base_dir(model: ModelSpec) -> Path | None:
-    """The folder of a base model's safetensors on this disk; None if it must still be downloaded or converted."""
-    path = resolve_model_path(model)
-    if path.suffix == ".gguf":  # by name alone: hashing the file, as the conversion does, takes too long here
-        return next(iter(sorted((cache_dir() / "models").glob(f"{path.stem}-{'[0-9a-f]' * 16}"))), None)
-    if path.is_dir():
-        return path
-    # huggingface_hub's cache layout, read here because importing the library takes too long
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
-    repository = hub.expanduser() / f"models--{model.name_or_path.replace('/', '--')}"
-    ref = repository / "refs" / (model.revision or "main")
-    commit = ref.read_text(encoding="ascii").strip() if ref.is_file() else str(model.revision)
-    snapshot = repository / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
-
-
-def resolve_model_path(model: ModelSpec) -> Path:
-    """The local path of `model.name_or_path`, inside its package if it has one. For a Hub id this path does not exist."""
-    if model.package:
-        return (find_package_dir(model.package) or Path()) / model.name_or_path
-    return Path(model.name_or_path).expanduser()
 
 
 def format_base_name(model: ModelSpec) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -36,19 +36,19 @@ class Fingerprint:
         return self.weights[:12]
 
 
-def fingerprint_model(folder: Path) -> Fingerprint:
-    """The fingerprint of a model folder.
+def fingerprint_model(folder: Path, hashed: Mapping[Path, list[str]] | None = None) -> Fingerprint:
+    """The fingerprint of a model folder. `hashed`: weight files that need not be read, with a line of `format_tensor_line` a tensor.
 
     Raises: ModelError: it holds no safetensors file. ArtifactError: a file is torn.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = _list_weight_files(folder)
     if not files:
         raise ModelError(
             f"model {folder}: holds no .safetensors file (pickles are refused); convert its weights to safetensors"
         )
     tokenizer_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return Fingerprint(
-        weights=_compute_cached("weights", files, _hash_weights),
+        weights=_compute_cached("weights", files, partial(_hash_weights, hashed=hashed or {})),
         tokenizer=_compute_cached("tokenizer", tokenizer_files, _hash_contents),
         chat_template=of_template(folder) or hashlib.sha256(b"").hexdigest(),
     )
@@ -59,10 +59,23 @@ def hash_file_cached(path: Path) -> str:
     return _compute_cached("file", [path], lambda files: atomic_files.hash_file(files[0]))
 
 
+def are_weights_cached(folder: Path) -> bool:
+    """Whether `fingerprint_model` need not read the weights of this folder."""
+    return _locate_cached("weights", _list_weight_files(folder)).is_file()
+
+
+def _list_weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _locate_cached(kind: str, files: list[Path]) -> Path:
+    identity = [kind, *([str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino] for f in files)]
+    return cache_dir() / "fingerprints" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
 def _compute_cached(kind: str, files: list[Path], compute: Callable[[list[Path]], str]) -> str:
     """`compute(files)`, cached under the files' paths, sizes, modification times and inodes."""
-    identity = [kind, *([str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino] for f in files)]
-    cached = cache_dir() / "fingerprints" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    cached = _locate_cached(kind, files)
     with suppress(OSError):
         return cached.read_text(encoding="ascii")
     digest = compute(files)
@@ -71,13 +84,18 @@ def _compute_cached(kind: str, files: list[Path], compute: Callable[[list[Path]]
     return digest
 
 
-def _hash_weights(files: list[Path]) -> str:
+def _hash_weights(files: list[Path], hashed: Mapping[Path, list[str]]) -> str:
     """sha256 over the sorted lines `name dtype shape sha256` of all tensors; sorted, so that sharding does not matter."""
-    lines: list[str] = []
-    for file in files:  # in threads: preadv and hashlib release the GIL
-        with open(file, "rb", buffering=0) as handle, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            lines += pool.map(partial(_hash_tensor, handle.fileno()), safetensors_header.read_header(file))
+    lines = [
+        line for file in files for line in hashed.get(file) or hash_tensors(file, safetensors_header.read_header(file))
+    ]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def hash_tensors(file: Path, entries: Sequence[safetensors_header.TensorEntry]) -> list[str]:
+    """`format_tensor_line` of tensors of a file; in threads, since preadv and hashlib release the GIL."""
+    with open(file, "rb", buffering=0) as handle, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(partial(_hash_tensor, handle.fileno()), entries))
 
 
 def _hash_tensor(handle: int, entry: safetensors_header.TensorEntry) -> str:
@@ -90,7 +108,12 @@ def _hash_tensor(handle: int, entry: safetensors_header.TensorEntry) -> str:
             raise atomic_files.ArtifactError(f"{entry.name}: the file became shorter while it was read; restore it")
         digest.update(buffer[:count])
         begin += count
-    return f"{entry.name} {entry.dtype} {entry.shape} {digest.hexdigest()}"
+    return format_tensor_line(entry, digest.hexdigest())
+
+
+def format_tensor_line(entry: safetensors_header.TensorEntry, digest: str) -> str:
+    """What identifies a tensor. `digest`: hex sha256 of its bytes."""
+    return f"{entry.name} {entry.dtype} {entry.shape} {digest}"
 
 
 def _hash_contents(files: list[Path]) -> str:

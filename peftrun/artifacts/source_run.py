@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import adapter_folder
-from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS, CONFIG, RECORD
+from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.io import atomic_files
@@ -55,7 +55,7 @@ def hash_input_adapters(adapters: dict[str, str]) -> dict[str, str]:
     hashes = {}
     for name, path in adapters.items():
         try:
-            hashes[name] = atomic_files.hash_file(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_WEIGHTS)
+            hashes[name] = atomic_files.hash_file(adapter_folder.resolve_adapter(path, name).weights)
         except (PeftrunError, OSError):  # reported when the adapter is loaded
             continue
     return hashes

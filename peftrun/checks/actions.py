@@ -4,13 +4,13 @@ import keyword
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, adapter_rules, prompts_file, source_run
+from peftrun.artifacts import adapter_rules, prompts_file, source_run
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG, CONFIG, RECORD
+from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.checks import catalog as catalogue_checks
 from peftrun.checks import export as export_checks
 from peftrun.checks import peer_keys
@@ -18,8 +18,8 @@ from peftrun.checks import serving as serve_checks
 from peftrun.checks.methods import list_extra_fields
 from peftrun.config import paths
 from peftrun.config.schema import run as schema
+from peftrun.config.schema.method_traits import PLAIN_INITS
 from peftrun.errors import PeftrunError
-from peftrun.io.atomic_files import read_json
 
 Lines = Iterator[str]
 ONE_ADAPTER = ("merge", "unmerge")  # actions that load only the active adapter
@@ -28,7 +28,7 @@ PLAIN_LORA_VALUES: dict[str, tuple[Any, ...]] = {  # key of `lora` → values th
     "use_dora": (False,),
     "bias": ("none",),
     "lora_bias": (False,),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "init_lora_weights": PLAIN_INITS,
     "target_parameters": (None,),
     "trainable_token_indices": (None,),
     "alora_invocation_tokens": (None,),
@@ -60,21 +60,18 @@ def check_action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
             yield f"action.adapters: {unknown!r} is not loaded; loaded: {', '.join(adapter)}"
 
 
-def check_loadable(action: Any, adapter: dict[str, str], active: str | None) -> Lines:
+def check_loadable(action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef], active: str | None) -> Lines:
     """Adapters can be loaded as they were saved, and none changes the base model that the others are loaded on."""
+    if action.name not in (*ONE_ADAPTER, *ALL_ADAPTERS, "export"):
+        return
     first = active if active in adapter else next(iter(adapter), "")
     # Adapters that are never loaded together need not be compatible.
-    chosen = {first: adapter[first]} if action.name in ONE_ADAPTER and adapter else adapter
-    configs = {}
-    for name, path in chosen.items() if action.name in (*ONE_ADAPTER, *ALL_ADAPTERS, "export") else ():
-        with suppress(PeftrunError):  # reported by the rule for adapters
-            configs[name] = read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG)
+    chosen = [name for name in adapters if name == first or action.name not in ONE_ADAPTER]
+    configs = {name: adapters[name].config for name in chosen}
     reasons = {name: reason for name, config in configs.items() if (reason := adapter_rules.why_not_loadable(config))}
-    yield from (
-        f"{adapter_folder.format_adapter_option(adapter[name], name)}: {reason}" for name, reason in reasons.items()
-    )
+    yield from (f"{adapters[name].option}: {reason}" for name, reason in reasons.items())
     if action.name == "unmerge" and not reasons and first in configs:
-        option, config = adapter_folder.format_adapter_option(adapter[first], first), configs[first]
+        option, config = adapters[first].option, configs[first]
         if change := adapter_rules.describe_base_change(config):
             yield f"{option}: {change}, which unmerge cannot undo; keep the base model it was made for"
         elif reason := adapter_rules.why_weights_needed(config):
@@ -83,7 +80,7 @@ def check_loadable(action: Any, adapter: dict[str, str], active: str | None) -> 
         yield from adapter_rules.check_loadable_together(configs)
 
 
-def check_generate(action: Any, adapter: dict[str, str]) -> Lines:
+def check_generate(action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]) -> Lines:
     """Prompts come from one place and can be read, and every adapter writes text."""
     if action.name != "generate":
         return
@@ -100,10 +97,9 @@ def check_generate(action: Any, adapter: dict[str, str]) -> Lines:
             yield from error.lines
     if BASE_ADAPTER_NAME in adapter:
         yield f"adapter.{BASE_ADAPTER_NAME}: is the name of the base model without any adapter; give this adapter another name"
-    for name, path in adapter.items():
-        with suppress(PeftrunError):  # reported by the rule for adapters
-            if serve_checks.is_classifier(read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG)):
-                yield f"adapter.{name}={path}: {serve_checks.NO_ANSWERS.format('generate')}"
+    for name, ref in adapters.items():
+        if serve_checks.is_classifier(ref.config):
+            yield f"adapter.{name}={ref.path}: {serve_checks.NO_ANSWERS.format('generate')}"
 
 
 def check_adapter_column(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
@@ -189,10 +185,10 @@ def check_output(action: Any) -> Lines:
         yield f"action.resume={resume}: is not a run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
 
 
-def check_export(action: Any, adapter: dict[str, str]) -> Lines:
+def check_export(action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]) -> Lines:
     """The rules of `checks.export`."""
     if action.name == "export":
-        yield from export_checks.check_export(action, adapter)
+        yield from export_checks.check_export(action, adapter, adapters)
 
 
 def check_catalog(action: Any) -> Lines:

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, classifier_head, hub_files
+from peftrun.artifacts import adapter_folder, base_location, classifier_head
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import actions as action_checks
 from peftrun.checks import device as device_checks
 from peftrun.checks import methods as method_checks
@@ -23,6 +24,7 @@ from peftrun.checks.tasks import MODELLESS
 from peftrun.config.schema import run as schema
 from peftrun.config.schema.actions import TrainAction
 from peftrun.errors import ConfigError, PeftrunError
+from peftrun.formatting import format_value
 from peftrun.system.packages import explain_not_installed, find_package_dir
 
 Lines = Iterator[str]
@@ -47,6 +49,8 @@ def check_groups(parts: dict[str, Any]) -> list[str]:
     # `results.replay`; checked against today's defaults they could seem to contradict each other.
     is_replay = getattr(parts.get("action"), "name", None) == "replay"
     problems: list[str] = []
+    if "adapter" in parts and not is_replay:
+        parts = parts | _resolve_adapters(parts["adapter"])
     for groups, rule in RULES:
         if not parts.keys() >= set(groups) or (is_replay and groups != ("action",)):
             continue
@@ -109,7 +113,7 @@ def _check_validation(trainer: schema.TrainerSpec) -> Lines:
         "early_stopping_patience": trainer.early_stopping_patience,
     }.items():
         if value and trainer.eval_strategy == "no":
-            yield f"trainer.{key}={str(value).lower()}: needs the validation loss; type trainer.eval_strategy=steps task.data.num_validation_rows=50"
+            yield f"trainer.{key}={format_value(value)}: needs the validation loss; type trainer.eval_strategy=steps task.data.num_validation_rows=50"
         # transformers restores the best checkpoint, so each evaluation needs a checkpoint of the same step.
         if value and trainer.save_strategy != trainer.eval_strategy != "no":
             yield (
@@ -149,7 +153,7 @@ def _check_model_folder(name: str) -> Lines:
         yield f"model.name_or_path={name}: there is no such folder; type a folder or a Hub id"
     if not folder.is_dir():
         return
-    problem = hub_files.find_stray_adapter(folder, name)
+    problem = base_location.find_stray_adapter(folder, name)
     if problem:
         yield problem
     elif not (folder / "config.json").is_file():
@@ -161,38 +165,52 @@ def _check_model_folder(name: str) -> Lines:
         )
 
 
-def _check_adapters(adapter: dict[str, str], active: str | None) -> Lines:
+def _resolve_adapters(adapter: dict[str, str]) -> dict[str, Any]:
+    """Two more parts, both by name: `adapters` that were found, and in `adapter_errors` why others were not."""
+    adapters: dict[str, AdapterRef] = {}
+    errors: dict[str, PeftrunError | OSError] = {}
     for name, path in adapter.items():
         try:
             adapter_folder.check_adapter_name(name)
-            adapter_folder.resolve_adapter_dir(path, name)
-        except PeftrunError as error:
-            # In other tools `adapter: lora` chooses the method; here it is a folder to load.
-            method = None if Path(path).expanduser().is_dir() else peer_keys.translate_adapter(path)
-            if method:
-                option = adapter_folder.format_adapter_option(path, name)
-                yield f"{option}: is not an adapter to load, but a method; type {method}"
-            else:
-                yield from error.lines
+            adapters[name] = adapter_folder.resolve_adapter(path, name)
+        except (PeftrunError, OSError) as error:
+            errors[name] = error
+    return {"adapters": adapters, "adapter_errors": errors}
+
+
+def _check_adapters(adapter: dict[str, str], errors: dict[str, PeftrunError | OSError], active: str | None) -> Lines:
+    for name, error in errors.items():
+        path = adapter[name]
+        if isinstance(error, OSError):
+            raise error
+        # In other tools `adapter: lora` chooses the method; here it is a folder to load.
+        method = None if Path(path).expanduser().is_dir() else peer_keys.translate_adapter(path)
+        if method:
+            option = adapter_folder.format_adapter_option(path, name)
+            yield f"{option}: is not an adapter to load, but a method; type {method}"
+        else:
+            yield from error.lines
     if active is not None and active not in adapter:
         yield f"active_adapter={active}: there is no such adapter; adapters: {', '.join(adapter) or 'none'}"
 
 
-def _check_same_kind(task: schema.TaskSpec, adapter: dict[str, str], active: str | None, action: Any) -> Lines:
+def _check_same_kind(
+    task: schema.TaskSpec, adapter: dict[str, str], adapters: dict[str, AdapterRef], active: str | None, action: Any
+) -> Lines:
     """An evaluated adapter must have the head that the task needs: none, or a classifier with the task's labels."""
     name = active if active in adapter else next(iter(adapter), None)
-    if name is None or not (action.name == "evaluate" or (action.name == "reload" and action.evaluate)):
+    if name not in adapters or not (action.name == "evaluate" or (action.name == "reload" and action.evaluate)):
         return
     try:
-        head = classifier_head.read_adapter_head(adapter[name], name)
+        head = classifier_head.read_adapter_head(adapters[name])
     except PeftrunError:
-        return  # reported by _check_adapters
+        return  # reported when it is loaded
     head_kind, required_head = head.kind if head else "causal_lm", classifier_head.get_task_head(task)
     if head_kind != (required_head.kind if required_head else "causal_lm"):
-        yield f"adapter.{name}={adapter[name]}: is a {head_kind} adapter, and task.type={task.type}; {TASK_ADVICE[head_kind]}"
+        yield f"adapter.{name}={adapters[name].path}: is a {head_kind} adapter, and task.type={task.type}; {TASK_ADVICE[head_kind]}"
     elif head and required_head and head.labels != required_head.labels:
         labels = ", ".join(required_head.labels)
-        yield f"adapter.{name}={adapter[name]}: has the labels {', '.join(head.labels)}, the task {labels}; choose the task it was trained on"
+        yield f"adapter.{name}={adapters[name].path}: has the labels {', '.join(head.labels)}, the task {labels}; choose the task it was trained on"
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
@@ -210,13 +228,13 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora", "trainer", "action"), method_checks.check_adalora),
     (("lora", "trainer"), method_checks.check_packing),
     (("lora", "model", "action"), method_checks.check_quantization),
-    (("task", "adapter", "active_adapter", "action"), _check_same_kind),
+    (("task", "adapter", "adapters", "active_adapter", "action"), _check_same_kind),
     (("model", "action"), _check_model),
-    (("adapter", "active_adapter"), _check_adapters),
+    (("adapter", "adapter_errors", "active_adapter"), _check_adapters),
     (("action", "adapter", "lora"), action_checks.check_action),
-    (("action", "adapter", "active_adapter"), action_checks.check_loadable),
-    (("action", "adapter"), action_checks.check_generate),
-    (("action", "adapter"), serve_checks.check_serve),
+    (("action", "adapter", "adapters", "active_adapter"), action_checks.check_loadable),
+    (("action", "adapter", "adapters"), action_checks.check_generate),
+    (("action", "adapter", "adapters"), serve_checks.check_serve),
     (("task", "action", "adapter"), action_checks.check_adapter_column),
     (("action", "adapter"), action_checks.check_combine),
     (("action", "lora"), action_checks.check_extract),
@@ -225,5 +243,5 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("action",), action_checks.check_template),
     (("action",), action_checks.check_replay),
     (("action",), action_checks.check_catalog),
-    (("action", "adapter"), action_checks.check_export),
+    (("action", "adapter", "adapters"), action_checks.check_export),
 ]

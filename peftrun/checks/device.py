@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.config.paths import no_file
-from peftrun.config.schema.lora import AdaLoraSpec, NoAdapter
+from peftrun.config.schema.method_traits import get_method_traits
 
 Lines = Iterator[str]
 
@@ -45,7 +45,7 @@ def check_sharding(device: Any, lora: Any, model: Any, task: Any) -> Lines:
     """The method, quantization and objective work on a sharded base model."""
     if device.strategy not in ("fsdp", "deepspeed"):
         return
-    if isinstance(lora, NoAdapter | AdaLoraSpec):
+    if not get_method_traits(lora.method).shards:
         yield f"lora={lora.method}: needs whole weights, which device.strategy={device.strategy} shards; type device=ddp"
     if device.strategy == "fsdp" and model.quantization is not None:
         yield f"model.quantization={model.quantization}: cannot be sharded here; type device=ddp, or model.quantization=null"

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, adapter_source, delta_weights
+from peftrun.artifacts import adapter_source, delta_weights
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.portable_names import HUB_ID
 from peftrun.checks import gguf_support, vllm_support
-from peftrun.errors import AdapterError, PeftrunError
+from peftrun.errors import PeftrunError
 from peftrun.system.packages import explain_not_installed
 
 TARGET_CHECKS: dict[str, Callable[[ExportSource], Iterable[str]]] = {
@@ -22,9 +23,14 @@ FULL_MODEL_ADVICE = {
 }
 
 
-def check_export(action: Any, adapter: dict[str, str]) -> Iterator[str]:
+def check_export(action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]) -> Iterator[str]:
     """One line for each reason why this export would fail, or would ignore a key."""
-    yield from _check_inputs(action, adapter)
+    if not adapter and action.model_dir is None:
+        yield "adapter is not set; action=export needs one: type adapter=RUN_FOLDER (a full model: action.model_dir=FOLDER)"
+    if adapter and action.model_dir is not None:
+        yield f"action.model_dir={action.model_dir}: cannot be combined with adapter; omit one of them"
+    if len(adapter) > 1 and action.target != "vllm":
+        yield f"adapter: action.target={action.target} exports one adapter at a time; type adapter=RUN_FOLDER"
     yield from _check_hub_options(action)
     if action.target == "gguf" and find_spec("gguf") is None:
         yield explain_not_installed("action.target=gguf needs package", "gguf")
@@ -33,17 +39,8 @@ def check_export(action: Any, adapter: dict[str, str]) -> Iterator[str]:
             adapter_source.open_model_source(action.model_dir)
         except PeftrunError as error:
             yield from error.lines
-    for name, path in adapter.items():
-        yield from _check_adapter(action.target, name, path)
-
-
-def _check_inputs(action: Any, adapter: dict[str, str]) -> Iterator[str]:
-    if not adapter and action.model_dir is None:
-        yield "adapter is not set; action=export needs one: type adapter=RUN_FOLDER (a full model: action.model_dir=FOLDER)"
-    if adapter and action.model_dir is not None:
-        yield f"action.model_dir={action.model_dir}: cannot be combined with adapter; omit one of them"
-    if len(adapter) > 1 and action.target != "vllm":
-        yield f"adapter: action.target={action.target} exports one adapter at a time; type adapter=RUN_FOLDER"
+    for ref in adapters.values():
+        yield from _check_adapter(action.target, ref)
 
 
 def _check_hub_options(action: Any) -> Iterator[str]:
@@ -74,15 +71,13 @@ def _check_push(action: Any) -> Iterator[str]:
         yield "action.push=true: there is no token for the Hub; type `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
-def _check_adapter(target: str, name: str, path: str) -> Iterator[str]:
+def _check_adapter(target: str, adapter: AdapterRef) -> Iterator[str]:
     try:
-        source = adapter_source.open_adapter_source(path, name)
-    except AdapterError:
-        return  # reported by the rule for adapters
+        source = adapter_source.open_adapter_source(adapter)
     except PeftrunError as error:
         yield from error.lines
         return
     yield from TARGET_CHECKS.get(target, lambda _: [])(source)
     tensor = delta_weights.find_nonfinite_tensor(source.folder)
     if tensor:
-        yield f"{adapter_folder.format_adapter_option(path, name)}: tensor {tensor} has NaN or infinity, so training has diverged; train again with a lower learning rate"
+        yield f"{adapter.option}: tensor {tensor} has NaN or infinity, so training has diverged; train again with a lower learning rate"

@@ -4,15 +4,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from peftrun.artifacts.adapter_rules import CONVERTED_INITS
 from peftrun.config.schema.lora import AdaLoraSpec, LoraSpec, NoAdapter
+from peftrun.config.schema.method_traits import get_init_traits, get_method_traits
 from peftrun.config.schema.peft_fields import get_extra_peft_fields
 
 Lines = Iterator[str]
-CALIBRATED_INITS = ("eva", "corda", "lora_ga")
 PENALTY_FIELDS = ("kasa_config", "monteclora_config")  # PEFT adds their penalty to the loss that the model computes
 HARMLESS_FIELDS = ("fan_in_fan_out", "layers_pattern")  # describe the layers, and leave a plain low-rank adapter
-VIRTUAL_TOKEN_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")
 
 
 def check_module_patterns(lora: Any) -> Lines:
@@ -43,7 +41,7 @@ def check_converted_init(lora: Any) -> Lines:
 
     That conversion exists only for plain LoRA with the same rank and alpha everywhere.
     """
-    if not isinstance(lora, LoraSpec) or not str(lora.init_lora_weights).startswith(CONVERTED_INITS):
+    if not isinstance(lora, LoraSpec) or not get_init_traits(lora.init_lora_weights).converted:
         return
     for key, is_set in {
         "lora.use_dora": lora.use_dora,
@@ -100,7 +98,7 @@ def check_penalty(lora: Any, task: Any) -> Lines:
 def check_calibration(lora: Any, action: Any) -> Lines:
     """Data-driven initializations need an action that reads training rows."""
     init = getattr(lora, "init_lora_weights", None)
-    if init in CALIBRATED_INITS and action.name in ("save", "extract"):
+    if get_init_traits(init).calibrated and action.name in ("save", "extract"):
         yield f"lora.init_lora_weights={init}: needs training rows, and action={action.name} reads none; type action=train"
 
 
@@ -124,7 +122,7 @@ def check_packing(lora: Any, trainer: Any) -> Lines:
     """Virtual tokens and aLoRA's invocation belong to one text; a packed row has several."""
     alora = getattr(lora, "alora_invocation_tokens", None)
     for key, enabled in {"packing": trainer.packing, "padding_free": trainer.padding_free}.items():
-        if enabled and (lora.method in VIRTUAL_TOKEN_METHODS or alora):
+        if enabled and (get_method_traits(lora.method).virtual_tokens or alora):
             yield f"trainer.{key}=true: lora.method={lora.method} needs one text per row; type trainer.{key}=false"
 
 
@@ -142,7 +140,7 @@ def check_quantization(lora: Any, model: Any, action: Any) -> Lines:
         yield f"{key}: PEFT cannot dequantize int8 weights for DoRA's norms; type model.quantization=nf4, or lora.use_dora=false"
     if getattr(lora, "init_lora_weights", None) == "loftq" and model.quantization not in ("nf4", "fp4"):
         yield f"{key}: LoftQ starts from the error of 4-bit quantization; type model.quantization=nf4"
-    if str(getattr(lora, "init_lora_weights", "")).startswith(CONVERTED_INITS) and model.quantization is not None:
+    if get_init_traits(getattr(lora, "init_lora_weights", None)).converted and model.quantization is not None:
         yield (
             f"{key}: lora.init_lora_weights={lora.init_lora_weights} changes the base model's weights, which cannot be done in a quantized model; "
             "type lora.init_lora_weights=loftq, or model.quantization=null"

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from peftrun.artifacts.adapter_rules import CONVERTED_INITS
 from peftrun.config.schema.lora import NoAdapter
+from peftrun.config.schema.method_traits import get_init_traits
 from peftrun.config.schema.objectives import DpoObjective, GrpoObjective, KtoObjective, OrpoObjective, RewardObjective
 
 Lines = Iterator[str]
@@ -114,8 +114,8 @@ def check_method(task: Any, lora: Any, action: Any) -> Lines:
     dropout = next((key for key in vars(lora) if key.endswith("dropout") and getattr(lora, key)), None)
     if dropout and not isinstance(task.objective, GrpoObjective):
         yield f"lora.{dropout}={getattr(lora, dropout)}: TRL turns dropout off for preferences; type lora.{dropout}=0.0"
-    init = str(getattr(lora, "init_lora_weights", ""))
-    if init.startswith((*CONVERTED_INITS, "eva")):
+    init = getattr(lora, "init_lora_weights", None)
+    if get_init_traits(init).converted or get_init_traits(init).calibrated:
         yield f"lora.init_lora_weights={init}: task.type={task.type} compares with the unchanged base model; type lora.init_lora_weights=true"
 
 

@@ -5,18 +5,15 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, adapter_rules
+from peftrun.artifacts import adapter_rules
+from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.artifacts.classifier_head import TASK_KINDS
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG
-from peftrun.errors import PeftrunError
-from peftrun.io.atomic_files import read_json
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.system.packages import explain_not_installed
 
 Lines = Iterator[str]
 REQUIRED_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
-# PEFT types that prepend virtual tokens.
-VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT")
-CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")  # as PEFT names them
 NO_ANSWERS = (
     "is an adapter of a classifier, and action={} supports only language models; "
     "measure it with action=evaluate, and the model and task that it was trained with"
@@ -24,7 +21,7 @@ NO_ANSWERS = (
 MERGE_ADVICE = "merge it and serve the merged model: action=merge adapter=PATH"
 
 
-def check_serve(action: Any, adapter: dict[str, str]) -> Lines:
+def check_serve(action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]) -> Lines:
     """The packages are installed, the API key is set, and every adapter can share a batch with others."""
     if action.name != "serve":
         return
@@ -35,18 +32,15 @@ def check_serve(action: Any, adapter: dict[str, str]) -> Lines:
         yield f"action.api_key_env={action.api_key_env}: this environment variable is not set, or empty; export {action.api_key_env}=KEY, or type action.api_key_env=null"
     if BASE_ADAPTER_NAME in adapter:
         yield f"adapter.{BASE_ADAPTER_NAME}: is the name of the base model without any adapter; give this adapter another name"
-    for name, path in adapter.items():
-        try:
-            reason = explain_unservable(read_json(adapter_folder.resolve_adapter_dir(path, name) / ADAPTER_CONFIG))
-        except PeftrunError:
-            continue  # reported by the rule for adapters
+    for name, ref in adapters.items():
+        reason = explain_unservable(ref.config)
         if reason:
-            yield f"adapter.{name}={path}: {reason}"
+            yield f"adapter.{name}={ref.path}: {reason}"
 
 
 def is_classifier(config: dict[str, Any]) -> bool:
     """Whether an adapter_config.json is of a sequence or token classifier."""
-    return config.get("task_type") in CLASSIFIERS
+    return config.get("task_type") in TASK_KINDS
 
 
 def explain_unservable(config: dict[str, Any]) -> str | None:
@@ -54,7 +48,7 @@ def explain_unservable(config: dict[str, Any]) -> str | None:
     if is_classifier(config):
         return NO_ANSWERS.format("serve")
     method = config.get("peft_type")
-    if method in VIRTUAL_TOKENS or method == "ADAPTION_PROMPT":
+    if not get_method_traits(method).merges:
         return f"is of type {method}, which prepends virtual tokens, and continuous batching does not support them; use action=generate"
     if config.get("alora_invocation_tokens"):
         return "is an aLoRA, which is active only after its invocation tokens; use action=generate"

@@ -9,6 +9,7 @@ from typing import Any
 
 from peftrun.artifacts import adapter_rules
 from peftrun.artifacts.adapter_source import ExportSource
+from peftrun.artifacts.classifier_head import TASK_KINDS
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.io import safetensors_header
 
@@ -32,7 +33,7 @@ MEASURE_ADVICE = "measure it with peftrun action=evaluate adapter=…, or load i
 # (what vLLM refuses or would compute wrongly, whether an adapter_config.json has it, what to do instead)
 RULES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("methods other than LoRA", lambda config: config.get("peft_type") != "LORA", MERGE_ADVICE),
-    ("adapters of classifiers", lambda config: config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"), MEASURE_ADVICE),
+    ("adapters of classifiers", lambda config: config.get("task_type") in TASK_KINDS, MEASURE_ADVICE),
     ("adapters of encoder-decoder models", lambda config: config.get("task_type") == "SEQ_2_SEQ_LM", MERGE_ADVICE),
     ("DoRA", lambda config: config.get("use_dora"), MERGE_ADVICE),
     ("modules_to_save", lambda config: config.get("modules_to_save"), MERGE_ADVICE),

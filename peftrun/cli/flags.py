@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from hydra._internal.utils import get_args_parser
-
 from peftrun.checks import folder_hints, peer_keys
 from peftrun.checks.unknown_keys import LOGIN, find_nearest_key, is_secret, quote_for_shell
+from peftrun.compat.hydra import build_flag_parser
 from peftrun.config import paths, shorthand
 
 SHORT = ("-h", "-c", "-p", "-r", "-m", "-s", "-i")  # Hydra's; the value may follow in the same word
@@ -16,9 +15,9 @@ FILE_FLAGS = ("config", "config_file", "yaml")
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
     """Hydra's parsed flags, and one message per word that it cannot place; None if the flags cannot be parsed."""
-    parser = get_args_parser()
+    parser, known = build_flag_parser()
     # Before argparse, which would abbreviate, or exit with a usage message.
-    unknown = [*_find_unknown_flags(argv, [text for option in parser._actions for text in option.option_strings])]
+    unknown = [*_find_unknown_flags(argv, known)]
     if unknown:
         action = shorthand.find_action(argv)
         return None, [_explain_flag(flag, value, action) for flag, value in unknown]

@@ -1,12 +1,12 @@
 """`peftrun --help`, from the first line of every YAML file in `conf/`."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from peftrun.config import paths, template_params
 from peftrun.config.paths import read_first_sentence
 from peftrun.config.search_path import packages
+from peftrun.formatting import format_value
 
 INTRO = """peftrun: train, save, reload, prove, switch and merge PEFT adapters, by config.
 
@@ -35,21 +35,17 @@ Exit code 0: done. 1: wrong input, explained on one line each. Manual: README.md
 def render_help(team_dir: str | None) -> str:
     """The help text: every option of every group, with those of `team_dir` and of installed packages."""
     dirs = packages.list_config_dirs([team_dir] if team_dir else [])
-    groups = "\n".join(_render_group(group, dirs) for group in paths.GROUPS)
-    return f"{INTRO}\nOptions\n{groups}\n\n{EXAMPLES}\n{FLAGS}"
-
-
-def _render_group(group: str, dirs: list[Path]) -> str:
-    files = sorted(paths.list_group_files(group, *dirs), key=lambda path: path.stem)
     lines = [
         line
-        for path in files
-        for line in (f"  {f'{group}={path.stem}':<28} {read_first_sentence(path)}", *_render_slots(path))
+        for group in paths.GROUPS
+        for path in sorted(paths.list_group_files(group, *dirs), key=lambda path: path.stem)
+        for line in (f"  {f'{group}={path.stem}':<28} {read_first_sentence(path)}", *_render_params(path))
     ]
-    return "\n".join(lines)
+    options = "\n".join(lines)
+    return f"{INTRO}\nOptions\n{options}\n\n{EXAMPLES}\n{FLAGS}"
 
 
-def _render_slots(path: Path) -> Iterator[str]:
+def _render_params(path: Path) -> Iterator[str]:
     """One line per parameter of a template."""
     text = path.read_text(encoding="utf-8")
     if "\ntemplate:" not in text:
@@ -63,10 +59,5 @@ def _render_slots(path: Path) -> Iterator[str]:
     for name, param in template_params.read_declared_params(values).items():
         default = (values.get("params") or {}).get(name, template_params.MISSING)
         is_missing = default == template_params.MISSING
-        example = template_params.EXAMPLES[param["type"]] if is_missing else format_config_value(default)
+        example = template_params.EXAMPLES[param["type"]] if is_missing else format_value(default)
         yield f"    {f'params.{name}={example}':<26} {param.get('help', '')}"
-
-
-def format_config_value(value: object) -> str:
-    """A value as it is typed on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)

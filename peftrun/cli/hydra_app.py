@@ -4,19 +4,19 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from peftrun.artifacts.run_layout import CONFIG, CURVES, RECORD, REPORT_PAGE, ROWS
 from peftrun.cli import flags, precheck, shell_words
+from peftrun.compat.hydra import skip_mode_composition
 from peftrun.config import old_overrides, shorthand
 from peftrun.config.paths import config_dir
 from peftrun.config.search_path import packages, plugin
@@ -67,21 +67,18 @@ def _run_parsed(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 
         # Once a job has started, other OS errors are bugs, or were turned into a PeftrunError.
         if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL_ERRNOS or not started):
-            lines: Sequence[str] = [_explain_os_error(error)]
+            path = error.filename or os.getcwd()  # the run folder, which Hydra could not create
+            if error.errno in DISK_FULL_ERRNOS:
+                line = f"the disk is full ({error.strerror}); free space and run again"
+            else:
+                line = f"cannot be created or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
+            lines: Sequence[str] = [f"{path}: {line}"]
         elif isinstance(error, compose.REFUSALS):
             lines = _find_composition_problems(arguments, error)
         else:
             raise
         return _print_errors([precheck.advise_for_sweep(line) if is_sweep else line for line in lines])
     return _print_errors([line for error in errors for line in error.lines]) if errors else 0
-
-
-def _explain_os_error(error: OSError) -> str:
-    """Why Hydra could not create the run folder."""
-    path = error.filename or os.getcwd()
-    if error.errno in DISK_FULL_ERRNOS:
-        return f"{path}: the disk is full ({error.strerror}); free space and run again"
-    return f"{path}: cannot be created or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
 
 
 def _explain_interrupt(argv: Sequence[str]) -> str:
@@ -125,28 +122,17 @@ def _run_jobs(is_plan: bool, started: list[Path]) -> list[PeftrunError]:
     try:
         if is_plan:
             sys.argv = [*launcher.use_shared_base(argv)]
-        with _skip_mode_composition(argv):
+        with nullcontext() if _may_set_mode(argv) else skip_mode_composition():
             job()
     finally:
         sys.argv = argv
     return [*errors, *launcher.take_errors()]
 
 
-@contextmanager
-def _skip_mode_composition(argv: Sequence[str]) -> Iterator[None]:
-    """Skip Hydra's first composition, which only looks for `hydra.mode` in the config files.
-
-    No file of peftrun sets it, so the composition is skipped unless other files or Hydra's own keys may be involved.
-    """
+def _may_set_mode(argv: Sequence[str]) -> bool:
+    """Whether `hydra.mode` may come from other files, or from Hydra's own keys; no file of peftrun sets it."""
     flags = {text for text in argv[1:] if text.startswith("-")} - {"-m", "--multirun"}
-    needs_composition = flags or any("hydra" in text for text in argv[1:]) or packages.find_config_packages()
-    get_mode = Hydra.get_mode
-    if not needs_composition:
-        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Hydra.get_mode = get_mode  # type: ignore[method-assign]
+    return bool(flags or any("hydra" in text for text in argv[1:]) or packages.find_config_packages())
 
 
 def _run_job(cfg: DictConfig) -> float | None:
@@ -197,37 +183,29 @@ def _build_spec(cfg: DictConfig, out_dir: Path) -> Any:
     from peftrun.composition import adapter_defaults
 
     hydra_config = HydraConfig.get()
+    is_sweep = hydra_config.mode == RunMode.MULTIRUN
     if (out_dir / RECORD).exists():
-        if hydra_config.mode != RunMode.MULTIRUN:
+        if not is_sweep:
             raise precheck.make_run_exists_error(out_dir)
-        raise _make_cell_exists_error(hydra_config.sweep.dir, hydra_config.sweep.subdir, hydra_config.overrides.hydra)
+        sweep_dir, subdir = hydra_config.sweep.dir, hydra_config.sweep.subdir
+        if f"hydra.sweep.subdir={subdir}" in hydra_config.overrides.hydra:  # no interpolation, so equal for all cells
+            raise ArtifactError(
+                f"hydra.sweep.subdir={subdir}: each cell needs its own folder; type 'hydra.sweep.subdir={subdir}-${{hydra.job.num}}'"
+            )
+        raise ArtifactError(
+            f"{shorthand.SWEEP_DIR}={sweep_dir}: {subdir} in it holds a run already; name a folder that does not exist"
+        )
     try:
-        _check_sweep_dir()
+        for text in () if is_sweep else hydra_config.overrides.hydra:
+            key, _, value = text.partition("=")
+            if key == shorthand.SWEEP_DIR:
+                raise ConfigError(
+                    f"{text}: applies to sweeps, and this is a single run; type {shorthand.RUN_DIR}={value}, or -m"
+                )
         return adapter_defaults.build_run_spec(cfg, list(hydra_config.overrides.task))
     except PeftrunError:
         _remove_if_initial(out_dir)
         raise
-
-
-def _check_sweep_dir() -> None:
-    """Raises: ConfigError: the folder of a sweep is set for a single run."""
-    hydra_config = HydraConfig.get()
-    for text in hydra_config.overrides.hydra if hydra_config.mode != RunMode.MULTIRUN else ():
-        key, _, value = text.partition("=")
-        if key == shorthand.SWEEP_DIR:
-            raise ConfigError(
-                f"{text}: applies to sweeps, and this is a single run; type {shorthand.RUN_DIR}={value}, or -m"
-            )
-
-
-def _make_cell_exists_error(sweep_dir: str, subdir: str, overrides: Sequence[str]) -> ArtifactError:
-    if f"hydra.sweep.subdir={subdir}" in overrides:  # typed without an interpolation, so equal for all cells
-        return ArtifactError(
-            f"hydra.sweep.subdir={subdir}: each cell needs its own folder; type 'hydra.sweep.subdir={subdir}-${{hydra.job.num}}'"
-        )
-    return ArtifactError(
-        f"{shorthand.SWEEP_DIR}={sweep_dir}: {subdir} in it holds a run already; name a folder that does not exist"
-    )
 
 
 def _remove_if_initial(out_dir: Path) -> None:

@@ -2,18 +2,16 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
@@ -22,11 +20,11 @@ from peftrun.checks import folder_hints, peer_keys, validation
 from peftrun.checks import trackers as tracker_checks
 from peftrun.checks.unknown_keys import explain_unknown_key, find_close_match
 from peftrun.composition import adapter_defaults
+from peftrun.composition.composer import HYDRAS, Composer, initialize_hydra
 from peftrun.config import paths, shorthand, template_params
 from peftrun.config import values as config
 from peftrun.config.schema import peft_fields
 from peftrun.config.search_path import packages
-from peftrun.config.search_path import plugin as team_search_path
 from peftrun.errors import ConfigError
 
 QUOTING_ADVICE = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
@@ -74,66 +72,58 @@ def compose_run(overrides: Sequence[str], search_path: Sequence[str] = ()) -> Co
     return ComposedConfig(cfg, hydra, full_overrides)
 
 
-@contextmanager
-def initialize_hydra(search_path: Sequence[str] = ()) -> Iterator[None]:
-    """Context in which Hydra can compose, also inside a Hydra run, with the options of peftrun, `search_path` and installed packages."""
-    team_search_path.register_search_path()
-    with (
-        suspend_hydra(),
-        team_search_path.extend_search_path(search_path),
-        initialize_config_dir(str(paths.config_dir()), version_base="1.3"),
-    ):
-        yield
-
-
-@contextmanager
-def suspend_hydra() -> Iterator[None]:
-    """Temporarily clear Hydra's global state so that a nested compose can initialize its own."""
-    backup = get_gh_backup()
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        restore_gh_from_backup(backup)
-
-
 def explain_overrides(overrides: Sequence[str], team_dir: str | None, search_path: Sequence[str] = ()) -> list[str]:
     """One message per override that cannot be composed, then one per problem of the rest.
 
     Args: team_dir: value of `--config-dir`. search_path: see `compose_run`.
     """
     locations = [team_dir, *search_path] if team_dir else list(search_path)
-    accepted = [text for text in overrides if text.startswith(SEARCH_PATH)]
-    others = [text for text in overrides if not text.startswith(SEARCH_PATH)]
+    composer = Composer(locations, [text for text in overrides if text.startswith(SEARCH_PATH)])
+    accepted: list[str] = []
     lines, refused_keys = [], []
-    composed: DictConfig | None = None  # of `accepted`; None: not composed since the last one was added
-    with initialize_hydra(locations):
-        # Groups first: a key may exist only in an option selected on the same command line.
-        for text in sorted(others, key=lambda item: "." in item.split("=", 1)[0]):
-            try:
-                candidates = _expand_sweep(text)
-                for candidate in candidates:
-                    _compose_config([*accepted, candidate])
-                accepted.append(candidates[0])
-                composed = None
-            except REFUSALS as error:
-                composed = composed or _compose_config(accepted)
-                lines.append(_explain_override(text, error, composed, packages.list_config_dirs(locations)))
-                refused_keys.append(text.split("=", 1)[0].lstrip("+~"))
+    cfg = composer.compose_config(accepted)
+    # Groups first: a key may exist only in an option selected on the same command line.
+    for text in sorted(overrides, key=lambda item: "." in item.split("=", 1)[0]):
+        if text.startswith(SEARCH_PATH):
+            continue
         try:
-            adapter_defaults.build_run_spec(composed or _compose_config(accepted), accepted)
-        except ConfigError as error:
-            # A key whose value was refused above is not reported as missing too.
-            lines += [
-                line for line in error.lines if not line.startswith(tuple(f"{key} is not set" for key in refused_keys))
-            ]
+            cfg = _add_override(composer, cfg, accepted, text)
+        except REFUSALS as error:
+            cfg = composer.compose_config(accepted)
+            lines.append(_explain_override(text, error, cfg, packages.list_config_dirs(locations)))
+            refused_keys.append(text.split("=", 1)[0].lstrip("+~"))
+    try:
+        adapter_defaults.build_run_spec(cfg, accepted)
+    except ConfigError as error:
+        # A key whose value was refused above is not reported as missing too.
+        lines += [
+            line for line in error.lines if not line.startswith(tuple(f"{key} is not set" for key in refused_keys))
+        ]
     return lines
+
+
+def _add_override(composer: Composer, cfg: DictConfig, accepted: list[str], text: str) -> DictConfig:
+    """The config `cfg` of `accepted` with one more override, which is appended to them; of a swept one the first value, after all are tried.
+
+    Raises: REFUSALS: Hydra cannot compose it.
+    """
+    values = _expand_sweep(text)
+    if text.lstrip("+~").startswith(HYDRAS):
+        for value in values:
+            composer.check_hydra_override(value)
+        return cfg
+    if len(values) == 1 and not composer.is_group_choice(text):
+        composer.set_value(cfg, text)
+    else:
+        cfg, *_ = [composer.compose_config([*accepted, value]) for value in values]
+    accepted.append(values[0])
+    return cfg
 
 
 def list_default_keys(action: str | None = None) -> list[str]:
     """Every key of the default config, or of that of an action."""
-    with initialize_hydra():
-        return list(config.flatten_keys(config.resolve_values(_compose_config([f"action={action}"] if action else []))))
+    cfg = Composer().compose_config([f"action={action}"] if action else [])
+    return list(config.flatten_keys(config.resolve_values(cfg)))
 
 
 def explain_sweep_values(overrides: Sequence[str]) -> list[str]:
@@ -149,10 +139,6 @@ def explain_sweep_values(overrides: Sequence[str]) -> list[str]:
             else:
                 lines.append(f"{text}: several values are a sweep; type -m before them: peftrun -m {text}")
     return lines
-
-
-def _compose_config(overrides: list[str]) -> DictConfig:
-    return compose("config", overrides=overrides)
 
 
 def _expand_sweep(text: str) -> list[str]:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omegaconf._utils import split_key
+from peftrun.compat.omegaconf import split_key
+from peftrun.formatting import format_value
 
 # Old full key → (new full key, version of the change). `*` is any one name; parents have their new names and come first.
 RENAMED: dict[str, tuple[str, str]] = {
@@ -160,8 +161,7 @@ def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         mapping = _find_mapping(upgraded, owner)
         if mapping is not None and last not in mapping:
             mapping[last] = copy.deepcopy(value)
-            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            added.append(f"{key}={text}")
+            added.append(f"{key}={format_value(value)}")
     if added:
         lines.append(f"keys added since that version were set to the earlier behavior: {', '.join(added)}")
     return upgraded, lines

@@ -5,11 +5,12 @@ params: {rows: ???}
 task: {data: {path: "${params.rows}"}}
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from peftrun.formatting import format_value
 
 MISSING = "???"
 EXAMPLES = {"path": "PATH", "str": "TEXT", "int": "1", "float": "0.1", "bool": "true"}
@@ -65,7 +66,7 @@ def check_params(values: dict[str, Any]) -> list[str]:
             lines.append(explain_unknown_param(name, value, {}))
         else:
             advice = f"write `{name}: {{type: str, help: …}}` under template.params, or omit it"
-            lines.append(f"params.{name}={_format_value(value)}: is not declared; {advice}")
+            lines.append(f"params.{name}={format_value(value)}: is not declared; {advice}")
     for name, declaration in declared.items():
         if name not in params:
             lines.append(f"template.params.{name}: has no key to be set by; write `params: {{{name}: ???}}` next to it")
@@ -87,7 +88,7 @@ def read_declared_params(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def explain_unknown_param(name: str, value: Any, values: dict[str, Any]) -> str:
     """One line for a typed parameter that no template declares."""
     keys = [f"params.{declared}" for declared in read_declared_params(values)]
-    override = f"params.{name}={_format_value(value)}"
+    override = f"params.{name}={format_value(value)}"
     if keys:
         return f"{override}: the template has no such parameter; parameters: {', '.join(keys)}; type {keys[0]}=VALUE"
     return f"{override}: no chosen template has it; choose one (experiment=NAME), or omit it"
@@ -107,13 +108,9 @@ def _check_value(name: str, value: Any, declaration: dict[str, Any], check_files
     # A bool is an int to Python.
     has_type = isinstance(value, KINDS[type_name]) and (type_name == "bool" or not isinstance(value, bool))
     if value is not None and not has_type:
-        yield f"{key}={_format_value(value)}: must be {'an' if type_name == 'int' else 'a'} {type_name}: {advice}"
+        yield f"{key}={format_value(value)}: must be {'an' if type_name == 'int' else 'a'} {type_name}: {advice}"
     elif type_name == "path" and value and check_files and not Path(value).expanduser().exists():
         yield f"{key}={value}: there is no such file or folder: {advice}"
-
-
-def _format_value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _get_mapping(values: Any, key: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from yaml import YAMLError
 from peftrun.config import migrations, template_params
 from peftrun.config.schema import run as schema
 from peftrun.config.template_params import MISSING
+from peftrun.config.yaml_files import load_plain
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.system import packages
 
@@ -25,7 +26,7 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises: ArtifactError: it is not valid YAML.
     """
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+        return load_plain(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
 
@@ -35,6 +36,11 @@ def read_run(path: Path, report_changes: bool = True) -> dict[str, Any]:
     values, lines = migrations.upgrade_values(read_values(path))
     report_upgrades([f"{path}: {line}" for line in lines] if report_changes else [])
     return values
+
+
+def mark_reported(lines: Iterable[str]) -> None:
+    """Lines that `report_upgrades` need not print, since the caller does."""
+    _REPORTED.update(lines)
 
 
 def report_upgrades(lines: Iterable[str], file: str = "") -> None:
@@ -49,7 +55,7 @@ def report_upgrades(lines: Iterable[str], file: str = "") -> None:
 
 def read_list(path: Path) -> list[Any]:
     """A saved list, such as Hydra's list of typed overrides."""
-    return list(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+    return list(load_plain(path))
 
 
 def to_yaml(spec: schema.RunSpec) -> str:

@@ -1,15 +1,14 @@
 """Explanations of configs as text tables. Light."""
 
-import json
 import sys
 from collections.abc import Iterator
 from itertools import groupby
 from shutil import get_terminal_size
-from typing import Any
 
 from peftrun.config import override_syntax
 from peftrun.config import values as config
 from peftrun.config_tools.explanation import ConfigDifference, ConfigExplanation
+from peftrun.formatting import format_value
 
 # Width of the column of values, in characters. Without a terminal the maximum is used.
 MAX_VALUE_WIDTH = 48
@@ -49,13 +48,6 @@ def format_difference(difference: ConfigDifference) -> Iterator[str]:
     if difference.overrides:
         yield from ("", "overrides:", f"  {override_syntax.join_overrides(difference.overrides)}")
     yield from ("", "command:", f"  {difference.command}")
-
-
-def format_value(value: Any) -> str:
-    """A value on one line: strings as they are if they have no special characters, anything else as JSON."""
-    if isinstance(value, str) and value and value.isprintable() and value == value.strip():
-        return value
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _compute_value_width(key_width: int, source_width: int) -> int:

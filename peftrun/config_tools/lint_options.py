@@ -1,6 +1,5 @@
 """Composes each option with defaults elsewhere and applies all rules; missing values get placeholders. Light: 50 ms per option."""
 
-import copy
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig, OmegaConf
 
 from peftrun.composition import compose
@@ -69,6 +67,7 @@ def resolve_option(option: Option, compositions: Composer) -> None:
     """Sets `found` and `spec` of the option."""
     if not option.is_builtin:
         option.found += lint_files.lint_file(option.path)
+        config.mark_reported(finding.line for finding in option.found)  # not once more when Hydra reads the file
     if any(finding.verdict == FAULT for finding in option.found):
         return
     lines = _find_compose_faults(option, [option.name], compositions)
@@ -102,7 +101,7 @@ def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
 def _find_compose_faults(option: Option, overrides: Sequence[str], compositions: Composer) -> list[str]:
     """Problems of the run that `overrides` compose, with placeholders for missing values."""
     try:
-        cfg = _compose_config(overrides, compositions)
+        cfg = compositions.compose_config(overrides)
         filled = _fill_missing(cfg, option.path)
         option.spec = build_spec(cfg)
     except ConfigError as error:
@@ -110,16 +109,6 @@ def _find_compose_faults(option: Option, overrides: Sequence[str], compositions:
     except compose.REFUSALS as error:
         return [compose.summarize_error(error)]
     return []
-
-
-def _compose_config(overrides: Sequence[str], compositions: Composer) -> DictConfig:
-    choices = tuple(text for text in overrides if compositions.is_group_choice(text))
-    # The composition of the choices is cached; value overrides are applied to a copy, as Hydra itself does last.
-    cfg = copy.deepcopy(compositions.chosen(choices))
-    ConfigLoaderImpl._apply_overrides_to_config(
-        [compositions.parsed(text) for text in overrides if text not in choices], cfg
-    )
-    return cfg
 
 
 def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:

@@ -64,8 +64,14 @@ def check_source_columns(source: sources.DataSource, task: TaskSpec) -> None:
     ]  # fmt: skip
     present, missing = _scan_columns(source, task.data, frozenset(name for _, name in required))
     names = ", ".join(sorted(filter(None, present)))
+    # A csv file with another delimiter is read as one column.
+    header = next(filter(None, present), "") if len(present) == 1 else ""
+    delimiter = next((sign for sign in (";", "\t", "|") if sign in header), None)
+    advice = (
+        f"its cells are separated by {delimiter!r}; save it with commas, or as .tsv with tabs" if delimiter else None
+    )
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {names}; {_suggest_delimiter(present) or _suggest_fix(key, name, present, task)}"
+        f"{key}: the data has no column {name!r}; columns: {names}; {advice or _suggest_fix(key, name, present, task)}"
         for key, name in required
         if name in missing
     ]
@@ -78,13 +84,6 @@ def check_source_columns(source: sources.DataSource, task: TaskSpec) -> None:
     other_task = [line for line in problems if "; type task=" in line]
     if problems:
         raise DataError(*(other_task[:1] or problems))  # if another task is meant, one line is enough
-
-
-def _suggest_delimiter(row: Row) -> str | None:
-    """The fix for a csv file with another delimiter, which is read as one column."""
-    header = next(iter(row)) if len(row) == 1 else ""
-    delimiter = next((sign for sign in (";", "\t", "|") if sign in header), None)
-    return f"its cells are separated by {delimiter!r}; save it with commas, or as .tsv with tabs" if delimiter else None
 
 
 def is_cheap_to_scan(data: DataSpec) -> bool:

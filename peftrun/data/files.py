@@ -162,14 +162,13 @@ def _make_row(value: Any, where: str) -> Row:
     return value
 
 
-def _parse_integer(text: str) -> int | VerbatimNumber:
-    return VerbatimNumber(text) if text == "-0" or len(text) > MAX_DIGITS else int(text)
-
-
 def _parse_float(text: str) -> float:
     number = float(text)
     return number if repr(number) == text else VerbatimNumber(text)
 
 
-# Not strict, so that a tab or line end inside a text is allowed.
-_DECODER = json.JSONDecoder(parse_int=_parse_integer, parse_float=_parse_float, strict=False)
+_DECODER = json.JSONDecoder(
+    parse_int=lambda text: VerbatimNumber(text) if text == "-0" or len(text) > MAX_DIGITS else int(text),
+    parse_float=_parse_float,
+    strict=False,  # so that a tab or line end inside a text is allowed
+)

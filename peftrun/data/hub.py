@@ -33,33 +33,26 @@ CACHE_BUILDER = "cache"  # datasets' builder for prepared rows in its cache, whe
 
 def load_hub_rows(path: str, name: str | None, revision: str | None, split: str, streaming: bool) -> Iterator[Row]:
     """Every row of a split. Raises: errors of datasets if it is not found; ValueError: see `_choose_reader`."""
-    builder = _load_builder(path, name, revision)
-    if builder.name not in READERS:
-        return _read_typed_rows(builder, split, streaming)
-    return _read_verbatim_rows(builder, split, streaming)
-
-
-def _load_builder(path: str, name: str | None, revision: str | None) -> Any:
     from datasets import load_dataset_builder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    offline: Exception | None = None
     try:
         builder = load_dataset_builder(path, name=name, revision=revision)
-        if builder.name != CACHE_BUILDER or builder.info.builder_name not in READERS:
-            return builder
-        # The cache holds the rows as datasets parsed them, so our readers need the downloaded files.
-        offline: Exception = ConnectionError(f"the Hub cannot be reached, and {path} was not fetched before")
+        if builder.name == CACHE_BUILDER and builder.info.builder_name in READERS:
+            # The cache holds the rows as datasets parsed them, so our readers need the downloaded files.
+            offline = ConnectionError(f"the Hub cannot be reached, and {path} was not fetched before")
     except ConnectionError as error:
         offline = error
-    try:
-        folder = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        raise offline from None
-    return load_dataset_builder(str(folder), name=name)
-
-
-def _read_typed_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
+    if offline is not None:
+        try:
+            folder = snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise offline from None
+        builder = load_dataset_builder(str(folder), name=name)
+    if builder.name in READERS:
+        return _read_verbatim_rows(builder, split, streaming)
     if streaming:
         dataset = builder.as_streaming_dataset(split)
     else:
@@ -69,6 +62,7 @@ def _read_typed_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]
 
 
 def _read_verbatim_rows(builder: Any, split: str, streaming: bool) -> Iterator[Row]:
+    import fsspec
     from datasets import DownloadConfig, ReadInstruction
     from datasets.download import DownloadManager, StreamingDownloadManager
 
@@ -78,7 +72,12 @@ def _read_verbatim_rows(builder: Any, split: str, streaming: bool) -> Iterator[R
     local_files = manager.download_and_extract(data_files)  # split → its files
 
     def read_split(name: str) -> Iterator[Row]:
-        return (row for file in manager.iter_files(local_files[name]) for row in _read_file_rows(file, read))
+        for file in manager.iter_files(local_files[name]):
+            with fsspec.open(file, "rb") as stream:
+                try:
+                    yield from read(stream)
+                except ValueError as error:
+                    raise ValueError(f"{Path(file).name}: {error}") from None
 
     if split in local_files:
         return read_split(split)
@@ -103,14 +102,3 @@ def _choose_reader(builder: Any) -> Callable[[BinaryIO], Iterator[Row]]:
         return partial(files.read_tsv_rows, encoding=encoding)
     delimiter = {"delimiter": settings["sep"]} if "sep" in settings else {}
     return partial(READERS[builder.name], encoding=encoding, **delimiter)
-
-
-def _read_file_rows(file: str, read: Callable[[BinaryIO], Iterator[Row]]) -> Iterator[Row]:
-    """Raises: ValueError: its rows cannot be read; the message names the file."""
-    import fsspec
-
-    with fsspec.open(file, "rb") as stream:
-        try:
-            yield from read(stream)
-        except ValueError as error:
-            raise ValueError(f"{Path(file).name}: {error}") from None

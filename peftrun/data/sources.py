@@ -32,7 +32,7 @@ class DataSource:
     Attributes:
         key: the config key that names it.
         name, revision, split: of a dataset on the Hub.
-        beside: another split of the same dataset is read too.
+        shows_split: another split of the same dataset is read too.
     """
 
     key: str
@@ -40,12 +40,12 @@ class DataSource:
     name: str | None
     revision: str | None
     split: str
-    beside: bool = False
+    shows_split: bool = False
 
     @property
     def label(self) -> str:
         """Its override, `task.data.path=FILE`, with the split if another one of the same dataset is read too."""
-        return f"{self.key}={self.path}{f', split {self.split}' if self.beside else ''}"
+        return f"{self.key}={self.path}{f', split {self.split}' if self.shows_split else ''}"
 
 
 def get_train_source(data: DataSpec) -> DataSource:
@@ -60,8 +60,8 @@ def get_eval_source(data: DataSpec) -> DataSource | None:
     key = "task.data.path" if data.test_path is None else "task.data.test_path"
     same_dataset = data.test_path in (None, data.path)  # another dataset has other configurations and commits
     name, revision = (data.config_name, data.revision) if same_dataset else (None, None)
-    beside = same_dataset and data.test_split is not None
-    return DataSource(key, data.test_path or data.path, name, revision, data.test_split or data.split, beside)
+    shows_split = same_dataset and data.test_split is not None
+    return DataSource(key, data.test_path or data.path, name, revision, data.test_split or data.split, shows_split)
 
 
 def make_mix_source(name: str, mix: MixtureSpec, data: DataSpec) -> DataSource:

@@ -41,7 +41,15 @@ def fill_template(where: str, template: str | None, values: dict[str, Any]) -> s
         return None
     parts: list[str] = []  # alternating: literal text at even indices, values of columns at odd ones
     for text, field in _parse_template(template):
-        parts += [text] if field is None else [text, _fill_field(where, field, values)]
+        parts.append(text)
+        if field is not None:
+            column = field.removesuffix(OPTIONAL_MARK)
+            value = format_column_value(where, column, get_column_value(values, column))
+            if not value.strip() and not field.endswith(OPTIONAL_MARK):
+                raise DataError(
+                    f"{where}: column {column} is empty; fill it or remove the row (or write {{{column}?}}: it may be empty)"
+                )
+            parts.append(value)
     _strip_empty_edges(parts, range(len(parts)))
     _strip_empty_edges(parts, range(len(parts) - 1, -1, -1))
     return "".join(parts)
@@ -79,16 +87,6 @@ def _list_fields(template: str | None) -> list[str]:
 def _parse_template(template: str) -> tuple[tuple[str, str | None], ...]:
     """(literal text, field after it or None); cached, since a template is filled in for every row."""
     return tuple((text, field) for text, field, _, _ in Formatter().parse(template))
-
-
-def _fill_field(where: str, field: str, values: dict[str, Any]) -> str:
-    column = field.removesuffix(OPTIONAL_MARK)
-    text = format_column_value(where, column, get_column_value(values, column))
-    if not text.strip() and not field.endswith(OPTIONAL_MARK):
-        raise DataError(
-            f"{where}: column {column} is empty; fill it or remove the row (or write {{{column}?}}: it may be empty)"
-        )
-    return text
 
 
 def _get_nested(row: dict[str, Any], column: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import portable_names, run_overrides
+from peftrun.artifacts import base_location, portable_names, run_overrides
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.config import values as config
@@ -57,25 +57,23 @@ class ExportBase:
         return (self.here if self.typed else None) or self.id or self.here
 
 
-def find(source: ExportSource, typed: ModelSpec | None, given: str | None) -> ExportBase:
+def find(source: ExportSource, typed: ModelSpec | None, base_model: str | None) -> ExportBase:
     """The base model of the run that made the source; of a source made elsewhere the typed one, else the recorded one.
 
-    Args: typed: the config's, None if none was typed (see `is_typed`). given: `action.base_model`, an id.
+    Args: typed: the config's, None if none was typed (see `is_typed`). base_model: `action.base_model`, an id.
     """
     typed = None if source.run else typed
     model = dataclasses.asdict(typed) if typed else _read_recorded_model(source)
     name_id = portable_names.hub_id(str(model["name_or_path"])) if model and not model["package"] else None
     known_id = name_id or portable_names.hub_id(portable_names.get_recorded_base_name(source))
     revision = model["revision"] if name_id and model else source.base().get("revision")
-    if not known_id or given not in (None, known_id):  # the revision belongs to another repository
+    if not known_id or base_model not in (None, known_id):  # the revision belongs to another repository
         revision = None
     path = None
     if model:
-        path = Path(str(model["name_or_path"])).expanduser()
-        if model["package"]:
-            path = (find_package_dir(str(model["package"])) or Path("/nowhere")) / path
+        path = base_location.resolve_model_path(ModelSpec(**model))
         path = path.absolute() if path.exists() else None
-    return ExportBase(model, given or known_id, revision, path, typed is not None)
+    return ExportBase(model, base_model or known_id, revision, path, typed is not None)
 
 
 def is_typed(out_dir: Path) -> bool:
@@ -106,17 +104,12 @@ def read_base_config(model: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Raises: ModelError: the file cannot be read.
     """
-    path = Path(str(model["name_or_path"])).expanduser()
-    if model.get("package"):
-        path = (find_package_dir(str(model["package"])) or Path()) / path
+    spec = ModelSpec(**model)
+    path = base_location.resolve_model_path(spec)
     if path.suffix == ".gguf":
         return _read_gguf_config(path) if path.is_file() else None
-    file = (
-        path / "config.json"
-        if path.is_dir()
-        else _find_cached_config(str(model["name_or_path"]), model.get("revision"))
-    )
-    if file is None or not file.is_file():
+    file = base_location.find_base_config(spec)
+    if file is None:
         return None
     values = atomic_files.read_json(file)
     text_config = values.get("text_config")
@@ -129,18 +122,6 @@ def get_architecture(values: Mapping[str, Any] | None) -> str | None:
     """The model class in transformers; None if unknown."""
     names = (values or {}).get("architectures") or [None]
     return str(names[0]) if names[0] else None
-
-
-def _find_cached_config(name: str, revision: Any) -> Path | None:
-    """config.json in the cache of the Hub; None if it is not cached."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:  # the name of a folder that is missing
-        return None
-    return Path(path) if isinstance(path, str) else None  # an object if the Hub has no such file
 
 
 def _read_gguf_config(file: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.portable_names import get_recorded_base_name, shorten_path
 from peftrun.export import card_metrics, own_tokenizer
 from peftrun.export.card_data import CardInfo
+from peftrun.formatting import format_number, format_value
 
 METHOD_KEYS = (  # config keys of the adapter method that one compares
     "r", "lora_alpha", "target_r", "init_r", "target_modules", "use_rslora", "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern",
@@ -65,10 +66,10 @@ def render_metrics(about: CardInfo) -> str:
     intro = f"On {rows if rows is not None else 'the'} evaluation rows of {card_metrics.get_dataset_name(about.values)}, {seen}"
     if before:
         lines = [_format_row("metric", "base model", "after training"), "|---|---|---|"]
-        lines += [_format_row(key, _format_number(before.get(key)), _format_number(after[key])) for key in after]
+        lines += [_format_row(key, format_number(before.get(key)), format_number(after[key])) for key in after]
     else:
         lines = [_format_row("metric", "after training"), "|---|---|"]
-        lines += [_format_row(key, _format_number(value)) for key, value in after.items()]
+        lines += [_format_row(key, format_number(value)) for key, value in after.items()]
     end = f"One run, with seed {source.record.get('seed')}: the variance over seeds was not measured. Nothing else was measured"
     end += "." if before else " (not the base model alone, either)."
     return "\n".join([f"## Measured\n\n{intro}:\n", *lines, "", end])
@@ -80,8 +81,8 @@ def render_training(about: CardInfo) -> str:
     if source.record.get("action") != "train":
         derived = {key: source.facts[key] for key in ("combined", "extracted", "merged") if source.facts.get(key)}
         return f"## Made of\n\n```json\n{_format_json(derived)}\n```" if derived else ""
-    rows = [*_iter_data_rows(source, values), *_iter_setting_rows(source, values), *_iter_machine_rows(source)]
-    lines = ["## Training\n", _format_row("", ""), "|---|---|", *(_format_row(key, text) for key, text in rows)]
+    rows = [_format_row(key, text) for key, text in _iter_training_rows(source, values)]
+    lines = ["## Training\n", _format_row("", ""), "|---|---|", *rows]
     # The format of prompts, which one needs for asking the model.
     keys = ("system_prompt", "prompt_template", "completion_template", "messages_column")
     prompt = {key: values["task"].get(key) for key in keys if values["task"].get(key)}
@@ -144,33 +145,27 @@ def render_fingerprints(source: ExportSource) -> str:
     return "\n".join(["## Fingerprints (sha256)\n", _format_row("", ""), "|---|---|", *lines])
 
 
-def _iter_data_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _iter_training_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
     data, training = source.record.get("data") or {}, source.record.get("training") or {}
     yield "data", f"{card_metrics.get_dataset_name(values)}, task type {values['task']['type']}"
     if data.get("train_rows") is not None:
         yield "training rows", f"{data['train_rows']}"
     for key, label in (("steps", "steps"), ("train_loss", "mean training loss"), ("seconds", "seconds of training")):
         if training.get(key) is not None:
-            yield label, _format_number(training[key])
+            yield label, format_number(training[key])
     if source.record.get("status") == "stopped":
         yield "ended", "early, by a sweep"
-
-
-def _iter_setting_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
     method = values["lora"]
     chosen = {
         key: method[key] for key in METHOD_KEYS if method.get(key) not in (None, False, {}, 0.0)
     }  # not switched off
-    settings = ", ".join(f"{key} {_format_value(value)}" for key, value in chosen.items())
+    settings = ", ".join(f"{key} {format_value(value)}" for key, value in chosen.items())
     yield "method", f"{method['method']}: {settings}"
     if source.record.get("trainable_parameters"):
         yield "trained parameters", f"{source.record['trainable_parameters']} of {source.record['parameters']}"
     for key in TRAINER_KEYS:
-        yield key, _format_value(values["trainer"][key])
-    yield "seed", _format_value(source.record.get("seed"))
-
-
-def _iter_machine_rows(source: ExportSource) -> Iterable[tuple[str, str]]:
+        yield key, format_value(values["trainer"][key])
+    yield "seed", format_value(source.record.get("seed"))
     environment = source.record.get("environment") or {}
     gpus = ", ".join(
         str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in environment.get("gpus") or []
@@ -185,14 +180,6 @@ def _iter_machine_rows(source: ExportSource) -> Iterable[tuple[str, str]]:
 
 def _format_json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False)
-
-
-def _format_value(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _format_number(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _format_row(*cells: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import base_files
+from peftrun.artifacts import base_location
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.config.schema.run import ModelSpec
 
@@ -27,7 +27,7 @@ def list_files(folder: Path) -> list[Path]:
 
 def find_differing_parts(folder: Path, model: Mapping[str, Any] | None) -> list[str] | None:
     """Which differ from the base model's: "tokenizer", "chat template"; None if that is unknown on this machine."""
-    base = base_files.find_base_dir(ModelSpec(**model)) if model else None
+    base = base_location.find_base_dir(ModelSpec(**model)) if model else None
     if base is None:
         return None
     from peftrun.artifacts import fingerprint

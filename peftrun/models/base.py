@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from peftrun import console
-from peftrun.artifacts import base_files, fingerprint, hub_files
+from peftrun.artifacts import base_files, base_location, fingerprint
 from peftrun.artifacts.classifier_head import ClassifierHead
 from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.config.schema.run import ModelSpec
@@ -222,11 +222,7 @@ def resolve_base_dir(spec: ModelSpec) -> Path:
 
     Raises: ModelError: it is missing, or is an adapter's folder.
     """
-    path = base_files.resolve_model_path(spec)
+    path = base_location.resolve_model_path(spec)
     if path.suffix == ".gguf" and path.is_file():
         return gguf.convert_gguf(path)
-    folder = path.resolve() if path.is_dir() else hub_files.download_base(spec)
-    stray = hub_files.find_stray_adapter(folder, spec.name_or_path)
-    if stray:
-        raise ModelError(stray)
-    return folder
+    return base_location.fetch_base_dir(spec)

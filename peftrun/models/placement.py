@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from peftrun import console
-from peftrun.artifacts import base_files
+from peftrun.artifacts import base_files, base_location
 from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.config import usage
 from peftrun.config.schema.run import RunSpec
@@ -32,7 +32,7 @@ def fit_device(place: Device, spec: RunSpec) -> Device:
         None
         if place.max_memory
         else base_files.read_folder_info(
-            base_files.find_base_dir(spec.model) or base_models.resolve_base_dir(spec.model)
+            base_location.find_base_dir(spec.model) or base_models.resolve_base_dir(spec.model)
         )
     )
     if base is None:

@@ -15,10 +15,10 @@ from peftrun.artifacts import base_files
 from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_bytes, parse_bytes
 from peftrun.planning import memory, parameter_count
 from peftrun.planning.memory import Lengths
 from peftrun.system import free_memory
-from peftrun.system.sizes import format_gigabytes, parse_size
 
 PROCESS = 900_000_000  # bytes of a run without base model and cells, measured: 530 MB after imports, 900 MB at the peak
 
@@ -52,7 +52,7 @@ class Limits:
 def read_limits(memory_limit: object, max_cells: object, here: bool = True) -> Limits:
     """Check the launcher's options. Raises: ConfigError: one line for each invalid one."""
     problems = []
-    memory = parse_size(memory_limit)
+    memory = parse_bytes(memory_limit)
     if memory_limit is not None and not memory:
         problems.append(
             f"hydra.launcher.memory_limit={memory_limit}: must be an amount of memory; type hydra.launcher.memory_limit=6GiB"
@@ -92,11 +92,11 @@ def choose_cells_per_step(runs: Sequence[tuple[RunSpec, Lengths | None]], allowe
     # Cells take turns as others end, so any `size` of them must fit: counted with the largest ones.
     largest_first = sorted(runs, key=lambda run: estimate_cell_memory(base, *run), reverse=True)
     size, needed = count_fitting(base, largest_first, allowed)
-    line = f"{cells}, {_format_step_size(size, count, allowed)}: about {format_gigabytes(needed)}"
+    line = f"{cells}, {_format_step_size(size, count, allowed)}: about {format_bytes(needed)}"
     if allowed.memory:
-        line += f" of hydra.launcher.memory_limit ({format_gigabytes(allowed.memory)})"
+        line += f" of hydra.launcher.memory_limit ({format_bytes(allowed.memory)})"
     elif allowed.free:
-        line += f" of {format_gigabytes(allowed.free)} free"
+        line += f" of {format_bytes(allowed.free)} free"
     longest = max((rows.longest for _, rows in runs if rows), default=None)
     line += f", rows of at most {longest} tokens" if longest else ""
     if size < count and size != allowed.cells:

@@ -127,12 +127,14 @@ def count_optimizer_bytes(spec: RunSpec) -> int:
 
 def _estimate_activations(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float:
     width, gpu = get_weight_width(spec), base_files.uses_gpu(spec.device)
-    tokens = spec.trainer.per_device_train_batch_size * rows.longest
-    layer = estimate_layer_activations(
-        base, spec.lora, width, _count_score_bytes(spec, width, gpu) * base.heads * rows.longest
-    )
+    attention, trainer = spec.model.attn_implementation, spec.trainer
+    tokens = trainer.per_device_train_batch_size * rows.longest
+    may_be_eager = not (attention or gpu or trainer.torch_compile or trainer.padding_free)
+    is_eager = attention == "eager" or (may_be_eager and width == 2 and spec.task.max_length <= PLAIN_PRODUCTS)
+    score_bytes = 4 + (width if width < 4 else 0) if is_eager else 0  # of one score; fused attention saves none
+    layer = estimate_layer_activations(base, spec.lora, width, score_bytes * base.heads * rows.longest)
     holes = 0 if gpu else HOLES[width] * base.inner * base.layers
-    if spec.trainer.gradient_checkpointing:
+    if trainer.gradient_checkpointing:
         return tokens * (base.layers * base.hidden * width + layer + holes)
     return tokens * (base.layers * layer + holes)
 
@@ -141,31 +143,18 @@ def estimate_layer_activations(base: BaseModelInfo, lora: Any, width: int, score
     """Bytes that one layer saves for the backward pass of one token. `scores`: bytes of its attention scores; 0: fused attention."""
     attention = (3 * base.hidden if scores else 2 * base.hidden + 2 * base.keys) * width
     plain = 4 * 2 * base.hidden + attention + scores + 3 * base.inner * width
-    return plain + _estimate_adapter_inputs(base, lora, width)
-
-
-def _estimate_adapter_inputs(base: BaseModelInfo, lora: Any, width: int) -> float:
-    """Bytes per layer and token of the adapted layers' inputs, the outputs of A, and tensors that variants add."""
+    # The adapter's part: the adapted layers' inputs, the outputs of A, and tensors that variants add.
     modules = parameter_count.list_target_modules(base, lora).values()  # (outputs, inputs) of each
     inputs = sum(size for _, size in modules) / base.layers
     outputs = sum(size for size, _ in modules) / base.layers
-    if (
-        width == 4
-    ):  # no float32 copies: q, k, v (and gate, up) share one input, and the attention output is saved anyway
+    if width == 4:
+        # No float32 copies: q, k, v (and gate, up) share one input, and the attention output is saved anyway.
         inputs = min(inputs, 2 * base.hidden + base.inner)
     if not isinstance(lora, LoraSpec):
-        return 4 * inputs
+        return plain + 4 * inputs
     dropout = 2 * inputs if lora.lora_dropout else 0  # the mask, and the masked input
-    return 4 * (inputs + dropout + lora.r * len(modules) / base.layers + (2 * outputs if lora.use_dora else 0))
-
-
-def _count_score_bytes(spec: RunSpec, width: int, gpu: bool) -> int:
-    """Bytes saved per attention score: 0 for fused attention."""
-    attention, trainer = spec.model.attn_implementation, spec.trainer
-    may_be_eager = not (attention or gpu or trainer.torch_compile or trainer.padding_free)
-    if attention == "eager" or (may_be_eager and width == 2 and spec.task.max_length <= PLAIN_PRODUCTS):
-        return 4 + (width if width < 4 else 0)
-    return 0
+    variant = 2 * outputs if lora.use_dora else 0
+    return plain + 4 * (inputs + dropout + lora.r * len(modules) / base.layers + variant)
 
 
 def _estimate_logits(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float:

@@ -14,16 +14,15 @@ from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.checks import cross_group
 from peftrun.config.schema.run import ModelSpec, RunSpec
 from peftrun.errors import MemoryShortageError
+from peftrun.formatting import format_bytes, parse_bytes
 from peftrun.planning import memory
 from peftrun.system import free_memory
 from peftrun.system.free_memory import FreeMemory
-from peftrun.system.sizes import format_gigabytes, parse_size
 
 GO_ON = "device.memory_check=false to go on all the same"
 FULL_PRECISION = ("merge", "unmerge", "extract", "combine")  # actions that ignore model.quantization
 IN_FLOAT32 = ("merge", "unmerge")  # actions that ignore device.dtype
 OFFLOADED = 0.5  # share of the free memory for the weights of an offloaded base model; its inputs and largest layer need the rest
-MIB = 1 << 20
 Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
 
@@ -37,30 +36,30 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class Headroom:
-    """Memory that a process may use under every limit. `held`: bytes that it uses already and that a `MemoryNeed` includes."""
+    """Memory that a process may use under every limit. `in_use`: bytes that it uses already and that a `MemoryNeed` includes."""
 
     limits: tuple[FreeMemory, ...]
-    held: int = 0
+    in_use: int = 0
 
     def describe_shortage(self, need: MemoryNeed) -> str | None:
         """Text such as `about 15.20 GB, of 8.30 GB free`; None: it fits."""
         for free in self.limits:
-            missing = (need.mapped if free.counts_mapped else need.resident) - self.held
+            missing = (need.mapped if free.counts_mapped else need.resident) - self.in_use
             if missing > free.bytes:
                 files = " with its files" if free.counts_mapped else ""
-                return f"about {format_gigabytes(missing)}{files}, of {free}"
+                return f"about {format_bytes(missing)}{files}, of {free}"
         return None
 
 
 def measure_headroom(processes: int = 1, returned: int = 0) -> Headroom:
     """Headroom of each of `processes` processes on this machine. `returned`: bytes that this process frees first."""
-    held = min(psutil.Process().memory_info().rss, memory.PROCESS)
+    in_use = min(psutil.Process().memory_info().rss, memory.PROCESS)
     # A limit on address space (`ulimit -v`) holds for each process; the others are shared.
     shares = (
         dataclasses.replace(limit, bytes=(limit.bytes + returned) // (1 if limit.counts_mapped else processes))
         for limit in free_memory.list_memory_limits()
     )
-    return Headroom(tuple(shares), held)
+    return Headroom(tuple(shares), in_use)
 
 
 def estimate_load(
@@ -69,7 +68,7 @@ def estimate_load(
     """Memory of a process with the base model in weights of `width` bytes. `limits`: device.max_memory; weights offloaded to disk do not count."""
     weights, process = base.bytes(width, model.quantization), 0 if gpu else memory.PROCESS
     if limits is not None:
-        resident = process + min(weights, parse_size(limits.get("cpu")) or 0)
+        resident = process + min(weights, parse_bytes(limits.get("cpu")) or 0)
         return MemoryNeed(resident, resident)
     return MemoryNeed(process + weights, process + weights + base.stored)
 
@@ -91,7 +90,7 @@ def estimate_run(base: BaseModelInfo, spec: RunSpec) -> MemoryNeed:
     return estimate_load(base, width, spec.model, spec.device.max_memory, base_files.uses_gpu(spec.device))
 
 
-def choose_load_dtype(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str | None]:
+def choose_load_dtype(base: BaseModelInfo, spec: RunSpec, headroom: Headroom) -> tuple[RunSpec, str | None]:
     """The run with device.dtype=bfloat16, and the shortage, if `auto` would load 2-byte files in float32 and that does not fit.
 
     Otherwise the run as it is, and None.
@@ -101,7 +100,7 @@ def choose_load_dtype(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> tup
     is_half_on_device = base_files.weight_bytes(spec.device) == 2
     if spec.device.dtype != "auto" or is_full_finetuning or not base.is_half_precision or is_half_on_device:
         return spec, None
-    shortage = room.describe_shortage(estimate_run(base, _replace_values(spec, device={"dtype": "float32"})))
+    shortage = headroom.describe_shortage(estimate_run(base, _replace_values(spec, device={"dtype": "float32"})))
     return (_replace_values(spec, device={"dtype": "bfloat16"}), shortage) if shortage else (spec, None)
 
 
@@ -110,63 +109,62 @@ def build_headroom(free: int) -> Headroom:
     return Headroom((FreeMemory(free),))
 
 
-def suggest_overrides(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> list[str]:
+def suggest_overrides(base: BaseModelInfo, spec: RunSpec, headroom: Headroom) -> list[str]:
     """Valid overrides of this run, each of which alone would make it fit."""
-    dtypes = _iter_dtype_choices(base, spec)
+    dtypes: list[Choice] = []
+    if base_files.weight_bytes(spec.device) == 4 and spec.action.name not in IN_FLOAT32:
+        dtypes.append(("device.dtype=bfloat16", _replace_values(spec, device={"dtype": "bfloat16"})))
+    if spec.model.quantization is None and not base.quantized and spec.action.name not in FULL_PRECISION:
+        dtypes.append(("model.quantization=nf4", _replace_values(spec, model={"quantization": "nf4"})))
     if spec.action.name == "train":
-        choices = chain(iter_smaller_steps(base, spec, room), dtypes)
+        choices = chain(iter_smaller_steps(base, spec, headroom), dtypes)
     else:
-        choices = chain(dtypes, _iter_offload_choices(spec, room))
-    return [override for override, _ in _filter_choices(base, spec, room, choices)]
+        choices = chain(dtypes, _iter_offload_choices(spec, headroom))
+    return [override for override, _ in _filter_choices(base, spec, headroom, choices)]
 
 
-def choose_offload(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> tuple[RunSpec, str] | None:
+def choose_offload(base: BaseModelInfo, spec: RunSpec, headroom: Headroom) -> tuple[RunSpec, str] | None:
     """The run with part of its base model offloaded to disk, and the shortage without; None: it fits, or cannot be offloaded."""
-    shortage = room.describe_shortage(estimate_run(base, spec))
+    shortage = headroom.describe_shortage(estimate_run(base, spec))
     if shortage is None or spec.action.name == "train":
         return None
-    choice = next(_filter_choices(base, spec, room, _iter_offload_choices(spec, room)), None)
+    choice = next(_filter_choices(base, spec, headroom, _iter_offload_choices(spec, headroom)), None)
     return (choice[1], shortage) if choice else None
 
 
-def _filter_choices(base: BaseModelInfo, spec: RunSpec, room: Headroom, choices: Iterable[Choice]) -> Iterator[Choice]:
+def _filter_choices(
+    base: BaseModelInfo, spec: RunSpec, headroom: Headroom, choices: Iterable[Choice]
+) -> Iterator[Choice]:
     """Choices with which the run would fit and that violate no further rule between keys."""
     problems = set(cross_group.check_groups(_get_groups(spec)))
     for override, changed in choices:
-        fits = room.describe_shortage(estimate_run(base, changed)) is None
+        fits = headroom.describe_shortage(estimate_run(base, changed)) is None
         if fits and not set(cross_group.check_groups(_get_groups(changed))) - problems:
             yield override, changed
 
 
-def iter_smaller_steps(base: BaseModelInfo, spec: RunSpec, room: Headroom) -> Iterator[Choice]:
+def iter_smaller_steps(base: BaseModelInfo, spec: RunSpec, headroom: Headroom) -> Iterator[Choice]:
     """The largest smaller batch size with which a training run would fit, and gradient checkpointing if it is off."""
     batch = spec.trainer.per_device_train_batch_size
     for size in (batch >> halvings for halvings in range(1, batch.bit_length())):
         changed = _replace_values(spec, trainer={"per_device_train_batch_size": size})
-        if room.describe_shortage(estimate_run(base, changed)) is None:
+        if headroom.describe_shortage(estimate_run(base, changed)) is None:
             yield f"trainer.per_device_train_batch_size={size}", changed
             break
     if not spec.trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing=true", _replace_values(spec, trainer={"gradient_checkpointing": True})
 
 
-def _iter_offload_choices(spec: RunSpec, room: Headroom) -> Iterator[Choice]:
+def _iter_offload_choices(spec: RunSpec, headroom: Headroom) -> Iterator[Choice]:
     # Offloaded weights are memory-mapped, which a limit on address space counts; on a GPU the user sets device.max_memory.
-    if any(free.counts_mapped for free in room.limits) or base_files.uses_gpu(spec.device):
+    if any(free.counts_mapped for free in headroom.limits) or base_files.uses_gpu(spec.device):
         return
-    size = int(min(free.bytes for free in room.limits) * OFFLOADED) // MIB
-    limits = {"cpu": f"{size}MiB"}
+    size = int(min(free.bytes for free in headroom.limits) * OFFLOADED / 1e6)
+    limits = {"cpu": f"{size}MB"}
     yield (
-        f"device=offload '++device.max_memory={{cpu: {size}MiB}}'",
+        f"device=offload '++device.max_memory={{cpu: {size}MB}}'",
         _replace_values(spec, device={"max_memory": limits}),
     )
-
-
-def _iter_dtype_choices(base: BaseModelInfo, spec: RunSpec) -> Iterator[Choice]:
-    if base_files.weight_bytes(spec.device) == 4 and spec.action.name not in IN_FLOAT32:
-        yield "device.dtype=bfloat16", _replace_values(spec, device={"dtype": "bfloat16"})
-    if spec.model.quantization is None and not base.quantized and spec.action.name not in FULL_PRECISION:
-        yield "model.quantization=nf4", _replace_values(spec, model={"quantization": "nf4"})
 
 
 def _replace_values(spec: RunSpec, **groups: dict[str, Any]) -> RunSpec:

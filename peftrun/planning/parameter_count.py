@@ -39,10 +39,18 @@ def estimate_parameters(base: BaseModelInfo, lora: Any, task: Any) -> ParameterC
     if lora.lora_fa:  # LoRA-FA freezes A, (r, inputs) of each module
         targets = list_target_modules(base, lora).items()
         frozen = sum(_get_rank(name, lora) * inputs for name, (_, inputs) in targets)
-    head, is_head_exact = _count_head(base, lora, task)
-    saved, are_saved_found = _count_saved_modules(base, lora)
-    exact = _is_exact(base, lora) and is_head_exact and are_saved_found
-    return ParameterCount(size - frozen + head + saved, size + head + saved, exact)
+    head = classifier_head.get_task_head(task)
+    head_size = len(head.labels) * (base.hidden + 1) if head else 0
+    # `all-linear` may include a pooler, which only the loaded model tells.
+    is_head_exact = head is None or (base.kind in WITH_BIAS and lora.target_modules != "all-linear")
+    names = lora.modules_to_save or []  # modules that are trained in full
+    sizes = {tensor: size for tensor, size in base.sizes.items() if _matches_module(tensor.rpartition(".")[0], names)}
+    modules = {tensor.rpartition(".")[0] for tensor in sizes}
+    are_saved_found = all(any(_matches_module(module, [name]) for module in modules) for name in names)
+    full = head_size + sum(sizes.values())
+    return ParameterCount(
+        size - frozen + full, size + full, _is_exact(base, lora) and is_head_exact and are_saved_found
+    )
 
 
 def list_target_modules(base: BaseModelInfo, lora: Any) -> dict[str, tuple[int, int]]:
@@ -50,44 +58,33 @@ def list_target_modules(base: BaseModelInfo, lora: Any) -> dict[str, tuple[int, 
     if not isinstance(lora, LoraSpec):
         return base.linears
     candidates = base.linears if _is_all_linear(lora) else base.linears | base.tables
-    return {name: sizes for name, sizes in candidates.items() if _is_target(name, lora)}
+    layers = [lora.layers_to_transform] if isinstance(lora.layers_to_transform, int) else lora.layers_to_transform
+    targets = {}
+    for name, sizes in candidates.items():
+        if lora.exclude_modules is not None and _matches_module(name, lora.exclude_modules):
+            continue
+        layer = LAYER.search(f".{name}.")
+        if layers and (layer is None or int(layer[1]) not in layers):
+            continue
+        if _is_all_linear(lora) or _matches_module(name, lora.target_modules or []):
+            targets[name] = sizes
+    return targets
 
 
 def count_adapter_parameters(base: BaseModelInfo, lora: LoraSpec) -> int:
     """Parameters of a LoRA's matrices: rank × (inputs + outputs) of every target module, and those that its variant adds."""
-    modules = list_target_modules(base, lora).items()
-    matrices = sum(_count_matrix_parameters(name, sizes, lora) for name, sizes in modules)
+    matrices, blocks = 0, lora.use_bdlora
+    for name, (outputs, inputs) in list_target_modules(base, lora).items():
+        rank = _get_rank(name, lora)
+        a, b = rank * inputs, rank * outputs  # A: (rank, inputs), B: (outputs, rank)
+        if blocks is not None:  # a block-diagonal matrix stores its blocks only
+            a //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_a or []) else 1
+            b //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_b or []) else 1
+        # DoRA's magnitude and B's bias: (outputs,) each.
+        matrices += a + b + outputs * (int(lora.use_dora) + int(lora.lora_bias))
     indices = lora.trainable_token_indices or []
     tokens = sum(map(len, indices.values())) if isinstance(indices, dict) else len(indices)
     return matrices + tokens * base.hidden  # a trainable token is one embedding row, (hidden,)
-
-
-def _count_matrix_parameters(name: str, sizes: tuple[int, int], lora: LoraSpec) -> int:
-    outputs, inputs = sizes
-    rank, blocks = _get_rank(name, lora), lora.use_bdlora
-    a, b = rank * inputs, rank * outputs  # A: (rank, inputs), B: (outputs, rank)
-    if blocks is not None:  # a block-diagonal matrix stores its blocks only
-        a //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_a or []) else 1
-        b //= blocks.nblocks if _matches_module(name, blocks.target_modules_bd_b or []) else 1
-    # DoRA's magnitude and B's bias: (outputs,) each.
-    return a + b + outputs * (int(lora.use_dora) + int(lora.lora_bias))
-
-
-def _count_head(base: BaseModelInfo, lora: LoraSpec, task: Any) -> tuple[int, bool]:
-    """Parameters of the classifier head, and whether that is exact."""
-    head = classifier_head.get_task_head(task)
-    if head is None:
-        return 0, True
-    # `all-linear` may include a pooler, which only the loaded model tells.
-    return len(head.labels) * (base.hidden + 1), base.kind in WITH_BIAS and lora.target_modules != "all-linear"
-
-
-def _count_saved_modules(base: BaseModelInfo, lora: LoraSpec) -> tuple[int, bool]:
-    """Parameters of the modules that are trained in full, and whether all of them are in the files."""
-    names = lora.modules_to_save or []
-    sizes = {tensor: size for tensor, size in base.sizes.items() if _matches_module(tensor.rpartition(".")[0], names)}
-    modules = {tensor.rpartition(".")[0] for tensor in sizes}
-    return sum(sizes.values()), all(any(_matches_module(module, [name]) for module in modules) for name in names)
 
 
 def _is_exact(base: BaseModelInfo, lora: LoraSpec) -> bool:
@@ -103,16 +100,6 @@ def _is_exact(base: BaseModelInfo, lora: LoraSpec) -> bool:
         and not get_extra_peft_fields(lora)
     )
     return not targets_tied_layer and is_plain and lora.target_modules is not None
-
-
-def _is_target(name: str, lora: LoraSpec) -> bool:
-    if lora.exclude_modules is not None and _matches_module(name, lora.exclude_modules):
-        return False
-    layer, layers = LAYER.search(f".{name}."), lora.layers_to_transform
-    layers = [layers] if isinstance(layers, int) else layers
-    if layers and (layer is None or int(layer[1]) not in layers):
-        return False
-    return _is_all_linear(lora) or _matches_module(name, lora.target_modules or [])
 
 
 def _is_all_linear(lora: LoraSpec) -> bool:

@@ -74,22 +74,35 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Throughputs:
-    """`known`: name of a base model → earlier runs on it."""
+    """`by_base`: name of a base model → earlier runs on it."""
 
-    known: dict[str, Throughput]
+    by_base: dict[str, Throughput]
 
     def seconds(self, spec: RunSpec) -> float | None:
         """See `Throughput.seconds`."""
-        return self.known[base_files.format_base_name(spec.model)].seconds(spec)
+        return self.by_base[base_files.format_base_name(spec.model)].seconds(spec)
 
     def lengths(self, spec: RunSpec) -> Lengths | None:
         """See `Throughput.lengths`."""
-        return self.known[base_files.format_base_name(spec.model)].lengths(spec)
+        return self.by_base[base_files.format_base_name(spec.model)].lengths(spec)
 
     def notes(self, specs: Sequence[RunSpec]) -> list[str]:
         """A line for each base model: the run on which estimates of time are based."""
         first = {base_files.format_base_name(spec.model): spec for spec in reversed(specs)}
-        return [_format_note(self.known[name], spec) for name, spec in reversed(first.items())]
+        lines = []
+        for name, spec in reversed(first.items()):
+            run = self.by_base[name].find_timed_run(spec)
+            if run is None or run.tokens_per_second is None:
+                lines.append(f"time: unknown: no run of {name} below outputs/ yet")
+                continue
+            line = (
+                f"time: estimated from {run.run} ({run.tokens_per_second:.0f} tokens/s on {name}), one run at a time "
+                "and without evaluation; cells trained together are faster"
+            )
+            if not self.by_base[name].find_run_on_same_rows(spec):
+                line += f"; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"
+            lines.append(line)
+        return lines
 
 
 def read_throughput(model: ModelSpec, outputs: Path = OUTPUTS) -> Throughput:
@@ -156,16 +169,3 @@ def count_optimizer_steps(trainer: TrainerSpec, rows: int | None, processes: int
         return None
     batches = math.ceil(rows / (trainer.per_device_train_batch_size * processes))
     return math.ceil(math.ceil(batches / trainer.gradient_accumulation_steps) * trainer.num_train_epochs)
-
-
-def _format_note(throughput: Throughput, spec: RunSpec) -> str:
-    run = throughput.find_timed_run(spec)
-    if run is None or run.tokens_per_second is None:
-        return f"time: unknown: no run of {throughput.name} below outputs/ yet"
-    note = (
-        f"time: estimated from {run.run} ({run.tokens_per_second:.0f} tokens/s on {throughput.name}), one run at a time "
-        "and without evaluation; cells trained together are faster"
-    )
-    if throughput.find_run_on_same_rows(spec):
-        return note
-    return f"{note}; its rows are others, so each row counts as task.max_length={spec.task.max_length} tokens"

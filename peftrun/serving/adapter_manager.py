@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +11,9 @@ import torch
 from peftrun import console
 from peftrun.adapters import base_match, hot_swap, mixed_batch
 from peftrun.artifacts import adapter_folder
-from peftrun.artifacts.run_layout import ADAPTER_CONFIG
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import serving as serve_checks
 from peftrun.errors import AdapterError, PeftrunError
-from peftrun.io.atomic_files import read_json
 from peftrun.serving import errors
 from peftrun.serving.adapter_registry import AdapterRegistry, AdapterVersion
 from peftrun.serving.batch import ModelRunner
@@ -43,8 +42,8 @@ class AdapterManager:
         self._plain, self._allow_base_mismatch = plain, allow_base_mismatch
         self.changes: list[dict[str, Any]] = []
 
-    def validate_adapter(self, request: LoadLoraRequest) -> Path:
-        """The adapter's folder, after all checks that need no model. Reads files, so call it outside the event loop.
+    def validate_adapter(self, request: LoadLoraRequest) -> AdapterRef:
+        """The adapter, after all checks that need no model. Reads files, so call it outside the event loop.
 
         Raises: ApiError: the name is in use or invalid, or the folder has no adapter that can be served on this base model.
         """
@@ -61,29 +60,27 @@ class AdapterManager:
                 f"{name!r} {adapter_folder.NAME_RULE}, with single dots between them.", "lora_name"
             )
         with _convert_to_api_error("lora_path"):
-            folder = adapter_folder.resolve_adapter_dir(request.lora_path, name)
-            reason = serve_checks.explain_unservable(read_json(folder / ADAPTER_CONFIG))
+            adapter = adapter_folder.resolve_adapter(request.lora_path, name)
+            reason = serve_checks.explain_unservable(adapter.config)
             if reason:
-                raise AdapterError(f"adapter.{name}={folder}: {reason}")
+                raise AdapterError(f"adapter.{name}={adapter.folder}: {reason}")
             base_match.check_base_match(
                 self._base.name,
                 self._base.fingerprint,
-                folder,
+                adapter,
                 self._allow_base_mismatch,
                 lambda: self._base.tokenizer,
             )
-        return folder
+        return adapter
 
-    async def serve_adapter(self, request: LoadLoraRequest, folder: Path) -> dict[str, Any]:
+    async def serve_adapter(self, adapter: AdapterRef) -> dict[str, Any]:
         """Loads the adapter and serves it once the load is verified; the facts of the proof.
 
         Raises: ApiError: the adapter does not fit the base model, or its load cannot be verified.
         """
         with _convert_to_api_error("lora_path"):
-            version, proof = await asyncio.wrap_future(
-                self._engine.apply_change(self._load_in_stages(request.lora_name, folder))
-            )
-        console.print_info(f"adapter {version.name}: {folder} loaded and proved ({proof.tensors} tensors)")
+            version, proof = await asyncio.wrap_future(self._engine.apply_change(self._load_in_stages(adapter)))
+        console.print_info(f"adapter {version.name}: {adapter.folder} loaded and proved ({proof.tensors} tensors)")
         self.changes.append({"served": version.name, "as": version.internal_name, **proof.as_dict()})
         # Clients know the adapter by its served name; the internal one tells it from the version that it replaces.
         facts = proof.as_dict() | {"name": version.name}
@@ -98,11 +95,11 @@ class AdapterManager:
         self.changes.append({"removed": name})
         self._engine.notify_thread()
 
-    def _load_in_stages(self, name: str, folder: Path) -> Generator[None, None, tuple[AdapterVersion, Any]]:
+    def _load_in_stages(self, adapter: AdapterRef) -> Generator[None, None, tuple[AdapterVersion, Any]]:
         """Loads the adapter in the engine's thread; it yields after each stage, so that answers go on in between."""
-        runner = self._runner
+        runner, name = self._runner, adapter.name
         internal_name = self._registry.make_internal_name(name, getattr(runner.net, "peft_config", {}))
-        stages = hot_swap.hot_add(self._base, runner.net, internal_name, folder, self._plain)
+        stages = hot_swap.hot_add(self._base, runner.net, replace(adapter, name=internal_name), self._plain)
         while True:
             try:
                 runner.net = next(stages)
@@ -111,7 +108,7 @@ class AdapterManager:
                 break
             yield
         config = runner.net.peft_config[internal_name]
-        version = AdapterVersion(name, internal_name, str(folder), mixed_batch.why_exclusive(name, config))
+        version = AdapterVersion(name, internal_name, str(adapter.folder), mixed_batch.why_exclusive(name, config))
         self._registry.serve_adapter(version)
         return version, proof
 

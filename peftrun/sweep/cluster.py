@@ -152,11 +152,16 @@ def run_group(folders: Sequence[str], where: str, threads: int | None) -> str:
         where: the working directory of the command, from which relative paths in the cells start.
         threads: CPU threads of this worker; None: what the cluster sets, or all.
     """
-    if hidden := _find_hidden_folder(folders, where):
-        return (
-            f"hydra.sweep.dir: the worker on {platform.node()} does not see {hidden}; "
-            "all machines must share this folder: type hydra.sweep.dir=FOLDER on a shared file system"
-        )
+    deadline = time.monotonic() + VISIBLE
+    for folder in (where, *folders):
+        path = Path(folder) if folder == where else Path(folder) / CONFIG
+        while not path.exists():
+            if time.monotonic() > deadline:
+                return (
+                    f"hydra.sweep.dir: the worker on {platform.node()} does not see {folder}; "
+                    "all machines must share this folder: type hydra.sweep.dir=FOLDER on a shared file system"
+                )
+            time.sleep(POLL)
     # Set before torch is imported: waiting OpenMP threads then sleep, and leave the cores to other workers of this machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
@@ -165,18 +170,6 @@ def run_group(folders: Sequence[str], where: str, threads: int | None) -> str:
     from peftrun.sweep import run_cells
 
     run_cells.run([Path(folder) for folder in folders])
-    return ""
-
-
-def _find_hidden_folder(folders: Sequence[str], where: str) -> str:
-    """The first folder that this machine does not see; empty if it sees all."""
-    deadline = time.monotonic() + VISIBLE
-    for folder in (where, *folders):
-        path = Path(folder) if folder == where else Path(folder) / CONFIG
-        while not path.exists():
-            if time.monotonic() > deadline:
-                return str(folder)
-            time.sleep(POLL)
     return ""
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from peftrun.formatting import align_rows, format_rough_duration
+from peftrun.formatting import align_rows, format_bytes, format_duration
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.planner import SweepPlan
-from peftrun.system.sizes import format_gigabytes
 
 
 def format_plan(
@@ -23,7 +22,7 @@ def format_plan(
     cell_rows = [("cell", "status", "group", "wave", "time", "values")]
     for cell in cells:
         placement = placements.get(cell.id, ("-", "-"))
-        time = format_rough_duration(seconds[cell.id]) if cell.id in placements else "-"
+        time = format_duration(seconds[cell.id]) if cell.id in placements else "-"
         values = labels[cell.numbers[0]] + format_duplicates(cell.numbers)
         cell_rows.append((cell.id or "-", status[cell.id], *placement, time, values))
     group_rows = [("group", "cells", "how")]
@@ -32,8 +31,8 @@ def format_plan(
         group_rows.append((str(number), str(len(group.cells)), how))
     wave_rows = [("wave", "group", "cells", "memory", "time")]
     for wave in plan.waves:
-        memory = "unknown" if wave.memory is None else format_gigabytes(wave.memory)
-        time = format_rough_duration(sum_times([seconds.get(cell.id) for cell in wave.cells]))
+        memory = "unknown" if wave.memory is None else format_bytes(wave.memory)
+        time = format_duration(sum_times([seconds.get(cell.id) for cell in wave.cells]))
         wave_rows.append((str(wave.number), str(wave.group), str(len(wave.cells)), memory, time))
     waves = align_rows(wave_rows) if plan.waves else []
     return [*align_rows(cell_rows), "", *align_rows(group_rows), "", *waves]

@@ -26,8 +26,23 @@ def format_ending(summary: Summary, batch: Collection[int], labels: dict[int, st
     """
     counts = Counter(cell["status"] for cell in summary["cells"])
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
+    objective = summary["objective"]
+    rows = [("cell", "status", objective, "seconds", "values")]
+    for cell in summary["cells"]:
+        if not {*cell["numbers"]} & {*batch}:
+            continue
+        before, after = cell["metrics"]["before"].get(objective), _format_number(cell["objective"], ".4f")
+        rows.append(
+            (
+                cell["id"] or "-",
+                cell["status"],
+                after if before is None else f"{_format_number(before, '.4f')} → {after}",
+                _format_number(cell["seconds"], ".1f"),
+                labels[cell["numbers"][0]] + format_duplicates(cell["numbers"]),
+            )
+        )
     return [
-        *_format_cells(summary, batch, labels),
+        *align_rows(rows),
         "",
         f"sweep  {statuses}: {console.shorten_path(folder)}",
         *_format_best(summary, statistics.analyze_sweep(summary), folder),
@@ -52,25 +67,6 @@ def build_sweep_error(
     if planned:
         advice = "cannot be run as typed; fix the values, or leave these out"
     return SweepError(*lines, f"{len(failed)} of {format_count(cells, 'cell')} {advice}")
-
-
-def _format_cells(summary: Summary, batch: Collection[int], labels: dict[int, str]) -> list[str]:
-    objective = summary["objective"]
-    rows = [("cell", "status", objective, "seconds", "values")]
-    for cell in summary["cells"]:
-        if not {*cell["numbers"]} & {*batch}:
-            continue
-        before, after = cell["metrics"]["before"].get(objective), _format_number(cell["objective"], ".4f")
-        rows.append(
-            (
-                cell["id"] or "-",
-                cell["status"],
-                after if before is None else f"{_format_number(before, '.4f')} → {after}",
-                _format_number(cell["seconds"], ".1f"),
-                labels[cell["numbers"][0]] + format_duplicates(cell["numbers"]),
-            )
-        )
-    return align_rows(rows)
 
 
 def _format_best(summary: Summary, findings: Findings, folder: Path) -> Iterator[str]:

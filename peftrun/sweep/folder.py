@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,21 +24,16 @@ def choose_folder(named: Path, dated: bool, ids: Sequence[str]) -> Path:
     if not dated or not named.parent.is_dir():
         return named
     wanted_ids = set(ids)
-    earlier = [
-        sweep
-        for sweep in named.parent.iterdir()
-        if sweep != named
-        and sweep.is_dir()
-        and any(cell.name in wanted_ids and (cell / CONFIG).is_file() for cell in sweep.iterdir())
-    ]
-    return max(earlier, key=lambda sweep: (_read_start_time(sweep), sweep.name), default=named)
-
-
-def _read_start_time(sweep: Path) -> str:
-    try:
-        return str(atomic_files.read_json(sweep / SUMMARY).get("started") or "")
-    except ArtifactError:
-        return ""
+    newest = "", "", named  # start time, name, folder
+    for sweep in named.parent.iterdir():
+        if sweep == named or not sweep.is_dir():
+            continue
+        if any(cell.name in wanted_ids and (cell / CONFIG).is_file() for cell in sweep.iterdir()):
+            started = ""
+            with suppress(ArtifactError):
+                started = str(atomic_files.read_json(sweep / SUMMARY).get("started") or "")
+            newest = max(newest, (started, sweep.name, sweep))
+    return newest[2]
 
 
 def remove_new_folder(sweep: Path) -> None:

@@ -10,11 +10,12 @@ from peftrun.artifacts import classifier_head
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import LoraSpec
+from peftrun.config.schema.method_traits import PLAIN_INITS
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_value
 from peftrun.sweep.cells import Cell
 
 KINDS = ("causal_lm", "seq_cls", "token_cls", "seq2seq")
-INITS = (True, False, "gaussian", "orthogonal")
 # Key → the value that it must have. Any other value changes the forward pass in a way that differs between adapters.
 LORA: dict[str, Any] = {
     "use_dora": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "target_parameters": None,
@@ -79,7 +80,7 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
         yield f"lora.method={spec.lora.method}"
         return
     # The other initializations change the base model's weights, or need its activations or gradients.
-    if spec.lora.init_lora_weights not in INITS:
+    if spec.lora.init_lora_weights not in PLAIN_INITS:
         yield f"lora.init_lora_weights={spec.lora.init_lora_weights}"
     if spec.lora.target_modules is None:
         yield "lora.target_modules=null"
@@ -98,6 +99,4 @@ def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterat
         value = getattr(values, key)
         if value == required_value:
             continue
-        if isinstance(value, bool):
-            value = str(value).lower()
-        yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else value}"
+        yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else format_value(value)}"

@@ -4,25 +4,20 @@ Without a launcher on the command line (Hydra's `basic`), cells train one after 
 report, and finished cells are skipped when the command is typed again.
 """
 
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from peftrun.compat.hydra import BasicLauncher, create_job_return, register_plugin
 from peftrun.errors import PeftrunError
 
-# Hydra refuses plugins from any package but `hydra_plugins`. Ours are not installed there, so they are registered under that name.
-ALIAS = "hydra_plugins.peftrun_sweep"
 _ERRORS: list[PeftrunError] = []
 
 
@@ -57,10 +52,7 @@ class SharedBase(Launcher):
         if error:
             _ERRORS.append(error)
         # COMPLETED even for a failed cell: any other status makes Hydra raise when it reads the value, which would end a search.
-        return [
-            JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=objective)
-            for overrides, objective in zip(job_overrides, objectives, strict=True)
-        ]
+        return [*map(create_job_return, job_overrides, objectives)]
 
 
 class SharedBaseSlurm(SharedBase):
@@ -101,21 +93,9 @@ MEASURING = ("train", "evaluate")  # actions that return an objective, by which 
 
 def register_launchers() -> None:
     """Register the launchers with Hydra. `conf/hydra/launcher/NAME.yaml` holds the options and refers to the class as NAME_class."""
-    plugins, module = Plugins.instance(), ModuleType(ALIAS)
-    parent, _, child = ALIAS.partition(".")
-    try:
-        package = import_module(parent)  # exists if other Hydra plugins are installed
-    except ImportError:
-        package = sys.modules[parent] = ModuleType(parent)
-        package.__path__ = []  # marks it as a package, so that Hydra can scan it
-    sys.modules[ALIAS] = module
-    setattr(package, child, module)
     options = {f"{name}_class": launcher for name, launcher in LAUNCHERS.items()} | REPLACED_LAUNCHERS
     for option, launcher in options.items():
-        launcher.__module__ = ALIAS
-        setattr(module, launcher.__name__, launcher)
-        plugins.register(launcher)
-        node = {"_target_": f"{ALIAS}.{launcher.__name__}"}
+        node = {"_target_": register_plugin(launcher)}
         ConfigStore.instance().store(group="hydra/launcher", name=option, node=node, provider="peftrun")
     if find_spec("peftrun.sweep.optuna_sweeper"):
         import_module("peftrun.sweep.optuna_sweeper").register()

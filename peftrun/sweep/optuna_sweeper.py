@@ -6,24 +6,22 @@ there. A failed trial is reported to Optuna as failed, and the others go on.
 """
 
 import logging
-import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from peftrun.compat.hydra import register_plugin
 from peftrun.errors import ConfigError
 from peftrun.system import packages
 
-ALIAS = "hydra_plugins.peftrun_search"  # Hydra accepts plugins of the package hydra_plugins only
 PACKAGE = "hydra_optuna_sweeper"
+PROVIDER = "peftrun"  # Hydra's name for the origin of these options
 RESULTS = "optimization_results.yaml"  # the sweeper's own file, in the sweep's folder
 SEEDED = ("tpe", "random", "cmaes", "nsgaii", "motpe")
 DEFAULTS = {"n_jobs": 4, "max_failure_rate": 1.0}  # upstream: 2 at once, and the first failure ends the search
@@ -87,17 +85,18 @@ def _is_installed() -> bool:
 
 def register() -> None:
     """Register the sweeper and its samplers with Hydra."""
-    Search.__module__ = ALIAS
-    sys.modules[ALIAS] = module = ModuleType(ALIAS)
-    setattr(module, Search.__name__, Search)
-    Plugins.instance().register(Search)
-    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": f"{ALIAS}.{Search.__name__}"}, OPTIONS)
-    for name in SEEDED if _is_installed() else ():
-        _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {})
+    target, store, is_installed = register_plugin(Search), ConfigStore.instance(), _is_installed()
+    if "optuna.yaml" in store.list("hydra/sweeper") and store.load("hydra/sweeper/optuna.yaml").provider == PROVIDER:
+        return  # by an earlier run of this process
+    _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": target}, OPTIONS, is_installed)
+    for name in SEEDED if is_installed else ():
+        _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {}, is_installed)
 
 
-def _store_options(group: str, name: str, defaults: dict[str, Any], fallback: dict[str, Any]) -> None:
+def _store_options(
+    group: str, name: str, defaults: dict[str, Any], fallback: dict[str, Any], is_installed: bool
+) -> None:
     """Store upstream's options (`fallback` if it is not installed), overridden by `defaults`."""
     store = ConfigStore.instance()
-    options = store.load(f"{group}/{name}.yaml").node if _is_installed() else OmegaConf.create(fallback)
-    store.store(group=group, name=name, node=OmegaConf.merge(options, defaults), provider="peftrun")
+    options = store.load(f"{group}/{name}.yaml").node if is_installed else OmegaConf.create(fallback)
+    store.store(group=group, name=name, node=OmegaConf.merge(options, defaults), provider=PROVIDER)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from peftrun import console
-from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_bytes
 from peftrun.planning import throughput
 from peftrun.planning.joint_memory import Limits
 from peftrun.sweep import console_tables, groups, planner
 from peftrun.sweep.cells import Cell
-from peftrun.system.sizes import format_gigabytes
 
 PLAN = "plan"
 
@@ -51,20 +50,20 @@ def show_plan(
     seconds = {cell_id: throughputs.seconds(spec) for cell_id, spec in specs.items()}
     for line in console_tables.format_plan(batch, plan, labels, status, seconds):
         console.print_result(line)
-    limit = "no limit is known" if plan.limit is None else f"limit {format_gigabytes(plan.limit)}"
-    rows = _describe_rows([*specs.values()], throughputs)
+    limit = "no limit is known" if plan.limit is None else f"limit {format_bytes(plan.limit)}"
+    # The row lengths, in tokens, that the memory estimate assumes.
+    lengths = {
+        spec.task.max_length: throughputs.lengths(spec) for spec in specs.values() if spec.action.name == "train"
+    }
+    unknown = [max_length for max_length, known in lengths.items() if known is None]
+    rows = ""
+    if unknown:
+        rows = (
+            f", rows as long as task.max_length={max(unknown)} allows (a run on the same rows would tell their lengths)"
+        )
+    elif lengths:
+        longest = max(known.longest for known in lengths.values() if known)
+        rows = f", rows of at most {longest} tokens as in an earlier run"
     memory = f"memory: an estimate from the base model's files{rows}; {limit}"
     for note in ("", memory, *plan.notes, *throughputs.notes([*specs.values()])):
         console.print_result(note)
-
-
-def _describe_rows(specs: Sequence[RunSpec], throughputs: throughput.Throughputs) -> str:
-    """The row lengths, in tokens, that the memory estimate assumes."""
-    lengths = {spec.task.max_length: throughputs.lengths(spec) for spec in specs if spec.action.name == "train"}
-    unknown = [max_length for max_length, known in lengths.items() if known is None]
-    if unknown:
-        return (
-            f", rows as long as task.max_length={max(unknown)} allows (a run on the same rows would tell their lengths)"
-        )
-    longest = max((known.longest for known in lengths.values() if known), default=None)
-    return f", rows of at most {longest} tokens as in an earlier run" if longest else ""

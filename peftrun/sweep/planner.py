@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from peftrun.artifacts import base_files
 from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.config.schema.run import RunSpec
+from peftrun.formatting import format_bytes
 from peftrun.planning import memory, memory_fit
 from peftrun.planning.joint_memory import Limits, count_fitting
 from peftrun.planning.memory import Lengths
 from peftrun.planning.memory_fit import Headroom
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.groups import Group
-from peftrun.system.sizes import format_gigabytes
 
 KnownLengths = Callable[[RunSpec], Lengths | None]
 
@@ -70,7 +70,7 @@ def plan_sweep(groups: Sequence[Group], allowed: Limits, lengths: KnownLengths =
             available = group_limits.memory or group_limits.free
             if needed and available and needed > available:
                 notes[
-                    f"memory: wave {batch.number} may need {format_gigabytes(needed)} of {format_gigabytes(available)}; "
+                    f"memory: wave {batch.number} may need {format_bytes(needed)} of {format_bytes(available)}; "
                     "a smaller trainer.per_device_train_batch_size needs less"
                 ] = None
     return SweepPlan(list(groups), batches, limit, list(notes))

@@ -39,7 +39,16 @@ def run(folders: Sequence[Path], allowed: Limits = ALL, halving: dict[str, int] 
             console.print_warning(f"cells {', '.join(cell.name for cell in cells)}: cannot go on:")
             traceback.print_exc()
     for index in alone:
-        _run_alone(*ready[index])
+        spec, cell = ready[index]
+        try:
+            result = execute.execute_run(spec, cell)
+            if spec.action.name != "train":  # training metrics are in the sweep's own table
+                console.print_summary_table(dataclasses.replace(result, next_commands=[]))
+        except PeftrunError as error:
+            console.print_warning(f"cell {cell.name} failed: {error.lines[0] if error.lines else error}")
+        except Exception:  # a bug: the record holds the last line of the traceback, and the other cells go on
+            console.print_warning(f"cell {cell.name} failed:")
+            traceback.print_exc()
 
 
 def _prepare_cell(cell: Path) -> RunSpec | None:
@@ -89,18 +98,6 @@ def _resume_run(spec: RunSpec, cell: Path) -> RunSpec:
         return spec
     _, furthest = max(usable, key=lambda pair: pair[0])
     return dataclasses.replace(spec, action=dataclasses.replace(spec.action, resume=str(furthest)))
-
-
-def _run_alone(spec: RunSpec, cell: Path) -> None:
-    try:
-        result = execute.execute_run(spec, cell)
-        if spec.action.name != "train":  # training metrics are in the sweep's own table
-            console.print_summary_table(dataclasses.replace(result, next_commands=[]))
-    except PeftrunError as error:
-        console.print_warning(f"cell {cell.name} failed: {error.lines[0] if error.lines else error}")
-    except Exception:  # a bug: the record holds the last line of the traceback, and the other cells go on
-        console.print_warning(f"cell {cell.name} failed:")
-        traceback.print_exc()
 
 
 def record_failure(cell: Path, lines: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -27,7 +28,6 @@ from peftrun.runs import execute
 from peftrun.sweep import cells as composed
 from peftrun.sweep import ending, folder, groups, halving_options, plan_preview, planner, run_cells, summary
 from peftrun.sweep.cells import Cell
-from peftrun.sweep.groups import Group
 from peftrun.sweep.planner import SweepPlan
 from peftrun.sweep.report import page as sweep_page
 
@@ -200,16 +200,16 @@ class SharedBaseSweep:
             with execute.import_quietly("peftrun.models.base_cache").keep_base_cached():
                 limits = self.limits.now(spec)  # free memory before there is a base model in it
                 for number, group in enumerate(plan.groups, 1):
-                    console.print_info(self._format_heading(number, group, len(plan.groups)))
+                    label, total = self.labels[group.cells[0].numbers[0]], len(plan.groups)
+                    how = f"alone ({group.reason}): {label}" if group.reason else "together on one base model"
+                    size = format_count(len(group.cells), "cell")
+                    console.print_info(
+                        f"group {number} of {total}: {size}, {how}"
+                        if self.together
+                        else f"cell {number} of {total}: {label}"
+                    )
                     run_cells.run([self._get_cell_dir(cell) for cell in group.cells], limits, self.halving)
                     self._write_summary("running")
-
-    def _format_heading(self, number: int, group: Group, groups: int) -> str:
-        label = self.labels[group.cells[0].numbers[0]]
-        if not self.together:
-            return f"cell {number} of {groups}: {label}"
-        how = f"alone ({group.reason}): {label}" if group.reason else "together on one base model"
-        return f"group {number} of {groups}: {format_count(len(group.cells), 'cell')}, {how}"
 
     def _write_summary(self, status: str) -> dict[str, Any]:
         """Write sweep.json, sweep.csv and report.html with the results so far. Returns the summary."""
@@ -237,7 +237,9 @@ class SharedBaseSweep:
         failed: list[tuple[Cell, Sequence[str]]] = []
         objectives: list[float | None] = [None] * jobs
         for cell in batch:
-            record = _read_record(self._get_cell_dir(cell)) if cell.id else {}
+            record: dict[str, Any] = {}
+            with suppress(PeftrunError):  # it is missing or damaged
+                record = atomic_files.read_json(self._get_cell_dir(cell) / RECORD) if cell.id else {}
             done = record.get("status") in (folder.COMPLETED, folder.STOPPED)
             if cell.problems:
                 failed.append((cell, cell.problems))
@@ -268,14 +270,6 @@ class _UncheckedLoader:
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The sweep's own configuration, whatever the overrides: the sweeper discards the result."""
         return master_config
-
-
-def _read_record(cell: Path) -> dict[str, Any]:
-    """The record of a cell; empty if it is missing or damaged."""
-    try:
-        return atomic_files.read_json(cell / RECORD)
-    except PeftrunError:
-        return {}
 
 
 def _format_now() -> str:

@@ -2,13 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peftrun import console
+from peftrun.compat.submitit import expect_results_at_once
 from peftrun.errors import ConfigError
 from peftrun.sweep import cluster
 from peftrun.sweep.cluster import JobEnd
@@ -93,26 +94,18 @@ def _build_executor(logs: Path, options: dict[str, Any], max_retries: int) -> An
 def _submit_group(executor: Any, threads: int | None, folders: Sequence[Path]) -> Any:
     import submitit
 
+    # The job's processes ignore Ctrl-C, which a terminal sends to all of them: this process ends them in order.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _ignore_interrupts():
-            job = executor.submit(Job([str(folder) for folder in folders], os.getcwd(), threads))
+        job = executor.submit(Job([str(folder) for folder in folders], os.getcwd(), threads))
     except (submitit.core.utils.FailedJobError, OSError) as error:  # sbatch refuses the job
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
         raise ConfigError(f"hydra.launcher.executor: SLURM refuses the job: {reason.strip()}") from error
-    if executor.cluster != "slurm":
-        # submitit waits this many seconds for a result on a slow file system; on one machine there is none to come.
-        job._results_timeout_s = 1
-    return job
-
-
-@contextmanager
-def _ignore_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C, which a terminal sends to all of them: this process ends them in order."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
     finally:
         signal.signal(signal.SIGINT, before)
+    if executor.cluster != "slurm":
+        expect_results_at_once(job)
+    return job
 
 
 def _read_end(job: Any) -> JobEnd | None:

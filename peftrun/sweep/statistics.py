@@ -1,6 +1,5 @@
 """Statistics of a sweep: seeds are replicates, and configurations are compared over the seeds that they share (paired t-tests, Holm)."""
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -9,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from peftrun.formatting import format_figure, is_number
+from peftrun.formatting import format_figure, format_value, is_number
 from peftrun.sweep.summary import SEED, make_key, parse_command
 
 LEVEL = 0.95  # confidence level of all intervals
@@ -42,8 +41,7 @@ class Configuration:
     def name(self) -> str:
         """Its values as overrides."""
         return (
-            ", ".join(f"{key}={format_override_value(value)}" for key, value in self.values.items())
-            or "the one configuration"
+            ", ".join(f"{key}={format_value(value)}" for key, value in self.values.items()) or "the one configuration"
         )
 
 
@@ -76,12 +74,8 @@ class PairedDifference:
 
     def format_sentence(self, objective: str) -> str:
         """The result as a sentence."""
-        better, worse = (
-            f"{self.axis}={format_override_value(side.values[self.axis])}" for side in (self.first, self.second)
-        )
-        shared = [
-            f"{key}={format_override_value(value)}" for key, value in self.first.values.items() if key != self.axis
-        ]
+        better, worse = (f"{self.axis}={format_value(side.values[self.axis])}" for side in (self.first, self.second))
+        shared = [f"{key}={format_value(value)}" for key, value in self.first.values.items() if key != self.axis]
         low, high = (format_figure(end) for end in self.interval)
         # The interval is not corrected: it may exclude 0 where Holm's correction leaves the difference open.
         is_open = self.interval[1] < 0 and not self.is_significant
@@ -187,23 +181,14 @@ def adjust_holm(pvalues: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def format_override_value(value: Any) -> str:
-    """A value as on the command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(format_override_value, value))}]"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def sort_values(values: list[Any]) -> list[Any]:
     """Numbers ascending, then the rest in alphabetical order."""
-    return sorted(
-        values, key=lambda value: (0, value, "") if is_number(value) else (1, 0, format_override_value(value))
-    )
+    return sorted(values, key=lambda value: (0, value, "") if is_number(value) else (1, 0, format_value(value)))
 
 
 def label_cell(cell: dict[str, Any]) -> str:
     """Label of a cell: its numbers in the sweep and its values."""
-    values = ", ".join(f"{key}={format_override_value(value)}" for key, value in cell["values"].items())
+    values = ", ".join(f"{key}={format_value(value)}" for key, value in cell["values"].items())
     return f"cell {', '.join(map(str, cell['numbers']))}{f' ({values})' if values else ''}"
 
 
@@ -211,18 +196,16 @@ def _find_axes(cells: list[dict[str, Any]], keys: list[str], typed: set[str]) ->
     """Keys on the command line, and those whose value does not follow from them; without the seed."""
     axes = [key for key in keys if key in typed]
     for key in keys:
-        if key not in axes and not _follows_from(key, [*axes, SEED], cells):
+        if key in axes:
+            continue
+        # A value follows if cells that agree in the axes and the seed agree in it.
+        values_by_others: dict[str, set[str]] = defaultdict(set)
+        for values in (cell["values"] for cell in cells):
+            others = make_key([values.get(other) for other in [*axes, SEED]])
+            values_by_others[others].add(make_key(values.get(key)))
+        if any(len(values) > 1 for values in values_by_others.values()):
             axes.append(key)
     return [key for key in axes if key != SEED]
-
-
-def _follows_from(key: str, others: list[str], cells: list[dict[str, Any]]) -> bool:
-    """Whether cells that agree in `others` also agree in `key`."""
-    values_by_others: dict[str, set[str]] = defaultdict(set)
-    for cell in cells:
-        values = cell["values"]
-        values_by_others[make_key([values.get(other) for other in others])].add(make_key(values.get(key)))
-    return all(len(values) == 1 for values in values_by_others.values())
 
 
 def _build_configurations(cells: list[dict[str, Any]], axes: list[str]) -> Iterator[Configuration]:

@@ -126,36 +126,25 @@ def _parse_values(command: str) -> dict[str, Any]:
     return values
 
 
-def _read_record(cell: Path) -> dict[str, Any]:
-    """The record of a cell; empty if it has not started. A damaged record counts as a failed cell, with the error."""
-    if not (cell / RECORD).exists():
-        return {}
-    try:
-        return atomic_files.read_json(cell / RECORD)
-    except ArtifactError as error:
-        return {"status": "failed", "error": str(error)}
-
-
-def _compute_status(cell: PlannedCell, record: dict[str, Any], attempts: int, sweep_status: str) -> str:
-    """Status of a cell; without a record it depends on whether the sweep still runs."""
-    if record.get("status") or cell.error:
-        return str(record.get("status") or "failed")
-    if sweep_status == "running":
-        return "waiting"
-    return "interrupted" if attempts else "not started"
-
-
 def _summarize_cell(folder: Path, cell: PlannedCell, values: dict[str, Any], sweep_status: str) -> dict[str, Any]:
-    record = _read_record(folder / cell.id) if cell.id else {}
+    record: dict[str, Any] = {}
+    if cell.id and (folder / cell.id / RECORD).exists():
+        try:
+            record = atomic_files.read_json(folder / cell.id / RECORD)
+        except ArtifactError as error:
+            record = {"status": "failed", "error": str(error)}
     attempts = len(list((folder / ATTEMPTS).glob(f"{cell.id}-*") if cell.id else []))
     training, metrics = record.get("training") or {}, record.get("metrics") or {}
+    status = record.get("status") or ("failed" if cell.error else None)
+    if status is None and sweep_status == "running":
+        status = "waiting"
     # Of a group trained together, the record holds this cell's share of the seconds.
     cost = (record.get("together") or record).get("seconds")
     return {
         "id": cell.id,
         "numbers": cell.numbers,
         "values": values,
-        "status": _compute_status(cell, record, attempts, sweep_status),
+        "status": status or ("interrupted" if attempts else "not started"),
         "error": record.get("error") or cell.error,
         "folder": cell.id,
         "group": cell.group,

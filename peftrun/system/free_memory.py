@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from peftrun.formatting import format_bytes
+
 # Address space of a run that does not become resident, measured: 460 MB of imported libraries, 200 MB of stacks and heaps of
 # threads until the base model is loaded. In bytes.
 UNTOUCHED_BYTES = 660_000_000
@@ -26,8 +28,8 @@ class FreeMemory:
     counts_mapped: bool = False
 
     def __str__(self) -> str:
-        """`1.20 GB free under ulimit -v` (10⁹ bytes)."""
-        return f"{self.bytes / 1e9:.2f} GB free{f' {self.limit}' if self.limit else ''}"
+        """`1.20 GB free under ulimit -v`."""
+        return f"{format_bytes(self.bytes)} free{f' {self.limit}' if self.limit else ''}"
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,18 @@ def get_address_space_limit() -> FreeMemory | None:
 
 
 def _iter_cgroup_limits(root: Path) -> Iterator[FreeMemory]:
-    """What the limits of this process's cgroup and of each parent group leave."""
-    for mount, path, version in _iter_memberships(root):
-        # a parent's limit binds too, and a container often sets it there
-        for folder in (path, *path.parents):
-            if folder.is_relative_to(mount) and (free := _read_cgroup_limit(folder, version)) is not None:
-                yield free
-
-
-def _iter_memberships(root: Path) -> Iterator[tuple[Path, Path, _CgroupVersion]]:
-    """(mount point, this process's group below it, version) of each hierarchy that counts memory."""
-    mount = root / "sys/fs/cgroup"
+    """What the limits of this process's cgroup and of each parent group leave, in each hierarchy that counts memory."""
     for line in _read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        group = path.lstrip("/") if ".." not in path else ""  # in another namespace: only the mount is visible here
-        if not controllers:
-            yield mount, mount / group, CGROUP_V2
-        elif "memory" in controllers.split(","):
-            yield mount / "memory", mount / "memory" / group, CGROUP_V1
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version = CGROUP_V1 if controllers else CGROUP_V2
+        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        group = mount / (path.lstrip("/") if ".." not in path else "")  # in another namespace only the mount is visible
+        # a parent's limit binds too, and a container often sets it there
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(mount) and (free := _read_cgroup_limit(folder, version)) is not None:
+                yield free
 
 
 def _read_cgroup_limit(folder: Path, version: _CgroupVersion) -> FreeMemory | None:
@@ -100,7 +96,7 @@ def _read_cgroup_limit(folder: Path, version: _CgroupVersion) -> FreeMemory | No
     entries = dict(line.split(maxsplit=1) for line in _read_text(folder / "memory.stat").splitlines())
     # The page cache counts as free: the kernel reclaims it before it kills.
     cached = sum(int(entries.get(f"{version.prefix}{state}_file", 0)) for state in ("active", "inactive"))
-    text = f"under the cgroup's limit of {int(limit) / 1e9:.2f} GB"
+    text = f"under the cgroup's limit of {format_bytes(int(limit))}"
     return FreeMemory(max(0, int(limit) - int(usage) + cached), text)
 
 

@@ -1,7 +1,8 @@
 """Versions of the libraries that a run depends on, without importing them."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+
+from peftrun.system import environment
 
 LIBRARIES = (
     "peftrun", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "hydra-core", "omegaconf", "safetensors",
@@ -15,7 +16,4 @@ def collect_versions() -> dict[str, str]:
 
 def get_version(name: str) -> str:
     """Installed version of one distribution, or `not installed`."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+    return environment.list_installed_packages().get(name, "not installed")

@@ -1,12 +1,13 @@
 """Task types: the rows to train and evaluate on, and the metrics, one module per type."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config import usage
 from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.config.schema.run import TaskSpec
@@ -102,11 +103,11 @@ def describe_training_data(task: TaskSpec, loaded: Rows) -> dict[str, str]:
     return {"learned": describe_source(task), "rows": loaded.digest}
 
 
-def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: dict[str, str]) -> None:
+def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: Mapping[str, AdapterRef]) -> None:
     """Warns if an adapter is evaluated on another dataset than it was trained on, or maybe on rows of its training."""
     source = describe_source(task)
-    for name, path in adapters.items():
-        metadata = adapter_folder.read_peftrun_metadata(adapter_folder.resolve_adapter_dir(path, name)) or {}
+    for name, adapter in adapters.items():
+        metadata = adapter.metadata or {}
         trained_on = metadata.get("learned")
         # Same source, other digest: the split may differ, so evaluation rows may have been training rows.
         changed = trained_on == source and metadata.get("rows") not in (None, loaded.digest)

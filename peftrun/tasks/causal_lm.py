@@ -84,31 +84,26 @@ def _score_with_cache(model: Any, rows: list[Row], pad: int) -> list[list[tuple[
     start = model(
         input_ids=ids, attention_mask=mask, position_ids=_build_position_ids(mask), use_cache=True, logits_to_keep=1
     )
-    scores = [
-        _score_candidates(model, [row.candidates[k] for row in rows], pad, mask, start)
-        for k in range(len(rows[0].candidates))
-    ]
-    return [list(row_scores) for row_scores in zip(*scores, strict=True)]  # by candidate → by row
-
-
-def _score_candidates(
-    model: Any, candidates: list[list[int]], pad: int, mask: torch.Tensor, start: Any
-) -> list[tuple[float, int, bool]]:
-    """Scores of one candidate per row. Args: mask: of the prompts (B, P). start: the model's output for the prompts."""
-    ids, _ = pad_rows(candidates, pad, get_input_device(model))  # (B, C)
-    logits = start.logits[:, -1:]  # (B, 1, vocab): the prompt's last token scores the candidate's first
-    if ids.shape[1] > 1:
-        # Padding after a candidate may be attended to: the positions that are scored come before it.
-        full_mask = torch.cat([mask, torch.ones_like(ids[:, 1:])], dim=1)  # (B, P + C − 1)
-        output = model(
-            input_ids=ids[:, :-1],
-            attention_mask=full_mask,
-            position_ids=_build_position_ids(full_mask)[:, mask.shape[1] :],
-            past_key_values=copy.deepcopy(start.past_key_values),  # the model appends to it in place
-            use_cache=True,
+    scores = []
+    for k in range(len(rows[0].candidates)):
+        candidates = [row.candidates[k] for row in rows]
+        ids, _ = pad_rows(candidates, pad, get_input_device(model))  # (B, C)
+        logits = start.logits[:, -1:]  # (B, 1, vocab): the prompt's last token scores the candidate's first
+        if ids.shape[1] > 1:
+            # Padding after a candidate may be attended to: the positions that are scored come before it.
+            full_mask = torch.cat([mask, torch.ones_like(ids[:, 1:])], dim=1)  # (B, P + C − 1)
+            output = model(
+                input_ids=ids[:, :-1],
+                attention_mask=full_mask,
+                position_ids=_build_position_ids(full_mask)[:, mask.shape[1] :],
+                past_key_values=copy.deepcopy(start.past_key_values),  # the model appends to it in place
+                use_cache=True,
+            )
+            logits = torch.cat([logits, output.logits], dim=1)  # (B, C, vocab)
+        scores.append(
+            [_score_tokens(logits[i, : len(tokens)], ids[i, : len(tokens)]) for i, tokens in enumerate(candidates)]
         )
-        logits = torch.cat([logits, output.logits], dim=1)  # (B, C, vocab)
-    return [_score_tokens(logits[i, : len(tokens)], ids[i, : len(tokens)]) for i, tokens in enumerate(candidates)]
+    return [list(row_scores) for row_scores in zip(*scores, strict=True)]  # by candidate → by row
 
 
 def _score_tokens(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, int, bool]:

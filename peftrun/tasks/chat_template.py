@@ -90,7 +90,13 @@ class ChatTemplate:
     def list_unwritten(self, conversation: Conversation) -> list[str]:
         """What the template leaves out of the conversation: "tools", keys of messages. Raises: DataError: it leaves out tool calls."""
         for index, message in enumerate(conversation.messages):
-            if "tool_calls" in message and not self._writes_calls(conversation, index):
+            if "tool_calls" not in message:
+                continue
+            # A template that writes them renders the conversation up to here differently once they are removed.
+            plain = Message({"content": "", **{key: value for key, value in message.items() if key != "tool_calls"}})
+            before = conversation.before(index)
+            calling = before.followed_by(Message({**plain, "tool_calls": message["tool_calls"]}))
+            if self._renders_same(calling, before.followed_by(plain)):
                 raise DataError(
                     f"the model's chat template does not write tool_calls, so those of message {index + 1} would be lost; "
                     "choose a model whose template does, or remove the row"
@@ -102,14 +108,6 @@ class ChatTemplate:
         ]
         tools = conversation.tools and self._renders_same(conversation, Conversation(conversation.messages))
         return [*unwritten, *(["tools"] if tools else [])]
-
-    def _writes_calls(self, conversation: Conversation, index: int) -> bool:
-        """Whether the rendering up to a message changes when its tool calls are removed."""
-        message = conversation.messages[index]
-        plain = Message({"content": "", **{key: value for key, value in message.items() if key != "tool_calls"}})
-        before = conversation.before(index)
-        calling = before.followed_by(Message({**plain, "tool_calls": message["tool_calls"]}))
-        return not self._renders_same(calling, before.followed_by(plain))
 
     def _renders_same(self, first: Conversation, second: Conversation) -> bool:
         try:

@@ -15,8 +15,23 @@ def find_end_tokens(model: Any, tokenizer: Any) -> list[int]:
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list | tuple) else [configured]  # one id or a list
     ends = dict.fromkeys(int(token) for token in [tokenizer.eos_token_id, *listed] if token is not None)
-    turn = _find_template_end_token(tokenizer, ends)
-    return [*ends, *([] if turn is None else [turn])]
+    if not tokenizer.chat_template:
+        return list(ends)
+    try:
+        # Two renderings that differ only in the answer: what they share at the end comes after it.
+        first, second = (
+            tokenizer.apply_chat_template(
+                [PROBE_CONVERSATION[0], PROBE_CONVERSATION[1] | {"content": text}], return_dict=True
+            )["input_ids"]
+            for text in ("yes", "no")
+        )
+    except TEMPLATE_ERRORS:
+        return list(ends)
+    after = first[len(first) - count_common_suffix(first, second) :]
+    if set(after).isdisjoint(ends):
+        special = set(list_special_tokens(tokenizer).values())
+        return [*ends, *[int(token) for token in after if token in special][:1]]
+    return list(ends)
 
 
 def cut_at_end_token(ids: list[int], ends: Collection[int]) -> list[int]:
@@ -39,25 +54,6 @@ def list_special_tokens(tokenizer: Any) -> dict[str, int]:
     """Text → id of each special token."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {token.content: token_id for token_id, token in added.items() if token.special and token.content}
-
-
-def _find_template_end_token(tokenizer: Any, ends: Collection[int]) -> int | None:
-    """The first special token that the chat template writes after an answer; None if it writes one of `ends` there."""
-    if not tokenizer.chat_template:
-        return None
-    try:
-        # Two renderings that differ only in the answer: what they share at the end comes after it.
-        first, second = (
-            tokenizer.apply_chat_template(
-                [PROBE_CONVERSATION[0], PROBE_CONVERSATION[1] | {"content": text}], return_dict=True
-            )["input_ids"]
-            for text in ("yes", "no")
-        )
-    except TEMPLATE_ERRORS:
-        return None
-    after = first[len(first) - count_common_suffix(first, second) :]
-    special = set(list_special_tokens(tokenizer).values())
-    return None if set(after) & set(ends) else next((int(token) for token in after if token in special), None)
 
 
 def count_common_suffix(first: list[int], second: list[int]) -> int:

@@ -66,9 +66,12 @@ def load_examples(
     groups: dict[Any, str] = {}
     rows = _prepare_rows(_load_source(sources.get_train_source(data), task, render, tally, groups), data, tally)
     if data.mixture is not None:
-        rows = mixing.mix_sources(
-            {"task.data.path": (1.0, rows)} | _load_mix_sources(task, render, tally), data.split_seed, tally
-        )
+        parts = {"task.data.path": (1.0, rows)}  # weight and rows of each source
+        for name, mix in data.mixture.items():
+            source = sources.make_mix_source(name, mix, data)
+            mix_rows = _load_source(source, columns.apply_mix_templates(task, mix), render, tally)
+            parts[name] = (mix.weight, _prepare_rows(mix_rows, data, tally))
+        rows = mixing.mix_sources(parts, data.split_seed, tally)
     eval_source = sources.get_eval_source(data)
     if eval_source is not None:
         eval_rows = _load_source(eval_source, task, render, tally)
@@ -91,16 +94,6 @@ def _split_rows(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tupl
     if data.split_strategy == "last":
         return rows[: -data.num_test_rows], rows[-data.num_test_rows :]
     return rows[data.num_test_rows :], rows[: data.num_test_rows]
-
-
-def _load_mix_sources(task: TaskSpec, render: Callable[..., Any], tally: Tally) -> dict[str, tuple[float, list[Any]]]:
-    """Name → weight and rows of each further source, rendered with its own templates if it has any."""
-    parts = {}
-    for name, mix in (task.data.mixture or {}).items():
-        source = sources.make_mix_source(name, mix, task.data)
-        rows = _load_source(source, columns.apply_mix_templates(task, mix), render, tally)
-        parts[name] = (mix.weight, _prepare_rows(rows, task.data, tally))
-    return parts
 
 
 def _check_enough_rows(rows: int, eval_rows: int) -> None:
@@ -225,7 +218,13 @@ def _prepare_rows(rows: list[Example], data: DataSpec, tally: Tally) -> list[Exa
     if data.split_strategy == "random":
         rows = rng.sample(rows, len(rows))
     if data.balance:
-        unbalanced, rows = rows, _balance_rows(rows)
+        # The first N rows of each completion in this order, N being the count of the rarest.
+        rarest = min(Counter(row.completion for row in rows).values())
+        unbalanced, rows, used = rows, [], Counter[str]()
+        for row in unbalanced:
+            used[row.completion] += 1
+            if used[row.completion] <= rarest:
+                rows.append(row)
         tally.leave_out(unbalanced, rows, UNBALANCED)
         if len(rows) < len(unbalanced):
             console.print_info(
@@ -235,15 +234,3 @@ def _prepare_rows(rows: list[Example], data: DataSpec, tally: Tally) -> list[Exa
             # Balancing leaves mostly rows of the rarest label at the end, and the split takes the first rows.
             rng.shuffle(rows)
     return rows
-
-
-def _balance_rows(rows: list[Example]) -> list[Example]:
-    """The first N rows of each completion in the given order, N being the count of the rarest."""
-    rarest = min(Counter(row.completion for row in rows).values())
-    used: Counter[str] = Counter()
-    balanced = []
-    for row in rows:
-        if used[row.completion] < rarest:
-            used[row.completion] += 1
-            balanced.append(row)
-    return balanced

@@ -82,20 +82,19 @@ def compute_generation_metrics(
 def compute_text_metrics(names: list[str], answers: list[str], references: list[str]) -> dict[str, float]:
     """Each metric over all answers, from 0 to 100: `bleu` and `chrf` (sacrebleu's defaults), `rouge_1`, `rouge_2`, `rouge_l` (mean
     F of rouge-score, stemmed)."""
-    return {name: _compute_text_metric(name, answers, references) for name in names}
+    metrics: dict[str, float] = {}
+    for name in names:  # the packages are optional: extra `metrics`
+        if name in ("bleu", "chrf"):
+            import sacrebleu
 
+            score = sacrebleu.corpus_bleu if name == "bleu" else sacrebleu.corpus_chrf
+            metrics[name] = float(score(answers, [references]).score)
+            continue
+        from rouge_score.rouge_scorer import RougeScorer
 
-def _compute_text_metric(name: str, answers: list[str], references: list[str]) -> float:
-    # The packages are optional: extra `metrics`.
-    if name in ("bleu", "chrf"):
-        import sacrebleu
-
-        score = sacrebleu.corpus_bleu if name == "bleu" else sacrebleu.corpus_chrf
-        return float(score(answers, [references]).score)
-    from rouge_score.rouge_scorer import RougeScorer
-
-    variant = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[name]
-    scorer = RougeScorer([variant], use_stemmer=True)
-    # rouge-score takes the reference first.
-    scores = [scorer.score(true, text)[variant].fmeasure for text, true in zip(answers, references, strict=True)]
-    return 100 * sum(scores) / len(scores)
+        variant = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[name]
+        scorer = RougeScorer([variant], use_stemmer=True)
+        # rouge-score takes the reference first.
+        scores = [scorer.score(true, text)[variant].fmeasure for text, true in zip(answers, references, strict=True)]
+        metrics[name] = 100 * sum(scores) / len(scores)
+    return metrics

@@ -24,20 +24,20 @@ def check_lengths(rows: Any, reader: TokenizerInfo) -> None:
     for row in (*rows.train, *rows.held_out):
         longest = max([len(row.ids), *(len(row.prompt) + len(ids) for ids in getattr(row, "candidates", ()))])
         if limit is not None and longest > limit:
-            raise DataError(_explain_too_long(row.where, longest, limit, reader))
+            if limit < 1:
+                raise DataError(
+                    f"lora.num_virtual_tokens={reader.virtual}: {reader.name} reads {limit + reader.virtual} tokens, so no text would fit beside them; type fewer"
+                )
+            after = f" after {reader.virtual} of the adapter (num_virtual_tokens)" if reader.virtual else ""
+            raise DataError(
+                f"{row.where}: has {longest} tokens, and {reader.name} reads {limit}{after}; type task.max_length={limit}"
+            )
         check_vocab_ids([*row.ids, *getattr(row, "target", ())], reader, row.where)
         labels = getattr(row, "labels", None)
         if isinstance(labels, list) and all(label == IGNORE_INDEX for label in labels):
             raise DataError(
                 f"{row.where}: nothing in it is learned, every label is masked; raise task.max_length, or remove the row"
             )
-
-
-def _explain_too_long(where: str, tokens: int, limit: int, reader: TokenizerInfo) -> str:
-    if limit < 1:
-        return f"lora.num_virtual_tokens={reader.virtual}: {reader.name} reads {limit + reader.virtual} tokens, so no text would fit beside them; type fewer"
-    after = f" after {reader.virtual} of the adapter (num_virtual_tokens)" if reader.virtual else ""
-    return f"{where}: has {tokens} tokens, and {reader.name} reads {limit}{after}; type task.max_length={limit}"
 
 
 def positions(model: Any) -> int | None:

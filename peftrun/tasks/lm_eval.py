@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from peftrun import console
+from peftrun.compat.lm_eval import prepare_rows_in
 from peftrun.config import paths
 from peftrun.config.schema.run import LmEvalSpec
 from peftrun.errors import ConfigError, DataError
@@ -227,18 +228,12 @@ def _check_yaml_files(folder: Path, named: str) -> None:
 @contextlib.contextmanager
 def _redirect_datasets_cache(local: bool) -> Iterator[None]:
     """Has datasets prepare rows in peftrun's cache; rows of the user's own tasks in a temporary folder."""
-    import datasets
-    from lm_eval import evaluator
-
-    before = datasets.config.HF_DATASETS_CACHE, evaluator.get_git_commit_hash
-    with tempfile.TemporaryDirectory(prefix="peftrun-lm-eval-") as scratch:
-        # datasets recognizes a local file by size and time only, so an edited file could hit a stale cache entry.
-        datasets.config.HF_DATASETS_CACHE = Path(scratch) if local else paths.cache_dir() / "datasets"
-        evaluator.get_git_commit_hash = lambda: None  # it runs git, which prints an error outside a repository
-        try:
-            yield
-        finally:
-            datasets.config.HF_DATASETS_CACHE, evaluator.get_git_commit_hash = before
+    # datasets recognizes a local file by size and time only, so an edited file could hit a stale cache entry.
+    with (
+        tempfile.TemporaryDirectory(prefix="peftrun-lm-eval-") as scratch,
+        prepare_rows_in(Path(scratch) if local else paths.cache_dir() / "datasets"),
+    ):
+        yield
 
 
 @contextlib.contextmanager

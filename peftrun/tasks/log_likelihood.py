@@ -15,12 +15,27 @@ def compute_log_likelihoods(
     """Log-probability, in nats, of each completion after its prompt: (rows,), float32, on the CPU."""
     was_training = model.training
     model.eval()
-    batches = [
-        _score_batch(model, pad, prompts[start : start + batch_size], completions[start : start + batch_size])
-        for start in range(0, len(prompts), batch_size)
-    ]
+    scores = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        rows = [
+            prompt + completion
+            for prompt, completion in zip(batch, completions[start : start + batch_size], strict=True)
+        ]
+        ids, mask = pad_rows(rows, pad, get_input_device(model))  # (B, T); right padding needs no position ids
+        # Logits at position t score token t + 1, so none before the end of the shortest prompt is needed.
+        begin = 0 if traits.needs_whole_sequence(model) else min(map(len, batch)) - 1
+        keep = {} if begin == 0 else {"logits_to_keep": ids.shape[1] - begin}
+        logits = model(input_ids=ids, attention_mask=mask, **keep).logits
+        logits = logits[
+            :, begin - ids.shape[1] :
+        ]  # (B, T − begin, vocab); a model may put virtual tokens before the row
+        for i, (prompt, row) in enumerate(zip(batch, rows, strict=True)):
+            completion_logits = logits[i, len(prompt) - 1 - begin : len(row) - 1 - begin]  # (completion, vocab)
+            log_probs = completion_logits.float().log_softmax(-1)
+            scores.append(log_probs.gather(-1, ids[i, len(prompt) : len(row), None]).sum().cpu())
     model.train(was_training)
-    return torch.cat(batches)
+    return torch.stack(scores)
 
 
 def pad_rows(rows: list[list[int]], pad: int, device: Any, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,25 +47,6 @@ def pad_rows(rows: list[list[int]], pad: int, device: Any, left: bool = False) -
         ids.append([pad] * fill + row if left else row + [pad] * fill)
         mask.append([0] * fill + [1] * len(row) if left else [1] * len(row) + [0] * fill)
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _score_batch(model: Any, pad: int, prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
-    """Log-probabilities of the completions of one batch: (B,)."""
-    rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    ids, mask = pad_rows(rows, pad, get_input_device(model))  # (B, T); right padding needs no position ids
-    # Logits at position t score token t + 1, so none before the end of the shortest prompt is needed.
-    begin = 0 if traits.needs_whole_sequence(model) else min(map(len, prompts)) - 1
-    keep = {} if begin == 0 else {"logits_to_keep": ids.shape[1] - begin}
-    # From the end: a model may put virtual tokens before the row.
-    logits = model(input_ids=ids, attention_mask=mask, **keep).logits[
-        :, begin - ids.shape[1] :
-    ]  # (B, T − begin, vocab)
-    scores = []
-    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        completion_logits = logits[i, len(prompt) - 1 - begin : len(row) - 1 - begin]  # (completion, vocab)
-        log_probs = completion_logits.float().log_softmax(-1)
-        scores.append(log_probs.gather(-1, ids[i, len(prompt) : len(row), None]).sum().cpu())
-    return torch.stack(scores)
 
 
 def compare_with_base(

@@ -120,7 +120,12 @@ def parse_message(message: dict[str, Any]) -> tuple[Message, bool]:
     weight, train = fields.pop("weight", 1), fields.pop("train", True)
     if weight not in (0, 1) or not isinstance(train, bool):
         raise DataError(f"its weight must be 0 or 1, its train true or false; {ROW_ADVICE}")
-    calls, text = _pop_tool_calls(fields), _join_content(content)
+    values = fields.pop("tool_calls", None) or []
+    if isinstance(fields.get("function_call"), dict):  # OpenAI's older form: a single call
+        values = [fields.pop("function_call")]
+    if not isinstance(values, list | tuple):
+        raise DataError(f"its tool_calls are {_describe_type(values)}; they must be a list of calls: {ROW_ADVICE}")
+    calls, text = [_parse_tool_call(value) for value in values], _join_content(content)
     body = ({"content": text} if text.strip() or not calls else {}) | ({"tool_calls": calls} if calls else {})
     return Message(role=ROLES.get(str(role), str(role)), **body, **fields), bool(weight) and train
 
@@ -183,17 +188,8 @@ def _join_content(content: Any) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def _pop_tool_calls(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """Removes the tool calls from a message; returns them in transformers' form, with arguments as objects."""
-    calls = fields.pop("tool_calls", None) or []
-    if isinstance(fields.get("function_call"), dict):  # OpenAI's older form: a single call
-        calls = [fields.pop("function_call")]
-    if not isinstance(calls, list | tuple):
-        raise DataError(f"its tool_calls are {_describe_type(calls)}; they must be a list of calls: {ROW_ADVICE}")
-    return [_parse_tool_call(call) for call in calls]
-
-
 def _parse_tool_call(value: Any) -> dict[str, Any]:
+    """A call in transformers' form, with its arguments as an object."""
     call = value if isinstance(value, dict) and "function" in value else {"type": "function", "function": value}
     function = call["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

@@ -20,7 +20,7 @@ from peftrun import console
 from peftrun.artifacts import fingerprint
 from peftrun.config import usage
 from peftrun.config.paths import cache_dir
-from peftrun.config.schema.run import DataSpec, TaskSpec
+from peftrun.config.schema.run import TaskSpec
 from peftrun.data import sources
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
@@ -49,7 +49,18 @@ def load_cached_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
     except OSError:  # a read-only cache directory: the run goes on without the cache
         return _load_rows(kind, task, tokenizer)[0]
     try:
-        return _read_cached(file, kind, task) or _build_and_cache(file, kind, task, tokenizer)
+        cached = _read_cached(file, kind, task)
+        if cached is not None:
+            return cached
+        with console.capture_messages() as messages:
+            rows, read = _load_rows(kind, task, tokenizer)
+        splits = {split: [vars(row) for row in getattr(rows, split)] for split in ("train", "held_out")}
+        values = {**splits, "digest": rows.digest, "tally": rows.tally.as_dict(), "said": messages, "read": read}
+        try:
+            atomic_files.write_text(file, json.dumps(values, ensure_ascii=False))
+        except ArtifactError as error:  # such as a full disk: the run goes on without the cache
+            console.print_warning(str(error))
+        return rows
     finally:
         lock.release()
 
@@ -65,18 +76,6 @@ def _load_rows(kind: ModuleType, task: TaskSpec, tokenizer: Any) -> tuple[Any, l
         return loaded, read
     content = json.dumps([loaded.digest, tools]).encode()  # tools are part of what is trained on
     return dataclasses.replace(loaded, digest=hashlib.sha256(content).hexdigest()), read
-
-
-def _build_and_cache(file: Path, kind: ModuleType, task: TaskSpec, tokenizer: Any) -> Any:
-    with console.capture_messages() as messages:
-        loaded, read = _load_rows(kind, task, tokenizer)
-    splits = {split: [vars(row) for row in getattr(loaded, split)] for split in ("train", "held_out")}
-    cached = {**splits, "digest": loaded.digest, "tally": loaded.tally.as_dict(), "said": messages, "read": read}
-    try:
-        atomic_files.write_text(file, json.dumps(cached, ensure_ascii=False))
-    except ArtifactError as error:  # such as a full disk: the run goes on without the cache
-        console.print_warning(str(error))
-    return loaded
 
 
 def _read_cached(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
@@ -100,9 +99,17 @@ def _read_cached(file: Path, kind: ModuleType, task: TaskSpec) -> Any:
 
 def _build_cache_key(task: TaskSpec, tokenizer: Any) -> str | None:
     """The hash that names the cache file; None if the content of a source is unknown without fetching it."""
-    source_digests = _fingerprint_sources(task.data)
-    if source_digests is None:
-        return None
+    listed = sources.list_sources(task.data)
+    if task.data.source == "hub":  # a branch or tag may move, a commit does not
+        source_digests = [source.revision or "" for source in listed]
+        if not all(map(COMMIT_HASH.fullmatch, source_digests)):
+            return None
+    else:
+        try:
+            files = [sources.resolve_source_file(task.data, source.path) for source in listed]
+            source_digests = [fingerprint.hash_file_cached(file) for file in files]
+        except OSError:  # loading the rows raises the error with its reason
+            return None
     inputs = {
         "sources": source_digests,
         "tokenizer": _describe_tokenizer(tokenizer),
@@ -112,19 +119,6 @@ def _build_cache_key(task: TaskSpec, tokenizer: Any) -> str | None:
         "libraries": [version(name) for name in LIBRARIES],
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def _fingerprint_sources(data: DataSpec) -> list[str] | None:
-    if data.source == "hub":  # a branch or tag may move, a commit does not
-        commits = [source.revision or "" for source in sources.list_sources(data)]
-        return commits if all(map(COMMIT_HASH.fullmatch, commits)) else None
-    try:
-        return [
-            fingerprint.hash_file_cached(sources.resolve_source_file(data, source.path))
-            for source in sources.list_sources(data)
-        ]
-    except OSError:  # loading the rows raises the error with its reason
-        return None
 
 
 def _describe_tokenizer(tokenizer: Any) -> list[str]:

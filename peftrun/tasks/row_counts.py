@@ -29,10 +29,10 @@ class Tally:
     cut: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
-    def leave_out(self, rows: Iterable[Any], kept: Iterable[Any], why: str) -> None:
-        """Records the rows that are not among the kept ones."""
-        kept_ids = set(map(id, kept))  # by identity: repeated rows are equal
-        self.left_out += [(row.where, why, 0) for row in rows if id(row) not in kept_ids]
+    def leave_out(self, rows: Iterable[Any], remaining: Iterable[Any], why: str) -> None:
+        """Records the rows that are not among the remaining ones."""
+        remaining_ids = set(map(id, remaining))  # by identity: repeated rows are equal
+        self.left_out += [(row.where, why, 0) for row in rows if id(row) not in remaining_ids]
 
     def as_dict(self) -> dict[str, Any]:
         """Values for JSON."""

@@ -15,10 +15,27 @@ MAX_BINS = 12  # of a histogram
 def compute_statistics(rows: Rows, task: TaskSpec) -> dict[str, Any]:
     """Values for record.json and the page of `action=preview`."""
     splits = split_rows(rows, task)
+    # A source's row may make several rows of tokens, so its locations are counted, not the rows.
+    in_split = {
+        name: Counter(split_row_location(where)[0] for where in {row.where for row in split})
+        for name, split in splits.items()
+    }
+    cut = Counter(split_row_location(where)[0] for where in rows.tally.cut)
+    left_out = Counter((split_row_location(where)[0], reason) for where, reason, _ in rows.tally.left_out)
+    names = names_of(rows.tally.read)
+    sources = {
+        names[source]: {
+            "rows": count,
+            **{name: counts[source] for name, counts in in_split.items()},
+            "cut": cut[source],
+            "left_out": {reason: number for (name, reason), number in left_out.items() if name == source},
+        }
+        for source, count in rows.tally.read.items()
+    }
     return {
         "splits": {name: _summarize_split(split, task) for name, split in splits.items()},
         "histogram": build_histogram([_count_tokens(row) for row in splits[TRAINING]]),
-        "sources": _summarize_sources(rows, splits),
+        "sources": sources,
     }
 
 
@@ -52,24 +69,3 @@ def build_histogram(lengths: list[int]) -> list[tuple[int, int, int]]:
         step = step * 5 // 2 if str(step)[0] == "2" else step * 2  # 1, 2, 5, 10, 20, …
     counts = Counter(length // step for length in lengths)
     return [(bin_ * step, bin_ * step + step - 1, counts[bin_]) for bin_ in range(low // step, high // step + 1)]
-
-
-def _summarize_sources(rows: Rows, splits: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
-    """Source → its number of rows, how many are in each split, how many are truncated, and how many are left out per reason."""
-    # A source's row may make several rows of tokens, so its locations are counted, not the rows.
-    in_split = {
-        name: Counter(split_row_location(where)[0] for where in {row.where for row in split})
-        for name, split in splits.items()
-    }
-    cut = Counter(split_row_location(where)[0] for where in rows.tally.cut)
-    left_out = Counter((split_row_location(where)[0], reason) for where, reason, _ in rows.tally.left_out)
-    names = names_of(rows.tally.read)
-    return {
-        names[source]: {
-            "rows": count,
-            **{name: counts[source] for name, counts in in_split.items()},
-            "cut": cut[source],
-            "left_out": {reason: number for (name, reason), number in left_out.items() if name == source},
-        }
-        for source, count in rows.tally.read.items()
-    }

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,28 +21,21 @@ class TokenIds:
     def read_ahead(self, texts: Iterable[str]) -> None:
         """Tokenizes these texts in one call, in place of the earlier ones."""
         unique = list(dict.fromkeys(texts))
-        with _enable_parallelism():
+        # The tokenizer may use all processors, unless the user has set the variable.
+        is_off = os.environ.get(PARALLELISM_VARIABLE) == OFF
+        if is_off:
+            os.environ[PARALLELISM_VARIABLE] = "true"
+        try:
             ids = self._tokenizer(unique, return_attention_mask=False, **self._options)["input_ids"] if unique else []
+        finally:
+            if is_off:  # off again for processes forked later: the threads do not survive
+                os.environ[PARALLELISM_VARIABLE] = OFF
         self._cache = dict(zip(unique, ids, strict=True))
 
     def of(self, text: str) -> list[int]:
         """The ids of a text."""
         cached = self._cache.get(text)
         return list(self._tokenizer(text, **self._options)["input_ids"] if cached is None else cached)
-
-
-@contextmanager
-def _enable_parallelism() -> Iterator[None]:
-    """Lets the tokenizer use all processors, unless the user has set the variable."""
-    before = os.environ.get(PARALLELISM_VARIABLE)
-    if before != OFF:
-        yield
-        return
-    os.environ[PARALLELISM_VARIABLE] = "true"
-    try:
-        yield
-    finally:
-        os.environ[PARALLELISM_VARIABLE] = before  # off again for processes forked later: the threads do not survive
 
 
 def batch_items(items: Iterable[Item]) -> Iterator[list[Item]]:

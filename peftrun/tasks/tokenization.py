@@ -64,7 +64,14 @@ class Encoder:
         if match:
             self._add_remark("special", match[0])
         conversation = self._add_tools(conversation)
-        unwritten = self._template.list_unwritten(conversation) if self._template else _list_unwritten(conversation)
+        if self._template:
+            unwritten = self._template.list_unwritten(conversation)
+        elif conversation.calls_tools:
+            raise DataError(
+                f"has tool_calls, and the model has no chat template that could write them; choose another model, or {ROW_ADVICE}"
+            )
+        else:
+            unwritten = [*list_extra_keys(conversation), *(["tools"] if conversation.tools else [])]
         for name in unwritten:
             self._add_remark("unwritten", name)
         return unwritten
@@ -126,30 +133,28 @@ class Encoder:
     def report_remarks(self, which: str) -> None:
         """Logs the remarks on the rows of a split, and clears them."""
         for (topic, name), rows in self._remarks.items():
-            remark = self._format_remark(topic, name)
+            if topic == "parting":
+                remark = (
+                    f"the template opens an answer with {name} in a prompt but not in a finished conversation; "
+                    "training uses the finished form"
+                )
+            elif topic == "across":
+                remark = (
+                    f"an answer's first token begins with {name}, which the prompt ends with, so prompts differ slightly from those in training; "
+                    "begin answers without blanks"
+                )
+            elif topic == "unwritten":
+                by = "by the model's chat template" if self._template else "for a model without a chat template"
+                remark = f"{name} is not written {by}, so nothing is learned of it"
+            elif self._special_tokens == "escape":
+                remark = f"{name} in the text is read as plain text"
+            else:
+                remark = (
+                    f"{name} in the text is read as the model's special token (task.special_tokens_in_text=escape reads it as text, "
+                    "refuse ends the run)"
+                )
             console.print_info(f"data: {remark} ({len(rows)} {which} rows, the first: {rows[0]})")
         self._remarks.clear()
-
-    def _format_remark(self, topic: str, name: str) -> str:
-        if topic == "parting":
-            return (
-                f"the template opens an answer with {name} in a prompt but not in a finished conversation; "
-                "training uses the finished form"
-            )
-        if topic == "across":
-            return (
-                f"an answer's first token begins with {name}, which the prompt ends with, so prompts differ slightly from those in training; "
-                "begin answers without blanks"
-            )
-        if topic == "unwritten":
-            by = "by the model's chat template" if self._template else "for a model without a chat template"
-            return f"{name} is not written {by}, so nothing is learned of it"
-        if self._special_tokens == "escape":
-            return f"{name} in the text is read as plain text"
-        return (
-            f"{name} in the text is read as the model's special token (task.special_tokens_in_text=escape reads it as text, "
-            "refuse ends the run)"
-        )
 
     def _add_remark(self, topic: str, name: str) -> None:
         rows = self._remarks.setdefault((topic, name), [])
@@ -221,15 +226,6 @@ class Encoder:
         if end <= start:
             raise DataError(AMBIGUOUS_ANSWER)
         return start, end
-
-
-def _list_unwritten(conversation: Conversation) -> list[str]:
-    """What is lost without a chat template: "tools", keys of messages. Raises: DataError: tool calls are."""
-    if conversation.calls_tools:
-        raise DataError(
-            f"has tool_calls, and the model has no chat template that could write them; choose another model, or {ROW_ADVICE}"
-        )
-    return [*list_extra_keys(conversation), *(["tools"] if conversation.tools else [])]
 
 
 def _join_messages(given: Conversation) -> str:

@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from peftrun.artifacts.run_layout import ADAPTER, CONFIG, CURVES, RECORD, REPORT_PAGE
+from peftrun.formatting import is_number
 
 STATE = "tracker.json"  # in the run folder: id of the run in the tracker
 LOGGED_FILES = (RECORD, CONFIG, REPORT_PAGE, CURVES)  # of the run folder, if they exist
@@ -90,19 +91,10 @@ def extract_metrics(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row of metrics.jsonl under the names that transformers' callbacks use: `train/loss`, `eval/loss`."""
     metrics = {}
     for key, value in row.items():
-        if key != "step" and _is_number(value):
+        if key != "step" and is_number(value):
             name = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
             metrics[INVALID_NAME_CHARS.sub("_", name)] = float(value)
     return metrics
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)  # bool is a subclass of int
-
-
-def format_value(value: Any) -> str:
-    """A value of the config as one types it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def build_outcome(folder: Path, record: dict[str, Any]) -> Outcome:
@@ -117,7 +109,7 @@ def build_outcome(folder: Path, record: dict[str, Any]) -> Outcome:
             INVALID_NAME_CHARS.sub("_", f"{when}/{name}"): (float(value), step)
             for when, step in (("before", 0), ("after", last_step))
             for name, value in (metrics.get(when) or {}).items()
-            if _is_number(value)
+            if is_number(value)
         },
         [folder / name for name in LOGGED_FILES if (folder / name).is_file()],
         adapter if adapter.is_dir() else None,

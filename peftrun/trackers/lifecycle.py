@@ -2,11 +2,11 @@
 
 import dataclasses
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peftrun import console, trackers
+from peftrun.composition.spec import get_default_values
 from peftrun.config import override_syntax, usage
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
@@ -35,10 +35,20 @@ def start_run_tracker(spec: RunSpec, out_dir: Path, step: int = 0) -> None:
     logged = {
         key: value for key, value in config.flatten_keys(values).items() if key.split(".")[0] not in UNTRACKED_GROUPS
     }
-    name = state.get("run_name") or _build_run_name(spec.tracker.run_name, out_dir, group)
-    trackers.start_tracking(
-        spec.tracker, trackers.Run(out_dir, name, group, logged, _list_overrides(values), state.get("id"), step)
-    )
+    run_name = spec.tracker.run_name
+    if run_name is None:
+        run_name = out_dir.name
+    elif group:  # all cells of a sweep have the same `run_name`
+        run_name = f"{run_name}-{out_dir.name}"
+    name = state.get("run_name") or run_name
+    # The overrides that turn the default run into this one.
+    differences = minimal_overrides.diff_values(values, get_default_values())
+    overrides = [
+        override_syntax.quote_override(key, value)
+        for key, (value, _) in differences.items()
+        if key.split(".")[0] not in UNTRACKED_GROUPS
+    ]
+    trackers.start_tracking(spec.tracker, trackers.Run(out_dir, name, group, logged, overrides, state.get("id"), step))
 
 
 def end_run_tracker(spec: RunSpec, out_dir: Path, record: dict[str, Any]) -> None:
@@ -80,26 +90,3 @@ def take_back(out_dir: Path) -> None:
     if not trackers.live(out_dir):
         (out_dir / trackers.STATE).unlink(missing_ok=True)
         shutil.rmtree(out_dir / EVENTS_DIR, ignore_errors=True)
-
-
-def _build_run_name(run_name: str | None, out_dir: Path, group: str | None) -> str:
-    if run_name is None:
-        return out_dir.name
-    return f"{run_name}-{out_dir.name}" if group else run_name  # all cells of a sweep have the same `run_name`
-
-
-def _list_overrides(values: dict[str, Any]) -> list[str]:
-    """The overrides that turn the default run into this one."""
-    differences = minimal_overrides.diff_values(values, _compose_default())
-    return [
-        override_syntax.quote_override(key, value)
-        for key, (value, _) in differences.items()
-        if key.split(".")[0] not in UNTRACKED_GROUPS
-    ]
-
-
-@cache  # composing takes a moment, and each cell of a sweep needs it
-def _compose_default() -> dict[str, Any]:
-    from peftrun.composition import compose
-
-    return config.resolve_values(compose.compose_run([]).cfg)

@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from peftrun.config.schema.trackers import MlflowTracker
 from peftrun.errors import ConfigError
-from peftrun.trackers.base import Outcome, Run, explain_error, format_value, summarize_record
+from peftrun.formatting import format_value
+from peftrun.trackers.base import Outcome, Run, explain_error, summarize_record
 
 FILE, ARTIFACTS = "mlflow.db", "artifacts"
 ENV_DEFAULTS = {  # no telemetry, and an unreachable server fails in seconds, not minutes
@@ -33,16 +34,14 @@ class _MlflowSession:
     def log(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
-        # MLflow would add a second point for a step that is logged again.
-        new = {name: value for name, value in values.items() if step > self._get_last_step(name)}
-        now = int(time.time() * 1000)  # milliseconds
-        self.client.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in new.items()])
-
-    def _get_last_step(self, name: str) -> int:
-        if self.continued and name not in self.last_steps:
-            history = self.client.get_metric_history(self.id, name)
-            self.last_steps[name] = max((metric.step for metric in history), default=-1)
-        return self.last_steps.get(name, -1)
+        now, metrics = int(time.time() * 1000), []  # milliseconds
+        for name, value in values.items():
+            if self.continued and name not in self.last_steps:
+                history = self.client.get_metric_history(self.id, name)
+                self.last_steps[name] = max((metric.step for metric in history), default=-1)
+            if step > self.last_steps.get(name, -1):  # MLflow would add a second point for a step that is logged again
+                metrics.append(Metric(name, value, now, step))
+        self.client.log_batch(self.id, metrics=metrics)
 
     def pause(self) -> None:
         """Nothing to do: every request is written at once."""
@@ -76,7 +75,12 @@ def opened(spec: MlflowTracker, run: Run) -> _MlflowSession:
     if run.group:
         tags["peftrun.sweep"] = run.group
     run_id = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-    _log_config(client, run_id, run.config)
+    from mlflow.entities import Param
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    params = [Param(key, format_value(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in run.config.items()]
+    for start in range(0, len(params), MAX_BATCH_PARAMS):
+        client.log_batch(run_id, params=params[start : start + MAX_BATCH_PARAMS])
     return _MlflowSession(client, run_id, spec, continued=False)
 
 
@@ -100,12 +104,3 @@ def _open_store(uri: str | None, folder: str, project: str) -> tuple[Any, str]:
 def _get_or_create_experiment(client: Any, project: str, artifacts: str | None) -> str:
     experiment = client.get_experiment_by_name(project)
     return str(experiment.experiment_id if experiment else client.create_experiment(project, artifacts))
-
-
-def _log_config(client: Any, run_id: str, config: dict[str, Any]) -> None:
-    from mlflow.entities import Param
-    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
-
-    params = [Param(key, format_value(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in config.items()]
-    for start in range(0, len(params), MAX_BATCH_PARAMS):
-        client.log_batch(run_id, params=params[start : start + MAX_BATCH_PARAMS])

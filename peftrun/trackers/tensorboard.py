@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.config.schema.trackers import TensorBoardTracker
-from peftrun.trackers.base import Outcome, Run, format_value
+from peftrun.formatting import format_value
+from peftrun.trackers.base import Outcome, Run
 
 EVENTS_DIR = "tensorboard"  # in the run folder
 

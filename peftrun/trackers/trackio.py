@@ -1,9 +1,9 @@
 """Trackio: one local SQLite file per project. Light until a tracker starts."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from peftrun.compat.trackio import create_local_run, redirect_storage
 from peftrun.config.schema.trackers import TrackioTracker
 from peftrun.errors import ConfigError
 from peftrun.trackers.base import Outcome, Run, summarize_record
@@ -70,19 +70,9 @@ def opened(spec: TrackioTracker, run: Run) -> _TrackioSession:
     folder = Path(spec.folder).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     _redirect_storage(folder, spec.folder)
-    from trackio.run import Run as TrackioRun
     from trackio.sqlite_storage import SQLiteStorage
 
-    class LocalRun(TrackioRun):
-        def _get_username(self) -> None:
-            """Overrides a request to the Hub for the user's name."""
-
-        def _warn_once(self, key: str, message: str) -> None:
-            # May be called while Trackio's __init__ runs, so the list is created here.
-            self.__dict__.setdefault("failures", []).append(message)
-
-    local = LocalRun(None, spec.project, None, name=run.name, run_id=run.id, group=run.group, config=dict(run.config))
-    local.__dict__.setdefault("failures", [])
+    local = create_local_run(spec.project, name=run.name, run_id=run.id, group=run.group, config=dict(run.config))
     if run.differs:
         local.config["differs"] = " ".join(run.differs)
     last_step = SQLiteStorage.get_max_step_for_run(spec.project, run.name, run_id=run.id) if run.id else None
@@ -98,12 +88,5 @@ def _redirect_storage(folder: Path, typed: str) -> None:
         raise ConfigError(
             f"tracker.folder={typed}: another run of this process logs to {_OPEN_DIRS[-1]}; give both the same folder"
         )
-    import trackio.bucket_storage
-    import trackio.registry_bucket  # noqa: F401
-
-    # Trackio reads TRACKIO_DIR when it is imported, and TRL imports it; its modules copy the constants.
-    constants = {"TRACKIO_DIR": folder, "MEDIA_DIR": folder / "media", "ARTIFACTS_DIR": folder / "artifacts"}
-    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
-        for key in constants.keys() & vars(sys.modules[name]).keys():
-            setattr(sys.modules[name], key, constants[key])
+    redirect_storage(folder)
     _OPEN_DIRS.append(folder)

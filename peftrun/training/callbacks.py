@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from peftrun import console, trackers
+from peftrun.formatting import format_duration
 from peftrun.io import atomic_files
 from peftrun.system import memory
 from peftrun.training import distributed
@@ -76,14 +77,30 @@ class MetricsCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Writes one row of metrics, and updates the bar or prints one line."""
-        if logs and "eval_loss" in logs:
-            self._log_validation(state, logs)
-        if not logs or "loss" not in logs or not distributed.is_main_process():
+        if not logs or not distributed.is_main_process():
+            return
+        where = f"step {state.global_step}/{state.max_steps}"
+        if "eval_loss" in logs:
+            loss = logs["eval_loss"]
+            self._log_row({"step": state.global_step, "eval_loss": loss})
+            if self.shown:
+                best = "" if state.best_metric is None else f", best so far {min(state.best_metric, loss):.4f}"
+                console.print_info(f"{where} · validation loss {loss:.4f}{best}")
+        if "loss" not in logs:
             return
         seconds = time.perf_counter() - self.started
-        row = {"step": state.global_step, "seconds": round(seconds, 3), **logs, **memory.measure_memory()}
-        self._log_row(row)
-        self._show_progress(state, logs, seconds)
+        self._log_row({"step": state.global_step, "seconds": round(seconds, 3), **logs, **memory.measure_memory()})
+        tokens = float(logs.get("num_tokens", 0.0))  # since the first step of the run, before a resume too
+        if not self.tokens:
+            self.tokens_before = tokens if state.global_step == self.first_step else 0.0
+        self.tokens = tokens
+        rate = (tokens - self.tokens_before) / seconds if seconds else 0.0
+        remaining = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
+        note = f"loss {logs['loss']:.4f}" + (f" · {rate:.0f} tokens/s" if tokens else "")
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step, note=note)
+        elif self.shown:
+            console.print_info(f"{where} · {note} · {format_duration(remaining)} left")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just written as complete."""
@@ -97,28 +114,6 @@ class MetricsCallback(TrainerCallback):
             self.bar.stop()
             self.bar = None
 
-    def _log_validation(self, state: Any, logs: dict[str, Any]) -> None:
-        if not distributed.is_main_process():
-            return
-        loss = logs["eval_loss"]
-        self._log_row({"step": state.global_step, "eval_loss": loss})
-        if self.shown:
-            best = "" if state.best_metric is None else f", best so far {min(state.best_metric, loss):.4f}"
-            console.print_info(f"step {state.global_step}/{state.max_steps} · validation loss {loss:.4f}{best}")
-
     def _log_row(self, row: dict[str, Any]) -> None:
         atomic_files.append_json_line(self.metrics_file, row)
         trackers.log_metrics(self.metrics_file.parent, row)
-
-    def _show_progress(self, state: Any, logs: dict[str, Any], seconds: float) -> None:
-        tokens = float(logs.get("num_tokens", 0.0))  # since the first step of the run, before a resume too
-        if not self.tokens:
-            self.tokens_before = tokens if state.global_step == self.first_step else 0.0
-        self.tokens = tokens
-        rate = (tokens - self.tokens_before) / seconds if seconds else 0.0
-        remaining = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
-        note = f"loss {logs['loss']:.4f}" + (f" · {rate:.0f} tokens/s" if tokens else "")
-        if self.bar:
-            self.bar.update(self.task, completed=state.global_step, note=note)
-        elif self.shown:
-            console.print_info(f"step {state.global_step}/{state.max_steps} · {note} · {remaining:.0f} s left")

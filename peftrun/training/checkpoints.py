@@ -9,6 +9,7 @@ from typing import Any
 
 from peftrun import console
 from peftrun.artifacts.run_layout import CHECKPOINTS, CONFIG, METRICS, RECORD
+from peftrun.compat.transformers import TrainerStep, get_trainer_step, replace_trainer_step
 from peftrun.config import usage
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
@@ -19,13 +20,11 @@ from peftrun.trackers import lifecycle
 
 CHANGEABLE_KEYS = ("action.resume", "action.num_samples")  # keys that may differ from the run to resume
 TRAINER_STATE = "trainer_state.json"
-MODEL_CARD = "README.md"  # PEFT's empty model card, which contains paths of this machine
 COMPLETE_MARKER = "complete"  # a file that is written after everything else of a checkpoint
 
 
 def mark_complete(checkpoint: Path, digests: dict[str, str]) -> None:
     """Marks a checkpoint as complete once all its files are on disk. Args: digests: hashes of what the training is made from."""
-    (checkpoint / MODEL_CARD).unlink(missing_ok=True)
     atomic_files.flush_tree(checkpoint)
     atomic_files.write_json(checkpoint / COMPLETE_MARKER, digests)
 
@@ -63,7 +62,7 @@ def stop_where_ended(trainer: Any) -> None:
 
     transformers starts the checkpoint's epoch, and checks whether to stop only after a step.
     """
-    init_state = trainer._init_training_state
+    init_state = get_trainer_step(trainer, TrainerStep.START)
 
     def init_or_end(max_steps: int, epoch_steps: int, epochs: int, *args: Any) -> tuple[int, int]:
         start: tuple[int, int] = init_state(max_steps, epoch_steps, epochs, *args)
@@ -72,7 +71,7 @@ def stop_where_ended(trainer: Any) -> None:
         stopped_early = control.get("args", {}).get("should_training_stop", False)
         return (epochs, 0) if trainer.state.global_step >= max_steps or stopped_early else start
 
-    trainer._init_training_state = init_or_end
+    replace_trainer_step(trainer, TrainerStep.START, init_or_end)
 
 
 def copy_checkpoint(spec: RunSpec, resume: str, out_dir: Path) -> Path | None:
@@ -83,7 +82,7 @@ def copy_checkpoint(spec: RunSpec, resume: str, out_dir: Path) -> Path | None:
     Raises: ConfigError: there is no such run, it is complete, its config differs (each differing key is named), a file that
         it is made from has changed, or its checkpoint cannot be copied; `out_dir` is then left without any part of it.
     """
-    run = _find_unfinished(spec, out_dir) if resume == "auto" else _check_resumable(spec, Path(resume).expanduser())
+    run = _choose_run(spec, resume, out_dir)
     checkpoint = find_last_complete(run)
     _report_incomplete(run, checkpoint)
     if checkpoint is None:
@@ -164,7 +163,16 @@ def _copy_to_run(checkpoint: Path, out_dir: Path, best: Path | None = None) -> P
     return target
 
 
-def _find_unfinished(spec: RunSpec, out_dir: Path) -> Path:
+def _choose_run(spec: RunSpec, resume: str, out_dir: Path) -> Path:
+    """The named run, or for `auto` the newest unfinished one with the same config."""
+    if resume != "auto":
+        run = Path(resume).expanduser()
+        if not _is_unfinished(run):
+            raise ConfigError(f"action.resume={run}: this run is complete; omit action.resume to train anew")
+        differences = _compare_configs(spec, run, report_changes=True)
+        if differences:
+            raise ConfigError(*(f"{line}; a run is resumed with its own config" for line in differences))
+        return run
     runs = sorted((path.parent for path in out_dir.parent.glob(f"*/{RECORD}")), reverse=True)  # newest first
     for run in runs:
         if (
@@ -178,15 +186,6 @@ def _find_unfinished(spec: RunSpec, out_dir: Path) -> Path:
         f"action.resume=auto: {out_dir.parent} holds no unfinished run with this config; "
         "give the same overrides as the run to resume, or name a run in another folder: action.resume=RUN_FOLDER"
     )
-
-
-def _check_resumable(spec: RunSpec, run: Path) -> Path:
-    if not _is_unfinished(run):
-        raise ConfigError(f"action.resume={run}: this run is complete; omit action.resume to train anew")
-    differences = _compare_configs(spec, run, report_changes=True)
-    if differences:
-        raise ConfigError(*(f"{line}; a run is resumed with its own config" for line in differences))
-    return run
 
 
 def _is_unfinished(run: Path) -> bool:

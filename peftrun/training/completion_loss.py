@@ -14,6 +14,7 @@ import torch
 from trl import SFTTrainer
 
 from peftrun.adapters import traits
+from peftrun.compat.trl import record_train_metrics
 from peftrun.tasks.length_checks import IGNORE_INDEX
 
 MAX_LABEL_SHARE = 0.5  # share of positions above which selecting them saves too little
@@ -71,6 +72,5 @@ class CompletionLossTrainer(SFTTrainer):
         """The metrics that SFTTrainer's own loss records for the log: tokens seen, and accuracy of the likeliest token."""
         has_label = labels != IGNORE_INDEX  # (B, K)
         correct = (logits.argmax(-1) == labels) & has_label
-        self._metrics["train"]["mean_token_accuracy"].append((correct.sum() / has_label.sum().clamp(min=1)).item())
-        self._total_train_tokens += int(self.accelerator.gather_for_metrics(num_tokens).sum().item())
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        accuracy = (correct.sum() / has_label.sum().clamp(min=1)).item()
+        record_train_metrics(self, accuracy, int(self.accelerator.gather_for_metrics(num_tokens).sum().item()))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from peftrun.compat.transformers import get_attention
 from peftrun.config.schema.run import ModelSpec, TaskSpec, TrainerSpec
 from peftrun.models.device import Device
 
@@ -27,7 +28,7 @@ def is_eager_faster(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, devi
 @contextmanager
 def use_eager_attention(model: Any, enabled: bool) -> Iterator[None]:
     """Inside, `model` (a transformers model) uses eager attention, if enabled and if it would use fused attention."""
-    if not enabled or model.config._attn_implementation != FUSED:
+    if not enabled or get_attention(model) != FUSED:
         yield
         return
     model.set_attn_implementation(EAGER)

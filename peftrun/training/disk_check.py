@@ -5,6 +5,7 @@ import shutil
 from typing import Any
 
 from peftrun.errors import ArtifactError
+from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.training import fit
 from peftrun.training.session import TrainingSession
@@ -32,6 +33,6 @@ def check_disk_space(session: TrainingSession, model: Any) -> None:
         option = "save_total_limit=1" if checkpoints > 2 else "save_strategy=no"
         advice = f"type trainer.{option}, " if checkpoints else ""
         raise ArtifactError(
-            f"{session.out_dir}: its disk has {free / 1e9:.1f} GB free, and this training writes {needed / 1e9:.1f} GB{share}; "
+            f"{session.out_dir}: its disk has {format_bytes(free)} free, and this training writes {format_bytes(needed)}{share}; "
             f"{advice}free space there, or type {atomic_files.folder_key(session.out_dir)}=FOLDER on another disk"
         )

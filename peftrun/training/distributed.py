@@ -10,6 +10,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
 
+from peftrun.compat.accelerate import enable_fsdp
+
 T = TypeVar("T")
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # the other processes wait while the main process evaluates
@@ -63,7 +65,7 @@ def shard_on_cpu(trainer: Any) -> None:
         return
     plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     plugin.set_auto_wrap_policy(trainer.model)
-    type(state)._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+    enable_fsdp(state, plugin)
     trainer.is_fsdp_enabled = True
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from peftrun.compat.transformers import average_each_batch, shifts_labels
 from peftrun.tasks.length_checks import IGNORE_INDEX
 
 
@@ -16,17 +17,12 @@ def average_over_rows(trainer: Trainer) -> None:
     another best checkpoint, and stop the training early at another step.
     """
     prediction_step, evaluation_loop = trainer.prediction_step, trainer.evaluation_loop
-    get_num_items = trainer._get_num_items_in_batch
     sums = torch.zeros(2)  # (loss · weight, weight), each summed over the batches of this process
 
     def predict_weighted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        weight = _count_losses(inputs, trainer._loss_shifts_labels)
-        # Without a count the loss is the batch's own mean; with it, its share of the batches of all processes.
-        trainer._get_num_items_in_batch = lambda *_: None
-        try:
+        weight = _count_losses(inputs, shifts_labels(trainer))
+        with average_each_batch(trainer):
             output = prediction_step(model, inputs, *args, **kwargs)
-        finally:
-            trainer._get_num_items_in_batch = get_num_items
         loss = output[0]
         if loss is not None and weight:
             sums.add_(torch.tensor([float(loss) * weight, weight]))

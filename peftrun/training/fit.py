@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from peftrun.adapters.save import omit_model_card
 from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.config import usage
 from peftrun.config.schema.run import TrainerSpec
@@ -114,9 +115,14 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     arguments = _build_arguments(trainer, device, data.seed, len(data.rows), out_dir)
     router_config = {key: getattr(model.config, key) for key in ROUTER_KEYS if hasattr(model.config, key)}
     initial = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = None  # the loop's own
+    if method.optimizer:
+        names = {field.name for field in dataclasses.fields(TrainingArguments)}
+        plain = TrainingArguments(**{key: arguments[key] for key in arguments.keys() & names})
+        optimizer = method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(plain, model))
     options: dict[str, Any] = {
         "callbacks": [callback, *([EarlyStoppingCallback(patience)] if patience else [])],
-        "optimizers": (_build_optimizer(model, arguments, method), None),
+        "optimizers": (optimizer, None),
         **({"eval_dataset": Dataset.from_list(data.validation)} if data.validation else {}),
     }
     hf_trainer = _build_trainer(maker, model, data, arguments, options)
@@ -145,13 +151,6 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     )
 
 
-def _build_optimizer(model: Any, arguments: dict[str, Any], method: MethodHooks) -> Any:
-    """The method's own optimizer, made from what transformers would use; None: the loop's."""
-    names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    plain = TrainingArguments(**{key: arguments[key] for key in arguments.keys() & names})
-    return method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(plain, model)) if method.optimizer else None
-
-
 def _build_trainer(
     maker: TrainerFactory | None, model: Any, data: TrainingData, arguments: dict[str, Any], options: dict[str, Any]
 ) -> Trainer:
@@ -174,6 +173,7 @@ def _patch_trainer(hf_trainer: Any, data: TrainingData) -> None:
     unsaved_state.keep_adapter_state(hf_trainer)
     eval_loss.average_over_rows(hf_trainer)
     hf_trainer.create_model_card = lambda *_, **__: None  # TRL writes one into each checkpoint's folder
+    omit_model_card(hf_trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         hf_trainer.remove_callback(callback)
 
@@ -194,13 +194,18 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
     if warmup < 1 and math.ceil(warmup * total) >= total:
         # A share of the steps is rounded up: a very short run would be all warm-up, at a learning rate near zero.
         warmup = float(total - 1)
+    sharding: dict[str, Any] = {}
+    if device.strategy == "fsdp":
+        sharding = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+    elif device.strategy == "deepspeed":
+        sharding = {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
     return {
         **usage.collect_kwargs(trainer, ("early_stopping_patience",), _list_unused_keys(trainer)),
         "warmup_steps": warmup,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "prediction_loss_only": True,
-        **_build_distributed_args(device),
+        **sharding,
         "output_dir": str(out_dir / CHECKPOINTS),
         "seed": seed,
         "data_seed": seed,
@@ -219,7 +224,7 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
 
 
 def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
-    """Keys that have no effect beside the value of another one."""
+    """Keys that the value of another key makes ineffective."""
     adam = trainer.optim.startswith(("adamw", "paged_adamw"))
     return [
         *(["num_train_epochs"] if trainer.max_steps > 0 else []),
@@ -229,12 +234,3 @@ def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
         *([] if adam or trainer.optim.startswith("lion") else ["adam_beta1", "adam_beta2"]),
         *([] if adam else ["adam_epsilon"]),
     ]
-
-
-def _build_distributed_args(device: Device) -> dict[str, Any]:
-    """The training arguments that make accelerate shard the model."""
-    if device.strategy == "fsdp":
-        return {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
-    if device.strategy == "deepspeed":
-        return {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
-    return {}

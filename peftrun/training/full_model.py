@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from peftrun.artifacts.run_layout import MODEL
+from peftrun.compat.transformers import list_unsaved_keys
 from peftrun.errors import ModelError, ProofError
 from peftrun.io import atomic_files
 from peftrun.models import base as base_models
@@ -71,7 +72,7 @@ def _check_saved(session: TrainingSession, model: Any, folder: Path, target: Pat
         stored = base_models.load_folder(folder, session.spec.model, cpu, model.dtype, session.base.head).state_dict()
     # A tied weight is stored once, under one of its names.
     stored_pointers = {trained[name].data_ptr() for name in stored}
-    unsaved = trained.keys() - stored.keys() - {*(model._keys_to_ignore_on_save or ())}
+    unsaved = trained.keys() - stored.keys() - list_unsaved_keys(model)
     missing = sorted(name for name in unsaved if trained[name].data_ptr() not in stored_pointers)
     different = sorted(name for name, value in stored.items() if not torch.equal(value.cpu(), trained[name].cpu()))
     for problem, names in {"is missing": missing, "differs from what was trained": different}.items():

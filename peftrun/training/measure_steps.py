@@ -137,16 +137,10 @@ def _time_step(session: TrainingSession, model: Any, steps: int) -> float:
     short = dataclasses.replace(session, spec=dataclasses.replace(session.spec, trainer=trainer), checkpoint=None)
     fitted = training_session.fit(short, model, fit.MethodHooks(hooks.optimizer, each_step))
     seconds = (stamps[-1] - stamps[WARMUP_STEPS - 1]) / steps
-    return seconds * _scale_to_mean(session, fitted.tokens / fitted.steps)
-
-
-def _scale_to_mean(session: TrainingSession, step_tokens: float) -> float:
-    """Tokens of a step of mean length, as a multiple of the `step_tokens` of a measured one.
-
-    1 where the loop does not count tokens, and where packing fills every row to the same length.
-    """
-    row_tokens, trainer = lengths.list_lengths(session.rows), session.spec.trainer
+    row_tokens, step_tokens = lengths.list_lengths(session.rows), fitted.tokens / fitted.steps
     if not row_tokens or not step_tokens or trainer.packing:
-        return 1.0
-    mean = sum(row_tokens) / len(row_tokens)
-    return mean * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps / step_tokens
+        return seconds  # the loop does not count tokens, or packing fills every row to the same length
+    mean_step_tokens = (
+        sum(row_tokens) / len(row_tokens) * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+    )
+    return seconds * (mean_step_tokens / step_tokens)

@@ -1,8 +1,6 @@
 """Answers that a model generates to a few evaluation rows before and after training. Random state is left as it was."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +25,21 @@ class SampleRow:
 
 
 def choose_rows(rows: list[Any], count: int) -> list[SampleRow]:
-    """So many of the rows, evenly spaced."""
-    stride = max(1, len(rows) // count) if count else 1
-    return [_build_sample_row(row) for row in rows[::stride][:count]]
+    """So many of the rows, of any task type, evenly spaced."""
+    stride, samples = max(1, len(rows) // count) if count else 1, []
+    for row in rows[::stride][:count]:
+        if hasattr(row, "target"):
+            prompt, expected = row.ids, row.target
+        elif len(row.prompt) == 1 and hasattr(row, "completion"):  # a plain text: its start is the prompt
+            cut = min(MAX_PROMPT_TOKENS, len(row.ids) // 2) or 1
+            prompt, expected = row.ids[:cut], row.ids[cut:]
+        elif getattr(row, "desirable", True) is False:
+            prompt, expected = row.prompt, None
+        else:  # of a preference the chosen answer is expected
+            names = [name for name in ("completion", "chosen", "answer") if hasattr(row, name)]
+            prompt, expected = row.prompt, (getattr(row, names[0]) if names else None) or None
+        samples.append(SampleRow(prompt, expected, row.where))
+    return samples
 
 
 def compute_max_new_tokens(samples: list[SampleRow], task: TaskSpec) -> int:
@@ -45,8 +55,15 @@ def generate_samples(
 ) -> list[str]:
     """The greedy answer to each sample row, stripped."""
     prompts = [sample.prompt for sample in samples]
-    with _preserve_random_state():
-        texts = generation_metrics.generate_greedy(model, tokenizer, prompts, batch_size, max_new_tokens)
+    # The random state of Python, NumPy and torch is restored: samples must not change what is trained afterwards.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            texts = generation_metrics.generate_greedy(model, tokenizer, prompts, batch_size, max_new_tokens)
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
     return [text.strip() for text in texts]
 
 
@@ -68,29 +85,3 @@ def format_samples(
             }
         )
     return {"max_new_tokens": max_new_tokens, "rows": rows}
-
-
-def _build_sample_row(row: Any) -> SampleRow:
-    """A row of any task type: of a plain text the start is the prompt; of a preference the chosen answer is expected."""
-    if hasattr(row, "target"):
-        return SampleRow(row.ids, row.target, row.where)
-    if len(row.prompt) == 1 and hasattr(row, "completion"):  # a plain text, of which all is learned
-        cut = min(MAX_PROMPT_TOKENS, len(row.ids) // 2) or 1
-        return SampleRow(row.ids[:cut], row.ids[cut:], row.where)
-    if getattr(row, "desirable", True) is False:
-        return SampleRow(row.prompt, None, row.where)
-    expected = next((getattr(row, name) for name in ("completion", "chosen", "answer") if hasattr(row, name)), None)
-    return SampleRow(row.prompt, expected or None, row.where)
-
-
-@contextmanager
-def _preserve_random_state() -> Iterator[None]:
-    """Restores the random state of Python, NumPy and torch: generating samples must not change what is trained afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from peftrun.compat.transformers import TrainerStep, get_trainer_step, replace_trainer_step
 from peftrun.errors import ArtifactError
 
 TRAINED_FILE = "trained.safetensors"
@@ -26,7 +27,7 @@ def _keep_encoder(trainer: Any) -> None:
     Of p-tuning, and of prefix tuning through a projection, PEFT saves the virtual tokens that the prompt encoder computes:
     the encoder itself cannot be recovered from them.
     """
-    net, save = trainer.model, trainer._save
+    net, save = trainer.model, get_trainer_step(trainer, TrainerStep.SAVE)
 
     def save_trained(output_dir: str, state_dict: Any = None) -> None:
         save(output_dir, state_dict=state_dict)
@@ -44,8 +45,9 @@ def _keep_encoder(trainer: Any) -> None:
             for name, parameter in _get_trained(net).items():
                 parameter.copy_(tensors[name])
 
-    trainer._save, trainer._load_from_checkpoint = save_trained, load_trained
-    trainer._load_best_model = lambda: load_trained(trainer.state.best_model_checkpoint)
+    replace_trainer_step(trainer, TrainerStep.SAVE, save_trained)
+    replace_trainer_step(trainer, TrainerStep.LOAD, load_trained)
+    replace_trainer_step(trainer, TrainerStep.LOAD_BEST, lambda: load_trained(trainer.state.best_model_checkpoint))
 
 
 def _get_trained(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -54,7 +56,7 @@ def _get_trained(model: Any) -> dict[str, torch.nn.Parameter]:
 
 def _keep_projections(trainer: Any) -> None:
     """Marks VeLoRA's projections as initialized after a checkpoint is loaded: else the next batch would replace them."""
-    load = trainer._load_from_checkpoint
+    load = get_trainer_step(trainer, TrainerStep.LOAD)
 
     def load_and_mark(*args: Any, **kwargs: Any) -> None:
         load(*args, **kwargs)
@@ -62,4 +64,4 @@ def _keep_projections(trainer: Any) -> None:
             for adapter in getattr(module, "lora_velora_initialized", {}):
                 module.lora_velora_initialized[adapter] = True
 
-    trainer._load_from_checkpoint = load_and_mark
+    replace_trainer_step(trainer, TrainerStep.LOAD, load_and_mark)

@@ -38,7 +38,7 @@ def test_a_plan_says_groups_waves_memory_and_time(cli, llama, on_tiny, tmp_path)
     outcome = cli(*grid, "action=plan")
     assert outcome.code == 0, outcome.err
     for text in (
-        "lora=lora seed=1  (also number 2)", "together on one base", "alone: lora.method=ia3", "0.90 GB", "0.65 GB", "unknown: no run of tiny-llama",
+        "lora=lora seed=1  (also number 2)", "together on one base", "alone: lora.method=ia3", "902 MB", "652 MB", "unknown: no run of tiny-llama",
     ):  # fmt: skip
         assert text in outcome.out
     waves = outcome.out.partition("\nwave ")[2].splitlines()[1:]
@@ -84,7 +84,7 @@ def test_one_run_is_planned_from_files(cli, llama, on_tiny):
     outcome = cli(*on_tiny(llama), "action=plan", "action.measure_steps=0")
     assert outcome.code == 0, outcome.err
     for text in (
-        "about 0.65 GB",
+        "about 652 MB",
         "fits: ",
         "60 steps × 4 rows = 240 rows",
         "unknown: no run of tiny-llama below outputs/ yet",

@@ -78,7 +78,7 @@ GRIDS = {
 @cases("grid", GRIDS, every=4)
 def test_cells_are_what_hydra_composes(sweep, grid):
     loader, master = sweep
-    composer = cells.Composer(loader, master)
+    composer = cells.CellComposer(loader, master)
     for number, overrides in enumerate(GRIDS[grid], 5):
         try:
             wanted = by_hydra(loader, master, overrides, number)
@@ -90,7 +90,7 @@ def test_cells_are_what_hydra_composes(sweep, grid):
 
 
 def test_what_was_composed_for_one_cell_is_not_changed_by_another(sweep):
-    composer = cells.Composer(*sweep)
+    composer = cells.CellComposer(*sweep)
     first = composer.compose(["lora.target_modules=[q_proj]"])
     composer.compose(["++lora.target_modules=[v_proj,k_proj]", "lora.r=99"])
     assert composer.compose(["lora.target_modules=[q_proj]"]) == first

@@ -54,7 +54,7 @@ ALONE = {
     "lora.target_modules=null": "lora.target_modules=null",
     "lora.init_lora_weights=mica": "lora.init_lora_weights=mica",
     "lora.lora_bias=true": "lora.lora_bias=true",
-    "lora.modules_to_save=[lm_head]": "lora.modules_to_save=['lm_head']",
+    "lora.modules_to_save=[lm_head]": "lora.modules_to_save=[lm_head]",
     "lora.trainable_token_indices=[5]": "lora.trainable_token_indices=[5]",
     "experiment=dpo": "task.type=preference",
     "trainer.packing=true": "trainer.packing=true",

@@ -5,15 +5,8 @@ from cases import cases
 from scipy import stats
 from sweep_folders import grid, put, record, sweep
 
-from peftrun.sweep.statistics import (
-    ONE_SEED,
-    adjust_holm,
-    analyze_sweep,
-    compute_interval,
-    compute_paired_t_pvalue,
-    format_figure,
-    format_override_value,
-)
+from peftrun.formatting import format_bytes, format_duration, format_figure, format_metrics, format_value
+from peftrun.sweep.statistics import ONE_SEED, adjust_holm, analyze_sweep, compute_interval, compute_paired_t_pvalue
 from peftrun.sweep.summary import PlannedCell, write_summary
 
 BAD, GOOD = {1: 0.50, 2: 0.56, 3: 0.53}, {1: 0.40, 2: 0.45, 3: 0.43}
@@ -148,6 +141,16 @@ def test_a_key_that_follows_from_a_typed_one_is_no_axis(tmp_path):
     assert analyze_sweep(write_summary(tmp_path, sweep(cells))).axes == {"lora.r": [4, 8]}
 
 
-@cases("value, words", [(["q", "v"], "[q,v]"), (0.0003, "0.0003"), (True, "true"), (None, "null"), ("a", "a")])
-def test_values_are_shown_as_typed(value, words):
-    assert format_override_value(value) == words
+@cases(
+    "shown, words",
+    [
+        (format_value(["q", "v"]), "[q,v]"), (format_value(0.0003), "0.0003"), (format_value(True), "true"),
+        (format_value(None), "null"), (format_value("a"), "a"), (format_value("a\nb"), '"a\\nb"'), (format_value(""), '""'),
+        (format_bytes(0), "0 bytes"), (format_bytes(37_100), "37 kB"), (format_bytes(9_823_000), "9.82 MB"),
+        (format_bytes(538_060_032), "538 MB"), (format_bytes(24_710_000_000), "24.71 GB"),
+        (format_duration(None), "unknown"), (format_duration(4.2471), "4.25 s"), (format_duration(185), "3 min 5 s"),
+        (format_duration(7_800), "2 h 10 min"), (format_metrics({"loss": 0.12345, "rows": 12_000}), "loss 0.1235 · rows 12,000"),
+    ],
+)  # fmt: skip
+def test_values_sizes_and_times_have_one_form(shown, words):
+    assert shown == words

@@ -58,16 +58,17 @@ def alone(run, overrides):
 
 def together(spanish, ner, bert, where):
     from peftrun.adapters import load
-    from peftrun.artifacts import classifier_head
+    from peftrun.artifacts import adapter_folder, classifier_head
     from peftrun.composition import compose
     from peftrun.models import base as base_models
     from peftrun.models import device
 
     both = f"adapter={{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}"
     spec = build_spec(compose.compose_run((*on_texts(bert, where), "action=reload", both)).cfg)
-    head = classifier_head.select_head(spec.task, spec.adapter, spec.active_adapter)
+    adapters = adapter_folder.resolve_adapters(spec.adapter)
+    head = classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     base = base_models.load_base(spec.model, device.resolve_device(spec.device), head=head)
-    return load.load(base, spec.adapter, spec.active_adapter, False)[0], base
+    return load.load(base, adapters, spec.active_adapter, False)[0], base
 
 
 @torch.inference_mode()

@@ -1,15 +1,15 @@
-"""What is merged into what, for those who write it and those who prove it."""
+"""One merge: its adapter, base model and settings, shared by the code that writes and the code that verifies it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from peftrun.adapters import base_match
-from peftrun.adapters.merge import verify
-from peftrun.adapters.merge.verify import TensorPair
-from peftrun.artifacts import base_files, classifier_head
+from peftrun.adapters.merge import file_check
+from peftrun.adapters.merge.file_check import FileCheck
+from peftrun.artifacts import base_files, classifier_head, fingerprint
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
@@ -21,67 +21,67 @@ from peftrun.system import free_memory
 
 @dataclass(frozen=True)
 class MergeJob:
-    """Adapter `name`, in the folder `adapter`, goes into the base in the folder `base`.
+    """`adapter` is merged into the base model in the folder `base`.
 
     Attributes:
-        dtype: what is written.
-        pool: of threads that read beside the one that writes.
-        hashing: gives the base's fingerprint once its files are read.
-        hashes: give the sha256 of each written file, by its name.
-        comparing: give the tensors of each written file whose bytes are the base's.
+        dtype: of the written tensors.
+        pool: threads that read files while others are written.
+        checks: name of each written file → the read of it and of the base model's file.
     """
 
     model: ModelSpec
     action: MergeAction
     allow_base_mismatch: bool
     place: Device
-    name: str
     base: Path
-    adapter: Path
+    adapter: AdapterRef
     dtype: str
     pool: ThreadPoolExecutor
-    fingerprint_future: Future[Fingerprint]
-    hashes: dict[str, Future[str]] = field(default_factory=dict)
-    comparisons: list[Future[set[TensorPair]]] = field(default_factory=list)
+    checks: dict[str, Future[FileCheck]] = field(default_factory=dict)
+
+    @cached_property
+    def is_base_known(self) -> bool:
+        """Whether the base model's files need not be read for its fingerprint."""
+        return fingerprint.are_weights_cached(self.base)
 
     @cached_property
     def mark(self) -> Fingerprint:
-        """The base's fingerprint, once its files are read. Raises: AdapterError: the adapter was made for another base."""
-        mark = self.fingerprint_future.result()
+        """The base model's fingerprint, from what was read of its files. Raises: AdapterError: the adapter was made for another base model."""
+        checks = [check.result() for check in self.checks.values()]
+        mark = fingerprint.fingerprint_model(self.base, {check.base: check.base_lines for check in checks})
         base_match.check_base_match(
             base_files.format_base_name(self.model), mark, self.adapter, self.allow_base_mismatch,
             lambda: load_tokenizer(self.base, self.model),
         )  # fmt: skip
         return mark
 
-    def start_checks(self, base: Path, written: Path) -> None:
-        """Begins to hash a file that was written, and to compare it with the base's, while both are in the system's memory."""
-        self.hashes[written.name] = self.pool.submit(atomic_files.hash_file, written)
-        readers: list[Future[Any]] = [self.hashes[written.name]]
-        if self.action.verify:
-            self.comparisons.append(self.pool.submit(verify.find_equal_tensors, base, written))
-            readers.append(self.comparisons[-1])
+    def start_check(self, base: Path, written: Path) -> None:
+        """Starts to read a written file and the base model's, while both are in the page cache."""
+        check = self.pool.submit(
+            file_check.check_file, base, written, hash_base=not self.is_base_known, compare=self.action.verify
+        )
+        self.checks[written.name] = check
         if self._exceeds_memory:
-            self.pool.submit(_drop_once_read, written, readers)
+            check.add_done_callback(lambda _: safetensors_stream.drop_from_memory(written))
 
     @cached_property
     def _exceeds_memory(self) -> bool:
-        """Whether memory cannot hold the files of both models: what is written would push out what is not yet read of the base."""
+        """Whether the page cache cannot hold the files of both models: written ones would evict the base model's before they are read."""
         return 2 * atomic_files.measure_size(self.base) > free_memory.get_resident_limit().bytes
 
     def remove_written(self, folder: Path) -> None:
-        """Removes what was written so far."""
-        self.hashes.clear()
-        self.comparisons.clear()
+        """Removes the files written so far."""
+        wait(self.checks.values())
+        self.checks.clear()
         for file in folder.iterdir():
             file.unlink()
 
     @property
+    def name(self) -> str:
+        """The adapter's."""
+        return self.adapter.name
+
+    @cached_property
     def head(self) -> classifier_head.ClassifierHead | None:
-        """Of a classifier; None for a language model."""
-        return classifier_head.read_adapter_head(str(self.adapter), self.name)
-
-
-def _drop_once_read(written: Path, readers: list[Future[Any]]) -> None:
-    wait(readers)
-    safetensors_stream.drop_from_memory(written)
+        """A classifier's head; None for a language model."""
+        return classifier_head.read_adapter_head(self.adapter)

@@ -1,18 +1,12 @@
 """Files of teams with old names of keys and options: Hydra reads them in today's names.
 
-Hydra reads each file by the source of its scheme (`file://`, `pkg://`). The sources here rename what they have read, before Hydra
-composes it, so that a typed key or a later file wins over an old name just as it does over today's.
+What Hydra has read of a file is renamed before it is composed, so that a typed key or a later file wins over an old name as it does
+over today's.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,41 +15,22 @@ from peftrun.config import values as config
 
 GLOBAL = "_global_"
 DEFAULT_GROUP = re.compile(r"(?P<words>(?:(?:override|optional) +)*)(?P<group>[^@ ]+)(?P<package>@.*)?")
-_muted: list[bool] = []
 
 
-class RenamingFileSource(FileConfigSource):
-    """Folders of configs."""
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        """The file's config in today's names."""
-        loaded = super().load_config(config_path)
-        return loaded if Path(self.path) == paths.config_dir() else _rename_loaded(loaded, config_path)
-
-
-class RenamingPackageSource(ImportlibResourcesConfigSource):
-    """Packages of configs."""
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        """The file's config in today's names."""
-        loaded = super().load_config(config_path)
-        return loaded if self.provider == "hydra" else _rename_loaded(loaded, config_path)
-
-
-def register_sources() -> None:
-    """Let Hydra read folders and packages by the sources above, in every composition from now on."""
-    # `register` keeps the first source of a scheme, which is Hydra's own.
-    SourcesRegistry.instance().types |= {"file": RenamingFileSource, "pkg": RenamingPackageSource}
-
-
-@contextmanager
-def mute() -> Iterator[None]:
-    """Print nothing about old names inside: the caller reports them."""
-    _muted.append(True)
-    try:
-        yield
-    finally:
-        _muted.pop()
+def rename_loaded(loaded: ConfigResult, config_path: str) -> ConfigResult:
+    """What Hydra has read of a file, in today's names; each old one is reported. peftrun's own files and Hydra's have none."""
+    is_own = loaded.provider == "hydra" or loaded.path == f"file://{paths.config_dir()}"
+    if is_own or not isinstance(loaded.config, DictConfig):
+        return loaded
+    name = config_path.removesuffix(".yaml")
+    group = name.rpartition("/")[0]
+    package = (loaded.header.get("package") or group).replace("_group_", group).replace("/", ".")
+    values: Any = OmegaConf.to_container(loaded.config)
+    renamed, lines = rename_file(values, group, "" if package == GLOBAL else package)
+    if lines:
+        loaded.config = OmegaConf.create(renamed)
+        config.report_upgrades(lines, f"{loaded.path.removeprefix('file://')}/{name}.yaml")
+    return loaded
 
 
 def rename_file(values: dict[str, Any], group: str, package: str) -> tuple[dict[str, Any], list[str]]:
@@ -74,21 +49,6 @@ def rename_file(values: dict[str, Any], group: str, package: str) -> tuple[dict[
     for name in package.split(".") if package else ():
         content = content.get(name, {})
     return ({} if defaults is None else {"defaults": defaults}) | content, list(dict.fromkeys(lines))
-
-
-def _rename_loaded(loaded: ConfigResult, config_path: str) -> ConfigResult:
-    if not isinstance(loaded.config, DictConfig):
-        return loaded
-    name = config_path.removesuffix(".yaml")
-    group = name.rpartition("/")[0]
-    package = (loaded.header.get("package") or group).replace("_group_", group).replace("/", ".")
-    values: Any = OmegaConf.to_container(loaded.config)
-    renamed, lines = rename_file(values, group, "" if package == GLOBAL else package)
-    if lines:
-        loaded.config = OmegaConf.create(renamed)
-        if not _muted:
-            config.report_upgrades(lines, f"{loaded.path.removeprefix('file://')}/{name}.yaml")
-    return loaded
 
 
 def _rename_references(node: Any, owner: str, lines: list[str]) -> Any:

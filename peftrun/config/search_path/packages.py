@@ -6,7 +6,10 @@
 The packages are located, never imported.
 """
 
+import os
+import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +42,20 @@ def list_config_dirs(search_path: Sequence[str | Path] = ()) -> list[Path]:
 
 
 def _read_entry_points() -> EntryPoints:
+    return _read_entry_points_of(tuple(map(_stat_folder, sys.path)))
+
+
+@cache
+def _read_entry_points_of(search_path: tuple[tuple[str, int], ...]) -> EntryPoints:
+    """Cached by the folders and when each was last changed, as installing and removing does: the metadata of every package is read."""
     return entry_points(group=GROUP)
+
+
+def _stat_folder(folder: str) -> tuple[str, int]:
+    try:
+        return folder, os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return folder, 0
 
 
 def _find_package_dir(dotted: str) -> Path | None:

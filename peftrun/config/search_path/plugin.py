@@ -11,7 +11,9 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from peftrun.compat.hydra import read_files_with
 from peftrun.config.search_path import old_files, packages
+from peftrun.config.yaml_files import load_yaml
 
 PROVIDER = packages.GROUP  # Hydra's name for the origin of these entries of the search path
 CALLER_PROVIDER = "given"  # the same for folders given from Python
@@ -34,9 +36,9 @@ class TeamPackages(SearchPathPlugin):
 
 
 def register_search_path() -> None:
-    """Register the plugin, and the sources that read old names, for every composition from now on."""
+    """Register the plugin, and how files are read, for every composition from now on."""
     Plugins.instance().register(TeamPackages)
-    old_files.register_sources()
+    read_files_with(load_yaml, old_files.rename_loaded)
 
 
 @contextmanager

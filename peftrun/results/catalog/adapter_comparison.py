@@ -25,15 +25,18 @@ def compare_adapters(first_dir: Path, second_dir: Path) -> dict[str, Any]:
     try:
         first, second = delta_weights.read_deltas(first_dir), delta_weights.read_deltas(second_dir)
         first_norms, second_norms = delta_weights.compute_delta_norms(first), delta_weights.compute_delta_norms(second)
-        rows = [
-            {
-                "module": module,
-                "norms": [first_norms.get(module), second_norms.get(module)],
-                "cosine": None,
-                **_compare_deltas(first.found.get(module), second.found.get(module)),
-            }
-            for module in {**first_norms, **second_norms}
-        ]
+        rows: list[dict[str, Any]] = []
+        for module in {**first_norms, **second_norms}:
+            rows.append(
+                {"module": module, "norms": [first_norms.get(module), second_norms.get(module)], "cosine": None}
+            )
+            delta, other = first.found.get(module), second.found.get(module)
+            if delta is None or other is None:
+                continue
+            # The factors A (r, in) and B (out, r) are compared without forming ΔW (out, in); a text says why they cannot be.
+            comparison = delta_weights.compare_deltas(delta, other)
+            if not isinstance(comparison, str):
+                rows[-1] |= {"cosine": comparison["cosine"], "distance": comparison["relative_distance"]}
     except (PeftrunError, OSError) as error:
         return {"problem": str(error).splitlines()[0]}
     if not rows:
@@ -41,13 +44,3 @@ def compare_adapters(first_dir: Path, second_dir: Path) -> dict[str, Any]:
         return {"problem": next(iter(reasons.values()), "neither holds a LoRA pair")}
     totals = [delta_weights.total_norm(norms.values()) if norms else None for norms in (first_norms, second_norms)]
     return {"rows": rows, "totals": totals, "not_measured": len(first.unmeasured) + len(second.unmeasured)}
-
-
-def _compare_deltas(first: Any, second: Any) -> dict[str, Any]:
-    if first is None or second is None:
-        return {}
-    # The factors A (r, in) and B (out, r) are compared without forming ΔW (out, in); a text says why they cannot be.
-    comparison = delta_weights.compare_deltas(first, second)
-    if isinstance(comparison, str):
-        return {}
-    return {"cosine": comparison["cosine"], "distance": comparison["relative_distance"]}

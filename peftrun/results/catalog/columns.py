@@ -76,28 +76,15 @@ class Columns:
             return lambda run: next((run.facts[column] for column in names if run.facts.get(column) is not None), None)
         if _is_measured(name):
             return lambda run: None
-        full = self._find_config_key(name, key)
-        return lambda run: run.config.get(full)
-
-    def list_names(self) -> list[str]:
-        """All column names: the fixed ones, metrics and versions, then config keys."""
-        return [*FIXED, *sorted(self.facts - FIXED.keys()), *sorted(self.config - self.facts)]
-
-    def _find_fact_columns(self, name: str) -> list[str]:
-        if name in self.facts:
-            return [name]
-        return [f"{group}{name}" for group in GROUPS if f"{group}{name}" in self.facts]
-
-    def _find_config_key(self, name: str, key: str) -> str:
         if name in self.config:
-            return name
+            return lambda run: run.config.get(name)
         matches = sorted(config_key for config_key in self.config if config_key.endswith(f".{name}"))
         if len(matches) == 1:
-            return matches[0]
+            return lambda run: run.config.get(matches[0])
         if not matches and (old_name := _find_old_key(name)):
             new_name, renamed = migrations.rename_key(old_name)
             report_upgrades(map(migrations.format_renamed_key, renamed))
-            return self._find_config_key(new_name, key)
+            return self.make_reader(new_name, key)
         if matches:
             raise ConfigError(f"{key}: {name} is the end of several columns: {', '.join(matches)}; type one in full")
         columns = [*self.facts, *self.config, *MEASURED]
@@ -107,6 +94,15 @@ class Columns:
         if nearest:
             advice = f"did you mean {nearest[0]}?"
         raise ConfigError(f"{key}: there is no column {name}; {advice}")
+
+    def list_names(self) -> list[str]:
+        """All column names: the fixed ones, metrics and versions, then config keys."""
+        return [*FIXED, *sorted(self.facts - FIXED.keys()), *sorted(self.config - self.facts)]
+
+    def _find_fact_columns(self, name: str) -> list[str]:
+        if name in self.facts:
+            return [name]
+        return [f"{group}{name}" for group in GROUPS if f"{group}{name}" in self.facts]
 
 
 def _find_old_key(name: str) -> str | None:
@@ -120,7 +116,7 @@ def _is_measured(name: str) -> bool:
     return metric in MEASURED and (not group or f"{group}." in GROUPS)
 
 
-def format_value(value: Any) -> str:
+def format_table_value(value: Any) -> str:
     """A value as one line of text, for table cells and glob matching."""
     if value is None:
         return "-"
@@ -129,7 +125,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
-        return f"[{','.join(map(format_value, value))}]"
+        return f"[{','.join(map(format_table_value, value))}]"
     return " ".join(str(value).split())
 
 
@@ -139,4 +135,4 @@ def make_sort_key(value: Any) -> tuple[int, Any]:
         return (2, 0)
     if isinstance(value, int | float):
         return (0, value)
-    return (1, format_value(value).lower())
+    return (1, format_table_value(value).lower())

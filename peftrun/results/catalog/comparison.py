@@ -7,9 +7,9 @@ from shutil import get_terminal_size
 from typing import Any
 
 from peftrun.errors import ConfigError
-from peftrun.formatting import align_rows, format_rough_duration
+from peftrun.formatting import align_rows, format_bytes, format_duration
 from peftrun.results.catalog import index, scan, table
-from peftrun.results.catalog.columns import format_value
+from peftrun.results.catalog.columns import format_table_value
 from peftrun.results.catalog.index import IndexedRun
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -87,11 +87,22 @@ def compare_runs(runs: Sequence[IndexedRun]) -> Comparison:
     facts = [run.facts for run in runs]
     versions = _list_unique(key for row in facts for key in row if key.startswith("versions."))
     config_keys = _list_unique(key for run in runs for key in run.config)
+    # A run that was not evaluated before training has the leaf `metrics.before` = {}.
+    keys = [key for row in facts for key, value in row.items() if key.startswith("metrics.") and value != {}]
+    names = _list_unique(key.removeprefix("metrics.").removeprefix("after.").removeprefix("before.") for key in keys)
+    metrics = {
+        name: [
+            # Actions other than train store their metrics without before and after.
+            [row.get(f"metrics.before.{name}"), row.get(f"metrics.after.{name}", row.get(f"metrics.{name}"))]
+            for row in facts
+        ]
+        for name in names
+    }
     return Comparison(
         list(runs),
         {name: [row.get(name) for row in facts] for name in WHAT if any(row.get(name) is not None for row in facts)},
         _select_differing({key: [run.config.get(key) for run in runs] for key in config_keys}),
-        _collect_metrics(facts),
+        metrics,
         {name: [row.get(name) for row in facts] for name in COST if any(row.get(name) is not None for row in facts)},
         _select_differing({key.removeprefix("versions."): [row.get(key) for row in facts] for key in versions}),
     )
@@ -110,20 +121,6 @@ def _select_differing(values: Values) -> Values:
     return differing
 
 
-def _collect_metrics(facts: Sequence[dict[str, Any]]) -> Values:
-    # A run that was not evaluated before training has the leaf `metrics.before` = {}.
-    keys = [key for row in facts for key, value in row.items() if key.startswith("metrics.") and value != {}]
-    names = _list_unique(key.removeprefix("metrics.").removeprefix("after.").removeprefix("before.") for key in keys)
-    return {
-        name: [
-            # Actions other than train store their metrics without before and after.
-            [row.get(f"metrics.before.{name}"), row.get(f"metrics.after.{name}", row.get(f"metrics.{name}"))]
-            for row in facts
-        ]
-        for name in names
-    }
-
-
 def format_comparison(comparison: Comparison) -> Iterator[str]:
     """Lines of a table with one column per run, headed by its letter."""
     letters = LETTERS[: len(comparison.runs)]
@@ -131,9 +128,11 @@ def format_comparison(comparison: Comparison) -> Iterator[str]:
         [(letter, str(run.facts["run"])) for letter, run in zip(letters, comparison.runs, strict=True)]
     )
     sections = build_sections(comparison)
-    width = _compute_cell_width(
-        max((len(key) for section in sections.values() for key in section), default=0), len(letters)
-    )
+    width = None  # characters that a cell may take; no limit in a pipe
+    if sys.stdout.isatty():
+        key_width = max((len(key) for section in sections.values() for key in section), default=0)
+        width = (get_terminal_size().columns - key_width - 4) // len(letters) - 2
+        width = max(SHORTEST, min(LONGEST, width))
     rows = [("", *letters)]
     for title, section in sections.items():
         rows += [("", *[""] * len(letters)), (title, *[""] * len(letters))]
@@ -156,8 +155,8 @@ def format_comparison(comparison: Comparison) -> Iterator[str]:
 def build_sections(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
     """Title → name → one text per run; empty sections are left out."""
     sections = {
-        "what it is": {key: [*map(format_value, values)] for key, values in comparison.what.items()},
-        "config": {key: [*map(format_value, values)] for key, values in comparison.config.items()},
+        "what it is": {key: [*map(format_table_value, values)] for key, values in comparison.what.items()},
+        "config": {key: [*map(format_table_value, values)] for key, values in comparison.config.items()},
         "measured": {
             name: [" → ".join(map(table.format_metric, pair if pair[0] is not None else pair[1:])) for pair in pairs]
             for name, pairs in comparison.metrics.items()
@@ -166,7 +165,7 @@ def build_sections(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
             ("time" if key == "seconds" else key): [_format_cost(key, value) for value in values]
             for key, values in comparison.cost.items()
         },
-        "versions": {key: [*map(format_value, values)] for key, values in comparison.versions.items()},
+        "versions": {key: [*map(format_table_value, values)] for key, values in comparison.versions.items()},
     }
     return {title: section for title, section in sections.items() if section}
 
@@ -175,14 +174,7 @@ def _format_cost(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name == "size":
-        return table.format_size_cell(value)
+        return format_bytes(value)
     if name == "seconds":
-        return format_rough_duration(value)
-    return f"{value:,}" if isinstance(value, int) else format_value(value)
-
-
-def _compute_cell_width(key_width: int, run_count: int) -> int | None:
-    """Characters that a cell may take on a terminal; None: no limit (a pipe)."""
-    if not sys.stdout.isatty():
-        return None
-    return max(SHORTEST, min(LONGEST, (get_terminal_size().columns - key_width - 4) // run_count - 2))
+        return format_duration(value)
+    return f"{value:,}" if isinstance(value, int) else format_table_value(value)

@@ -12,7 +12,8 @@ from peftrun.artifacts.filter_parser import BoolOp, Condition, Expression, Not, 
 from peftrun.config import migrations
 from peftrun.config.values import report_upgrades
 from peftrun.errors import ConfigError
-from peftrun.results.catalog.columns import Columns, format_value
+from peftrun.formatting import is_number, parse_bytes
+from peftrun.results.catalog.columns import Columns, format_table_value
 from peftrun.results.catalog.index import IndexedRun
 
 ORDER: dict[str, Callable[[Any, Any], bool]] = {
@@ -22,7 +23,6 @@ ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 STATUSES = ("completed", "running", "dead", "failed", "interrupted", "stopped", "unreadable", "rejected")
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 OPTION_COLUMNS = {"task": "task", "method": "lora"}  # column → the group whose option it holds
 CONSTANTS = {"null": None, "true": True, "false": False}
 RunPredicate = Callable[[IndexedRun], bool]
@@ -70,9 +70,9 @@ def _check_condition(condition: Condition, columns: Columns, runs: Sequence[Inde
     if sign not in ORDER:
         return
     values = [item for item in map(read_value, runs) if item is not None]
-    if values and all(map(_is_number, values)) and parse_number(value) is None:
+    if values and all(map(is_number, values)) and parse_number(value) is None:
         raise ConfigError(
-            f"{key}: {column}{sign}{value}: {column} holds numbers; type {column}{sign}{format_value(values[0])}"
+            f"{key}: {column}{sign}{value}: {column} holds numbers; type {column}{sign}{format_table_value(values[0])}"
         )
 
 
@@ -88,17 +88,11 @@ def _is_iso_date(value: str) -> bool:
 
 
 def parse_number(value: str) -> float | None:
-    """The number that a text spells, with KB, MB or GB as powers of 1000; None: it is no number."""
-    scale = UNITS.get(value[-2:].upper(), 1)
+    """The number that a text spells, or the bytes of a size such as 4MB; None: it is neither."""
     try:
-        number = float(value[:-2] if scale > 1 else value)
+        return float(value)
     except ValueError:
-        return None
-    return number * scale
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        return parse_bytes(value)
 
 
 def _compile_condition(condition: Condition) -> Callable[[Any], bool]:
@@ -111,11 +105,25 @@ def _compile_condition(condition: Condition) -> Callable[[Any], bool]:
         pattern = condition.value.lower()
         # `*` and `?` make it a glob over the whole value; other patterns may match anywhere in it.
         is_glob = "*" in pattern or "?" in pattern
-        return lambda value: (
-            value is not None
-            and any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in _list_lowercase_texts(value))
-        )
-    return _compile_order(condition)
+
+        def matches(value: Any) -> bool:
+            items = [] if value is None else [value, *(value if isinstance(value, list) else ())]
+            texts = [format_table_value(item).lower() for item in items]  # of a list, also each of its items
+            return any(fnmatchcase(text, pattern) if is_glob else pattern in text for text in texts)
+
+        return matches
+    compare, number = ORDER[condition.operator], parse_number(condition.value)
+    if condition.column == "date":
+        # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
+        bound = condition.value.replace("T", " ")
+        return lambda value: isinstance(value, str) and compare(value[: len(bound)], bound)
+
+    def is_in_order(value: Any) -> bool:
+        if is_number(value):
+            return number is not None and compare(value, number)
+        return isinstance(value, str) and compare(value, condition.value)
+
+    return is_in_order
 
 
 def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
@@ -135,29 +143,9 @@ def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
 
     def equals(value: Any) -> bool:
         if isinstance(value, list):
-            return format_value(value) == condition.value or any(map(equals, value))
-        if _is_number(value):
+            return format_table_value(value) == condition.value or any(map(equals, value))
+        if is_number(value):
             return number is not None and value == number
         return value is not None and not isinstance(value, bool) and str(value) == condition.value
 
     return equals
-
-
-def _list_lowercase_texts(value: Any) -> list[str]:
-    """The value as text, and for a list also each of its items."""
-    return [format_value(item).lower() for item in (value, *(value if isinstance(value, list) else ()))]
-
-
-def _compile_order(condition: Condition) -> Callable[[Any], bool]:
-    compare, number = ORDER[condition.operator], parse_number(condition.value)
-    if condition.column == "date":
-        # Cut to the precision that was typed: `date>2026-11-25` starts with the next day, not the next second.
-        bound = condition.value.replace("T", " ")
-        return lambda value: isinstance(value, str) and compare(value[: len(bound)], bound)
-
-    def is_in_order(value: Any) -> bool:
-        if _is_number(value):
-            return number is not None and compare(value, number)
-        return isinstance(value, str) and compare(value, condition.value)
-
-    return is_in_order

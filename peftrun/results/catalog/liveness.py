@@ -23,7 +23,13 @@ def refresh_facts(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
         current["date"] = datetime.fromisoformat(started).astimezone().strftime("%Y-%m-%d %H:%M:%S")  # type: ignore[arg-type]
     if facts.get("status") == RUNNING:
         current["status"] = RUNNING if _is_alive(facts) else DEAD
-        current["steps"] = _read_last_step(folder)
+        import json  # only needed for a running run
+
+        current["steps"] = None  # the last logged step; None before the first
+        with suppress(OSError, ValueError, IndexError, KeyError, TypeError), open(f"{folder}/{METRICS}", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            complete = [line for line in file.read().splitlines() if line.endswith(b"}")]  # a row may be half written
+            current["steps"] = int(json.loads(complete[-1])["step"])
     for key in ("sweep", "adapter"):
         current[key] = display_path(facts[key]) if facts.get(key) else None
     return current
@@ -69,14 +75,3 @@ def _get_process_start(pid: int) -> float | None:
 def _read_boot_time() -> float:
     lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("btime")))
-
-
-def _read_last_step(folder: str) -> int | None:
-    """The last logged step; None before the first."""
-    import json  # only needed for a running run
-
-    with suppress(OSError, ValueError, IndexError, KeyError, TypeError), open(f"{folder}/{METRICS}", "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-        complete = [line for line in file.read().splitlines() if line.endswith(b"}")]  # a row may be half written
-        return int(json.loads(complete[-1])["step"])
-    return None

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -30,7 +29,21 @@ Values = dict[str, Any]
 def read_run_folder(folder: str) -> tuple[Values, Values]:
     """Facts and config of a run folder, or of a folder with an adapter alone; status `unreadable` if the record is corrupt."""
     if not os.path.isfile(os.path.join(folder, RECORD)):
-        return _collect_adapter_facts(folder), {}
+        method, rank = _read_adapter_method(folder)
+        facts: Values = {"status": "rejected" if REJECTED.search(folder) else "completed", "adapter": folder}
+        facts |= {"method": method, "rank": rank}
+        try:
+            base = json.loads(_read_text(folder, PEFTRUN_METADATA))["base"]
+            facts["base"] = base["name"]
+            facts["fingerprint"] = str(base["fingerprint"]["weights"])[:12]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError):  # PEFT's file has the name alone
+                facts["base"] = json.loads(_read_text(folder, ADAPTER_CONFIG)).get("base_model_name_or_path")
+        with suppress(OSError):
+            stat = os.stat(os.path.join(folder, ADAPTER_WEIGHTS))
+            started = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+            facts |= {"size": stat.st_size, "started": started}
+        return facts, {}
     config: Values = {}
     with suppress(OSError, ValueError, yaml.YAMLError):
         config = _rename_keys(flat_yaml.parse_flat_yaml(_read_text(folder, CONFIG)))
@@ -203,27 +216,3 @@ def _read_sweep_cached(folder: str, *modified: int) -> tuple[dict[str, str], dic
     with suppress(OSError, ValueError, TypeError, KeyError):
         cells = {str(cell["id"]): cell for cell in json.loads(_read_text(folder, "sweep.json"))["cells"]}
     return choices, cells
-
-
-def _collect_adapter_facts(folder: str) -> Values:
-    method, rank = _read_adapter_method(folder)
-    facts: Values = {"status": "rejected" if REJECTED.search(folder) else "completed", "adapter": folder}
-    facts |= {"method": method, "rank": rank, **dict(_read_base_facts(folder))}
-    with suppress(OSError):
-        stat = os.stat(os.path.join(folder, ADAPTER_WEIGHTS))
-        facts |= {
-            "size": stat.st_size,
-            "started": datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds"),
-        }
-    return facts
-
-
-def _read_base_facts(folder: str) -> Iterator[tuple[str, Any]]:
-    """Name and fingerprint of the adapter's base model from peftrun.json, else the name alone from PEFT's adapter_config.json."""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        base = json.loads(_read_text(folder, PEFTRUN_METADATA))["base"]
-        yield "base", base["name"]
-        yield "fingerprint", str(base["fingerprint"]["weights"])[:12]
-        return
-    with suppress(OSError, ValueError, AttributeError):
-        yield "base", json.loads(_read_text(folder, ADAPTER_CONFIG)).get("base_model_name_or_path")

@@ -11,7 +11,7 @@ from peftrun.artifacts.run_layout import ADAPTER_CONFIG, CHECKPOINTS, CONFIG, RE
 # Earlier attempts at the cells of a sweep, in a folder next to its sweep.json, are no runs of their own.
 ATTEMPTS, SUMMARY = "attempts", "sweep.json"
 SKIPPED = {CHECKPOINTS, "__pycache__", "node_modules"}
-COPIES, STORE = "artifacts", ".db"  # beside its database, a tracker stores copies of records and adapters
+COPIES, STORE = "artifacts", ".db"  # next to its database, a tracker stores copies of records and adapters
 TRACKED = re.compile(r"[0-9a-f]{32}")  # name that MLflow gives to the folder of a run
 
 
@@ -22,7 +22,20 @@ def find_run_folders(roots: Sequence[str]) -> dict[str, str]:
     """
     stamps: dict[str, str] = {}
     for root in map(make_absolute, roots):
-        stamps |= _scan_below(root, {os.path.realpath(root)})
+        visited, pending = {os.path.realpath(root)}, [root]
+        while pending:  # no recursion: folders may be nested deeper than Python's limit
+            folder = pending.pop()
+            entries = _list_entries(folder)
+            if RECORD in entries or ADAPTER_CONFIG in entries:
+                with suppress(OSError):  # deleted since it was listed
+                    stamps[folder] = _build_stamp(folder, entries)
+                continue
+            is_tracker_store = TRACKED.fullmatch(os.path.basename(folder)) or any(
+                name.endswith(STORE) for name in entries
+            )
+            skipped = {*([ATTEMPTS] if SUMMARY in entries else []), *([COPIES] if is_tracker_store else [])}
+            others = (entry for entry in entries.values() if entry.name not in skipped)
+            pending += [entry.path for entry in others if _should_descend(entry, visited)]
     return stamps
 
 
@@ -35,25 +48,6 @@ def read_stamp(folder: str) -> str | None:
     """The stamp of a run folder or adapter folder; None: it is neither."""
     entries = _list_entries(folder)
     return _build_stamp(folder, entries) if RECORD in entries or ADAPTER_CONFIG in entries else None
-
-
-def _scan_below(folder: str, visited: set[str]) -> dict[str, str]:
-    """Stamps of a folder and those below it. Iterative, since folders may be nested deeper than Python's recursion limit."""
-    stamps: dict[str, str] = {}
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        entries = _list_entries(current)
-        if RECORD in entries or ADAPTER_CONFIG in entries:
-            with suppress(OSError):  # deleted since it was listed
-                stamps[current] = _build_stamp(current, entries)
-            continue
-        is_tracker_store = TRACKED.fullmatch(os.path.basename(current)) or any(name.endswith(STORE) for name in entries)
-        skipped = {*([ATTEMPTS] if SUMMARY in entries else []), *([COPIES] if is_tracker_store else [])}
-        pending += [
-            entry.path for entry in entries.values() if entry.name not in skipped and _should_descend(entry, visited)
-        ]
-    return stamps
 
 
 def _list_entries(folder: str) -> dict[str, os.DirEntry[str]]:

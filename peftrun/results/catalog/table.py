@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
-from peftrun.formatting import COLUMN_GAP, align_rows, format_rough_duration
-from peftrun.results.catalog.columns import FIXED, format_value
+from peftrun.formatting import COLUMN_GAP, align_rows, format_bytes, format_duration
+from peftrun.results.catalog.columns import FIXED, format_table_value
 from peftrun.results.catalog.index import IndexedRun
 from peftrun.results.catalog.query import SearchResult
 
@@ -38,16 +38,40 @@ def format_table(result: SearchResult, queried: Sequence[str] = ()) -> list[str]
         width = max(map(len, columns[name]))
         columns[name] = [cell.rjust(width) for cell in columns[name]]
     if sys.stdout.isatty():
-        columns = _narrow_columns(columns, get_terminal_size().columns)
+        # Columns are dropped until the table fits: first those with equal values in all rows, then by weight.
+        max_width = get_terminal_size().columns
+        for name in ("status", "action", "seed", "template"):
+            if _measure_width(columns) > max_width and name in columns and len({*columns[name][1:]}) == 1:
+                del columns[name]
+        important = {name: cells for name, cells in columns.items() if WEIGHT.get(name, REQUESTED) <= WEIGHT["task"]}
+        if _measure_width(important) > max_width:  # abbreviate rather than drop one of them
+            columns |= {name: [*map(SHORT_FORMS[name], important[name])] for name in important if name in SHORT_FORMS}
+        while len(columns) > 1 and _measure_width(columns) > max_width:
+            del columns[max(columns, key=lambda name: WEIGHT.get(name, REQUESTED))]
     return align_rows([[*row] for row in zip(*columns.values(), strict=True)])
 
 
 def build_columns(result: SearchResult, queried: Sequence[str] = ()) -> dict[str, list[str]]:
     """Column → heading and one cell per run; columns without any value are left out."""
-    columns = _build_default_columns(result.runs)
+    metrics = {run.facts.get("metric") for run in result.runs if run.facts.get("metric")}
+    formats: dict[str, Callable[[Facts], str]] = {
+        # One metric goes into the heading; if runs have different ones, each cell names its own.
+        "metric": lambda facts: format_change(facts, len(metrics) > 1),
+        "size": lambda facts: format_bytes(facts["size"]) if isinstance(facts.get("size"), int) else "-",
+        "date": lambda facts: format_table_value(facts.get("date"))[:16],  # to the minute
+        "time": lambda facts: "-" if facts.get("seconds") is None else format_duration(facts["seconds"]),
+        "trainable": lambda facts: f"{facts['trainable']:,}" if isinstance(facts.get("trainable"), int) else "-",
+    }
+    columns = {}
+    for name in WEIGHT:
+        facts = [run.facts for run in result.runs]
+        cells = [formats[name](row) if name in formats else format_table_value(row.get(name)) for row in facts]
+        if {*cells} - {"-"}:
+            heading = str(next(iter(metrics))) if name == "metric" and len(metrics) == 1 else name
+            columns[name] = [heading, *cells]
     for name in queried:
         read_value = result.columns.make_reader(name)
-        column = [name, *(format_value(read_value(run)) for run in result.runs)]
+        column = [name, *(format_table_value(read_value(run)) for run in result.runs)]
         # A default column may show it under another name: the main metric has its name in the heading, lora.r is the rank.
         is_metric = name == columns.get("metric", [""])[0]
         is_rank = name in ("r", "lora.r") and column[1:] == columns.get("rank", [])[1:]
@@ -72,13 +96,6 @@ def replace_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def format_size_cell(value: Any) -> str:
-    """Bytes as MB, or as kB below 0.1 MB."""
-    if not isinstance(value, int):
-        return "-"
-    return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.0f} kB"
-
-
 def format_change(facts: Facts, with_name: bool) -> str:
     """The main metric before and after training. `with_name`: preceded by its name."""
     after, before = facts.get("after"), facts.get("before")
@@ -90,43 +107,7 @@ def format_change(facts: Facts, with_name: bool) -> str:
 
 def format_metric(value: Any) -> str:
     """A metric as a table cell."""
-    return f"{value:.4f}" if isinstance(value, float) else format_value(value)
-
-
-def _build_default_columns(runs: Sequence[IndexedRun]) -> dict[str, list[str]]:
-    """Heading and cells of each default column in which at least one run has a value."""
-    metrics = {run.facts.get("metric") for run in runs if run.facts.get("metric")}
-    formats: dict[str, Callable[[Facts], str]] = {
-        # One metric goes into the heading; if runs have different ones, each cell names its own.
-        "metric": lambda facts: format_change(facts, len(metrics) > 1),
-        "size": lambda facts: format_size_cell(facts.get("size")),
-        "date": lambda facts: format_value(facts.get("date"))[:16],  # to the minute
-        "time": lambda facts: "-" if facts.get("seconds") is None else format_rough_duration(facts["seconds"]),
-        "trainable": lambda facts: f"{facts['trainable']:,}" if isinstance(facts.get("trainable"), int) else "-",
-    }
-    columns = {}
-    for name in WEIGHT:
-        cells = [formats[name](run.facts) if name in formats else format_value(run.facts.get(name)) for run in runs]
-        heading = str(next(iter(metrics))) if name == "metric" and len(metrics) == 1 else name
-        if {*cells} - {"-"}:
-            columns[name] = [heading, *cells]
-    return columns
-
-
-def _narrow_columns(columns: dict[str, list[str]], max_width: int) -> dict[str, list[str]]:
-    """Drop columns until the table fits: first those with equal values in all rows, then by weight."""
-    columns_left = dict(columns)
-    for name in ("status", "action", "seed", "template"):
-        if _measure_width(columns_left) > max_width and name in columns_left and len({*columns_left[name][1:]}) == 1:
-            del columns_left[name]
-    important = {name: cells for name, cells in columns_left.items() if WEIGHT.get(name, REQUESTED) <= WEIGHT["task"]}
-    if _measure_width(important) > max_width:  # abbreviate rather than drop one of them
-        columns_left |= {
-            name: [*map(SHORT_FORMS[name], cells)] for name, cells in important.items() if name in SHORT_FORMS
-        }
-    while len(columns_left) > 1 and _measure_width(columns_left) > max_width:
-        del columns_left[max(columns_left, key=lambda name: WEIGHT.get(name, REQUESTED))]
-    return columns_left
+    return f"{value:.4f}" if isinstance(value, float) else format_table_value(value)
 
 
 def _measure_width(columns: dict[str, list[str]]) -> int:

@@ -48,13 +48,22 @@ class RunCatalog:
         columns = table.build_columns(result, list(dict.fromkeys(queried))) if result.runs else {}
         # A wide table is scrolled, so what identifies a run and its result come first.
         columns = {name: columns[name] for name in (*FIRST, *columns) if name in columns}
+        rows = [
+            {
+                "id": make_run_id(run.folder),
+                "cells": [column[number] for column in columns.values()],
+                "status": run.facts.get("status"),
+                "error": run.facts.get("error"),
+                "adapter": bool(run.facts.get("adapter")),
+                "report": os.path.isfile(os.path.join(run.folder, SERVED[0])),
+            }
+            for number, run in enumerate(result.runs, 1)
+        ]
         return {
             "columns": [
                 {"name": name, "title": column[0], "right": name in table.RIGHT} for name, column in columns.items()
             ],
-            "runs": [
-                _build_row(run, [column[row] for column in columns.values()]) for row, run in enumerate(result.runs, 1)
-            ],
+            "runs": rows,
             "matching": result.matching,
             "total": result.total,
             "running": sum(run.facts.get("status") == RUNNING for run in result.runs),
@@ -152,15 +161,3 @@ class RunCatalog:
 def make_run_id(folder: str) -> str:
     """Id of a run in URLs: 16 hex digits of its path's sha256."""
     return hashlib.sha256(folder.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _build_row(run: IndexedRun, cells: list[str]) -> Values:
-    facts = run.facts
-    return {
-        "id": make_run_id(run.folder),
-        "cells": cells,
-        "status": facts.get("status"),
-        "error": facts.get("error"),
-        "adapter": bool(facts.get("adapter")),
-        "report": os.path.isfile(os.path.join(run.folder, SERVED[0])),
-    }

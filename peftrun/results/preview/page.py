@@ -27,7 +27,15 @@ def _render_body(
     yield "".join(f"<p>{escape(note)}</p>" for note in notes)
     yield from learned_rows.render_articles(rows)
     yield "<h2>How long they are</h2>"
-    yield _render_histogram(counts["histogram"])
+    highest = max(count for *_, count in counts["histogram"])  # its bar is as wide as the cell
+    bins = [
+        [
+            f'<th scope="row" class="n">{format_bin(low, high)}</th>',
+            f'<td class="n cost length" style="--part: {count / highest:.1%}">{count:,}</td>',
+        ]
+        for low, high, count in counts["histogram"]
+    ]
+    yield html.render_table("Lengths", ["n|tokens", "cost|training rows"], bins)
     yield html.render_table(
         "Splits",
         ["", "n|rows", "n|tokens", "n|learned", "n|shortest", "n|median", "n|longest"],
@@ -62,18 +70,6 @@ def _render_tiles(counts: dict[str, Any]) -> Iterator[str]:
 
 def _render_tile(name: str, value: str, note: str) -> str:
     return f'<li><div class="name">{name}</div><div class="value">{value}</div><div class="since">{escape(note)}</div></li>'
-
-
-def _render_histogram(bins: list[Any]) -> str:
-    highest = max(count for *_, count in bins)  # its bar is as wide as the cell
-    rows = [
-        [
-            f'<th scope="row" class="n">{format_bin(low, high)}</th>',
-            f'<td class="n cost length" style="--part: {count / highest:.1%}">{count:,}</td>',
-        ]
-        for low, high, count in bins
-    ]
-    return html.render_table("Lengths", ["n|tokens", "cost|training rows"], rows)
 
 
 def format_bin(low: int, high: int) -> str:

@@ -34,15 +34,12 @@ def _format_text(row_text: dict[str, Any], name: str) -> Iterator[Marked]:
     if name:
         yield f"{name}:\n", False
     piece = ""
-    for text, learned in cut_text(row_text["text"], row_text["spans"]):
+    for text, is_learned in cut_text(row_text["text"], row_text["spans"]):
         piece = escape_control_chars(text)
-        yield piece, bool(learned)
+        yield piece, bool(is_learned)
     yield "" if piece.endswith("\n") else "\n", False
-    if "tokens" in row_text:
-        yield from _format_tokens(row_text)
-
-
-def _format_tokens(row_text: dict[str, Any]) -> Iterator[Marked]:
+    if "tokens" not in row_text:
+        return
     tokens = [
         (f"{escape_control_chars(text).rstrip(chr(10)).replace(' ', '␣')}({number})", learned)
         for text, number, learned in zip(

@@ -17,6 +17,14 @@ GONE = "cannot be read"
 
 def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
     """The facts of a record by which inputs are compared. `then`: the older record; what it does not hold is not computed."""
+    numerics: dict[str, Any] | None = None
+    if not needs_processes(spec) and "computing" in then:
+        try:
+            import_module("peftrun.models.device").resolve_device(spec.device)
+            # These modules are imported by name since they import torch, which a check of other inputs does not need.
+            numerics = import_module("peftrun.system.determinism").describe_determinism()
+        except PeftrunError as fault:  # the device is not available; versions and machine then say why
+            console.print_warning(fault.lines[0])
     facts = {
         "environment": environment.describe_environment(),
         "versions": collect_versions(),
@@ -24,32 +32,19 @@ def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
         "git_commit": environment.get_git_commit(Path()),
         "given": source_run.hash_input_adapters(spec.adapter),
         "files": source_run.hash_input_files(spec),
-        "computing": None if needs_processes(spec) or "computing" not in then else _describe_numerics(spec),
+        "computing": numerics,
     }
-    # A record has `merged` in place of `base` if the run undid a merge.
-    facts |= {key: _fingerprint_base(spec, key) for key in ("base", "merged") if then.get(key)}
+    for key in ("base", "merged"):  # a record has `merged` in place of `base` if the run undid a merge
+        if not then.get(key):
+            continue
+        base, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
+        try:
+            parts = fingerprint.fingerprint_model(base.resolve_base_dir(spec.model)).as_dict()
+        except PeftrunError as fault:
+            console.print_warning(f"{key}: {fault.lines[0]}")
+            parts = {"weights": GONE}
+        facts[key] = {"fingerprint": parts}
     return facts | ({"data": _describe_data(spec)} if then.get("data") else {})
-
-
-def _describe_numerics(spec: RunSpec) -> dict[str, Any] | None:
-    """None if the device is not available; versions and machine then say why."""
-    try:
-        import_module("peftrun.models.device").resolve_device(spec.device)
-    except PeftrunError as fault:
-        console.print_warning(fault.lines[0])
-        return None
-    # The modules below are imported by name since they import torch, which a check of other inputs does not need.
-    numerics: dict[str, Any] | None = import_module("peftrun.system.determinism").describe_determinism()
-    return numerics
-
-
-def _fingerprint_base(spec: RunSpec, key: str) -> dict[str, Any]:
-    base, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
-    try:
-        return {"fingerprint": fingerprint.fingerprint_model(base.resolve_base_dir(spec.model)).as_dict()}
-    except PeftrunError as fault:
-        console.print_warning(f"{key}: {fault.lines[0]}")
-        return {"fingerprint": {"weights": GONE}}
 
 
 def _describe_data(spec: RunSpec) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.config import values as config
+from peftrun.formatting import format_value
 from peftrun.io import atomic_files
 from peftrun.system.versions import LIBRARIES
 
@@ -57,12 +58,25 @@ def compare_inputs(then: Values, now: Values, then_config: Values, now_config: V
     old, new = (record.get("environment") or {} for record in (then, now))
     old_code, new_code = old.get("code") or {}, new.get("code") or {}  # older records hold nothing about the code
     old_config, new_config = _flatten_values(then_config), _flatten_values(now_config)
+    old_packages, new_packages = _select_packages(then), _select_packages(now)
+    is_older = not any(name in old_packages for name in SHAPING if name not in LIBRARIES)  # of an earlier version
+    has_data = any(record.get("data") is not None for record in (then, now))
+    digests = [_shorten_digest((record.get("data") or {}).get("digest")) for record in (then, now)]  # of the rows
+    bases = _get_fingerprint(then), _get_fingerprint(now)
     return [
         *(Input(CONFIG_KEYS, key, old_config.get(key), new_config.get(key)) for key in {**old_config, **new_config}),
-        *_compare_data(then, now),
-        *_compare_fingerprints(_get_fingerprint(then), _get_fingerprint(now)),
+        *_compare_mapping(DATA, then.get("files"), now.get("files")),
+        *([_make_input(DATA, "rows", *digests)] if has_data else []),
+        *(
+            _make_input(BASE, f"base {key.replace('_', ' ')}", *(_shorten_digest(base.get(key)) for base in bases))
+            for key in bases[0] or bases[1]  # weights, tokenizer, chat template
+        ),
         *_compare_mapping(ADAPTERS, then.get("given"), now.get("given")),
-        *_compare_libraries(_select_packages(then), _select_packages(now)),
+        *(
+            Input(LIBRARY, name, old_packages.get(name), new_packages.get(name), not is_older or name in LIBRARIES)
+            for name in SHAPING
+            if name in old_packages or name in new_packages
+        ),
         _make_input(CODE, "source", _shorten_digest(old_code.get("sha256")), _shorten_digest(new_code.get("sha256"))),
         *(_compare_commit(CODE, old_code, new_code) if old_code else ()),
         *_compare_machine(old, new),
@@ -87,22 +101,6 @@ def _flatten_values(values: Values) -> Values:
     return config.flatten_keys({key: value for key, value in values.items() if key not in PROVENANCE_KEYS})
 
 
-def _compare_data(then: Values, now: Values) -> Iterator[Input]:
-    yield from _compare_mapping(DATA, then.get("files"), now.get("files"))
-    old, new = then.get("data"), now.get("data")
-    if old is None and new is None:
-        return
-    yield _make_input(
-        DATA, "rows", _shorten_digest((old or {}).get("digest")), _shorten_digest((new or {}).get("digest"))
-    )
-
-
-def _compare_fingerprints(then: Values, now: Values) -> Iterator[Input]:
-    for key in then or now:  # weights, tokenizer, chat template
-        digests = _shorten_digest(then.get(key)), _shorten_digest(now.get(key))
-        yield _make_input(BASE, f"base {key.replace('_', ' ')}", *digests)
-
-
 def _get_fingerprint(record: Values) -> Values:
     """Fingerprint of the base model; for an unmerge that of the merged model, which is its input."""
     return ((record.get("base") or record.get("merged") or {}).get("fingerprint")) or {}
@@ -118,14 +116,6 @@ def _select_packages(record: Values) -> Values:
     """Versions of the packages that shape a run's outcome; older records hold only a few of them."""
     packages = (record.get("environment") or {}).get("packages") or record.get("versions") or {}
     return {name: packages[name] for name in SHAPING if packages.get(name, "not installed") != "not installed"}
-
-
-def _compare_libraries(then: Values, now: Values) -> Iterator[Input]:
-    names = [name for name in SHAPING if name in then or name in now]
-    is_older_record = not any(name in then for name in SHAPING if name not in LIBRARIES)
-    yield from (
-        Input(LIBRARY, name, then.get(name), now.get(name), not is_older_record or name in LIBRARIES) for name in names
-    )
 
 
 def _compare_other_packages(then: Values | None, now: Values | None) -> Iterator[Input]:
@@ -192,7 +182,7 @@ def _shorten_digest(digest: Any) -> Any:
 
 
 def _format_value(value: Any, nothing: str = "null") -> str:
-    text = nothing if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = nothing if value is None else format_value(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

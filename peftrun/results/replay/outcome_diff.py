@@ -73,8 +73,11 @@ def compare_outcomes(then: Path, now: Path, tolerance: float) -> OutcomeDiff:
     )
     if any(name.endswith(WEIGHTS) for name in old):
         _judge_weights(diff, old, new)
-    else:
-        _judge_figures(diff)
+    elif differing or diff.metrics:  # a run without weights is judged by its other files and its metrics
+        pairs = diff.metrics.values()
+        differences = [math.inf if first is None or second is None else abs(first - second) for first, second in pairs]
+        is_equal = max(differences, default=0.0) <= diff.tolerance and not differing
+        diff.verdict = EQUAL if is_equal else DIFFERENT
     for name, (file, digest) in old.items():
         if name in differing and file.is_file() and atomic_files.hash_file(file) != digest:
             diff.reasons.append(f"{name} has changed since the run wrote it")
@@ -172,15 +175,6 @@ def _read_values(file: Path, entry: TensorEntry) -> np.ndarray:
         return delta_weights.read_tensor(file, entry)
     raw = np.memmap(file, dtype=np.uint8, mode="r", offset=entry.begin, shape=(entry.end - entry.begin,))
     return raw.astype(float)
-
-
-def _judge_figures(diff: OutcomeDiff) -> None:
-    """Judge a run without weights by its other files and its metrics."""
-    if not diff.files["other"] and not diff.metrics:
-        return
-    differences = [math.inf if then is None or now is None else abs(then - now) for then, now in diff.metrics.values()]
-    is_equal = max(differences, default=0.0) <= diff.tolerance and not diff.files["other"]
-    diff.verdict = EQUAL if is_equal else DIFFERENT
 
 
 def _collect_figures(record: dict[str, Any]) -> dict[str, float]:

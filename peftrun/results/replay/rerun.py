@@ -1,4 +1,4 @@
-"""Rebuild the spec of a recorded run, with the overrides typed beside action=replay."""
+"""Rebuild the spec of a recorded run, with the overrides typed with action=replay."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def load_run_values(run: Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], typed: Sequence[str], replay_spec: RunSpec) -> dict[str, Any]:
-    """`values` with what was typed beside `action=replay`.
+    """`values` with what was typed with `action=replay`.
 
     Args:
         typed: the overrides, in full.
@@ -47,25 +47,21 @@ def apply_overrides(values: dict[str, Any], typed: Sequence[str], replay_spec: R
             continue
         if key == "experiment":
             raise ConfigError(f"{text}: a record has all its values already; type the keys to change")
-        _copy_value(values, key, replay_values)
+        # A chosen option replaces its whole group, other keys a single value.
+        *parents, name = [key] if key in GROUPS else key.split(".")
+        target, source = values, replay_values
+        for parent in parents:
+            source = source.get(parent) or {}
+            inner = target.get(parent)
+            target[parent] = inner if isinstance(inner, dict) else {}
+            target = target[parent]
+        if name in source:
+            target[name] = source[name]
+        else:  # removed with ~key
+            target.pop(name, None)
     return values
 
 
 def build_rerun_spec(values: dict[str, Any]) -> RunSpec:
     """The checked spec. Raises: ConfigError: one line per problem, such as a data file that no longer exists."""
     return build_spec_from_values(values)
-
-
-def _copy_value(values: dict[str, Any], key: str, replay_values: dict[str, Any]) -> None:
-    # A chosen option replaces its whole group, other keys a single value.
-    path = [key] if key in GROUPS else key.split(".")
-    target, source = values, replay_values
-    for name in path[:-1]:
-        source = source.get(name) or {}
-        inner = target.get(name)
-        target[name] = inner if isinstance(inner, dict) else {}
-        target = target[name]
-    if path[-1] in source:
-        target[path[-1]] = source[path[-1]]
-    else:  # removed with ~key
-        target.pop(path[-1], None)

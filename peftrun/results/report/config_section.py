@@ -1,20 +1,20 @@
 """The config of a run: differences from the defaults, all values, and the commands that repeat it. Light."""
 
-import json
 import shlex
 from collections.abc import Iterator
-from functools import cache
 from html import escape
 from typing import Any
 
 from peftrun.composition import compose
+from peftrun.composition.spec import get_default_values
 from peftrun.config import migrations, override_syntax
 from peftrun.config import values as config
 from peftrun.config_tools import minimal_overrides
 from peftrun.console import shorten_path
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_value
 from peftrun.results.report import html
-from peftrun.results.report.run_facts import RunFacts, Values, get_list
+from peftrun.results.report.run_facts import RunFacts, get_list
 
 MAX_ROWS = 60  # differing values in sight; another option may differ in every key of its group
 
@@ -42,7 +42,18 @@ def render_config(run: RunFacts) -> Iterator[str]:
             )
     else:
         yield '<p class="soft">Every value is the default.</p>'
-    yield html.render_details("The whole config", _render_config_table(run, set(changed)))
+    unused_keys = {migrations.rename_key(str(key))[0] for key in get_list(run.record, "unread")}
+    all_rows = [
+        [
+            _render_key(key, "changed" if key in changed else ""),
+            _render_value(value),
+            html.render_cell("unused" if key in unused_keys else "", "soft"),
+        ]
+        for key, value in config.flatten_keys(run.values).items()
+    ]
+    legend = '<p class="soft">Marked: differs from the default. Unused: had no effect in this run.</p>'
+    table = html.render_table("Config", ["key", "value", ""], all_rows)
+    yield html.render_details("The whole config", legend + table)
 
 
 def build_command(run: RunFacts) -> str:
@@ -54,29 +65,9 @@ def build_command(run: RunFacts) -> str:
 def find_changed_values(run: RunFacts) -> dict[str, tuple[Any, Any]]:
     """Full key → (default, value of this run); empty if the defaults cannot be composed here."""
     try:
-        return minimal_overrides.diff_values(_compose_defaults(), run.values)
+        return minimal_overrides.diff_values(get_default_values(), run.values)
     except (*compose.REFUSALS, ConfigError):
         return {}
-
-
-@cache  # the same for the reports of all cells of a sweep
-def _compose_defaults() -> Values:
-    """The config without any override."""
-    return config.resolve_values(compose.compose_run([]).cfg)
-
-
-def _render_config_table(run: RunFacts, changed: set[str]) -> str:
-    unused_keys = {migrations.rename_key(str(key))[0] for key in get_list(run.record, "unread")}
-    rows = [
-        [
-            _render_key(key, "changed" if key in changed else ""),
-            _render_value(value),
-            html.render_cell("unused" if key in unused_keys else "", "soft"),
-        ]
-        for key, value in config.flatten_keys(run.values).items()
-    ]
-    legend = '<p class="soft">Marked: differs from the default. Unused: had no effect in this run.</p>'
-    return legend + html.render_table("Config", ["key", "value", ""], rows)
 
 
 def _render_key(key: str, css: str = "") -> str:
@@ -85,5 +76,4 @@ def _render_key(key: str, css: str = "") -> str:
 
 
 def _render_value(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return f'<td class="set"><code>{escape(text)}</code></td>'
+    return f'<td class="set"><code>{escape(format_value(value))}</code></td>'

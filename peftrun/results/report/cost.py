@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from peftrun.artifacts.run_layout import ADAPTER
-from peftrun.formatting import format_duration, format_number, format_size, is_number
+from peftrun.formatting import format_bytes, format_duration, format_number, is_number
 from peftrun.io import atomic_files
 from peftrun.results.report.run_facts import RunFacts, get_mapping
 
@@ -20,29 +20,29 @@ REST = "rest: imports, base model, rows, saving"
 
 def render_cost(run: RunFacts) -> Iterator[str]:
     """Bars with their values as text; nothing if the record holds none of them."""
-    sections = [*_render_parameters(run), *_render_size(run), *_render_time(run), *_render_memory(run)]
-    if sections:
-        yield f"<h2>Cost</h2>{''.join(sections)}"
-
-
-def _render_parameters(run: RunFacts) -> Iterator[str]:
+    sections: list[str] = []
     trained, total = run.record.get("trainable_parameters"), run.record.get("parameters")
     if is_number(trained) and is_number(total) and total:
         text = f"{format_number(trained)} of {format_number(total)} ({trained / total:.2%})"
-        yield from _render_bar("Trained parameters", text, trained / total)
-
-
-def _render_size(run: RunFacts) -> Iterator[str]:
+        sections += _render_bar("Trained parameters", text, trained / total)
     size = get_mapping(run.record, "size")
     adapter, base = size.get("adapter_bytes"), size.get("base_bytes")
     if is_number(adapter) and is_number(base) and base:
-        yield from _render_bar(
-            "Adapter and its base model",
-            f"{format_size(adapter)} and {format_size(base)} ({adapter / base:.2%})",
-            adapter / base,
-        )
+        text = f"{format_bytes(adapter)} and {format_bytes(base)} ({adapter / base:.2%})"
+        sections += _render_bar("Adapter and its base model", text, adapter / base)
     elif adapter_bytes := atomic_files.measure_size(run.folder / ADAPTER):
-        yield f"<p>Adapter: {format_size(adapter_bytes)}</p>"
+        sections.append(f"<p>Adapter: {format_bytes(adapter_bytes)}</p>")
+    sections += _render_time(run)
+    memory = get_mapping(run.record, "memory")
+    peaks = [
+        f"{format_bytes(memory[key])} {label}"
+        for key, label in (("peak_resident_bytes", "of the process"), ("peak_gpu_bytes", "of the GPU (tensors)"))
+        if is_number(memory.get(key))
+    ]
+    if peaks:
+        sections.append(f"<p><strong>Peak memory</strong> {', '.join(peaks)}</p>")
+    if sections:
+        yield f"<h2>Cost</h2>{''.join(sections)}"
 
 
 def _render_bar(label: str, text: str, share: float) -> Iterator[str]:
@@ -71,14 +71,3 @@ def _render_time(run: RunFacts) -> Iterator[str]:
         for label, value in seconds.items()
     )
     yield f'<div class="measure"><div><strong>Time</strong> {format_duration(total)}</div><div class="bar" aria-hidden="true">{bars}</div><ul class="legend">{items}</ul></div>'
-
-
-def _render_memory(run: RunFacts) -> Iterator[str]:
-    memory = get_mapping(run.record, "memory")
-    peaks = [
-        f"{format_size(memory[key])} {label}"
-        for key, label in (("peak_resident_bytes", "of the process"), ("peak_gpu_bytes", "of the GPU (tensors)"))
-        if is_number(memory.get(key))
-    ]
-    if peaks:
-        yield f"<p><strong>Peak memory</strong> {', '.join(peaks)}</p>"

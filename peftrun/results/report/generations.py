@@ -27,20 +27,17 @@ def _render_samples(samples: dict[str, Any]) -> Iterator[str]:
     yield "<h2>Sample answers</h2>"
     yield f'<p class="soft">{format_count(len(rows), "evaluation row")}, evenly spaced, answered greedily in at most {escape(str(samples.get("max_new_tokens")))} tokens; none was trained on. '
     yield "✓ marks an answer that equals the expected one.</p>"
-    yield from (_render_sample(row, number) for number, row in enumerate(rows, 1))
-
-
-def _render_sample(row: dict[str, Any], number: int) -> str:
-    expected = row.get("expected")
-    answers = _render_answer("Expected", expected, False) if expected is not None else ""
-    for when, label in WHEN.items():
-        if row.get(when) is not None:
-            answers += _render_answer(label.capitalize(), row[when], row[when] == expected)
-    where = f' <span class="soft">{escape(str(row["where"]))}</span>' if row.get("where") else ""
-    return (
-        f'<article class="sample"><h3>Sample {number}{where}</h3><div class="prompt" tabindex="0" role="group" aria-label="prompt">{escape(str(row.get("prompt", "")))}</div>'
-        f'<div class="said">{answers}</div></article>'
-    )
+    for number, row in enumerate(rows, 1):
+        expected = row.get("expected")
+        answers = _render_answer("Expected", expected, False) if expected is not None else ""
+        for when, label in WHEN.items():
+            if row.get(when) is not None:
+                answers += _render_answer(label.capitalize(), row[when], row[when] == expected)
+        where = f' <span class="soft">{escape(str(row["where"]))}</span>' if row.get("where") else ""
+        yield (
+            f'<article class="sample"><h3>Sample {number}{where}</h3><div class="prompt" tabindex="0" role="group" aria-label="prompt">{escape(str(row.get("prompt", "")))}</div>'
+            f'<div class="said">{answers}</div></article>'
+        )
 
 
 def _render_answer(label: str, text: Any, is_expected: bool) -> str:
@@ -83,21 +80,19 @@ def _parse_matrix(recorded: Any) -> tuple[list[str], Counts] | None:
 
 def _render_matrix(title: str, labels: Sequence[str], counts: Counts) -> str:
     heads = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name in labels)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(_render_share(count, sum(row), i == j) for j, count in enumerate(row))}</tr>'
-        for i, (name, row) in enumerate(zip(labels, counts, strict=True))
-    )
+    lines = ""
+    for i, (name, row) in enumerate(zip(labels, counts, strict=True)):
+        lines += f'<tr><th scope="row">{escape(name)}</th>'
+        for j, count in enumerate(row):
+            share = count / sum(row) if sum(row) else 0.0
+            shade = SHADES - 1 - min(SHADES - 1, int(share * SHADES))  # h0 is the strongest color
+            lines += f'<td class="h{shade}{" best" if i == j else ""}"><b>{count}</b> <span>{share:.0%}</span></td>'
+        lines += "</tr>"
     correct, total = sum(row[i] for i, row in enumerate(counts)), sum(map(sum, counts))
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="confusion {title}"><table class="matrix"><caption>{title.capitalize()}: {correct} of {total} right</caption>'
         f'<thead><tr><th scope="col">true \\ answered</th>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
     )
-
-
-def _render_share(count: int, row_total: int, is_diagonal: bool) -> str:
-    share = count / row_total if row_total else 0.0
-    shade = SHADES - 1 - min(SHADES - 1, int(share * SHADES))  # h0 is the strongest color
-    return f'<td class="h{shade}{" best" if is_diagonal else ""}"><b>{count}</b> <span>{share:.0%}</span></td>'
 
 
 def _render_entities(entities: dict[str, Any]) -> Iterator[str]:

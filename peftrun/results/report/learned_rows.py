@@ -47,7 +47,17 @@ def escape_control_chars(text: str) -> str:
 
 def render_articles(rows: list[dict[str, Any]]) -> Iterator[str]:
     """One article per row; malformed rows are skipped."""
-    yield from (_render_article(row) for row in rows if _is_text(row))
+    for row in filter(_is_text, rows):
+        facts = "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(escape_control_chars(str(value)))}</dd>"
+            for key, value in get_mapping(row, "facts").items()
+        )
+        name = "Chosen" if "rejected" in row else "Read" if "target" in row else ""
+        others = [_render_text(row[key], TEXTS[key]) for key in TEXTS if _is_text(row.get(key))]
+        yield (
+            f'<article class="sample"><h3>{escape(escape_control_chars(str(row.get("source", ""))))} <span class="soft">{escape(str(row.get("split", "")))}</span></h3>'
+            f"{_render_text(row, name)}{''.join(others)}{f'<dl>{facts}</dl>' if facts else ''}</article>"
+        )
 
 
 def _is_text(value: Any) -> bool:
@@ -79,19 +89,6 @@ def cut_text(text: str, spans: list[Any]) -> Iterator[tuple[str, bool | None]]:
         yield f" … {format_count(len(pieces) - PIECES, 'piece')} more", None
 
 
-def _render_article(row: dict[str, Any]) -> str:
-    facts = "".join(
-        f"<dt>{escape(key)}</dt><dd>{escape(escape_control_chars(str(value)))}</dd>"
-        for key, value in get_mapping(row, "facts").items()
-    )
-    name = "Chosen" if "rejected" in row else "Read" if "target" in row else ""
-    texts = [_render_text(row, name), *(_render_text(row[key], TEXTS[key]) for key in TEXTS if _is_text(row.get(key)))]
-    return (
-        f'<article class="sample"><h3>{escape(escape_control_chars(str(row.get("source", ""))))} <span class="soft">{escape(str(row.get("split", "")))}</span></h3>'
-        f"{''.join(texts)}{f'<dl>{facts}</dl>' if facts else ''}</article>"
-    )
-
-
 def _render_text(row_text: dict[str, Any], name: str) -> str:
     heading = f"<h4>{name}</h4>" if name else ""
     lengths = f'<p class="soft">{describe_lengths(row_text)}</p>'
@@ -99,7 +96,19 @@ def _render_text(row_text: dict[str, Any], name: str) -> str:
     for piece, learned in cut_text(row_text["text"], row_text.get("spans", [])):
         text = escape(escape_control_chars(piece))
         body += f'<span class="soft">{text}</span>' if learned is None else f"<mark>{text}</mark>" if learned else text
-    return f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{lengths}{_render_tokens(row_text)}'
+    shown = f'{heading}<div class="learn" dir="auto" tabindex="0" role="group" aria-label="row">{body}</div>{lengths}'
+    tokens = row_text.get("tokens")
+    if not isinstance(tokens, list):
+        return shown
+    flagged = list(zip(tokens, row_text["input_ids"], flag_learned_tokens(row_text), strict=False))
+    listed = "".join(
+        f'<{"mark" if learned else "span"} class="token">{escape(escape_control_chars(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
+        for text, number, learned in flagged[:TOKENS]
+    )
+    omitted = f' <span class="soft">… {len(flagged) - TOKENS:,} more</span>' if flagged[TOKENS:] else ""
+    return shown + html.render_details(
+        f"{len(flagged)} tokens with their ids", f'<div class="learn" dir="auto">{listed}{omitted}</div>'
+    )
 
 
 def describe_lengths(row_text: dict[str, Any]) -> str:
@@ -114,19 +123,3 @@ def flag_learned_tokens(row_text: dict[str, Any]) -> list[bool]:
     if not isinstance(labels, list) or len(labels) != count or not row_text.get("spans"):
         return [False] * count
     return [label != IGNORED for label in labels]
-
-
-def _render_tokens(row_text: dict[str, Any]) -> str:
-    """Each token with its id, if the row holds its tokens."""
-    tokens = row_text.get("tokens")
-    if not isinstance(tokens, list):
-        return ""
-    flagged = list(zip(tokens, row_text["input_ids"], flag_learned_tokens(row_text), strict=False))
-    body = "".join(
-        f'<{"mark" if learned else "span"} class="token">{escape(escape_control_chars(str(text)))}<small>{escape(str(number))}</small></{"mark" if learned else "span"}>'
-        for text, number, learned in flagged[:TOKENS]
-    )
-    omitted = f' <span class="soft">… {len(flagged) - TOKENS:,} more</span>' if flagged[TOKENS:] else ""
-    return html.render_details(
-        f"{len(flagged)} tokens with their ids", f'<div class="learn" dir="auto">{body}{omitted}</div>'
-    )

@@ -13,7 +13,7 @@ from peftrun.results.report.line_charts import NOISY, WIDE, ChartStyle, Series, 
 from peftrun.results.report.run_facts import RunFacts, get_mapping
 from peftrun.results.report.svg import format_tick
 
-TABLE_ROWS = 40  # of the table beside a chart
+TABLE_ROWS = 40  # of the table next to a chart
 SHOWN = 4  # charts of other metrics in sight; further ones are folded
 SMALL, BROAD = (420, 210), (WIDE, 300)  # pixels
 GAP = 28  # pixels between the charts of curves.svg
@@ -46,16 +46,24 @@ class Plot:
 def build_plots(run: RunFacts) -> list[Plot]:
     """The charts of a run, the loss first; only those with data."""
     from_zero = ChartStyle(SMALL, zero=True, log=False)
-    rates = select_finite(run.rows, "learning_rate")
+    rates, norms = select_finite(run.rows, "learning_rate"), select_finite(run.rows, "grad_norm")
+    max_norm = get_mapping(run.values, "trainer").get("max_grad_norm")
+    note = f"Before clipping to {format_number(max_norm)}." if max_norm else ""
     memory = [
         Series("process", "c4", _read_gigabytes(run.rows, "resident_bytes")),
         Series("GPU, highest so far", "c5", _read_gigabytes(run.rows, "gpu_peak_bytes")),
     ]
+    names = [key for key in dict.fromkeys(key for row in run.rows for key in row) if key not in SPECIFIC]
+    other_plots: list[Plot] = []
+    for name in sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
+        title, points = name.replace("_", " "), select_finite(run.rows, name)
+        series = [Series(title, "c0", points, smooth=True)]
+        other_plots.append(Plot(f"other-{len(other_plots)}", title, series, ChartStyle(SMALL, log=False)))
     plots = [
         _plot_loss(run),
-        *_plot_other_metrics(run),
+        *other_plots,
         Plot("rate", "learning rate", [Series("learning rate", "c3", rates)], from_zero),
-        _plot_gradient_norm(run),
+        Plot("gradient", "gradient norm", [Series("gradient norm", "c6", norms, smooth=True)], ChartStyle(SMALL), note),
         _plot_speed(run),
         Plot("memory", "memory, GB", memory, from_zero),
     ]
@@ -158,30 +166,6 @@ def _collect_eval_loss(run: RunFacts) -> list[tuple[float, float]]:
     return [(float(step), float(loss)) for step, loss in points if is_finite(step) and is_finite(loss)]
 
 
-def _plot_other_metrics(run: RunFacts) -> list[Plot]:
-    """A chart for each further metric that was logged."""
-    names = [key for key in dict.fromkeys(key for row in run.rows for key in row) if key not in SPECIFIC]
-    ordered = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-    return [
-        Plot(
-            f"other-{number}",
-            name.replace("_", " "),
-            [Series(name.replace("_", " "), "c0", select_finite(run.rows, name), smooth=True)],
-            ChartStyle(SMALL, log=False),
-        )
-        for number, name in enumerate(ordered)
-    ]
-
-
-def _plot_gradient_norm(run: RunFacts) -> Plot:
-    max_norm = get_mapping(run.values, "trainer").get("max_grad_norm")
-    note = f"Before clipping to {format_number(max_norm)}." if max_norm else ""
-    points = select_finite(run.rows, "grad_norm")
-    return Plot(
-        "gradient", "gradient norm", [Series("gradient norm", "c6", points, smooth=True)], ChartStyle(SMALL), note
-    )
-
-
 def _plot_speed(run: RunFacts) -> Plot:
     has_tokens = any(is_number(row.get("num_tokens")) for row in run.rows)
     unit = "tokens/s" if has_tokens else "rows/s"
@@ -190,28 +174,21 @@ def _plot_speed(run: RunFacts) -> Plot:
         trainer.get("per_device_train_batch_size"), trainer.get("gradient_accumulation_steps"), device.get("num_processes"), device.get("num_machines"),
     )  # fmt: skip
     rows_per_step = math.prod(factor for factor in factors if isinstance(factor, int))
-    points = _compute_rates(run.rows, None if has_tokens else rows_per_step)
-    cells = get_mapping(run.record, "together").get("cells")
-    note = f"Wall time, with {cells - 1} other cells trained at the same time." if cells and cells > 1 else ""
-    return Plot("speed", unit, [Series(unit, "c2", points, smooth=True)], ChartStyle(SMALL, zero=True, log=False), note)
-
-
-def _compute_rates(rows: Sequence[dict[str, Any]], rows_per_step: int | None) -> list[tuple[float, float]]:
-    """(step, tokens or rows per second) between consecutive log rows. `rows_per_step`: None counts tokens.
-
-    A row whose counters fall back, where a run was resumed, gives no point.
-    """
-    keys = ("step", "seconds") if rows_per_step else ("step", "seconds", "num_tokens")
+    # Tokens or rows per second between consecutive log rows. A row whose counters fall back, where a run was resumed, gives
+    # no point.
+    keys = ("step", "seconds", "num_tokens") if has_tokens else ("step", "seconds")
     points, previous = [], dict.fromkeys(keys, 0.0)
-    for row in rows:
+    for row in run.rows:
         if not all(is_finite(row.get(key)) for key in keys):
             continue
         increase = {key: row[key] - previous[key] for key in keys}
-        count = increase["step"] * rows_per_step if rows_per_step else increase["num_tokens"]
+        count = increase["num_tokens"] if has_tokens else increase["step"] * rows_per_step
         if increase["seconds"] > 0 and count > 0:
             points.append((float(row["step"]), count / increase["seconds"]))
         previous = {key: row[key] for key in keys}
-    return points
+    cells = get_mapping(run.record, "together").get("cells")
+    note = f"Wall time, with {cells - 1} other cells trained at the same time." if cells and cells > 1 else ""
+    return Plot("speed", unit, [Series(unit, "c2", points, smooth=True)], ChartStyle(SMALL, zero=True, log=False), note)
 
 
 def _read_gigabytes(rows: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -66,8 +66,19 @@ def draw_chart(name: str, title: str, series: Sequence[Series], style: ChartStyl
     body = [*draw_grid(along, upward, title, style.across)]
     body += _draw_legend(drawn, along.begin) if len(drawn) > 1 else []
     for line in reversed(drawn):  # the first series, drawn last, is on top
-        body += _draw_marks(line, along, upward) if line.marks else _draw_series(line, along, upward)
-    return render_svg(name, (width, height), title, _describe_chart(title, drawn, upward, style.across), body)
+        if not line.marks:
+            body += _draw_series(line, along, upward)
+            continue
+        for x, y in line.points:
+            label = f"{line.label}, step {format_tick(x)}: {format_number(y)}"
+            body.append(draw_dot(along.at(x), upward.at(y), 4.5, f"ring {line.css}", label))
+    descriptions = (
+        f"{line.label}: {len(line.points)} {'value' if len(line.points) == 1 else 'values'}, "
+        f"from {format_number(line.points[0][1])} to {format_number(line.points[-1][1])}"
+        for line in drawn
+    )
+    description = f"{title} over {style.across}s{', logarithmic' if upward.log else ''}. {'; '.join(descriptions)}"
+    return render_svg(name, (width, height), title, description, body)
 
 
 def _build_scales(
@@ -80,17 +91,15 @@ def _build_scales(
     scale = build_scale(values, corner[1], top)
     if scale.log and not style.log:
         scale = Scale(scale.low, scale.high, scale.begin, scale.end, False)
-    return Scale(first, max(steps), 46, corner[0] - 14, False), _pad_scale(scale)
-
-
-def _pad_scale(scale: Scale) -> Scale:
-    """The scale with a margin above and below, so that a flat line is not on the edge."""
-    if scale.log:
-        return Scale(scale.low / 1.1, scale.high * 1.1, scale.begin, scale.end, True)
+    # A margin above and below, so that a flat line is not on the edge; none below 0 for values that cannot be negative.
     margin = (scale.high - scale.low) * 0.06 or abs(scale.high) * 0.1 or 1.0
-    # No margin below 0: values that cannot be negative get no negative ticks.
-    low = scale.low if scale.low == 0 else scale.low - margin
-    return Scale(max(low, 0.0) if scale.low >= 0 else low, scale.high + margin, scale.begin, scale.end, False)
+    low, high = scale.low - margin, scale.high + margin
+    if scale.log:
+        low, high = scale.low / 1.1, scale.high * 1.1
+    elif scale.low >= 0:
+        low = 0.0 if scale.low == 0 else max(low, 0.0)
+    upward = Scale(low, high, scale.begin, scale.end, scale.log)
+    return Scale(first, max(steps), 46, corner[0] - 14, False), upward
 
 
 def draw_grid(along: Scale, upward: Scale, title: str, across: str = "step") -> Iterator[str]:
@@ -133,26 +142,6 @@ def _draw_series(line: Series, along: Scale, upward: Scale) -> Iterator[str]:
     if len(positions) < NOISY:
         for x, y in positions:
             yield draw_dot(x, y, 2.4, f"point {line.css}")
-
-
-def _draw_marks(line: Series, along: Scale, upward: Scale) -> Iterator[str]:
-    for x, y in line.points:
-        yield draw_dot(
-            along.at(x),
-            upward.at(y),
-            4.5,
-            f"ring {line.css}",
-            f"{line.label}, step {format_tick(x)}: {format_number(y)}",
-        )
-
-
-def _describe_chart(title: str, drawn: Sequence[Series], upward: Scale, across: str) -> str:
-    descriptions = (
-        f"{line.label}: {len(line.points)} {'value' if len(line.points) == 1 else 'values'}, "
-        f"from {format_number(line.points[0][1])} to {format_number(line.points[-1][1])}"
-        for line in drawn
-    )
-    return f"{title} over {across}s{', logarithmic' if upward.log else ''}. {'; '.join(descriptions)}"
 
 
 def thin_points(points: Points, max_points: int) -> list[tuple[float, float]]:

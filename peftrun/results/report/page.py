@@ -64,7 +64,12 @@ def _render_headline(run: RunFacts) -> Iterator[str]:
     run_type = f'cell of <a href="../{REPORT_PAGE}">a sweep</a>' if is_cell else "training run"
     yield f'<header><ul class="chips"><li class="{escape(status)}">{SIGNS.get(status, "?")} {escape(status)}</li><li>{run_type}</li></ul>'
     yield f"<h1>{escape(run.task)}</h1>"
-    yield f'<p class="lead">{escape(run.base)} · {escape(describe_method(run))}{escape(_describe_steps(run))}</p>'
+    # A record without an outcome has no steps: those logged are shown.
+    logged_steps = (int(row["step"]) for row in run.rows if is_finite(row.get("step")))
+    steps = get_mapping(run.record, "training").get("steps") or max(logged_steps, default=0)
+    rows = get_mapping(run.record, "data").get("train_rows")
+    length = f" · {steps} steps{f' on {format_number(rows)} rows' if is_number(rows) else ''}" if steps else ""
+    yield f'<p class="lead">{escape(run.base)} · {escape(describe_method(run))}{escape(length)}</p>'
     yield f'<p class="soft">{escape(" · ".join(_describe_times(run)))}</p></header>'
     if run.record.get("error"):
         yield f'<div class="card fault"><strong>Error</strong><p>{escape(str(run.record["error"]))}</p></div>'
@@ -88,16 +93,6 @@ def describe_method(run: RunFacts) -> str:
     targets = lora.get("target_modules")
     settings += [f"on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}"] if targets else []
     return ", ".join(settings)
-
-
-def _describe_steps(run: RunFacts) -> str:
-    # A record without an outcome has no steps: those logged are shown.
-    logged_steps = (int(row["step"]) for row in run.rows if is_finite(row.get("step")))
-    steps = get_mapping(run.record, "training").get("steps") or max(logged_steps, default=0)
-    if not steps:
-        return ""
-    rows = get_mapping(run.record, "data").get("train_rows")
-    return f" · {steps} steps" + (f" on {format_number(rows)} rows" if is_number(rows) else "")
 
 
 def _describe_times(run: RunFacts) -> Iterator[str]:
@@ -132,7 +127,15 @@ def _render_figures(run: RunFacts) -> Iterator[str]:
     )
     source = f"Measured on {rows} evaluation rows" if rows else "Measured on evaluation rows"
     head = ["metric", "n|before", "n|after", "n|difference", ""]
-    table = html.render_table("Metrics on evaluation rows", head, [_build_row(run, name) for name in names])
+    table_rows = []
+    for name in names:
+        before, after = run.before.get(name), run.after.get(name)
+        difference = format_signed(after - before) if is_finite(before) and is_finite(after) else "–"
+        cells = [html.render_cell(text, "n") for text in (format_number(before), format_number(after), difference)]
+        table_rows.append(
+            [f'<th scope="row">{escape(name)}</th>', *cells, f"<td>{_judge_change(name, before, after)}</td>"]
+        )
+    table = html.render_table("Metrics on evaluation rows", head, table_rows)
     yield f'<p class="soft">{escape(source)}, {overlap}.</p>{html.render_details("All metrics", table)}'
 
 
@@ -150,13 +153,6 @@ def _render_tile(run: RunFacts, name: str) -> str:
         f'<li><div class="name">{escape(name.replace("_", " "))}</div><div class="value">{_format_figure(shown)}</div>'
         f'<div class="since">{previous}{when} {change}</div></li>'
     )
-
-
-def _build_row(run: RunFacts, name: str) -> list[str]:
-    before, after = run.before.get(name), run.after.get(name)
-    difference = format_signed(after - before) if is_finite(before) and is_finite(after) else "–"
-    cells = [html.render_cell(text, "n") for text in (format_number(before), format_number(after), difference)]
-    return [f'<th scope="row">{escape(name)}</th>', *cells, f"<td>{_judge_change(name, before, after)}</td>"]
 
 
 def _format_figure(value: float | None) -> str:

@@ -26,7 +26,11 @@ def render_provenance(run: RunFacts) -> Iterator[str]:
             [f"<td><code>{escape(str(name))}</code></td>", _render_digest(digest)] for name, digest in files.items()
         ]
         yield html.render_table("Files", ["file as saved", "sha256"], outputs)
-    inputs = _build_input_rows(run)
+    fingerprint = get_mapping(run.record, "base.fingerprint")
+    digests = {f"base {run.base}: {name.replace('_', ' ')}": digest for name, digest in fingerprint.items()}
+    digests |= {"rows": get_mapping(run.record, "data").get("digest")}
+    digests |= {f"input adapter {name}": digest for name, digest in get_mapping(run.record, "given").items()}
+    inputs = [[html.render_cell(name), _render_digest(digest)] for name, digest in digests.items() if digest]
     if inputs:
         yield html.render_table("Inputs", ["input", "sha256"], inputs)
     if (run.folder / ADAPTER).is_dir():
@@ -57,14 +61,6 @@ def _list_claims(run: RunFacts) -> Iterator[str]:
             else "no nondeterministic operation found"
         )
         yield f"Computed on {format_count(numerics.get('threads'), 'thread')}; {determinism}."
-
-
-def _build_input_rows(run: RunFacts) -> list[list[str]]:
-    fingerprint = get_mapping(run.record, "base.fingerprint")
-    digests = {f"base {run.base}: {name.replace('_', ' ')}": digest for name, digest in fingerprint.items()}
-    digests |= {"rows": get_mapping(run.record, "data").get("digest")}
-    digests |= {f"input adapter {name}": digest for name, digest in get_mapping(run.record, "given").items()}
-    return [[html.render_cell(name), _render_digest(digest)] for name, digest in digests.items() if digest]
 
 
 def _render_digest(digest: Any) -> str:

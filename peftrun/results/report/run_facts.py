@@ -31,7 +31,7 @@ class RunFacts:
         made: content of the adapter's peftrun.json; empty if none was saved.
         typed: the overrides of the command line; empty for a run from Python.
         choices: group → chosen option; empty for a run from Python.
-        places: search path of options beside peftrun's own.
+        places: search path of options besides peftrun's own.
     """
 
     folder: Path

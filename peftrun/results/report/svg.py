@@ -29,13 +29,19 @@ class Scale:
 
     def compute_ticks(self, count: int) -> list[float]:
         """About `count` round values inside the scale, at least one."""
-        ticks = self._make_decade_ticks(count) if self.log else []
-        return ticks if len(ticks) > 1 else self._make_even_ticks(count)
-
-    def _apply_log(self, value: float) -> float:
-        return math.log(value) if self.log else value
-
-    def _make_even_ticks(self, count: int) -> list[float]:
+        if self.log:
+            # Ticks per power of ten: 1, 2, 5; else 1, 3; else 1; else every second or fourth power, as `count` permits.
+            powers, inside = (
+                range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1),
+                list[float](),
+            )
+            for digits, power_step in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
+                ticks = [digit * 10.0**power for power in powers if power % power_step == 0 for digit in digits]
+                inside = [value for value in ticks if self.low * 0.999 <= value <= self.high * 1.001]
+                if len(inside) <= count + 1:
+                    break
+            if len(inside) > 1:
+                return inside
         span = self.high - self.low
         if span <= 0:
             return [self.low]
@@ -46,15 +52,8 @@ class Scale:
         first = math.ceil(self.low / step - 1e-9)
         return [round(multiple * step, 12) for multiple in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
-    def _make_decade_ticks(self, count: int) -> list[float]:
-        """Ticks per power of ten: 1, 2, 5; else 1, 3; else 1; else every second or fourth power, as `count` permits."""
-        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        for digits, power_step in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
-            ticks = [digit * 10.0**power for power in powers if power % power_step == 0 for digit in digits]
-            inside = [value for value in ticks if self.low * 0.999 <= value <= self.high * 1.001]
-            if len(inside) <= count + 1:
-                return inside
-        return inside
+    def _apply_log(self, value: float) -> float:
+        return math.log(value) if self.log else value
 
 
 def build_scale(values: Iterable[float], begin: float, end: float) -> Scale:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from peftrun.formatting import format_figure, is_number
+from peftrun.formatting import format_figure, format_value, is_number
 from peftrun.results.report.line_charts import WIDE, draw_grid, thin_points
 from peftrun.results.report.svg import (
     Scale,
@@ -21,7 +21,7 @@ from peftrun.results.report.svg import (
     spread_positions,
     truncate_words,
 )
-from peftrun.sweep.statistics import Configuration, format_override_value, sort_values
+from peftrun.sweep.statistics import Configuration, sort_values
 from peftrun.sweep.summary import make_key
 
 LETTERS = "ABCDEFG"  # the best configurations have a letter and a color; the others are gray
@@ -74,10 +74,19 @@ def draw_curves(curves: Sequence[Curve], metric: str, name: str, width: int) -> 
     x_scale = Scale(x_range.low, x_range.high, x_range.begin, x_range.end, False)  # steps are never logarithmic
     y_scale = build_scale((y for _, y in points), height - 38, top)
     budget = max(12, POINTS // len(curves) // (1 if width == WIDE else 2))  # points of one curve
+    # One letter per configuration, at the mean of its seeds' curves where they end.
+    ends_by_rank: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for curve in curves:
+        if curve.rank is not None:
+            ends_by_rank[curve.rank].append(curve.points[-1])
+    letter_ys = []
+    for ends in ends_by_rank.values():
+        last_step = max(x for x, _ in ends)
+        letter_ys.append(y_scale.at(fmean(y for x, y in ends if x == last_step)))
     body = [
         *draw_grid(x_scale, y_scale, metric),
         *_draw_lines(curves, x_scale, y_scale, min(160, budget)),
-        *_draw_curve_letters(curves, x_scale, y_scale),
+        *_draw_letters(ends_by_rank, letter_ys, x_scale.end + 8, y_scale),
     ]
     description = (
         f"{metric} over training steps, {len(curves)} cells, from {format_figure(y_scale.low)} to {format_figure(y_scale.high)}"
@@ -99,19 +108,6 @@ def _draw_lines(curves: Sequence[Curve], x_scale: Scale, y_scale: Scale, max_poi
             yield draw_box(x - 3.5, y - 3.5, (7, 7), f"block {color}", curve.name)
 
 
-def _draw_curve_letters(curves: Sequence[Curve], x_scale: Scale, y_scale: Scale) -> Iterator[str]:
-    """One letter per configuration, at the mean of its seeds' curves where they end."""
-    ends_by_rank: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for curve in curves:
-        if curve.rank is not None:
-            ends_by_rank[curve.rank].append(curve.points[-1])
-    ys = []
-    for ends in ends_by_rank.values():
-        last_step = max(x for x, _ in ends)
-        ys.append(y_scale.at(fmean(y for x, y in ends if x == last_step)))
-    yield from _draw_letters(ends_by_rank, ys, x_scale.end + 8, y_scale)
-
-
 def _draw_letters(ranks: Iterable[int], ys: Sequence[float], x: float, y_scale: Scale) -> Iterator[str]:
     """The letters of these ranks near `ys`, moved apart where they would overlap."""
     for rank, y in zip(ranks, spread_positions(ys, 14, y_scale.end, y_scale.begin), strict=True):
@@ -125,7 +121,7 @@ def draw_heat_map(
     row_axis, column_axis = sorted(
         axes, key=lambda axis: -len(axes[axis])
     )  # the page scrolls down better than sideways
-    label_length = max(len(format_override_value(value)) for value in axes[row_axis])
+    label_length = max(len(format_value(value)) for value in axes[row_axis])
     left, top, cell_height = 12 + 7 * min(20, label_length), 58, 44
     cell_width = min(150.0, max(52.0, (width - left) / len(axes[column_axis])))
     size = (max(float(width), left + cell_width * len(axes[column_axis])), top + cell_height * len(axes[row_axis]) + 4)
@@ -133,10 +129,10 @@ def draw_heat_map(
     shades = build_scale(means, 0, SHADES - 0.01)
     body = [draw_text(left, 16, f"{column_axis} →", "strong"), draw_text(2, 36, f"{row_axis} ↓", "strong")]
     for index, value in enumerate(axes[column_axis]):
-        label = truncate_words(format_override_value(value), cell_width)
+        label = truncate_words(format_value(value), cell_width)
         body.append(draw_text(left + cell_width * (index + 0.5), 52, label, "", "middle"))
     for index, value in enumerate(axes[row_axis]):
-        label = truncate_words(format_override_value(value), left - 8)
+        label = truncate_words(format_value(value), left - 8)
         body.append(draw_text(left - 8, top + cell_height * (index + 0.5) + 4, label, "", "end"))
     positions = {axis: {make_key(value): index for index, value in enumerate(axes[axis])} for axis in axes}
     for ranked in rows:
@@ -197,7 +193,7 @@ def draw_parallel_coordinates(
         body.append(draw_path(points, f"curve {get_color_class(ranked.rank)}", _format_tooltip(configuration)))
     for index, axis in enumerate(axes):
         label_width = 0.7 * (xs[1] - left) if index else left - 6
-        labels = {make_key(value): truncate_words(format_override_value(value), label_width) for value in axes[axis]}
+        labels = {make_key(value): truncate_words(format_value(value), label_width) for value in axes[axis]}
         ticks = [(y, labels[key]) for key, y in positions[axis].items()]
         body += _draw_axis(xs[index], axis, index, (top, height), ticks)
     ticks = [(y_scale.at(value), format_tick(value)) for value in y_scale.compute_ticks(6)]

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from peftrun.results.report.html import (
 from peftrun.sweep import statistics
 from peftrun.sweep.report import charts, tables
 from peftrun.sweep.report.charts import Curve, RankedConfiguration
-from peftrun.sweep.statistics import Findings, PairedDifference
+from peftrun.sweep.statistics import Findings
 
 SHOWN = 24  # rows outside the fold
 FEW, MOST = 6, 400  # comparisons of an axis: up to FEW are all outside the fold; at most MOST are listed
@@ -105,17 +105,14 @@ def _render_headline(page: _Page) -> Iterator[str]:
     yield f"<div>{escape(statistics.label_cell(cell))}{compared}</div>"
     yield '<p class="soft">To reproduce it, type (a click selects the whole command):</p>'
     yield f'<pre tabindex="0"><code>{escape(cell["command"])}</code></pre>'
-    yield f'<p class="soft">Its run folder: <code>{escape(str(Path(page.summary["folder"]) / cell["folder"]))}</code></p>{_render_caution(page, cell)}</div>'
-
-
-def _render_caution(page: _Page, cell: dict[str, Any]) -> str:
-    """Selection bias of the lowest of many, and whether the best cell's configuration is also the best on average."""
+    yield f'<p class="soft">Its run folder: <code>{escape(str(Path(page.summary["folder"]) / cell["folder"]))}</code></p>'
+    # Selection bias of the lowest of many, and whether the best cell's configuration is also the best on average.
     count = sum(map(statistics.is_counted, page.cells))
     first = page.findings.configurations[0]
     is_other = len(first.scores) > 1 and all(member["id"] != cell["id"] for member in first.cells)
     mean = f" By the mean over seeds another configuration comes first: {first.name}." if is_other else ""
     bias = f"The lowest of {count} on the same rows: expect a little worse on new ones." if count > 1 else ""
-    return f'<p class="soft">{escape(bias + mean)}</p>' if bias or mean else ""
+    yield f'<p class="soft">{escape(bias + mean)}</p></div>' if bias or mean else "</div>"
 
 
 def _render_state(page: _Page) -> Iterator[str]:
@@ -134,14 +131,17 @@ def _render_configurations(page: _Page) -> Iterator[str]:
     yield "<h2>Configurations</h2>"
     yield f'<p class="soft">Mean {escape(page.objective)} over seeds, lowest first; ± half of its 95 % confidence interval (Student). In the drawing: a ring per seed, a stroke for the mean, '
     yield "a band for the interval; an arrow where the band goes on.</p>"
-    for rows in (page.ranked[:SHOWN], page.ranked[SHOWN:]):
-        if rows:
-            table = tables.render_configurations(rows, page.findings, page.objective)
-            yield (
-                table
-                if rows[0] is page.ranked[0]
-                else f"<details><summary>{len(rows)} more configurations</summary>{table}</details>"
-            )
+    yield from _fold_table(
+        page.ranked, "configurations", lambda rows: tables.render_configurations(rows, page.findings, page.objective)
+    )
+
+
+def _fold_table(rows: Sequence[Any], name: str, render: Callable[[Sequence[Any]], str]) -> Iterator[str]:
+    """A table of the first rows, and one of the others inside a fold."""
+    if rows:
+        yield render(rows[:SHOWN])
+    if rows[SHOWN:]:
+        yield f"<details><summary>{len(rows[SHOWN:])} more {name}</summary>{render(rows[SHOWN:])}</details>"
 
 
 def _render_comparisons(page: _Page) -> Iterator[str]:
@@ -152,25 +152,24 @@ def _render_comparisons(page: _Page) -> Iterator[str]:
         yield f"<p>{escape(page.findings.note)}</p>"
         return
     yield '<p class="soft">Paired over the seeds that both have, two-sided, at 5 %; within an axis corrected for the number of comparisons (Holm). “No difference shown” means that these seeds do not show one; significant differences are in bold.</p>'
+    best = page.findings.configurations[0]
     for axis in page.findings.axes:
         differences = [difference for difference in page.findings.differences if difference.axis == axis]
-        if differences:
-            yield f"<h3>{escape(axis)}</h3>"
-            yield from render_folded_list(*_list_comparisons(page, differences), "comparisons", "ul")
+        if not differences:
+            continue
+        about_best = [difference for difference in differences if best in (difference.first, difference.second)]
+        others = [difference for difference in differences if best not in (difference.first, difference.second)]
+        items = []
+        for difference in [*about_best, *others][:MOST]:
+            sentence = escape(difference.format_sentence(page.objective))
+            items.append(
+                f"<li><strong>{sentence}</strong></li>" if difference.is_significant else f"<li>{sentence}</li>"
+            )
+        shown = len(items) if len(items) <= FEW else max(len(about_best), 1)
+        yield f"<h3>{escape(axis)}</h3>"
+        yield from render_folded_list(items, shown, "comparisons", "ul")
     if not page.findings.differences:
         yield "<p>No two configurations differ in one axis only and share two seeds.</p>"
-
-
-def _list_comparisons(page: _Page, differences: list[PairedDifference]) -> tuple[list[str], int]:
-    """List items, those about the best configuration first, and how many are outside the fold."""
-    best = page.findings.configurations[0]
-    about_best = [difference for difference in differences if best in (difference.first, difference.second)]
-    others = [difference for difference in differences if best not in (difference.first, difference.second)]
-    items = []
-    for difference in [*about_best, *others][:MOST]:
-        sentence = escape(difference.format_sentence(page.objective))
-        items.append(f"<li><strong>{sentence}</strong></li>" if difference.is_significant else f"<li>{sentence}</li>")
-    return items, len(items) if len(items) <= FEW else max(len(about_best), 1)
 
 
 def _render_curves(page: _Page) -> Iterator[str]:
@@ -214,14 +213,9 @@ def _render_cost(page: _Page) -> Iterator[str]:
     total = sum(cell.get("cost_seconds") or 0.0 for cell in page.cells)
     yield f'<h2>Cells and their cost</h2><p class="soft">{format_duration(total)} of training and evaluation in all cells together. '
     yield "Of cells that were trained together, each is charged its share of the group's time. Parameters: trainable ones.</p>"
-    for rows in (page.cells[:SHOWN], page.cells[SHOWN:]):
-        if rows:
-            table = tables.render_cells(page.folder, rows, page.cells, page.objective)
-            yield (
-                table
-                if rows[0] is page.cells[0]
-                else f"<details><summary>{len(rows)} more cells</summary>{table}</details>"
-            )
+    yield from _fold_table(
+        page.cells, "cells", lambda rows: tables.render_cells(page.folder, rows, page.cells, page.objective)
+    )
 
 
 def _render_about(page: _Page) -> Iterator[str]:

@@ -7,12 +7,11 @@ from typing import Any
 from urllib.parse import quote
 
 from peftrun.artifacts.run_layout import REPORT_PAGE
-from peftrun.formatting import format_duration, format_figure, shorten_keys
+from peftrun.formatting import format_duration, format_figure, format_value, shorten_keys
 from peftrun.results.report.html import render_table
-from peftrun.results.report.svg import Scale
 from peftrun.sweep.report import charts
 from peftrun.sweep.report.charts import LETTERS, RankedConfiguration
-from peftrun.sweep.statistics import Findings, format_override_value
+from peftrun.sweep.statistics import Findings
 
 COSTS = {"cost_seconds": "time", "tokens": "tokens", "trainable_parameters": "parameters"}
 
@@ -34,23 +33,23 @@ def render_configurations(rows: Sequence[RankedConfiguration], findings: Finding
         "n|cells",
         "seeds",
     ]
-    return render_table("Configurations", head, [_render_configuration(ranked, scale, objective) for ranked in rows])
-
-
-def _render_configuration(ranked: RankedConfiguration, scale: Scale, objective: str) -> list[str]:
-    configuration = ranked.configuration
-    interval, scores, cells = configuration.interval, configuration.scores, configuration.cells
-    half_width = (interval[1] - interval[0]) / 2 if interval else None
-    total = f" of {len(cells)}" if len(scores) < len(cells) else ""
-    drawing = charts.draw_seeds(f"seeds-{cells[0]['id']}", ranked, scale, objective) if scores else ""
-    numbers = (configuration.mean, half_width, configuration.deviation)
-    return [
-        f"<td>{render_badge(ranked)}</td>",
-        *(f'<td class="words">{escape(format_override_value(value))}</td>' for value in configuration.values.values()),
-        *(_render_number(number) for number in numbers),
-        f'<td class="n">{len(scores)}{total}</td>',
-        f'<td class="seeds">{drawing}</td>',
-    ]
+    table = []
+    for ranked in rows:
+        configuration = ranked.configuration
+        interval, scores, cells = configuration.interval, configuration.scores, configuration.cells
+        half_width = (interval[1] - interval[0]) / 2 if interval else None
+        total = f" of {len(cells)}" if len(scores) < len(cells) else ""
+        drawing = charts.draw_seeds(f"seeds-{cells[0]['id']}", ranked, scale, objective) if scores else ""
+        table.append(
+            [
+                f"<td>{render_badge(ranked)}</td>",
+                *map(_render_words, configuration.values.values()),
+                *map(_render_number, (configuration.mean, half_width, configuration.deviation)),
+                f'<td class="n">{len(scores)}{total}</td>',
+                f'<td class="seeds">{drawing}</td>',
+            ]
+        )
+    return render_table("Configurations", head, table)
 
 
 def render_cells(folder: Path, rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]], objective: str) -> str:
@@ -61,27 +60,26 @@ def render_cells(folder: Path, rows: Sequence[dict[str, Any]], every: Sequence[d
     axes = shorten_keys(list(every[0]["values"]))
     largest = {key: max((cell.get(key) or 0 for cell in every), default=0) for key in COSTS}
     head = ["n|cell", *axes, "status", f"n|{objective}", *(f"cost|{name}" for name in COSTS.values())]
-    return render_table("Cells", head, [_render_cell(folder, cell, largest) for cell in rows])
+    table = []
+    for cell in rows:
+        numbers = escape(", ".join(map(str, cell["numbers"])))
+        page = f"{cell['folder']}/{REPORT_PAGE}"
+        if (folder / page).is_file():
+            numbers = f'<a href="{escape(quote(page))}">{numbers}</a>'
+        costs = []
+        for key, most in largest.items():
+            cost = cell.get(key)
+            text = "–" if cost is None else format_duration(cost) if key == "cost_seconds" else f"{cost:,.0f}"
+            percent = 100 * (cost or 0) / most if most else 0
+            costs.append(f'<td class="n cost" style="--part:{percent:.0f}%">{text}</td>')
+        values = map(_render_words, cell["values"].values())
+        status, objective_cell = f"<td>{escape(cell['status'])}</td>", _render_number(cell["objective"])
+        table.append([f'<td class="n">{numbers}</td>', *values, status, objective_cell, *costs])
+    return render_table("Cells", head, table)
 
 
-def _render_cell(folder: Path, cell: dict[str, Any], largest: dict[str, float]) -> list[str]:
-    numbers = escape(", ".join(map(str, cell["numbers"])))
-    page = f"{cell['folder']}/{REPORT_PAGE}"
-    if (folder / page).is_file():
-        numbers = f'<a href="{escape(quote(page))}">{numbers}</a>'
-    costs = []
-    for key, most in largest.items():
-        cost = cell.get(key)
-        text = "–" if cost is None else format_duration(cost) if key == "cost_seconds" else f"{cost:,.0f}"
-        percent = 100 * (cost or 0) / most if most else 0
-        costs.append(f'<td class="n cost" style="--part:{percent:.0f}%">{text}</td>')
-    return [
-        f'<td class="n">{numbers}</td>',
-        *(f'<td class="words">{escape(format_override_value(value))}</td>' for value in cell["values"].values()),
-        f"<td>{escape(cell['status'])}</td>",
-        _render_number(cell["objective"]),
-        *costs,
-    ]
+def _render_words(value: Any) -> str:
+    return f'<td class="words">{escape(format_value(value))}</td>'
 
 
 def _render_number(value: float | None) -> str:

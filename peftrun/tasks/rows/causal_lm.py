@@ -65,16 +65,28 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 def _encode_example(example: Example, task: TaskSpec, encoder: Encoder, *, learned: bool) -> list[Row]:
     """The rows of an example.
 
-    A plain text is split into chunks; for evaluation, a conversation has one row per answer that `task.loss_on` selects. Empty if the
-    example excludes all its answers from the loss.
+    A plain text is split into chunks of `task.max_length` tokens; for evaluation, a conversation has one row per answer that
+    `task.loss_on` selects. Empty if the example excludes all its answers from the loss.
     """
     conversation = example.conversation
     with prefix_errors(example.where):
         encoder.check(example.where, conversation, "" if conversation else example.completion)
         if not conversation:
-            return _chunk_text(example, task, encoder)
+            ids = encoder.text(example.completion)
+            chunks = [ids[start : start + task.max_length] for start in range(0, len(ids), task.max_length)]
+            # The first token of a chunk is its prompt: nothing predicts it.
+            return [
+                Row(chunk[:1], chunk[1:], [chunk[1:]], 0, example.adapter, where=example.where)
+                for chunk in chunks
+                if len(chunk) > 1
+            ]
         if learned:
-            return _encode_learned(example, task, encoder)
+            row = _build_row(example, encoder)
+            if task.loss_on == "completion" and len(conversation.messages) - 1 in conversation.unlearned:
+                return []
+            spans = encoder.learned(conversation, row.ids, len(row.prompt), task.loss_on)
+            completion_only = spans == [(len(row.prompt), len(row.ids))]
+            return [replace(row, learned=None if completion_only else spans)] if spans else []
         answers = conversation.answers if task.loss_on == "assistant" else conversation.answers[-1:]
         return [
             _build_row(example.truncate_after(index), encoder)
@@ -83,34 +95,12 @@ def _encode_example(example: Example, task: TaskSpec, encoder: Encoder, *, learn
         ]
 
 
-def _encode_learned(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
-    """The training row of a conversation."""
-    row = _build_row(example, encoder)
-    conversation = example.conversation
-    if task.loss_on == "completion" and len(conversation.messages) - 1 in conversation.unlearned:
-        return []
-    spans = encoder.learned(conversation, row.ids, len(row.prompt), task.loss_on)
-    completion_only = spans == [(len(row.prompt), len(row.ids))]
-    return [replace(row, learned=None if completion_only else spans)] if spans else []
-
-
 def _build_row(example: Example, encoder: Encoder) -> Row:
     *_, last = example.conversation.messages
     answers = [make_message(ASSISTANT, choice) for choice in example.choices] or [last]
     answer = example.choices.index(example.completion) if example.choices else 0
     prompt, candidates = encoder.answered(example.given, answers)
     return Row(prompt, candidates[answer], candidates, answer, example.adapter, where=example.where)
-
-
-def _chunk_text(example: Example, task: TaskSpec, encoder: Encoder) -> list[Row]:
-    """A plain text in chunks of `task.max_length` tokens. The first token of each is its prompt: nothing predicts it."""
-    ids = encoder.text(example.completion)
-    chunks = [ids[start : start + task.max_length] for start in range(0, len(ids), task.max_length)]
-    return [
-        Row(chunk[:1], chunk[1:], [chunk[1:]], 0, example.adapter, where=example.where)
-        for chunk in chunks
-        if len(chunk) > 1
-    ]
 
 
 def _encode_fitting(examples: list[Example], task: TaskSpec, encoder: Encoder, which: str, tally: Tally) -> list[Row]:

@@ -18,8 +18,14 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     """
     tally, limit = Tally(), resolve_max_length(task, tokenizer)
     train, held_out = load_examples(task, _render_labeled, tally)
-    train_rows, eval_rows = (_encode_examples(split, task, tokenizer, limit) for split in (train, held_out))
-    return warn_truncated(Rows(train_rows, eval_rows, digest_examples([*train, *held_out]), tally), limit)
+    names, splits = task.label_names or [], (list[Row](), list[Row]())
+    for examples, rows in zip((train, held_out), splits, strict=True):
+        for batch in batch_items(examples):
+            texts = [example.given.messages[-1].text for example in batch]
+            encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+            for example, ids in zip(batch, encoded, strict=True):
+                rows.append(Row(list(ids), names.index(example.completion), example.where))
+    return warn_truncated(Rows(*splits, digest_examples([*train, *held_out]), tally), limit)
 
 
 def _render_labeled(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
@@ -27,13 +33,3 @@ def _render_labeled(where: str, row: dict[str, Any], task: TaskSpec, choices: tu
     if example.completion not in names:
         raise DataError(f"{where}: label {example.completion!r} {not_among(names, example.completion)}")
     return example
-
-
-def _encode_examples(examples: list[Example], task: TaskSpec, tokenizer: Any, limit: int) -> list[Row]:
-    names, rows = task.label_names or [], []
-    for batch in batch_items(examples):
-        texts = [example.given.messages[-1].text for example in batch]
-        encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-        for example, ids in zip(batch, encoded, strict=True):
-            rows.append(Row(list(ids), names.index(example.completion), example.where))
-    return rows

@@ -36,8 +36,20 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     tally, limit = Tally(), resolve_max_length(task, tokenizer)
     train, held_out = load_examples(task, _render_tagged, tally)
     digest = digest_rows([[example.words, example.tags] for example in (*train, *held_out)])
-    train_rows, eval_rows = (_encode_examples(split, task, tokenizer, limit) for split in (train, held_out))
-    return warn_truncated(Rows(train_rows, eval_rows, digest, tally), limit)
+    names, splits = task.label_names or [], (list[Row](), list[Row]())
+    for examples, rows in zip((train, held_out), splits, strict=True):
+        for batch in batch_items(examples):
+            words = [list(example.words) for example in batch]
+            encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit)
+            for index, example in enumerate(batch):
+                word_ids = encoded.word_ids(index)  # per token, None for special tokens
+                # Only the first token of a word carries its tag.
+                labels = [
+                    IGNORE_INDEX if word is None or word == before else names.index(example.tags[word])
+                    for before, word in zip([None, *word_ids], word_ids, strict=False)
+                ]
+                rows.append(Row(list(encoded["input_ids"][index]), labels, example.where))
+    return warn_truncated(Rows(*splits, digest, tally), limit)
 
 
 def _render_tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> TaggedExample:
@@ -86,19 +98,3 @@ def _find_entity(words: list[str], tags: list[str], parts: list[str], start: int
     free = [OUTSIDE] * size
     candidates = range(start, len(words) - size + 1)
     return next((i for i in candidates if words[i : i + size] == parts and tags[i : i + size] == free), None)
-
-
-def _encode_examples(examples: list[TaggedExample], task: TaskSpec, tokenizer: Any, limit: int) -> list[Row]:
-    names, rows = task.label_names or [], []
-    for batch in batch_items(examples):
-        words = [list(example.words) for example in batch]
-        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit)
-        for index, example in enumerate(batch):
-            word_ids = encoded.word_ids(index)  # per token, None for special tokens
-            # Only the first token of a word carries its tag.
-            labels = [
-                IGNORE_INDEX if word is None or word == before else names.index(example.tags[word])
-                for before, word in zip([None, *word_ids], word_ids, strict=False)
-            ]
-            rows.append(Row(list(encoded["input_ids"][index]), labels, example.where))
-    return rows

@@ -18,6 +18,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from peftrun.adapters.joint.rng_streams import RngStream
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
+from peftrun.compat.torch import hold_parameters
+from peftrun.compat.transformers import set_label_shift
 from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.training import sft_trainer
 from peftrun.training.joint.step import CellBatch
@@ -36,7 +38,7 @@ class AdapterParameters(torch.nn.Module):
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], config: Any, clear: Callable[[], None]) -> None:
         super().__init__()
-        self._parameters.update(parameters)  # register_parameter refuses names with dots
+        hold_parameters(self, parameters)
         self.config, self.clear = config, clear
         # Gradients of LoRA matrices are views of the joint buffer, and exist before the first step.
         self.buffered = [parameter for parameter in parameters.values() if parameter.grad is not None]
@@ -91,7 +93,7 @@ class CellTrainer(Trainer):
         # A sequence classifier's loss is a mean over its texts, that of all others a mean over a step's tokens.
         self.model_accepts_loss_kwargs = kind != "seq_cls"
         # Trainer derives it from the class of its model, which is AdapterParameters here.
-        self._loss_shifts_labels = kind == CAUSAL_LM
+        set_label_shift(self, kind == CAUSAL_LM)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of this batch; its gradients are there when it returns."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from peftrun.compat.transformers import is_stateful
 from peftrun.tasks.length_checks import IGNORE_INDEX
 
 # Tokens that take as long as the fixed cost of one more forward pass: measured on a CPU, assumed for GPUs.
@@ -61,7 +62,7 @@ def supports_prefix_cache(model: Any) -> bool:
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     full_attention = layer_types == {"full_attention"} and not getattr(config, "sliding_window", None)
-    return full_attention and not config.is_encoder_decoder and not getattr(model, "_is_stateful", False)
+    return full_attention and not config.is_encoder_decoder and not is_stateful(model)
 
 
 def repeat_cache(cache: Any, rows: Sequence[int], device: Any) -> Any:

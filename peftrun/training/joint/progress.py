@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from peftrun import console
+from peftrun.formatting import format_count, format_duration
 from peftrun.training import fit
 from peftrun.training.joint.step import CellBatch
 
@@ -40,13 +41,15 @@ class Progress:
         self.tokens += sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
         losses = [float(batch.loss) for batch in batches if batch.loss is not None]
         seconds = time.perf_counter() - self.started
-        cells = f"{len(batches)} {'cell' if len(batches) == 1 else 'cells'}"
+        cells = format_count(len(batches), "cell")
         note = f"{cells} · loss {min(losses):.4f} to {max(losses):.4f} · {self.tokens / seconds:.0f} tokens/s"
         if self.bar:
             self.bar.update(self.task, completed=self.done, note=note)
         elif seconds - self.last_line > LOG_INTERVAL_SECONDS:
             self.last_line = seconds
             remaining = seconds / self.done * max(0, self.total - self.done)
-            console.print_info(f"batch {self.done}/{self.total} of all cells · {note} · {remaining:.0f} s left")
+            console.print_info(
+                f"batch {self.done}/{self.total} of all cells · {note} · {format_duration(remaining)} left"
+            )
         else:
             console.set_activity(f"batch {self.done}/{self.total} of all cells · {note}")

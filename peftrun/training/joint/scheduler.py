@@ -4,7 +4,6 @@ A cell's code is that of a run of its own. Whatever is global in a process (rand
 batches) is saved when a cell waits and restored when it continues.
 """
 
-import copy
 import gc
 import random
 import time
@@ -14,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from accelerate.state import GradientState
 from greenlet import getcurrent, greenlet
 
 from peftrun.adapters.joint.rng_streams import RngStream
+from peftrun.compat.accelerate import capture_gradient_state, restore_gradient_state
 from peftrun.training.joint.step import CellBatch, JointStep
 
 
@@ -32,15 +31,14 @@ class ProcessState:
         """Saves the state of the process as this cell's."""
         self.draws.keep()
         self.python, self.numpy = random.getstate(), np.random.get_state()
-        self.accumulation = {key: copy.copy(value) for key, value in GradientState._shared_state.items()}
+        self.accumulation = capture_gradient_state()
 
     def restore_state(self) -> None:
         """Sets the state of the process to this cell's."""
         self.draws.restore()
         random.setstate(self.python)
         np.random.set_state(self.numpy)
-        GradientState._shared_state.clear()
-        GradientState._shared_state.update(self.accumulation)
+        restore_gradient_state(self.accumulation)
 
 
 @dataclass
@@ -95,7 +93,12 @@ class CellScheduler:
                     self._resume_cell(cell, requests, paused)
                 if requests:
                     batches = [requests[cell] for cell in sorted(requests)]
-                    self._train_step(batches)
+                    started = time.perf_counter()
+                    self.joint_step.train_batches(batches)
+                    seconds = time.perf_counter() - started
+                    tokens = [batch.inputs["input_ids"].numel() for batch in batches]
+                    for batch, count in zip(batches, tokens, strict=True):
+                        self.spent[batch.cell] += seconds * count / sum(tokens)
                     each_step(batches)
                     for cell in sorted(requests):
                         del requests[cell]
@@ -126,14 +129,6 @@ class CellScheduler:
     def get_seconds(self, cell: int) -> float:
         """Seconds that the current cell has taken so far."""
         return self.spent.get(cell, 0.0) + time.perf_counter() - self.entered
-
-    def _train_step(self, batches: list[CellBatch]) -> None:
-        started = time.perf_counter()
-        self.joint_step.train_batches(batches)
-        seconds = time.perf_counter() - started
-        tokens = [batch.inputs["input_ids"].numel() for batch in batches]
-        for batch, count in zip(batches, tokens, strict=True):
-            self.spent[batch.cell] += seconds * count / sum(tokens)
 
     def _resume_cell(self, cell: int, requests: dict[int, CellBatch], paused: dict[int, RungPause]) -> None:
         """Runs a cell up to its next request, which is added to `requests` or `paused`, or to its end."""

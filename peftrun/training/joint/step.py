@@ -35,7 +35,7 @@ class CellBatch:
     Attributes:
         inputs: the batch of the cell's collator, tensors of (rows, tokens), with `labels` of (rows, tokens) or (rows,).
         count: divisor of the summed loss of its labels; None: the number of labels.
-        draws: the cell's random state, for dropout.
+        rng_stream: the cell's random state, for dropout.
         loss: nats, a scalar; set by the step, as are the two below.
         right, learned: labels that are the likeliest token, and all labels.
     """
@@ -43,7 +43,7 @@ class CellBatch:
     cell: int
     inputs: dict[str, torch.Tensor]
     count: Any
-    draws: RngStream
+    rng_stream: RngStream
     loss: torch.Tensor | None = None
     right: int = 0
     learned: int = 0
@@ -105,7 +105,7 @@ class JointStep:
             # Padded width → the cell's own, so that dropout draws as many numbers as it would for the cell alone.
             widths = {inputs[key].shape[1]: batch.inputs[key].shape[1] for key in TOKEN_ID_KEYS if key in inputs}
             rows = len(batch.inputs["input_ids"])
-            spans.append(RowSpan(batch.cell, rows, widths, batch.draws if training else None))
+            spans.append(RowSpan(batch.cell, rows, widths, batch.rng_stream if training else None))
         layout = BatchLayout(tuple(spans))
         positions, targets = select_labels(labels, self.kind)  # targets: (L,)
         logits = self._compute_logits(inputs, labels, positions, layout, training).float()  # (L, V)
@@ -132,8 +132,13 @@ class JointStep:
         if not prefix_sharing.is_prefix_worthwhile(length, len(labels), len(layout.parts), self.model.device.type):
             return self._compute_whole(inputs, positions, layout, training)
         logits = self._compute_from_prefix(inputs, length, positions, layout)
-        if not self.prefix_verified:
-            self._verify_prefix(logits.detach(), inputs, positions, layout)
+        if not self.prefix_verified:  # once per run: logits from whole rows must be the same
+            with torch.no_grad():
+                whole = self._compute_whole(inputs, positions, layout, training=False)
+            scale, self.prefix_verified = whole.float().abs().max(), True
+            if (logits.detach().float() - whole.float()).abs().max() > LOGITS_TOLERANCE[whole.dtype] * scale:
+                self.shares_prefix = False
+                console.print_info("this model does not continue from a common prefix; each row is computed whole")
         return logits if self.shares_prefix else self._compute_whole(inputs, positions, layout, training)
 
     def _compute_whole(self, inputs: dict[str, Any], positions: Any, layout: BatchLayout, training: bool) -> torch.Tensor:  # fmt: skip
@@ -159,15 +164,6 @@ class JointStep:
                 input_ids=ids[:, length:], attention_mask=inputs["attention_mask"], position_ids=position_ids,
                 past_key_values=cache, use_cache=True,
             ).logits.squeeze(0)  # fmt: skip
-
-    @torch.no_grad()
-    def _verify_prefix(self, logits: torch.Tensor, inputs: dict[str, Any], positions: Any, layout: BatchLayout) -> None:
-        """Once per run: compares logits with those from whole rows, and stops sharing prefixes if they differ."""
-        whole = self._compute_whole(inputs, positions, layout, training=False)
-        scale, self.prefix_verified = whole.float().abs().max(), True
-        if (logits.float() - whole.float()).abs().max() > LOGITS_TOLERANCE[whole.dtype] * scale:
-            self.shares_prefix = False
-            console.print_info("this model does not continue from a common prefix; each row is computed whole")
 
     @contextlib.contextmanager
     def _select_positions(self, positions: tuple[torch.Tensor, ...]) -> Iterator[None]:

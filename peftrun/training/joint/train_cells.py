@@ -57,7 +57,14 @@ def run(
 
     Raises: PeftrunError: the base model cannot be loaded, so no cell can be trained.
     """
-    devices = _resolve_devices(specs, finish)
+    # Cell → device, with the dtype that the cell would have alone.
+    first_device, devices = device.resolve_device(specs[0].device), dict[int, Device]()
+    for cell, spec in enumerate(specs):
+        try:
+            with memory_fit.suggest_on_shortage(spec):
+                devices[cell] = placement.fit_device(first_device, spec)
+        except MemoryShortageError as error:
+            finish(cell, error)
     if not devices:
         return
     # The base model is loaded once, in the dtype of the first cell.
@@ -75,18 +82,6 @@ def run(
             reason = f"its base fits in {cell_device.dtype_name}, that of the others in {shared_device.dtype_name}"
             finish(cell, TrainAlone(reason))
     group.train(limits)
-
-
-def _resolve_devices(specs: list[RunSpec], finish: FinishCallback) -> dict[int, Device]:
-    """Cell → device, with the dtype that the cell would have alone. Cells that do not fit into memory alone are finished."""
-    shared_device, devices = device.resolve_device(specs[0].device), {}
-    for cell, spec in enumerate(specs):
-        try:
-            with memory_fit.suggest_on_shortage(spec):
-                devices[cell] = placement.fit_device(shared_device, spec)
-        except MemoryShortageError as error:
-            finish(cell, error)
-    return devices
 
 
 class _CellGroup:
@@ -153,23 +148,19 @@ class _CellGroup:
         if not cells:
             return
         try:
-            self._train_jointly(net, cells, self._choose_cells_per_step(cells, limits))
+            sessions = [self.sessions[cell] for cell in cells]
+            by_rows = {id(session.rows): session for session in sessions}
+            longest = {rows: lengths.find_longest(session.rows, session.spec) for rows, session in by_rows.items()}
+            runs = []
+            for session in sessions:
+                spec = usage.strip_tracking(session.spec)  # an estimate does not count as using a key
+                spec = replace(spec, device=replace(spec.device, dtype=self.device.dtype_name))
+                runs.append((spec, longest[id(session.rows)]))
+            cells_per_step, line = choose_cells_per_step(runs, limits)
+            console.print_info(line)
+            self._train_jointly(net, cells, cells_per_step)
         finally:
             net.unload()
-
-    def _choose_cells_per_step(self, cells: list[int], limits: Limits) -> int:
-        """How many cells are trained in one step, which is reported."""
-        sessions = [self.sessions[cell] for cell in cells]
-        by_rows = {id(session.rows): session for session in sessions}
-        longest = {rows: lengths.find_longest(session.rows, session.spec) for rows, session in by_rows.items()}
-        runs = []
-        for session in sessions:
-            spec = usage.strip_tracking(session.spec)  # an estimate does not count as using a key
-            spec = replace(spec, device=replace(spec.device, dtype=self.device.dtype_name))
-            runs.append((spec, longest[id(session.rows)]))
-        count, line = choose_cells_per_step(runs, limits)
-        console.print_info(line)
-        return count
 
     def _train_jointly(self, net: Any, cells: list[int], cells_per_step: int) -> None:
         sessions = [self.sessions[cell] for cell in cells]

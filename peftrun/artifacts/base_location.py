@@ -1,5 +1,6 @@
-"""Files of a base model: downloads from the Hub, and files that must not be in its folder. Light."""
+"""Where a base model is: on this disk, in the caches, or on the Hub; and files that must not be in its folder. Light."""
 
+import os
 import socket
 import threading
 from contextlib import suppress
@@ -11,17 +12,58 @@ from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHT
 from peftrun.config.paths import cache_dir
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
+from peftrun.system.packages import find_package_dir
 
 CONNECT_TIMEOUT = 3  # seconds
 TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # everything but weights
 HUB_FILES = [*TEXT_FILES, "*.safetensors"]
 
 
-def download_base(spec: ModelSpec, weights: bool = True) -> Path:
-    """The base model's folder in the local cache, at its revision, with or without weights; Python files only with trust_remote_code.
+def resolve_model_path(spec: ModelSpec) -> Path:
+    """The local path of `model.name_or_path`, inside its package if it has one. For a Hub id or a missing package this path does not exist."""
+    if spec.package:
+        return (find_package_dir(spec.package) or Path(os.devnull)) / spec.name_or_path
+    return Path(spec.name_or_path).expanduser()
 
-    Raises: ModelError: it does not exist, or the Hub cannot be reached.
+
+def find_base_dir(spec: ModelSpec) -> Path | None:
+    """The folder of a base model's safetensors on this disk; None if it must still be downloaded or converted."""
+    path = resolve_model_path(spec)
+    if path.suffix == ".gguf":  # by name alone: hashing the file, as the conversion does, takes too long here
+        return next(iter(sorted((cache_dir() / "models").glob(f"{path.stem}-{'[0-9a-f]' * 16}"))), None)
+    if path.is_dir():
+        return path
+    # huggingface_hub's cache layout, read here because importing the library takes too long
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or Path(home) / "hub")
+    repository = hub.expanduser() / f"models--{spec.name_or_path.replace('/', '--')}"
+    ref = repository / "refs" / (spec.revision or "main")
+    commit = ref.read_text(encoding="ascii").strip() if ref.is_file() else str(spec.revision)
+    snapshot = repository / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def find_base_config(spec: ModelSpec) -> Path | None:
+    """The base model's `config.json` on this disk; None if it must still be downloaded or converted."""
+    folder = find_base_dir(spec)
+    return folder / "config.json" if folder and (folder / "config.json").is_file() else None
+
+
+def fetch_base_dir(spec: ModelSpec, weights: bool = True) -> Path:
+    """The base model's folder: local, or downloaded at its revision, with or without weights. Not of a GGUF file.
+
+    Raises: ModelError: it does not exist, the Hub cannot be reached, or it is an adapter's folder.
     """
+    path = resolve_model_path(spec)
+    folder = path.resolve() if path.is_dir() else _download_base(spec, weights)
+    stray = find_stray_adapter(folder, spec.name_or_path)
+    if stray:
+        raise ModelError(stray)
+    return folder
+
+
+def _download_base(spec: ModelSpec, weights: bool) -> Path:
+    """Its folder in the local cache; Python files only with trust_remote_code."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -49,21 +91,22 @@ def check_hub_reachable(spec: ModelSpec) -> None:
 
     Raises: ModelError: it is not in the local cache, and the Hub does not answer.
     """
-    if spec.package or Path(spec.name_or_path).expanduser().exists():
+    if spec.package or resolve_model_path(spec).exists() or find_base_config(spec):
         return
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
     try:
-        cached = try_to_load_from_cache(spec.name_or_path, "config.json", revision=spec.revision)
-    except HFValidationError:  # reported by download_base
+        validate_repo_id(spec.name_or_path)
+    except HFValidationError:  # reported by fetch_base_dir
         return
-    if not isinstance(cached, str) and (constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT)):
+    if constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT):
         raise ModelError(_explain_unreachable(spec))
 
 
 def _is_reachable(address: str) -> bool:
-    """Whether the address accepts connections; behind a proxy this is not known, and taken for true."""
+    """Whether the address accepts connections; behind a proxy this cannot be checked and counts as true."""
     url, connected = urlsplit(address), threading.Event()
     if getproxies():
         return True

@@ -1,0 +1,35 @@
+"""PEFT 0.21: how it expands target modules, reads a base model's files, places loaded tensors and routes rows."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.loftq_utils import _SafetensorLoader
+
+
+def expand_target_modules(config: Any, model: Any) -> Any:
+    """The config with the layers that `all-linear` stands for in this model; PEFT does it only while it attaches."""
+    return _maybe_include_all_linear_layers(config, model)
+
+
+def open_base_weights(net: Any, folder: str) -> Any:
+    """Reads tensors of the base model's files one by one: `get_tensor(name)`."""
+    return _SafetensorLoader(net, folder)
+
+
+def list_adapters(layer: BaseTunerLayer) -> list[str]:
+    """The adapters that a layer has, whichever of PEFT's attributes hold their tensors."""
+    return list(layer._all_available_adapter_names())
+
+
+def pin_adapter_device(net: Any) -> None:
+    """Keeps PEFT from moving loaded tensors to where their layer's weights are: nowhere, if the base is on the meta device."""
+    for module in net.modules():
+        if isinstance(module, BaseTunerLayer):
+            module._move_adapter_to_device_of_base_layer = lambda *_, **__: None
+
+
+def route_with_peft(net: Any, adapter_names: list[str]) -> AbstractContextManager[None]:
+    """Inside, each row of a batch goes through its own adapter. PEFT's public argument goes through `generate` and `forward` of its own class alone."""
+    context: AbstractContextManager[None] = net.base_model._enable_peft_forward_hooks(adapter_names=adapter_names)
+    return context

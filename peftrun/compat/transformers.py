@@ -1,0 +1,63 @@
+"""transformers 5.23: steps of Trainer at which it calls nobody back, and what models say about themselves."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+
+class TrainerStep(StrEnum):
+    """Methods of Trainer that are wrapped on one trainer."""
+
+    START = "_init_training_state"  # (epoch, batch) to start from, once the checkpoint's state is loaded
+    SAVE = "_save"  # the model's part of a checkpoint
+    LOAD = "_load_from_checkpoint"
+    LOAD_BEST = "_load_best_model"
+
+
+def get_trainer_step(trainer: Any, step: TrainerStep) -> Callable[..., Any]:
+    """The trainer's own method of this step."""
+    method: Callable[..., Any] = getattr(trainer, step)
+    return method
+
+
+def replace_trainer_step(trainer: Any, step: TrainerStep, method: Callable[..., Any]) -> None:
+    """Makes this trainer call `method` at the step."""
+    setattr(trainer, step, method)
+
+
+@contextmanager
+def average_each_batch(trainer: Any) -> Iterator[None]:
+    """Inside, the loss is each batch's own mean: with a count of labels it is the batch's share of all processes."""
+    count = trainer._get_num_items_in_batch
+    trainer._get_num_items_in_batch = lambda *_: None
+    try:
+        yield
+    finally:
+        trainer._get_num_items_in_batch = count
+
+
+def shifts_labels(trainer: Any) -> bool:
+    """Whether position t predicts the label of t + 1, as Trainer derives it from the model's class."""
+    return bool(trainer._loss_shifts_labels)
+
+
+def set_label_shift(trainer: Any, shifted: bool) -> None:
+    """Sets it for a model whose class does not say."""
+    trainer._loss_shifts_labels = shifted
+
+
+def get_attention(model: Any) -> str | None:
+    """The attention that a model uses: sdpa, eager, …"""
+    name: str | None = model.config._attn_implementation
+    return name
+
+
+def list_unsaved_keys(model: Any) -> set[str]:
+    """Tensors that transformers does not store."""
+    return {*(model._keys_to_ignore_on_save or ())}
+
+
+def is_stateful(model: Any) -> bool:
+    """Whether a model's cache cannot be cut or repeated (Mamba)."""
+    return bool(getattr(model, "_is_stateful", False))
