@@ -2,17 +2,19 @@
 
 import os
 import sys
+import zipfile
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
@@ -91,15 +93,29 @@ class FastFileSource(FileConfigSource):
         if not os.path.exists(path):
             raise ConfigLoadError(f"Config not found : {path}")
         with open(path, encoding="utf-8") as file:
-            header = ConfigSource._get_header_dict(file.read(512))
-            file.seek(0)
-            return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", load_yaml(file), header)
+            return _read_config(self, file)
+
+
+class FastPackageSource(ImportlibResourcesConfigSource):
+    """The same for the files of a package, such as Hydra's own."""
+
+    def _read_config(self, res: Any) -> ConfigResult:
+        if isinstance(res, zipfile.Path):
+            return super()._read_config(res)
+        with res.open(encoding="utf-8") as file:
+            return _read_config(self, file)
+
+
+def _read_config(source: ConfigSource, file: TextIO) -> ConfigResult:
+    header = ConfigSource._get_header_dict(file.read(512))
+    file.seek(0)
+    return ConfigResult(source.provider, f"{source.scheme()}://{source.path}", load_yaml(file), header)
 
 
 def read_files_fast() -> None:
-    """Hydra reads the files of folders by FastFileSource. Of a scheme it keeps the source that is registered first, its own."""
+    """Hydra reads the files of folders and packages by these sources. Of a scheme it keeps the first that is registered, its own."""
     Plugins.instance()  # registers Hydra's own
-    SourcesRegistry.instance().types[FastFileSource.scheme()] = FastFileSource
+    SourcesRegistry.instance().types.update(file=FastFileSource, pkg=FastPackageSource)
 
 
 def register_plugin(plugin: type[Any]) -> str:
