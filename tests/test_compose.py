@@ -10,10 +10,10 @@ from cases import cases, where_installed
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from peftrun.compat.omegaconf import load_plain
 from peftrun.composition.spec import build_spec, build_spec_from_values
 from peftrun.config import paths, shorthand
 from peftrun.config import values as config
+from peftrun.config.yaml_files import load_plain
 from peftrun.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -72,6 +72,22 @@ PRIVATE_METHODS = {
     "training/pretokenized.py": "overrides the methods in which TRL's trainers would tokenize",
 }
 
+# Module-level variables that change, and why each is one of the process, not of a run:
+STATE = {
+    "config/search_path/plugin.py": "Hydra builds the plugin itself, at each composition",
+    "config/values.py": "lines that are printed once in a process",
+    "console.py": "there is one standard error",
+    "data/columns.py": "a cache by file and its time",
+    "io/safetensors_stream.py": "buffers that are used again",
+    "models/base_cache.py": "one base model in memory for several runs, within a block",
+    "sweep/launcher.py": "Hydra builds the launcher itself, and drops its errors",
+    "system/determinism.py": "torch's switches and warnings are those of the process; a run resets them",
+    "system/malloc.py": "the allocator is that of the process",
+    "trackers/__init__.py": "run folder → open session: many cells log at a time",
+    "trackers/trackio.py": "Trackio has one folder for a process",
+}
+CHANGES = {"append", "add", "update", "clear", "pop", "remove", "discard", "extend", "insert", "setdefault"}
+
 
 def files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
@@ -251,6 +267,37 @@ def test_what_libraries_keep_private_stands_in_compat():
         assert uses_and_patches(tree) == EXCEPTIONS.get(own, set()), own
         extending |= {own} if extends_privately(tree) else set()
     assert extending == PRIVATE_METHODS.keys()
+
+
+def module_state(tree: ast.Module) -> set[str]:
+    """Names of module-level variables that the module changes, or that hold an object of a class of its own that is not frozen."""
+    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.decorator_list}
+    state = {item for node in ast.walk(tree) if isinstance(node, ast.Global) for item in node.names}
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            found = {
+                ast.unparse(target) for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            }
+            names |= found
+            if (
+                isinstance(node.value, ast.Call)
+                and ast.unparse(node.value.func) in own
+                and not node.value.args + node.value.keywords
+            ):
+                state |= found
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(held), attr=method) if method in CHANGES:
+                state |= {held} & names
+            case ast.Subscript(value=ast.Name(held), ctx=ast.Store() | ast.Del()):
+                state |= {held} & names
+    return state
+
+
+def test_no_run_leaves_anything_in_a_module():
+    found = {name(path): module_state(ast.parse(path.read_text())) for path in files()}
+    assert {own: names for own, names in found.items() if names}.keys() == STATE.keys(), found
 
 
 def test_nothing_is_instantiated_from_a_config():

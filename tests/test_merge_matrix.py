@@ -125,7 +125,7 @@ def merging(base, adapter) -> list[str]:
 NOT_MERGED = [
     ("llama", {"target_modules": ["q_proj"], "lora_bias": True}, "has no bias"),
     ("t5", {"target_modules": ["q"], "modules_to_save": ["shared"]}, "encoder.embed_tokens.weight and shared.weight are one"),
-    ("t5", {"target_modules": ["shared"], "modules_to_save": ["lm_head"]}, "it changes one of them alone"),
+    ("t5", {"target_modules": ["shared"], "modules_to_save": ["lm_head"]}, "it changes only one of them"),
 ]  # fmt: skip
 
 

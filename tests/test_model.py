@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peftrun.adapters.merge import file_check
-from peftrun.artifacts import fingerprint
+from peftrun.artifacts import base_location, fingerprint
 from peftrun.config.schema.run import DeviceSpec, ModelSpec
 from peftrun.errors import ArtifactError, DeviceError, ModelError
-from peftrun.io import atomic_files
+from peftrun.io import atomic_files, safetensors_header
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.models.device import Device
@@ -92,6 +92,30 @@ def test_code_that_comes_with_a_model_is_not_run_unless_trusted(tmp_path, llama,
         ("a1", ["a.tiktoken", "config.json"]),
         ("a1", ["a.tiktoken", "code.py", "config.json", "sub/more.py"]),
     ]
+
+
+@cases(
+    "variable, inside",
+    [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
+)
+def test_a_base_model_is_found_in_the_cache_of_the_hub_and_read_as_transformers_reads_it(
+    llama, tmp_path, monkeypatch, variable, inside
+):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    cached = tmp_path / inside / "models--org--tiny"
+    folder = shutil.copytree(llama, cached / "snapshots" / "a1")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a1")
+    assert base_location.find_base_config(spec("org/tiny")) == folder / "config.json"
+    assert base_location.find_base_dir(spec("org/tiny", revision="a1")) == folder
+    assert base_location.find_base_dir(spec("org/tiny", revision="b2")) is None
+    monkeypatch.chdir(folder.parent)
+    assert base_location.find_base_config(spec("a1", package="not_installed")) is None
+    (folder / "other.safetensors").touch()
+    (folder / safetensors_header.INDEX_FILE).write_text('{"weight_map": {"a": "other.safetensors"}}')
+    assert safetensors_header.list_weight_files(folder) == [folder / "model.safetensors"]
 
 
 def test_an_encoder_is_refused(tmp_path):

@@ -90,7 +90,7 @@ def test_a_merge_takes_the_copies_from_the_base_and_what_changes_them_from_the_a
 @cases("targets", ADAPTED)
 def test_other_embeddings_are_refused_with_the_reason(base, tmp_path, targets):
     made(base, tmp_path / "a", lora(targets), save_embedding_layers=True)
-    with pytest.raises(AdapterError, match=r"differs from this base's in 1 of .* trained, or resized") as refused:
+    with pytest.raises(AdapterError, match=r"differs from this base model's in 1 of .* trained, or resized") as refused:
         load.load(base_of(base), rewritten(tmp_path / "a", other_row), None, False)
     assert any(name in str(refused.value) for name in EMBEDDINGS)
     with pytest.raises(AdapterError, match="resized embeddings"):
@@ -122,5 +122,5 @@ def test_by_command_lines(cli, llama, tmp_path, on_tiny):
     assert all("lora_" in key for key in load_file(tmp_path / "again" / "adapter_model.safetensors"))
     rewritten(tmp_path / "a", other_row)
     check_failed(
-        cli, tmp_path, [*args, "action=reload"], ["embed_tokens", "differs from this base's", "choose the base"]
+        cli, tmp_path, [*args, "action=reload"], ["embed_tokens", "differs from this base model's", "choose the base"]
     )

@@ -9,7 +9,6 @@ from transformers import set_seed
 from peftrun import console
 from peftrun.adapters import combine, load, save
 from peftrun.artifacts import adapter_folder, classifier_head
-from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import CombineAction
 from peftrun.config.schema.run import RunSpec
@@ -38,7 +37,13 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     set_seed(spec.seed)  # DARE drops weights at random
     figures = combine.combine_adapters(net, action)
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
-    derived_from = {"combined": {**_describe_inputs(spec, action, adapters), **figures}}
+    weights = action.weights or {}
+    inputs = {
+        name: {"sha256": hash_file(adapter.weights), "weight": weights.get(name, 1.0)}
+        for name, adapter in adapters.items()
+    }
+    settings = {"combination": action.combination, "density": action.density, "seed": spec.seed, "adapters": inputs}
+    derived_from = {"combined": {**settings, **figures}}
     save.save(net, base, adapter_dir, fresh=set(), names=[combine.COMBINED], made_of=derived_from)
     facts = {
         "base": base.describe(),
@@ -49,15 +54,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return RunResult(out_dir, facts, artifacts=[adapter_dir], summary=_build_summary(spec, figures, adapter_dir), next_commands=[
         f"peftrun action=reload adapter={console.shorten_path(adapter_dir)}"
     ])  # fmt: skip
-
-
-def _describe_inputs(spec: RunSpec, action: CombineAction, adapters: dict[str, AdapterRef]) -> dict[str, Any]:
-    """For peftrun.json: hash and weight of each input adapter, and the settings of the combination."""
-    inputs = {
-        name: {"sha256": hash_file(adapter.weights), "weight": (action.weights or {}).get(name, 1.0)}
-        for name, adapter in adapters.items()
-    }
-    return {"combination": action.combination, "density": action.density, "seed": spec.seed, "adapters": inputs}
 
 
 def _build_summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:

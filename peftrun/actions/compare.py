@@ -11,14 +11,27 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
 from peftrun.result import RunResult
 from peftrun.results.catalog import comparison, query
-from peftrun.results.catalog.index import IndexedRun
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Prints the comparison. Raises: ConfigError: fewer than two runs; `where` cannot be parsed."""
     action = spec.action
     assert isinstance(action, CompareAction)
-    runs = _select_runs(action)
+    if action.runs is not None:
+        runs = comparison.load_named_runs(action.runs)
+    else:
+        matches = query.query_runs(action.roots, action.where, with_config=True).runs
+        if len(matches) < 2:
+            counted = "no run" if not matches else f"only one run, {matches[0].facts['run']}"
+            raise ConfigError(
+                f"action.where={action.where}: matches {counted}, and two are needed; type runs=[RUN, RUN2], or a wider condition"
+            )
+        if len(matches) > comparison.MAX_RUNS:
+            raise ConfigError(
+                f"action.where={action.where}: matches {len(matches)} runs, and at most {comparison.MAX_RUNS} can be compared; "
+                "type a narrower condition, or action=list"
+            )
+        runs = comparison.check_readable(matches, "action.where")
     compared = comparison.compare_runs(runs)
     if action.format == "json":
         console.print_result(json.dumps(compared.as_dict(), indent=2, ensure_ascii=False))
@@ -26,31 +39,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         console.print_result("\n".join(comparison.format_comparison(compared)))
     result = RunResult(out_dir, {"compared": [run.folder for run in runs]})
     if action.format == "table" and sys.stdout.isatty():
-        result.next_commands = _suggest_commands(runs)
+        first, second = (str(run.facts["run"]) for run in runs[:2])
+        result.next_commands = [f"peftrun action=explain run={shlex.quote(first)} against={shlex.quote(second)}"]
+        if all(run.facts.get("adapter") for run in runs[:2]):
+            pair = f"adapter={{a: {first}, b: {second}}}"
+            result.next_commands.append(f"peftrun action=diff {shlex.quote(pair)}")
     return result
-
-
-def _select_runs(action: CompareAction) -> list[IndexedRun]:
-    if action.runs is not None:
-        return comparison.load_named_runs(action.runs)
-    matches = query.query_runs(action.roots, action.where, with_config=True).runs
-    if len(matches) < 2:
-        counted = "no run" if not matches else f"only one run, {matches[0].facts['run']}"
-        raise ConfigError(
-            f"action.where={action.where}: matches {counted}, and two are needed; type runs=[RUN, RUN2], or a wider condition"
-        )
-    if len(matches) > comparison.MAX_RUNS:
-        raise ConfigError(
-            f"action.where={action.where}: matches {len(matches)} runs, and at most {comparison.MAX_RUNS} can be compared; "
-            "type a narrower condition, or action=list"
-        )
-    return comparison.check_readable(matches, "action.where")
-
-
-def _suggest_commands(runs: list[IndexedRun]) -> list[str]:
-    first, second = (shlex.quote(str(run.facts["run"])) for run in runs[:2])
-    commands = [f"peftrun action=explain run={first} against={second}"]
-    if all(run.facts.get("adapter") for run in runs[:2]):
-        pair = "{" + f"a: {runs[0].facts['run']}, b: {runs[1].facts['run']}" + "}"
-        commands.append(f"peftrun action=diff {shlex.quote(f'adapter={pair}')}")
-    return commands

@@ -52,9 +52,11 @@ def compare_adapters(a: AdapterRef, b: AdapterRef) -> dict[str, Any]:
     names_a, names_b = (
         adapter_tensors.list_extra_names(adapter, deltas) for adapter, deltas in ((a, deltas_a), (b, deltas_b))
     )
+    metadata = [a.metadata, b.metadata]
+    digests = [item["base"]["fingerprint"]["weights"] for item in metadata if item is not None]
     return {
         "distance_of": "scaling·B·A" + (", without DoRA's magnitudes" if uses_dora else ""),
-        "same_base": _has_same_base(a, b),
+        "same_base": None if None in metadata else digests[0] == digests[1],
         "config": _diff_configs(a.config, b.config),
         "only_in_a": _find_unshared_modules(deltas_a, deltas_b),
         "only_in_b": _find_unshared_modules(deltas_b, deltas_a),
@@ -80,12 +82,6 @@ def _find_unshared_modules(deltas: AdapterDeltas, others: AdapterDeltas) -> list
         if "*" in deltas.unmeasured.keys() | other_names
         else sorted((deltas.found.keys() | deltas.unmeasured.keys()) - other_names)
     )
-
-
-def _has_same_base(a: AdapterRef, b: AdapterRef) -> bool | None:
-    if a.metadata is None or b.metadata is None:
-        return None
-    return bool(a.metadata["base"]["fingerprint"]["weights"] == b.metadata["base"]["fingerprint"]["weights"])
 
 
 def _diff_configs(config_a: dict[str, Any], config_b: dict[str, Any]) -> dict[str, list[Any]]:

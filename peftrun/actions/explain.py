@@ -16,9 +16,22 @@ from peftrun.result import RunResult
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Prints the explanation and records it. Raises: ConfigError: it cannot be composed, or no overrides lead to it."""
-    assert isinstance(spec.action, ExplainAction)
-    explained = _explain_config(spec.action, out_dir)
-    if spec.action.format == "json":
+    action = spec.action
+    assert isinstance(action, ExplainAction)
+    # The overrides of this action itself, such as `run=`, are not part of the config to explain.
+    typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.of)
+    ignored = [text for text in typed if text != f"action={action.of}"] if action.run is not None else []
+    if ignored:
+        advice = f"run={action.run} explains that run's own config and would ignore this; omit it"
+        raise ConfigError(*(f"{text}: {advice}" for text in ignored))
+    explained: ConfigExplanation | ConfigDifference
+    if action.run is None:
+        explained = explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))
+    elif action.against is None:
+        explained = explanation.explain_run(Path(action.run).expanduser())
+    else:
+        explained = explanation.explain_difference(Path(action.run).expanduser(), Path(action.against).expanduser())
+    if action.format == "json":
         console.print_result(json.dumps(explained.as_dict(), indent=2, ensure_ascii=False))
     else:
         lines = (
@@ -28,25 +41,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         )
         console.print_result("\n".join(lines))
     return RunResult(out_dir, {"explained": explained.as_dict()})
-
-
-def _explain_config(action: ExplainAction, out_dir: Path) -> ConfigExplanation | ConfigDifference:
-    # The overrides of this action itself, such as `run=`, are not part of the config to explain.
-    typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.of)
-    if action.run is None:
-        return explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))
-    ignored = [text for text in typed if text != f"action={action.of}"]
-    if ignored:
-        raise ConfigError(
-            *(
-                f"{text}: run={action.run} explains that run's own config and would ignore this; omit it"
-                for text in ignored
-            )
-        )
-    run_dir = Path(action.run).expanduser()
-    if action.against is None:
-        return explanation.explain_run(run_dir)
-    return explanation.explain_difference(run_dir, Path(action.against).expanduser())
 
 
 def select_config_overrides(typed: Sequence[str], of: str) -> list[str]:

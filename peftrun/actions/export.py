@@ -62,12 +62,14 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "own_tokenizer": tokenizers,
         "pushed": pushed,
     }
+    size = format_bytes(sum(files.values()))
     return RunResult(
         out_dir,
         {"export": facts},
         artifacts=[export_dir],
         summary=[
-            *_format_files(export_dir, files),
+            ("folder", f"{len(files)} files, {size}: {console.shorten_path(export_dir)}"),
+            *(("file", f"{size:>12,} bytes  {name}") for name, size in files.items()),
             *_format_outcome(action, target_facts, files, pushed),
             *_explain_base(action, sources[0], base),
         ],
@@ -121,12 +123,6 @@ def _write_export(action: ExportAction, sources: list[ExportSource], base: Expor
             old, new = next(iter(tensors.items()))
             console.print_info(f"adapter.{name}: {len(tensors)} tensors renamed for {architecture}: {old} → {new}")
     return {"vllm": vllm.write_vllm_folder(sources, base.id, base.revision, folder, renamed)}
-
-
-def _format_files(target: Path, files: dict[str, int]) -> list[tuple[str, str]]:
-    total = sum(files.values())
-    rows = [("folder", f"{len(files)} files, {format_bytes(total)}: {console.shorten_path(target)}")]
-    return rows + [("file", f"{size:>12,} bytes  {name}") for name, size in files.items()]
 
 
 def _format_outcome(
@@ -188,16 +184,14 @@ def _suggest_commands(
         ]
     if action.target == "gguf":
         return [f"llama-cli -m {_get_gguf_path(base) or 'BASE.gguf'} --lora {shlex.quote(f'{folder}/{GGUF_FILE}')}"]
-    return [] if action.push else _build_push_commands(action, first, base.id, folder)
-
-
-def _build_push_commands(action: ExportAction, first: ExportSource, base_id: str | None, folder: str) -> list[str]:
+    if action.push:
+        return []
     repo = action.repo_id or "ORG/NAME"
     source = (
         f"action.model_dir={action.model_dir}" if action.model_dir else f"adapter={console.shorten_path(first.folder)}"
     )
     private = "" if action.private else " private=false"
-    optional = {"base_model": action.base_model or (None if base_id else "ORG/BASE"), "license": action.license}
+    optional = {"base_model": action.base_model or (None if base.id else "ORG/BASE"), "license": action.license}
     options = "".join(f" {key}={value}" for key, value in optional.items() if value)
     return [
         f"peftrun action=export {source}{options} repo_id={repo}{private} push=true",

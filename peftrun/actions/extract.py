@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from peftrun import console
 from peftrun.adapters import attach, extract, save
@@ -33,29 +32,25 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
     derived_from = {"extracted": {"tuned": fingerprint.fingerprint_model(tuned_dir).as_dict(), **figures}}
     save.save(net, base, adapter_dir, fresh=set(), made_of=derived_from)
-    return RunResult(
-        out_dir,
-        {"base": base.describe(), "device": run_device.note, **derived_from},
-        artifacts=[adapter_dir],
-        summary=_build_summary(spec.lora, figures, adapter_dir),
-        next_commands=[f"peftrun action=reload adapter={console.shorten_path(adapter_dir)}"],
+    size, shown_dir = (
+        format_bytes(atomic_files.measure_size(adapter_dir)),
+        console.shorten_path(adapter_dir),
     )
-
-
-def _build_summary(lora: LoraSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:
     worst = max(figures["residuals"].items(), key=lambda item: item[1])
     left_out = sorted(figures["left_out"].items(), key=lambda item: -item[1])  # tensor → share of the squared change
-    rows = [
-        (
-            "extracted",
-            f"rank {lora.r}, {format_bytes(atomic_files.measure_size(target))}: {console.shorten_path(target)}",
-        ),
-        ("residual", f"‖ΔW − B·A‖ ÷ ‖ΔW‖ {figures['residual']:.3g}; largest in {worst[0]}, {worst[1]:.3g}"),
-    ]
     if left_out:
         first = ", ".join(f"{key} {share:.2g}" for key, share in left_out[:3])
         console.print_warning(
             f"{len(left_out)} changed tensors are not in the adapter, {sum(figures['left_out'].values()):.2g} of the squared change "
             f"(largest: {first}); lora.target_modules and lora.modules_to_save choose what is"
         )
-    return rows
+    return RunResult(
+        out_dir,
+        {"base": base.describe(), "device": run_device.note, **derived_from},
+        artifacts=[adapter_dir],
+        summary=[
+            ("extracted", f"rank {spec.lora.r}, {size}: {shown_dir}"),
+            ("residual", f"‖ΔW − B·A‖ ÷ ‖ΔW‖ {figures['residual']:.3g}; largest in {worst[0]}, {worst[1]:.3g}"),
+        ],
+        next_commands=[f"peftrun action=reload adapter={shown_dir}"],
+    )

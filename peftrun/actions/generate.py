@@ -117,7 +117,14 @@ def _answer_prompts(
 ) -> Iterator[tuple[Prompt, str]]:
     """(prompt, answer) in the order of the prompts; batches hold only rows whose adapters can share a forward pass."""
     names = [prompt.adapter for prompt in prompts]  # None: the active adapter
-    ids = [writer.read(_build_conversation(prompt, system_messages)) for prompt in prompts]
+    ids, key = [], "action.prompts_file"
+    for prompt in prompts:
+        if isinstance(prompt.said, str):
+            conversation = system_messages.followed_by(make_message("user", prompt.said))
+        else:
+            rest = check_unanswered(key, parse_conversation(key, prompt.said, "prompt", prompt.tools), "prompt")
+            conversation = Conversation((*system_messages.messages, *rest.messages), rest.tools)
+        ids.append(writer.read(conversation))
     writer.encoder.report_remarks("prompts")
     groups = mixed_batch.group_rows(writer.net, names)
     if len(groups) > 1:
@@ -135,15 +142,6 @@ def _answer_prompts(
             while next_row in answers:
                 yield prompts[next_row], answers[next_row]
                 next_row += 1
-
-
-def _build_conversation(prompt: Prompt, system_messages: Conversation) -> Conversation:
-    """The prompt (a text or a list of messages) after the task's system message."""
-    if isinstance(prompt.said, str):
-        return system_messages.followed_by(make_message("user", prompt.said))
-    key = "action.prompts_file"
-    conversation = check_unanswered(key, parse_conversation(key, prompt.said, "prompt", prompt.tools), "prompt")
-    return Conversation((*system_messages.messages, *conversation.messages), conversation.tools)
 
 
 def _run_chat(conversation: Conversation, writer: ResponseGenerator) -> Iterator[tuple[Prompt, str]]:

@@ -39,6 +39,12 @@ def describe_adapter(adapter: AdapterRef) -> dict[str, Any]:
     """
     config, folder = adapter.config, adapter.folder
     entries, weights = safetensors_header.read_header(adapter.weights), delta_weights.read_deltas(folder)
+    norms = delta_weights.compute_delta_norms(weights)
+    provenance: dict[str, Any] | str = "made elsewhere"
+    if adapter.metadata is not None:
+        metadata, base = adapter.metadata, adapter.metadata["base"]
+        provenance = {"peftrun": metadata.get("peftrun"), "base": base["name"], "fingerprint": base["fingerprint"]}
+        provenance["fresh"] = metadata.get("fresh")
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -46,45 +52,32 @@ def describe_adapter(adapter: AdapterRef) -> dict[str, Any]:
         "parameters": sum(math.prod(entry.shape) for entry in entries),
         "bytes": sum(entry.end - entry.begin for entry in entries),
         "dtype": ", ".join(sorted({DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in entries})),
-        **_describe_modules(weights, bool(config.get("use_dora"))),
-        "tensors": adapter_tensors.describe_extra_tensors(adapter, weights),
-        "change_to_base": adapter_rules.describe_base_change(config),
-        "not_loadable": adapter_rules.why_not_loadable(config),
-        "provenance": _describe_provenance(adapter.metadata),
-        "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
-    }
-
-
-def _describe_modules(weights: delta_weights.AdapterDeltas, dora: bool) -> dict[str, Any]:
-    norms = delta_weights.compute_delta_norms(weights)
-    return {
         "scaling": sorted({pair.scaling for pair in weights.found.values()}),
         "norm": delta_weights.total_norm(norms.values()) if norms else None,
-        "norm_of": "scaling·B·A" + (", before DoRA's magnitudes" if dora else ""),
+        "norm_of": "scaling·B·A" + (", before DoRA's magnitudes" if config.get("use_dora") else ""),
         "modules": {
             module: {"rank": pair.rank, "scaling": pair.scaling, "norm": norms[module]}
             for module, pair in weights.found.items()
         },
         "not_measured": weights.unmeasured,
-    }
-
-
-def _describe_provenance(metadata: dict[str, Any] | None) -> dict[str, Any] | str:
-    if metadata is None:
-        return "made elsewhere"
-    base = metadata["base"]
-    return {
-        "peftrun": metadata.get("peftrun"),
-        "base": base["name"],
-        "fingerprint": base["fingerprint"],
-        "fresh": metadata.get("fresh"),
+        "tensors": adapter_tensors.describe_extra_tensors(adapter, weights),
+        "change_to_base": adapter_rules.describe_base_change(config),
+        "not_loadable": adapter_rules.why_not_loadable(config),
+        "provenance": provenance,
+        "sha256": {file.name: atomic_files.hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
 
 
 def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    provenance = adapter["provenance"]
+    origin = "made elsewhere (no peftrun.json)"
+    if not isinstance(provenance, str):
+        weights = str(provenance["fingerprint"]["weights"])[:12]
+        fresh = ", never trained" if provenance["fresh"] else ""
+        origin = f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"
     rows = [
         (f"adapter {name}", _format_settings(adapter)),
-        ("made by", _format_provenance(adapter["provenance"])),
+        ("made by", origin),
         (
             "size",
             f"{adapter['parameters']:,} parameters, {format_bytes(adapter['bytes'])}, {adapter['dtype']}",
@@ -94,24 +87,20 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"‖ΔW‖ {module}", f"{row['norm']:.4g} (rank {row['rank']})") for module, row in ordered[:MAX_ROWS]]
     if ordered:
         rows.append(("‖ΔW‖ total", f"{adapter['norm']:.4g} of {len(ordered)} modules; {adapter['norm_of']}"))
-    rows += [("also holds", text) for text in _format_tensors(adapter["tensors"])]
+    # The tensors outside of A/B pairs, largest norm first. No norm: a dtype that is not decoded here, or values that
+    # are not finite.
+    tensors = sorted(adapter["tensors"].items(), key=lambda item: -(item[1]["norm"] or 0.0))
+    for tensor, row in tensors[:MAX_ROWS]:
+        unread = "holds NaN, infinity or a dtype that is not read here"
+        norm = unread if row["norm"] is None else f"norm {row['norm']:.4g}"
+        rows.append(("also holds", f"{tensor}: {row['kind']}, {'×'.join(map(str, row['shape']))}, {norm}"))
+    if len(tensors) > MAX_ROWS:
+        rows.append(("also holds", f"{len(tensors) - MAX_ROWS} more tensors"))
     rows += [("base", f"{adapter['change_to_base']}")] if adapter["change_to_base"] else []
     rows += [("cannot be loaded", adapter["not_loadable"])] if adapter["not_loadable"] else []
     reasons = list(adapter["not_measured"].items())
     rows += [("not measured", f"{module}: {reason}") for module, reason in reasons[:MAX_ROWS]]
     return [*rows, ("not measured", f"{len(reasons) - MAX_ROWS} more")] if len(reasons) > MAX_ROWS else rows
-
-
-def _format_tensors(tensors: dict[str, dict[str, Any]]) -> list[str]:
-    """The tensors outside of A/B pairs, largest norm first."""
-    ordered = sorted(tensors.items(), key=lambda item: -(item[1]["norm"] or 0.0))
-    shown = [
-        f"{name}: {row['kind']}, {'×'.join(map(str, row['shape']))}, "
-        # None: a dtype that is not decoded here, or values that are not finite
-        + ("holds NaN, infinity or a dtype that is not read here" if row["norm"] is None else f"norm {row['norm']:.4g}")
-        for name, row in ordered
-    ]
-    return shown[:MAX_ROWS] + ([f"{len(shown) - MAX_ROWS} more tensors"] if len(shown) > MAX_ROWS else [])
 
 
 def _format_settings(adapter: dict[str, Any]) -> str:
@@ -127,11 +116,3 @@ def _format_settings(adapter: dict[str, Any]) -> str:
     text += f", fully trained modules {', '.join(full_modules)}" if full_modules else ""
     text += f", trained tokens {tokens}" if tokens else ""
     return text + (f", invoked by tokens {invocation}" if invocation else "")
-
-
-def _format_provenance(provenance: dict[str, Any] | str) -> str:
-    if isinstance(provenance, str):
-        return "made elsewhere (no peftrun.json)"
-    weights = str(provenance["fingerprint"]["weights"])[:12]
-    fresh = ", never trained" if provenance["fresh"] else ""
-    return f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"

@@ -11,7 +11,6 @@ from peftrun.config.schema.actions import ListAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.result import RunResult
 from peftrun.results.catalog import query, table
-from peftrun.results.catalog.index import IndexedRun
 from peftrun.results.catalog.query import SearchResult
 
 
@@ -26,47 +25,35 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             json.dumps([table.serialize_run(run) for run in matches.runs], indent=2, ensure_ascii=False)
         )
     elif matches.runs:
-        console.print_result("\n".join(table.format_table(matches, _collect_columns(action))))
-    console.print_info(_format_count(matches, action))
+        # Columns that `where` or `sort` name are shown in addition to the usual ones.
+        columns = []
+        if action.where and action.where.strip():
+            columns = filter_parser.list_columns(filter_parser.parse_filter(action.where))
+        if action.sort:
+            columns = [*columns, action.sort.strip().removeprefix("-")]
+        console.print_result("\n".join(table.format_table(matches, list(dict.fromkeys(columns)))))
+    of = f" of {matches.matching}" if len(matches.runs) < matches.matching else ""
+    count = f"{len(matches.runs)}{of}" if matches.matching else "none"
+    is_filtered = not matches.matching and action.where is not None
+    hint = f"; {matches.total} runs of all actions are stored there" if is_filtered else ""
+    console.print_info(f"{count} found below {', '.join(action.roots)}{hint}")
     result = RunResult(out_dir, {"listed": {"shown": len(matches.runs), "matching": matches.matching}})
     if matches.runs and not as_json and sys.stdout.isatty():
         result.next_commands = _suggest_commands(matches)
     return result
 
 
-def _collect_columns(action: ListAction) -> list[str]:
-    """Columns that `where` or `sort` name: they are shown in addition to the usual ones."""
-    names = []
-    if action.where and action.where.strip():
-        names = filter_parser.list_columns(filter_parser.parse_filter(action.where))
-    if action.sort:
-        names = [*names, action.sort.strip().removeprefix("-")]
-    return list(dict.fromkeys(names))
-
-
-def _format_count(matches: SearchResult, action: ListAction) -> str:
-    roots = ", ".join(action.roots)
-    if matches.matching == 0:
-        hint = "" if action.where is None else f"; {matches.total} runs of all actions are stored there"
-        return f"none found below {roots}{hint}"
-    of = f" of {matches.matching}" if len(matches.runs) < matches.matching else ""
-    return f"{len(matches.runs)}{of} found below {roots}"
-
-
 def _suggest_commands(matches: SearchResult) -> list[str]:
     """Commands for the first completed runs."""
     completed = [run for run in matches.runs if run.facts.get("status") == "completed"]
-    commands = [_build_reload_command(run) for run in completed if run.facts.get("adapter")][:1]
+    commands = []
+    trained = next((run for run in completed if run.facts.get("adapter")), None)
+    if trained:
+        # With the model and task overrides that the run was started with.
+        command, folder = f"peftrun action=reload adapter={shlex.quote(trained.facts['run'])}", Path(trained.folder)
+        typed, places = run_overrides.read_typed_overrides(folder), run_overrides.read_config_places(folder)
+        commands.append(run_overrides.add_shared_overrides(command, typed, places))
     if len(completed) > 1:
         pair = ",".join(str(run.facts["run"]) for run in completed[:2])
         commands.append(f"peftrun action=compare {shlex.quote(f'runs=[{pair}]')}")
     return [*commands, "peftrun action=browse"]
-
-
-def _build_reload_command(run: IndexedRun) -> str:
-    """Reloads the run's adapter, with the model and task overrides that the run was started with."""
-    command = f"peftrun action=reload adapter={shlex.quote(run.facts['run'])}"
-    folder = Path(run.folder)
-    return run_overrides.add_shared_overrides(
-        command, run_overrides.read_typed_overrides(folder), run_overrides.read_config_places(folder)
-    )

@@ -15,7 +15,6 @@ from peftrun.adapters.merge import in_memory, provenance, streamed_verify, strea
 from peftrun.adapters.merge.job import MergeJob
 from peftrun.adapters.merge.streaming import MergedFiles
 from peftrun.artifacts import adapter_folder, adapter_rules, base_files, classifier_head
-from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import MERGED
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.method_traits import get_method_traits
@@ -58,6 +57,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         identity = {"name": base_name, "revision": spec.model.revision, "fingerprint": base_fingerprint.as_dict()}
         provenance.write_provenance(folder, identity, stored_dtype, adapter)
     load_proof = figures.pop("loaded", None)
+    # A classifier writes no text.
+    actions = ["evaluate"] if job.head else ["evaluate", "generate"]
+    model = f"model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
     facts = {
         "base": identity,
         "allow_base_mismatch": spec.allow_base_mismatch,
@@ -70,15 +72,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         artifacts=[merged_dir],
         hashes={merged_dir / file: check.result().sha256 for file, check in job.checks.items()},
         summary=_build_summary(merged_dir, f"{base_name} ({base_fingerprint.short()})", job, figures),
-        next_commands=_suggest_commands(job, merged_dir),
+        next_commands=[f"peftrun action={next_action} {model}" for next_action in actions],
     )
-
-
-def _suggest_commands(job: MergeJob, merged_dir: Path) -> list[str]:
-    # A classifier writes no text.
-    actions = ["evaluate"] if job.head else ["evaluate", "generate"]
-    model = f"model=pretrained model.name_or_path={console.shorten_path(merged_dir)}"
-    return [f"peftrun action={action} {model}" for action in actions]
 
 
 def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -> dict[str, Any]:
@@ -101,7 +96,13 @@ def _write_and_verify(job: MergeJob, task: TaskSpec, folder: Path, shown: str) -
 
 def _begin_streaming(job: MergeJob, folder: Path) -> tuple[Any, MergedFiles]:
     """The PEFT model on the meta device, and the writer of the merge. Raises: NotStreamableError: all weights are needed at once."""
-    _check_streamable(job.adapter)
+    method, reason = job.adapter.config.get("peft_type"), adapter_rules.why_weights_needed(job.adapter.config)
+    if reason:
+        raise streaming.NotStreamableError(reason)
+    if not get_method_traits(method).streams:
+        raise streaming.NotStreamableError(
+            f"{method} adapters derive some of their tensors from the base model's weights or from a random state"
+        )
     try:
         net = meta_model.build_on_meta(job.base, job.model, job.adapter)
     except AdapterError:
@@ -158,16 +159,6 @@ def _load_eval_token_ids(job: MergeJob, task: TaskSpec) -> list[list[int]]:
     tokenizer = load_tokenizer(job.base, job.model)
     held_out = row_cache.load_cached_rows(tasks.import_task_module(task.kind), task, tokenizer).held_out
     return [row.ids for row in held_out[:count]]
-
-
-def _check_streamable(adapter: AdapterRef) -> None:
-    method, reason = adapter.config.get("peft_type"), adapter_rules.why_weights_needed(adapter.config)
-    if reason:
-        raise streaming.NotStreamableError(reason)
-    if not get_method_traits(method).streams:
-        raise streaming.NotStreamableError(
-            f"{method} adapters derive some of their tensors from the base model's weights or from a random state"
-        )
 
 
 def _build_summary(target: Path, base: str, job: MergeJob, figures: dict[str, Any]) -> list[tuple[str, str]]:

@@ -55,37 +55,30 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     # On a GPU only torch can tell how much memory is free; the estimate then says nothing of whether the run fits.
     on_gpu = base_files.uses_gpu(training_spec.device)
     free_bytes = None if on_gpu else free_memory.get_available_memory().bytes // training_spec.device.processes
-    training_spec, shortage = _resolve_dtype(training_spec)
+    base, shortage = None if on_gpu else base_files.read_base_info(training_spec.model), None
+    if base is not None:  # resolve device.dtype=auto
+        headroom = memory_fit.measure_headroom(training_spec.device.processes)
+        training_spec, shortage = memory_fit.choose_load_dtype(base, training_spec, headroom)
     plan = _plan_from_files(training_spec, free_bytes)
     # Measuring loads the base model, so it is skipped if the estimate already says that memory will not suffice.
     if action.measured_steps and not _explain_memory_shortage(training_spec, plan):
-        plan = _plan_from_steps(
-            _restrict_to_one_process(training_spec), training_spec, action.measured_steps, free_bytes
-        )
-    if shortage:
+        plan = _plan_from_steps(training_spec, action.measured_steps, free_bytes)
+    if shortage:  # the memory of float32, where bfloat16 was chosen instead
         plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {shortage}")
-    return RunResult(
-        out_dir, {"plan": _build_facts(training_spec, plan)}, summary=list(_build_summary(training_spec, plan))
-    )
-
-
-def _resolve_dtype(spec: RunSpec) -> tuple[RunSpec, str | None]:
-    """The spec with `device.dtype=auto` resolved; and the memory that float32 would take, where bfloat16 was chosen instead."""
-    base = None if base_files.uses_gpu(spec.device) else base_files.read_base_info(spec.model)
-    if base is None:
-        return spec, None
-    return memory_fit.choose_load_dtype(base, spec, memory_fit.measure_headroom(spec.device.processes))
-
-
-def _restrict_to_one_process(spec: RunSpec) -> RunSpec:
-    """The share of one process, to be measured alone; starts from step 0 even if the run would be resumed."""
-    device = spec.device
-    threads = torchrun.share_cpus(device.processes) if device.processes > 1 else None
-    single = dataclasses.replace(
-        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or threads
-    )
-    assert isinstance(spec.action, TrainAction)
-    return dataclasses.replace(spec, device=single, action=dataclasses.replace(spec.action, resume=None))
+    names = ("trained", "parameters", "exact")
+    processes = _count_processes(training_spec)
+    facts = {
+        **(dict(zip(names, plan.count, strict=True)) if plan.count else {}),
+        "memory": plan.memory.as_dict() if plan.memory else None,
+        "free": plan.free,
+        "processes": processes,
+        "rows": plan.rows,
+        "steps": throughput.count_optimizer_steps(training_spec.trainer, plan.rows, processes),
+        "seconds": round(sum(plan.seconds.values()), 1) if plan.seconds else None,
+        "parts": {key: round(value, 1) for key, value in plan.seconds.items()},
+        "measured": dataclasses.asdict(plan.measured) if plan.measured else None,
+    }
+    return RunResult(out_dir, {"plan": facts}, summary=list(_build_summary(training_spec, plan)))
 
 
 def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
@@ -109,38 +102,36 @@ def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
     )
 
 
-def _plan_from_steps(single_spec: RunSpec, spec: RunSpec, steps: int, free: int | None) -> _TrainingPlan:
+def _plan_from_steps(spec: RunSpec, steps: int, free: int | None) -> _TrainingPlan:
+    assert isinstance(spec.action, TrainAction)
+    device, action = spec.device, spec.action
+    # The share of one process is measured alone, from step 0 even if the run would be resumed.
+    threads = torchrun.share_cpus(device.processes) if device.processes > 1 else None
+    single_device = dataclasses.replace(
+        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or threads
+    )
+    single_spec = dataclasses.replace(spec, device=single_device, action=dataclasses.replace(action, resume=None))
     started = time.perf_counter()
     measure = execute.import_quietly("peftrun.training.measure_steps")
     importing = time.perf_counter() - started  # seconds; several of them, which a real run spends too
     measured = measure.measure_training(single_spec, steps)
     base = base_files.read_base_info(spec.model)
     estimate = None if base is None else memory.estimate_memory(base, spec, measured.lengths)
-    return _TrainingPlan(
-        (measured.trained, measured.parameters, True),
-        estimate,
-        free,
-        measured.rows,
-        _estimate_seconds(spec, measured, importing),
-        measured,
-        [],
-    )
-
-
-def _estimate_seconds(spec: RunSpec, measured: Any, importing: float) -> dict[str, float]:
-    """Part of the whole run → seconds. Times of a step and of a row are scaled to the numbers of the whole run."""
+    # Times of a step and of a row are scaled to the numbers of the whole run.
     trainer = spec.trainer
-    steps = throughput.count_optimizer_steps(trainer, measured.rows, _count_processes(spec)) or 0
-    validations = {"steps": steps // trainer.eval_steps, "epoch": round(trainer.num_train_epochs)}.get(
+    optimizer_steps = throughput.count_optimizer_steps(trainer, measured.rows, _count_processes(spec)) or 0
+    validations = {"steps": optimizer_steps // trainer.eval_steps, "epoch": round(trainer.num_train_epochs)}.get(
         trainer.eval_strategy, 0
     )
     before, after = measured.evaluating  # seconds per evaluation row, before and after training
-    return {
+    seconds = {
         "start": importing + measured.starting,
         "before": before * measured.held_out,
-        "training": measured.step * steps + validations * measured.validation * after,
+        "training": measured.step * optimizer_steps + validations * measured.validation * after,
         "after": after * measured.held_out,
     }
+    count = (measured.trained, measured.parameters, True)
+    return _TrainingPlan(count, estimate, free, measured.rows, seconds, measured, [])
 
 
 def _count_processes(spec: RunSpec) -> int:
@@ -157,41 +148,41 @@ def _explain_memory_shortage(spec: RunSpec, plan: _TrainingPlan) -> str | None:
     return f"will not fit: {format_bytes(plan.memory.peak)} of {format_bytes(plan.free)} free; {advice}"
 
 
-def _build_facts(spec: RunSpec, plan: _TrainingPlan) -> dict[str, Any]:
-    names = ("trained", "parameters", "exact")
-    return {
-        **(dict(zip(names, plan.count, strict=True)) if plan.count else {}),
-        "memory": plan.memory.as_dict() if plan.memory else None,
-        "free": plan.free,
-        "processes": _count_processes(spec),
-        "rows": plan.rows,
-        "steps": throughput.count_optimizer_steps(spec.trainer, plan.rows, _count_processes(spec)),
-        "seconds": round(sum(plan.seconds.values()), 1) if plan.seconds else None,
-        "parts": {key: round(value, 1) for key, value in plan.seconds.items()},
-        "measured": dataclasses.asdict(plan.measured) if plan.measured else None,
-    }
-
-
 def _build_summary(spec: RunSpec, plan: _TrainingPlan) -> Any:
-    yield "trained", _format_parameters(plan)
+    parameters = "unknown"
+    if plan.count:
+        trained, total, exact = plan.count
+        parameters = f"{'' if exact else 'about '}{trained:,} of {total:,} parameters ({trained / total:.2%})"
+    yield "trained", parameters
     yield "memory", _format_memory(spec, plan)
     fits = "not known whether it fits"
     if plan.memory is not None and plan.free is not None:
         fits = f"fits: {format_bytes(plan.free)} are free"
     yield "machine", _explain_memory_shortage(spec, plan) or fits
-    yield "steps", _format_steps(spec, plan)
-    yield "time", _format_time(spec, plan)
+    steps = throughput.count_optimizer_steps(spec.trainer, plan.rows, _count_processes(spec))
+    size = throughput.count_step_rows(spec.trainer, _count_processes(spec))
+    unknown_steps = f"unknown until rows are counted; {size} rows a step"
+    yield "steps", unknown_steps if steps is None else throughput.format_rows_seen(steps, size, plan.rows)
+    time_text = "unknown"
+    if plan.seconds:
+        duration = format_duration(sum(plan.seconds.values()))
+        words = {"start": "start", "before": "evaluation before", "training": "training", "after": "evaluation after"}
+        parts = (f"{words[key]} {format_duration(value)}" for key, value in plan.seconds.items() if value)
+        time_text = (
+            f"about {duration} of training" if plan.measured is None else f"about {duration}: {', '.join(parts)}"
+        )
+    yield "time", time_text
     if plan.measured:
         yield "measured", f"{format_duration(plan.measured.step)} a step, peak {format_bytes(plan.measured.peak)}"
-    for note in [*plan.notes, *_build_notes(spec)]:
-        yield "note", note
-
-
-def _format_parameters(plan: _TrainingPlan) -> str:
-    if plan.count is None:
-        return "unknown"
-    trained, parameters, exact = plan.count
-    return f"{'' if exact else 'about '}{trained:,} of {parameters:,} parameters ({trained / parameters:.2%})"
+    yield from (("note", note) for note in plan.notes)
+    assert isinstance(spec.action, TrainAction)
+    if spec.action.resume:
+        yield "note", "for the whole training; a resumed one takes only the remaining steps"
+    if spec.device.strategy in ("fsdp", "deepspeed"):
+        sharded = f"device.strategy={spec.device.strategy} shards the base model"
+        yield "note", f"{sharded}; memory is that of a whole copy in each process"
+    if base_files.uses_gpu(spec.device):
+        yield "note", "memory: the estimate has not been measured on a GPU"
 
 
 def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
@@ -209,36 +200,3 @@ def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
     if estimate.peak == estimate.loading:
         return f"about {format_bytes(estimate.peak)}{per_process}, while the base model is loaded; then {shown}"
     return f"about {format_bytes(estimate.peak)}{per_process}: {shown}"
-
-
-def _format_steps(spec: RunSpec, plan: _TrainingPlan) -> str:
-    trainer, processes = spec.trainer, _count_processes(spec)
-    steps, size = (
-        throughput.count_optimizer_steps(trainer, plan.rows, processes),
-        throughput.count_step_rows(trainer, processes),
-    )
-    if steps is None:
-        return f"unknown until rows are counted; {size} rows a step"
-    return throughput.format_rows_seen(steps, size, plan.rows)
-
-
-def _format_time(spec: RunSpec, plan: _TrainingPlan) -> str:
-    if not plan.seconds:
-        return "unknown"
-    total = format_duration(sum(plan.seconds.values()))
-    if plan.measured is None:
-        return f"about {total} of training"
-    words = {"start": "start", "before": "evaluation before", "training": "training", "after": "evaluation after"}
-    return f"about {total}: " + ", ".join(
-        f"{words[key]} {format_duration(value)}" for key, value in plan.seconds.items() if value
-    )
-
-
-def _build_notes(spec: RunSpec) -> Any:
-    assert isinstance(spec.action, TrainAction)
-    if spec.action.resume:
-        yield "for the whole training; a resumed one takes only the remaining steps"
-    if spec.device.strategy in ("fsdp", "deepspeed"):
-        yield f"device.strategy={spec.device.strategy} shards the base model; memory is that of a whole copy in each process"
-    if base_files.uses_gpu(spec.device):
-        yield "memory: the estimate has not been measured on a GPU"

@@ -47,7 +47,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     cross_group.as_training(baseline_spec, TrainAction("train", resume=None, evaluate_before=True, samples=0))
     late_torch.defer_torch_import()
     views, statistics = (execute.import_quietly(f"peftrun.tasks.row_{name}") for name in ("view", "statistics"))
-    row_reader = _build_row_reader(spec)
+    tokenizer_module = execute.import_quietly("peftrun.models.tokenizer")
+    row_reader = dataclasses.replace(
+        tokenizer_module.load_tokenizer_info(spec.model, classifier_head.get_task_head(spec.task)),
+        virtual=method_checks.virtual_tokens(spec.lora),
+    )
     tasks = execute.import_quietly("peftrun.tasks")
     task_rows = tasks.load_rows_for_reader(spec.task, row_reader)
     tasks.check_enough_rows(task_rows, spec.task)
@@ -65,17 +69,17 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     atomic_files.write_text(out_dir / PREVIEW_PAGE, text)
     _show_rows(rows, counts, notes)
     facts = {"base": {"name": row_reader.name}, "data": task_rows.describe(), "preview": counts}
+    train_overrides = [
+        text
+        for text in run_overrides.read_overrides(out_dir)
+        if text.lstrip("+").partition("=")[0].removeprefix("action.") not in ACTION_KEYS
+    ]
     return RunResult(
-        out_dir, facts, summary=list(_build_summary(counts, out_dir)), next_commands=[_build_train_command(out_dir)]
+        out_dir,
+        facts,
+        summary=list(_build_summary(counts, out_dir)),
+        next_commands=[override_syntax.format_shell_command(train_overrides)],
     )
-
-
-def _build_row_reader(spec: RunSpec) -> Any:
-    """Tokenizer and limits of the base model, and the number of virtual tokens that the method puts before each row."""
-    reader = execute.import_quietly("peftrun.models.tokenizer").load_tokenizer_info(
-        spec.model, classifier_head.get_task_head(spec.task)
-    )
-    return dataclasses.replace(reader, virtual=method_checks.virtual_tokens(spec.lora))
 
 
 def _select_rows(
@@ -154,13 +158,3 @@ def _build_summary(counts: dict[str, Any], out_dir: Path) -> Iterator[tuple[str,
             yield "cut", f"{figures['cut']:,}: truncated at the token limit"
     yield "page", console.shorten_path(out_dir / PREVIEW_PAGE)
     yield "rows", console.shorten_path(out_dir / ROWS)
-
-
-def _build_train_command(out_dir: Path) -> str:
-    """The command that trains on the rows shown."""
-    typed = [
-        text
-        for text in run_overrides.read_overrides(out_dir)
-        if text.lstrip("+").partition("=")[0].removeprefix("action.") not in ACTION_KEYS
-    ]
-    return override_syntax.format_shell_command(typed)

@@ -77,30 +77,23 @@ def _build_summary(base: Any, proofs: list[LoadProof], placement_facts: dict[str
     rows = [("base", f"{base.name} ({base.fingerprint.short()})")]
     for proof in proofs:
         norm = f", ‖ΔW‖ {proof.delta_norm:.4g}" if proof.delta_norms else ""
+        match = "yes" if proof.base_checked else "not known"
+        if proof.base_differs_in:
+            match = f"no: another {' and another '.join(proof.base_differs_in)}"
         # The logits of the adapter's fixed probes, compared with those of the base model and with those at saving.
+        effect = f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
+        if proof.fresh:  # B = 0 in most methods, so no effect is expected
+            effect = f"an untrained adapter: {effect}"
+        else:
+            effect += f", KL {proof.effect['kl_divergence']:.3g}"
+        saved = "no logits were recorded for this device and dtype"
+        if proof.saved_difference is not None:
+            saved = f"max |Δlogit| {proof.saved_difference:.3g}"
         rows += [
             (f"adapter {proof.name}", f"{proof.tensors} tensors loaded into {proof.modules} modules{norm}"),
-            ("made for this base", _format_base_match(proof)),
-            ("differs from base", _format_effect(proof)),
-            ("equals what was saved", _format_saved_difference(proof)),
+            ("made for this base", match),
+            ("differs from base", effect),
+            ("equals what was saved", saved),
         ]
     modules = ", ".join(f"{count} on {device}" for device, count in placement_facts["adapted_modules"].items())
     return [*rows, ("active", ", ".join(placement_facts["active_adapters"])), ("adapted modules", modules)]
-
-
-def _format_base_match(proof: LoadProof) -> str:
-    if proof.base_differs_in:
-        return f"no: another {' and another '.join(proof.base_differs_in)}"
-    return "yes" if proof.base_checked else "not known"
-
-
-def _format_effect(proof: LoadProof) -> str:
-    if proof.fresh:  # B = 0 in most methods, so no effect is expected
-        return f"an untrained adapter: max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
-    return f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}, KL {proof.effect['kl_divergence']:.3g}"
-
-
-def _format_saved_difference(proof: LoadProof) -> str:
-    if proof.saved_difference is None:
-        return "no logits were recorded for this device and dtype"
-    return f"max |Δlogit| {proof.saved_difference:.3g}"

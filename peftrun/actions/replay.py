@@ -133,16 +133,17 @@ def _build_replay_result(
     ]
     rows += [(input_drift.UNKNOWN, ", ".join(unrecorded))] if unrecorded else []
     facts = {"run": str(run_dir), **outcome.as_dict(), **_build_drift_facts(inputs)}
-    result = RunResult(
-        out_dir,
-        {"replay": facts},
-        summary=rows,
-        next_commands=_suggest_commands(outcome, run_dir, out_dir / REPLAY_DIR),
-    )
+    result = RunResult(out_dir, {"replay": facts}, summary=rows)
+    folders = (run_dir, out_dir / REPLAY_DIR)
+    if outcome.verdict != outcome_diff.IDENTICAL and all((folder / ADAPTER).is_dir() for folder in folders):
+        then, again = map(shorten_path, folders)
+        result.next_commands = [f"peftrun action=diff {shlex.quote(f'adapter={{then: {then}, again: {again}}}')}"]
     if outcome.verdict == DIFFERENT:
-        _raise_proof_error(
-            result, f"{run_dir}: the result differs: {_describe_difference(outcome)}; {_describe_drift(drifted)}"
-        )
+        drift = "nothing that was recorded has drifted"
+        if drifted:
+            more = f" and {len(drifted) - MAX_NAMED_INPUTS} more" if len(drifted) > MAX_NAMED_INPUTS else ""
+            drift = f"drifted: {'; '.join(f'{item.kind}: {item}' for item in drifted[:MAX_NAMED_INPUTS])}{more}"
+        _raise_proof_error(result, f"{run_dir}: the result differs: {_describe_difference(outcome)}; {drift}")
     return result
 
 
@@ -207,19 +208,3 @@ def _describe_difference(outcome: OutcomeDiff) -> str:
         name, (before, after) = next(iter(outcome.metrics.items()))
         return f"{name} {_format_number(before)} → {_format_number(after)}"
     return f"files {', '.join(outcome.files['other'][:MAX_NAMED_INPUTS])}"
-
-
-def _describe_drift(drifted: list[Input]) -> str:
-    if not drifted:
-        return "nothing that was recorded has drifted"
-    more = f" and {len(drifted) - MAX_NAMED_INPUTS} more" if len(drifted) > MAX_NAMED_INPUTS else ""
-    return f"drifted: {'; '.join(f'{item.kind}: {item}' for item in drifted[:MAX_NAMED_INPUTS])}{more}"
-
-
-def _suggest_commands(outcome: OutcomeDiff, run_dir: Path, rerun_dir: Path) -> list[str]:
-    adapters = [folder / ADAPTER for folder in (run_dir, rerun_dir)]
-    if outcome.verdict == outcome_diff.IDENTICAL or not all(folder.is_dir() for folder in adapters):
-        return []
-    return [
-        f"peftrun action=diff {shlex.quote(f'adapter={{then: {shorten_path(run_dir)}, again: {shorten_path(rerun_dir)}}}')}"
-    ]

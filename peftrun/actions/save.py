@@ -2,14 +2,12 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from transformers import set_seed
 
 from peftrun import console
 from peftrun.adapters import attach, load, save
 from peftrun.artifacts import adapter_folder, classifier_head
-from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import SaveAction
 from peftrun.config.schema.run import RunSpec
@@ -28,7 +26,15 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     base = base_cache.load_cached_base(
         spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active)
     )
-    net, fresh, facts = _load_adapted_model(spec, adapters, base)
+    fresh, facts = {"default"}, {}  # adapters that were never trained
+    if adapters:
+        net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+        fresh, facts = (
+            {proof.name for proof in proofs if proof.fresh},
+            {"adapters": [proof.as_dict() for proof in proofs]},
+        )
+    else:
+        net = attach.attach_adapter(base, spec.lora, spec.seed).eval()
     adapter_dir = Path(spec.action.output_dir).expanduser() if spec.action.output_dir else out_dir / ADAPTER
     # None keeps the dtype in which PEFT loaded or created the adapter.
     dtype = None if spec.action.dtype == "auto" else device.parse_dtype(spec.action.dtype)
@@ -64,13 +70,3 @@ def _format_adapter_paths(names: list[str], target: Path) -> str:
     if len(paths) == 1:
         return next(iter(paths.values()))
     return shlex.quote(f"{{{', '.join(f'{name}: {path}' for name, path in paths.items())}}}")
-
-
-def _load_adapted_model(
-    spec: RunSpec, adapters: dict[str, AdapterRef], base: Any
-) -> tuple[Any, set[str], dict[str, Any]]:
-    """The PEFT model, the names of adapters that were never trained, and facts for the record."""
-    if not adapters:
-        return attach.attach_adapter(base, spec.lora, spec.seed).eval(), {"default"}, {}
-    net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
-    return net, {proof.name for proof in proofs if proof.fresh}, {"adapters": [proof.as_dict() for proof in proofs]}

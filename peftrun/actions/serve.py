@@ -7,7 +7,6 @@ from typing import Any
 from peftrun import console
 from peftrun.adapters import load, mixed_batch, probes
 from peftrun.artifacts import adapter_folder
-from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.config.schema.actions import ServeAction
 from peftrun.config.schema.run import RunSpec
@@ -42,7 +41,13 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         adapters = adapter_folder.resolve_adapters(spec.adapter)
         if adapters:
             net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
-        registry = AdapterRegistry(base.name, _build_versions(net, adapters))
+        versions = []
+        for name, adapter in adapters.items():
+            reason = mixed_batch.why_exclusive(name, net.peft_config[name])
+            versions.append(AdapterVersion(name, name, str(adapter.folder), reason))
+            if reason and len(adapters) > 1:
+                console.print_info(f"{reason}: its rows are answered in separate batches")
+        registry = AdapterRegistry(base.name, versions)
         service, manager = _build_service(base, net, registry, spec, base_logits)
         _run_server(action, server_socket, service, manager)
     facts: dict[str, Any] = {
@@ -51,20 +56,17 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "adapters": [proof.as_dict() for proof in proofs],
         "swaps": manager.changes,
     }
-    totals = _sum_counters(service.metrics)
+    # Totals over all adapters and outcomes.
+    samples = [sample for family in service.metrics.registry.collect() for sample in family.samples]
+    counters = {
+        "peftrun_requests_total": "requests",
+        "peftrun_prompt_tokens_total": "prompt_tokens",
+        "peftrun_generated_tokens_total": "generated_tokens",
+    }
+    totals = {
+        key: int(sum(sample.value for sample in samples if sample.name == name)) for name, key in counters.items()
+    }
     return RunResult(out_dir, facts, metrics=totals, summary=[("served", format_metrics(totals))])
-
-
-def _build_versions(net: Any, adapters: dict[str, AdapterRef]) -> list[AdapterVersion]:
-    """A registry entry for each adapter that PEFT has loaded."""
-    versions = [
-        AdapterVersion(name, name, str(adapter.folder), mixed_batch.why_exclusive(name, net.peft_config[name]))
-        for name, adapter in adapters.items()
-    ]
-    for version in versions:
-        if version.alone and len(versions) > 1:
-            console.print_info(f"{version.alone}: its rows are answered in separate batches")
-    return versions
 
 
 def _build_service(
@@ -108,14 +110,3 @@ def _run_server(
         server.run(app, server_socket, service, print_address)
     finally:
         service.engine.close(timeout=action.shutdown_timeout)
-
-
-def _sum_counters(metrics: Metrics) -> dict[str, Any]:
-    """Totals over all adapters and outcomes: requests, prompt tokens, generated tokens."""
-    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
-    keys = {
-        "peftrun_requests_total": "requests",
-        "peftrun_prompt_tokens_total": "prompt_tokens",
-        "peftrun_generated_tokens_total": "generated_tokens",
-    }
-    return {key: int(sum(sample.value for sample in samples if sample.name == name)) for name, key in keys.items()}

@@ -8,7 +8,6 @@ from peftrun import console
 from peftrun.adapters import meta_model
 from peftrun.adapters.merge import provenance, streaming
 from peftrun.artifacts import adapter_folder, base_files, fingerprint
-from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import BASE
 from peftrun.config.schema.actions import UnmergeAction
 from peftrun.config.schema.run import RunSpec
@@ -33,7 +32,13 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     name = spec.active or next(iter(spec.adapter))
     adapter = adapter_folder.resolve_adapter(spec.adapter[name], name)
     merge_record = provenance.read_provenance(merged)
-    _check_merged_adapter(merge_record, merged, adapter)
+    if merge_record is None:
+        console.print_warning(f"{merged} does not record which adapter was merged into it, so this cannot be checked")
+    elif merge_record["adapter_sha256"] != atomic_files.hash_file(adapter.weights):
+        raise AdapterError(
+            f"{adapter.folder}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
+            f"{merge_record['adapter_sha256'][:12]}); name that one"
+        )
     dtype = (merge_record or {}).get("base_dtype") if action.dtype == "auto" else action.dtype
     base_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / BASE
     with atomic_files.create_folder(base_dir) as folder:
@@ -46,7 +51,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             raise AdapterError(
                 f"{adapter.folder}: this merge cannot be undone: {reason}; keep the base model it was made for"
             ) from reason
-        figures = _compare_with_base(folder, merged, _find_expected_fingerprint(merge_record, adapter))
+        # The base model's fingerprint, as recorded at the merge or in the adapter's peftrun.json.
+        metadata = merge_record or adapter.metadata
+        expected = str(metadata["base"]["fingerprint"]["weights"]) if metadata else None
+        figures = _compare_with_base(folder, merged, expected)
     facts = {
         "merged": {"name": str(merged), "fingerprint": fingerprint.fingerprint_model(merged).as_dict()},
         "unmerge": figures,
@@ -54,22 +62,6 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return RunResult(out_dir, facts, artifacts=[base_dir], summary=_build_summary(base_dir, figures), next_commands=[
         f"peftrun action=reload model=pretrained model.name_or_path={console.shorten_path(base_dir)} adapter={spec.adapter[name]}"
     ])  # fmt: skip
-
-
-def _check_merged_adapter(merge_record: dict[str, Any] | None, merged: Path, adapter: AdapterRef) -> None:
-    if merge_record is None:
-        console.print_warning(f"{merged} does not record which adapter was merged into it, so this cannot be checked")
-    elif merge_record["adapter_sha256"] != atomic_files.hash_file(adapter.weights):
-        raise AdapterError(
-            f"{adapter.folder}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
-            f"{merge_record['adapter_sha256'][:12]}); name that one"
-        )
-
-
-def _find_expected_fingerprint(merge_record: dict[str, Any] | None, adapter: AdapterRef) -> str | None:
-    """The fingerprint of the base model's weights, as recorded at the merge or in the adapter's peftrun.json."""
-    metadata = merge_record or adapter.metadata
-    return str(metadata["base"]["fingerprint"]["weights"]) if metadata else None
 
 
 def _compare_with_base(folder: Path, merged: Path, expected: str | None) -> dict[str, Any]:

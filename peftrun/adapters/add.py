@@ -94,16 +94,14 @@ def add_adapter(base: LoadedBase, host: Any, model: Any, adapter: AdapterRef) ->
         with trainable_tokens.skip_adapters_without_tokens(model, name), saved_base.preserve_base(model, adapter):
             model.load_adapter(str(adapter.folder), name, torch_device="cpu")
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise AdapterError(_explain_failure(error, base, model, adapter)) from error
+        reason = " ".join(str(error).split())[:300]
+        others = [other for other in getattr(model, "peft_config", {}) if other != name]
+        if any(words in str(error) for words in OTHER_BASE_ERRORS):
+            line = f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
+        elif others:
+            key = f"adapter.{name}={adapter.folder}"
+            line = f"{key}: PEFT cannot load it together with {', '.join(others)} ({reason}); load it alone"
+        else:
+            line = f"{adapter.option}: PEFT {get_version('peft')} cannot load it on {base.name} ({reason})"
+        raise AdapterError(line) from error
     return model
-
-
-def _explain_failure(error: Exception, base: LoadedBase, model: Any, adapter: AdapterRef) -> str:
-    """An AdapterError's text for an error of PEFT: another base model, adapters that cannot be combined, or any other reason."""
-    reason = " ".join(str(error).split())[:300]
-    others = [other for other in getattr(model, "peft_config", {}) if other != adapter.name]
-    if any(words in str(error) for words in OTHER_BASE_ERRORS):
-        return f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
-    if others:
-        return f"adapter.{adapter.name}={adapter.folder}: PEFT cannot load it together with {', '.join(others)} ({reason}); load it alone"
-    return f"{adapter.option}: PEFT {get_version('peft')} cannot load it on {base.name} ({reason})"

@@ -42,9 +42,9 @@ def check_base_match(
     _check_adapter_tokenizer(name, folder, allow, tokenizer)
 
 
-def find_differing_parts(mark: Fingerprint, known: dict[str, Any] | None) -> list[str]:
+def find_differing_parts(mark: Fingerprint, metadata: dict[str, Any] | None) -> list[str]:
     """Parts of a base model that differ from those recorded in an adapter's `peftrun.json`; parts that are not recorded count as equal."""
-    recorded = known["base"]["fingerprint"] if known else {}
+    recorded = metadata["base"]["fingerprint"] if metadata else {}
     digests = {WEIGHTS: mark.weights, TOKENIZER: mark.tokenizer, TEMPLATE: mark.chat_template}
     return [part for part, digest in digests.items() if recorded.get(part.replace(" ", "_")) not in (None, digest)]
 
@@ -56,10 +56,10 @@ def _check_adapter_tokenizer(name: str, folder: Path, allow: bool, tokenizer: Ca
     base, template_file = tokenizer(), folder / TEMPLATE_FILES[0]
     vocab = base.get_vocab()
     try:
-        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        rules, template = _tokenization_rules(own, vocab), own.chat_template
+        saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        rules, template = _tokenization_rules(saved, vocab), saved.chat_template
         # Tokens that training added, most often for padding, change no text without them.
-        added = sorted(own.get_added_vocab().keys() - vocab.keys())
+        added = sorted(saved.get_added_vocab().keys() - vocab.keys())
         if added:
             console.print_warning(
                 f"{folder}: its tokenizer also has {', '.join(added[:3])}, which {name} reads as plain text"

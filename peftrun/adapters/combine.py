@@ -38,7 +38,16 @@ def check_combinable(configs: dict[str, Any], combination: str) -> None:
         peft_type = getattr(config.peft_type, "value", config.peft_type)
         if peft_type != "LORA":
             lines.append(f"adapter.{name}: is of type {peft_type}, and only LoRA can be combined")
-        elif key := _find_uncombined_field(config):
+            continue
+        lost = [
+            field.name
+            for field in fields(config)
+            if field.name not in COMBINED_FIELDS
+            and getattr(config, field.name)
+            and getattr(config, field.name) != field.default
+        ]
+        if lost:
+            key = f"bias={config.bias}" if lost[0] == "bias" else lost[0]
             advice = "leave it out" if key == "alora_invocation_tokens" else "combine merged models instead"
             lines.append(f"adapter.{name}: has {key}, which no combination takes along; {advice}")
     ranks = {
@@ -54,19 +63,6 @@ def check_combinable(configs: dict[str, Any], combination: str) -> None:
         )
     if lines:
         raise AdapterError(*lines)
-
-
-def _find_uncombined_field(config: Any) -> str | None:
-    """The first field that is set and is not covered by the factors, or None."""
-    changed = (
-        field.name
-        for field in fields(config)
-        if field.name not in COMBINED_FIELDS
-        and getattr(config, field.name)
-        and getattr(config, field.name) != field.default
-    )
-    key = next(changed, None)
-    return f"bias={config.bias}" if key == "bias" else key
 
 
 def combine_adapters(model: Any, action: CombineAction) -> dict[str, Any]:

@@ -33,11 +33,22 @@ def collect_statistics(base: LoadedBase, config: Any, batches: Batches) -> Itera
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
                 base.model(input_ids=ids[mask][None])  # (1, T): CorDA's hook accepts a single text without padding
 
+    def compute_gradients() -> None:
+        for batch in batches:
+            base.model(**batch).loss.backward()
+
     if init == "corda":
         with torch.no_grad():
             preprocess_corda(base.model, config, run_model=run_model)
     else:
-        _collect_gradients(base.model, config, batches)
+        base.model.requires_grad_(
+            True
+        )  # LoRA-GA reads gradients of the base model's weights, which are frozen otherwise
+        try:
+            preprocess_loraga(base.model, config, train_step=compute_gradients)
+        finally:
+            base.model.requires_grad_(False)
+            base.model.zero_grad(set_to_none=True)
     yield
 
 
@@ -77,18 +88,3 @@ def _init_loftq(base: LoadedBase, net: Any) -> None:
         # the singular values are split evenly between the factors
         module.lora_A["default"].weight.copy_(root[:rank, None] * vh[:rank])  # (r, in)
         module.lora_B["default"].weight.copy_(u[:, :rank] * root[:rank] / module.scaling["default"])  # (out, r)
-
-
-def _collect_gradients(model: Any, config: Any, batches: Batches) -> None:
-    """LoRA-GA reads gradients of the base model's weights, which are frozen otherwise."""
-
-    def step() -> None:
-        for batch in batches:
-            model(**batch).loss.backward()
-
-    model.requires_grad_(True)
-    try:
-        preprocess_loraga(model, config, train_step=step)
-    finally:
-        model.requires_grad_(False)
-        model.zero_grad(set_to_none=True)

@@ -94,21 +94,16 @@ def _fit_low_rank(module: Any, name: str, change: torch.Tensor) -> tuple[float, 
         a, b = module.lora_A[name].weight, module.lora_B[name].weight
         target = change.T if getattr(module, "fan_in_fan_out", False) else change
     target = target.flatten(1)  # (out, in), of a convolution (out, in·kernel)
-    u, s, vh = _truncated_svd(target, a.shape[0])
-    root, rank = s.sqrt(), len(s)  # rank: less than r if the matrix is smaller; the rest of A and B stays zero
+    if min(target.shape) <= max(EXACT_UP_TO, a.shape[0] + OVERSAMPLING):
+        u, s, vh = torch.linalg.svd(target, full_matrices=False)
+    else:
+        u, s, v = torch.svd_lowrank(target, q=a.shape[0] + OVERSAMPLING, niter=POWER_ITERATIONS)
+        vh = v.T
+    rank = min(a.shape[0], len(s))  # less than r if the matrix is smaller; the rest of A and B stays zero
+    u, root, vh = u[:, :rank], s[:rank].sqrt(), vh[:rank]  # (out, rank), (rank,), (rank, in)
     with torch.no_grad():
         a.zero_()[:rank] = (root[:, None] * vh).to(a.dtype).reshape(rank, *a.shape[1:])
         b.zero_()[:, :rank] = (u * root / module.scaling[name]).to(b.dtype).reshape(b.shape[0], rank, *b.shape[2:])
         # the residual of what is stored, after rounding to the factors' dtype
         fitted = module.scaling[name] * (b.flatten(1).float() @ a.flatten(1).float())  # (out, in)
     return float((target.to(fitted.device) - fitted).square().sum()), float(target.square().sum())
-
-
-def _truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U (out, k), S (k,), Vᵀ (k, in) of the k = `rank` largest singular values, or of all if there are fewer."""
-    if min(matrix.shape) <= max(EXACT_UP_TO, rank + OVERSAMPLING):
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    else:
-        u, s, v = torch.svd_lowrank(matrix, q=rank + OVERSAMPLING, niter=POWER_ITERATIONS)
-        vh = v.T
-    return u[:, :rank], s[:rank], vh[:rank]

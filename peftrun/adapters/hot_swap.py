@@ -1,4 +1,4 @@
-"""Adapters that come to a loaded model and go while it answers; each that comes is proved as every load is."""
+"""Adds adapters to a loaded model, and removes them, while it is in use; verifies each as every load."""
 
 from collections.abc import Generator
 from typing import Any
@@ -21,7 +21,17 @@ def hot_add(base: LoadedBase, net: Any, adapter: AdapterRef, plain: torch.Tensor
     Args: net: the PEFT model, or the base model itself if no adapter is loaded yet. plain: the base model's logits on the probes.
     Raises: AdapterError: the adapter does not fit. ProofError: it changes nothing, or its logits differ from those when it was saved.
     """
-    name, model = adapter.name, net if isinstance(net, PeftModel) else _wrap_base(base, adapter)
+    name, model = adapter.name, net
+    if not isinstance(net, PeftModel):
+        try:
+            config = peft_config.read_peft_config(adapter)
+            config.inference_mode = True
+            model = get_peft_model(base.model, config, adapter_name=name)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise AdapterError(
+                f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
+            ) from error
     try:
         add.add_adapter(base, base.model, model, adapter)
         model.requires_grad_(False).eval()
@@ -45,15 +55,3 @@ def hot_remove(net: Any, name: str) -> Any:
     if others:
         net.set_adapter(others[0])
     return net
-
-
-def _wrap_base(base: LoadedBase, adapter: AdapterRef) -> Any:
-    try:
-        config = peft_config.read_peft_config(adapter)
-        config.inference_mode = True
-        return get_peft_model(base.model, config, adapter_name=adapter.name)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise AdapterError(
-            f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
-        ) from error

@@ -1,7 +1,7 @@
-"""Forward passes of models whose weights lie in files: each layer is read when it is reached and let go when it has answered.
+"""Forward passes of models whose weights are in files: each layer is read when the pass reaches it and released after its forward.
 
-Memory holds the layer that computes, whatever the size of the model. Passes run side by side: each waits at every layer until
-the others have come to one too, so that a weight that several of them need is read once, and the products with it are taken at once.
+Memory holds one layer, whatever the size of the model. Several passes advance in step, as greenlets: each waits at a layer until the
+others have reached one too, so that a weight that several of them need is read once, and their matmuls with it become one.
 """
 
 import re
@@ -25,11 +25,13 @@ WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")
 
 
 @dataclass(frozen=True)
-class LayerAnswer:
-    """What a module that an adapter has changed answers; its weights are still there.
+class LayerOutput:
+    """Inputs and output of an adapted layer in one pass. While `LayerCheck` runs, the layer's weights are still in memory.
 
     Attributes:
-        plain: what its base layer answered to the same, where that layer is read some rows at a time; None where it is whole in memory.
+        args: (B, T, in) and whatever else the layer takes.
+        output: (B, T, out).
+        plain: the base layer's output for the same inputs if its weight is read block by block; None if it is whole in memory.
     """
 
     path: str
@@ -39,11 +41,11 @@ class LayerAnswer:
     plain: torch.Tensor | None
 
 
-LayerCheck = Callable[[LayerAnswer], None]
+LayerCheck = Callable[[LayerOutput], None]
 
 
 class NotWalkableError(Exception):
-    """Why this model cannot compute with its weights in files."""
+    """Why this model cannot compute layer by layer."""
 
 
 @dataclass
@@ -52,9 +54,9 @@ class ForwardPass:
 
     Attributes:
         model: transformers' model; its parameters on the meta device are read when they are needed.
-        read: (name of a parameter, first row, last row + 1; None: all rows) → what identifies it, and a function that gives its values.
-        call: runs the model; what it returns is what the pass gives.
-        check: called after each module that an adapter has changed.
+        read: (name of a parameter, first row, last row + 1; None: all rows) → a key for its values in the cache, and a function that reads them.
+        call: runs the model and returns the result of the pass.
+        check: called after each adapted layer.
     """
 
     model: Any
@@ -65,19 +67,37 @@ class ForwardPass:
 
 @dataclass
 class _ParameterRequest:
-    """What a pass waits for: names and rows of parameters, and then their values."""
+    """A pass waits for these parameters (name, first row, last row + 1), whose values are then filled in."""
 
     keys: list[tuple[str, int | None, int | None]]
     values: list[torch.Tensor] = field(default_factory=list)
 
+    def fill_values(self, walk: ForwardPass, cache: dict[Any, torch.Tensor]) -> None:
+        """Reads the values that are not in the cache."""
+        for parameter in self.keys:
+            key, read = walk.read(*parameter)
+            if key not in cache:
+                cache[key] = read()
+            self.values.append(cache[key])
+
+
+@dataclass
+class _MatmulRequest:
+    """A pass waits for inputs (…, in) times the transpose of a weight (rows, in), which is read block by block; values: (…, rows)."""
+
+    key: str
+    rows: int
+    inputs: torch.Tensor
+    values: torch.Tensor | None = None
+
 
 def run_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
-    """What each pass gives. All of them advance together, a layer at a time.
+    """The result of each pass. All of them advance together, layer by layer.
 
     Raises: NotWalkableError: a model uses a weight outside of the layer that has it.
     """
     with ExitStack() as stack, torch.inference_mode():
-        for model, check in {id(one.model): (one.model, one.check) for one in passes}.values():
+        for model, check in {id(walk.model): (walk.model, walk.check) for walk in passes}.values():
             stack.enter_context(_read_when_reached(model, check))
         try:
             return _advance_passes(passes)
@@ -88,38 +108,30 @@ def run_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
             raise NotWalkableError(f"it uses weights outside of the layer that holds them ({reason})") from error
 
 
-@dataclass
-class _MatmulRequest:
-    """What a linear layer waits for: its inputs times a weight, which is read so many rows at a time."""
-
-    key: str
-    rows: int
-    inputs: torch.Tensor
-    values: torch.Tensor | None = None
-
-
 def _advance_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
-    results: dict[int, torch.Tensor] = {}  # index of a pass → its logits
-    running = {index: greenlet(forward_pass.call) for index, forward_pass in enumerate(passes)}
+    results: dict[int, torch.Tensor] = {}  # index of a pass → its result
+    running = {index: greenlet(walk.call) for index, walk in enumerate(passes)}
     waiting: dict[int, _ParameterRequest | _MatmulRequest] = {}
     cache: dict[Any, torch.Tensor] = {}
     try:
         while running:
-            _compute_matmuls(passes, {i: one for i, one in waiting.items() if isinstance(one, _MatmulRequest)})
+            _compute_matmuls(passes, {i: item for i, item in waiting.items() if isinstance(item, _MatmulRequest)})
             for index, routine in list(running.items()):
                 if index in waiting:
                     request = waiting.pop(index)
                     if isinstance(request, _ParameterRequest):
-                        _read_parameters(passes[index], request, cache)
-                    answer = routine.switch(request.values)
+                        request.fill_values(passes[index], cache)
+                    output = routine.switch(request.values)
                 else:
-                    answer = routine.switch()
+                    output = routine.switch()
                 if routine.dead:
-                    results[index] = answer
+                    results[index] = output
                     del running[index]
                 else:
-                    waiting[index] = answer
-            cache = _keep_requested(passes, waiting, cache)
+                    waiting[index] = output
+            requests = {i: item for i, item in waiting.items() if isinstance(item, _ParameterRequest)}
+            needed = {passes[i].read(*parameter)[0] for i, item in requests.items() for parameter in item.keys}
+            cache = {key: values for key, values in cache.items() if key in needed}
     finally:
         # After an error: the grad mode is the thread's, and the passes that still run would reset it whenever they are collected.
         for routine in running.values():
@@ -128,63 +140,45 @@ def _advance_passes(passes: list[ForwardPass]) -> list[torch.Tensor]:
     return [results[index] for index in range(len(passes))]
 
 
-def _read_parameters(one: ForwardPass, wanted: _ParameterRequest, cache: dict[Any, torch.Tensor]) -> None:
-    for key in wanted.keys:
-        identity, values = one.read(*key)
-        if identity not in cache:
-            cache[identity] = values()
-        wanted.values.append(cache[identity])
-
-
-def _compute_matmuls(passes: list[ForwardPass], products: dict[int, _MatmulRequest]) -> None:
-    """Takes the products with the same weight together, piece by piece of it."""
-    groups: dict[Any, list[int]] = {}
-    for place, one in products.items():
-        groups.setdefault(passes[place].read(one.key, None, None)[0], []).append(place)
-    for places in groups.values():
-        first = products[places[0]]
-        flat = [products[place].inputs.flatten(end_dim=-2) for place in places]  # (tokens, inputs)
-        together, width = torch.cat(flat), first.inputs.shape[-1]
-        read, out = passes[places[0]].read, together.new_empty(len(together), first.rows)
+def _compute_matmuls(passes: list[ForwardPass], requests: dict[int, _MatmulRequest]) -> None:
+    """Computes the matmuls with the same weight (out, in) as one, block by block of its rows."""
+    groups: dict[Any, list[int]] = {}  # key of a weight → indices of passes
+    for index, request in requests.items():
+        groups.setdefault(passes[index].read(request.key, None, None)[0], []).append(index)
+    for indices in groups.values():
+        first = requests[indices[0]]
+        chunks = [requests[index].inputs.flatten(end_dim=-2) for index in indices]  # (tokens, in) each
+        inputs, read = torch.cat(chunks), passes[indices[0]].read
+        outputs = inputs.new_empty(len(inputs), first.rows)  # (tokens, out)
         blocks.map_blocks(
-            partial(_multiply_rows, together, out),
-            [(block, read(first.key, *block)[1]) for block in split_rows(first.rows, width)],
+            partial(_multiply_rows, inputs, outputs),
+            [(block, read(first.key, *block)[1]) for block in split_rows(first.rows, inputs.shape[-1])],
         )
-        for place, own in zip(places, out.split([len(one) for one in flat]), strict=True):
-            products[place].values = own.reshape(*products[place].inputs.shape[:-1], first.rows)
+        for index, output in zip(indices, outputs.split([len(chunk) for chunk in chunks]), strict=True):
+            requests[index].values = output.reshape(*requests[index].inputs.shape[:-1], first.rows)
 
 
-def _multiply_rows(inputs: torch.Tensor, out: torch.Tensor, part: tuple[RowBlock, Callable[[], torch.Tensor]]) -> None:
-    block, values = part
-    out[:, slice(*block)] = torch.nn.functional.linear(inputs, values())
-
-
-def _keep_requested(
-    passes: list[ForwardPass], waiting: dict[int, _ParameterRequest | _MatmulRequest], cache: dict[Any, torch.Tensor]
-) -> dict[Any, torch.Tensor]:
-    """What has been read and is asked for again; the rest is let go."""
-    asked = {
-        passes[place].read(*key)[0]
-        for place, wanted in waiting.items()
-        if isinstance(wanted, _ParameterRequest)
-        for key in wanted.keys
-    }
-    return {identity: values for identity, values in cache.items() if identity in asked}
+def _multiply_rows(
+    inputs: torch.Tensor, outputs: torch.Tensor, part: tuple[RowBlock, Callable[[], torch.Tensor]]
+) -> None:
+    """Fills the columns of `outputs` (tokens, out) that belong to a block of the weight's rows."""
+    block, read = part
+    outputs[:, slice(*block)] = torch.nn.functional.linear(inputs, read())
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter has without the adapter's wrappers around its module."""
+    """A parameter's name without the adapter's wrappers around its module."""
     return WRAPPED.sub("", f".{name}").removeprefix(".")
 
 
 @contextmanager
 def _read_when_reached(model: Any, check: LayerCheck | None) -> Iterator[None]:
-    handles, replaced = [], []
-    users: Counter[int] = Counter()  # of a module that holds others, passes that are inside of it
+    handles, patched = [], []
+    users: Counter[int] = Counter()  # id of a module → passes that are within its forward
     for path, module, absent in _iter_load_units(model):
         if type(module) in (torch.nn.Linear, torch.nn.Embedding) and "weight" in absent:
             module.forward = _make_rowwise_forward(module, absent)
-            replaced.append(module)
+            patched.append(module)
         elif absent or check:
             handles += _register_hooks(path, module, absent, check, users)
     try:
@@ -192,29 +186,32 @@ def _read_when_reached(model: Any, check: LayerCheck | None) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        for module in replaced:
+        for module in patched:
             del module.forward
 
 
 def _iter_load_units(model: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
-    """Modules that are loaded as one, with the names of their parameters that are nowhere and those in the files."""
-    handled: list[str] = []
+    """(path, module, absent) of each module that is loaded as a whole; absent: name of a parameter on the meta device → its name in the files."""
+    loaded_whole: list[str] = []
     for path, module in model.named_modules():
-        if any(path.startswith(f"{outer}.") for outer in handled):
+        if any(path.startswith(f"{outer}.") for outer in loaded_whole):
             continue
         adapted = isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
         whole = adapted and not is_row_wise(module)
         if whole:
-            handled.append(path)
+            loaded_whole.append(path)
         skipped = "original_module." if isinstance(module, ModulesToSaveWrapper) else "-"
-        own = [(name, one) for name, one in module.named_parameters(recurse=whole) if not name.startswith(skipped)]
-        absent = {name: plain_name(f"{path}.{name}" if path else name) for name, one in own if one.is_meta}
+        absent = {
+            name: plain_name(f"{path}.{name}" if path else name)
+            for name, parameter in module.named_parameters(recurse=whole)
+            if parameter.is_meta and not name.startswith(skipped)
+        }
         if absent or adapted:
             yield path, module, absent
 
 
 def is_row_wise(module: Any) -> bool:
-    """Whether PEFT's layer has each row of its base layer's weight for itself, in its forward pass as in its merge."""
+    """Whether PEFT computes each row of the base layer's weight (out, in) independently of the others, in forward and in merge."""
     return (
         type(module) is lora.Linear
         and type(module.get_base_layer()) is torch.nn.Linear
@@ -229,52 +226,54 @@ def _request_parameters(keys: list[tuple[str, int | None, int | None]]) -> list[
     return values
 
 
-def _yield_request(wanted: _ParameterRequest | _MatmulRequest) -> Any:
+def _yield_request(request: _ParameterRequest | _MatmulRequest) -> Any:
     parent = getcurrent().parent
-    assert parent is not None, "a layer without weights answers inside of `run` alone"
-    return parent.switch(wanted)
+    assert parent is not None, "a layer without weights computes only within `run_passes`"
+    return parent.switch(request)
 
 
 def _register_hooks(
     path: str, module: Any, absent: dict[str, str], check: LayerCheck | None, users: Counter[int]
 ) -> list[Any]:
-    places = {name: (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in absent}
-    nowhere = {name: getattr(owner, own) for name, (owner, own) in places.items()}
-    plain: list[torch.Tensor] = []
+    owners = {name: (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in absent}
+    on_meta = {name: getattr(owner, key) for name, (owner, key) in owners.items()}
+    plain: list[torch.Tensor] = []  # outputs of the base layer
 
     def load(*_: Any) -> None:
-        values = _request_parameters([(key, None, None) for key in absent.values()]) if absent else []
+        values = _request_parameters([(name, None, None) for name in absent.values()]) if absent else []
         users[id(module)] += 1
-        for (owner, own), value in zip(places.values(), values, strict=True):
-            setattr(owner, own, torch.nn.Parameter(value, requires_grad=False))
+        for (owner, key), value in zip(owners.values(), values, strict=True):
+            setattr(owner, key, torch.nn.Parameter(value, requires_grad=False))
 
     def release(_: Any, args: tuple[Any, ...], output: Any) -> None:
         if check and isinstance(module, BaseTunerLayer):
-            check(LayerAnswer(path, module, args, output, plain.pop() if plain else None))
+            check(LayerOutput(path, module, args, output, plain.pop() if plain else None))
         users[id(module)] -= 1
         if not users[id(module)]:
-            for name, (owner, own) in places.items():
-                setattr(owner, own, nowhere[name])
+            for name, (owner, key) in owners.items():
+                setattr(owner, key, on_meta[name])
 
     hooks = [module.register_forward_pre_hook(load), module.register_forward_hook(release)]
     if check and is_row_wise(module) and module.get_base_layer().weight.is_meta:
-        hooks.append(module.get_base_layer().register_forward_hook(lambda *seen: plain.append(seen[-1])))
+        hooks.append(module.get_base_layer().register_forward_hook(lambda *hook_args: plain.append(hook_args[-1])))
     return hooks
 
 
 def _make_rowwise_forward(module: Any, absent: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward of a linear layer or of embeddings of which only some rows are in memory at a time."""
+    """Forward of a linear layer or an embedding whose weight is read in blocks of rows."""
 
     def linear(inputs: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _yield_request(_MatmulRequest(absent["weight"], module.out_features, inputs))
+        outputs: torch.Tensor = _yield_request(_MatmulRequest(absent["weight"], module.out_features, inputs))
         if module.bias is None:
-            return out
+            return outputs  # (…, out)
         bias = _request_parameters([(absent["bias"], None, None)])[0] if "bias" in absent else module.bias
-        return out + bias
+        return outputs + bias
 
     def embedding(ids: torch.Tensor) -> torch.Tensor:
-        rows, places = ids.unique(return_inverse=True)
-        weight = torch.cat(_request_parameters([(absent["weight"], row, row + 1) for row in rows.tolist()]))
-        return torch.nn.functional.embedding(places, weight)
+        rows, indices = ids.unique(return_inverse=True)  # (n,) and (B, T)
+        weight = torch.cat(
+            _request_parameters([(absent["weight"], row, row + 1) for row in rows.tolist()])
+        )  # (n, width)
+        return torch.nn.functional.embedding(indices, weight)
 
     return linear if isinstance(module, torch.nn.Linear) else embedding

@@ -227,20 +227,17 @@ def _list_adapted_modules(model: Any, name: str) -> list[tuple[str, Any]]:
 def _compute_delta_norm(module: Any, name: str) -> float:
     if name in module.lora_embedding_A:
         a, b = module.lora_embedding_A[name], module.lora_embedding_B[name]
-    elif _is_linear_pair(module, name):
+    elif (
+        isinstance(module.lora_A, torch.nn.ModuleDict)
+        and getattr(module, "num_experts", 1) <= 1
+        and module.lora_A[name].weight.shape[0] == module.lora_B[name].weight.shape[1]
+    ):
         a, b = module.lora_A[name].weight, module.lora_B[name].weight
     else:  # AdaLoRA's singular values, experts: ΔW is not the product of two Linears
         return float(torch.linalg.vector_norm(module.get_delta_weight(name).float()))
     a, b = a.detach().float().flatten(1), b.detach().float().flatten(1)  # (r, in), (out, r)
     # ‖B·A‖² = Σ (AAᵀ ∘ BᵀB), without computing ΔW (out, in)
     return float(module.scaling[name] * ((a @ a.T) * (b.T @ b)).sum().clamp(min=0).sqrt())
-
-
-def _is_linear_pair(module: Any, name: str) -> bool:
-    if not isinstance(module.lora_A, torch.nn.ModuleDict) or getattr(module, "num_experts", 1) > 1:
-        return False
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return bool(a.shape[0] == b.shape[1])
 
 
 def _describe_numerics(base: LoadedBase) -> str:

@@ -1,6 +1,5 @@
-"""A model without weights under an adapter with them: what a merge needs, in the adapter's own size of memory."""
+"""A PEFT model whose base model is on the meta device and whose adapter is real: takes the adapter's memory only."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from peftrun.system import malloc
 
 
 def build_on_meta(base_folder: Path, spec: ModelSpec, adapter: AdapterRef) -> Any:
-    """The PEFT model in evaluation mode: the base's parameters on the meta device, the adapter's real, in float32.
+    """The PEFT model in evaluation mode: the base model's parameters on the meta device, the adapter's real, in float32.
 
-    Raises: AdapterError: the adapter does not fit this base's architecture.
+    Raises: AdapterError: the adapter does not fit the architecture of this base model.
     """
     name, folder = adapter.name, adapter.folder
     malloc.retain_freed_memory(arenas=1)
@@ -34,20 +33,23 @@ def build_on_meta(base_folder: Path, spec: ModelSpec, adapter: AdapterRef) -> An
         net = get_peft_model(host, config, adapter_name=name, low_cpu_mem_usage=True)
         pin_adapter_device(net)
         saved = load_file(adapter.weights)
-        known = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
-        of_base = saved_base.map_base_embeddings(net, name, saved)
+        expected = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False).keys()
+        embeddings = saved_base.map_base_embeddings(net, name, saved)
+        stored = streaming.map_stored_tensors(net.get_base_model(), base_folder) if embeddings else {}
         saved_base.check_same_embeddings(
-            _make_base_reader(net, base_folder), {key: (one, saved[key]) for key, one in of_base.items()}, folder
+            lambda parameter: stored[plain_name(parameter)].read_stored(),
+            {key: (parameter, saved[key]) for key, parameter in embeddings.items()},
+            folder,
         )
-        saved = saved_base.drop_tensors(saved, of_base.keys() | saved_base.find_duplicate_names(saved, known))
+        saved = saved_base.drop_tensors(saved, embeddings.keys() | saved_base.find_duplicate_names(saved, expected))
         set_peft_model_state_dict(net, saved, adapter_name=name, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        if "allocate memory" in str(error):  # not the adapter's fault
+        if "allocate memory" in str(error):  # the machine's fault, not the adapter's
             raise
         reason = " ".join(str(error).split())[:300]
         raise AdapterError(f"{folder}: does not fit {base_files.format_base_name(spec)} ({reason})") from error
-    # Against what PEFT would write again: it calls the second copy of a bias unexpected, though it writes both.
-    missing, unexpected = known - saved.keys(), saved.keys() - known
+    # Compared with what PEFT would save: its own check calls the second copy of a bias unexpected, though PEFT saves both.
+    missing, unexpected = expected - saved.keys(), saved.keys() - expected
     if missing or unexpected:
         raise AdapterError(
             f"{folder}: was made for another architecture: {len(unexpected)} of its tensors have no place in "
@@ -58,9 +60,3 @@ def build_on_meta(base_folder: Path, spec: ModelSpec, adapter: AdapterRef) -> An
         if not parameter.is_meta:
             parameter.data = parameter.data.to(torch.float32)
     return net.requires_grad_(False).eval()
-
-
-def _make_base_reader(net: Any, folder: Path) -> Callable[[str], torch.Tensor]:
-    """Reads a parameter of the base from its files."""
-    found = streaming.map_stored_tensors(net.get_base_model(), folder)
-    return lambda name: found[plain_name(name)].read_stored()

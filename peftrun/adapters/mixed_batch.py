@@ -45,7 +45,7 @@ def _check_base_unchanged(net: Any, names: AdapterNames) -> None:
         change = adapter_rules.describe_base_change(vars(config))
         if change:
             raise AdapterError(
-                f"adapter.{name}: {change}, so the base cannot answer beside it; omit rows of {BASE_ADAPTER_NAME}"
+                f"adapter.{name}: {change}, so the base model cannot be used with it; omit rows of {BASE_ADAPTER_NAME}"
             )
 
 
@@ -85,9 +85,17 @@ def route_rows(net: Any, names: AdapterNames, router: AdapterRouter | None = Non
     if len(set(peft_names)) == 1 and not (router and plain and router.can_route(adapters)):
         with _activate_adapter(net, peft_names[0]):
             yield
-    else:
-        with _route_layers(net, peft_names, router or AdapterRouter(net)):
-            yield
+        return
+    router = router or AdapterRouter(net)
+    with ExitStack() as stack:
+        stack.enter_context(router.disable_saved_modules())
+        if router.can_route(adapters):
+            stack.enter_context(router.route_rows(peft_names))
+        else:  # PEFT's layers look at the active adapter before they route
+            first = next(name for name in peft_names if name != PEFT_BASE_NAME)
+            stack.enter_context(_activate_adapter(net, first))
+            stack.enter_context(route_with_peft(net, peft_names))
+        yield
 
 
 @contextmanager
@@ -102,15 +110,3 @@ def _activate_adapter(net: Any, name: str) -> Iterator[None]:
         yield
     finally:
         net.set_adapter(before)
-
-
-@contextmanager
-def _route_layers(net: Any, names: list[str], router: AdapterRouter) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(router.disable_saved_modules())
-        if router.can_route(set(names) - {PEFT_BASE_NAME}):
-            stack.enter_context(router.route_rows(names))
-        else:  # PEFT's layers look at the active adapter before they route
-            stack.enter_context(_activate_adapter(net, next(name for name in names if name != PEFT_BASE_NAME)))
-            stack.enter_context(route_with_peft(net, names))
-        yield

@@ -65,14 +65,14 @@ def logit_tolerance(adapted: torch.Tensor, effect: float, dtype: str) -> float:
     return EPS_UNITS * torch.finfo(getattr(torch, dtype)).eps * adapted.abs().max().item() + EFFECT_SHARE * effect
 
 
-def compare_logits(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """Distance between logits (tokens, vocabulary): max |Δlogit|, mean KL(one‖other) in nats, share of tokens with the same argmax."""
-    log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
+def compare_logits(p: torch.Tensor, q: torch.Tensor) -> dict[str, float]:
+    """Distance between logits (tokens, vocabulary): max |Δlogit|, mean KL(p‖q) in nats, share of tokens with the same argmax."""
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
     return {
-        "max_logit_difference": (one - other).abs().max().item(),
+        "max_logit_difference": (p - q).abs().max().item(),
         # max: rounding can make the divergence of equal logits slightly negative
-        "kl_divergence": max(0.0, (log_one.exp() * (log_one - log_other)).sum(-1).mean().item()),
-        "top1_agreement": (one.argmax(-1) == other.argmax(-1)).float().mean().item(),
+        "kl_divergence": max(0.0, (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()),
+        "top1_agreement": (p.argmax(-1) == q.argmax(-1)).float().mean().item(),
     }
 
 

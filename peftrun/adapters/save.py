@@ -88,22 +88,15 @@ def _write_adapter(model: Any, name: str, folder: Path, initial: Path | None) ->
         for file in subfolder.iterdir():
             file.rename(folder / file.name)
         subfolder.rmdir()
-    _sort_names(model.peft_config[name], folder / ADAPTER_CONFIG)
-    if initial:
-        _add_unconverted(model, name, folder / ADAPTER_WEIGHTS)
-
-
-def _sort_names(config: Any, file: Path) -> None:
-    """Sorts what PEFT's config holds as sets, whose order differs between processes: the same run would write other bytes."""
-    values = atomic_files.read_json(file)
-    sets = [key for key, value in vars(config).items() if isinstance(value, set) and isinstance(values.get(key), list)]
-    values |= {key: sorted(values[key]) for key in sets}
-    atomic_files.write_text(file, json.dumps(values, indent=2, sort_keys=True))
-
-
-def _add_unconverted(model: Any, name: str, file: Path) -> None:
-    """Adds biases and modules trained in full to the file: PEFT's conversion to plain LoRA writes the low-rank factors only."""
-    state = get_peft_model_state_dict(find_peft_model(model, name), adapter_name=name, save_embedding_layers=False)
-    others = {key: value.contiguous().cpu() for key, value in state.items() if ".lora_" not in key}
-    if others:
-        save_file(load_file(file) | others, file, metadata={"format": "pt"})
+    # PEFT's config has sets, whose order differs between processes: sorted, so that the same run writes the same bytes
+    values = atomic_files.read_json(folder / ADAPTER_CONFIG)
+    for key, value in vars(model.peft_config[name]).items():
+        if isinstance(value, set) and isinstance(values.get(key), list):
+            values[key] = sorted(values[key])
+    atomic_files.write_text(folder / ADAPTER_CONFIG, json.dumps(values, indent=2, sort_keys=True))
+    if initial:  # PEFT's conversion to plain LoRA drops biases and modules trained in full
+        state = get_peft_model_state_dict(find_peft_model(model, name), adapter_name=name, save_embedding_layers=False)
+        others = {key: value.contiguous().cpu() for key, value in state.items() if ".lora_" not in key}
+        if others:
+            weights = folder / ADAPTER_WEIGHTS
+            save_file(load_file(weights) | others, weights, metadata={"format": "pt"})

@@ -5,8 +5,6 @@ transformers task model, and all of these share the encoder's layers, as the sam
 PEFT, and so is switching. In a mixed batch PEFT routes the rows through the shared encoder once, then each row goes through its own head.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,10 +86,14 @@ class SharedEncoder(torch.nn.Module):
         results: list[Any] = [None] * len(adapter_names)
         for name in dict.fromkeys(adapter_names):
             rows = [row for row, adapter in enumerate(adapter_names) if adapter == name]
-            own_inputs = {key: value[rows] for key, value in inputs.items()}
+            row_inputs = {key: value[rows] for key, value in inputs.items()}
             tensors = {key: value[rows] for key, value in output.items() if isinstance(value, torch.Tensor)}
-            with _reuse_encoding(_get_encoder(self.get_member(name)), type(output)(**tensors)):
-                logits = self.get_member(name)(**own_inputs).logits  # (rows, labels) or (rows, T, labels)
+            encoder, encoded = _get_encoder(self.get_member(name)), type(output)(**tensors)
+            encoder.forward = lambda *_, encoded=encoded, **__: encoded  # instead of computing it again
+            try:
+                logits = self.get_member(name)(**row_inputs).logits  # (rows, labels) or (rows, T, labels)
+            finally:
+                del encoder.forward
             for row, values in zip(rows, logits, strict=True):
                 results[row] = values
         return results
@@ -115,13 +117,3 @@ def find_peft_model(net: Any, name: str) -> Any:
 
 def _get_encoder(net: Any) -> Any:
     return net.get_base_model().base_model
-
-
-@contextmanager
-def _reuse_encoding(encoder: Any, output: Any) -> Iterator[None]:
-    """Within the block the encoder returns `output` instead of computing."""
-    encoder.forward = lambda *_, **__: output
-    try:
-        yield
-    finally:
-        del encoder.forward

@@ -1,4 +1,4 @@
-"""The proof of a load without the base in memory: its layers are read from their files as the probes come to them."""
+"""Verifies the load of an adapter without the base model in memory: its layers are read from their files when the probes reach them."""
 
 from functools import partial
 from typing import Any
@@ -21,14 +21,14 @@ from peftrun.models.tokenizer import load_tokenizer
 
 
 def verify_streamed_load(
-    spec: ModelSpec, place: Device, adapter: AdapterRef, allow_base_mismatch: bool
+    spec: ModelSpec, device: Device, adapter: AdapterRef, allow_base_mismatch: bool
 ) -> tuple[LoadedBase, Any, LoadProof]:
-    """The base without weights, PEFT's model on it, and the proof of the adapter's load.
+    """The base model without weights, PEFT's model on it, and the proof of the adapter's load.
 
-    Raises: AdapterError, ProofError: see `load.load`. NotWalkableError: this adapter or model needs the whole base in memory.
+    Raises: AdapterError, ProofError: see `load.load`. NotWalkableError: this adapter or model needs the whole base model in memory.
     """
     base = base_models.resolve_base_dir(spec)
-    _check_walkable(spec, place, adapter.config)
+    _check_walkable(spec, device, adapter.config)
     head, mark = classifier_head.read_adapter_head(adapter), fingerprint.fingerprint_model(base)
     tokenizer = load_tokenizer(base, spec)
     base_match.check_base_match(
@@ -37,36 +37,33 @@ def verify_streamed_load(
     net, plain = meta_model.build_on_meta(base, spec, adapter), base_models.build_empty(base, spec, head)
     adapted, call = net.get_base_model(), traits.get_invocation_tokens(net)
     files = streaming.map_stored_tensors(adapted, base)
-    for one in (plain, adapted):
-        one.config.use_cache = False
-    passes = [
-        ForwardPass(
-            one,
-            streamed_verify.make_reader(one, files, place.dtype),
-            partial(probes.compute_probe_logits, whole, tokenizer, call),
-        )
-        for one, whole in ((plain, plain), (adapted, net))
-    ]
+    passes = []
+    for model, caller in ((plain, plain), (adapted, net)):  # PEFT's model calls the adapted one
+        model.config.use_cache = False
+        read = streamed_verify.make_reader(model, files, device.dtype)
+        passes.append(ForwardPass(model, read, partial(probes.compute_probe_logits, caller, tokenizer, call)))
     tensors = load.check_tensors(net, adapter)
     logits = layer_walk.run_passes(passes)
-    computed = load.ProbeLogits(logits[0], logits[1], f"{place.name} {place.dtype_name}")
+    computed = load.ProbeLogits(logits[0], logits[1], f"{device.name} {device.dtype_name}")
     loaded = load.verify_load_by_logits(mark, net, adapter, computed, tensors=tensors)
     return (
-        LoadedBase(plain, tokenizer, base, base_files.format_base_name(spec), spec.revision, mark, spec, place, head),
+        LoadedBase(plain, tokenizer, base, base_files.format_base_name(spec), spec.revision, mark, spec, device, head),
         net,
         loaded,
     )
 
 
-def _check_walkable(spec: ModelSpec, place: Device, config: dict[str, Any]) -> None:
-    kind = str(config.get("peft_type"))
-    why = {
-        "the device is no CPU": place.name != "cpu" or place.max_memory is not None or place.dtype == torch.float16,
-        "the base is quantized": spec.quantization is not None
+def _check_walkable(spec: ModelSpec, device: Device, config: dict[str, Any]) -> None:
+    peft_type = str(config.get("peft_type"))
+    reasons = {
+        "the device is not a CPU": device.name != "cpu"
+        or device.max_memory is not None
+        or device.dtype == torch.float16,
+        "the base model is quantized": spec.quantization is not None
         or quantization.get_stored_quantization(base_models.resolve_base_dir(spec)) is not None,
-        f"{kind} adapters are not on layers alone": not get_method_traits(kind).streams,
-        "the adapter needs the base's weights": adapter_rules.why_weights_needed(config) is not None,
-        "the adapter changes its base": adapter_rules.describe_base_change(config) is not None,
+        f"{peft_type} adapters change more than layers": not get_method_traits(peft_type).streams,
+        "the adapter needs the base model's weights": adapter_rules.why_weights_needed(config) is not None,
+        "the adapter changes its base model": adapter_rules.describe_base_change(config) is not None,
     }
-    if any(why.values()):
-        raise NotWalkableError(next(reason for reason, holds in why.items() if holds))
+    if any(reasons.values()):
+        raise NotWalkableError(next(reason for reason, applies in reasons.items() if applies))

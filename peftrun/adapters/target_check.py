@@ -34,7 +34,15 @@ def check_targets(
             f"model.name_or_path={spec.name_or_path}: cannot be built ({' '.join(str(error).split())[:200]})"
         )
         return [fault for _ in methods]
-    return [_find_target_error(net, method) for method in methods]
+    errors: list[Exception | None] = []
+    for method in methods:
+        try:
+            if not isinstance(method, NoAdapter):
+                target_modules.check_target_modules(net, method)
+            errors.append(None)
+        except Exception as error:  # a ConfigError, or any error of an unknown architecture
+            errors.append(error)
+    return errors
 
 
 @contextmanager
@@ -48,13 +56,3 @@ def _locate_config(spec: ModelSpec) -> Iterator[Path | None]:
     else:
         file = base_location.find_base_config(spec)
         yield file.parent if file else None
-
-
-def _find_target_error(net: Any, method: Any) -> Exception | None:
-    if isinstance(method, NoAdapter):
-        return None
-    try:
-        target_modules.check_target_modules(net, method)
-    except Exception as fault:  # a ConfigError, or any error of an unknown architecture
-        return fault
-    return None

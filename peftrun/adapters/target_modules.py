@@ -52,10 +52,10 @@ def _check_patterns(key: str, values: dict[str, int], names: list[str], anywhere
     unmatched = [_describe_unmatched(key, pattern, names) for pattern, matched in matches.items() if not matched]
     # PEFT uses the first pattern that matches, and sorts them when it saves, so another one may be first at loading.
     return unmatched + [
-        f"{key}: {one} ({values[one]}) and {other} ({values[other]}) both match {min(matches[one] & matches[other])}, and which of them "
+        f"{key}: {first} ({values[first]}) and {second} ({values[second]}) both match {min(matches[first] & matches[second])}, and which of them "
         "counts may change when the adapter is saved; write patterns that do not overlap"
-        for one, other in combinations(values, 2)
-        if values[one] != values[other] and matches[one] & matches[other]
+        for first, second in combinations(values, 2)
+        if values[first] != values[second] and matches[first] & matches[second]
     ]
 
 

@@ -106,7 +106,7 @@ def check_hub_reachable(spec: ModelSpec) -> None:
 
 
 def _is_reachable(address: str) -> bool:
-    """Whether the address accepts connections; behind a proxy this is not known, and taken for true."""
+    """Whether the address accepts connections; behind a proxy this cannot be checked and counts as true."""
     url, connected = urlsplit(address), threading.Event()
     if getproxies():
         return True

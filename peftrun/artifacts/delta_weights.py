@@ -133,14 +133,14 @@ def total_norm(values: Iterable[float]) -> float:
     return math.sqrt(sum(value * value for value in values))
 
 
-def compare_deltas(one: LowRankPair, other: LowRankPair) -> dict[str, Any] | str:
+def compare_deltas(pair_a: LowRankPair, pair_b: LowRankPair) -> dict[str, Any] | str:
     """Norms, distance and overlaps of two ΔW of one module, or why they cannot be compared. Ranks may differ.
 
     Overlaps are φ = ‖U₁ᵀU₂‖²_F / min(r₁, r₂) of the spaces that the columns of B, and the rows of A, span:
     0 for orthogonal spaces, 1 when one contains the other (Hu et al. 2021, arXiv:2106.09685, section 7.2).
     A number that is not defined, such as the cosine of an untrained adapter (ΔW = 0), is None.
     """
-    first, second = one.read_factors(), other.read_factors()
+    first, second = pair_a.read_factors(), pair_b.read_factors()
     (a1, b1), (a2, b2) = first, second
     if (b1.shape[0], a1.shape[1]) != (b2.shape[0], a2.shape[1]):
         return f"ΔW is {b1.shape[0]}×{a1.shape[1]} in one, {b2.shape[0]}×{a2.shape[1]} in the other"
@@ -148,7 +148,7 @@ def compare_deltas(one: LowRankPair, other: LowRankPair) -> dict[str, Any] | str
     norm1, norm2 = math.sqrt(max(square1, 0.0)), math.sqrt(max(square2, 0.0))
     inner = _inner_product(first, second)
     return {
-        "ranks": [one.rank, other.rank],
+        "ranks": [pair_a.rank, pair_b.rank],
         "inner": inner,
         **compute_distances(norm1, norm2, inner, _compute_distance(first, second)),
         "overlap_B": compute_subspace_overlap(b1, b2),
@@ -168,9 +168,9 @@ def compute_distances(norm_a: float, norm_b: float, inner: float, distance: floa
     }
 
 
-def compute_subspace_overlap(one: np.ndarray, other: np.ndarray) -> float | None:
+def compute_subspace_overlap(first: np.ndarray, second: np.ndarray) -> float | None:
     """φ of two column spaces, from 0 to 1; None if a matrix is all zeros."""
-    u, v = _orthonormal_basis(one), _orthonormal_basis(other)  # (n, rank₁), (n, rank₂)
+    u, v = _orthonormal_basis(first), _orthonormal_basis(second)  # (n, rank₁), (n, rank₂)
     smaller = min(u.shape[1], v.shape[1])
     return min(1.0, float(np.sum((u.T @ v) ** 2)) / smaller) if smaller else None
 
@@ -183,15 +183,15 @@ def _orthonormal_basis(matrix: np.ndarray) -> np.ndarray:
     return q @ u[:, singular_values > threshold]
 
 
-def _inner_product(one: Factors, other: Factors) -> float:
-    (a1, b1), (a2, b2) = one, other
+def _inner_product(first: Factors, second: Factors) -> float:
+    (a1, b1), (a2, b2) = first, second
     return float(np.sum((b1.T @ b2) * (a1 @ a2.T)))  # (r₁, r₂) each
 
 
-def _compute_distance(one: Factors, other: Factors) -> float:
+def _compute_distance(first: Factors, second: Factors) -> float:
     # ‖ΔW₁‖² + ‖ΔW₂‖² − 2⟨ΔW₁, ΔW₂⟩ loses half the digits when the two are close. The QR triangles of the stacked
     # factors are square roots of their Gram matrices, and lose none.
-    (a1, b1), (a2, b2) = one, other
+    (a1, b1), (a2, b2) = first, second
     if np.array_equal(a1, a2) and np.array_equal(b1, b2):
         return 0.0
     left = np.linalg.qr(np.hstack([b1, -b2]))[1]  # of (out, r₁ + r₂): (r₁ + r₂, r₁ + r₂)

@@ -38,11 +38,9 @@ def shorten_paths(values: Any, key: str = "") -> Any:
 
 def shorten_override_paths(typed: list[str]) -> list[str]:
     """The same for overrides: `task.data.path=/home/me/rows.csv` → `task.data.path=rows.csv`."""
-    return [_shorten_override(text) for text in typed]
-
-
-def _shorten_override(text: str) -> str:
-    key, sign, value = text.partition("=")
-    if key.rsplit(".", 1)[-1] in (*PATH_KEYS, "adapter") or key.startswith("adapter."):
-        return f"{key}{sign}{shorten_path(value)}"
-    return text
+    shortened = []
+    for text in typed:
+        key, sign, value = text.partition("=")
+        is_path = key.rsplit(".", 1)[-1] in (*PATH_KEYS, "adapter") or key.startswith("adapter.")
+        shortened.append(f"{key}{sign}{shorten_path(value)}" if is_path else text)
+    return shortened

@@ -24,20 +24,15 @@ def check_catalog(action: Any) -> Iterator[str]:
             filter_parser.parse_filter(condition)
         except ConfigError as error:
             yield from error.lines
-    if action.name == "compare":
-        yield from _check_compare(action)
-    if action.name == "browse":
-        missing = next((package for package in SERVER_PACKAGES if find_spec(package) is None), None)
-        if missing:
-            yield explain_not_installed("action=browse needs package", missing)
-
-
-def _check_compare(action: Any) -> Iterator[str]:
-    if action.runs is not None and action.where is not None:
+    if action.name == "compare" and action.runs is not None and action.where is not None:
         yield "action.runs: cannot be combined with action.where, which selects runs itself; omit one"
-    elif action.where is None and len(action.runs or ()) < 2:
+    elif action.name == "compare" and action.where is None and len(action.runs or ()) < 2:
         fault = "is not set" if not action.runs else f"names only {action.runs[0]}"
         yield (
             f"action.runs {fault}; action=compare needs two runs or more: type 'runs=[outputs/train/RUN, outputs/train/RUN2]', "
             "or where='task=sms_spam'"
         )
+    if action.name == "browse":
+        missing = next((package for package in SERVER_PACKAGES if find_spec(package) is None), None)
+        if missing:
+            yield explain_not_installed("action=browse needs package", missing)

@@ -25,7 +25,12 @@ FULL_MODEL_ADVICE = {
 
 def check_export(action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]) -> Iterator[str]:
     """One line for each reason why this export would fail, or would ignore a key."""
-    yield from _check_inputs(action, adapter)
+    if not adapter and action.model_dir is None:
+        yield "adapter is not set; action=export needs one: type adapter=RUN_FOLDER (a full model: action.model_dir=FOLDER)"
+    if adapter and action.model_dir is not None:
+        yield f"action.model_dir={action.model_dir}: cannot be combined with adapter; omit one of them"
+    if len(adapter) > 1 and action.target != "vllm":
+        yield f"adapter: action.target={action.target} exports one adapter at a time; type adapter=RUN_FOLDER"
     yield from _check_hub_options(action)
     if action.target == "gguf" and find_spec("gguf") is None:
         yield explain_not_installed("action.target=gguf needs package", "gguf")
@@ -36,15 +41,6 @@ def check_export(action: Any, adapter: dict[str, str], adapters: dict[str, Adapt
             yield from error.lines
     for ref in adapters.values():
         yield from _check_adapter(action.target, ref)
-
-
-def _check_inputs(action: Any, adapter: dict[str, str]) -> Iterator[str]:
-    if not adapter and action.model_dir is None:
-        yield "adapter is not set; action=export needs one: type adapter=RUN_FOLDER (a full model: action.model_dir=FOLDER)"
-    if adapter and action.model_dir is not None:
-        yield f"action.model_dir={action.model_dir}: cannot be combined with adapter; omit one of them"
-    if len(adapter) > 1 and action.target != "vllm":
-        yield f"adapter: action.target={action.target} exports one adapter at a time; type adapter=RUN_FOLDER"
 
 
 def _check_hub_options(action: Any) -> Iterator[str]:

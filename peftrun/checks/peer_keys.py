@@ -218,7 +218,8 @@ def translate_key(key: str, value: object) -> str | None:
     group, _, last = key.rpartition(".")
     if group.partition(".")[0] in PEFTRUN_GROUPS:
         return None
-    translation, text = KEYS.get(key, KEYS.get(last)), _format_value(value)
+    translation, text = KEYS.get(key, KEYS.get(last)), value if isinstance(value, str) else json.dumps(value)
+    text = text.lower() if text in ("True", "False") else text
     if translation is None:
         return DEFAULT if last in OMITTED else None
     if text in UNSET:
@@ -284,12 +285,6 @@ def translate_option(group: str, value: str, options: Mapping[str, list[str]]) -
     return next(
         (f"{name}={value}" for name in ("experiment", *options) if name != group and value in options[name]), None
     )
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, str):
-        return value.lower() if value in ("True", "False") else value
-    return json.dumps(value)
 
 
 SPECIAL = {ROWS: translate_rows, VALIDATION: _translate_validation}

@@ -74,7 +74,17 @@ def check_folder(tracker: Any, action: Any) -> Lines:
 def suggest_other_tracker(key: str, value: str, chosen: str) -> str | None:
     """A message for a key that another tracker has, but not the chosen one; None for any other key."""
     name = key.removeprefix("tracker.")
-    trackers = _map_keys_to_trackers()
+    trackers: dict[str, list[str]] = {}  # key → the trackers that have it
+    for tracker_class in (
+        tracker_specs.MlflowTracker,
+        tracker_specs.TrackioTracker,
+        tracker_specs.WandbTracker,
+        tracker_specs.TensorBoardTracker,
+    ):
+        fields = get_type_hints(tracker_class)
+        (tracker,) = get_args(fields["name"])
+        for field in fields.keys() - {"name"}:
+            trackers.setdefault(field, []).append(tracker)
     matches = get_close_matches(name, trackers, n=1, cutoff=0.75) if name != key else []
     if not matches or chosen in trackers[matches[0]]:
         return None
@@ -83,21 +93,6 @@ def suggest_other_tracker(key: str, value: str, chosen: str) -> str | None:
     if chosen == "none":
         return f"{key}={value}: no tracker is chosen; choose one first: type {advice}"
     return f"{key}={value}: tracker={chosen} has no {match} ({', '.join(trackers[match])} have it); type {advice}"
-
-
-def _map_keys_to_trackers() -> dict[str, list[str]]:
-    """Key → the trackers that have it."""
-    trackers: dict[str, list[str]] = {}
-    for tracker_class in (
-        tracker_specs.MlflowTracker,
-        tracker_specs.TrackioTracker,
-        tracker_specs.WandbTracker,
-        tracker_specs.TensorBoardTracker,
-    ):
-        (name,) = get_args(get_type_hints(tracker_class)["name"])
-        for key in get_type_hints(tracker_class).keys() - {"name"}:
-            trackers.setdefault(key, []).append(name)
-    return trackers
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [

@@ -36,14 +36,22 @@ def list_groups() -> list[str]:
     return list(_get_types(schema.RunSpec))
 
 
-def validate_group(group: str, given: Any) -> tuple[dict[str, Any], list[str]]:
+def validate_group(group: str, values: Any) -> tuple[dict[str, Any], list[str]]:
     """({group: typed values}, []), or ({}, one line for each error)."""
-    value_type = _resolve_group_type(group, given)
+    value_type = _get_types(schema.RunSpec)[group]
+    if group == "lora":
+        # The method's dataclass, extended by the other fields of PEFT's config that are set.
+        owner = next((spec for spec in _list_dataclasses(value_type) if _is_selected(spec, values)), None)
+        extra = set(values) - set(_get_types(owner)) if owner else set()
+        # get_accepted_fields parses PEFT's source, so it is called only if there are extra keys.
+        fields = sorted(extra & set(peft_fields.get_accepted_fields(values["method"]))) if extra else []
+        if owner and fields:
+            value_type = peft_fields.extend_spec_class(owner, values["method"], tuple(fields))
     try:
         # JSON in strict mode: a string is no number, but an int is a float and a list becomes the declared type.
-        return {group: _get_type_adapter(group, value_type).validate_json(json.dumps(given), strict=True)}, []
+        return {group: _get_type_adapter(group, value_type).validate_json(json.dumps(values), strict=True)}, []
     except ValidationError as error:
-        return {}, _explain_errors(group, given, value_type, error)
+        return {}, _explain_errors(group, values, value_type, error)
 
 
 @cache
@@ -57,18 +65,6 @@ def _get_type_adapter(group: str, value_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(value_type)
 
 
-def _resolve_group_type(group: str, given: Any) -> Any:
-    """The type of a group. For `lora`: the method's dataclass, extended by the other fields of PEFT's config that are set."""
-    value_type = _get_types(schema.RunSpec)[group]
-    if group != "lora":
-        return value_type
-    owner = next((spec for spec in _list_dataclasses(value_type) if _is_selected(spec, given)), None)
-    extra = set(given) - set(_get_types(owner)) if owner else set()
-    # get_accepted_fields parses PEFT's source, so it is called only if there are extra keys.
-    fields = sorted(extra & set(peft_fields.get_accepted_fields(given["method"]))) if extra else []
-    return peft_fields.extend_spec_class(owner, given["method"], tuple(fields)) if owner and fields else value_type
-
-
 def suggest_value(key: str, values: dict[str, Any]) -> Any:
     """An example value for a key that is not set, from its type's `examples`."""
     group, *path = key.split(".")
@@ -76,44 +72,36 @@ def suggest_value(key: str, values: dict[str, Any]) -> Any:
     return "VALUE" if example is None else example
 
 
-def _explain_errors(group: str, given: Any, value_type: Any, error: ValidationError) -> list[str]:
+def _explain_errors(group: str, values: Any, value_type: Any, error: ValidationError) -> list[str]:
     rules: dict[str, list[str]] = {}
     lines = []
     # A union reports an error for each of its types; those of one key are joined by "or" in one line.
     for item in error.errors(include_url=False):
-        path, value = _resolve_location(given, item["loc"])
+        # The parts of the error's location that are keys of the values (the others name types), and the value there.
+        path: list[str] = []
+        value = values
+        for step in item["loc"]:
+            if isinstance(value, dict) and step in value:
+                value = value[step]
+                path.append(str(step))
         key = ".".join([group, *path])
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            lines.append(_explain_unexpected(group, value_type, path, value, given))
+            lines.append(_explain_unexpected(group, value_type, path, value, values))
         elif item["type"] == "missing":
             rules.setdefault(f"{key}.{item['loc'][-1]} is not set", [])
         elif value != MISSING:
-            rules.setdefault(f"{key}={format_value(value)}", []).append(_translate_message(item))
-    lines += [_format_line(key, list(dict.fromkeys(rule)), value_type, given) for key, rule in rules.items()]
+            shown = format_value(value)
+            message = str(item["msg"])
+            for theirs, ours in PYDANTIC_PHRASES.items():
+                message = message.replace(theirs, ours)
+            if item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+                message += QUOTE_ADVICE
+            rules.setdefault(f"{key}={shown}", []).append(message)
+    for entry, messages in rules.items():
+        name, _, text = entry.removesuffix(" is not set").partition("=")
+        advice = _suggest_fix(name, text, _resolve_key_type(value_type, name.split(".")[1:], values))
+        lines.append(f"{entry}{': ' if messages else ''}{' or '.join(dict.fromkeys(messages))}{advice}")
     return lines
-
-
-def _resolve_location(given: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:
-    """The parts of an error's location that are keys of the input (the others name types), and the value at that key."""
-    path: list[str] = []
-    for step in location:
-        if isinstance(given, dict) and step in given:
-            given = given[step]
-            path.append(str(step))
-    return path, given
-
-
-def _translate_message(item: Any) -> str:
-    message = str(item["msg"])
-    for theirs, ours in PYDANTIC_PHRASES.items():
-        message = message.replace(theirs, ours)
-    return message + QUOTE_ADVICE * (item["type"] == "string_type" and isinstance(item["input"], bool | int | float))
-
-
-def _format_line(key: str, rules: list[str], value_type: Any, given: Any) -> str:
-    name, _, value = key.removesuffix(" is not set").partition("=")
-    advice = _suggest_fix(name, value, _resolve_key_type(value_type, name.split(".")[1:], given))
-    return f"{key}{': ' if rules else ''}{' or '.join(rules)}{advice}"
 
 
 def _suggest_fix(name: str, value: str, value_type: Any) -> str:
@@ -135,13 +123,13 @@ def _suggest_fix(name: str, value: str, value_type: Any) -> str:
     return "" if example is None else f"; type {quote_for_shell(f'{name}={example}')}"
 
 
-def _resolve_key_type(value_type: Any, path: list[str], given: Any) -> Any:
+def _resolve_key_type(value_type: Any, path: list[str], values: Any) -> Any:
     """The type of a key; of several dataclasses in a union that of the selected one. None: there is no such key."""
     for step in path:
         owners = [owner for owner in _list_dataclasses(value_type) if step in _get_types(owner)]
-        owners = [owner for owner in owners if _is_selected(owner, given)] or owners
+        owners = [owner for owner in owners if _is_selected(owner, values)] or owners
         value_type = _get_types(owners[0])[step] if owners else None
-        given = given.get(step) if isinstance(given, dict) else None
+        values = values.get(step) if isinstance(values, dict) else None
     return value_type
 
 
@@ -184,27 +172,24 @@ def _list_dataclasses(value_type: Any) -> list[type]:
     return [value_type] if is_leaf else [inner for arg in get_args(value_type) for inner in _list_dataclasses(arg)]
 
 
-def _explain_unexpected(group: str, value_type: Any, path: list[str], value: Any, given: Any) -> str:
-    key, method = ".".join([group, *path]), given.get("method") if group == "lora" else None
+def _explain_unexpected(group: str, value_type: Any, path: list[str], value: Any, values: Any) -> str:
+    key, method = ".".join([group, *path]), values.get("method") if group == "lora" else None
     reason = peft_fields.explain_unsupported(method, path[-1]) if method and len(path) == 1 else None
     shown = format_value(value)
     if reason:
         return f"{key}={shown}: is a field of PEFT that peftrun does not support: {reason}; omit it"
-    known_keys = _list_known_keys(group, value_type, path[:-1], given)
+    parents = path[:-1]
+    owners = _list_dataclasses(value_type)
+    for step in parents:
+        owners = [inner for owner in owners for inner in _list_dataclasses(_get_types(owner).get(step))]
+    owners = [owner for owner in owners if _is_selected(owner, values)] or owners
+    known_keys = [".".join([group, *parents, name]) for owner in owners for name in _get_types(owner)]
     if method and len(path) == 1:
         known_keys += [f"lora.{name}" for name in peft_fields.get_accepted_fields(method)]
     return explain_unknown_key(key, shown, known_keys)
 
 
-def _list_known_keys(group: str, value_type: Any, path: list[str], given: Any) -> list[str]:
-    owners = _list_dataclasses(value_type)
-    for step in path:
-        owners = [inner for owner in owners for inner in _list_dataclasses(_get_types(owner).get(step))]
-    selected = [owner for owner in owners if _is_selected(owner, given)] or owners
-    return [".".join([group, *path, name]) for owner in selected for name in _get_types(owner)]
-
-
-def _is_selected(owner: type, given: Any) -> bool:
+def _is_selected(owner: type, values: Any) -> bool:
     """Whether the values' tag (`name` or `method`, the first field of a union's dataclasses) selects this dataclass."""
     tag = next(iter(_get_types(owner).items()), None)
-    return bool(tag and isinstance(given, dict) and given.get(tag[0]) in get_args(tag[1]))
+    return bool(tag and isinstance(values, dict) and values.get(tag[0]) in get_args(tag[1]))

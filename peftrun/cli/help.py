@@ -35,18 +35,14 @@ Exit code 0: done. 1: wrong input, explained on one line each. Manual: README.md
 def render_help(team_dir: str | None) -> str:
     """The help text: every option of every group, with those of `team_dir` and of installed packages."""
     dirs = packages.list_config_dirs([team_dir] if team_dir else [])
-    groups = "\n".join(_render_group(group, dirs) for group in paths.GROUPS)
-    return f"{INTRO}\nOptions\n{groups}\n\n{EXAMPLES}\n{FLAGS}"
-
-
-def _render_group(group: str, dirs: list[Path]) -> str:
-    files = sorted(paths.list_group_files(group, *dirs), key=lambda path: path.stem)
     lines = [
         line
-        for path in files
+        for group in paths.GROUPS
+        for path in sorted(paths.list_group_files(group, *dirs), key=lambda path: path.stem)
         for line in (f"  {f'{group}={path.stem}':<28} {read_first_sentence(path)}", *_render_slots(path))
     ]
-    return "\n".join(lines)
+    options = "\n".join(lines)
+    return f"{INTRO}\nOptions\n{options}\n\n{EXAMPLES}\n{FLAGS}"
 
 
 def _render_slots(path: Path) -> Iterator[str]:

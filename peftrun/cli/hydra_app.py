@@ -67,21 +67,18 @@ def _run_parsed(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 
         # Once a job has started, other OS errors are bugs, or were turned into a PeftrunError.
         if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL_ERRNOS or not started):
-            lines: Sequence[str] = [_explain_os_error(error)]
+            path = error.filename or os.getcwd()  # the run folder, which Hydra could not create
+            if error.errno in DISK_FULL_ERRNOS:
+                line = f"the disk is full ({error.strerror}); free space and run again"
+            else:
+                line = f"cannot be created or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
+            lines: Sequence[str] = [f"{path}: {line}"]
         elif isinstance(error, compose.REFUSALS):
             lines = _find_composition_problems(arguments, error)
         else:
             raise
         return _print_errors([precheck.advise_for_sweep(line) if is_sweep else line for line in lines])
     return _print_errors([line for error in errors for line in error.lines]) if errors else 0
-
-
-def _explain_os_error(error: OSError) -> str:
-    """Why Hydra could not create the run folder."""
-    path = error.filename or os.getcwd()
-    if error.errno in DISK_FULL_ERRNOS:
-        return f"{path}: the disk is full ({error.strerror}); free space and run again"
-    return f"{path}: cannot be created or written ({error.strerror or error}); type hydra.run.dir=FOLDER where you may write"
 
 
 def _explain_interrupt(argv: Sequence[str]) -> str:
@@ -186,37 +183,29 @@ def _build_spec(cfg: DictConfig, out_dir: Path) -> Any:
     from peftrun.composition import adapter_defaults
 
     hydra_config = HydraConfig.get()
+    is_sweep = hydra_config.mode == RunMode.MULTIRUN
     if (out_dir / RECORD).exists():
-        if hydra_config.mode != RunMode.MULTIRUN:
+        if not is_sweep:
             raise precheck.make_run_exists_error(out_dir)
-        raise _make_cell_exists_error(hydra_config.sweep.dir, hydra_config.sweep.subdir, hydra_config.overrides.hydra)
+        sweep_dir, subdir = hydra_config.sweep.dir, hydra_config.sweep.subdir
+        if f"hydra.sweep.subdir={subdir}" in hydra_config.overrides.hydra:  # no interpolation, so equal for all cells
+            raise ArtifactError(
+                f"hydra.sweep.subdir={subdir}: each cell needs its own folder; type 'hydra.sweep.subdir={subdir}-${{hydra.job.num}}'"
+            )
+        raise ArtifactError(
+            f"{shorthand.SWEEP_DIR}={sweep_dir}: {subdir} in it holds a run already; name a folder that does not exist"
+        )
     try:
-        _check_sweep_dir()
+        for text in () if is_sweep else hydra_config.overrides.hydra:
+            key, _, value = text.partition("=")
+            if key == shorthand.SWEEP_DIR:
+                raise ConfigError(
+                    f"{text}: applies to sweeps, and this is a single run; type {shorthand.RUN_DIR}={value}, or -m"
+                )
         return adapter_defaults.build_run_spec(cfg, list(hydra_config.overrides.task))
     except PeftrunError:
         _remove_if_initial(out_dir)
         raise
-
-
-def _check_sweep_dir() -> None:
-    """Raises: ConfigError: the folder of a sweep is set for a single run."""
-    hydra_config = HydraConfig.get()
-    for text in hydra_config.overrides.hydra if hydra_config.mode != RunMode.MULTIRUN else ():
-        key, _, value = text.partition("=")
-        if key == shorthand.SWEEP_DIR:
-            raise ConfigError(
-                f"{text}: applies to sweeps, and this is a single run; type {shorthand.RUN_DIR}={value}, or -m"
-            )
-
-
-def _make_cell_exists_error(sweep_dir: str, subdir: str, overrides: Sequence[str]) -> ArtifactError:
-    if f"hydra.sweep.subdir={subdir}" in overrides:  # typed without an interpolation, so equal for all cells
-        return ArtifactError(
-            f"hydra.sweep.subdir={subdir}: each cell needs its own folder; type 'hydra.sweep.subdir={subdir}-${{hydra.job.num}}'"
-        )
-    return ArtifactError(
-        f"{shorthand.SWEEP_DIR}={sweep_dir}: {subdir} in it holds a run already; name a folder that does not exist"
-    )
 
 
 def _remove_if_initial(out_dir: Path) -> None:

@@ -19,10 +19,15 @@ def find_problems(overrides: Sequence[str], config_dir: str | None, is_sweep: bo
 
     Args: config_dir: value of `--config-dir`. is_sweep: whether `-m` was typed.
     """
-    problems: list[PeftrunError] = [
-        *_check_folders(overrides),
-        *_check_duplicate_adapters(overrides),
-    ]
+    problems: list[PeftrunError] = [*_check_folders(overrides)]
+    for match in filter(None, map(ADAPTERS.fullmatch, overrides)):
+        # The second of two adapters of the same name would silently replace the first.
+        names = Counter(pair.partition(":")[0].strip(" '\"") for pair in match["pairs"].split(","))
+        problems += [
+            ConfigError(f"adapter.{name}: is given more than once; give each adapter a name of its own")
+            for name, count in names.items()
+            if name and count > 1
+        ]
     if config_dir:
         problems += [ConfigError(f"--config-dir {line}") for line in check_team_folder(config_dir)]
     if is_sweep:
@@ -84,15 +89,6 @@ def _check_folders(overrides: Sequence[str]) -> Iterator[PeftrunError]:
             )
         elif (folder / RECORD).exists():
             yield make_run_exists_error(folder, key)
-
-
-def _check_duplicate_adapters(overrides: Sequence[str]) -> Iterator[PeftrunError]:
-    """Adapters of the same name: the second would silently replace the first."""
-    for text in overrides:
-        if match := ADAPTERS.fullmatch(text):
-            names = Counter(pair.partition(":")[0].strip(" '\"") for pair in match["pairs"].split(","))
-            for name in [name for name, count in names.items() if name and count > 1]:
-                yield ConfigError(f"adapter.{name}: is given more than once; give each adapter a name of its own")
 
 
 def _has_groups(folder: Path) -> bool:

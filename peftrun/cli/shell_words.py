@@ -31,7 +31,12 @@ def find_split_values(argv: Sequence[str]) -> Iterator[str]:
             first, following
         ):  # bash makes `adapter=a:X adapter=b:Y` of `adapter={a:X,b:Y}`
             words = [first, *pieces]
-            yield f"{' '.join(words)}: the shell made {len(words)} words of one value in braces; {ADVICE} {_join_mapping(words)}"
+            # The mapping as it was typed; `…` for its content if mappings were nested, which the shell flattens.
+            pairs = [match.groups() for word in words if (match := PAIR.fullmatch(word))]
+            is_flat = len({name for _, name, _ in pairs}) == len(pairs) and not any(":" in text for *_, text in pairs)
+            content = ", ".join(f"{name}: {text}" for _, name, text in pairs) if is_flat else "…"
+            quoted = shlex.quote(f"{pairs[0][0]}={{{content}}}")
+            yield f"{' '.join(words)}: the shell made {len(words)} words of one value in braces; {ADVICE} {quoted}"
         position += 1 + len(pieces)
 
 
@@ -63,11 +68,3 @@ def _find_brace_pieces(first: str, following: Sequence[str]) -> list[str]:
     if match is None:
         return []
     return list(takewhile(lambda word: bool((other := PAIR.fullmatch(word)) and other[1] == match[1]), following))
-
-
-def _join_mapping(words: Sequence[str]) -> str:
-    """The mapping as it was typed, quoted; `…` for its content if mappings were nested, which the shell flattens."""
-    pairs = [match.groups() for word in words if (match := PAIR.fullmatch(word))]
-    is_flat = len({name for _, name, _ in pairs}) == len(pairs) and not any(":" in value for *_, value in pairs)
-    content = ", ".join(f"{name}: {value}" for _, name, value in pairs) if is_flat else "…"
-    return shlex.quote(f"{pairs[0][0]}={{{content}}}")

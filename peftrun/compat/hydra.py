@@ -4,7 +4,7 @@ import os
 import sys
 import zipfile
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -24,9 +24,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
-from omegaconf import DictConfig
-
-from peftrun.compat.omegaconf import load_yaml
+from omegaconf import DictConfig, ListConfig
 
 __all__ = [
     "BasicLauncher",
@@ -39,7 +37,7 @@ __all__ = [
     "create_job_return",
     "merge_files",
     "open_repository",
-    "read_files_fast",
+    "read_files_with",
     "register_plugin",
     "skip_mode_composition",
 ]
@@ -48,7 +46,7 @@ __all__ = [
 def open_repository(
     loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str] = ()
 ) -> CachingConfigRepository:
-    """The files of the loader's search path, each read once. Hydra makes one for each composition. `overrides`: may name further locations."""
+    """The files of the loader's search path, each read once; `overrides` may extend the path. Hydra makes one for each composition."""
     return loader._parse_overrides_and_create_caching_repo(config_name, list(overrides))[1]
 
 
@@ -84,38 +82,31 @@ def create_job_return(overrides: Sequence[str], objective: float | None) -> JobR
     return JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=objective)
 
 
-class FastFileSource(FileConfigSource):
-    """Hydra's source of the files of a folder, with a faster parser."""
+def read_files_with(load: Callable[[TextIO], DictConfig | ListConfig]) -> None:
+    """Makes Hydra parse the files of folders and packages by `load`; its own sources call OmegaConf's slower parser themselves."""
 
-    def load_config(self, config_path: str) -> ConfigResult:
-        """Called by Hydra for each file of a composition. Raises: ConfigLoadError: there is no such file."""
-        path = os.path.realpath(os.path.join(self.path, self._normalize_file_name(config_path)))
-        if not os.path.exists(path):
-            raise ConfigLoadError(f"Config not found : {path}")
-        with open(path, encoding="utf-8") as file:
-            return _read_config(self, file)
+    def read(source: ConfigSource, file: TextIO) -> ConfigResult:
+        header = ConfigSource._get_header_dict(file.read(512))
+        file.seek(0)
+        return ConfigResult(source.provider, f"{source.scheme()}://{source.path}", load(file), header)
 
+    class FileSource(FileConfigSource):
+        def load_config(self, config_path: str) -> ConfigResult:
+            """Called by Hydra for each file of a composition. Raises: ConfigLoadError: there is no such file."""
+            path = os.path.realpath(os.path.join(self.path, self._normalize_file_name(config_path)))
+            if not os.path.exists(path):
+                raise ConfigLoadError(f"Config not found : {path}")
+            with open(path, encoding="utf-8") as file:
+                return read(self, file)
 
-class FastPackageSource(ImportlibResourcesConfigSource):
-    """The same for the files of a package, such as Hydra's own."""
+    class PackageSource(ImportlibResourcesConfigSource):
+        def _read_config(self, res: Any) -> ConfigResult:
+            if isinstance(res, zipfile.Path):
+                return super()._read_config(res)
+            with res.open(encoding="utf-8") as file:
+                return read(self, file)
 
-    def _read_config(self, res: Any) -> ConfigResult:
-        if isinstance(res, zipfile.Path):
-            return super()._read_config(res)
-        with res.open(encoding="utf-8") as file:
-            return _read_config(self, file)
-
-
-def _read_config(source: ConfigSource, file: TextIO) -> ConfigResult:
-    header = ConfigSource._get_header_dict(file.read(512))
-    file.seek(0)
-    return ConfigResult(source.provider, f"{source.scheme()}://{source.path}", load_yaml(file), header)
-
-
-def read_files_fast() -> None:
-    """Hydra reads the files of folders and packages by these sources. Of a scheme it keeps the first that is registered, its own."""
-    Plugins.instance()  # registers Hydra's own
-    SourcesRegistry.instance().types.update(file=FastFileSource, pkg=FastPackageSource)
+    SourcesRegistry.instance().types.update(file=FileSource, pkg=PackageSource)
 
 
 def register_plugin(plugin: type[Any]) -> str:

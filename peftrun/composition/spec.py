@@ -1,5 +1,6 @@
 """From composed values to a `RunSpec`: types, missing values, rules between keys; all problems are reported together. Light."""
 
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,6 +12,14 @@ from peftrun.config.schema import run as schema
 from peftrun.config.template_params import MISSING
 from peftrun.config.values import flatten_keys, resolve_values
 from peftrun.errors import ConfigError
+
+
+@cache  # composing takes a moment, and each cell of a sweep asks
+def get_default_values() -> dict[str, Any]:
+    """The resolved values of a training without any override, nested; not to be changed."""
+    from peftrun.composition import compose
+
+    return resolve_values(compose.compose_run([]).cfg)
 
 
 def build_spec(cfg: DictConfig) -> schema.RunSpec:

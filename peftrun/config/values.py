@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from peftrun.compat.omegaconf import load_plain
 from peftrun.config import migrations, template_params
 from peftrun.config.schema import run as schema
 from peftrun.config.template_params import MISSING
+from peftrun.config.yaml_files import load_plain
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.system import packages
 

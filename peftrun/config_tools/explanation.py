@@ -34,7 +34,18 @@ class ConfigExplanation:
         """For JSON output."""
         values = config.flatten_keys(self.origins.values)
         return {
-            "keys": [_describe_key(key, values[key], source) for key, source in self.origins.sources.items()],
+            "keys": [
+                {
+                    "key": key,
+                    "value": values[key],
+                    "from": source.describe(),
+                    "kind": source.kind,
+                    "file": source.path(),
+                    "line": source.line or None,
+                    "interpolated": source.interpolated,
+                }
+                for key, source in self.origins.sources.items()
+            ],
             "choices": [
                 {"group": choice.group, "option": choice.option, "by": choice.chosen_by}
                 for choice in self.origins.choices
@@ -82,7 +93,12 @@ def explain_run(run: Path) -> ConfigExplanation:
     """
     values = config.read_run(run / CONFIG)
     extra_path = _filter_existing(_drop_installed_packages(run_overrides.read_search_path(run)))
-    _check_unknown_keys(run, values)
+    try:
+        build_spec_from_values(values)
+    except ConfigError as error:  # files may be missing by now; only keys that do not exist rule out a command
+        unknown = [line for line in error.lines if "there is no such key" in line]
+        if unknown:
+            raise ConfigError(*(f"{run / CONFIG}: {line}" for line in unknown)) from error
     compositions = Composer(extra_path)
     # A run that was started from Python with a finished config has no overrides.
     overrides = run_overrides.read_overrides(run) or minimal_overrides.search_overrides(
@@ -101,19 +117,11 @@ def explain_run(run: Path) -> ConfigExplanation:
     return ConfigExplanation(origins, command, record.get("unread", []))
 
 
-def _check_unknown_keys(run: Path, values: dict[str, Any]) -> None:
-    """Raises: ConfigError: a key does not exist, so no command can give this config. Files may be missing by now."""
-    try:
-        build_spec_from_values(values)
-    except ConfigError as error:
-        unknown = [line for line in error.lines if "there is no such key" in line]
-        if unknown:
-            raise ConfigError(*(f"{run / CONFIG}: {line}" for line in unknown)) from error
-
-
 def explain_difference(first: Path, second: Path) -> ConfigDifference:
     """How the config of run `first` differs from that of `second`, apart from IGNORED_ACTION_KEYS."""
-    start, target = (_drop_ignored_keys(config.read_run(run / CONFIG)) for run in (first, second))
+    start, target = (config.read_run(run / CONFIG) for run in (first, second))
+    for values in (start, target):
+        values["action"] |= dict.fromkeys(values["action"].keys() & IGNORED_ACTION_KEYS)
     entries = [
         entry for run in (first, second) for entry in _drop_installed_packages(run_overrides.read_search_path(run))
     ]
@@ -123,18 +131,6 @@ def explain_difference(first: Path, second: Path) -> ConfigDifference:
     return ConfigDifference(
         minimal_overrides.diff_values(start, target), overrides, _build_command(compositions, extra_path, target)
     )
-
-
-def _describe_key(key: str, value: Any, source: ValueSource) -> dict[str, Any]:
-    return {
-        "key": key,
-        "value": value,
-        "from": source.describe(),
-        "kind": source.kind,
-        "file": source.path(),
-        "line": source.line or None,
-        "interpolated": source.interpolated,
-    }
 
 
 def _trace_recorded(values: dict[str, Any], current: ConfigOrigins) -> dict[str, ValueSource]:
@@ -149,11 +145,6 @@ def _trace_recorded(values: dict[str, Any], current: ConfigOrigins) -> dict[str,
         else:
             sources[key] = ValueSource(RECORDED, f"{CONFIG}; today {source.describe()} makes it {current_values[key]}")
     return sources
-
-
-def _drop_ignored_keys(values: dict[str, Any]) -> dict[str, Any]:
-    action = {key: None if key in IGNORED_ACTION_KEYS else value for key, value in values["action"].items()}
-    return {**values, "action": action}
 
 
 def _drop_installed_packages(search_path: Sequence[str]) -> list[str]:

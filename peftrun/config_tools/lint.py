@@ -55,22 +55,19 @@ def _check_models(options: list[Option], check_fit: FitCheck) -> None:
         methods = {_serialize_spec(option.spec.lora): option.spec.lora for option in users if option.spec}
         model, head = _get_model(users[0])
         errors = check_fit(model, list(methods.values()), head)
-        errors_by_method = dict(zip(methods, errors, strict=True)) if errors is not None else None
+        if errors is None:
+            line = f"model.name_or_path={model.name_or_path}: its config is not on this disk, so target_modules were not checked"
+            for option in users:
+                option.add(NOTE, line)
+            continue
+        errors_by_method = dict(zip(methods, errors, strict=True))
         for option in users:
-            _add_model_findings(option, model, errors_by_method)
-
-
-def _add_model_findings(option: Option, model: ModelSpec, errors_by_method: dict[str, Exception | None] | None) -> None:
-    assert option.spec is not None
-    if errors_by_method is None:
-        line = f"model.name_or_path={model.name_or_path}: its config is not on this disk, so target_modules were not checked"
-        option.add(NOTE, line)
-        return
-    error = errors_by_method[_serialize_spec(option.spec.lora)]
-    for line in getattr(error, "lines", [str(error)]) if error else ():
-        # The option is no longer fine: drop the finding without a message.
-        option.found = [finding for finding in option.found if finding.line]
-        option.add(FAULT, line)
+            assert option.spec is not None
+            error = errors_by_method[_serialize_spec(option.spec.lora)]
+            for line in getattr(error, "lines", [str(error)]) if error else ():
+                # The option is no longer fine: drop the finding without a message.
+                option.found = [finding for finding in option.found if finding.line]
+                option.add(FAULT, line)
 
 
 def _get_model(option: Option) -> tuple[ModelSpec, classifier_head.ClassifierHead | None]:

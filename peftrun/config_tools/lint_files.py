@@ -79,8 +79,13 @@ def lint_file(path: Path) -> Iterator[Finding]:
         yield Finding(str(path), what, FAULT, "is not a mapping of keys to values; write `key: VALUE`")
         return
     mapping = {str(key): value for key, value in values.items()}
-    for line in _find_faults(path, text, mapping):
-        yield Finding(str(path), what, FAULT, line)
+    if _contains_key(mapping, "_target_"):
+        # Hydra's instantiate would call whatever `_target_` names.
+        fault = "_target_: names code to run, which a config may not do; remove it"
+        yield Finding(str(path), what, FAULT, fault)
+    if path.parent.name == "experiment" and not any(line.strip() == GLOBAL for line in text.splitlines()[:3]):
+        fault = f"can set keys of all groups only if its first line is `{GLOBAL}`; add it"
+        yield Finding(str(path), what, FAULT, fault)
     for line in _find_notes(path, text, mapping):
         yield Finding(str(path), what, NOTE, line)
 
@@ -93,14 +98,6 @@ def parse_commands(path: Path) -> list[str]:
     return [
         text[text.find("peftrun") :].strip() for text in commands.removeprefix("# ").split("   |") if "peftrun" in text
     ]
-
-
-def _find_faults(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
-    if _contains_key(values, "_target_"):
-        # Hydra's instantiate would call whatever `_target_` names.
-        yield "_target_: names code to run, which a config may not do; remove it"
-    if path.parent.name == "experiment" and not any(line.strip() == GLOBAL for line in text.splitlines()[:3]):
-        yield f"can set keys of all groups only if its first line is `{GLOBAL}`; add it"
 
 
 def _find_notes(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:

@@ -98,26 +98,38 @@ class _OverrideSearch:
         """The smallest set found; of equally many overrides the shortest. None: nothing gives the target."""
         best = self._search_from([])
         if best is None or len(best) > 1:
-            starts = [[override_syntax.quote_override(EXPERIMENT, name)] for name in self._rank_experiments()]
+            # The experiments that set more of the missing values than they change wrongly, best first.
+            values = self._compose_values([]) or {}
+            gains = {name: self._compute_gain(name, values) for name in self.compositions.options(EXPERIMENT)}
+            ranked = sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])
+            starts = [[override_syntax.quote_override(EXPERIMENT, name)] for name in ranked[:MAX_TRIED_OPTIONS]]
             exact = (start for start in starts if is_same_value(self._compose_values(start), self.target))
             best = next(exact, None) or min([best, *map(self._search_from, starts)], key=_compute_cost)
-        return best and self._drop_implied(best)
+        # Overrides that others imply are dropped, such as a key that is interpolated from another.
+        for text in best if best and len(best) <= MAX_PRUNED_OVERRIDES else ():
+            assert best
+            without = [other for other in best if other != text]
+            if is_same_value(self._compose_values(without), self.target):
+                best = without
+        return best
 
     def set_every_value(self) -> list[str] | None:
         """An override for every value that differs, without choosing options."""
         return self._add_values([])
 
-    def _rank_experiments(self) -> list[str]:
-        """The experiments that set more of the missing values than they change wrongly, best first."""
-        values = self._compose_values([]) or {}
-        gains = {name: self._compute_gain(name, values) for name in self.compositions.options(EXPERIMENT)}
-        return sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])[:MAX_TRIED_OPTIONS]
-
     def _compute_gain(self, experiment: str, values: Values) -> int:
         """Missing values and choices that the experiment sets, minus values that would then have to be set back."""
         choices, body = self.compositions.body(f"{EXPERIMENT}/{experiment}")
         now, target = config.flatten_keys(values), config.flatten_keys(self.target)
-        gain = sum(self._is_nearer(group, option, values) for group, option in choices.items())
+        gain = 0
+        for group, option in choices.items():
+            if group not in GROUPS:
+                gain += 1
+                continue
+            # Whether the option differs from the target in fewer keys than the option chosen now.
+            wanted, current = config.flatten_keys(self.target.get(group)), config.flatten_keys(values.get(group))
+            candidate = config.flatten_keys(self.compositions.option(group, option))
+            gain += len(_find_differing_keys(candidate, wanted)) < len(_find_differing_keys(current, wanted))
         for key, value in config.flatten_keys(body).items():
             if key in target and not is_same_value(now.get(key, ABSENT), target[key]):
                 gain += is_same_value(value, target[key])
@@ -125,49 +137,12 @@ class _OverrideSearch:
                 gain -= 1
         return gain
 
-    def _is_nearer(self, group: str, option: str, values: Values) -> bool:
-        """Whether the option differs from the target in fewer keys than the option chosen now."""
-        if group not in GROUPS:
-            return True
-        target = config.flatten_keys(self.target.get(group))
-        current = config.flatten_keys(values.get(group))
-        candidate = config.flatten_keys(self.compositions.option(group, option))
-        return len(_find_differing_keys(candidate, target)) < len(_find_differing_keys(current, target))
-
     def _search_from(self, start: list[str]) -> list[str] | None:
+        """The choices that save overrides, and overrides for the remaining differences."""
         values, choices = self._compose_values(start), list(start)
         for group in GROUPS if values else ():
             assert values
             choices += self._choose_option(group, values, start)
-        return self._prune_choices(choices)
-
-    def _choose_option(self, group: str, values: Values, start: list[str]) -> list[str]:
-        """The choice of the group's nearest option, or nothing if no option saves overrides."""
-        current, target = values.get(group), self.target.get(group)
-        if not isinstance(target, dict) or is_same_value(current, target):
-            return []
-        cost_without, costs = _count_overrides(current, target), {}
-        for name in self._rank_options(group, config.flatten_keys(current), config.flatten_keys(target)):
-            choice = override_syntax.quote_override(group, name)
-            composed = self._compose_values([*start, choice])
-            costs[choice] = 1 + _count_overrides(composed[group], target) if composed else math.inf
-        nearest = min(costs, key=lambda choice: (costs[choice], choice not in self.typed, len(choice)), default="")
-        return [nearest] if nearest and costs[nearest] <= cost_without else []
-
-    def _rank_options(self, group: str, current: Values, target: Values) -> list[str]:
-        """Options by the number of missing values that they leave, then by all values in which they differ.
-
-        The second counts less, because an experiment composed later may set those values back.
-        """
-        ranks, missing = {}, _find_differing_keys(current, target)
-        for name in self.compositions.options(group):
-            wrong = _find_differing_keys(config.flatten_keys(self.compositions.option(group, name)), target)
-            if len(wrong & missing) < len(missing):
-                ranks[name] = (len(wrong & missing), len(wrong), len(name), name)
-        return sorted(ranks, key=lambda name: ranks[name])[:MAX_TRIED_OPTIONS]
-
-    def _prune_choices(self, choices: list[str]) -> list[str] | None:
-        """The choices that save overrides, and overrides for the remaining differences."""
         best = self._add_values(choices)
         # Greedy: a choice that saves no override alone is dropped, even if it might in combination with another.
         for choice in choices:
@@ -177,18 +152,31 @@ class _OverrideSearch:
                 choices, best = without, candidate
         return best
 
+    def _choose_option(self, group: str, values: Values, start: list[str]) -> list[str]:
+        """The choice of the group's nearest option, or nothing if no option saves overrides."""
+        current, target = values.get(group), self.target.get(group)
+        if not isinstance(target, dict) or is_same_value(current, target):
+            return []
+        # Options by the number of missing values that they leave, then by all values in which they differ. The second
+        # counts less, because an experiment composed later may set those values back.
+        ranks, flat_target = {}, config.flatten_keys(target)
+        missing = _find_differing_keys(config.flatten_keys(current), flat_target)
+        for name in self.compositions.options(group):
+            wrong = _find_differing_keys(config.flatten_keys(self.compositions.option(group, name)), flat_target)
+            if len(wrong & missing) < len(missing):
+                ranks[name] = (len(wrong & missing), len(wrong), len(name), name)
+        cost_without, costs = _count_overrides(current, target), {}
+        for name in sorted(ranks, key=lambda name: ranks[name])[:MAX_TRIED_OPTIONS]:
+            choice = override_syntax.quote_override(group, name)
+            composed = self._compose_values([*start, choice])
+            costs[choice] = 1 + _count_overrides(composed[group], target) if composed else math.inf
+        nearest = min(costs, key=lambda choice: (costs[choice], choice not in self.typed, len(choice)), default="")
+        return [nearest] if nearest and costs[nearest] <= cost_without else []
+
     def _add_values(self, choices: list[str]) -> list[str] | None:
         """The choices, and an override for each value in which they differ from the target. None: they cannot be composed."""
         values = self._compose_values(choices)
         return None if values is None else [*choices, *_build_overrides(values, self.target, "")]
-
-    def _drop_implied(self, overrides: list[str]) -> list[str]:
-        """Drops overrides that others imply, such as a key that is interpolated from another."""
-        for text in overrides if len(overrides) <= MAX_PRUNED_OVERRIDES else ():
-            without = [other for other in overrides if other != text]
-            if is_same_value(self._compose_values(without), self.target):
-                overrides = without
-        return overrides
 
     def _compose_values(self, overrides: list[str]) -> Values | None:
         """The values that `before` and these overrides compose; None: they cannot be composed."""
@@ -216,38 +204,25 @@ def _build_overrides(have: Any, want: Any, key: str) -> Iterator[str]:
     """Overrides that change the value of `key` from `have` to `want`; an empty key is the root."""
     if is_same_value(have, want):
         return
-    if key == ADAPTER_KEY:
-        yield _build_adapter_override(have, want)
-        return
-    if not isinstance(have, dict) or not isinstance(want, dict):
-        yield override_syntax.quote_override(key, want)
-        return
-    have, want = ({str(name): item for name, item in values.items()} for values in (have, want))
-    changed = [name for name in {**have, **want} if not is_same_value(have.get(name, ABSENT), want.get(name, ABSENT))]
-    # Hydra merges mappings, so one that loses all keys, or has keys that Hydra's grammar cannot name, is replaced.
-    if key and (not want or not all(map(override_syntax.is_name, changed))):
-        yield f"{key}={override_syntax.quote_replacement(want)}"
-        return
-    if key and not have:
-        yield override_syntax.quote_override(key, want, "++")
-        return
-    for name in changed:
-        yield from _build_key_overrides(
-            have.get(name, ABSENT), want.get(name, ABSENT), f"{key}.{name}" if key else name
-        )
-
-
-def _build_adapter_override(have: Values, want: Values) -> str:
-    """`adapter` accepts a path, which becomes the mapping {default: PATH}."""
-    if not have or not want or want.keys() == {"default"}:
-        return override_syntax.quote_override(ADAPTER_KEY, want.get("default") if want.keys() <= {"default"} else want)
-    return f"{ADAPTER_KEY}={override_syntax.quote_replacement(want)}"
-
-
-def _build_key_overrides(have: Any, want: Any, key: str) -> Iterator[str]:
     if want is ABSENT:
         yield f"~{key}"
     elif have is ABSENT:
         yield override_syntax.quote_override(key, want, "++")
+    elif key == ADAPTER_KEY and have and want and want.keys() != {"default"}:
+        yield f"{key}={override_syntax.quote_replacement(want)}"
+    elif key == ADAPTER_KEY:  # accepts a path, which becomes the mapping {default: PATH}
+        yield override_syntax.quote_override(key, want.get("default") if want.keys() <= {"default"} else want)
+    elif not isinstance(have, dict) or not isinstance(want, dict):
+        yield override_syntax.quote_override(key, want)
     else:
-        yield from _build_overrides(have, want, key)
+        have, want = ({str(name): item for name, item in values.items()} for values in (have, want))
+        pairs = {name: (have.get(name, ABSENT), want.get(name, ABSENT)) for name in {**have, **want}}
+        changed = [name for name, pair in pairs.items() if not is_same_value(*pair)]
+        # Hydra merges mappings, so one that loses all keys, or has keys that Hydra's grammar cannot name, is replaced.
+        if key and (not want or not all(map(override_syntax.is_name, changed))):
+            yield f"{key}={override_syntax.quote_replacement(want)}"
+        elif key and not have:
+            yield override_syntax.quote_override(key, want, "++")
+        else:
+            for name in changed:
+                yield from _build_overrides(*pairs[name], f"{key}.{name}" if key else name)

@@ -107,8 +107,7 @@ def trace_origins(compositions: Composer, overrides: Sequence[str]) -> ConfigOri
         key: _find_source(sources, key) if key in composed_leaves and composed_leaves[key] == value else adapter_run
         for key, value in config.flatten_keys(values).items()
     }
-    typed_groups = {text.partition("=")[0].lstrip("+") for text in overrides}
-    return ConfigOrigins(values, leaf_sources, _list_choices(defaults, typed_groups))
+    return ConfigOrigins(values, leaf_sources, _list_choices(defaults, overrides))
 
 
 def _trace_file(compositions: Composer, default: ResultDefault) -> Iterator[tuple[str, ValueSource]]:
@@ -179,21 +178,17 @@ def _find_source(sources: dict[str, ValueSource], key: str) -> ValueSource:
     return next((sources[name] for name in names if name in sources), ValueSource(UNKNOWN))
 
 
-def _list_choices(defaults: DefaultsList, typed_groups: set[str]) -> list[GroupChoice]:
+def _list_choices(defaults: DefaultsList, overrides: Sequence[str]) -> list[GroupChoice]:
+    typed_groups = {text.partition("=")[0].lstrip("+") for text in overrides}
     options = {
-        group: option for group, option in defaults.overrides.known_choices.items() if not group.startswith(HYDRAS)
+        group: option
+        for group, option in defaults.overrides.known_choices.items()
+        if option is not None and not group.startswith(HYDRAS)
     }
-    ordered = sorted(options, key=lambda group: [*paths.GROUPS, group].index(group))
-    return [
-        GroupChoice(group, options[group], _describe_chooser(defaults, group, typed_groups))
-        for group in ordered
-        if options[group] is not None
-    ]
-
-
-def _describe_chooser(defaults: DefaultsList, group: str, typed_groups: set[str]) -> str:
-    if group in typed_groups:
-        return TYPED
-    metadata = defaults.overrides.override_metadata.get(group)  # of an `override /GROUP:` in some file's defaults
-    config_path = metadata.containing_config_path if metadata else None
-    return f"by {config_path.replace('/', '=')}" if config_path else "default"
+    choices = []
+    for group in sorted(options, key=lambda group: [*paths.GROUPS, group].index(group)):
+        metadata = defaults.overrides.override_metadata.get(group)  # of an `override /GROUP:` in some file's defaults
+        config_path = metadata.containing_config_path if metadata else None
+        chosen_by = f"by {config_path.replace('/', '=')}" if config_path else "default"
+        choices.append(GroupChoice(group, options[group], TYPED if group in typed_groups else chosen_by))
+    return choices

@@ -1,6 +1,6 @@
 """Renders the files of a config package whose first experiment holds the typed overrides. Light."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,8 +67,18 @@ def render_package(name: str, typed: Sequence[str], own_rows: bool) -> dict[str,
 
 def parse_overrides(typed: Sequence[str]) -> ExperimentDraft:
     """The experiment that the overrides amount to. Raises: ConfigError: see `render_package`."""
-    draft = ExperimentDraft()
-    problems = [line for text in typed for line in _apply_override(draft, text)]
+    draft, problems = ExperimentDraft(), []
+    for text in typed:
+        override = OverridesParser.create().parse_override(text)
+        key, group = override.key_or_group, override.key_or_group.removeprefix("+")
+        if override.is_delete() or override.is_sweep_override() or override.package:
+            problems.append(f"{text}: cannot be written to a file; omit it, and edit the experiment by hand")
+        elif group == "experiment":  # an experiment is based on others by listing them in its defaults
+            draft.experiments = [str(override.value())]
+        elif group in paths.GROUPS and not isinstance(override.value(), dict):
+            draft.choices[group] = str(override.value())
+        else:
+            _set_value(draft.values, key.split("."), _strip_quotes(override.value()))
     if problems:
         raise ConfigError(*problems)
     return draft
@@ -86,19 +96,6 @@ def render_experiment(name: str, draft: ExperimentDraft) -> str:
     return scaffold_texts.EXPERIMENT.substitute(
         name=name, slots=_format_slots(draft), body=OmegaConf.to_yaml(OmegaConf.create(body))
     )
-
-
-def _apply_override(draft: ExperimentDraft, text: str) -> Iterator[str]:
-    override = OverridesParser.create().parse_override(text)
-    key, group = override.key_or_group, override.key_or_group.removeprefix("+")
-    if override.is_delete() or override.is_sweep_override() or override.package:
-        yield f"{text}: cannot be written to a file; omit it, and edit the experiment by hand"
-    elif group == "experiment":  # an experiment is based on others by listing them in its defaults
-        draft.experiments = [str(override.value())]
-    elif group in paths.GROUPS and not isinstance(override.value(), dict):
-        draft.choices[group] = str(override.value())
-    else:
-        _set_value(draft.values, key.split("."), _strip_quotes(override.value()))
 
 
 def _set_value(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

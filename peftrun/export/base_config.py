@@ -57,23 +57,23 @@ class ExportBase:
         return (self.here if self.typed else None) or self.id or self.here
 
 
-def find(source: ExportSource, typed: ModelSpec | None, given: str | None) -> ExportBase:
+def find(source: ExportSource, typed: ModelSpec | None, base_model: str | None) -> ExportBase:
     """The base model of the run that made the source; of a source made elsewhere the typed one, else the recorded one.
 
-    Args: typed: the config's, None if none was typed (see `is_typed`). given: `action.base_model`, an id.
+    Args: typed: the config's, None if none was typed (see `is_typed`). base_model: `action.base_model`, an id.
     """
     typed = None if source.run else typed
     model = dataclasses.asdict(typed) if typed else _read_recorded_model(source)
     name_id = portable_names.hub_id(str(model["name_or_path"])) if model and not model["package"] else None
     known_id = name_id or portable_names.hub_id(portable_names.get_recorded_base_name(source))
     revision = model["revision"] if name_id and model else source.base().get("revision")
-    if not known_id or given not in (None, known_id):  # the revision belongs to another repository
+    if not known_id or base_model not in (None, known_id):  # the revision belongs to another repository
         revision = None
     path = None
     if model:
         path = base_location.resolve_model_path(ModelSpec(**model))
         path = path.absolute() if path.exists() else None
-    return ExportBase(model, given or known_id, revision, path, typed is not None)
+    return ExportBase(model, base_model or known_id, revision, path, typed is not None)
 
 
 def is_typed(out_dir: Path) -> bool:

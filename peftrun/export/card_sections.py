@@ -81,8 +81,8 @@ def render_training(about: CardInfo) -> str:
     if source.record.get("action") != "train":
         derived = {key: source.facts[key] for key in ("combined", "extracted", "merged") if source.facts.get(key)}
         return f"## Made of\n\n```json\n{_format_json(derived)}\n```" if derived else ""
-    rows = [*_iter_data_rows(source, values), *_iter_setting_rows(source, values), *_iter_machine_rows(source)]
-    lines = ["## Training\n", _format_row("", ""), "|---|---|", *(_format_row(key, text) for key, text in rows)]
+    rows = [_format_row(key, text) for key, text in _iter_training_rows(source, values)]
+    lines = ["## Training\n", _format_row("", ""), "|---|---|", *rows]
     # The format of prompts, which one needs for asking the model.
     keys = ("system", "prompt", "completion", "messages")
     prompt = {key: values["task"].get(key) for key in keys if values["task"].get(key)}
@@ -145,7 +145,7 @@ def render_fingerprints(source: ExportSource) -> str:
     return "\n".join(["## Fingerprints (sha256)\n", _format_row("", ""), "|---|---|", *lines])
 
 
-def _iter_data_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _iter_training_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
     data, training = source.record.get("data") or {}, source.record.get("training") or {}
     yield "data", f"{card_metrics.get_dataset_name(values)}, task kind {values['task']['kind']}"
     if data.get("train_rows") is not None:
@@ -155,9 +155,6 @@ def _iter_data_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tu
             yield label, format_number(training[key])
     if source.record.get("status") == "stopped":
         yield "ended", "early, by a sweep"
-
-
-def _iter_setting_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
     method = values["lora"]
     chosen = {
         key: method[key] for key in METHOD_KEYS if method.get(key) not in (None, False, {}, 0.0)
@@ -169,9 +166,6 @@ def _iter_setting_rows(source: ExportSource, values: dict[str, Any]) -> Iterable
     for key in TRAINER_KEYS:
         yield key, format_value(values["trainer"][key])
     yield "seed", format_value(source.record.get("seed"))
-
-
-def _iter_machine_rows(source: ExportSource) -> Iterable[tuple[str, str]]:
     environment = source.record.get("environment") or {}
     gpus = ", ".join(
         str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in environment.get("gpus") or []

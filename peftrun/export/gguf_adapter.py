@@ -46,7 +46,18 @@ def write_gguf_adapter(
     first = next(iter(pairs.values()))
     alpha = float(np.float32(first.scaling * first.rank))  # GGUF stores it in float32
     tensors = {module: _convert_factors(module, pair, alpha, architecture, base) for module, pair in pairs.items()}
-    writer = _open_writer(file, architecture, alpha, base_id)
+    import gguf
+
+    # The metadata that llama.cpp requires of an adapter.
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    if base_id:
+        organization, _, model = base_id.partition("/")
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, model)
+        writer.add_base_model_organization(0, organization)
     _write_tensors(writer, architecture, int(base["num_hidden_layers"]), tensors)
     ranks = sorted({pair.rank for pair in pairs.values()})
     return {"architecture": architecture, "alpha": alpha, "pairs": len(tensors), "ranks": ranks}
@@ -77,22 +88,6 @@ def permute_heads(rows: np.ndarray, heads: int) -> np.ndarray:
     half = rows.shape[0] // heads // 2
     # transformers rotates the first half of a head against the second, llama.cpp (and Meta) neighboring rows.
     return rows.reshape(heads, 2, half, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def _open_writer(file: Path, architecture: str, alpha: float, base_id: str | None) -> Any:
-    """A GGUF writer with the metadata that llama.cpp requires of an adapter."""
-    import gguf
-
-    writer = gguf.GGUFWriter(file, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-    if base_id:
-        organization, _, model = base_id.partition("/")
-        writer.add_base_model_count(1)
-        writer.add_base_model_name(0, model)
-        writer.add_base_model_organization(0, organization)
-    return writer
 
 
 def _write_tensors(writer: Any, architecture: str, layers: int, tensors: dict[str, LoraFactors]) -> None:

@@ -16,6 +16,23 @@ TASK_KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls", "CAUSAL_LM": "caus
 
 def render_card(about: CardInfo) -> str:
     """The text of README.md, metadata first."""
+    from huggingface_hub import ModelCardData
+
+    source, eval_results = about.source, card_metrics.build_eval_results(about.source, about.values)
+    method = str(source.config.get("peft_type", "")).lower() if source.is_adapter else None
+    data = (about.values.get("task") or {}).get("data") or {}
+    metadata = ModelCardData(
+        base_model=about.base_id,
+        library_name="peft" if source.is_adapter else "transformers",
+        license=about.license,
+        pipeline_tag=PIPELINE_TAGS.get(about.kind or ""),
+        tags=["peftrun", *([method] if method else []), *(["dora"] if source.config.get("use_dora") else [])],
+        # The Hub links these names, so only datasets on the Hub are listed.
+        datasets=[str(data["path"])] if data.get("source") == "hub" else None,
+        model_name=about.title if eval_results else None,  # huggingface_hub requires it with eval_results
+        eval_results=eval_results or None,
+        base_model_relation=("adapter" if source.is_adapter else "finetune") if about.base_id else None,
+    )
     parts = [
         f"# {about.title}",
         card_sections.render_summary(about),
@@ -23,9 +40,9 @@ def render_card(about: CardInfo) -> str:
         card_sections.render_training(about),
         card_sections.render_usage(about),
         card_sections.render_reproduction(about),
-        card_sections.render_fingerprints(about.source),
+        card_sections.render_fingerprints(source),
     ]
-    return f"---\n{_render_metadata(about)}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+    return f"---\n{metadata.to_yaml().strip()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
 def collect_card_info(
@@ -46,24 +63,3 @@ def get_task_kind(source: ExportSource, values: dict[str, Any]) -> str | None:
     """The task type, from the run or from PEFT's `task_type`; None if unknown."""
     recorded = (values.get("task") or {}).get("kind") if source.record.get("action") == "train" else None
     return recorded or TASK_KINDS.get(str(source.config.get("task_type")))
-
-
-def _render_metadata(about: CardInfo) -> str:
-    from huggingface_hub import ModelCardData
-
-    source, eval_results = about.source, card_metrics.build_eval_results(about.source, about.values)
-    method = str(source.config.get("peft_type", "")).lower() if source.is_adapter else None
-    data = (about.values.get("task") or {}).get("data") or {}
-    card = ModelCardData(
-        base_model=about.base_id,
-        library_name="peft" if source.is_adapter else "transformers",
-        license=about.license,
-        pipeline_tag=PIPELINE_TAGS.get(about.kind or ""),
-        tags=["peftrun", *([method] if method else []), *(["dora"] if source.config.get("use_dora") else [])],
-        # The Hub links these names, so only datasets on the Hub are listed.
-        datasets=[str(data["path"])] if data.get("source") == "hub" else None,
-        model_name=about.title if eval_results else None,  # huggingface_hub requires it with eval_results
-        eval_results=eval_results or None,
-        base_model_relation=("adapter" if source.is_adapter else "finetune") if about.base_id else None,
-    )
-    return card.to_yaml().strip()

@@ -15,7 +15,6 @@ from peftrun.export import adapter_files, lora_factors
 from peftrun.io import atomic_files, safetensors_header
 
 LAUNCH_SCRIPT, FACTS_FILE = "launch.sh", "vllm.json"
-BASE_VARIABLE = '"$BASE"'
 
 
 def write_vllm_folder(
@@ -45,12 +44,15 @@ def write_vllm_folder(
         "command": build_serve_command(list(adapters), base_id or "BASE", revision, rank),
     }
     atomic_files.write_json(folder / FACTS_FILE, info)
-    script = _render_launch_script(
-        build_serve_command(list(adapters), BASE_VARIABLE, revision, rank, where="./"),
-        base_id,
-        get_recorded_base_name(sources[0]),
+    # The recorded name is for the message of a missing BASE, inside shell quotes.
+    base_name = re.sub(r"[^\w./:-]", "_", get_recorded_base_name(sources[0]) or "not known")
+    message = f"set BASE to the base model ({base_name}): a folder or ORG/NAME"
+    variable = f'BASE="${{BASE:-{base_id}}}"' if base_id else f'BASE="${{BASE:?{message}}}"'
+    command = build_serve_command(list(adapters), '"$BASE"', revision, rank, where="./")
+    atomic_files.write_text(
+        folder / LAUNCH_SCRIPT,
+        f'#!/bin/sh\n# Serves the adapters in this folder. More options of vLLM may follow.\nset -e\ncd "$(dirname "$0")"\n{variable}\nexec {command} "$@"\n',
     )
-    atomic_files.write_text(folder / LAUNCH_SCRIPT, script)
     (folder / LAUNCH_SCRIPT).chmod(0o755)
     return info
 
@@ -105,11 +107,3 @@ def _flatten_ranks(source: ExportSource, base_id: str | None, folder: Path) -> i
 
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})  # transformers requires the format
     return rank
-
-
-def _render_launch_script(command: str, base_id: str | None, base_name: str | None) -> str:
-    """Args: base_name: the recorded name of the base model, for the message if there is no id."""
-    name = re.sub(r"[^\w./:-]", "_", base_name or "not known")  # is inside shell quotes
-    message = f"set BASE to the base model ({name}): a folder or ORG/NAME"
-    variable = f'BASE="${{BASE:-{base_id}}}"' if base_id else f'BASE="${{BASE:?{message}}}"'
-    return f'#!/bin/sh\n# Serves the adapters in this folder. More options of vLLM may follow.\nset -e\ncd "$(dirname "$0")"\n{variable}\nexec {command} "$@"\n'

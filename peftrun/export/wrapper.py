@@ -5,7 +5,6 @@ or `model.language_model.layers…`. vLLM serves the class of the checkpoint: an
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import base_location
@@ -30,7 +29,13 @@ def map_tensor_names(
     if not (settings or {}).get("wrapped") or all(LANGUAGE in name for name in tensors):
         return {}
     folder = base_location.find_base_dir(ModelSpec(**model))
-    prefixes = _collect_prefixes(folder) if folder else {}
+    # `0.self_attn.q_proj` → the names before `layers.0.self_attn.q_proj` in the checkpoint's language model.
+    prefixes: dict[str, set[str]] = {}
+    for file in folder.glob("*.safetensors") if folder else ():
+        for tensor in safetensors_header.read_header(file):
+            prefix, layers, rest = tensor.name.partition(LAYERS)
+            if layers and LANGUAGE in prefix:  # not the layers of a vision tower
+                prefixes.setdefault(rest.rpartition(".")[0], set()).add(prefix)
     renamed = {}
     for name in tensors:
         path, _, factor = name.removeprefix(PEFT).partition(".lora_")
@@ -45,14 +50,3 @@ def map_tensor_names(
         if new_name != name:
             renamed[name] = new_name
     return renamed
-
-
-def _collect_prefixes(folder: Path) -> dict[str, set[str]]:
-    """`0.self_attn.q_proj` → the names before `layers.0.self_attn.q_proj` in the checkpoint's language model."""
-    prefixes: dict[str, set[str]] = {}
-    for file in folder.glob("*.safetensors"):
-        for tensor in safetensors_header.read_header(file):
-            prefix, layers, rest = tensor.name.partition(LAYERS)
-            if layers and LANGUAGE in prefix:  # not the layers of a vision tower
-                prefixes.setdefault(rest.rpartition(".")[0], set()).add(prefix)
-    return prefixes

@@ -33,7 +33,7 @@ WRITER_ERRORS = (
 def create_folder(target: Path, kept_if: type[Exception] | None = None) -> Iterator[Path]:
     """Yields a temporary sibling of `target` that becomes `target` when the block ends without an error.
 
-    Args: kept_if: an error after which the folder is kept, under the name that `find_rejected_path` gives.
+    Args: kept_if: an error after which the folder stays, under the name that `find_rejected_path` gives.
     Raises: ArtifactError: `target` exists, or writing failed (then nothing is left behind).
     """
     if target.exists():
@@ -68,7 +68,7 @@ def folder_key(out_dir: Path) -> str:
 
 
 def find_rejected_path(target: Path) -> Path:
-    """Where an artifact that failed its proof is kept: the first unused `NAME.rejected`, `NAME.rejected1`, … next to `target`."""
+    """Where an artifact that failed its proof is moved to: the first unused `NAME.rejected`, `NAME.rejected1`, … next to `target`."""
     names = (f"{target.name}.rejected{number or ''}" for number in itertools.count())
     return next(path for name in names if not (path := target.with_name(name)).exists())
 
@@ -129,11 +129,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_files(root: Path, parts: Iterable[Path], known: Mapping[Path, str]) -> dict[str, str]:
-    """Path relative to `root` → sha256 of every file in the folders `parts`. `known`: digests of files that need not be read."""
+def hash_files(root: Path, parts: Iterable[Path], computed: Mapping[Path, str]) -> dict[str, str]:
+    """Path relative to `root` → sha256 of every file in the folders `parts`. `computed`: digests of files that need not be read."""
     files = sorted(file for folder in parts for file in folder.rglob("*") if file.is_file())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads suffice: hashlib releases the GIL
-        digests = pool.map(lambda file: known.get(file) or hash_file(file), files)
+        digests = pool.map(lambda file: computed.get(file) or hash_file(file), files)
         return {os.path.relpath(file, root): digest for file, digest in zip(files, digests, strict=True)}
 
 

@@ -44,7 +44,16 @@ def read_header(path: Path) -> list[TensorEntry]:
     Source: the format's specification (an 8-byte little-endian length, a JSON header, then the bytes).
     """
     try:
-        entries = _parse_header(path)
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if length > path.stat().st_size:  # read(length) would allocate whatever a corrupt file asks for
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        start, entries = LENGTH_BYTES + length, []
+        for name, item in header.items():
+            begin, end = item["data_offsets"]  # bytes from the end of the header
+            entries.append(TensorEntry(name, item["dtype"], tuple(item["shape"]), start + begin, start + end))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path}: is not a readable safetensors file ({error}); restore it or make it again"
@@ -52,7 +61,7 @@ def read_header(path: Path) -> list[TensorEntry]:
     expected, actual = max((entry.end for entry in entries), default=0), path.stat().st_size
     if entries and expected != actual:
         raise ArtifactError(f"{path}: is truncated or torn ({actual} bytes, its header says {expected}); restore it")
-    return entries
+    return sorted(entries, key=lambda entry: entry.begin)
 
 
 def rename_tensors(path: Path, names: Mapping[str, str]) -> None:
@@ -66,18 +75,3 @@ def rename_tensors(path: Path, names: Mapping[str, str]) -> None:
         target.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         shutil.copyfileobj(file, target)
     temporary.replace(path)
-
-
-def _parse_header(path: Path) -> list[TensorEntry]:
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if length > path.stat().st_size:  # read(length) would allocate whatever a corrupt file asks for
-            raise ValueError("the header is longer than the file")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    start = LENGTH_BYTES + length
-    entries = []
-    for name, item in header.items():
-        begin, end = item["data_offsets"]  # bytes from the end of the header
-        entries.append(TensorEntry(name, item["dtype"], tuple(item["shape"]), start + begin, start + end))
-    return sorted(entries, key=lambda entry: entry.begin)

@@ -1,4 +1,4 @@
-"""Safetensors files read and written piece by piece, so that no more than a piece is in memory."""
+"""Reads and writes safetensors files piece by piece, so that only a piece of each tensor is in memory."""
 
 import json
 import os
@@ -21,33 +21,33 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-COPY_BYTES = 1 << 26  # bytes
-FLUSH_BYTES = 1 << 28  # bytes
-PIECE_VALUES = 1 << 21  # values
-READ_AHEAD_BYTES = 1 << 27  # bytes
-_SPARE_BUFFERS: list[bytearray] = []  # of tensors that have been read
+COPY_BYTES = 1 << 26  # per call
+FLUSH_BYTES = 1 << 28  # written between two flushes
+PIECE_VALUES = 1 << 21  # read at once
+READ_AHEAD_BYTES = 1 << 27
+_SPARE_BUFFERS: list[bytearray] = []  # reused from one tensor to the next
 
 
 RowBlock = tuple[int, int]  # first row, last row + 1
-Part = tuple[int, Callable[[], torch.Tensor]]  # number of values before it in its tensor, and what computes its values
+Part = tuple[int, Callable[[], torch.Tensor]]  # index of its first value in the flat tensor; computes its values
 
 
 def split_rows(rows: int, width: int) -> list[RowBlock]:
-    """Parts of so many rows of so many values, none longer than a piece unless one row is."""
+    """Blocks of a (rows, width) tensor, each of at most `PIECE_VALUES` values or a single row."""
     step = max(1, PIECE_VALUES // width)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk."""
+    """A tensor in a file, not read yet."""
 
     file: Path
     entry: TensorEntry
 
     @property
     def dtype(self) -> torch.dtype:
-        """As stored."""
+        """Of the stored values."""
         return DTYPES[self.entry.dtype]
 
     @property
@@ -56,61 +56,74 @@ class StoredTensor:
         return torch.Size(self.entry.shape).numel()
 
     def rows(self, start: int | None, stop: int | None) -> "StoredTensor":
-        """The same tensor's rows from `start` up to `stop`; all of it where these are None."""
+        """Rows `start` up to `stop` as a tensor of shape (stop - start, …); the whole tensor if one of them is None."""
         if start is None or stop is None:
             return self
-        size = (self.entry.end - self.entry.begin) // self.entry.shape[0]
+        size = (self.entry.end - self.entry.begin) // self.entry.shape[0]  # bytes of a row
         begin, shape = self.entry.begin + start * size, (stop - start, *self.entry.shape[1:])
         return StoredTensor(self.file, replace(self.entry, shape=shape, begin=begin, end=begin + (stop - start) * size))
 
     def row_blocks(self) -> list[RowBlock]:
-        """Parts that are small enough to stay in a processor's cache while they are computed with."""
+        """Blocks small enough to stay in the processor's cache while they are computed with."""
         return split_rows(self.entry.shape[0], max(1, self.count // max(1, self.entry.shape[0])))
 
     def parts(self) -> list["Part"]:
-        """Its values in float32."""
+        """Its values in float32, one part per block of rows."""
         if not self.entry.shape:
             return [(0, self.read_float)]
         width = self.count // max(1, self.entry.shape[0])
         return [(block[0] * width, self.rows(*block).read_float) for block in self.row_blocks()]
 
-    def read_float(self, room: torch.Tensor | None = None) -> torch.Tensor:
-        """Its values in float32, in `room` (see `read`) or new memory."""
-        return self.read(torch.empty(self.count) if room is None else room)
+    def read_float(self, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """Its values in float32, in `buffer` (see `read`) or new memory."""
+        return self.read(torch.empty(self.count) if buffer is None else buffer)
 
     def read_stored(self) -> torch.Tensor:
-        """Its values in the dtype that they are stored in."""
+        """Its values in the stored dtype."""
         return self.read(torch.empty(self.count, dtype=self.dtype))
 
-    def read(self, room: torch.Tensor) -> torch.Tensor:
-        """Its values in the dtype of `room` (flat, at least `count` long), which holds them: read from disk piece by piece."""
-        into, place = room[: self.count], 0
-        for part in self.pieces():
-            into[place : place + len(part)].copy_(part)
-            place += len(part)
-        return into.reshape(self.entry.shape)
+    def read(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Its values in the dtype of `buffer`, as a view of it: flat, of at least `count` values. Read from disk piece by piece."""
+        values, begin = buffer[: self.count], 0  # (count,)
+        for piece in self.pieces():
+            values[begin : begin + len(piece)].copy_(piece)
+            begin += len(piece)
+        return values.reshape(self.entry.shape)
 
     def pieces(self) -> Iterator[torch.Tensor]:
-        """Its values as stored, flat, so many at a time; each is overwritten by the next."""
+        """Its values as stored, flat, at most `PIECE_VALUES` at a time; the next piece overwrites the last."""
         with _borrow_buffer(PIECE_VALUES * self.dtype.itemsize) as buffer, open(self.file, "rb", buffering=0) as file:
             file.seek(self.entry.begin)
             for start in range(0, self.count, PIECE_VALUES):
                 view = buffer[: min(PIECE_VALUES, self.count - start) * self.dtype.itemsize]
-                _read_ahead(file.fileno(), file.tell(), len(view))
-                _read_all(file, view)
-                yield torch.frombuffer(view, dtype=self.dtype)
+                if hasattr(os, "posix_fadvise"):  # the kernel reads on while this piece is computed with
+                    os.posix_fadvise(file.fileno(), file.tell() + READ_AHEAD_BYTES, len(view), os.POSIX_FADV_WILLNEED)
+                unread = view
+                while unread:
+                    count = file.readinto(unread)
+                    if not count:
+                        raise ArtifactError(f"{file.name}: ends too early; fetch it again")
+                    unread = unread[count:]
+                yield torch.frombuffer(view, dtype=self.dtype)  # (at most PIECE_VALUES,)
 
     def copy_bytes_to(self, handle: int) -> None:
-        """Its bytes at the place of an open file, without passing through this process where the system can do that."""
+        """Writes its bytes at the position of an open file; inside the kernel where the system can."""
+        begin = self.entry.begin
         with open(self.file, "rb", buffering=0) as file:
-            begin = self.entry.begin
             while begin < self.entry.end:
-                begin += _copy_bytes(file.fileno(), handle, begin, min(COPY_BYTES, self.entry.end - begin))
+                size = min(COPY_BYTES, self.entry.end - begin)
+                try:
+                    begin += os.copy_file_range(file.fileno(), handle, size, offset_src=begin)
+                except (OSError, AttributeError):
+                    # another file system, or an operating system without it; a full disk fails again here
+                    data = os.pread(file.fileno(), size, begin)
+                    _write_all(handle, data)
+                    begin += len(data)
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written, as its `parts` are computed; None: the bytes of `source` as they are."""
+    """A tensor to write: `parts`, computed when it is written; None: the bytes of `source`."""
 
     name: str
     dtype: torch.dtype
@@ -135,85 +148,80 @@ def list_stored_tensors(file: Path) -> list[StoredTensor]:
 
 
 class TensorFile:
-    """A safetensors file that is there in full length from the start, and whose tensors are written as they are come to."""
+    """A safetensors file that has its header and full length from the start, and whose tensors are written in any order."""
 
     def __init__(self, path: Path, planned: list[PlannedTensor]) -> None:
         """Writes the header."""
-        self.path, self._unwritten, self._unflushed = path, {one.name: one for one in planned}, 0
-        body, end = _lay_out(planned)
-        text = json.dumps({"__metadata__": {"format": "pt"}} | body, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the bytes of the tensors begin at a multiple of eight, as the format asks
-        self._places = {key: 8 + len(text) + one["data_offsets"][0] for key, one in body.items()}
+        self.path, self._unwritten, self._unflushed = path, {tensor.name: tensor for tensor in planned}, 0
+        header: dict[str, Any] = {}
+        end = 0  # offsets count from the end of the header
+        for tensor in planned:
+            begin, end = end, end + tensor.size
+            dtype, shape = DTYPE_NAMES[tensor.dtype], list(tensor.shape)
+            header[tensor.name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants tensors to begin at a multiple of 8 bytes
+        self._offsets = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
         with open(path, "wb", buffering=0) as file:
             _write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + end)
 
     @property
     def unwritten(self) -> Collection[str]:
-        """Names of tensors."""
+        """Names of the tensors that are not written yet."""
         return self._unwritten.keys()
 
     def write(self, name: str) -> None:
-        """Writes the tensor, unless it is."""
+        """Writes the tensor if it is not written yet."""
         if name not in self._unwritten:
             return
-        one = self._unwritten.pop(name)
+        tensor, offset = self._unwritten.pop(name), self._offsets[name]
         with open(self.path, "r+b", buffering=0) as file:
-            file.seek(self._places[name])
-            if one.source is not None and one.parts is None:
-                one.source.copy_bytes_to(file.fileno())
+            file.seek(offset)
+            if tensor.source is not None and tensor.parts is None:
+                tensor.source.copy_bytes_to(file.fileno())
             else:
-                blocks.map_blocks(partial(_write_part, file.fileno(), self._places[name], one.dtype), one.parts or [])
-        self._unflushed += one.size
+                blocks.map_blocks(partial(_write_part, file.fileno(), offset, tensor.dtype), tensor.parts or [])
+        self._unflushed += tensor.size
         if self._unflushed > FLUSH_BYTES:  # the disk writes while the next tensors are computed
             threading.Thread(target=_flush_file, args=[self.path]).start()
             self._unflushed = 0
 
 
 def drop_from_memory(file: Path) -> None:
-    """Has the system write a file to the disk and keep it there alone; nothing where the system offers no such thing."""
+    """Flushes a file to the disk and removes it from the page cache; does nothing where the system cannot."""
     if hasattr(os, "posix_fadvise"):
+        _flush_file(file)
         with suppress(OSError), open(file, "rb") as handle:
-            os.fsync(handle.fileno())
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def write_index(folder: Path, places: dict[str, str], size: int) -> None:
-    """The index of a model in several files. `places`: tensor → file. `size`: bytes of all tensors."""
+def write_index(folder: Path, weight_map: dict[str, str], size: int) -> None:
+    """The index of a model in several files. `weight_map`: tensor → file name. `size`: bytes of all tensors."""
     atomic_files.write_json(
-        folder / safetensors_header.INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": places}
+        folder / safetensors_header.INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map}
     )
 
 
-def _lay_out(planned: list[PlannedTensor]) -> tuple[dict[str, Any], int]:
-    """The entries of a file's header, and the bytes of its tensors."""
-    body, end = {}, 0
-    for one in planned:
-        place = [end, end + one.size]
-        body[one.name] = {"dtype": DTYPE_NAMES[one.dtype], "shape": list(one.shape), "data_offsets": place}
-        end += one.size
-    return body, end
-
-
 def _flush_file(path: Path) -> None:
-    with suppress(OSError), open(path, "rb") as file:  # what fails here fails again where everything is flushed
+    with suppress(OSError), open(path, "rb") as file:  # an error here comes again in the final flush of the folder
         os.fsync(file.fileno())
 
 
 def _write_part(handle: int, begin: int, dtype: torch.dtype, part: Part) -> None:
-    """A part of the tensor that begins there, rounded."""
-    place, compute = part
-    place = begin + place * dtype.itemsize
-    for values in compute().detach().reshape(-1).split(PIECE_VALUES):
+    """Writes a part, rounded to `dtype`, of the tensor that begins at byte `begin` of the file."""
+    first, compute = part
+    offset = begin + first * dtype.itemsize
+    for values in compute().detach().reshape(-1).split(PIECE_VALUES):  # flat, at most PIECE_VALUES each
         view = memoryview(values.float().to(dtype).view(torch.uint8).numpy())
         while view:
-            count = os.pwrite(handle, view, place)
-            view, place = view[count:], place + count
+            count = os.pwrite(handle, view, offset)
+            view, offset = view[count:], offset + count
 
 
 @contextmanager
 def _borrow_buffer(size: int) -> Iterator[memoryview]:
-    """Memory that was read into before: to fetch it from the system anew costs more than the reading."""
+    """A buffer of an earlier read if there is one: allocating fresh memory costs more than reading into it."""
     try:
         buffer = _SPARE_BUFFERS.pop()
     except IndexError:
@@ -226,33 +234,7 @@ def _borrow_buffer(size: int) -> Iterator[memoryview]:
         _SPARE_BUFFERS.append(buffer)
 
 
-def _read_ahead(handle: int, begin: int, size: int) -> None:
-    """Has the system read what will be asked for in a while in all likelihood, so many bytes of it, while this is computed with."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, begin + READ_AHEAD_BYTES, size, os.POSIX_FADV_WILLNEED)
-
-
-def _read_all(file: Any, view: memoryview) -> None:
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise ArtifactError(f"{file.name}: ends too early; fetch it again")
-        view = view[count:]
-
-
 def _write_all(handle: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
-
-
-def _copy_bytes(source: int, target: int, begin: int, count: int) -> int:
-    try:
-        return os.copy_file_range(source, target, count, offset_src=begin)
-    except (
-        OSError,
-        AttributeError,
-    ):  # another file system, or another operating system; a full disk says so again below
-        part = os.pread(source, count, begin)
-        _write_all(target, part)
-        return len(part)

@@ -54,7 +54,12 @@ def load_cached_base(
     if not _CACHES or not cacheable:
         return base_models.load_base(spec, device, dtype, head)
     cache, key = _CACHES[-1], (spec, device.name, device.dtype, dtype, head)
-    _evict_stale(cache, key)
+    gc.collect()  # adapters and gradients of the previous run
+    if cache and (cache[0].key != key or compute_checksum(cache[0].base.model) != cache[0].checksum):
+        if cache[0].key == key:
+            console.print_info(f"base {cache[0].base.name}: the run before has changed its weights; read again")
+        cache.clear()
+        gc.collect()
     if not cache:
         base = base_models.load_base(spec, device, dtype, head)
         if base.held:  # quantized in its files
@@ -73,15 +78,6 @@ def cached_bytes() -> int:
     """Bytes of the cached base model's weights; the next run uses them or frees them, so they count as free for it."""
     weights = _CACHES[-1][0].base.model.parameters() if _CACHES and _CACHES[-1] else ()
     return sum(weight.nbytes for weight in weights)
-
-
-def _evict_stale(cache: list[_CachedBase], key: tuple[Any, ...]) -> None:
-    gc.collect()  # adapters and gradients of the previous run
-    if cache and (cache[0].key != key or compute_checksum(cache[0].base.model) != cache[0].checksum):
-        if cache[0].key == key:
-            console.print_info(f"base {cache[0].base.name}: the run before has changed its weights; read again")
-        cache.clear()
-        gc.collect()
 
 
 def compute_checksum(net: Any) -> int:

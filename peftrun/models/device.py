@@ -108,7 +108,7 @@ def get_input_device(model: Any) -> torch.device:
     if device.type != "meta":
         return device
     # accelerate moves offloaded layers to the accelerator for each pass, else to the CPU
-    devices = [place for place in getattr(model, "hf_device_map", {}).values() if place not in ("cpu", "disk")]
+    devices = [name for name in getattr(model, "hf_device_map", {}).values() if name not in ("cpu", "disk")]
     return torch.device(devices[0] if devices else "cpu")
 
 

@@ -35,22 +35,24 @@ def load_tokenizer_info(spec: ModelSpec, head: ClassifierHead | None) -> Tokeniz
     path = base_location.resolve_model_path(spec)
     if path.suffix == ".gguf" and path.is_file():
         converted = base_location.converted_gguf_dir(path)
-        return _load_from_folder(converted, spec, head) if converted.is_dir() else _load_from_gguf(path, spec, head)
+        if converted.is_dir():
+            return _load_from_folder(converted, spec, head)
+        # not converted yet: tokenizer and config as `gguf.convert_gguf` converts them, without the weights
+        with tempfile.TemporaryDirectory(prefix="peftrun-") as temporary, suppress_output():
+            for auto_class in (AutoTokenizer, AutoConfig):
+                part = auto_class.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+                part.save_pretrained(temporary)
+            return _load_from_folder(Path(temporary), spec, head)
     return _load_from_folder(base_location.fetch_base_dir(spec, weights=False), spec, head)
-
-
-def _load_from_gguf(file: Path, spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:
-    """Of a file that is not converted yet: its tokenizer and config are converted as `gguf.convert_gguf` does, without the weights."""
-    with tempfile.TemporaryDirectory(prefix="peftrun-") as folder, suppress_output():
-        for auto_class in (AutoTokenizer, AutoConfig):
-            part = auto_class.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-            part.save_pretrained(folder)
-        return _load_from_folder(Path(folder), spec, head)
 
 
 def _load_from_folder(folder: Path, spec: ModelSpec, head: ClassifierHead | None) -> TokenizerInfo:
     try:
-        config = _load_config(folder, spec)
+        values = atomic_files.read_json(folder / "config.json")
+        if spec.trust_remote_code or "auto_map" in values or "model_type" not in values:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+        else:  # without the dtype, since parsing it would import torch
+            config = AutoConfig.for_model(**_drop_dtype(values))
         check_model_kind(config, spec, head)
         tokenizer = load_tokenizer(folder, spec, config)
     except (ValueError, OSError, ImportError) as error:
@@ -58,14 +60,6 @@ def _load_from_folder(folder: Path, spec: ModelSpec, head: ClassifierHead | None
     if head is not None:
         limit_sequence_length(tokenizer, config)
     return TokenizerInfo(base_files.format_base_name(spec), tokenizer, config, config.get_text_config().vocab_size)
-
-
-def _load_config(folder: Path, spec: ModelSpec) -> Any:
-    """The base model's config; of transformers' own classes without the dtype, since parsing it would import torch."""
-    values = atomic_files.read_json(folder / "config.json")
-    if spec.trust_remote_code or "auto_map" in values or "model_type" not in values:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    return AutoConfig.for_model(**_drop_dtype(values))
 
 
 def _drop_dtype(values: dict[str, Any]) -> dict[str, Any]:

@@ -148,8 +148,24 @@ class Record:
             determinism.reset_determinism()
         atomic_files.write_text(out_dir / CONFIG, config.to_yaml(spec))
         self.out_dir, self.started, self.open = out_dir, time.perf_counter(), True
-        self.values = _build_initial_record(spec)
-        self.values["config_sha256"] = atomic_files.hash_file(out_dir / CONFIG)
+        template = {"name": spec.template.name, "version": spec.template.version} if spec.template else None
+        self.values: dict[str, Any] = {
+            "status": "running",
+            "action": spec.action.name,
+            "command": sys.argv,
+            "seed": spec.seed,
+            **({"template": template} if template else {}),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": collect_versions(),
+            "git_commit": environment.get_git_commit(Path()),  # of the working directory: users keep configs in git
+            "platform": platform.platform(),
+            "pid": os.getpid(),
+            "host": platform.node(),  # where the catalog looks for the process
+            "environment": environment.describe_environment(),
+            "given": source_run.hash_input_adapters(spec.adapter),
+            "files": source_run.hash_input_files(usage.strip_tracking(spec)),
+            "config_sha256": atomic_files.hash_file(out_dir / CONFIG),
+        }
         atomic_files.write_json(out_dir / RECORD, self.values)
         self.is_reported = False  # the report is written and the tracker has ended
         self.spec = usage.track_reads(spec)
@@ -157,7 +173,14 @@ class Record:
 
     def mark_completed(self, result: RunResult) -> None:
         """Finish the record with the action's result."""
-        self._finish(status=result.status, **_collect_outcome(result), unread=usage.list_unused_keys(self.spec))
+        outcome = {
+            **collect_numerics(),
+            **result.facts,
+            "metrics": result.metrics,
+            "objective": result.objective,
+            "artifacts": atomic_files.hash_files(result.out_dir, result.artifacts, result.hashes),
+        }
+        self._finish(status=result.status, **outcome, unread=usage.list_unused_keys(self.spec))
 
     def find_unused_keys(self) -> list[str]:
         """`key=value` of keys that were set and have not been read so far."""
@@ -250,35 +273,6 @@ def _disable_gc() -> Iterator[None]:
         gc.freeze()
         gc.enable()
         atexit.register(gc.freeze)
-
-
-def _build_initial_record(spec: RunSpec) -> dict[str, Any]:
-    return {
-        "status": "running",
-        "action": spec.action.name,
-        "command": sys.argv,
-        "seed": spec.seed,
-        **({"template": {"name": spec.template.name, "version": spec.template.version}} if spec.template else {}),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": collect_versions(),
-        "git_commit": environment.get_git_commit(Path()),  # of the working directory: users keep their configs in git
-        "platform": platform.platform(),
-        "pid": os.getpid(),
-        "host": platform.node(),  # where the catalog looks for the process
-        "environment": environment.describe_environment(),
-        "given": source_run.hash_input_adapters(spec.adapter),
-        "files": source_run.hash_input_files(usage.strip_tracking(spec)),
-    }
-
-
-def _collect_outcome(result: RunResult) -> dict[str, Any]:
-    return {
-        **collect_numerics(),
-        **result.facts,
-        "metrics": result.metrics,
-        "objective": result.objective,
-        "artifacts": atomic_files.hash_files(result.out_dir, result.artifacts, result.hashes),
-    }
 
 
 def collect_numerics() -> dict[str, Any]:

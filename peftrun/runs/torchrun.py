@@ -49,7 +49,12 @@ def run_workers(spec: RunSpec, out_dir: Path) -> RunResult:
         try:
             _follow_log(launcher, out_dir / "worker-0.log")
         except BaseException:
-            _stop_launcher(launcher)
+            launcher.terminate()  # terminates its workers
+            try:
+                launcher.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                os.killpg(launcher.pid, signal.SIGKILL)
+                launcher.wait()
             raise
     _raise_fault(launcher.returncode, out_dir)
     outcome = atomic_files.read_json(out_dir / OUTCOME) if (out_dir / OUTCOME).is_file() else {}
@@ -97,16 +102,6 @@ def _follow_log(launcher: subprocess.Popen[bytes], log: Path) -> None:
         if has_ended:
             return
         time.sleep(POLL)
-
-
-def _stop_launcher(launcher: subprocess.Popen[bytes]) -> None:
-    """Terminate the launcher, which terminates its workers; after 15 s the process group is killed."""
-    launcher.terminate()
-    try:
-        launcher.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait()
 
 
 def _raise_fault(code: int, out_dir: Path) -> None:

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from peftrun import console
 from peftrun.artifacts import run_overrides
 from peftrun.checks.unknown_keys import SELECTOR_KEYS
+from peftrun.composition.spec import get_default_values
 from peftrun.config import override_syntax
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
@@ -36,7 +35,7 @@ def find_unused_keys(spec: RunSpec, out_dir: Path, unread: Sequence[str]) -> lis
     ]
     trackers = []
     if spec.action.name == "train":
-        defaults = _compose_defaults()
+        defaults = config.flatten_keys(get_default_values())
         unused = [key for key in unused if values[key] != defaults.get(key)]
     else:
         typed = {text.lstrip("+~").partition("=")[0] for text in run_overrides.read_overrides(out_dir)}
@@ -54,11 +53,3 @@ def warn_unused(lines: Iterable[str]) -> None:
     if keys:
         verb = "was" if len(keys) == 1 else "were"
         console.print_warning(f"{', '.join(keys)} {verb} set but not used by this run")
-
-
-@cache
-def _compose_defaults() -> dict[str, Any]:
-    """Full key → value of a training without any override."""
-    from peftrun.composition import compose
-
-    return config.flatten_keys(config.resolve_values(compose.compose_run([]).cfg))

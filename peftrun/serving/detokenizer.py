@@ -56,12 +56,9 @@ class StreamDetokenizer:
         if positions:
             self.stopped, self._pending = True, ""
             return text[: min(positions)]
-        size = max((_count_stop_prefix(text, stop) for stop in self._stops), default=0)
+        # How many of the last characters may be the beginning of a stop string.
+        longest = min(max(map(len, self._stops), default=1) - 1, len(text))
+        sizes = (size for size in range(longest, 0, -1) if any(stop.startswith(text[-size:]) for stop in self._stops))
+        size = next(sizes, 0)
         self._pending = text[len(text) - size :]
         return text[: len(text) - size]
-
-
-def _count_stop_prefix(text: str, stop: str) -> int:
-    """How many of the last characters may be the beginning of the stop string."""
-    longest = min(len(stop) - 1, len(text))
-    return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)

@@ -33,7 +33,7 @@ class TextPart(StrictModel):
 
 
 class _RawModel(StrictModel):
-    """An object that keeps the client's own dictionary beside the checked fields.
+    """An object that keeps the client's own dictionary in addition to the checked fields.
 
     The chat template gets that dictionary: with the keys in another order it would write another prompt.
     """

@@ -50,10 +50,14 @@ class RequestMiddleware:
 
     def _find_refusal(self, scope: Scope, headers: dict[str, str]) -> errors.ApiError | None:
         """Why the request is refused by its headers alone; None if it is not."""
-        authorization = headers.get("authorization")
-        if self._key is not None and scope["path"] not in PUBLIC_PATHS and not _matches_key(authorization, self._key):
-            reason = "Incorrect API key provided" if authorization else NO_KEY
-            return errors.ApiError(401, reason, errors.INVALID, "invalid_api_key")
+        authorization = headers.get("authorization", "")
+        if self._key is not None and scope["path"] not in PUBLIC_PATHS:
+            scheme, _, sent_key = authorization.partition(" ")
+            # In constant time, so that the time of a refusal does not reveal how much of the key is right.
+            matches = hmac.compare_digest(sent_key.strip().encode("utf-8", "replace"), self._key.encode())
+            if not matches or scheme.lower() != "bearer":
+                reason = "Incorrect API key provided" if authorization else NO_KEY
+                return errors.ApiError(401, reason, errors.INVALID, "invalid_api_key")
         content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if scope["method"] == "POST" and content_type != "application/json":
             # A web page in a browser can send other content types to this machine without a CORS preflight.
@@ -79,9 +83,3 @@ class RequestMiddleware:
             return message
 
         return receive_limited
-
-
-def _matches_key(authorization: str | None, key: str) -> bool:
-    """Compares in constant time, so that the time of a refusal does not reveal how much of the key is right."""
-    scheme, _, sent_key = (authorization or "").partition(" ")
-    return hmac.compare_digest(sent_key.strip().encode("utf-8", "replace"), key.encode()) and scheme.lower() == "bearer"

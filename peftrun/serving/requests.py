@@ -167,7 +167,17 @@ def parse_request(body: bytes, request_class: Any) -> Any:
     try:
         return TypeAdapter(request_class).validate_python(_drop_no_ops(values, request_class))
     except ValidationError as error:
-        raise _convert_validation_error(error) from error
+        # The first problem, with its path in the request, such as `messages[0].role`.
+        first = error.errors(include_url=False, include_context=False)[0]
+        # pydantic adds steps for the variants of a union, which are no identifiers.
+        steps = [step for step in first["loc"] if isinstance(step, int) or step.isidentifier()]
+        path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".") or None
+        if first["type"] == "missing":
+            message, code = f"Missing required parameter: '{path}'", "missing_required_parameter"
+        else:
+            message = f"Invalid value for '{path}': {repr(first['input'])[:80]}; {first['msg']}"
+            code = "invalid_value"
+        raise errors.invalid_request(message, path, code) from error
 
 
 def _reject_constant(text: str) -> NoReturn:
@@ -206,15 +216,3 @@ def _parse_token_id(key: str, vocab_size: int) -> int:
             f"Invalid key in 'logit_bias': {key[:40]!r}; must be a token id below {vocab_size}", "logit_bias"
         )
     return int(key)
-
-
-def _convert_validation_error(error: ValidationError) -> errors.ApiError:
-    """The first problem, with its path in the request, such as `messages[0].role`."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    # pydantic adds steps for the variants of a union, which are no identifiers.
-    steps = [step for step in first["loc"] if isinstance(step, int) or step.isidentifier()]
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".") or None
-    if first["type"] == "missing":
-        return errors.invalid_request(f"Missing required parameter: '{path}'", path, "missing_required_parameter")
-    value = repr(first["input"])[:80]
-    return errors.invalid_request(f"Invalid value for '{path}': {value}; {first['msg']}", path, "invalid_value")

@@ -21,17 +21,11 @@ from peftrun.serving.service import Service
 def create_app(service: Service, manager: AdapterManager, may_swap: bool) -> FastAPI:
     """The application with all routes. Args: may_swap: whether clients may load and unload adapters."""
     app = FastAPI(title="peftrun", openapi_url=None, docs_url=None, redoc_url=None)
-    _add_completion_routes(app, service)
-    _add_model_routes(app, service)
-    _add_adapter_routes(app, service, manager, may_swap)
-    _add_health_routes(app, service)
     app.exception_handler(errors.ApiError)(_render_error)
     app.exception_handler(StarletteHTTPException)(_handle_http_error)
     app.exception_handler(Exception)(_handle_unexpected_error)
-    return app
+    _add_adapter_routes(app, service, manager, may_swap)
 
-
-def _add_completion_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def create_chat_completion(request: Request) -> Response:
         return await _handle_completion(service, request, requests.ChatCompletionRequest)
@@ -40,8 +34,6 @@ def _add_completion_routes(app: FastAPI, service: Service) -> None:
     async def create_completion(request: Request) -> Response:
         return await _handle_completion(service, request, requests.CompletionRequest)
 
-
-def _add_model_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": _list_model_cards(service)}
@@ -52,6 +44,17 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
             if card["id"] == name:
                 return card
         raise errors.model_not_found(name, service.versions.list_names())
+
+    @app.get("/health")
+    async def check_health() -> Response:
+        problem = "the server is shutting down" if service.stopping else service.engine.failure_reason
+        return JSONResponse({"status": problem or "ok"}, 503 if problem else 200)
+
+    @app.get("/metrics")
+    async def get_metrics() -> Response:
+        return Response(service.metrics.render_text(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
 
 
 def _add_adapter_routes(app: FastAPI, service: Service, manager: AdapterManager, may_swap: bool) -> None:
@@ -71,17 +74,6 @@ def _add_adapter_routes(app: FastAPI, service: Service, manager: AdapterManager,
         manager.remove_adapter(parsed.lora_name)
         service.metrics.adapters.set(len(service.versions.list_adapters()))
         return {"message": f"Success: LoRA adapter '{parsed.lora_name}' removed successfully."}
-
-
-def _add_health_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
-    async def check_health() -> Response:
-        problem = "the server is shutting down" if service.stopping else service.engine.failure_reason
-        return JSONResponse({"status": problem or "ok"}, 503 if problem else 200)
-
-    @app.get("/metrics")
-    async def get_metrics() -> Response:
-        return Response(service.metrics.render_text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _list_model_cards(service: Service) -> list[dict[str, Any]]:

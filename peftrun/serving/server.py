@@ -76,18 +76,12 @@ async def _serve(app: Any, listening: socket.socket, service: Service, started: 
     started()
     stop = asyncio.create_task(signals.get())
     await asyncio.wait({stop, serving}, return_when=asyncio.FIRST_COMPLETED)
-    await _shut_down(service, signals)
-    server.should_exit = True
-    await serving
-
-
-async def _shut_down(service: Service, signals: "asyncio.Queue[str]") -> None:
-    """Refuses new requests, and gives running ones `action.shutdown_timeout` seconds, or until the next signal."""
     service.stopping = True
     console.print_info("stopping: running requests finish, new ones are refused; a second signal ends them")
-    loop = asyncio.get_running_loop()
     deadline = loop.time() + service.action.shutdown_timeout
     while service.engine.is_busy and signals.empty() and loop.time() < deadline:
         await asyncio.sleep(0.02)
     await asyncio.to_thread(service.engine.close)
     service.close()
+    server.should_exit = True
+    await serving

@@ -58,10 +58,18 @@ class CellComposer:
     def compose(self, overrides: Sequence[str], number: int = 0) -> dict[str, Any]:
         """Resolved values of a cell. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: an unresolved interpolation."""
         choices = tuple(text for text in overrides if self.composer.is_group_choice(text))
-        if not self.reads_hydra(choices) and not any(HYDRA_INTERPOLATION in text for text in overrides):
-            cfg = self.composer.compose_config(overrides)
-            OmegaConf.copy_cache(self.master, cfg)  # of resolvers such as `now`, which give all cells one value
-            return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
+        if self.reads_hydra(choices) or any(HYDRA_INTERPOLATION in text for text in overrides):
+            return self._compose_with_hydra(overrides, number)
+        cfg = self.composer.compose_config(overrides)
+        OmegaConf.copy_cache(self.master, cfg)  # of resolvers such as `now`, which give all cells one value
+        return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
+
+    def _reads_hydra(self, choices: tuple[str, ...]) -> bool:
+        """Whether the options that are chosen read Hydra's own part of the config."""
+        values = OmegaConf.to_container(self.composer.chosen(choices))
+        return HYDRA_INTERPOLATION in json.dumps(values, default=str)
+
+    def _compose_with_hydra(self, overrides: Sequence[str], number: int) -> dict[str, Any]:
         cfg = self.loader.load_sweep_config(self.master, list(overrides))
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
@@ -75,11 +83,6 @@ class CellComposer:
             return adapter_defaults.apply_adapter_defaults(config.resolve_values(task), overrides)
         finally:
             HydraConfig.instance().cfg = before
-
-    def _reads_hydra(self, choices: tuple[str, ...]) -> bool:
-        """Whether the options that are chosen read Hydra's own part of the config."""
-        values = OmegaConf.to_container(self.composer.chosen(choices))
-        return HYDRA_INTERPOLATION in json.dumps(values, default=str)
 
 
 def compose_cells(

@@ -85,10 +85,9 @@ def _is_installed() -> bool:
 
 def register() -> None:
     """Register the sweeper and its samplers with Hydra."""
-    target, store = register_plugin(Search), ConfigStore.instance()
+    target, store, is_installed = register_plugin(Search), ConfigStore.instance(), _is_installed()
     if "optuna.yaml" in store.list("hydra/sweeper") and store.load("hydra/sweeper/optuna.yaml").provider == PROVIDER:
         return  # by an earlier run of this process
-    is_installed = _is_installed()
     _store_options("hydra/sweeper", "optuna", DEFAULTS | {"_target_": target}, OPTIONS, is_installed)
     for name in SEEDED if is_installed else ():
         _store_options("hydra/sweeper/sampler", name, {"seed": 0}, {}, is_installed)

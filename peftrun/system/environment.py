@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,15 +67,11 @@ def _list_packages_on(path: tuple[str, ...]) -> dict[str, str]:
             continue
         for match in filter(None, map(METADATA.fullmatch, names)):
             name = re.sub(r"[._]+", "-", match["name"]).lower()
-            versions.setdefault(name, match["version"] or _get_version(name))
+            if not match["version"]:
+                with suppress(PackageNotFoundError):
+                    versions.setdefault(name, version(name))
+            versions.setdefault(name, match["version"] or "unknown")
     return dict(sorted(versions.items()))
-
-
-def _get_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @cache

@@ -74,24 +74,18 @@ def get_address_space_limit() -> FreeMemory | None:
 
 
 def _iter_cgroup_limits(root: Path) -> Iterator[FreeMemory]:
-    """What the limits of this process's cgroup and of each parent group leave."""
-    for mount, path, version in _iter_memberships(root):
-        # a parent's limit binds too, and a container often sets it there
-        for folder in (path, *path.parents):
-            if folder.is_relative_to(mount) and (free := _read_cgroup_limit(folder, version)) is not None:
-                yield free
-
-
-def _iter_memberships(root: Path) -> Iterator[tuple[Path, Path, _CgroupVersion]]:
-    """(mount point, this process's group below it, version) of each hierarchy that counts memory."""
-    mount = root / "sys/fs/cgroup"
+    """What the limits of this process's cgroup and of each parent group leave, in each hierarchy that counts memory."""
     for line in _read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        group = path.lstrip("/") if ".." not in path else ""  # in another namespace: only the mount is visible here
-        if not controllers:
-            yield mount, mount / group, CGROUP_V2
-        elif "memory" in controllers.split(","):
-            yield mount / "memory", mount / "memory" / group, CGROUP_V1
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version = CGROUP_V1 if controllers else CGROUP_V2
+        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        group = mount / (path.lstrip("/") if ".." not in path else "")  # in another namespace only the mount is visible
+        # a parent's limit binds too, and a container often sets it there
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(mount) and (free := _read_cgroup_limit(folder, version)) is not None:
+                yield free
 
 
 def _read_cgroup_limit(folder: Path, version: _CgroupVersion) -> FreeMemory | None:

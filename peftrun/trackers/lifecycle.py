@@ -2,11 +2,11 @@
 
 import dataclasses
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peftrun import console, trackers
+from peftrun.composition.spec import get_default_values
 from peftrun.config import override_syntax, usage
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
@@ -42,7 +42,7 @@ def start_run_tracker(spec: RunSpec, out_dir: Path, step: int = 0) -> None:
         run_name = f"{run_name}-{out_dir.name}"
     name = state.get("run_name") or run_name
     # The overrides that turn the default run into this one.
-    differences = minimal_overrides.diff_values(values, _compose_default())
+    differences = minimal_overrides.diff_values(values, get_default_values())
     overrides = [
         override_syntax.quote_override(key, value)
         for key, (value, _) in differences.items()
@@ -90,10 +90,3 @@ def take_back(out_dir: Path) -> None:
     if not trackers.live(out_dir):
         (out_dir / trackers.STATE).unlink(missing_ok=True)
         shutil.rmtree(out_dir / EVENTS_DIR, ignore_errors=True)
-
-
-@cache  # composing takes a moment, and each cell of a sweep needs it
-def _compose_default() -> dict[str, Any]:
-    from peftrun.composition import compose
-
-    return config.resolve_values(compose.compose_run([]).cfg)

@@ -156,6 +156,21 @@ def evaluate(session: TrainingSession, model: Any, when: str) -> dict[str, float
     """
     if not distributed.is_main_process():
         return {}
+    metrics = _measure(session, model, when)
+    # Before training it is the base model alone that is evaluated, once for all cells of a joint run.
+    prefix = f"{session.name}: " if session.name and when == "after" else ""
+    console.print_info(f"{prefix}evaluation {when} training: {format_metrics(metrics)}")
+    if not math.isfinite(metrics["loss"]):
+        where = f" at {_find_first_nan_row(session, model)}" if when == "before" else ""
+        raise DataError(
+            f"the evaluation loss {when} training is {metrics['loss']}{where}, so nothing was saved; "
+            "lower trainer.learning_rate, or type device.dtype=float32"
+        )
+    _generate_samples(session, model, when)
+    return metrics
+
+
+def _measure(session: TrainingSession, model: Any, when: str) -> dict[str, float]:
     started = time.perf_counter()
     rows, task, tokenizer = session.rows.held_out, session.spec.task, session.base.tokenizer
     batch_size = session.spec.trainer.per_device_eval_batch_size
@@ -166,23 +181,6 @@ def evaluate(session: TrainingSession, model: Any, when: str) -> dict[str, float
     else:
         metrics = session.task_module.evaluate(model, tokenizer, rows, batch_size, task)
     session.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
-    # Before training it is the base model alone that is evaluated, once for all cells of a joint run.
-    prefix = f"{session.name}: " if session.name and when == "after" else ""
-    console.print_info(f"{prefix}evaluation {when} training: {format_metrics(metrics)}")
-    if not math.isfinite(metrics["loss"]):
-        where = f" at {_find_first_nan_row(session, model)}" if when == "before" else ""
-        raise DataError(
-            f"the evaluation loss {when} training is {metrics['loss']}{where}, so nothing was saved; "
-            "lower trainer.learning_rate, or type device.dtype=float32"
-        )
-    samples = _choose_sample_rows(session)
-    if samples:
-        started = time.perf_counter()
-        max_new_tokens = sample_generations.compute_max_new_tokens(samples, task)
-        session.generations[when] = sample_generations.generate_samples(
-            model, tokenizer, samples, batch_size, max_new_tokens
-        )
-        session.timings[f"samples_{when}_seconds"] = round(time.perf_counter() - started, 2)
     return metrics
 
 
@@ -194,6 +192,18 @@ def _find_first_nan_row(session: TrainingSession, model: Any) -> str:
         if not math.isfinite(metrics["loss"]):
             return str(row.where)
     return "no row alone"
+
+
+def _generate_samples(session: TrainingSession, model: Any, when: str) -> None:
+    samples = _choose_sample_rows(session)
+    if not samples:
+        return
+    started = time.perf_counter()
+    max_new_tokens = sample_generations.compute_max_new_tokens(samples, session.spec.task)
+    session.generations[when] = sample_generations.generate_samples(
+        model, session.base.tokenizer, samples, session.spec.trainer.per_device_eval_batch_size, max_new_tokens
+    )
+    session.timings[f"samples_{when}_seconds"] = round(time.perf_counter() - started, 2)
 
 
 def _choose_sample_rows(session: TrainingSession) -> list[sample_generations.SampleRow]:
@@ -233,6 +243,31 @@ def build_hooks(session: TrainingSession, model: Any) -> loop.MethodHooks:
     )
 
 
+def uses_eager_attention(session: TrainingSession) -> bool:
+    """Whether this training is faster with eager attention than with the one used for evaluation."""
+    return cpu_attention.is_eager_faster(session.base.spec, session.spec.task, session.spec.trainer, session.place)
+
+
+def fit(session: TrainingSession, model: Any, hooks: loop.MethodHooks = loop.NO_HOOKS) -> loop.FitResult:
+    """Trains `model` in place; steps, losses and seconds. See `peftrun.training.fit.fit`."""
+    with cpu_attention.use_eager_attention(session.base.model, uses_eager_attention(session)):
+        return _run_fit(session, model, method=hooks)
+
+
+def fit_cell(session: TrainingSession, parameters: Any, maker: loop.TrainerFactory) -> loop.FitResult:
+    """The same for one cell of a joint run: the base model is shared, `parameters` has only the cell's own."""
+    return _run_fit(session, parameters, maker=maker)
+
+
+def _run_fit(session: TrainingSession, model: Any, **options: Any) -> loop.FitResult:
+    data = build_training_data(session, model)
+    fitted = loop.fit(
+        model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
+    )
+    session.timings["train_seconds"] = round(fitted.seconds, 2)
+    return fitted
+
+
 def build_training_data(session: TrainingSession, model: Any) -> loop.TrainingData:
     """The rows that `model` is trained and validated on; the first `task.data.validation_rows` rows are for validation."""
     rows, num_validation = session.rows.build_training_rows(), session.spec.task.data.validation_rows or 0
@@ -266,31 +301,6 @@ def _build_collator(session: TrainingSession, model: Any) -> Any:
             "trainer.packing=true: cannot be used where the output layer is adapted; type trainer.packing=false"
         )
     return DataCollatorForSeq2Seq(session.base.tokenizer)
-
-
-def uses_eager_attention(session: TrainingSession) -> bool:
-    """Whether this training is faster with eager attention than with the one used for evaluation."""
-    return cpu_attention.is_eager_faster(session.base.spec, session.spec.task, session.spec.trainer, session.place)
-
-
-def fit(session: TrainingSession, model: Any, hooks: loop.MethodHooks = loop.NO_HOOKS) -> loop.FitResult:
-    """Trains `model` in place; steps, losses and seconds. See `peftrun.training.fit.fit`."""
-    with cpu_attention.use_eager_attention(session.base.model, uses_eager_attention(session)):
-        return _run_fit(session, model, method=hooks)
-
-
-def fit_cell(session: TrainingSession, parameters: Any, maker: loop.TrainerFactory) -> loop.FitResult:
-    """The same for one cell of a joint run: the base model is shared, `parameters` has only the cell's own."""
-    return _run_fit(session, parameters, maker=maker)
-
-
-def _run_fit(session: TrainingSession, model: Any, **options: Any) -> loop.FitResult:
-    data = build_training_data(session, model)
-    fitted = loop.fit(
-        model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
-    )
-    session.timings["train_seconds"] = round(fitted.seconds, 2)
-    return fitted
 
 
 # --- result ---

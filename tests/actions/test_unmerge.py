@@ -67,7 +67,7 @@ def test_another_adapter_than_the_merged_one_is_refused(cli, tmp_path, trained, 
     ("settings", "reason"),
     [
         ({"use_dora": True}, "DoRA gave"),
-        ({"modules_to_save": ["lm_head"]}, "lm_head.weight in the place of the base's"),
+        ({"modules_to_save": ["lm_head"]}, "replaced the base model's lm_head.weight"),
     ],
 )
 def test_what_a_merge_replaced_cannot_be_undone(cli, tmp_path, on_tiny, settings, reason):

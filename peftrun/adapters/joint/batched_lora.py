@@ -1,7 +1,7 @@
 """One layer for several cells: their LoRA matrices in stacks, and one autograd function that adds each cell's delta to its rows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,11 +25,39 @@ class RowSpan:
     draws: RngStream | None = None
 
 
+def matmul_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which PEFT multiplies `x` by A and B: float32, their own; on a GPU, under autocast, the base model's."""
+    return x.dtype if x.is_cuda else torch.float32
+
+
+class DtypeCache:
+    """Cast of the last tensor: the query, key and value projections cast the same input, one after another."""
+
+    def __init__(self) -> None:
+        self.entry: tuple[Any, ...] = ()  # (key, tensor, cast tensor)
+
+    def clear(self) -> None:
+        """Frees the tensors at the end of a pass."""
+        self.entry = ()
+
+    def cast(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` in `matmul_dtype`."""
+        dtype = matmul_dtype(x)
+        if x.dtype == dtype:
+            return x
+        key = (x.data_ptr(), x.shape, count_writes(x))
+        if not self.entry or self.entry[0] != key:
+            self.entry = (key, x, x.to(dtype))  # holds x, so that no other tensor gets its address
+        cast: torch.Tensor = self.entry[2]
+        return cast
+
+
 @dataclass(frozen=True)
 class BatchLayout:
-    """Which rows of a joint batch belong to which cell, in order."""
+    """Which rows of a joint batch belong to which cell, in order. `casts`: of the batch's pass."""
 
     parts: tuple[RowSpan, ...]
+    casts: DtypeCache = field(default_factory=DtypeCache, compare=False)
 
     @property
     def cells(self) -> list[int]:
@@ -95,11 +123,18 @@ class BatchedLoraFn(torch.autograd.Function):
         ctx: Any, result: torch.Tensor, x: torch.Tensor, stack: StackedWeights, layout: BatchLayout, _: Any
     ) -> torch.Tensor:
         """`result` itself, changed in place: (rows, …, out)."""
-        cast, hidden = _DTYPE_CACHE.cast(x), []
+        cast, hidden = layout.casts.cast(x), []
         for cells, count, rows in _iter_blocks(layout, len(x)):
             # (count, n, in) @ (count, in, r) = (count, n, r), where n are the tokens of a cell's rows
             h = torch.bmm(_flatten_rows(cast[rows], count), stack.a[cells].to(cast.dtype).mT).mul_(stack.scale[cells])
-            _add_matmul(_flatten_rows(result[rows], count), h, stack.b[cells].to(cast.dtype))
+            out, b = (
+                _flatten_rows(result[rows], count),
+                stack.b[cells].to(cast.dtype),
+            )  # (count, n, out), (count, r, out)
+            if out.dtype == h.dtype:
+                out.baddbmm_(h, b)
+            else:
+                out.copy_(out.float().baddbmm_(h, b))  # a third faster than a product followed by a sum of two dtypes
             hidden.append(h)
         ctx.save_for_backward(x, *hidden)
         ctx.stack, ctx.layout = stack, layout
@@ -110,7 +145,7 @@ class BatchedLoraFn(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of `result` (rows, …, out) and `x` (rows, …, in)."""
         x, *hidden = ctx.saved_tensors
-        stack, cast, grads_x = ctx.stack, _DTYPE_CACHE.cast(x), []
+        stack, cast, grads_x = ctx.stack, ctx.layout.casts.cast(x), []
         for (cells, count, rows), h in zip(_iter_blocks(ctx.layout, len(x)), hidden, strict=True):
             g = _flatten_rows(grad[rows], count).to(cast.dtype)  # (count, n, out)
             grad_h = torch.bmm(g, stack.b[cells].to(cast.dtype).mT).mul_(stack.scale[cells])  # (count, n, r)
@@ -119,37 +154,6 @@ class BatchedLoraFn(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 grads_x.append(torch.bmm(grad_h, stack.a[cells].to(cast.dtype)).to(x.dtype).view_as(x[rows]))
         return grad, torch.cat(grads_x) if len(grads_x) > 1 else next(iter(grads_x), None), None, None, None
-
-
-def matmul_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype in which PEFT multiplies `x` by A and B: float32, their own; on a GPU, under autocast, the base model's."""
-    return x.dtype if x.is_cuda else torch.float32
-
-
-class _DtypeCache:
-    """Cast of the last tensor: the query, key and value projections cast the same input, one after another."""
-
-    def __init__(self) -> None:
-        self.entry: tuple[Any, ...] = ()  # (key, tensor, cast tensor)
-
-    def cast(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` in `matmul_dtype`."""
-        dtype = matmul_dtype(x)
-        if x.dtype == dtype:
-            return x
-        key = (x.data_ptr(), x.shape, count_writes(x))
-        if not self.entry or self.entry[0] != key:
-            self.entry = (key, x, x.to(dtype))  # holds x, so that no other tensor gets its address
-        cast: torch.Tensor = self.entry[2]
-        return cast
-
-
-_DTYPE_CACHE = _DtypeCache()
-
-
-def clear_dtype_cache() -> None:
-    """Frees the cached tensors at the end of a pass."""
-    _DTYPE_CACHE.entry = ()
 
 
 def _iter_blocks(layout: BatchLayout, rows: int) -> Iterator[tuple[Any, int, slice]]:
@@ -173,11 +177,3 @@ def _cell_index(cells: list[int]) -> Any:
 def _flatten_rows(x: torch.Tensor, cells: int) -> torch.Tensor:
     # (rows, …, width) → (cells, rows / cells · …, width)
     return x.reshape(cells, -1, x.shape[-1])
-
-
-def _add_matmul(out: torch.Tensor, h: torch.Tensor, b: torch.Tensor) -> None:
-    """out += h b, in place: (cells, n, out) += (cells, n, r) @ (cells, r, out)."""
-    if out.dtype == h.dtype:
-        out.baddbmm_(h, b)
-    else:
-        out.copy_(out.float().baddbmm_(h, b))  # a third faster than a product followed by a sum of two dtypes

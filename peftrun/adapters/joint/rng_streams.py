@@ -17,7 +17,7 @@ DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_pr
 class RngStream:
     """One cell's state of torch's generators."""
 
-    is_active = False  # within `own`
+    is_active = False  # within `swap_in`
 
     def __init__(self) -> None:
         self.keep()
@@ -34,7 +34,7 @@ class RngStream:
             torch.cuda.set_rng_state(self.gpu)
 
     @contextmanager
-    def own(self) -> Iterator[None]:
+    def swap_in(self) -> Iterator[None]:
         """Within the block random numbers come from this cell's stream; the others' are unchanged."""
         before = RngStream()
         self.restore()
@@ -55,7 +55,7 @@ class RngStream:
         if p == 0:
             return x
         token_dims = {2: (), 3: (1,)}.get(x.dim(), (2, 3))
-        with self.own():
+        with self.swap_in():
             dropped = torch.nn.functional.dropout(_remove_padding(x, widths, token_dims), p)
             return _pad_like(dropped, x, token_dims)
 
@@ -100,7 +100,7 @@ class PerAdapterDropout(TorchFunctionMode):
             # without the padding, since the kernel draws for every entry of tokens × tokens
             inputs = [_remove_padding(rows, span.widths, (2,)) for rows in (q_rows, k_rows, v_rows)]
             own_mask = None if mask is None else _remove_padding(mask, span.widths, (2, 3))
-            with span.draws.own():
+            with span.draws.swap_in():
                 output = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=own_mask, **kwargs)
             outputs.append(_pad_like(output, q_rows, (2,)))
         return torch.cat(outputs)  # (rows, heads, tokens, head_dim)

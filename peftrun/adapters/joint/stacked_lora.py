@@ -14,7 +14,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 
-from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora, clear_dtype_cache
+from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora
 from peftrun.compat.torch import zero_all
 
 
@@ -39,10 +39,10 @@ class StackedLora:
         self._unfreeze_adapters()
         for layer in [module for module in self.net.modules() if isinstance(module, LoraLayer)]:
             self.stacks.append(_stack_layer(layer, self.names))
-            _patch_lora_layer(layer, self.stacks[-1], self)
+            _patch_forward(layer, self, self.stacks[-1])
         for module in self.net.modules():
             if isinstance(module, ModulesToSaveWrapper):
-                _patch_saved_module(module, self)
+                _patch_forward(module, self, None)
 
     def has_dropout(self, cell: int) -> bool:
         """Whether the cell's adapter has dropout."""
@@ -60,7 +60,7 @@ class StackedLora:
             yield
         finally:
             self.layout = before
-            clear_dtype_cache()
+            layout.casts.clear()
 
     def apart(self, cell: int) -> None:
         """Copies the cell's parameters out of the stacks, so that saving writes the cell's values only."""
@@ -147,26 +147,17 @@ def _move_into_stack(
     parameter.data, parameter.grad = data, grad
 
 
-def _patch_lora_layer(layer: Any, stack: StackedWeights, joint: StackedLora) -> None:
-    """Replaces the layer's forward: within `bind_batch` each cell's rows get its own delta."""
-    peft_forward = layer.forward
+def _patch_forward(module: Any, joint: StackedLora, stack: StackedWeights | None) -> None:
+    """Replaces the forward of a LoRA layer with this stack, or (None) of a module that each cell trains in full, within `bind_batch`."""
+    peft_forward = module.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if joint.layout is None:
             return peft_forward(x, *args, **kwargs)
-        return apply_batched_lora(layer.base_layer(x, *args, **kwargs), x, stack, joint.layout)
-
-    layer.forward = forward
-
-
-def _patch_saved_module(wrapper: Any, joint: StackedLora) -> None:
-    """Replaces the forward of a module that each cell trains in full: each cell's rows (rows, …) go through its own copy."""
-    peft_forward = wrapper.forward
-
-    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if joint.layout is None:
-            return peft_forward(x, *args, **kwargs)
+        if stack is not None:  # each cell's rows get its own delta
+            return apply_batched_lora(module.base_layer(x, *args, **kwargs), x, stack, joint.layout)
+        # each cell's rows (rows, …) go through its own copy
         pairs = zip(joint.layout.cells, joint.layout.split(x), strict=True)
-        return torch.cat([wrapper.modules_to_save[joint.names[cell]](rows, *args, **kwargs) for cell, rows in pairs])
+        return torch.cat([module.modules_to_save[joint.names[cell]](rows, *args, **kwargs) for cell, rows in pairs])
 
-    wrapper.forward = forward
+    module.forward = forward

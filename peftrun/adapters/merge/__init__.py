@@ -1,1 +1,1 @@
-"""From base and adapter to one full model, and the proof that it is the same."""
+"""Merges an adapter into its base model, and verifies the merged model."""

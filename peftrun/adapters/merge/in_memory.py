@@ -1,4 +1,4 @@
-"""Base and adapter as one full model, whole in memory in float32, by PEFT's own definition of every method."""
+"""Merges an adapter into a base model that is in memory in float32, with PEFT's own merge of each method."""
 
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,21 @@ DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def check_mergeable(config: dict[str, Any], name: str) -> None:
-    """Raises: AdapterError: an adapter with this `adapter_config.json` is no change to the weights, so nothing can be merged."""
-    kind = config.get("peft_type")
-    why = None if get_method_traits(kind).merges else "answers with virtual tokens, which are no weights"
+    """Raises: AdapterError: an adapter with this `adapter_config.json` is not a change of the weights, so it cannot be merged."""
+    peft_type = config.get("peft_type")
+    reason = None if get_method_traits(peft_type).merges else "prepends virtual tokens, which are not weights"
     if config.get("alora_invocation_tokens"):
-        why = "is on only after a text that calls it"
+        reason = "is active only after its invocation tokens (aLoRA)"
     if config.get("layer_replication"):
-        why = "repeats layers of the base (layer_replication), which shares their weights and a merged model cannot"
-    if why:
+        reason = "repeats layers of the base model with shared weights (layer_replication), which a merged model cannot"
+    if reason:
         raise AdapterError(
-            f"adapter.{name}: cannot merge this {kind} adapter, which {why}; keep it as an adapter on its base"
+            f"adapter.{name}: cannot merge this {peft_type} adapter, which {reason}; keep it as an adapter on its base model"
         )
 
 
 def merge(model: Any) -> Any:
-    """transformers' model with the adapter in its weights, in float32. `model` is used up.
+    """transformers' model with the adapter merged into its weights, in float32. `model` cannot be used afterwards.
 
     Raises: AdapterError: PEFT cannot merge this adapter.
     """
@@ -40,80 +40,76 @@ def merge(model: Any) -> Any:
         tied = bool(getattr(base.config, "tie_word_embeddings", False))
         _untie_weights(base)
         merged = model.merge_and_unload(safe_merge=True)
-        _unwrap_modules(merged)
+        # LN tuning: PEFT leaves modules that were trained in full in their wrappers
+        wrappers = {path: m for path, m in merged.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)}
+        for path, wrapper in wrappers.items():
+            merged.set_submodule(path, wrapper.unload_and_optionally_merge_module(True, True, None))
         _retie_weights(merged, tied)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        kind = next(iter(model.peft_config.values())).peft_type.value
+        peft_type = next(iter(model.peft_config.values())).peft_type.value
         reason = str(error).splitlines()[0]
         raise AdapterError(
-            f"PEFT cannot merge this {kind} adapter ({reason}); keep it as an adapter on its base"
+            f"PEFT cannot merge this {peft_type} adapter ({reason}); keep it as an adapter on its base model"
         ) from error
     return merged
 
 
 def save(merged: Any, base: LoadedBase, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the merged model, rounded once to `dtype`, and what lies beside the base's weights into `folder`."""
+    """Writes the merged model into `folder`, rounded once to `dtype`, with the base model's tokenizer and other files."""
     sidecar_files.copy_sidecar_files(base.folder, folder)
     merged.to(dtype).save_pretrained(folder)
 
 
-def check_saved_equals_merged(merged: Any, again: Any) -> None:
-    """Raises: ProofError: a tensor of the model that was read `again` from the files, in float32, is not the merged one's."""
-    held = merged.state_dict()
-    for key, value in again.state_dict().items():
-        if key not in held or not torch.equal(held[key].float(), value):
+def check_saved_equals_merged(merged: Any, reloaded: Any) -> None:
+    """Raises: ProofError: a tensor of the model that was `reloaded` from the files, in float32, differs from the merged model's."""
+    expected = merged.state_dict()
+    for key, value in reloaded.state_dict().items():
+        if key not in expected or not torch.equal(expected[key].float(), value):
             raise ProofError(
-                f"{key}: what was read again from the merged files is not what was written; write them again, to another disk"
+                f"{key}: reading the merged files does not give what was written; write them again, to another disk"
             )
 
 
 def _untie_weights(base: Any) -> None:
-    """A copy of its own for each weight that is tied to another, where the adapter changes one of them.
+    """Copies each tied weight if the adapter changes it or the weight that it is tied to.
 
     PEFT merges into embeddings in place, which would change the tied output weights as well.
     """
-    own = (key for key, _ in base.named_parameters(remove_duplicate=False) if ".modules_to_save." not in key)
-    held = {saved_base.strip_wrappers(key): key for key in own}
+    keys = (key for key, _ in base.named_parameters(remove_duplicate=False) if ".modules_to_save." not in key)
+    wrapped = {saved_base.strip_wrappers(key): key for key in keys}
     tied = base.all_tied_weights_keys
-    if all(held.get(name) == name for pair in tied.items() for name in pair):
+    if all(wrapped.get(name) == name for pair in tied.items() for name in pair):
         return
     for target in tied:
-        value = base.get_parameter(held[target]).detach().clone()
-        _set_parameter(base, held[target], torch.nn.Parameter(value, requires_grad=False))
-
-
-def _unwrap_modules(merged: Any) -> None:
-    """Puts what was trained in full in the base's place where PEFT has not done so (LN tuning)."""
-    wrapped = [(path, one) for path, one in merged.named_modules() if isinstance(one, AuxiliaryTrainingWrapper)]
-    for path, one in wrapped:
-        merged.set_submodule(path, one.unload_and_optionally_merge_module(True, True, None))
+        value = base.get_parameter(wrapped[target]).detach().clone()
+        _set_parameter(base, wrapped[target], torch.nn.Parameter(value, requires_grad=False))
 
 
 def _retie_weights(merged: Any, tied: bool) -> None:
-    """Ties what has come out equal, and notes what has not. `tied`: what the base's config says.
+    """Ties weights that are still equal. `tied`: `tie_word_embeddings` of the base model, which becomes False if output weights differ.
 
-    Raises: ValueError: weights differ that this model reads from one place.
+    Raises: ValueError: other weights differ that this model reads from one tensor.
     """
-    apart = []
+    untied = []
     for target, source in merged.all_tied_weights_keys.items():
-        own, other = merged.get_parameter(target), merged.get_parameter(source)
-        if torch.equal(own, other):
-            _set_parameter(merged, target, other)
-        elif own is getattr(merged.get_output_embeddings(), "weight", None):
-            apart.append(target)
+        weight, shared = merged.get_parameter(target), merged.get_parameter(source)
+        if torch.equal(weight, shared):
+            _set_parameter(merged, target, shared)
+        elif weight is getattr(merged.get_output_embeddings(), "weight", None):
+            untied.append(target)
         else:
-            raise ValueError(f"{target} and {source} are one in this model, and it changes one of them alone")
-    # The embeddings of an encoder-decoder stay tied to each other: transformers leaves output weights apart that a file holds beside them.
-    merged.config.tie_word_embeddings = tied and (merged.config.is_encoder_decoder or not apart)
+            raise ValueError(f"{target} and {source} are one tensor in this model, and it changes only one of them")
+    # An encoder-decoder's two embeddings stay tied; transformers unties output weights by itself if the file has them.
+    merged.config.tie_word_embeddings = tied and (merged.config.is_encoder_decoder or not untied)
 
 
 def _set_parameter(model: Any, name: str, value: torch.nn.Parameter) -> None:
-    path, _, own = name.rpartition(".")
-    setattr(model.get_submodule(path), own, value)
+    path, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(path), attribute, value)
 
 
 def detect_stored_dtype(folder: Path) -> str:
-    """The dtype that most bytes of a model folder are stored in; float32 if that is none of the usual."""
+    """The dtype of most bytes of a model folder; float32 if it is none of `DTYPE_NAMES`."""
     sizes: dict[str, int] = {}
     for file in folder.glob("*.safetensors"):
         for entry in safetensors_header.read_header(file):

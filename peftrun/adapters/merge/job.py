@@ -1,4 +1,4 @@
-"""What is merged into what, for those who write it and those who prove it."""
+"""One merge: its adapter, base model and settings, shared by the code that writes and the code that verifies it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ from peftrun.system import free_memory
 
 @dataclass(frozen=True)
 class MergeJob:
-    """`adapter` goes into the base in the folder `base`.
+    """`adapter` is merged into the base model in the folder `base`.
 
     Attributes:
-        dtype: what is written.
-        pool: of threads that read beside the one that writes.
-        checks: by the name of each written file, the read of it and of the base model's file.
+        dtype: of the written tensors.
+        pool: threads that read files while others are written.
+        checks: name of each written file → the read of it and of the base model's file.
     """
 
     model: ModelSpec
@@ -56,7 +56,7 @@ class MergeJob:
         return mark
 
     def start_check(self, base: Path, written: Path) -> None:
-        """Begin to read a file that was written and the base model's, while both are in the system's memory."""
+        """Starts to read a written file and the base model's, while both are in the page cache."""
         check = self.pool.submit(
             file_check.check_file, base, written, hash_base=not self.is_base_known, compare=self.action.verify
         )
@@ -66,11 +66,11 @@ class MergeJob:
 
     @cached_property
     def _exceeds_memory(self) -> bool:
-        """Whether memory cannot hold the files of both models: what is written would push out what is not yet read of the base."""
+        """Whether the page cache cannot hold the files of both models: written ones would evict the base model's before they are read."""
         return 2 * atomic_files.measure_size(self.base) > free_memory.get_resident_limit().bytes
 
     def remove_written(self, folder: Path) -> None:
-        """Removes what was written so far."""
+        """Removes the files written so far."""
         wait(self.checks.values())
         self.checks.clear()
         for file in folder.iterdir():
@@ -83,5 +83,5 @@ class MergeJob:
 
     @cached_property
     def head(self) -> classifier_head.ClassifierHead | None:
-        """Of a classifier; None for a language model."""
+        """A classifier's head; None for a language model."""
         return classifier_head.read_adapter_head(self.adapter)

@@ -1,4 +1,4 @@
-"""What a merged model is made of, noted beside its weights: the base, the adapter, the dtype before the merge."""
+"""Records in a merged model's folder what it was made of: base model, adapter, dtype before the merge."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ KEYS = ("base", "base_dtype", "adapter_sha256")
 
 
 def write_provenance(folder: Path, base: dict[str, Any], base_dtype: str, adapter: AdapterRef) -> None:
-    """Notes it in the merged model's `peftrun.json`."""
+    """Writes them to the merged model's `peftrun.json`."""
     atomic_files.write_json(
         folder / PEFTRUN_METADATA,
         {
@@ -28,14 +28,14 @@ def write_provenance(folder: Path, base: dict[str, Any], base_dtype: str, adapte
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """What was noted; None for a model that peftrun did not merge.
+    """Values of `KEYS`; None for a model that peftrun did not merge.
 
-    Raises: ArtifactError: the note is not as peftrun writes it.
+    Raises: ArtifactError: peftrun did not write the file, or it was changed.
     """
     path = folder / PEFTRUN_METADATA
     if not path.is_file():
         return None
-    found = atomic_files.read_json(path).get("merged")
-    if not isinstance(found, dict) or any(key not in found for key in KEYS):
+    merged = atomic_files.read_json(path).get("merged")
+    if not isinstance(merged, dict) or any(key not in merged for key in KEYS):
         raise ArtifactError(f"{path}: does not say what was merged; merge again, or remove the file to go without it")
-    return found
+    return merged

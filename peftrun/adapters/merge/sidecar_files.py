@@ -1,4 +1,4 @@
-"""What a model folder is made of beside its weights: config, tokenizer, templates, code, licence. Light."""
+"""Files of a model folder other than weights: config, tokenizer, templates, code, licence. Light."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ WEIGHT_SUFFIXES = {
     ".ot",
     ".tflite",
 }
-WEIGHT_METADATA = (".index.json", "peftrun.json", "record.json")  # about files that are not carried
+WEIGHT_METADATA = (".index.json", "peftrun.json", "record.json")  # they describe files that are not copied
 ADAPTER_PREFIX = "adapter_"
 
 
 def copy_sidecar_files(base: Path, folder: Path) -> None:
-    """Puts them into `folder`, those of sub-folders too; a sub-folder with weights is a model of its own and stays."""
+    """Copies them into `folder`, those of subfolders too, except of a subfolder with weights, which is another model."""
     for file in _iter_sidecar_files(base):
         target = folder / file.relative_to(base)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,15 +30,15 @@ def copy_sidecar_files(base: Path, folder: Path) -> None:
 
 
 def _iter_sidecar_files(folder: Path) -> Iterator[Path]:
-    for one in sorted(folder.iterdir()):
-        if one.name.startswith((".", "__pycache__")):
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__pycache__")):
             continue
-        if one.is_dir():
-            if not any(inner.suffix in WEIGHT_SUFFIXES for inner in one.rglob("*")):
-                yield from _iter_sidecar_files(one)
+        if path.is_dir():
+            if not any(file.suffix in WEIGHT_SUFFIXES for file in path.rglob("*")):
+                yield from _iter_sidecar_files(path)
         elif (
-            one.suffix not in WEIGHT_SUFFIXES
-            and not one.name.endswith(WEIGHT_METADATA)
-            and not one.name.startswith(ADAPTER_PREFIX)
+            path.suffix not in WEIGHT_SUFFIXES
+            and not path.name.endswith(WEIGHT_METADATA)
+            and not path.name.startswith(ADAPTER_PREFIX)
         ):
-            yield one
+            yield path

@@ -1,10 +1,10 @@
-"""A merge from files to files, tensor by tensor: memory holds one layer, whatever the size of the model.
+"""Merges from files to files, tensor by tensor: memory holds one layer, whatever the size of the model.
 
-PEFT's own `merge` computes each layer, on a model whose other weights are nowhere, in float32; the result is
-rounded once.
+PEFT's own `merge` computes each layer in float32, on a model whose other weights are on the meta device; the result is rounded once.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,48 +33,54 @@ class NotStreamableError(Exception):
 
 @dataclass(frozen=True)
 class _BaseTensors:
-    """The base's tensors by name, and memory for the largest adapted weight, which each comes to in turn."""
+    """The base model's tensors, while a merge (or with `undo` its reversal) is computed from them.
 
-    found: dict[str, StoredTensor]
-    room: torch.Tensor
+    Attributes:
+        stored: parameter name → tensor.
+        buffer: flat memory for the largest weight that is merged whole, reused from layer to layer.
+        last: path and merged parameters of the layer that was merged last.
+    """
+
+    stored: dict[str, StoredTensor]
+    buffer: torch.Tensor
     undo: bool
-    last: dict[str, Any] = field(default_factory=dict)  # the layer that was merged last: its path and parameters
+    last: dict[str, Any] = field(default_factory=dict)
 
     def read_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
-        """The parameter `key`: as it is, or read from the base's files where it is nowhere in memory."""
-        room = self.room if key.endswith(".weight") else None
-        return self.found[key].read_float(room) if value.is_meta else value.detach().clone()
+        """The parameter `key` in float32: a copy of `value`, or read from the files if that is on the meta device."""
+        buffer = self.buffer if key.endswith(".weight") else None
+        return self.stored[key].read_float(buffer) if value.is_meta else value.detach().clone()
 
 
 class MergedFiles:
-    """The weight files of a merge, which are there with their headers; each tensor is written when it is asked for.
+    """The weight files of a merge: their headers are written at once, each tensor when it is requested.
 
     Attributes:
-        seconds: that the writing has taken.
+        seconds: spent writing so far.
     """
 
     def __init__(
         self, folder: Path, plans: dict[Path, list[PlannedTensor]], after: Callable[[Path, Path], object] | None
     ) -> None:
-        """`after`: called with each file of the base and the one written from it, once all tensors are in it."""
+        """`plans`: file of the base model → tensors of the file to write. `after`: called with both files once all tensors are written."""
         self.seconds, self._after = 0.0, after
-        self._files = {folder / file.name: (file, TensorFile(folder / file.name, one)) for file, one in plans.items()}
+        self._files = {folder / file.name: (file, TensorFile(folder / file.name, plan)) for file, plan in plans.items()}
 
-    def write(self, one: StoredTensor) -> None:
-        """Writes a tensor, unless it is. Raises: NotStreamableError: see `begin_merged`."""
+    def write(self, tensor: StoredTensor) -> None:
+        """Writes a tensor if it is not written yet. Raises: NotStreamableError: see `begin_merged`."""
         started = time.perf_counter()
-        base, file = self._files[one.file]
-        if one.entry.name in file.unwritten:
-            file.write(one.entry.name)
+        base, file = self._files[tensor.file]
+        if tensor.entry.name in file.unwritten:
+            file.write(tensor.entry.name)
             if self._after and not file.unwritten:
                 self._after(base, file.path)
         self.seconds += time.perf_counter() - started
 
     def write_rest(self) -> None:
-        """Writes all that no one has asked for."""
+        """Writes the tensors that nobody has requested."""
         for path, (_, file) in self._files.items():
-            for one in safetensors_stream.list_stored_tensors(path) if file.unwritten else []:
-                self.write(one)
+            for tensor in safetensors_stream.list_stored_tensors(path) if file.unwritten else []:
+                self.write(tensor)
 
 
 def begin_merged(
@@ -87,91 +93,100 @@ def begin_merged(
     undo: bool = False,
     after: Callable[[Path, Path], object] | None = None,
 ) -> MergedFiles:
-    """Writes a merged model without its weights into `folder`: config, tokenizer. What is returned writes weights, in files as the base's.
+    """Writes a merged model into `folder` except its weights: config, tokenizer, headers of the weight files, which are named as the base model's.
 
-    Args: net: see `meta_model.build_on_meta`. base: the base's folder. dtype: of floating tensors; None: each as stored.
-        undo: `base` is a merged model, and what is written is the model before the merge.
-        after: called with each file of the base and the one written from it, once it is complete.
-    Raises: NotStreamableError: PEFT needs more than one layer at a time; what was written so far is of no use.
+    Args: net: see `meta_model.build_on_meta`. base: the base model's folder. dtype: of floating tensors; None: each as stored.
+        undo: `base` is a merged model, and the model before the merge is written.
+        after: called with each file of the base model and the one written from it, once that is complete.
+    Returns: writes the weights.
+    Raises: NotStreamableError: PEFT needs more than one layer at a time; `folder` is then of no use.
     """
     model = net.get_base_model()
     files = {file: safetensors_stream.list_stored_tensors(file) for file in safetensors_header.list_weight_files(base)}
     if net.peft_config[name].task_type in TASK_KINDS:
-        files = _drop_other_heads(model, files)
-    found = map_by_parameter(model, [one for parts in files.values() for one in parts])
-    sources = add_tied(model, found)
-    changes = _plan_changes(net, name, _BaseTensors(sources, _allocate_buffer(net, name, sources), undo))
+        # an encoder's files may have tensors that a classifier lacks: a pooler, the head of its pre-training
+        parameters = {_strip_wrappers(key) for key, _ in model.named_parameters()}
+        for file, tensors in files.items():
+            files[file] = [t for key, t in map_by_parameter(model, tensors).items() if key in parameters]
+    stored = map_by_parameter(model, [tensor for tensors in files.values() for tensor in tensors])
+    sources = add_tied(model, stored)
+    changes = _plan_changes(net, name, sources, undo)
     untied = _untie_output(model, changes, sources)
-    usual = dtype or _most_common_dtype(found)
-    names = {id(one): key for key, one in found.items()}
+    sizes: Counter[torch.dtype] = Counter()  # bytes
+    for tensor in stored.values():
+        sizes[tensor.dtype] += tensor.entry.end - tensor.entry.begin
+    common_dtype = dtype or max(sizes, key=lambda stored_dtype: sizes[stored_dtype])
+    names = {id(tensor): key for key, tensor in stored.items()}
     plans = {
-        file: [_plan_tensor(names[id(one)], one, changes, dtype) for one in parts] for file, parts in files.items()
+        file: [_plan_tensor(names[id(tensor)], tensor, changes, dtype) for tensor in tensors]
+        for file, tensors in files.items()
     }
-    more = changes | untied
-    shapes = {_strip_wrappers(key): tuple(one.shape) for key, one in model.named_parameters(remove_duplicate=False)}
+    computed = changes | untied
+    shapes = {_strip_wrappers(key): tuple(p.shape) for key, p in model.named_parameters(remove_duplicate=False)}
     plans[max(plans)] += [
-        PlannedTensor(key, usual, shapes[key], None, more[key]) for key in sorted(more.keys() - found.keys())
+        PlannedTensor(key, common_dtype, shapes[key], None, computed[key])
+        for key in sorted(computed.keys() - stored.keys())
     ]
     if len(plans) > 1:
-        places = {one.name: file.name for file, parts in plans.items() for one in parts}
-        safetensors_stream.write_index(folder, places, sum(one.size for parts in plans.values() for one in parts))
+        weight_map = {tensor.name: file.name for file, plan in plans.items() for tensor in plan}
+        safetensors_stream.write_index(
+            folder, weight_map, sum(tensor.size for plan in plans.values() for tensor in plan)
+        )
     sidecar_files.copy_sidecar_files(base, folder)
-    _write_config(model, folder, usual, tied=not untied)
+    model.config.architectures, model.config.dtype = [type(model).__name__], common_dtype
+    if untied:
+        model.config.tie_word_embeddings = False
+    model.config.save_pretrained(folder)
     return MergedFiles(folder, plans, after)
-
-
-def _drop_other_heads(model: Any, files: dict[Path, list[StoredTensor]]) -> dict[Path, list[StoredTensor]]:
-    """An encoder's file may hold what a classifier has no use for: a pooler, the head of its pre-training."""
-    known = {_strip_wrappers(key) for key, _ in model.named_parameters()}
-    kept = {}
-    for file, parts in files.items():
-        named = map_by_parameter(model, parts)
-        kept[file] = [one for key, one in named.items() if key in known]
-    return kept
 
 
 def _strip_wrappers(key: str) -> str:
     return key.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def map_by_parameter(model: Any, parts: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
-    """The base's tensors under the names of the model's parameters; a file may lack, or have, the name of the body before them."""
+def map_by_parameter(model: Any, tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    """The model's parameter names → tensors of a file, whose names may lack or add the prefix of the model's body."""
     names, prefix = {_strip_wrappers(key) for key, _ in model.named_parameters()}, f"{model.base_model_prefix}."
-    found = {}
-    for one in parts:
-        key = one.entry.name
-        choices = (key, prefix + key, key.removeprefix(prefix))
-        found[next((choice for choice in choices if choice in names), key)] = one
-    return found
+    stored = {}
+    for tensor in tensors:
+        key = tensor.entry.name
+        candidates = (key, prefix + key, key.removeprefix(prefix))
+        stored[next((candidate for candidate in candidates if candidate in names), key)] = tensor
+    return stored
 
 
-def add_tied(model: Any, found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The same, and tied parameters that are stored once under both their names."""
-    sources = dict(found)
+def add_tied(model: Any, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The same with both names of tied parameters, which are stored once."""
+    sources = dict(stored)
     for target, source in model.all_tied_weights_keys.items():
-        stored = found.get(source) or found.get(target)
-        if stored is not None:
-            sources.setdefault(target, stored)
-            sources.setdefault(source, stored)
+        tensor = stored.get(source) or stored.get(target)
+        if tensor is not None:
+            sources.setdefault(target, tensor)
+            sources.setdefault(source, tensor)
     return sources
 
 
 def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a model folder by the model's names of parameters; tied ones under both."""
-    parts = [
-        one
+    """The model's parameter names → tensors of a model folder; tied ones under both names."""
+    tensors = [
+        tensor
         for file in safetensors_header.list_weight_files(folder)
-        for one in safetensors_stream.list_stored_tensors(file)
+        for tensor in safetensors_stream.list_stored_tensors(file)
     ]
-    return add_tied(model, map_by_parameter(model, parts))
+    return add_tied(model, map_by_parameter(model, tensors))
 
 
-def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, list[Part]]:
-    """For every parameter that the adapter changes, how its merged value is computed."""
+def _plan_changes(net: Any, name: str, stored: dict[str, StoredTensor], undo: bool) -> dict[str, list[Part]]:
+    """Parameters that the adapter changes → how their merged values are computed."""
+    modules = dict(net.get_base_model().named_modules())
+    layers = {path: module for path, module in modules.items() if isinstance(module, BaseTunerLayer)}
+    weights = [stored.get(f"{path}.weight") for path, layer in layers.items() if not merges_by_rows(layer, name)]
+    buffer = torch.empty(max((weight.count for weight in weights if weight), default=0))
+    sources = _BaseTensors(stored, buffer, undo)
     changes: dict[str, list[Part]] = {}
-    handled: list[str] = []
-    for path, module in net.get_base_model().named_modules():
-        if any(path.startswith(f"{outer}.") for outer in handled):
+    planned: list[str] = []
+    for path, module in modules.items():
+        if any(path.startswith(f"{outer}.") for outer in planned):
             continue
         if isinstance(module, BaseTunerLayer):
             changes |= _plan_layer(module, path, name, sources)
@@ -180,26 +195,19 @@ def _plan_changes(net: Any, name: str, sources: _BaseTensors) -> dict[str, list[
         elif isinstance(module, AuxiliaryTrainingWrapper):
             raise NotStreamableError(f"{path} is a {type(module).__name__}")
         else:
-            own = module.named_parameters(recurse=False)
-            changes |= _plan_replacements([(key, value) for key, value in own if not value.is_meta], path, sources)
+            trained = [(key, value) for key, value in module.named_parameters(recurse=False) if not value.is_meta]
+            changes |= _plan_replacements(trained, path, sources)
             continue
-        handled.append(path)
+        planned.append(path)
     return changes
 
 
-def _allocate_buffer(net: Any, name: str, found: dict[str, StoredTensor]) -> torch.Tensor:
-    """Memory for the largest weight that is merged whole."""
-    layers = [(path, one) for path, one in net.get_base_model().named_modules() if isinstance(one, BaseTunerLayer)]
-    weights = [found.get(f"{path}.weight") for path, one in layers if not merges_by_rows(one, name)]
-    return torch.empty(max((one.count for one in weights if one), default=0))
-
-
 def _plan_replacements(
-    own: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors
+    trained: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors
 ) -> dict[str, list[Part]]:
-    changes: dict[str, list[Part]] = {f"{path}.{key}": _whole(value.detach) for key, value in own}
+    changes: dict[str, list[Part]] = {f"{path}.{key}": _whole(value.detach) for key, value in trained}
     if changes and sources.undo:
-        raise NotStreamableError(f"the merge put the adapter's {next(iter(changes))} in the place of the base's")
+        raise NotStreamableError(f"the merge replaced the base model's {next(iter(changes))} by the adapter's")
     return changes
 
 
@@ -208,25 +216,30 @@ def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dic
     if not isinstance(layer, MERGEABLE_LAYERS) or not hasattr(module, "merge"):
         raise NotStreamableError(f"{path} is a {type(module).__name__} over a {type(layer).__name__}")
     if sources.undo and getattr(module, "use_dora", {}).get(name):
-        raise NotStreamableError(f"DoRA gave {path} another length, and the length it had is kept nowhere")
+        raise NotStreamableError(f"DoRA gave {path} another length, and the length it had is not stored")
     unset = [key for key, value in module.named_parameters() if value.is_meta and not key.startswith("base_layer.")]
     if unset:
         raise NotStreamableError(f"PEFT saves no {unset[0]} of {path}")
     keys = [key for key, _ in layer.named_parameters(recurse=False)]
-    absent = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in sources.found]
-    if absent:
-        raise NotStreamableError(f"the base's files hold no {path}.{absent[0]}")
-    changes = {f"{path}.{key}": _whole(partial(_merge_parameter, module, key, path, name, sources)) for key in keys}
+    missing = [key for key in keys if getattr(layer, key).is_meta and f"{path}.{key}" not in sources.stored]
+    if missing:
+        raise NotStreamableError(f"the base model's files hold no {path}.{missing[0]}")
     if not merges_by_rows(module, name):
-        return changes
-    stored = sources.found[f"{path}.weight"]
-    width, merge = stored.entry.shape[1], partial(_merge_block, module, path, name, sources)
+        return {f"{path}.{key}": _whole(partial(_merge_parameter, module, key, path, name, sources)) for key in keys}
+    weight = sources.stored[f"{path}.weight"]  # (out, in)
+
+    def merge_block(block: RowBlock) -> torch.Tensor:
+        return merge_rows(module, path, name, weight.rows(*block).read_float(), block, undo=sources.undo)
+
     biases: dict[str, list[Part]] = {
         f"{path}.{key}": _whole(partial(sources.read_float, getattr(layer, key), f"{path}.{key}"))
         for key in keys
-        if key != "weight"  # PEFT leaves it as it is
+        if key != "weight"  # a merge by rows changes no bias
     }
-    return biases | {f"{path}.weight": [(block[0] * width, partial(merge, block)) for block in stored.row_blocks()]}
+    width = weight.entry.shape[1]
+    return biases | {
+        f"{path}.weight": [(block[0] * width, partial(merge_block, block)) for block in weight.row_blocks()]
+    }
 
 
 def _whole(compute: Callable[[], torch.Tensor]) -> list[Part]:
@@ -234,65 +247,52 @@ def _whole(compute: Callable[[], torch.Tensor]) -> list[Part]:
 
 
 def merges_by_rows(module: Any, name: str) -> bool:
-    """Whether the adapter `name` is merged into some rows of a layer's weight at a time, as they are read."""
+    """Whether the adapter `name` is merged into a layer's weight block by block of its rows."""
     return is_row_wise(module) and name in module.lora_B and module.get_base_layer().weight.is_meta
-
-
-def _merge_block(module: Any, path: str, name: str, sources: _BaseTensors, block: RowBlock) -> torch.Tensor:
-    values = sources.found[f"{path}.weight"].rows(*block).read_float()
-    return merge_rows(module, path, name, values, block, undo=sources.undo)
 
 
 def merge_rows(
     module: Any, path: str, name: str, values: torch.Tensor, block: RowBlock, *, undo: bool = False
 ) -> torch.Tensor:
-    """Rows of a layer's weight after PEFT has merged the adapter into them; see `layer_walk.is_row_wise` and `merge_layer`.
+    """Rows of a layer's weight after PEFT has merged the adapter into them, (rows of the block, in); see `layer_walk.is_row_wise`.
 
-    Args: values: the base's rows; they are overwritten. block: which they are. Several threads may be here with the same layer.
+    Safe to call from several threads for one layer: PEFT merges into a copy of it that has only these rows.
+    Args: values: the base model's rows, which are overwritten. Raises: NotStreamableError: see `merge_layer`.
     """
-    return merge_layer(_view_rows(module, name, block), path, name, {"weight": values}, undo)["weight"]
-
-
-def _view_rows(module: Any, name: str, block: RowBlock) -> Any:
-    """PEFT's layer over these rows of its base layer alone."""
-    layer = module.get_base_layer()
+    layer, parts = module.get_base_layer(), {}
+    factors = {"lora_A": module.lora_A[name].weight, "lora_B": module.lora_B[name].weight[slice(*block)]}
+    for key, value in factors.items():  # (r, in), (rows of the block, r)
+        parameter = torch.nn.Parameter(value.detach(), requires_grad=False)
+        parts[key] = torch.nn.ModuleDict({name: copy_module(getattr(module, key)[name], {"weight": parameter})})
     others = {key: None for key, _ in layer.named_parameters(recurse=False) if key != "weight"}
-    down, up = module.lora_A[name].weight, module.lora_B[name].weight[slice(*block)]
-    own = {key: _with_weight(getattr(module, key)[name], value) for key, value in (("lora_A", down), ("lora_B", up))}
-    children = {key: torch.nn.ModuleDict({name: one}) for key, one in own.items()}
-    view = copy_module(module, modules={**children, "base_layer": copy_module(layer, others)})
+    view = copy_module(module, modules={**parts, "base_layer": copy_module(layer, others)})
     view.merged_adapters = []
-    return view
+    return merge_layer(view, path, name, {"weight": values}, undo)["weight"]
 
 
-def _with_weight(layer: Any, value: torch.Tensor) -> Any:
-    """The same layer with a parameter of its own."""
-    return copy_module(layer, {"weight": torch.nn.Parameter(value.detach(), requires_grad=False)})
-
-
-def _merge_parameter(module: Any, wanted: str, path: str, name: str, sources: _BaseTensors) -> torch.Tensor:
-    """One parameter of a layer after PEFT has merged the adapter into it, in float32, whole."""
+def _merge_parameter(module: Any, key: str, path: str, name: str, sources: _BaseTensors) -> torch.Tensor:
+    """The parameter `key` of a layer after PEFT has merged the adapter into it, in float32."""
     if sources.last.get("path") != path:
-        own = module.get_base_layer().named_parameters(recurse=False)
-        values = {key: sources.read_float(value, f"{path}.{key}") for key, value in own}
+        parameters = module.get_base_layer().named_parameters(recurse=False)
+        values = {other: sources.read_float(value, f"{path}.{other}") for other, value in parameters}
         sources.last.update(path=path, merged=merge_layer(module, path, name, values, sources.undo))
         malloc.release_after_growth()
-    merged: torch.Tensor = sources.last["merged"][wanted]
+    merged: torch.Tensor = sources.last["merged"][key]
     return merged
 
 
 def merge_layer(
     module: Any, path: str, name: str, values: dict[str, torch.Tensor], undo: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Every parameter of a layer after PEFT has merged the adapter into it, or with `undo` taken it out again.
+    """All parameters of a layer after PEFT has merged the adapter into it, or with `undo` subtracted it again.
 
-    Args: module: PEFT's layer. values: the base's parameters of it, by name; they may be overwritten.
+    Args: module: PEFT's layer. values: the base layer's parameters by name; they may be overwritten.
     Raises: NotStreamableError: PEFT cannot, or a number is not finite.
     """
     layer = module.get_base_layer()
     before = dict(layer.named_parameters(recurse=False))
     # PEFT writes into the adapter where it must fulfil a condition first (OFT with coft=true)
-    own = {one: one.data.clone() for key, one in module.named_parameters() if not key.startswith("base_layer.")}
+    adapter = {p: p.data.clone() for key, p in module.named_parameters() if not key.startswith("base_layer.")}
     try:
         for key, value in values.items():
             setattr(layer, key, torch.nn.Parameter(value, requires_grad=False))
@@ -301,66 +301,44 @@ def merge_layer(
             module.unmerge()
         else:
             module.merge(safe_merge=False, adapter_names=[name])
-        merged = {key: one.data for key, one in layer.named_parameters(recurse=False)}
+        merged = {key: parameter.data for key, parameter in layer.named_parameters(recurse=False)}
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         raise NotStreamableError(f"{path}: {str(error).splitlines()[0]}") from error
     finally:
         module.merged_adapters.clear()
-        for one, value in own.items():
-            one.data = value
+        for parameter, value in adapter.items():
+            parameter.data = value
         for key in values:
             setattr(layer, key, before[key])
     if merged.keys() != values.keys():
-        raise NotStreamableError(f"{path}: PEFT merges into parameters that the base has not")
+        raise NotStreamableError(f"{path}: PEFT merges into parameters that the base model lacks")
     if not all(torch.isfinite(value.sum()) for value in merged.values()):
-        raise NotStreamableError(f"{path} holds numbers that are not finite after the merge")
+        raise NotStreamableError(f"{path} has NaN or infinite values after the merge")
     return merged
 
 
 def _untie_output(
     model: Any, changes: dict[str, list[Part]], sources: dict[str, StoredTensor]
 ) -> dict[str, list[Part]]:
-    """Output weights that were tied to the embeddings and no longer can be, since the adapter changes one of the two."""
+    """Output weights and embeddings that were tied, and cannot be if the adapter changes one of them."""
+    head = model.get_output_embeddings()
+    head_weight = next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
     untied: dict[str, list[Part]] = {}
     for target, source in model.all_tied_weights_keys.items():
         if target not in changes and source not in changes:
             continue
-        # Some encoder-decoders scale the output of tied weights: parted, they would compute something else.
-        if (
-            model.config.is_encoder_decoder
-            or model.get_output_embeddings() is None
-            or target != _output_weight_name(model)
-        ):
+        # Some encoder-decoders scale the output of tied weights: untied, they would compute something else.
+        if model.config.is_encoder_decoder or target != head_weight:
             raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
         untied |= {key: changes.get(key) or sources[key].parts() for key in (target, source)}
     return untied
 
 
-def _output_weight_name(model: Any) -> str:
-    head = model.get_output_embeddings()
-    return next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
-
-
 def _plan_tensor(
-    key: str, one: StoredTensor, changes: dict[str, list[Part]], dtype: torch.dtype | None
+    key: str, tensor: StoredTensor, changes: dict[str, list[Part]], dtype: torch.dtype | None
 ) -> PlannedTensor:
-    wanted = dtype if dtype is not None and one.dtype.is_floating_point else one.dtype
+    new_dtype = dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
     parts = changes.get(key)
-    if parts is None and wanted != one.dtype:
-        parts = one.parts()
-    return PlannedTensor(key, wanted, one.entry.shape, one, parts)
-
-
-def _most_common_dtype(found: dict[str, StoredTensor]) -> torch.dtype:
-    sizes: dict[torch.dtype, int] = {}
-    for one in found.values():
-        sizes[one.dtype] = sizes.get(one.dtype, 0) + one.entry.end - one.entry.begin
-    return max(sizes, key=lambda dtype: sizes[dtype])
-
-
-def _write_config(model: Any, folder: Path, dtype: torch.dtype, *, tied: bool) -> None:
-    config = model.config
-    config.architectures, config.dtype = [type(model).__name__], dtype
-    if not tied:
-        config.tie_word_embeddings = False
-    config.save_pretrained(folder)
+    if parts is None and new_dtype != tensor.dtype:
+        parts = tensor.parts()
+    return PlannedTensor(key, new_dtype, tensor.entry.shape, tensor, parts)

@@ -33,7 +33,12 @@ PLUGINS = {"hydra/launcher": ["basic"], "hydra/sweeper": ["basic", *(["optuna"] 
 
 def find_candidates(line: str) -> dict[str, str]:
     """Completions of the last word of a command line → description; the first word is the command itself."""
-    words, word = _split_line(line)
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote that is still open
+        words = line.split()
+    word = words.pop() if line and not line[-1].isspace() else ""
+    words = words[1:]
     previous = words[-1] if words else ""
     if previous in DIR_FLAGS:
         candidates = dict.fromkeys(values.list_paths(word, folders_alone=True), "")
@@ -48,16 +53,6 @@ def find_candidates(line: str) -> dict[str, str]:
     return {
         text: description for text, description in candidates.items() if text.startswith(word) and " " not in text
     }  # a blank would need quotes
-
-
-def _split_line(line: str) -> tuple[list[str], str]:
-    """The complete words after the command, and the word being typed."""
-    try:
-        words = shlex.split(line)
-    except ValueError:  # a quote that is still open
-        words = line.split()
-    is_complete = not line or line[-1].isspace()
-    return (words[1:], "") if is_complete else (words[1:-1], words[-1])
 
 
 def _complete_value(word: str, words: Sequence[str]) -> dict[str, str]:

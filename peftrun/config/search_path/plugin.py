@@ -11,8 +11,9 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from peftrun.compat.hydra import read_files_fast
+from peftrun.compat.hydra import read_files_with
 from peftrun.config.search_path import packages
+from peftrun.config.yaml_files import load_yaml
 
 PROVIDER = packages.GROUP  # Hydra's name for the origin of these entries of the search path
 CALLER_PROVIDER = "given"  # the same for folders given from Python
@@ -35,9 +36,9 @@ class TeamPackages(SearchPathPlugin):
 
 
 def register_search_path() -> None:
-    """Register the plugin for every composition from now on, which reads files the fast way."""
+    """Register the plugin, and the faster parser of files, for every composition from now on."""
     Plugins.instance().register(TeamPackages)
-    read_files_fast()
+    read_files_with(load_yaml)
 
 
 @contextmanager

@@ -31,10 +31,15 @@ UNION_NAMES = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objec
 
 def build_dataclass_schema(owner: type, extra: Mapping[str, Schema] | None = None) -> Schema:
     """The schema of a mapping with a dataclass's fields and the `extra` keys; other keys are refused."""
-    properties = {
-        **(extra or {}),
-        **{name: _build_property(owner, name, field_type) for name, field_type in _get_field_types(owner).items()},
-    }
+    properties = {**(extra or {})}
+    for name, field_type in _get_field_types(owner).items():
+        schema = build_type_schema(field_type, build_reference)
+        if "$ref" in schema:  # draft 7 ignores all other keys next to a $ref
+            schema = {"allOf": [schema]}
+        properties[name] = schema | _build_description(describe_field(owner, name))
+        key = read_yaml_keys(owner).get(name)
+        if key is not None and key.value not in (None, "???") and not _is_tag(owner, name):
+            properties[name]["default"] = key.value
     # Fields of PEFT's config of the method that its YAML file does not list.
     if owner in METHODS:
         helps = get_library_help(owner)
@@ -56,10 +61,20 @@ def build_merged_schema(owners: Sequence[type], extra: Mapping[str, Schema] | No
     for owner in owners:
         for name, property_schema in build_dataclass_schema(owner)["properties"].items():
             schemas.setdefault(name, []).append(property_schema)
-    properties = {
-        name: _build_tag_property(owners) if _is_tag(owners[0], name) else _merge_schemas(alternatives)
-        for name, alternatives in schemas.items()
+    tags = {
+        "enum": [get_tag(owner) for owner in owners],
+        "enumDescriptions": [describe_dataclass(owner) for owner in owners],  # shown by VS Code
     }
+    tag = {"anyOf": [tags, INTERPOLATION_REF], "description": "Selects one of them; the other keys depend on it."}
+    properties = {}
+    for name, alternatives in schemas.items():
+        # What any of the schemas accepts, with the annotations of the first.
+        first = alternatives[0]
+        annotations = {key: first[key] for key in ("description", "default", "examples") if key in first}
+        types = [{key: item[key] for key in item if key not in annotations} for item in alternatives]
+        distinct = [item for index, item in enumerate(types) if item not in types[:index]]
+        merged = first if len(distinct) == 1 else {"anyOf": distinct} | annotations
+        properties[name] = tag if _is_tag(owners[0], name) else merged
     return {"type": "object", "properties": {**(extra or {}), **properties}, "additionalProperties": False}
 
 
@@ -73,8 +88,13 @@ def describe_dataclass(owner: type) -> str:
 def describe_field(owner: type, field: str) -> str | None:
     """The description of a field: our comment, then the library's help. None: there is neither."""
     key = read_yaml_keys(owner).get(field)
-    comment = (key.comment if key else None) or read_field_comments(owner).get(field)
-    ours = comment or _describe_field_type(owner, field)
+    ours = (key.comment if key else None) or read_field_comments(owner).get(field)
+    if not ours and _is_tag(owner, field):
+        ours = describe_dataclass(owner)
+    elif not ours:
+        field_type = _get_field_types(owner)[field]
+        nested = next((part for part in (field_type, *get_args(field_type)) if dataclasses.is_dataclass(part)), None)
+        ours = describe_dataclass(nested) if isinstance(nested, type) else None
     return "\n\n".join(text for text in (ours, get_library_help(owner).get(field)) if text) or None
 
 
@@ -91,9 +111,13 @@ def collect_definitions(*types: Any) -> dict[str, Schema]:
             assert isinstance(value_type, type)
             definitions[get_definition_name(value_type)] = build_dataclass_schema(value_type)
             definitions |= collect_definitions(*_get_field_types(value_type).values())
-        elif get_origin(value_type) is Annotated and _is_dataclass_union(value_type):
+        elif (
+            get_origin(value_type) is Annotated
+            and (members := get_union_members(value_type))
+            and all(map(dataclasses.is_dataclass, members))
+        ):
             definitions[get_definition_name(value_type)] = build_union_schema(value_type)
-            definitions |= collect_definitions(*get_union_members(value_type))
+            definitions |= collect_definitions(*members)
         else:
             definitions |= collect_definitions(*get_args(value_type))
     return definitions
@@ -132,47 +156,7 @@ def _get_field_types(owner: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(owner)}
 
 
-def _build_property(owner: type, field: str, field_type: Any) -> Schema:
-    schema = build_type_schema(field_type, build_reference)
-    if "$ref" in schema:  # draft 7 ignores all other keys next to a $ref
-        schema = {"allOf": [schema]}
-    schema |= _build_description(describe_field(owner, field))
-    key = read_yaml_keys(owner).get(field)
-    if key is not None and key.value not in (None, "???") and not _is_tag(owner, field):
-        schema["default"] = key.value
-    return schema
-
-
-def _describe_field_type(owner: type, field: str) -> str | None:
-    if _is_tag(owner, field):
-        return describe_dataclass(owner)
-    field_type = _get_field_types(owner)[field]
-    nested = next((part for part in (field_type, *get_args(field_type)) if dataclasses.is_dataclass(part)), None)
-    return describe_dataclass(nested) if isinstance(nested, type) else None
-
-
 def _is_tag(owner: type, field: str) -> bool:
     """Whether the field is the tag of a union: a Literal with a single string."""
     values = get_args(get_type_hints(owner).get(field)) if field in TAG_FIELDS else ()
     return len(values) == 1 and isinstance(values[0], str)
-
-
-def _build_tag_property(owners: Sequence[type]) -> Schema:
-    tags = {
-        "enum": [get_tag(owner) for owner in owners],
-        "enumDescriptions": [describe_dataclass(owner) for owner in owners],  # shown by VS Code
-    }
-    return {"anyOf": [tags, INTERPOLATION_REF], "description": "Selects one of them; the other keys depend on it."}
-
-
-def _merge_schemas(schemas: list[Schema]) -> Schema:
-    """One schema that accepts what any of the schemas accepts, with the annotations of the first."""
-    annotations = {key: schemas[0][key] for key in ("description", "default", "examples") if key in schemas[0]}
-    types = [{key: value for key, value in schema.items() if key not in annotations} for schema in schemas]
-    distinct = [schema for index, schema in enumerate(types) if schema not in types[:index]]
-    return schemas[0] if len(distinct) == 1 else {"anyOf": distinct} | annotations
-
-
-def _is_dataclass_union(value_type: Any) -> bool:
-    members = get_union_members(value_type)
-    return bool(members) and all(map(dataclasses.is_dataclass, members))

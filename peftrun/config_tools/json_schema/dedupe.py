@@ -58,13 +58,14 @@ def _insert_references(schema: Any, names: dict[str, str]) -> Any:
         return schema
     replaced = {key: _insert_references(item, names) for key, item in schema.items()}
     if _get_mapping(schema, "properties"):
-        replaced["properties"] = {key: _build_reference(item, names) for key, item in schema["properties"].items()}
+        references = {
+            key: names.get(json.dumps(item, ensure_ascii=False)) for key, item in schema["properties"].items()
+        }
+        replaced["properties"] = {
+            key: {"$ref": f"#/definitions/{references[key]}"} if references[key] else _insert_references(item, names)
+            for key, item in schema["properties"].items()
+        }
     return replaced
-
-
-def _build_reference(schema: Schema, names: dict[str, str]) -> Any:
-    name = names.get(json.dumps(schema, ensure_ascii=False))
-    return {"$ref": f"#/definitions/{name}"} if name else _insert_references(schema, names)
 
 
 def _get_mapping(schema: Schema, key: str) -> Schema:

@@ -46,32 +46,35 @@ HYDRA: Schema = {
 
 def build_schemas() -> dict[str, str]:
     """File name → text of every schema."""
-    built = {group: _build_plain_schema(group, owner) for group, owner in PLAIN_GROUPS.items()}
+    built: dict[str, Schema] = {}
+    for group, owner in PLAIN_GROUPS.items():  # with one dataclass, whose schema is the root and needs no definition
+        definitions = collect_definitions(owner)
+        del definitions[owner.__name__]
+        root = build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)})
+        built[group] = root | {"definitions": definitions}
+    # config.yaml has the keys of an experiment, by reference to its schema, with `defaults` of its own.
+    names = [field.name for field in dataclasses.fields(schema.RunSpec)]
+    keys: Schema = {name: {"$ref": f"experiment.json#/properties/{name}"} for name in (*names, "hydra")}
+    keys |= {name: {"$ref": f"experiment.json{build_reference(union)['$ref']}"} for name, union in UNIONS.items()}
     built |= {
         "action": _build_tagged_schema("action", "name", action_specs.Action, ACTIONS, list_action_options()),
         "lora": _build_tagged_schema("lora", "method", schema.Lora, METHODS, list_method_options()),
         "tracker": _build_tagged_schema("tracker", "name", tracker_specs.Tracker, TRACKERS, list_tracker_options()),
         "experiment": _build_experiment_schema(),
-        "config": _build_root_schema(),
+        "config": {
+            "type": "object",
+            "description": "The groups of which a run is composed, and the top-level keys.",
+            "properties": {"defaults": defaults.build_root_defaults(), **keys},
+            "additionalProperties": False,
+        },
     }
     built |= {"hydra-launcher": launchers.build_launcher_schema()}
-    return {f"{name}.json": _render_schema(name, content) for name, content in sorted(built.items())}
-
-
-def _render_schema(name: str, content: Schema) -> str:
-    definitions = {INTERPOLATION_NAME: INTERPOLATION, **content.pop("definitions", {})}
-    title = f"peftrun: {name.replace('-', '/')}"
-    return (
-        format_json(share_properties({"$schema": DRAFT, "title": title, **content, "definitions": definitions})) + "\n"
-    )
-
-
-def _build_plain_schema(group: str, owner: type) -> Schema:
-    """A group with one dataclass, whose schema is the root and needs no definition."""
-    definitions = collect_definitions(owner)
-    del definitions[owner.__name__]
-    root = build_dataclass_schema(owner, {"defaults": defaults.build_group_defaults(group)})
-    return root | {"definitions": definitions}
+    texts = {}
+    for name, content in sorted(built.items()):
+        definitions = {INTERPOLATION_NAME: INTERPOLATION, **content.pop("definitions", {})}
+        head = {"$schema": DRAFT, "title": f"peftrun: {name.replace('-', '/')}"}
+        texts[f"{name}.json"] = format_json(share_properties({**head, **content, "definitions": definitions})) + "\n"
+    return texts
 
 
 def _build_tagged_schema(group: str, key: str, union: Any, owners: list[type], options: dict[str, list[str]]) -> Schema:
@@ -107,19 +110,6 @@ def _build_experiment_schema() -> Schema:
         for group, (members, options) in owners.items()
     ]
     return root | {"allOf": conditions, "definitions": definitions}
-
-
-def _build_root_schema() -> Schema:
-    """config.yaml: the keys of an experiment, by reference to its schema, with its own `defaults`."""
-    names = [field.name for field in dataclasses.fields(schema.RunSpec)]
-    keys: Schema = {name: {"$ref": f"experiment.json#/properties/{name}"} for name in (*names, "hydra")}
-    keys |= {name: {"$ref": f"experiment.json{build_reference(union)['$ref']}"} for name, union in UNIONS.items()}
-    return {
-        "type": "object",
-        "description": "The groups of which a run is composed, and the top-level keys.",
-        "properties": {"defaults": defaults.build_root_defaults(), **keys},
-        "additionalProperties": False,
-    }
 
 
 def _build_references(owners: list[type]) -> dict[str, Schema]:

@@ -69,21 +69,16 @@ def _read_with_inherited(path: Path) -> dict[str, YamlKey]:
 def read_field_comments(owner: type) -> dict[str, str]:
     """Field → its trailing comment in the source of the dataclass or of its base classes."""
     comments: dict[str, str] = {}
-    for ancestor in reversed(owner.__mro__):
-        if dataclasses.is_dataclass(ancestor):
-            comments |= _parse_source_comments(ancestor)
+    for ancestor in filter(dataclasses.is_dataclass, reversed(owner.__mro__)):
+        # The ast has no comments, so it gives the last line of each field, and that line is searched.
+        lines = inspect.getsource(ancestor).splitlines()
+        body = ast.parse("\n".join(lines)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        fields = [node for node in body.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        ends = {node.target.id: (node.end_lineno or 0) - 1 for node in fields}  # type: ignore[union-attr]
+        matches = {name: TRAILING.search(lines[row]) for name, row in ends.items()}
+        comments |= {name: match[1] for name, match in matches.items() if match and not match[1].startswith("fmt:")}
     return comments
-
-
-def _parse_source_comments(owner: type) -> dict[str, str]:
-    # The ast has no comments, so it gives the last line of each field, and that line is searched.
-    lines = inspect.getsource(owner).splitlines()
-    body = ast.parse("\n".join(lines)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    fields = [node for node in body.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    ends = {node.target.id: (node.end_lineno or 0) - 1 for node in fields}  # type: ignore[union-attr]
-    matches = {name: TRAILING.search(lines[row]) for name, row in ends.items()}
-    return {name: match[1] for name, match in matches.items() if match and not match[1].startswith("fmt:")}
 
 
 def _find_yaml_file(owner: type) -> tuple[str, str]:

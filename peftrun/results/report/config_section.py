@@ -2,11 +2,11 @@
 
 import shlex
 from collections.abc import Iterator
-from functools import cache
 from html import escape
 from typing import Any
 
 from peftrun.composition import compose
+from peftrun.composition.spec import get_default_values
 from peftrun.config import override_syntax
 from peftrun.config import values as config
 from peftrun.config_tools import minimal_overrides
@@ -14,7 +14,7 @@ from peftrun.console import shorten_path
 from peftrun.errors import ConfigError
 from peftrun.formatting import format_value
 from peftrun.results.report import html
-from peftrun.results.report.run_facts import RunFacts, Values, get_list
+from peftrun.results.report.run_facts import RunFacts, get_list
 
 MAX_ROWS = 60  # differing values in sight; another option may differ in every key of its group
 
@@ -65,15 +65,9 @@ def build_command(run: RunFacts) -> str:
 def find_changed_values(run: RunFacts) -> dict[str, tuple[Any, Any]]:
     """Full key → (default, value of this run); empty if the defaults cannot be composed here."""
     try:
-        return minimal_overrides.diff_values(_compose_defaults(), run.values)
+        return minimal_overrides.diff_values(get_default_values(), run.values)
     except (*compose.REFUSALS, ConfigError):
         return {}
-
-
-@cache  # the same for the reports of all cells of a sweep
-def _compose_defaults() -> Values:
-    """The config without any override."""
-    return config.resolve_values(compose.compose_run([]).cfg)
 
 
 def _render_key(key: str, css: str = "") -> str:
