@@ -78,8 +78,8 @@ encoders: $(ENCODERS_READY) ## two classifiers on one encoder: Spanish sentiment
 	  trainer.per_device_train_batch_size=16 hydra.run.dir=$(RUN)-spanish
 	$(BIN)/peftrun model=minilm task=ner device.dtype=float32 trainer.learning_rate=5e-4 trainer.max_steps=300 \
 	  trainer.per_device_train_batch_size=8 lora.r=16 hydra.run.dir=$(RUN)-ner
-	$(BIN)/peftrun action=reload model=minilm device.dtype=float32 task=spanish_sentiment 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' active=spanish
-	$(BIN)/peftrun action=reload model=minilm device.dtype=float32 task=ner 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' active=ner
+	$(BIN)/peftrun action=reload model=minilm device.dtype=float32 task=spanish_sentiment 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' active_adapter=spanish
+	$(BIN)/peftrun action=reload model=minilm device.dtype=float32 task=ner 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' active_adapter=ner
 	$(BIN)/peftrun action=save model=minilm device.dtype=float32 'adapter={spanish: $(RUN)-spanish, ner: $(RUN)-ner}' action.output_dir=$(RUN)-both
 	$(BIN)/peftrun action=merge model=minilm task=ner adapter=$(RUN)-both/ner
 

@@ -78,7 +78,7 @@ def made(place: Path, count: int) -> None:
     )
     for name in ("empty", "full", "real"):
         (place / name).mkdir()
-    tiny = [f"model.name_or_path={build_llama(place / 'tiny')}", f"task.data.path={pairs}", "task.data.eval_rows=8"]
+    tiny = [f"model.name_or_path={build_llama(place / 'tiny')}", f"task.data.path={pairs}", "task.data.num_test_rows=8"]
     done = cli_here(place / "real", "model=pretrained", "task=instruction", "device=cpu", *tiny, *TINY_STEPS)
     assert done.run_dir is not None, done.err
 

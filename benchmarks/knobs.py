@@ -70,7 +70,7 @@ def measured(knobs: list[str], steps: int) -> dict[str, Any]:
         run = Path(name) / "run"
         command = [
             sys.executable, "-m", "peftrun", f"trainer.max_steps={steps}", "trainer.warmup_steps=0", "trainer.logging_steps=1",
-            "trainer.save_strategy=no", "action.evaluate_before=false", "task.data.eval_rows=4", f"hydra.run.dir={run}", *knobs,
+            "trainer.save_strategy=no", "action.evaluate_before=false", "task.data.num_test_rows=4", f"hydra.run.dir={run}", *knobs,
         ]  # fmt: skip
         process = subprocess.Popen(command, cwd=name, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         _, code, usage = wait(process)

@@ -93,7 +93,7 @@ def point(dtype: str, shape: tuple[int, int, int, bool], learned: str) -> dict[s
     """One training of the grid."""
     batch, tokens, rank, saving = shape
     overrides = [
-        "task=instruction", f"task.max_length={tokens}", f"task.loss_on={learned}", "task.data.cache=false", "task.data.eval_rows=8",
+        "task=instruction", f"task.max_length={tokens}", f"task.loss_on={learned}", "task.data.cache=false", "task.data.num_test_rows=8",
         "action.evaluate_before=false", f"trainer.per_device_train_batch_size={batch}", f"lora.r={rank}",
         f"trainer.gradient_checkpointing={str(saving).lower()}", f"device.dtype={dtype}", *SHORT,
     ]  # fmt: skip
@@ -103,7 +103,7 @@ def point(dtype: str, shape: tuple[int, int, int, bool], learned: str) -> dict[s
 
 def default(dtype: str) -> dict[str, Any]:
     """The default command."""
-    overrides = [f"device.dtype={dtype}", "task.data.eval_rows=32", *SHORT]
+    overrides = [f"device.dtype={dtype}", "task.data.num_test_rows=32", *SHORT]
     return {"shape": [dtype, 4, "up to 128", 8, "no", "answer"], "tokens": None, "overrides": overrides}
 
 

@@ -75,7 +75,7 @@ def contestants(folder: Path, size: int) -> dict[str, list[str]]:
             sys.executable, "-m", "peftrun", "model=pretrained", f"model.name_or_path={base}", "device=cpu",
             f"adapter={folder / adapter}", f"hydra.run.dir={folder / 'out' / 'run'}",
         ]  # fmt: skip
-        merge = [*ours, "action=merge", f"action.output_dir={out}/merged", "action.held_out_rows=0"]
+        merge = [*ours, "action=merge", f"action.output_dir={out}/merged", "action.num_eval_rows=0"]
         commands[f"peftrun merge, {adapter}, unproved"] = [*merge, "action.verify=false"]
         commands[f"peftrun merge, {adapter}, proved"] = merge
         commands[f"peftrun reload, {adapter}"] = [*ours, "action=reload", "action.evaluate=false"]

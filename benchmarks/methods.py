@@ -79,7 +79,7 @@ def life_of(option: str, fitting: list[str], tiny: Path, rows: Path, folder: Pat
     from conftest import TINY_STEPS, cli_here
 
     given = [
-        "model=pretrained", f"model.name_or_path={tiny}", "task=instruction", f"task.data.path={rows}", "task.data.eval_rows=8",
+        "model=pretrained", f"model.name_or_path={tiny}", "task=instruction", f"task.data.path={rows}", "task.data.num_test_rows=8",
         "task.max_length=64", "device=cpu", "device.dtype=float32", "trainer.learning_rate=1e-2", f"lora={option}", *fitting,
     ]  # fmt: skip
     run = cli_here(folder, *given, *TINY_STEPS)

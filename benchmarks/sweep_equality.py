@@ -19,7 +19,12 @@ from peftrun.artifacts.run_layout import RECORD
 from peftrun.composition.spec import build_spec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-COMMON = ["device.dtype=float32", "trainer.save_strategy=no", "action.evaluate_before=false", "task.data.eval_rows=16"]
+COMMON = [
+    "device.dtype=float32",
+    "trainer.save_strategy=no",
+    "action.evaluate_before=false",
+    "task.data.num_test_rows=16",
+]
 CELLS = [
     ["lora.r=4", "trainer.learning_rate=1e-3"],
     ["lora.r=8", "trainer.learning_rate=3e-4", "seed=1"],

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="above 10, the warm-up of the default schedule")
     parser.add_argument("--contestants", nargs="+", choices=NAMES[1:], default=NAMES[1:], help="beside peftrun")
-    parser.add_argument("--task", default="sms_spam", help="of conf/task/; encyclopedia: every token is learned")
+    parser.add_argument("--task", default="sms_spam", help="of conf/task/; wiki_text: every token is learned")
     parser.add_argument(
         "--output", type=Path, help="where the tables go; default: results/train_step.md, or train_step_TASK.md"
     )

@@ -67,7 +67,7 @@ def run(
 def load_adapter(adapter: str, *overrides: str, config_dirs: ConfigDirs = ()) -> tuple[Any, Any]:
     """(PEFT model, tokenizer): a verified adapter on its base model. `overrides` choose model and device.
 
-    Several adapters, as on the command line: `load_adapter("{one: PATH, two: PATH}", "active=two")`.
+    Several adapters, as on the command line: `load_adapter("{one: PATH, two: PATH}", "active_adapter=two")`.
 
     Raises: PeftrunError: see `run`.
     """
@@ -78,10 +78,10 @@ def load_adapter(adapter: str, *overrides: str, config_dirs: ConfigDirs = ()) ->
 
     spec = load(*overrides, "action=reload", "action.evaluate=false", f"adapter={adapter}", config_dirs=config_dirs)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
-    head = classifier_head.select_head(spec.task, adapters, spec.active)
+    head = classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     with memory_fit.suggest_on_shortage(spec):
         base = base_models.load_base(spec.model, placement.resolve_run_device(spec), head=head)
-    return load_module.load(base, adapters, spec.active, spec.allow_base_mismatch)[0], base.tokenizer
+    return load_module.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)[0], base.tokenizer
 
 
 def _compose_overrides(overrides: Sequence[str], config_dirs: ConfigDirs) -> ComposedConfig:

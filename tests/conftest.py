@@ -18,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 ROOT = Path(__file__).parent.parent
 SAMPLED_STEPS = ["trainer.max_steps=4", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
-TINY_STEPS = [*SAMPLED_STEPS, "action.samples=0"]
+TINY_STEPS = [*SAMPLED_STEPS, "action.num_samples=0"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -225,7 +225,7 @@ def on_tiny(data: Path) -> Callable[[Path], list[str]]:
     def overrides(model: Path) -> list[str]:
         return [
             "model=pretrained", f"model.name_or_path={model}", "task=instruction", f"task.data.path={data}",
-            "task.data.eval_rows=8", "task.max_length=64", "device=cpu", "device.dtype=float32", "trainer.learning_rate=1e-2",
+            "task.data.num_test_rows=8", "task.max_length=64", "device=cpu", "device.dtype=float32", "trainer.learning_rate=1e-2",
         ]  # fmt: skip
 
     return overrides
@@ -235,7 +235,7 @@ def on_tiny(data: Path) -> Callable[[Path], list[str]]:
 def trained(tmp_path_factory: pytest.TempPathFactory, llama: Path, on_tiny) -> Path:
     """A run folder with an adapter that was trained for four steps on the tiny Llama."""
     where = tmp_path_factory.mktemp("trained")
-    outcome = subprocess_cli(where, *on_tiny(llama), *SAMPLED_STEPS)
+    outcome = cli_here(where, *on_tiny(llama), *SAMPLED_STEPS)
     assert outcome.code == 0, outcome.err
     assert outcome.run_dir is not None
     return outcome.run_dir

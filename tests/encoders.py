@@ -81,7 +81,7 @@ def tagged(folder: Path) -> Path:
 
 def on_texts(base: Path, folder: Path) -> list[str]:
     """Overrides of a run on texts."""
-    return [*_on(base, texts(folder)), "task=spanish_sentiment", "task.data.eval_rows=8"]
+    return [*_on(base, texts(folder)), "task=spanish_sentiment", "task.data.num_test_rows=8"]
 
 
 def on_words(base: Path, folder: Path) -> list[str]:
@@ -90,10 +90,10 @@ def on_words(base: Path, folder: Path) -> list[str]:
     return [
         *_on(base, tagged(folder)),
         "task=ner",
-        "task.data.eval_rows=8",
-        "task.data.holdout=random",
-        "task.words=words",
-        "task.tags=tags",
+        "task.data.num_test_rows=8",
+        "task.data.split_strategy=random",
+        "task.tokens_column=words",
+        "task.tags_column=tags",
         tags,
     ]
 

@@ -28,21 +28,21 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "ner": lambda n: {"input": ["Ana", "vive", "en", f"Lima{n}"], "ideal": ["B-PERSON", "O", "O", "B-LOCATION"]},
     "spanish_sentiment": lambda n: {"text": f"muy {'malo' if n % 2 else 'bueno'} {n}", "label": ["positive", "negative"][n % 2]},
-    "summaries": lambda n: {"sentences": {"abstract": f"paper {n}"}, "summary": {"challenge": f"the {n}"}},
-    "encyclopedia": lambda n: {"text": f"The quick brown fox {n} jumps over the lazy dog."},
+    "summarization": lambda n: {"sentences": {"abstract": f"paper {n}"}, "summary": {"challenge": f"the {n}"}},
+    "wiki_text": lambda n: {"text": f"The quick brown fox {n} jumps over the lazy dog."},
     "translation": lambda n: {"msgid": f"el libro {n}", "msgstr": "muy bueno"},
 }  # fmt: skip
 ROWS |= {"orpo": ROWS["dpo"], "reward": ROWS["dpo"], "grpo": ROWS["sms_spam"], "translation_lm": ROWS["translation"]}
 TASKS = {  # experiments whose task has another name; the default task for those that choose none
     "instruction": "alpaca",
     "chat": "tool_calls",
-    "text": "encyclopedia",
+    "plain_text": "wiki_text",
     "seq2seq": "translation",
     "translation": "translation_lm",
 }
 BASES = {"ner": "bert", "spanish_sentiment": "bert", "seq2seq": "t5", "gpt2_classic": "gpt2", "qlora": "wide"}
 STEPS = ["trainer.max_steps=2", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
-MORE = {name: ["task.max_new_tokens=4"] for name in ("summaries", "translation", "seq2seq")}
+MORE = {name: ["task.max_new_tokens=4"] for name in ("summarization", "translation", "seq2seq")}
 MORE |= {"grpo": ["trainer.per_device_train_batch_size=8", "task.objective.max_completion_length=3"]}
 
 
@@ -71,6 +71,6 @@ def overrides(experiment: str, base: dict[str, Path], folder: Path) -> list[str]
     model = base[BASES.get(experiment, "llama")]
     return [
         f"experiment={experiment}", "model=pretrained", f"model.name_or_path={model}", "task.data.source=file", "task.data.package=null",
-        f"task.data.path={rows(folder, experiment)}", "task.data.eval_path=null", "task.data.eval_rows=8",
-        "device.name=cpu", "device.dtype=float32", *STEPS, *MORE.get(experiment, []),
+        f"task.data.path={rows(folder, experiment)}", "task.data.test_path=null", "task.data.num_test_rows=8",
+        "device.type=cpu", "device.dtype=float32", *STEPS, *MORE.get(experiment, []),
     ]  # fmt: skip

@@ -34,7 +34,7 @@ REFUSED = {
     "negative rate": (["trainer.learning_rate=-1"], ["trainer.learning_rate=-1: must be greater than 0", "=0.0002"]),
     "infinite rate": (["trainer.learning_rate=inf"], ["trainer.learning_rate=inf: must be a finite number", "=0.0002"]),
     "not an offered choice": (["device.dtype=int3"], ["device.dtype=int3: must be 'auto', 'float32', 'bfloat16'", "type device.dtype="]),
-    "nearly an offered choice": (["task.data.holdout=lats"], ["must be 'random' or 'last'", "type task.data.holdout=last"]),
+    "nearly an offered choice": (["task.data.split_strategy=lats"], ["must be 'random' or 'last'", "type task.data.split_strategy=last"]),
     "nearly one of a list": (["task.metrics=[rougel]"], ["'rouge_2' or 'rouge_l'", "type task.metrics=[rouge_l]"]),
     "a word for a list": (["task.metrics=chrf"], ["task.metrics=chrf: must be a list", "type task.metrics=[chrf]"]),
     "model without a name": (["model=pretrained"], [f"{MODEL} is not set; type {MODEL}=PATH"]),
@@ -64,7 +64,7 @@ REFUSED = {
     "flag between overrides": (
         ["--config-dir=.", "seed=1"], ["seed=1: follows a flag", "type all flags first"],
     ),
-    "broken template": (['task.prompt="{prompt"'], ["task.prompt={prompt: is not a template", "write columns as {text}"]),
+    "broken template": (['task.prompt_template="{prompt"'], ["task.prompt_template={prompt: is not a template", "write columns as {text}"]),
     "prompt twice": (
         ["action=generate", "action.prompt=hello", "action.prompts_file=FILE"],
         ["action.prompt: cannot be combined with action.prompts_file", "omit one"],
@@ -83,8 +83,8 @@ REFUSED = {
         [f"{DATA}=."], [f"{DATA}=.: is a folder, and rows are in a file; it has ", "prompts.txt", f"type {DATA}="],
     ),
     "folder without rows": (
-        ["task.data.mix={more: {path: /proc/self/fdinfo, weight: 1.0}}"],
-        ["task.data.mix.more.path=/proc/self/fdinfo: is a folder without a file of rows", "type task.data.mix.more.path=FILE.jsonl"],
+        ["task.data.mixture={more: {path: /proc/self/fdinfo, weight: 1.0}}"],
+        ["task.data.mixture.more.path=/proc/self/fdinfo: is a folder without a file of rows", "type task.data.mixture.more.path=FILE.jsonl"],
     ),
     "folder for tools": (["task.tools=."], ["task.tools=.: is a folder", "name a JSON file"]),
     "model package not installed": (
@@ -193,16 +193,16 @@ ROWS = {
     "blank lines": ("r.jsonl", "\n\n", [], [["DATA: holds no rows", "name a file with data"]]),
     "header only": ("r.csv", "prompt,completion\n", [], [["DATA: holds no rows", "name a file with data"]]),
     "lacks columns": ("r.jsonl", '{"a": "b"}\n', [], [
-        ["task.prompt: the data has no column 'prompt'", "columns: a", "type 'task.prompt=\"{COLUMN}\"'"],
-        ["task.completion: the data has no column 'completion'", "columns: a", "type 'task.completion=\"{COLUMN}\"'"],
+        ["task.prompt_template: the data has no column 'prompt'", "columns: a", "type 'task.prompt_template=\"{COLUMN}\"'"],
+        ["task.completion_template: the data has no column 'completion'", "columns: a", "type 'task.completion_template=\"{COLUMN}\"'"],
     ]),
     "lacks the label": ("r.jsonl", pairs(20), ["task.data.label_column=spam"], [
         ["task.data.label_column: the data has no column 'spam'", "type task.data.label_column=COLUMN"],
     ]),
     "broken json": ("r.jsonl", '{"prompt": "a", \n', [], [["DATA: cannot be read (line 1 is not JSON", "check the file"]]),
     "broken json further down": ("r.jsonl", pairs(20) + "no json\n", [], [["DATA: cannot be read (line 21 is not JSON"]]),
-    "misspelt column": ("r.jsonl", pairs(20), ["task.prompt='Q: {promt}?'"], [
-        ["task.prompt: the data has no column 'promt'", "type 'task.prompt=\"Q: {prompt}?\"'"],
+    "misspelt column": ("r.jsonl", pairs(20), ["task.prompt_template='Q: {promt}?'"], [
+        ["task.prompt_template: the data has no column 'promt'", "type 'task.prompt_template=\"Q: {prompt}?\"'"],
     ]),
     "broken parquet": ("r.parquet", "abc", [], [["DATA: cannot be read (Parquet file", "check the file"]]),
     "unknown extension": ("r.xyz", "a", [], [["DATA: cannot tell its format", "ends in .csv, .tsv, .json, .jsonl"]]),
@@ -211,14 +211,14 @@ ROWS = {
     "all rows too long": ("r.jsonl", pairs(20), ["task.max_length=3"], [
         ["task.max_length=3: every one of the 12 training rows is longer", "(the shortest has ", "type task.max_length="],
     ]),
-    "more held out than there is": ("r.jsonl", pairs(20), ["task.data.eval_rows=400"], [
-        ["task.data.eval_rows=400: only 20 rows are left", "type task.data.eval_rows=4"],
+    "more held out than there is": ("r.jsonl", pairs(20), ["task.data.num_test_rows=400"], [
+        ["task.data.num_test_rows=400: only 20 rows are left", "type task.data.num_test_rows=4"],
     ]),
-    "attribute in a template": ("r.jsonl", pairs(20), ["task.prompt='{prompt.__class__}'"], [
-        ["task.prompt: the data has no column 'prompt.__class__'", "columns: completion, prompt"],
+    "attribute in a template": ("r.jsonl", pairs(20), ["task.prompt_template='{prompt.__class__}'"], [
+        ["task.prompt_template: the data has no column 'prompt.__class__'", "columns: completion, prompt"],
     ]),
-    "index in a template": ("r.jsonl", pairs(20), ["task.completion='{prompt[0]}'"], [
-        ["task.completion: the data has no column 'prompt[0]'", "type 'task.completion=\"{prompt}\"'"],
+    "index in a template": ("r.jsonl", pairs(20), ["task.completion_template='{prompt[0]}'"], [
+        ["task.completion_template: the data has no column 'prompt[0]'", "type 'task.completion_template=\"{prompt}\"'"],
     ]),
 }  # fmt: skip
 
@@ -233,8 +233,8 @@ def test_bad_rows_are_told(row, cli, tmp_path, on_tiny, llama):
 
 def test_bad_held_out_rows_are_told_under_their_own_key(cli, tmp_path, on_tiny, llama):
     (tmp_path / "held.jsonl").write_text("")
-    args = [*on_tiny(llama), "action=evaluate", "task.data.eval_path=held.jsonl"]
-    check_failed(cli, tmp_path, args, ["task.data.eval_path=held.jsonl: the file is empty", "name a file with data"])
+    args = [*on_tiny(llama), "action=evaluate", "task.data.test_path=held.jsonl"]
+    check_failed(cli, tmp_path, args, ["task.data.test_path=held.jsonl: the file is empty", "name a file with data"])
 
 
 # What only the loaded model can tell: id → (overrides, fragments).

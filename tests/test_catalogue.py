@@ -110,7 +110,7 @@ def test_a_merge_that_is_not_the_adapter_is_kept_as_rejected_with_its_figures(cl
     settings = {"r": 4, "target_modules": "all-linear", "lora_alpha": 40_000_000}  # beyond what float16 can hold
     adapter = trained_adapter(FAMILIES["llama"], llama, tmp_path / "large", settings)
     outcome = cli(
-        *on_tiny(llama), "action=merge", f"adapter={adapter}", "action.dtype=float16", "action.held_out_rows=3"
+        *on_tiny(llama), "action=merge", f"adapter={adapter}", "action.dtype=float16", "action.num_eval_rows=3"
     )
     assert outcome.code == 1 and "is not the adapter on its base" in outcome.err
     assert not (outcome.run_dir / "merged").exists()
@@ -122,7 +122,7 @@ def test_a_merge_that_is_not_the_adapter_is_kept_as_rejected_with_its_figures(cl
 
 def test_held_out_rows_take_part_in_the_proof(cli, trained, llama, on_tiny):
     for rows in (0, 5):
-        merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}", f"action.held_out_rows={rows}")
+        merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}", f"action.num_eval_rows={rows}")
         assert merged.record()["merge"]["held_out_rows"] == rows
 
 

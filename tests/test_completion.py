@@ -26,13 +26,13 @@ INPUTRC = "set show-all-if-ambiguous on\nset bell-style none\nset completion-que
 TEMPLATE = """# @package _global_
 # Ours.
 # peftrun experiment=ours
-slots: {rows: '???', rank: 8}
+params: {rows: '???', rank: 8}
 template:
   name: ours
   version: "1"
-  slots: {rows: {type: path, help: Rows.}, rank: {type: int, help: The rank.}}
-task: {data: {source: file, path: "${slots.rows}"}}
-lora: {r: "${slots.rank}"}
+  params: {rows: {type: path, help: Rows.}, rank: {type: int, help: The rank.}}
+task: {data: {source: file, path: "${params.rows}"}}
+lora: {r: "${params.rank}"}
 """
 # What is typed before TAB → what the last word then is.
 BECOMES = {
@@ -221,10 +221,10 @@ def test_slots_of_a_template_are_offered(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "rows.jsonl").touch()
     (tmp_path / "experiment" / "ours.yaml").write_text(TEMPLATE)
-    asked = f"peftrun --config-dir {tmp_path} experiment=ours slots."
-    assert set(find_candidates(asked)) == {"slots.rows=", "slots.rank="}
-    assert set(find_candidates(f"{asked}rank=")) == {"slots.rank=8"}
-    assert set(find_candidates(f"{asked}rows={tmp_path}/ro")) == {f"slots.rows={tmp_path}/rows.jsonl"}
+    asked = f"peftrun --config-dir {tmp_path} experiment=ours params."
+    assert set(find_candidates(asked)) == {"params.rows=", "params.rank="}
+    assert set(find_candidates(f"{asked}rank=")) == {"params.rank=8"}
+    assert set(find_candidates(f"{asked}rows={tmp_path}/ro")) == {f"params.rows={tmp_path}/rows.jsonl"}
 
 
 @cases("line", ["", "peftrun 'lora", "peftrun lora=nosuch lora.zz", "peftrun nosuch=", "peftrun a.b.c="])

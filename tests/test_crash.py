@@ -13,7 +13,7 @@ from conftest import build_llama
 from faults import snapshot
 from merge_cases import FAMILIES, stored_base, trained_adapter
 
-ACTIONS = {"save": ["action=save"], "merge": ["action=merge", "action.held_out_rows=0"]}
+ACTIONS = {"save": ["action=save"], "merge": ["action=merge", "action.num_eval_rows=0"]}
 KILLS = [
     pytest.param(50, id="50"),
 ]

@@ -36,7 +36,7 @@ def alone(where, llama, on_tiny):
 
 
 def on(strategy):
-    return [f"device={strategy}", "device.name=cpu", "device.dtype=float32"]
+    return [f"device={strategy}", "device.type=cpu", "device.dtype=float32"]
 
 
 def adapter(run):
@@ -77,7 +77,7 @@ def test_accumulated_batches_are_averaged_over_tokens_of_all_processes(where, to
     """Also where the answers are most of one process's batch, and little of the other's."""
     answers = [" ".join(["yes"] * (1 + n % 5 * 6)) for n in range(40)]
     rows = jsonl(where / "uneven.jsonl", [{"prompt": f"{n}?", "completion": text} for n, text in enumerate(answers)])
-    measured = ["task.data.validation_rows=8", "trainer.eval_strategy=steps", "trainer.eval_steps=3", "trainer.per_device_eval_batch_size=2"]  # fmt: skip
+    measured = ["task.data.num_validation_rows=8", "trainer.eval_strategy=steps", "trainer.eval_steps=3", "trainer.per_device_eval_batch_size=2"]  # fmt: skip
     own = [*together, f"task.data.path={rows}", *measured]
     run = cli_here(where, *own, *on("ddp"), *batches(1, 2))
     one = cli_here(where, *own, *batches(4, 1))
@@ -149,10 +149,10 @@ def test_deepspeed_says_what_it_lacks(cli, tmp_path, llama, on_tiny):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["device.processes=2"], "device.processes=2: needs device.strategy"),
-        (["device=ddp", "device.processes=1"], "device.processes=1: device.strategy=ddp needs"),
+        (["device.num_processes=2"], "device.num_processes=2: needs device.strategy"),
+        (["device=ddp", "device.num_processes=1"], "device.num_processes=1: device.strategy=ddp needs"),
         (["device=ddp", "action=evaluate"], "action=evaluate runs in one process"),
-        (["device=ddp", "device.machines=2"], "device.main_address is not set"),
+        (["device=ddp", "device.num_machines=2"], "device.main_process_ip is not set"),
         (["device=ddp", "device.machine_rank=3"], "device.machine_rank=3: must be below"),
         (["device=fsdp"], "trainer.save_strategy=steps: "),
         (["device=fsdp", "trainer.save_strategy=no", "lora=none"], "lora=none: needs whole weights"),

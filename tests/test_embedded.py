@@ -39,8 +39,14 @@ def test_the_main_job_on_the_real_model(base_folder, tmp_path: Path):
     """Converted once, trained, reloaded as it was in a fresh process, merged and proved: in little, on short messages."""
     config, converted = json.loads((base_folder / "config.json").read_text()), base_folder.stat().st_mtime_ns
     assert "quantization_config" not in config and config["model_type"] == "llama"
-    short = ["task.max_length=64", "task.data.eval_rows=8", "device.dtype=float32"]
-    trained = cli_here(tmp_path, *short, "trainer.max_steps=10", "trainer.warmup_steps=1", "action.samples=0")
+    short = ["task.max_length=64", "task.data.num_test_rows=8", "device.dtype=float32"]
+    few = [
+        "trainer.max_steps=8",
+        "trainer.per_device_train_batch_size=2",
+        "trainer.warmup_steps=1",
+        "action.num_samples=0",
+    ]
+    trained = cli_here(tmp_path, *short, *few)
     assert trained.code == 0, trained.err
     metrics = trained.record()["metrics"]
     assert metrics["before"]["exact_match"] == 0.0 and metrics["after"]["exact_match"] >= 0.6
@@ -49,7 +55,7 @@ def test_the_main_job_on_the_real_model(base_folder, tmp_path: Path):
     assert again.code == 0, again.err
     assert again.record()["adapters"][0]["saved_difference"] == 0.0
     assert again.record()["metrics"] == metrics["after"]
-    merged = cli_here(tmp_path, "action=merge", f"adapter={trained.run_dir}", "action.held_out_rows=0")
+    merged = cli_here(tmp_path, "action=merge", f"adapter={trained.run_dir}", "action.num_eval_rows=0")
     assert merged.code == 0, merged.err
     assert merged.record()["merge"]["max_logit_difference"] < 1e-2
     assert base_folder.stat().st_mtime_ns == converted and not list(base_folder.parent.glob(".*.tmp"))

@@ -23,7 +23,7 @@ def mixtral(tmp_path_factory):
 
 
 def test_experts_are_adapted_trained_reloaded_and_merged(cli, mixtral, on_tiny):
-    run = cli(*on_tiny(mixtral), *TINY_STEPS, "lora=experts", "lora.r=4")
+    run = cli(*on_tiny(mixtral), *TINY_STEPS, "lora=lora_moe", "lora.r=4")
     assert run.code == 0, run.err
     saved = load_file(run.run_dir / "adapter" / "adapter_model.safetensors")
     factors = {key: value for key, value in saved.items() if ".experts." in key and "lora_B" in key}
@@ -39,5 +39,5 @@ def test_experts_are_adapted_trained_reloaded_and_merged(cli, mixtral, on_tiny):
 
 
 def test_a_parameter_that_is_not_there_is_named(cli, mixtral, on_tiny):
-    found = cli(*on_tiny(mixtral), "lora=experts", "lora.target_parameters=[mlp.experts.nosuch]")
+    found = cli(*on_tiny(mixtral), "lora=lora_moe", "lora.target_parameters=[mlp.experts.nosuch]")
     assert found.code == 1 and "lora.target_parameters=mlp.experts.nosuch" in found.err and "Traceback" not in found.err

@@ -88,7 +88,7 @@ def test_there_are_specs_to_look_at():
 
 
 # Read as written while a configuration is composed, before there are types: see config/template_params.py and its tests.
-COMPOSED = (schema.SlotSpec,)
+COMPOSED = (schema.TemplateParamSpec,)
 
 
 @cases("spec", [s for s in specs() if s not in (*HANDED_WHOLE, *COMPOSED)], ids=lambda spec: spec.__name__)

@@ -148,7 +148,7 @@ def memorised(tmp_path, llama, on_tiny):
     file = tmp_path / "words.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
-        *on_tiny(llama), f"task.data.path={file}", "task.data.validation_rows=8", "trainer.learning_rate=2e-2", "trainer.warmup_steps=0",
+        *on_tiny(llama), f"task.data.path={file}", "task.data.num_validation_rows=8", "trainer.learning_rate=2e-2", "trainer.warmup_steps=0",
         "trainer.logging_steps=4", "trainer.eval_strategy=steps", "trainer.eval_steps=4", "trainer.save_steps=4",
     ]  # fmt: skip
 
@@ -186,11 +186,11 @@ def test_no_more_checkpoints_than_asked_for(cli, llama, on_tiny):
         (["trainer.load_best_model_at_end=true"], "trainer.load_best_model_at_end=true: needs the validation loss"),
         (
             ["trainer.eval_strategy=steps"],
-            "trainer.eval_strategy=steps: contradicts task.data.validation_rows=None",
+            "trainer.eval_strategy=steps: contradicts task.data.num_validation_rows=None",
         ),
         (
-            ["task.data.validation_rows=999", "trainer.eval_strategy=steps"],
-            "task.data.validation_rows=999: there are 32 training rows",
+            ["task.data.num_validation_rows=999", "trainer.eval_strategy=steps"],
+            "task.data.num_validation_rows=999: there are 32 training rows",
         ),
         (["trainer.use_liger_kernel=true"], "liger"),
         (["trainer.activation_offloading=true"], "trainer.activation_offloading=true: is for a GPU"),

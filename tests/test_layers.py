@@ -332,10 +332,18 @@ def test_a_task_type_is_known_everywhere():
     """Where every task type must be named. What only some types have (a head, joint training) names those itself."""
     types = {path.stem for path in (PACKAGE / "tasks/rows").glob("*.py") if "def load_rows" in path.read_text()}
     assert {"causal_lm", "seq_cls", "prompt_only"} <= types
-    files = ("peftrun/config/schema/run.py", "peftrun/tasks/row_view.py", "tests/actions/test_replay.py", "docs/data.md")
+    files = (
+        "peftrun/config/schema/run.py",
+        "peftrun/tasks/row_view.py",
+        "tests/actions/test_replay.py",
+        "docs/data.md",
+    )
     texts = {file: (ROOT / file).read_text() for file in files}
     missing = [
-        f"{one} in {file}" for one in sorted(types) for file, text in texts.items() if not re.search(f'["`]{one}["`]', text)
+        f"{one} in {file}"
+        for one in sorted(types)
+        for file, text in texts.items()
+        if not re.search(f'["`]{one}["`]', text)
     ]
     missing += [f"peftrun/tasks/{one}.py" for one in sorted(types) if not (PACKAGE / f"tasks/{one}.py").is_file()]
     assert not missing, f"there is no {', no '.join(missing)}"

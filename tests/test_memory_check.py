@@ -28,7 +28,7 @@ LINEAR, EMBEDDING = "model.layers.0.self_attn.q_proj", "model.embed_tokens"
 GO_ON = "device.memory_check=false to go on all the same"
 LOADING = {  # action → what it needs beside a base and a task
     "train": [], "save": [], "evaluate": [], "generate": ["action.prompt=hi"], "serve": ["action.port=0"],
-    "extract": ["action.tuned=LLAMA", "lora.target_modules=all-linear"], "reload": ["adapter=TRAINED"],
+    "extract": ["action.finetuned_model=LLAMA", "lora.target_modules=all-linear"], "reload": ["adapter=TRAINED"],
     "combine": ["adapter={a: TRAINED, b: TRAINED}"],
 }  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_only_what_helps_is_advised(doubled, huge, llama, on_tiny, trained):
     told = {
         name: refused(typed(*small, f"action={name}", *given), doubled)
         for name, given in {
-            "evaluate": [], "serve": [], "extract": [f"action.tuned={llama}"], "merge": [f"adapter={trained}"],
+            "evaluate": [], "serve": [], "extract": [f"action.finetuned_model={llama}"], "merge": [f"adapter={trained}"],
         }.items()
     }  # fmt: skip
     held = ["device.dtype=bfloat16", *(["model.quantization=nf4"] if find_spec("bitsandbytes") else [])]
@@ -139,7 +139,9 @@ def test_a_smaller_batch_is_advised_for_training(llama, on_tiny):
 
 
 def test_processes_share_what_is_free(llama, on_tiny):
-    spec = typed(*on_tiny(llama), "device=ddp", "device.name=cpu", "device.processes=1000", "task.max_length=100000")
+    spec = typed(
+        *on_tiny(llama), "device=ddp", "device.type=cpu", "device.num_processes=1000", "task.max_length=100000"
+    )
     with pytest.raises(
         memory_check.MemoryShortageError, match="each of 1000 processes of this training takes, as action=plan"
     ):
@@ -181,9 +183,7 @@ def test_auto_is_float32_where_that_fits_or_bfloat16_would_lose_something(llama,
 
 @pytest.mark.usefixtures("old_processor")
 def test_a_plan_knows_the_dtype(cli, doubled, on_tiny):
-    outcome = cli(
-        *on_tiny(doubled), "device.dtype=auto", "task.max_length=16", "action=plan", "action.measured_steps=0"
-    )
+    outcome = cli(*on_tiny(doubled), "device.dtype=auto", "task.max_length=16", "action=plan", "action.measure_steps=0")
     assert "device.dtype=auto is bfloat16 here: float32 would take about " in outcome.out and "fits: " in outcome.out
 
 
@@ -214,7 +214,7 @@ def test_auto_lets_wait_on_disk_what_fits_in_no_dtype(cli, huge, llama, on_tiny,
 
 def test_what_waits_on_disk_is_not_counted(huge, on_tiny):
     spec = typed(
-        *on_tiny(huge), "action=evaluate", "device=offload", "device.name=cpu", "++device.max_memory={cpu: 60KB}"
+        *on_tiny(huge), "action=evaluate", "device=offload", "device.type=cpu", "++device.max_memory={cpu: 60KB}"
     )
     memory_check.check_load_memory(huge, spec.model, placement.resolve_run_device(spec), torch.float32)
 

@@ -38,7 +38,7 @@ def test_a_merged_classifier_is_pefts_merge_with_its_head_and_labels(cli, tmp_pa
     overrides = (on_texts if which == "texts" else on_words)(bert, tmp_path)
     run = cli(*overrides, *STEPS)
     assert run.code == 0, run.err
-    merge = cli("action=merge", f"adapter={run.run_dir}", *overrides, "action.held_out_rows=16")
+    merge = cli("action=merge", f"adapter={run.run_dir}", *overrides, "action.num_eval_rows=16")
     assert merge.code == 0, merge.err
     figures = merge.record()["merge"]
     assert figures["streamed"] and figures["held_out_rows"] > 0

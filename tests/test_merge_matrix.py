@@ -1,6 +1,7 @@
 """The streamed merge is PEFT's own merge in float32, rounded once: for every method, family of models and dtype."""
 
 import dataclasses
+import itertools
 
 import peft
 import pytest
@@ -31,8 +32,7 @@ def settings_of(method: str) -> dict:
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(one, marks=pytest.mark.slow) for one in ("float32", "float16"))]
 )
-@pytest.mark.parametrize("family", FAMILIES)
-@cases("method", METHODS, every=2)
+@cases("family, method", itertools.product(FAMILIES, METHODS), every=3)
 def test_every_method_family_and_dtype(tmp_path, family, method, dtype):
     if (family, method) == ("gpt2", "olora"):
         return  # PEFT cannot start OLoRA on Conv1D: refused, see test_bad_input
@@ -40,7 +40,7 @@ def test_every_method_family_and_dtype(tmp_path, family, method, dtype):
     assert error < ALLOWED[dtype]
 
 
-@cases("seed", range(20), every=2)
+@cases("seed", range(20), every=5)  # 0, 5, 10, 15: each family, and each dtype
 def test_random_adapters(tmp_path, seed):
     family = FAMILIES[list(FAMILIES)[seed % len(FAMILIES)]]
     settings = random_settings(family, seed)
@@ -119,7 +119,7 @@ def test_what_cannot_stream_is_merged_in_memory_and_that_is_said(cli, tmp_path, 
 def merging(base, adapter) -> list[str]:
     task = ["task=translation"] if adapter.parent.name == "t5" else []
     on_base = ["model=pretrained", f"model.name_or_path={base}", "device=cpu", "device.dtype=float32", *task]
-    return [*on_base, "action=merge", "action.held_out_rows=0", f"adapter={adapter}"]
+    return [*on_base, "action=merge", "action.num_eval_rows=0", f"adapter={adapter}"]
 
 
 NOT_MERGED = [

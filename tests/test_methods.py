@@ -34,7 +34,7 @@ FITTING = {
     "vblora": ["lora.vector_length=16", "lora.num_vectors=16"],
     "waveft": ["lora.n_frequency=50"],
 }
-NEEDS_MORE = {"experts", "loftq", "none"}  # a mixture of experts, a 4-bit base: tests of their own
+NEEDS_MORE = {"lora_moe", "loftq", "none"}  # a mixture of experts, a 4-bit base: tests of their own
 NOT_MERGED = {"adaption_prompt", "alora", "beft", "cartridge", "lily", "p_tuning", "prefix_tuning", "prompt_tuning"}
 STARTS_APART = {"c3a", "cartridge", "fourierft", "p_tuning", "prefix_tuning", "prompt_tuning", "unilora", "vblora"}
 CPU = Device("cpu", torch.float32, "")
@@ -102,8 +102,8 @@ EFFECTS = {  # option → its effect in words (the table of benchmarks/methods.p
     "alora": ("called by the tokens that open the assistant's turn", lambda it: it.base.tokenizer.decode(it.config.alora_invocation_tokens) == "<|im_start|>assistant"),
     "velora": ("less kept for the backward pass than by LoRA", lambda it: kept_by_backward(it) < kept_by_backward(Fresh(it.base.folder, "lora"))),
     "bdlora": ("B block-diagonal: half as wide", lambda it: it.weight("lora_B").shape[1] * 2 == 8),
-    "by_pattern": ("q_proj has rank 16 and scaling 64 / 16", lambda it: it.weight("lora_A").shape[0] == 16 and it.q.scaling["default"] == 64 / 16),
-    "tokens": ("some embeddings trained beside A and B", lambda it: any("trainable_tokens_delta" in name for name in it.names) and any("lora_A" in name for name in it.names)),
+    "lora_rank_pattern": ("q_proj has rank 16 and scaling 64 / 16", lambda it: it.weight("lora_A").shape[0] == 16 and it.q.scaling["default"] == 64 / 16),
+    "lora_trainable_tokens": ("some embeddings trained beside A and B", lambda it: any("trainable_tokens_delta" in name for name in it.names) and any("lora_A" in name for name in it.names)),
     "adalora": ("a singular value for each rank, total_step the run's own", lambda it: it.q.lora_E["default"].shape == (6, 1) and it.config.total_step == 10),
     "adamss": ("only its own factors trained", lambda it: it.all_named("adamss")),
     "adaption_prompt": ("only prompts and their gates trained", lambda it: it.all_named("adaption_prompt", "adaption_gate")),
@@ -188,12 +188,14 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
     if option in STARTS_APART:
         assert apart > 1e-4, f"a fresh {option} changes no answer; take it out of STARTS_APART"
     else:
-        assert apart < 2e-4, f"a fresh {option} changes answers, by {apart:.1e}; if its method does, add it to STARTS_APART"
+        assert apart < 2e-4, (
+            f"a fresh {option} changes answers, by {apart:.1e}; if its method does, add it to STARTS_APART"
+        )
     folder = tmp_path / "adapter"
     with save.keep_untrained(it.net, it.spec, tmp_path) as initial:
         train(it)
         save.save(it.net, it.base, folder, fresh=set(), initial=initial)
-    spec = run_of(llama, "action=merge", "action.held_out_rows=0", f"adapter={folder}")
+    spec = run_of(llama, "action=merge", "action.num_eval_rows=0", f"adapter={folder}")
     _, (proof,) = load.load(load_base(spec.model, CPU), resolve_adapters({"default": str(folder)}), None, False)
     assert proof.saved_difference < 2e-4 and proof.effect["max_logit_difference"] > 1e-4
     if option in NOT_MERGED:
@@ -240,7 +242,7 @@ def test_by_command_lines(cli, llama, on_tiny, option):
     assert again.code == 0, again.err
     assert again.record()["adapters"][0]["saved_difference"] < 2e-4
     assert again.record()["metrics"]["loss"] == pytest.approx(record["metrics"]["after"]["loss"], rel=1e-3)
-    merged = cli(*overrides, "action=merge", f"adapter={run.run_dir}", "action.held_out_rows=0")
+    merged = cli(*overrides, "action=merge", f"adapter={run.run_dir}", "action.num_eval_rows=0")
     if option in NOT_MERGED:
         assert merged.code == 1 and "cannot merge" in merged.err and merged.run_dir is None
     else:

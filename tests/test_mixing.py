@@ -91,7 +91,7 @@ def test_answers_of_a_mixed_file_are_those_of_each_adapter(cli, tmp_path, llama,
     (tmp_path / "all.txt").write_text("\n".join(texts))
     said = {}
     for name in ("one", "two", "base"):
-        own = [] if name == "base" else [given(paths), f"active={name}"]
+        own = [] if name == "base" else [given(paths), f"active_adapter={name}"]
         alone = cli(*ask, *own, "action.prompts_file=all.txt", "action.batch_size=1")
         said[name] = {row["prompt"]: row["answer"] for row in rows_of(alone)}
     assert said["one"] != said["base"] != said["two"]
@@ -106,16 +106,21 @@ def test_measures_of_mixed_rows_are_those_of_each_adapters_own_rows(cli, tmp_pat
         {"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes", "who": names[n % 3]} for n in range(24)
     ]
     file = write(tmp_path / "rows.jsonl", pairs)
-    held_out = [f"task.data.path={file}", f"task.data.eval_path={file}"]
-    settings = [*on_tiny(llama), "action=evaluate", "task.data.eval_rows=24", "trainer.per_device_eval_batch_size=5"]
+    held_out = [f"task.data.path={file}", f"task.data.test_path={file}"]
+    settings = [
+        *on_tiny(llama),
+        "action=evaluate",
+        "task.data.num_test_rows=24",
+        "trainer.per_device_eval_batch_size=5",
+    ]
     together = cli(*settings, *held_out, given(paths), "task.data.adapter_column=who")
     assert together.code == 0, together.err
     record = together.record()
     losses = {}
     for name in names:
-        own = [] if name == "base" else [given(paths), f"active={name}"]
+        own = [] if name == "base" else [given(paths), f"active_adapter={name}"]
         part = write(tmp_path / f"{name}.jsonl", [row for row in pairs if row["who"] == name])
-        alone = cli(*settings, f"task.data.eval_path={part}", *own).record()["metrics"]
+        alone = cli(*settings, f"task.data.test_path={part}", *own).record()["metrics"]
         found = record["per_adapter"][name]
         assert found.pop("rows") == 8
         assert found == pytest.approx(alone, rel=1e-4)
@@ -193,7 +198,7 @@ def test_a_column_of_adapters_without_adapters_is_refused(cli, tmp_path, llama, 
 
 def test_a_column_that_names_an_unknown_adapter_is_refused(cli, tmp_path, llama, trained, on_tiny):
     pairs = [{"prompt": f"Is {n} even?", "completion": "no", "who": "three"} for n in range(20)]
-    rows = [f"task.data.path={write(tmp_path / 'r.jsonl', pairs)}", "task.data.eval_rows=8"]
+    rows = [f"task.data.path={write(tmp_path / 'r.jsonl', pairs)}", "task.data.num_test_rows=8"]
     args = [*on_tiny(llama), *rows, "action=evaluate", given({"one": trained}), "task.data.adapter_column=who"]
     check_failed(
         cli, tmp_path, args, ["task.data.adapter_column: a row names three, which is not loaded; loaded: one, base"]

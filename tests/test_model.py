@@ -24,7 +24,7 @@ from peftrun.system import environment
 
 CPU = Device("cpu", torch.float32, "")
 ALONE = {
-    "strategy": None, "processes": 1, "machines": 1, "machine_rank": 0, "main_address": None, "main_port": 29500,
+    "strategy": None, "num_processes": 1, "num_machines": 1, "machine_rank": 0, "main_process_ip": None, "main_process_port": 29500,
     "deepspeed_config": None, "deterministic": True, "memory_check": True, "max_memory": None,
 }  # fmt: skip
 
@@ -188,7 +188,7 @@ def test_one_read_gives_both_digests_and_the_equal_tensors(tmp_path, llama, monk
 
 
 def test_bfloat16_is_chosen_exactly_where_it_is_native():
-    found = device.resolve_device(DeviceSpec(name="cpu", dtype="auto", num_threads=None, **ALONE))
+    found = device.resolve_device(DeviceSpec(type="cpu", dtype="auto", num_threads=None, **ALONE))
     native = bool({"amx_bf16", "avx512_bf16", "bf16"} & environment.read_cpu_info()[1])
     assert found.dtype == (torch.bfloat16 if native else torch.float32)
     assert ("natively" in found.note) == native
@@ -196,7 +196,7 @@ def test_bfloat16_is_chosen_exactly_where_it_is_native():
 
 def test_threads_are_set():
     before = torch.get_num_threads()
-    device.resolve_device(DeviceSpec(name="cpu", dtype="float32", num_threads=1, **ALONE))
+    device.resolve_device(DeviceSpec(type="cpu", dtype="float32", num_threads=1, **ALONE))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
 
@@ -206,7 +206,7 @@ def test_a_device_that_is_not_there_is_an_error(name):
     if device._is_available(name):
         pytest.skip(f"{name} is here")
     with pytest.raises(DeviceError, match=f"device={name}: torch finds no such device"):
-        device.resolve_device(DeviceSpec(name=name, dtype="auto", num_threads=None, **ALONE))
+        device.resolve_device(DeviceSpec(type=name, dtype="auto", num_threads=None, **ALONE))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -31,7 +31,7 @@ def test_what_is_suggested_works(cli, trained, llama, on_tiny, action):
 
 @cases(
     "spread",
-    [["device=ddp", "device.processes=2"], ["experiment=data_parallel", "device.name=cpu"]],
+    [["device=ddp", "device.num_processes=2"], ["experiment=data_parallel", "device.type=cpu"]],
     ids=lambda given: given[0],
 )
 def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
@@ -42,23 +42,23 @@ def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
     command = shlex.split(run_overrides.add_shared_overrides("peftrun action=evaluate", typed))[1:]
     assert "device.dtype=float32" in command
     spec = build_spec(compose.compose_run(command).cfg)
-    assert spec.device.strategy is None and spec.device.processes == 1 and spec.device.dtype == "float32"
+    assert spec.device.strategy is None and spec.device.num_processes == 1 and spec.device.dtype == "float32"
 
 
 TEAM = """
 defaults:
   - override /task: instruction
-template: {name: ours/lines, version: 1.0.0, slots: {rows: {type: path, help: rows}}}
-slots: {rows: '???'}
-task: {data: {path: "${slots.rows}"}}
+template: {name: ours/lines, version: 1.0.0, params: {rows: {type: path, help: rows}}}
+params: {rows: '???'}
+task: {data: {path: "${params.rows}"}}
 """
 
 
 def test_what_is_suggested_asks_for_the_rows_that_were_learned_on_one_line_each(cli, tmp_path, llama, on_tiny, data):
-    """A team's template with a slot, and a template of two lines: as printed, each command finds folder, rows and prompt."""
+    """A team's template with a param, and a template of two lines: as printed, each command finds folder, rows and prompt."""
     write(tmp_path / "team", "experiment/ours_lines", TEAM)
     tiny = [text for text in on_tiny(llama) if not text.startswith(("task=", "task.data.path="))]
-    asked_for = [f"slots.rows={data}", r"task.prompt='{prompt}\nAnswer:'"]
+    asked_for = [f"params.rows={data}", r"task.prompt_template='{prompt}\nAnswer:'"]
     trained = cli("--config-dir", "team", "experiment=ours_lines", *asked_for, *tiny, *TINY_STEPS)
     reload, _merge = suggested(trained)
     reloaded = cli(*reload)
@@ -71,4 +71,4 @@ def test_what_is_suggested_asks_for_the_rows_that_were_learned_on_one_line_each(
     measured = cli(*evaluate)
     assert measured.code == 0 and measured.record()["metrics"]["loss"] == pytest.approx(loss, rel=1e-3), measured.err
     page = html.unescape((trained.run_dir / "report.html").read_text())
-    assert all(text in page for text in ("slots.rows=", "--config-dir", r"{prompt}\nAnswer:"))
+    assert all(text in page for text in ("params.rows=", "--config-dir", r"{prompt}\nAnswer:"))

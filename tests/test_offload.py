@@ -16,7 +16,7 @@ from peftrun.errors import DeviceError
 from peftrun.models import base as base_models
 from peftrun.models import device
 
-SMALL = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
+SMALL = ["device=offload", "device.type=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
 
 
 def based(folder, *overrides):
@@ -85,8 +85,8 @@ def test_adapters_are_made_on_it_as_on_the_whole_base(cli, llama, on_tiny, train
     given = [one for one in on_tiny(llama) if not one.startswith("device")]
     merged = cli(*on_tiny(llama), "action=merge", f"adapter={trained}").run_dir / "merged"
     typed = {
-        "extract": ["action=extract", f"action.tuned={merged}", "lora.r=4"],
-        "combine": ["action=combine", f"adapter={{a: {trained}, b: {trained}}}", "action.combination=svd"],
+        "extract": ["action=extract", f"action.finetuned_model={merged}", "lora.r=4"],
+        "combine": ["action=combine", f"adapter={{a: {trained}, b: {trained}}}", "action.combination_type=svd"],
     }
     for action, own in typed.items():
         runs = [cli(*given, *place, *own) for place in (["device=cpu", "device.dtype=float32"], SMALL)]

@@ -1,11 +1,22 @@
-"""A run folder, a sweep folder and a team package, as version 0.1.0 left them before its modules were put in order: `fixtures/v0_1_0`."""
+"""A run folder, a sweep folder and a team package, as version 0.1.0 left them before its modules and keys were renamed: `fixtures/v0_1_0`."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from peftrun.artifacts import run_overrides
+from peftrun.config import migrations
+from peftrun.config import values as config
+
 OLD = Path(__file__).parent / "fixtures" / "v0_1_0"
+ON_BASE = ["model=pretrained", "model.name_or_path=base", "device=cpu", "device.dtype=float32"]
+FEW_STEPS = ["trainer.logging_steps=1", "trainer.save_steps=2", "action.samples=0"]
+SWEEP = [
+    "-m", "task=instruction", "task.data.path=rows.jsonl", "task.data.eval_rows=8", "task.max_length=64", "lora.r=2,4", "trainer.max_steps=2",
+    "trainer.warmup_steps=0", "trainer.learning_rate=1e-2", *ON_BASE, *FEW_STEPS, "hydra.sweep.dir=sweep",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -19,11 +30,45 @@ def test_they_are_replayed_listed_and_checked(old, cli, monkeypatch):
     monkeypatch.chdir(old)
     replayed = cli("action=replay", "run=run")
     assert replayed.code == 0, replayed.out + replayed.err
-    assert replayed.record()["replay"]["verdict"] in ("identical", "equal")
+    assert replayed.record()["replay"]["verdict"] == "identical"
+    assert replayed.err.count("keys that were renamed since that version: task.kind is task.type, ") == 1
+    drifted = cli("action=replay", "run=run", "env=check")
+    assert "action.env is called action.check_only" in drifted.err and "config, drifted" not in drifted.out, drifted.out
     cell = next(path.name for path in (old / "sweep").iterdir() if (path / "record.json").is_file())
-    listed = cli("action=list", "roots=[run, sweep]")
+    listed = cli("action=list", "roots=[run, sweep]", "where='task.data.eval_rows=8 and samples<1'", "sort=task.kind")
     assert listed.code == 0 and "run" in listed.out and cell in listed.out, listed.out + listed.err
+    for old_key in ("task.data.eval_rows", "action.samples", "action.roots", "task.kind"):
+        assert listed.err.count(f"{old_key} is called {migrations.RENAMED[old_key][0]} since") == 1, listed.err
     checked = cli("--config-dir", "team", "action=check")
-    assert checked.code == 0 and "experiment=parity" in checked.out, checked.out + checked.err
+    assert checked.code == 0, checked.out + checked.err
+    for file, old_keys in {
+        "team/task/parity.yaml": ("task.prompt", "task.completion", "task.data.eval_rows", "task.data.holdout"),
+        "team/experiment/parity.yaml": ("slots", "template.slots"),
+    }.items():
+        lines = [line for line in checked.out.splitlines() if file in line and " is called " in line]
+        assert len(lines) == len(old_keys) and all(any(f" {key} is" in line for line in lines) for key in old_keys)
     again = cli("action=reload", "adapter=run", "action.evaluate=false")
     assert again.code == 0, again.err
+
+
+@pytest.mark.slow
+def test_they_are_run_again_by_the_commands_that_made_them(old, cli, monkeypatch):
+    monkeypatch.chdir(old)
+    record = json.loads((old / "run/record.json").read_text())
+    run = cli(*record["command"][1:-1], "hydra.run.dir=again")
+    assert run.code == 0, run.err
+    for old_key in ("slots", "action.samples", "task.prompt", "task.data.holdout", "template.slots"):
+        assert run.err.count(f"{old_key} is called {migrations.RENAMED[old_key][0]} since") == 1, run.err
+    new = json.loads((old / "again/record.json").read_text())
+    assert new["artifacts"] == record["artifacts"] and new["metrics"] == record["metrics"]
+    assert config.read_values(old / "again/config.yaml") == migrations.rename_keys(config.read_values(OLD / "run/config.yaml"))[0]  # fmt: skip
+    assert run_overrides.read_overrides(old / "run") == run_overrides.read_overrides(old / "again")
+    assert "nothing differs" in cli("action=compare", "runs=[run, again]").out
+    explained = cli("action=explain", "run=again")
+    assert "params.rows=rows.jsonl" in explained.out and "task/parity.yaml:6 in " in explained.out, explained.out
+    done = cli(*SWEEP)
+    assert done.code == 0 and "continuing sweep: 2 of 2 cells are done" in done.err, done.err
+    more = cli(*SWEEP[:6], "lora.r=2,8", *SWEEP[7:])
+    assert more.code == 0 and "continuing sweep: 1 of 2 cells are done" in more.err, more.err
+    resumed = cli(*record["command"][1:-1], "trainer.max_steps=4", "action.resume=auto", "hydra.run.dir=resumed")
+    assert resumed.code == 0, resumed.err

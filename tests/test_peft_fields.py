@@ -117,7 +117,7 @@ def test_whole_life(tmp_path, llama, given):
     if not SAME_NUMBERS & set(asked):
         plain = trained(llama, [f"lora={option}", *FITTING.get(option, [])], None)
         assert not all(same(it.weights, plain.weights, name) for name in it.weights.keys() | plain.weights.keys())
-    spec = run_of(llama, "action=merge", "action.held_out_rows=0", f"adapter={tmp_path / 'adapter'}")
+    spec = run_of(llama, "action=merge", "action.num_eval_rows=0", f"adapter={tmp_path / 'adapter'}")
     _, (proof,) = load.load(
         load_base(spec.model, CPU), resolve_adapters({"default": str(tmp_path / "adapter")}), None, False
     )

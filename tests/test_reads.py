@@ -19,7 +19,7 @@ from peftrun.config import values as config
 from peftrun.config.schema import lora as lora_methods
 from peftrun.config.schema import run as schema
 
-COMPOSED = {"slots", "template"}  # read by interpolation, while the config is composed
+COMPOSED = {"params", "template"}  # read by interpolation, while the config is composed
 
 
 def test_a_tracked_run_is_the_run():
@@ -64,7 +64,7 @@ def where(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_vain(where, llama, on_tiny):
-    given = ["lora.calibration_rows=7", "task.max_new_tokens=9", "trainer.num_train_epochs=3", "action.samples=0"]
+    given = ["lora.calibration_rows=7", "task.max_new_tokens=9", "trainer.num_train_epochs=3", "action.num_samples=0"]
     return cli_here(where, *on_tiny(llama), *TINY_STEPS, *given)
 
 
@@ -75,9 +75,12 @@ def test_what_was_set_in_vain_is_told_in_one_line(in_vain):
         "warning: lora.calibration_rows=7, task.max_new_tokens=9, trainer.num_train_epochs=3.0 were set but not used by this run"
     ]
     unread = in_vain.record()["unread"]
-    assert {"lora.calibration_rows", "task.max_new_tokens", "trainer.num_train_epochs", "device.main_port"} <= set(
-        unread
-    )
+    assert {
+        "lora.calibration_rows",
+        "task.max_new_tokens",
+        "trainer.num_train_epochs",
+        "device.main_process_port",
+    } <= set(unread)
     assert not {"lora.r", "seed", "task.data.path", "trainer.learning_rate", "task.data.labels"} & set(unread)
 
 
@@ -163,7 +166,7 @@ def test_every_key_is_read_on_some_path(where, tiny, unread_of, llama, on_tiny, 
     given, on_cpu = on_tiny(llama), ["device=cpu", "device.dtype=float32"]
     more = {
         "epochs": [*given, "trainer.max_steps=-1", "trainer.num_train_epochs=0.2", "trainer.warmup_steps=0", "trainer.eval_strategy=steps",
-                   "trainer.eval_steps=1", "task.data.validation_rows=4"],
+                   "trainer.eval_steps=1", "task.data.num_validation_rows=4"],
         "eva": [*given, *TINY_STEPS, "lora=eva", "lora.calibration_rows=8"],
         "reload": [*given, "action=reload", f"adapter={in_vain.run_dir}"],
         "package": ["model=pretrained", f"model.name_or_path={tiny['bert']}", "task=spanish_sentiment", *on_cpu, *TINY_STEPS],
@@ -204,8 +207,19 @@ def hub(where):
 
 def two_machines(where, given):
     """The run of the first of two machines, which are one."""
-    both = [*given, "device=ddp", "device.name=cpu", "device.dtype=float32", "device.processes=1", "device.machines=2"]
-    both += ["device.main_address=127.0.0.1", "device.main_port=29613", "trainer.per_device_train_batch_size=2"]
+    both = [
+        *given,
+        "device=ddp",
+        "device.type=cpu",
+        "device.dtype=float32",
+        "device.num_processes=1",
+        "device.num_machines=2",
+    ]
+    both += [
+        "device.main_process_ip=127.0.0.1",
+        "device.main_process_port=29613",
+        "trainer.per_device_train_batch_size=2",
+    ]
     other = [sys.executable, "-m", "peftrun", *both, "device.machine_rank=1", f"hydra.run.dir={where}/second"]
     second = subprocess.Popen(other, cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

@@ -105,7 +105,7 @@ def test_embeddings_saved_in_another_precision_do_not_round_the_base(base, tmp_p
 
 def test_it_loads_on_an_offloaded_base(base, tmp_path):
     answers = made(base, tmp_path / "a", lora(["lm_head"]), save_embedding_layers=True)
-    overrides = ["device=offload", "device.name=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
+    overrides = ["device=offload", "device.type=cpu", "device.dtype=float32", "device.max_memory={cpu: 60KB}"]
     args = ["model=pretrained", f"model.name_or_path={base}", "action=evaluate", *overrides]
     spec = build_spec(compose.compose_run(args).cfg)
     split = base_models.load_base(spec.model, device.resolve_device(spec.device))

@@ -69,9 +69,9 @@ WRONG = {  # group → what is at fault in a file of it
         "defaults: lora",
     ],
     "task": [
-        "kind: casual_lm",
+        "type: casual_lm",
         "data: {path: x, shuffle: true}",
-        "data: {train_rows: 0}",
+        "data: {num_train_rows: 0}",
         "objective: {name: dpo, beta: -1}",
         "objective: {name: dpo, epsilon: 0.2}",
         "metrics: [bleu, chr]",
@@ -93,7 +93,7 @@ WRONG = {  # group → what is at fault in a file of it
         "name: wandb\nmode: on",
         "name: none\nproject: x",
     ],
-    "device": ["name: gpu", "main_port: 70000", "processes: two", "max_memory: 4GiB", "deterministc: true"],
+    "device": ["type: gpu", "main_process_port: 70000", "num_processes: two", "max_memory: 4GiB", "deterministc: true"],
     "experiment": [
         "trainer: {learning_rat: 1.0}",
         "lr: 1.0",
@@ -101,8 +101,8 @@ WRONG = {  # group → what is at fault in a file of it
         "defaults: [{override /lora: boft}]\nlora: {r: 8}",
         "defaults: [{override /action: merge}]\naction: {resume: null}",
         "lora: {no_such_key: 1}",
-        "slots: {rank: [1]}",
-        "template: {name: x, slots: {rank: {type: number}}}",
+        "params: {rank: [1]}",
+        "template: {name: x, params: {rank: {type: number}}}",
         "defaults: [{'no such form /lora': x}]",
     ],
     "hydra-launcher": ["max_cells: 0", "max_cell: 1", "halving: 3", "cluster: lsf", "max_retries: -1"],
@@ -113,20 +113,20 @@ RIGHT = {
         "r: ${seed}",
         "method: ???",
         "defaults: [of_a_team, _self_]\nr: 3\nboft_dropout: 0.1",
-        "defaults: [lora]\nrank_pattern: {q_proj: '${seed}'}\ntarget_modules: ${slots.targets}",
+        "defaults: [lora]\nrank_pattern: {q_proj: '${seed}'}\ntarget_modules: ${params.targets}",
         "defaults: [{optional lora@_here_: dora}]",
         "{}",
     ],
     "task": [
-        "data: {path: '${slots.rows}', eval_rows: '${slots.held_out}'}\nobjective: {beta: 0.2}",
+        "data: {path: '${params.rows}', num_test_rows: '${params.held_out}'}\nobjective: {beta: 0.2}",
         "objective: null",
     ],
     "trainer": ["max_steps: ???", "learning_rate: 1", "save_total_limit: null"],
     "device": ["max_memory: {0: 6GiB, cpu: 4GiB}"],
     "experiment": [
         "defaults: [{override /lora: of_a_team}, {override /task: null}, _self_]\nlora: {boft_dropout: 0.1}",
-        "defaults: [{override /lora: dora}]\nlora: {r: 3}\nslots: {rank: 3, rows: '???'}\nadapter: {one: a}\nhydra: {run: {dir: x}}",
-        "template: {name: ours, version: '1.0', slots: {rank: {type: int, help: Its rank.}}}",
+        "defaults: [{override /lora: dora}]\nlora: {r: 3}\nparams: {rank: 3, rows: '???'}\nadapter: {one: a}\nhydra: {run: {dir: x}}",
+        "template: {name: ours, version: '1.0', params: {rank: {type: int, help: Its rank.}}}",
     ],
     "config": ["adapter: outputs/train/RUN\nlora: {r: 3}"],
     "hydra-launcher": ["memory_limit: 6GiB\nhalving: {min_steps: 20, factor: 3}\nexecutor: {slurm_anything: 1}"],
@@ -217,7 +217,14 @@ def test_every_field_of_every_dataclass_is_a_key(generated):
         names = {field.name for field in dataclasses.fields(owner)}
         assert names | {"defaults"} == read[f"{group}.json"]["properties"].keys()
     held = read["experiment.json"]["definitions"]
-    parts = [schema.DataSpec, schema.LmEvalSpec, schema.MixSpec, schema.SlotSpec, schema.TemplateSpec, *GROUPS.values()]
+    parts = [
+        schema.DataSpec,
+        schema.LmEvalSpec,
+        schema.MixtureSpec,
+        schema.TemplateParamSpec,
+        schema.TemplateSpec,
+        *GROUPS.values(),
+    ]
     for owner in [*ACTIONS, *METHODS, *OBJECTIVES, *TRACKERS, *parts]:
         names = {field.name for field in dataclasses.fields(owner)}
         names |= peft_fields.get_accepted_fields(get_tag(owner)).keys() if owner in METHODS else set()

@@ -46,7 +46,7 @@ def run(where, *args, **env):
         (["--lora_r", "8"], {}, ""),
         (["task=chat", f"task.data.path={ROWS}"], {}, ""),  # whose columns are others
         (
-            ["model=qwen3", "task=text", f"task.data.path={ROWS}"],
+            ["model=qwen3", "task=plain_text", f"task.data.path={ROWS}"],
             {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "nowhere"},
             "",
         ),

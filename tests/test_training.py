@@ -111,7 +111,7 @@ KNOBS = {
 }
 UNCHANGED = {"gradient_checkpointing"}  # less memory, same numbers
 STEPS = [
-    "action.samples=0",
+    "action.num_samples=0",
     "trainer.max_steps=4",
     "trainer.warmup_steps=0",
     "trainer.save_strategy=no",
@@ -142,14 +142,14 @@ def test_the_default_schedule_fits_any_number_of_steps(cli, llama, on_tiny, subt
     """It warms up for a share of all steps; one step alone is taken at the full rate, or it would learn nothing."""
     for steps, warmup in {1: 0, 2: 1, 3: 1, 8: 2}.items():
         with subtests.test(str(steps)):
-            run = cli(*on_tiny(llama), "action.samples=0", f"trainer.max_steps={steps}", "trainer.logging_steps=1")
+            run = cli(*on_tiny(llama), "action.num_samples=0", f"trainer.max_steps={steps}", "trainer.logging_steps=1")
             assert run.code == 0, run.err
             rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
             assert [row["learning_rate"] for row in rows].index(0.01) == warmup
 
 
 def test_the_first_step_is_logged_whatever_the_interval(cli, llama, on_tiny):
-    run = cli(*on_tiny(llama), "action.samples=0", "trainer.max_steps=7", "trainer.logging_steps=5")
+    run = cli(*on_tiny(llama), "action.num_samples=0", "trainer.max_steps=7", "trainer.logging_steps=5")
     rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 5, 7]
 
@@ -208,7 +208,7 @@ def of_unlike_rows(kind, folder, llama, on_tiny):
 def test_the_validation_loss_is_one_mean_whatever_its_batches(kind, cli, tmp_path, llama, on_tiny):
     own = of_unlike_rows(kind, tmp_path, llama, on_tiny)
     measured = [
-        "task.data.validation_rows=7",
+        "task.data.num_validation_rows=7",
         "trainer.eval_strategy=steps",
         "trainer.eval_steps=1",
         "trainer.max_steps=1",

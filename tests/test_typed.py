@@ -12,8 +12,8 @@ HOME = Path.home()
 @cases(
     "given, full",
     [
-        (["action=replay", "run=a", "env=check"], ["action=replay", "action.run=a", "action.env=check"]),
-        (["run=a", "action=explain", "against=b"], ["action.run=a", "action=explain", "action.against=b"]),
+        (["action=replay", "run=a", "check_only=true"], ["action=replay", "action.run=a", "action.check_only=true"]),
+        (["run=a", "action=explain", "compare_with=b"], ["action.run=a", "action=explain", "action.compare_with=b"]),
         (["resume=auto"], ["action.resume=auto"]),  # the default action is train
         (["action=merge", "output_dir=x", "lora.r=4"], ["action=merge", "action.output_dir=x", "lora.r=4"]),
         (["-m", "action=plan,train", "seed=1,2"], ["-m", "action=plan,train", "seed=1,2"]),
@@ -25,7 +25,7 @@ HOME = Path.home()
         (["lora=dora", "lora.r=8", "lora.bias=all"], ["lora=dora", "lora.r=8", "lora.bias=all"]),
         (["lora=vera,vera", "lora.r=8", "lora.bias=all,none"], ["lora=vera,vera", "lora.r=8", "++lora.bias=all,none"]),
         (["run=a"], ["run=a"]),  # train knows no run: refused as it stands
-        (["adapter=x", "active=y", "seed=3"], ["adapter=x", "active=y", "seed=3"]),
+        (["adapter=x", "active_adapter=y", "seed=3"], ["adapter=x", "active_adapter=y", "seed=3"]),
         (["action=nosuch", "run=a"], ["action=nosuch", "run=a"]),
         (["--config-dir=team", "+run=a"], ["--config-dir=team", "+run=a"]),
         (
@@ -33,35 +33,44 @@ HOME = Path.home()
             [f"task.data.path={HOME}/x.jsonl", f"adapter={{a: {HOME}/one, b: /~/two}}"],
         ),
         (
-            ['hydra.run.dir="~/runs/x"', 'task.prompt="~/x"', "~lora.r"],
-            [f'hydra.run.dir="{HOME}/runs/x"', 'task.prompt="~/x"', "~lora.r"],
+            ['hydra.run.dir="~/runs/x"', 'task.prompt_template="~/x"', "~lora.r"],
+            [f'hydra.run.dir="{HOME}/runs/x"', 'task.prompt_template="~/x"', "~lora.r"],
         ),
         (
             [
-                "task.data.mix={a: {path: ~/x.jsonl, prompt: 'path: ~/y'}}",
-                "task.data.mix.b.path=~/z",
+                "task.data.mixture={a: {path: ~/x.jsonl, prompt_template: 'path: ~/y'}}",
+                "task.data.mixture.b.path=~/z",
                 "hydra.searchpath=[file://~/t]",
             ],
             [
-                f"task.data.mix={{a: {{path: {HOME}/x.jsonl, prompt: 'path: ~/y'}}}}",
-                f"task.data.mix.b.path={HOME}/z",
+                f"task.data.mixture={{a: {{path: {HOME}/x.jsonl, prompt_template: 'path: ~/y'}}}}",
+                f"task.data.mixture.b.path={HOME}/z",
                 f"hydra.searchpath=[file://{HOME}/t]",
             ],
         ),
         (
-            ["adapter=~", "task.data.mix.b.prompt=~/z", "adapter=~nosuch/x"],
-            ["adapter=~", "task.data.mix.b.prompt=~/z", "adapter=~nosuch/x"],
+            ["adapter=~", "task.data.mixture.b.prompt_template=~/z", "adapter=~nosuch/x"],
+            ["adapter=~", "task.data.mixture.b.prompt_template=~/z", "adapter=~nosuch/x"],
         ),
         # Line ends in templates, system messages and prompts; nowhere else.
         (
-            [r"task.prompt='{a}\n\n{b?}'", r"++task.system=Be\tkind"],
-            ["task.prompt='{a}\n\n{b?}'", '++task.system="Be\tkind"'],
+            [r"task.prompt_template='{a}\n\n{b?}'", r"++task.system_prompt=Be\tkind"],
+            ["task.prompt_template='{a}\n\n{b?}'", '++task.system_prompt="Be\tkind"'],
         ),
         (["action=generate", r'prompt="a\n\"b\""'], ["action=generate", 'action.prompt="a\n\\"b\\""']),
-        ([r"task.data.mix={a: {path: x\n, prompt: '{q}\n'}}"], ["task.data.mix={a: {path: x\\n, prompt: '{q}\n'}}"]),
-        ([r"task.system='a\n','b'", r"task.data.path=C:\new"], ["task.system='a\n','b'", r"task.data.path=C:\new"]),
-        ([r"task.system='a\\nb'", r"task.system='${b}\n'"], [r"task.system='a\\nb'", "task.system='${b}\n'"]),
-        ([rf'task.system="a\n{shorthand.AS_WRITTEN}"'], [rf'task.system="a\n{shorthand.AS_WRITTEN}"']),
+        (
+            [r"task.data.mixture={a: {path: x\n, prompt_template: '{q}\n'}}"],
+            ["task.data.mixture={a: {path: x\\n, prompt_template: '{q}\n'}}"],
+        ),
+        (
+            [r"task.system_prompt='a\n','b'", r"task.data.path=C:\new"],
+            ["task.system_prompt='a\n','b'", r"task.data.path=C:\new"],
+        ),
+        (
+            [r"task.system_prompt='a\\nb'", r"task.system_prompt='${b}\n'"],
+            [r"task.system_prompt='a\\nb'", "task.system_prompt='${b}\n'"],
+        ),
+        ([rf'task.system_prompt="a\n{shorthand.AS_WRITTEN}"'], [rf'task.system_prompt="a\n{shorthand.AS_WRITTEN}"']),
     ],
 )
 def test_keys_are_put_in_full(given, full):

@@ -508,9 +508,9 @@ def on(folder: Path, dtype: str = "float32", device: str = "") -> list[str]:
 def small(dtype: str = "float32", device: str = "", steps: int = 8, folder: Path | None = None) -> list[str]:
     """Overrides: a training of seconds."""
     return [
-        *on(folder or base("nano"), dtype, device), "task=instruction", f"task.data.path={pairs()}", "task.data.eval_rows=8", "task.max_length=64",
+        *on(folder or base("nano"), dtype, device), "task=instruction", f"task.data.path={pairs()}", "task.data.num_test_rows=8", "task.max_length=64",
         "trainer.learning_rate=5e-3", f"trainer.max_steps={steps}", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_strategy=no",
-        "action.samples=1",
+        "action.num_samples=1",
     ]  # fmt: skip
 
 
@@ -750,7 +750,7 @@ FEW_STEPS = {"adalora": ["lora.tinit=1", "lora.tfinal=1"]}  # what a method asks
 RUNS: dict[str, list[str]] = {  # trained, finite, falling, reloaded
     "packing": ["trainer.packing=true"],
     "accumulation": ["trainer.gradient_accumulation_steps=2"],
-    "validation": ["trainer.eval_strategy=steps", "trainer.eval_steps=4", "task.data.validation_rows=8", "trainer.save_strategy=steps", "trainer.save_steps=4",
+    "validation": ["trainer.eval_strategy=steps", "trainer.eval_steps=4", "task.data.num_validation_rows=8", "trainer.save_strategy=steps", "trainer.save_steps=4",
                    "trainer.load_best_model_at_end=true"],
     "dora": ["lora=dora"],
     "pissa": ["lora=pissa"],
@@ -760,8 +760,8 @@ RUNS: dict[str, list[str]] = {  # trained, finite, falling, reloaded
     "prompt_tuning": ["lora=prompt_tuning"],
     "neftune_dropout": ["trainer.neftune_noise_alpha=5", "lora.lora_dropout=0.1"],
     "full_fine_tuning": ["lora=none", "trainer.learning_rate=1e-3"],
-    "dpo": ["task=dpo", "task.data.source=file", "task.data.package=null", "task.messages=null", 'task.prompt="{prompt}"', "task.chosen=better",
-            "task.rejected=worse", "task.max_length=64"],
+    "dpo": ["task=dpo", "task.data.source=file", "task.data.package=null", "task.messages_column=null", 'task.prompt_template="{prompt}"', "task.chosen_column=better",
+            "task.rejected_column=worse", "task.max_length=64"],
 }  # fmt: skip
 
 
@@ -991,7 +991,7 @@ def correct_offload() -> dict[str, Any]:
         "device.dtype=float32",
         f"++device.max_memory={where}",
     ]
-    typed += [] if DEVICE == "cuda" else ["device.name=cpu"]
+    typed += [] if DEVICE == "cuda" else ["device.type=cpu"]
     done = run(*typed, "action=evaluate", f"adapter={reference()}", name="offload")
     before = json.loads((reference() / "record.json").read_text())["metrics"]["after"]["loss"]
     found = (done.metrics.get("after") or done.metrics).get("loss", math.nan)
@@ -1015,7 +1015,9 @@ def plain_run(case: str) -> dict[str, Any]:
     overrides = RUNS[case]
     groups = [one for one in overrides if one.startswith(("lora=", "task="))]
     typed = [one for one in small() if not (groups and groups[0].startswith("task=") and one.startswith("task="))]
-    more = [f"task.data.path={pairs()}", "task.data.eval_rows=8"] if groups and groups[0].startswith("task=") else []
+    more = (
+        [f"task.data.path={pairs()}", "task.data.num_test_rows=8"] if groups and groups[0].startswith("task=") else []
+    )
     done = run(*typed, *overrides, *more, name=case)
     found = finite(done.out_dir)
     if case == "full_fine_tuning":
@@ -1187,10 +1189,10 @@ def make_stamps() -> Any:
 
 
 def long_rows(folder: Path, tokens: int, rows: int, steps: int = STEPS) -> list[str]:
-    return [*on(folder, HALF), "task=text", f"task.data.path={text_rows(tokens, rows * STEPS + 4)}", "task.data.eval_rows=1", f"task.max_length={tokens}",
+    return [*on(folder, HALF), "task=plain_text", f"task.data.path={text_rows(tokens, rows * STEPS + 4)}", "task.data.num_test_rows=1", f"task.max_length={tokens}",
             "lora.r=16", "trainer.learning_rate=2e-4", "trainer.warmup_steps=0", f"trainer.max_steps={steps}",
             f"trainer.per_device_train_batch_size={rows}", "trainer.per_device_eval_batch_size=1", "trainer.logging_steps=1", "trainer.save_strategy=no",
-            "action.evaluate_before=false", "action.samples=0"]  # fmt: skip
+            "action.evaluate_before=false", "action.num_samples=0"]  # fmt: skip
 
 
 def contest_peftrun(size: str, name: str, folder: Path, tokens: int, rows: int) -> str:
@@ -1319,9 +1321,9 @@ def sweep(case: str) -> dict[str, Any]:
     if TINY:
         ranks, rates = ("8,16", "0.001") if cells == 2 else ("8,16", "0.0001,0.003")
     where = new(case)
-    typed = [*on(folder, HALF), "task=text", f"task.data.path={text_rows(tokens, 256)}", "task.data.eval_rows=4", f"task.max_length={tokens}",
+    typed = [*on(folder, HALF), "task=plain_text", f"task.data.path={text_rows(tokens, 256)}", "task.data.num_test_rows=4", f"task.max_length={tokens}",
              f"trainer.max_steps={steps}", "trainer.warmup_steps=0", f"trainer.per_device_train_batch_size={rows}", "trainer.logging_steps=2",
-             "trainer.save_strategy=no", "action.evaluate_before=false", "action.samples=0", f"lora.r={ranks}", f"trainer.learning_rate={rates}",
+             "trainer.save_strategy=no", "action.evaluate_before=false", "action.num_samples=0", f"lora.r={ranks}", f"trainer.learning_rate={rates}",
              f"hydra.sweep.dir={where}", "hydra/launcher=shared_base" if launcher == "shared" else "hydra.sweep.subdir=${hydra.job.num}"]  # fmt: skip
     sys.argv = ["peftrun", "-m", *typed]
     begin = time.perf_counter()
@@ -1412,7 +1414,7 @@ def merge(case: str) -> dict[str, Any]:
         "action=merge",
         f"adapter={adapter}",
         f"action.output_dir={to}",
-        "action.held_out_rows=0",
+        "action.num_eval_rows=0",
     ]
     command = {
         "cp": ["cp", "-r", str(folder), str(to)],

@@ -19,14 +19,14 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, BrowseAction)
     if action.where:
         # An invalid condition should fail here, not in the browser.
-        query.query_runs(action.roots, action.where, None, 1)
+        query.query_runs(action.dirs, action.where, None, 1)
     with http_server.bind_socket(action.host, action.port) as server_socket:
         url = http_server.format_url(server_socket)
         if not sockets.is_this_machine(action.host):
             console.print_warning(
                 f"action.host={action.host}: anyone who can reach this address sees these runs; there is no authentication"
             )
-        app, started = web_app.create_app(RunCatalog(action.roots), action.host), time.perf_counter()
+        app, started = web_app.create_app(RunCatalog(action.dirs), action.host), time.perf_counter()
         condition = (action.where or "").strip()
         fragment = f"#/?{urlencode({'where': condition})}" if condition else ""  # what the page shows at first
         console.print_result(f"browse {url}{fragment} (Ctrl-C ends it)")

@@ -31,9 +31,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info(run_device.note)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
     base = base_models.load_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
-    net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+    net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
     set_seed(spec.seed)  # DARE drops weights at random
     figures = combine.combine_adapters(net, action)
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
@@ -42,7 +42,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         name: {"sha256": hash_file(adapter.weights), "weight": weights.get(name, 1.0)}
         for name, adapter in adapters.items()
     }
-    settings = {"combination": action.combination, "density": action.density, "seed": spec.seed, "adapters": inputs}
+    settings = {
+        "combination": action.combination_type,
+        "density": action.density,
+        "seed": spec.seed,
+        "adapters": inputs,
+    }
     derived_from = {"combined": {**settings, **figures}}
     save.save(net, base, adapter_dir, fresh=set(), names=[combine.COMBINED], made_of=derived_from)
     facts = {
@@ -59,13 +64,16 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
 def _build_summary(spec: RunSpec, figures: dict[str, Any], target: Path) -> list[tuple[str, str]]:
     assert isinstance(spec.action, CombineAction)
     error, worst = figures["relative_error"], max(figures["relative_errors"].items(), key=lambda item: item[1])
-    if error > WARN_RELATIVE_ERROR and spec.action.combination in ("linear", "svd"):
+    if error > WARN_RELATIVE_ERROR and spec.action.combination_type in ("linear", "svd"):
         console.print_warning(
-            f"action.combination={spec.action.combination}: differs from the weighted sum by {error:.1%}; type action.combination=cat, which is exact"
+            f"action.combination_type={spec.action.combination_type}: differs from the weighted sum by {error:.1%}; type action.combination_type=cat, which is exact"
         )
     size = format_bytes(atomic_files.measure_size(target))
     return [
-        ("combined", f"{', '.join(spec.adapter)} by {spec.action.combination}, {size}: {console.shorten_path(target)}"),
+        (
+            "combined",
+            f"{', '.join(spec.adapter)} by {spec.action.combination_type}, {size}: {console.shorten_path(target)}",
+        ),
         (
             "error of the weighted sum",
             f"‖error‖ ÷ ‖sum‖ {error:.3g}; largest in {worst[0].removeprefix('base_model.model.')}, {worst[1]:.3g}",

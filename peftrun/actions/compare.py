@@ -20,7 +20,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if action.runs is not None:
         runs = comparison.load_named_runs(action.runs)
     else:
-        matches = query.query_runs(action.roots, action.where, with_config=True).runs
+        matches = query.query_runs(action.dirs, action.where, with_config=True).runs
         if len(matches) < 2:
             counted = "no run" if not matches else f"only one run, {matches[0].facts['run']}"
             raise ConfigError(
@@ -40,7 +40,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     result = RunResult(out_dir, {"compared": [run.folder for run in runs]})
     if action.format == "table" and sys.stdout.isatty():
         first, second = (str(run.facts["run"]) for run in runs[:2])
-        result.next_commands = [f"peftrun action=explain run={shlex.quote(first)} against={shlex.quote(second)}"]
+        result.next_commands = [f"peftrun action=explain run={shlex.quote(first)} compare_with={shlex.quote(second)}"]
         if all(run.facts.get("adapter") for run in runs[:2]):
             pair = f"adapter={{a: {first}, b: {second}}}"
             result.next_commands.append(f"peftrun action=diff {shlex.quote(pair)}")

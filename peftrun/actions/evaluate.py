@@ -33,11 +33,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     facts["data"] = rows.describe()
     net, subject = base.model, f"{base.name} alone"
     if adapters:
-        net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+        net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
         subject = f"adapter {net.active_adapter} on {base.name}"
     console.set_activity(f"evaluating {len(rows.held_out)} rows")
-    task_module, batch_size = tasks.import_task_module(spec.task.kind), spec.trainer.per_device_eval_batch_size
+    task_module, batch_size = tasks.import_task_module(spec.task.type), spec.trainer.per_device_eval_batch_size
     summary = [("measured", subject), ("evaluation", format_count(len(rows.held_out), "row"))]
     if spec.task.data.adapter_column:
         metrics, per_adapter = _evaluate_per_adapter(net, base.tokenizer, rows.held_out, batch_size, spec.adapter)
@@ -57,7 +57,7 @@ def _load_base(spec: RunSpec, adapters: dict[str, AdapterRef]) -> tuple[LoadedBa
     run_device = placement.resolve_run_device(spec)
     console.print_info(run_device.note)
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
     return base, {"base": base.describe(), "device": run_device.note}
 
@@ -99,9 +99,9 @@ def _run_lm_eval(spec: RunSpec, out_dir: Path) -> RunResult:
     base, facts = _load_base(spec, adapters)
     summary, results = [("base", base.name)], {}
     if adapters:
-        net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+        net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
-        names = [spec.active] if spec.active else list(adapters)
+        names = [spec.active_adapter] if spec.active_adapter else list(adapters)
         summary.append(("adapter" if len(names) == 1 else "adapters", ", ".join(names)))
         with net.disable_adapter():
             results[BASE_ADAPTER_NAME] = harness.measure(net, base.tokenizer)

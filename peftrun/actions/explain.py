@@ -19,18 +19,20 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ExplainAction)
     # The overrides of this action itself, such as `run=`, are not part of the config to explain.
-    typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.of)
-    ignored = [text for text in typed if text != f"action={action.of}"] if action.run is not None else []
+    typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.for_action)
+    ignored = [text for text in typed if text != f"action={action.for_action}"] if action.run is not None else []
     if ignored:
         advice = f"run={action.run} explains that run's own config and would ignore this; omit it"
         raise ConfigError(*(f"{text}: {advice}" for text in ignored))
     explained: ConfigExplanation | ConfigDifference
     if action.run is None:
         explained = explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))
-    elif action.against is None:
+    elif action.compare_with is None:
         explained = explanation.explain_run(Path(action.run).expanduser())
     else:
-        explained = explanation.explain_difference(Path(action.run).expanduser(), Path(action.against).expanduser())
+        explained = explanation.explain_difference(
+            Path(action.run).expanduser(), Path(action.compare_with).expanduser()
+        )
     if action.format == "json":
         console.print_result(json.dumps(explained.as_dict(), indent=2, ensure_ascii=False))
     else:

@@ -24,7 +24,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, ExtractAction) and isinstance(spec.lora, LoraSpec)
     run_device = placement.resolve_run_device(spec)
     console.print_info(run_device.note)
-    tuned_dir = Path(action.tuned).expanduser()
+    tuned_dir = Path(action.finetuned_model).expanduser()
     base = base_models.load_base(spec.model, run_device)
     # The attached adapter only gives names and shapes; A and B are then overwritten by a truncated SVD of ΔW.
     net = attach.attach_adapter(base, spec.lora, spec.seed).eval()

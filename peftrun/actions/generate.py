@@ -51,10 +51,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     facts: dict[str, Any] = {"base": base.describe(), "device": run_device.note}
     if spec.adapter:
         adapters = adapter_folder.resolve_adapters(spec.adapter)
-        net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+        net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
         facts["adapters"] = [proof.as_dict() for proof in proofs]
     file = out_dir / GENERATIONS
-    system_messages = Conversation(build_system_messages(spec.task.system))
+    system_messages = Conversation(build_system_messages(spec.task.system_prompt))
     writer = ResponseGenerator(net, base, Encoder(base.tokenizer, spec.task), action)
     default_adapter = net.active_adapter if spec.adapter else prompts_file.BASE_ADAPTER_NAME
     turns = _run_chat(system_messages, writer) if prompts is None else _answer_prompts(prompts, system_messages, writer)

@@ -19,7 +19,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ListAction)
     as_json = action.format == "json"
-    matches = query.query_runs(action.roots, action.where, action.sort, action.limit, with_config=as_json)
+    matches = query.query_runs(action.dirs, action.where, action.sort, action.limit, with_config=as_json)
     if as_json:
         console.print_result(
             json.dumps([table.serialize_run(run) for run in matches.runs], indent=2, ensure_ascii=False)
@@ -36,7 +36,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     count = f"{len(matches.runs)}{of}" if matches.matching else "none"
     is_filtered = not matches.matching and action.where is not None
     hint = f"; {matches.total} runs of all actions are stored there" if is_filtered else ""
-    console.print_info(f"{count} found below {', '.join(action.roots)}{hint}")
+    console.print_info(f"{count} found below {', '.join(action.dirs)}{hint}")
     result = RunResult(out_dir, {"listed": {"shown": len(matches.runs), "matching": matches.matching}})
     if matches.runs and not as_json and sys.stdout.isatty():
         result.next_commands = _suggest_commands(matches)

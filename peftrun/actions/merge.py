@@ -36,7 +36,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, MergeAction)
     run_device = device.resolve_device(spec.device)
-    name = spec.active or next(iter(spec.adapter))
+    name = spec.active_adapter or next(iter(spec.adapter))
     adapter = adapter_folder.resolve_adapter(spec.adapter[name], name)
     in_memory.check_mergeable(adapter.config, name)
     base = base_models.resolve_base_dir(spec.model)
@@ -153,11 +153,11 @@ def _merge_in_memory(job: MergeJob, rows: list[list[int]], folder: Path) -> dict
 
 def _load_eval_token_ids(job: MergeJob, task: TaskSpec) -> list[list[int]]:
     """Token ids of evaluation rows, one list a row; empty if none are asked for or the adapter has another head."""
-    count = job.action.held_out_rows
+    count = job.action.num_eval_rows
     if not job.action.verify or not count or classifier_head.get_task_head(task) != job.head:
         return []
     tokenizer = load_tokenizer(job.base, job.model)
-    held_out = row_cache.load_cached_rows(tasks.import_task_module(task.kind), task, tokenizer).held_out
+    held_out = row_cache.load_cached_rows(tasks.import_task_module(task.type), task, tokenizer).held_out
     return [row.ids for row in held_out[:count]]
 
 

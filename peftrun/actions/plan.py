@@ -1,6 +1,6 @@
 """Estimate parameters, memory, steps and time of a training before it starts. The plan of a sweep is made by its launcher.
 
-Estimates from files import no torch; the time needs a few steps on the real base model (`action.measured_steps`).
+Estimates from files import no torch; the time needs a few steps on the real base model (`action.measure_steps`).
 """
 
 import dataclasses
@@ -50,19 +50,19 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, PlanAction)
     training_spec = cross_group.as_training(
-        spec, TrainAction("train", action.resume, action.evaluate_before, action.samples)
+        spec, TrainAction("train", action.resume, action.evaluate_before, action.num_samples)
     )
     # On a GPU only torch can tell how much memory is free; the estimate then says nothing of whether the run fits.
     on_gpu = base_files.uses_gpu(training_spec.device)
-    free_bytes = None if on_gpu else free_memory.get_available_memory().bytes // training_spec.device.processes
+    free_bytes = None if on_gpu else free_memory.get_available_memory().bytes // training_spec.device.num_processes
     base, shortage = None if on_gpu else base_files.read_base_info(training_spec.model), None
     if base is not None:  # resolve device.dtype=auto
-        headroom = memory_fit.measure_headroom(training_spec.device.processes)
+        headroom = memory_fit.measure_headroom(training_spec.device.num_processes)
         training_spec, shortage = memory_fit.choose_load_dtype(base, training_spec, headroom)
     plan = _plan_from_files(training_spec, free_bytes)
     # Measuring loads the base model, so it is skipped if the estimate already says that memory will not suffice.
-    if action.measured_steps and not _explain_memory_shortage(training_spec, plan):
-        plan = _plan_from_steps(training_spec, action.measured_steps, free_bytes)
+    if action.measure_steps and not _explain_memory_shortage(training_spec, plan):
+        plan = _plan_from_steps(training_spec, action.measure_steps, free_bytes)
     if shortage:  # the memory of float32, where bfloat16 was chosen instead
         plan.notes.append(f"device.dtype=auto is bfloat16 here: float32 would take {shortage}")
     names = ("trained", "parameters", "exact")
@@ -92,13 +92,13 @@ def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
             f"memory: unknown for {base_files.format_base_name(spec.model)}, whose files are not downloaded yet",
             *notes,
         ]
-        return _TrainingPlan(None, None, free, spec.task.data.train_rows, times, None, notes)
+        return _TrainingPlan(None, None, free, spec.task.data.num_train_rows, times, None, notes)
     parameters = parameter_count.estimate_parameters(base, spec.lora, spec.task)
     count = (parameters.trained, base.parameters + parameters.held, parameters.exact)
     if lengths:
         notes = [f"memory: rows of at most {lengths.longest} tokens, as in an earlier run on this data", *notes]
     return _TrainingPlan(
-        count, memory.estimate_memory(base, spec, lengths), free, spec.task.data.train_rows, times, None, notes
+        count, memory.estimate_memory(base, spec, lengths), free, spec.task.data.num_train_rows, times, None, notes
     )
 
 
@@ -106,9 +106,14 @@ def _plan_from_steps(spec: RunSpec, steps: int, free: int | None) -> _TrainingPl
     assert isinstance(spec.action, TrainAction)
     device, action = spec.device, spec.action
     # The share of one process is measured alone, from step 0 even if the run would be resumed.
-    threads = torchrun.share_cpus(device.processes) if device.processes > 1 else None
+    threads = torchrun.share_cpus(device.num_processes) if device.num_processes > 1 else None
     single_device = dataclasses.replace(
-        device, strategy=None, processes=1, machines=1, machine_rank=0, num_threads=device.num_threads or threads
+        device,
+        strategy=None,
+        num_processes=1,
+        num_machines=1,
+        machine_rank=0,
+        num_threads=device.num_threads or threads,
     )
     single_spec = dataclasses.replace(spec, device=single_device, action=dataclasses.replace(action, resume=None))
     started = time.perf_counter()
@@ -135,7 +140,7 @@ def _plan_from_steps(spec: RunSpec, steps: int, free: int | None) -> _TrainingPl
 
 
 def _count_processes(spec: RunSpec) -> int:
-    return spec.device.processes * spec.device.machines
+    return spec.device.num_processes * spec.device.num_machines
 
 
 def _explain_memory_shortage(spec: RunSpec, plan: _TrainingPlan) -> str | None:
@@ -196,7 +201,7 @@ def _format_memory(spec: RunSpec, plan: _TrainingPlan) -> str:
     # The peak may come from evaluation, whose part is what it adds to training.
     parts["evaluation"] = estimate.peak - sum(parts.values())
     shown = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value >= 1e6)
-    per_process = f" for each of {spec.device.processes} processes" if spec.device.processes > 1 else ""
+    per_process = f" for each of {spec.device.num_processes} processes" if spec.device.num_processes > 1 else ""
     if estimate.peak == estimate.loading:
         return f"about {format_bytes(estimate.peak)}{per_process}, while the base model is loaded; then {shown}"
     return f"about {format_bytes(estimate.peak)}{per_process}: {shown}"

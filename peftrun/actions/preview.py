@@ -43,8 +43,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """
     assert isinstance(spec.action, PreviewAction)
     # `adapter` has already chosen base model and task, and training itself takes no adapter.
-    baseline_spec = dataclasses.replace(spec, adapter={}, active=None)
-    cross_group.as_training(baseline_spec, TrainAction("train", resume=None, evaluate_before=True, samples=0))
+    baseline_spec = dataclasses.replace(spec, adapter={}, active_adapter=None)
+    cross_group.as_training(baseline_spec, TrainAction("train", resume=None, evaluate_before=True, num_samples=0))
     late_torch.defer_torch_import()
     views, statistics = (execute.import_quietly(f"peftrun.tasks.row_{name}") for name in ("view", "statistics"))
     tokenizer_module = execute.import_quietly("peftrun.models.tokenizer")
@@ -114,8 +114,8 @@ def _select_rows(
 
 def _build_notes(spec: RunSpec) -> Iterator[str]:
     task, trainer = spec.task, spec.trainer
-    if task.kind in LEARNING_NOTES:
-        yield LEARNING_NOTES[task.kind]
+    if task.type in LEARNING_NOTES:
+        yield LEARNING_NOTES[task.type]
     if isinstance(task.objective, GrpoObjective):
         yield (
             f"the loss covers no token of these prompts: {task.objective.num_generations} answers to each are sampled, of at most "

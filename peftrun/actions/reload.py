@@ -40,7 +40,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         tasks.warn_on_other_dataset(spec.task, rows, adapters)
         result.facts["data"] = rows.describe()
         console.set_activity(f"evaluating {len(rows.held_out)} rows")
-        result.metrics = tasks.import_task_module(spec.task.kind).evaluate(
+        result.metrics = tasks.import_task_module(spec.task.type).evaluate(
             net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
         )
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
@@ -67,9 +67,9 @@ def _load_adapters(
         except (NotWalkableError, AdapterError):
             pass  # load the whole model instead, which succeeds or explains the error
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
-    net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+    net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
     return base, net, proofs
 
 

@@ -29,7 +29,7 @@ MAX_NAMED_INPUTS = 4  # drifted inputs that an error names
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Compares the run with a second one, written to `again/`, and lists the inputs that have drifted.
 
-    Raises: ProofError: the results differ; with `env=check`: an input has drifted. The summary table is printed first.
+    Raises: ProofError: the results differ; with `check_only=true`: an input has drifted. The summary table is printed first.
         PeftrunError: the run cannot be repeated on this machine.
     """
     action = spec.action
@@ -39,7 +39,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     rerun_spec = rerun.build_rerun_spec(
         rerun.apply_overrides(copy.deepcopy(recorded_values), run_overrides.read_overrides(out_dir), spec)
     )
-    if action.env == "check":
+    if action.check_only:
         current = current_inputs.collect_facts(rerun_spec, recorded)
         inputs = [
             *input_drift.compare_config_file(run_dir, recorded),
@@ -71,8 +71,8 @@ def _compare_steps(recorded: dict[str, Any], recorded_values: dict[str, Any]) ->
         or (recorded_values["task"].get("objective") or {}).get("name") in MULTI_STEP_OBJECTIVES
     ):
         return []
-    rows -= recorded_values["task"]["data"].get("validation_rows") or 0
-    processes = recorded_values["device"]["processes"] * recorded_values["device"]["machines"]
+    rows -= recorded_values["task"]["data"].get("num_validation_rows") or 0
+    processes = recorded_values["device"]["num_processes"] * recorded_values["device"]["num_machines"]
     planned = throughput.count_optimizer_steps(TrainerSpec(**recorded_values["trainer"]), rows, processes)
     return (
         [Input(input_drift.CONFIG_KEYS, "steps, planned and taken", planned, done)]

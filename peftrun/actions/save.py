@@ -24,11 +24,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info(run_device.note)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
     base = base_cache.load_cached_base(
-        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active)
+        spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
     fresh, facts = {"default"}, {}  # adapters that were never trained
     if adapters:
-        net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+        net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
         fresh, facts = (
             {proof.name for proof in proofs if proof.fresh},
             {"adapters": [proof.as_dict() for proof in proofs]},

@@ -40,7 +40,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         proofs: list[load.LoadProof] = []
         adapters = adapter_folder.resolve_adapters(spec.adapter)
         if adapters:
-            net, proofs = load.load(base, adapters, spec.active, spec.allow_base_mismatch)
+            net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
         versions = []
         for name, adapter in adapters.items():
             reason = mixed_batch.why_exclusive(name, net.peft_config[name])

@@ -29,7 +29,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, UnmergeAction)
     merged = base_models.resolve_base_dir(spec.model)
     base_models.check_full_precision(merged, base_files.format_base_name(spec.model))
-    name = spec.active or next(iter(spec.adapter))
+    name = spec.active_adapter or next(iter(spec.adapter))
     adapter = adapter_folder.resolve_adapter(spec.adapter[name], name)
     merge_record = provenance.read_provenance(merged)
     if merge_record is None:

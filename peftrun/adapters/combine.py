@@ -58,8 +58,8 @@ def check_combinable(configs: dict[str, Any], combination: str) -> None:
     if combination in SAME_RANK and len(ranks) > 1:
         svd = "svd" if combination == "linear" else f"{combination}_svd"
         lines.append(
-            f"action.combination={combination}: needs adapters of equal ranks; type action.combination=cat, or "
-            f"action.combination={svd}"
+            f"action.combination_type={combination}: needs adapters of equal ranks; type action.combination_type=cat, or "
+            f"action.combination_type={svd}"
         )
     if lines:
         raise AdapterError(*lines)
@@ -72,23 +72,23 @@ def combine_adapters(model: Any, action: CombineAction) -> dict[str, Any]:
     """
     names = list(model.peft_config)
     weights = {name: (action.weights or {}).get(name, 1.0) for name in names}
-    check_combinable(dict(model.peft_config), action.combination)
+    check_combinable(dict(model.peft_config), action.combination_type)
     first = model.peft_config[names[0]]
     # PEFT copies the first config for the result, whose factors contain the scaling already: rsLoRA would scale them again
     use_rslora, first.use_rslora = first.use_rslora, False
     try:
         model.add_weighted_adapter(
-            names, list(weights.values()), COMBINED, combination_type=action.combination, svd_rank=action.rank,
+            names, list(weights.values()), COMBINED, combination_type=action.combination_type, svd_rank=action.rank,
             svd_full_matrices=False, density=action.density, majority_sign_method=action.majority_sign_method,
         )  # fmt: skip
     except (ValueError, RuntimeError, TypeError) as error:
         raise AdapterError(
-            f"action.combination={action.combination}: PEFT cannot combine these adapters ({' '.join(str(error).split())[:200]}); "
-            "type action.combination=svd"
+            f"action.combination_type={action.combination_type}: PEFT cannot combine these adapters ({' '.join(str(error).split())[:200]}); "
+            "type action.combination_type=svd"
         ) from error
     finally:
         first.use_rslora = use_rslora
-    if action.combination in SAME_RANK:
+    if action.combination_type in SAME_RANK:
         # Each module keeps its own rank, but PEFT's config of the result has the largest one for all and could not be loaded.
         combined = model.peft_config[COMBINED]
         combined.r = combined.lora_alpha = first.r
@@ -97,9 +97,9 @@ def combine_adapters(model: Any, action: CombineAction) -> dict[str, Any]:
     figures = _measure_distance(model, weights)
     factors = (parameter for name, parameter in model.named_parameters() if "lora_" in name)
     eps = max(torch.finfo(factor.dtype).eps for factor in factors)  # of the coarsest dtype
-    if action.combination == "cat" and not figures["relative_error"] <= CAT_UNITS * eps:
+    if action.combination_type == "cat" and not figures["relative_error"] <= CAT_UNITS * eps:
         raise ProofError(
-            f"the combination is {figures['relative_error']:.2g} off the weighted sum, which action.combination=cat is up to rounding; "
+            f"the combination is {figures['relative_error']:.2g} off the weighted sum, which action.combination_type=cat is up to rounding; "
             "this is a fault of peftrun or PEFT: report it, and combine merged models meanwhile",
             facts={"combined": figures},
         )
@@ -118,7 +118,7 @@ def _measure_distance(model: Any, weights: dict[str, float]) -> dict[str, Any]:
         terms = [(weight, *_get_factors(module, name)) for name, weight in weights.items() if name in module.scaling]
         if terms and COMBINED not in module.scaling:
             raise AdapterError(
-                f"{key}: the combination would leave this module out; type action.combination=svd, or combine merged models"
+                f"{key}: the combination would leave this module out; type action.combination_type=svd, or combine merged models"
             )
         if not terms:
             continue

@@ -58,7 +58,7 @@ def fill_from_change(net: Any, name: str, base: Path, tuned: Path) -> dict[str, 
     total = sum(changes.values())
     if total == 0.0:
         raise AdapterError(
-            f"action.tuned={tuned}: equals the base, so there is nothing to extract; name the fine-tuned model"
+            f"action.finetuned_model={tuned}: equals the base, so there is nothing to extract; name the fine-tuned model"
         )
     residual, change = (sum(pair[index] for pair in squares.values()) for index in (0, 1))
     return {
@@ -77,7 +77,7 @@ def _check_same_architecture(models: _TensorChanges, base: Path, tuned: Path) ->
     }
     if different:
         raise AdapterError(
-            f"action.tuned={tuned}: is not a fine-tuned {base.name}: {len(different)} tensors are in one only or of another shape "
+            f"action.finetuned_model={tuned}: is not a fine-tuned {base.name}: {len(different)} tensors are in one only or of another shape "
             f"(first: {min(different)}); choose the base it started from"
         )
 

@@ -139,4 +139,4 @@ def weight_bytes(device: DeviceSpec) -> int:
 
 def uses_gpu(device: DeviceSpec) -> bool:
     """Whether the run will use a GPU, as far as can be detected without torch."""
-    return device.name in ("cuda", "xpu") or (device.name == "auto" and Path("/dev/nvidia0").exists())
+    return device.type in ("cuda", "xpu") or (device.type == "auto" and Path("/dev/nvidia0").exists())

@@ -14,7 +14,7 @@ from peftrun.config.schema.run import TaskSpec
 from peftrun.errors import AdapterError
 from peftrun.io import safetensors_header
 
-TASK_KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's task_type → task.kind
+TASK_KINDS = {"SEQ_CLS": "seq_cls", "TOKEN_CLS": "token_cls"}  # PEFT's task_type → task.type
 REWARD_LABELS = ("reward",)  # a reward model has one output
 HEAD_PATTERN = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")
 
@@ -31,7 +31,7 @@ def get_task_head(task: TaskSpec) -> ClassifierHead | None:
     """The head that a task trains; None for a language model."""
     if isinstance(task.objective, RewardObjective):
         return ClassifierHead("seq_cls", REWARD_LABELS)
-    return ClassifierHead(task.kind, tuple(task.label_names or ())) if task.kind in TASK_KINDS.values() else None
+    return ClassifierHead(task.type, tuple(task.label_names or ())) if task.type in TASK_KINDS.values() else None
 
 
 def read_adapter_head(adapter: AdapterRef) -> ClassifierHead | None:

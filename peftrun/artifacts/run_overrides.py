@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import adapter_folder
-from peftrun.config import override_syntax
+from peftrun.config import old_overrides, override_syntax
 from peftrun.config import values as config
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
@@ -17,11 +17,19 @@ BUILTIN_PROVIDERS = ("hydra", "main", "schema", "peftrun.configs")  # in the sea
 
 SWEEP = "sweep.json"  # in the folder above a cell's
 CONFIG_DIR = "--config-dir"
-ROW_GROUPS = ("experiment", "task", "slots")  # groups that determine the rows
+ROW_GROUPS = ("experiment", "task", "params")  # groups that determine the rows
 SHARED_GROUPS = (*ROW_GROUPS, "model", "device", "allow_base_mismatch")  # that a following action needs unchanged
 PROCESS_KEYS = tuple(
     f"device.{key}"
-    for key in ("strategy", "processes", "machines", "machine_rank", "main_address", "main_port", "deepspeed_config")
+    for key in (
+        "strategy",
+        "num_processes",
+        "num_machines",
+        "machine_rank",
+        "main_process_ip",
+        "main_process_port",
+        "deepspeed_config",
+    )
 )
 
 
@@ -60,14 +68,15 @@ def strip_process_overrides(typed: Sequence[str]) -> list[str]:
 
 
 def read_overrides(run: Path) -> list[str]:
-    """A run's overrides in order, keys in full; empty if there were none, or the run was not composed by Hydra."""
+    """A run's overrides in order, keys in full and in today's names; empty if there were none, or the run was not composed by Hydra."""
     file = run / HYDRA_DIR / OVERRIDES_FILE
-    return [str(text) for text in config.read_list(file)] if file.is_file() else []
+    return old_overrides.rename_recorded([str(text) for text in config.read_list(file)]) if file.is_file() else []
 
 
 def read_typed_overrides(run: Path) -> list[str]:
     """The same; for a cell of a sweep those of its own command."""
-    return read_overrides(run) or [word for word in _read_cell_command(run) if "=" in word and not word.startswith("-")]
+    words = [word for word in _read_cell_command(run) if "=" in word and not word.startswith("-")]
+    return read_overrides(run) or old_overrides.rename_recorded(words)
 
 
 def read_config_places(run: Path) -> list[str]:

@@ -42,11 +42,11 @@ def check_source_run(action: Any) -> Iterator[str]:
     name, status = record.get("action"), record.get("status")
     if name not in REPLAYABLE_ACTIONS:
         yield f"{key}: is a run of action={name}, which leaves nothing to compare; name one of {', '.join(REPLAYABLE_ACTIONS)}"
-    elif status != "completed" and action.env is None:  # with action.env nothing is run again
+    elif status != "completed" and not action.check_only:  # with check_only nothing is run again
         reason = f" ({str(record['error']).splitlines()[0]})" if record.get("error") else ""
         yield (
             f"{key}: this run is '{status}'{reason}, so there is nothing to compare; name a completed one, "
-            "or type env=check to see what has drifted since"
+            "or type check_only=true to see what has drifted since"
         )
 
 

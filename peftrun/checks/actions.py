@@ -47,7 +47,7 @@ def check_action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
     if name == "combine" and len(adapter) < 2:
         yield "adapter: action=combine combines several adapters; type 'adapter={a: PATH, b: PATH}'"
     if name == "extract" and adapter:
-        yield "adapter: action=extract makes an adapter from action.tuned and would ignore this one; omit adapter"
+        yield "adapter: action=extract makes an adapter from action.finetuned_model and would ignore this one; omit adapter"
     if name == "diff" and len(adapter) != 2:
         yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"
     # `adapter=lora`, as other tools spell the method, is reported by the rule for adapters.
@@ -110,7 +110,7 @@ def check_adapter_column(task: schema.TaskSpec, action: Any, adapter: dict[str, 
         return
     if action.name == "explain":
         return
-    if action.name != "evaluate" or task.kind != "causal_lm" or not adapter:
+    if action.name != "evaluate" or task.type != "causal_lm" or not adapter:
         yield (
             f"task.data.adapter_column={task.data.adapter_column}: is read by action=evaluate of a language model with adapters; "
             "type action=evaluate 'adapter={a: PATH, b: PATH}', or task.data.adapter_column=null"
@@ -123,15 +123,15 @@ def check_combine(action: Any, adapter: dict[str, str]) -> Lines:
     """Keys of action=combine that contradict each other, or that its combination type would ignore."""
     if action.name != "combine":
         return
-    combination = action.combination
+    combination = action.combination_type
     if combination.startswith(("ties", "dare", "magnitude")) == (action.density is None):
         yield (
-            f"action.density: action.combination={combination} needs the share of weights to keep; type action.density=0.5"
+            f"action.density: action.combination_type={combination} needs the share of weights to keep; type action.density=0.5"
             if action.density is None
-            else f"action.density={action.density}: action.combination={combination} keeps every weight; omit action.density"
+            else f"action.density={action.density}: action.combination_type={combination} keeps every weight; omit action.density"
         )
     if action.rank is not None and not combination.endswith("svd"):
-        yield f"action.rank={action.rank}: only an svd chooses the rank, not action.combination={combination}; omit action.rank"
+        yield f"action.rank={action.rank}: only an svd chooses the rank, not action.combination_type={combination}; omit action.rank"
     # A misspelled name would otherwise give that adapter the default weight 1.
     for name in sorted((action.weights or {}).keys() ^ adapter.keys()) if action.weights else ():
         yield f"action.weights: must name exactly the adapters ({', '.join(adapter)}), and {name} is in only one of the two"
@@ -151,26 +151,26 @@ def check_extract(action: Any, lora: Any) -> Lines:
     ]:
         key = unsupported[0]
         yield f"lora.{key}: action=extract makes a plain low-rank adapter; type lora=lora or lora=rslora, and leave lora.{key} at its default"
-    folder = Path(action.tuned).expanduser()
+    folder = Path(action.finetuned_model).expanduser()
     if not folder.is_dir():
-        yield f"action.tuned={action.tuned}: there is no such folder; name the folder of a fine-tuned model"
+        yield f"action.finetuned_model={action.finetuned_model}: there is no such folder; name the folder of a fine-tuned model"
     elif not any(folder.glob("*.safetensors")):
-        yield f"action.tuned={action.tuned}: has no .safetensors file (pickles are refused); convert its weights to safetensors"
+        yield f"action.finetuned_model={action.finetuned_model}: has no .safetensors file (pickles are refused); convert its weights to safetensors"
 
 
 def check_explain(action: Any) -> Lines:
     """The run folders and the action that are explained exist."""
     if action.name != "explain":
         return
-    for key in ("run", "against"):
+    for key in ("run", "compare_with"):
         folder = getattr(action, key)
         if folder is not None and not (Path(folder).expanduser() / CONFIG).is_file():
             yield f"action.{key}={folder}: is not a run folder (no {CONFIG}); name one, such as outputs/train/RUN"
-    if action.against is not None and action.run is None:
-        yield f"action.run is not set; action.against={action.against} is compared with it: type action.run=RUN_FOLDER"
+    if action.compare_with is not None and action.run is None:
+        yield f"action.run is not set; action.compare_with={action.compare_with} is compared with it: type action.run=RUN_FOLDER"
     names = paths.list_group_options("action")
-    if action.of not in names:
-        yield f"action.of={action.of}: is not an action; actions: {', '.join(names)}; type action.of=train"
+    if action.for_action not in names:
+        yield f"action.for_action={action.for_action}: is not an action; actions: {', '.join(names)}; type action.for_action=train"
 
 
 def check_output(action: Any) -> Lines:

@@ -15,9 +15,9 @@ SERVER_PACKAGES = ("fastapi", "uvicorn")
 
 def check_catalog(action: Any) -> Iterator[str]:
     """One line for each problem."""
-    for root in action.roots:
+    for root in action.dirs:
         if root != DEFAULT_ROOT and not Path(root).expanduser().is_dir():
-            yield f"action.roots: there is no folder {root}; name folders with runs: type roots=[{DEFAULT_ROOT}]"
+            yield f"action.dirs: there is no folder {root}; name folders with runs: type dirs=[{DEFAULT_ROOT}]"
     condition = getattr(action, "where", None)
     if condition is not None and condition.strip():
         try:

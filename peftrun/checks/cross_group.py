@@ -113,7 +113,7 @@ def _check_validation(trainer: schema.TrainerSpec) -> Lines:
         "early_stopping_patience": trainer.early_stopping_patience,
     }.items():
         if value and trainer.eval_strategy == "no":
-            yield f"trainer.{key}={format_value(value)}: needs the validation loss; type trainer.eval_strategy=steps task.data.validation_rows=50"
+            yield f"trainer.{key}={format_value(value)}: needs the validation loss; type trainer.eval_strategy=steps task.data.num_validation_rows=50"
         # transformers restores the best checkpoint, so each evaluation needs a checkpoint of the same step.
         if value and trainer.save_strategy != trainer.eval_strategy != "no":
             yield (
@@ -191,7 +191,7 @@ def _check_adapters(adapter: dict[str, str], errors: dict[str, PeftrunError | OS
         else:
             yield from error.lines
     if active is not None and active not in adapter:
-        yield f"active={active}: there is no such adapter; adapters: {', '.join(adapter) or 'none'}"
+        yield f"active_adapter={active}: there is no such adapter; adapters: {', '.join(adapter) or 'none'}"
 
 
 def _check_same_kind(
@@ -207,7 +207,7 @@ def _check_same_kind(
         return  # reported when it is loaded
     head_kind, required_head = head.kind if head else "causal_lm", classifier_head.get_task_head(task)
     if head_kind != (required_head.kind if required_head else "causal_lm"):
-        yield f"adapter.{name}={adapters[name].path}: is a {head_kind} adapter, and task.kind={task.kind}; {TASK_ADVICE[head_kind]}"
+        yield f"adapter.{name}={adapters[name].path}: is a {head_kind} adapter, and task.type={task.type}; {TASK_ADVICE[head_kind]}"
     elif head and required_head and head.labels != required_head.labels:
         labels = ", ".join(required_head.labels)
         yield f"adapter.{name}={adapters[name].path}: has the labels {', '.join(head.labels)}, the task {labels}; choose the task it was trained on"
@@ -228,11 +228,11 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora", "trainer", "action"), method_checks.check_adalora),
     (("lora", "trainer"), method_checks.check_packing),
     (("lora", "model", "action"), method_checks.check_quantization),
-    (("task", "adapter", "adapters", "active", "action"), _check_same_kind),
+    (("task", "adapter", "adapters", "active_adapter", "action"), _check_same_kind),
     (("model", "action"), _check_model),
-    (("adapter", "adapter_errors", "active"), _check_adapters),
+    (("adapter", "adapter_errors", "active_adapter"), _check_adapters),
     (("action", "adapter", "lora"), action_checks.check_action),
-    (("action", "adapter", "adapters", "active"), action_checks.check_loadable),
+    (("action", "adapter", "adapters", "active_adapter"), action_checks.check_loadable),
     (("action", "adapter", "adapters"), action_checks.check_generate),
     (("action", "adapter", "adapters"), serve_checks.check_serve),
     (("task", "action", "adapter"), action_checks.check_adapter_column),

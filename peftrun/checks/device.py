@@ -15,18 +15,18 @@ def check_strategy(device: Any, action: Any) -> Lines:
     """A strategy, several processes, and a distributed action need each other."""
     # Several processes without a strategy would each do the whole run.
     if device.strategy is None:
-        for key in ("processes", "machines"):
+        for key in ("num_processes", "num_machines"):
             if getattr(device, key) > 1:
                 yield f"device.{key}={getattr(device, key)}: needs device.strategy; type device=ddp device.{key}={getattr(device, key)}"
         return
     if action.name not in ("train", "plan", "preview", "explain"):
         yield f"device.strategy={device.strategy}: action={action.name} runs in one process; type device=auto"
-    if device.processes * device.machines < 2:
-        yield f"device.processes=1: device.strategy={device.strategy} needs several processes; type device.processes=2"
-    if device.machines > 1 and device.main_address is None:
-        yield "device.main_address is not set; all machines connect to the first one: type device.main_address=HOST"
-    if device.machine_rank >= device.machines:
-        yield f"device.machine_rank={device.machine_rank}: must be below device.machines={device.machines}; type device.machine_rank=0"
+    if device.num_processes * device.num_machines < 2:
+        yield f"device.num_processes=1: device.strategy={device.strategy} needs several processes; type device.num_processes=2"
+    if device.num_machines > 1 and device.main_process_ip is None:
+        yield "device.main_process_ip is not set; all machines connect to the first one: type device.main_process_ip=HOST"
+    if device.machine_rank >= device.num_machines:
+        yield f"device.machine_rank={device.machine_rank}: must be below device.num_machines={device.num_machines}; type device.machine_rank=0"
 
 
 def check_deepspeed(device: Any) -> Lines:
@@ -61,8 +61,8 @@ def check_offload(device: Any, action: Any, task: Any) -> Lines:
         yield f"device.max_memory={device.max_memory}: an offloaded base model is inference-only, so action={action.name} cannot use it; type device=auto"
     if device.strategy is not None:
         yield f"device.max_memory={device.max_memory}: cannot be combined with device.strategy={device.strategy}; type device.max_memory=null"
-    if task.kind in ("seq_cls", "token_cls") or getattr(task.objective, "name", None) == "reward":
-        yield f"device.max_memory={device.max_memory}: is for language models, and task.kind={task.kind} has a head; type device.max_memory=null"
+    if task.type in ("seq_cls", "token_cls") or getattr(task.objective, "name", None) == "reward":
+        yield f"device.max_memory={device.max_memory}: is for language models, and task.type={task.type} has a head; type device.max_memory=null"
 
 
 def check_checkpoints(device: Any, trainer: Any, action: Any) -> Lines:

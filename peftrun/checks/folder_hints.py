@@ -7,12 +7,12 @@ PLACES = (  # keys under which other programs take a folder or file
 )  # fmt: skip
 ROWS = "task.data.path=VALUE"
 OF_FOLDERS = {  # what to type → the actions that take a folder this way
-    "roots=[VALUE]": "list browse",
+    "dirs=[VALUE]": "list browse",
     "'runs=[VALUE, outputs/train/RUN2]'": "compare",
     "run=VALUE": "replay explain",
     "adapter=VALUE": "reload merge unmerge inspect evaluate generate serve export save",
     "'adapter={a: VALUE, b: outputs/train/RUN2}'": "combine diff",
-    "tuned=VALUE": "extract",
+    "finetuned_model=VALUE": "extract",
     "path=VALUE": "template",
     ROWS: "train plan preview",
 }

@@ -16,9 +16,9 @@ VALUE, OTHERS = "VALUE", "others"
 DEFAULT = ""  # nothing needs to be typed: the value is the default here
 ROWS = "ROWS"  # a file or a dataset on the Hub: `translate_rows`
 VALIDATION = "VALIDATION"  # a number of rows, or a share of them: `_translate_validation`
-EACH_EPOCH = "trainer.eval_strategy=epoch task.data.validation_rows=100"
+EACH_EPOCH = "trainer.eval_strategy=epoch task.data.num_validation_rows=100"
 RUNS = "outputs/train/RUN"
-PEFTRUN_GROUPS = ("action", "tracker", "slots", "hydra")  # groups that no other tool has
+PEFTRUN_GROUPS = ("action", "tracker", "params", "hydra")  # groups that no other tool has
 FILE = "a run is composed of options; put the file's keys into FOLDER/experiment/NAME.yaml and type --config-dir FOLDER experiment=NAME (docs/howto/from-*.md)"
 UNSET = ("null", "None", "~", "")
 SOURCE = re.compile(r"""\A\[?(?:\{.*?path"?: *)?["']?([^"',}\]\s]+).*""", re.DOTALL)  # A of [{path: A, …}, …] or [A, …]
@@ -73,14 +73,14 @@ _CASES: dict[str, dict[str, str]] = {  # key → value → what to type
     "use_gradient_checkpointing": {"false": DEFAULT, OTHERS: "trainer.gradient_checkpointing=true"},
     "evaluation_strategy": {
         "no": DEFAULT,
-        "steps": "trainer.eval_strategy=steps task.data.validation_rows=100",
+        "steps": "trainer.eval_strategy=steps task.data.num_validation_rows=100",
         "epoch": EACH_EPOCH,
     },
     "saves_per_epoch": {"1": "trainer.save_strategy=epoch", "0": "trainer.save_strategy=no"},
     "report_to": {"none": DEFAULT, **{name: f"tracker={name}" for name in TRACKERS}, OTHERS: f"tracker=NAME, one of {', '.join(TRACKERS)}"},
     "loftq_config": {"none": DEFAULT, "{}": DEFAULT, OTHERS: "lora=loftq model.quantization=nf4"},
     "adapter": ADAPTERS,
-    "stage": {"sft": "task=instruction", "pt": "task=text trainer.packing=true", "dpo": "task=dpo", "kto": "task=kto", "rm": "task=reward"},
+    "stage": {"sft": "task=instruction", "pt": "task=plain_text trainer.packing=true", "dpo": "task=dpo", "kto": "task=kto", "rm": "task=reward"},
     "rl": {"dpo": "task=dpo", "ipo": "task=dpo task.objective.loss_type=[ipo]", "orpo": "task=orpo", "kto": "task=kto", "grpo": "task=grpo"},
     "pref_loss": {"orpo": "task=orpo", OTHERS: "task.objective.loss_type=[VALUE]"},
 }  # fmt: skip
@@ -101,19 +101,19 @@ _SAME: dict[str, str] = {  # what to type → their names for it
     "lora.init_lora_weights=VALUE": "peft_init_lora_weights",
     ROWS: "dataset datasets dataset_name dataset_path dataset_file data data_path data_file data_files train_file train_data train_dataset train_path",
     "task.data.path=VALUE": "file files",
-    "task.data.eval_path=VALUE": "eval_dataset eval_file validation_file test_file val_file",
-    "task.data.name=VALUE": "dataset_config",
+    "task.data.test_path=VALUE": "eval_dataset eval_file validation_file test_file val_file",
+    "task.data.config_name=VALUE": "dataset_config",
     "'task.data.split=\"VALUE\"'": "dataset_train_split",
-    "'task.data.eval_split=\"VALUE\"'": "dataset_test_split",
+    "'task.data.test_split=\"VALUE\"'": "dataset_test_split",
     "task.data.streaming=VALUE": "dataset_streaming",
-    "task.data.train_rows=VALUE": "max_samples max_train_samples",
+    "task.data.num_train_rows=VALUE": "max_samples max_train_samples",
     VALIDATION: "val_set_size val_size",
-    "'task.completion=\"{VALUE}\"'": "dataset_text_field",
-    "task.messages=VALUE": "field_messages",
-    "task.chosen=VALUE": "field_chosen",
-    "task.rejected=VALUE": "field_rejected",
+    "'task.completion_template=\"{VALUE}\"'": "dataset_text_field",
+    "task.messages_column=VALUE": "field_messages",
+    "task.chosen_column=VALUE": "field_chosen",
+    "task.rejected_column=VALUE": "field_rejected",
     "task.max_length=VALUE": "sequence_len cutoff_len max_seq_length max_seq_len max_len seq_len seq_length model_max_length block_size",
-    "'task.system=\"VALUE\"'": "default_system system_prompt default_system_message",
+    "'task.system_prompt=\"VALUE\"'": "default_system system_prompt default_system_message",
     "trainer.packing=VALUE": "sample_packing neat_packing",
     "trainer.per_device_train_batch_size=VALUE": "micro_batch_size batch_size train_batch_size per_device_batch_size",
     "trainer.per_device_eval_batch_size=VALUE": "eval_batch_size",
@@ -138,7 +138,7 @@ _SAME: dict[str, str] = {  # what to type → their names for it
     "tracker.run_name=VALUE": "wandb_name wandb_run_id run_name",
     "device=deepspeed device.deepspeed_config=VALUE": "deepspeed",
     "device=fsdp trainer.save_strategy=no": "fsdp fsdp_config",
-    "device.processes=VALUE": "num_gpus n_gpus gpus nproc_per_node num_processes",
+    "device.num_processes=VALUE": "num_gpus n_gpus gpus nproc_per_node num_processes",
     "task.objective.beta=VALUE": "beta rl_beta orpo_alpha pref_beta",
     "task.objective.loss_type=[VALUE]": "loss_type",
     "task.objective.label_smoothing=VALUE": "label_smoothing",
@@ -202,7 +202,7 @@ VALUES = {
 }  # theirs → ours
 OPTIONS = {  # group=value of theirs → what to type
     ("task", "sft"): "task=instruction",
-    ("task", "pt"): "task=text",
+    ("task", "pt"): "task=plain_text",
     ("task", "rm"): "task=reward",
     ("task", "preference"): "task=preferences",
     ("lora", "full"): "lora=none",
@@ -252,7 +252,7 @@ def _translate_validation(value: str) -> str:
     """What to type for a number of validation rows. A share becomes 100 rows: the size of the data is not known here."""
     if value in ("0", "0.0"):
         return DEFAULT
-    return f"task.data.validation_rows={value if value.isdigit() else 100} trainer.eval_strategy=steps"
+    return f"task.data.num_validation_rows={value if value.isdigit() else 100} trainer.eval_strategy=steps"
 
 
 def translate_rows(value: str) -> str:

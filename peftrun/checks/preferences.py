@@ -24,25 +24,27 @@ SMOOTHED_LOSSES = {"robust", "exo_pair", "aot"}  # DPO losses of TRL that use la
 
 def check_objective(task: Any) -> Lines:
     """The objective is one that can be trained on rows of this task type."""
-    objectives = KIND_OBJECTIVES.get(task.kind)
+    objectives = KIND_OBJECTIVES.get(task.type)
     if objectives is None and task.objective is not None:
-        yield f"task.objective: is for preferences and rewards, and task.kind={task.kind} is neither; type task.objective=null"
+        yield f"task.objective: is for preferences and rewards, and task.type={task.type} is neither; type task.objective=null"
     elif objectives and not isinstance(task.objective, objectives):
-        yield f"task.objective: task.kind={task.kind} needs an objective; type {TASK_ADVICE[task.kind]}"
+        yield f"task.objective: task.type={task.type} needs an objective; type {TASK_ADVICE[task.type]}"
 
 
 def check_columns(task: Any) -> Lines:
     """The columns of prompts and answers are set."""
-    if task.kind not in KIND_OBJECTIVES:
+    if task.type not in KIND_OBJECTIVES:
         return
-    if (task.messages is None) == (task.prompt is None):
-        yield "task.prompt: exactly one of task.prompt and task.messages is needed; type 'task.prompt=\"{COLUMN}\"'"
-    if task.data.balance and task.kind != "prompt_only":
-        yield f"task.data.balance=true: counts labels, and task.kind={task.kind} has none; type task.data.balance=false"
-    required = {"preference": ("chosen", "rejected"), "unpaired_preference": ("desirable",)}.get(task.kind, ())
+    if (task.messages_column is None) == (task.prompt_template is None):
+        yield "task.prompt_template: exactly one of task.prompt_template and task.messages_column is needed; type 'task.prompt_template=\"{COLUMN}\"'"
+    if task.data.balance and task.type != "prompt_only":
+        yield f"task.data.balance=true: counts labels, and task.type={task.type} has none; type task.data.balance=false"
+    required = {"preference": ("chosen_column", "rejected_column"), "unpaired_preference": ("desirable_column",)}.get(
+        task.type, ()
+    )
     for key in required:
         if getattr(task, key) is None:
-            yield f"task.{key} is not set; task.kind={task.kind} needs it: name a column"
+            yield f"task.{key} is not set; task.type={task.type} needs it: name a column"
 
 
 def check_label_smoothing(task: Any) -> Lines:
@@ -67,8 +69,8 @@ def check_rewards(task: Any) -> Lines:
             f"task.objective.reward_weights={objective.reward_weights}: must hold one for each of task.objective.rewards "
             f"({', '.join(objective.rewards)}); type task.objective.reward_weights=null"
         )
-    if {"exact_answer", "contains_answer"} & set(objective.rewards) and task.completion is None:
-        yield "task.completion is not set; rewards exact_answer and contains_answer compare with it: type 'task.completion=\"{COLUMN}\"'"
+    if {"exact_answer", "contains_answer"} & set(objective.rewards) and task.completion_template is None:
+        yield "task.completion_template is not set; rewards exact_answer and contains_answer compare with it: type 'task.completion_template=\"{COLUMN}\"'"
     if "near_length" in objective.rewards and objective.target_length is None:
         yield "task.objective.target_length is not set; reward near_length needs it: type task.objective.target_length=200"
     if "matches_pattern" in objective.rewards:
@@ -82,14 +84,14 @@ def check_rewards(task: Any) -> Lines:
 
 def check_trainer(task: Any, trainer: Any) -> Lines:
     """The batch fits the objective, and no key for supervised fine-tuning is set that it would ignore."""
-    if task.kind not in KIND_OBJECTIVES:
+    if task.type not in KIND_OBJECTIVES:
         return
     if trainer.neftune_noise_alpha is not None:
-        yield f"trainer.neftune_noise_alpha: is for supervised tasks, and task.kind={task.kind} is not; type trainer.neftune_noise_alpha=null"
+        yield f"trainer.neftune_noise_alpha: is for supervised tasks, and task.type={task.type} is not; type trainer.neftune_noise_alpha=null"
     if trainer.label_smoothing_factor:
         yield "trainer.label_smoothing_factor: is for supervised tasks; type trainer.label_smoothing_factor=0.0"
     if trainer.train_sampling_strategy == "group_by_length":
-        yield f"trainer.train_sampling_strategy=group_by_length: is for supervised tasks, and task.kind={task.kind} is not; type random"
+        yield f"trainer.train_sampling_strategy=group_by_length: is for supervised tasks, and task.type={task.type} is not; type random"
     size = trainer.per_device_train_batch_size
     if isinstance(task.objective, GrpoObjective):
         # A group of answers to one prompt must not be split over two optimizer steps: advantages are relative to it.
@@ -105,16 +107,16 @@ def check_trainer(task: Any, trainer: Any) -> Lines:
 
 def check_method(task: Any, lora: Any, action: Any) -> Lines:
     """The reference model is the base model with the adapter disabled, so the method must not change the base model."""
-    if task.kind not in KIND_OBJECTIVES or action.name != "train":
+    if task.type not in KIND_OBJECTIVES or action.name != "train":
         return
     if isinstance(lora, NoAdapter):
-        yield f"lora=none: task.kind={task.kind} compares with the unchanged base model, which needs an adapter; type lora=lora"
+        yield f"lora=none: task.type={task.type} compares with the unchanged base model, which needs an adapter; type lora=lora"
     dropout = next((key for key in vars(lora) if key.endswith("dropout") and getattr(lora, key)), None)
     if dropout and not isinstance(task.objective, GrpoObjective):
         yield f"lora.{dropout}={getattr(lora, dropout)}: TRL turns dropout off for preferences; type lora.{dropout}=0.0"
     init = getattr(lora, "init_lora_weights", None)
     if get_init_traits(init).converted or get_init_traits(init).calibrated:
-        yield f"lora.init_lora_weights={init}: task.kind={task.kind} compares with the unchanged base model; type lora.init_lora_weights=true"
+        yield f"lora.init_lora_weights={init}: task.type={task.type} compares with the unchanged base model; type lora.init_lora_weights=true"
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [

@@ -34,8 +34,8 @@ RENDER_ARGUMENTS = {
 
 def check_lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
     """Tasks of lm-evaluation-harness are only for action=evaluate, and need its package."""
-    if (task.kind == LM_EVAL) != (task.lm_eval is not None):
-        yield f"task.kind={task.kind}: task.lm_eval belongs to task.kind=lm_eval, which needs it; type task=lm_eval task.lm_eval.tasks=[arc_easy]"
+    if (task.type == LM_EVAL) != (task.lm_eval is not None):
+        yield f"task.type={task.type}: task.lm_eval belongs to task.type=lm_eval, which needs it; type task=lm_eval task.lm_eval.tasks=[arc_easy]"
         return
     if task.lm_eval is None or action.name in MODELLESS:
         return
@@ -53,27 +53,27 @@ def check_lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
 
 
 def check_validation_rows(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
-    """task.data.validation_rows and trainer.eval_strategy are set together or not at all."""
-    if (trainer.eval_strategy == "no") != (task.data.validation_rows is None):
+    """task.data.num_validation_rows and trainer.eval_strategy are set together or not at all."""
+    if (trainer.eval_strategy == "no") != (task.data.num_validation_rows is None):
         yield (
-            f"trainer.eval_strategy={trainer.eval_strategy}: contradicts task.data.validation_rows={task.data.validation_rows}; "
-            "type both (trainer.eval_strategy=steps task.data.validation_rows=50), or neither"
+            f"trainer.eval_strategy={trainer.eval_strategy}: contradicts task.data.num_validation_rows={task.data.num_validation_rows}; "
+            "type both (trainer.eval_strategy=steps task.data.num_validation_rows=50), or neither"
         )
 
 
 def check_classifier(task: schema.TaskSpec) -> Lines:
     """A classifier has its columns and its label names."""
-    if task.kind not in ("seq_cls", "token_cls"):
+    if task.type not in ("seq_cls", "token_cls"):
         return
     columns = {
-        "seq_cls": {"task.prompt": task.prompt, "task.completion": task.completion},
-        "token_cls": {"task.words": task.words, "task.tags": task.tags},
+        "seq_cls": {"task.prompt_template": task.prompt_template, "task.completion_template": task.completion_template},
+        "token_cls": {"task.tokens_column": task.tokens_column, "task.tags_column": task.tags_column},
     }
-    for key, value in columns[task.kind].items():
+    for key, value in columns[task.type].items():
         if value is None:
-            yield f"{key} is not set; task.kind={task.kind} needs it: name a column"
+            yield f"{key} is not set; task.type={task.type} needs it: name a column"
     if task.label_names is None:
-        yield f"task.label_names is not set; task.kind={task.kind} needs the names of its labels: type task.label_names=[no,yes]"
+        yield f"task.label_names is not set; task.type={task.type} needs the names of its labels: type task.label_names=[no,yes]"
     elif len(set(task.label_names)) < len(task.label_names):
         yield f"task.label_names={task.label_names}: names must be unique; type task.label_names=[no,yes]"
 
@@ -81,20 +81,29 @@ def check_classifier(task: schema.TaskSpec) -> Lines:
 def check_packing(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
     """Packed and padding-free batches are only for language models."""
     for key, enabled in {"packing": trainer.packing, "padding_free": trainer.padding_free}.items():
-        if enabled and task.kind != "causal_lm":
-            yield f"trainer.{key}=true: task.kind={task.kind} needs one text per row; type trainer.{key}=false"
+        if enabled and task.type != "causal_lm":
+            yield f"trainer.{key}=true: task.type={task.type} needs one text per row; type trainer.{key}=false"
 
 
 def check_templates(task: schema.TaskSpec) -> Lines:
     """Texts come from templates or from a messages column, and templates can be parsed."""
-    if task.kind in ("causal_lm", "seq_cls", "seq2seq") and (task.messages is None) == (task.completion is None):
-        yield "task.completion: exactly one of task.completion and task.messages is needed; type 'task.completion=\"{COLUMN}\"'"
-    if task.kind not in preference_checks.KIND_OBJECTIVES and task.messages is not None and task.prompt is not None:
-        yield "task.prompt: cannot be combined with task.messages, which has the whole conversation; type task.prompt=null"
+    if task.type in ("causal_lm", "seq_cls", "seq2seq") and (task.messages_column is None) == (
+        task.completion_template is None
+    ):
+        yield "task.completion_template: exactly one of task.completion_template and task.messages_column is needed; type 'task.completion_template=\"{COLUMN}\"'"
+    if (
+        task.type not in preference_checks.KIND_OBJECTIVES
+        and task.messages_column is not None
+        and task.prompt_template is not None
+    ):
+        yield "task.prompt_template: cannot be combined with task.messages_column, which has the whole conversation; type task.prompt_template=null"
     if (task.data.labels is not None or task.data.balance) and task.data.label_column is None:
         yield "task.data.label_column is not set but task.data.labels or task.data.balance needs it; name a column"
     # Templates are Python format strings.
-    for key, template in {"task.prompt": task.prompt, "task.completion": task.completion}.items():
+    for key, template in {
+        "task.prompt_template": task.prompt_template,
+        "task.completion_template": task.completion_template,
+    }.items():
         try:
             list(Formatter().parse(template or ""))
         except ValueError as error:
@@ -104,31 +113,31 @@ def check_templates(task: schema.TaskSpec) -> Lines:
 def check_sources(task: schema.TaskSpec) -> Lines:
     """Keys of how sources are read, mixed and split do not contradict each other."""
     data = task.data
-    has_eval_source = data.eval_path is not None or data.eval_split is not None
+    has_eval_source = data.test_path is not None or data.test_split is not None
     yield from _check_hub_keys(data)
-    if data.streaming and data.train_rows is None:
-        yield "task.data.train_rows is not set; task.data.streaming=true needs it as the number of rows to read: type task.data.train_rows=1000"
+    if data.streaming and data.num_train_rows is None:
+        yield "task.data.num_train_rows is not set; task.data.streaming=true needs it as the number of rows to read: type task.data.num_train_rows=1000"
     if data.streaming and data.balance:
         yield "task.data.balance=true: needs every row, and task.data.streaming=true reads only the first ones; type task.data.balance=false"
-    if data.group_column is not None and (data.mix is not None or has_eval_source):
-        yield "task.data.group_column: splits a single source, so it cannot be combined with task.data.mix, eval_path or eval_split; type task.data.group_column=null"
-    if data.holdout == "last" and (data.mix is not None or has_eval_source or data.group_column is not None):
-        yield "task.data.holdout=last: takes the end of a single source, so it cannot be combined with task.data.mix, eval_path, eval_split or group_column; type task.data.holdout=random"
-    for name, source in (data.mix or {}).items():
+    if data.group_column is not None and (data.mixture is not None or has_eval_source):
+        yield "task.data.group_column: splits a single source, so it cannot be combined with task.data.mixture, test_path or test_split; type task.data.group_column=null"
+    if data.split_strategy == "last" and (data.mixture is not None or has_eval_source or data.group_column is not None):
+        yield "task.data.split_strategy=last: takes the end of a single source, so it cannot be combined with task.data.mixture, test_path, test_split or group_column; type task.data.split_strategy=random"
+    for name, source in (data.mixture or {}).items():
         if data.source == "file" and not Path(source.path).expanduser().is_file():
-            yield _explain_missing_rows(f"task.data.mix.{name}.path", source.path)
+            yield _explain_missing_rows(f"task.data.mixture.{name}.path", source.path)
 
 
 def _check_hub_keys(data: schema.DataSpec) -> Lines:
     if data.source == "hub":
         return
-    for key, default in {"name": None, "revision": None, "split": "train", "eval_split": None}.items():
+    for key, default in {"config_name": None, "revision": None, "split": "train", "test_split": None}.items():
         value = getattr(data, key)
         if value != default:
             yield f"task.data.{key}={value}: is only for a dataset on the Hub; omit it, or type task.data.source=hub"
-    for name, source in (data.mix or {}).items():
-        if source.name or source.revision or source.split:
-            yield f"task.data.mix.{name}: name, revision and split are only for a dataset on the Hub; omit them, or type task.data.source=hub"
+    for name, source in (data.mixture or {}).items():
+        if source.config_name or source.revision or source.split:
+            yield f"task.data.mixture.{name}: config_name, revision and split are only for a dataset on the Hub; omit them, or type task.data.source=hub"
 
 
 def check_files(task: schema.TaskSpec, action: Any) -> Lines:
@@ -136,7 +145,7 @@ def check_files(task: schema.TaskSpec, action: Any) -> Lines:
     data = task.data
     if not reads_rows(task, action):
         return
-    paths = {"task.data.path": data.path} | ({"task.data.eval_path": data.eval_path} if data.eval_path else {})
+    paths = {"task.data.path": data.path} | ({"task.data.test_path": data.test_path} if data.test_path else {})
     # Files of a dataset on the Hub are not checked here: that would need the network.
     if data.source == "package":
         yield from _check_package_files(data.package, paths)
@@ -180,17 +189,17 @@ def _explain_missing_rows(key: str, path: str) -> str:
 
 def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
     """Whether an action reads rows of its task."""
-    if task.kind == LM_EVAL or action.name in ROWLESS:
+    if task.type == LM_EVAL or action.name in ROWLESS:
         return False
-    return action.name != "merge" or bool(action.verify and action.held_out_rows)
+    return action.name != "merge" or bool(action.verify and action.num_eval_rows)
 
 
 def check_loss_on(task: schema.TaskSpec) -> Lines:
     """task.loss_on chooses the tokens of the loss, which only language models have."""
-    if task.loss_on != "completion" and task.kind != "causal_lm":
-        yield f"task.loss_on={task.loss_on}: is only for language models, and task.kind={task.kind} is not; type task.loss_on=completion"
-    if task.loss_on == "assistant" and task.messages is None:
-        yield "task.loss_on=assistant: needs conversations, and task.messages is not set; type task.messages=COLUMN, or task.loss_on=completion"
+    if task.loss_on != "completion" and task.type != "causal_lm":
+        yield f"task.loss_on={task.loss_on}: is only for language models, and task.type={task.type} is not; type task.loss_on=completion"
+    if task.loss_on == "assistant" and task.messages_column is None:
+        yield "task.loss_on=assistant: needs conversations, and task.messages_column is not set; type task.messages_column=COLUMN, or task.loss_on=completion"
 
 
 def check_chat_template(task: schema.TaskSpec) -> Lines:
@@ -206,9 +215,9 @@ def check_metrics(task: schema.TaskSpec) -> Lines:
     if not task.metrics:
         return
     option = f"task.metrics=[{','.join(task.metrics)}]"
-    if task.kind not in ("causal_lm", "seq2seq"):
-        yield f"{option}: compares generated texts, and task.kind={task.kind} generates none; type task.metrics=null"
-    elif task.prompt is None and task.messages is None:
+    if task.type not in ("causal_lm", "seq2seq"):
+        yield f"{option}: compares generated texts, and task.type={task.type} generates none; type task.metrics=null"
+    elif task.prompt_template is None and task.messages_column is None:
         yield f"{option}: compares answers to prompts, and plain text has none; type task.metrics=null"
     if task.data.adapter_column is not None:
         yield f"{option}: is computed with one adapter, so it cannot be combined with task.data.adapter_column; type task.metrics=null"

@@ -39,13 +39,13 @@ def render_help(team_dir: str | None) -> str:
         line
         for group in paths.GROUPS
         for path in sorted(paths.list_group_files(group, *dirs), key=lambda path: path.stem)
-        for line in (f"  {f'{group}={path.stem}':<28} {read_first_sentence(path)}", *_render_slots(path))
+        for line in (f"  {f'{group}={path.stem}':<28} {read_first_sentence(path)}", *_render_params(path))
     ]
     options = "\n".join(lines)
     return f"{INTRO}\nOptions\n{options}\n\n{EXAMPLES}\n{FLAGS}"
 
 
-def _render_slots(path: Path) -> Iterator[str]:
+def _render_params(path: Path) -> Iterator[str]:
     """One line per parameter of a template."""
     text = path.read_text(encoding="utf-8")
     if "\ntemplate:" not in text:
@@ -56,8 +56,8 @@ def _render_slots(path: Path) -> Iterator[str]:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
         return  # reported when the template is chosen, and by action=check
-    for name, slot in template_params.read_declared_params(values).items():
-        default = (values.get("slots") or {}).get(name, template_params.MISSING)
+    for name, param in template_params.read_declared_params(values).items():
+        default = (values.get("params") or {}).get(name, template_params.MISSING)
         is_missing = default == template_params.MISSING
-        example = template_params.EXAMPLES[slot["type"]] if is_missing else format_value(default)
-        yield f"    {f'slots.{name}={example}':<26} {slot.get('help', '')}"
+        example = template_params.EXAMPLES[param["type"]] if is_missing else format_value(default)
+        yield f"    {f'params.{name}={example}':<26} {param.get('help', '')}"

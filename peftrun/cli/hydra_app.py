@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from peftrun.artifacts.run_layout import CONFIG, CURVES, RECORD, REPORT_PAGE, ROWS
 from peftrun.cli import flags, precheck, shell_words
 from peftrun.compat.hydra import skip_mode_composition
-from peftrun.config import migrations, shorthand
+from peftrun.config import old_overrides, shorthand
 from peftrun.config.paths import config_dir
 from peftrun.config.search_path import packages, plugin
 from peftrun.errors import AdapterError, ArtifactError, ConfigError, DataError, DeviceError, ModelError, PeftrunError
@@ -34,10 +34,10 @@ INTERACTIVE = ("serve", "browse", "generate")
 
 def run_command_line(argv: Sequence[str]) -> int:
     """Run every job that `argv` describes; the exit code: 0, 1 for wrong input, 130 if interrupted."""
-    split_values = [*shell_words.find_split_values(argv)]
+    split_values = [*shell_words.find_split_values(old_overrides.rename_overrides(argv)[0])]
     if split_values:
         return _print_errors(split_values)
-    argv, renamed = migrations.rename_overrides(shorthand.expand_shorthand(argv))
+    argv, renamed = shorthand.expand_overrides(argv)
     if renamed:
         from peftrun.config import values as config
 
@@ -167,7 +167,7 @@ def _complete_commands(commands: list[str], spec: Any) -> list[str]:
     row_overrides: list[str] = []
     if spec.adapter and not run_overrides.select_row_overrides(overrides):
         adapter_overrides, adapter_places = run_overrides.read_adapter_overrides(
-            spec.adapter[spec.active or next(iter(spec.adapter))]
+            spec.adapter[spec.active_adapter or next(iter(spec.adapter))]
         )
         row_overrides, places = run_overrides.select_row_overrides(adapter_overrides), places or adapter_places
     return [

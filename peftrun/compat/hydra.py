@@ -2,6 +2,7 @@
 
 import os
 import sys
+import zipfile
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
@@ -80,8 +82,18 @@ def create_job_return(overrides: Sequence[str], objective: float | None) -> JobR
     return JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=objective)
 
 
-def read_files_with(load: Callable[[TextIO], DictConfig | ListConfig]) -> None:
-    """Makes Hydra parse the files of folders by `load`; its own source calls OmegaConf's slower parser itself."""
+def read_files_with(
+    load: Callable[[TextIO], DictConfig | ListConfig], convert: Callable[[ConfigResult, str], ConfigResult]
+) -> None:
+    """Makes Hydra parse the files of folders and packages by `load`, since its own sources call OmegaConf's slower parser.
+
+    Args: convert: applied to what was read of a file, with its path in the folder or package.
+    """
+
+    def read(source: ConfigSource, file: TextIO) -> ConfigResult:
+        header = ConfigSource._get_header_dict(file.read(512))
+        file.seek(0)
+        return ConfigResult(source.provider, f"{source.scheme()}://{source.path}", load(file), header)
 
     class FileSource(FileConfigSource):
         def load_config(self, config_path: str) -> ConfigResult:
@@ -90,11 +102,21 @@ def read_files_with(load: Callable[[TextIO], DictConfig | ListConfig]) -> None:
             if not os.path.exists(path):
                 raise ConfigLoadError(f"Config not found : {path}")
             with open(path, encoding="utf-8") as file:
-                header = ConfigSource._get_header_dict(file.read(512))
-                file.seek(0)
-                return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", load(file), header)
+                return convert(read(self, file), config_path)
 
-    SourcesRegistry.instance().types[FileSource.scheme()] = FileSource
+    class PackageSource(ImportlibResourcesConfigSource):
+        def load_config(self, config_path: str) -> ConfigResult:
+            """The same."""
+            return convert(super().load_config(config_path), config_path)
+
+        def _read_config(self, res: Any) -> ConfigResult:
+            if isinstance(res, zipfile.Path):
+                return super()._read_config(res)
+            with res.open(encoding="utf-8") as file:
+                return read(self, file)
+
+    Plugins.instance()  # registers Hydra's own sources, of which the registry keeps the first of a scheme
+    SourcesRegistry.instance().types |= {source.scheme(): source for source in (FileSource, PackageSource)}
 
 
 def register_plugin(plugin: type[Any]) -> str:

@@ -60,7 +60,7 @@ def find_adapter_run(values: dict[str, Any]) -> Path | None:
     if not isinstance(adapters, dict) or not adapters or not isinstance(action, dict) or action.get("name") in EXCLUDED:
         return None
     # Of several adapters the active one decides, by default the first.
-    path = adapters.get(values.get("active"), next(iter(adapters.values())))
+    path = adapters.get(values.get("active_adapter"), next(iter(adapters.values())))
     if not isinstance(path, str) or not path.strip():
         return None
     return adapter_folder.find_adapter_run(path)

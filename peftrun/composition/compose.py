@@ -21,7 +21,7 @@ from peftrun.checks import trackers as tracker_checks
 from peftrun.checks.unknown_keys import explain_unknown_key, find_close_match
 from peftrun.composition import adapter_defaults
 from peftrun.composition.composer import HYDRAS, Composer, initialize_hydra
-from peftrun.config import migrations, paths, shorthand, template_params
+from peftrun.config import paths, shorthand, template_params
 from peftrun.config import values as config
 from peftrun.config.schema import peft_fields
 from peftrun.config.search_path import packages
@@ -56,7 +56,7 @@ def compose_run(overrides: Sequence[str], search_path: Sequence[str] = ()) -> Co
 
     Raises: ConfigError: an override cannot be composed.
     """
-    full_overrides, renamed = migrations.rename_overrides(shorthand.expand_shorthand(overrides))
+    full_overrides, renamed = shorthand.expand_overrides(overrides)
     config.report_upgrades(renamed)
     try:
         with initialize_hydra(search_path):
@@ -243,9 +243,9 @@ def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, t
         return _explain_choice(name, value, error, teams)
     if name.startswith("hydra"):
         return _explain_hydra_key(name, text, error)
-    if name.startswith("slots."):
+    if name.startswith("params."):
         return template_params.explain_unknown_param(
-            name.removeprefix("slots."), value, config.resolve_values(composed)
+            name.removeprefix("params."), value, config.resolve_values(composed)
         )
     other = (
         tracker_checks.suggest_other_tracker(name, value, str(composed.tracker.name)) if "tracker" in composed else None

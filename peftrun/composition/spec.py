@@ -39,7 +39,7 @@ def build_spec_from_values(values: dict[str, Any]) -> schema.RunSpec:
         f"{key} is not set; type {key}={validation.suggest_value(key, values)}"
         for key, value in flatten_keys(values).items()
         # Missing template parameters are reported by check_params, with their help, and not again for the keys that use them.
-        if value == MISSING and not isinstance(value, template_params.MissingParam) and not key.startswith("slots.")
+        if value == MISSING and not isinstance(value, template_params.MissingParam) and not key.startswith("params.")
     ]
     problems += template_params.check_params(values)
     groups: dict[str, Any] = {}

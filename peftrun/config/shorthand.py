@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
+from peftrun.config import old_overrides
 from peftrun.config.paths import GROUPS, config_dir
 
-TOP_LEVEL = (*GROUPS, "seed", "adapter", "active", "allow_base_mismatch", "slots", "template")
+TOP_LEVEL = (*GROUPS, "seed", "adapter", "active_adapter", "allow_base_mismatch", "params", "template")
 SHORT = re.compile(r"([A-Za-z_]\w*)=")
 OF_METHOD = re.compile(r"lora\.(\w+)[.=]")
 DEFAULT_ACTION = "train"
@@ -22,15 +23,22 @@ DEFAULT_METHOD = "lora"
 RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 FOLDERS = (RUN_DIR, SWEEP_DIR)  # created by Hydra itself, which does not expand ~
 HOME = re.compile(r"""(?:(?<![^\s:,{\['"])|(?<=file://))~\w*(?=/)""")
-MIX = "task.data.mix"  # contains both paths and texts
-TEXTS = ("task.prompt", "task.completion", "task.system", "action.prompt")
+MIXTURE = "task.data.mixture"  # contains both paths and texts
+TEXTS = ("task.prompt_template", "task.completion_template", "task.system_prompt", "action.prompt")
 LINE_END = re.compile(r"(?<!\\)\\[nt]")
 AS_WRITTEN = "${oc.env:PEFTRUN_NOTHING,''}"  # resolves to nothing; marks a text in which \n is not a line end
 ENDS = {"\\n": "\n", "\\t": "\t"}
 QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*\1""", re.DOTALL)  # in Hydra's grammar
-PATH_IN_MIX = re.compile(rf"{QUOTED.pattern}|\bpath:\s*~[^\s,}}]*", re.DOTALL)
+PATH_IN_MIXTURE = re.compile(rf"{QUOTED.pattern}|\bpath:\s*~[^\s,}}]*", re.DOTALL)
 TILDE = re.compile(rf"{QUOTED.pattern}|~[^\s,}}\]]*", re.DOTALL)  # Hydra's grammar has no ~ outside quotes
 CONDITIONS = ("where=", "action.where=")  # contain characters of Hydra's grammar
+
+
+def expand_overrides(typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """As `expand_shorthand`, with today's names of renamed keys and options; and a line for each old name."""
+    overrides, lines = old_overrides.rename_overrides(typed)
+    overrides, more_lines = old_overrides.rename_inside(expand_shorthand(overrides))
+    return overrides, list(dict.fromkeys([*lines, *more_lines]))
 
 
 def expand_shorthand(typed: Sequence[str]) -> list[str]:
@@ -53,7 +61,7 @@ def expand_shorthand(typed: Sequence[str]) -> list[str]:
 
 def holds_text(key: str) -> bool:
     """Whether the value of this key may be text of several lines: a template, a system message, a prompt."""
-    return key in TEXTS or key.startswith(MIX)
+    return key in TEXTS or key.startswith(MIXTURE)
 
 
 def escape_line_ends(text: str) -> str:
@@ -86,8 +94,8 @@ def _expand_home(text: str) -> str:
         not sign or name in TEXTS or (is_quoted and name not in FOLDERS)
     ):  # quoted paths are expanded where they are read
         return text
-    if name.startswith(MIX) and not name.endswith(".path"):  # texts may contain a ~ of their own
-        return key + sign + PATH_IN_MIX.sub(lambda match: match[0] if match[1] else _expand_user(match[0]), value)
+    if name.startswith(MIXTURE) and not name.endswith(".path"):  # texts may contain a ~ of their own
+        return key + sign + PATH_IN_MIXTURE.sub(lambda match: match[0] if match[1] else _expand_user(match[0]), value)
     return key + sign + _expand_user(value)
 
 

@@ -1,8 +1,8 @@
-"""Parameters ("slots") of a team's template: declared with a type and a help text, set by `slots.NAME=VALUE`. Light.
+"""Parameters of a team's template: declared with a type and a help text, set by `params.NAME=VALUE`. Light.
 
-template: {name: ours/support, version: 1.2.0, slots: {rows: {type: path, help: a .jsonl of columns prompt and completion}}}
-slots: {rows: ???}
-task: {data: {path: "${slots.rows}"}}
+template: {name: ours/support, version: 1.2.0, params: {rows: {type: path, help: a .jsonl of columns prompt and completion}}}
+params: {rows: ???}
+task: {data: {path: "${params.rows}"}}
 """
 
 import re
@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
 }
-REFERENCE = re.compile(r"\$\{slots\.(\w+)\}")  # an interpolation of a parameter
+REFERENCE = re.compile(r"\$\{params\.(\w+)\}")  # an interpolation of a parameter
 FILELESS = ("replay", "explain", "template", "check", "list", "compare", "browse")  # actions that read no data files
 
 
@@ -31,7 +31,7 @@ class MissingParam(str):
 
 def find_unset_keys(values: dict[str, Any]) -> list[str]:
     """Full keys of leaves that read a parameter with a missing or invalid value. `values`: interpolations unresolved."""
-    params, check_files = _get_mapping(values, "slots"), _checks_files(values)
+    params, check_files = _get_mapping(values, "params"), _checks_files(values)
     unset = {name for name, value in params.items() if value == MISSING}
     unset |= {
         name
@@ -57,7 +57,7 @@ def mark_missing(values: dict[str, Any], keys: list[str]) -> dict[str, Any]:
 def check_params(values: dict[str, Any]) -> list[str]:
     """One line for each parameter that is not set, of another type than declared, or not declared."""
     template = values.get("template")
-    declared, params = _get_mapping(template, "slots"), _get_mapping(values, "slots")
+    declared, params = _get_mapping(template, "params"), _get_mapping(values, "params")
     lines = []
     for name, value in params.items():
         if name in declared:
@@ -65,11 +65,11 @@ def check_params(values: dict[str, Any]) -> list[str]:
         if not isinstance(template, dict):
             lines.append(explain_unknown_param(name, value, {}))
         else:
-            advice = f"write `{name}: {{type: str, help: …}}` under template.slots, or omit it"
-            lines.append(f"slots.{name}={format_value(value)}: is not declared; {advice}")
+            advice = f"write `{name}: {{type: str, help: …}}` under template.params, or omit it"
+            lines.append(f"params.{name}={format_value(value)}: is not declared; {advice}")
     for name, declaration in declared.items():
         if name not in params:
-            lines.append(f"template.slots.{name}: has no key to be set by; write `slots: {{{name}: ???}}` next to it")
+            lines.append(f"template.params.{name}: has no key to be set by; write `params: {{{name}: ???}}` next to it")
         elif name in read_declared_params(values):
             lines += _check_value(name, params[name], declaration, _checks_files(values))
     return lines
@@ -77,7 +77,7 @@ def check_params(values: dict[str, Any]) -> list[str]:
 
 def read_declared_params(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Name → type and help of the parameters that a template declares; malformed declarations are left out."""
-    declared = _get_mapping(values.get("template"), "slots")
+    declared = _get_mapping(values.get("template"), "params")
     return {
         name: declaration
         for name, declaration in declared.items()
@@ -87,10 +87,10 @@ def read_declared_params(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def explain_unknown_param(name: str, value: Any, values: dict[str, Any]) -> str:
     """One line for a typed parameter that no template declares."""
-    keys = [f"slots.{declared}" for declared in read_declared_params(values)]
-    override = f"slots.{name}={format_value(value)}"
+    keys = [f"params.{declared}" for declared in read_declared_params(values)]
+    override = f"params.{name}={format_value(value)}"
     if keys:
-        return f"{override}: the template has no such slot; slots: {', '.join(keys)}; type {keys[0]}=VALUE"
+        return f"{override}: the template has no such parameter; parameters: {', '.join(keys)}; type {keys[0]}=VALUE"
     return f"{override}: no chosen template has it; choose one (experiment=NAME), or omit it"
 
 
@@ -100,7 +100,7 @@ def _checks_files(values: dict[str, Any]) -> bool:
 
 def _check_value(name: str, value: Any, declaration: dict[str, Any], check_files: bool) -> Iterator[str]:
     """One line if a parameter is not set, has the wrong type, or names a missing file."""
-    type_name, key = declaration["type"], f"slots.{name}"
+    type_name, key = declaration["type"], f"params.{name}"
     advice = f"{declaration.get('help', '')} ({type_name}); type {key}={EXAMPLES[type_name]}"
     if value == MISSING:
         yield f"{key} is not set: {advice}"

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,19 @@ def read_run(path: Path, report_changes: bool = True) -> dict[str, Any]:
     return values
 
 
-def report_upgrades(lines: Sequence[str]) -> None:
-    """Print each line, once per process: a configuration is read many times."""
+def mark_reported(lines: Iterable[str]) -> None:
+    """Lines that `report_upgrades` need not print, since the caller does."""
+    _REPORTED.update(lines)
+
+
+def report_upgrades(lines: Iterable[str], file: str = "") -> None:
+    """Print each line, once per process: a configuration is read many times. `file`: the file with the old name, printed in front."""
     from peftrun import console
 
     for line in lines:
         if line not in _REPORTED:
             _REPORTED.add(line)
-            console.print_info(line)
+            console.print_info(f"{file}: {line}" if file else line)
 
 
 def read_list(path: Path) -> list[Any]:

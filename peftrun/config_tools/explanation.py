@@ -10,7 +10,7 @@ from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.composition import compose
 from peftrun.composition.composer import Composer
 from peftrun.composition.spec import build_spec_from_values
-from peftrun.config import override_syntax
+from peftrun.config import migrations, override_syntax
 from peftrun.config import values as config
 from peftrun.config.search_path import packages
 from peftrun.config_tools import minimal_overrides
@@ -114,7 +114,7 @@ def explain_run(run: Path) -> ConfigExplanation:
     record = atomic_files.read_json(run / RECORD) if (run / RECORD).is_file() else {}
     origins = replace(current, values=values, sources=_trace_recorded(values, current))
     command = _build_command(compositions, extra_path, values, overrides)
-    return ConfigExplanation(origins, command, record.get("unread", []))
+    return ConfigExplanation(origins, command, [migrations.rename_key(key)[0] for key in record.get("unread", [])])
 
 
 def explain_difference(first: Path, second: Path) -> ConfigDifference:

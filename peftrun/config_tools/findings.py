@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import formatting
+from peftrun.config import migrations
 
 FINE, NOTE, FAULT = "fine", "note", "fault"
 KEY_PATTERN = re.compile(r"[\w.]+")
@@ -55,9 +56,10 @@ def reports_missing_file(line: str) -> bool:
 
 def locate_key(path: Path, line: str) -> str:
     """`FILE:LINE` of the key that the message begins with, or just the file if it does not set that key."""
-    last = parse_key(line).rpartition(".")[2]
-    setting = re.compile(rf"(^|[\s{{,]){re.escape(last)}\s*:")
-    rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if last else []
+    keys = [key, *migrations.list_old_keys(key)] if (key := parse_key(line)) else []
+    names = "|".join(re.escape(name.rpartition(".")[2]) for name in keys)
+    setting = re.compile(rf"(^|[\s{{,])({names})\s*:")
+    rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if keys else []
     # Only the last part of the key is searched, so of several lines the last is taken; comments do not count.
     numbers = [number for number, row in enumerate(rows, 1) if setting.search(row.partition(" #")[0])]
     return f"{path}:{numbers[-1]}" if numbers else str(path)

@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from peftrun.composition import compose
-from peftrun.config import migrations, paths
-from peftrun.config.search_path import packages, shadows
+from peftrun.config import paths
+from peftrun.config.search_path import old_files, packages, shadows
 from peftrun.config_tools.findings import FAULT, NOTE, Finding
 
 GLOBAL = "# @package _global_"
@@ -110,9 +110,11 @@ def _find_notes(path: Path, text: str, values: dict[str, Any]) -> Iterator[str]:
     elif not re.search(rf"(^|\s){re.escape(option)}($|[\s,'\"])", lines[1]):
         yield f"its second line does not name it; write `{COMMAND}{option}`"
     is_experiment = path.parent.name == "experiment"
-    yield from migrations.rename_keys(values if is_experiment else {path.parent.name: values})[1]  # old names of keys
-    if is_experiment and not isinstance(values.get("template"), dict) and "slots" in values:
-        yield "has slots and no template that declares them; write `template: {name: …, version: …, slots: …}`"
+    is_global = any(line.strip() == GLOBAL for line in text.splitlines()[:3])
+    values, old_names = old_files.rename_file(values, path.parent.name, "" if is_global else path.parent.name)
+    yield from old_names
+    if is_experiment and not isinstance(values.get("template"), dict) and "params" in values:
+        yield "sets params, and no template declares them; write `template: {name: …, version: …, params: …}`"
 
 
 def _contains_key(values: Any, key: str) -> bool:

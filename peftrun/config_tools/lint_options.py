@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from peftrun.composition import compose
 from peftrun.composition.composer import Composer
 from peftrun.composition.spec import build_spec
-from peftrun.config import paths, template_params
+from peftrun.config import old_overrides, paths, template_params
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
 from peftrun.config_tools import lint_files
@@ -67,6 +67,7 @@ def resolve_option(option: Option, compositions: Composer) -> None:
     """Sets `found` and `spec` of the option."""
     if not option.is_builtin:
         option.found += lint_files.lint_file(option.path)
+        config.mark_reported(finding.line for finding in option.found)  # not once more when Hydra reads the file
     if any(finding.verdict == FAULT for finding in option.found):
         return
     lines = _find_compose_faults(option, [option.name], compositions)
@@ -85,7 +86,7 @@ def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
             typed = [text for text in shlex.split(command)[1:] if not text.startswith("-")]
         except ValueError:
             continue
-        overrides = typed if option.name in typed else []
+        overrides = old_overrides.rename_recorded(typed) if option.name in typed else []
         lines = _find_compose_faults(option, overrides, compositions) if len(overrides) > 1 else [FAULT]
         keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
         # Files and folders that the command names, such as mine.jsonl, are examples.
@@ -111,29 +112,31 @@ def _find_compose_faults(option: Option, overrides: Sequence[str], compositions:
 
 
 def _fill_missing(cfg: DictConfig, existing_file: Path) -> set[str]:
-    """Sets a placeholder for every `???`, and `existing_file` for every slot of type path.
+    """Sets a placeholder for every `???`, and `existing_file` for every parameter of type path.
 
     Returns: the keys that were set, and those that refer to them.
     """
     values: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    slot_types = {f"slots.{name}": slot["type"] for name, slot in template_params.read_declared_params(values).items()}
+    param_types = {
+        f"params.{name}": param["type"] for name, param in template_params.read_declared_params(values).items()
+    }
     leaves = config.flatten_keys(values)
-    filled = {key for key, value in leaves.items() if _is_unset(key, value, slot_types)}
+    filled = {key for key, value in leaves.items() if _is_unset(key, value, param_types)}
     for key in filled:
-        OmegaConf.update(cfg, key, PLACEHOLDER_VALUES.get(slot_types.get(key, "path"), str(existing_file)))
+        OmegaConf.update(cfg, key, PLACEHOLDER_VALUES.get(param_types.get(key, "path"), str(existing_file)))
     readers = {
         key
         for key, value in leaves.items()
         if isinstance(value, str)
-        and any(f"slots.{name}" in filled for name in template_params.REFERENCE.findall(value))
+        and any(f"params.{name}" in filled for name in template_params.REFERENCE.findall(value))
     }
     return filled | readers
 
 
-def _is_unset(key: str, value: Any, slot_types: dict[str, str]) -> bool:
-    if key.startswith("slots.") and key not in slot_types:
-        return False  # an undeclared slot, which is reported as such
-    return value == config.MISSING or (slot_types.get(key) == "path" and value is not None)
+def _is_unset(key: str, value: Any, param_types: dict[str, str]) -> bool:
+    if key.startswith("params.") and key not in param_types:
+        return False  # an undeclared parameter, which is reported as such
+    return value == config.MISSING or (param_types.get(key) == "path" and value is not None)
 
 
 def _is_user_supplied(option: Option, line: str, filled: set[str]) -> bool:

@@ -94,9 +94,6 @@ def trace_origins(compositions: Composer, overrides: Sequence[str]) -> ConfigOri
         typed = ValueSource(TYPED, str(override.input_line))
         for key in () if override.is_delete() else config.flatten_keys(override.value(), override.key_or_group):
             _set_source(sources, key, typed)
-    for old_key, (new_key, _) in migrations.RENAMED.items():
-        if old_key in sources:
-            sources[new_key] = sources.pop(old_key)
     # `adapter=RUN` takes model and task from that run's config, where they are not typed.
     values, composed_leaves = (
         adapter_defaults.apply_adapter_defaults(composed, overrides),
@@ -123,7 +120,7 @@ def _trace_file(compositions: Composer, default: ResultDefault) -> Iterator[tupl
     for key, line, node in _walk_leaves(root, 0):
         if key.split(".")[0] not in skipped:
             full_key = f"{default.package}.{key}" if default.package else key
-            yield full_key, ValueSource(FILE, name, line, place, _is_interpolated(node))
+            yield migrations.rename_key(full_key)[0], ValueSource(FILE, name, line, place, _is_interpolated(node))
 
 
 def _walk_leaves(node: Any, line: int, prefix: str = "") -> Iterator[tuple[str, int, Any]]:

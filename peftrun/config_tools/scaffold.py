@@ -14,10 +14,10 @@ from peftrun.errors import ConfigError
 from peftrun.system import versions
 
 FIRST_VERSION = "0.1.0"
-# Keys that name a file of the user's machine → the slot that replaces it, and the slot's help.
-FILE_SLOTS = {
+# Keys that name a file of the user's machine → the parameter that replaces it, and the parameter's help.
+FILE_PARAMS = {
     "task.data.path": ("rows", "training rows: csv, json, jsonl, parquet or txt"),
-    "task.data.eval_path": ("held_out_rows", "evaluation rows, in a file of their own"),
+    "task.data.test_path": ("test_rows", "evaluation rows, in a file of their own"),
 }
 
 
@@ -29,13 +29,13 @@ class ExperimentDraft:
         choices: group → option.
         experiments: experiments that it is based on.
         values: nested mapping of the keys that it sets.
-        slots: name → value so far.
+        params: name → value so far.
     """
 
     choices: dict[str, str] = field(default_factory=dict)
     experiments: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
-    slots: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
 
 
 def render_package(name: str, typed: Sequence[str], own_rows: bool) -> dict[str, str]:
@@ -47,17 +47,17 @@ def render_package(name: str, typed: Sequence[str], own_rows: bool) -> dict[str,
     """
     draft = parse_overrides(typed)
     if own_rows:
-        # A file of this machine becomes a slot, with the file as its value so far.
+        # A file of this machine becomes a parameter, with the file as its value so far.
         data = draft.values.get("task", {}).get("data", {})
-        for key, (slot, _) in FILE_SLOTS.items():
+        for key, (param, _) in FILE_PARAMS.items():
             path = data.get(key.rpartition(".")[2])
             if isinstance(path, str) and "${" not in path:
-                draft.slots[slot] = path
-                _set_value(draft.values, key.split("."), f"${{slots.{slot}}}")
+                draft.params[param] = path
+                _set_value(draft.values, key.split("."), f"${{params.{param}}}")
     parts = {"name": name, "version": FIRST_VERSION, "peftrun": versions.collect_versions()["peftrun"]}
     return {
         "pyproject.toml": scaffold_texts.PYPROJECT.substitute(parts),
-        "README.md": scaffold_texts.README.substitute(parts, slots=_format_slots(draft)),
+        "README.md": scaffold_texts.README.substitute(parts, params=_format_params(draft)),
         f"{name}/__init__.py": scaffold_texts.INIT.substitute(parts),
         f"{name}/experiment/{name}.yaml": render_experiment(name, draft),
         f"{name}/experiment/{name}_rows.yaml": scaffold_texts.ROWS.substitute(parts),
@@ -85,16 +85,16 @@ def parse_overrides(typed: Sequence[str]) -> ExperimentDraft:
 
 
 def render_experiment(name: str, draft: ExperimentDraft) -> str:
-    """The experiment as YAML, as a template with its slots declared."""
+    """The experiment as YAML, as a template with its parameters declared."""
     defaults: list[Any] = [*draft.experiments, "_self_"] if draft.experiments else []
     defaults += [{f"override /{group}": option} for group, option in draft.choices.items()]
-    helps = dict(FILE_SLOTS.values())  # slot → help
-    declared = {slot: {"type": "path", "help": helps[slot]} for slot in draft.slots}
-    template = {"name": f"{name}/{name}", "version": FIRST_VERSION, "slots": declared}
+    helps = dict(FILE_PARAMS.values())  # parameter → help
+    declared = {param: {"type": "path", "help": helps[param]} for param in draft.params}
+    template = {"name": f"{name}/{name}", "version": FIRST_VERSION, "params": declared}
     body: dict[str, Any] = {"defaults": defaults} if defaults else {}
-    body |= {"template": template} | ({"slots": draft.slots} if draft.slots else {}) | draft.values
+    body |= {"template": template} | ({"params": draft.params} if draft.params else {}) | draft.values
     return scaffold_texts.EXPERIMENT.substitute(
-        name=name, slots=_format_slots(draft), body=OmegaConf.to_yaml(OmegaConf.create(body))
+        name=name, params=_format_params(draft), body=OmegaConf.to_yaml(OmegaConf.create(body))
     )
 
 
@@ -115,5 +115,5 @@ def _strip_quotes(value: Any) -> Any:
     return value
 
 
-def _format_slots(draft: ExperimentDraft) -> str:
-    return "".join(f" slots.{name}={value}" for name, value in draft.slots.items())
+def _format_params(draft: ExperimentDraft) -> str:
+    return "".join(f" params.{name}={value}" for name, value in draft.params.items())

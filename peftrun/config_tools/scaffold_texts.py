@@ -32,13 +32,13 @@ INIT = Template('''\
 EXPERIMENT = Template("""\
 # @package _global_
 # One line that says what this template is for.
-# peftrun experiment=$name$slots
+# peftrun experiment=$name$params
 $body""")
 
 ROWS = Template("""\
 # @package _global_
 # Pairs of prompt and completion from a file that the user names; the rank can be set too.
-# peftrun experiment=${name}_rows slots.rows=mine.jsonl
+# peftrun experiment=${name}_rows params.rows=mine.jsonl
 defaults:
   - override /task: instruction
   - override /lora: $name
@@ -46,17 +46,17 @@ defaults:
 template:
   name: $name/rows
   version: $version
-  slots:
+  params:
     rows: {type: path, help: "a .jsonl, csv or parquet with columns prompt and completion"}
     rank: {type: int, help: how large the adapter is}
-slots:
+params:
   rows: ???
   rank: 8
 task:
   data:
-    path: $${slots.rows}
+    path: $${params.rows}
 lora:
-  r: $${slots.rank}
+  r: $${params.rank}
 """)
 
 LORA = Template("""\
@@ -80,8 +80,8 @@ Configs of our team for peftrun. Once this package is installed, its options are
 ```
 pip install .                                          # or from your index, or git+https://HOST/$name@v$version
 peftrun --help                                         # lists these options with all others
-peftrun experiment=$name$slots
-peftrun experiment=${name}_rows slots.rows=mine.jsonl  # `slots` are the values that each user sets
+peftrun experiment=$name$params
+peftrun experiment=${name}_rows params.rows=mine.jsonl  # `params` are the values that each user sets
 peftrun lora=$name
 ```
 

@@ -11,9 +11,11 @@ from peftrun.data import sources, templates
 from peftrun.data.files import Row
 from peftrun.errors import DataError
 
-TEMPLATES = ("task.prompt", "task.completion")
+TEMPLATES = ("task.prompt_template", "task.completion_template")
 # Config fields that name a column, of `task` and of `task.data`.
-TASK_COLUMN_KEYS = ("messages", "words", "tags", "chosen", "rejected", "desirable")
+TASK_COLUMN_KEYS = (
+    "messages_column", "tokens_column", "tags_column", "chosen_column", "rejected_column", "desirable_column",
+)  # fmt: skip
 DATA_COLUMN_KEYS = ("label_column", "group_column", "adapter_column")
 LIKELY_NAMES = {  # role of a column → common names, the likeliest first
     "prompt": ("prompt", "question", "instruction", "query", "input", "source", "user", "problem"),
@@ -22,6 +24,11 @@ LIKELY_NAMES = {  # role of a column → common names, the likeliest first
     "chosen": ("chosen", "preferred", "accepted"),
     "rejected": ("rejected", "dispreferred"),
     "desirable": ("label", "desirable"),
+}
+ROLE_KEYS = {  # role of a column → the key that names it
+    "prompt": "task.prompt_template",
+    "completion": "task.completion_template",
+    **{key.removesuffix("_column"): f"task.{key}" for key in TASK_COLUMN_KEYS},
 }
 PREFERENCES = ("preference", "unpaired_preference", "prompt_only")
 ALPACA_TEMPLATE = "{instruction}\n\n{input?}"
@@ -35,13 +42,17 @@ def check_columns(task: TaskSpec) -> None:
     eval_source = sources.get_eval_source(task.data)
     for source in [sources.get_train_source(task.data), *([eval_source] if eval_source else [])]:
         check_source_columns(source, task)
-    for name, mix in (task.data.mix or {}).items():
+    for name, mix in (task.data.mixture or {}).items():
         check_source_columns(sources.make_mix_source(name, mix, task.data), apply_mix_templates(task, mix))
 
 
 def apply_mix_templates(task: TaskSpec, mix: Any) -> TaskSpec:
     """The task with the templates of a further source, if it has any."""
-    return replace(task, prompt=mix.prompt or task.prompt, completion=mix.completion or task.completion)
+    return replace(
+        task,
+        prompt_template=mix.prompt_template or task.prompt_template,
+        completion_template=mix.completion_template or task.completion_template,
+    )
 
 
 def check_source_columns(source: sources.DataSource, task: TaskSpec) -> None:
@@ -117,22 +128,22 @@ def _scan_columns(source: sources.DataSource, data: DataSpec, required: frozense
 
 
 def _get_template(key: str, task: TaskSpec) -> str:
-    return (task.prompt if key == "task.prompt" else task.completion) or ""
+    return (task.prompt_template if key == "task.prompt_template" else task.completion_template) or ""
 
 
 def _suggest_fix(key: str, name: str, row: Row, task: TaskSpec) -> str:
     """What to type: the column that is likely meant instead of the missing one, else the task that the columns fit."""
     template = _get_template(key, task) if key in TEMPLATES else None
     only_column = template is None or bool(templates.get_sole_column(template))
-    role = key.rpartition(".")[2]
+    role = next((role for role, role_key in ROLE_KEYS.items() if role_key == key), "")
     near = get_close_matches(name, row, n=1)
     if not near and only_column and (likely := _find_likely_column(role, row)):
         near = [likely]
     if near:
         return f"type {key}={near[0]}" if template is None else f"type {_format_override(key, template.replace(name, near[0]))}"  # fmt: skip
     prompt = _find_likely_column("prompt", row)
-    if key == "task.messages" and task.kind in PREFERENCES and prompt:
-        return f"type task.messages=null {_format_override('task.prompt', f'{{{prompt}}}')}"
+    if key == "task.messages_column" and task.type in PREFERENCES and prompt:
+        return f"type task.messages_column=null {_format_override('task.prompt_template', f'{{{prompt}}}')}"
     if only_column and role in LIKELY_NAMES and (other := _guess_task_override(row)):
         return f"type {other}"
     return f"type {key}=COLUMN" if template is None else f"type {_format_override(key, '{COLUMN}')}"
@@ -153,11 +164,14 @@ def _guess_task_override(row: Row) -> str | None:
         return _format_task_override("task=chat", columns, "messages")
     if {"instruction", "input", "output"} <= row.keys():  # Alpaca's columns
         return "task=instruction " + " ".join(
-            [_format_override("task.prompt", ALPACA_TEMPLATE), _format_override("task.completion", "{output}")]
+            [
+                _format_override("task.prompt_template", ALPACA_TEMPLATE),
+                _format_override("task.completion_template", "{output}"),
+            ]
         )
     if columns["prompt"] and columns["completion"]:
         return _format_task_override("task=instruction", columns, "prompt", "completion")
-    return "task=text" if "text" in row and len(row) == 1 else None
+    return "task=plain_text" if "text" in row and len(row) == 1 else None
 
 
 def _format_task_override(task: str, columns: dict[str, str | None], *roles: str) -> str:
@@ -166,12 +180,12 @@ def _format_task_override(task: str, columns: dict[str, str | None], *roles: str
     for role in roles:
         column = columns[role]
         if role == "messages" and task == "task=preferences":
-            overrides += [f"task.messages={column}", "task.prompt=null"]
+            overrides += [f"task.messages_column={column}", "task.prompt_template=null"]
         elif column != role:
             overrides.append(
-                _format_override(f"task.{role}", f"{{{column}}}")
-                if f"task.{role}" in TEMPLATES
-                else f"task.{role}={column}"
+                _format_override(ROLE_KEYS[role], f"{{{column}}}")
+                if ROLE_KEYS[role] in TEMPLATES
+                else f"{ROLE_KEYS[role]}={column}"
             )
     return " ".join(overrides)
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from peftrun.config.schema.run import DataSpec, MixSpec
+from peftrun.config.schema.run import DataSpec, MixtureSpec
 from peftrun.data import files, gettext_po, hub, tables
 from peftrun.data.files import Row
 from peftrun.errors import DataError
@@ -50,29 +50,31 @@ class DataSource:
 
 def get_train_source(data: DataSpec) -> DataSource:
     """The source of training rows, and of evaluation rows unless they have a separate one."""
-    return DataSource("task.data.path", data.path, data.name, data.revision, data.split)
+    return DataSource("task.data.path", data.path, data.config_name, data.revision, data.split)
 
 
 def get_eval_source(data: DataSpec) -> DataSource | None:
     """The separate source of evaluation rows; None if they are split off the training rows."""
-    if data.eval_path is None and data.eval_split is None:
+    if data.test_path is None and data.test_split is None:
         return None
-    key = "task.data.path" if data.eval_path is None else "task.data.eval_path"
-    same_dataset = data.eval_path in (None, data.path)  # another dataset has other configurations and commits
-    name, revision = (data.name, data.revision) if same_dataset else (None, None)
-    shows_split = same_dataset and data.eval_split is not None
-    return DataSource(key, data.eval_path or data.path, name, revision, data.eval_split or data.split, shows_split)
+    key = "task.data.path" if data.test_path is None else "task.data.test_path"
+    same_dataset = data.test_path in (None, data.path)  # another dataset has other configurations and commits
+    name, revision = (data.config_name, data.revision) if same_dataset else (None, None)
+    shows_split = same_dataset and data.test_split is not None
+    return DataSource(key, data.test_path or data.path, name, revision, data.test_split or data.split, shows_split)
 
 
-def make_mix_source(name: str, mix: MixSpec, data: DataSpec) -> DataSource:
-    """The source `task.data.mix.NAME`."""
-    return DataSource(f"task.data.mix.{name}.path", mix.path, mix.name, mix.revision, mix.split or data.split)
+def make_mix_source(name: str, mix: MixtureSpec, data: DataSpec) -> DataSource:
+    """The source `task.data.mixture.NAME`."""
+    return DataSource(
+        f"task.data.mixture.{name}.path", mix.path, mix.config_name, mix.revision, mix.split or data.split
+    )
 
 
 def list_sources(data: DataSpec) -> list[DataSource]:
     """All sources of a task's rows."""
     eval_source = get_eval_source(data)
-    mixed = [make_mix_source(name, mix, data) for name, mix in (data.mix or {}).items()]
+    mixed = [make_mix_source(name, mix, data) for name, mix in (data.mixture or {}).items()]
     return [get_train_source(data), *([eval_source] if eval_source else []), *mixed]
 
 
@@ -84,7 +86,7 @@ def read_source(data: DataSpec, source: DataSource) -> Iterator[Row]:
     # datasets logs its errors before it raises them; the DataError below reports them once.
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     row = None
-    limit = (data.train_rows or 0) + data.eval_rows if data.streaming else None
+    limit = (data.num_train_rows or 0) + data.num_test_rows if data.streaming else None
     try:
         for row in islice(_read_rows(data, source), limit):
             yield row
@@ -128,5 +130,7 @@ def _explain_unreadable(source: DataSource, error: BaseException, data: DataSpec
                 reason = files.locate_invalid_utf8(stream, delimiter) or reason
         reason += "; save it as UTF-8"
     if data.source == "hub":
-        return f"{source.label}: cannot be read ({reason}); check it, task.data.name, the split and the connection"
+        return (
+            f"{source.label}: cannot be read ({reason}); check it, task.data.config_name, the split and the connection"
+        )
     return f"{source.label}: cannot be read ({reason}); check the file"

@@ -42,7 +42,7 @@ def build_eval_results(source: ExportSource, values: dict[str, Any]) -> list[Any
 
     if source.record.get("action") != "train":
         return []
-    name, kind = get_dataset_name(values) or "held-out rows", str(values["task"]["kind"])
+    name, kind = get_dataset_name(values) or "held-out rows", str(values["task"]["type"])
     rows = count_eval_rows(source)
     return [
         EvalResult(

@@ -84,7 +84,7 @@ def render_training(about: CardInfo) -> str:
     rows = [_format_row(key, text) for key, text in _iter_training_rows(source, values)]
     lines = ["## Training\n", _format_row("", ""), "|---|---|", *rows]
     # The format of prompts, which one needs for asking the model.
-    keys = ("system", "prompt", "completion", "messages")
+    keys = ("system_prompt", "prompt_template", "completion_template", "messages_column")
     prompt = {key: values["task"].get(key) for key in keys if values["task"].get(key)}
     if prompt:
         lines += ["", "Prompts of the training:", "", "```json", _format_json(prompt), "```"]
@@ -147,7 +147,7 @@ def render_fingerprints(source: ExportSource) -> str:
 
 def _iter_training_rows(source: ExportSource, values: dict[str, Any]) -> Iterable[tuple[str, str]]:
     data, training = source.record.get("data") or {}, source.record.get("training") or {}
-    yield "data", f"{card_metrics.get_dataset_name(values)}, task kind {values['task']['kind']}"
+    yield "data", f"{card_metrics.get_dataset_name(values)}, task type {values['task']['type']}"
     if data.get("train_rows") is not None:
         yield "training rows", f"{data['train_rows']}"
     for key, label in (("steps", "steps"), ("train_loss", "mean training loss"), ("seconds", "seconds of training")):

@@ -61,5 +61,5 @@ def collect_card_info(
 
 def get_task_kind(source: ExportSource, values: dict[str, Any]) -> str | None:
     """The task type, from the run or from PEFT's `task_type`; None if unknown."""
-    recorded = (values.get("task") or {}).get("kind") if source.record.get("action") == "train" else None
+    recorded = (values.get("task") or {}).get("type") if source.record.get("action") == "train" else None
     return recorded or TASK_KINDS.get(str(source.config.get("task_type")))

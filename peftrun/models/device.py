@@ -67,7 +67,7 @@ def resolve_device(spec: DeviceSpec) -> Device:
         return device.offloaded(_parse_memory_limits(spec.max_memory))
     if spec.strategy is None:
         return device
-    note = f"{spec.strategy}, {spec.processes * spec.machines} processes: {device.note}"
+    note = f"{spec.strategy}, {spec.num_processes * spec.num_machines} processes: {device.note}"
     return replace(device, note=note, strategy=spec.strategy, deepspeed_config=spec.deepspeed_config)
 
 
@@ -85,7 +85,7 @@ def _parse_memory_limits(limits: dict[str, str]) -> dict[str | int, str]:
 
 
 def _select_device(spec: DeviceSpec) -> Device:
-    name = spec.name
+    name: str = spec.type
     if name == "auto":
         name = next((kind for kind in ("cuda", "xpu", "mps") if _is_available(kind)), "cpu")
     if not _is_available(name):

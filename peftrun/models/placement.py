@@ -38,14 +38,14 @@ def fit_device(place: Device, spec: RunSpec) -> Device:
     if base is None:
         return place
     plain = usage.strip_tracking(spec)  # keys that only the estimate reads do not count as used by the run
-    resolved = replace(plain, device=replace(plain.device, name=cast(Any, place.name)))
+    resolved = replace(plain, device=replace(plain.device, type=cast(Any, place.name)))
     if place.name == "cpu":
         resolved, shortage = memory_fit.choose_load_dtype(base, resolved, _get_headroom(place, resolved))
         place = place.with_bfloat16(f"float32 would take {shortage}") if shortage else place
         if spec.device.dtype == "auto":  # a typed dtype means: as typed, or not at all
             place = _offload_if_needed(place, base, resolved)
     if spec.action.name == "train":
-        processes = spec.device.processes
+        processes = spec.device.num_processes
         subject = f"each of {processes} processes of this training" if processes > 1 else "this training"
         need = memory_fit.estimate_training(base, resolved)
         memory_check.refuse_shortage(
@@ -73,4 +73,4 @@ def _get_headroom(place: Device, spec: RunSpec) -> Headroom:
     returned = base_cache.cached_bytes()  # a cached base model is either used by this run or freed
     if place.name in memory_check.GPU_TYPES:
         return memory_check.get_gpu_headroom(place.name, returned)
-    return memory_fit.measure_headroom(spec.device.processes, returned)
+    return memory_fit.measure_headroom(spec.device.num_processes, returned)

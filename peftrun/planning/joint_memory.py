@@ -130,5 +130,5 @@ def estimate_cell_memory(base: BaseModelInfo, spec: RunSpec, lengths: Lengths | 
     activations = (
         batch * rows.longest * base.layers * (13 * base.hidden + 4 * base.inner) * base_files.weight_bytes(spec.device)
     )
-    logits = 0 if spec.task.kind in memory.CLASSIFICATION else batch * rows.learned * base.vocabulary * 8
+    logits = 0 if spec.task.type in memory.CLASSIFICATION else batch * rows.learned * base.vocabulary * 8
     return trained * (8 + memory.count_optimizer_bytes(spec)) + activations + logits

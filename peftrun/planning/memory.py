@@ -158,7 +158,7 @@ def estimate_layer_activations(base: BaseModelInfo, lora: Any, width: int, score
 
 
 def _estimate_logits(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float:
-    if spec.task.kind in CLASSIFICATION:
+    if spec.task.type in CLASSIFICATION:
         return 0
     batch = spec.trainer.per_device_train_batch_size
     # A position is computed for all rows of a batch if one of them has a label there.
@@ -168,7 +168,7 @@ def _estimate_logits(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float
 
 def _estimate_evaluation(base: BaseModelInfo, spec: RunSpec, row: int) -> tuple[float, float]:
     """Bytes of an evaluation batch (keys and values twice, one layer's buffers), and of the copies of the output layer."""
-    rows, width = min(spec.trainer.per_device_eval_batch_size, spec.task.data.eval_rows), get_weight_width(spec)
-    copies_output_layer = spec.task.kind == "causal_lm" and width == 2 and not base_files.uses_gpu(spec.device)
+    rows, width = min(spec.trainer.per_device_eval_batch_size, spec.task.data.num_test_rows), get_weight_width(spec)
+    copies_output_layer = spec.task.type == "causal_lm" and width == 2 and not base_files.uses_gpu(spec.device)
     batch = rows * row * (base.layers * 4 * base.keys + 4 * base.inner) * width
     return batch, rows * base.vocabulary * base.hidden * width if copies_output_layer else 0

@@ -190,6 +190,6 @@ def suggest_on_shortage(spec: RunSpec) -> Iterator[None]:
     except MemoryShortageError as error:
         if error.base is None:
             raise
-        resolved = _replace_values(spec, device={"name": error.device})  # device=auto resolved where it was loaded
+        resolved = _replace_values(spec, device={"type": error.device})  # device=auto resolved where it was loaded
         suggestions = suggest_overrides(error.base, resolved, error.room)
         raise MemoryShortageError(format_refusal(error.statement, suggestions)) from error

@@ -51,7 +51,7 @@ class Throughput:
         if trainer.max_steps > 0:
             rows: float | None = trainer.max_steps * count_step_rows(trainer)
         else:
-            rows = trainer.num_train_epochs * spec.task.data.train_rows if spec.task.data.train_rows else None
+            rows = trainer.num_train_epochs * spec.task.data.num_train_rows if spec.task.data.num_train_rows else None
         if rows is None or run is None or run.tokens_per_second is None:
             return None
         same_rows = self.find_run_on_same_rows(spec)
@@ -147,7 +147,7 @@ def _get_row_settings(task: dict[str, Any]) -> Any:
     """The task settings that row lengths depend on. `task`: fields of a TaskSpec, or the same as plain values."""
     data = task["data"]
     path = data["path"] if isinstance(data, dict) else data.path
-    return [path, task["prompt"], task["completion"], task["messages"], task["max_length"]]
+    return [path, task["prompt_template"], task["completion_template"], task["messages_column"], task["max_length"]]
 
 
 def count_step_rows(trainer: TrainerSpec, processes: int = 1) -> int:

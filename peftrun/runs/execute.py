@@ -169,7 +169,7 @@ class Record:
         atomic_files.write_json(out_dir / RECORD, self.values)
         self.is_reported = False  # the report is written and the tracker has ended
         self.spec = usage.track_reads(spec)
-        usage.mark_used(self.spec, ("slots", "template"))  # they were read during composition
+        usage.mark_used(self.spec, ("params", "template"))  # they were read during composition
 
     def mark_completed(self, result: RunResult) -> None:
         """Finish the record with the action's result."""

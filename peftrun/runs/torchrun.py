@@ -40,7 +40,7 @@ def run_workers(spec: RunSpec, out_dir: Path) -> RunResult:
             stdin=subprocess.DEVNULL,
             # Without OMP_NUM_THREADS every worker would start a thread per core; passive threads do not spin while they wait.
             env={
-                "OMP_NUM_THREADS": str(share_cpus(spec.device.processes)),
+                "OMP_NUM_THREADS": str(share_cpus(spec.device.num_processes)),
                 "OMP_WAIT_POLICY": "PASSIVE",
                 **os.environ,
             },
@@ -65,13 +65,13 @@ def run_workers(spec: RunSpec, out_dir: Path) -> RunResult:
 
 
 def _build_command(device: DeviceSpec, out_dir: Path) -> list[str]:
-    arguments = ["--nproc-per-node", str(device.processes)]
-    if device.machines == 1:
+    arguments = ["--nproc-per-node", str(device.num_processes)]
+    if device.num_machines == 1:
         # Port 0: a free one, so that several runs fit on a machine.
         arguments += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     else:
-        arguments += ["--nnodes", str(device.machines), "--node-rank", str(device.machine_rank)]
-        arguments += ["--master-addr", str(device.main_address), "--master-port", str(device.main_port)]
+        arguments += ["--nnodes", str(device.num_machines), "--node-rank", str(device.machine_rank)]
+        arguments += ["--master-addr", str(device.main_process_ip), "--master-port", str(device.main_process_port)]
     return [
         sys.executable,
         "-m",
@@ -116,7 +116,7 @@ def _raise_fault(code: int, out_dir: Path) -> None:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         message = next((line.strip()[:200] for line in reversed(lines) if line.strip()), "none")
         raise DeviceError(
-            f"device.processes: a worker died (exit code {code}); the last line of {log} is: {message}; fix that, and run again"
+            f"device.num_processes: a worker died (exit code {code}); the last line of {log} is: {message}; fix that, and run again"
         )
 
 
@@ -131,7 +131,7 @@ def _build_result(outcome: dict[str, Any], out_dir: Path, device: DeviceSpec) ->
         return RunResult(
             out_dir, {"machine_rank": device.machine_rank}, summary=[("done", "results are on the first machine")]
         )
-    processes = {"strategy": device.strategy, "processes": device.processes, "machines": device.machines}
+    processes = {"strategy": device.strategy, "processes": device.num_processes, "machines": device.num_machines}
     return RunResult(
         out_dir,
         {**outcome["facts"], "spread": processes},

@@ -13,8 +13,8 @@ from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
 
 INSPECTING = ("plan", "preview", "replay", "explain", "template", "check")  # actions on the config of another run
-TOP_LEVEL_KEYS = ("adapter", "active", "seed")  # that are no groups
-TEMPLATES = ("slots", "template")  # read during composition
+TOP_LEVEL_KEYS = ("adapter", "active_adapter", "seed")  # that are no groups
+TEMPLATES = ("params", "template")  # read during composition
 
 
 def find_unused_keys(spec: RunSpec, out_dir: Path, unread: Sequence[str]) -> list[str]:

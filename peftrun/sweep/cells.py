@@ -17,7 +17,7 @@ from peftrun.compat.hydra import ConfigLoaderImpl
 from peftrun.composition import adapter_defaults, compose
 from peftrun.composition.composer import Composer
 from peftrun.composition.spec import build_spec_from_values
-from peftrun.config import shorthand
+from peftrun.config import migrations, shorthand
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ConfigError
@@ -123,7 +123,11 @@ def compose_cells(
 
 
 def compute_cell_id(values: dict[str, Any]) -> str:
-    """Id of a resolved configuration: the first 12 digits of its SHA-256. `action.resume` and the tracker are left out."""
+    """Id of a resolved configuration: the first 12 digits of its SHA-256. `action.resume` and the tracker are left out.
+
+    Keys count under their first names, so that a sweep of an earlier version is continued.
+    """
+    values = migrations.restore_keys(values)
     action = {key: value for key, value in (values.get("action") or {}).items() if key != "resume"}
     values = {key: value for key, value in values.items() if key != "tracker"}
     text = json.dumps({**values, "action": action}, sort_keys=True, default=str)

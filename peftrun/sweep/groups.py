@@ -56,7 +56,7 @@ def group_cells(cells: Sequence[Cell], together: bool = True) -> list[Group]:
             continue
         # A group shares one base model, device, task type and set of labels.
         head = classifier_head.get_task_head(cell.spec.task)
-        parts = [dataclasses.asdict(cell.spec.model), dataclasses.asdict(cell.spec.device), cell.spec.task.kind]
+        parts = [dataclasses.asdict(cell.spec.model), dataclasses.asdict(cell.spec.device), cell.spec.task.type]
         key = json.dumps([*parts, dataclasses.asdict(head) if head else None], sort_keys=True)
         members = shared.setdefault(key, [])
         if not members:
@@ -85,8 +85,8 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if spec.lora.target_modules is None:
         yield "lora.target_modules=null"
     yield from _iter_differing("lora", spec.lora, LORA | dict.fromkeys(peft_fields.get_extra_peft_fields(spec.lora)))
-    if spec.task.objective is not None or spec.task.kind not in KINDS:
-        yield f"task.kind={spec.task.kind}"
+    if spec.task.objective is not None or spec.task.type not in KINDS:
+        yield f"task.type={spec.task.type}"
     yield from _iter_differing("trainer", spec.trainer, TRAINER)
     if spec.trainer.optim in OWN_MEMORY:
         yield f"trainer.optim={spec.trainer.optim}"

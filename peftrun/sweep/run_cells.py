@@ -60,7 +60,7 @@ def _prepare_cell(cell: Path) -> RunSpec | None:
     if status != folder.WAITING or {path.name for path in cell.iterdir()} != {CONFIG}:
         folder.set_aside(cell)
     try:
-        spec = build_spec_from_values(config.read_values(cell / CONFIG))
+        spec = build_spec_from_values(config.read_run(cell / CONFIG, report_changes=False))
     except PeftrunError as error:
         record_failure(cell, error.lines)
         return None

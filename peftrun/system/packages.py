@@ -53,8 +53,8 @@ def prefer_user_files(values: dict[str, Any]) -> dict[str, Any]:
     data = task.get("data") if isinstance(task, dict) else None
     if isinstance(data, dict) and data.get("source") == "package" and _is_user_path(data, "path"):
         # the package's own evaluation rows belong to its training rows, not to the user's
-        eval_path = data["eval_path"] if _is_user_path(data, "eval_path") else None
-        data |= {"source": "file", "package": None, "eval_path": eval_path}
+        test_path = data["test_path"] if _is_user_path(data, "test_path") else None
+        data |= {"source": "file", "package": None, "test_path": test_path}
     return values
 
 

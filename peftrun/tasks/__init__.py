@@ -23,11 +23,11 @@ def check_model_fits(kind: str, config: Any, name: str) -> None:
     encoder_decoder = bool(config.is_encoder_decoder)
     if encoder_decoder and kind != "seq2seq":
         raise ConfigError(
-            f"task.kind={kind}: {name} has an encoder and a decoder; type task=translation, or choose another model"
+            f"task.type={kind}: {name} has an encoder and a decoder; type task=translation, or choose another model"
         )
     if not encoder_decoder and kind == "seq2seq":
         raise ConfigError(
-            f"task.kind=seq2seq: {name} has no separate decoder; type model=pretrained model.name_or_path=google-t5/t5-small, or another task"
+            f"task.type=seq2seq: {name} has no separate decoder; type model=pretrained model.name_or_path=google-t5/t5-small, or another task"
         )
 
 
@@ -45,9 +45,9 @@ def load_rows_for_reader(task: TaskSpec, reader: TokenizerInfo) -> Rows:
 
     Warns if evaluation rows are training rows too.
     """
-    check_model_fits(task.kind, reader.config, reader.name)
+    check_model_fits(task.type, reader.config, reader.name)
     console.set_activity("reading and tokenizing rows")
-    loaded = row_cache.load_cached_rows(rows.import_rows_module(task.kind), task, reader.tokenizer)
+    loaded = row_cache.load_cached_rows(rows.import_rows_module(task.type), task, reader.tokenizer)
     length_checks.check_lengths(loaded, reader)
     if isinstance(task.objective, GrpoObjective):
         length_checks.check_completion_fits(loaded, reader, task.objective.max_completion_length)
@@ -65,20 +65,20 @@ def explain_overlap(loaded: Rows, task: TaskSpec) -> str | None:
     eval_source = sources.get_eval_source(task.data)
     if eval_source is None:
         key = "task.data"
-        advice = "type task.data.deduplicate=true, or name separate evaluation rows with task.data.eval_path=FILE"
+        advice = "type task.data.deduplicate=true, or name separate evaluation rows with task.data.test_path=FILE"
     else:
         key = eval_source.label
-        advice = "name other rows, or type task.data.eval_path=null task.data.eval_split=null to split some off"
+        advice = "name other rows, or type task.data.test_path=null task.data.test_split=null to split some off"
     return f"{key}: {overlap:,} of {len(loaded.held_out):,} evaluation rows are training rows too, so the metrics on them are too good; {advice}"
 
 
 def check_enough_rows(loaded: Rows, task: TaskSpec) -> None:
     """Raises: DataError: no training row is left once the validation rows are split off."""
-    count = task.data.validation_rows
+    count = task.data.num_validation_rows
     if count is not None and count >= len(loaded.train):
         raise DataError(
-            f"task.data.validation_rows={count}: there are {len(loaded.train)} training rows to take them from; "
-            f"type task.data.validation_rows={len(loaded.train) // 5}"
+            f"task.data.num_validation_rows={count}: there are {len(loaded.train)} training rows to take them from; "
+            f"type task.data.num_validation_rows={len(loaded.train) // 5}"
         )
 
 
@@ -92,10 +92,10 @@ def describe_source(task: TaskSpec) -> str:
     """The source of a task's rows, without paths of this machine: it is stored with adapters and compared elsewhere."""
     data = task.data
     if data.source == "package":
-        return f"{task.kind} rows of {data.package}:{data.path}"
+        return f"{task.type} rows of {data.package}:{data.path}"
     if data.source == "hub":
-        return f"{task.kind} rows of {data.path}{f' ({data.name})' if data.name else ''}"
-    return f"{task.kind} rows of {Path(data.path).name}"
+        return f"{task.type} rows of {data.path}{f' ({data.config_name})' if data.config_name else ''}"
+    return f"{task.type} rows of {Path(data.path).name}"
 
 
 def describe_training_data(task: TaskSpec, loaded: Rows) -> dict[str, str]:
@@ -111,10 +111,10 @@ def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: Mapping[str, A
         trained_on = metadata.get("learned")
         # Same source, other digest: the split may differ, so evaluation rows may have been training rows.
         changed = trained_on == source and metadata.get("rows") not in (None, loaded.digest)
-        if changed and task.data.eval_path is None:
+        if changed and task.data.test_path is None:
             console.print_warning(
                 f"adapter {name}: the rows differ from those of its training (the file has changed, or task.data is typed otherwise), so it may be "
-                "evaluated on rows that it was trained on; name separate rows with task.data.eval_path"
+                "evaluated on rows that it was trained on; name separate rows with task.data.test_path"
             )
         if trained_on and trained_on != source:
             console.print_warning(

@@ -126,7 +126,7 @@ class ChatTemplate:
             roles = ", ".join(message["role"] for message in messages)[:200]
             reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"the model's chat template refuses a conversation of {roles} ({reason}); {ROW_ADVICE}, or omit task.system"
+                f"the model's chat template refuses a conversation of {roles} ({reason}); {ROW_ADVICE}, or omit task.system_prompt"
             ) from error
 
 

@@ -25,13 +25,15 @@ from peftrun.tasks.tokenization import Encoder
 
 
 def read_conversation(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation | None:
-    """The conversation in column `task.messages`, or in the columns of prompt and completion (TRL's form); None if these hold texts.
+    """The conversation in column `task.messages_column`, or in the columns of prompt and completion (TRL's form); None if these hold texts.
 
     Raises: DataError: a column holds no conversation.
     """
-    if task.messages is not None:
-        return parse_conversation(where, row[task.messages], task.messages, row.get("tools"), task.system)
-    column = templates.get_sole_column(task.completion)
+    if task.messages_column is not None:
+        return parse_conversation(
+            where, row[task.messages_column], task.messages_column, row.get("tools"), task.system_prompt
+        )
+    column = templates.get_sole_column(task.completion_template)
     value = templates.get_column_value(row, column) if column else None
     if column is None or not are_messages(value):
         return None
@@ -39,7 +41,7 @@ def read_conversation(where: str, row: dict[str, Any], task: TaskSpec) -> Conver
     if len(answer.messages) > 1:
         raise DataError(
             f"{where}: column {column} holds {len(answer.messages)} messages, and one is the answer; put the whole conversation "
-            "into one column and type task.messages=COLUMN"
+            "into one column and type task.messages_column=COLUMN"
         )
     prompt = render_prompt(where, row, task)
     unlearned = (*prompt.unlearned, *(len(prompt.messages) + index for index in answer.unlearned))
@@ -47,30 +49,37 @@ def read_conversation(where: str, row: dict[str, Any], task: TaskSpec) -> Conver
 
 
 def render_prompt(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation:
-    """The prompt of a row by `task.prompt`: the messages in the column that it names, or its template filled in; empty without one.
+    """The prompt of a row by `task.prompt_template`: the messages in the column that it names, or its template filled in; empty without one.
 
     Raises: DataError: a column is empty, or its messages end with an answer.
     """
-    if task.prompt is None:
+    if task.prompt_template is None:
         return Conversation()
-    column = templates.get_sole_column(task.prompt)
+    column = templates.get_sole_column(task.prompt_template)
     value = templates.get_column_value(row, column) if column else None
     if column is not None and are_messages(value):
-        return check_unanswered(where, parse_conversation(where, value, column, row.get("tools"), task.system), column)
+        return check_unanswered(
+            where, parse_conversation(where, value, column, row.get("tools"), task.system_prompt), column
+        )
     return Conversation(
-        (*build_system_messages(task.system), make_message("user", fill_template(where, task.prompt, row) or ""))
+        (
+            *build_system_messages(task.system_prompt),
+            make_message("user", fill_template(where, task.prompt_template, row) or ""),
+        )
     )
 
 
 def read_prompt_conversation(where: str, row: dict[str, Any], task: TaskSpec) -> Conversation:
-    """The prompt of an answer: the conversation in column `task.messages`, else `render_prompt`.
+    """The prompt of an answer: the conversation in column `task.messages_column`, else `render_prompt`.
 
     Raises: DataError: a column is empty, or holds no conversation.
     """
-    if task.messages is None:
+    if task.messages_column is None:
         return render_prompt(where, row, task)
-    prompt = parse_conversation(where, row[task.messages], task.messages, row.get("tools"), task.system)
-    return check_unanswered(where, prompt, task.messages)
+    prompt = parse_conversation(
+        where, row[task.messages_column], task.messages_column, row.get("tools"), task.system_prompt
+    )
+    return check_unanswered(where, prompt, task.messages_column)
 
 
 def read_answer(where: str, row: dict[str, Any], column: str) -> Message:

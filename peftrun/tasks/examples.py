@@ -65,9 +65,9 @@ def load_examples(
     data, render, tally = task.data, render or render_example, tally or Tally()
     groups: dict[Any, str] = {}
     rows = _prepare_rows(_load_source(sources.get_train_source(data), task, render, tally, groups), data, tally)
-    if data.mix is not None:
+    if data.mixture is not None:
         parts = {"task.data.path": (1.0, rows)}  # weight and rows of each source
-        for name, mix in data.mix.items():
+        for name, mix in data.mixture.items():
             source = sources.make_mix_source(name, mix, data)
             mix_rows = _load_source(source, columns.apply_mix_templates(task, mix), render, tally)
             parts[name] = (mix.weight, _prepare_rows(mix_rows, data, tally))
@@ -75,13 +75,13 @@ def load_examples(
     eval_source = sources.get_eval_source(data)
     if eval_source is not None:
         eval_rows = _load_source(eval_source, task, render, tally)
-        held_out = eval_rows[: data.eval_rows]
-        tally.leave_out(eval_rows, held_out, f"beyond task.data.eval_rows={data.eval_rows}")
+        held_out = eval_rows[: data.num_test_rows]
+        tally.leave_out(eval_rows, held_out, f"beyond task.data.num_test_rows={data.num_test_rows}")
     else:
-        _check_enough_rows(len(rows), data.eval_rows)
+        _check_enough_rows(len(rows), data.num_test_rows)
         rows, held_out = _split_rows(rows, groups, data)
-    train = rows[: data.train_rows]
-    tally.leave_out(rows, train, f"beyond task.data.train_rows={data.train_rows}")
+    train = rows[: data.num_train_rows]
+    tally.leave_out(rows, train, f"beyond task.data.num_train_rows={data.num_train_rows}")
     train_set = set(train)  # equal rows: locations are not compared
     tally.seen += [row.where for row in held_out if row in train_set]
     return train, held_out
@@ -90,18 +90,18 @@ def load_examples(
 def _split_rows(rows: list[Any], groups: dict[Any, str], data: DataSpec) -> tuple[list[Any], list[Any]]:
     """(training, evaluation). Random rows were shuffled before, so the first ones are taken."""
     if data.group_column:
-        return mixing.split_by_group(rows, groups, data.eval_rows)
-    if data.holdout == "last":
-        return rows[: -data.eval_rows], rows[-data.eval_rows :]
-    return rows[data.eval_rows :], rows[: data.eval_rows]
+        return mixing.split_by_group(rows, groups, data.num_test_rows)
+    if data.split_strategy == "last":
+        return rows[: -data.num_test_rows], rows[-data.num_test_rows :]
+    return rows[data.num_test_rows :], rows[: data.num_test_rows]
 
 
 def _check_enough_rows(rows: int, eval_rows: int) -> None:
     if rows <= eval_rows:
-        fewer = f"type task.data.eval_rows={max(1, rows // 5)}, or " if rows > 1 else ""
+        fewer = f"type task.data.num_test_rows={max(1, rows // 5)}, or " if rows > 1 else ""
         left = "only 1 row is" if rows == 1 else f"only {rows} rows are"
         raise DataError(
-            f"task.data.eval_rows={eval_rows}: {left} left; {fewer}name separate evaluation rows: task.data.eval_path=FILE"
+            f"task.data.num_test_rows={eval_rows}: {left} left; {fewer}name separate evaluation rows: task.data.test_path=FILE"
         )
 
 
@@ -148,7 +148,7 @@ def _load_source(
 
 def render_example(where: str, row: dict[str, Any], task: TaskSpec, choices: tuple[str, ...]) -> Example:
     """The example of a row. Raises: DataError: see `load_examples`."""
-    labeled = task.data.label_column is not None and task.messages is None
+    labeled = task.data.label_column is not None and task.messages_column is None
     values = row | ({"label": read_label(where, row, task.data)} if labeled else {})
     conversation = conversations.read_conversation(where, values, task)
     if conversation is not None:
@@ -156,9 +156,11 @@ def render_example(where: str, row: dict[str, Any], task: TaskSpec, choices: tup
         cut = len(answered.messages) < len(conversation.messages)
         return Example(answered, answered.messages[-1].text, (), _read_adapter_name(where, row, task.data), where, cut)
     prompt = conversations.render_prompt(where, values, task)
-    completion = fill_template(where, task.completion, values) or ""
+    completion = fill_template(where, task.completion_template, values) or ""
     answered = prompt.followed_by(make_message(ASSISTANT, completion)) if prompt else prompt
-    texts = tuple(fill_template(where, task.completion, {**values, "label": choice}) or "" for choice in choices)
+    texts = tuple(
+        fill_template(where, task.completion_template, {**values, "label": choice}) or "" for choice in choices
+    )
     return Example(answered, completion, texts, _read_adapter_name(where, row, task.data), where)
 
 
@@ -173,7 +175,7 @@ def _cut_after_last_answer(where: str, whole: Conversation, task: TaskSpec) -> C
     if last == len(whole.messages) - 1 or task.loss_on == "assistant":
         return whole.before(last + 1)
     role = whole.messages[-1]["role"]
-    other = "type task.loss_on=assistant to learn the answers before it, or " if task.kind == "causal_lm" else ""
+    other = "type task.loss_on=assistant to learn the answers before it, or " if task.type == "causal_lm" else ""
     raise DataError(
         f"{where}: its last message has role {role}, but task.loss_on={task.loss_on} learns the assistant's answer at the end; {other}{ROW_ADVICE}"
     )
@@ -213,7 +215,7 @@ def _prepare_rows(rows: list[Example], data: DataSpec, tally: Tally) -> list[Exa
             tally.leave_out(rows, unique, REPEATED)
         rows = unique
     rng = random.Random(data.split_seed)
-    if data.holdout == "random":
+    if data.split_strategy == "random":
         rows = rng.sample(rows, len(rows))
     if data.balance:
         # The first N rows of each completion in this order, N being the count of the rarest.
@@ -228,7 +230,7 @@ def _prepare_rows(rows: list[Example], data: DataSpec, tally: Tally) -> list[Exa
             console.print_info(
                 f"data: {len(unbalanced) - len(rows)} of {len(unbalanced)} rows left out, so that no label is more frequent than the rarest (task.data.balance=false keeps them)"
             )
-        if data.holdout == "random":
+        if data.split_strategy == "random":
             # Balancing leaves mostly rows of the rarest label at the end, and the split takes the first rows.
             rng.shuffle(rows)
     return rows

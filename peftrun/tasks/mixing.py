@@ -44,7 +44,7 @@ def split_by_group(rows: list[Any], groups: dict[Any, str], eval_rows: int) -> t
     train = [row for row in rows if groups[row] not in eval_groups]
     if not train:
         raise DataError(
-            f"task.data.eval_rows={eval_rows}: would evaluate on all {len(sizes)} groups, so none is left to train on; type a smaller task.data.eval_rows"
+            f"task.data.num_test_rows={eval_rows}: would evaluate on all {len(sizes)} groups, so none is left to train on; type a smaller task.data.num_test_rows"
         )
     console.print_info(f"data: {len(eval_groups)} of {len(sizes)} groups are used for evaluation only")
     return train, [row for row in rows if groups[row] in eval_groups]

@@ -7,7 +7,7 @@ from typing import Any
 
 REPEATED = "a repeated row (task.data.deduplicate=false keeps it)"
 UNBALANCED = "its label is more frequent than the rarest (task.data.balance=false keeps it)"
-MIXED = "task.data.mix asks for fewer rows of its source"
+MIXED = "task.data.mixture asks for fewer rows of its source"
 SILENT = "nothing in it is learned: its answers have weight 0 or train false"
 SINGLE = "a single token, which has no token before it to predict it from"
 ROW_LOCATION = re.compile(r"(.*): row (\d+)")  # a source and the row's number in it

@@ -42,7 +42,7 @@ def compute_statistics(rows: Rows, task: TaskSpec) -> dict[str, Any]:
 def _summarize_split(rows: list[Any], task: TaskSpec) -> dict[str, Any]:
     lengths, tokens, learned = [], 0, 0
     for row in rows:
-        texts = list_row_texts(row, task.kind)
+        texts = list_row_texts(row, task.type)
         lengths.append(_count_tokens(row))
         tokens += sum(len(text.ids) for text in texts)
         learned += sum(text.learned for text in texts)

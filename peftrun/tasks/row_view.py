@@ -47,7 +47,7 @@ class RowText:
 
 def split_rows(rows: Rows, task: TaskSpec) -> dict[str, list[Any]]:
     """Split → its rows; validation rows are the first training rows. Empty splits are left out."""
-    count = task.data.validation_rows or 0
+    count = task.data.num_validation_rows or 0
     splits = {TRAINING: rows.train[count:], VALIDATION: rows.train[:count], HELD_OUT: rows.held_out}
     return {name: split for name, split in splits.items() if split}
 
@@ -74,15 +74,15 @@ def describe_row(row: Any, split: str, task: TaskSpec, tokenizer: Any, tokens: b
 
     Args: tokens: adds each token as text.
     """
-    first, *others = list_row_texts(row, task.kind)
+    first, *others = list_row_texts(row, task.type)
     described = _describe_text(first, tokenizer, tokens)
     described |= {text.name: _describe_text(text, tokenizer, tokens) for text in others}
     if "labels" in row.as_trained:
         described["labels"] = row.as_trained["labels"]
-    if task.kind == "seq2seq":
+    if task.type == "seq2seq":
         described["learned"] = described["target"]["learned"]
     facts = _describe_labels(row, task, described)
-    if task.kind == "seq_cls":
+    if task.type == "seq_cls":
         described["learned"] = [facts["label"]]
     return {"source": strip_source_key(row.where), "split": split, **described, **({"facts": facts} if facts else {})}
 
@@ -133,14 +133,14 @@ _TEXT_BUILDERS: dict[str, Callable[[Any], list[RowText]]] = {
 def _describe_labels(row: Any, task: TaskSpec, described: dict[str, Any]) -> dict[str, str]:
     """What a row holds besides its texts: label, tags, whether the answer is wanted, true answer."""
     names = task.label_names or []
-    if task.kind == "seq_cls":
+    if task.type == "seq_cls":
         return {"label": names[row.labels]}
-    if task.kind == "token_cls":
+    if task.type == "token_cls":
         tags = [names[label] for label in row.labels if label != IGNORE_INDEX]
         words = [described["text"][begin:].split(maxsplit=1)[0] for begin, _ in described["spans"]]
         entities = [f"{word} {tag}" for word, tag in zip(words, tags, strict=True) if tag != OUTSIDE]
         return {"tags": ", ".join(entities) or f"{OUTSIDE} throughout"}
-    if task.kind == "unpaired_preference":
+    if task.type == "unpaired_preference":
         return {"this answer is": "wanted" if row.desirable else "not wanted"}
     if isinstance(task.objective, GrpoObjective):
         return {"rewarded by": ", ".join(task.objective.rewards), **({"true answer": row.answer} if row.answer else {})}

@@ -15,7 +15,7 @@ from peftrun.errors import PeftrunError
 from peftrun.io import atomic_files
 from peftrun.trackers.tensorboard import EVENTS_DIR
 
-UNTRACKED_GROUPS = ("tracker", "slots", "template")  # config groups that do not influence training
+UNTRACKED_GROUPS = ("tracker", "params", "template")  # config groups that do not influence training
 
 
 def start_run_tracker(spec: RunSpec, out_dir: Path, step: int = 0) -> None:

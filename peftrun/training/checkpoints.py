@@ -18,7 +18,7 @@ from peftrun.errors import ArtifactError, ConfigError
 from peftrun.io import atomic_files
 from peftrun.trackers import lifecycle
 
-CHANGEABLE_KEYS = ("action.resume", "action.samples")  # keys that may differ from the run to resume
+CHANGEABLE_KEYS = ("action.resume", "action.num_samples")  # keys that may differ from the run to resume
 TRAINER_STATE = "trainer_state.json"
 COMPLETE_MARKER = "complete"  # a file that is written after everything else of a checkpoint
 

@@ -11,7 +11,7 @@ MIN_EPOCHS = 0.5  # below so many epochs, most rows are never trained on, which 
 def describe_coverage(spec: RunSpec, rows: int, steps: int | None = None) -> str | None:
     """`60 steps × 4 rows = 240 rows (0.26 epochs of 918)`; None where a step is not made of whole rows (packing), or is
     made of several answers to a row (GRPO)."""
-    if spec.trainer.packing or spec.task.kind == "prompt_only":
+    if spec.trainer.packing or spec.task.type == "prompt_only":
         return None
     steps = throughput.count_optimizer_steps(spec.trainer, rows, _count_processes(spec)) if steps is None else steps
     return throughput.format_rows_seen(steps, _count_step_rows(spec), rows) if steps else None
@@ -35,4 +35,4 @@ def _count_step_rows(spec: RunSpec) -> int:
 
 
 def _count_processes(spec: RunSpec) -> int:
-    return spec.device.processes * spec.device.machines
+    return spec.device.num_processes * spec.device.num_machines

@@ -93,7 +93,7 @@ def _measure_in_folder(spec: RunSpec, steps: int, folder: Path, evaluate_before:
     console.print_info(f"measuring {steps} steps of this training; nothing is saved")
     step = _time_step(session, model, steps)
     after = _time_eval_row(session, model)
-    num_validation = spec.task.data.validation_rows or 0
+    num_validation = spec.task.data.num_validation_rows or 0
     on_gpu = session.place.name == "cuda"
     return TrainingMeasurement(
         trained=trained,

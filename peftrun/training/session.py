@@ -97,7 +97,7 @@ def prepare_session(spec: RunSpec, out_dir: Path) -> TrainingSession:
             spec.model, run_device, choose_dtype(spec), classifier_head.get_task_head(spec.task)
         )
         session = TrainingSession(
-            spec, out_dir, checkpoint, run_device, base, tasks.import_task_module(spec.task.kind), load_rows(spec, base)
+            spec, out_dir, checkpoint, run_device, base, tasks.import_task_module(spec.task.type), load_rows(spec, base)
         )
         if distributed.is_main_process():
             write_first_rows(session)
@@ -134,7 +134,7 @@ def load_rows(spec: RunSpec, base: LoadedBase) -> Any:
     rows = tasks.load_task_rows(spec.task, base, method_checks.virtual_tokens(spec.lora))
     tasks.check_enough_rows(rows, spec.task)
     console.print_info(f"data: {len(rows.train)} training rows, {len(rows.held_out)} evaluation rows")
-    count = len(rows.train) - (spec.task.data.validation_rows or 0)
+    count = len(rows.train) - (spec.task.data.num_validation_rows or 0)
     for line in (epochs.describe_coverage(spec, count), epochs.describe_unseen_rows(spec, count)):
         if line:
             console.print_info(line)
@@ -177,7 +177,9 @@ def _measure(session: TrainingSession, model: Any, when: str) -> dict[str, float
     console.set_activity(f"evaluating {len(rows)} rows {when} training")
     metrics: dict[str, float]
     if hasattr(session.task_module, "evaluate_in_detail"):
-        metrics, session.details[when] = session.task_module.evaluate_in_detail(model, tokenizer, rows, batch_size, task)
+        metrics, session.details[when] = session.task_module.evaluate_in_detail(
+            model, tokenizer, rows, batch_size, task
+        )
     else:
         metrics = session.task_module.evaluate(model, tokenizer, rows, batch_size, task)
     session.timings[f"evaluate_{when}_seconds"] = round(time.perf_counter() - started, 2)
@@ -211,7 +213,7 @@ def _choose_sample_rows(session: TrainingSession) -> list[sample_generations.Sam
     assert isinstance(session.spec.action, TrainAction)
     if session.base.head:
         return []
-    return sample_generations.choose_rows(session.rows.held_out, session.spec.action.samples)
+    return sample_generations.choose_rows(session.rows.held_out, session.spec.action.num_samples)
 
 
 # --- fit ---
@@ -221,7 +223,7 @@ def build_init_data(session: TrainingSession) -> attach.InitData:
     """What initializing an adapter may need of the training ahead: its number of steps, and calibration batches if the
     method looks at rows."""
     trainer = session.spec.trainer
-    rows = session.rows.build_training_rows()[session.spec.task.data.validation_rows or 0 :]
+    rows = session.rows.build_training_rows()[session.spec.task.data.num_validation_rows or 0 :]
     steps = loop.count_steps(trainer, len(rows))
     if not attach.needs_calibration_data(session.spec.lora):
         return attach.InitData([], steps)
@@ -269,8 +271,8 @@ def _run_fit(session: TrainingSession, model: Any, **options: Any) -> loop.FitRe
 
 
 def build_training_data(session: TrainingSession, model: Any) -> loop.TrainingData:
-    """The rows that `model` is trained and validated on; the first `task.data.validation_rows` rows are for validation."""
-    rows, num_validation = session.rows.build_training_rows(), session.spec.task.data.validation_rows or 0
+    """The rows that `model` is trained and validated on; the first `task.data.num_validation_rows` rows are for validation."""
+    rows, num_validation = session.rows.build_training_rows(), session.spec.task.data.num_validation_rows or 0
     return loop.TrainingData(
         rows[num_validation:],
         [row.where for row in session.rows.train[num_validation:]],
@@ -290,7 +292,7 @@ def _build_collator(session: TrainingSession, model: Any) -> Any:
     TRL's loop computes logits from the hidden states and the output layer's weight, so that an adapter on the output layer
     would be left out: such a model is trained by transformers' Trainer instead.
     """
-    if session.spec.task.kind == "seq2seq":
+    if session.spec.task.type == "seq2seq":
         return seq2seq.collator(session.base.tokenizer, session.base.model)
     if hasattr(session.task_module, "collator"):
         return session.task_module.collator(session.base.tokenizer)
@@ -330,7 +332,7 @@ def build_result(
         "trainable_parameters": trainable,
         "parameters": total,
     }
-    num_rows = len(session.rows.train) - (session.spec.task.data.validation_rows or 0)
+    num_rows = len(session.rows.train) - (session.spec.task.data.num_validation_rows or 0)
     coverage = epochs.describe_coverage(session.spec, num_rows, fitted.steps)
     summary = [
         ("base", f"{session.base.name} ({session.base.fingerprint.short()})"),

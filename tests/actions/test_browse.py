@@ -160,7 +160,7 @@ def test_without_a_server_to_be_had_one_line_says_what_to_install(trained, tmp_p
 
 
 def test_roots_that_are_not_there_are_refused(cli, tmp_path):
-    check_refused(cli, tmp_path, ["action=browse", "roots=[nowhere]"], ["action.roots: there is no folder nowhere"])
+    check_refused(cli, tmp_path, ["action=browse", "dirs=[nowhere]"], ["action.dirs: there is no folder nowhere"])
 
 
 @pytest.mark.slow

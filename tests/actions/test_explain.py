@@ -45,7 +45,7 @@ def test_each_key_has_a_row_with_its_source_and_the_command_comes_last(cli):
     assert rows["trainer.optim"][1].startswith("trainer/default.yaml:") and rows["seed"][1].startswith("config.yaml:")
     assert rows.keys() >= config.flatten_keys(dataclasses.asdict(peftrun.load())).keys() - {
         "task.data.labels",
-        "task.prompt",
+        "task.prompt_template",
     }
     assert "lora=dora (typed)" in run.out and "task=sms_spam (default)" in run.out
     assert run.out.endswith("\ncommand:\n  peftrun lora=dora lora.r=4 trainer.warmup_steps=1 trainer.max_steps=7\n")
@@ -53,12 +53,12 @@ def test_each_key_has_a_row_with_its_source_and_the_command_comes_last(cli):
         "task=instruction",
         "task.data.source=hub",
         "task.data.path=ORG/ROWS",
-        "task.prompt='Q {q}'",
-        "task.completion='A {a}'",
+        "task.prompt_template='Q {q}'",
+        "task.completion_template='A {a}'",
     ]
     assert (
         " task=instruction " in cli("action=explain", *own).out.rpartition("command:")[2]
-    )  # task=text would be as long
+    )  # task=plain_text would be as long
 
 
 @pytest.mark.slow
@@ -78,12 +78,12 @@ def test_standard_output_is_json_alone_where_it_was_asked_for(cli):
 
 
 @pytest.mark.slow
-@cases("of", [["of=merge", "adapter=TRAINED"], ["action.of=generate"]], ids=lambda given: given[0])
+@cases("of", [["for_action=merge", "adapter=TRAINED"], ["action.for_action=generate"]], ids=lambda given: given[0])
 def test_the_config_of_another_action(cli, trained, of):
     found = as_json(cli("action=explain", "format=json", *(text.replace("TRAINED", str(trained)) for text in of)))
     name = of[0].partition("=")[2]
     assert found["keys"][0]["value"] == name and found["command"].startswith(f"peftrun action={name}")
-    assert not [row for row in found["keys"] if row["key"] in ("action.of", "action.format")]
+    assert not [row for row in found["keys"] if row["key"] in ("action.for_action", "action.format")]
 
 
 def test_what_is_explained_is_not_run(cli):
@@ -121,10 +121,10 @@ def test_a_run_folder_is_explained_with_what_nothing_read_and_its_command(cli, t
     assert minimal_overrides.is_same_value(composed(found["command"]), saved)
     assert {row["key"]: row["value"] for row in found["keys"]} == config.flatten_keys(saved)
     record = json.loads((trained / "record.json").read_text())
-    assert found["unread"] == record["unread"] and "device.main_port" in found["unread"]
+    assert found["unread"] == record["unread"] and "device.main_process_port" in found["unread"]
     assert {row["kind"] for row in found["keys"]} == {"file", "typed"}
     text = cli("action=explain", f"run={trained}").out
-    assert "keys that the run did not use:\n" in text and "  device.main_port=29500\n" in text
+    assert "keys that the run did not use:\n" in text and "  device.main_process_port=29500\n" in text
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def two(cli, tmp_path):
 @pytest.mark.slow
 def test_the_overrides_that_lead_from_one_run_to_another(cli, two):
     one, other = two("one", "lora=dora", "lora.r=4"), two("other", "lora=dora", "lora.r=8", "seed=1", "trainer=smoke")
-    found = as_json(cli("action=explain", f"run={one}", f"against={other}", "format=json"))
+    found = as_json(cli("action=explain", f"run={one}", f"compare_with={other}", "format=json"))
     rows = {row["key"]: (row["from"], row["to"]) for row in found["differences"]}
     assert rows["lora.r"] == (4, 8) and rows["seed"] == (0, 1)
     assert found["overrides"] == ["trainer=smoke", "lora.r=8", "seed=1"]
@@ -175,29 +175,29 @@ def test_the_overrides_that_lead_from_one_run_to_another(cli, two):
     assert minimal_overrides.is_same_value(
         composed(shlex.join(["peftrun", *start, *found["overrides"]])), composed(found["command"])
     )
-    text = cli("action=explain", f"run={one}", f"against={other}").out
+    text = cli("action=explain", f"run={one}", f"compare_with={other}").out
     assert "4 → 8" in text and "overrides:\n  trainer=smoke lora.r=8 seed=1\n" in text
 
 
 @pytest.mark.slow
 def test_where_it_was_written_and_what_it_continues_does_not_count(cli, two, trained):
     one, other = two("one", "lora.r=4"), two("other", "lora.r=4", f"action.resume={trained}")
-    run = cli("action=explain", f"run={one}", f"against={other}")
+    run = cli("action=explain", f"run={one}", f"compare_with={other}")
     assert run.out == "nothing differs: both runs have the same config\n\ncommand:\n  peftrun lora.r=4\n"
-    found = as_json(cli("action=explain", f"run={one}", f"against={other}", "format=json"))
+    found = as_json(cli("action=explain", f"run={one}", f"compare_with={other}", "format=json"))
     assert found["differences"] == found["overrides"] == []
 
 
 REFUSED = [
     (["run=nowhere"], "action.run=nowhere", "is not a run folder"),
-    (["against=nowhere"], "action.against=nowhere", "is not a run folder"),
-    (["of=nosuch"], "action.of=nosuch", "is not an action"),
+    (["compare_with=nowhere"], "action.compare_with=nowhere", "is not a run folder"),
+    (["for_action=nosuch"], "action.for_action=nosuch", "is not an action"),
 ]
 
 
 @cases("given, key, rule", REFUSED)
 def test_what_cannot_be_explained_is_refused(cli, tmp_path, given, key, rule):
-    problems = [(key, rule), *([("action.run is not set",)] if key.startswith("action.against") else [])]
+    problems = [(key, rule), *([("action.run is not set",)] if key.startswith("action.compare_with") else [])]
     check_refused(cli, tmp_path, ["action=explain", *given], *problems)
 
 
@@ -208,7 +208,7 @@ def test_a_run_has_its_own_config(cli, tmp_path, two):
 
 @pytest.mark.slow
 def test_nothing_heavy_is_imported(tmp_path, trained):
-    for given in (["lora=dora", "format=json"], [f"run={trained}"], [f"run={trained}", f"against={trained}"]):
+    for given in (["lora=dora", "format=json"], [f"run={trained}"], [f"run={trained}", f"compare_with={trained}"]):
         done = in_a_process(tmp_path, "action=explain", *given)
         assert done.returncode == 0 and "HEAVY []" in done.stderr, done.stderr
 

@@ -33,7 +33,7 @@ def adapted(family, base, adapter):
 def test_a_low_rank_change_is_found_again(cli, request, tmp_path, on_tiny, family, method):
     base = request.getfixturevalue(family)
     tuned = tuned_by_an_adapter(cli, on_tiny(base), base, family, tmp_path, r=3, target_modules="all-linear")
-    outcome = cli(*on_tiny(base), "action=extract", f"action.tuned={tuned}", f"lora={method}", "lora.r=3")
+    outcome = cli(*on_tiny(base), "action=extract", f"action.finetuned_model={tuned}", f"lora={method}", "lora.r=3")
     assert outcome.code == 0, outcome.err
     figures = outcome.record()["extracted"]
     assert figures["residual"] < 1e-4 and figures["left_out"] == {}
@@ -46,7 +46,7 @@ def test_a_low_rank_change_is_found_again(cli, request, tmp_path, on_tiny, famil
 def test_the_residual_is_the_tail_of_the_singular_values(cli, tmp_path, llama, on_tiny):
     tuned = fully_tuned(llama, tmp_path / "tuned")
     outcome = cli(
-        *on_tiny(llama), "action=extract", f"action.tuned={tuned}", "lora.r=5", "lora.target_modules=[q_proj]"
+        *on_tiny(llama), "action=extract", f"action.finetuned_model={tuned}", "lora.r=5", "lora.target_modules=[q_proj]"
     )
     assert outcome.code == 0, outcome.err
     figures, before, after = outcome.record()["extracted"], tensors_of(llama), tensors_of(tuned)
@@ -63,7 +63,7 @@ def test_with_every_module_at_full_rank_nothing_is_left_out(cli, tmp_path, on_ti
     base = build_llama(tmp_path / "models" / "untied", tie_word_embeddings=False)
     tuned = fully_tuned(base, tmp_path / "tuned")
     outcome = cli(
-        *on_tiny(base), "action=extract", f"action.tuned={tuned}", "lora.r=64",
+        *on_tiny(base), "action=extract", f"action.finetuned_model={tuned}", "lora.r=64",
         "lora.modules_to_save=[embed_tokens,lm_head,norm,input_layernorm,post_attention_layernorm]",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -75,7 +75,7 @@ def test_with_every_module_at_full_rank_nothing_is_left_out(cli, tmp_path, on_ti
 
 def test_more_rank_leaves_less(cli, tmp_path, llama, on_tiny):
     tuned = fully_tuned(llama, tmp_path / "tuned")
-    args = [*on_tiny(llama), "action=extract", f"action.tuned={tuned}"]
+    args = [*on_tiny(llama), "action=extract", f"action.finetuned_model={tuned}"]
     residuals = [cli(*args, f"lora.r={rank}").record()["extracted"]["residual"] for rank in (2, 8, 16)]
     assert residuals == sorted(residuals, reverse=True) and residuals[-1] < residuals[0]
 
@@ -83,37 +83,44 @@ def test_more_rank_leaves_less(cli, tmp_path, llama, on_tiny):
 def test_what_is_no_fine_tuned_copy_of_the_base_is_refused(cli, tmp_path, llama, gpt2, on_tiny):
     args = [*on_tiny(llama), "action=extract"]
     check_failed(
-        cli, tmp_path, [*args, f"action.tuned={gpt2}"], [f"action.tuned={gpt2}: is not a fine-tuned", "choose the base"]
+        cli,
+        tmp_path,
+        [*args, f"action.finetuned_model={gpt2}"],
+        [f"action.finetuned_model={gpt2}: is not a fine-tuned", "choose the base"],
     )
     wider = build_llama(tmp_path / "wider", intermediate_size=96)
-    check_failed(cli, tmp_path, [*args, f"action.tuned={wider}"], ["is not a fine-tuned", "mlp.down_proj.weight"])
-    check_failed(cli, tmp_path, [*args, f"action.tuned={llama}"], ["equals the base, so there is nothing to extract"])
+    check_failed(
+        cli, tmp_path, [*args, f"action.finetuned_model={wider}"], ["is not a fine-tuned", "mlp.down_proj.weight"]
+    )
+    check_failed(
+        cli, tmp_path, [*args, f"action.finetuned_model={llama}"], ["equals the base, so there is nothing to extract"]
+    )
 
 
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
         (
-            ["action.tuned=nowhere"],
-            ["action.tuned=nowhere: there is no such folder", "name the folder of a fine-tuned model"],
+            ["action.finetuned_model=nowhere"],
+            ["action.finetuned_model=nowhere: there is no such folder", "name the folder of a fine-tuned model"],
         ),
         (
-            ["action.tuned=pickled"],
-            ["action.tuned=pickled: has no .safetensors file (pickles are refused)", "convert"],
+            ["action.finetuned_model=pickled"],
+            ["action.finetuned_model=pickled: has no .safetensors file (pickles are refused)", "convert"],
         ),
         (
-            ["action.tuned=TUNED", "lora=none"],
+            ["action.finetuned_model=TUNED", "lora=none"],
             ["lora=none: action=extract needs rank and target modules of a LoRA", "type lora=lora"],
         ),
         (
-            ["action.tuned=TUNED", "lora=dora"],
+            ["action.finetuned_model=TUNED", "lora=dora"],
             ["lora.use_dora: action=extract makes a plain low-rank adapter", "type lora=lora"],
         ),
         (
-            ["action.tuned=TUNED", "lora=pissa"],
+            ["action.finetuned_model=TUNED", "lora=pissa"],
             ["lora.init_lora_weights: action=extract makes a plain low-rank adapter", "type lora=lora"],
         ),
-        ([], ["action.tuned is not set"]),
+        ([], ["action.finetuned_model is not set"]),
     ],
 )
 def test_wrong_settings_are_refused_before_the_run(cli, tmp_path, llama, on_tiny, overrides, told):

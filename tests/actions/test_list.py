@@ -103,9 +103,9 @@ def test_a_terminal_is_filled_and_no_more(runs, tmp_path, width):
 
 
 def test_keys_that_it_does_not_read_are_told(cli, runs):
-    told = cli("action=list", f"roots=[{runs[0].parents[1]}]", "seed=9", f"adapter={runs[0]}", "limit=1").err
+    told = cli("action=list", f"dirs=[{runs[0].parents[1]}]", "seed=9", f"adapter={runs[0]}", "limit=1").err
     assert "seed=9" in told and "adapter.default=" in told and "not used by this run" in told
-    assert "not used by this run" not in cli("action=list", f"roots=[{runs[0].parents[1]}]", "limit=1").err
+    assert "not used by this run" not in cli("action=list", f"dirs=[{runs[0].parents[1]}]", "limit=1").err
 
 
 def test_what_has_not_come_to_its_end_is_not_proposed(runs):
@@ -148,7 +148,7 @@ def test_numbers_that_json_cannot_say_are_null(cli, trained, tmp_path):
     [
         (["where=task"], ["action.where: after task one of", "⟨here⟩"]),
         (["where=(task=a"], ["action.where:", "closing parenthesis"]),
-        (["roots=[nowhere]"], ["action.roots: there is no folder nowhere"]),
+        (["dirs=[nowhere]"], ["action.dirs: there is no folder nowhere"]),
         (["limit=0"], ["action.limit=0", "greater than or equal to 1"]),
         (["format=yaml"], ["action.format=yaml", "type action.format="]),
     ],

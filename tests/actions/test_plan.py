@@ -81,7 +81,7 @@ def test_options_of_the_launcher_are_checked(cli, tmp_path):
 
 
 def test_one_run_is_planned_from_files(cli, llama, on_tiny):
-    outcome = cli(*on_tiny(llama), "action=plan", "action.measured_steps=0")
+    outcome = cli(*on_tiny(llama), "action=plan", "action.measure_steps=0")
     assert outcome.code == 0, outcome.err
     for text in (
         "about 652 MB",
@@ -95,7 +95,7 @@ def test_one_run_is_planned_from_files(cli, llama, on_tiny):
 
 
 def test_a_plan_from_files_imports_nothing_heavy(tmp_path):
-    assert "HEAVY []" in run(tmp_path, "action=plan", "device=cpu", "action.measured_steps=0").stderr
+    assert "HEAVY []" in run(tmp_path, "action=plan", "device=cpu", "action.measure_steps=0").stderr
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def clock_of_tokens(monkeypatch):
 @cases("more", [[], ["trainer.gradient_accumulation_steps=3"], ["trainer.per_device_train_batch_size=1"]])
 def test_a_step_is_timed_by_the_trainings_own_loop(planned, cli, llama, on_tiny, clock_of_tokens, more):
     steps = ["trainer.max_steps=30", "trainer.save_strategy=no", *more]
-    _, plan = planned(*steps, "action.measured_steps=10")
+    _, plan = planned(*steps, "action.measure_steps=10")
     before = clock_of_tokens[0]
     assert cli(*on_tiny(llama), *steps).code == 0
     assert plan["measured"]["step"] * 30 == pytest.approx(clock_of_tokens[0] - before, rel=0.05)
@@ -157,9 +157,9 @@ def test_what_is_measured_is_what_was_asked_for(planned):
 
 def test_epochs_become_steps_once_rows_are_counted(planned):
     epochs = ["trainer=epochs", "trainer.gradient_accumulation_steps=2", "trainer.num_train_epochs=3"]
-    outcome, plan = planned(*epochs, "action.measured_steps=0")
+    outcome, plan = planned(*epochs, "action.measure_steps=0")
     assert plan["steps"] is None and "unknown until rows are counted; 8 rows a step" in outcome.out
-    outcome, plan = planned(*epochs, "action.measured_steps=1")
+    outcome, plan = planned(*epochs, "action.measure_steps=1")
     assert (
         plan["rows"] == 32 and plan["steps"] == 12 and "12 steps × 8 rows = 96 rows (3.00 epochs of 32)" in outcome.out
     )
@@ -168,9 +168,9 @@ def test_epochs_become_steps_once_rows_are_counted(planned):
 @pytest.mark.slow
 @cases("method", ["ia3", "vera", "none"])
 def test_another_method_is_counted_on_the_adapted_base(planned, cli, llama, on_tiny, method):
-    guess, plan = planned(f"lora={method}", "action.measured_steps=0")
+    guess, plan = planned(f"lora={method}", "action.measure_steps=0")
     assert plan["exact"] == (method == "none") == ("about 1" not in guess.out.splitlines()[0])
-    _, plan = planned(f"lora={method}", "action.measured_steps=1")
+    _, plan = planned(f"lora={method}", "action.measure_steps=1")
     real = cli(*on_tiny(llama), f"lora={method}", *TINY_STEPS).record()
     assert plan["exact"] and plan["trained"] == real["trainable_parameters"]
 
@@ -180,7 +180,7 @@ def test_what_will_not_fit_is_said_with_what_to_type_and_not_tried(planned):
     assert plan["memory"]["peak"] > plan["free"] and plan["measured"] is None
     assert "will not fit: " in outcome.out and "; type trainer.per_device_train_batch_size=" in outcome.out
     size = outcome.out.partition("trainer.per_device_train_batch_size=")[2].split()[0]
-    outcome, plan = planned(f"trainer.per_device_train_batch_size={size}", "action.measured_steps=0")
+    outcome, plan = planned(f"trainer.per_device_train_batch_size={size}", "action.measure_steps=0")
     assert "fits: " in outcome.out
 
 
@@ -191,12 +191,12 @@ def test_what_never_fits_wants_another_model_or_machine(planned):
 
 @pytest.mark.slow
 def test_processes_are_planned_each(planned):
-    outcome, plan = planned("device=ddp", "device.name=cpu", "device.processes=2", "action.measured_steps=1")
+    outcome, plan = planned("device=ddp", "device.type=cpu", "device.num_processes=2", "action.measure_steps=1")
     assert plan["processes"] == 2 and "for each of 2 processes" in outcome.out and "60 steps × 8 rows" in outcome.out
 
 
 def test_a_run_that_is_to_be_continued_is_planned_whole(planned, cli, llama, on_tiny, tmp_path):
-    outcome, _ = planned("action.resume=auto", "action.measured_steps=1")
+    outcome, _ = planned("action.resume=auto", "action.measure_steps=1")
     assert "note      for the whole training" in outcome.out
 
 

@@ -25,7 +25,7 @@ EVIL = "<script>\"&' \x1b[31mred\x07 \u202eturned\u202c שלום \U0001f600 \u20
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 PLAIN = [
-    "task.data.source=file", "task.data.package=null", "task.messages=null", "task.data.eval_rows=3", "task.data.label_column=null",
+    "task.data.source=file", "task.data.package=null", "task.messages_column=null", "task.data.num_test_rows=3", "task.data.label_column=null",
     "task.data.labels=null", "task.data.balance=false",
 ]  # fmt: skip
 
@@ -49,9 +49,9 @@ def rows_of(folder):
 PREFERENCES = {
     "dpo": [],
     "reward": [],
-    "kto": ["task.completion='{chosen}'", "task.desirable=ok"],
-    "grpo": ["task.completion='{chosen}'"],
-    "translation": ["task.completion='{chosen}'"],
+    "kto": ["task.completion_template='{chosen}'", "task.desirable_column=ok"],
+    "grpo": ["task.completion_template='{chosen}'"],
+    "translation": ["task.completion_template='{chosen}'"],
 }
 
 
@@ -61,15 +61,31 @@ def built(kind, llama, gpt2, data, tmp_path):
         return (on_texts if kind == "seq_cls" else on_words)(build_bert(tmp_path / "bert"), tmp_path)
     if kind == "talks":
         talks = jsonl(tmp_path / "talks.jsonl", [talk(n) for n in range(8)])
-        more = [f"task.data.path={talks}", "task.data.eval_rows=2", "task.loss_on=assistant", "task.max_length=900"]
+        more = [f"task.data.path={talks}", "task.data.num_test_rows=2", "task.loss_on=assistant", "task.max_length=900"]
         return [*on(tools_model(llama, tmp_path / "with-tools")), "task=chat", *more]
     if kind == "text":
         texts = jsonl(tmp_path / "texts.jsonl", [{"text": f"{n} " + "the lazy dog " * (3 * n + 1)} for n in range(12)])
-        return [*on(gpt2), "task=text", f"task.data.path={texts}", "task.data.eval_rows=3", "task.max_length=32"]
+        return [
+            *on(gpt2),
+            "task=plain_text",
+            f"task.data.path={texts}",
+            "task.data.num_test_rows=3",
+            "task.max_length=32",
+        ]
     if kind == "instruction":
-        return [*on(llama), "task=instruction", f"task.data.path={data}", "task.data.eval_rows=8", "task.max_length=64"]
+        return [
+            *on(llama),
+            "task=instruction",
+            f"task.data.path={data}",
+            "task.data.num_test_rows=8",
+            "task.max_length=64",
+        ]
     pair = [{"prompt": f"Is {n} even?", "chosen": "yes", "rejected": "no", "ok": n % 2 == 0} for n in range(20)]
-    rows = [f"task.data.path={jsonl(tmp_path / 'pairs.jsonl', pair)}", "task.prompt='{prompt}'", *PREFERENCES[kind]]
+    rows = [
+        f"task.data.path={jsonl(tmp_path / 'pairs.jsonl', pair)}",
+        "task.prompt_template='{prompt}'",
+        *PREFERENCES[kind],
+    ]
     base = build_t5(tmp_path / "t5") if kind == "translation" else llama
     return [*on(base), f"task={kind}", *PLAIN, *rows, "trainer.per_device_train_batch_size=4"]
 
@@ -156,7 +172,7 @@ def test_no_weights_and_no_torch(llama, data, tmp_path):
     base = Path(shutil.copytree(llama, tmp_path / "base"))
     (base / "model.safetensors").write_bytes(b"nothing that could be read")
     done = run(
-        tmp_path, *on(base), "task=instruction", f"task.data.path={data}", "action=preview", "task.data.eval_rows=8"
+        tmp_path, *on(base), "task=instruction", f"task.data.path={data}", "action=preview", "task.data.num_test_rows=8"
     )
     assert done.returncode == 0 and "HEAVY ['transformers']" in done.stderr, done.stderr
     assert "⟦yes<|im_end|>↵⟧" in done.stdout and "training rows  32;" in done.stdout
@@ -173,27 +189,27 @@ SAME = [*ROWS, LONG, ROWS[3]]  # row 13 is too long, row 14 repeats row 4
         ([], ["1: longer than task.max_length=64", "1: a repeated row", "14 rows; 10 training, 2 held-out"]),
         (["at=13"], ["rows.jsonl: row 13 is left out: longer than task.max_length=64 (", "tokens)"]),
         (["at=14"], ["row 14 is left out: a repeated row (task.data.deduplicate=false keeps it)"]),
-        (["at=13", "task.data.eval_path=rows.jsonl"], ["task.data.path=rows.jsonl: row 13 is left out: longer", "eval_path=rows.jsonl: row 13 is left out: beyond"]),
+        (["at=13", "task.data.test_path=rows.jsonl"], ["task.data.path=rows.jsonl: row 13 is left out: longer", "test_path=rows.jsonl: row 13 is left out: beyond"]),
         (["at=5", "task.data.deduplicate=false"], ["row 5 ·", "⟦yes<|im_end|>↵⟧"]),
-        (["at=12", "task.data.holdout=last", "task.data.deduplicate=false"], ["row 12 · held-out ·"]),
-        (["at=5", "task.data.train_rows=2", "task.data.holdout=last"], ["row 5 is left out: beyond task.data.train_rows=2"]),
-        (["task.data.validation_rows=2", "trainer.eval_strategy=steps"], ["validation rows  2;"]),
+        (["at=12", "task.data.split_strategy=last", "task.data.deduplicate=false"], ["row 12 · held-out ·"]),
+        (["at=5", "task.data.num_train_rows=2", "task.data.split_strategy=last"], ["row 5 is left out: beyond task.data.num_train_rows=2"]),
+        (["task.data.num_validation_rows=2", "trainer.eval_strategy=steps"], ["validation rows  2;"]),
         (["trainer.packing=true"], ["rows are shown before packing"]),
         (["at=15"], ["peftrun: action.at=15", "rows.jsonl has 14 rows", "type action.at="]),
-        (["task.data.eval_path=rows.jsonl"], ["task.data.path=rows.jsonl: 14 rows; 12 training", "eval_path=rows.jsonl: 14 rows; 3 held-out", "warning: task.data.eval_path=rows.jsonl: 3 of 3 evaluation rows are training rows too"]),
-        (["task.data.eval_path=more.jsonl"], ["rows.jsonl: 14 rows; 12 training", "more.jsonl: 9 rows; 3 held-out"]),
-        (["'task.data.mix={again: {path: rows.jsonl, weight: 1.0}}'"], ["task.data.mix.again.path=rows.jsonl: 14 rows;", "type task.data.deduplicate=true"]),
+        (["task.data.test_path=rows.jsonl"], ["task.data.path=rows.jsonl: 14 rows; 12 training", "test_path=rows.jsonl: 14 rows; 3 held-out", "warning: task.data.test_path=rows.jsonl: 3 of 3 evaluation rows are training rows too"]),
+        (["task.data.test_path=more.jsonl"], ["rows.jsonl: 14 rows; 12 training", "more.jsonl: 9 rows; 3 held-out"]),
+        (["'task.data.mixture={again: {path: rows.jsonl, weight: 1.0}}'"], ["task.data.mixture.again.path=rows.jsonl: 14 rows;", "type task.data.deduplicate=true"]),
         (["lora=prompt_tuning"], ["lora.num_virtual_tokens=20: training prepends as many virtual tokens to each row"]),
         (["lora=prompt_tuning", "lora.num_virtual_tokens=251"], ["peftrun: task.data.path=rows.jsonl: row", "reads 5 after 251 of the adapter", "type task.max_length=5"]),
         (["lora=adalora", "trainer.max_steps=20"], ["peftrun: lora.tinit=", "leaves no step of trainer.max_steps=20"]),
-        (["'task.data.mix={more: {path: more.jsonl, weight: 0.5}}'"], ["more.jsonl: 9 rows;", "task.data.mix asks for fewer rows of its source"]),
+        (["'task.data.mixture={more: {path: more.jsonl, weight: 0.5}}'"], ["more.jsonl: 9 rows;", "task.data.mixture asks for fewer rows of its source"]),
     ],
     ids=lambda case: case[0],
 )  # fmt: skip
 def test_what_becomes_of_every_row(cli, llama, tmp_path, typed, words):
     jsonl(tmp_path / "rows.jsonl", SAME)
     jsonl(tmp_path / "more.jsonl", [{"prompt": f"And {n}?", "completion": "no"} for n in range(9)])
-    rows = ["task=instruction", "task.data.path=rows.jsonl", "task.data.eval_rows=3", "task.max_length=64"]
+    rows = ["task=instruction", "task.data.path=rows.jsonl", "task.data.num_test_rows=3", "task.max_length=64"]
     shown = cli(*on(llama), *rows, "action=preview", *[one.strip("'") for one in typed])
     assert all(word in shown.out + shown.err for word in words), shown.out + shown.err
     if words[0].startswith("peftrun: "):
@@ -215,7 +231,7 @@ def test_what_becomes_of_every_row(cli, llama, tmp_path, typed, words):
 def test_rows_read_together_are_those_read_alone(kind, more, llama, gpt2, data, tmp_path, monkeypatch):
     spec = build_spec(compose_run([*built(kind, llama, gpt2, data, tmp_path), *more]).cfg)
     for base in (spec.model.name_or_path, gpt2) if kind == "instruction" else (spec.model.name_or_path,):
-        tokenizer, load = AutoTokenizer.from_pretrained(base), import_rows_module(spec.task.kind).load_rows
+        tokenizer, load = AutoTokenizer.from_pretrained(base), import_rows_module(spec.task.type).load_rows
         together = load(spec.task, tokenizer)
         with monkeypatch.context() as patch:
             patch.setattr(Encoder, "read_ahead", lambda *_: None)

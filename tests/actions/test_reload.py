@@ -44,7 +44,7 @@ def test_evaluation_can_be_left_out(cli, trained, llama, on_tiny):
 
 def test_several_adapters_load_under_their_names_and_one_answers(cli, trained, llama, on_tiny):
     both = f"adapter={{one: {trained}, two: {trained}}}"
-    record = cli(*on_tiny(llama), "action=reload", both, "active=two").record()
+    record = cli(*on_tiny(llama), "action=reload", both, "active_adapter=two").record()
     assert [proof["name"] for proof in record["adapters"]] == ["one", "two"]
     assert record["placement"]["active_adapters"] == ["two"]
 

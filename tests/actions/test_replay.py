@@ -43,9 +43,9 @@ def preferences(kind, llama, where):
         "grpo": [{"q": text, "a": "yes"} for text in asked],
     }[kind]
     columns = {
-        "dpo": ["task.messages=null", "task.prompt='{q}'", "task.chosen=good", "task.rejected=bad"],
-        "kto": ["task.messages=null", "task.prompt='{q}'", "task.completion='{a}'", "task.desirable=ok"],
-        "grpo": ["task.prompt='{q}'", "task.completion='{a}'", "task.data.label_column=null", "task.data.labels=null",
+        "dpo": ["task.messages_column=null", "task.prompt_template='{q}'", "task.chosen_column=good", "task.rejected_column=bad"],
+        "kto": ["task.messages_column=null", "task.prompt_template='{q}'", "task.completion_template='{a}'", "task.desirable_column=ok"],
+        "grpo": ["task.prompt_template='{q}'", "task.completion_template='{a}'", "task.data.label_column=null", "task.data.labels=null",
                  "task.data.balance=false", "task.objective.max_completion_length=4", "task.objective.num_generations=4",
                  "task.objective.rewards=[matches_pattern]", "task.objective.reward_weights=null",
                  "task.objective.pattern='^[a-m]'"],
@@ -53,7 +53,7 @@ def preferences(kind, llama, where):
     file = jsonl(where / f"{kind}.jsonl", rows)
     return [
         "model=pretrained", f"model.name_or_path={llama}", f"task={kind}", "task.data.source=file", f"task.data.path={file}",
-        "task.data.eval_rows=8", "task.max_length=64", *columns, "device=cpu", "device.dtype=float32", *TINY_STEPS,
+        "task.data.num_test_rows=8", "task.max_length=64", *columns, "device=cpu", "device.dtype=float32", *TINY_STEPS,
         "trainer.learning_rate=1e-2",
     ]  # fmt: skip
 
@@ -63,7 +63,7 @@ def translation(t5, where):
     file = jsonl(where / "translated.jsonl", [{"en": f"{a} {b}", "es": b} for a in words for b in words])
     return [
         "model=pretrained", f"model.name_or_path={t5}", "task=translation", "task.data.source=file", f"task.data.path={file}",
-        "task.prompt='{en}'", "task.completion='{es}'", "task.data.eval_rows=8", "device=cpu", "device.dtype=float32", *TINY_STEPS,
+        "task.prompt_template='{en}'", "task.completion_template='{es}'", "task.data.num_test_rows=8", "device=cpu", "device.dtype=float32", *TINY_STEPS,
     ]  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_a_config_that_was_altered_is_drift(where, tmp_path, trained):
     altered = shutil.copytree(trained, tmp_path / "altered")
     config = altered / "config.yaml"
     config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 5"))
-    outcome = cli_here(where, "action=replay", f"run={altered}", "env=check")
+    outcome = cli_here(where, "action=replay", f"run={altered}", "check_only=true")
     assert outcome.code == 1 and "config.yaml itself" in outcome.err
 
 
@@ -183,7 +183,7 @@ def own(tmp_path, on_tiny):
 def test_one_row_that_has_changed_is_named(tmp_path, own, only_checked):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text().replace("Is 17 even?", "Is 17 odd?"))
-    again = replayed(tmp_path, own.run_dir, *(["env=check"] if only_checked else []))
+    again = replayed(tmp_path, own.run_dir, *(["check_only=true"] if only_checked else []))
     assert again.code == 1 and drifted(again).keys() == {("data", "rows")}
     assert ("data, drifted: rows" if only_checked else "drifted: data: rows") in again.err
 
@@ -198,11 +198,11 @@ def test_tools_and_prompts_that_have_changed_are_named(tmp_path, llama, on_tiny)
     asked = ["action=generate", f"action.prompts_file={prompts}", "action.max_new_tokens=2"]
     generate = cli_here(tmp_path, *own, *asked)
     for run in (train, generate):
-        assert "nothing has drifted" in replayed(tmp_path, run.run_dir, "env=check").out, run.err
+        assert "nothing has drifted" in replayed(tmp_path, run.run_dir, "check_only=true").out, run.err
     tools.write_text('[{"name": "climate"}]')
     prompts.write_text("Is it cold?")
     for run, names in ((train, {"task.tools", "rows"}), (generate, {"task.tools", "action.prompts_file"})):
-        again = replayed(tmp_path, run.run_dir, "env=check")
+        again = replayed(tmp_path, run.run_dir, "check_only=true")
         assert again.code == 1 and drifted(again).keys() == {("data", name) for name in names}
 
 
@@ -211,7 +211,7 @@ def test_tools_and_prompts_that_have_changed_are_named(tmp_path, llama, on_tiny)
 def test_other_weights_of_the_base_are_named(tmp_path, own, only_checked):
     shutil.rmtree(tmp_path / "base")
     build_llama(tmp_path / "base", seed=4)
-    again = replayed(tmp_path, own.run_dir, *(["env=check"] if only_checked else []))
+    again = replayed(tmp_path, own.run_dir, *(["check_only=true"] if only_checked else []))
     assert again.code == 1 and drifted(again).keys() == {("base", "base weights")}
     assert ("base, drifted: base weights" if only_checked else "drifted: base: base weights") in again.err
 
@@ -243,7 +243,7 @@ def test_another_version_of_a_package_is_named(tmp_path, trained):
 
 
 def test_env_check_trains_nothing_and_shows_every_input(where, trained):
-    checked = replayed(where, trained, "env=check")
+    checked = replayed(where, trained, "check_only=true")
     assert checked.code == 0, checked.err
     assert not (checked.run_dir / "again").exists() and "nothing has drifted" in checked.out
     for kind in (
@@ -264,7 +264,7 @@ def test_env_check_trains_nothing_and_shows_every_input(where, trained):
     record = json.loads((longer / "record.json").read_text())
     record["training"]["steps"] += 1
     (longer / "record.json").write_text(json.dumps(record))
-    checked = replayed(where, longer, "env=check")
+    checked = replayed(where, longer, "check_only=true")
     assert checked.code == 1 and "steps, planned and taken 4 → 5" in checked.err
 
 
@@ -283,7 +283,7 @@ def test_an_older_record_is_run_again_and_what_it_does_not_tell_is_said(tmp_path
     for key in ("environment", "computing", "given", "files"):
         record.pop(key)
     (run / "record.json").write_text(json.dumps(record))
-    checked = replayed(tmp_path, run, "env=check")
+    checked = replayed(tmp_path, run, "check_only=true")
     assert (
         checked.code == 0 and "machine, not recorded" in checked.out and "other packages, not recorded" in checked.out
     )
@@ -327,7 +327,7 @@ def actions(where, trained, llama, on_tiny):
         "unmerge": [adapter],
         "combine": [two],
         "diff": [two],
-        "extract": ["lora=lora", "lora.r=4", f"action.tuned={where / 'elsewhere'}"],
+        "extract": ["lora=lora", "lora.r=4", f"action.finetuned_model={where / 'elsewhere'}"],
     }
     on = {"unmerge": [one.replace(str(llama), str(where / "elsewhere")) for one in tiny]}
     runs = {name: cli_here(where, *on.get(name, tiny), f"action={name}", *more) for name, more in args.items()}
@@ -357,9 +357,9 @@ def test_an_adapter_that_is_given_is_an_input(where, tmp_path, actions, trained,
 
 
 def test_figures_of_a_run_without_files_are_compared(where, actions):
-    again = replayed(where, actions["evaluate"], "task.data.eval_rows=10")
+    again = replayed(where, actions["evaluate"], "task.data.num_test_rows=10")
     assert again.code == 1 and verdict(again)["metrics"].keys() >= {"loss"}
-    assert "loss" in again.err and "task.data.eval_rows 8 → 10" in again.err
+    assert "loss" in again.err and "task.data.num_test_rows 8 → 10" in again.err
 
 
 @pytest.mark.slow
@@ -387,7 +387,7 @@ def test_a_cell_of_a_sweep_is_run_again_alone(tmp_path, llama, on_tiny):
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_run_again_in_two(tmp_path, llama, on_tiny):
-    spread = ["device=ddp", "device.name=cpu", "device.dtype=float32"]
+    spread = ["device=ddp", "device.type=cpu", "device.dtype=float32"]
     first = cli_here(tmp_path, *on_tiny(llama), *TINY_STEPS, *spread)
     assert first.record()["computing"]["deterministic"] is True, first.err
     again = replayed(tmp_path, first.run_dir)
@@ -416,8 +416,8 @@ def test_what_cannot_be_run_again_is_a_line(cli, tmp_path, trained, llama, on_ti
     check_refused(cli, tmp_path, replay, ["action.run is not set", "run=outputs/train/RUN"])
     check_refused(cli, tmp_path, [*replay, "run=nowhere"], ["action.run=nowhere: is no run folder"])
     failed = run_with(tmp_path, trained, status="failed", error="interrupted")
-    check_refused(cli, tmp_path, [*replay, f"run={failed}"], ["this run is 'failed' (interrupted)", "env=check"])
-    assert cli(*replay, f"run={failed}", "env=check").code == 0
+    check_refused(cli, tmp_path, [*replay, f"run={failed}"], ["this run is 'failed' (interrupted)", "check_only=true"])
+    assert cli(*replay, f"run={failed}", "check_only=true").code == 0
     shutil.rmtree(failed)
     planned = run_with(tmp_path, trained, action="plan")
     check_refused(cli, tmp_path, [*replay, f"run={planned}"], ["is a run of action=plan", "train"])

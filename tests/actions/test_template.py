@@ -16,16 +16,16 @@ from peftrun.composition.compose import compose_run
 from peftrun.config import values as config
 
 TYPED = [
-    "lora=dora", "lora.r=4", "task=instruction", "task.data.path=mine.jsonl", "task.completion='{answer}: \"{why}\"'", "trainer=epochs", "seed=3",
+    "lora=dora", "lora.r=4", "task=instruction", "task.data.path=mine.jsonl", "task.completion_template='{answer}: \"{why}\"'", "trainer=epochs", "seed=3",
     "++lora.rank_pattern={q_proj: 2, v_proj: 3}", "lora.target_modules=[q_proj,v_proj]", "trainer.learning_rate=1e-4", "device.dtype=float32",
-    "task.system=null", "task.prompt='a, b: [c] = {question}'",
+    "task.system_prompt=null", "task.prompt_template='a, b: [c] = {question}'",
 ]  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
 
 def resolved(overrides, where):
     values = config.resolve_values(compose_run(overrides, [str(where)]).cfg)
-    return {key: value for key, value in values.items() if key not in ("slots", "template")}
+    return {key: value for key, value in values.items() if key not in ("params", "template")}
 
 
 @cases(
@@ -55,8 +55,8 @@ def test_a_file_of_ones_own_becomes_a_slot(tmp_path, cli):
     cli("action=template", "path=our_templates", *TYPED)
     where = tmp_path / "our_templates" / "our_templates"
     assert peftrun.load("experiment=our_templates", config_dirs=[where]).task.data.path == "mine.jsonl"
-    spec = peftrun.load("experiment=our_templates", "slots.rows=other.jsonl", config_dirs=[where])
-    assert spec.task.data.path == "other.jsonl" and spec.template.slots["rows"].type == "path"
+    spec = peftrun.load("experiment=our_templates", "params.rows=other.jsonl", config_dirs=[where])
+    assert spec.task.data.path == "other.jsonl" and spec.template.params["rows"].type == "path"
     assert (spec.template.name, spec.template.version) == ("our_templates/our_templates", "0.1.0")
 
 
@@ -64,7 +64,7 @@ def test_the_examples_compose(tmp_path, cli):
     (tmp_path / "mine.jsonl").write_text("")
     cli("action=template", "path=our_templates")
     where = [tmp_path / "our_templates" / "our_templates"]
-    spec = peftrun.load("experiment=our_templates_rows", "slots.rows=mine.jsonl", "slots.rank=2", config_dirs=where)
+    spec = peftrun.load("experiment=our_templates_rows", "params.rows=mine.jsonl", "params.rank=2", config_dirs=where)
     assert spec.lora.r == 2 and spec.task.data.path == "mine.jsonl" and "q_proj" in spec.lora.target_modules
     assert peftrun.load("lora=our_templates", config_dirs=where).lora.r == 8
 
@@ -138,7 +138,7 @@ def test_it_is_installed_used_and_checked(tmp_path, cli, environment, llama, dat
     elsewhere.mkdir()
     (elsewhere / "theirs.jsonl").write_bytes(data.read_bytes())
     assert "experiment=our_templates_rows" in typed_there(environment, elsewhere, "--help").stdout
-    trained = typed_there(environment, elsewhere, "experiment=our_templates", "slots.rows=theirs.jsonl")
+    trained = typed_there(environment, elsewhere, "experiment=our_templates", "params.rows=theirs.jsonl")
     assert trained.returncode == 0, trained.stderr
     assert "template our_templates/our_templates 0.1.0" in trained.stderr
     values = yaml.safe_load(next(elsewhere.glob("outputs/train/*/config.yaml")).read_text())

@@ -136,7 +136,7 @@ def test_a_torn_checkpoint_is_passed_over(cli, llama, on_tiny):
     assert not list(run.rglob("README.md"))
 
 
-MEASURED = ["task.data.validation_rows=8", "trainer.eval_steps=2", "trainer.learning_rate=0.3"]
+MEASURED = ["task.data.num_validation_rows=8", "trainer.eval_steps=2", "trainer.learning_rate=0.3"]
 # How a training ends: what is set beside a constant learning rate, under which a step too many shows.
 ENDS = {
     "steps": ["trainer.max_steps=3"],
@@ -144,7 +144,7 @@ ENDS = {
     "epochs of a batch and a half": ["trainer.max_steps=-1", "trainer.num_train_epochs=1", "trainer.gradient_accumulation_steps=5"],
     "early stopping": [*MEASURED, "trainer.max_steps=20", "trainer.eval_strategy=steps", "trainer.early_stopping_patience=2"],
     "the best of them": [*MEASURED, "trainer.max_steps=6", "trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true"],
-    "measured after an epoch": ["task.data.validation_rows=8", "trainer.eval_strategy=epoch", "trainer.save_steps=3",
+    "measured after an epoch": ["task.data.num_validation_rows=8", "trainer.eval_strategy=epoch", "trainer.save_steps=3",
                                 "trainer.max_steps=8"],
     "stopped after an epoch": [*MEASURED, "trainer.max_steps=60", "trainer.eval_strategy=epoch", "trainer.save_strategy=epoch",
                                "trainer.early_stopping_patience=1"],
@@ -247,7 +247,7 @@ def test_what_a_run_is_made_from_may_not_change_before_it_is_continued(name, cli
 
 
 BEST = [
-    "task.data.validation_rows=8",
+    "task.data.num_validation_rows=8",
     "trainer.eval_strategy=steps",
     "trainer.eval_steps=2",
     "trainer.load_best_model_at_end=true",

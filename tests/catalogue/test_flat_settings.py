@@ -29,7 +29,7 @@ def value(dice: random.Random, depth: int):
 @cases("seed", range(150))
 def test_whatever_peftrun_writes_is_read_as_the_library_reads_it(seed):
     dice = random.Random(seed)
-    values = {name: value(dice, 0) for name in dice.sample(["lora", "task", "trainer", "seed", "slots", "z"], 4)}
+    values = {name: value(dice, 0) for name in dice.sample(["lora", "task", "trainer", "seed", "params", "z"], 4)}
     text = config.values_to_yaml(values)
     assert flat_yaml.parse_flat_yaml(text) == flat_yaml.flatten_values(yaml.safe_load(text))
 

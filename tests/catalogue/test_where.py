@@ -199,8 +199,8 @@ def test_a_metric_that_no_run_has_measured_is_a_column_without_a_value(name):
 
 
 def test_a_short_name_of_two_columns_is_refused():
-    found = [IndexedRun("/a", {}, {"model.name": 1, "device.name": 2})]
-    with pytest.raises(ConfigError, match=r"several columns: device\.name, model\.name"):
+    found = [IndexedRun("/a", {}, {"model.name": 1, "tracker.name": 2})]
+    with pytest.raises(ConfigError, match=r"several columns: model\.name, tracker\.name"):
         filter_eval.compile_filter(filter_parser.parse_filter("name=1"), Columns(found, True), found)
 
 

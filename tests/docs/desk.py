@@ -12,7 +12,7 @@ from encoders import build_bert, build_t5
 from test_methods import FITTING
 
 # What a command names and nobody here has → what stands on the desk in its place. Any other base that is not on the desk: the tiny Llama.
-BASE_KEYS = ("model.name_or_path", "action.tuned", "tuned")
+BASE_KEYS = ("model.name_or_path", "action.finetuned_model", "finetuned_model")
 STAND_INS = {
     "google-t5/t5-small": "t5",
     "MERGED_FOLDER": "outputs/merge/RUN/merged",
@@ -43,8 +43,8 @@ BASES = {
     "translation": "t5",
     "experiment=translation": "llama",  # which is task=translation_lm
 }
-ROWS = ["task=instruction", "task.data.path=pairs.jsonl", "task.data.eval_rows=8", "task.max_length=64"]
-FEW_ROWS = ["task.data.train_rows=12", "task.data.eval_rows=4"]
+ROWS = ["task=instruction", "task.data.path=pairs.jsonl", "task.data.num_test_rows=8", "task.max_length=64"]
+FEW_ROWS = ["task.data.num_train_rows=12", "task.data.num_test_rows=4"]
 LONGEST = {"llama": 2048, "gpt2": 200, "t5": 200, "bert": 64}  # the tokenizers have some 400 pieces, so rows are long
 STEPS = 4
 
@@ -215,7 +215,7 @@ def _model(given: dict[str, str], base: str) -> list[str]:
 
 def _task(given: dict[str, str], base: str) -> list[str]:
     if "task.data.path" in given:
-        return ["task.data.eval_rows=4", "task.max_length=64"]
+        return ["task.data.num_test_rows=4", "task.max_length=64"]
     if "task" in given or "experiment" in given:
         return [*FEW_ROWS, f"task.max_length={LONGEST[base]}"]
     return ROWS

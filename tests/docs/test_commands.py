@@ -30,9 +30,9 @@ FORMS = {"peftrun experiment=", "peftrun OVERRIDES", "peftrun …", "peftrun act
 NOT_HERE: dict[str, tuple[str, ...]] = {
     r"device(\.name)?=(cuda|mps|xpu)\b": ("an accelerator of that kind",),
     r"max_memory=\{0:": ("an accelerator",),
-    r"lora=experts": ("a mixture of experts (test_experts.py builds one)",),
+    r"lora=lora_moe": ("a mixture of experts (test_experts.py builds one)",),
     r"device=deepspeed": ("the package deepspeed, a GPU", "device.strategy=deepspeed needs package=deepspeed"),
-    r"device\.machines=": ("more machines",),
+    r"device\.num_machines=": ("more machines",),
     r"task\.data\.source=hub|tasks=\[arc_easy": ("a data set of the Hub",),
     r"push=true": ("a token of the Hub", "HF_HUB_OFFLINE is set", "there is no token for the Hub"),
     r"tracker\.mode=online": ("a key of wandb", "there is no key for api.wandb.ai"),

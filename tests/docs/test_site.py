@@ -102,7 +102,7 @@ def test_every_key_stands_in_the_reference_as_its_schema_has_it():
         assert keys and not {key for key in keys if key not in text}
     assert "| `trainer.learning_rate` | a number > 0 | `0.001` | LoRA needs about ten times" in text
     assert "| `action.dtype` | `auto`, `float32`, `bfloat16`, `float16` |" in text
-    assert "| `task.data.eval_rows` | an integer ≥ 1 |" in text and "| `lora.boft_block_size` |" in text
+    assert "| `task.data.num_test_rows` | an integer ≥ 1 |" in text and "| `lora.boft_block_size` |" in text
     assert "| `seed` |" in text and "| `hydra/launcher.max_cells` |" in text
 
 

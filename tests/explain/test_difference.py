@@ -81,7 +81,9 @@ def drawn(draw: random.Random, compositions: Composer) -> list[str]:
     texts = [f"{group}={draw.choice(compositions.options(group))}" for group in chosen]
     values = compositions.compose(texts)
     keys = [
-        key for key in config.flatten_keys(values) if "." in key and not key.startswith(("slots", "template", "action"))
+        key
+        for key in config.flatten_keys(values)
+        if "." in key and not key.startswith(("params", "template", "action"))
     ]
     for key in draw.sample(keys, draw.choice([0, 1, 2, 3, 6])):
         texts.append(override_syntax.quote_override(key, value_of(type_of(key, values), draw), "++"))
@@ -114,11 +116,11 @@ def test_the_printed_command_gives_the_identical_config_a_hundred_times(composit
 @cases("text", NASTY, ids=ascii)
 def test_a_text_is_typed_as_it_is(compositions, text):
     for key, value in {
-        "task.prompt": text,
-        "task.data.mix": {"a": {"prompt": text}},
+        "task.prompt_template": text,
+        "task.data.mixture": {"a": {"prompt_template": text}},
         "task.metrics": [text, 1, "x"],
         "lora.rank_pattern": {"a": text},
-        "slots": {text: "v", "deep": {text: [1e-05, None, {"k": text}]}},
+        "params": {text: "v", "deep": {text: [1e-05, None, {"k": text}]}},
     }.items():
         command = override_syntax.format_shell_command([override_syntax.quote_override(key, value, "++")])
         found: Any = compositions.compose(shorthand.expand_shorthand(shlex.split(command)[1:]))
@@ -157,7 +159,7 @@ STEPS = [
     (["lora=adalora", "lora.init_r=9"], ["lora=dora", "lora.r=4"], ["lora=dora", "lora.r=4"]),
     (["adapter={a: x, b: y}", "action=diff"], ["action=reload", "adapter=z"], ["action=reload", "adapter=z"]),
     (["seed=1"], ["seed=1"], []),
-    (["++slots.a=1", "++slots.b=2"], ["++slots.a=1"], ["~slots.b"]),
+    (["++params.a=1", "++params.b=2"], ["++params.a=1"], ["~params.b"]),
 ]
 
 

@@ -61,7 +61,7 @@ def test_every_key_comes_from_a_line_that_says_its_value(compositions, overrides
 @pytest.mark.slow
 def test_it_is_what_the_command_line_composes(compositions):
     for overrides in CHOICES[::7]:
-        given = [*overrides, "seed=3", "++slots.a=1"]
+        given = [*overrides, "seed=3", "++params.a=1"]
         assert compositions.compose(given) == config.resolve_values(compose.compose_run(given).cfg)
 
 
@@ -106,10 +106,10 @@ def team(tmp_path):
     """Options of a team: one upon ours, values taken from elsewhere, an anchor, a file placed under another package."""
     files = {
         "lora/ours.yaml": "# Ours.\n# peftrun lora=ours\ndefaults:\n  - dora\n  - _self_\n\nr: 3\nlora_alpha: ${.r}\nrank_pattern: ${task.data.labels}\n",
-        "task/data/small.yaml": "# @package task.data\n# Small.\n# peftrun +task/data=small\neval_rows: 7\n",
+        "task/data/small.yaml": "# @package task.data\n# Small.\n# peftrun +task/data=small\nnum_test_rows: 7\n",
         "experiment/x.yaml": (
             "# @package _global_\n# X.\n# peftrun experiment=x\ndefaults:\n  - /task/data: small\n  - override /lora: ours\n"
-            "task:\n  data: {labels: {true: yes it is, 7: &seven seven}}\n  system: *seven\n  completion: '\\${no}'\n"
+            "task:\n  data: {labels: {true: yes it is, 7: &seven seven}}\n  system_prompt: *seven\n  completion_template: '\\${no}'\n"
         ),
     }
     for name, text in files.items():
@@ -126,10 +126,10 @@ def test_a_teams_options_are_named_with_their_place(team):
     assert told["lora.lora_alpha"] == ("lora/ours.yaml", 8, place, True)
     assert told["lora.rank_pattern.7"] == ("lora/ours.yaml", 9, place, True)
     assert told["lora.use_dora"] == ("lora/dora.yaml", 8, "", False)
-    assert told["task.data.eval_rows"] == ("task/data/small.yaml", 4, place, False)
+    assert told["task.data.num_test_rows"] == ("task/data/small.yaml", 4, place, False)
     assert told["task.data.labels.True"] == told["task.data.labels.7"] == ("experiment/x.yaml", 8, place, False)
-    assert told["task.system"] == ("experiment/x.yaml", 9, place, False)
-    assert told["task.completion"] == ("experiment/x.yaml", 10, place, False)
+    assert told["task.system_prompt"] == ("experiment/x.yaml", 9, place, False)
+    assert told["task.completion_template"] == ("experiment/x.yaml", 10, place, False)
     assert found.sources["lora.lora_alpha"].describe() == f"${{…}} in lora/ours.yaml:8 in {team}"
     assert found.sources["lora.r"].path() == str(team / "lora/ours.yaml")
     assert {one.group: one.chosen_by for one in found.choices}["lora"] == "by experiment=x"

@@ -122,7 +122,7 @@ def test_a_classifier_s_card_says_its_labels(where, tmp_path):
     )
     asked = [
         "experiment=spanish_sentiment", "model=pretrained", f"model.name_or_path={bert}", "task.data.source=file", f"task.data.path={rows}",
-        "task.data.eval_rows=8", "task.data.label_column=label", "task.label_names=[malo,bueno]", "task.data.labels=null", "device=cpu", "device.dtype=float32",
+        "task.data.num_test_rows=8", "task.data.label_column=label", "task.label_names=[malo,bueno]", "task.data.labels=null", "device=cpu", "device.dtype=float32",
     ]  # fmt: skip
     run = cli_here(where, *asked, *TINY_STEPS).run_dir
     exported = cli_here(where, "action=export", f"adapter={run}", "base_model=me/tiny", "repo_id=me/even")
@@ -169,7 +169,7 @@ def test_what_a_record_is_not_about_claims_nothing_of_it(where, trained, inner):
 
 def test_of_a_combination_its_parts_are_told_and_no_measurement(where, trained, llama, on_tiny):
     both = f"adapter={{a: {trained}, b: {trained}}}"
-    run = cli_here(where, *on_tiny(llama), "action=combine", both, "action.combination=cat").run_dir
+    run = cli_here(where, *on_tiny(llama), "action=combine", both, "action.combination_type=cat").run_dir
     found = card_of(cli_here(where, "action=export", f"adapter={run}", "base_model=me/tiny"))
     assert "Nothing was measured" in found.text and '"combination": "cat"' in found.text
     assert found.data.eval_results is None and "## Training" not in found.text

@@ -103,7 +103,7 @@ def answers(folder, **more):
 
 
 @cases("kind, method", [
-    ("llama", "lora"), ("llama", "rslora"), ("llama", "by_pattern"), ("mistral", "lora"), ("qwen2", "by_pattern"), ("qwen3", "lora"),
+    ("llama", "lora"), ("llama", "rslora"), ("llama", "lora_rank_pattern"), ("mistral", "lora"), ("qwen2", "lora_rank_pattern"), ("qwen3", "lora"),
 ])  # fmt: skip
 def test_base_and_adapter_in_gguf_answer_as_peft_does(where, bases, on_tiny, kind, method):
     base = bases[kind]

@@ -123,9 +123,9 @@ def test_the_script_serves_from_its_own_folder_whatever_the_base(cli, tmp_path, 
 
 
 @pytest.mark.slow
-@cases("method", ["lora", "rslora", "pissa", "by_pattern"])
+@cases("method", ["lora", "rslora", "pissa", "lora_rank_pattern"])
 def test_what_is_written_answers_as_the_adapter_does(where, llama, on_tiny, method):
-    more = ["lora.use_rslora=true"] if method == "by_pattern" else []
+    more = ["lora.use_rslora=true"] if method == "lora_rank_pattern" else []
     run = cli_here(where, *on_tiny(llama), *TINY_STEPS, f"lora={method}", *more).run_dir
     outcome = cli_here(where, "action=export", f"adapter={run}", "target=vllm")
     assert outcome.code == 0, outcome.err
@@ -134,9 +134,9 @@ def test_what_is_written_answers_as_the_adapter_does(where, llama, on_tiny, meth
     assert not config["rank_pattern"] and not config["alpha_pattern"]
     assert (logits(llama, folder) - logits(llama, run / "adapter")).abs().max() < 1e-5
     one = json.loads((folder.parent / "vllm.json").read_text())
-    assert one["adapters"]["default"]["brought_to_one_rank"] is (method == "by_pattern")
+    assert one["adapters"]["default"]["brought_to_one_rank"] is (method == "lora_rank_pattern")
     assert one["adapters"]["default"]["rank"] == config["r"] <= one["max_lora_rank"]
-    if method == "by_pattern":
+    if method == "lora_rank_pattern":
         assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (16, 16, False)
 
 

@@ -174,7 +174,7 @@ def known_keys() -> set[str]:
     for option in OPTIONS:
         with where_installed():
             found |= set(config.flatten_keys(dataclasses.asdict(peftrun.load(option, *beside))))
-    return found | {"trainer.lr_scheduler_kwargs", "task.data.mix", "lora"}
+    return found | {"trainer.lr_scheduler_kwargs", "task.data.mixture", "lora"}
 
 
 @cases("tool", TOOLS)

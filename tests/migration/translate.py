@@ -105,7 +105,7 @@ def settled(found: dict[str, str]) -> Overrides:
 
 
 def _share(value: float, keys: dict[str, Any]) -> Overrides:
-    return [f"task.data.validation_rows={round(value * ROWS) if value < 1 else int(value)}"] if value else []
+    return [f"task.data.num_validation_rows={round(value * ROWS) if value < 1 else int(value)}"] if value else []
 
 
 def _val_set_size(value: float, keys: dict[str, Any]) -> Overrides:
@@ -122,7 +122,7 @@ def _dataset(value: str, keys: dict[str, Any]) -> Overrides:
     """Names of dataset_info.json: each stands for a file here."""
     alpaca = cases(tables("axolotl")["mapped"]["datasets.type"])["alpaca"]
     first = ["task.data.source=file", "task.data.path=data/rows.jsonl"]
-    mixed = ["task.data.mix={more: {path: data/rows.jsonl, weight: 1.0}}"] if "," in value else []
+    mixed = ["task.data.mixture={more: {path: data/rows.jsonl, weight: 1.0}}"] if "," in value else []
     return [*first, *mixed, *(shlex.split(alpaca) if keys["stage"] == "sft" else [])]
 
 
@@ -132,7 +132,7 @@ def _mixer(value: dict[str, float], keys: dict[str, Any]) -> Overrides:
     return [
         "task.data.source=hub",
         f"task.data.path={first}",
-        *([f"task.data.mix={{{mixed}}}"] if others else []),
+        *([f"task.data.mixture={{{mixed}}}"] if others else []),
     ]
 
 
@@ -143,7 +143,7 @@ def _mixture(value: dict[str, Any], keys: dict[str, Any]) -> Overrides:
 
 def _splits(value: list[str], keys: dict[str, Any]) -> Overrides:
     train, *held_out = value
-    return [f"task.data.split={train}", *(f"task.data.eval_split={one}" for one in held_out)]
+    return [f"task.data.split={train}", *(f"task.data.test_split={one}" for one in held_out)]
 
 
 def _report_to(value: str | list[str], keys: dict[str, Any]) -> Overrides:
@@ -166,7 +166,7 @@ HAND: dict[tuple[str, str], Callable[..., Overrides]] = {
     ("trl", "dataset_mixer"): _mixer,
     ("trl", "dataset_mixture"): _mixture,
     ("trl", "dataset_splits"): _splits,
-    ("trl", "dataset_configs"): lambda value, keys: [f"task.data.name={value[0]}"],
+    ("trl", "dataset_configs"): lambda value, keys: [f"task.data.config_name={value[0]}"],
     ("trl", "report_to"): _report_to,
 }
 ALPHA = ("llama-factory", "lora_alpha")  # a default that is reckoned

@@ -119,7 +119,7 @@ def test_everything_that_is_not_ours_is_text(run):
     (run / "rows.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in (shown, {"text": EVIL}, [EVIL])))
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("  prompt: '{prompt}'", f"  prompt: {json.dumps(EVIL)}", 1))
-    (run / ".hydra/overrides.yaml").write_text(json.dumps([f"task.prompt={EVIL}"]))
+    (run / ".hydra/overrides.yaml").write_text(json.dumps([f"task.prompt_template={EVIL}"]))
     found = page_of(run)
     assert found.text.count(EVIL) > 20
 
@@ -248,10 +248,10 @@ def test_a_cell_knows_its_command_and_leads_to_its_sweep(run):
     assert run_facts.read_run_facts(run).task == "causal_lm on pairs.jsonl"
     cells = [
         {"folder": "other", "command": "peftrun"},
-        {"folder": "run", "command": "peftrun task=alpaca 'task.prompt=a b'"},
+        {"folder": "run", "command": "peftrun task=alpaca 'task.prompt_template=a b'"},
     ]
     atomic_files.write_json(run.parent / "sweep.json", {"cells": cells})
     found = run_facts.read_run_facts(run)
-    assert (found.task, found.typed) == ("alpaca", ["task=alpaca", "task.prompt=a b"])
+    assert (found.task, found.typed) == ("alpaca", ["task=alpaca", "task.prompt_template=a b"])
     text = page.write_report(run).read_text()
-    assert 'href="../report.html"' in text and "peftrun task=alpaca &#x27;task.prompt=a b&#x27;" in text
+    assert 'href="../report.html"' in text and "peftrun task=alpaca &#x27;task.prompt_template=a b&#x27;" in text

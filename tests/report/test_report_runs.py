@@ -41,7 +41,7 @@ def weights(folder):
 @cases("more", [[], ["lora.lora_dropout=0.3"]])
 def test_answering_samples_moves_nothing(tmp_path, llama, on_tiny, more):
     given = [*on_tiny(llama), *STEPS, *more]
-    found = {count: run(tmp_path / f"of{count}", *given, f"action.samples={count}")[1] for count in (0, 3)}
+    found = {count: run(tmp_path / f"of{count}", *given, f"action.num_samples={count}")[1] for count in (0, 3)}
     assert weights(tmp_path / "of0") == weights(tmp_path / "of3")
     assert found[0]["metrics"] == found[3]["metrics"] and "samples" not in found[0]
     losses = [
@@ -53,7 +53,7 @@ def test_answering_samples_moves_nothing(tmp_path, llama, on_tiny, more):
 
 
 def test_the_closing_table_names_the_report(tmp_path, llama, on_tiny, cli):
-    outcome = cli(*on_tiny(llama), *STEPS, "action.samples=1", "action.evaluate_before=false")
+    outcome = cli(*on_tiny(llama), *STEPS, "action.num_samples=1", "action.evaluate_before=false")
     named = next(line.split() for line in outcome.out.splitlines() if line.startswith("report "))
     assert named == ["report", str(outcome.run_dir.relative_to(tmp_path) / "report.html")]
     (row,) = outcome.record()["samples"]["rows"]
@@ -64,7 +64,7 @@ def test_the_closing_table_names_the_report(tmp_path, llama, on_tiny, cli):
 def test_cells_trained_together_leave_what_lone_runs_leave(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
     cells = [
-        [*on_tiny(llama), *STEPS, "trainer.max_steps=20", f"seed={seed}", f"action.samples={2 + seed}"]
+        [*on_tiny(llama), *STEPS, "trainer.max_steps=20", f"seed={seed}", f"action.num_samples={2 + seed}"]
         for seed in (0, 1)
     ]
     folders = [tmp_path / f"joint{n}" for n in range(2)]
@@ -106,7 +106,7 @@ def test_an_encoder_and_a_decoder_answer_too(tmp_path):
     pairs = jsonl(tmp_path / "pairs.jsonl", [{"en": f"muy {n}", "es": "bueno " * (n % 3 + 1)} for n in range(30)])
     _, record = run(
         tmp_path / "run", "model=pretrained", f"model.name_or_path={encoders.build_t5(tmp_path / 't5')}", "task=translation",
-        "task.data.source=file", f"task.data.path={pairs}", "task.data.eval_rows=6", 'task.prompt="{en}"', 'task.completion="{es}"',
+        "task.data.source=file", f"task.data.path={pairs}", "task.data.num_test_rows=6", 'task.prompt_template="{en}"', 'task.completion_template="{es}"',
         "task.metrics=null", "device=cpu", "device.dtype=float32", *STEPS,
     )  # fmt: skip
     assert [row["prompt"].startswith("muy") for row in record["samples"]["rows"]] == [True] * 3
@@ -117,8 +117,8 @@ def test_an_encoder_and_a_decoder_answer_too(tmp_path):
 def test_a_preference_expects_the_chosen_answer(tmp_path, llama):
     file = jsonl(tmp_path / "pairs.jsonl", [{"q": f"Is {n} even?", "good": "yes", "bad": "no"} for n in range(40)])
     given = [
-        "model=pretrained", f"model.name_or_path={llama}", "task.data.source=file", f"task.data.path={file}", "task.data.eval_rows=8",
-        "task.max_length=64", "task.messages=null", "task.prompt='{q}'", "task.chosen=good", "task.rejected=bad", "device=cpu",
+        "model=pretrained", f"model.name_or_path={llama}", "task.data.source=file", f"task.data.path={file}", "task.data.num_test_rows=8",
+        "task.max_length=64", "task.messages_column=null", "task.prompt_template='{q}'", "task.chosen_column=good", "task.rejected_column=bad", "device=cpu",
         "device.dtype=float32", *STEPS,
     ]  # fmt: skip
     _, record = run(tmp_path / "dpo", "task=dpo", *given)
@@ -133,8 +133,8 @@ def test_a_text_learned_whole_is_asked_for_what_follows_its_beginning(tmp_path, 
         tmp_path / "texts.jsonl", [{"text": f"{n} quick brown foxes jump over {n} lazy dogs"} for n in range(40)]
     )
     _, record = run(
-        tmp_path / "run", "model=pretrained", f"model.name_or_path={llama}", "task=text", "task.data.source=file",
-        f"task.data.path={file}", "task.data.eval_rows=8", "task.completion='{text}'", "task.max_length=64", "device=cpu",
+        tmp_path / "run", "model=pretrained", f"model.name_or_path={llama}", "task=plain_text", "task.data.source=file",
+        f"task.data.path={file}", "task.data.num_test_rows=8", "task.completion_template='{text}'", "task.max_length=64", "device=cpu",
         "device.dtype=float32", *STEPS,
     )  # fmt: skip
     for row in record["samples"]["rows"]:
@@ -151,7 +151,7 @@ def test_a_run_that_fails_after_it_has_logged_leaves_its_report(tmp_path, llama,
 
 @pytest.mark.slow
 def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report(tmp_path, llama, on_tiny):
-    every = [*on_tiny(llama), *STEPS, "action.samples=0"]
+    every = [*on_tiny(llama), *STEPS, "action.num_samples=0"]
     for logging, steps in ((100, [1, 4]), (3, [1, 3, 4]), (2, [1, 2, 4])):
         folder = tmp_path / f"each{logging}"
         run(folder, *every, f"trainer.logging_steps={logging}")
@@ -162,7 +162,7 @@ def test_a_run_shorter_than_its_logging_logs_its_last_step_and_leaves_its_report
 @pytest.mark.slow
 def test_cells_shorter_than_their_logging_log_the_same_last_step(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
-    given = [*on_tiny(llama), *STEPS, "trainer.logging_steps=100", "action.samples=0"]
+    given = [*on_tiny(llama), *STEPS, "trainer.logging_steps=100", "action.num_samples=0"]
     execute.execute_jointly(
         [spec(*given, f"seed={seed}") for seed in (0, 1)], [tmp_path / "cell0", tmp_path / "cell1"], Limits(cells=2)
     )
@@ -180,7 +180,7 @@ def test_other_actions_leave_none(tmp_path, trained, on_tiny, llama):
 
 def test_a_report_that_cannot_be_made_costs_the_run_nothing(tmp_path, llama, on_tiny, capsys):
     (tmp_path / "run/report.html").mkdir(parents=True)
-    result, record = run(tmp_path / "run", *on_tiny(llama), *STEPS, "action.samples=0")
+    result, record = run(tmp_path / "run", *on_tiny(llama), *STEPS, "action.num_samples=0")
     assert record["status"] == "completed" and "report" not in dict(result.summary)
     assert "warning: no report of" in capsys.readouterr().err
 
@@ -193,12 +193,13 @@ def test_memory_is_logged_and_recorded(trained):
 
 def test_negative_samples_are_refused(cli):
     check_told(
-        cli("action.samples=-1"), [("action.samples=-1: must be greater than or equal to 0", "type action.samples=3")]
+        cli("action.num_samples=-1"),
+        [("action.num_samples=-1: must be greater than or equal to 0", "type action.num_samples=3")],
     )
 
 
 @pytest.mark.slow
 def test_full_training_has_a_report(tmp_path, llama, on_tiny):
-    run(tmp_path / "run", *on_tiny(llama), *STEPS, "lora=none", "trainer.learning_rate=1e-3", "action.samples=1")
+    run(tmp_path / "run", *on_tiny(llama), *STEPS, "lora=none", "trainer.learning_rate=1e-3", "action.num_samples=1")
     assert "every weight is trained" in text_of(tmp_path / "run")
     assert page.write_report(tmp_path / "run").is_file()

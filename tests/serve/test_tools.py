@@ -85,8 +85,10 @@ def prompted(overrides, messages, **more):
 def learned(overrides, where, row, *more):
     """The prompt of a row of training, with the tools that it or its task names."""
     rows = jsonl(where / "rows.jsonl", [row, {**row, "messages": [*TALK[:2], {**TALK[2], "content": "9"}, ANSWER]}])
-    task = [f"task.data.path={rows}", "task=chat", "task.data.eval_rows=1", "task.max_length=2048", *more]
-    spec = peftrun.load(*(one for one in overrides if not one.startswith("task")), *task, "task.data.holdout=last")
+    task = [f"task.data.path={rows}", "task=chat", "task.data.num_test_rows=1", "task.max_length=2048", *more]
+    spec = peftrun.load(
+        *(one for one in overrides if not one.startswith("task")), *task, "task.data.split_strategy=last"
+    )
     tokenizer = base_models.load_tokenizer(base_models.resolve_base_dir(spec.model), spec.model)
     return causal_lm.load_rows(spec.task, tokenizer).train[0].prompt
 

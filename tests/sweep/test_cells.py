@@ -70,7 +70,7 @@ GRIDS = {
     "new keys, lists, mappings": [
         ["lora.target_modules=[q_proj]", "++lora.rank_pattern={q_proj: 4}"],
         ["lora.target_modules=all-linear", "+experiment=quick_look"],
-        ["~adapter"], ["adapter={a: x}", "active=a"], ["model={revision: main}"],
+        ["~adapter"], ["adapter={a: x}", "active_adapter=a"], ["model={revision: main}"],
     ],
 }  # fmt: skip
 

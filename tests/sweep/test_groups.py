@@ -31,7 +31,7 @@ def test_everything_of_an_adapter_and_its_training_may_differ():
         cell("trainer.learning_rate=1e-5", "trainer.lr_scheduler_type=cosine", "trainer.max_steps=90", "trainer.max_grad_norm=0"),
         cell("trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=2"),
         cell("lora.init_lora_weights=gaussian", "lora.rank_pattern={q_proj: 2}"), cell("trainer.optim=sgd"),
-        cell("task.max_length=32", "task.data.train_rows=50"), cell("task=instruction", "task.data.source=hub", "task.data.path=a/b"),
+        cell("task.max_length=32", "task.data.num_train_rows=50"), cell("task=instruction", "task.data.source=hub", "task.data.path=a/b"),
     ]  # fmt: skip
     (found,) = groups.group_cells(together)
     assert found.cells == together and found.reason == ""
@@ -56,7 +56,7 @@ ALONE = {
     "lora.lora_bias=true": "lora.lora_bias=true",
     "lora.modules_to_save=[lm_head]": "lora.modules_to_save=[lm_head]",
     "lora.trainable_token_indices=[5]": "lora.trainable_token_indices=[5]",
-    "experiment=dpo": "task.kind=preference",
+    "experiment=dpo": "task.type=preference",
     "trainer.packing=true": "trainer.packing=true",
     "trainer.padding_free=true": "trainer.padding_free=true",
     "trainer.torch_compile=true": "trainer.torch_compile=true",

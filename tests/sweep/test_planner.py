@@ -92,7 +92,7 @@ def test_the_count_is_that_of_the_run(trained):
 
 
 VARIANTS = {
-    "lora": [], "rslora": [], "dora": [], "lora_fa": [], "loraplus": [], "by_pattern": [], "bdlora": [], "tokens": [], "pissa": [], "olora": [],
+    "lora": [], "rslora": [], "dora": [], "lora_fa": [], "loraplus": [], "lora_rank_pattern": [], "bdlora": [], "lora_trainable_tokens": [], "pissa": [], "olora": [],
     "velora": ["lora.velora_config.num_groups=8"], "alora": [],
 }  # fmt: skip
 SHAPED = [
@@ -289,7 +289,7 @@ def test_time_is_that_of_a_run_on_the_same_base_or_unknown(tmp_path, trained):
     record = json.loads((trained / "record.json").read_text())
     assert found.seconds(wanted) == pytest.approx(record["training"]["seconds"], rel=1e-6)
     assert found.lengths(wanted).longest == max(map(len, rows_as_tokens(wanted)))
-    others = replace(wanted, task=replace(wanted.task, prompt="{prompt}!"))
+    others = replace(wanted, task=replace(wanted.task, prompt_template="{prompt}!"))
     assert found.lengths(others) is None and found.seconds(others) > found.seconds(wanted)
     (note,) = throughput.Throughputs({"tiny-llama": found}).notes([others])
     assert "each row counts as task.max_length=" in note and str(trained) in note

@@ -55,7 +55,7 @@ def test_values_commands_and_names_are_escaped(tmp_path):
     put(tmp_path, "a", record(0.5, device=EVIL, base={"name": EVIL, "fingerprint": EVIL}), [{"step": 1, "loss": 1.0}])
     put(tmp_path, "b", record(0.6), [{"step": 1, "loss": 2.0}])
     cells = [
-        PlannedCell(name, [n], {"task.prompt": f"{EVIL}{n}"}, f"peftrun 'task.prompt={EVIL}{n}'")
+        PlannedCell(name, [n], {"task.prompt_template": f"{EVIL}{n}"}, f"peftrun 'task.prompt_template={EVIL}{n}'")
         for n, name in enumerate("ab")
     ]
     write_summary(tmp_path, sweep(cells, command=f"peftrun -m {EVIL}", status=EVIL, objective=EVIL))

@@ -101,7 +101,7 @@ def test_cells_are_run_again_once_their_rows_or_their_base_are_others(cli, tmp_p
         assert again.code == 0 and all(name in told for name in names)
         found = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
         assert found.keys() == first.keys() and all(found[one] != first[one] for one in found)
-        assert "2 of 2 cells are done" in cli(*command).err
+    assert "2 of 2 cells are done" in cli(*command).err
     assert len(list((sweep_folder(tmp_path) / "attempts").iterdir())) == 4
 
 
@@ -181,7 +181,7 @@ def test_batches_of_a_sweep_share_its_folder(cli, tmp_path, tiny):
 
 @pytest.mark.slow
 def test_other_actions_run_one_after_another(cli, tmp_path, tiny, trained):
-    plain = [word for word in tiny if word != "action.samples=0"]
+    plain = [word for word in tiny if word != "action.num_samples=0"]
     outcome = cli(*plain, "action=evaluate", f"adapter={trained}", "task.data.split_seed=1,2")
     assert outcome.code == 0, outcome.err
     assert {cell["how"] for cell in summary(tmp_path)["cells"]} == {"alone"}

@@ -98,7 +98,7 @@ LLAMA = {
         ["trainer.per_device_train_batch_size=2"],
         ["trainer.gradient_accumulation_steps=3", "trainer.max_steps=20"],
         ["trainer.max_steps=-1", "trainer.num_train_epochs=2.5", "trainer.warmup_steps=0.1"],
-        ["trainer.per_device_train_batch_size=16", "task.data.train_rows=20"],
+        ["trainer.per_device_train_batch_size=16", "task.data.num_train_rows=20"],
     ],
     "targets": [
         ["lora.target_modules=[q_proj,v_proj]", "lora.rank_pattern={q_proj: 2}"],
@@ -108,9 +108,9 @@ LLAMA = {
     ],
     "dropout": [["lora.lora_dropout=0.2"], ["lora.lora_dropout=0.5", "seed=1"], []],
     "validation": [
-        ["trainer.eval_strategy=steps", "trainer.eval_steps=10", "task.data.validation_rows=6", "trainer.save_strategy=steps",
+        ["trainer.eval_strategy=steps", "trainer.eval_steps=10", "task.data.num_validation_rows=6", "trainer.save_strategy=steps",
          "trainer.save_steps=10", "trainer.load_best_model_at_end=true", "trainer.early_stopping_patience=1"],
-        ["trainer.eval_strategy=epoch", "task.data.validation_rows=8", "trainer.max_steps=20"],
+        ["trainer.eval_strategy=epoch", "task.data.num_validation_rows=8", "trainer.max_steps=20"],
     ],
 }  # fmt: skip
 
@@ -123,7 +123,8 @@ QUICK = ("ranks",)
 )
 def test_a_cell_equals_its_lone_run(tmp_path, monkeypatch, llama, on_tiny, axis):
     monkeypatch.chdir(tmp_path)
-    check(tmp_path, [[*on_tiny(llama), *STEPS, *cell] for cell in LLAMA[axis]])
+    steps = [*STEPS, "trainer.max_steps=12", "trainer.warmup_steps=2"] if axis in QUICK else STEPS
+    check(tmp_path, [[*on_tiny(llama), *steps, *cell] for cell in LLAMA[axis]])
 
 
 @pytest.mark.slow
@@ -150,8 +151,8 @@ def test_also_with_an_encoder_and_a_decoder(tmp_path, monkeypatch):
     pairs.write_text("".join(json.dumps({"en": f"muy {n}", "es": "bueno " * (n % 3 + 1)}) + "\n" for n in range(30)))
     overrides = [
         "model=pretrained", f"model.name_or_path={encoders.build_t5(tmp_path / 't5')}", "task=translation",
-        "task.data.source=file", f"task.data.path={pairs}", "task.data.eval_rows=6", 'task.prompt="{en}"',
-        'task.completion="{es}"', "task.metrics=null", "device=cpu", "device.dtype=float32",
+        "task.data.source=file", f"task.data.path={pairs}", "task.data.num_test_rows=6", 'task.prompt_template="{en}"',
+        'task.completion_template="{es}"', "task.metrics=null", "device=cpu", "device.dtype=float32",
     ]  # fmt: skip
     cells = [["seed=1"], ["lora.r=4", "trainer.gradient_accumulation_steps=2"], ["lora.lora_dropout=0.1"]]
     check(tmp_path, [[*overrides, *STEPS, "trainer.max_steps=20", *cell] for cell in cells])
@@ -221,7 +222,7 @@ def test_products_in_the_bases_dtype_too(tmp_path, monkeypatch, llama, on_tiny):
 
 def test_a_poisoned_cell_fails_alone(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
-    base = [*on_tiny(llama), *STEPS]
+    base = [*on_tiny(llama), *STEPS, "trainer.max_steps=10", "trainer.warmup_steps=0"]
     cells = [[*base, "seed=1"], [*base, "trainer.learning_rate=1e30"], [*base, "lora.target_modules=[nowhere]"]]
     good, exploded, nowhere = together(tmp_path, cells)
     assert_same(good, alone(tmp_path, cells[0]))

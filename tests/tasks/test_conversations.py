@@ -176,7 +176,7 @@ QUESTION = {"role": "user", "content": "Really?"}
         (talk(answer("yes", weight=0), QUESTION, answer("no")), ["task.loss_on=assistant"], ["no<|im_end|>\n"]),
         (talk(answer("yes", train=False), QUESTION, answer("no", weight=1)), ["task.loss_on=assistant"], ["no<|im_end|>\n"]),
         (talk(answer("yes"), QUESTION, answer("no", weight=0)), ["task.loss_on=assistant"], ["yes<|im_end|>\n"]),
-        (talk(answer("yes", weight=0)), ["task.system=Hi"], "every answer of the 1 training rows has weight 0 or train false"),
+        (talk(answer("yes", weight=0)), ["task.system_prompt=Hi"], "every answer of the 1 training rows has weight 0 or train false"),
         (talk(answer("yes", weight=0.5)), [], "message 2: its weight must be 0 or 1"),
         (talk(answer("yes", weight=0), QUESTION, answer("no")), ["task.loss_on=all"],
          ["<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>user\nReally?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"]),
@@ -187,10 +187,10 @@ QUESTION = {"role": "user", "content": "Really?"}
         (talk(answer("b"), system="a"), ["task.tools=nosuch.json"], "task.tools=nosuch.json: there is no such file"),
         (talk(answer("b")), ["task.template_arguments={tokenize: false}"], "task.template_arguments.tokenize: is set by peftrun"),
         # TRL's columns, under templates.
-        ({"p": talk()["messages"], "c": [answer()]}, ["task.messages=null", "task.prompt='{p}'", "task.completion='{c}'"], ["yes<|im_end|>\n"]),
-        ({"p": "Is it?", "c": answer()}, ["task.messages=null", "task.prompt='{p}'", "task.completion='{c}'"], ["yes<|im_end|>\n"]),
-        ({"p": talk(answer())["messages"], "c": "a"}, ["task.messages=null", "task.prompt='{p}'", "task.completion='{c}'"], "column p ends with an answer"),
-        ({"p": "a", "c": [answer(), answer()]}, ["task.messages=null", "task.prompt='{p}'", "task.completion='{c}'"], "column c holds 2 messages"),
+        ({"p": talk()["messages"], "c": [answer()]}, ["task.messages_column=null", "task.prompt_template='{p}'", "task.completion_template='{c}'"], ["yes<|im_end|>\n"]),
+        ({"p": "Is it?", "c": answer()}, ["task.messages_column=null", "task.prompt_template='{p}'", "task.completion_template='{c}'"], ["yes<|im_end|>\n"]),
+        ({"p": talk(answer())["messages"], "c": "a"}, ["task.messages_column=null", "task.prompt_template='{p}'", "task.completion_template='{c}'"], "column p ends with an answer"),
+        ({"p": "a", "c": [answer(), answer()]}, ["task.messages_column=null", "task.prompt_template='{p}'", "task.completion_template='{c}'"], "column c holds 2 messages"),
     ],
     ids=lambda case: json.dumps(case[0])[:60],
 )  # fmt: skip
@@ -295,18 +295,18 @@ def closing(folder):
 def test_one_end_token_at_the_end_and_none_in_between(tmp_path):
     tokenizer = closing(tmp_path / "closing")
     assert tokenizer("yes")["input_ids"][-1] == tokenizer.eos_token_id
-    task = ("task=instruction", "task.messages=null")
+    task = ("task=instruction", "task.messages_column=null")
     row = row_of(tokenizer, {"prompt": "Is it?", "completion": "yes"}, *task)
     assert tokenizer.decode(row.ids) == "Is it?\nyes<|endoftext|>"
-    text = row_of(tokenizer, {"text": "Is it spam?"}, "task=text")
+    text = row_of(tokenizer, {"text": "Is it spam?"}, "task=plain_text")
     assert tokenizer.decode(text.ids) == "Is it spam?<|endoftext|>"
-    twice = row_of(tokenizer, {"text": "Is it spam?<|endoftext|>"}, "task=text")
+    twice = row_of(tokenizer, {"text": "Is it spam?<|endoftext|>"}, "task=plain_text")
     assert twice.ids == text.ids
     with pytest.raises(DataError, match="has tool_calls, and the model has no chat template"):
         row_of(tokenizer, talk(answer(None, tool_calls=[CALL])))
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"has no end token.*\"eos_token\": \"TOKEN\""):
-        row_of(tokenizer, {"text": "Is it spam?"}, "task=text")
+        row_of(tokenizer, {"text": "Is it spam?"}, "task=plain_text")
 
 
 def test_all_that_writes_ends_at_the_same_tokens(cli, tmp_path, on_tiny):
@@ -340,7 +340,7 @@ def test_answers_keep_within_the_models_positions(cli, tmp_path, gpt2, data, on_
     given = [
         *on_tiny(gpt2),
         f"task.data.path={jsonl(tmp_path / 'long.jsonl', rows)}",
-        "task.data.eval_rows=4",
+        "task.data.num_test_rows=4",
         "task.max_length=256",
     ]
     asked = [*given, "action=generate", "action.max_new_tokens=128"]
@@ -348,9 +348,9 @@ def test_answers_keep_within_the_models_positions(cli, tmp_path, gpt2, data, on_
     assert done.code == 0 and json.loads((done.run_dir / "generations.jsonl").read_text())["prompt"] == long
     full = cli(*asked, f"action.prompt='{long * 3}'")
     assert full.code == 1 and "has 256 positions, including those of the answer; shorten it" in full.err
-    drawn = ["task=grpo", "task.data.source=file", "task.prompt='{prompt}'", "task.completion='{completion}'", "task.data.label_column=null",
+    drawn = ["task=grpo", "task.data.source=file", "task.prompt_template='{prompt}'", "task.completion_template='{completion}'", "task.data.label_column=null",
              "task.data.labels=null", "task.data.balance=false", "task.objective.max_completion_length=200"]  # fmt: skip
     told = cli(*given, *drawn, *TINY_STEPS)
     assert told.code == 1 and "row " in told.err and "type task.objective.max_completion_length=" in told.err
-    learning = cli(*given, "task.metrics=[rouge_l]", *TINY_STEPS[:-1], "action.samples=2")
+    learning = cli(*given, "task.metrics=[rouge_l]", *TINY_STEPS[:-1], "action.num_samples=2")
     assert learning.code == 0, learning.err

@@ -13,7 +13,7 @@ from peftrun.tasks.messages import Conversation, make_message
 from peftrun.tasks.row_counts import Tally
 
 PAIRS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(12)]
-TEMPLATES = ["task.prompt='{question}'", "task.completion='{answer}'", "task.data.eval_rows=3"]
+TEMPLATES = ["task.prompt_template='{question}'", "task.completion_template='{answer}'", "task.data.num_test_rows=3"]
 
 
 def examples(path, *overrides, tally=None):
@@ -49,7 +49,7 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
 
 def test_text_files_are_rows_to_be_learned_as_they_are(tmp_path):
     (tmp_path / "book.txt").write_text("one line\nanother line\na third\n")
-    train, held_out = examples(tmp_path / "book.txt", "task=text", "task.data.eval_rows=1")
+    train, held_out = examples(tmp_path / "book.txt", "task=plain_text", "task.data.num_test_rows=1")
     assert not any(e.given for e in train) and len(train) == 2 and len(held_out) == 1
 
 
@@ -61,7 +61,7 @@ def test_a_talk_is_given_but_for_its_last_answer(tmp_path):
     ]
     rows = [{"messages": [*talk, {"role": "assistant", "content": f"farewell {n}"}]} for n in range(4)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, _ = examples(tmp_path / "t.jsonl", "task=chat", "task.data.eval_rows=1", "task.system='Be kind.'")
+    train, _ = examples(tmp_path / "t.jsonl", "task=chat", "task.data.num_test_rows=1", "task.system_prompt='Be kind.'")
     assert [one["role"] for one in train[0].given.messages] == ["system", "user", "assistant", "user"]
     assert train[0].completion.startswith("farewell")
 
@@ -81,7 +81,7 @@ def test_a_conversation_ends_with_the_answer_that_is_learned(tmp_path, capsys, t
         for n in range(3)
     ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [tmp_path / "t.jsonl", "task=chat", "task.data.eval_rows=1", *overrides]
+    asked = [tmp_path / "t.jsonl", "task=chat", "task.data.num_test_rows=1", *overrides]
     if told:
         with pytest.raises(DataError, match=told):
             examples(*asked)
@@ -113,10 +113,10 @@ def labelled(tmp_path, *overrides):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": f"t{n}", "spam": int(n % 4 == 0)}) + "\n" for n in range(40)))
     template = [
-        "task.prompt='{text}'",
-        "task.completion='{label}'",
+        "task.prompt_template='{text}'",
+        "task.completion_template='{label}'",
         "task.data.label_column=spam",
-        "task.data.eval_rows=4",
+        "task.data.num_test_rows=4",
     ]
     return examples(file, *template, "task.data.labels={0: ham, 1: spam}", *overrides)
 
@@ -131,7 +131,7 @@ def test_a_column_that_is_called_label_is_a_column(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"text": f"t{n}", "label": f"l{n}"}) + "\n" for n in range(3))
     )
-    overrides = ["task.prompt='{text}'", "task.completion='{label}'", "task.data.eval_rows=1"]
+    overrides = ["task.prompt_template='{text}'", "task.completion_template='{label}'", "task.data.num_test_rows=1"]
     train, held_out = examples(tmp_path / "rows.jsonl", *overrides)
     assert {e.completion for e in [*train, *held_out]} == {"l0", "l1", "l2"}
 
@@ -149,7 +149,7 @@ def test_balance_keeps_as_many_of_each(tmp_path, capsys):
 def test_an_empty_label_names_its_row(tmp_path, label):
     rows = [{"text": "a", "spam": "1"}, {"text": "t", "spam": label}]
     (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    overrides = ["task.completion='{label}'", "task.prompt='{text}'", "task.data.label_column=spam"]
+    overrides = ["task.completion_template='{label}'", "task.prompt_template='{text}'", "task.data.label_column=spam"]
     with pytest.raises(DataError, match=r"row 2: column spam is empty; fill it or remove the row"):
         examples(tmp_path / "odd.jsonl", *overrides)
 
@@ -157,8 +157,8 @@ def test_an_empty_label_names_its_row(tmp_path, label):
 def test_an_unknown_label_names_its_row(tmp_path):
     (tmp_path / "odd.jsonl").write_text(json.dumps({"text": "t", "spam": 7}) + "\n")
     overrides = [
-        "task.completion='{label}'",
-        "task.prompt='{text}'",
+        "task.completion_template='{label}'",
+        "task.prompt_template='{text}'",
         "task.data.label_column=spam",
         "task.data.labels={0: ham, 1: spam}",
     ]
@@ -169,7 +169,7 @@ def test_an_unknown_label_names_its_row(tmp_path):
 def test_held_out_rows_can_have_a_file_of_their_own(tmp_path):
     file, other = write(tmp_path, "jsonl"), write(tmp_path, "csv")
     apart, split = Tally(), Tally()
-    train, held_out = examples(file, *TEMPLATES, f"task.data.eval_path={other}", tally=apart)
+    train, held_out = examples(file, *TEMPLATES, f"task.data.test_path={other}", tally=apart)
     assert len(train) == 12 and len(held_out) == 3
     assert apart.seen == [row.where for row in held_out]  # of the same content
     examples(file, *TEMPLATES, tally=split)
@@ -177,14 +177,14 @@ def test_held_out_rows_can_have_a_file_of_their_own(tmp_path):
 
 
 def test_fewer_training_rows_on_request(tmp_path):
-    assert len(examples(write(tmp_path, "jsonl"), *TEMPLATES, "task.data.train_rows=2")[0]) == 2
+    assert len(examples(write(tmp_path, "jsonl"), *TEMPLATES, "task.data.num_train_rows=2")[0]) == 2
 
 
 def test_braces_in_values_are_only_text(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         json.dumps({"question": "{answer} {0}", "answer": "a"}) + "\n" + json.dumps(PAIRS[0]) + "\n"
     )
-    train, held_out = examples(tmp_path / "rows.jsonl", *TEMPLATES[:2], "task.data.eval_rows=1")
+    train, held_out = examples(tmp_path / "rows.jsonl", *TEMPLATES[:2], "task.data.num_test_rows=1")
     assert "{answer} {0}" in {e.given.messages[0].text for e in [*train, *held_out]}
 
 

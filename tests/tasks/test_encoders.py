@@ -66,9 +66,9 @@ def together(spanish, ner, bert, where):
     both = f"adapter={{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}"
     spec = build_spec(compose.compose_run((*on_texts(bert, where), "action=reload", both)).cfg)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
-    head = classifier_head.select_head(spec.task, adapters, spec.active)
+    head = classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     base = base_models.load_base(spec.model, device.resolve_device(spec.device), head=head)
-    return load.load(base, adapters, spec.active, False)[0], base
+    return load.load(base, adapters, spec.active_adapter, False)[0], base
 
 
 @torch.inference_mode()
@@ -254,7 +254,7 @@ def test_a_text_longer_than_the_model_reads_is_cut(cli, bert, tmp_path):
 
 
 def test_several_load_from_python(spanish, ner, bert):
-    model = ["model=pretrained", f"model.name_or_path={bert}", "device=cpu", "active=ner"]
+    model = ["model=pretrained", f"model.name_or_path={bert}", "device=cpu", "active_adapter=ner"]
     net, _ = peftrun.load_adapter(f"{{spanish: {spanish.run_dir}, ner: {ner.run_dir}}}", *model)
     assert net.active_adapter == "ner" and net.config.id2label[0] == "O"
 
@@ -296,9 +296,9 @@ def test_a_label_that_is_not_known_is_found_wherever_it_stands(cli, tmp_path, be
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = [
         "model=pretrained", f"model.name_or_path={bert}", "task=spanish_sentiment", "task.data.source=file",
-        f"task.data.path={tmp_path / 'rows.jsonl'}", "task.label_names=[no,yes]", "task.data.eval_rows=4", "action=evaluate",
+        f"task.data.path={tmp_path / 'rows.jsonl'}", "task.label_names=[no,yes]", "task.data.num_test_rows=4", "action=evaluate",
     ]  # fmt: skip
-    for more in (["task.data.balance=true"], ["task.data.balance=false", "task.data.train_rows=2"]):
+    for more in (["task.data.balance=true"], ["task.data.balance=false", "task.data.num_train_rows=2"]):
         check_failed(
             cli, tmp_path, [*given, *more], ["row 21: label 'maybe'", "is not among task.label_names (no, yes)"]
         )

@@ -32,12 +32,12 @@ def write(folder, *rows):
 
 
 def task_of(file, *overrides):
-    return build_spec(compose_run([*overrides, f"task.data.path={file}", "task.data.eval_rows=1"]).cfg).task
+    return build_spec(compose_run([*overrides, f"task.data.path={file}", "task.data.num_test_rows=1"]).cfg).task
 
 
 def talks(tmp_path, *overrides):
     file = write(tmp_path, {"messages": TALK}, {"messages": TALK[:2]})
-    return task_of(file, "task=chat", "task.data.holdout=last", *overrides)
+    return task_of(file, "task=chat", "task.data.split_strategy=last", *overrides)
 
 
 def learned(row, tokenizer):
@@ -79,7 +79,7 @@ def test_each_answer_of_a_held_out_talk_is_measured(tmp_path, llama):
     tokenizer = AutoTokenizer.from_pretrained(llama)
     file = write(tmp_path, {"messages": TALK[:2]}, {"messages": TALK})
     rows = causal_lm.load_rows(
-        task_of(file, "task=chat", "task.data.holdout=last", "task.loss_on=assistant"), tokenizer
+        task_of(file, "task=chat", "task.data.split_strategy=last", "task.loss_on=assistant"), tokenizer
     )
     assert [tokenizer.decode(row.completion) for row in rows.held_out] == [
         "yes<|im_end|>\n", "call now<|im_end|>\n", "no, bad<|im_end|>\n",
@@ -105,9 +105,9 @@ def test_a_template_that_refuses_a_talk_names_the_row(tmp_path, llama):
 
 
 @cases("task, overrides", [
-        ("dpo", ["task.messages=null", "task.prompt='{q}'", "task.chosen=a", "task.rejected=b"]),
-        ("kto", ["task.messages=null", "task.prompt='{q}'", "task.completion='{a}'", "task.desirable=c"]),
-        ("grpo", ["task.prompt='{q}'", "task.completion='{a}'", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false"]),
+        ("dpo", ["task.messages_column=null", "task.prompt_template='{q}'", "task.chosen_column=a", "task.rejected_column=b"]),
+        ("kto", ["task.messages_column=null", "task.prompt_template='{q}'", "task.completion_template='{a}'", "task.desirable_column=c"]),
+        ("grpo", ["task.prompt_template='{q}'", "task.completion_template='{a}'", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false"]),
     ])  # fmt: skip
 def test_so_does_one_that_refuses_a_preference(tmp_path, llama, task, overrides):
     from peftrun.tasks import import_task_module
@@ -118,7 +118,7 @@ def test_so_does_one_that_refuses_a_preference(tmp_path, llama, task, overrides)
     file = write(tmp_path, *rows, {"q": "bad", "a": "a", "b": "b", "c": True})
     spec = task_of(file, f"task={task}", "task.data.source=file", *overrides)
     with pytest.raises(DataError, match=r"row 5: the model's chat template refuses"):
-        import_task_module(spec.kind).load_rows(spec, tokenizer)
+        import_task_module(spec.type).load_rows(spec, tokenizer)
 
 
 def test_a_column_that_may_be_empty_and_one_that_lies_deeper(tmp_path):
@@ -129,9 +129,9 @@ def test_a_column_that_may_be_empty_and_one_that_lies_deeper(tmp_path):
     ]
     given = [
         "task=instruction",
-        "task.prompt='{instruction}\n\n{input?}'",
-        "task.completion='{meta.parts}'",
-        "task.data.holdout=last",
+        "task.prompt_template='{instruction}\n\n{input?}'",
+        "task.completion_template='{meta.parts}'",
+        "task.data.split_strategy=last",
     ]
     train, _ = load_examples(task_of(write(tmp_path, *rows), *given))
     assert [(one.given.messages[0].text, one.completion) for one in train] == [
@@ -139,16 +139,16 @@ def test_a_column_that_may_be_empty_and_one_that_lies_deeper(tmp_path):
         ("Add.\n\n1 and 2", "three"),
     ]
     with pytest.raises(DataError, match=r"row 1: column input is empty; .*\{input\?\}: it may be empty"):
-        load_examples(task_of(write(tmp_path, *rows), *given, "task.prompt='{input}'"))
+        load_examples(task_of(write(tmp_path, *rows), *given, "task.prompt_template='{input}'"))
     with pytest.raises(DataError, match=r"row 1: column meta.none is empty"):
-        load_examples(task_of(write(tmp_path, *rows), *given, "task.prompt='{meta.none}'"))
+        load_examples(task_of(write(tmp_path, *rows), *given, "task.prompt_template='{meta.none}'"))
     with pytest.raises(DataError, match=r"the data has no column 'meta\.nosuch'"):
-        load_examples(task_of(write(tmp_path, *rows), *given, "task.prompt='{meta.nosuch}'"))
+        load_examples(task_of(write(tmp_path, *rows), *given, "task.prompt_template='{meta.nosuch}'"))
 
 
 def test_the_last_rows_are_held_out_on_request(tmp_path):
     file = write(tmp_path, *({"prompt": f"p{n}", "completion": f"c{n}"} for n in range(10)))
-    train, held_out = load_examples(task_of(file, "task=instruction", "task.data.holdout=last"))
+    train, held_out = load_examples(task_of(file, "task=instruction", "task.data.split_strategy=last"))
     assert [one.completion for one in [*train, *held_out]] == [f"c{n}" for n in range(10)] and len(held_out) == 1
 
 
@@ -156,7 +156,7 @@ def test_long_texts_are_cut_into_rows_and_nothing_is_lost(tmp_path, llama, capsy
     tokenizer = AutoTokenizer.from_pretrained(llama)
     texts = ["The quick brown fox jumps over the lazy dog. " * 20, "call now to win a prize"]
     (tmp_path / "book.txt").write_text("\n".join(texts) + "\n")
-    task = task_of(tmp_path / "book.txt", "task=text", "task.max_length=32", "task.data.holdout=last")
+    task = task_of(tmp_path / "book.txt", "task=plain_text", "task.max_length=32", "task.data.split_strategy=last")
     rows = causal_lm.load_rows(task, tokenizer)
     assert max(len(row.ids) for row in rows.train) == 32 and len(rows.train) > 5
     whole = [token for row in rows.train for token in row.ids]
@@ -186,7 +186,7 @@ def test_written_answers_are_measured_as_the_libraries_measure():
 @pytest.mark.slow
 def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
     metrics = "task.metrics=[bleu,chrf,rouge_l]"
-    given = [*on_tiny(llama), metrics, "task.max_new_tokens=4", "task.data.eval_rows=8", "trainer.warmup_steps=0"]
+    given = [*on_tiny(llama), metrics, "task.max_new_tokens=4", "task.data.num_test_rows=8", "trainer.warmup_steps=0"]
     done = cli(*given, "trainer.max_steps=80", "trainer.per_device_train_batch_size=8", "lora.r=32")
     assert done.code == 0, done.err
     before, after = done.record()["metrics"]["before"], done.record()["metrics"]["after"]
@@ -201,11 +201,14 @@ def test_an_adapter_that_has_learned_writes_what_it_should(cli, llama, on_tiny):
         (["task.loss_on=assistant"], "task.loss_on=assistant: needs conversations"),
         (["task=spanish_sentiment", "task.loss_on=all"], "task.loss_on=all: is only for language models"),
         (["task=spanish_sentiment", "task.metrics=[bleu]"], "task.metrics=[bleu]: compares generated texts"),
-        (["task=text", "task.data.path=DATA", "task.metrics=[bleu]"], "plain text has none; type task.metrics=null"),
+        (
+            ["task=plain_text", "task.data.path=DATA", "task.metrics=[bleu]"],
+            "plain text has none; type task.metrics=null",
+        ),
         (["task.metrics=[blue]"], "task.metrics"),
         (
-            ["task.data.holdout=last", "task.data.eval_path=DATA"],
-            "task.data.holdout=last: takes the end of a single source",
+            ["task.data.split_strategy=last", "task.data.test_path=DATA"],
+            "task.data.split_strategy=last: takes the end of a single source",
         ),
         (
             ["trainer.packing=true", "trainer.padding_free=true"],

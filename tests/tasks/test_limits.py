@@ -23,7 +23,7 @@ def rows(tmp_path):
         texts = [{"prompt": f"z{n}", "completion": "q"} for n in range(12)]
         texts[6] = seventh
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-        return [f"task.data.path={tmp_path / 'rows.jsonl'}", "task.data.eval_rows=2", "task.data.split_seed=1"]
+        return [f"task.data.path={tmp_path / 'rows.jsonl'}", "task.data.num_test_rows=2", "task.data.split_seed=1"]
 
     return write
 
@@ -64,8 +64,8 @@ def test_so_does_a_preference(cli, tmp_path, on_tiny):
     pairs[6]["rejected"] = "z" * 40
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     given = [
-        *on_tiny(short), "task=dpo", "task.data.source=file", f"task.data.path={tmp_path / 'pairs.jsonl'}", "task.messages=null",
-        "task.prompt='{prompt}'", "task.data.eval_rows=2",
+        *on_tiny(short), "task=dpo", "task.data.source=file", f"task.data.path={tmp_path / 'pairs.jsonl'}", "task.messages_column=null",
+        "task.prompt_template='{prompt}'", "task.data.num_test_rows=2",
     ]  # fmt: skip
     told(cli(*given, *TINY_STEPS), "row 7: has ", "reads 40")
 
@@ -77,7 +77,7 @@ def test_a_row_in_which_nothing_is_learned(cli, tmp_path, bert):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = cli(
         "model=pretrained", f"model.name_or_path={bert}", "task=ner", "task.data.source=file", f"task.data.path={tmp_path / 'rows.jsonl'}",
-        "task.words=words", "task.tags=tags", "task.label_names=[O,B-PER]", "task.data.eval_rows=2", "task.data.holdout=random",
+        "task.tokens_column=words", "task.tags_column=tags", "task.label_names=[O,B-PER]", "task.data.num_test_rows=2", "task.data.split_strategy=random",
         "device=cpu", "device.dtype=float32", *TINY_STEPS,
     )  # fmt: skip
     told(found, "row 7: nothing in it is learned, every label is masked", "raise task.max_length, or remove the row")
@@ -133,7 +133,7 @@ def test_a_held_out_loss_that_is_no_number_names_its_row(cli, tmp_path, on_tiny,
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][token_of(folder, "~")] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    found = cli(*on_tiny(folder), *given, *TINY_STEPS, "task.data.holdout=last", "task.data.eval_rows=8")
+    found = cli(*on_tiny(folder), *given, *TINY_STEPS, "task.data.split_strategy=last", "task.data.num_test_rows=8")
     told(found, "the evaluation loss before training is nan at ", "row 7", "nothing was saved")
 
 

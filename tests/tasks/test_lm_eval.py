@@ -54,8 +54,8 @@ def tasks(where, rows):
 def learned(where, rows, llama):
     """An adapter that was trained on that very task."""
     given = [
-        "task=instruction", f"task.data.path={where / 'rows.jsonl'}", "task.data.eval_rows=8", "task.max_length=64",
-        "task.prompt=null", "task.completion='{prompt} {completion}'", "task.loss_on=all",
+        "task=instruction", f"task.data.path={where / 'rows.jsonl'}", "task.data.num_test_rows=8", "task.max_length=64",
+        "task.prompt_template=null", "task.completion_template='{prompt} {completion}'", "task.loss_on=all",
         "trainer.max_steps=30", "trainer.warmup_steps=0", "trainer.learning_rate=1e-2", "trainer.save_strategy=no",
     ]  # fmt: skip
     run = cli_here(where, *on(llama), *given)
@@ -150,7 +150,7 @@ def test_several_adapters_are_measured_side_by_side_and_the_active_one_alone_whe
     shown = [line.split("  ")[0].strip() for line in run.out.splitlines() if "even/acc" in line]
     assert shown == ["base: even/acc", "one: even/acc", "two: even/acc"]
     assert any(line.split() == ["rows", "even", "40"] for line in run.out.splitlines())
-    named = cli_here(where, *asked(llama, tasks, "task.lm_eval.limit=4"), both, "active=two")
+    named = cli_here(where, *asked(llama, tasks, "task.lm_eval.limit=4"), both, "active_adapter=two")
     assert named.record()["metrics"].keys() == {"base", "adapter"}
     taken = cli_here(where, *asked(llama, tasks), f"adapter={{base: {learned}, two: {learned}}}")
     assert taken.code == 1 and "adapter.base: is the name of the base model without any adapter" in taken.err
@@ -212,7 +212,7 @@ def test_rows_that_changed_are_read_anew(where, tasks, llama):
         (["task.lm_eval.tasks=???"], ["task.lm_eval.tasks is not set", "type task.lm_eval.tasks=[arc_easy]"]),
         (["task.lm_eval.limit=0"], ["task.lm_eval.limit=0"]),
         (["task.lm_eval.include_path=nowhere"], ["task.lm_eval.include_path=nowhere", "not a folder with YAML files"]),
-        (["task.lm_eval=null"], ["task.kind=lm_eval", "task.lm_eval.tasks=[arc_easy]"]),
+        (["task.lm_eval=null"], ["task.type=lm_eval", "task.lm_eval.tasks=[arc_easy]"]),
         (["task.data.adapter_column=who"], ["task.data.adapter_column=who", "of a language model with adapters"]),
     ],
 )

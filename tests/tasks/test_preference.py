@@ -51,15 +51,15 @@ def files(where):
 def overrides(kind, llama, files):
     name = {"kto": "judged", "grpo": "asked"}.get(kind, "pairs")
     columns = {
-        "kto": ["task.messages=talk", "task.desirable=ok"],
-        "grpo": ["task.prompt='{q}'", "task.completion='{a}'", "task.data.label_column=null", "task.data.labels=null",
+        "kto": ["task.messages_column=talk", "task.desirable_column=ok"],
+        "grpo": ["task.prompt_template='{q}'", "task.completion_template='{a}'", "task.data.label_column=null", "task.data.labels=null",
                  "task.data.balance=false", "task.objective.max_completion_length=4", "task.objective.num_generations=4",
                  "task.objective.rewards=[matches_pattern]", "task.objective.reward_weights=null",
                  "task.objective.pattern='^[a-m]'"],
-    }.get(kind, ["task.messages=null", "task.prompt='{q}'", "task.chosen=good", "task.rejected=bad"])  # fmt: skip
+    }.get(kind, ["task.messages_column=null", "task.prompt_template='{q}'", "task.chosen_column=good", "task.rejected_column=bad"])  # fmt: skip
     return [
         "model=pretrained", f"model.name_or_path={llama}", f"task={kind}", "task.data.source=file", f"task.data.path={files[name]}",
-        "task.data.eval_rows=8", "task.max_length=64", *columns, "device=cpu", "device.dtype=float32", "trainer.learning_rate=1e-2",
+        "task.data.num_test_rows=8", "task.max_length=64", *columns, "device=cpu", "device.dtype=float32", "trainer.learning_rate=1e-2",
         "trainer.logging_steps=2", "trainer.warmup_steps=0", "trainer.save_steps=4",
     ]  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_it_merges_and_the_merge_is_proved(learned, where):
         *given,
         "action=merge",
         f"adapter={run.run_dir}",
-        *([] if kind == "grpo" else ["action.held_out_rows=16"]),
+        *([] if kind == "grpo" else ["action.num_eval_rows=16"]),
     )
     assert merged.code == 0, merged.err
     assert merged.record()["merge"]["max_logit_difference"] < 1e-3
@@ -233,9 +233,12 @@ WRONG = {
         ["trainer.train_sampling_strategy=group_by_length: "],
     ),
     "packing": (["trainer.packing=true"], ["trainer.packing=true: "]),
-    "no chosen column": (["task.chosen=null"], ["task.chosen is not set"]),
-    "an unknown column": (["task.chosen=better"], ["task.chosen: the data has no column 'better'"]),
-    "an objective of another kind": (["task.kind=causal_lm", "task.completion='{good}'"], ["task.objective: "]),
+    "no chosen column": (["task.chosen_column=null"], ["task.chosen_column is not set"]),
+    "an unknown column": (["task.chosen_column=better"], ["task.chosen_column: the data has no column 'better'"]),
+    "an objective of another kind": (
+        ["task.type=causal_lm", "task.completion_template='{good}'"],
+        ["task.objective: "],
+    ),
     "a wrong value": (["task.objective.beta=-1"], ["task.objective.beta=-1"]),
 }
 
@@ -268,7 +271,12 @@ def test_bad_rows_are_named(cli, tmp_path, llama, files, case):
 def test_a_judgement_must_be_true_or_false(cli, tmp_path, llama, files):
     rows = [{"q": f"{n}", "a": "x", "ok": "maybe"} for n in range(20)]
     file = jsonl(tmp_path / "rows.jsonl", rows)
-    more = ["task.messages=null", "task.prompt='{q}'", "task.completion='{a}'", f"task.data.path={file}"]
+    more = [
+        "task.messages_column=null",
+        "task.prompt_template='{q}'",
+        "task.completion_template='{a}'",
+        f"task.data.path={file}",
+    ]
     found = cli(*overrides("kto", llama, files), *more)
     assert found.code == 1 and "row 1: ok=maybe is neither true nor false" in found.err
 
@@ -276,13 +284,13 @@ def test_a_judgement_must_be_true_or_false(cli, tmp_path, llama, files):
 def test_prompts_with_a_label_are_balanced(cli, tmp_path, llama, files):
     rows = [{"q": f"Is {n} even?", "of": str(int(n % 4 == 0))} for n in range(60)]
     file = jsonl(tmp_path / "rows.jsonl", rows)
-    labelled = ["task.data.label_column=of", "task.data.balance=true", "task.completion='{label}'"]
+    labelled = ["task.data.label_column=of", "task.data.balance=true", "task.completion_template='{label}'"]
     given = [
         one
         for one in overrides("grpo", llama, files)
-        if not one.startswith(("task.data.label", "task.data.bal", "task.completion"))
+        if not one.startswith(("task.data.label", "task.data.bal", "task.completion_template"))
     ]
-    found = cli(*given, *labelled, f"task.data.path={file}", "task.data.eval_rows=6", "action=evaluate")
+    found = cli(*given, *labelled, f"task.data.path={file}", "task.data.num_test_rows=6", "action=evaluate")
     assert found.code == 0, found.err
     assert found.record()["data"]["train_rows"] == 30 - 6
 

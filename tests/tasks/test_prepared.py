@@ -31,7 +31,13 @@ def write(path, rows):
 
 
 def task_of(path, *overrides):
-    given = ["task=instruction", f"task.data.path={path}", "task.data.eval_rows=4", "task.max_length=64", *overrides]
+    given = [
+        "task=instruction",
+        f"task.data.path={path}",
+        "task.data.num_test_rows=4",
+        "task.max_length=64",
+        *overrides,
+    ]
     return build_spec(compose_run(given).cfg).task
 
 
@@ -57,8 +63,8 @@ def test_rows_of_every_form_come_back(experiment, kind, file, llama, tmp_path):
     rows = [{"prompt": f"{n}?", "chosen": f"yes {n}", "rejected": f"no {n}", "label": n % 2 == 0} for n in range(12)]
     write(file, rows)
     task = build_spec(compose_run([
-        f"task={experiment}", "task.data.source=file", f"task.data.path={file}", "task.messages=null", "task.prompt='{prompt}'",
-        "task.completion='{chosen}'", "task.data.eval_rows=3", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false",
+        f"task={experiment}", "task.data.source=file", f"task.data.path={file}", "task.messages_column=null", "task.prompt_template='{prompt}'",
+        "task.completion_template='{chosen}'", "task.data.num_test_rows=3", "task.data.label_column=null", "task.data.labels=null", "task.data.balance=false",
     ]).cfg).task  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(llama)
     first, again = (row_cache.load_cached_rows(import_task_module(kind), task, tokenizer) for _ in range(2))
@@ -74,7 +80,7 @@ CHANGES = {
     "the template": lambda file, task, tokenizer: setattr(
         tokenizer, "chat_template", tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>\n\n")
     ),
-    "a setting": lambda file, task, tokenizer: setattr(task, "system", "Be brief."),
+    "a setting": lambda file, task, tokenizer: setattr(task, "system_prompt", "Be brief."),
     "what is learned": lambda file, task, tokenizer: setattr(task, "loss_on", "all"),
     "the vocabulary": lambda file, task, tokenizer: tokenizer.add_tokens(["even?"]),
     "a library": None,

@@ -38,14 +38,14 @@ def given(where, t5):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
         "model=pretrained", f"model.name_or_path={t5}", "task=translation", "task.data.source=file", f"task.data.path={file}",
-        "task.prompt='{en}'", "task.completion='{es}'", "task.data.eval_rows=8", "device=cpu", "device.dtype=float32",
+        "task.prompt_template='{en}'", "task.completion_template='{es}'", "task.data.num_test_rows=8", "device=cpu", "device.dtype=float32",
         "trainer.learning_rate=1e-2", "trainer.warmup_steps=0", "trainer.logging_steps=5", "trainer.save_strategy=no",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def learned(where, given):
-    run = cli_here(where, *given, "trainer.max_steps=30")
+    run = cli_here(where, *given, "trainer.max_steps=30", "action.samples=1")
     assert run.code == 0, run.err
     return run
 
@@ -55,7 +55,7 @@ def test_it_learns(learned):
     assert after["loss"] < 0.6 * before["loss"] and after["perplexity"] < before["perplexity"]
 
 
-PENALISED = ["lora=adalora", "lora.tinit=1", "lora.tfinal=1", "lora.orth_reg_weight=50", "trainer.max_steps=3", "action.samples=0"]  # fmt: skip
+PENALISED = ["lora=adalora", "lora.tinit=1", "lora.tfinal=1", "lora.orth_reg_weight=50", "trainer.max_steps=3", "action.num_samples=0"]  # fmt: skip
 
 
 @cases("method", [[], PENALISED])
@@ -69,7 +69,7 @@ def test_it_reloads_as_it_was(learned, where, given, method):
 
 
 def test_it_merges_with_proof(learned, where, given):
-    merged = cli_here(where, *given, "action=merge", f"adapter={learned.run_dir}", "action.held_out_rows=16")
+    merged = cli_here(where, *given, "action=merge", f"adapter={learned.run_dir}", "action.num_eval_rows=16")
     assert merged.code == 0, merged.err
     figures = merged.record()["merge"]
     assert figures["streamed"] and figures["held_out_rows"] == 8 and figures["max_logit_difference"] < 1e-3
@@ -112,6 +112,7 @@ def test_accumulated_batches_learn_what_one_batch_does(where, given):
             f"trainer.per_device_train_batch_size={size}",
             f"trainer.gradient_accumulation_steps={parts}",
             "trainer.max_steps=4",
+            "action.samples=0",
         ]
         run = cli_here(where, *given, *more)
         assert run.code == 0, run.err

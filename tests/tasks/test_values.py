@@ -21,12 +21,12 @@ from peftrun.data import templates
 from peftrun.errors import ConfigError, DataError
 from peftrun.tasks.examples import load_examples
 
-LABELLED = ["task.data.label_column=of", "task.completion='{label}'"]
+LABELLED = ["task.data.label_column=of", "task.completion_template='{label}'"]
 
 
 @cache
 def task_of(*overrides):
-    given = [f"task.data.path={__file__}", "task.data.eval_rows=1", "task.data.holdout=last"]
+    given = [f"task.data.path={__file__}", "task.data.num_test_rows=1", "task.data.split_strategy=last"]
     return build_spec(compose_run(["task=instruction", *given, *overrides]).cfg).task
 
 
@@ -69,7 +69,7 @@ AS_SPELLED = {
     "exponents and signs": ("r.csv", HEAD + "q1,1E5\nq2,+49170123\nq3,1_000\n", [], ["1E5", "+49170123", "1_000"]),
     "words for booleans": ("r.csv", HEAD + "q1,TRUE\nq2,False\nq3,yes\n", [], ["TRUE", "False", "yes"]),
     "words for nothing": ("r.csv", HEAD + "q1,NA\nq2,None\nq3,null\nq4,nan\n", [], ["NA", "None", "null", "nan"]),
-    "an empty cell": ("r.csv", HEAD + "q1,\nq2,NA\n", ["task.completion='{completion?}'"], ["", "NA"]),
+    "an empty cell": ("r.csv", HEAD + "q1,\nq2,NA\n", ["task.completion_template='{completion?}'"], ["", "NA"]),
     "dates of csv": ("r.csv", HEAD + "q1,2024-01-01\nq2,01/02/2024\n", [], ["2024-01-01", "01/02/2024"]),
     "an ending in capitals": ("R.CSV", HEAD + "q1,007\nq2,8\n", [], ["007", "8"]),
     "tabs in capitals": ("R.TSV", "prompt\tcompletion\nq1\t007\nq2\t8\n", [], ["007", "8"]),
@@ -81,7 +81,7 @@ AS_SPELLED = {
     "quotes in a tsv": ("r.tsv", "prompt\tcompletion\n\"q1\t'a\nq2\t\"b\nq3\t\"c\"\n", [], ["'a", '"b', '"c"']),
     "dates of json": ("r.jsonl", rows_of('"2024-01-01"', '"2024-01-02T00:00:00"'), [], ["2024-01-01", "2024-01-02T00:00:00"]),
     "dates in objects": (
-        "r.jsonl", rows_of('{"on": "2024-01-01"}', '{"on": "2024-01-02"}'), ["task.completion='{completion.on}'"], ["2024-01-01", "2024-01-02"],
+        "r.jsonl", rows_of('{"on": "2024-01-01"}', '{"on": "2024-01-02"}'), ["task.completion_template='{completion.on}'"], ["2024-01-01", "2024-01-02"],
     ),
     "dates in messages": ("r.jsonl", f'{{"messages": {TALK}}}\n' * 2, ["task=chat", "task.data.deduplicate=false"], ["2024-01-02"] * 2),
     "numbers of json": ("r.jsonl", rows_of("1", "2", "3.5", "1.50", "1e5", "-0"), [], ["1", "2", "3.5", "1.50", "1e5", "-0"]),
@@ -89,7 +89,7 @@ AS_SPELLED = {
     "booleans and texts": ("r.jsonl", rows_of("true", "false", '"True"'), [], ["true", "false", "True"]),
     "a list in json": ("r.json", json.dumps([{"prompt": "q1", "completion": "007"}, {"prompt": "q2", "completion": 7}], indent=1), [], ["007", "7"]),
     "lines called json": ("r.json", rows_of("1.0", "1.00"), [], ["1.0", "1.00"]),
-    "a column that comes late": ("r.jsonl", '{"prompt": "q1"}\n' + rows_of("7"), ["task.completion='{completion?}'"], ["", "7"]),
+    "a column that comes late": ("r.jsonl", '{"prompt": "q1"}\n' + rows_of("7"), ["task.completion_template='{completion?}'"], ["", "7"]),
     "objects": ("r.jsonl", rows_of('{"ok": true, "x": null, "é": 1.50}', '{"other": []}'), [], ['{"ok": true, "x": null, "é": 1.50}', '{"other": []}']),
     "lists": ("r.jsonl", rows_of('["a", "b"]', '["a", null]', "[1, [2.0]]"), [], ["a b", '["a", null]', "[1, [2.0]]"]),
     "columns of an agent": (
@@ -99,7 +99,7 @@ AS_SPELLED = {
     "labels that are booleans": ("r.jsonl", rows_of("true", "false", key="of"), [*LABELLED, "task.data.labels={true: yes, false: no}"], ["yes", "no"]),
     "labels with a nought": ("r.csv", "prompt,of\nq1,01\nq2,02\n", [*LABELLED, "task.data.labels={01: ham, 02: spam}"], ["ham", "spam"]),
     "labels that are numbers": ("r.jsonl", rows_of("1", "0", key="of"), [*LABELLED, "task.data.labels={0: ham, 1: spam}"], ["spam", "ham"]),
-    "lines of a text": ("r.txt", "\ufeffone\u2028still one\ntwo\r\n", ["task=text"], ["one\u2028still one", "two"]),
+    "lines of a text": ("r.txt", "\ufeffone\u2028still one\ntwo\r\n", ["task=plain_text"], ["one\u2028still one", "two"]),
     "integers": ("r.parquet", table(completion=pa.array([2**63, 7], pa.uint64())), [], [str(2**63), "7"]),
     "floats": ("r.parquet", table(completion=pa.array([0.1, 1e16])), [], ["0.1", "1e+16"]),
     "narrow floats": ("r.arrow", table(completion=pa.array([0.1, 5], pa.float32())), [], ["0.1", "5.0"]),
@@ -127,7 +127,7 @@ def test_rows_are_learned_as_the_file_spells_them(tmp_path, name):
     assert answers(path, *overrides) == expected
     if name in ON_HUB:
         assert answers(tmp_path, "task.data.source=hub", *overrides) == expected
-        streamed = ["task.data.streaming=true", f"task.data.train_rows={len(expected) - 1}"]
+        streamed = ["task.data.streaming=true", f"task.data.num_train_rows={len(expected) - 1}"]
         assert answers(tmp_path, "task.data.source=hub", *overrides, *streamed) == expected
 
 
@@ -145,7 +145,7 @@ REFUSED = {
     "half of a character": ("r.jsonl", rows_of('"a"', '"\\ud83d"'), [], ["line 2", "half of a character"]),
     "a line that is no object": ("r.jsonl", rows_of("1") + "[1]\n", [], ["line 2 is no object"]),
     "an object in place of a list": ("r.json", '{\n"data": []}', [], ["list of objects"]),
-    "a column in no row": ("r.jsonl", rows_of("1", "2", key="answer"), [], ["task.completion: the data has no column 'completion'", "type 'task.completion=\"{answer}\"'"]),
+    "a column in no row": ("r.jsonl", rows_of("1", "2", key="answer"), [], ["task.completion_template: the data has no column 'completion'", "type 'task.completion_template=\"{answer}\"'"]),
     "bytes": ("r.parquet", table(completion=[b"a", b"b"]), [], ["row 1: column completion", "bytes"]),
     "bytes in an object": ("r.parquet", table(completion=[{"a": b"a"}] * 2), [], ["row 1: column completion", "bytes"]),
     "a duration": ("r.parquet", table(completion=[datetime(2024, 1, 2) - datetime(2024, 1, 1)] * 2), [], ["row 1: column completion", "timedelta"]),
@@ -210,7 +210,7 @@ def test_each_text_that_is_written_is_read_back(tmp_path, kind):
             for n, (a, b) in enumerate(zip(made[::2], made[1::2], strict=True))
         ]
         file = write(tmp_path / f"{number}.{kind}", written(rows, kind, draw))
-        templates = ["task.prompt='{no}{prompt}'", "task.completion='{completion}{bare}|'"]
+        templates = ["task.prompt_template='{no}{prompt}'", "task.completion_template='{completion}{bare}|'"]
         expected = [(row["no"] + row["prompt"], row["completion"] + row["bare"] + "|") for row in rows]
         assert pairs(file, *templates) == expected  # fmt: skip
 

@@ -13,7 +13,7 @@ from peftrun.io import atomic_files
 
 pytestmark = pytest.mark.slow
 
-STEPS = [*TINY_STEPS, "trainer.eval_strategy=steps", "trainer.eval_steps=2", "task.data.validation_rows=4"]
+STEPS = [*TINY_STEPS, "trainer.eval_strategy=steps", "trainer.eval_steps=2", "task.data.num_validation_rows=4"]
 
 
 @pytest.fixture(scope="session")
@@ -218,9 +218,9 @@ def test_a_run_of_two_processes_is_told_once(kind, tmp_path, llama, on_tiny, ask
     more = [] if kind == "tensorboard" else ["tracker.project=spread"]
     spread = [
         "device=ddp",
-        "device.name=cpu",
+        "device.type=cpu",
         "device.dtype=float32",
-        "device.processes=2",
+        "device.num_processes=2",
         "trainer.per_device_train_batch_size=2",
     ]
     given = [one for one in on_tiny(llama) if not one.startswith("device")]

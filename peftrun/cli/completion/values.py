@@ -14,11 +14,11 @@ TAGS = ("name", "method")  # fields that tell the dataclasses of a union apart
 
 def list_values(key: str, value: str, tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """Values for `key=`. `value`: typed so far; `tree`: the composed config."""
-    full = shorthand.expand_shorthand([*words, f"{key}=_"])[-1].partition("=")[0].lstrip("+")
+    full = shorthand.expand_overrides([*words, f"{key}=_"])[0][-1].partition("=")[0].lstrip("+")
     value_type = _find_type(full.split("."), tree)
-    if full.startswith("slots."):  # a template's parameter, whose type is declared in the template
-        slot_type = _get_value(["template", "slots", full.removeprefix("slots."), "type"], tree)
-        value_type = {"path": action_specs.Path, "bool": bool}.get(slot_type)
+    if full.startswith("params."):  # a template's parameter, whose type is declared in the template
+        param_type = _get_value(["template", "params", full.removeprefix("params."), "type"], tree)
+        value_type = {"path": action_specs.Path, "bool": bool}.get(param_type)
     if full == "adapter" or action_specs.Path in _split_union(value_type):
         return list_paths(value.rpartition(",")[2])
     literals: list[str] = []

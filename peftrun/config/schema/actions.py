@@ -18,7 +18,7 @@ class TrainAction:
     name: Literal["train"]
     resume: Path | None  # a run folder, or `auto`: the newest unfinished run with the same config
     evaluate_before: bool
-    samples: Annotated[
+    num_samples: Annotated[
         int, Field(ge=0, examples=[3])
     ]  # evaluation rows answered before and after training, for the report
 
@@ -69,7 +69,7 @@ class MergeAction:
     dtype: Dtype
     output_dir: Path | None
     verify: bool
-    held_out_rows: Annotated[int, Field(ge=0, examples=[16])]
+    num_eval_rows: Annotated[int, Field(ge=0, examples=[16])]
 
 
 @dataclass(config=STRICT)
@@ -77,7 +77,7 @@ class CombineAction:
     """Combine several adapters into one, and measure its distance from their weighted sum."""
 
     name: Literal["combine"]
-    combination: Literal[
+    combination_type: Literal[
         "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
         "magnitude_prune", "magnitude_prune_svd",
     ]  # fmt: skip
@@ -93,7 +93,7 @@ class ExtractAction:
     """Extract an adapter from a fully fine-tuned model: the weight difference at a given rank."""
 
     name: Literal["extract"]
-    tuned: Path
+    finetuned_model: Path
     output_dir: Path | None
 
 
@@ -122,13 +122,13 @@ class DiffAction:
 
 @dataclass(config=STRICT)
 class PlanAction:
-    """Estimate memory and time of a training run. `measured_steps`: steps on the real base model, to measure time; 0: nothing is loaded. The others are those of train."""
+    """Estimate memory and time of a training run. `measure_steps`: steps on the real base model, to measure time; 0: nothing is loaded. The others are those of train."""
 
     name: Literal["plan"]
     resume: Path | None
     evaluate_before: bool
-    samples: Annotated[int, Field(ge=0, examples=[3])]
-    measured_steps: Annotated[int, Field(ge=0, examples=[3])]
+    num_samples: Annotated[int, Field(ge=0, examples=[3])]
+    measure_steps: Annotated[int, Field(ge=0, examples=[3])]
 
 
 @dataclass(config=STRICT)
@@ -147,7 +147,7 @@ class ReplayAction:
 
     name: Literal["replay"]
     run: Path | None  # a run folder
-    env: Literal["check"] | None  # check: only list what has changed since
+    check_only: bool  # only list what has changed since; nothing is run
     tolerance: Annotated[float, Field(ge=0, examples=[1e-3])]  # largest difference between weights that counts as equal
 
 
@@ -157,8 +157,8 @@ class ExplainAction:
 
     name: Literal["explain"]
     run: Path | None  # a run folder, instead of the typed command
-    against: Path | None  # another run folder, to compare with
-    of: str  # the action whose config is explained
+    compare_with: Path | None  # another run folder, to compare with
+    for_action: str  # the action whose config is explained
     format: Literal["table", "json"]
 
 
@@ -183,7 +183,7 @@ class ListAction:
     """Find runs and adapters; no model is loaded."""
 
     name: Literal["list"]
-    roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
+    dirs: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
     where: str | None  # a condition, such as "task=sms_spam and r>=8"
     sort: str | None  # a column; with `-` before it the largest first
     limit: Positive | None
@@ -196,7 +196,7 @@ class CompareAction:
 
     name: Literal["compare"]
     runs: Annotated[list[str], Field(examples=["[outputs/train/RUN,outputs/train/RUN2]"])] | None  # run folders
-    roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
+    dirs: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
     where: str | None  # a condition, instead of `runs`
     format: Literal["table", "json"]
 
@@ -206,7 +206,7 @@ class BrowseAction:
     """Show the catalog of runs as a web page on this machine; no model is loaded."""
 
     name: Literal["browse"]
-    roots: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
+    dirs: Annotated[list[str], Field(min_length=1, examples=["[outputs]"])]
     where: str | None
     host: Annotated[str, Field(min_length=1, examples=["127.0.0.1"])]
     port: Annotated[int, Field(ge=0, le=65535, examples=[8600])]

@@ -35,14 +35,14 @@ Lora = Annotated[
 
 
 @dataclass(config=STRICT)
-class MixSpec:
+class MixtureSpec:
     """One more source of rows, of the same type as the first."""
 
     path: Path  # like that of the first source
     weight: Annotated[float, Field(gt=0, examples=[1.0])]  # the first source's is 1
-    prompt: str | None = None  # its own template; null: the task's
-    completion: str | None = None  # null: the task's
-    name: str | None = None  # on the Hub: configuration of the dataset
+    prompt_template: str | None = None  # its own; null: the task's
+    completion_template: str | None = None  # null: the task's
+    config_name: str | None = None  # on the Hub: configuration of the dataset
     revision: str | None = None  # on the Hub: branch, tag or commit
     split: str | None = None  # on the Hub; null: the first source's
 
@@ -54,23 +54,23 @@ class DataSpec:
     source: Literal["package", "file", "hub"]
     path: Path  # csv, tsv, json, jsonl, parquet, arrow or txt; on the Hub: the dataset's id
     package: str | None
-    name: str | None  # on the Hub: configuration of the dataset
+    config_name: str | None  # on the Hub: configuration of the dataset
     revision: str | None
     split: str
-    eval_path: Path | None  # file of evaluation rows; null: split off from `path`
-    eval_split: str | None  # on the Hub: split with the evaluation rows
-    train_rows: Positive | None
-    eval_rows: Positive
-    validation_rows: Positive | None
+    test_path: Path | None  # file of evaluation rows; null: split off from `path`
+    test_split: str | None  # on the Hub: split with the evaluation rows
+    num_train_rows: Positive | None
+    num_test_rows: Positive
+    num_validation_rows: Positive | None
     label_column: str | None
     adapter_column: str | None
     group_column: str | None
-    mix: dict[str, MixSpec] | None
+    mixture: dict[str, MixtureSpec] | None
     streaming: bool
     labels: dict[str, str] | None  # value in `label_column` → word to generate
     deduplicate: bool
     balance: bool
-    holdout: Literal["random", "last"]
+    split_strategy: Literal["random", "last"]
     split_seed: int
     cache: bool
 
@@ -91,27 +91,27 @@ class LmEvalSpec:
 class TaskSpec:
     """The training task. Templates name columns: `{text}`."""
 
-    kind: Literal[
+    type: Literal[
         "causal_lm", "seq_cls", "token_cls", "seq2seq", "preference", "unpaired_preference", "prompt_only", "lm_eval"
     ]
     data: DataSpec
-    messages: str | None  # a column of chat messages, instead of templates
+    messages_column: str | None  # a column of chat messages, instead of templates
     tools: Path | None  # a JSON file of tools, for rows without their own
     template_arguments: dict[str, str | int | float | bool | None] | None  # passed to the model's chat template
     special_tokens_in_text: Literal["keep", "escape", "refuse"]
-    system: str | None
-    prompt: str | None
-    completion: str | None
+    system_prompt: str | None
+    prompt_template: str | None
+    completion_template: str | None
     label_names: (
         Annotated[list[str], Field(min_length=2, examples=["[no, yes]"])] | None
     )  # of a classifier's outputs, in order of their index
-    chosen: str | None  # preference: column of the preferred answers
-    rejected: str | None  # preference: column of the rejected answers
-    desirable: str | None  # unpaired_preference: column that says whether an answer is good
+    chosen_column: str | None  # preference: column of the preferred answers
+    rejected_column: str | None  # preference: column of the rejected answers
+    desirable_column: str | None  # unpaired_preference: column that says whether an answer is good
     lm_eval: LmEvalSpec | None  # tasks of lm-evaluation-harness
     objective: Objective | None  # for preferences and rewards
-    words: str | None  # token_cls: column of words
-    tags: str | None  # token_cls: column of tags, one per word
+    tokens_column: str | None  # token_cls: column of words
+    tags_column: str | None  # token_cls: column of tags, one per word
     loss_on: Literal["completion", "assistant", "all"]
     metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"]] | None
     max_new_tokens: Positive
@@ -166,15 +166,15 @@ class TrainerSpec:
 class DeviceSpec:
     """Hardware, precision and processes."""
 
-    name: Literal["auto", "cpu", "cuda", "mps", "xpu"]
+    type: Literal["auto", "cpu", "cuda", "mps", "xpu"]
     dtype: Dtype
     num_threads: Positive | None
     strategy: Literal["ddp", "fsdp", "deepspeed"] | None
-    processes: Positive  # on this machine
-    machines: Positive
+    num_processes: Positive  # on this machine
+    num_machines: Positive
     machine_rank: Annotated[int, Field(ge=0, examples=[0])]
-    main_address: str | None
-    main_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
+    main_process_ip: str | None
+    main_process_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
     deepspeed_config: Path | None
     deterministic: bool  # use deterministic algorithms: the same bytes each time
     memory_check: bool  # refuse a run that will not fit into memory before loading it
@@ -182,7 +182,7 @@ class DeviceSpec:
 
 
 @dataclass(config=STRICT)
-class SlotSpec:
+class TemplateParamSpec:
     """A parameter of a template, set by its user."""
 
     type: Literal["path", "str", "int", "float", "bool"]  # type of its value
@@ -191,11 +191,11 @@ class SlotSpec:
 
 @dataclass(config=STRICT)
 class TemplateSpec:
-    """The team template that a run uses, and its parameters (`slots`)."""
+    """The team template that a run uses, and its parameters."""
 
     name: Annotated[str, Field(min_length=1, examples=["ours/NAME"])]  # of the template
     version: Annotated[str, Field(min_length=1, examples=['"1.0.0"'])]  # of the template; stored in the record
-    slots: dict[str, SlotSpec]  # name → type and help text
+    params: dict[str, TemplateParamSpec]  # name → type and help text
 
 
 @dataclass(config=STRICT)
@@ -211,9 +211,9 @@ class RunSpec:
     tracker: Tracker  # experiment tracker
     seed: Annotated[int, Field(ge=0, lt=2**32, examples=[0])]
     adapter: dict[str, str]
-    active: str | None
+    active_adapter: str | None
     allow_base_mismatch: bool
-    slots: dict[str, str | int | float | bool]  # values of the template's parameters
+    params: dict[str, str | int | float | bool]  # values of the template's parameters
     template: TemplateSpec | None
 
 

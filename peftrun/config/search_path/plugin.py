@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from peftrun.compat.hydra import read_files_with
-from peftrun.config.search_path import packages
+from peftrun.config.search_path import old_files, packages
 from peftrun.config.yaml_files import load_yaml
 
 PROVIDER = packages.GROUP  # Hydra's name for the origin of these entries of the search path
@@ -36,9 +36,9 @@ class TeamPackages(SearchPathPlugin):
 
 
 def register_search_path() -> None:
-    """Register the plugin, and the faster parser of files, for every composition from now on."""
+    """Register the plugin, and how files are read, for every composition from now on."""
     Plugins.instance().register(TeamPackages)
-    read_files_with(load_yaml)
+    read_files_with(load_yaml, old_files.rename_loaded)
 
 
 @contextmanager

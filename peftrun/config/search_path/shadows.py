@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftrun.config import paths
+from peftrun.config import migrations, paths
 from peftrun.config.search_path import packages
 
 
 def find_shadowed_configs(folders: Sequence[Path]) -> dict[Path, Path]:
     """YAML file that is never read → the file of the same name that is. `folders`: searched after peftrun's own, the first wins."""
-    read: dict[tuple[str, str], Path] = {}  # (group, file name) → file
+    # (group, file name) → file. An old name of an option is that option.
+    read = {
+        (group, f"{old}.yaml"): paths.config_dir() / group / f"{new}.yaml"
+        for (group, old), (new, _) in migrations.RENAMED_OPTIONS.items()
+    }
     shadowed: dict[Path, Path] = {}
     for folder in (paths.config_dir(), *folders):
         for group in paths.GROUPS:
@@ -31,7 +35,7 @@ def is_of_working_copy(path: Path, read: Path) -> bool:
 def format_shadow(path: Path, read: Path) -> str:
     """A line for a shadowed file: what shadows it, and what to do."""
     is_builtin = read.is_relative_to(paths.config_dir())
-    owner = f"peftrun's own {path.parent.name}={path.stem}" if is_builtin else str(read)
+    owner = f"peftrun's own {read.parent.name}={read.stem}" if is_builtin else str(read)
     return f"{path}: is never read, since {owner} is found first; give the file another name"
 
 
@@ -45,5 +49,5 @@ def list_chosen_shadows(runtime: Any) -> list[str]:
     return [
         format_shadow(path, read)
         for path, read in find_shadowed_configs(team_dirs).items()
-        if (path.parent.name, path.name) in choices and not is_of_working_copy(path, read)
+        if (read.parent.name, read.name) in choices and not is_of_working_copy(path, read)
     ]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from peftrun.config import migrations
+from peftrun.config.values import report_upgrades
 from peftrun.errors import ConfigError
 from peftrun.results.catalog.index import IndexedRun
 
@@ -13,7 +15,7 @@ FIXED = {  # name → description
     "action": "train, save, merge, …; null: an adapter outside a run",
     "status": "completed, running, dead, failed, stopped; unreadable, rejected",
     "date": "start time, in this machine's time zone",
-    "task": "chosen option of group task, else task.kind",
+    "task": "chosen option of group task, else task.type",
     "kind": "causal_lm, seq_cls, …",
     "base": "name of the base model",
     "fingerprint": "of the base model's weights, first 12 digits",
@@ -79,6 +81,10 @@ class Columns:
         matches = sorted(config_key for config_key in self.config if config_key.endswith(f".{name}"))
         if len(matches) == 1:
             return lambda run: run.config.get(matches[0])
+        if not matches and (old_name := _find_old_key(name)):
+            new_name, renamed = migrations.rename_key(old_name)
+            report_upgrades(map(migrations.format_renamed_key, renamed))
+            return self.make_reader(new_name, key)
         if matches:
             raise ConfigError(f"{key}: {name} is the end of several columns: {', '.join(matches)}; type one in full")
         columns = [*self.facts, *self.config, *MEASURED]
@@ -97,6 +103,12 @@ class Columns:
         if name in self.facts:
             return [name]
         return [f"{group}{name}" for group in GROUPS if f"{group}{name}" in self.facts]
+
+
+def _find_old_key(name: str) -> str | None:
+    """The renamed key that is meant: in full, or the only one with this end."""
+    matches = [old for old in migrations.RENAMED if f".{old}".endswith(f".{name}") and "*" not in old]
+    return name if migrations.rename_key(name)[1] else matches[0] if len(matches) == 1 else None
 
 
 def _is_measured(name: str) -> bool:

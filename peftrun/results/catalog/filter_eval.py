@@ -2,12 +2,15 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from peftrun.artifacts.filter_parser import BoolOp, Condition, Expression, Not, list_conditions
+from peftrun.config import migrations
+from peftrun.config.values import report_upgrades
 from peftrun.errors import ConfigError
 from peftrun.formatting import is_number, parse_bytes
 from peftrun.results.catalog.columns import Columns, format_table_value
@@ -20,6 +23,7 @@ ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 STATUSES = ("completed", "running", "dead", "failed", "interrupted", "stopped", "unreadable", "rejected")
+OPTION_COLUMNS = {"task": "task", "method": "lora"}  # column → the group whose option it holds
 CONSTANTS = {"null": None, "true": True, "false": False}
 RunPredicate = Callable[[IndexedRun], bool]
 
@@ -131,6 +135,10 @@ def _compile_equality(condition: Condition) -> Callable[[Any], bool]:
         return lambda value: value is constant or (isinstance(value, list) and constant in value)
     if condition.column == "date":
         return lambda value: isinstance(value, str) and value.startswith(condition.value.replace("T", " "))
+    group = OPTION_COLUMNS.get(condition.column, "")
+    if (group, condition.value) in migrations.RENAMED_OPTIONS:
+        report_upgrades([migrations.format_renamed_option(group, condition.value)])
+        condition = replace(condition, value=migrations.rename_option(group, condition.value))
     number = parse_number(condition.value)
 
     def equals(value: Any) -> bool:

@@ -6,13 +6,14 @@ import re
 import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PEFTRUN_METADATA, RECORD
+from peftrun.config import migrations, old_overrides
 from peftrun.config.paths import GROUPS
 from peftrun.results.catalog import flat_yaml
 
@@ -45,12 +46,25 @@ def read_run_folder(folder: str) -> tuple[Values, Values]:
         return facts, {}
     config: Values = {}
     with suppress(OSError, ValueError, yaml.YAMLError):
-        config = flat_yaml.parse_flat_yaml(_read_text(folder, CONFIG))
+        config = _rename_keys(flat_yaml.parse_flat_yaml(_read_text(folder, CONFIG)))
     try:
         record = json.loads(_read_text(folder, RECORD))
         return _collect_run_facts(folder, record, config), config
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         return {"status": "unreadable", "error": f"{RECORD}: {error}", "action": config.get("action.name")}, config
+
+
+def _rename_keys(config: Values) -> Values:
+    """The values of an older run in today's keys."""
+    keys = {key: _rename_key(key) for key in config}
+    return {new: migrations.rename_value(old, config[key]) for key, (new, old) in keys.items()}
+
+
+@cache
+def _rename_key(key: str) -> tuple[str, str]:
+    """Today's name of a full key, and the old key of RENAMED that it has; empty: none. Runs share their keys."""
+    new, found = migrations.rename_key(key)
+    return new, found[-1] if found else ""
 
 
 def _read_text(*path: str) -> str:
@@ -62,9 +76,9 @@ def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
     command = record.get("command")
     if not choices and isinstance(command, list):  # the folder was copied without `.hydra`
         pairs = [text.partition("=") for text in command[1:] if isinstance(text, str)]
-        choices = {group: option for group, _, option in pairs if group in GROUPS}
+        choices = {group: migrations.rename_option(group, option) for group, _, option in pairs if group in GROUPS}
     training = record.get("training") or {}
-    has_task, task_type = action in TASK_FROM_CONFIG or "data" in record, config.get("task.kind")
+    has_task, task_type = action in TASK_FROM_CONFIG or "data" in record, config.get("task.type")
     return {
         "action": action,
         "status": record.get("status"),
@@ -155,7 +169,7 @@ def _read_choices(folder: str) -> dict[str, str]:
         return {}
     choices, cells = sweep
     values = (cells.get(os.path.basename(folder)) or {}).get("values") or {}
-    return choices | {key: str(value) for key, value in values.items() if key in choices}
+    return choices | {key: migrations.rename_option(key, str(value)) for key, value in values.items() if key in choices}
 
 
 def _build_command(folder: str, record: Values) -> str | None:
@@ -163,11 +177,13 @@ def _build_command(folder: str, record: Values) -> str | None:
     sweep = _read_sweep(os.path.dirname(folder))
     cell_command = (sweep[1].get(os.path.basename(folder)) or {}).get("command") if sweep else None
     command = record.get("command")
-    if cell_command or not isinstance(command, list):
-        return cell_command
+    if cell_command:
+        return shlex.join(old_overrides.rename_recorded(shlex.split(cell_command)))
+    if not isinstance(command, list):
+        return None
     words = []
-    for text in command[1:]:
-        key = str(text).lstrip("+~").partition("=")[0]
+    for text in old_overrides.rename_recorded(list(map(str, command[1:]))):
+        key = text.lstrip("+~").partition("=")[0]
         # Hydra's own keys say where the run is stored, except for the search path, which says where options come from.
         if not key.startswith(("hydra.", "hydra/")) or key == "hydra.searchpath":
             words.append(shlex.quote(text))
@@ -177,7 +193,9 @@ def _build_command(folder: str, record: Values) -> str | None:
 def _parse_choices(text: str) -> dict[str, str]:
     match = CHOICES.search(text)
     choices = CHOICE.findall(match[2]) if match else []
-    return {group: option.strip("'\"") for group, option in choices if option != "null"}
+    return {
+        group: migrations.rename_option(group, option.strip("'\"")) for group, option in choices if option != "null"
+    }
 
 
 def _read_sweep(folder: str) -> tuple[dict[str, str], dict[str, Values]] | None:

@@ -52,7 +52,7 @@ def _describe_data(spec: RunSpec) -> dict[str, Any]:
     tasks, row_cache = import_module("peftrun.tasks"), import_module("peftrun.tasks.row_cache")
     try:
         tokenizer = tokenizers.load_tokenizer(base.resolve_base_dir(spec.model), spec.model)
-        rows = row_cache.load_cached_rows(tasks.import_task_module(spec.task.kind), spec.task, tokenizer)
+        rows = row_cache.load_cached_rows(tasks.import_task_module(spec.task.type), spec.task, tokenizer)
         description: dict[str, Any] = rows.describe()
         return description
     except (PeftrunError, OSError, ValueError) as fault:

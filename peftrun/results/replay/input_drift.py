@@ -18,7 +18,7 @@ CONFIG_KEYS, DATA, BASE, ADAPTERS, LIBRARY, CODE, MACHINE, COMPUTING, SYSTEM, FO
     "other packages",
 )  # fmt: skip
 SHAPING = (*LIBRARIES, "numpy", "tokenizers", "bitsandbytes", "torchao", "triton", "jinja2")
-PROVENANCE_KEYS = ("template", "slots")  # say where values come from; the values themselves are compared
+PROVENANCE_KEYS = ("template", "params")  # say where values come from; the values themselves are compared
 HEX, DIGEST = re.compile(r"[0-9a-f]{40,64}"), 12  # a git commit or sha256, and how many of its digits are shown
 UNKNOWN = "not recorded"
 NOTHING = {CONFIG_KEYS: "null", LIBRARY: "not installed", OTHER: "not installed"}  # texts for a missing value

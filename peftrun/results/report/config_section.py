@@ -7,7 +7,7 @@ from typing import Any
 
 from peftrun.composition import compose
 from peftrun.composition.spec import get_default_values
-from peftrun.config import override_syntax
+from peftrun.config import migrations, override_syntax
 from peftrun.config import values as config
 from peftrun.config_tools import minimal_overrides
 from peftrun.console import shorten_path
@@ -42,7 +42,7 @@ def render_config(run: RunFacts) -> Iterator[str]:
             )
     else:
         yield '<p class="soft">Every value is the default.</p>'
-    unused_keys = set(map(str, get_list(run.record, "unread")))
+    unused_keys = {migrations.rename_key(str(key))[0] for key in get_list(run.record, "unread")}
     all_rows = [
         [
             _render_key(key, "changed" if key in changed else ""),

@@ -159,7 +159,7 @@ def _plot_loss(run: RunFacts) -> Plot:
 
 def _collect_eval_loss(run: RunFacts) -> list[tuple[float, float]]:
     """(step, loss) on evaluation rows at the first and the last step, if it is comparable to the training loss."""
-    if get_mapping(run.values, "task").get("kind") not in SAME_LOSS or not any("loss" in row for row in run.rows):
+    if get_mapping(run.values, "task").get("type") not in SAME_LOSS or not any("loss" in row for row in run.rows):
         return []
     last_step = get_mapping(run.record, "training").get("steps")
     points = ((0, run.before.get("loss")), (last_step, run.after.get("loss")))
@@ -171,7 +171,7 @@ def _plot_speed(run: RunFacts) -> Plot:
     unit = "tokens/s" if has_tokens else "rows/s"
     trainer, device = get_mapping(run.values, "trainer"), get_mapping(run.values, "device")
     factors = (
-        trainer.get("per_device_train_batch_size"), trainer.get("gradient_accumulation_steps"), device.get("processes"), device.get("machines"),
+        trainer.get("per_device_train_batch_size"), trainer.get("gradient_accumulation_steps"), device.get("num_processes"), device.get("num_machines"),
     )  # fmt: skip
     rows_per_step = math.prod(factor for factor in factors if isinstance(factor, int))
     # Tokens or rows per second between consecutive log rows. A row whose counters fall back, where a run was resumed, gives

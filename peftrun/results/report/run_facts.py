@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from peftrun.artifacts import run_overrides
 from peftrun.artifacts.run_layout import ADAPTER, CONFIG, PEFTRUN_METADATA, RECORD
+from peftrun.config import migrations
 from peftrun.config import values as config
 from peftrun.config.paths import GROUPS
 from peftrun.errors import ArtifactError
@@ -52,7 +53,7 @@ class RunFacts:
         """The chosen task, else its type and the name of its data file."""
         data = get_mapping(self.values, "task.data")
         description = (
-            f"{get_mapping(self.values, 'task').get('kind', 'task')} on {Path(str(data.get('path', '?'))).name}"
+            f"{get_mapping(self.values, 'task').get('type', 'task')} on {Path(str(data.get('path', '?'))).name}"
         )
         return self.choices.get("task") or description
 
@@ -120,7 +121,9 @@ def _read_choices(folder: Path) -> dict[str, str]:
     file = folder / run_overrides.HYDRA_DIR / run_overrides.HYDRA_FILE
     choices = get_mapping(config.read_values(file), "hydra.runtime.choices") if file.is_file() else {}
     return {
-        str(group): str(option) for group, option in choices.items() if option is not None and "/" not in str(group)
+        str(group): migrations.rename_option(str(group), str(option))
+        for group, option in choices.items()
+        if option is not None and "/" not in str(group)
     }
 
 

@@ -122,9 +122,9 @@ def _encode_fitting(examples: list[Example], task: TaskSpec, encoder: Encoder, w
         )
     if not rows:
         raise DataError(
-            f"task.messages: every answer of the {len(examples)} {which} rows has weight 0 or train false; give one of them weight 1"
+            f"task.messages_column: every answer of the {len(examples)} {which} rows has weight 0 or train false; give one of them weight 1"
             if silent
-            else f"task.completion: each of the {len(examples)} {which} texts is a single token; name longer ones"
+            else f"task.completion_template: each of the {len(examples)} {which} texts is a single token; name longer ones"
         )
     if len(rows) + len(silent) > len(examples):  # plain texts in chunks, or answers of conversations
         console.print_info(f"data: {len(examples)} {which} texts make {len(rows)} rows")

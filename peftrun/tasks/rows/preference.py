@@ -67,12 +67,12 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
 
 def _render_pair(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> PreferenceExample:
-    assert task.chosen is not None and task.rejected is not None
+    assert task.chosen_column is not None and task.rejected_column is not None
     given = read_prompt_conversation(where, row, task)
-    chosen, rejected = (read_answer(where, row, column) for column in (task.chosen, task.rejected))
+    chosen, rejected = (read_answer(where, row, column) for column in (task.chosen_column, task.rejected_column))
     if chosen == rejected:
         raise DataError(
-            f"{where}: columns {task.chosen} and {task.rejected} are the same answer, so nothing is preferred; remove the row"
+            f"{where}: columns {task.chosen_column} and {task.rejected_column} are the same answer, so nothing is preferred; remove the row"
         )
     return PreferenceExample(given, chosen, rejected, where)
 

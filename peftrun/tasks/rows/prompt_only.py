@@ -62,7 +62,9 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 def _render_prompt(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> PromptExample:
     values = row | ({"label": read_label(where, row, task.data)} if task.data.label_column else {})
     return PromptExample(
-        read_prompt_conversation(where, values, task), fill_template(where, task.completion, values) or "", where
+        read_prompt_conversation(where, values, task),
+        fill_template(where, task.completion_template, values) or "",
+        where,
     )
 
 

@@ -45,7 +45,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 def _encode_examples(examples: list[Example], tokenizer: Any) -> list[Row]:
     if not all(example.given for example in examples):
         raise DataError(
-            "task.prompt is not set; task.kind=seq2seq reads one text and writes another: type 'task.prompt=\"{COLUMN}\"'"
+            "task.prompt_template is not set; task.type=seq2seq reads one text and writes another: type 'task.prompt_template=\"{COLUMN}\"'"
         )
     rows, end = [], tokenizer.eos_token_id
     for batch in batch_items(examples):

@@ -53,20 +53,22 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
 
 def _render_tagged(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> TaggedExample:
-    assert task.words is not None and task.tags is not None
-    value, tags = row[task.words], row[task.tags]
+    assert task.tokens_column is not None and task.tags_column is not None
+    value, tags = row[task.tokens_column], row[task.tags_column]
     if isinstance(value, list) and value and isinstance(value[0], dict):  # a conversation: its last message
         value = value[-1].get("content")
     if isinstance(value, str):
         value = value.split()
-    words = [format_column_value(where, task.words, word) for word in (value if isinstance(value, list) else [])]
+    words = [
+        format_column_value(where, task.tokens_column, word) for word in (value if isinstance(value, list) else [])
+    ]
     if isinstance(tags, str):
         tags = _parse_entity_list(words, tags)
     if not words or not all(words) or not isinstance(tags, list) or len(words) != len(tags):
         raise DataError(
-            f"{where}: columns {task.words} and {task.tags} must hold lists of equal length, one tag per word; {ROW_ADVICE}"
+            f"{where}: columns {task.tokens_column} and {task.tags_column} must hold lists of equal length, one tag per word; {ROW_ADVICE}"
         )
-    tags = [format_column_value(where, task.tags, tag) for tag in tags]
+    tags = [format_column_value(where, task.tags_column, tag) for tag in tags]
     unknown = sorted(set(tags) - set(task.label_names or ()))
     if unknown:
         raise DataError(f"{where}: tag {unknown[0]} {not_among(task.label_names or [], unknown[0])}")

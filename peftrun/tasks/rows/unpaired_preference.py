@@ -63,7 +63,7 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
     labels = {row.desirable for row in train}
     if len(labels) < 2:
         raise DataError(
-            f"task.desirable={task.desirable}: every training row says {str(labels.pop()).lower()}; KTO needs both kinds"
+            f"task.desirable_column={task.desirable_column}: every training row says {str(labels.pop()).lower()}; KTO needs both kinds"
         )
     digest = digest_rows(
         [[row.given.as_json(), row.completion.digest_value, row.desirable] for split in examples for row in split]
@@ -72,18 +72,20 @@ def load_rows(task: TaskSpec, tokenizer: Any) -> Rows:
 
 
 def _render_unpaired(where: str, row: dict[str, Any], task: TaskSpec, _: tuple[str, ...]) -> UnpairedExample:
-    assert task.desirable is not None
-    label = str(row[task.desirable]).strip().lower()
+    assert task.desirable_column is not None
+    label = str(row[task.desirable_column]).strip().lower()
     if label not in TRUE + FALSE:
-        raise DataError(f"{where}: {task.desirable}={row[task.desirable]} is neither true nor false; {ROW_ADVICE}")
+        raise DataError(
+            f"{where}: {task.desirable_column}={row[task.desirable_column]} is neither true nor false; {ROW_ADVICE}"
+        )
     conversation = read_conversation(where, row, task)
     if conversation is None:
-        answer = make_message(ASSISTANT, fill_template(where, task.completion, row) or "")
+        answer = make_message(ASSISTANT, fill_template(where, task.completion_template, row) or "")
         return UnpairedExample(read_prompt_conversation(where, row, task), answer, label in TRUE, where)
     *prompt, answer = conversation.messages
     if answer["role"] != ASSISTANT or all(message["role"] == "system" for message in prompt):
         raise DataError(
-            f"{where}: column {task.messages or task.completion} must end with the assistant's answer to something; {ROW_ADVICE}"
+            f"{where}: column {task.messages_column or task.completion_template} must end with the assistant's answer to something; {ROW_ADVICE}"
         )
     return UnpairedExample(conversation.before(len(prompt)), answer, label in TRUE, where)
 

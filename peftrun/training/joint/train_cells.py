@@ -113,7 +113,7 @@ class _CellGroup:
             with checkpoints.remove_copies_on_error(out_dir):
                 checkpoint = training_session.resume_checkpoint(spec, out_dir)
                 lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
-                task_module, title = tasks.import_task_module(spec.task.kind), format_cell_title(out_dir)
+                task_module, title = tasks.import_task_module(spec.task.type), format_cell_title(out_dir)
                 rows = next((rows for task, rows in self.rows if task == spec.task), None)
                 if rows is None:
                     rows = training_session.load_rows(spec, self.base)
@@ -130,7 +130,7 @@ class _CellGroup:
         assert isinstance(session.spec.action, TrainAction)
         if not session.spec.action.evaluate_before:
             return {}
-        batch_size, samples = session.spec.trainer.per_device_eval_batch_size, session.spec.action.samples
+        batch_size, samples = session.spec.trainer.per_device_eval_batch_size, session.spec.action.num_samples
         key = (id(session.rows), batch_size, samples)
         if key not in self.evaluated:
             self.evaluated[key] = (training_session.evaluate(session, self.base.model, "before"), session)
@@ -166,7 +166,7 @@ class _CellGroup:
         sessions = [self.sessions[cell] for cell in cells]
         joint = StackedLora(net, [f"cell{cell}" for cell in cells])
         eager = all(training_session.uses_eager_attention(session) for session in sessions)
-        step = JointStep(joint, sessions[0].spec.task.kind, self.base.tokenizer.pad_token_id, eager)
+        step = JointStep(joint, sessions[0].spec.task.type, self.base.tokenizer.pad_token_id, eager)
         scheduler = CellScheduler(step, cells_per_step, self.halving)
         bodies = {}
         for index, cell in enumerate(cells):
@@ -217,7 +217,7 @@ class _CellRun:
             joint.net.peft_config[joint.names[index]],
         )
         factory = cell_trainer.build_trainer_factory(
-            cell=index, kind=session.spec.task.kind, request_step=self.scheduler.request_step, evaluate_batch=step.evaluate_batch,
+            cell=index, kind=session.spec.task.type, request_step=self.scheduler.request_step, evaluate_batch=step.evaluate_batch,
             rng_stream=self.scheduler.process_states[index].draws, adapter_state=adapter_state, is_rung=self.scheduler.is_rung, wait_at_rung=self._wait_at_rung,
         )  # fmt: skip
         fitted = training_session.fit_cell(session, parameters, factory)
