@@ -1,6 +1,8 @@
 """Parser of `where` filters: conditions on columns, combined by and, or, not and parentheses. Nothing is evaluated as code.
 
 task=sms_spam and (lora.r>=8 or method=dora) and not exact_match<0.9 and date>=2026-11-01
+
+It is in this package since `checks` parses filters before `results.catalog` evaluates them.
 """
 
 import re
