@@ -34,7 +34,7 @@ FITTING = {
     "vblora": ["lora.vector_length=16", "lora.num_vectors=16"],
     "waveft": ["lora.n_frequency=50"],
 }
-NEEDS_MORE = {"experts", "loftq", "none"}  # a mixture of experts, a 4-bit base: tests of their own
+NEEDS_MORE = {"lora_moe", "loftq", "none"}  # a mixture of experts, a 4-bit base: tests of their own
 NOT_MERGED = {"adaption_prompt", "alora", "beft", "cartridge", "lily", "p_tuning", "prefix_tuning", "prompt_tuning"}
 STARTS_APART = {"c3a", "cartridge", "fourierft", "p_tuning", "prefix_tuning", "prompt_tuning", "unilora", "vblora"}
 CPU = Device("cpu", torch.float32, "")
@@ -102,8 +102,8 @@ EFFECTS = {  # option → its effect in words (the table of benchmarks/methods.p
     "alora": ("called by the tokens that open the assistant's turn", lambda it: it.base.tokenizer.decode(it.config.alora_invocation_tokens) == "<|im_start|>assistant"),
     "velora": ("less kept for the backward pass than by LoRA", lambda it: kept_by_backward(it) < kept_by_backward(Fresh(it.base.folder, "lora"))),
     "bdlora": ("B block-diagonal: half as wide", lambda it: it.weight("lora_B").shape[1] * 2 == 8),
-    "by_pattern": ("q_proj has rank 16 and scaling 64 / 16", lambda it: it.weight("lora_A").shape[0] == 16 and it.q.scaling["default"] == 64 / 16),
-    "tokens": ("some embeddings trained beside A and B", lambda it: any("trainable_tokens_delta" in name for name in it.names) and any("lora_A" in name for name in it.names)),
+    "lora_rank_pattern": ("q_proj has rank 16 and scaling 64 / 16", lambda it: it.weight("lora_A").shape[0] == 16 and it.q.scaling["default"] == 64 / 16),
+    "lora_trainable_tokens": ("some embeddings trained beside A and B", lambda it: any("trainable_tokens_delta" in name for name in it.names) and any("lora_A" in name for name in it.names)),
     "adalora": ("a singular value for each rank, total_step the run's own", lambda it: it.q.lora_E["default"].shape == (6, 1) and it.config.total_step == 10),
     "adamss": ("only its own factors trained", lambda it: it.all_named("adamss")),
     "adaption_prompt": ("only prompts and their gates trained", lambda it: it.all_named("adaption_prompt", "adaption_gate")),
