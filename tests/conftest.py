@@ -235,7 +235,7 @@ def on_tiny(data: Path) -> Callable[[Path], list[str]]:
 def trained(tmp_path_factory: pytest.TempPathFactory, llama: Path, on_tiny) -> Path:
     """A run folder with an adapter that was trained for four steps on the tiny Llama."""
     where = tmp_path_factory.mktemp("trained")
-    outcome = subprocess_cli(where, *on_tiny(llama), *SAMPLED_STEPS)
+    outcome = cli_here(where, *on_tiny(llama), *SAMPLED_STEPS)
     assert outcome.code == 0, outcome.err
     assert outcome.run_dir is not None
     return outcome.run_dir

@@ -78,7 +78,7 @@ REFUSED = {
     "dots for a name": (["adapter={..: TRAINED}"], ["adapter name '..': must be letters", "adapter={my_name: PATH}"]),
     "no name": (["--config-dir=team", "experiment=nameless"], ["adapter name '': must be letters", "{my_name: PATH}"]),
     "quoted name": (['adapter={"a/b": TRAINED}'], ["cannot be read", "names in braces need no quotes"]),
-    "list of adapters": (["adapter=[TRAINED]"], ['adapter=["TRAINED"]: must be a mapping {name: VALUE}']),
+    "list of adapters": (["adapter=[TRAINED]"], ['adapter=[TRAINED]: must be a mapping {name: VALUE}']),
     "one of two missing": (
         ["adapter={one: TRAINED, two: nowhere}"], ["adapter.two=nowhere: is not a folder", "name a run folder"],
     ),

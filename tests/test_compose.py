@@ -8,10 +8,12 @@ import pytest
 import yaml
 from cases import cases, where_installed
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from peftrun.composition.spec import build_spec, build_spec_from_values
 from peftrun.config import paths, shorthand
 from peftrun.config import values as config
+from peftrun.config.yaml_files import load_plain
 from peftrun.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -127,11 +129,19 @@ def test_a_team_folder_adds_options(tmp_path):
     assert "ours" in paths.list_group_options("lora", tmp_path)
 
 
-def test_no_file_of_ours_sets_the_mode_of_hydra():
-    """Or `jobs` would have to compose a run twice to learn of it."""
-    for file in paths.config_dir().rglob("*.yaml"):
-        values = yaml.safe_load(file.read_text())
+SCALARS = "a: 1e-4\nb: 1_0\nc: 012\nd: on\ne: 2020-01-01\nf: .5\ng: 1:30\nh: ~\ni: 'no'\nj: &x {k: 1}\nl: {<<: *x, m: é}\nn: 1\n"
+
+
+def test_files_are_read_as_omegaconf_reads_them_and_none_sets_the_mode_of_hydra(tmp_path):
+    """Or `hydra_app` would have to compose a run twice to learn of it."""
+    (tmp_path / "scalars.yaml").write_text(SCALARS)
+    for file in [tmp_path / "scalars.yaml", *paths.config_dir().rglob("*.yaml")]:
+        values = load_plain(file)
         assert "mode" not in (values.get("hydra") or {}), file
+        assert repr(values) == repr(OmegaConf.to_container(OmegaConf.load(file))), file
+    (tmp_path / "twice.yaml").write_text(f"{SCALARS}n: 2\n")
+    with pytest.raises(yaml.YAMLError, match=r"twice\.yaml[^$]*duplicate key n"):
+        load_plain(tmp_path / "twice.yaml")
 
 
 def test_an_interpolation_that_leads_nowhere_is_named():

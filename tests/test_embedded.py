@@ -40,7 +40,13 @@ def test_the_main_job_on_the_real_model(base_folder, tmp_path: Path):
     config, converted = json.loads((base_folder / "config.json").read_text()), base_folder.stat().st_mtime_ns
     assert "quantization_config" not in config and config["model_type"] == "llama"
     short = ["task.max_length=64", "task.data.num_test_rows=8", "device.dtype=float32"]
-    trained = cli_here(tmp_path, *short, "trainer.max_steps=10", "trainer.warmup_steps=1", "action.num_samples=0")
+    few = [
+        "trainer.max_steps=8",
+        "trainer.per_device_train_batch_size=2",
+        "trainer.warmup_steps=1",
+        "action.num_samples=0",
+    ]
+    trained = cli_here(tmp_path, *short, *few)
     assert trained.code == 0, trained.err
     metrics = trained.record()["metrics"]
     assert metrics["before"]["exact_match"] == 0.0 and metrics["after"]["exact_match"] >= 0.6

@@ -1,6 +1,7 @@
 """The streamed merge is PEFT's own merge in float32, rounded once: for every method, family of models and dtype."""
 
 import dataclasses
+import itertools
 
 import peft
 import pytest
@@ -31,8 +32,7 @@ def settings_of(method: str) -> dict:
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(one, marks=pytest.mark.slow) for one in ("float32", "float16"))]
 )
-@pytest.mark.parametrize("family", FAMILIES)
-@cases("method", METHODS, every=2)
+@cases("family, method", itertools.product(FAMILIES, METHODS), every=3)
 def test_every_method_family_and_dtype(tmp_path, family, method, dtype):
     if (family, method) == ("gpt2", "olora"):
         return  # PEFT cannot start OLoRA on Conv1D: refused, see test_bad_input
@@ -40,7 +40,7 @@ def test_every_method_family_and_dtype(tmp_path, family, method, dtype):
     assert error < ALLOWED[dtype]
 
 
-@cases("seed", range(20), every=2)
+@cases("seed", range(20), every=5)  # 0, 5, 10, 15: each family, and each dtype
 def test_random_adapters(tmp_path, seed):
     family = FAMILIES[list(FAMILIES)[seed % len(FAMILIES)]]
     settings = random_settings(family, seed)

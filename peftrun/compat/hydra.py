@@ -2,6 +2,7 @@
 
 import os
 import sys
+import zipfile
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,10 +85,15 @@ def create_job_return(overrides: Sequence[str], objective: float | None) -> JobR
 def read_files_with(
     load: Callable[[TextIO], DictConfig | ListConfig], convert: Callable[[ConfigResult, str], ConfigResult]
 ) -> None:
-    """Makes Hydra parse the files of folders by `load`, since its own source calls OmegaConf's slower parser itself.
+    """Makes Hydra parse the files of folders and packages by `load`, since its own sources call OmegaConf's slower parser.
 
-    Args: convert: applied to what was read of a file, in a folder or a package, with its path there.
+    Args: convert: applied to what was read of a file, with its path in the folder or package.
     """
+
+    def read(source: ConfigSource, file: TextIO) -> ConfigResult:
+        header = ConfigSource._get_header_dict(file.read(512))
+        file.seek(0)
+        return ConfigResult(source.provider, f"{source.scheme()}://{source.path}", load(file), header)
 
     class FileSource(FileConfigSource):
         def load_config(self, config_path: str) -> ConfigResult:
@@ -96,16 +102,20 @@ def read_files_with(
             if not os.path.exists(path):
                 raise ConfigLoadError(f"Config not found : {path}")
             with open(path, encoding="utf-8") as file:
-                header = ConfigSource._get_header_dict(file.read(512))
-                file.seek(0)
-                loaded = ConfigResult(self.provider, f"{self.scheme()}://{self.path}", load(file), header)
-                return convert(loaded, config_path)
+                return convert(read(self, file), config_path)
 
     class PackageSource(ImportlibResourcesConfigSource):
         def load_config(self, config_path: str) -> ConfigResult:
-            """Called by Hydra for each file of a composition. Raises: ConfigLoadError: there is no such file."""
+            """The same."""
             return convert(super().load_config(config_path), config_path)
 
+        def _read_config(self, res: Any) -> ConfigResult:
+            if isinstance(res, zipfile.Path):
+                return super()._read_config(res)
+            with res.open(encoding="utf-8") as file:
+                return read(self, file)
+
+    Plugins.instance()  # registers Hydra's own sources, of which the registry keeps the first of a scheme
     SourcesRegistry.instance().types |= {source.scheme(): source for source in (FileSource, PackageSource)}
 
 

@@ -1,5 +1,6 @@
 """action=combine: one adapter of several, measured against their weighted sum; what PEFT gets wrong is refused or mended."""
 
+import itertools
 import json
 
 import pytest
@@ -68,16 +69,17 @@ def test_cat_is_the_weighted_sum_whatever_ranks_scalings_and_modules(cli, pair, 
     assert config["r"] == 8 and config["use_rslora"] is False
 
 
-@cases("combination", ["linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune"], every=3)
-@cases(
-    "settings",
-    [
-        {},
-        {"use_rslora": True},
-        {"rank_pattern": {"v_proj": 2}},
-        {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"v_proj": 3}},
-    ],
-)
+ALIKE = [
+    {},
+    {"use_rslora": True},
+    {"rank_pattern": {"v_proj": 2}},
+    {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"v_proj": 3}},
+]
+COMBINATIONS = ["linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune"]
+
+
+# `make test` takes each of the settings with another combination: 0, 6, 12, 18, 24 of the pairs.
+@cases("settings, combination", itertools.product(ALIKE, COMBINATIONS), every=6)
 def test_the_reported_error_is_that_of_what_was_written(cli, tmp_path, llama, on_tiny, combination, settings):
     """PEFT itself would scale the result of rank-stabilised adapters by √r once more, and write one rank for all modules."""
     same = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}

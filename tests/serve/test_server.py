@@ -55,7 +55,8 @@ def greedy(client, model, text, tokens=12, **more):
 
 def metric(server, name):
     text = httpx.get(f"{server.root}/metrics").text
-    return next(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"{name} "))
+    lines = (line for line in text.splitlines() if line.startswith(f"{name} "))
+    return next((float(line.rpartition(" ")[2]) for line in lines), 0.0)  # a counter appears with its first request
 
 
 def idle(server):

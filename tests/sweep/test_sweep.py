@@ -101,7 +101,7 @@ def test_cells_are_run_again_once_their_rows_or_their_base_are_others(cli, tmp_p
         assert again.code == 0 and all(name in told for name in names)
         found = {cell["id"]: cell["objective"] for cell in summary(tmp_path)["cells"]}
         assert found.keys() == first.keys() and all(found[one] != first[one] for one in found)
-        assert "2 of 2 cells are done" in cli(*command).err
+    assert "2 of 2 cells are done" in cli(*command).err
     assert len(list((sweep_folder(tmp_path) / "attempts").iterdir())) == 4
 
 

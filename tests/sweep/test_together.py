@@ -123,7 +123,8 @@ QUICK = ("ranks",)
 )
 def test_a_cell_equals_its_lone_run(tmp_path, monkeypatch, llama, on_tiny, axis):
     monkeypatch.chdir(tmp_path)
-    check(tmp_path, [[*on_tiny(llama), *STEPS, *cell] for cell in LLAMA[axis]])
+    steps = [*STEPS, "trainer.max_steps=12", "trainer.warmup_steps=2"] if axis in QUICK else STEPS
+    check(tmp_path, [[*on_tiny(llama), *steps, *cell] for cell in LLAMA[axis]])
 
 
 @pytest.mark.slow
@@ -221,7 +222,7 @@ def test_products_in_the_bases_dtype_too(tmp_path, monkeypatch, llama, on_tiny):
 
 def test_a_poisoned_cell_fails_alone(tmp_path, monkeypatch, llama, on_tiny):
     monkeypatch.chdir(tmp_path)
-    base = [*on_tiny(llama), *STEPS]
+    base = [*on_tiny(llama), *STEPS, "trainer.max_steps=10", "trainer.warmup_steps=0"]
     cells = [[*base, "seed=1"], [*base, "trainer.learning_rate=1e30"], [*base, "lora.target_modules=[nowhere]"]]
     good, exploded, nowhere = together(tmp_path, cells)
     assert_same(good, alone(tmp_path, cells[0]))

@@ -80,7 +80,7 @@ CHANGES = {
     "the template": lambda file, task, tokenizer: setattr(
         tokenizer, "chat_template", tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>\n\n")
     ),
-    "a setting": lambda file, task, tokenizer: setattr(task, "system", "Be brief."),
+    "a setting": lambda file, task, tokenizer: setattr(task, "system_prompt", "Be brief."),
     "what is learned": lambda file, task, tokenizer: setattr(task, "loss_on", "all"),
     "the vocabulary": lambda file, task, tokenizer: tokenizer.add_tokens(["even?"]),
     "a library": None,
