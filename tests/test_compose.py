@@ -23,7 +23,7 @@ NEEDED = {
     "model=pretrained": ["model.name_or_path=org/name"],
     "task=instruction": ["task.data.source=hub", "task.data.path=org/rows"],
 }
-NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "text", "preferences")}
+NEEDED |= {f"task={kind}": NEEDED["task=instruction"] for kind in ("chat", "plain_text", "preferences")}
 NEEDED |= {f"action={name}": ["adapter=ADAPTER"] for name in ("reload", "merge", "unmerge", "inspect", "export")}
 NEEDED |= {f"action={name}": ["adapter={a: ADAPTER, b: ADAPTER}"] for name in ("diff", "combine")}
 NEEDED |= {

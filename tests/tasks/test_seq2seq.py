@@ -45,7 +45,7 @@ def given(where, t5):
 
 @pytest.fixture(scope="module")
 def learned(where, given):
-    run = cli_here(where, *given, "trainer.max_steps=30", "action.samples=1")
+    run = cli_here(where, *given, "trainer.max_steps=30", "action.num_samples=1")
     assert run.code == 0, run.err
     return run
 
@@ -112,7 +112,7 @@ def test_accumulated_batches_learn_what_one_batch_does(where, given):
             f"trainer.per_device_train_batch_size={size}",
             f"trainer.gradient_accumulation_steps={parts}",
             "trainer.max_steps=4",
-            "action.samples=0",
+            "action.num_samples=0",
         ]
         run = cli_here(where, *given, *more)
         assert run.code == 0, run.err
