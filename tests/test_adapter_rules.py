@@ -132,7 +132,7 @@ def test_trained_tokens_and_adapters_without_any_are_loaded_and_saved_together(l
     answers = {n: made(llama, tmp_path / n, LoraConfig(**LLAMA, **kinds[n]), seed) for seed, n in enumerate(names)}
     base = base_of(llama)
     net, _ = load.load(base, resolve_adapters({name: str(tmp_path / name) for name in names}), None, False)
-    save.save(net, base, tmp_path / "again", fresh=set())
+    save.save(net, base, tmp_path / "again", untrained=set())
     again, proofs = load.load(
         base_of(llama), resolve_adapters({name: str(tmp_path / "again" / name) for name in names}), None, False
     )

@@ -194,7 +194,7 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
     folder = tmp_path / "adapter"
     with save.keep_untrained(it.net, it.spec, tmp_path) as initial:
         train(it)
-        save.save(it.net, it.base, folder, fresh=set(), initial=initial)
+        save.save(it.net, it.base, folder, untrained=set(), initial=initial)
     spec = run_of(llama, "action=merge", "action.num_eval_rows=0", f"adapter={folder}")
     _, (proof,) = load.load(load_base(spec.model, CPU), resolve_adapters({"default": str(folder)}), None, False)
     assert proof.saved_difference < 2e-4 and proof.effect["max_logit_difference"] > 1e-4

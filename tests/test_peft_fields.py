@@ -139,7 +139,7 @@ def trained(llama, overrides, out_dir):
     with save.keep_untrained(it.net, it.spec, out_dir) as initial:
         train(it)
         if out_dir:
-            save.save(it.net, base, out_dir / "adapter", fresh=set(), initial=initial)
+            save.save(it.net, base, out_dir / "adapter", untrained=set(), initial=initial)
     it.weights = {name: one.detach().clone() for name, one in it.net.named_parameters() if one.requires_grad}
     return it
 

@@ -157,7 +157,7 @@ def rounded(tmp_path_factory, wide):
 def test_files_that_hold_few_bits_are_a_base_as_they_are(cli, wide, rounded, on_tiny):
     run = cli(*on_tiny(rounded), *TINY_STEPS)
     assert run.code == 0, run.err
-    assert "its files hold bitsandbytes weights" in run.err and run.record()["base"]["held_in"] == "bitsandbytes"
+    assert "its files hold bitsandbytes weights" in run.err and run.record()["base"]["quantization"] == "bitsandbytes"
     metrics = run.record()["metrics"]
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
     twin = cli(*on_tiny(wide), *TINY_STEPS, "model.quantization=nf4").record()["metrics"]

@@ -74,7 +74,7 @@ def test_what_was_set_in_vain_is_told_in_one_line(in_vain):
     assert told == [
         "warning: lora.calibration_rows=7, task.max_new_tokens=9, trainer.num_train_epochs=3.0 were set but not used by this run"
     ]
-    unread = in_vain.record()["unread"]
+    unread = in_vain.record()["unused_keys"]
     assert {
         "lora.calibration_rows",
         "task.max_new_tokens",
@@ -88,7 +88,7 @@ def test_nothing_is_told_where_all_was_read_and_rows_that_were_kept_count(where,
     runs = [cli_here(where, *on_tiny(llama), *TINY_STEPS) for _ in range(2)]
     assert "using cached rows" in runs[1].err
     assert all("not used by this run" not in run.err for run in runs)
-    assert runs[0].record()["unread"] == runs[1].record()["unread"]
+    assert runs[0].record()["unused_keys"] == runs[1].record()["unused_keys"]
 
 
 def test_comparing_with_the_run_that_is_continued_is_no_reading(where, llama, on_tiny):
@@ -97,7 +97,7 @@ def test_comparing_with_the_run_that_is_continued_is_no_reading(where, llama, on
     record.write_text(record.read_text().replace('"completed"', '"failed"'))
     again = cli_here(where, *on_tiny(llama), *TINY_STEPS, "lora.calibration_rows=9", "action.resume=auto")
     assert again.code == 0 and "continuing" in again.err
-    assert again.record()["unread"] == first.record()["unread"]
+    assert again.record()["unused_keys"] == first.record()["unused_keys"]
     assert "lora.calibration_rows=9 was set but not used by this run" in again.err
 
 
@@ -114,7 +114,7 @@ def test_other_actions_tell_what_was_typed_for_them_in_vain(where, in_vain):
     run = cli_here(where, *given, "device=cpu", "device.dtype=float32", "lora.r=4")
     assert run.code == 0, run.err
     assert "warning: lora.r=4 was set but not used by this run" in run.err
-    assert "lora.lora_alpha" in run.record()["unread"]
+    assert "lora.lora_alpha" in run.record()["unused_keys"]
 
 
 def test_cells_share_what_was_read_for_one_of_them(where, llama, on_tiny):
@@ -131,7 +131,7 @@ def test_cells_share_what_was_read_for_one_of_them(where, llama, on_tiny):
 def reads_of(record):
     from peftrun.io import atomic_files
 
-    return atomic_files.read_json(record)["unread"]
+    return atomic_files.read_json(record)["unused_keys"]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def unread_of():
 def test_an_experiment_sets_nothing_that_its_run_does_not_read(where, tiny, unread_of, experiment):
     run = cli_here(where, *reading_paths.overrides(experiment, tiny, where))
     assert run.code == 0, run.err
-    unread = set(run.record()["unread"])
+    unread = set(run.record()["unused_keys"])
     unread_of[experiment] = unread
     _, body = Composer().body(f"experiment/{experiment}")
     assert not unread & config.flatten_keys(body).keys()
@@ -177,8 +177,8 @@ def test_every_key_is_read_on_some_path(where, tiny, unread_of, llama, on_tiny, 
     for name, overrides in more.items():
         run = cli_here(where, *overrides)
         assert run.code == 0, run.err
-        unread_of[name] = set(run.record()["unread"])
-    unread_of["two machines"] = set(two_machines(where, [*given, *TINY_STEPS]).record()["unread"])
+        unread_of[name] = set(run.record()["unused_keys"])
+    unread_of["two machines"] = set(two_machines(where, [*given, *TINY_STEPS]).record()["unused_keys"])
     everything = set(config.flatten_keys(dataclasses.asdict(peftrun.load())))
     dead = set.intersection(*unread_of.values()) & everything
     assert {key for key in dead if key.split(".")[0] not in COMPOSED} == set()

@@ -209,11 +209,11 @@ def test_the_record_tells_what_was_not_deterministic(cli, llama, on_tiny, monkey
     fit = loop.fit
     monkeypatch.setattr(loop, "fit", lambda *args, **more: (unpool(), fit(*args, **more))[1])
     run = cli(*on_tiny(llama), *TINY_STEPS)
-    assert run.record()["computing"]["not_deterministic"] == ["max_unpooling2d_forward_out"]
+    assert run.record()["numerics"]["not_deterministic"] == ["max_unpooling2d_forward_out"]
     free = cli(*on_tiny(llama), *TINY_STEPS, "device.deterministic=false")
-    assert free.record()["computing"]["deterministic"] is False
+    assert free.record()["numerics"]["deterministic"] is False
     assert product(free) == product(run)  # on this device
 
 
 def test_a_run_that_computes_nothing_tells_nothing(cli, trained):
-    assert "computing" not in cli("action=inspect", f"adapter={trained}").record()
+    assert "numerics" not in cli("action=inspect", f"adapter={trained}").record()

@@ -695,7 +695,7 @@ def env_train() -> dict[str, Any]:
     record = json.loads((folder / "record.json").read_text())
     found = losses_of(folder)
     return {"ok": record["status"] == "completed" and all(map(math.isfinite, found)), "losses": " ".join(f"{one:.4f}" for one in found),
-            "device": record["device"][:50], "not_deterministic": record.get("computing", {}).get("not_deterministic"),
+            "device": record["device"][:50], "not_deterministic": record.get("numerics", {}).get("not_deterministic"),
             "peak_gpu_mib": record["memory"].get("peak_gpu_bytes", 0) // MIB}  # fmt: skip
 
 
@@ -811,7 +811,7 @@ def correct_same_seed(dtype: str = "float32") -> dict[str, Any]:
     one, two = (run(*small(dtype)).out_dir for _ in range(2))
     record = json.loads((one / "record.json").read_text())
     return {"ok": digest(one) == digest(two), "identical": digest(one) == digest(two), "max_relative_apart": apart(one, two),
-            "not_deterministic": record.get("computing", {}).get("not_deterministic")}  # fmt: skip
+            "not_deterministic": record.get("numerics", {}).get("not_deterministic")}  # fmt: skip
 
 
 def correct_same_seed_bfloat16() -> dict[str, Any]:
@@ -1200,7 +1200,7 @@ def contest_peftrun(size: str, name: str, folder: Path, tokens: int, rows: int) 
     if name == "peftrun":
         (WORK / f"kept-adapter-{size}").write_text(str(done.out_dir))
     record = json.loads((done.out_dir / "record.json").read_text())
-    heard = record.get("computing", {}).get("not_deterministic")
+    heard = record.get("numerics", {}).get("not_deterministic")
     return f"nondeterministic: {','.join(heard)};" if heard else ""
 
 

@@ -49,7 +49,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "adapters": inputs,
     }
     derived_from = {"combined": {**settings, **figures}}
-    save.save(net, base, adapter_dir, fresh=set(), names=[combine.COMBINED], made_of=derived_from)
+    save.save(net, base, adapter_dir, untrained=set(), names=[combine.COMBINED], derived_from=derived_from)
     facts = {
         "base": base.describe(),
         "device": run_device.note,

@@ -31,7 +31,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     figures = extract.fill_from_change(net, "default", base.folder, tuned_dir)
     adapter_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / ADAPTER
     derived_from = {"extracted": {"tuned": fingerprint.fingerprint_model(tuned_dir).as_dict(), **figures}}
-    save.save(net, base, adapter_dir, fresh=set(), made_of=derived_from)
+    save.save(net, base, adapter_dir, untrained=set(), derived_from=derived_from)
     size, shown_dir = (
         format_bytes(atomic_files.measure_size(adapter_dir)),
         console.shorten_path(adapter_dir),

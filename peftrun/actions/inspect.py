@@ -44,7 +44,7 @@ def describe_adapter(adapter: AdapterRef) -> dict[str, Any]:
     if adapter.metadata is not None:
         metadata, base = adapter.metadata, adapter.metadata["base"]
         provenance = {"peftrun": metadata.get("peftrun"), "base": base["name"], "fingerprint": base["fingerprint"]}
-        provenance["fresh"] = metadata.get("fresh")
+        provenance["untrained"] = metadata.get("untrained")
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -73,7 +73,7 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     origin = "made elsewhere (no peftrun.json)"
     if not isinstance(provenance, str):
         weights = str(provenance["fingerprint"]["weights"])[:12]
-        fresh = ", never trained" if provenance["fresh"] else ""
+        fresh = ", never trained" if provenance["untrained"] else ""
         origin = f"peftrun {provenance['peftrun']} for {provenance['base']} ({weights}){fresh}"
     rows = [
         (f"adapter {name}", _format_settings(adapter)),

@@ -82,7 +82,7 @@ def _build_summary(base: Any, proofs: list[LoadProof], placement_facts: dict[str
             match = f"no: another {' and another '.join(proof.base_differs_in)}"
         # The logits of the adapter's fixed probes, compared with those of the base model and with those at saving.
         effect = f"max |Δlogit| {proof.effect['max_logit_difference']:.3g}"
-        if proof.fresh:  # B = 0 in most methods, so no effect is expected
+        if proof.untrained:  # B = 0 in most methods, so no effect is expected
             effect = f"an untrained adapter: {effect}"
         else:
             effect += f", KL {proof.effect['kl_divergence']:.3g}"

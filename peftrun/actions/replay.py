@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import run_overrides
+from peftrun.artifacts import records, run_overrides
 from peftrun.artifacts.run_layout import ADAPTER, RECORD
 from peftrun.config.schema.actions import ReplayAction
 from peftrun.config.schema.run import RunSpec, TrainerSpec
 from peftrun.console import shorten_path
 from peftrun.errors import ProofError
-from peftrun.io import atomic_files
 from peftrun.planning import throughput
 from peftrun.result import RunResult
 from peftrun.results.replay import current_inputs, input_drift, outcome_diff, rerun
@@ -35,7 +34,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, ReplayAction) and action.run is not None
     run_dir = Path(action.run).expanduser()
-    recorded, recorded_values = atomic_files.read_json(run_dir / RECORD), rerun.load_run_values(run_dir)
+    recorded, recorded_values = records.read_record(run_dir), rerun.load_run_values(run_dir)
     rerun_spec = rerun.build_rerun_spec(
         rerun.apply_overrides(copy.deepcopy(recorded_values), run_overrides.read_overrides(out_dir), spec)
     )
@@ -53,7 +52,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     except Exception:
         _warn_drift(run_dir, out_dir / REPLAY_DIR, recorded, recorded_values, asdict(rerun_spec))
         raise
-    current = atomic_files.read_json(out_dir / REPLAY_DIR / RECORD)
+    current = records.read_record(out_dir / REPLAY_DIR)
     outcome = outcome_diff.compare_outcomes(run_dir, out_dir / REPLAY_DIR, action.tolerance)
     inputs = [
         *input_drift.compare_config_file(run_dir, recorded),
@@ -91,7 +90,7 @@ def _warn_drift(
     """Warns of changed inputs after a failed rerun: one of them may be the cause."""
     if not (rerun_dir / RECORD).exists():
         return
-    current = atomic_files.read_json(rerun_dir / RECORD)
+    current = records.read_record(rerun_dir)
     # A failed run's record lacks what comes after the failure; only the keys that both records have are compared.
     comparable = {key: recorded.get(key) for key in current}
     for label, text in input_drift.format_rows(
@@ -191,11 +190,11 @@ def _build_notes(recorded: dict[str, Any], current: dict[str, Any]) -> list[tupl
     notes = []
     if recorded.get("resumed_from"):
         notes.append(("note", "the run was resumed from a checkpoint; the rerun starts from the first step"))
-    if recorded.get("together"):
-        cells = recorded["together"]["cells"]
+    if recorded.get("joint_training"):
+        cells = recorded["joint_training"]["cells"]
         # Batched matmuls over the rows of several cells reduce in another order than those of one cell.
         notes.append(("note", f"the run was one of {cells} cells trained jointly, so sums were taken in another order"))
-    operations = (current.get("computing") or {}).get("not_deterministic")
+    operations = (current.get("numerics") or {}).get("not_deterministic")
     return [*notes, *([("not deterministic here", ", ".join(operations))] if operations else [])]
 
 

@@ -26,11 +26,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     base = base_cache.load_cached_base(
         spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )
-    fresh, facts = {"default"}, {}  # adapters that were never trained
+    untrained, facts = {"default"}, {}  # adapters that were never trained
     if adapters:
         net, proofs = load.load(base, adapters, spec.active_adapter, spec.allow_base_mismatch)
-        fresh, facts = (
-            {proof.name for proof in proofs if proof.fresh},
+        untrained, facts = (
+            {proof.name for proof in proofs if proof.untrained},
             {"adapters": [proof.as_dict() for proof in proofs]},
         )
     else:
@@ -39,17 +39,17 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     # None keeps the dtype in which PEFT loaded or created the adapter.
     dtype = None if spec.action.dtype == "auto" else device.parse_dtype(spec.action.dtype)
     if adapters:
-        save.save(net, base, adapter_dir, fresh=fresh, names=spec.action.adapters, dtype=dtype)
+        save.save(net, base, adapter_dir, untrained=untrained, names=spec.action.adapters, dtype=dtype)
     else:
         # Initializations such as PiSSA change the base model; saving converts the adapter to fit the unchanged one,
         # for which it needs the initial A and B.
         with save.keep_untrained(net, spec.lora, out_dir) as initial:
-            save.save(net, base, adapter_dir, fresh=fresh, dtype=dtype, initial=initial)
+            save.save(net, base, adapter_dir, untrained=untrained, dtype=dtype, initial=initial)
     names = spec.action.adapters or list(net.peft_config)
     size = sum(file.stat().st_size for file in adapter_dir.rglob("*.safetensors"))
     summary = [
         ("base", f"{base.name} ({base.fingerprint.short()})"),
-        ("saved", ", ".join(f"{name} (fresh)" if name in fresh else name for name in names)),
+        ("saved", ", ".join(f"{name} (untrained)" if name in untrained else name for name in names)),
         (
             "adapter",
             f"{format_bytes(size)}, {size / base.size():.2%} of the base model: {console.shorten_path(adapter_dir)}",

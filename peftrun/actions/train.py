@@ -46,7 +46,7 @@ def _train_adapter(job: TrainingSession, before: dict[str, float]) -> RunResult:
             return RunResult(job.out_dir)
         after = jobs.evaluate(job, adapted, "after")
         derived_from = tasks.describe_training_data(job.spec.task, job.rows)
-        save.save(adapted, job.base, job.out_dir / ADAPTER, fresh=set(), initial=initial, made_of=derived_from)
+        save.save(adapted, job.base, job.out_dir / ADAPTER, untrained=set(), initial=initial, derived_from=derived_from)
     return jobs.add_artifacts(job, jobs.build_result(job, fitted, before, after, (trainable, total)))
 
 

@@ -33,7 +33,7 @@ class LoadProof:
         modules: adapted modules.
         delta_norm: Frobenius norm of the change to the base model's weights, over all LoRA modules.
         delta_norms: the same for each of them; empty for other methods.
-        fresh: whether it was saved untrained.
+        untrained: whether it was saved untrained.
         base_checked: whether the base model's weights are known to be those it was made for.
         base_differs_in: parts of the base model that differ from those it was made for.
         effect: distance of the adapted logits from the base model's, on the probes.
@@ -46,7 +46,7 @@ class LoadProof:
     modules: int
     delta_norm: float
     delta_norms: dict[str, float]
-    fresh: bool
+    untrained: bool
     base_checked: bool
     base_differs_in: list[str]
     effect: dict[str, float]
@@ -139,7 +139,7 @@ def verify_load_by_logits(
         modules=len(_list_adapted_modules(model, name)) or int(name in getattr(model, "prompt_encoder", ())),
         delta_norms=norms,
         delta_norm=sum(norm**2 for norm in norms.values()) ** 0.5,
-        fresh=bool(metadata.get("fresh")),
+        untrained=bool(metadata.get("untrained")),
         base_checked=bool(metadata) and base_match.WEIGHTS not in differing,
         base_differs_in=differing,
         effect=probes.compare_logits(logits.plain, logits.adapted),
@@ -159,7 +159,7 @@ def _check_effect(proof: LoadProof, limit: float) -> None:
         raise ProofError(
             f"{proof.path}: its logits are NaN or infinite; train again with a lower trainer.learning_rate"
         )
-    if proof.effect["max_logit_difference"] == 0.0 and not proof.fresh:
+    if proof.effect["max_logit_difference"] == 0.0 and not proof.untrained:
         raise ProofError(
             f"{proof.path}: loads, but changes nothing (no logit differs from the base); it was never trained, or is not applied"
         )

@@ -23,14 +23,14 @@ from peftrun.system.versions import get_version
 UNTRAINED_DIR = "untrained"
 
 
-def save(model: Any, base: LoadedBase, target: Path, *, fresh: set[str], names: list[str] | None = None,
+def save(model: Any, base: LoadedBase, target: Path, *, untrained: set[str], names: list[str] | None = None,
          dtype: torch.dtype | None = None, initial: Path | None = None,
-         made_of: dict[str, Any] | None = None, top: str = "default") -> None:  # fmt: skip
+         derived_from: dict[str, Any] | None = None, top: str = "default") -> None:  # fmt: skip
     """Writes adapters (`names`; None: all) to the new folder `target`: `top` directly into it, others into subfolders.
 
-    Args: fresh: names of untrained ones. dtype: of the saved tensors; None: unchanged.
+    Args: untrained: names of those that were never trained. dtype: of the saved tensors; None: unchanged.
         initial: folder of the untrained adapter, for initializations that modify the base model: what is saved is
-            then converted to plain LoRA for the unmodified base model. made_of: further facts for peftrun.json, on its origin.
+            then converted to plain LoRA for the unmodified base model. derived_from: further facts for peftrun.json, on its origin.
     Raises: ArtifactError: `target` exists, or writing failed; nothing is left behind.
     """
     active = model.active_adapter
@@ -47,11 +47,11 @@ def save(model: Any, base: LoadedBase, target: Path, *, fresh: set[str], names: 
             metadata = {
                 "peftrun": get_version("peftrun"),
                 "base": base.describe(),
-                "fresh": name in fresh,
+                "untrained": name in untrained,
                 "probe": compute_probe_signature(base, model),
                 **({"labels": list(model.config.id2label.values())} if base.head else {}),
             }
-            atomic_files.write_json(folder / PEFTRUN_METADATA, metadata | (made_of or {}))
+            atomic_files.write_json(folder / PEFTRUN_METADATA, metadata | (derived_from or {}))
     model.set_adapter(active)
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts import records
 from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PEFTRUN_METADATA, RECORD
 from peftrun.errors import AdapterError, ArtifactError
 from peftrun.io import safetensors_header
@@ -70,7 +71,7 @@ class AdapterRef:
         file = self.folder / PEFTRUN_METADATA
         if not file.is_file():
             return None
-        metadata = read_json(file)
+        metadata = records.rename_keys(read_json(file))
         try:
             str(metadata["base"]["name"]), str(metadata["base"]["fingerprint"]["weights"])
         except (KeyError, TypeError) as error:
@@ -111,7 +112,7 @@ def virtual_tokens(adapters: Mapping[str, AdapterRef]) -> int:
 
 
 def _find_in_run(run: Path, key: str) -> Path:
-    record = read_json(run / RECORD)
+    record = records.read_record(run)
     if (run / ADAPTER).is_dir():
         return run / ADAPTER
     if record.get("status") == "completed":

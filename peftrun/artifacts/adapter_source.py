@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts import records
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER, CONFIG, MERGED, MODEL, PEFTRUN_METADATA, RECORD
 from peftrun.errors import ArtifactError, ModelError
@@ -68,7 +69,7 @@ def open_model_source(path: str) -> ExportSource:
         )
     config, run = atomic_files.read_json(folder / "config.json"), _find_source_run(folder)
     metadata = folder / PEFTRUN_METADATA
-    facts = atomic_files.read_json(metadata) if metadata.is_file() else {}
+    facts = records.rename_keys(atomic_files.read_json(metadata)) if metadata.is_file() else {}
     return ExportSource("default", folder, False, config, facts, run, _read_run_record(run, key))
 
 
@@ -84,7 +85,7 @@ def _find_source_run(folder: Path) -> Path | None:
 def _read_run_record(run: Path | None, key: str) -> dict[str, Any]:
     if run is None:
         return {}
-    record = atomic_files.read_json(run / RECORD)
+    record = records.read_record(run)
     if record.get("status") not in EXPORTABLE_STATUSES:
         reason = f" ({str(record['error']).splitlines()[0]})" if record.get("error") else ""
         raise ArtifactError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts import adapter_folder, records
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ArtifactError, PeftrunError
@@ -35,7 +35,7 @@ def check_source_run(action: Any) -> Iterator[str]:
         yield f"{key}: is no run folder (no {missing[0]}); name one below outputs, or a cell of a sweep"
         return
     try:
-        record = atomic_files.read_json(folder / RECORD)
+        record = records.read_record(folder)
     except ArtifactError as error:
         yield str(error)
         return

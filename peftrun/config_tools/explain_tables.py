@@ -32,9 +32,9 @@ def format_explanation(explanation: ConfigExplanation) -> Iterator[str]:
         for key, value, source in members:
             shown = value if len(value) <= value_width else f"{value[: value_width - 1]}…"
             yield f"  {key:<{key_width}}  {shown:<{value_width}}  {source}"
-    if explanation.unread:
+    if explanation.unused_keys:
         yield from ("", "keys that the run did not use:")
-        yield from (f"  {key}={format_value(values.get(key))}" for key in explanation.unread)
+        yield from (f"  {key}={format_value(values.get(key))}" for key in explanation.unused_keys)
     yield from ("", "command:", f"  {explanation.command}")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import run_overrides
+from peftrun.artifacts import records, run_overrides
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.composition import compose
 from peftrun.composition.composer import Composer
@@ -17,18 +17,17 @@ from peftrun.config_tools import minimal_overrides
 from peftrun.config_tools import provenance as value_origins
 from peftrun.config_tools.provenance import RECORDED, ConfigOrigins, ValueSource
 from peftrun.errors import ConfigError
-from peftrun.io import atomic_files
 
 IGNORED_ACTION_KEYS = ("resume", "output_dir")  # keys of an action that do not change the result
 
 
 @dataclass(frozen=True)
 class ConfigExplanation:
-    """A configuration, the sources of its values, and the command that composes it. `unread`: keys that the run did not use."""
+    """A configuration, the sources of its values, and the command that composes it. `unused_keys`: keys that the run did not use."""
 
     origins: ConfigOrigins
     command: str
-    unread: list[str] = field(default_factory=list)
+    unused_keys: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON output."""
@@ -50,7 +49,7 @@ class ConfigExplanation:
                 {"group": choice.group, "option": choice.option, "by": choice.chosen_by}
                 for choice in self.origins.choices
             ],
-            "unread": self.unread,
+            "unused_keys": self.unused_keys,
             "command": self.command,
         }
 
@@ -111,10 +110,10 @@ def explain_run(run: Path) -> ConfigExplanation:
         )
     except (*compose.REFUSALS, ConfigError):
         current = ConfigOrigins({}, {}, [])
-    record = atomic_files.read_json(run / RECORD) if (run / RECORD).is_file() else {}
+    record = records.read_record(run) if (run / RECORD).is_file() else {}
     origins = replace(current, values=values, sources=_trace_recorded(values, current))
     command = _build_command(compositions, extra_path, values, overrides)
-    return ConfigExplanation(origins, command, [migrations.rename_key(key)[0] for key in record.get("unread", [])])
+    return ConfigExplanation(origins, command, [migrations.rename_key(key)[0] for key in record.get("unused_keys", [])])
 
 
 def explain_difference(first: Path, second: Path) -> ConfigDifference:

@@ -40,7 +40,7 @@ def render_summary(about: CardInfo) -> str:
         text += f"[{base_id}](https://huggingface.co/{base_id})"
     else:
         text += f"`{get_recorded_base_name(source) or 'an unknown base model'}`"
-    trained_on = source.facts.get("learned")
+    trained_on = source.facts.get("trained_on")
     text += f", trained on {trained_on}." if trained_on else "."
     version = source.facts.get("peftrun") or (source.record.get("versions") or {}).get("peftrun")
     if version and source.record:

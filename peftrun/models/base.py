@@ -65,7 +65,7 @@ class LoadedBase:
     def describe(self) -> dict[str, Any]:
         """For the record and `peftrun.json`."""
         facts = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.as_dict()}
-        return facts | ({"held_in": self.held} if self.held else {})
+        return facts | ({"quantization": self.held} if self.held else {})
 
     def size(self) -> int:
         """Bytes of its safetensors files."""

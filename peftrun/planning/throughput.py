@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import base_files
+from peftrun.artifacts import base_files, records
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.config import values as config
 from peftrun.config.schema.run import ModelSpec, RunSpec, TrainerSpec
 from peftrun.errors import ArtifactError
-from peftrun.io import atomic_files
 from peftrun.planning.memory import Lengths
 
 OUTPUTS = Path("outputs")
@@ -108,8 +107,8 @@ class Throughputs:
 def read_throughput(model: ModelSpec, outputs: Path = OUTPUTS) -> Throughput:
     """The newest completed training runs on this base model below `outputs`."""
     name = base_files.format_base_name(model)
-    records = sorted(outputs.glob(f"**/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    runs = (run for path in records[:NEWEST] if (run := _read_past_run(path, name)) is not None)
+    paths = sorted(outputs.glob(f"**/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = (run for path in paths[:NEWEST] if (run := _read_past_run(path, name)) is not None)
     return Throughput(name, list(itertools.islice(runs, MOST)))
 
 
@@ -122,7 +121,7 @@ def read_throughputs(specs: Sequence[RunSpec], outputs: Path = OUTPUTS) -> "Thro
 def _read_past_run(path: Path, name: str) -> PastRun | None:
     """The measurements in a record; None if it is no completed training on the base model `name`."""
     try:
-        record = atomic_files.read_json(path)
+        record = records.read_record(path.parent)
     except ArtifactError:
         return None
     training, base = record.get("training") or {}, record.get("base") or {}
@@ -133,7 +132,7 @@ def _read_past_run(path: Path, name: str) -> PastRun | None:
     values = config.read_run(path.parent / CONFIG, report_changes=False)
     trainer, recorded = values["trainer"], record.get("lengths")
     rows = training["steps"] * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
-    is_timed_alone = not (record.get("together") or record.get("resumed_from"))
+    is_timed_alone = not (record.get("joint_training") or record.get("resumed_from"))
     return PastRun(
         path.parent,
         data=_get_row_settings(values["task"]),

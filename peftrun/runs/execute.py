@@ -162,7 +162,7 @@ class Record:
             "pid": os.getpid(),
             "host": platform.node(),  # where the catalog looks for the process
             "environment": environment.describe_environment(),
-            "given": source_run.hash_input_adapters(spec.adapter),
+            "input_adapters": source_run.hash_input_adapters(spec.adapter),
             "files": source_run.hash_input_files(usage.strip_tracking(spec)),
             "config_sha256": atomic_files.hash_file(out_dir / CONFIG),
         }
@@ -180,7 +180,7 @@ class Record:
             "objective": result.objective,
             "artifacts": atomic_files.hash_files(result.out_dir, result.artifacts, result.hashes),
         }
-        self._finish(status=result.status, **outcome, unread=usage.list_unused_keys(self.spec))
+        self._finish(status=result.status, **outcome, unused_keys=usage.list_unused_keys(self.spec))
 
     def find_unused_keys(self) -> list[str]:
         """`key=value` of keys that were set and have not been read so far."""
@@ -279,7 +279,7 @@ def collect_numerics() -> dict[str, Any]:
     """Threads, kernels and nondeterministic operations of this process, for its record; empty if no device was requested."""
     determinism = _get_determinism_module()
     state = determinism.describe_determinism() if determinism else None
-    return {"computing": state} if state else {}
+    return {"numerics": state} if state else {}
 
 
 def _get_determinism_module() -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
+from peftrun.artifacts import records
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.formatting import format_count
@@ -141,7 +142,7 @@ def _read_record_text(folder: Path) -> str:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    return atomic_files.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    return records.read_record(folder) if (folder / RECORD).is_file() else {}
 
 
 def run_group(folders: Sequence[str], where: str, threads: int | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from peftrun.artifacts import records
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
@@ -79,7 +80,7 @@ def read_status(cell: Path) -> str:
     if not (cell / RECORD).is_file():
         return WAITING
     try:
-        return str(atomic_files.read_json(cell / RECORD).get("status"))
+        return str(records.read_record(cell).get("status"))
     except ArtifactError:
         return FAILED
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftrun import console
+from peftrun.artifacts import records
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import values as config
@@ -71,7 +72,7 @@ def find_changed_cell_inputs(cell: Path, spec: RunSpec) -> list[str]:
     """Names of a finished cell's inputs (data, base model) that have changed since; empty if its record does not hold their digests."""
     if folder.read_status(cell) not in (folder.COMPLETED, folder.STOPPED):
         return []
-    digests = atomic_files.read_json(cell / RECORD).get("input_digests") or {}
+    digests = records.read_record(cell).get("input_digests") or {}
     return input_digests.list_changes(digests, input_digests.compute_digests(spec)) if digests else []
 
 

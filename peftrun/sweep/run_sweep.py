@@ -17,11 +17,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from peftrun import console
-from peftrun.artifacts.run_layout import RECORD
+from peftrun.artifacts import records
 from peftrun.config import values as config
 from peftrun.errors import PeftrunError, SweepError
 from peftrun.formatting import format_count
-from peftrun.io import atomic_files
 from peftrun.planning import throughput
 from peftrun.planning.joint_memory import read_limits
 from peftrun.runs import execute
@@ -239,7 +238,7 @@ class SharedBaseSweep:
         for cell in batch:
             record: dict[str, Any] = {}
             with suppress(PeftrunError):  # it is missing or damaged
-                record = atomic_files.read_json(self._get_cell_dir(cell) / RECORD) if cell.id else {}
+                record = records.read_record(self._get_cell_dir(cell)) if cell.id else {}
             done = record.get("status") in (folder.COMPLETED, folder.STOPPED)
             if cell.problems:
                 failed.append((cell, cell.problems))

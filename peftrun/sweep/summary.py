@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts import records
 from peftrun.artifacts.run_layout import RECORD
 from peftrun.artifacts.sweep_folder import SUMMARY_FILE
 from peftrun.config import values as config
@@ -130,7 +131,7 @@ def _summarize_cell(folder: Path, cell: PlannedCell, values: dict[str, Any], swe
     record: dict[str, Any] = {}
     if cell.id and (folder / cell.id / RECORD).exists():
         try:
-            record = atomic_files.read_json(folder / cell.id / RECORD)
+            record = records.read_record(folder / cell.id)
         except ArtifactError as error:
             record = {"status": "failed", "error": str(error)}
     attempts = len(list((folder / ATTEMPTS).glob(f"{cell.id}-*") if cell.id else []))
@@ -139,7 +140,7 @@ def _summarize_cell(folder: Path, cell: PlannedCell, values: dict[str, Any], swe
     if status is None and sweep_status == "running":
         status = "waiting"
     # Of a group trained together, the record holds this cell's share of the seconds.
-    cost = (record.get("together") or record).get("seconds")
+    cost = (record.get("joint_training") or record).get("seconds")
     return {
         "id": cell.id,
         "numbers": cell.numbers,

@@ -100,7 +100,7 @@ def describe_source(task: TaskSpec) -> str:
 
 def describe_training_data(task: TaskSpec, loaded: Rows) -> dict[str, str]:
     """The entries of peftrun.json about the rows that an adapter was trained on."""
-    return {"learned": describe_source(task), "rows": loaded.digest}
+    return {"trained_on": describe_source(task), "rows": loaded.digest}
 
 
 def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: Mapping[str, AdapterRef]) -> None:
@@ -108,7 +108,7 @@ def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: Mapping[str, A
     source = describe_source(task)
     for name, adapter in adapters.items():
         metadata = adapter.metadata or {}
-        trained_on = metadata.get("learned")
+        trained_on = metadata.get("trained_on")
         # Same source, other digest: the split may differ, so evaluation rows may have been training rows.
         changed = trained_on == source and metadata.get("rows") not in (None, loaded.digest)
         if changed and task.data.test_path is None:

@@ -100,7 +100,7 @@ class MetricsCallback(TrainerCallback):
         if self.bar:
             self.bar.update(self.task, completed=state.global_step, note=note)
         elif self.shown:
-            console.print_info(f"{where} · {note} · {format_duration(remaining)} left")
+            console.print_info(f"{where} · {note} · {format_duration(round(remaining))} left")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just written as complete."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
+from peftrun.artifacts import records
 from peftrun.artifacts.run_layout import CHECKPOINTS, CONFIG, METRICS, RECORD
 from peftrun.compat.transformers import TrainerStep, get_trainer_step, replace_trainer_step
 from peftrun.config import usage
@@ -190,7 +191,7 @@ def _choose_run(spec: RunSpec, resume: str, out_dir: Path) -> Path:
 
 def _is_unfinished(run: Path) -> bool:
     try:
-        return atomic_files.read_json(run / RECORD).get("status") != "completed"
+        return records.read_record(run).get("status") != "completed"
     except ArtifactError:
         return False
 

@@ -121,7 +121,7 @@ def test_a_run_folder_is_explained_with_what_nothing_read_and_its_command(cli, t
     assert minimal_overrides.is_same_value(composed(found["command"]), saved)
     assert {row["key"]: row["value"] for row in found["keys"]} == config.flatten_keys(saved)
     record = json.loads((trained / "record.json").read_text())
-    assert found["unread"] == record["unread"] and "device.main_process_port" in found["unread"]
+    assert found["unused_keys"] == record["unused_keys"] and "device.main_process_port" in found["unused_keys"]
     assert {row["kind"] for row in found["keys"]} == {"file", "typed"}
     text = cli("action=explain", f"run={trained}").out
     assert "keys that the run did not use:\n" in text and "  device.main_process_port=29500\n" in text
@@ -150,7 +150,7 @@ def test_a_folder_that_only_holds_a_config_as_cells_do(cli, tmp_path):
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "config.yaml").write_text(config.to_yaml(spec))
     found = as_json(cli("action=explain", "run=cell", "format=json"))
-    assert found["command"] == "peftrun lora=adalora trainer.learning_rate=1e-05" and found["unread"] == []
+    assert found["command"] == "peftrun lora=adalora trainer.learning_rate=1e-05" and found["unused_keys"] == []
 
 
 @pytest.fixture

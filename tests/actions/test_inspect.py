@@ -54,7 +54,9 @@ def test_a_trained_run_is_told_in_full(cli, trained):
     assert found["scaling"] == [found["lora_alpha"] / found["r"]]
     assert found["parameters"] == sum(value.numel() for value in tensors.values())
     assert found["bytes"] == 4 * found["parameters"] and found["dtype"] == "float32"
-    assert found["provenance"]["fingerprint"] == noted["base"]["fingerprint"] and found["provenance"]["fresh"] is False
+    assert (
+        found["provenance"]["fingerprint"] == noted["base"]["fingerprint"] and found["provenance"]["untrained"] is False
+    )
     digest = hashlib.sha256((trained / "adapter" / WEIGHTS).read_bytes()).hexdigest()
     assert found["sha256"][WEIGHTS] == digest
     shown = [line for line in outcome.out.splitlines() if line.startswith("‖ΔW‖")]

@@ -121,10 +121,10 @@ def test_what_is_run_again_is_a_whole_run_folder(where, trained):
 
 def test_a_record_holds_a_lock_of_its_environment(trained):
     record = json.loads((trained / "record.json").read_text())
-    lock, computing = record["environment"], record["computing"]
+    lock, numerics = record["environment"], record["numerics"]
     assert lock["packages"]["torch"] == record["versions"]["torch"] and len(lock["packages"]) > 60
     assert {"python", "platform", "cpu", "cores", "gpus", "settings", "code"} <= lock.keys()
-    assert computing["threads"] >= 1 and computing["deterministic"] is True and computing["not_deterministic"] == []
+    assert numerics["threads"] >= 1 and numerics["deterministic"] is True and numerics["not_deterministic"] == []
 
 
 @pytest.mark.parametrize(("key", "then", "now"), [("seed", 0, 1), ("trainer.learning_rate", 0.01, 0.02)])
@@ -220,7 +220,7 @@ def test_other_weights_of_the_base_are_named(tmp_path, own, only_checked):
 def test_another_number_of_threads_is_named_though_the_bytes_may_be_the_same(tmp_path, own):
     again = replayed(tmp_path, own.run_dir, "device.num_threads=2")
     assert verdict(again)["verdict"] in ("identical", "equal within tolerance") and again.code == 0
-    assert drifted(again) == {("config", "device.num_threads"): (1, 2), ("computing", "threads"): (1, 2)}
+    assert drifted(again) == {("config", "device.num_threads"): (1, 2), ("numerics", "threads"): (1, 2)}
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_env_check_trains_nothing_and_shows_every_input(where, trained):
         "libraries",
         "peftrun's code",
         "machine",
-        "computing",
+        "numerics",
         "system",
         "other packages",
     ):
@@ -280,7 +280,7 @@ def test_an_older_record_is_run_again_and_what_it_does_not_tell_is_said(tmp_path
     run = tmp_path / "older"
     shutil.copytree(trained, run)
     record = json.loads((run / "record.json").read_text())
-    for key in ("environment", "computing", "given", "files"):
+    for key in ("environment", "numerics", "input_adapters", "files"):
         record.pop(key)
     (run / "record.json").write_text(json.dumps(record))
     checked = replayed(tmp_path, run, "check_only=true")
@@ -289,7 +289,7 @@ def test_an_older_record_is_run_again_and_what_it_does_not_tell_is_said(tmp_path
     )
     again = replayed(tmp_path, run)
     assert again.code == 0 and verdict(again)["verdict"] == "identical"
-    assert "peftrun's code: source" in verdict(again)["not_recorded"] and "computing: threads" in again.out
+    assert "peftrun's code: source" in verdict(again)["not_recorded"] and "numerics: threads" in again.out
 
 
 @pytest.mark.slow
@@ -352,7 +352,7 @@ def test_an_adapter_that_is_given_is_an_input(where, tmp_path, actions, trained,
     save_file({key: value * 1.5 for key, value in load_file(copy / "adapter_model.safetensors").items()},
               copy / "adapter_model.safetensors")  # fmt: skip
     again = replayed(tmp_path, merged.run_dir)
-    assert again.code == 1 and ("given adapters", "default") in drifted(again)
+    assert again.code == 1 and ("input adapters", "default") in drifted(again)
     assert verdict(again)["weights"]["largest_difference"] > 1e-3
 
 
@@ -389,7 +389,7 @@ def test_a_cell_of_a_sweep_is_run_again_alone(tmp_path, llama, on_tiny):
 def test_a_run_of_two_processes_is_run_again_in_two(tmp_path, llama, on_tiny):
     spread = ["device=ddp", "device.type=cpu", "device.dtype=float32"]
     first = cli_here(tmp_path, *on_tiny(llama), *TINY_STEPS, *spread)
-    assert first.record()["computing"]["deterministic"] is True, first.err
+    assert first.record()["numerics"]["deterministic"] is True, first.err
     again = replayed(tmp_path, first.run_dir)
     assert again.code == 0 and verdict(again)["verdict"] == "identical", again.err
     assert not drifted(again)

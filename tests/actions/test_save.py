@@ -38,7 +38,7 @@ def test_only_those_named_are_saved(cli, trained, llama, on_tiny):
 
 def test_a_fresh_adapter_changes_nothing_and_is_known_as_fresh(cli, llama, on_tiny):
     saved = adapter(cli(*on_tiny(llama), "action=save"))
-    assert json.loads((saved / "peftrun.json").read_text())["fresh"] is True
+    assert json.loads((saved / "peftrun.json").read_text())["untrained"] is True
     reloaded = cli(*on_tiny(llama), "action=reload", f"adapter={saved}")
     assert reloaded.code == 0
     assert reloaded.record()["adapters"][0]["effect"]["max_logit_difference"] == 0.0

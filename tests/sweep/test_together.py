@@ -245,7 +245,7 @@ def test_a_cell_that_can_only_be_trained_alone_says_so(tmp_path, monkeypatch, ll
     run_cells.run(folders)
     for folder, cell in zip(folders, cells, strict=True):
         assert_same(folder, alone(tmp_path, cell, f"alone-{folder.name}"))
-    assert ["together" in record(folder) for folder in folders] == [False, True, True]
+    assert ["joint_training" in record(folder) for folder in folders] == [False, True, True]
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_a_run_says_and_records_its_template(team, cli, llama, on_tiny):
     assert values["template"]["version"] == "1.2.0" and values["params"]["rows"] == "rows.jsonl"
     assert values["task"]["data"]["path"] == "rows.jsonl" and values["task"]["system_prompt"] == "Hello there"
     assert build_spec_from_values(values).template.params["rows"].type == "path"
-    assert "params" not in str(done.record()["unread"]) and "template" not in str(done.record()["unread"])
+    assert "params" not in str(done.record()["unused_keys"]) and "template" not in str(done.record()["unused_keys"])
 
 
 def test_slots_can_be_swept(team, cli):

@@ -81,7 +81,7 @@ def test_what_is_trained_and_recorded_is_the_same(tracked, plain):
     assert digests[0] == digests[1] and any(name.endswith(".safetensors") for name in digests[0])
     more = {path.name for path in run.run_dir.iterdir()} - {path.name for path in plain.run_dir.iterdir()}
     assert more == {"tracker.json"}
-    assert not [key for key in run.record()["unread"] if key.startswith("tracker")]
+    assert not [key for key in run.record()["unused_keys"] if key.startswith("tracker")]
 
 
 def test_a_replay_is_not_told_and_its_verdict_is_the_same(tracked, where, store):
@@ -123,7 +123,7 @@ def test_cells_that_train_together_do_not_mix(kind, where, llama, on_tiny, asked
     run = cli_here(where, "-m", *on_tiny(llama), *STEPS, *asked(kind), *given)
     assert run.code == 0, run.err
     cells = [path.parent for path in sweep.glob("*/record.json")]
-    assert len(cells) == 4 and all(atomic_files.read_json(cell / "record.json").get("together") for cell in cells)
+    assert len(cells) == 4 and all(atomic_files.read_json(cell / "record.json").get("joint_training") for cell in cells)
     finals = set()
     for cell in cells:
         found = told.read(kind, cell, store / kind)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from peftrun.artifacts import records
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PEFTRUN_METADATA, RECORD
 from peftrun.config import migrations, old_overrides
 from peftrun.config.paths import GROUPS
@@ -48,7 +49,7 @@ def read_run_folder(folder: str) -> tuple[Values, Values]:
     with suppress(OSError, ValueError, yaml.YAMLError):
         config = _rename_keys(flat_yaml.parse_flat_yaml(_read_text(folder, CONFIG)))
     try:
-        record = json.loads(_read_text(folder, RECORD))
+        record = records.rename_keys(json.loads(_read_text(folder, RECORD)))
         return _collect_run_facts(folder, record, config), config
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         return {"status": "unreadable", "error": f"{RECORD}: {error}", "action": config.get("action.name")}, config

@@ -18,7 +18,7 @@ GONE = "cannot be read"
 def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
     """The facts of a record by which inputs are compared. `then`: the older record; what it does not hold is not computed."""
     numerics: dict[str, Any] | None = None
-    if not needs_processes(spec) and "computing" in then:
+    if not needs_processes(spec) and "numerics" in then:
         try:
             import_module("peftrun.models.device").resolve_device(spec.device)
             # These modules are imported by name since they import torch, which a check of other inputs does not need.
@@ -30,9 +30,9 @@ def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
         "versions": collect_versions(),
         "platform": platform.platform(),
         "git_commit": environment.get_git_commit(Path()),
-        "given": source_run.hash_input_adapters(spec.adapter),
+        "input_adapters": source_run.hash_input_adapters(spec.adapter),
         "files": source_run.hash_input_files(spec),
-        "computing": numerics,
+        "numerics": numerics,
     }
     for key in ("base", "merged"):  # a record has `merged` in place of `base` if the run undid a merge
         if not then.get(key):

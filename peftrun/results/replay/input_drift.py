@@ -14,7 +14,7 @@ from peftrun.system.versions import LIBRARIES
 
 # Kinds of inputs, in the order of the report: the most likely cause of another outcome first.
 CONFIG_KEYS, DATA, BASE, ADAPTERS, LIBRARY, CODE, MACHINE, COMPUTING, SYSTEM, FOLDER, OTHER = (
-    "config", "data", "base", "given adapters", "libraries", "peftrun's code", "machine", "computing", "system", "your folder",
+    "config", "data", "base", "input adapters", "libraries", "peftrun's code", "machine", "numerics", "system", "your folder",
     "other packages",
 )  # fmt: skip
 SHAPING = (*LIBRARIES, "numpy", "tokenizers", "bitsandbytes", "torchao", "triton", "jinja2")
@@ -71,7 +71,7 @@ def compare_inputs(then: Values, now: Values, then_config: Values, now_config: V
             _make_input(BASE, f"base {key.replace('_', ' ')}", *(_shorten_digest(base.get(key)) for base in bases))
             for key in bases[0] or bases[1]  # weights, tokenizer, chat template
         ),
-        *_compare_mapping(ADAPTERS, then.get("given"), now.get("given")),
+        *_compare_mapping(ADAPTERS, then.get("input_adapters"), now.get("input_adapters")),
         *(
             Input(LIBRARY, name, old_packages.get(name), new_packages.get(name), not is_older or name in LIBRARIES)
             for name in SHAPING
@@ -80,7 +80,7 @@ def compare_inputs(then: Values, now: Values, then_config: Values, now_config: V
         _make_input(CODE, "source", _shorten_digest(old_code.get("sha256")), _shorten_digest(new_code.get("sha256"))),
         *(_compare_commit(CODE, old_code, new_code) if old_code else ()),
         *_compare_machine(old, new),
-        *_compare_numerics(then.get("computing"), now.get("computing")),
+        *_compare_numerics(then.get("numerics"), now.get("numerics")),
         _make_input(SYSTEM, "python", _get_python_version(then), _get_python_version(now)),
         _make_input(SYSTEM, "platform", then.get("platform"), now.get("platform")),
         *_compare_commit(FOLDER, then, now),

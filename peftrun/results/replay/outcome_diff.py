@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from peftrun.artifacts import delta_weights
-from peftrun.artifacts.run_layout import RECORD
+from peftrun.artifacts import delta_weights, records
+from peftrun.artifacts.run_layout import PEFTRUN_METADATA
 from peftrun.config import values as config
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files, safetensors_header
@@ -56,9 +56,9 @@ def compare_outcomes(then: Path, now: Path, tolerance: float) -> OutcomeDiff:
 
     Raises: ArtifactError: the older run has neither files nor metrics to compare.
     """
-    records = [atomic_files.read_json(folder / RECORD) for folder in (then, now)]
-    old, new = (_collect_files(folder, record) for folder, record in zip((then, now), records, strict=True))
-    measured = [_collect_figures(record) for record in records]
+    both = [records.read_record(folder) for folder in (then, now)]
+    old, new = (_collect_files(folder, record) for folder, record in zip((then, now), both, strict=True))
+    measured = [_collect_figures(record) for record in both]
     if not old and not measured[0]:
         raise ArtifactError(f"{then}: this run has neither files nor metrics, so there is nothing to compare")
     differing = [name for name in sorted({*old, *new}) if not _is_same_file(old.get(name), new.get(name))]
@@ -104,7 +104,9 @@ def _is_same_file(old: tuple[Path, str] | None, new: tuple[Path, str] | None) ->
 def _read_json_content(file: Path) -> str | None:
     """JSON as canonical text: PEFT writes sets as lists in arbitrary order, so lists of strings are sorted."""
     try:
-        return json.dumps(_sort_values(json.loads(file.read_text(encoding="utf-8"))), sort_keys=True)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content = records.rename_keys(content) if file.name == PEFTRUN_METADATA else content
+        return json.dumps(_sort_values(content), sort_keys=True)
     except (OSError, ValueError):
         return None
 

@@ -42,7 +42,7 @@ def render_config(run: RunFacts) -> Iterator[str]:
             )
     else:
         yield '<p class="soft">Every value is the default.</p>'
-    unused_keys = {migrations.rename_key(str(key))[0] for key in get_list(run.record, "unread")}
+    unused_keys = {migrations.rename_key(str(key))[0] for key in get_list(run.record, "unused_keys")}
     all_rows = [
         [
             _render_key(key, "changed" if key in changed else ""),

@@ -55,7 +55,7 @@ def _render_time(run: RunFacts) -> Iterator[str]:
     total, timings = run.record.get("seconds"), get_mapping(run.record, "timings")
     if not is_number(total) or not total:
         return
-    if get_mapping(run.record, "together"):
+    if get_mapping(run.record, "joint_training"):
         yield f"<p>{format_duration(total)} wall time, shared with the other cells trained jointly.</p>"
         return
     seconds = {label: timings[key] for key, label in PHASES.items() if is_number(timings.get(key))}

@@ -186,7 +186,7 @@ def _plot_speed(run: RunFacts) -> Plot:
         if increase["seconds"] > 0 and count > 0:
             points.append((float(row["step"]), count / increase["seconds"]))
         previous = {key: row[key] for key in keys}
-    cells = get_mapping(run.record, "together").get("cells")
+    cells = get_mapping(run.record, "joint_training").get("cells")
     note = f"Wall time, with {cells - 1} other cells trained at the same time." if cells and cells > 1 else ""
     return Plot("speed", unit, [Series(unit, "c2", points, smooth=True)], ChartStyle(SMALL, zero=True, log=False), note)
 

@@ -105,7 +105,7 @@ def _describe_times(run: RunFacts) -> Iterator[str]:
         yield f"took {format_duration(run.record['seconds'])}"
     if run.record.get("resumed_from"):
         yield "continued from a checkpoint"
-    cells = get_mapping(run.record, "together").get("cells")
+    cells = get_mapping(run.record, "joint_training").get("cells")
     if cells:
         yield f"trained together with {cells - 1} other cells"
     yield console.shorten_path(run.folder)

@@ -29,7 +29,7 @@ def render_provenance(run: RunFacts) -> Iterator[str]:
     fingerprint = get_mapping(run.record, "base.fingerprint")
     digests = {f"base {run.base}: {name.replace('_', ' ')}": digest for name, digest in fingerprint.items()}
     digests |= {"rows": get_mapping(run.record, "data").get("digest")}
-    digests |= {f"input adapter {name}": digest for name, digest in get_mapping(run.record, "given").items()}
+    digests |= {f"input adapter {name}": digest for name, digest in get_mapping(run.record, "input_adapters").items()}
     inputs = [[html.render_cell(name), _render_digest(digest)] for name, digest in digests.items() if digest]
     if inputs:
         yield html.render_table("Inputs", ["input", "sha256"], inputs)
@@ -53,7 +53,7 @@ def _list_claims(run: RunFacts) -> Iterator[str]:
         yield "Not shown here: that the adapter loads elsewhere, or that a merged model gives the same output. Reload and merge prove that, in records of their own."
     if run.status != "completed":
         yield f"This run is {run.status}: nothing is known of what came after the last logged step."
-    if numerics := get_mapping(run.record, "computing"):
+    if numerics := get_mapping(run.record, "numerics"):
         nondeterministic_ops = get_list(numerics, "not_deterministic")
         determinism = (
             f"not deterministic: {', '.join(map(str, nondeterministic_ops))}"

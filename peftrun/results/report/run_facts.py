@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peftrun.artifacts import run_overrides
+from peftrun.artifacts import records, run_overrides
 from peftrun.artifacts.run_layout import ADAPTER, CONFIG, PEFTRUN_METADATA, RECORD
 from peftrun.config import migrations
 from peftrun.config import values as config
@@ -90,10 +90,10 @@ def read_run_facts(folder: Path) -> RunFacts:
     typed: list[str] = _read_or_default(lambda: run_overrides.read_typed_overrides(folder), [])
     return RunFacts(
         folder,
-        _read_or_default(lambda: atomic_files.read_json(folder / RECORD), {}),
+        _read_or_default(lambda: records.read_record(folder), {}),
         _read_or_default(lambda: config.read_run(folder / CONFIG, report_changes=False), {}),
         html.read_metrics(folder),
-        _read_or_default(lambda: atomic_files.read_json(folder / ADAPTER / PEFTRUN_METADATA), {}),
+        _read_or_default(lambda: records.rename_keys(atomic_files.read_json(folder / ADAPTER / PEFTRUN_METADATA)), {}),
         typed,
         _read_or_default(lambda: _read_choices(folder), {})
         # A copied run folder may lack Hydra's notes.

@@ -11,7 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts.run_layout import RECORD, REPORT_PAGE
+from peftrun.artifacts import records
+from peftrun.artifacts.run_layout import REPORT_PAGE
 from peftrun.artifacts.sweep_folder import SUMMARY_FILE
 from peftrun.errors import ArtifactError
 from peftrun.formatting import format_duration, format_figure, select_finite
@@ -222,7 +223,7 @@ def _render_about(page: _Page) -> Iterator[str]:
     record: dict[str, Any] = {}
     for cell in sorted(page.cells, key=lambda cell: cell["status"] != "completed"):  # an incomplete record lacks facts
         with suppress(ArtifactError):
-            record = atomic_files.read_json(page.folder / cell["folder"] / RECORD)
+            record = records.read_record(page.folder / cell["folder"])
             break
     base = record.get("base") or {}
     versions = ", ".join(f"{name} {number}" for name, number in (record.get("versions") or {}).items())

@@ -240,9 +240,9 @@ class _CellRun:
         with joint.alone(self.index) as name:
             after = training_session.evaluate(session, joint.net, "after")
             target = session.out_dir / ADAPTER
-            save.save(joint.net, session.base, target, fresh=set(), names=[name], made_of=learned, top=name)
+            save.save(joint.net, session.base, target, untrained=set(), names=[name], derived_from=learned, top=name)
         result = training_session.build_result(session, fitted, self.before, after, joint.counts(self.index))
-        result.facts["together"] = {
+        result.facts["joint_training"] = {
             "cells": len(joint.names),
             "seconds": round(self.scheduler.get_seconds(self.index), 2),
         }
