@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from cases import cases
-from conftest import build_gpt2
+from conftest import build_gpt2, build_llama
 from faults import check_refused
 from foreign_adapters import GPT2, LLAMA, base_of, logits, made, randomized_biases
 from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, TrainableTokensConfig, VeraConfig
@@ -47,6 +47,22 @@ def test_an_adapter_with_trained_biases_stands_alone(biased, tmp_path, bias):
     answers = made(biased, tmp_path / "a", LoraConfig(**GPT2, bias=bias))
     made(biased, tmp_path / "b", LoraConfig(**GPT2))
     check_alone(biased, tmp_path, answers, f"bias={bias}")
+
+
+def qwen_like(folder):
+    return randomized_biases(build_llama(folder, attention_bias=True))
+
+
+@cases("build, settings", [(lambda at: randomized_biases(build_gpt2(at)), GPT2), (qwen_like, LLAMA)])
+def test_trained_biases_are_merged(cli, tmp_path, on_tiny, build, settings):
+    """No forward pass reads the base model's own: they are written before the layer is compared."""
+    base = build(tmp_path / "base")
+    for bias in ("all", "lora_only"):
+        answers = made(base, tmp_path / bias, LoraConfig(**settings, bias=bias))
+        merged = cli(*on_tiny(base), "action=merge", f"adapter={tmp_path / bias}")
+        assert merged.code == 0, merged.err
+        assert merged.record()["merge"]["streamed"] is True
+        torch.testing.assert_close(logits(base_of(merged.run_dir / "merged").model), answers, rtol=0, atol=1e-4)
 
 
 def check_alone(model, folder, answers, words):

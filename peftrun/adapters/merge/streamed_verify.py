@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from peftrun.adapters import layer_walk, load, probes
-from peftrun.adapters.layer_walk import ForwardPass
+from peftrun.adapters.layer_walk import ForwardPass, LayerOutput
 from peftrun.adapters.load import LoadProof
 from peftrun.adapters.merge import streaming, verify
 from peftrun.adapters.merge.job import MergeJob
@@ -33,13 +33,14 @@ def verify_merge(
     plain, merged = (base_models.build_empty(path, job.model, job.head) for path in (job.base, folder))
     adapted, written = net.get_base_model(), _open_written(job, net, folder, merged)
     reached = partial(_write_reached, job, writing, written) if writing else None
+    check = partial(_check_reached, written, reached) if reached else written.check_layer
     read_base = make_reader(plain, written.base_or_written(), reached=reached)
     read_merged = make_reader(merged, written.merged, reached=reached)
     texts: list[Callable[[Any], torch.Tensor]] = [partial(probes.compute_probe_logits, tokenizer=tokenizer)]
     texts += [partial(probes.compute_row_logits, rows=[row]) for row in rows]  # of one row each: (tokens, vocabulary)
     passes = [
         ForwardPass(plain, read_base, partial(texts[0], plain)),
-        *(ForwardPass(adapted, read_base, partial(text, net), written.check_layer) for text in texts),
+        *(ForwardPass(adapted, read_base, partial(text, net), check) for text in texts),
         *(ForwardPass(merged, read_merged, partial(text, merged)) for text in texts),
     ]
     for model in (plain, adapted, merged):
@@ -89,6 +90,13 @@ def _write_reached(job: MergeJob, writing: MergedFiles, written: WrittenModel, k
     """Writes a tensor that a pass has reached."""
     if key in written.merged:
         writing.write(written.merged[key])
+
+
+def _check_reached(written: WrittenModel, reached: Callable[[str], object], computed: LayerOutput) -> None:
+    """Compares an adapted layer after all of it is written: biases that the adapter has in full are read by no pass."""
+    for key, _ in computed.module.get_base_layer().named_parameters(recurse=False):
+        reached(layer_walk.plain_name(f"{computed.path}.{key}"))
+    written.check_layer(computed)
 
 
 def _compare_written(job: MergeJob, written: WrittenModel, merged: Any) -> dict[str, Any]:
