@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from peftrun.checks import peer_keys
+from peftrun.config.migrations import RENAMED
 
 SELECTOR_KEYS = (
     "action.name",
@@ -28,12 +29,23 @@ def explain_unknown_key(key: str, value: object, known: list[str]) -> str:
         return f"{message}; `{name}={value}` of other tools is not needed: omit it"
     if translation:
         return f"{message}; type {translation}"
-    nearest = find_nearest_key(key, known)
+    nearest = find_nearest_key(key, known) or _find_renamed_key(name, known)
     if nearest is None:
         return f"{message}; {LIST_HINT}"
     if nearest.endswith("_env"):  # the value may be the secret itself, so it is not printed
         return f"{key}: there is no such key; {nearest} is the name of an environment variable with the secret: type {nearest}=VARIABLE"
     return f"{message}; did you mean {nearest}? type {quote_for_shell(f'{nearest}={peer_keys.VALUES.get(str(value), value)}')}"
+
+
+def is_like_nothing(key: str, value: object, known: list[str]) -> bool:
+    """Whether it is neither another tool's key nor spelled like one of the known ones."""
+    return peer_keys.translate_key(key, value) is None and find_nearest_key(key, known) is None
+
+
+def _find_renamed_key(name: str, known: list[str]) -> str | None:
+    """The only known key whose last part was `name` once, or None. (Full keys under old names are renamed before.)"""
+    found = [new for old, (new, _) in RENAMED.items() if old.rpartition(".")[2] == name and new in known]
+    return found[0] if len(found) == 1 else None
 
 
 def is_secret(name: str, value: object) -> bool:
