@@ -29,6 +29,7 @@ REFUSED = {
     "typo in a forced key": (["++lora.rr=3"], ["lora.rr=3: there is no such key", "type lora.r=3"]),
     "typo in a top-level key": (["sed=3"], ["sed=3: there is no such key", "did you mean seed?", "type seed=3"]),
     "the last part of an old key": (["eval_rows=3"], ["eval_rows=3: there is no such key", "type task.data.num_test_rows=3"]),
+    "a template under no key": (['task.prompt_templte="{prompt}"'], ["did you mean task.prompt_template?", "type 'task.prompt_template=\"{prompt}\"'"]),
     "a text with a comma": (
         ["action=generate", "prompt=Hi, there"], ["action.prompt=Hi, there: a text with a comma", "type 'action.prompt=\"Hi, there\"'"],
     ),

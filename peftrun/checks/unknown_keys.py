@@ -16,6 +16,7 @@ SELECTOR_KEYS = (
 LOGIN = "secrets are not typed: the Hub uses `hf auth login` or HF_TOKEN, Weights & Biases `wandb login`; omit it"
 # Other tools' keys of secrets, whose values must not be printed.
 SECRETS = ("hf_use_auth_token", "use_auth_token", "hf_hub_token", "hf_token", "hub_token", "wandb_api_key")
+SHELL_SIGNS = frozenset(" \t\n\"'$;&|<>()*`\\")
 LIST_HINT = "`peftrun --cfg job` lists every key"
 
 
@@ -82,5 +83,5 @@ def find_close_match(word: str, words: Iterable[str]) -> str | None:
 
 
 def quote_for_shell(text: str) -> str:
-    """`text` in quotes if a shell would split it."""
-    return shlex.quote(text) if " " in text else text
+    """`text` in quotes if a shell would split it or change it; a list in brackets stays as it is read best."""
+    return shlex.quote(text) if SHELL_SIGNS & set(text) else text
