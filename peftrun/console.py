@@ -106,8 +106,12 @@ def print_result(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # The reader has stopped early, as `head` does. Later prints and Python's flush at exit must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
+
+
+def discard_output() -> None:
+    """For when the reader of standard output has stopped early, as `head` does: later prints and Python's flush at exit must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_marked(parts: Iterable[tuple[str, bool]]) -> None:

@@ -28,6 +28,16 @@ REFUSED = {
     "typo in a key": (["lora.rr=3"], ["lora.rr=3: there is no such key", "did you mean lora.r?", "type lora.r=3"]),
     "typo in a forced key": (["++lora.rr=3"], ["lora.rr=3: there is no such key", "type lora.r=3"]),
     "typo in a top-level key": (["sed=3"], ["sed=3: there is no such key", "did you mean seed?", "type seed=3"]),
+    "the last part of an old key": (["eval_rows=3"], ["eval_rows=3: there is no such key", "type task.data.num_test_rows=3"]),
+    "a template under no key": (['task.prompt_templte="{prompt}"'], ["did you mean task.prompt_template?", "type 'task.prompt_template=\"{prompt}\"'"]),
+    "a text with a comma": (
+        ["action=generate", "prompt=Hi, there"], ["action.prompt=Hi, there: a text with a comma", "type 'action.prompt=\"Hi, there\"'"],
+    ),
+    "a key of a source that there is not": (
+        ["task.data.mixture={more: {path: FILE, prompt_templat: a}}"],
+        ["task.data.mixture.more.prompt_templat=a: there is no such key", "did you mean task.data.mixture.more.prompt_template?"],
+    ),
+    "a word for parameters": (["params=3"], ["params=3: must be a mapping", "type 'params={NAME: VALUE}'"]),
     "nothing like any key": (["zzzzz=3"], ["zzzzz=3: there is no such key", "`peftrun --cfg job` lists every key"]),
     "text for a number": (["lora.r=eight"], ["lora.r=eight: must be a valid integer", "type lora.r=16"]),
     "rank zero": (["lora.r=0"], ["lora.r=0: must be greater than or equal to 1", "type lora.r=16"]),
@@ -235,6 +245,16 @@ def test_bad_held_out_rows_are_told_under_their_own_key(cli, tmp_path, on_tiny, 
     (tmp_path / "held.jsonl").write_text("")
     args = [*on_tiny(llama), "action=evaluate", "task.data.test_path=held.jsonl"]
     check_failed(cli, tmp_path, args, ["task.data.test_path=held.jsonl: the file is empty", "name a file with data"])
+    (tmp_path / "held.jsonl").write_text('{"question": "a", "completion": "b"}\n')
+    check_failed(
+        cli, tmp_path, args, ["task.data.test_path=held.jsonl: has no column 'prompt'", "rename 'prompt' there"]
+    )
+    args[-1] = "task.data.mixture={more: {path: held.jsonl, weight: 0.5}}"
+    told = [
+        "task.data.mixture.more.path=held.jsonl: has no column 'prompt'",
+        'write prompt_template: "…" under task.data.mixture.more',
+    ]
+    check_failed(cli, tmp_path, args, told)
 
 
 # What only the loaded model can tell: id → (overrides, fragments).

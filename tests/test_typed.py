@@ -103,4 +103,4 @@ def test_a_short_key_does_what_the_full_one_does(cli, trained, on_tiny, llama):
 
 def test_a_short_key_of_another_action_is_refused(cli):
     outcome = cli("action=merge", "prompt=hello")
-    assert outcome.code == 1 and "prompt=hello: there is no such key" in outcome.err
+    assert outcome.code == 1 and "prompt=hello: is a key of action=generate" in outcome.err

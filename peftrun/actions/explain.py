@@ -20,7 +20,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(action, ExplainAction)
     # The overrides of this action itself, such as `run=`, are not part of the config to explain.
     typed = select_config_overrides(run_overrides.read_overrides(out_dir), action.for_action)
-    ignored = [text for text in typed if text != f"action={action.for_action}"] if action.run is not None else []
+    chosen, asked = f"action={action.for_action}", f"action.for_action={action.for_action}"
+    ignored = [asked if text == chosen else text for text in typed] if action.run is not None else []
     if ignored:
         advice = f"run={action.run} explains that run's own config and would ignore this; omit it"
         raise ConfigError(*(f"{text}: {advice}" for text in ignored))

@@ -21,7 +21,6 @@ from peftrun.results.preview import page, printed
 from peftrun.runs import execute
 from peftrun.system import late_torch
 
-ACTION_KEYS = ("action", "rows", "at", "tokens")  # keys of this action, dropped from the suggested training command
 LEARNING_NOTES = {  # task types whose target is not a span of the input text
     "seq_cls": "the target is the label of the whole text",
     "token_cls": "the target is the tag of each word, at the word's first token",
@@ -72,13 +71,13 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     train_overrides = [
         text
         for text in run_overrides.read_overrides(out_dir)
-        if text.lstrip("+").partition("=")[0].removeprefix("action.") not in ACTION_KEYS
+        if text.lstrip("+~").partition("=")[0].partition(".")[0] != "action"
     ]
     return RunResult(
         out_dir,
         facts,
         summary=list(_build_summary(counts, out_dir)),
-        next_commands=[override_syntax.format_shell_command(train_overrides)],
+        next_commands=[override_syntax.format_shell_command(train_overrides, run_overrides.read_search_path(out_dir))],
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from peft import PeftConfig
 from peft.tuners.lora import LoraLayer
 
+from peftrun.compat.peft import inject_in_float32
 from peftrun.config.schema.actions import CombineAction
 from peftrun.errors import AdapterError, ProofError
 
@@ -77,10 +78,11 @@ def combine_adapters(model: Any, action: CombineAction) -> dict[str, Any]:
     # PEFT copies the first config for the result, whose factors contain the scaling already: rsLoRA would scale them again
     use_rslora, first.use_rslora = first.use_rslora, False
     try:
-        model.add_weighted_adapter(
-            names, list(weights.values()), COMBINED, combination_type=action.combination_type, svd_rank=action.rank,
-            svd_full_matrices=False, density=action.density, majority_sign_method=action.majority_sign_method,
-        )  # fmt: skip
+        with inject_in_float32(model):
+            model.add_weighted_adapter(
+                names, list(weights.values()), COMBINED, combination_type=action.combination_type, svd_rank=action.rank,
+                svd_full_matrices=False, density=action.density, majority_sign_method=action.majority_sign_method,
+            )  # fmt: skip
     except (ValueError, RuntimeError, TypeError) as error:
         raise AdapterError(
             f"action.combination_type={action.combination_type}: PEFT cannot combine these adapters ({' '.join(str(error).split())[:200]}); "

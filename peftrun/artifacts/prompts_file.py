@@ -8,6 +8,7 @@ from typing import Any
 from peftrun.errors import DataError
 
 BASE_ADAPTER_NAME = "base"  # in a row's `adapter`: the base model without any adapter
+NAMED_ROWS = 3  # of the rows with the same problem
 PROMPT_KEYS = {"prompt", "adapter", "tools"}
 
 
@@ -29,7 +30,7 @@ class Prompt:
 def read_prompts(path: str, adapters: dict[str, str]) -> list[Prompt]:
     """The prompts in a text file, or in a .jsonl file of `{"prompt": TEXT or [{role, content}, …], "adapter": …, "tools": […]}`.
 
-    Raises: DataError: not UTF-8, no prompt, or one line for each row that is no such object or names an adapter that is not loaded.
+    Raises: DataError: not UTF-8, no prompt, or one line for each reason why rows are no such object or name an adapter that is not loaded.
     """
     try:  # split by line feeds alone: splitlines would also split at U+2028, which a prompt may hold
         lines = Path(path).expanduser().read_bytes().decode("utf-8-sig").split("\n")
@@ -40,15 +41,21 @@ def read_prompts(path: str, adapters: dict[str, str]) -> list[Prompt]:
         raise DataError(f"action.prompts_file={path}: holds no prompt; write one a line")
     if Path(path).suffix.lower() != ".jsonl":
         return [Prompt(line) for _, line in rows]
-    problems = [
-        f"action.prompts_file={path}: row {number}: {problem}"
-        for number, line in rows
-        for problem in _check_row(line, adapters)
-    ]
+    problems: dict[str, list[int]] = {}
+    for number, line in rows:
+        for problem in _check_row(line, adapters):
+            problems.setdefault(problem, []).append(number)
     if problems:
-        raise DataError(*problems)
+        found = (f"{_format_rows(numbers)}: {problem}" for problem, numbers in problems.items())
+        raise DataError(*(f"action.prompts_file={path}: {problem}" for problem in found))
     objects = [json.loads(line) for _, line in rows]
     return [Prompt(row["prompt"], row.get("adapter"), row.get("tools")) for row in objects]
+
+
+def _format_rows(numbers: list[int]) -> str:
+    named = ", ".join(map(str, numbers[:NAMED_ROWS]))
+    others = len(numbers) - NAMED_ROWS
+    return f"row{'s' if len(numbers) > 1 else ''} {named}{f' and {others} others' if others > 0 else ''}"
 
 
 def _check_row(line: str, adapters: dict[str, str]) -> list[str]:

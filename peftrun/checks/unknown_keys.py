@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from peftrun.checks import peer_keys
+from peftrun.config.migrations import RENAMED
 
 SELECTOR_KEYS = (
     "action.name",
@@ -15,6 +16,7 @@ SELECTOR_KEYS = (
 LOGIN = "secrets are not typed: the Hub uses `hf auth login` or HF_TOKEN, Weights & Biases `wandb login`; omit it"
 # Other tools' keys of secrets, whose values must not be printed.
 SECRETS = ("hf_use_auth_token", "use_auth_token", "hf_hub_token", "hf_token", "hub_token", "wandb_api_key")
+SHELL_SIGNS = frozenset(" \t\n\"'$;&|<>()*`\\")
 LIST_HINT = "`peftrun --cfg job` lists every key"
 
 
@@ -28,12 +30,23 @@ def explain_unknown_key(key: str, value: object, known: list[str]) -> str:
         return f"{message}; `{name}={value}` of other tools is not needed: omit it"
     if translation:
         return f"{message}; type {translation}"
-    nearest = find_nearest_key(key, known)
+    nearest = find_nearest_key(key, known) or _find_renamed_key(name, known)
     if nearest is None:
         return f"{message}; {LIST_HINT}"
     if nearest.endswith("_env"):  # the value may be the secret itself, so it is not printed
         return f"{key}: there is no such key; {nearest} is the name of an environment variable with the secret: type {nearest}=VARIABLE"
     return f"{message}; did you mean {nearest}? type {quote_for_shell(f'{nearest}={peer_keys.VALUES.get(str(value), value)}')}"
+
+
+def is_like_nothing(key: str, value: object, known: list[str]) -> bool:
+    """Whether it is neither another tool's key nor spelled like one of the known ones."""
+    return peer_keys.translate_key(key, value) is None and find_nearest_key(key, known) is None
+
+
+def _find_renamed_key(name: str, known: list[str]) -> str | None:
+    """The only known key whose last part was `name` once, or None. (Full keys under old names are renamed before.)"""
+    found = [new for old, (new, _) in RENAMED.items() if old.rpartition(".")[2] == name and new in known]
+    return found[0] if len(found) == 1 else None
 
 
 def is_secret(name: str, value: object) -> bool:
@@ -70,5 +83,5 @@ def find_close_match(word: str, words: Iterable[str]) -> str | None:
 
 
 def quote_for_shell(text: str) -> str:
-    """`text` in quotes if a shell would split it."""
-    return shlex.quote(text) if " " in text else text
+    """`text` in quotes if a shell would split it or change it; a list in brackets stays as it is read best."""
+    return shlex.quote(text) if SHELL_SIGNS & set(text) else text

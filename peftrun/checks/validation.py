@@ -12,6 +12,7 @@ from typing_extensions import is_typeddict
 
 from peftrun.checks import peer_keys
 from peftrun.checks.unknown_keys import explain_unknown_key, quote_for_shell
+from peftrun.config import shorthand
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema import run as schema
 from peftrun.config.template_params import MISSING
@@ -114,6 +115,8 @@ def _suggest_fix(name: str, value: str, value_type: Any) -> str:
     types, example = (value_type, *_list_inner_types(value_type)), _find_example(value_type)
     if example is None and value:
         example = _find_nearest(value_type, value)
+    if example is None and get_origin(value_type) is dict:
+        example = "{NAME: VALUE}"
     if example is None and bool in types:
         return f"; type {name}=true or {name}=false"
     if example is None and any(get_origin(part) is dict for part in types):
@@ -178,10 +181,15 @@ def _explain_unexpected(group: str, value_type: Any, path: list[str], value: Any
     shown = format_value(value)
     if reason:
         return f"{key}={shown}: is a field of PEFT that peftrun does not support: {reason}; omit it"
+    actions = shorthand.list_actions_with(path[0]) if group == "action" and len(path) == 1 else []
+    if actions:  # set by an experiment, since a typed one was refused before
+        is_of = f"is a key of action={', '.join(actions)}, not of the chosen action={values.get('name')}"
+        return f"{key}={shown}: {is_of}; type ~{key}, or action={actions[0]}"
     parents = path[:-1]
     owners = _list_dataclasses(value_type)
     for step in parents:
-        owners = [inner for owner in owners for inner in _list_dataclasses(_get_types(owner).get(step))]
+        # A name that users choose, as in task.data.mixture.NAME, is no field: what it names has the type that was found already.
+        owners = [inner for owner in owners for inner in _list_dataclasses(_get_types(owner).get(step))] or owners
     owners = [owner for owner in owners if _is_selected(owner, values)] or owners
     known_keys = [".".join([group, *parents, name]) for owner in owners for name in _get_types(owner)]
     if method and len(path) == 1:

@@ -65,6 +65,11 @@ def _run_parsed(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     except Exception as error:
         from peftrun.composition import compose
 
+        if isinstance(error, BrokenPipeError) and not started:  # of Hydra's own prints, such as `--cfg job`
+            from peftrun import console
+
+            console.discard_output()
+            return 0
         # Once a job has started, other OS errors are bugs, or were turned into a PeftrunError.
         if isinstance(error, OSError) and error.errno and (error.errno in DISK_FULL_ERRNOS or not started):
             path = error.filename or os.getcwd()  # the run folder, which Hydra could not create

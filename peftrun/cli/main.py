@@ -28,12 +28,12 @@ def _run_command_line(argv: list[str]) -> int:
         # Hydra does not run here, so its --config-dir is read by hand: `FLAG DIR` or `FLAG=DIR`.
         team_dirs = [value for flag, value in pairwise(argv) if flag in CONFIG_DIR]
         team_dirs += [word.partition("=")[2] for word in argv if word.startswith("--config-dir=")]
-        print(help.render_help(next(iter(team_dirs), None)))
+        _print(help.render_help(next(iter(team_dirs), None)))
         return 0
     if VERSION & set(argv):
         from peftrun.system.versions import collect_versions
 
-        print("\n".join(f"{name} {version}" for name, version in collect_versions().items()))
+        _print("\n".join(f"{name} {version}" for name, version in collect_versions().items()))
         return 0
     if COMPLETION & set(argv):
         from peftrun.cli.completion import main as completion
@@ -50,3 +50,13 @@ def _run_command_line(argv: list[str]) -> int:
 
         traceback.print_exc()
         return BUG
+
+
+def _print(text: str) -> None:
+    """Like `console.print_result`, without its imports."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        from peftrun import console
+
+        console.discard_output()

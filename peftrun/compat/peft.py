@@ -1,9 +1,10 @@
 """PEFT 0.21: how it expands target modules, reads a base model's files, places loaded tensors and routes rows."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, cast_adapter_dtype
 from peft.utils.loftq_utils import _SafetensorLoader
 
 
@@ -33,3 +34,19 @@ def route_with_peft(net: Any, adapter_names: list[str]) -> AbstractContextManage
     """Inside, each row of a batch goes through its own adapter. PEFT's public argument goes through `generate` and `forward` of its own class alone."""
     context: AbstractContextManager[None] = net.base_model._enable_peft_forward_hooks(adapter_names=adapter_names)
     return context
+
+
+@contextmanager
+def inject_in_float32(net: Any) -> Iterator[None]:
+    """Inside, an adapter that PEFT adds by `add_weighted_adapter` gets the dtype of a loaded one: float32, also on a bfloat16 base."""
+    tuner, inject = net.base_model, net.base_model.inject_adapter
+
+    def inject_and_cast(model: Any, adapter_name: str) -> None:
+        inject(model, adapter_name)
+        cast_adapter_dtype(model, adapter_name)
+
+    tuner.inject_adapter = inject_and_cast
+    try:
+        yield
+    finally:
+        del tuner.inject_adapter

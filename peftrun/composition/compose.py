@@ -18,7 +18,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from peftrun.checks import folder_hints, peer_keys, validation
 from peftrun.checks import trackers as tracker_checks
-from peftrun.checks.unknown_keys import explain_unknown_key, find_close_match
+from peftrun.checks.unknown_keys import explain_unknown_key, find_close_match, is_like_nothing
 from peftrun.composition import adapter_defaults
 from peftrun.composition.composer import HYDRAS, Composer, initialize_hydra
 from peftrun.config import paths, shorthand, template_params
@@ -136,6 +136,8 @@ def explain_sweep_values(overrides: Sequence[str]) -> list[str]:
                 lines.append(
                     f"{text}: a list needs brackets; type '{key}=[{value}]' (or -m before it, for a run with each)"
                 )
+            elif shorthand.holds_text(key.lstrip("+")):
+                lines.append(f"{text}: a text with a comma needs quotes; type {shlex.quote(shorthand.in_quotes(text))}")
             else:
                 lines.append(f"{text}: several values are a sweep; type -m before them: peftrun -m {text}")
     return lines
@@ -255,17 +257,17 @@ def _explain_key(name: str, text: str, error: Exception, composed: DictConfig, t
     keys = list(config.flatten_keys(config.resolve_values(composed)))
     if any(key.startswith(f"{name}.") for key in keys):
         return f"{text}: the chosen option fills this mapping already, and new keys must be forced; type '++{text}'"
-    return _explain_misplaced_key(name, text, composed) or explain_unknown_key(name, value, keys)
+    return _explain_misplaced_key(name, text, composed, keys) or explain_unknown_key(name, value, keys)
 
 
-def _explain_misplaced_key(name: str, text: str, composed: DictConfig) -> str | None:
+def _explain_misplaced_key(name: str, text: str, composed: DictConfig, keys: list[str]) -> str | None:
     """The message for a key that exists under another name, in another action, or in PEFT; None otherwise."""
     action, value, action_key = str(composed.action.name), text.partition("=")[2], name.removeprefix("action.")
     # Each action has its own key for the folder or file to work on, such as run, adapter or path.
     if suggestion := folder_hints.place(action, text.partition("=")[0].removeprefix("action."), value):
         return f"{text}: there is no such key of action={action}; type {suggestion}"
-    owners = shorthand.list_actions_with(action_key) if name.startswith("action.") else []
-    if owners:
+    is_action_key = name.startswith("action.") or ("." not in name and is_like_nothing(name, value, keys))
+    if is_action_key and (owners := shorthand.list_actions_with(action_key)):
         return f"{text}: is a key of action={', '.join(owners)}; type action={owners[0]}, or omit it"
     # The options list the usual fields; Hydra accepts the others only with `++`.
     fields = peft_fields.get_accepted_fields(str(composed.lora.method)) if name.startswith("lora.") else {}

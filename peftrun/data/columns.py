@@ -71,7 +71,7 @@ def check_source_columns(source: sources.DataSource, task: TaskSpec) -> None:
         f"its cells are separated by {delimiter!r}; save it with commas, or as .tsv with tabs" if delimiter else None
     )
     problems = [
-        f"{key}: the data has no column {name!r}; columns: {names}; {advice or _suggest_fix(key, name, present, task)}"
+        _format_missing(source, key, name, names, advice or _suggest_fix(key, name, present, task))
         for key, name in required
         if name in missing
     ]
@@ -84,6 +84,17 @@ def check_source_columns(source: sources.DataSource, task: TaskSpec) -> None:
     other_task = [line for line in problems if "; type task=" in line]
     if problems:
         raise DataError(*(other_task[:1] or problems))  # if another task is meant, one line is enough
+
+
+def _format_missing(source: sources.DataSource, key: str, name: str, names: str, advice: str) -> str:
+    """One line for a missing column. One that another source has, as the first has it, is no reason to change the key for all."""
+    if source.key == "task.data.path":
+        return f"{key}: the data has no column {name!r}; columns: {names}; {advice}"
+    advice = f"name a file that has the columns of task.data.path, or rename {name!r} there"
+    mix = source.key.removesuffix(".path")
+    if key in TEMPLATES and mix != source.key:
+        advice = f'write {key.removeprefix("task.")}: "…" under {mix}, or rename the column'
+    return f"{source.key}={source.path}: has no column {name!r}, which {key} names; columns: {names}; {advice}"
 
 
 def is_cheap_to_scan(data: DataSpec) -> bool:

@@ -67,6 +67,8 @@ def test_cat_is_the_weighted_sum_whatever_ranks_scalings_and_modules(cli, pair, 
     assert off(llama, outcome.run_dir / "adapter", pair, WEIGHTS) < 1e-5
     config = json.loads((outcome.run_dir / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == 8 and config["use_rslora"] is False
+    on_bfloat16 = cli(*on_tiny(llama), "device.dtype=bfloat16", *asked(pair, "action.weights={a: 0.7, b: -0.4}"))
+    assert on_bfloat16.record()["combined"]["relative_error"] < 1e-6, on_bfloat16.err
 
 
 ALIKE = [

@@ -203,7 +203,8 @@ def test_what_cannot_be_explained_is_refused(cli, tmp_path, given, key, rule):
 
 def test_a_run_has_its_own_config(cli, tmp_path, two):
     two("one", "lora.r=4")
-    check_failed(cli, tmp_path, ["action=explain", "run=one", "lora.r=8"], ("lora.r=8", "would ignore this"))
+    asked = ["lora.r=8", "action.for_action=merge"]
+    check_failed(cli, tmp_path, ["action=explain", "run=one", *asked], *((text, "would ignore this") for text in asked))
 
 
 @pytest.mark.slow
@@ -224,11 +225,13 @@ def test_whoever_reads_may_stop_early(tmp_path):
     import sys
     from subprocess import PIPE, Popen
 
-    with Popen(
-        [sys.executable, "-m", "peftrun", "action=explain"], cwd=tmp_path, stdout=PIPE, stderr=PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert "Traceback" not in process.stderr.read()
-    assert process.returncode == 0
+    for typed in (["action=explain"], ["--help"], ["--hydra-help"]):
+        with Popen(
+            [sys.executable, "-m", "peftrun", *typed], cwd=tmp_path, stdout=PIPE, stderr=PIPE, text=True
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            told = process.stderr.read()
+            assert not {"Traceback", "peftrun: ", "Broken"} & set(told.replace(":", ": ").split()), told
+        assert process.returncode == 0
     assert cli_here(tmp_path, "action=explain", "seed=1").code == 0

@@ -39,6 +39,9 @@ def test_every_line_of_a_file_is_a_prompt(cli, tmp_path, llama, on_tiny):
     jsonl(tmp_path / "rows.jsonl", [{"prompt": conversation[:2]}])
     wrong = cli(*ask)
     assert wrong.code == 1 and "column prompt ends with an answer" in wrong.err
+    jsonl(tmp_path / "rows.jsonl", [{"prompt": "one", "completion": "yes"}] * 9)  # rows for training
+    told = [line for line in cli(*ask).err.splitlines() if line.startswith("peftrun: ")]
+    assert len(told) == 1 and "rows 1, 2, 3 and 6 others: completion is none of prompt" in told[0]
 
 
 def test_the_adapter_changes_the_answer(cli, llama, on_tiny):

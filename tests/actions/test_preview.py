@@ -260,3 +260,18 @@ def test_no_text_breaks_the_terminal_or_the_page(capsys, monkeypatch, terminal, 
     assert "characters more" in out and len(out) < 6000 and "שלום" in out
     page = Page("".join(learned_rows.render_articles([row])))
     assert "<script>" in page.text and "script" not in page.tags and not {"\x1b", "\u202e"} & set(page.text)
+
+
+def test_beside_a_teams_folder(cli, tmp_path, on_tiny, llama):
+    """The command to type next finds the team's options; an experiment's key of another action is refused with what to type."""
+    (tmp_path / "team" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\n# Ours.\n# peftrun experiment=ours\naction:\n  num_samples: 2\n"
+    (tmp_path / "team" / "experiment" / "ours.yaml").write_text(text)
+    ask = ["--config-dir", "team", "experiment=ours", "action=preview", *on_tiny(llama)]
+    refused = cli(*ask)
+    assert refused.code == 1 and "action.num_samples=2: is a key of action=train, plan" in refused.err
+    assert "type ~action.num_samples" in refused.err
+    shown = cli(*ask, "~action.num_samples", "rows=1")
+    assert shown.code == 0, shown.err
+    command = shown.out.partition("next:")[2].strip() or shown.err.partition("next:")[2].strip()
+    assert command.startswith("peftrun --config-dir ") and "~" not in command and "experiment=ours" in command

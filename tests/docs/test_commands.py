@@ -16,10 +16,13 @@ from cases import NOT_INSTALLED, cases, where_installed
 sys.path.insert(0, str(Path(__file__).parent))
 import desk
 import documented
+import yaml
 
 from peftrun.cli.completion.candidates import find_candidates
 from peftrun.composition.compose import compose_run
 from peftrun.composition.spec import build_spec
+from peftrun.config import old_overrides, paths
+from peftrun.config.search_path import old_files
 from peftrun.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +131,20 @@ def first(word):
     key, sign, value = word.partition("=")
     swept = "," in value and value[:1] not in "[{'\"" and "(" not in value and not key.startswith("hydra")
     return f"{key}{sign}{value.split(',')[0]}" if swept else word
+
+
+def test_the_pages_use_todays_names():
+    """Of keys and options: in commands, in files of YAML, and in what the README lists."""
+    for command in RUNS:
+        _, lines = old_overrides.rename_overrides(command.words[1:])
+        assert not lines, (command.where, lines)
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+            assert not old_files.rename_file(yaml.safe_load(block), "experiment", "")[1], page
+    listed = re.search(
+        r"`peftrun experiment=sms_spam`(.*?) vary the default", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert listed and {*re.findall(r"`(\w+)`", listed[1])} <= {*paths.list_group_options("experiment")}
 
 
 def test_nothing_is_left_out_in_silence():
