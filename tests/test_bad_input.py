@@ -34,7 +34,7 @@ REFUSED = {
         ["action=generate", "prompt=Hi, there"], ["action.prompt=Hi, there: a text with a comma", "type 'action.prompt=\"Hi, there\"'"],
     ),
     "a key of a source that there is not": (
-        ["task.data.mixture={more: {path: FILE, prompt_templat: a}}"],
+        ["task.data.mixture={more: {path: FILE, weight: 0.5, prompt_templat: a}}"],
         ["task.data.mixture.more.prompt_templat=a: there is no such key", "did you mean task.data.mixture.more.prompt_template?"],
     ),
     "a word for parameters": (["params=3"], ["params=3: must be a mapping", "type 'params={NAME: VALUE}'"]),
