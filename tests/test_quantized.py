@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from cases import cases
 from conftest import TINY_STEPS, build_llama
 from transformers import AutoModelForCausalLM
 
@@ -42,7 +43,7 @@ def numbers(weight):
     return [weight.qdata] if hasattr(weight, "qdata") else [weight]
 
 
-@pytest.mark.parametrize("held", FORMATS)
+@cases("held", FORMATS)
 def test_the_base_is_smaller_and_near_the_full_one(wide, held):
     _, full = based(wide)
     _, few = based(wide, f"model.quantization={held}")
@@ -112,8 +113,8 @@ def test_an_adapter_of_the_full_base_loads_on_the_rounded_one(cli, wide, on_tiny
     assert proof["base_checked"] and proof["saved_difference"] is None  # its kept answers are the full base's
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
+@cases(
+    "overrides, said",
     [
         (["model.quantization=nf4", "lora=none"], "quantized weights cannot be trained"),
         (["model.quantization=int8", "lora=dora"], "DoRA"),
@@ -168,8 +169,8 @@ def test_files_that_hold_few_bits_are_a_base_as_they_are(cli, wide, rounded, on_
     assert merged.code == 1 and "merge into the full-precision model it was made from" in merged.err
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
+@cases(
+    "overrides, said",
     [
         (["model.quantization=int8"], "hold bitsandbytes weights already; type model.quantization=null"),
         (["lora=none"], "lora=none: bitsandbytes weights cannot be trained"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import clusters
 import pytest
+from cases import cases
 from conftest import TINY_STEPS, subprocess_cli
 
 from peftrun.errors import ArtifactError
@@ -60,8 +61,8 @@ def test_jobs_of_a_launch_that_was_killed_end_before_their_cells_are_sent_again(
     assert {record["status"] for _, record in clusters.records(tmp_path).values()} == {"completed"}
 
 
-@pytest.mark.parametrize(
-    ("args", "parts"),
+@cases(
+    "args, parts",
     [
         (["hydra.launcher.cluster=moon"], ["hydra.launcher.cluster=moon", "slurm, local, debug"]),
         (["hydra.launcher.max_retries=-1"], ["hydra.launcher.max_retries=-1", "at least 0"]),

@@ -44,7 +44,7 @@ def team(tmp_path, data):
         ([ROWS, "params.rate=true"], ["params.rate=true: must be a float"]),
         ([ROWS, "params.fast=1"], ["params.fast=1: must be a bool"]),
         ([ROWS, "params.words=3"], ["params.words=3: must be a str"]),
-        ([ROWS, "params.nosuch=3"], ["params.nosuch=3: the template has no such param; params: params.rows"]),
+        ([ROWS, "params.nosuch=3"], ["params.nosuch=3: the template has no such parameter; parameters: params.rows"]),
         ([ROWS, "+params.nosuch=3"], ["params.nosuch=3: is not declared"]),
         ([ROWS, "~params.rank"], ["template.params.rank: has no key to be set by", "lora.r: "]),
         (["lora.rr=1"], ["lora.rr=1: there is no such key", "params.rows is not set"]),
