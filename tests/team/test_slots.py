@@ -73,7 +73,7 @@ def test_a_declared_slot_without_a_key_is_told(team, cli):
 
 @pytest.mark.parametrize("change, told", [
         (("  version: 1.2.0\n", ""), ("template.version is not set",)),
-        (("version: 1.2.0", "version: 1.2"), ("template.version=1.2: must be a valid string", 'type template.version="1.0.0"')),
+        (("version: 1.2.0", "version: 1.2"), ("template.version=1.2: must be a valid string", "type 'template.version=\"1.0.0\"'")),
         (("type: bool", "type: boolean"), ("template.params.fast.type=boolean",)),
         (("help: whether", "hint: whether"), ("template.params.fast",)),
     ])  # fmt: skip
