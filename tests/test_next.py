@@ -45,6 +45,18 @@ def test_what_follows_a_run_of_several_processes_runs_in_one(spread):
     assert spec.device.strategy is None and spec.device.num_processes == 1 and spec.device.dtype == "float32"
 
 
+def test_a_model_or_rows_other_than_those_of_the_adapters_run_are_typed_again(trained, llama, on_tiny):
+    from peftrun.artifacts import run_overrides
+
+    own, command = on_tiny(llama), f"peftrun action=merge adapter={trained}"
+    shared = shlex.split(run_overrides.add_shared_overrides(command, own))
+    assert "device=cpu" in shared and not {"model=pretrained", "task=instruction"} & set(shared)
+    for other, unchanged in (("model.name_or_path=copy", "task="), ("task.data.path=other.jsonl", "model=")):
+        typed = [text for text in own if not text.startswith(other.partition("=")[0])] + [other]
+        shared = shlex.split(run_overrides.add_shared_overrides(command, typed))
+        assert other in shared and not any(word.startswith(unchanged) for word in shared), shared
+
+
 TEAM = """
 defaults:
   - override /task: instruction

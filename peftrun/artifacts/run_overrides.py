@@ -43,13 +43,20 @@ def add_shared_overrides(command: str, typed: Sequence[str], places: Sequence[st
         return command
     words = shlex.split(arguments)
     groups = {_override_group(word) for word in words}
-    if any(adapter_folder.find_adapter_run(word.partition("=")[2]) for word in words if word.startswith("adapter=")):
-        groups |= {*ROW_GROUPS, "model"}  # default to those of the adapter's run
+    for word in words:
+        if word.startswith("adapter=") and (run := adapter_folder.find_adapter_run(word.partition("=")[2])):
+            groups |= _list_own_groups(run, typed)
     added = [text for text in typed if _override_group(text) in SHARED_GROUPS and _override_group(text) not in groups]
     if not added:
         return command
     start = override_syntax.join_overrides([program, *override_syntax.format_search_path_flags(places)])
     return f"{start} {arguments} {override_syntax.join_overrides(added)}"
+
+
+def _list_own_groups(run: Path, typed: Sequence[str]) -> set[str]:
+    """Groups that need not be typed with an adapter of this run, since they default to its own: those without other overrides in `typed`."""
+    own = read_typed_overrides(run)
+    return {*ROW_GROUPS, "model"} - {_override_group(text) for text in typed if text not in own}
 
 
 def select_row_overrides(typed: Iterable[str]) -> list[str]:
