@@ -49,7 +49,7 @@ class Progress:
             self.last_line = seconds
             remaining = seconds / self.done * max(0, self.total - self.done)
             console.print_info(
-                f"batch {self.done}/{self.total} of all cells · {note} · {format_duration(remaining)} left"
+                f"batch {self.done}/{self.total} of all cells · {note} · {format_duration(round(remaining))} left"
             )
         else:
             console.set_activity(f"batch {self.done}/{self.total} of all cells · {note}")
