@@ -55,7 +55,10 @@ def add_shared_overrides(command: str, typed: Sequence[str], places: Sequence[st
 
 def _list_own_groups(run: Path, typed: Sequence[str]) -> set[str]:
     """Groups that need not be typed with an adapter of this run, since they default to its own: those without other overrides in `typed`."""
-    own = read_typed_overrides(run)
+    try:
+        own = read_typed_overrides(run)
+    except ArtifactError:  # a damaged file: what this command differs in is not known
+        return {*ROW_GROUPS, "model"}
     return {*ROW_GROUPS, "model"} - {_override_group(text) for text in typed if text not in own}
 
 

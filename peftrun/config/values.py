@@ -54,8 +54,11 @@ def report_upgrades(lines: Iterable[str], file: str = "") -> None:
 
 
 def read_list(path: Path) -> list[Any]:
-    """A saved list, such as Hydra's list of typed overrides."""
-    return list(load_plain(path))
+    """A saved list, such as Hydra's list of typed overrides. Raises: ArtifactError: it is not valid YAML."""
+    try:
+        return list(load_plain(path))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
 
 
 def to_yaml(spec: schema.RunSpec) -> str:
