@@ -13,6 +13,9 @@ from conftest import build_llama
 from faults import snapshot
 from merge_cases import FAMILIES, stored_base, trained_adapter
 
+from peftrun.errors import ArtifactError
+from peftrun.io import atomic_files
+
 ACTIONS = {"save": ["action=save"], "merge": ["action=merge", "action.num_eval_rows=0"]}
 KILLS = [
     pytest.param(50, id="50"),
@@ -89,3 +92,18 @@ def test_a_disk_that_is_full_at_any_place_is_told_and_leaves_nothing_half_writte
         assert len(lines) == 1 and "No space left on device" in lines[0], told
         assert "Traceback" not in told
     check_whole(folders, sources)
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "record.json"
+    atomic_files.write_text(file, "old")
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as full:
+            full.setattr(
+                atomic_files.os, step, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
+            with pytest.raises(ArtifactError, match="No space left"):
+                atomic_files.write_text(file, "new")
+        assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    atomic_files.write_text(file, "new")
+    assert file.read_text() == "new"
