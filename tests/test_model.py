@@ -164,7 +164,7 @@ def test_a_second_fingerprint_reads_no_weights(tmp_path, llama, monkeypatch):
 
 
 def test_one_read_gives_both_digests_and_the_equal_tensors(tmp_path, llama, monkeypatch):
-    monkeypatch.setattr(file_check, "CHUNK_BYTES", 1000)  # tensors of several chunks
+    monkeypatch.setattr(fingerprint, "CHUNK", 1000)  # tensors of several chunks
     base, written = llama / "model.safetensors", tmp_path / "model.safetensors"
     tensors = load_file(base)
     changed, rounded, dropped, *_, last = sorted(tensors)

@@ -71,7 +71,7 @@ class AdapterRef:
         file = self.folder / PEFTRUN_METADATA
         if not file.is_file():
             return None
-        metadata = records.rename_keys(read_json(file))
+        metadata = records.read_metadata(self.folder)
         try:
             str(metadata["base"]["name"]), str(metadata["base"]["fingerprint"]["weights"])
         except (KeyError, TypeError) as error:

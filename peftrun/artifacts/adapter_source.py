@@ -68,8 +68,7 @@ def open_model_source(path: str) -> ExportSource:
             f"{key}: holds no model in safetensors; name a run folder of lora=none or action=merge, or a model folder"
         )
     config, run = atomic_files.read_json(folder / "config.json"), _find_source_run(folder)
-    metadata = folder / PEFTRUN_METADATA
-    facts = records.rename_keys(atomic_files.read_json(metadata)) if metadata.is_file() else {}
+    facts = records.read_metadata(folder) if (folder / PEFTRUN_METADATA).is_file() else {}
     return ExportSource("default", folder, False, config, facts, run, _read_run_record(run, key))
 
 

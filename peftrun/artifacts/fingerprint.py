@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from peftrun.config.paths import cache_dir
 from peftrun.errors import ModelError
@@ -95,20 +96,28 @@ def _hash_weights(files: list[Path], hashed: Mapping[Path, list[str]]) -> str:
 def hash_tensors(file: Path, entries: Sequence[safetensors_header.TensorEntry]) -> list[str]:
     """`format_tensor_line` of tensors of a file; in threads, since preadv and hashlib release the GIL."""
     with open(file, "rb", buffering=0) as handle, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(partial(_hash_tensor, handle.fileno()), entries))
+        return list(pool.map(partial(_hash_tensor, handle), entries))
 
 
-def _hash_tensor(handle: int, entry: safetensors_header.TensorEntry) -> str:
+def _hash_tensor(file: BinaryIO, entry: safetensors_header.TensorEntry) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, entry.end - entry.begin)))
-    begin = entry.begin
-    while begin < entry.end:
-        # with its own offset, so that threads can share the handle
-        count = os.preadv(handle, [buffer[: entry.end - begin]], begin)
-        if not count:
-            raise atomic_files.ArtifactError(f"{entry.name}: the file became shorter while it was read; restore it")
-        digest.update(buffer[:count])
-        begin += count
+    for begin in range(entry.begin, entry.end, CHUNK):
+        digest.update(read_chunk(file, buffer[: entry.end - begin], begin))
     return format_tensor_line(entry, digest.hexdigest())
+
+
+def read_chunk(file: BinaryIO, buffer: memoryview, begin: int) -> memoryview:
+    """`buffer`, filled with the bytes from `begin` on; with its own offset, so that threads can share the file.
+
+    Raises: ArtifactError: the file became shorter.
+    """
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(file.fileno(), [buffer[done:]], begin + done)
+        if not count:
+            raise atomic_files.ArtifactError(f"{file.name}: became shorter while it was read; restore it")
+        done += count
+    return buffer
 
 
 def format_tensor_line(entry: safetensors_header.TensorEntry, digest: str) -> str:

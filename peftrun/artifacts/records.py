@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts.run_layout import RECORD
+from peftrun.artifacts.run_layout import PEFTRUN_METADATA, RECORD
 from peftrun.io.atomic_files import read_json
 
 # Earlier name → today's, all changed in 0.1.0.
@@ -21,6 +21,11 @@ RENAMED_OF_BASE = {"held_in": "quantization"}
 def read_record(run: Path) -> dict[str, Any]:
     """The record of a run folder. Raises: ArtifactError: it is missing or not readable."""
     return rename_keys(read_json(run / RECORD))
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The peftrun.json of an adapter or a model folder. Raises: ArtifactError: it is missing or not readable."""
+    return rename_keys(read_json(folder / PEFTRUN_METADATA))
 
 
 def rename_keys(values: dict[str, Any]) -> dict[str, Any]:

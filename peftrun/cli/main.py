@@ -1,27 +1,16 @@
 """Entry point: help and versions at once, everything else through `hydra_app`. Imports nothing slow."""
 
-import os
 import sys
 from itertools import pairwise
 
 HELP, VERSION, CONFIG_DIR = {"-h", "--help"}, {"--version"}, ("-cd", "--config-dir")
 BUG = 70  # EX_SOFTWARE of sysexits.h: an error of the program, not of its input
-READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
 COMPLETION = {"-sc", "--shell-completion"}
 
 
 def main() -> int:
     """Run the command line in `sys.argv`; the exit code. An unexpected exception is printed with its traceback and gives `BUG`."""
-    try:
-        code = _run_command_line(sys.argv[1:])
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its exit
-        return READER_GONE
-
-
-def _run_command_line(argv: list[str]) -> int:
+    argv = sys.argv[1:]
     if HELP & set(argv):
         from peftrun.cli import help
 
@@ -43,8 +32,6 @@ def _run_command_line(argv: list[str]) -> int:
 
     try:
         return hydra_app.run_command_line(argv)
-    except BrokenPipeError:
-        raise
     except Exception:
         import traceback
 

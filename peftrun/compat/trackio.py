@@ -1,4 +1,4 @@
-"""Trackio 0.43: a run that is local, raises what its thread meets, and writes where it is told. Light until it is called."""
+"""Trackio 0.43: a run that is local, raises what its thread meets, and writes to a given folder. Light until it is called."""
 
 import sys
 from pathlib import Path

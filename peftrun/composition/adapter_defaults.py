@@ -42,9 +42,10 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     adopted = dict(values)
     for group in groups:
         if isinstance(recorded.get(group), dict) and isinstance(values.get(group), dict):
-            adopted[group] = _overlay_values(
-                recorded[group], values[group], [key for key in keys if key.startswith(f"{group}.")]
-            )
+            adopted[group] = copy.deepcopy(recorded[group])
+            for key in keys:
+                if key.startswith(f"{group}."):
+                    config.take_value(adopted[group], values[group], key.split(".")[1:])
     adopted = packages.prefer_user_files(adopted)
     if changed := [group for group in groups if adopted[group] != values[group]]:
         options = " and ".join(f"{group}=" for group in changed)
@@ -64,20 +65,3 @@ def find_adapter_run(values: dict[str, Any]) -> Path | None:
     if not isinstance(path, str) or not path.strip():
         return None
     return adapter_folder.find_adapter_run(path)
-
-
-def _overlay_values(recorded: dict[str, Any], composed: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The recorded values, with those of single keys replaced by the composed ones."""
-    merged = copy.deepcopy(recorded)
-    for key in keys:
-        target, source = merged, composed
-        *path, last = key.split(".")[1:]
-        for name in path:
-            child, source = target.get(name), source.get(name) or {}
-            target[name] = child if isinstance(child, dict) else {}
-            target = target[name]
-        if last in source:
-            target[last] = source[last]
-        else:  # removed with ~key
-            target.pop(last, None)
-    return merged

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
     Raises: ArtifactError: it is not valid YAML.
     """
-    try:
-        return load_plain(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
+    return _read_yaml(path)
 
 
 def read_run(path: Path, report_changes: bool = True) -> dict[str, Any]:
@@ -55,8 +52,12 @@ def report_upgrades(lines: Iterable[str], file: str = "") -> None:
 
 def read_list(path: Path) -> list[Any]:
     """A saved list, such as Hydra's list of typed overrides. Raises: ArtifactError: it is not valid YAML."""
+    return list(_read_yaml(path))
+
+
+def _read_yaml(path: Path) -> Any:
     try:
-        return list(load_plain(path))
+        return load_plain(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
 
@@ -77,6 +78,19 @@ def flatten_keys(values: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: values}
     leaves = (flatten_keys(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in values.items())
     return {key: item for leaf in leaves for key, item in leaf.items()}
+
+
+def take_value(target: dict[str, Any], source: dict[str, Any], names: Sequence[str]) -> None:
+    """Give a nested key of `target` its value in `source`. If it has none there (removed with ~key), it is removed."""
+    *parents, last = names
+    for name in parents:
+        child, source = target.get(name), source.get(name) or {}
+        target[name] = child if isinstance(child, dict) else {}
+        target = target[name]
+    if last in source:
+        target[last] = source[last]
+    else:
+        target.pop(last, None)
 
 
 def resolve_values(cfg: DictConfig) -> dict[str, Any]:

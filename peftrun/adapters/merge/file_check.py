@@ -1,7 +1,6 @@
 """Read a written file and the base model's file that it was made from, once: the digests of both, and which tensors are equal."""
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from peftrun.artifacts import fingerprint
-from peftrun.errors import ArtifactError
 from peftrun.io import safetensors_stream
 from peftrun.io.safetensors_stream import StoredTensor
 
-CHUNK_BYTES = 1 << 22
 TensorPair = tuple[StoredTensor, StoredTensor]  # of the base model's files and of the merged ones
 
 
@@ -76,34 +73,28 @@ class _FilePair:
 
     def __init__(self, base: BinaryIO, written: BinaryIO, digest: Any, second: ThreadPoolExecutor) -> None:
         self.base, self.written, self.digest, self.second = base, written, digest, second
-        self.base_chunk, self.written_chunk = np.empty(CHUNK_BYTES, np.uint8), np.empty(CHUNK_BYTES, np.uint8)
+        self.base_chunk, self.written_chunk = (memoryview(bytearray(fingerprint.CHUNK)) for _ in range(2))
 
     def hash_written(self, begin: int, end: int) -> None:
         """Add these bytes of the written file to its digest."""
-        for start in range(begin, end, CHUNK_BYTES):
-            self.digest.update(_read(self.written, self.written_chunk[: end - start], start))
+        for start in range(begin, end, fingerprint.CHUNK):
+            self.digest.update(fingerprint.read_chunk(self.written, self.written_chunk[: end - start], start))
 
     def hash_both(self, original: StoredTensor, tensor: StoredTensor, base_digest: Any, compare: bool) -> bool:
         """Add a tensor's bytes to both digests (None: the base model's is known). Returns whether they were compared and are equal."""
         equal, size = compare, tensor.entry.end - tensor.entry.begin
-        for offset in range(0, size, CHUNK_BYTES):
+        for offset in range(0, size, fingerprint.CHUNK):
             hashing = None
             if base_digest or equal:
-                base_part = _read(self.base, self.base_chunk[: size - offset], original.entry.begin + offset)
+                base_part = fingerprint.read_chunk(
+                    self.base, self.base_chunk[: size - offset], original.entry.begin + offset
+                )
                 hashing = self.second.submit(base_digest.update, base_part) if base_digest else None
-            written_part = _read(self.written, self.written_chunk[: size - offset], tensor.entry.begin + offset)
+            written_part = fingerprint.read_chunk(
+                self.written, self.written_chunk[: size - offset], tensor.entry.begin + offset
+            )
             self.digest.update(written_part)
             equal = equal and np.array_equal(base_part, written_part)
             if hashing:
                 hashing.result()  # before the chunk is overwritten
         return equal
-
-
-def _read(file: BinaryIO, chunk: np.ndarray, begin: int) -> np.ndarray:
-    done = 0
-    while done < len(chunk):
-        count = os.preadv(file.fileno(), [chunk[done:].data], begin + done)
-        if not count:
-            raise ArtifactError(f"{file.name}: became shorter while it was read; restore it")
-        done += count
-    return chunk

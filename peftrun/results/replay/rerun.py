@@ -48,17 +48,7 @@ def apply_overrides(values: dict[str, Any], typed: Sequence[str], replay_spec: R
         if key == "experiment":
             raise ConfigError(f"{text}: a record has all its values already; type the keys to change")
         # A chosen option replaces its whole group, other keys a single value.
-        *parents, name = [key] if key in GROUPS else key.split(".")
-        target, source = values, replay_values
-        for parent in parents:
-            source = source.get(parent) or {}
-            inner = target.get(parent)
-            target[parent] = inner if isinstance(inner, dict) else {}
-            target = target[parent]
-        if name in source:
-            target[name] = source[name]
-        else:  # removed with ~key
-            target.pop(name, None)
+        config.take_value(values, replay_values, [key] if key in GROUPS else key.split("."))
     return values
 
 

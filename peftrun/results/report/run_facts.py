@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from peftrun.artifacts import records, run_overrides
-from peftrun.artifacts.run_layout import ADAPTER, CONFIG, PEFTRUN_METADATA, RECORD
+from peftrun.artifacts.run_layout import ADAPTER, CONFIG, RECORD
 from peftrun.config import migrations
 from peftrun.config import values as config
 from peftrun.config.paths import GROUPS
 from peftrun.errors import ArtifactError
 from peftrun.formatting import is_number
-from peftrun.io import atomic_files
 from peftrun.results.report import html
 
 Values = dict[str, Any]
@@ -93,7 +92,7 @@ def read_run_facts(folder: Path) -> RunFacts:
         _read_or_default(lambda: records.read_record(folder), {}),
         _read_or_default(lambda: config.read_run(folder / CONFIG, report_changes=False), {}),
         html.read_metrics(folder),
-        _read_or_default(lambda: records.rename_keys(atomic_files.read_json(folder / ADAPTER / PEFTRUN_METADATA)), {}),
+        _read_or_default(lambda: records.read_metadata(folder / ADAPTER), {}),
         typed,
         _read_or_default(lambda: _read_choices(folder), {})
         # A copied run folder may lack Hydra's notes.
