@@ -35,6 +35,7 @@ def run(where, *args, **env):
     "args, env, shown",
     [
         (["--help"], {}, "lora=dora"),
+        (["action=merge", "--help"], {}, "output_dir"),
         (["--version"], {}, "peftrun 0."),
         (["--cfg", "job"], {}, "learning_rate"),
         (["-sc", "query=bash"], {"COMP_LINE": "peftrun lora=", "COMP_POINT": "13"}, "lora=rslora"),
