@@ -15,3 +15,4 @@ CHECKPOINTS = "checkpoints"
 PEFTRUN_METADATA = "peftrun.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"  # as transformers names it

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts import adapter_folder, token_settings
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.checks.tasks import MODELLESS
 from peftrun.composition.spec import build_spec_from_values
@@ -34,7 +34,7 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     keys = {text.lstrip("+~").partition("=")[0] for text in typed}
     groups = [group for group in GROUPS if not keys & {group, "experiment"}]
     if run is None or not groups:
-        return values
+        return _adopt_tokens(values, keys, chosen="model" not in groups)
     try:
         recorded = config.read_run(run / CONFIG, report_changes=False)
     except PeftrunError:  # reported where more of that run is needed
@@ -46,7 +46,7 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
             for key in keys:
                 if key.startswith(f"{group}."):
                     config.take_value(adopted[group], values[group], key.split(".")[1:])
-    adopted = packages.prefer_user_files(adopted)
+    adopted = _adopt_tokens(packages.prefer_user_files(adopted), keys, chosen="model" not in groups)
     if changed := [group for group in groups if adopted[group] != values[group]]:
         options = " and ".join(f"{group}=" for group in changed)
         config.report_upgrades(
@@ -55,13 +55,41 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     return adopted
 
 
+def _adopt_tokens(values: dict[str, Any], keys: set[str], chosen: bool) -> dict[str, Any]:
+    """The values with the chat template and the tokens that are saved beside the active adapter, except those that are typed.
+
+    Args: chosen: whether an option or an experiment selects the base model, whose own settings then stay.
+    """
+    active, model = _find_active_adapter(values), values.get("model")
+    if active is None or not isinstance(model, dict):
+        return values
+    try:
+        adapter = adapter_folder.resolve_adapter(active[1], active[0])
+        saved = ((adapter.metadata or {}).get("base") or {}).get("tokens") or {}
+    except (PeftrunError, OSError):  # reported when the adapter is loaded
+        return values
+    typed = {key.split(".")[1] for key in keys if key.startswith("model.")}
+    typed |= {"pad_vocab_to_multiple_of"} if "new_tokens" in typed else set()  # it belongs to them
+    adopted = {
+        key: str(adapter.folder / value) if key == "chat_template" else copy.deepcopy(value)
+        for key, value in saved.items()
+        if key in token_settings.KEYS and key not in typed and not (chosen and model.get(key) is not None)
+    }
+    return values | {"model": model | adopted} if adopted else values
+
+
 def find_adapter_run(values: dict[str, Any]) -> Path | None:
     """Folder of the run that made the active adapter; None if there is none, or it is unknown."""
+    active = _find_active_adapter(values)
+    return adapter_folder.find_adapter_run(active[1]) if active else None
+
+
+def _find_active_adapter(values: dict[str, Any]) -> tuple[str, str] | None:
+    """Name and path of the active adapter, by default the first; None without adapters, or for an action that does not load them."""
     adapters, action = values.get("adapter"), values.get("action")
     if not isinstance(adapters, dict) or not adapters or not isinstance(action, dict) or action.get("name") in EXCLUDED:
         return None
-    # Of several adapters the active one decides, by default the first.
-    path = adapters.get(values.get("active_adapter"), next(iter(adapters.values())))
-    if not isinstance(path, str) or not path.strip():
-        return None
-    return adapter_folder.find_adapter_run(path)
+    name = values.get("active_adapter")
+    name = name if name in adapters else next(iter(adapters))
+    path = adapters[name]
+    return (str(name), path) if isinstance(path, str) and path.strip() else None
