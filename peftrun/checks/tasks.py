@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from peftrun.artifacts.function_files import is_reference
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks.unknown_keys import quote_for_shell
 from peftrun.config.paths import no_file
@@ -222,7 +223,10 @@ def check_metrics(task: schema.TaskSpec) -> Lines:
     if task.data.adapter_column is not None:
         yield f"{option}: is computed with one adapter, so it cannot be combined with task.data.adapter_column; type task.metrics=null"
     for prefix, package in {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}.items():
-        if any(name.startswith(prefix) for name in task.metrics) and find_spec(package) is None:
+        if (
+            any(name.startswith(prefix) and not is_reference(name) for name in task.metrics)
+            and find_spec(package) is None
+        ):
             yield explain_not_installed(f"{option} needs package", package)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts import adapter_folder, function_files
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.checks.tasks import MODELLESS
 from peftrun.composition.spec import build_spec_from_values
@@ -29,8 +29,9 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     """Resolved values with base model and task of the adapter's run, unless an option or an experiment selects them.
 
     Single keys that are typed (`task.data.path=OTHER.jsonl`) are applied on top.
+    Raises: ConfigError: see `function_files.make_absolute`.
     """
-    run = find_adapter_run(values)
+    values, run = function_files.make_absolute(values, typed), find_adapter_run(values)
     keys = {text.lstrip("+~").partition("=")[0] for text in typed}
     groups = [group for group in GROUPS if not keys & {group, "experiment"}]
     if run is None or not groups:

@@ -1,10 +1,10 @@
-"""Digests of a training's inputs: the files of its rows and tools, and its base model. Light; digests of files are cached."""
+"""Digests of a training's inputs: the files of its rows, tools, own rewards and metrics, and its base model. Light; digests of files are cached."""
 
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from peftrun.artifacts import base_location
+from peftrun.artifacts import base_location, function_files
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import PeftrunError
 
@@ -20,6 +20,7 @@ def compute_digests(spec: RunSpec) -> dict[str, str]:
             files[source.label] = sources.resolve_source_file(task.data, source.path)
     if task.tools is not None:
         files[f"task.tools={task.tools}"] = Path(task.tools).expanduser()
+    files |= function_files.list_files(task)
     digests = {label: fingerprint.hash_file_cached(file) for label, file in files.items() if file.is_file()}
     if folder is not None:
         with suppress(PeftrunError, OSError):  # loading the model raises the error with its reason

@@ -13,6 +13,7 @@ from peftrun.io import atomic_files
 from peftrun.system import memory
 from peftrun.training import distributed
 from peftrun.training.checkpoints import mark_complete
+from peftrun.training.validation_metrics import PREFIX, select_metrics
 
 
 class MetricsCallback(TrainerCallback):
@@ -80,12 +81,6 @@ class MetricsCallback(TrainerCallback):
         if not logs or not distributed.is_main_process():
             return
         where = f"step {state.global_step}/{state.max_steps}"
-        if "eval_loss" in logs:
-            loss = logs["eval_loss"]
-            self._log_row({"step": state.global_step, "eval_loss": loss})
-            if self.shown:
-                best = "" if state.best_metric is None else f", best so far {min(state.best_metric, loss):.4f}"
-                console.print_info(f"{where} · validation loss {loss:.4f}{best}")
         if "loss" not in logs:
             return
         seconds = time.perf_counter() - self.started
@@ -101,6 +96,23 @@ class MetricsCallback(TrainerCallback):
             self.bar.update(self.task, completed=state.global_step, note=note)
         elif self.shown:
             console.print_info(f"{where} · {note} · {format_duration(round(remaining))} left")
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Writes one row of the metrics on the validation rows, and prints them."""
+        if not metrics or not distributed.is_main_process():
+            return
+        row = select_metrics(metrics)
+        self._log_row({"step": state.global_step, **row})
+        if not self.shown:
+            return
+        best, current = "", row[args.metric_for_best_model]
+        if state.best_metric is not None:  # of the evaluations before this one
+            value = (max if args.greater_is_better else min)(state.best_metric, current)
+            best = f"; best {args.metric_for_best_model.removeprefix(PREFIX)} so far {value:.4f}"
+        texts = ", ".join(f"{name.removeprefix(PREFIX)} {value:.4f}" for name, value in row.items())
+        console.print_info(f"step {state.global_step}/{state.max_steps} · validation {texts}{best}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just written as complete."""
