@@ -13,11 +13,16 @@ from peftrun.io import atomic_files
 from peftrun.system import memory
 from peftrun.training import distributed
 from peftrun.training.checkpoints import mark_complete
-from peftrun.training.validation_metrics import PREFIX, select_metrics
+from peftrun.training.validation_metrics import PREFIX
+
+EVAL_LOSS = f"{PREFIX}loss"
 
 
 class MetricsCallback(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows the progress of the training.
+
+    Attributes:
+        measured: names of the metrics that an evaluation during training computes.
 
     Args:
         digests: hashes of what the training is made from, stored in each checkpoint.
@@ -37,7 +42,7 @@ class MetricsCallback(TrainerCallback):
     ) -> None:
         self.metrics_file, self.digests, self.shown = metrics_file, digests, shown
         self.each_step, self.begin = each_step, begin
-        self.tokens, self.save_later = 0.0, False
+        self.tokens, self.save_later, self.measured = 0.0, False, {EVAL_LOSS}
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -103,7 +108,7 @@ class MetricsCallback(TrainerCallback):
         """Writes one row of the metrics on the validation rows, and prints them."""
         if not metrics or not distributed.is_main_process():
             return
-        row = select_metrics(metrics)
+        row = {name: value for name, value in metrics.items() if name in self.measured}
         self._log_row({"step": state.global_step, **row})
         if not self.shown:
             return

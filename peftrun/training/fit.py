@@ -144,7 +144,7 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     for parameter, value in initial:
         # TRL casts an adapter on a quantized base model to bfloat16; the saved adapter would then answer differently.
         parameter.data = value
-    _patch_trainer(hf_trainer, data)
+    _patch_trainer(hf_trainer, data, callback)
     try:
         output = hf_trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -182,7 +182,7 @@ def _build_trainer(
     return hf_trainer
 
 
-def _patch_trainer(hf_trainer: Any, data: TrainingData) -> None:
+def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) -> None:
     """What no option of transformers or TRL does: one call a behavior, each explained where it is defined."""
     distributed.shard_on_cpu(hf_trainer)
     nan_guard.raise_on_nan_loss(hf_trainer, data.rows, data.names, data.tokenizer)
@@ -190,7 +190,7 @@ def _patch_trainer(hf_trainer: Any, data: TrainingData) -> None:
     unsaved_state.keep_adapter_state(hf_trainer)
     eval_loss.average_over_rows(hf_trainer)
     if data.measure:
-        validation_metrics.add_to_evaluations(hf_trainer, data.measure, data.objective)
+        validation_metrics.add_to_evaluations(hf_trainer, data.measure, data.objective, shown.measured)
     hf_trainer.create_model_card = lambda *_, **__: None  # TRL writes one into each checkpoint's folder
     omit_model_card(hf_trainer.model)
     for callback in (PrinterCallback, ProgressCallback):

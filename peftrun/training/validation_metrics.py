@@ -20,7 +20,6 @@ from peftrun.training import cpu_attention, distributed
 Measure = Callable[[], dict[str, float]]
 TEXT_TASKS = ("causal_lm", "seq2seq")  # whose metrics beside the loss cost a second pass: only if they are asked for
 PREFIX = "eval_"  # transformers puts it before the name of each metric
-NO_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
 
 
 def build_measure(
@@ -75,10 +74,11 @@ def check_best_metric(spec: RunSpec, metrics: dict[str, float]) -> None:
         raise ConfigError(metric_names.explain_unknown_metric(name, list(metrics)))
 
 
-def add_to_evaluations(trainer: Any, measure: Measure, objective: Any) -> None:
+def add_to_evaluations(trainer: Any, measure: Measure, objective: Any, measured: set[str]) -> None:
     """Makes a Trainer add the metrics to those of each evaluation, as `eval_NAME`: logged, and a choice for the best checkpoint.
 
     TRL's own evaluation of GRPO samples answers, and its loss is about 0 for all of them; it is replaced by ours, whose loss is minus the reward.
+    Args: measured: gets their names, since the libraries add timings and figures of their own.
     """
     evaluation_loop = trainer.evaluation_loop
 
@@ -89,17 +89,12 @@ def add_to_evaluations(trainer: Any, measure: Measure, objective: Any) -> None:
         else:
             output = evaluation_loop(dataloader, *args, **kwargs)
         metrics = distributed.broadcast_from_main(measure)
+        best = trainer.args.metric_for_best_model.removeprefix(PREFIX)
+        if best not in metrics:
+            raise ConfigError(metric_names.explain_unknown_metric(best, list(metrics)))
         for name, value in metrics.items():
             output.metrics.setdefault(PREFIX + name, value)  # the loss is the loop's own, with packing and smoothing
-        best = trainer.args.metric_for_best_model
-        if best not in output.metrics:
-            names = [name.removeprefix(PREFIX) for name in output.metrics if name not in NO_METRICS]
-            raise ConfigError(metric_names.explain_unknown_metric(best.removeprefix(PREFIX), names))
+            measured.add(PREFIX + name)
         return output
 
     trainer.evaluation_loop = evaluate
-
-
-def select_metrics(logged: dict[str, Any]) -> dict[str, float]:
-    """The metrics of an evaluation, `eval_NAME` → value, without its timings."""
-    return {name: value for name, value in logged.items() if name.startswith(PREFIX) and name not in NO_METRICS}
