@@ -153,19 +153,18 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
         for key, value in router_config.items():
             setattr(model.config, key, value)
     model.eval()
-    state, history = hf_trainer.state, hf_trainer.state.log_history
+    return _build_result(output, hf_trainer.state, trainer)
+
+
+def _build_result(output: Any, state: Any, trainer: TrainerSpec) -> FitResult:
+    history = state.log_history
     tokens = next((row["num_tokens"] for row in reversed(history) if "num_tokens" in row), 0)
-    return FitResult(
-        output.global_step,
-        _compute_mean_loss(history, output.training_loss),
-        output.metrics["train_runtime"],
-        int(tokens),
-        *(
-            (state.best_global_step, trainer.metric_for_best_model, state.best_metric)
-            if trainer.load_best_model_at_end
-            else ()
-        ),
-    )
+    mean_loss = _compute_mean_loss(history, output.training_loss)
+    result = FitResult(output.global_step, mean_loss, output.metrics["train_runtime"], int(tokens))
+    if not trainer.load_best_model_at_end:
+        return result
+    name = trainer.metric_for_best_model
+    return dataclasses.replace(result, best_step=state.best_global_step, best_metric=name, best_value=state.best_metric)
 
 
 def _build_trainer(
