@@ -7,6 +7,7 @@ ROWS = "rows.jsonl"  # rows as the model sees them: those of a preview, the firs
 RECORD = "record.json"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+FUNCTIONS = "functions"  # copies of the Python files of task.metrics and task.objective.rewards
 ADAPTER = "adapter"
 MERGED = "merged"
 BASE = "base"

@@ -15,9 +15,10 @@ from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import actions as action_checks
 from peftrun.checks import base_tokens as token_checks
 from peftrun.checks import device as device_checks
+from peftrun.checks import function_files as function_checks
 from peftrun.checks import methods as method_checks
+from peftrun.checks import metric_names, peer_keys
 from peftrun.checks import parent as parent_checks
-from peftrun.checks import peer_keys
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks import serving as serve_checks
 from peftrun.checks import tasks as task_checks
@@ -226,6 +227,8 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     *device_checks.RULES,
     *task_checks.RULES,
     *preference_checks.RULES,
+    *function_checks.RULES,
+    *metric_names.RULES,
     *tracker_checks.RULES,
     (("lora",), method_checks.check_module_patterns),
     (("lora",), method_checks.check_layers),

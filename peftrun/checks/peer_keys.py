@@ -181,7 +181,7 @@ _OMITTED = """
     pref_ftx ref_model
     tokenizer_name_or_path torch_dtype use_bnb_nested_quant lora_task_type max_prompt_length packing_strategy
     dataset_num_proc logging_strategy log_level push_to_hub hub_strategy hub_private_repo average_tokens_across_devices precompute_ref_log_probs
-    logging_first_step logging_dir metric_for_best_model greater_is_better save_safetensors data_seed disable_tqdm eval_packing use_vllm vllm_mode
+    logging_first_step logging_dir save_safetensors data_seed disable_tqdm eval_packing use_vllm vllm_mode
     fast_inference gpu_memory_utilization unsloth_force_compile lora_on_cpu dataset_processes dataset_keep_in_memory bf16_full_eval
     """
 OMITTED = frozenset(_OMITTED.split())

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from peftrun.artifacts import adapter_folder, adapter_origin, hub_adapters, hub_download, token_settings
+from peftrun.artifacts import adapter_folder, adapter_origin, function_files, hub_adapters, hub_download, token_settings
 from peftrun.artifacts.adapter_origin import GROUPS, AdapterOrigin
 from peftrun.checks.tasks import MODELLESS, reads_rows
 from peftrun.composition import adapter_method
@@ -63,7 +63,9 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     """Resolved values with base model and task of the adapter, unless an option or an experiment selects them.
 
     Single keys that are typed (`task.data.path=OTHER.jsonl`) are applied on top.
+    Raises: ConfigError: see `function_files.make_absolute`.
     """
+    values = function_files.make_absolute(values, typed)
     groups, keys, origin = _list_free_groups(typed), _list_typed_keys(typed), find_adapter_origin(values)
     values = adapter_method.apply_adapter_method(values, origin.lora if origin else {}, keys)
     if origin is None or not groups:

@@ -103,6 +103,8 @@ ADDED: dict[str, Any] = {
     "trainer.eval_strategy": "no",
     "trainer.eval_steps": 20,
     "trainer.load_best_model_at_end": False,
+    "trainer.metric_for_best_model": "loss",
+    "trainer.greater_is_better": None,
     "trainer.early_stopping_patience": None,
     "trainer.padding_free": False,
     "trainer.lr_scheduler_kwargs": None,

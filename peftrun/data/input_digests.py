@@ -1,4 +1,5 @@
-"""Digests of a training's inputs: the files of its rows and tools, its base model, and the adapter that it continues. Light; digests of files are cached."""
+"""Digests of a training's inputs: the files of its rows, tools, own rewards and metrics, its base model, and the adapter that it continues. Light;
+digests of files are cached."""
 
 import hashlib
 import json
@@ -6,7 +7,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from peftrun.artifacts import base_location, source_run, token_settings
+from peftrun.artifacts import base_location, function_files, source_run, token_settings
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import PeftrunError
 
@@ -22,6 +23,7 @@ def compute_digests(spec: RunSpec) -> dict[str, str]:
             files[source.label] = sources.resolve_source_file(task.data, source.path)
     if task.tools is not None:
         files[f"task.tools={task.tools}"] = Path(task.tools).expanduser()
+    files |= function_files.list_files(task)
     digests = {label: fingerprint.hash_file_cached(file) for label, file in files.items() if file.is_file()}
     digests |= {
         f"adapter={spec.adapter[name]}": digest for name, digest in source_run.hash_input_adapters(spec.adapter).items()

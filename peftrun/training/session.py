@@ -7,6 +7,7 @@ import dataclasses
 import math
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -34,9 +35,17 @@ from peftrun.models.base import LoadedBase
 from peftrun.models.device import Device
 from peftrun.result import RunResult
 from peftrun.system import memory
-from peftrun.tasks import row_view, seq2seq
+from peftrun.tasks import own_functions, row_view, seq2seq
 from peftrun.trackers import lifecycle
-from peftrun.training import checkpoints, cpu_attention, distributed, epochs, lengths, sample_generations
+from peftrun.training import (
+    checkpoints,
+    cpu_attention,
+    distributed,
+    epochs,
+    lengths,
+    sample_generations,
+    validation_metrics,
+)
 from peftrun.training import fit as loop
 
 
@@ -97,6 +106,7 @@ def prepare_session(spec: RunSpec, out_dir: Path) -> TrainingSession:
         set_seed(spec.seed)
         console.print_info(run_device.note)
         tasks.check_data_columns(spec.task)
+        own_functions.load_functions(spec.task)
         base = base_cache.load_cached_base(
             spec.model, run_device, choose_dtype(spec), classifier_head.get_task_head(spec.task)
         )
@@ -171,6 +181,8 @@ def evaluate(session: TrainingSession, model: Any, when: str) -> dict[str, float
             f"the evaluation loss {when} training is {metrics['loss']}{where}, so nothing was saved; "
             "lower trainer.learning_rate, or type device.dtype=float32"
         )
+    if when == "before":
+        validation_metrics.check_best_metric(session.spec, metrics)
     _generate_samples(session, model, when)
     return metrics
 
@@ -258,16 +270,17 @@ def uses_eager_attention(session: TrainingSession) -> bool:
 def fit(session: TrainingSession, model: Any, hooks: loop.MethodHooks = loop.NO_HOOKS) -> loop.FitResult:
     """Trains `model` in place; steps, losses and seconds. See `peftrun.training.fit.fit`."""
     with cpu_attention.use_eager_attention(session.base.model, uses_eager_attention(session)):
-        return _run_fit(session, model, method=hooks)
+        measure = validation_metrics.build_measure(session, model, nullcontext, uses_eager_attention(session))
+        return _run_fit(session, model, measure, method=hooks)
 
 
-def fit_cell(session: TrainingSession, parameters: Any, maker: loop.TrainerFactory) -> loop.FitResult:
+def fit_cell(session: TrainingSession, parameters: Any, measure: Any, maker: loop.TrainerFactory) -> loop.FitResult:
     """The same for one cell of a joint run: the base model is shared, `parameters` has only the cell's own."""
-    return _run_fit(session, parameters, maker=maker)
+    return _run_fit(session, parameters, measure, maker=maker)
 
 
-def _run_fit(session: TrainingSession, model: Any, **options: Any) -> loop.FitResult:
-    data = build_training_data(session, model)
+def _run_fit(session: TrainingSession, model: Any, measure: Any, **options: Any) -> loop.FitResult:
+    data = dataclasses.replace(build_training_data(session, model), measure=measure)
     fitted = loop.fit(
         model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
     )
@@ -287,7 +300,7 @@ def build_training_data(session: TrainingSession, model: Any) -> loop.TrainingDa
         _build_collator(session, model),
         session.spec.task.objective,
         rows[:num_validation],
-        session.digests,
+        digests=session.digests,
     )
 
 
@@ -346,6 +359,7 @@ def build_result(
         ("trainable", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"),
         ("training", fitted.describe()),
         *([("learned", coverage)] if coverage else []),
+        *fitted.describe_best(),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
         ("record", shorten_path(session.out_dir / RECORD)),
     ]

@@ -64,6 +64,7 @@ def shelf(folder: Path) -> Path:
     _encoders(folder)
     _templates(folder)
     _tasks(folder)
+    _functions(folder)
     return folder
 
 
@@ -103,6 +104,13 @@ def _tasks(folder: Path) -> None:
     jsonl(
         folder / "spam.jsonl", [{"text": "call now to win", "label": "spam"}, {"text": "see you", "label": "ham"}] * 3
     )
+
+
+def _functions(folder: Path) -> None:
+    """A metric and a reward of one's own, as docs/data.md and docs/preferences.md show them."""
+    for page, name in (("data.md", "metrics.py"), ("preferences.md", "rewards.py")):
+        text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+        (folder / name).write_text(text.split("```python\n")[1].split("```")[0])
 
 
 def _run(folder: Path, *words: str) -> None:

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from peftrun.config.schema import peft_methods, weight_update_methods
 from peftrun.config.schema.actions import Action, Dtype, Path
+from peftrun.config.schema.functions import FunctionReference
 from peftrun.config.schema.lora import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
 from peftrun.config.schema.objectives import Objective
 from peftrun.config.schema.trackers import Tracker
@@ -117,7 +118,7 @@ class TaskSpec:
     tokens_column: str | None  # token_cls: column of words
     tags_column: str | None  # token_cls: column of tags, one per word
     loss_on: Literal["completion", "assistant", "all"]
-    metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"]] | None
+    metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"] | FunctionReference] | None
     max_new_tokens: Positive
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
 
@@ -162,6 +163,8 @@ class TrainerSpec:
     eval_strategy: Literal["no", "steps", "epoch"]
     eval_steps: Positive
     load_best_model_at_end: bool
+    metric_for_best_model: Annotated[str, Field(min_length=1, examples=["loss"])]
+    greater_is_better: bool | None  # null: as it is for the metric
     early_stopping_patience: Positive | None
     dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
 

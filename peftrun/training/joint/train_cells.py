@@ -26,8 +26,9 @@ from peftrun.models.device import Device
 from peftrun.planning import memory_fit
 from peftrun.planning.joint_memory import Limits, choose_cells_per_step
 from peftrun.result import RunResult, TrainAlone
+from peftrun.tasks import own_functions
 from peftrun.trackers import lifecycle
-from peftrun.training import checkpoints, fit, lengths, start
+from peftrun.training import checkpoints, fit, lengths, start, validation_metrics
 from peftrun.training import session as training_session
 from peftrun.training.joint import cell_trainer
 from peftrun.training.joint.progress import Progress
@@ -115,6 +116,7 @@ class _CellGroup:
             with checkpoints.remove_copies_on_error(out_dir):
                 checkpoint = training_session.resume_checkpoint(spec, out_dir)
                 lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
+                own_functions.load_functions(spec.task)
                 task_module, title = tasks.import_task_module(spec.task.type), format_cell_title(out_dir)
                 rows = next((rows for task, rows in self.rows if task == spec.task), None)
                 if rows is None:
@@ -241,7 +243,10 @@ class _CellRun:
             cell=index, kind=session.spec.task.type, request_step=self.scheduler.request_step, evaluate_batch=step.evaluate_batch,
             rng_stream=self.scheduler.process_states[index].draws, adapter_state=adapter_state, is_rung=self.scheduler.is_rung, wait_at_rung=self._wait_at_rung,
         )  # fmt: skip
-        fitted = training_session.fit_cell(session, parameters, factory)
+        measure = validation_metrics.build_measure(
+            session, joint.net, lambda: joint.alone(index), eager_attention=False
+        )
+        fitted = training_session.fit_cell(session, parameters, measure, factory)
         joint.apart(index)
         if not self.verdict:
             return self._save_finished(fitted)
