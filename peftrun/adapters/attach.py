@@ -119,6 +119,26 @@ def attach_jointly(
     return net, refused
 
 
+def attach_on(base: LoadedBase, lora: Any, seed: int, attach_first: Callable[[], Any]) -> Any:
+    """The model that `attach_first` gives, a PEFT model around this base model, with a fresh adapter `default` beside its own.
+
+    The weights are those of `attach_adapter`. Raises: ConfigError: see there.
+    """
+    target_modules.check_target_modules(
+        base.model, lora
+    )  # before the first adapter, which changes the names of modules
+    config = _build_peft_config(base, lora, None)
+    resolved = _resolve_targets(base.model, config)
+    net = attach_first()
+    set_seed(seed)
+    try:
+        net.add_adapter(ADAPTER_NAME, resolved)
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise _to_config_error(error, lora, base) from error
+    _restore_requested_targets(net.peft_config[ADAPTER_NAME], config)
+    return net
+
+
 def _resolve_targets(model: Any, config: Any) -> Any:
     """A copy of the config with the full names of its target modules, which select the same when other adapters are attached already."""
     expanded = expand_target_modules(copy.copy(config), model)

@@ -17,7 +17,7 @@ from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.tasks import rewards
-from peftrun.tasks.log_likelihood import compare_with_base, compute_log_likelihoods
+from peftrun.tasks.log_likelihood import compare_with_reference, compute_log_likelihoods
 
 NUMBERS = range(40)
 KINDS = ["dpo", "orpo", "kto", "reward", "grpo"]
@@ -187,7 +187,7 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
     found = tasks.import_task_module("preference").evaluate(net, tokenizer, rows.held_out, 4, spec.task)
     prompts = [row.prompt for row in rows.held_out]
     (_, gained), (_, lost) = (
-        compare_with_base(net, tokenizer.pad_token_id, prompts, [getattr(row, side) for row in rows.held_out], 1)
+        compare_with_reference(net, tokenizer.pad_token_id, prompts, [getattr(row, side) for row in rows.held_out], 1)
         for side in ("chosen", "rejected")
     )
     each = [math.log1p(math.exp(-3.0 * margin)) for margin in (gained - lost).tolist()]
