@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import cases
 from conftest import TINY_STEPS, cli_here, jsonl
-from safetensors.torch import load_file
+from faults import check_refused, fill
 from test_methods import FITTING, run_of
 
 from peftrun.adapters import attach, load, parent, probes, reference, save, stack
@@ -54,10 +54,6 @@ def preferences(where, llama, kind, steps=4):
 
 def first_loss(run):
     return json.loads((run.run_dir / "metrics.jsonl").read_text().splitlines()[0])["loss"]
-
-
-def read(folder):
-    return load_file(folder / "adapter_model.safetensors")
 
 
 @cases("kind, chosen", [(kind, chosen) for kind in TASKS for chosen in ("null", "base")], every=2)
@@ -186,3 +182,32 @@ def test_a_stacked_run_lives_on_as_any_adapter(where, llama, on_tiny):
     assert measured.record()["metrics"] == pytest.approx(again.record()["metrics"]["after"], rel=1e-4, abs=1e-6)
     part = cli_here(where, *given, "action=generate", "action.prompt=hi", f"adapter={moved}/adapter/stack/1")
     assert part.code == 1 and f"type adapter={moved}/adapter" in part.err
+
+
+WRONG = {
+    "a parent that is not there": (["task=dpo", "task.objective.reference=parent"], ["task.objective.reference=parent: ", "type adapter=RUN_FOLDER"]),
+    "a reference that nothing is compared with": (["task=grpo", "task.objective.reference=base"], ["task.objective.reference=base: task.objective.beta=0.0"]),
+    "an adapter that cannot be held twice": (["task=dpo", "adapter=TOKENS"], ["adapter=TOKENS: is of type TRAINABLE_TOKENS", "type task.objective.reference=base"]),
+    "LoRA-FA": (["task=dpo", "adapter=FIRST", "lora.lora_fa=true"], ["lora.lora_fa=true: ", "type task.objective.reference=base"]),
+    "nothing to stack on": (["stack=true"], ["action.stack=true: ", "type adapter=RUN_FOLDER"]),
+    "on DoRA": (["stack=true", "adapter=DORA"], ["adapter=DORA: has use_dora=true", "action=merge"]),
+    "DoRA on top": (["stack=true", "adapter=FIRST", "lora=dora"], ["lora.use_dora=true: cannot be added"]),
+    "another method on top": (["stack=true", "adapter=FIRST", "lora=ia3"], ["lora.method=ia3: action.stack=true adds a LoRA to a LoRA; type lora=lora"]),
+    "no adapter on top": (["stack=true", "adapter=FIRST", "lora=none"], ["lora.method=none: action.stack=true", "type lora=lora"]),
+    "a start that looks at rows": (["stack=true", "adapter=FIRST", "lora=eva"], ["lora.init_lora_weights=eva: ", "type lora.init_lora_weights=true"]),
+    "a stack of several": (["stack=true", "adapter={a: FIRST, b: FIRST}"], ["adapter: ", "type adapter=PATH"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapters(where, llama):
+    options = {"dora": ["lora=dora"], "tokens": ["lora=trainable_tokens", *FITTING["trainable_tokens"]]}
+    made = {name: saved(llama, where / name, *option)[0].path for name, option in options.items()}
+    return made | {"first": where / "outputs/train/first"}
+
+
+@cases("case", WRONG)
+def test_what_cannot_be_is_refused_in_a_line(cli, tmp_path, llama, adapters, case):
+    typed, told = WRONG[case]
+    args = fill(["model=pretrained", f"model.name_or_path={llama}", "task.data.source=file", *typed], **adapters)
+    check_refused(cli, tmp_path, args, fill(told, **adapters))

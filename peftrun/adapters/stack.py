@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from transformers import set_seed
 
-from peftrun.adapters import attach, load, probes, reference, save
+from peftrun.adapters import attach, load, probes, reference, save, target_modules
+from peftrun.adapters.joint import attach_cells
 from peftrun.adapters.load import LoadProof
 from peftrun.adapters.reference import FROZEN
 from peftrun.artifacts.adapter_folder import STACK, STACKED_ON, AdapterRef
@@ -35,17 +37,22 @@ def attach_stacked(
 
     Raises: PeftrunError: see `load.load` and `attach.attach_adapter`.
     """
-    proofs: list[LoadProof] = []
-
-    def attach_parent() -> Any:
-        net, loaded = load.load(base, {FROZEN: replace(parent, name=FROZEN)}, FROZEN, allow_base_mismatch)
-        proofs.extend(loaded)
-        return net
-
-    net = attach.attach_on(base, lora, seed, attach_parent)
+    target_modules.check_target_modules(
+        base.model, lora
+    )  # before the first adapter, which changes the names of modules
+    config = attach.build_peft_config(base, lora, None)
+    resolved = attach_cells.resolve_targets(base.model, config)
+    net, (proof,) = load.load(base, {FROZEN: replace(parent, name=FROZEN)}, FROZEN, allow_base_mismatch)
+    set_seed(seed)  # PEFT initializes from torch's global generator
+    try:
+        net.add_adapter(attach.ADAPTER_NAME, resolved)
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise attach.to_config_error(error, lora, base) from error
+    attach_cells.restore_requested_targets(net.peft_config[attach.ADAPTER_NAME], config)
     reference.activate(net, [attach.ADAPTER_NAME, FROZEN])
     reference.freeze_parent(net)
-    return net, proofs[0]
+    attach.prepare_training(net, lora)
+    return net, proof
 
 
 def add_sum(base: LoadedBase, net: Any) -> dict[str, float]:

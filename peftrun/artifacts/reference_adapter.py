@@ -54,4 +54,6 @@ def _iter_places(adapter: AdapterRef) -> Iterator[Path]:
     except PeftrunError:
         return
     for path in map(Path, paths):
-        yield from (folder / path.expanduser() for folder in (Path(), *run.absolute().parents))  # relative to wherever it was typed
+        yield from (
+            folder / path.expanduser() for folder in (Path(), *run.absolute().parents)
+        )  # relative to wherever it was typed

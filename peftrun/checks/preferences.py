@@ -121,7 +121,9 @@ def check_method(task: Any, lora: Any, action: Any) -> Lines:
         yield f"lora.init_lora_weights={init}: task.type={task.type} compares with the unchanged base model; type lora.init_lora_weights=true"
 
 
-def check_reference(task: Any, lora: Any, action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]) -> Lines:
+def check_reference(
+    task: Any, lora: Any, action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]
+) -> Lines:
     """The reference model is there, and can be held beside the adapter that is trained."""
     objective, key = task.objective, "task.objective.reference"
     chosen = getattr(objective, "reference", None)

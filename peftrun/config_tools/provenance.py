@@ -99,7 +99,8 @@ def trace_origins(compositions: Composer, overrides: Sequence[str]) -> ConfigOri
         adapter_defaults.apply_adapter_defaults(composed, overrides),
         config.flatten_keys(composed),
     )
-    adapter_run = ValueSource(RECORDED, str(adapter_defaults.find_adapter_run(composed) or ""))
+    adapter = next(iter(composed.get("adapter", {}).values()), "")  # its method, where it is trained further
+    adapter_run = ValueSource(RECORDED, str(adapter_defaults.find_adapter_run(composed) or adapter))
     leaf_sources = {
         key: _find_source(sources, key) if key in composed_leaves and composed_leaves[key] == value else adapter_run
         for key, value in config.flatten_keys(values).items()

@@ -1,10 +1,10 @@
-"""Digests of a training's inputs: the files of its rows and tools, and its base model. Light; digests of files are cached."""
+"""Digests of a training's inputs: the files of its rows and tools, its base model, and the adapter that it continues. Light; digests of files are cached."""
 
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from peftrun.artifacts import base_location
+from peftrun.artifacts import base_location, source_run
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import PeftrunError
 
@@ -21,6 +21,9 @@ def compute_digests(spec: RunSpec) -> dict[str, str]:
     if task.tools is not None:
         files[f"task.tools={task.tools}"] = Path(task.tools).expanduser()
     digests = {label: fingerprint.hash_file_cached(file) for label, file in files.items() if file.is_file()}
+    digests |= {
+        f"adapter={spec.adapter[name]}": digest for name, digest in source_run.hash_input_adapters(spec.adapter).items()
+    }
     if folder is not None:
         with suppress(PeftrunError, OSError):  # loading the model raises the error with its reason
             parts = fingerprint.fingerprint_model(folder).as_dict()

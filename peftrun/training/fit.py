@@ -26,6 +26,7 @@ from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.config import usage
 from peftrun.config.schema.run import TrainerSpec
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_duration
 from peftrun.models.device import Device
 from peftrun.planning import throughput
 from peftrun.training import checkpoints, distributed, eval_loss, nan_guard, unsaved_state
@@ -48,6 +49,12 @@ class FitResult:
     def as_dict(self) -> dict[str, Any]:
         """For the record."""
         return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """For the summary."""
+        if not self.steps:
+            return "no step: the weights are those that it started with"
+        return f"{self.steps} steps in {format_duration(self.seconds)}, mean loss {self.train_loss:.4f}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,8 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     for key in GPU_ONLY:
         if getattr(trainer, key) and device.name == "cpu":
             raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
+    if trainer.max_steps == 0:
+        return FitResult(0, 0.0, 0.0, 0)
     callback = MetricsCallback(out_dir / METRICS, data.digests, method.each_step, method.begin, shown=maker is None)
     patience = trainer.early_stopping_patience
     arguments = _build_arguments(trainer, device, data.seed, len(data.rows), out_dir)
@@ -227,7 +236,7 @@ def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
     """Keys that the value of another key makes ineffective."""
     adam = trainer.optim.startswith(("adamw", "paged_adamw"))
     return [
-        *(["num_train_epochs"] if trainer.max_steps > 0 else []),
+        *(["num_train_epochs"] if trainer.max_steps >= 0 else []),
         *(["save_steps"] if trainer.save_strategy != "steps" else []),
         *(["save_total_limit"] if trainer.save_strategy == "no" else []),
         *(["eval_steps"] if trainer.eval_strategy != "steps" else []),

@@ -15,7 +15,13 @@ from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.tasks import rewards
 from peftrun.training.pretokenized import TokenizedDPO, TokenizedGRPO, TokenizedKTO
 
-OWN_FIELDS = ("name", "reference", "rewards", "pattern", "target_length")  # fields of an objective that are none of TRL's
+OWN_FIELDS = (
+    "name",
+    "reference",
+    "rewards",
+    "pattern",
+    "target_length",
+)  # fields of an objective that are none of TRL's
 
 
 def build_trainer(model: Any, data: Any, arguments: dict[str, Any], **options: Any) -> Trainer:

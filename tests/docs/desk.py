@@ -112,7 +112,8 @@ def _run(folder: Path, *words: str) -> None:
 
 def _data(folder: Path) -> None:
     numbers = [(f"Is {n} even?", "no" if n % 2 else "yes") for n in range(40)]
-    jsonl(folder / "pairs.jsonl", [{"prompt": ask, "completion": answer} for ask, answer in numbers])
+    for name in ("pairs.jsonl", "more.jsonl"):
+        jsonl(folder / name, [{"prompt": ask, "completion": answer} for ask, answer in numbers])
     names = ("prompt", "question", "completion", "answer", "better", "worse")
     jsonl(
         folder / "mine.jsonl",

@@ -160,8 +160,6 @@ def test_what_needs_a_hand_is_known_and_no_more():
         "eval_dataset",
         "fsdp",
         "fsdp_config",
-        "adapter_name_or_path",
-        "lora_model_dir",
         "export_dir",
     }
 

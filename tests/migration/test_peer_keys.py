@@ -112,7 +112,7 @@ TYPED = [
         "report_to=all": "type tracker=NAME, one of wandb", "lora_target=[q_proj,v_proj]": "type lora.target_modules=[q_proj,v_proj]", "bf16=false": "omit it",
         "num_train_epochs=3": "type trainer=epochs trainer.num_train_epochs=3", "gradient_checkpointing=unsloth": "type trainer.gradient_checkpointing=true",
         "optim=adamw_bnb_8bit": "type trainer.optim=adamw_8bit", "pure_bf16=true": "type device.dtype=bfloat16", "loftq_config=null": "omit it",
-        "adapter_name_or_path=out": "type adapter=out beside action=generate", "special_tokens=null": "omit it", "lr_scheduler_kwargs={min_lr: 1e-5}": "type 'trainer.lr_scheduler_kwargs={min_lr: 1e-5}'",
+        "adapter_name_or_path=out": "type adapter=out", "special_tokens=null": "omit it", "lr_scheduler_kwargs={min_lr: 1e-5}": "type 'trainer.lr_scheduler_kwargs={min_lr: 1e-5}'",
         "evals_per_epoch=4": "type trainer.eval_strategy=epoch task.data.num_validation_rows=100", "liger_rope=true": "type trainer.use_liger_kernel=true",
     },
     {"model.name_or_path=ORG/NAME": "type model=pretrained model.name_or_path=ORG/NAME"},

@@ -129,7 +129,7 @@ class TrainerSpec:
     ]  # fmt: skip
     lr_scheduler_kwargs: dict[str, float] | None  # extra arguments of the schedule
     warmup_steps: Annotated[float, Field(ge=0, examples=[0.1])]
-    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs applies
+    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs applies; 0: no step
     num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
     per_device_train_batch_size: Annotated[int, Field(ge=1, examples=[4])]
     per_device_eval_batch_size: Annotated[int, Field(ge=1, examples=[16])]
