@@ -79,7 +79,7 @@ REFUSED = {  # what is typed beside the adapter → what the line must name
     "adapter=nowhere": ["adapter=nowhere: is not a folder"],
     "adapter=lora": ["adapter=lora", "type lora=lora"],
     "adapter={one: RUN, two: RUN}": ["continues one adapter, and 2"],
-    "task=reward": ["task.type=preference"],
+    "task=spanish_sentiment": ["is a causal_lm adapter", "task.type=seq_cls"],
     "adapter=newer": ["from_the_future=true", "PEFT"],
     "adapter=torn": [ADAPTER_WEIGHTS, "missing"],
     "adapter=scores": ["is of type ADALORA", "train a new adapter"],

@@ -88,11 +88,13 @@ def _apply_method(values: dict[str, Any], recorded: dict[str, Any], keys: set[st
         return values
     own, ((name, path),) = recorded.get("lora") or {}, adapters.items()
     try:
-        settings = adapter_settings.read_settings(adapter_folder.resolve_adapter(path, name), own)
+        adapter = adapter_folder.resolve_adapter(path, name)
     except (PeftrunError, OSError):  # reported when the adapter is checked
         return values
-    chosen = _list_chosen_keys(lora, keys)
-    if settings is None or ("method" in chosen and lora.get("method") != settings["method"]):
+    settings, chosen = adapter_settings.read_settings(adapter, own), _list_chosen_keys(lora, keys)
+    if settings is None or adapter_settings.why_not_continued(adapter):
+        return values
+    if "method" in chosen and lora.get("method") != settings["method"]:
         return values
     for key in chosen - {"method"}:
         names = key.split(".")
