@@ -185,29 +185,28 @@ def test_a_stacked_run_lives_on_as_any_adapter(where, llama, on_tiny):
 
 
 WRONG = {
-    "a parent that is not there": (["task=dpo", "task.objective.reference=parent"], ["task.objective.reference=parent: ", "type adapter=RUN_FOLDER"]),
-    "a reference that nothing is compared with": (["task=grpo", "task.objective.reference=base"], ["task.objective.reference=base: task.objective.beta=0.0"]),
-    "an adapter that cannot be held twice": (["task=dpo", "adapter=TOKENS"], ["adapter=TOKENS: is of type TRAINABLE_TOKENS", "type task.objective.reference=base"]),
-    "LoRA-FA": (["task=dpo", "adapter=FIRST", "lora.lora_fa=true"], ["lora.lora_fa=true: ", "type task.objective.reference=base"]),
-    "nothing to stack on": (["stack=true"], ["action.stack=true: ", "type adapter=RUN_FOLDER"]),
-    "on DoRA": (["stack=true", "adapter=DORA"], ["adapter=DORA: has use_dora=true", "action=merge"]),
-    "DoRA on top": (["stack=true", "adapter=FIRST", "lora=dora"], ["lora.use_dora=true: cannot be added"]),
-    "another method on top": (["stack=true", "adapter=FIRST", "lora=ia3"], ["lora.method=ia3: action.stack=true adds a LoRA to a LoRA; type lora=lora"]),
-    "no adapter on top": (["stack=true", "adapter=FIRST", "lora=none"], ["lora.method=none: action.stack=true", "type lora=lora"]),
-    "a start that looks at rows": (["stack=true", "adapter=FIRST", "lora=eva"], ["lora.init_lora_weights=eva: ", "type lora.init_lora_weights=true"]),
-    "a stack of several": (["stack=true", "adapter={a: FIRST, b: FIRST}"], ["adapter: ", "type adapter=PATH"]),
+    "a parent that is not there": ("dpo", ["task.objective.reference=parent"], ["task.objective.reference=parent: ", "type adapter=RUN_FOLDER"]),
+    "no reference at all": ("grpo", ["task.objective.beta=0.0", "task.objective.reference=base"], ["task.objective.reference=base: task.objective.beta=0.0"]),
+    "an adapter that cannot be held twice": ("dpo", ["adapter=WORDS"], ["adapter=WORDS: is of type TRAINABLE_", "type task.objective.reference=base"]),
+    "LoRA-FA": ("dpo", ["adapter=BELOW", "lora.lora_fa=true"], ["lora.lora_fa=true: ", "type task.objective.reference=base"]),
+    "nothing to stack on": ("dpo", ["stack=true"], ["action.stack=true: ", "type adapter=RUN_FOLDER"]),
+    "on DoRA": ("dpo", ["stack=true", "adapter=MAGNITUDES"], ["adapter=MAGNITUDES: has use_dora=true", "action=merge"]),
+    "DoRA on top": ("dpo", ["stack=true", "adapter=BELOW", "lora=dora"], ["lora.use_dora=true: cannot be added"]),
+    "another method on top": ("dpo", ["stack=true", "adapter=BELOW", "lora=ia3"], ["lora.method=ia3: action.stack=true adds a LoRA to a LoRA; type lora=lora"]),
+    "a start that looks at rows": ("dpo", ["stack=true", "adapter=BELOW", "lora.init_lora_weights=eva"], ["lora.init_lora_weights=eva: "]),
+    "a stack of several": ("dpo", ["stack=true", "adapter={a: BELOW, b: BELOW}"], ["adapter: ", "type adapter=PATH"]),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def adapters(where, llama):
-    options = {"dora": ["lora=dora"], "tokens": ["lora=trainable_tokens", *FITTING["trainable_tokens"]]}
+    options = {"magnitudes": ["lora=dora"], "words": ["lora=trainable_tokens", *FITTING["trainable_tokens"]]}
     made = {name: saved(llama, where / name, *option)[0].path for name, option in options.items()}
-    return made | {"first": where / "outputs/train/first"}
+    return made | {"below": where / "outputs/train/first"}
 
 
 @cases("case", WRONG)
-def test_what_cannot_be_is_refused_in_a_line(cli, tmp_path, llama, adapters, case):
-    typed, told = WRONG[case]
-    args = fill(["model=pretrained", f"model.name_or_path={llama}", "task.data.source=file", *typed], **adapters)
+def test_what_cannot_be_is_refused_in_a_line(cli, tmp_path, where, llama, adapters, case):
+    kind, typed, told = WRONG[case]
+    args = [*preferences(where, llama, kind), *fill(typed, **adapters)]
     check_refused(cli, tmp_path, args, fill(told, **adapters))

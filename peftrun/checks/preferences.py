@@ -135,7 +135,7 @@ def check_reference(
         return
     if chosen == "parent" and not adapter:
         yield f"{key}=parent: is the adapter that is trained further, and none is; type adapter=RUN_FOLDER, or {key}=base"
-    for parent in adapters.values():
+    for parent in adapters.values() if not action.stack else ():  # of a stack the adapter below is there once
         if reason := adapter_rules.why_not_twice(parent.config):
             yield f"{parent.option}: {reason}, so it cannot be held a second time, as the reference model; type {key}=base"
         if getattr(lora, "lora_fa", False):

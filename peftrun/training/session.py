@@ -342,7 +342,7 @@ def build_result(
     coverage = epochs.describe_coverage(session.spec, num_rows, fitted.steps)
     summary = [
         ("base", f"{session.base.name} ({session.base.fingerprint.short()})"),
-        *([("continued", lineage.format_chain(origin))] if session.parent else []),
+        *lineage.summarize(origin, is_stacked=getattr(session.spec.action, "stack", False)),
         ("trainable", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"),
         ("training", fitted.describe()),
         *([("learned", coverage)] if coverage else []),
