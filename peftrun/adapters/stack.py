@@ -49,6 +49,7 @@ def attach_stacked(
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise attach.to_config_error(error, lora, base) from error
     attach_cells.restore_requested_targets(net.peft_config[attach.ADAPTER_NAME], config)
+    net.peft_config[attach.ADAPTER_NAME].fan_in_fan_out = net.peft_config[FROZEN].fan_in_fan_out  # the layers'
     reference.activate(net, [attach.ADAPTER_NAME, FROZEN])
     reference.freeze_parent(net)
     attach.prepare_training(net, lora)
