@@ -80,6 +80,12 @@ def test_the_reference_is_the_adapter_as_it_was_or_the_base(where, llama, kind, 
     again = cli_here(where, *given, f"task.objective.reference={chosen}", "action=evaluate", f"adapter={run.run_dir}")
     assert again.code == 0, again.err
     assert again.record()["metrics"] == pytest.approx(after, rel=1e-4, abs=1e-6)
+    if (kind, chosen) == ("dpo", "null"):
+        (where / "outputs/train/first").rename(where / "elsewhere")
+        gone = cli_here(where, *given, "action=evaluate", f"adapter={run.run_dir}")
+        (where / "elsewhere").rename(where / "outputs/train/first")
+        assert gone.code == 0 and record["reference"]["sha256"][:12] in gone.err and "base model instead" in gone.err
+        assert gone.record()["reference"] == {"model": "base"}
 
 
 def saved(llama, folder, *overrides):
@@ -104,8 +110,8 @@ def logits(base, net):
 
 
 HELD = [
-    "lora=lora", "lora=dora", "lora=rslora", "lora=ia3", "lora=loha", "lora=vera", "lora=lora_trainable_tokens", "lora=prompt_tuning", "lora=boft",
-    "lora=ln_tuning", "lora.modules_to_save=[lm_head]", "lora.target_modules=[embed_tokens,q_proj]", "lora.alpha_pattern={q_proj: 8}",
+    "lora=lora", "lora=dora", "lora=ia3", "lora=loha", "lora=lora_trainable_tokens", "lora=prompt_tuning", "lora=ln_tuning",
+    "lora.modules_to_save=[lm_head]", "lora.target_modules=[embed_tokens,q_proj]",
 ]  # fmt: skip
 
 
@@ -114,6 +120,7 @@ def test_the_frozen_adapter_stays_what_it_was_while_the_other_moves(tmp_path, ll
     name = option.partition("=")[2]
     ref, spec = saved(llama, tmp_path / "adapter", option, *FITTING.get(name, []))
     base = load_base(spec.model, CPU)
+    plain = logits(base, base.model)
     net, _ = parent.attach_parent(base, ref, spec.lora)
     as_it_was = logits(base, net)
     trained = {name for name, value in net.named_parameters() if value.requires_grad}
@@ -121,6 +128,8 @@ def test_the_frozen_adapter_stays_what_it_was_while_the_other_moves(tmp_path, ll
     move(net)
     with reference.use_reference(net, reference.PARENT), net.disable_adapter():
         assert torch.equal(logits(base, net), as_it_was)
+    with reference.use_reference(net, reference.BASE), net.disable_adapter():
+        assert torch.equal(logits(base, net), plain)
     assert not torch.equal(logits(base, net), as_it_was)
     assert {name for name, value in net.named_parameters() if value.requires_grad} == trained
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -122,24 +123,30 @@ def test_language_models_generate(learned, where):
         assert said.code == 0, said.err
 
 
-@pytest.mark.slow
-def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files):
-    given = [*overrides("dpo", llama, files), "trainer.max_steps=4", "trainer.save_steps=2"]
-    whole = cli_here(where, *given, "hydra.run.dir=outputs/train/whole")
-    assert whole.code == 0, whole.err
-    torn = where / "outputs/train/torn"
-    import shutil
+STARTS = {
+    "fresh": [],
+    "further": ["adapter=outputs/train/fresh"],
+    "stacked": ["adapter=outputs/train/fresh", "stack=true"],
+}
 
-    shutil.copytree(where / "outputs/train/whole", torn)
+
+@pytest.mark.slow
+@cases("start", STARTS)
+def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files, start):
+    given = [*overrides("dpo", llama, files), "trainer.max_steps=4", "trainer.save_steps=2", *STARTS[start]]
+    whole = cli_here(where, *given, f"hydra.run.dir=outputs/train/{start}")
+    assert whole.code == 0, whole.err
+    torn = where / f"outputs/train/{start}-torn"
+    shutil.copytree(where / f"outputs/train/{start}", torn)
     shutil.rmtree(torn / "checkpoints" / "checkpoint-4")
     shutil.rmtree(torn / "adapter")
     record = json.loads((torn / "record.json").read_text())
     (torn / "record.json").write_text(json.dumps(record | {"status": "running"}))
-    resumed = cli_here(where, *given, "action.resume=outputs/train/torn", "hydra.run.dir=outputs/train/resumed")
+    resumed = cli_here(where, *given, f"action.resume={torn}", f"hydra.run.dir=outputs/train/{start}-resumed")
     assert resumed.code == 0, resumed.err
     one, other = (
         (where / f"outputs/train/{name}/adapter/adapter_model.safetensors").read_bytes()
-        for name in ("whole", "resumed")
+        for name in (start, f"{start}-resumed")
     )
     assert one == other
 
