@@ -48,7 +48,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         result.facts |= about_reference
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
-    path = next(iter(spec.adapter.values()))
+    path = next(iter(adapters.values())).path
     generate_commands = [] if base.head else [f"peftrun action=generate adapter={path}"]
     result.next_commands = [*generate_commands, f"peftrun action=merge adapter={path}"]
     return result

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ UNTRAINED_DIR = "untrained"
 
 def save(model: Any, base: LoadedBase, target: Path, *, untrained: set[str], names: list[str] | None = None,
          dtype: torch.dtype | None = None, initial: Path | None = None,
-         derived_from: dict[str, Any] | None = None, top: str = "default",
-         write_beside: Callable[[Path], dict[str, Any]] | None = None) -> None:  # fmt: skip
+         derived_from: dict[str, Any] | None = None, learned: Mapping[str, dict[str, Any]] | None = None,
+         top: str = "default", write_beside: Callable[[Path], dict[str, Any]] | None = None) -> None:  # fmt: skip
     """Writes adapters (`names`; None: all) to the new folder `target`: `top` directly into it, others into subfolders.
 
     Args: untrained: names of those that were never trained. dtype: of the saved tensors; None: unchanged.
         initial: folder of the untrained adapter, for initializations that modify the base model: what is saved is
             then converted to plain LoRA for the unmodified base model. derived_from: further facts for peftrun.json, on its origin.
+        learned: name → facts on what that adapter learned.
         write_beside: writes more into the folder, and returns facts on it for peftrun.json.
     Raises: ArtifactError: `target` exists, or writing failed; nothing is left behind.
     """
@@ -54,7 +55,8 @@ def save(model: Any, base: LoadedBase, target: Path, *, untrained: set[str], nam
                 "probe": compute_probe_signature(base, model),
                 **({"labels": list(model.config.id2label.values())} if base.head else {}),
             }
-            atomic_files.write_json(folder / PEFTRUN_METADATA, metadata | (derived_from or {}) | beside)
+            facts = (derived_from or {}) | (learned or {}).get(name, {}) | beside
+            atomic_files.write_json(folder / PEFTRUN_METADATA, metadata | facts)
     model.set_adapter(active)
 
 

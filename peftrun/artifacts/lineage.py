@@ -70,5 +70,7 @@ def summarize(facts: dict[str, Any], *, is_stacked: bool) -> list[tuple[str, str
     rows = [("stacked on" if is_stacked else "continued", chain)] if (chain := format_chain(facts)) else []
     if reference := facts.get("reference"):
         is_parent = reference["model"] == "parent"
-        rows.append(("reference model", "the adapter that it started from, as it was" if is_parent else "the base model"))
+        rows.append(
+            ("reference model", "the adapter that it started from, as it was" if is_parent else "the base model")
+        )
     return rows

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, records
+from peftrun.artifacts import adapter_folder, hub_adapters, records
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ArtifactError, PeftrunError
@@ -59,6 +59,13 @@ def hash_input_adapters(adapters: dict[str, str]) -> dict[str, str]:
         except (PeftrunError, OSError):  # reported when the adapter is loaded
             continue
     return hashes
+
+
+def describe_hub_adapters(adapters: dict[str, str]) -> dict[str, Any]:
+    """`hub_adapters` for a run's record: name → id, requested revision and commit of every adapter from the Hub; empty if there are none."""
+    sources = {name: hub for name, path in adapters.items() if (hub := hub_adapters.parse_hub_adapter(path))}
+    facts = {name: {"id": hub.place, "revision": hub.revision, "commit": hub.commit} for name, hub in sources.items()}
+    return {"hub_adapters": facts} if facts else {}
 
 
 def hash_input_files(spec: RunSpec) -> dict[str, str]:

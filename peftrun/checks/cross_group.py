@@ -168,13 +168,17 @@ def _check_model_folder(name: str) -> Lines:
 
 
 def _resolve_adapters(adapter: dict[str, str]) -> dict[str, Any]:
-    """Two more parts, both by name: `adapters` that were found, and in `adapter_errors` why others were not."""
+    """Two more parts, both by name: `adapters` that were found, and in `adapter_errors` why others were not.
+
+    An adapter on the Hub that is not downloaded yet is in neither: the rules are checked again once it is.
+    """
     adapters: dict[str, AdapterRef] = {}
     errors: dict[str, PeftrunError | OSError] = {}
     for name, path in adapter.items():
         try:
             adapter_folder.check_adapter_name(name)
-            adapters[name] = adapter_folder.resolve_adapter(path, name)
+            if not adapter_folder.awaits_download(path, name):
+                adapters[name] = adapter_folder.resolve_adapter(path, name)
         except (PeftrunError, OSError) as error:
             errors[name] = error
     return {"adapters": adapters, "adapter_errors": errors}

@@ -191,7 +191,9 @@ def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
     """Whether an action reads rows of its task."""
     if task.type == LM_EVAL or action.name in ROWLESS:
         return False
-    return action.name != "merge" or bool(action.verify and action.num_eval_rows)
+    if action.name == "merge":
+        return bool(action.verify and action.num_eval_rows)
+    return action.name != "reload" or bool(action.evaluate)
 
 
 def check_loss_on(task: schema.TaskSpec) -> Lines:

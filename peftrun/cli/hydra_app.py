@@ -177,7 +177,10 @@ def _complete_commands(commands: list[str], spec: Any) -> list[str]:
         row_overrides, places = run_overrides.select_row_overrides(adapter_overrides), places or adapter_places
     return [
         run_overrides.add_shared_overrides(
-            command, [*([] if " adapter=" in command else row_overrides), *overrides], places
+            command,
+            [*([] if " adapter=" in command else row_overrides), *overrides],
+            places,
+            spec,
         )
         for command in commands
     ]

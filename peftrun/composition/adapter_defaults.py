@@ -1,50 +1,77 @@
-"""An adapter's training run supplies base model and task to actions on that adapter, unless others are typed; the adapter itself its method. Light."""
+"""An adapter supplies the base model that it was made for, the task that it learned and its method, unless others are typed. Light."""
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import DictConfig
 
-from peftrun.artifacts import adapter_folder, adapter_settings
-from peftrun.artifacts.run_layout import CONFIG
-from peftrun.checks.tasks import MODELLESS
+from peftrun.artifacts import adapter_folder, adapter_origin, hub_adapters, hub_download
+from peftrun.artifacts.adapter_origin import GROUPS, AdapterOrigin
+from peftrun.checks.tasks import MODELLESS, reads_rows
+from peftrun.composition import adapter_method
 from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
-from peftrun.config.template_params import MISSING
-from peftrun.errors import PeftrunError
+from peftrun.errors import ConfigError
 from peftrun.system import packages
 
-GROUPS = ("model", "task")
-CONTINUING = ("train", "plan")  # actions that train the adapter further
+# Group → keys that choose its content, and so stand for it where they are typed.
+CHOOSING_KEYS = {"model": ("model.name_or_path",), "task": ("task.type", "task.data.path")}
+NO_EVALUATION = {"reload": ", or action.evaluate=false", "merge": ", or action.num_eval_rows=0"}
+
+PinAdapters = Callable[[dict[str, str]], dict[str, str]]
 
 
 def build_run_spec(cfg: DictConfig, typed: Sequence[str]) -> RunSpec:
-    """The checked run of a composed configuration, with its adapter's base model and task. Raises: ConfigError: see `build_spec`."""
-    return build_spec_from_values(apply_adapter_defaults(config.resolve_values(cfg), typed))
+    """The checked run of a composed configuration, with its adapter's base model and task; adapters on the Hub are downloaded.
+
+    Raises: ConfigError: see `build_spec`; then nothing was downloaded. AdapterError: an adapter on the Hub cannot be.
+    """
+    return build_pinned_spec(config.resolve_values(cfg), typed)
+
+
+def build_pinned_spec(
+    values: dict[str, Any], typed: Sequence[str], pin: PinAdapters = hub_download.pin_adapters
+) -> RunSpec:
+    """The same of resolved values. `pin`: downloads adapters and pins their commits."""
+    spec = check_values(values, typed)
+    if any(adapter_folder.awaits_download(path, name) for name, path in spec.adapter.items()):
+        spec = check_values({**values, "adapter": pin(spec.adapter)}, typed)
+    return spec
+
+
+def check_values(values: dict[str, Any], typed: Sequence[str]) -> RunSpec:
+    """The checked run without asking the Hub: what only an adapter says that is not downloaded yet is left unchecked.
+
+    Raises: ConfigError: see `build_spec`, or neither the command nor the adapter says which base model or task is meant.
+    """
+    adopted, deferred = apply_adapter_defaults(values, typed), dict(_list_open_groups(values, typed))
+    lines = [line for line in deferred.values() if line]
+    try:
+        spec = build_spec_from_values(adopted, deferred)
+    except ConfigError as error:
+        raise ConfigError(*lines, *error.lines) from error
+    if lines:
+        raise ConfigError(*lines)
+    return spec
 
 
 def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
-    """Resolved values with base model and task of the adapter's run, unless an option or an experiment selects them.
+    """Resolved values with base model and task of the adapter, unless an option or an experiment selects them.
 
     Single keys that are typed (`task.data.path=OTHER.jsonl`) are applied on top.
     """
-    run = find_adapter_run(values)
-    keys = {text.lstrip("+~").partition("=")[0] for text in typed}
-    groups = [group for group in GROUPS if not keys & {group, "experiment"}]
-    try:
-        recorded = config.read_run(run / CONFIG, report_changes=False) if run else {}
-    except PeftrunError:  # reported where more of that run is needed
-        recorded = {}
-    values = _apply_method(values, recorded, keys)
-    if not recorded or not groups:
+    groups, keys, origin = _list_free_groups(typed), _list_typed_keys(typed), find_adapter_origin(values)
+    values = adapter_method.apply_adapter_method(values, origin.lora if origin else {}, keys)
+    if origin is None or not groups:
         return values
     adopted = dict(values)
     for group in groups:
-        if isinstance(recorded.get(group), dict) and isinstance(values.get(group), dict):
-            adopted[group] = copy.deepcopy(recorded[group])
+        if group in origin.groups and isinstance(values.get(group), dict):
+            adopted[group] = copy.deepcopy(origin.groups[group])
             for key in keys:
                 if key.startswith(f"{group}."):
                     config.take_value(adopted[group], values[group], key.split(".")[1:])
@@ -52,13 +79,47 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     if changed := [group for group in groups if adopted[group] != values[group]]:
         options = " and ".join(f"{group}=" for group in changed)
         config.report_upgrades(
-            [f"{' and '.join(changed)} of {run}, whose adapter this is (type {options} for another)"]
+            [f"{' and '.join(changed)} of {origin.source}, whose adapter this is (type {options} for another)"]
         )
     return adopted
 
 
-def find_adapter_run(values: dict[str, Any]) -> Path | None:
-    """Folder of the run that made the active adapter; None if there is none, or it is unknown."""
+def find_adapter_origin(values: dict[str, Any]) -> AdapterOrigin | None:
+    """How the active adapter was made; None if there is none, or that is unknown."""
+    active = _find_active_adapter(values)
+    return None if active is None or adapter_folder.awaits_download(*active) else adapter_origin.read_origin(*active)
+
+
+def _list_open_groups(values: dict[str, Any], typed: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(group, line) of each that only the adapter could say and does not. The line is empty if it may, once it is downloaded."""
+    active = _find_active_adapter(values)
+    if active is None:
+        return
+    keys, origin = _list_typed_keys(typed), find_adapter_origin(values)
+    path, name = active
+    option = adapter_folder.format_adapter_option(hub_adapters.format_source(path), name)
+    for group in _list_free_groups(typed):
+        if keys & set(CHOOSING_KEYS[group]):
+            continue
+        if origin is None and adapter_folder.awaits_download(path, name):
+            yield group, ""
+        elif origin and group == "model" and origin.unknown_base:
+            yield group, f"{option}: {origin.unknown_base}; type model=pretrained model.name_or_path=FOLDER_OR_HUB_ID"
+        elif origin and group == "task" and group not in origin.groups and _measures(values):
+            advice = NO_EVALUATION.get(values["action"]["name"], "")
+            yield group, f"{option}: does not say what it was trained on; type task=NAME{advice}"
+
+
+def _measures(values: dict[str, Any]) -> bool:
+    """Whether the action reads rows of its task; False where a key is missing, which is reported."""
+    with suppress(AttributeError, TypeError):
+        task: Any = SimpleNamespace(**values["task"])  # not validated yet
+        return reads_rows(task, SimpleNamespace(**values["action"]))
+    return False
+
+
+def _find_active_adapter(values: dict[str, Any]) -> tuple[str, str] | None:
+    """Path and name of the active adapter, if the action takes base model and task from it."""
     adapters, action = values.get("adapter"), values.get("action")
     if (
         not isinstance(adapters, dict)
@@ -68,47 +129,17 @@ def find_adapter_run(values: dict[str, Any]) -> Path | None:
     ):
         return None
     # Of several adapters the active one decides, by default the first.
-    path = adapters.get(values.get("active_adapter"), next(iter(adapters.values())))
-    if not isinstance(path, str) or not path.strip():
-        return None
-    return adapter_folder.find_adapter_run(path)
+    name = values.get("active_adapter")
+    name = name if name in adapters else next(iter(adapters))
+    path = adapters[name]
+    return (path, str(name)) if isinstance(path, str) and path.strip() else None
 
 
-def _apply_method(values: dict[str, Any], recorded: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    """Resolved values with group `lora` of the adapter that is trained further, and what is typed of it on top.
-
-    Typed values that contradict the adapter stay, for `checks.parent` to report; those that its own run had are the adapter's.
-
-    Args: recorded: the values of the run that made it. keys: that are typed.
-    """
-    adapters, lora, action = values.get("adapter"), values.get("lora"), values.get("action")
-    if not (isinstance(adapters, dict) and len(adapters) == 1 and isinstance(lora, dict) and isinstance(action, dict)):
-        return values
-    if action.get("name") not in CONTINUING or action.get("stack"):  # an adapter on top of it has a method of its own
-        return values
-    own, ((name, path),) = recorded.get("lora") or {}, adapters.items()
-    try:
-        adapter = adapter_folder.resolve_adapter(path, name)
-    except (PeftrunError, OSError):  # reported when the adapter is checked
-        return values
-    settings, chosen = adapter_settings.read_settings(adapter, own), _list_chosen_keys(lora, keys)
-    if settings is None or adapter_settings.why_not_continued(adapter):
-        return values
-    if "method" in chosen and lora.get("method") != settings["method"]:
-        return values
-    for key in chosen - {"method"}:
-        names = key.split(".")
-        if lora.get(names[0]) != own.get(names[0], MISSING):
-            config.take_value(settings, lora, names)
-    if settings != lora:
-        config.report_upgrades([f"lora of {path}, the adapter that is trained further"])
-    return values | {"lora": settings}
+def _list_free_groups(typed: Sequence[str]) -> list[str]:
+    """Groups that no option and no experiment of the command selects."""
+    keys = _list_typed_keys(typed)
+    return [group for group in GROUPS if not keys & {group, "experiment"}]
 
 
-def _list_chosen_keys(lora: dict[str, Any], keys: set[str]) -> set[str]:
-    """Keys of group `lora` that are typed, or that the typed option sets otherwise than the option named as its method."""
-    typed = {key.removeprefix("lora.") for key in keys if key.startswith("lora.")}
-    if "lora" not in keys:
-        return typed
-    plain = adapter_settings.read_defaults(str(lora.get("method"))) or {}
-    return typed | {"method"} | {key for key, value in lora.items() if plain.get(key, MISSING) != value}
+def _list_typed_keys(typed: Sequence[str]) -> set[str]:
+    return {text.lstrip("+~").partition("=")[0] for text in typed}

@@ -49,7 +49,7 @@ def render_summary(about: CardInfo) -> str:
     if source.facts.get("merged"):
         text += "\n\nThe adapter is merged into these weights; no adapter is needed."
     if not source.record:
-        text += "\n\nThere is no record of how it was made, so nothing is said about that."
+        text += "\n\nThere is no record of how it was made, so it is unknown."
     return text
 
 

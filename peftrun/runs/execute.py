@@ -163,6 +163,7 @@ class Record:
             "host": platform.node(),  # where the catalog looks for the process
             "environment": environment.describe_environment(),
             "input_adapters": source_run.hash_input_adapters(spec.adapter),
+            **source_run.describe_hub_adapters(spec.adapter),
             "files": source_run.hash_input_files(usage.strip_tracking(spec)),
             "config_sha256": atomic_files.hash_file(out_dir / CONFIG),
         }
