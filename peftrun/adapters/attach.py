@@ -14,7 +14,7 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from peftrun import console
-from peftrun.adapters import data_driven_init, offload, target_modules, traits
+from peftrun.adapters import data_driven_init, new_tokens, offload, target_modules, traits
 from peftrun.artifacts.adapter_settings import HEAD_NAMES
 from peftrun.config import usage
 from peftrun.config.schema.lora import AdaLoraSpec, LoraSpec
@@ -57,6 +57,7 @@ def attach_adapter(base: LoadedBase, lora: Any, seed: int, start: InitData | Non
             attach = offload.add_untrained if base.device.max_memory else get_peft_model
             net = attach(base.model, config)
         data_driven_init.apply_data_driven_init(base, net, lora, batches)
+        new_tokens.start_at_mean(net, base)
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         raise to_config_error(error, lora, base) from error
     adapter_config = net.peft_config["default"]
@@ -106,6 +107,7 @@ def build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> An
         if value is not None or key in extra
     }
     fields |= _resolve_head_fields(base, lora) | _resolve_run_fields(base, lora, start)
+    fields |= new_tokens.resolve_token_fields(base, lora)
     language_model = "seq2seq" if base.model.config.is_encoder_decoder else "causal_lm"
     task_type = TASK_TYPES[base.head.kind if base.head else language_model]
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(lora.method.upper())]

@@ -15,6 +15,7 @@ from peftrun.adapters import trainable_tokens
 from peftrun.adapters.attach import modifies_base
 from peftrun.adapters.load import compute_probe_signature
 from peftrun.adapters.shared_encoder import find_peft_model
+from peftrun.artifacts import token_settings
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA
 from peftrun.io import atomic_files
 from peftrun.models.base import LoadedBase
@@ -55,6 +56,7 @@ def save(model: Any, base: LoadedBase, target: Path, *, untrained: set[str], nam
                 "probe": compute_probe_signature(base, model),
                 **({"labels": list(model.config.id2label.values())} if base.head else {}),
             }
+            token_settings.copy_tokenizer_files(base.folder, folder)
             facts = (derived_from or {}) | (learned or {}).get(name, {}) | beside
             atomic_files.write_json(folder / PEFTRUN_METADATA, metadata | facts)
     model.set_adapter(active)

@@ -15,9 +15,10 @@ CHECKPOINTS = "checkpoints"
 PEFTRUN_METADATA = "peftrun.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"  # as transformers names it
 TOKENIZER_FILES = (  # as transformers saves them, by their full names, so that no other file of a folder is taken for one
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "qwen.tiktoken", "tiktoken.model",
-    "tekken.json", "chat_template.jinja",
+    "tekken.json", CHAT_TEMPLATE,
 )  # fmt: skip
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"

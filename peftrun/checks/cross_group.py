@@ -13,6 +13,7 @@ from typing import Any
 from peftrun.artifacts import adapter_folder, base_location, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import actions as action_checks
+from peftrun.checks import base_tokens as token_checks
 from peftrun.checks import device as device_checks
 from peftrun.checks import methods as method_checks
 from peftrun.checks import parent as parent_checks
@@ -238,6 +239,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora", "model", "action"), method_checks.check_quantization),
     (("task", "adapter", "adapters", "active_adapter", "action"), _check_same_kind),
     (("model", "action"), _check_model),
+    *token_checks.RULES,
     (("adapter", "adapter_errors", "active_adapter"), _check_adapters),
     (("action", "adapter", "lora"), action_checks.check_action),
     (("action", "lora", "adapter", "adapters"), parent_checks.check_parent),

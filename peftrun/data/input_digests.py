@@ -1,10 +1,12 @@
 """Digests of a training's inputs: the files of its rows and tools, its base model, and the adapter that it continues. Light; digests of files are cached."""
 
+import hashlib
+import json
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from peftrun.artifacts import base_location, source_run
+from peftrun.artifacts import base_location, source_run, token_settings
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import PeftrunError
 
@@ -28,7 +30,16 @@ def compute_digests(spec: RunSpec) -> dict[str, str]:
         with suppress(PeftrunError, OSError):  # loading the model raises the error with its reason
             parts = fingerprint.fingerprint_model(folder).as_dict()
             digests |= {f"the base's {part.replace('_', ' ')}": digest for part, digest in parts.items()}
-    return digests
+    return digests | _digest_tokens(spec)
+
+
+def _digest_tokens(spec: RunSpec) -> dict[str, str]:
+    """The same for the chat template and the tokens of config group `model`: a file or a named template may change its content."""
+    with suppress(PeftrunError):
+        if settings := token_settings.read_token_settings(spec.model):
+            values = json.dumps(settings.describe() | {"chat_template": settings.chat_template})
+            return {"model.chat_template and tokens": hashlib.sha256(values.encode()).hexdigest()}
+    return {}
 
 
 def list_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:

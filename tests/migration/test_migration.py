@@ -62,6 +62,7 @@ def room(tmp_path, monkeypatch):
     ):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}\n")
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

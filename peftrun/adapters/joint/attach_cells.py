@@ -11,7 +11,7 @@ from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
-from peftrun.adapters import add, attach, hot_swap, load, parent, target_modules
+from peftrun.adapters import add, attach, hot_swap, load, new_tokens, parent, target_modules
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.compat.peft import expand_target_modules
 from peftrun.errors import PeftrunError
@@ -91,8 +91,10 @@ def _attach_cell(base: LoadedBase, net: Any, name: str, ready: _ReadyCell) -> An
         return add.add_adapter(base, base.model, net, replace(cell.parent, name=name), ready.resolved)
     try:
         if net is None:
-            return get_peft_model(base.model, ready.resolved, adapter_name=name)
-        net.add_adapter(name, ready.resolved)
+            net = get_peft_model(base.model, ready.resolved, adapter_name=name)
+        else:
+            net.add_adapter(name, ready.resolved)
+        new_tokens.start_at_mean(net, base, name)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise attach.to_config_error(error, cell.lora, base) from error
     return net

@@ -26,6 +26,10 @@ class ModelSpec:
     quantization: Literal["nf4", "fp4", "int8", "torchao_int8"] | None
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
     trust_remote_code: bool
+    chat_template: Path | None = None  # a name or a Jinja file; null: the tokenizer's own
+    special_tokens: dict[Literal["bos", "eos", "unk", "sep", "pad", "cls", "mask"], str] | None = None
+    new_tokens: list[str] | None = None
+    pad_vocab_to_multiple_of: Positive | None = None  # rows of embeddings, where new tokens need more of them
 
 
 Lora = Annotated[
