@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console, tasks
-from peftrun.adapters import load, mixed_batch
+from peftrun.adapters import load, mixed_batch, reference
 from peftrun.artifacts import adapter_folder, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
@@ -48,7 +48,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             (f"{name}: {key}", f"{value:.4f}") for name, values in per_adapter.items() for key, value in values.items()
         ]
     else:
-        metrics = task_module.evaluate(net, base.tokenizer, rows.held_out, batch_size, spec.task)
+        active = adapters.get(net.active_adapter) if adapters else None
+        with reference.use_recorded_reference(base, net, active, spec.task.objective) as about_reference:
+            metrics = task_module.evaluate(net, base.tokenizer, rows.held_out, batch_size, spec.task)
+        facts |= about_reference
     summary += [(name, f"{value:.4f}") for name, value in metrics.items()]
     return RunResult(out_dir, facts, metrics, summary=summary, objective=metrics["loss"])
 

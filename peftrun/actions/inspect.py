@@ -6,7 +6,7 @@ from typing import Any
 
 from peftrun import console
 from peftrun.artifacts import adapter_folder, adapter_rules, adapter_tensors, delta_weights, lineage
-from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.artifacts.adapter_folder import STACK, AdapterRef
 from peftrun.config.schema.run import RunSpec
 from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files, safetensors_header
@@ -46,6 +46,7 @@ def describe_adapter(adapter: AdapterRef) -> dict[str, Any]:
         provenance = {"peftrun": metadata.get("peftrun"), "base": base["name"], "fingerprint": base["fingerprint"]}
         provenance["untrained"] = metadata.get("untrained")
         provenance["ancestors"] = lineage.list_ancestors(metadata)
+        provenance[STACK] = metadata.get(STACK) or []
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -80,6 +81,10 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
         (f"adapter {name}", _format_settings(adapter)),
         ("made by", origin),
         *(("trained from", lineage.format_ancestor(one)) for one in _list_ancestors(provenance)),
+        *(
+            ("sum of", f"{part['folder']} (sha256 {part['sha256'][: lineage.DIGEST]})")
+            for part in _list_parts(provenance)
+        ),
         (
             "size",
             f"{adapter['parameters']:,} parameters, {format_bytes(adapter['bytes'])}, {adapter['dtype']}",
@@ -108,6 +113,11 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
 def _list_ancestors(provenance: dict[str, Any] | str) -> list[dict[str, Any]]:
     """The adapters that it was trained from, nearest first; the first ones of many."""
     return [] if isinstance(provenance, str) else provenance["ancestors"][:MAX_ROWS]
+
+
+def _list_parts(provenance: dict[str, Any] | str) -> list[dict[str, Any]]:
+    """The adapters that a stack is the sum of."""
+    return [] if isinstance(provenance, str) else provenance[STACK]
 
 
 def _format_settings(adapter: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, PlanAction)
     training_spec = cross_group.as_training(
-        spec, TrainAction("train", action.resume, action.evaluate_before, action.num_samples)
+        spec, TrainAction("train", action.resume, action.evaluate_before, action.num_samples, action.stack)
     )
     # On a GPU only torch can tell how much memory is free; the estimate then says nothing of whether the run fits.
     on_gpu = base_files.uses_gpu(training_spec.device)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console, tasks
-from peftrun.adapters import load, streamed_load
+from peftrun.adapters import load, reference, streamed_load
 from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.load import LoadProof
 from peftrun.artifacts import adapter_folder, classifier_head
@@ -42,9 +42,12 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         tasks.warn_on_other_dataset(spec.task, rows, adapters)
         result.facts["data"] = rows.describe()
         console.set_activity(f"evaluating {len(rows.held_out)} rows")
-        result.metrics = tasks.import_task_module(spec.task.type).evaluate(
-            net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
-        )
+        active = adapters[net.active_adapter]
+        with reference.use_recorded_reference(base, net, active, spec.task.objective) as about_reference:
+            result.metrics = tasks.import_task_module(spec.task.type).evaluate(
+                net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
+            )
+        result.facts |= about_reference
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
     path = next(iter(adapters.values())).path

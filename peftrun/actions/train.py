@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console, tasks
-from peftrun.adapters import attach, save
+from peftrun.adapters import attach, save, stack
 from peftrun.artifacts import classifier_head
+from peftrun.artifacts.adapter_folder import STACK
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import NoAdapter
@@ -40,15 +41,31 @@ def _train_adapter(job: TrainingSession) -> RunResult:
     console.print_info(f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     is_converted = job.parent is None and distributed.is_main_process()
     with save.keep_untrained(adapted, job.spec.lora, job.out_dir, is_converted) as initial:
-        fitted = jobs.fit(job, adapted, jobs.build_hooks(job, adapted))
+        with start.use_reference(job, adapted):
+            fitted = jobs.fit(job, adapted, jobs.build_hooks(job, adapted))
         adapted = _gather_adapted_model(job, adapted)
         if not distributed.is_main_process():  # the main process evaluates, saves and writes the record
             return RunResult(job.out_dir)
-        after = jobs.evaluate(job, adapted, "after")
-        origin = tasks.describe_training_data(job.spec.task, job.rows) | jobs.describe_parent(job)
-        untrained = {attach.ADAPTER_NAME} if start.is_untrained(job, fitted.steps) else set()
-        save.save(adapted, job.base, job.out_dir / ADAPTER, untrained=untrained, initial=initial, derived_from=origin)
-    return jobs.add_artifacts(job, jobs.build_result(job, fitted, before, after, (trainable, total)))
+        with start.use_reference(job, adapted):
+            after = jobs.evaluate(job, adapted, "after")
+        stacked = _save_adapter(job, adapted, initial, fitted.steps)
+    result = jobs.build_result(job, fitted, before, after, (trainable, total))
+    result.facts |= stacked
+    return jobs.add_artifacts(job, result)
+
+
+def _save_adapter(job: TrainingSession, adapted: Any, initial: Path | None, steps: int) -> dict[str, Any]:
+    """Saves what was trained; of a stack its sum, and returns facts on that for the record."""
+    target = job.out_dir / ADAPTER
+    origin = tasks.describe_training_data(job.spec.task, job.rows) | jobs.describe_parent(job)
+    if job.parent and start.is_stacked(job):
+        facts = stack.add_sum(job.base, adapted)
+        stack.save_stacked(adapted, job.base, job.parent, target, origin)
+        return {STACK: facts}
+    names = [attach.ADAPTER_NAME]
+    untrained = set(names) if start.is_untrained(job, steps) else set()
+    save.save(adapted, job.base, target, untrained=untrained, names=names, initial=initial, derived_from=origin)
+    return {}
 
 
 def _gather_adapted_model(job: TrainingSession, net: Any) -> Any:

@@ -63,3 +63,14 @@ def format_chain(facts: dict[str, Any]) -> str:
 def format_runs(facts: dict[str, Any]) -> str | None:
     """The runs of all ancestors, nearest first; None if there are none."""
     return " ← ".join(str(ancestor.get("run")) for ancestor in list_ancestors(facts)) or None
+
+
+def summarize(facts: dict[str, Any], *, is_stacked: bool) -> list[tuple[str, str]]:
+    """Rows for the summary of a training: the adapters that it started from or on top of, and its reference model."""
+    rows = [("stacked on" if is_stacked else "continued", chain)] if (chain := format_chain(facts)) else []
+    if reference := facts.get("reference"):
+        is_parent = reference["model"] == "parent"
+        rows.append(
+            ("reference model", "the adapter that it started from, as it was" if is_parent else "the base model")
+        )
+    return rows

@@ -21,6 +21,7 @@ from peftrun.checks import metric_names, peer_keys
 from peftrun.checks import parent as parent_checks
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks import serving as serve_checks
+from peftrun.checks import stack as stack_checks
 from peftrun.checks import tasks as task_checks
 from peftrun.checks import trackers as tracker_checks
 from peftrun.checks.tasks import MODELLESS
@@ -245,6 +246,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("adapter", "adapter_errors", "active_adapter"), _check_adapters),
     (("action", "adapter", "lora"), action_checks.check_action),
     (("action", "lora", "adapter", "adapters"), parent_checks.check_parent),
+    (("action", "lora", "adapter", "adapters"), stack_checks.check_stack),
     (("action", "adapter", "adapters", "active_adapter"), action_checks.check_loadable),
     (("action", "adapter", "adapters"), action_checks.check_generate),
     (("action", "adapter", "adapters"), serve_checks.check_serve),

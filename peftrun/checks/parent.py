@@ -17,7 +17,7 @@ def check_parent(action: Any, lora: Any, adapter: dict[str, str], adapters: dict
     if len(adapter) > 1:
         yield f"adapter: action=train continues one adapter, and {len(adapter)} are named; type adapter=PATH, or combine them first (action=combine)"
         return
-    for parent in adapters.values():
+    for parent in adapters.values() if not action.stack else ():
         if isinstance(lora, schema.NoAdapter):
             yield f"lora=none: {parent.option} is an adapter, which is trained further as it is; omit lora=none"
         elif reason := adapter_settings.why_not_continued(parent):

@@ -20,7 +20,7 @@ def apply_adapter_method(values: dict[str, Any], own: dict[str, Any], keys: set[
     adapters, lora, action = values.get("adapter"), values.get("lora"), values.get("action")
     if not (isinstance(adapters, dict) and len(adapters) == 1 and isinstance(lora, dict) and isinstance(action, dict)):
         return values
-    if action.get("name") not in CONTINUING:
+    if action.get("name") not in CONTINUING or action.get("stack"):  # an adapter on top of it has a method of its own
         return values
     ((name, path),) = adapters.items()
     try:

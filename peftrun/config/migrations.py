@@ -139,10 +139,13 @@ ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {
         "lora.loraplus_lr_ratio": None,
         "lora.lora_fa": False,
     },
+    ("task.objective.name", "dpo"): {"task.objective.reference": None},
+    ("task.objective.name", "kto"): {"task.objective.reference": None},
+    ("task.objective.name", "grpo"): {"task.objective.reference": None},
     ("action.name", "merge"): {"action.num_eval_rows": 0},
     ("action.name", "generate"): {"action.batch_size": 1},
-    ("action.name", "train"): {"action.num_samples": 0},
-    ("action.name", "plan"): {"action.measure_steps": 0, "action.num_samples": 0},
+    ("action.name", "train"): {"action.num_samples": 0, "action.stack": False},
+    ("action.name", "plan"): {"action.measure_steps": 0, "action.num_samples": 0, "action.stack": False},
 }
 # An interpolation.
 REFERENCE = re.compile(r"(?P<start>(?<!\\)\$\{\s*(?:oc\.select:\s*)?)(?P<dots>\.*)(?P<key>[\w.\[\]-]+)(?=\s*[},])")

@@ -134,7 +134,8 @@ def _time_step(session: TrainingSession, model: Any, steps: int) -> float:
         session.spec.trainer, **DISABLED_OPTIONS, max_steps=WARMUP_STEPS + steps, logging_steps=WARMUP_STEPS + steps
     )
     short = dataclasses.replace(session, spec=dataclasses.replace(session.spec, trainer=trainer), checkpoint=None)
-    fitted = training_session.fit(short, model, fit.MethodHooks(hooks.optimizer, each_step))
+    with start.use_reference(session, model):
+        fitted = training_session.fit(short, model, fit.MethodHooks(hooks.optimizer, each_step))
     seconds = (stamps[-1] - stamps[WARMUP_STEPS - 1]) / steps
     row_tokens, step_tokens = lengths.list_lengths(session.rows), fitted.tokens / fitted.steps
     if not row_tokens or not step_tokens or trainer.packing:

@@ -22,7 +22,13 @@ TRL_ARGUMENTS = (
     "log_extra",
     "log_metric",
 )  # that TRL passes to a reward function beside the row's columns
-REWARD_FIELDS = ("rewards", "pattern", "target_length")  # fields of an objective that define the reward, none of TRL's
+OWN_FIELDS = (
+    "name",
+    "reference",
+    "rewards",
+    "pattern",
+    "target_length",
+)  # fields of an objective that are none of TRL's
 
 
 def build_trainer(model: Any, data: Any, arguments: dict[str, Any], **options: Any) -> Trainer:
@@ -31,7 +37,7 @@ def build_trainer(model: Any, data: Any, arguments: dict[str, Any], **options: A
     Raises: ValueError: an argument is switched on that the objective's loop does not have.
     """
     name, rows = data.objective.name, data.rows
-    arguments = {**arguments, **usage.collect_kwargs(data.objective, ("name", *REWARD_FIELDS))}
+    arguments = {**arguments, **usage.collect_kwargs(data.objective, OWN_FIELDS)}
     if name == "kto":
         # TRL pairs each answer with its neighbor's prompt when the dataset is prepared, so the order is drawn before that.
         rows = random.Random(data.seed).sample(rows, len(rows))

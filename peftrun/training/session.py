@@ -17,8 +17,8 @@ import torch
 from transformers import DataCollatorForSeq2Seq, set_seed
 
 from peftrun import console, tasks
-from peftrun.adapters import attach, optimizers, traits
-from peftrun.artifacts import adapter_folder, adapter_settings, classifier_head, lineage
+from peftrun.adapters import attach, optimizers, reference, traits
+from peftrun.artifacts import adapter_folder, adapter_settings, classifier_head, lineage, reference_adapter
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER, RECORD
 from peftrun.checks import methods as method_checks
@@ -355,7 +355,7 @@ def build_result(
     coverage = epochs.describe_coverage(session.spec, num_rows, fitted.steps)
     summary = [
         ("base", f"{session.base.name} ({session.base.fingerprint.short()})"),
-        *([("continued", lineage.format_chain(origin))] if origin else []),
+        *lineage.summarize(origin, is_stacked=getattr(session.spec.action, "stack", False)),
         ("trainable", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"),
         ("training", fitted.describe()),
         *([("learned", coverage)] if coverage else []),
@@ -368,8 +368,14 @@ def build_result(
 
 
 def describe_parent(session: TrainingSession) -> dict[str, Any]:
-    """The adapter that the training started from and its ancestors, for record.json and peftrun.json; empty for a fresh one."""
-    return {"parent": lineage.describe_parent(session.parent)} if session.parent else {}
+    """The adapter that the training started from and its ancestors, and the reference model, for record.json and peftrun.json."""
+    about = reference_adapter.describe_reference(choose_reference(session), session.parent)
+    return about | ({"parent": lineage.describe_parent(session.parent)} if session.parent else {})
+
+
+def choose_reference(session: TrainingSession) -> str | None:
+    """`parent` or `base`; None: the objective has no reference model."""
+    return reference.choose_reference(session.spec.task.objective, session.parent is not None)
 
 
 def _collect_details(session: TrainingSession) -> dict[str, Any]:

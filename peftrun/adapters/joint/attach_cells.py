@@ -62,7 +62,7 @@ def attach_cells(base: LoadedBase, cells: dict[str, CellAdapter]) -> tuple[Any, 
     for name, cell in ready.items():
         try:
             net = _attach_cell(base, net, name, cell)
-            _restore_requested_targets(net.peft_config[name], cell.config)
+            restore_requested_targets(net.peft_config[name], cell.config)
             net.peft_config[name].fan_in_fan_out = transposed  # what PEFT sets it to for a single adapter
             _verify_parent(base, net, name, cell)
         except PeftrunError as fault:
@@ -80,7 +80,7 @@ def _prepare_cell(base: LoadedBase, name: str, cell: CellAdapter) -> _ReadyCell:
         parent.check_parent(base, replace(cell.parent, name=name), cell.allow_base_mismatch)
         config = parent.read_trainable_config(cell.parent, cell.lora)
         plain = parent.compute_plain_logits(base, cell.parent)
-    return _ReadyCell(cell, config, _resolve_targets(base.model, config), plain)
+    return _ReadyCell(cell, config, resolve_targets(base.model, config), plain)
 
 
 def _attach_cell(base: LoadedBase, net: Any, name: str, ready: _ReadyCell) -> Any:
@@ -106,7 +106,7 @@ def _verify_parent(base: LoadedBase, net: Any, name: str, ready: _ReadyCell) -> 
         load.verify_load(base, net.eval(), replace(ready.cell.parent, name=name), ready.plain)
 
 
-def _resolve_targets(model: Any, config: Any) -> Any:
+def resolve_targets(model: Any, config: Any) -> Any:
     """A copy of the config with the full names of its target modules, which select the same when other adapters are attached already."""
     expanded = expand_target_modules(copy.copy(config), model)
     names = {name for name, _ in model.named_modules() if check_target_module_exists(expanded, name)}
@@ -115,7 +115,7 @@ def _resolve_targets(model: Any, config: Any) -> Any:
     return resolved
 
 
-def _restore_requested_targets(attached: Any, config: Any) -> None:
+def restore_requested_targets(attached: Any, config: Any) -> None:
     """Puts the requested targets back, so that adapter_config.json is that of a single adapter."""
     targets = config.target_modules
     # PEFT itself replaces `all-linear` and long lists by what they match
