@@ -267,6 +267,8 @@ def fit_cell(session: TrainingSession, parameters: Any, maker: loop.TrainerFacto
 
 
 def _run_fit(session: TrainingSession, model: Any, **options: Any) -> loop.FitResult:
+    if session.spec.trainer.max_steps == 0:
+        return loop.FitResult(0, 0.0, 0.0, 0)
     data = build_training_data(session, model)
     fitted = loop.fit(
         model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
