@@ -70,6 +70,7 @@ RENAMED_OPTIONS: dict[tuple[str, str], tuple[str, str]] = {
 # Key → the value that means what runs did before the key existed.
 ADDED: dict[str, Any] = {
     "model.quantization": None,
+    "model.arguments": None,
     "task.label_names": None,
     "task.tokens_column": None,
     "task.tags_column": None,
@@ -103,6 +104,7 @@ ADDED: dict[str, Any] = {
     "trainer.padding_free": False,
     "trainer.lr_scheduler_kwargs": None,
     "trainer.adam_epsilon": 1e-8,
+    "trainer.arguments": None,
     "device.strategy": None,
     "device.num_processes": 1,
     "device.num_machines": 1,
