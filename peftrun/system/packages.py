@@ -19,6 +19,8 @@ INSTALL_COMMANDS = {
     "wandb": "pip install 'peftrun[trackers]'",
     "lm_eval": "pip install 'peftrun[lm_eval]'",
     "liger_kernel": "pip install liger-kernel",
+    "optimi": "pip install torch-optimi",
+    "torchdistx": "pip install git+https://github.com/pytorch/torchdistx, which is not on PyPI",
     "sklearn": "pip install scikit-learn",
     "sacrebleu": "pip install 'peftrun[metrics]'",
     "rouge_score": "pip install 'peftrun[metrics]'",

@@ -256,9 +256,14 @@ def build_init_data(session: TrainingSession) -> attach.InitData:
 def build_hooks(session: TrainingSession, model: Any) -> loop.MethodHooks:
     """The optimizer and the step hook that the adapter's method brings to the training loop."""
     lora, weight_decay = session.spec.lora, session.spec.trainer.weight_decay
+    step_hook = attach.get_step_hook(model)
+    if not optimizers.needs_own_optimizer(
+        lora
+    ):  # asking transformers for its own would already attach some to the model
+        return loop.MethodHooks(None, step_hook)
     return loop.MethodHooks(
         lambda optimizer_class, kwargs: optimizers.build_optimizer(model, lora, optimizer_class, kwargs, weight_decay),
-        attach.get_step_hook(model),
+        step_hook,
     )
 
 
