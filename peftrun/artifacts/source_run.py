@@ -1,10 +1,11 @@
 """Checks the run that action=replay runs again, and hashes a run's input adapters and files for its record."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, records
+from peftrun.artifacts import adapter_folder, records, remote_files
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ArtifactError, PeftrunError
@@ -64,5 +65,8 @@ def hash_input_adapters(adapters: dict[str, str]) -> dict[str, str]:
 def hash_input_files(spec: RunSpec) -> dict[str, str]:
     """Key → sha256 of each input file of a run that goes into prompts unchanged."""
     values = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
-    paths = {key: Path(path).expanduser() for key, path in values.items() if path is not None}
-    return {key: atomic_files.hash_file(path) for key, path in paths.items() if path.is_file()}
+    hashes = dict[str, str]()
+    for key, path in values.items():
+        with suppress(PeftrunError, OSError):  # reported when the file is read
+            hashes |= {key: atomic_files.hash_file(remote_files.locate_file(path, f"{key}={path}"))} if path else {}
+    return hashes
