@@ -15,7 +15,7 @@ from peftrun.io import atomic_files
 from peftrun.models import base_cache, placement
 from peftrun.models.base import LoadedBase
 from peftrun.result import RunResult
-from peftrun.tasks import causal_lm, lm_eval
+from peftrun.tasks import causal_lm, lm_eval, own_functions
 
 ADAPTER_SIDE = "adapter"  # name of the adapter's results if there is only one adapter
 SAMPLES = "samples.jsonl"  # in the run folder: the requests of lm-evaluation-harness and the answers
@@ -26,6 +26,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if spec.task.lm_eval is not None:
         return _run_lm_eval(spec, out_dir)
     tasks.check_data_columns(spec.task)
+    own_functions.load_functions(spec.task)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
     base, facts = _load_base(spec, adapters)
     rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(adapters))

@@ -93,7 +93,7 @@ def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
             *notes,
         ]
         return _TrainingPlan(None, None, free, spec.task.data.num_train_rows, times, None, notes)
-    parameters = parameter_count.estimate_parameters(base, spec.lora, spec.task)
+    parameters = parameter_count.estimate_parameters(base, spec)
     count = (parameters.trained, base.parameters + parameters.held, parameters.exact)
     if lengths:
         notes = [f"memory: rows of at most {lengths.longest} tokens, as in an earlier run on this data", *notes]

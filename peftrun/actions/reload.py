@@ -16,6 +16,7 @@ from peftrun.models import base_cache, placement
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import Device
 from peftrun.result import RunResult
+from peftrun.tasks import own_functions
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -25,6 +26,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info(run_device.note)
     if spec.action.evaluate:
         tasks.check_data_columns(spec.task)
+        own_functions.load_functions(spec.task)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
     base, net, proofs = _load_adapters(spec, adapters, run_device)
     placement_facts = load.describe_placement(net)
@@ -45,7 +47,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         )
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
-    path = next(iter(spec.adapter.values()))
+    path = next(iter(adapters.values())).path
     generate_commands = [] if base.head else [f"peftrun action=generate adapter={path}"]
     result.next_commands = [*generate_commands, f"peftrun action=merge adapter={path}"]
     return result

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from peftrun.adapters import trainable_tokens
 from peftrun.adapters.attach import modifies_base
 from peftrun.adapters.load import compute_probe_signature
 from peftrun.adapters.shared_encoder import find_peft_model
+from peftrun.artifacts import token_settings
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA
 from peftrun.io import atomic_files
 from peftrun.models.base import LoadedBase
@@ -25,12 +26,14 @@ UNTRAINED_DIR = "untrained"
 
 def save(model: Any, base: LoadedBase, target: Path, *, untrained: set[str], names: list[str] | None = None,
          dtype: torch.dtype | None = None, initial: Path | None = None,
-         derived_from: dict[str, Any] | None = None, top: str = "default") -> None:  # fmt: skip
+         derived_from: dict[str, Any] | None = None, learned: Mapping[str, dict[str, Any]] | None = None,
+         top: str = "default") -> None:  # fmt: skip
     """Writes adapters (`names`; None: all) to the new folder `target`: `top` directly into it, others into subfolders.
 
     Args: untrained: names of those that were never trained. dtype: of the saved tensors; None: unchanged.
         initial: folder of the untrained adapter, for initializations that modify the base model: what is saved is
             then converted to plain LoRA for the unmodified base model. derived_from: further facts for peftrun.json, on its origin.
+        learned: name → facts on what that adapter learned.
     Raises: ArtifactError: `target` exists, or writing failed; nothing is left behind.
     """
     active = model.active_adapter
@@ -51,7 +54,10 @@ def save(model: Any, base: LoadedBase, target: Path, *, untrained: set[str], nam
                 "probe": compute_probe_signature(base, model),
                 **({"labels": list(model.config.id2label.values())} if base.head else {}),
             }
-            atomic_files.write_json(folder / PEFTRUN_METADATA, metadata | (derived_from or {}))
+            token_settings.copy_tokenizer_files(base.folder, folder)
+            atomic_files.write_json(
+                folder / PEFTRUN_METADATA, metadata | (derived_from or {}) | (learned or {}).get(name, {})
+            )
     model.set_adapter(active)
 
 

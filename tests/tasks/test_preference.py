@@ -11,6 +11,7 @@ from faults import check_refused
 
 import peftrun
 from peftrun import tasks
+from peftrun.checks.metric_names import list_metric_names
 from peftrun.composition import compose
 from peftrun.composition.spec import build_spec
 from peftrun.config.schema.objectives import GrpoObjective
@@ -73,8 +74,9 @@ def learned(request, where, llama, files):
 
 
 def test_each_objective_moves_its_own_measure(learned):
-    kind, run, _ = learned
+    kind, run, given = learned
     before, after = (run.record()["metrics"][when] for when in ("before", "after"))
+    assert after.keys() == set(list_metric_names(build_spec(compose.compose_run(given).cfg).task))
     assert after[MOVED[kind]] > before[MOVED[kind]] or after[MOVED[kind]] == 1.0
     if kind in ("dpo", "kto"):
         assert before["loss"] == pytest.approx(

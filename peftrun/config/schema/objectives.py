@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from peftrun.config.schema.functions import FunctionReference
 from peftrun.config.schema.lora import STRICT, Positive
 
 Beta = Annotated[float, Field(ge=0, examples=[0.1])]
@@ -66,7 +67,7 @@ class GrpoObjective:
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"]
     scale_rewards: Literal["group", "batch", "none"]
     reward_weights: list[float] | None  # one per reward; null: 1 each
-    rewards: Annotated[list[Rewards], Field(min_length=1, examples=["[exact_answer]"])]
+    rewards: Annotated[list[Rewards | FunctionReference], Field(min_length=1, examples=["[exact_answer]"])]
     pattern: str | None  # for matches_pattern: a regular expression
     target_length: Positive | None  # for near_length, in characters
 
