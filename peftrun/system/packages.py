@@ -61,9 +61,13 @@ def prefer_user_files(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_user_path(values: dict[str, Any], key: str) -> bool:
-    """Whether a path, of a model or of rows, exists on this machine and not in its package."""
+    """Whether a path, of a model or of rows, is a URL, or exists on this machine and not in its package."""
     package, path = values.get("package"), values.get(key)
-    if not isinstance(package, str) or not isinstance(path, str) or not Path(path).expanduser().exists():
+    if not isinstance(package, str) or not isinstance(path, str):
+        return False
+    if "://" in path:  # rows under a URL
+        return True
+    if not Path(path).expanduser().exists():
         return False
     folder = find_package_dir(package)
     if folder and Path(path).expanduser().is_absolute():
