@@ -129,8 +129,6 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     for key in GPU_ONLY:
         if getattr(trainer, key) and device.name == "cpu":
             raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
-    if trainer.max_steps == 0:
-        return FitResult(0, 0.0, 0.0, 0)
     callback = MetricsCallback(out_dir / METRICS, data.digests, method.each_step, method.begin, shown=maker is None)
     patience = trainer.early_stopping_patience
     arguments = _build_arguments(trainer, device, data.seed, len(data.rows), out_dir)

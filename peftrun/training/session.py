@@ -280,6 +280,8 @@ def fit_cell(session: TrainingSession, parameters: Any, measure: Any, maker: loo
 
 
 def _run_fit(session: TrainingSession, model: Any, measure: Any, **options: Any) -> loop.FitResult:
+    if session.spec.trainer.max_steps == 0:
+        return loop.FitResult(0, 0.0, 0.0, 0)
     data = dataclasses.replace(build_training_data(session, model), measure=measure)
     fitted = loop.fit(
         model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
