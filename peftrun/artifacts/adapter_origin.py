@@ -24,12 +24,14 @@ class AdapterOrigin:
     """How an adapter was made.
 
     Attributes:
-        source: the run folder that says so, or the adapter.
+        source: the run folder that says so, or the adapter itself.
+        is_run: which of the two.
         groups: values of the config groups that are known, of GROUPS.
         unknown_base: why the base model is not known; None if it is.
     """
 
     source: str
+    is_run: bool
     groups: dict[str, dict[str, Any]]
     unknown_base: str | None = None
 
@@ -41,7 +43,7 @@ def read_origin(path: str, name: str) -> AdapterOrigin | None:
         if run:
             recorded = config.read_run(run / CONFIG, report_changes=False)
             return AdapterOrigin(
-                str(run), {group: recorded[group] for group in GROUPS if isinstance(recorded.get(group), dict)}
+                str(run), True, {group: recorded[group] for group in GROUPS if isinstance(recorded.get(group), dict)}
             )
         adapter = adapter_folder.resolve_adapter(path, name)
     except (PeftrunError, OSError):
@@ -51,7 +53,7 @@ def read_origin(path: str, name: str) -> AdapterOrigin | None:
     task = (adapter.metadata or {}).get("task")
     if isinstance(task, dict):
         groups["task"] = migrations.upgrade_values({"task": task})[0]["task"]
-    return AdapterOrigin(adapter.label, groups, reason)
+    return AdapterOrigin(adapter.label, False, groups, reason)
 
 
 def select_training_facts(adapter: AdapterRef) -> dict[str, Any]:
