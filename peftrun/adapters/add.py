@@ -79,12 +79,17 @@ def add_classifiers(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> tup
     return (shared_encoder.SharedEncoder(members) if len(members) > 1 else next(iter(members.values()))), plain
 
 
-def add_adapter(base: LoadedBase, host: Any, model: Any, adapter: AdapterRef) -> Any:
-    """`model` (None: a new PeftModel around `host`) with one more adapter. Raises: AdapterError: it does not fit the base model."""
+def add_adapter(base: LoadedBase, host: Any, model: Any, adapter: AdapterRef, config: Any = None) -> Any:
+    """`model` (None: a new PeftModel around `host`) with one more adapter.
+
+    Args: config: PEFT's config of the adapter; None: its own, with all weights frozen.
+    Raises: AdapterError: it does not fit the base model.
+    """
     name = adapter.name
     try:
-        config = peft_config.read_peft_config(adapter)
-        config.inference_mode = True
+        if config is None:
+            config = peft_config.read_peft_config(adapter)
+            config.inference_mode = True
         if any(parameter.is_meta for parameter in host.parameters()):  # offloaded
             return offload.add_to_offloaded(host, model, config, adapter)
         if model is None:

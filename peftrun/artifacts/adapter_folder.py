@@ -19,6 +19,8 @@ SERVED_NAME = re.compile(
     rf"{ADAPTER_NAME.pattern}(\.[A-Za-z0-9_-]+)*"
 )  # may have dots: a server gives PEFT another name
 NAME_RULE = "must be letters, digits, '_' and '-'"
+STACK = "stack"  # in an adapter that is the sum of two: the folder of its parts, and their entry in peftrun.json
+STACKED_ON = "stacked_on"  # in peftrun.json of such a part: hash of the adapter that it was trained on top of
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -176,6 +178,11 @@ def _check_files(adapter: AdapterRef) -> None:
         raise AdapterError(f"{key}: {error}") from error
     if not entries:
         raise AdapterError(f"{key}: {ADAPTER_WEIGHTS} holds no tensor; make the adapter again")
+    if adapter.metadata and STACKED_ON in adapter.metadata:
+        whole = folder.parent.parent  # RUN/adapter/stack/1
+        raise AdapterError(
+            f"{key}: was trained on top of another adapter, without which it answers wrongly; type adapter={whole}, which holds both"
+        )
 
 
 def explain_missing_files(names: Iterable[str], path: str) -> str | None:

@@ -17,12 +17,12 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        said: a text, or the messages of a conversation.
+        content: a text, or the messages of a conversation.
         adapter: a loaded adapter, `BASE_ADAPTER_NAME`, or None for the active one.
         tools: that the model may call.
     """
 
-    said: str | list[dict[str, Any]]
+    content: str | list[dict[str, Any]]
     adapter: str | None = None
     tools: Any = None
 

@@ -13,7 +13,6 @@ from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.checks import catalog as catalogue_checks
 from peftrun.checks import export as export_checks
-from peftrun.checks import peer_keys
 from peftrun.checks import serving as serve_checks
 from peftrun.checks.methods import list_extra_fields
 from peftrun.config import paths
@@ -50,9 +49,6 @@ def check_action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
         yield "adapter: action=extract makes an adapter from action.finetuned_model and would ignore this one; omit adapter"
     if name == "diff" and len(adapter) != 2:
         yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"
-    # `adapter=lora`, as other tools spell the method, is reported by the rule for adapters.
-    if name == "train" and adapter and not any(map(peer_keys.translate_adapter, adapter.values())):
-        yield "adapter: action=train trains a new adapter and would ignore this one; omit adapter"
     if name == "save" and not adapter and isinstance(lora, schema.NoAdapter):
         yield "lora=none: action=save without adapter saves a new adapter, so it needs a method; type lora=lora"
     if name == "save" and adapter:

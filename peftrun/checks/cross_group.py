@@ -13,11 +13,15 @@ from typing import Any
 from peftrun.artifacts import adapter_folder, base_location, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import actions as action_checks
+from peftrun.checks import base_tokens as token_checks
 from peftrun.checks import device as device_checks
+from peftrun.checks import function_files as function_checks
 from peftrun.checks import methods as method_checks
-from peftrun.checks import peer_keys
+from peftrun.checks import metric_names, peer_keys
+from peftrun.checks import parent as parent_checks
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks import serving as serve_checks
+from peftrun.checks import stack as stack_checks
 from peftrun.checks import tasks as task_checks
 from peftrun.checks import trackers as tracker_checks
 from peftrun.checks.tasks import MODELLESS
@@ -203,7 +207,9 @@ def _check_same_kind(
 ) -> Lines:
     """An evaluated adapter must have the head that the task needs: none, or a classifier with the task's labels."""
     name = active if active in adapter else next(iter(adapter), None)
-    if name not in adapters or not (action.name == "evaluate" or (action.name == "reload" and action.evaluate)):
+    if name not in adapters or not (
+        action.name in ("evaluate", "train") or (action.name == "reload" and action.evaluate)
+    ):
         return
     try:
         head = classifier_head.read_adapter_head(adapters[name])
@@ -222,6 +228,8 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     *device_checks.RULES,
     *task_checks.RULES,
     *preference_checks.RULES,
+    *function_checks.RULES,
+    *metric_names.RULES,
     *tracker_checks.RULES,
     (("lora",), method_checks.check_module_patterns),
     (("lora",), method_checks.check_layers),
@@ -234,8 +242,11 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("lora", "model", "action"), method_checks.check_quantization),
     (("task", "adapter", "adapters", "active_adapter", "action"), _check_same_kind),
     (("model", "action"), _check_model),
+    *token_checks.RULES,
     (("adapter", "adapter_errors", "active_adapter"), _check_adapters),
     (("action", "adapter", "lora"), action_checks.check_action),
+    (("action", "lora", "adapter", "adapters"), parent_checks.check_parent),
+    (("action", "lora", "adapter", "adapters"), stack_checks.check_stack),
     (("action", "adapter", "adapters", "active_adapter"), action_checks.check_loadable),
     (("action", "adapter", "adapters"), action_checks.check_generate),
     (("action", "adapter", "adapters"), serve_checks.check_serve),

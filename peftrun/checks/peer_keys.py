@@ -15,6 +15,7 @@ from peftrun.config import paths
 VALUE, OTHERS = "VALUE", "others"
 DEFAULT = ""  # nothing needs to be typed: the value is the default here
 ROWS = "ROWS"  # a file or a dataset on the Hub: `translate_rows`
+SPECIAL_TOKENS = "SPECIAL_TOKENS"  # role_token → token: `_translate_special_tokens`
 VALIDATION = "VALIDATION"  # a number of rows, or a share of them: `_translate_validation`
 EACH_EPOCH = "trainer.eval_strategy=epoch task.data.num_validation_rows=100"
 RUNS = "outputs/train/RUN"
@@ -82,12 +83,22 @@ _CASES: dict[str, dict[str, str]] = {  # key → value → what to type
     "adapter": ADAPTERS,
     "stage": {"sft": "task=instruction", "pt": "task=plain_text trainer.packing=true", "dpo": "task=dpo", "kto": "task=kto", "rm": "task=reward"},
     "rl": {"dpo": "task=dpo", "ipo": "task=dpo task.objective.loss_type=[ipo]", "orpo": "task=orpo", "kto": "task=kto", "grpo": "task=grpo"},
+    "chat_template": {
+        "tokenizer_default": DEFAULT,
+        **{theirs: f"model.chat_template={name}" for theirs, name in {"phi_3": "phi3", "phi_35": "phi3_5", "qwen_25": "qwen2_5", "deepseek_v3": "deepseekv3"}.items()},
+        OTHERS: "model.chat_template=VALUE",
+    },
     "pref_loss": {"orpo": "task=orpo", OTHERS: "task.objective.loss_type=[VALUE]"},
 }  # fmt: skip
 _SAME: dict[str, str] = {  # what to type → their names for it
     _MODEL: "base_model model_name_or_path model_name model_id model_path base pretrained pretrained_model_name_or_path model.name model.path model.id",
     "model.revision=VALUE": "revision_of_model model_revision",
     "model.quantization=VALUE": "bnb_4bit_quant_type",
+    "model.chat_template=VALUE": "chat_template_jinja chat_template_path",
+    "'model.new_tokens=VALUE'": "tokens",
+    "'model.new_tokens=[VALUE]'": "add_tokens add_special_tokens",
+    **{f"'model.special_tokens={{{role}: \"VALUE\"}}'": f"{role}_token" for role in ("bos", "eos", "unk", "pad")},
+    SPECIAL_TOKENS: "special_tokens",
     "lora.r=VALUE": "lora_r lora_rank rank max_lora_rank",
     "lora.lora_alpha=VALUE": "alpha",
     "lora.lora_dropout=VALUE": "dropout",
@@ -149,8 +160,7 @@ _SAME: dict[str, str] = {  # what to type → their names for it
     "task.objective.num_generations=VALUE": "num_generations",
     "task.objective.max_completion_length=VALUE": "max_completion_length",
     "task.objective.temperature=VALUE": "temperature",
-    "adapter=VALUE": "adapter_path lora_path",
-    "adapter=VALUE beside action=generate, merge or serve (a training starts an adapter of its own)": "adapter_name_or_path lora_model_dir",
+    "adapter=VALUE": "adapter_path lora_path adapter_name_or_path lora_model_dir",
     "action=merge adapter=outputs/train/RUN action.output_dir=VALUE": "export_dir",
     "task.objective.rewards=[VALUE]": "reward_funcs",
     "device.deterministic=VALUE": "full_determinism",
@@ -161,17 +171,17 @@ KEYS: dict[str, str | dict[str, str]] = {
 }
 # Keys without a counterpart; the guides say why.
 _OMITTED = """
-    base_model_config model_type tokenizer_type is_mistral_derived_model tokenizer_config gptq tf32 xformers_attention special_tokens eot_tokens tokens
-    chat_template chat_template_jinja template model_config unfrozen_parameters lora_fan_in_fan_out lora_mlp_kernel lora_qkv_kernel lora_o_kernel
+    base_model_config model_type tokenizer_type is_mistral_derived_model tokenizer_config gptq tf32 xformers_attention eot_tokens
+    template model_config unfrozen_parameters lora_fan_in_fan_out lora_mlp_kernel lora_qkv_kernel lora_o_kernel
     eval_sample_packing pad_to_sequence_len dataset_prepared_path remove_unused_columns gradient_checkpointing_kwargs
     loss_watchdog_threshold loss_watchdog_patience strict wandb_watch wandb_log_model eval_table_size eval_table_max_new_tokens hub_model_id
     debug local_rank plugins ddp_find_unused_parameters
     double_quantization use_unsloth rope_scaling shift_attn resize_vocab pissa_convert create_new_adapter infer_backend upcast_layernorm low_cpu_mem_usage
     dataset_dir overwrite_cache preprocessing_num_workers tokenized_path do_train do_eval save_only_model overwrite_output_dir plot_loss ddp_timeout
     pref_ftx ref_model
-    tokenizer_name_or_path torch_dtype use_bnb_nested_quant chat_template_path eos_token pad_token lora_task_type max_prompt_length packing_strategy
+    tokenizer_name_or_path torch_dtype use_bnb_nested_quant lora_task_type max_prompt_length packing_strategy
     dataset_num_proc logging_strategy log_level push_to_hub hub_strategy hub_private_repo average_tokens_across_devices precompute_ref_log_probs
-    logging_first_step logging_dir metric_for_best_model greater_is_better save_safetensors data_seed disable_tqdm eval_packing use_vllm vllm_mode
+    logging_first_step logging_dir save_safetensors data_seed disable_tqdm eval_packing use_vllm vllm_mode
     fast_inference gpu_memory_utilization unsloth_force_compile lora_on_cpu dataset_processes dataset_keep_in_memory bf16_full_eval
     """
 OMITTED = frozenset(_OMITTED.split())
@@ -255,6 +265,11 @@ def _translate_validation(value: str) -> str:
     return f"task.data.num_validation_rows={value if value.isdigit() else 100} trainer.eval_strategy=steps"
 
 
+def _translate_special_tokens(value: str) -> str:
+    """What to type for a mapping of `pad_token` and others to tokens."""
+    return f"'model.special_tokens={re.sub(r'_token(?= *:)', '', value)}'"
+
+
 def translate_rows(value: str) -> str:
     """What to type for rows in a file or in a dataset on the Hub; of several sources only the first is used."""
     value = SOURCE.sub(r"\1", value) if value[:1] in ("[", "{") else value
@@ -287,4 +302,4 @@ def translate_option(group: str, value: str, options: Mapping[str, list[str]]) -
     )
 
 
-SPECIAL = {ROWS: translate_rows, VALIDATION: _translate_validation}
+SPECIAL = {ROWS: translate_rows, VALIDATION: _translate_validation, SPECIAL_TOKENS: _translate_special_tokens}

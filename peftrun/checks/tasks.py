@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from peftrun.artifacts.function_files import is_reference
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks.unknown_keys import quote_for_shell
 from peftrun.config.paths import no_file
@@ -18,6 +19,7 @@ Lines = Iterator[str]
 # An action that none of these lists names must have a base model and rows.
 MODELLESS = ("inspect", "diff", "export", *FILELESS)  # actions that check models and rows themselves, or need none
 ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELLESS)  # actions that read no rows
+TRAININGS = ("train", "plan", "preview")  # actions that train, or show a training
 LM_EVAL = "lm_eval"
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".arrow", ".json", ".txt")  # of files of rows, most likely first
 # Names of files with such a suffix that are not rows: of models, datasets, runs and Python projects.
@@ -52,8 +54,10 @@ def check_lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
         yield f"task.lm_eval.include_path={folder}: is not a folder with YAML files; name the folder of your own tasks, or type null"
 
 
-def check_validation_rows(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
-    """task.data.num_validation_rows and trainer.eval_strategy are set together or not at all."""
+def check_validation_rows(task: schema.TaskSpec, trainer: schema.TrainerSpec, action: Any) -> Lines:
+    """For a training, task.data.num_validation_rows and trainer.eval_strategy are set together or not at all."""
+    if action.name not in TRAININGS:  # the task may be that of an adapter's run, and the trainer is not
+        return
     if (trainer.eval_strategy == "no") != (task.data.num_validation_rows is None):
         yield (
             f"trainer.eval_strategy={trainer.eval_strategy}: contradicts task.data.num_validation_rows={task.data.num_validation_rows}; "
@@ -224,12 +228,15 @@ def check_metrics(task: schema.TaskSpec) -> Lines:
     if task.data.adapter_column is not None:
         yield f"{option}: is computed with one adapter, so it cannot be combined with task.data.adapter_column; type task.metrics=null"
     for prefix, package in {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}.items():
-        if any(name.startswith(prefix) for name in task.metrics) and find_spec(package) is None:
+        if (
+            any(name.startswith(prefix) and not is_reference(name) for name in task.metrics)
+            and find_spec(package) is None
+        ):
             yield explain_not_installed(f"{option} needs package", package)
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
-    (("task", "trainer"), check_validation_rows),
+    (("task", "trainer", "action"), check_validation_rows),
     (("task",), check_templates),
     (("task",), check_classifier),
     (("task", "trainer"), check_packing),

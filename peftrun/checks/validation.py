@@ -15,12 +15,14 @@ from peftrun.checks.unknown_keys import explain_unknown_key, quote_for_shell
 from peftrun.config import shorthand
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema import run as schema
+from peftrun.config.schema.functions import FUNCTION_REFERENCE
 from peftrun.config.template_params import MISSING
 from peftrun.formatting import format_value
 
 QUOTE_ADVICE = " (write it in quotes: YAML reads a bare no, off or 012 as another type than a string)"
 SCALAR_KEYS = {"task.data": "task.data.path", "task.objective": "task"}  # a mapping → the key meant by a scalar
 PYDANTIC_PHRASES = {  # pydantic's wording → ours
+    f"String should match pattern '{FUNCTION_REFERENCE.pattern}'": "FILE.py:FUNCTION",
     "Input should be an object": "must be a mapping {name: VALUE}",
     "Input should be a valid array": "must be a list",
     "Input should be": "must be",

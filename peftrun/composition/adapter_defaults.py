@@ -1,4 +1,4 @@
-"""An adapter supplies the base model that it was made for and the task that it learned to actions on it, unless others are typed. Light."""
+"""An adapter supplies the base model that it was made for, the task that it learned and its method, unless others are typed. Light."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -8,16 +8,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from peftrun.artifacts import adapter_folder, adapter_origin, hub_adapters, hub_download
+from peftrun.artifacts import adapter_folder, adapter_origin, function_files, hub_adapters, hub_download, token_settings
 from peftrun.artifacts.adapter_origin import GROUPS, AdapterOrigin
 from peftrun.checks.tasks import MODELLESS, reads_rows
+from peftrun.composition import adapter_method
 from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
-from peftrun.errors import ConfigError
+from peftrun.errors import ConfigError, PeftrunError
 from peftrun.system import packages
 
-EXCLUDED = ("train", "plan", *MODELLESS)  # actions that take no adapter, or choose models and rows themselves
 # Group → keys that choose its content, and so stand for it where they are typed.
 CHOOSING_KEYS = {"model": ("model.name_or_path",), "task": ("task.type", "task.data.path")}
 NO_EVALUATION = {"reload": ", or action.evaluate=false", "merge": ", or action.num_eval_rows=0"}
@@ -63,23 +63,49 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     """Resolved values with base model and task of the adapter, unless an option or an experiment selects them.
 
     Single keys that are typed (`task.data.path=OTHER.jsonl`) are applied on top.
+    Raises: ConfigError: see `function_files.make_absolute`.
     """
-    groups, origin = _list_free_groups(typed), find_adapter_origin(values)
+    values = function_files.make_absolute(values, typed)
+    groups, keys, origin = _list_free_groups(typed), _list_typed_keys(typed), find_adapter_origin(values)
+    values = adapter_method.apply_adapter_method(values, origin.lora if origin else {}, keys)
     if origin is None or not groups:
-        return values
-    adopted, keys = dict(values), _list_typed_keys(typed)
+        return _adopt_tokens(values, keys, chosen="model" not in groups)
+    adopted = dict(values)
     for group in groups:
         if group in origin.groups and isinstance(values.get(group), dict):
             adopted[group] = copy.deepcopy(origin.groups[group])
             for key in keys:
                 if key.startswith(f"{group}."):
                     config.take_value(adopted[group], values[group], key.split(".")[1:])
-    adopted = packages.prefer_user_files(adopted)
+    adopted = _adopt_tokens(packages.prefer_user_files(adopted), keys, chosen="model" not in groups)
     if changed := [group for group in groups if adopted[group] != values[group]]:
         names, options = " and ".join(changed), " and ".join(f"{group}=" for group in changed)
         made = f"of {origin.source}, whose adapter this is" if origin.is_run else f"that {origin.source} was made with"
         config.report_upgrades([f"{names} {made} (type {options} for another)"])
     return adopted
+
+
+def _adopt_tokens(values: dict[str, Any], keys: set[str], chosen: bool) -> dict[str, Any]:
+    """The values with the chat template and the tokens that are saved beside the active adapter, except those that are typed.
+
+    Args: chosen: whether an option or an experiment selects the base model, whose own settings then stay.
+    """
+    active, model = _find_active_adapter(values), values.get("model")
+    if active is None or not isinstance(model, dict):
+        return values
+    try:
+        adapter = adapter_folder.resolve_adapter(*active)
+        saved = ((adapter.metadata or {}).get("base") or {}).get("tokens") or {}
+    except (PeftrunError, OSError):  # reported when the adapter is loaded
+        return values
+    typed = {key.split(".")[1] for key in keys if key.startswith("model.")}
+    typed |= {"pad_vocab_to_multiple_of"} if "new_tokens" in typed else set()  # it belongs to them
+    adopted = {
+        key: str(adapter.folder / value) if key == "chat_template" else copy.deepcopy(value)
+        for key, value in saved.items()
+        if key in token_settings.KEYS and key not in typed and not (chosen and model.get(key) is not None)
+    }
+    return values | {"model": model | adopted} if adopted else values
 
 
 def find_adapter_origin(values: dict[str, Any]) -> AdapterOrigin | None:
@@ -119,7 +145,12 @@ def _measures(values: dict[str, Any]) -> bool:
 def _find_active_adapter(values: dict[str, Any]) -> tuple[str, str] | None:
     """Path and name of the active adapter, if the action takes base model and task from it."""
     adapters, action = values.get("adapter"), values.get("action")
-    if not isinstance(adapters, dict) or not adapters or not isinstance(action, dict) or action.get("name") in EXCLUDED:
+    if (
+        not isinstance(adapters, dict)
+        or not adapters
+        or not isinstance(action, dict)
+        or action.get("name") in MODELLESS
+    ):
         return None
     # Of several adapters the active one decides, by default the first.
     name = values.get("active_adapter")

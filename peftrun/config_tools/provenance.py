@@ -103,7 +103,8 @@ def trace_origins(
         config.flatten_keys(composed),
     )
     origin = adapter_defaults.find_adapter_origin(composed)
-    recorded = ValueSource(RECORDED, origin.source if origin else "")
+    # Without an origin the adapter's own config may say its method, where it is trained further.
+    recorded = ValueSource(RECORDED, origin.source if origin else next(iter(composed.get("adapter", {}).values()), ""))
     leaf_sources = {
         key: _find_source(sources, key) if key in composed_leaves and composed_leaves[key] == value else recorded
         for key, value in config.flatten_keys(values).items()

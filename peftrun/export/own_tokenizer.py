@@ -53,7 +53,8 @@ def describe_difference(source: ExportSource, differs: list[str] | None, target:
             consequence += f"; launch.sh --chat-template {source.name}/{TEMPLATE} uses this one"
     else:
         consequence = "they are exported, and the card says so: with them, answers may differ from those measured here"
-    return f"{source.folder}: comes with {what} ({names}){unknown}. peftrun itself uses the base model's; {consequence}"
+    used = "these" if source.base().get("tokens") else "the base model's"  # its training changed them
+    return f"{source.folder}: comes with {what} ({names}){unknown}. peftrun itself uses {used}; {consequence}"
 
 
 def _read_tokenizer(folder: Path) -> Any:

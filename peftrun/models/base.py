@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from transformers import (
 )
 
 from peftrun import console
-from peftrun.artifacts import base_files, base_location, fingerprint
+from peftrun.artifacts import base_files, base_location, fingerprint, token_settings
 from peftrun.artifacts.classifier_head import ClassifierHead
 from peftrun.artifacts.fingerprint import Fingerprint
+from peftrun.artifacts.token_settings import TokenSettings
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files
-from peftrun.models import gguf, memory_check, quantization
+from peftrun.models import gguf, memory_check, quantization, retokenized_base
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import check_model_kind, explain_load_error, limit_sequence_length, load_tokenizer
 from peftrun.system.silence import suppress_output
@@ -62,10 +64,21 @@ class LoadedBase:
     held: str | None = None
     untrained_modules: tuple[str, ...] = ()
 
+    @cached_property
+    def tokens(self) -> TokenSettings | None:
+        """What the config changes in its tokenizer; None if nothing."""
+        retokenized = token_settings.read_settings(self.folder)
+        return retokenized[1] if retokenized else None
+
+    def list_new_token_ids(self) -> list[int]:
+        """Ids of the tokens that the config adds."""
+        return list(self.tokenizer.convert_tokens_to_ids(list(self.tokens.new_tokens))) if self.tokens else []
+
     def describe(self) -> dict[str, Any]:
         """For the record and `peftrun.json`."""
         facts = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.as_dict()}
-        return facts | ({"quantization": self.held} if self.held else {})
+        facts |= {"quantization": self.held} if self.held else {}
+        return facts | ({"tokens": self.tokens.describe()} if self.tokens else {})
 
     def size(self) -> int:
         """Bytes of its safetensors files."""
@@ -218,11 +231,13 @@ def check_full_precision(folder: Path, name: str) -> None:
 
 
 def resolve_base_dir(spec: ModelSpec) -> Path:
-    """The folder with the base model's safetensors: local, downloaded from the Hub, or converted once from GGUF.
+    """The folder with the base model's safetensors: local, downloaded from the Hub, or converted once from GGUF; of a base model
+    whose chat template or tokens the config changes, a folder in the cache.
 
-    Raises: ModelError: it is missing, or is an adapter's folder.
+    Raises: ModelError: it is missing, is an adapter's folder, or does not allow these changes.
     """
     path = base_location.resolve_model_path(spec)
-    if path.suffix == ".gguf" and path.is_file():
-        return gguf.convert_gguf(path)
-    return base_location.fetch_base_dir(spec)
+    is_gguf = path.suffix == ".gguf" and path.is_file()
+    folder = gguf.convert_gguf(path) if is_gguf else base_location.fetch_base_dir(spec)
+    settings = token_settings.read_token_settings(spec)
+    return retokenized_base.resolve(folder, spec, settings) if settings else folder

@@ -90,7 +90,7 @@ def estimate_memory(base: BaseModelInfo, spec: RunSpec, lengths: Lengths | None 
     """Estimate for one process of a training run. `lengths`: of the rows; None: as long as task.max_length allows."""
     rows = lengths or assume_max_lengths(spec)
     gpu, width = base_files.uses_gpu(spec.device), get_weight_width(spec)
-    parameters = parameter_count.estimate_parameters(base, spec.lora, spec.task)
+    parameters = parameter_count.estimate_parameters(base, spec)
     is_full_finetuning = spec.lora.method == "none"
     weights = base.bytes(width, spec.model.quantization)
     activations, logits = _estimate_activations(base, spec, rows), _estimate_logits(base, spec, rows)

@@ -47,7 +47,7 @@ class Throughput:
     def seconds(self, spec: RunSpec) -> float | None:
         """Estimated seconds of training alone. Rows that no run has had count as task.max_length. None: speed or number of rows unknown."""
         trainer, run = spec.trainer, self.find_timed_run(spec)
-        if trainer.max_steps > 0:
+        if trainer.max_steps >= 0:
             rows: float | None = trainer.max_steps * count_step_rows(trainer)
         else:
             rows = trainer.num_train_epochs * spec.task.data.num_train_rows if spec.task.data.num_train_rows else None
@@ -162,7 +162,7 @@ def format_rows_seen(steps: int, size: int, rows: int | None) -> str:
 
 def count_optimizer_steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
     """Optimizer steps of a run over `rows` rows; None: unknown."""
-    if trainer.max_steps > 0:
+    if trainer.max_steps >= 0:
         return trainer.max_steps
     if rows is None:
         return None

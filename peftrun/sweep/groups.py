@@ -74,6 +74,8 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if not isinstance(spec.action, TrainAction):
         yield f"action={spec.action.name}"
         return
+    if spec.action.stack:
+        yield "action.stack=true"
     if spec.action.resume is not None:
         yield f"action.resume={spec.action.resume}"
     if not isinstance(spec.lora, LoraSpec):

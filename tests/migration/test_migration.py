@@ -62,6 +62,7 @@ def room(tmp_path, monkeypatch):
     ):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}\n")
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -160,8 +161,6 @@ def test_what_needs_a_hand_is_known_and_no_more():
         "eval_dataset",
         "fsdp",
         "fsdp_config",
-        "adapter_name_or_path",
-        "lora_model_dir",
         "export_dir",
     }
 

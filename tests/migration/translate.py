@@ -151,6 +151,11 @@ def _report_to(value: str | list[str], keys: dict[str, Any]) -> Overrides:
     return [] if one == "none" else [f"tracker={one}"]
 
 
+def _special_tokens(value: dict[str, str], keys: dict[str, Any]) -> Overrides:
+    tokens = ", ".join(f'{key.removesuffix("_token")}: "{token}"' for key, token in value.items())
+    return [f"model.special_tokens={{{tokens}}}"]
+
+
 def _alpha(keys: dict[str, Any]) -> str:
     return f"lora.lora_alpha={2 * keys.get('lora_rank', 8)}"
 
@@ -161,6 +166,7 @@ HAND: dict[tuple[str, str], Callable[..., Overrides]] = {
     ("axolotl", "evals_per_epoch"): _evals_per_epoch,
     ("axolotl", "fsdp"): lambda value, keys: ["device=fsdp", "trainer.save_strategy=no"],
     ("axolotl", "fsdp_config"): lambda value, keys: [],
+    ("axolotl", "special_tokens"): _special_tokens,
     ("llama-factory", "dataset"): _dataset,
     ("llama-factory", "val_size"): _share,
     ("trl", "dataset_mixer"): _mixer,
@@ -168,5 +174,6 @@ HAND: dict[tuple[str, str], Callable[..., Overrides]] = {
     ("trl", "dataset_splits"): _splits,
     ("trl", "dataset_configs"): lambda value, keys: [f"task.data.config_name={value[0]}"],
     ("trl", "report_to"): _report_to,
+    ("trl", "chat_template"): lambda value, keys: ["model.chat_template=chat_template.jinja"],  # a file with that text
 }
 ALPHA = ("llama-factory", "lora_alpha")  # a default that is reckoned

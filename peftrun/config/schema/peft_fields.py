@@ -72,6 +72,11 @@ def get_accepted_fields(method: str) -> dict[str, Any]:
     }
 
 
+def list_config_fields(method: str) -> list[str]:
+    """All fields of PEFT's config of a method; empty if PEFT is missing or has no such method."""
+    return list(_read_config_fields(method))
+
+
 @cache
 def extend_spec_class(owner: type, method: str, names: tuple[str, ...]) -> type:
     """A subclass of a method's dataclass with the PEFT fields `names` added."""

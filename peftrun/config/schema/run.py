@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from peftrun.config.schema import peft_methods, weight_update_methods
 from peftrun.config.schema.actions import Action, Dtype, Path
+from peftrun.config.schema.functions import FunctionReference
 from peftrun.config.schema.lora import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
 from peftrun.config.schema.objectives import Objective
 from peftrun.config.schema.trackers import Tracker
@@ -26,6 +27,10 @@ class ModelSpec:
     quantization: Literal["nf4", "fp4", "int8", "torchao_int8"] | None
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
     trust_remote_code: bool
+    chat_template: Path | None = None  # a name or a Jinja file; null: the tokenizer's own
+    special_tokens: dict[Literal["bos", "eos", "unk", "sep", "pad", "cls", "mask"], str] | None = None
+    new_tokens: list[str] | None = None
+    pad_vocab_to_multiple_of: Positive | None = None  # rows of embeddings, where new tokens need more of them
 
 
 Lora = Annotated[
@@ -113,7 +118,7 @@ class TaskSpec:
     tokens_column: str | None  # token_cls: column of words
     tags_column: str | None  # token_cls: column of tags, one per word
     loss_on: Literal["completion", "assistant", "all"]
-    metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"]] | None
+    metrics: list[Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"] | FunctionReference] | None
     max_new_tokens: Positive
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
 
@@ -129,7 +134,7 @@ class TrainerSpec:
     ]  # fmt: skip
     lr_scheduler_kwargs: dict[str, float] | None  # extra arguments of the schedule
     warmup_steps: Annotated[float, Field(ge=0, examples=[0.1])]
-    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs applies
+    max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs applies; 0: no step
     num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
     per_device_train_batch_size: Annotated[int, Field(ge=1, examples=[4])]
     per_device_eval_batch_size: Annotated[int, Field(ge=1, examples=[16])]
@@ -158,6 +163,8 @@ class TrainerSpec:
     eval_strategy: Literal["no", "steps", "epoch"]
     eval_steps: Positive
     load_best_model_at_end: bool
+    metric_for_best_model: Annotated[str, Field(min_length=1, examples=["loss"])]
+    greater_is_better: bool | None  # null: as it is for the metric
     early_stopping_patience: Positive | None
     dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
 
