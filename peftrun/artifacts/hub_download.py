@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from peftrun import console
 from peftrun.artifacts import adapter_folder, hub_adapters, hub_cache
+from peftrun.artifacts.adapter_folder import STACK
 from peftrun.artifacts.hub_adapters import HubAdapter
 from peftrun.artifacts.hub_cache import HubRepository
 from peftrun.artifacts.run_layout import (
@@ -17,7 +18,8 @@ from peftrun.artifacts.run_layout import (
 )
 from peftrun.errors import AdapterError
 
-FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA, *TOKENIZER_FILES, MORE_TEMPLATES)
+PEFT_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA)
+FILES = (*PEFT_FILES, *(f"{STACK}/*/{name}" for name in PEFT_FILES), *TOKENIZER_FILES, MORE_TEMPLATES)
 MAX_NAMED = 5  # subfolders that an error names
 
 
