@@ -22,7 +22,8 @@ RUNS = "outputs/train/RUN"
 PEFTRUN_GROUPS = ("action", "tracker", "params", "hydra")  # groups that no other tool has
 FILE = "a run is composed of options; type --config-dir FOLDER experiment=NAME for FOLDER/experiment/NAME.yaml, or action=import from=FILE for a config of another tool"
 PEERS = ("axolotl", "llama-factory", "trl", "ms-swift")
-NOT_TYPED = ("command", "columns")  # rows of the tables that are no keys of theirs
+NOT_TYPED = ("command", "columns", "top_p")  # rows that are no keys of theirs, or have several meanings here
+UNLISTED = ("task.objective.", "lora.")  # keys that not every configuration has
 COLUMNS = "datasets.field_"  # keys of axolotl's sources that are found without their owner
 UNSET = ("null", "None", "~", "")
 SOURCE = re.compile(r"""\A\[?(?:\{.*?path"?: *)?["']?([^"',}\]\s]+).*""", re.DOTALL)  # A of [{path: A, …}, …] or [A, …]
@@ -44,6 +45,7 @@ ADAPTERS = {  # axolotl's `adapter` is a method; here it is a trained adapter to
 }
 _CASES: dict[str, dict[str, str]] = {  # key → value → what to type
     **{key: {"true": text, "false": DEFAULT} for key, text in _SWITCHES.items()},
+    "bf16": {"true": "device.dtype=bfloat16", "auto": "device.dtype=auto", "full": "device.dtype=bfloat16"},
     "optimizer": {"adamw": "trainer.optim=adamw_torch", "adam": "trainer.optim=adamw_torch", "adamw_bnb_8bit": "trainer.optim=adamw_8bit", "adamw_torch_4bit": "trainer.optim=adamw_8bit", OTHERS: "trainer.optim=VALUE"},
     "use_gradient_checkpointing": {"false": DEFAULT, OTHERS: "trainer.gradient_checkpointing=true"},
     "evaluation_strategy": {
@@ -87,12 +89,6 @@ _SAME: dict[str, str] = {  # what to type → their names for it
     "task.objective.loss_type=[VALUE]": "loss_type",
     "task.objective.label_smoothing=VALUE": "label_smoothing",
     "task.objective.loss_type=[robust] task.objective.label_smoothing=VALUE": "dpo_label_smoothing",
-    "task.objective.desirable_weight=VALUE": "desirable_weight",
-    "task.objective.undesirable_weight=VALUE": "undesirable_weight",
-    "task.objective.center_rewards_coefficient=VALUE": "center_rewards_coefficient",
-    "task.objective.num_generations=VALUE": "num_generations",
-    "task.objective.max_completion_length=VALUE": "max_completion_length",
-    "task.objective.temperature=VALUE": "temperature",
     "adapter=VALUE": "adapter_path lora_path",
     "adapter=VALUE beside action=generate, merge or serve (a training starts an adapter of its own)": "adapter_name_or_path lora_model_dir",
     "action=merge adapter=outputs/train/RUN action.output_dir=VALUE": "export_dir",
@@ -146,7 +142,7 @@ def read_keys() -> dict[str, str | dict[str, str]]:
         known = keys.get(key)
         if isinstance(row.to, dict) and isinstance(known, dict):
             keys[key] = row.to | known
-        elif isinstance(row.to, dict) or (row.to and f".{key}=" not in row.to):
+        elif isinstance(row.to, dict) or (row.to and (f".{key}=" not in row.to or row.to.startswith(UNLISTED))):
             keys.setdefault(key, row.to)
     return keys | {name: text for text, names in _SAME.items() for name in names.split()} | _CASES
 

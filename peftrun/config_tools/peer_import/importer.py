@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peftrun.composition.composer import Composer
 from peftrun.config import override_syntax, paths
@@ -23,11 +24,18 @@ MAX_ROUNDS = 40  # each removes at least one setting
 
 @dataclass(frozen=True)
 class ImportedExperiment:
-    """The experiment. `lines`: what became of each key of theirs. `faults`: what `action=check` says of it, and nothing here could repair."""
+    """The experiment.
+
+    Attributes:
+        settings: full key or group → value.
+        lines: what became of each key of theirs.
+        faults: what `action=check` says of it, and nothing here could repair.
+    """
 
     config: PeerConfig
     path: Path
     text: str
+    settings: dict[str, Any]
     lines: list[Translation]
     faults: list[str]
 
@@ -56,9 +64,8 @@ def import_config(source: Path, tool: str | None, output: Path | None, typed: Se
     draft = Draft([*lines, *_read_typed(typed)], [*key_rules.find_defaults(config)])
     settle(draft)
     faults = _remove_faults(config, draft, path, search_path)
-    return ImportedExperiment(
-        config, path, experiment_file.render_experiment(config, draft, format_command(path)), lines, faults
-    )
+    text = experiment_file.render_experiment(config, draft, format_command(path))
+    return ImportedExperiment(config, path, text, draft.settings, lines, faults)
 
 
 def format_command(path: Path) -> str:

@@ -22,6 +22,11 @@ from peftrun.config_tools.peer_import.translation import (
 
 SHARE = "task.data.num_validation_rows"
 EPOCH_SHARES = "trainer.eval_steps"
+FIRST = (
+    ("command", "stage", "rl", "rlhf_type"),
+    ("dataset", "datasets", "dataset_name", "dataset_mixer", "dataset_mixture", "pretraining_dataset"),
+    ("columns",),
+)
 TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
 UNKNOWN = "this table has no such key; look it up in the tool's documentation"
 SHELL_VARIABLE = "its value is set by the shell; set the key by hand"
@@ -47,8 +52,17 @@ def translate_config(config: PeerConfig) -> list[Translation]:
             lines += carry(key, value, {f"lora.{key}": value})
         else:
             lines += leave_out(key, value, UNKNOWN)
-    # Of two keys for one setting, the one that switches something on counts: fp16=true and bf16=false.
-    return sorted(lines, key=lambda line: line.value is not False)
+    return sorted(lines, key=_rank_line)
+
+
+def _rank_line(line: Translation) -> tuple[int, bool]:
+    """Of two keys for one setting the later counts: rows say more than the kind of training, and other keys more than both.
+
+    Among these the one that switches something on: fp16=true and bf16=false.
+    """
+    owner = line.key.partition(".")[0]
+    rank = next((rank for rank, names in enumerate(FIRST) if owner in names), len(FIRST))
+    return rank, line.value is not False
 
 
 def find_defaults(config: PeerConfig) -> Iterator[Translation]:
