@@ -270,7 +270,7 @@ def _steps_child(given: dict[str, Any]) -> None:
     from peftrun.planning.joint_memory import Limits
     from peftrun.runs import execute
 
-    tasks.load_task_rows = lambda task, base: synthetic(given["tokens"], base)  # rows of exactly so many tokens
+    tasks.load_task_rows = lambda task, base, *_: synthetic(given["tokens"], base)  # rows of exactly so many tokens
     cells = [
         build_spec(compose.compose_run([
             f"device.dtype={given['dtype']}", "trainer.per_device_train_batch_size=1", f"trainer.max_steps={WARM_UP + MEASURED}",

@@ -5,12 +5,13 @@ result = peftrun.run(config)                    # what `peftrun lora.r=4 seed=1`
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import run_overrides
+from peftrun.artifacts import hub_download, run_overrides
 from peftrun.cli import precheck
 from peftrun.composition import adapter_defaults, compose
 from peftrun.composition.compose import ComposedConfig
@@ -25,11 +26,11 @@ ConfigDirs = str | Path | Sequence[str | Path]
 
 
 def load(*overrides: str, config_dirs: ConfigDirs = ()) -> RunSpec:
-    """The typed and checked config of `peftrun OVERRIDES`. Nothing is run and no torch is imported.
+    """The typed and checked config of `peftrun OVERRIDES`. Nothing is run and no torch is imported; an adapter on the Hub is downloaded.
 
     Args: config_dirs: folders of team configs, laid out like `conf/`, or `pkg://PACKAGE`.
 
-    Raises: ConfigError: one line for each problem, as on the command line.
+    Raises: ConfigError: one line for each problem, as on the command line. AdapterError: an adapter on the Hub cannot be downloaded.
     """
     composed = _compose_overrides(overrides, config_dirs)
     return adapter_defaults.build_run_spec(composed.cfg, composed.overrides)
@@ -50,6 +51,8 @@ def run(
     if isinstance(config_or_override, RunSpec):
         if overrides or config_dirs:
             raise TypeError("peftrun.run: a config is complete; give overrides and config_dirs to peftrun.load")
+        adapters = hub_download.pin_adapters(config_or_override.adapter)  # one that was set in the config
+        config_or_override = replace(config_or_override, adapter=adapters)
         name = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"  # as `hydra.run.dir` in conf/config.yaml
         return execute.execute_run(
             config_or_override, Path(out_dir or Path("outputs") / config_or_override.action.name / name)

@@ -13,7 +13,7 @@ from conftest import TINY_STEPS
 from faults import check_failed, check_refused, fill, instead
 
 import peftrun
-from peftrun.artifacts import base_location
+from peftrun.artifacts import base_location, hub_cache
 from peftrun.errors import ModelError
 
 MODULES = "modules: down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
@@ -184,8 +184,8 @@ def test_a_model_that_is_nowhere_is_told_and_nobody_elsewhere_is_asked(cli, tmp_
     spec = peftrun.load("model=qwen3").model
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])  # no name server answers
-    monkeypatch.setattr(base_location, "getproxies", dict)
-    monkeypatch.setattr(base_location, "CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(hub_cache, "getproxies", dict)
+    monkeypatch.setattr(hub_cache, "CONNECT_TIMEOUT", 0.2)
     began = time.perf_counter()
     with pytest.raises(ModelError, match="the Hub cannot be reached"):
         base_location.check_hub_reachable(spec)

@@ -21,7 +21,7 @@ from peftrun.config.schema import objectives, peft_methods, weight_update_method
 from peftrun.config.schema import run as schema
 from peftrun.config.schema import trackers as tracker_specs
 from peftrun.config_tools.json_schema.library_help import NESTED_CONFIGS
-from peftrun.training.preference_trainer import REWARD_FIELDS
+from peftrun.training.preference_trainer import OWN_FIELDS
 
 PACKAGE = Path(peftrun.__file__).parent
 # Groups that are handed whole to a library: their fields must be that library's own.
@@ -101,9 +101,9 @@ def test_every_field_is_read(spec):
 def test_fields_of_groups_handed_whole_are_the_librarys(spec):
     names = {field.name for field in dataclasses.fields(spec)} - {
         *PEFTRUN_FIELDS,
-        *REWARD_FIELDS,
-        "name",
+        *OWN_FIELDS,
         "early_stopping_patience",
+        "arguments",
     }
     assert names <= {field.name for field in dataclasses.fields(HANDED_WHOLE[spec])}
 

@@ -8,7 +8,8 @@ from conftest import TINY_STEPS
 from safetensors.torch import load_file
 
 from peftrun.actions import merge
-from peftrun.adapters import attach, load, optimizers, probes, save
+from peftrun.adapters import attach, load, optimizers, parent, probes, save
+from peftrun.artifacts import adapter_settings
 from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition.spec import build_spec
 from peftrun.config import paths
@@ -35,6 +36,7 @@ FITTING = {
     "waveft": ["lora.n_frequency=50"],
 }
 NEEDS_MORE = {"lora_moe", "loftq", "none"}  # a mixture of experts, a 4-bit base: tests of their own
+NOT_CONTINUED = {"adalora", "p_tuning"}
 NOT_MERGED = {"adaption_prompt", "alora", "beft", "cartridge", "lily", "p_tuning", "prefix_tuning", "prompt_tuning"}
 STARTS_APART = {"c3a", "cartridge", "fourierft", "p_tuning", "prefix_tuning", "prompt_tuning", "unilora", "vblora"}
 CPU = Device("cpu", torch.float32, "")
@@ -198,6 +200,7 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
     spec = run_of(llama, "action=merge", "action.num_eval_rows=0", f"adapter={folder}")
     _, (proof,) = load.load(load_base(spec.model, CPU), resolve_adapters({"default": str(folder)}), None, False)
     assert proof.saved_difference < 2e-4 and proof.effect["max_logit_difference"] > 1e-4
+    check_continued(it, folder, option)
     if option in NOT_MERGED:
         with pytest.raises(AdapterError, match="cannot merge"):
             merge.run(spec, tmp_path)
@@ -205,6 +208,37 @@ def test_effect_start_and_whole_life(tmp_path, llama, option):
     else:
         figures = merge.run(spec, tmp_path).facts["merge"]
         assert figures["max_logit_difference"] < 0.1 * figures["max_logit_difference_from_base"]
+
+
+def check_continued(it, folder, option):
+    """Trained further from its own weights, with the parameters that a fresh one trains; saved again untrained it is the same."""
+    (adapter,) = resolve_adapters({"default": str(folder)}).values()
+    assert bool(adapter_settings.why_not_continued(adapter)) == (option in NOT_CONTINUED)
+    if option in NOT_CONTINUED:
+        return
+    assert not list(adapter_settings.find_contradictions(adapter, load_spec(it, folder, option)))
+    fresh, it.spec = it.names, load_spec(it, folder, option)
+    it.base = load_base(run_of(it.base.folder).model, CPU)
+    it.net, proof = parent.attach_parent(it.base, adapter, it.spec)
+    it.names = {name for name, value in it.net.named_parameters() if value.requires_grad}
+    assert it.names == fresh and proof.saved_difference < 2e-4
+    copy, further = folder.with_name("copy"), folder.with_name("further")
+    save.save(it.net, it.base, copy, untrained=set())
+    train(it)
+    save.save(it.net, it.base, further, untrained=set())
+    parts = [load_file(one / "adapter_model.safetensors") for one in (folder, copy, further)]
+    assert parts[0].keys() == parts[1].keys() == parts[2].keys()
+    assert all(torch.equal(value, parts[1][key]) for key, value in parts[0].items())
+    assert any(not torch.equal(value, parts[2][key]) for key, value in parts[0].items())
+
+
+def load_spec(it, folder, option):
+    """Group `lora` of a training that continues the adapter; of options for the optimizer alone its files hold nothing."""
+    import peftrun
+
+    model = ["model=pretrained", f"model.name_or_path={it.base.folder}"]
+    typed = [f"lora={option}"] if option in ("lora_fa", "loraplus") else []
+    return peftrun.load(*model, f"adapter={folder}", *typed).lora
 
 
 def train(it, steps=2):

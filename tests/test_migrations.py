@@ -76,8 +76,12 @@ def older(trained, where, more=()):
 
 def test_every_key_that_is_added_exists_and_has_a_value_that_is_allowed():
     for owner, keys in {None: migrations.ADDED, **migrations.ADDED_TO}.items():
-        group = {None: [], ("lora.method", "lora"): ["lora=lora"]}.get(owner, [f"action={owner[1]}"] if owner else [])
-        values = _values(*group)
+        group = (
+            {"lora.method": "lora", "task.objective.name": "task", "action.name": "action"}.get(owner[0])
+            if owner
+            else None
+        )
+        values = _values(*([f"{group}={owner[1]}"] if group else []))
         old = without(values, [key for key in keys if not _below_none(values, key)])
         found, lines = migrations.upgrade_values(old)
         assert len(lines) == 1 and all(f"{key}=" in lines[0] for key in keys), lines

@@ -72,7 +72,7 @@ def test_what_is_suggested_asks_for_the_rows_that_were_learned_on_one_line_each(
     tiny = [text for text in on_tiny(llama) if not text.startswith(("task=", "task.data.path="))]
     asked_for = [f"params.rows={data}", r"task.prompt_template='{prompt}\nAnswer:'"]
     trained = cli("--config-dir", "team", "experiment=ours_lines", *asked_for, *tiny, *TINY_STEPS)
-    reload, _merge = suggested(trained)
+    reload, _merge, _further = suggested(trained)
     reloaded = cli(*reload)
     loss = trained.record()["metrics"]["after"]["loss"]
     assert reloaded.code == 0 and reloaded.record()["metrics"]["loss"] == pytest.approx(loss, rel=1e-3), reloaded.err

@@ -13,7 +13,7 @@ ORDER = ("action", "model", "lora", "task", "trainer", "device", "tracker", "exp
 ABOUT = {
     "action": "What is done. `action.` may be left out before a key of the action.",
     "model": "The base.",
-    "lora": "The adapter's method. Each has keys of its own; those of the method stand below the options.",
+    "lora": "The adapter's method. Each has keys of its own; those of the method are below the options.",
     "task": "What is learned, and of which rows.",
     "trainer": "How it is learned.",
     "device": "Where it runs, and how precisely.",
@@ -44,7 +44,7 @@ def texts() -> dict[str, str]:
     groups = [group for group in ORDER if (CONF / group.replace("-", "/")).is_dir()]
     index = "# Reference\n\nMade from the files in `conf/` and their schemas. `peftrun --help` lists the same options, `peftrun --cfg job` every key.\n\n"
     index += "".join(f"- [`{_typed(group)}=`]({group}.md): {ABOUT[group]}\n" for group in groups)
-    index += "- [keys that stand alone](config.md)\n- [exit codes and streams](exit-codes.md)\n"
+    index += "- [top-level keys](config.md)\n- [exit codes and streams](exit-codes.md)\n"
     found = {"reference/index.md": index} | {f"reference/{group}.md": _group(group) for group in groups}
     return found | {"reference/config.md": _alone(), "reference/exit-codes.md": EXIT_CODES}
 
@@ -111,7 +111,7 @@ def _alone() -> str:
     schema = _schema("experiment")
     groups = {group for group in ORDER} | {"defaults", "hydra"}
     alone = {name: one for name, one in schema["properties"].items() if name not in groups}
-    return "# Keys that stand alone\n\n" + _table("", "", {"properties": alone}, schema)
+    return "# Top-level keys\n\n" + _table("", "", {"properties": alone}, schema)
 
 
 @cache

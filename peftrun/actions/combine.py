@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from peftrun import console
 from peftrun.adapters import combine, load, save
-from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts import adapter_folder, adapter_origin, classifier_head
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import CombineAction
 from peftrun.config.schema.run import RunSpec
@@ -49,7 +49,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "adapters": inputs,
     }
     derived_from = {"combined": {**settings, **figures}}
-    save.save(net, base, adapter_dir, untrained=set(), names=[combine.COMBINED], derived_from=derived_from)
+    first, *others = (adapter_origin.select_training_facts(adapter) for adapter in adapters.values())
+    shared = {key: value for key, value in first.items() if all(facts.get(key) == value for facts in others)}
+    save.save(net, base, adapter_dir, untrained=set(), names=[combine.COMBINED], derived_from=derived_from | shared)
     facts = {
         "base": base.describe(),
         "device": run_device.note,

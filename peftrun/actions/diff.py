@@ -76,7 +76,7 @@ def compare_adapters(a: AdapterRef, b: AdapterRef) -> dict[str, Any]:
 
 def _find_unshared_modules(deltas: AdapterDeltas, others: AdapterDeltas) -> list[str]:
     other_names = others.found.keys() | others.unmeasured.keys()
-    # "*" stands for all modules of an adapter whose method has no B·A, so nothing can be said of single ones.
+    # "*" stands for all modules of an adapter whose method has no B·A, so single ones are not compared.
     return (
         []
         if "*" in deltas.unmeasured.keys() | other_names

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console, tasks
-from peftrun.adapters import load, mixed_batch
+from peftrun.adapters import load, mixed_batch, reference
 from peftrun.artifacts import adapter_folder, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
@@ -15,7 +15,7 @@ from peftrun.io import atomic_files
 from peftrun.models import base_cache, placement
 from peftrun.models.base import LoadedBase
 from peftrun.result import RunResult
-from peftrun.tasks import causal_lm, lm_eval
+from peftrun.tasks import causal_lm, lm_eval, own_functions
 
 ADAPTER_SIDE = "adapter"  # name of the adapter's results if there is only one adapter
 SAMPLES = "samples.jsonl"  # in the run folder: the requests of lm-evaluation-harness and the answers
@@ -26,6 +26,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     if spec.task.lm_eval is not None:
         return _run_lm_eval(spec, out_dir)
     tasks.check_data_columns(spec.task)
+    own_functions.load_functions(spec.task)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
     base, facts = _load_base(spec, adapters)
     rows = tasks.load_task_rows(spec.task, base, adapter_folder.virtual_tokens(adapters))
@@ -47,7 +48,10 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             (f"{name}: {key}", f"{value:.4f}") for name, values in per_adapter.items() for key, value in values.items()
         ]
     else:
-        metrics = task_module.evaluate(net, base.tokenizer, rows.held_out, batch_size, spec.task)
+        active = adapters.get(net.active_adapter) if adapters else None
+        with reference.use_recorded_reference(base, net, active, spec.task.objective) as about_reference:
+            metrics = task_module.evaluate(net, base.tokenizer, rows.held_out, batch_size, spec.task)
+        facts |= about_reference
     summary += [(name, f"{value:.4f}") for name, value in metrics.items()]
     return RunResult(out_dir, facts, metrics, summary=summary, objective=metrics["loss"])
 

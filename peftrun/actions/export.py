@@ -6,6 +6,7 @@ from typing import Any
 
 from peftrun import console
 from peftrun.artifacts import adapter_folder, adapter_source, portable_names
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.checks import vllm_support
 from peftrun.config.schema.actions import ExportAction
@@ -35,6 +36,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Writes to `action.output_dir`, or to `export/` in the run folder; with `action.push=true` also to the Hub."""
     action = spec.action
     assert isinstance(action, ExportAction)
+    adapters: dict[str, AdapterRef] = {}
     if action.model_dir is not None:
         sources = [adapter_source.open_model_source(action.model_dir)]
     else:
@@ -73,7 +75,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             *_format_outcome(action, target_facts, files, pushed),
             *_explain_base(action, sources[0], base),
         ],
-        next_commands=_suggest_commands(action, sources[0], base, export_dir, target_facts),
+        next_commands=_suggest_commands(action, _format_source(action, adapters), base, export_dir, target_facts),
     )
 
 
@@ -160,12 +162,20 @@ def _explain_base(action: ExportAction, first: ExportSource, base: ExportBase) -
     return [("base", text)]
 
 
+def _format_source(action: ExportAction, adapters: dict[str, AdapterRef]) -> str:
+    """What is exported, as typed."""
+    if action.model_dir:
+        return f"action.model_dir={action.model_dir}"
+    first = next(iter(adapters.values()))
+    return f"adapter={first.path if first.hub else console.shorten_path(first.folder)}"
+
+
 def _get_gguf_path(base: ExportBase) -> str | None:
     return base.here if base.place and base.place.suffix == ".gguf" else None
 
 
 def _suggest_commands(
-    action: ExportAction, first: ExportSource, base: ExportBase, export_dir: Path, facts: dict[str, Any]
+    action: ExportAction, source: str, base: ExportBase, export_dir: Path, facts: dict[str, Any]
 ) -> list[str]:
     folder = console.shorten_path(export_dir)
     if action.target == "vllm":
@@ -187,9 +197,6 @@ def _suggest_commands(
     if action.push:
         return []
     repo = action.repo_id or "ORG/NAME"
-    source = (
-        f"action.model_dir={action.model_dir}" if action.model_dir else f"adapter={console.shorten_path(first.folder)}"
-    )
     private = "" if action.private else " private=false"
     optional = {"base_model": action.base_model or (None if base.id else "ORG/BASE"), "license": action.license}
     options = "".join(f" {key}={value}" for key, value in optional.items() if value)

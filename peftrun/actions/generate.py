@@ -60,7 +60,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     turns = _run_chat(system_messages, writer) if prompts is None else _answer_prompts(prompts, system_messages, writer)
     for prompt, answer in turns:
         atomic_files.append_json_line(
-            file, {"prompt": prompt.said, "answer": answer, "adapter": prompt.adapter or default_adapter}
+            file, {"prompt": prompt.content, "answer": answer, "adapter": prompt.adapter or default_adapter}
         )
         console.print_result(answer)
     return RunResult(out_dir, facts, summary=[("answers", console.shorten_path(file))])
@@ -119,10 +119,10 @@ def _answer_prompts(
     names = [prompt.adapter for prompt in prompts]  # None: the active adapter
     ids, key = [], "action.prompts_file"
     for prompt in prompts:
-        if isinstance(prompt.said, str):
-            conversation = system_messages.followed_by(make_message("user", prompt.said))
+        if isinstance(prompt.content, str):
+            conversation = system_messages.followed_by(make_message("user", prompt.content))
         else:
-            rest = check_unanswered(key, parse_conversation(key, prompt.said, "prompt", prompt.tools), "prompt")
+            rest = check_unanswered(key, parse_conversation(key, prompt.content, "prompt", prompt.tools), "prompt")
             conversation = Conversation((*system_messages.messages, *rest.messages), rest.tools)
         ids.append(writer.read(conversation))
     writer.encoder.report_remarks("prompts")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import adapter_folder, adapter_rules, adapter_tensors, delta_weights
-from peftrun.artifacts.adapter_folder import AdapterRef
+from peftrun.artifacts import adapter_folder, adapter_rules, adapter_tensors, delta_weights, lineage
+from peftrun.artifacts.adapter_folder import STACK, AdapterRef
 from peftrun.config.schema.run import RunSpec
 from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files, safetensors_header
@@ -45,6 +45,8 @@ def describe_adapter(adapter: AdapterRef) -> dict[str, Any]:
         metadata, base = adapter.metadata, adapter.metadata["base"]
         provenance = {"peftrun": metadata.get("peftrun"), "base": base["name"], "fingerprint": base["fingerprint"]}
         provenance["untrained"] = metadata.get("untrained")
+        provenance["ancestors"] = lineage.list_ancestors(metadata)
+        provenance[STACK] = metadata.get(STACK) or []
     return {
         "folder": str(folder),
         "method": config.get("peft_type"),
@@ -78,6 +80,11 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (f"adapter {name}", _format_settings(adapter)),
         ("made by", origin),
+        *(("trained from", lineage.format_ancestor(one)) for one in _list_ancestors(provenance)),
+        *(
+            ("sum of", f"{part['folder']} (sha256 {part['sha256'][: lineage.DIGEST]})")
+            for part in _list_parts(provenance)
+        ),
         (
             "size",
             f"{adapter['parameters']:,} parameters, {format_bytes(adapter['bytes'])}, {adapter['dtype']}",
@@ -101,6 +108,16 @@ def _build_summary(name: str, adapter: dict[str, Any]) -> list[tuple[str, str]]:
     reasons = list(adapter["not_measured"].items())
     rows += [("not measured", f"{module}: {reason}") for module, reason in reasons[:MAX_ROWS]]
     return [*rows, ("not measured", f"{len(reasons) - MAX_ROWS} more")] if len(reasons) > MAX_ROWS else rows
+
+
+def _list_ancestors(provenance: dict[str, Any] | str) -> list[dict[str, Any]]:
+    """The adapters that it was trained from, nearest first; the first ones of many."""
+    return [] if isinstance(provenance, str) else provenance["ancestors"][:MAX_ROWS]
+
+
+def _list_parts(provenance: dict[str, Any] | str) -> list[dict[str, Any]]:
+    """The adapters that a stack is the sum of."""
+    return [] if isinstance(provenance, str) else provenance[STACK]
 
 
 def _format_settings(adapter: dict[str, Any]) -> str:

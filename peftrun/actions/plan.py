@@ -50,7 +50,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     action = spec.action
     assert isinstance(action, PlanAction)
     training_spec = cross_group.as_training(
-        spec, TrainAction("train", action.resume, action.evaluate_before, action.num_samples)
+        spec, TrainAction("train", action.resume, action.evaluate_before, action.num_samples, action.stack)
     )
     # On a GPU only torch can tell how much memory is free; the estimate then says nothing of whether the run fits.
     on_gpu = base_files.uses_gpu(training_spec.device)
@@ -93,7 +93,7 @@ def _plan_from_files(spec: RunSpec, free: int | None) -> _TrainingPlan:
             *notes,
         ]
         return _TrainingPlan(None, None, free, spec.task.data.num_train_rows, times, None, notes)
-    parameters = parameter_count.estimate_parameters(base, spec.lora, spec.task)
+    parameters = parameter_count.estimate_parameters(base, spec)
     count = (parameters.trained, base.parameters + parameters.held, parameters.exact)
     if lengths:
         notes = [f"memory: rows of at most {lengths.longest} tokens, as in an earlier run on this data", *notes]

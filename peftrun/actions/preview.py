@@ -43,7 +43,9 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     assert isinstance(spec.action, PreviewAction)
     # `adapter` has already chosen base model and task, and training itself takes no adapter.
     baseline_spec = dataclasses.replace(spec, adapter={}, active_adapter=None)
-    cross_group.as_training(baseline_spec, TrainAction("train", resume=None, evaluate_before=True, num_samples=0))
+    cross_group.as_training(
+        baseline_spec, TrainAction("train", resume=None, evaluate_before=True, num_samples=0, stack=False)
+    )
     late_torch.defer_torch_import()
     views, statistics = (execute.import_quietly(f"peftrun.tasks.row_{name}") for name in ("view", "statistics"))
     tokenizer_module = execute.import_quietly("peftrun.models.tokenizer")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console, tasks
-from peftrun.adapters import load, streamed_load
+from peftrun.adapters import load, reference, streamed_load
 from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.load import LoadProof
 from peftrun.artifacts import adapter_folder, classifier_head
@@ -16,6 +16,7 @@ from peftrun.models import base_cache, placement
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import Device
 from peftrun.result import RunResult
+from peftrun.tasks import own_functions
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -25,6 +26,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     console.print_info(run_device.note)
     if spec.action.evaluate:
         tasks.check_data_columns(spec.task)
+        own_functions.load_functions(spec.task)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
     base, net, proofs = _load_adapters(spec, adapters, run_device)
     placement_facts = load.describe_placement(net)
@@ -40,12 +42,15 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         tasks.warn_on_other_dataset(spec.task, rows, adapters)
         result.facts["data"] = rows.describe()
         console.set_activity(f"evaluating {len(rows.held_out)} rows")
-        result.metrics = tasks.import_task_module(spec.task.type).evaluate(
-            net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
-        )
+        active = adapters[net.active_adapter]
+        with reference.use_recorded_reference(base, net, active, spec.task.objective) as about_reference:
+            result.metrics = tasks.import_task_module(spec.task.type).evaluate(
+                net, base.tokenizer, rows.held_out, spec.trainer.per_device_eval_batch_size, spec.task
+            )
+        result.facts |= about_reference
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
-    path = next(iter(spec.adapter.values()))
+    path = next(iter(adapters.values())).path
     generate_commands = [] if base.head else [f"peftrun action=generate adapter={path}"]
     result.next_commands = [*generate_commands, f"peftrun action=merge adapter={path}"]
     return result

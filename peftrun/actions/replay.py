@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import records, run_overrides
+from peftrun.artifacts import records, run_overrides, source_run
 from peftrun.artifacts.run_layout import ADAPTER, RECORD
 from peftrun.config.schema.actions import ReplayAction
 from peftrun.config.schema.run import RunSpec, TrainerSpec
@@ -46,6 +46,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             *input_drift.compare_inputs(recorded, current, recorded_values, asdict(rerun_spec)),
         ]
         return _build_check_result(out_dir, run_dir, inputs, recorded["status"] == "completed")
+    source_run.check_function_files(recorded, rerun_spec, run_dir)
     console.print_info(f"running {shorten_path(run_dir)} again, in {shorten_path(out_dir / REPLAY_DIR)}")
     try:
         execute.execute_run(rerun_spec, out_dir / REPLAY_DIR)

@@ -7,7 +7,7 @@ from transformers import set_seed
 
 from peftrun import console
 from peftrun.adapters import attach, load, save
-from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts import adapter_folder, adapter_origin, classifier_head
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import SaveAction
 from peftrun.config.schema.run import RunSpec
@@ -39,7 +39,8 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     # None keeps the dtype in which PEFT loaded or created the adapter.
     dtype = None if spec.action.dtype == "auto" else device.parse_dtype(spec.action.dtype)
     if adapters:
-        save.save(net, base, adapter_dir, untrained=untrained, names=spec.action.adapters, dtype=dtype)
+        learned = {name: adapter_origin.select_training_facts(adapter) for name, adapter in adapters.items()}
+        save.save(net, base, adapter_dir, untrained=untrained, names=spec.action.adapters, dtype=dtype, learned=learned)
     else:
         # Initializations such as PiSSA change the base model; saving converts the adapter to fit the unchanged one,
         # for which it needs the initial A and B.

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console, tasks
-from peftrun.adapters import attach, save
+from peftrun.adapters import attach, save, stack
 from peftrun.artifacts import classifier_head
+from peftrun.artifacts.adapter_folder import STACK
 from peftrun.artifacts.run_layout import ADAPTER
 from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import NoAdapter
@@ -17,7 +18,7 @@ from peftrun.io import atomic_files
 from peftrun.models import base_cache
 from peftrun.result import RunResult
 from peftrun.trackers import lifecycle
-from peftrun.training import disk_check, distributed, fit, full_model
+from peftrun.training import disk_check, distributed, fit, full_model, start
 from peftrun.training import session as jobs
 from peftrun.training.session import TrainingSession
 
@@ -26,28 +27,45 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """Trains and saves an adapter, or with lora=none the full model."""
     assert isinstance(spec.action, TrainAction)
     job = jobs.prepare_session(spec, out_dir)
-    before = jobs.evaluate(job, job.base.model, "before") if spec.action.evaluate_before else {}
     train = _train_full_model if isinstance(spec.lora, NoAdapter) else _train_adapter
-    result = train(job, before)
+    result = train(job)
     result.summary += lifecycle.describe_tracker(spec, out_dir)
     return result
 
 
-def _train_adapter(job: TrainingSession, before: dict[str, float]) -> RunResult:
-    adapted = attach.attach_adapter(job.base, job.spec.lora, job.spec.seed, jobs.build_init_data(job))
+def _train_adapter(job: TrainingSession) -> RunResult:
+    adapted, before = start.start_adapter(job)
     trainable, total = attach.count_parameters(adapted)
     if distributed.is_main_process():  # before hours of training, not after
         disk_check.check_disk_space(job, adapted)
     console.print_info(f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
-    with save.keep_untrained(adapted, job.spec.lora, job.out_dir, distributed.is_main_process()) as initial:
-        fitted = jobs.fit(job, adapted, jobs.build_hooks(job, adapted))
+    is_converted = job.parent is None and distributed.is_main_process()
+    with save.keep_untrained(adapted, job.spec.lora, job.out_dir, is_converted) as initial:
+        with start.use_reference(job, adapted):
+            fitted = jobs.fit(job, adapted, jobs.build_hooks(job, adapted))
         adapted = _gather_adapted_model(job, adapted)
         if not distributed.is_main_process():  # the main process evaluates, saves and writes the record
             return RunResult(job.out_dir)
-        after = jobs.evaluate(job, adapted, "after")
-        derived_from = tasks.describe_training_data(job.spec.task, job.rows)
-        save.save(adapted, job.base, job.out_dir / ADAPTER, untrained=set(), initial=initial, derived_from=derived_from)
-    return jobs.add_artifacts(job, jobs.build_result(job, fitted, before, after, (trainable, total)))
+        with start.use_reference(job, adapted):
+            after = jobs.evaluate(job, adapted, "after")
+        stacked = _save_adapter(job, adapted, initial, fitted.steps)
+    result = jobs.build_result(job, fitted, before, after, (trainable, total))
+    result.facts |= stacked
+    return jobs.add_artifacts(job, result)
+
+
+def _save_adapter(job: TrainingSession, adapted: Any, initial: Path | None, steps: int) -> dict[str, Any]:
+    """Saves what was trained; of a stack its sum, and returns facts on that for the record."""
+    target = job.out_dir / ADAPTER
+    origin = tasks.describe_training_data(job.spec.task, job.rows) | jobs.describe_parent(job)
+    if job.parent and start.is_stacked(job):
+        facts = stack.add_sum(job.base, adapted)
+        stack.save_stacked(adapted, job.base, job.parent, target, origin)
+        return {STACK: facts}
+    names = [attach.ADAPTER_NAME]
+    untrained = set(names) if start.is_untrained(job, steps) else set()
+    save.save(adapted, job.base, target, untrained=untrained, names=names, initial=initial, derived_from=origin)
+    return {}
 
 
 def _gather_adapted_model(job: TrainingSession, net: Any) -> Any:
@@ -60,14 +78,13 @@ def _gather_adapted_model(job: TrainingSession, net: Any) -> Any:
     job.base = base_cache.load_cached_base(
         job.spec.model, job.place, jobs.choose_dtype(job.spec), classifier_head.get_task_head(job.spec.task)
     )
-    return distributed.load_trained(
-        attach.attach_adapter(job.base, job.spec.lora, job.spec.seed, jobs.build_init_data(job)), trained_tensors
-    )
+    return distributed.load_trained(start.attach_adapter(job), trained_tensors)
 
 
-def _train_full_model(job: TrainingSession, before: dict[str, float]) -> RunResult:
+def _train_full_model(job: TrainingSession) -> RunResult:
     if job.base.held:
         raise ConfigError(f"lora=none: {job.base.held} weights cannot be trained; type lora=lora")
+    before = start.evaluate_before(job, job.base.model)
     net = job.base.model.requires_grad_(True)
     if distributed.is_main_process():
         disk_check.check_disk_space(job, net)

@@ -8,6 +8,7 @@ from peftrun import console
 from peftrun.adapters import meta_model
 from peftrun.adapters.merge import provenance, streaming
 from peftrun.artifacts import adapter_folder, base_files, fingerprint
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import BASE
 from peftrun.config.schema.actions import UnmergeAction
 from peftrun.config.schema.run import RunSpec
@@ -33,10 +34,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     adapter = adapter_folder.resolve_adapter(spec.adapter[name], name)
     merge_record = provenance.read_provenance(merged)
     if merge_record is None:
+        _check_not_base(spec, merged, adapter)
         console.print_warning(f"{merged} does not record which adapter was merged into it, so this cannot be checked")
     elif merge_record["adapter_sha256"] != atomic_files.hash_file(adapter.weights):
         raise AdapterError(
-            f"{adapter.folder}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
+            f"{adapter.label}: is not the adapter that was merged into {merged} (adapter_model.safetensors "
             f"{merge_record['adapter_sha256'][:12]}); name that one"
         )
     dtype = (merge_record or {}).get("base_dtype") if action.dtype == "auto" else action.dtype
@@ -49,7 +51,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
             ).write_rest()
         except streaming.NotStreamableError as reason:
             raise AdapterError(
-                f"{adapter.folder}: this merge cannot be undone: {reason}; keep the base model it was made for"
+                f"{adapter.label}: this merge cannot be undone: {reason}; keep the base model it was made for"
             ) from reason
         # The base model's fingerprint, as recorded at the merge or in the adapter's peftrun.json.
         metadata = merge_record or adapter.metadata
@@ -60,8 +62,18 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         "unmerge": figures,
     }
     return RunResult(out_dir, facts, artifacts=[base_dir], summary=_build_summary(base_dir, figures), next_commands=[
-        f"peftrun action=reload model=pretrained model.name_or_path={console.shorten_path(base_dir)} adapter={spec.adapter[name]}"
+        f"peftrun action=reload model=pretrained model.name_or_path={console.shorten_path(base_dir)} adapter={adapter.path}"
     ])  # fmt: skip
+
+
+def _check_not_base(spec: RunSpec, folder: Path, adapter: AdapterRef) -> None:
+    """Raises: AdapterError: this is the base model that the adapter was made for, as it is where no other model is typed."""
+    recorded = adapter.metadata["base"]["fingerprint"]["weights"] if adapter.metadata else None
+    if recorded == fingerprint.fingerprint_model(folder).weights:
+        raise AdapterError(
+            f"model.name_or_path={spec.model.name_or_path}: is the base model that {adapter.label} was made for, and no adapter is merged into it; "
+            "type model=pretrained model.name_or_path=MERGED_FOLDER"
+        )
 
 
 def _compare_with_base(folder: Path, merged: Path, expected: str | None) -> dict[str, Any]:

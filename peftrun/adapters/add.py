@@ -56,7 +56,7 @@ def add_adapters(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> tuple[
     for name, adapter in adapters.items():
         if classifier_head.read_adapter_head(adapter):
             raise AdapterError(
-                f"adapter.{name}={adapter.folder}: is a classifier's and cannot be loaded together with a language model's"
+                f"adapter.{name}={adapter.label}: is a classifier's and cannot be loaded together with a language model's"
             )
         model = add_adapter(base, base.model, model, adapter)
     return model, plain
@@ -69,7 +69,7 @@ def add_classifiers(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> tup
         head = classifier_head.read_adapter_head(adapter)
         if head is None:
             raise AdapterError(
-                f"adapter.{name}={adapter.folder}: is no classifier's and cannot be loaded together with one"
+                f"adapter.{name}={adapter.label}: is no classifier's and cannot be loaded together with one"
             )
         # the first adapter with the base's own head takes the loaded model; each other one gets a model on the same encoder
         unused = head == base.head and not any(host is base.model for host in hosts.values())
@@ -79,12 +79,17 @@ def add_classifiers(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> tup
     return (shared_encoder.SharedEncoder(members) if len(members) > 1 else next(iter(members.values()))), plain
 
 
-def add_adapter(base: LoadedBase, host: Any, model: Any, adapter: AdapterRef) -> Any:
-    """`model` (None: a new PeftModel around `host`) with one more adapter. Raises: AdapterError: it does not fit the base model."""
+def add_adapter(base: LoadedBase, host: Any, model: Any, adapter: AdapterRef, config: Any = None) -> Any:
+    """`model` (None: a new PeftModel around `host`) with one more adapter.
+
+    Args: config: PEFT's config of the adapter; None: its own, with all weights frozen.
+    Raises: AdapterError: it does not fit the base model.
+    """
     name = adapter.name
     try:
-        config = peft_config.read_peft_config(adapter)
-        config.inference_mode = True
+        if config is None:
+            config = peft_config.read_peft_config(adapter)
+            config.inference_mode = True
         if any(parameter.is_meta for parameter in host.parameters()):  # offloaded
             return offload.add_to_offloaded(host, model, config, adapter)
         if model is None:
@@ -97,9 +102,9 @@ def add_adapter(base: LoadedBase, host: Any, model: Any, adapter: AdapterRef) ->
         reason = " ".join(str(error).split())[:300]
         others = [other for other in getattr(model, "peft_config", {}) if other != name]
         if any(words in str(error) for words in OTHER_BASE_ERRORS):
-            line = f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
+            line = f"{adapter.label}: does not fit {base.name} ({reason}); choose the base it was made for"
         elif others:
-            key = f"adapter.{name}={adapter.folder}"
+            key = f"adapter.{name}={adapter.label}"
             line = f"{key}: PEFT cannot load it together with {', '.join(others)} ({reason}); load it alone"
         else:
             line = f"{adapter.option}: PEFT {get_version('peft')} cannot load it on {base.name} ({reason})"

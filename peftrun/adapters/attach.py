@@ -1,6 +1,5 @@
 """Attaches a fresh adapter of any PEFT method to a base model."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,21 +10,18 @@ import torch
 from peft import TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.oft import OFTLayer
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.constants import MIN_TARGET_MODULES_FOR_OPTIMIZATION
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from peftrun import console
-from peftrun.adapters import data_driven_init, offload, target_modules, traits
-from peftrun.compat.peft import expand_target_modules
+from peftrun.adapters import data_driven_init, new_tokens, offload, target_modules, traits
+from peftrun.artifacts.adapter_settings import HEAD_NAMES
 from peftrun.config import usage
 from peftrun.config.schema.lora import AdaLoraSpec, LoraSpec
 from peftrun.config.schema.method_traits import get_init_traits
 from peftrun.config.schema.peft_fields import get_extra_peft_fields
 from peftrun.errors import ConfigError
 from peftrun.models.base import LoadedBase
-from peftrun.result import TrainAlone
 
 TASK_TYPES = {
     "causal_lm": TaskType.CAUSAL_LM,
@@ -34,7 +30,7 @@ TASK_TYPES = {
     "seq2seq": TaskType.SEQ_2_SEQ_LM,
 }
 LINEAR_LAYERS = (torch.nn.Linear, Conv1D)  # the only ones that joint runs can stack: see `adapters/joint`
-HEAD_NAMES = ("classifier", "score")  # PEFT itself adds these to modules_to_save
+ADAPTER_NAME = "default"  # of the adapter that is trained, where it is alone
 PEFTRUN_FIELDS = ("method", "calibration_rows", "loraplus_lr_ratio", "lora_fa")  # fields that PEFT's configs lack
 
 
@@ -53,7 +49,7 @@ def attach_adapter(base: LoadedBase, lora: Any, seed: int, start: InitData | Non
     """
     target_modules.check_target_modules(base.model, lora)
     _check_init(base, lora)
-    config = _build_peft_config(base, lora, start)
+    config = build_peft_config(base, lora, start)
     batches = start.batches if start else []
     set_seed(seed)  # PEFT initializes from torch's global generator
     try:
@@ -61,8 +57,9 @@ def attach_adapter(base: LoadedBase, lora: Any, seed: int, start: InitData | Non
             attach = offload.add_untrained if base.device.max_memory else get_peft_model
             net = attach(base.model, config)
         data_driven_init.apply_data_driven_init(base, net, lora, batches)
+        new_tokens.start_at_mean(net, base)
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
-        raise _to_config_error(error, lora, base) from error
+        raise to_config_error(error, lora, base) from error
     adapter_config = net.peft_config["default"]
     layout = getattr(lora, "fan_in_fan_out", None)
     if layout is not None and layout != adapter_config.fan_in_fan_out:
@@ -70,71 +67,19 @@ def attach_adapter(base: LoadedBase, lora: Any, seed: int, start: InitData | Non
         console.print_info(f"lora.fan_in_fan_out={str(layout).lower()}: PEFT took the other, which these layers have")
     if getattr(lora, "prompt_tuning_init", None) == "TEXT":
         adapter_config.tokenizer_name_or_path = base.name  # it was a folder of this machine
+    prepare_training(net, lora)
+    _check_blocks(net, lora)
+    return net
+
+
+def prepare_training(net: Any, lora: Any) -> None:
+    """Freezes what the method does not train, and adds its penalties to the loss. Raises: ConfigError: no parameter would be trained."""
     if isinstance(lora, LoraSpec) and lora.lora_fa:
         for name, parameter in net.named_parameters():
             if "lora_A" in name or "lora_embedding_A" in name:
                 parameter.requires_grad_(False)
     _add_penalties(net, lora)
     _check_trainable(net, lora)
-    _check_blocks(net, lora)
-    return net
-
-
-def attach_jointly(
-    base: LoadedBase, cells: dict[str, tuple[Any, int]]
-) -> tuple[Any, dict[str, ConfigError | TrainAlone]]:
-    """The base model with a fresh adapter for each cell (name → its `lora` and seed), each with the weights of a run of its own.
-
-    Returns: the PEFT model (None if no cell is left), and cell → why it has no adapter: an error, or layers that cannot be stacked.
-    """
-    ready: dict[str, Any] = {}
-    refused: dict[str, ConfigError | TrainAlone] = {}
-    for name, (lora, seed) in cells.items():  # all before the first adapter, which changes the names of modules
-        try:
-            target_modules.check_target_modules(base.model, lora)
-            ready[name] = (_build_peft_config(base, lora, None), lora, seed)
-        except ConfigError as fault:
-            refused[name] = fault
-    resolved = {name: _resolve_targets(base.model, config) for name, (config, _, _) in ready.items()}
-    for name, config in resolved.items():
-        layers = map(base.model.get_submodule, config.target_modules)
-        unstackable = {type(layer).__name__ for layer in layers if not isinstance(layer, LINEAR_LAYERS)}
-        if unstackable:
-            refused[name] = TrainAlone(f"lora.target_modules names {min(unstackable)} layers")
-            del ready[name]
-    transposed = any(isinstance(module, Conv1D) for module in base.model.modules())
-    net: Any = None
-    for name, (config, lora, seed) in ready.items():
-        set_seed(seed)
-        try:
-            if net is None:
-                net = get_peft_model(base.model, resolved[name], adapter_name=name)
-            else:
-                net.add_adapter(name, resolved[name])
-        except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-            refused[name] = _to_config_error(error, lora, base)
-            continue
-        _restore_requested_targets(net.peft_config[name], config)
-        net.peft_config[name].fan_in_fan_out = transposed  # what PEFT sets it to for a single adapter
-    return net, refused
-
-
-def _resolve_targets(model: Any, config: Any) -> Any:
-    """A copy of the config with the full names of its target modules, which select the same when other adapters are attached already."""
-    expanded = expand_target_modules(copy.copy(config), model)
-    names = {name for name, _ in model.named_modules() if check_target_module_exists(expanded, name)}
-    resolved = copy.copy(config)
-    resolved.target_modules, resolved.exclude_modules, resolved.layers_to_transform = names, None, None
-    return resolved
-
-
-def _restore_requested_targets(attached: Any, config: Any) -> None:
-    """Puts the requested targets back, so that adapter_config.json is that of a single adapter."""
-    targets = config.target_modules
-    # PEFT itself replaces `all-linear` and long lists by what they match
-    if targets != "all-linear" and (isinstance(targets, str) or len(targets) < MIN_TARGET_MODULES_FOR_OPTIMIZATION):
-        attached.target_modules = targets
-    attached.exclude_modules, attached.layers_to_transform = config.exclude_modules, config.layers_to_transform
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -153,7 +98,8 @@ def needs_calibration_data(lora: Any) -> bool:
     return get_init_traits(getattr(lora, "init_lora_weights", None)).calibrated
 
 
-def _build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
+def build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
+    """PEFT's config of a fresh adapter. Raises: ConfigError: PEFT refuses it."""
     extra = get_extra_peft_fields(lora)  # typed by the user, so that their null is meant
     fields = {
         key: value
@@ -161,16 +107,17 @@ def _build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> A
         if value is not None or key in extra
     }
     fields |= _resolve_head_fields(base, lora) | _resolve_run_fields(base, lora, start)
+    fields |= new_tokens.resolve_token_fields(base, lora)
     language_model = "seq2seq" if base.model.config.is_encoder_decoder else "causal_lm"
     task_type = TASK_TYPES[base.head.kind if base.head else language_model]
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(lora.method.upper())]
     try:
         return config_class(**fields, task_type=task_type, base_model_name_or_path=base.name, revision=base.revision)
     except (ValueError, TypeError, ImportError) as error:
-        raise _to_config_error(error, lora, base) from error
+        raise to_config_error(error, lora, base) from error
 
 
-def _to_config_error(error: Exception, lora: Any, base: LoadedBase) -> ConfigError:
+def to_config_error(error: Exception, lora: Any, base: LoadedBase) -> ConfigError:
     """PEFT's refusal in one line. The rules between its fields, and which layers a method supports, are PEFT's own."""
     if "Please specify `target_modules`" in str(error):
         model_type = base.model.config.model_type

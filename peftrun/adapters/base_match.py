@@ -5,7 +5,6 @@ Every action uses the base model's tokenizer and chat template, even if the adap
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -27,19 +26,19 @@ def check_base_match(
     Args: mark: fingerprint of the base model `name`. allow: warn instead of raising. tokenizer: loads the base model's.
     Raises: AdapterError: the adapter was made for other weights or another tokenizer.
     """
-    metadata, folder = adapter.metadata, adapter.folder
+    metadata = adapter.metadata
     if metadata is None:
         console.print_warning(
-            f"{folder} was not made by peftrun: the base it was made for cannot be checked, its tensors are"
+            f"{adapter.label} was not made by peftrun: the base it was made for cannot be checked, its tensors are"
         )
     elif parts := find_differing_parts(mark, metadata):
         recorded = metadata["base"]
-        text = f"{folder}: was made for base {recorded['name']} ({recorded['fingerprint']['weights'][:12]}), "
+        text = f"{adapter.label}: was made for base {recorded['name']} ({recorded['fingerprint']['weights'][:12]}), "
         text += f"this is {name} ({mark.short()})"
         others = [part for part in parts if part != WEIGHTS]
         text += f", which has another {' and another '.join(others)}" if others else ""
         _warn_or_raise(text, parts, allow, "choose that model")
-    _check_adapter_tokenizer(name, folder, allow, tokenizer)
+    _check_adapter_tokenizer(name, adapter, allow, tokenizer)
 
 
 def find_differing_parts(mark: Fingerprint, metadata: dict[str, Any] | None) -> list[str]:
@@ -49,8 +48,9 @@ def find_differing_parts(mark: Fingerprint, metadata: dict[str, Any] | None) -> 
     return [part for part, digest in digests.items() if recorded.get(part.replace(" ", "_")) not in (None, digest)]
 
 
-def _check_adapter_tokenizer(name: str, folder: Path, allow: bool, tokenizer: Callable[[], Any]) -> None:
+def _check_adapter_tokenizer(name: str, adapter: AdapterRef, allow: bool, tokenizer: Callable[[], Any]) -> None:
     """Compares a tokenizer and chat template in the adapter's folder, where TRL for example saves them, with the base model's."""
+    folder = adapter.folder
     if not any((folder / file).is_file() for file in ("tokenizer.json", *TEMPLATE_FILES)):
         return
     base, template_file = tokenizer(), folder / TEMPLATE_FILES[0]
@@ -62,14 +62,14 @@ def _check_adapter_tokenizer(name: str, folder: Path, allow: bool, tokenizer: Ca
         added = sorted(saved.get_added_vocab().keys() - vocab.keys())
         if added:
             console.print_warning(
-                f"{folder}: its tokenizer also has {', '.join(added[:3])}, which {name} reads as plain text"
+                f"{adapter.label}: its tokenizer also has {', '.join(added[:3])}, which {name} reads as plain text"
             )
     except (OSError, ValueError, ImportError):  # a chat template only, or an unreadable tokenizer
         rules, template = None, template_file.read_text(encoding="utf-8") if template_file.is_file() else None
     parts = [TOKENIZER] if rules not in (None, _tokenization_rules(base, vocab)) else []
     parts += [TEMPLATE] if template not in (None, base.chat_template) else []
     if parts:
-        text = f"{folder}: brings another {' and another '.join(parts)} than {name}, whose own is used"
+        text = f"{adapter.label}: brings another {' and another '.join(parts)} than {name}, whose own is used"
         _warn_or_raise(
             text, parts, allow, "to use the adapter's, name a copy of the base with these files in it as the model"
         )

@@ -30,7 +30,7 @@ def hot_add(base: LoadedBase, net: Any, adapter: AdapterRef, plain: torch.Tensor
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise AdapterError(
-                f"{adapter.folder}: does not fit {base.name} ({reason}); choose the base it was made for"
+                f"{adapter.label}: does not fit {base.name} ({reason}); choose the base it was made for"
             ) from error
     try:
         add.add_adapter(base, base.model, model, adapter)

@@ -21,7 +21,7 @@ from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peftrun.io import blocks
 from peftrun.io.safetensors_stream import RowBlock, split_rows
 
-WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")
+WRAPPED = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def add_to_offloaded(host: Any, model: Any, config: Any, adapter: AdapterRef) ->
 
     Raises: AdapterError: this kind of adapter needs base weights that are not in memory.
     """
-    _check_plain_lora(config, str(adapter.folder))
+    _check_plain_lora(config, adapter.label)
     if model is None:
         model = get_peft_model(host, config, adapter_name=adapter.name, low_cpu_mem_usage=True)
     else:

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft.utils.other import TrainableTokensWrapper
+
+from peftrun.io.safetensors_stream import RowBlock
 
 
 @contextmanager
@@ -24,3 +27,12 @@ def skip_adapters_without_tokens(net: Any, name: str) -> Iterator[None]:
 
 def _skip_adapter(name: str, method: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     return lambda adapter, *args: {} if adapter == name else method(adapter, *args)
+
+
+def replace_rows(token_adapter: Any, name: str, values: torch.Tensor, block: RowBlock) -> torch.Tensor:
+    """`values`, the rows of a `block` of the base layer's weight (rows, in), with those that adapter `name` trains in place of the base's."""
+    trained = token_adapter.trainable_tokens_delta[name].detach()
+    for row, token in enumerate(token_adapter.token_indices[name]):
+        if block[0] <= token < block[1]:
+            values[token - block[0]] = trained[row]
+    return values

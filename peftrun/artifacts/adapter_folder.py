@@ -1,13 +1,14 @@
-"""Finds and checks an adapter folder before anything heavy loads: it exists, is complete, and is safe to read."""
+"""Finds and checks an adapter before anything heavy loads: its folder exists, is complete, and is safe to read. Light."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import records
+from peftrun.artifacts import hub_adapters, records
+from peftrun.artifacts.hub_adapters import HubAdapter
 from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PEFTRUN_METADATA, RECORD
 from peftrun.errors import AdapterError, ArtifactError
 from peftrun.io import safetensors_header
@@ -18,7 +19,9 @@ SERVED_NAME = re.compile(
     rf"{ADAPTER_NAME.pattern}(\.[A-Za-z0-9_-]+)*"
 )  # may have dots: a server gives PEFT another name
 NAME_RULE = "must be letters, digits, '_' and '-'"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+STACK = "stack"  # in an adapter that is the sum of two: the folder of its parts, and their entry in peftrun.json
+STACKED_ON = "stacked_on"  # in peftrun.json of such a part: hash of the adapter that it was trained on top of
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def check_adapter_name(name: str) -> None:
@@ -39,18 +42,25 @@ class AdapterRef:
 
     Attributes:
         name: under which it is loaded.
-        path: as typed: a run folder or an adapter folder.
+        path: as typed: a run folder, an adapter folder, or an id on the Hub.
         folder: holds its files.
+        hub: where it is on the Hub, and the commit; None if it did not come from there.
     """
 
     name: str
     path: str
     folder: Path
+    hub: HubAdapter | None = None
 
     @property
     def option(self) -> str:
         """The option as typed."""
         return format_adapter_option(self.path, self.name)
+
+    @property
+    def label(self) -> str:
+        """How messages on its content name it: its folder, or its id on the Hub."""
+        return self.path if self.hub else str(self.folder)
 
     @property
     def weights(self) -> Path:
@@ -87,23 +97,52 @@ def resolve_adapters(paths: Mapping[str, str]) -> dict[str, AdapterRef]:
 
 
 def resolve_adapter(path: str, name: str = "default") -> AdapterRef:
-    """The adapter in the folder `path`, or in the run folder `path`.
+    """The adapter in the folder `path`, in the run folder `path`, or downloaded from the Hub under the id `path`.
+
+    Nothing is downloaded here: see `hub_download.pin_adapters`.
 
     Raises: AdapterError: there is none, the run that should have made it failed, or a file in it is missing,
         torn, a pickle, or not JSON.
     """
+    hub = hub_adapters.parse_hub_adapter(path)
+    shown = hub.typed if hub else path
+    folder = _find_downloaded(hub, name) if hub else _find_here(path, name)
+    if (folder / name / ADAPTER_CONFIG).is_file():  # one of several adapters that were saved together
+        folder = folder / name
+    adapter = AdapterRef(name, shown, folder, hub)
+    _check_files(adapter)
+    return adapter
+
+
+def awaits_download(path: str, name: str) -> bool:
+    """Whether `path` is an adapter on the Hub whose commit is not known yet, or not in the local cache."""
+    hub = hub_adapters.parse_hub_adapter(path)
+    if hub is None:
+        return False
+    folder = hub.find_folder()
+    return folder is None or not any(
+        all((place / file).is_file() for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)) for place in (folder, folder / name)
+    )
+
+
+def _find_downloaded(hub: HubAdapter, name: str) -> Path:
+    folder = hub.find_folder()
+    if folder is None:
+        raise AdapterError(
+            f"{format_adapter_option(hub.typed, name)}: was not downloaded from the Hub, or is gone from the local cache; connect and type the command again"
+        )
+    return folder
+
+
+def _find_here(path: str, name: str) -> Path:
     folder, key = Path(path).expanduser(), format_adapter_option(path, name)
     if not path.strip():
         raise AdapterError(f"{key}: names no folder; name a run folder or one that holds {ADAPTER_CONFIG}")
     if not folder.is_dir():
-        raise AdapterError(f"{key}: is not a folder; name a run folder or one that holds {ADAPTER_CONFIG}")
-    if (folder / RECORD).is_file():
-        folder = _find_in_run(folder, key)
-    if (folder / name / ADAPTER_CONFIG).is_file():  # one of several adapters that were saved together
-        folder = folder / name
-    adapter = AdapterRef(name, path, folder)
-    _check_files(adapter)
-    return adapter
+        raise AdapterError(
+            f"{key}: is not a folder; name a run folder, one that holds {ADAPTER_CONFIG}, or ORG/NAME@REVISION on the Hub"
+        )
+    return _find_in_run(folder, key) if (folder / RECORD).is_file() else folder
 
 
 def virtual_tokens(adapters: Mapping[str, AdapterRef]) -> int:
@@ -128,20 +167,10 @@ def _find_in_run(run: Path, key: str) -> Path:
 
 def _check_files(adapter: AdapterRef) -> None:
     folder, key = adapter.folder, adapter.option
-    if not any(folder.iterdir()):
+    if not folder.is_dir() or not any(folder.iterdir()):
         raise AdapterError(f"{key}: the folder is empty; name a run folder or one that holds {ADAPTER_CONFIG}")
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise AdapterError(f"{key}: holds no {ADAPTER_CONFIG}; name a run folder or an adapter folder")
-    if not adapter.weights.is_file():
-        pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
-        if pickles:
-            raise AdapterError(
-                f"{key}: {pickles[0]} is a pickle, which can run code when read, and is refused; "
-                f"save the adapter again as {ADAPTER_WEIGHTS}"
-            )
-        raise AdapterError(
-            f"{key}: {ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"
-        )
+    if problem := explain_missing_files((file.name for file in folder.iterdir()), adapter.path):
+        raise AdapterError(f"{key}: {problem}")
     try:
         _ = adapter.config, adapter.metadata
         entries = safetensors_header.read_header(adapter.weights)
@@ -149,10 +178,32 @@ def _check_files(adapter: AdapterRef) -> None:
         raise AdapterError(f"{key}: {error}") from error
     if not entries:
         raise AdapterError(f"{key}: {ADAPTER_WEIGHTS} holds no tensor; make the adapter again")
+    if adapter.metadata and STACKED_ON in adapter.metadata:
+        whole = folder.parent.parent  # RUN/adapter/stack/1
+        raise AdapterError(
+            f"{key}: was trained on top of another adapter, without which it answers wrongly; type adapter={whole}, which holds both"
+        )
+
+
+def explain_missing_files(names: Iterable[str], path: str) -> str | None:
+    """Why these files are no adapter that can be loaded, and what to do; None if they are one. `path`: where they are, as typed."""
+    files = sorted(names)
+    if ADAPTER_CONFIG not in files:
+        if "config.json" in files:
+            return f"is a full model, not an adapter (no {ADAPTER_CONFIG}); type model=pretrained model.name_or_path={path} and omit adapter"
+        return f"holds no {ADAPTER_CONFIG}; name a run folder or an adapter folder"
+    if ADAPTER_WEIGHTS in files:
+        return None
+    pickle = next((name for name in files if name.endswith(PICKLES)), None)
+    if pickle:
+        return f"{pickle} is a pickle, which can run code when read, and is refused; save the adapter again as {ADAPTER_WEIGHTS}"
+    return f"{ADAPTER_WEIGHTS} is missing beside {ADAPTER_CONFIG}; restore it or make the adapter again"
 
 
 def find_adapter_run(path: str) -> Path | None:
     """The folder of the run that made the adapter at `path`; None if it is in no run folder."""
     folder = Path(path).expanduser()
+    if not folder.is_dir():  # an id on the Hub, whatever run the working directory is
+        return None
     candidates = (folder, *list(folder.absolute().parents)[:2])  # RUN, RUN/adapter, RUN/adapter/NAME
     return next((run for run in candidates if (run / RECORD).is_file() and (run / CONFIG).is_file()), None)

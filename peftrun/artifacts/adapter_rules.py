@@ -8,8 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from peftrun.config.schema.method_traits import get_init_traits, get_method_traits
+from peftrun.formatting import format_value
 
 AdapterConfig = Mapping[str, Any]
+UNSUMMABLE = (  # settings of LoRA that are on
+    "use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "layer_replication", "lora_bias",
+    "use_bdlora", "use_qalora", "velora_config", "kasa_config", "monteclora_config", "arrow_config",
+)  # fmt: skip
 CONVERT_ADVICE = "save it again where it was trained: model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=UNTRAINED_ADAPTER)"
 
 
@@ -65,6 +70,27 @@ def describe_base_change(config: AdapterConfig) -> str | None:
     if config.get("layer_replication"):
         return "repeats layers of the base (layer_replication)"
     return None
+
+
+def why_not_twice(config: AdapterConfig) -> str | None:
+    """Why one base model cannot hold this adapter and a copy of it; None if it can."""
+    if get_method_traits(config.get("peft_type")).loads_beside:
+        return describe_base_change(config)
+    return f"is of type {_type_name(config.get('peft_type'))}, of which PEFT holds one at a time"
+
+
+def find_unsummable_setting(config: AdapterConfig) -> str | None:
+    """The setting that makes an adapter more than its low-rank factors, such as `use_dora=true`; None if it can be added to another."""
+    if (kind := _type_name(config.get("peft_type"))) != "LORA":
+        return f"peft_type={kind}"
+    if (task := config.get("task_type")) in ("SEQ_CLS", "TOKEN_CLS"):
+        return f"task_type={task}"
+    if (bias := config.get("bias") or "none") != "none":
+        return f"bias={bias}"
+    init = get_init_traits(config.get("init_lora_weights", True))
+    is_drawn = init.plain or (init.keeps_base and init.calibrated)
+    key = next((key for key in UNSUMMABLE if config.get(key)), None if is_drawn else "init_lora_weights")
+    return f"{key}={format_value(config[key])}" if key else None
 
 
 def suggest_remedy(config: AdapterConfig) -> str:

@@ -1,20 +1,16 @@
 """Where a base model is: on this disk, in the caches, or on the Hub; and files that must not be in its folder. Light."""
 
 import os
-import socket
-import threading
-from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from peftrun.artifacts import hub_cache
+from peftrun.artifacts.hub_cache import HubRepository
 from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peftrun.config.paths import cache_dir
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.system.packages import find_package_dir
 
-CONNECT_TIMEOUT = 3  # seconds
 TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.spm"]  # everything but weights
 HUB_FILES = [*TEXT_FILES, "*.safetensors"]
 
@@ -33,14 +29,7 @@ def find_base_dir(spec: ModelSpec) -> Path | None:
         return next(iter(sorted((cache_dir() / "models").glob(f"{path.stem}-{'[0-9a-f]' * 16}"))), None)
     if path.is_dir():
         return path
-    # huggingface_hub's cache layout, read here because importing the library takes too long
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    hub = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or Path(home) / "hub")
-    repository = hub.expanduser() / f"models--{spec.name_or_path.replace('/', '--')}"
-    ref = repository / "refs" / (spec.revision or "main")
-    commit = ref.read_text(encoding="ascii").strip() if ref.is_file() else str(spec.revision)
-    snapshot = repository / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    return hub_cache.find_snapshot(spec.name_or_path, spec.revision)
 
 
 def find_base_config(spec: ModelSpec) -> Path | None:
@@ -64,26 +53,9 @@ def fetch_base_dir(spec: ModelSpec, weights: bool = True) -> Path:
 
 def _download_base(spec: ModelSpec, weights: bool) -> Path:
     """Its folder in the local cache; Python files only with trust_remote_code."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    key = f"model.name_or_path={spec.name_or_path}"
     patterns = [*(HUB_FILES if weights else TEXT_FILES), *(["*.py"] if spec.trust_remote_code else [])]
-    try:
-        # without adapter files, which transformers would load silently: see find_stray_adapter
-        folder = snapshot_download(
-            spec.name_or_path, revision=spec.revision, allow_patterns=patterns, ignore_patterns=["adapter_*"]
-        )
-        return Path(folder)
-    except LocalEntryNotFoundError as error:
-        raise ModelError(_explain_unreachable(spec)) from error
-    except HFValidationError as error:
-        raise ModelError(f"{key}: is neither a folder nor a Hub id (ORG/NAME); type one of them") from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{key}: the Hub refused it ({reason}); check the name, the revision and `hf auth login`"
-        ) from error
+    # without adapter files, which transformers would load silently: see find_stray_adapter
+    return _get_repository(spec).download(patterns, ignore=["adapter_*"])
 
 
 def check_hub_reachable(spec: ModelSpec) -> None:
@@ -91,44 +63,14 @@ def check_hub_reachable(spec: ModelSpec) -> None:
 
     Raises: ModelError: it is not in the local cache, and the Hub does not answer.
     """
-    if spec.package or resolve_model_path(spec).exists() or find_base_config(spec):
-        return
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(spec.name_or_path)
-    except HFValidationError:  # reported by fetch_base_dir
-        return
-    if constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT):
-        raise ModelError(_explain_unreachable(spec))
+    if not (spec.package or resolve_model_path(spec).exists() or find_base_config(spec)):
+        _get_repository(spec).check_reachable()
 
 
-def _is_reachable(address: str) -> bool:
-    """Whether the address accepts connections; behind a proxy this cannot be checked and counts as true."""
-    url, connected = urlsplit(address), threading.Event()
-    if getproxies():
-        return True
-
-    def connect() -> None:
-        with (
-            suppress(OSError),
-            socket.create_connection((url.hostname or "", url.port or 443), timeout=CONNECT_TIMEOUT),
-        ):
-            connected.set()
-
-    thread = threading.Thread(target=connect, daemon=True)  # a thread, since DNS lookups have no timeout
-    thread.start()
-    thread.join(CONNECT_TIMEOUT)
-    return connected.is_set()
-
-
-def _explain_unreachable(spec: ModelSpec) -> str:
-    return (
-        f"model.name_or_path={spec.name_or_path}: is not in the local cache and the Hub cannot be reached; connect, or download it elsewhere "
-        f"(`hf download {spec.name_or_path} --local-dir FOLDER`) and type model=pretrained model.name_or_path=FOLDER"
-    )
+def _get_repository(spec: ModelSpec) -> HubRepository:
+    option = f"model.name_or_path={spec.name_or_path}"
+    copy_option = "model=pretrained model.name_or_path=FOLDER"
+    return HubRepository(spec.name_or_path, spec.revision, option, copy_option, ModelError)
 
 
 def converted_gguf_dir(file: Path) -> Path:

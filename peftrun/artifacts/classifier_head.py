@@ -49,7 +49,7 @@ def read_adapter_head(adapter: AdapterRef) -> ClassifierHead | None:
     sizes = [entry.shape[0] for entry in entries if HEAD_PATTERN.search(entry.name)]  # weight: (labels, hidden)
     if not sizes:
         raise AdapterError(
-            f"{adapter.folder}: is a {kind} adapter and holds no classifier; save it again with modules_to_save"
+            f"{adapter.label}: is a {kind} adapter and holds no classifier; save it again with modules_to_save"
         )
     return ClassifierHead(kind, tuple(f"LABEL_{index}" for index in range(sizes[0])))
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from peftrun.artifacts import token_settings
 from peftrun.config.paths import cache_dir
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files, safetensors_header
@@ -40,8 +41,15 @@ class Fingerprint:
 def fingerprint_model(folder: Path, hashed: Mapping[Path, list[str]] | None = None) -> Fingerprint:
     """The fingerprint of a model folder. `hashed`: weight files that need not be read, with a line of `format_tensor_line` a tensor.
 
+    A folder of `models.retokenized_base` has its base model's weights, whatever embeddings were added.
+
     Raises: ModelError: it holds no safetensors file. ArtifactError: a file is torn.
     """
+    if retokenized := token_settings.read_settings(folder):
+        own_folder, settings = retokenized
+        own = fingerprint_model(own_folder, hashed)
+        template = own.chat_template if settings.chat_template is None else of_template(folder) or own.chat_template
+        return Fingerprint(own.weights, settings.digest_tokenizer(own.tokenizer), template)
     files = _list_weight_files(folder)
     if not files:
         raise ModelError(
@@ -62,7 +70,8 @@ def hash_file_cached(path: Path) -> str:
 
 def are_weights_cached(folder: Path) -> bool:
     """Whether `fingerprint_model` need not read the weights of this folder."""
-    return _locate_cached("weights", _list_weight_files(folder)).is_file()
+    own_folder, _ = token_settings.read_settings(folder) or (folder, None)
+    return _locate_cached("weights", _list_weight_files(own_folder)).is_file()
 
 
 def _list_weight_files(folder: Path) -> list[Path]:

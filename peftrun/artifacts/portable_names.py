@@ -8,8 +8,8 @@ from peftrun.artifacts.adapter_source import ExportSource
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATH_KEYS = (  # keys whose values are paths; values of other keys may begin with a slash too
-    "path", "test_path", "name_or_path", "output_dir", "resume", "finetuned_model", "run", "compare_with", "prompts_file", "deepspeed_config",
-    "model_dir", "merged_into",
+    "path", "test_path", "tools", "include_path", "name_or_path", "output_dir", "resume", "finetuned_model", "run", "compare_with", "prompts_file", "deepspeed_config",
+    "model_dir", "merged_into", "chat_template",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ ROWS = "rows.jsonl"  # rows as the model sees them: those of a preview, the firs
 RECORD = "record.json"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+FUNCTIONS = "functions"  # copies of the Python files of task.metrics and task.objective.rewards
 ADAPTER = "adapter"
 MERGED = "merged"
 BASE = "base"
@@ -15,3 +16,10 @@ CHECKPOINTS = "checkpoints"
 PEFTRUN_METADATA = "peftrun.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"  # as transformers names it
+TOKENIZER_FILES = (  # as transformers saves them, by their full names, so that no other file of a folder is taken for one
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "qwen.tiktoken", "tiktoken.model",
+    "tekken.json", CHAT_TEMPLATE,
+)  # fmt: skip
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"

@@ -3,12 +3,14 @@
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts import adapter_folder, adapter_origin, hub_adapters
 from peftrun.config import old_overrides, override_syntax
 from peftrun.config import values as config
+from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
 
@@ -33,10 +35,12 @@ PROCESS_KEYS = tuple(
 )
 
 
-def add_shared_overrides(command: str, typed: Sequence[str], places: Sequence[str] = ()) -> str:
-    """The command with the overrides of model, task and device from `typed`, unless it sets these groups itself.
+def add_shared_overrides(
+    command: str, typed: Sequence[str], places: Sequence[str] = (), spec: RunSpec | None = None
+) -> str:
+    """The command with the overrides of model, task and device from `typed`, unless it sets these groups itself, or its adapter says the same.
 
-    Args: places: the run's search path, as `read_search_path` returns it.
+    Args: places: the run's search path, as `read_search_path` returns it. spec: of the run.
     """
     program, _, arguments = command.partition(" ")
     if program != "peftrun":
@@ -44,8 +48,13 @@ def add_shared_overrides(command: str, typed: Sequence[str], places: Sequence[st
     words = shlex.split(arguments)
     groups = {_override_group(word) for word in words}
     for word in words:
-        if word.startswith("adapter=") and (run := adapter_folder.find_adapter_run(word.partition("=")[2])):
+        path = word.partition("=")[2]
+        if not word.startswith("adapter="):
+            continue
+        if run := adapter_folder.find_adapter_run(path):
             groups |= _list_own_groups(run, typed)
+        elif spec:
+            groups |= _list_stated_groups(path, spec)
     added = [text for text in typed if _override_group(text) in SHARED_GROUPS and _override_group(text) not in groups]
     if not added:
         return command
@@ -60,6 +69,17 @@ def _list_own_groups(run: Path, typed: Sequence[str]) -> set[str]:
     except ArtifactError:  # a damaged file: what this command differs in is not known
         return {*ROW_GROUPS, "model"}
     return {*ROW_GROUPS, "model"} - {_override_group(text) for text in typed if text not in own}
+
+
+def _list_stated_groups(path: str, spec: RunSpec) -> set[str]:
+    """Groups that need not be typed with an adapter outside a run, since its files say the same as the run's `spec`."""
+    pinned = {hub_adapters.format_source(source): source for source in spec.adapter.values()}
+    origin = adapter_origin.read_origin(pinned.get(path, path), "default")
+    stated = {
+        group for group, known in (origin.groups if origin else {}).items() if known == asdict(getattr(spec, group))
+    }
+    rows = {*ROW_GROUPS} if "task" in stated else set()
+    return (stated | rows) - ({"experiment"} if "model" not in stated else set())
 
 
 def select_row_overrides(typed: Iterable[str]) -> list[str]:

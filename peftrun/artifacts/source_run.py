@@ -1,15 +1,18 @@
 """Checks the run that action=replay runs again, and hashes a run's input adapters and files for its record."""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, records
-from peftrun.artifacts.run_layout import CONFIG, RECORD
+from peftrun.artifacts import adapter_folder, function_files, hub_adapters, records, remote_files
+from peftrun.artifacts.run_layout import CONFIG, FUNCTIONS, RECORD
 from peftrun.config.schema.run import RunSpec
-from peftrun.errors import ArtifactError, PeftrunError
+from peftrun.errors import ArtifactError, ConfigError, PeftrunError
 from peftrun.io import atomic_files
 
+MAX_FUNCTION_FILE = 2**20  # bytes of a Python file of which a run keeps a copy
 REPLAYABLE_ACTIONS = (
     "train",
     "save",
@@ -61,8 +64,46 @@ def hash_input_adapters(adapters: dict[str, str]) -> dict[str, str]:
     return hashes
 
 
+def describe_hub_adapters(adapters: dict[str, str]) -> dict[str, Any]:
+    """`hub_adapters` for a run's record: name → id, requested revision and commit of every adapter from the Hub; empty if there are none."""
+    sources = {name: hub for name, path in adapters.items() if (hub := hub_adapters.parse_hub_adapter(path))}
+    facts = {name: {"id": hub.place, "revision": hub.revision, "commit": hub.commit} for name, hub in sources.items()}
+    return {"hub_adapters": facts} if facts else {}
+
+
 def hash_input_files(spec: RunSpec) -> dict[str, str]:
-    """Key → sha256 of each input file of a run that goes into prompts unchanged."""
+    """Key → sha256 of each input file of a run that goes into prompts unchanged; `KEY=FILE` → that of each Python file whose functions it calls."""
     values = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
-    paths = {key: Path(path).expanduser() for key, path in values.items() if path is not None}
-    return {key: atomic_files.hash_file(path) for key, path in paths.items() if path.is_file()}
+    files = function_files.list_files(spec.task) if function_files.are_called(spec.action) else {}
+    hashes = {key: atomic_files.hash_file(path) for key, path in files.items() if path.is_file()}
+    for key, path in values.items():
+        with suppress(PeftrunError, OSError):  # reported when the file is read
+            hashes |= {key: atomic_files.hash_file(remote_files.locate_file(path, f"{key}={path}"))} if path else {}
+    return hashes
+
+
+def copy_function_files(spec: RunSpec, out_dir: Path) -> None:
+    """Copies the Python files whose functions the run calls into its folder, so that it can be repeated if they change. Large ones are left out."""
+    named = function_files.list_files(spec.task).values() if function_files.are_called(spec.action) else ()
+    files = {file for file in named if file.is_file() and file.stat().st_size <= MAX_FUNCTION_FILE}
+    shutil.rmtree(out_dir / FUNCTIONS, ignore_errors=True)  # of a cell that could not be trained with others
+    if not files:
+        return
+    with atomic_files.create_folder(out_dir / FUNCTIONS) as folder:
+        for file in sorted(files):
+            is_first = not (folder / file.name).exists()
+            name = file.name if is_first else f"{file.stem}-{atomic_files.hash_file(file)[:8]}{file.suffix}"
+            shutil.copyfile(file, folder / name)
+
+
+def check_function_files(record: dict[str, Any], spec: RunSpec, run: Path) -> None:
+    """Raises: ConfigError: a Python file of the recorded run has changed: other code would run in its name."""
+    recorded = record.get("files") or {}
+    lines = [
+        f"action.run={run}: the run was made with another {name} ({recorded[name][:12]} → {digest[:12]}); restore it from {run / FUNCTIONS}, "
+        f"or type {name.partition('=')[0]} with the function to use"
+        for name, digest in hash_input_files(spec).items()
+        if recorded.get(name, digest) != digest and name.partition("=")[2]
+    ]
+    if lines:
+        raise ConfigError(*lines)

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_rules, prompts_file, source_run
+from peftrun.artifacts import adapter_rules, prompts_file, remote_files, source_run
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.checks import catalog as catalogue_checks
 from peftrun.checks import export as export_checks
-from peftrun.checks import peer_keys
 from peftrun.checks import serving as serve_checks
 from peftrun.checks.methods import list_extra_fields
+from peftrun.checks.tasks import check_url
 from peftrun.config import paths
 from peftrun.config.schema import run as schema
 from peftrun.config.schema.method_traits import PLAIN_INITS
@@ -50,9 +50,6 @@ def check_action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
         yield "adapter: action=extract makes an adapter from action.finetuned_model and would ignore this one; omit adapter"
     if name == "diff" and len(adapter) != 2:
         yield "adapter: action=diff compares two adapters; type 'adapter={a: PATH, b: PATH}'"
-    # `adapter=lora`, as other tools spell the method, is reported by the rule for adapters.
-    if name == "train" and adapter and not any(map(peer_keys.translate_adapter, adapter.values())):
-        yield "adapter: action=train trains a new adapter and would ignore this one; omit adapter"
     if name == "save" and not adapter and isinstance(lora, schema.NoAdapter):
         yield "lora=none: action=save without adapter saves a new adapter, so it needs a method; type lora=lora"
     if name == "save" and adapter:
@@ -88,18 +85,26 @@ def check_generate(action: Any, adapter: dict[str, str], adapters: dict[str, Ada
         yield "action.prompt: cannot be combined with action.prompts_file; omit one"
     if action.prompt is not None and not action.prompt.strip():
         yield "action.prompt=: is empty; type action.prompt='Hello', or omit it for an interactive chat"
-    if action.prompts_file is not None and not Path(action.prompts_file).expanduser().is_file():
-        yield f"action.prompts_file={action.prompts_file}: {paths.no_file(action.prompts_file)}; name a text file, one prompt a line"
-    elif action.prompts_file is not None:
-        try:
-            prompts_file.read_prompts(action.prompts_file, adapter)
-        except PeftrunError as error:
-            yield from error.lines
+    if action.prompts_file is not None:
+        yield from _check_prompts_file(action.prompts_file, adapter)
     if BASE_ADAPTER_NAME in adapter:
         yield f"adapter.{BASE_ADAPTER_NAME}: is the name of the base model without any adapter; give this adapter another name"
     for name, ref in adapters.items():
         if serve_checks.is_classifier(ref.config):
             yield f"adapter.{name}={ref.path}: {serve_checks.NO_ANSWERS.format('generate')}"
+
+
+def _check_prompts_file(path: str, adapter: dict[str, str]) -> Lines:
+    option = f"action.prompts_file={path}"
+    if remote_files.is_url(path):  # read when the action runs: a check needs no network
+        yield from check_url(option, path)
+    elif not Path(path).expanduser().is_file():
+        yield f"{option}: {paths.no_file(path)}; name a text file, one prompt a line"
+    else:
+        try:
+            prompts_file.read_prompts(path, adapter)
+        except PeftrunError as error:
+            yield from error.lines
 
 
 def check_adapter_column(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from peftrun.artifacts import adapter_source, delta_weights
+from peftrun.artifacts import adapter_source
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.portable_names import HUB_ID
@@ -78,6 +78,8 @@ def _check_adapter(target: str, adapter: AdapterRef) -> Iterator[str]:
         yield from error.lines
         return
     yield from TARGET_CHECKS.get(target, lambda _: [])(source)
+    from peftrun.artifacts import delta_weights  # numpy takes a tenth of a second, and every refusal would wait for it
+
     tensor = delta_weights.find_nonfinite_tensor(source.folder)
     if tensor:
         yield f"{adapter.option}: tensor {tensor} has NaN or infinity, so training has diverged; train again with a lower learning rate"

@@ -16,6 +16,7 @@ from peftrun.config.peers import tables
 VALUE, OTHERS = "VALUE", "others"
 DEFAULT = ""  # nothing needs to be typed: the value is the default here
 ROWS = "ROWS"  # a file or a dataset on the Hub: `translate_rows`
+SPECIAL_TOKENS = "SPECIAL_TOKENS"  # role_token → token: `_translate_special_tokens`
 VALIDATION = "VALIDATION"  # a number of rows, or a share of them: `_translate_validation`
 EACH_EPOCH = "trainer.eval_strategy=epoch task.data.num_validation_rows=100"
 RUNS = "outputs/train/RUN"
@@ -59,6 +60,8 @@ _CASES: dict[str, dict[str, str]] = {  # key → value → what to type
 }  # fmt: skip
 _SAME: dict[str, str] = {  # what to type → their names for it
     _MODEL: "model_name model_id model_path base pretrained pretrained_model_name_or_path model.name model.path model.id",
+    **{f"'model.special_tokens={{{role}: \"VALUE\"}}'": f"{role}_token" for role in ("bos", "unk")},
+    SPECIAL_TOKENS: "special_tokens",
     "lora.r=VALUE": "rank max_lora_rank",
     "lora.lora_alpha=VALUE": "alpha",
     "lora.lora_dropout=VALUE": "dropout",
@@ -90,12 +93,11 @@ _SAME: dict[str, str] = {  # what to type → their names for it
     "task.objective.label_smoothing=VALUE": "label_smoothing",
     "task.objective.loss_type=[robust] task.objective.label_smoothing=VALUE": "dpo_label_smoothing",
     "adapter=VALUE": "adapter_path lora_path",
-    "adapter=VALUE beside action=generate, merge or serve (a training starts an adapter of its own)": "adapter_name_or_path lora_model_dir",
     "action=merge adapter=outputs/train/RUN action.output_dir=VALUE": "export_dir",
     "task.objective.rewards=[VALUE]": "reward_funcs",
 }  # fmt: skip
 # Keys that need nothing, beside those of the tables.
-_OMITTED = "bf16_full_eval chat_template_jinja data_seed fast_inference gpu_memory_utilization lora_on_cpu unsloth_force_compile"
+_OMITTED = "bf16_full_eval data_seed fast_inference gpu_memory_utilization lora_on_cpu unsloth_force_compile"
 WORDS = {  # commands of other tools, and other names of actions
     "sft": "action=train",
     "finetune": "action=train",
@@ -204,6 +206,11 @@ def _translate_validation(value: str) -> str:
     return f"task.data.num_validation_rows={value if value.isdigit() else 100} trainer.eval_strategy=steps"
 
 
+def _translate_special_tokens(value: str) -> str:
+    """What to type for a mapping of `pad_token` and others to tokens."""
+    return f"'model.special_tokens={re.sub(r'_token(?= *:)', '', value)}'"
+
+
 def translate_rows(value: str) -> str:
     """What to type for rows in a file or in a dataset on the Hub; of several sources only the first is used."""
     value = SOURCE.sub(r"\1", value) if value[:1] in ("[", "{") else value
@@ -236,4 +243,4 @@ def translate_option(group: str, value: str, options: Mapping[str, list[str]]) -
     )
 
 
-SPECIAL = {ROWS: translate_rows, VALIDATION: _translate_validation}
+SPECIAL = {ROWS: translate_rows, VALIDATION: _translate_validation, SPECIAL_TOKENS: _translate_special_tokens}

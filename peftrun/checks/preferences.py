@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from peftrun.artifacts import adapter_rules
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config.schema.method_traits import get_init_traits
 from peftrun.config.schema.objectives import DpoObjective, GrpoObjective, KtoObjective, OrpoObjective, RewardObjective
@@ -106,7 +108,7 @@ def check_trainer(task: Any, trainer: Any) -> Lines:
 
 
 def check_method(task: Any, lora: Any, action: Any) -> Lines:
-    """The reference model is the base model with the adapter disabled, so the method must not change the base model."""
+    """The base model with adapters disabled is the reference model, or beneath it, so the method must not change it."""
     if task.type not in KIND_OBJECTIVES or action.name != "train":
         return
     if isinstance(lora, NoAdapter):
@@ -119,6 +121,27 @@ def check_method(task: Any, lora: Any, action: Any) -> Lines:
         yield f"lora.init_lora_weights={init}: task.type={task.type} compares with the unchanged base model; type lora.init_lora_weights=true"
 
 
+def check_reference(
+    task: Any, lora: Any, action: Any, adapter: dict[str, str], adapters: dict[str, AdapterRef]
+) -> Lines:
+    """The reference model is there, and can be held beside the adapter that is trained."""
+    objective, key = task.objective, "task.objective.reference"
+    chosen = getattr(objective, "reference", None)
+    if isinstance(objective, GrpoObjective) and not objective.beta:
+        if chosen:
+            yield f"{key}={chosen}: task.objective.beta=0.0 compares with no reference model; type task.objective.beta=0.04, or {key}=null"
+        return
+    if action.name != "train" or not hasattr(objective, "reference") or chosen == "base":
+        return
+    if chosen == "parent" and not adapter:
+        yield f"{key}=parent: is the adapter that is trained further, and none is; type adapter=RUN_FOLDER, or {key}=base"
+    for parent in adapters.values() if not action.stack else ():  # of a stack the adapter below is there once
+        if reason := adapter_rules.why_not_twice(parent.config):
+            yield f"{parent.option}: {reason}, so it cannot be held a second time, as the reference model; type {key}=base"
+        if getattr(lora, "lora_fa", False):
+            yield f"lora.lora_fa=true: PEFT's optimizer moves every adapter of the model, also the reference; type {key}=base"
+
+
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task",), check_objective),
     (("task",), check_columns),
@@ -126,4 +149,5 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task",), check_label_smoothing),
     (("task", "trainer"), check_trainer),
     (("task", "lora", "action"), check_method),
+    (("task", "lora", "action", "adapter", "adapters"), check_reference),
 ]

@@ -7,6 +7,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from peftrun.artifacts import remote_files
+from peftrun.artifacts.function_files import is_reference
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks.unknown_keys import quote_for_shell
 from peftrun.config.paths import no_file
@@ -18,6 +20,7 @@ Lines = Iterator[str]
 # An action that none of these lists names must have a base model and rows.
 MODELLESS = ("inspect", "diff", "export", *FILELESS)  # actions that check models and rows themselves, or need none
 ROWLESS = ("save", "generate", "unmerge", "combine", "extract", "serve", *MODELLESS)  # actions that read no rows
+TRAININGS = ("train", "plan", "preview")  # actions that train, or show a training
 LM_EVAL = "lm_eval"
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".arrow", ".json", ".txt")  # of files of rows, most likely first
 # Names of files with such a suffix that are not rows: of models, datasets, runs and Python projects.
@@ -52,8 +55,10 @@ def check_lm_eval(task: schema.TaskSpec, action: Any) -> Lines:
         yield f"task.lm_eval.include_path={folder}: is not a folder with YAML files; name the folder of your own tasks, or type null"
 
 
-def check_validation_rows(task: schema.TaskSpec, trainer: schema.TrainerSpec) -> Lines:
-    """task.data.num_validation_rows and trainer.eval_strategy are set together or not at all."""
+def check_validation_rows(task: schema.TaskSpec, trainer: schema.TrainerSpec, action: Any) -> Lines:
+    """For a training, task.data.num_validation_rows and trainer.eval_strategy are set together or not at all."""
+    if action.name not in TRAININGS:  # the task may be that of an adapter's run, and the trainer is not
+        return
     if (trainer.eval_strategy == "no") != (task.data.num_validation_rows is None):
         yield (
             f"trainer.eval_strategy={trainer.eval_strategy}: contradicts task.data.num_validation_rows={task.data.num_validation_rows}; "
@@ -124,8 +129,8 @@ def check_sources(task: schema.TaskSpec) -> Lines:
     if data.split_strategy == "last" and (data.mixture is not None or has_eval_source or data.group_column is not None):
         yield "task.data.split_strategy=last: takes the end of a single source, so it cannot be combined with task.data.mixture, test_path, test_split or group_column; type task.data.split_strategy=random"
     for name, source in (data.mixture or {}).items():
-        if data.source == "file" and not Path(source.path).expanduser().is_file():
-            yield _explain_missing_rows(f"task.data.mixture.{name}.path", source.path)
+        if data.source == "file":
+            yield from _check_rows_file(f"task.data.mixture.{name}.path", source.path)
 
 
 def _check_hub_keys(data: schema.DataSpec) -> Lines:
@@ -151,8 +156,23 @@ def check_files(task: schema.TaskSpec, action: Any) -> Lines:
         yield from _check_package_files(data.package, paths)
     if data.source == "file":
         for key, path in paths.items():
-            if not Path(path).expanduser().is_file():
-                yield _explain_missing_rows(key, path)
+            yield from _check_rows_file(key, path)
+
+
+def _check_rows_file(key: str, path: str) -> Lines:
+    # Whether there is a file under a URL is not checked here: that would need the network.
+    if remote_files.is_url(path):
+        yield from check_url(f"{key}={path}", path)
+        if not remote_files.get_file_name(path).lower().endswith(SUFFIXES):
+            yield f"{key}={path}: its last part does not say the format; name a file that ends in {', '.join(SUFFIXES)}"
+    elif not Path(path).expanduser().is_file():
+        yield _explain_missing_rows(key, path)
+
+
+def check_url(option: str, url: str) -> Lines:
+    """A URL can be read with the packages that are installed."""
+    if problem := remote_files.explain_unusable(url):
+        yield f"{option}: {problem}"
 
 
 def _check_package_files(package: str | None, paths: dict[str, str]) -> Lines:
@@ -191,7 +211,9 @@ def reads_rows(task: schema.TaskSpec, action: Any) -> bool:
     """Whether an action reads rows of its task."""
     if task.type == LM_EVAL or action.name in ROWLESS:
         return False
-    return action.name != "merge" or bool(action.verify and action.num_eval_rows)
+    if action.name == "merge":
+        return bool(action.verify and action.num_eval_rows)
+    return action.name != "reload" or bool(action.evaluate)
 
 
 def check_loss_on(task: schema.TaskSpec) -> Lines:
@@ -204,7 +226,9 @@ def check_loss_on(task: schema.TaskSpec) -> Lines:
 
 def check_chat_template(task: schema.TaskSpec) -> Lines:
     """The tools file exists, and template_arguments sets nothing that peftrun passes itself."""
-    if task.tools is not None and not Path(task.tools).expanduser().is_file():
+    if task.tools is not None and remote_files.is_url(task.tools):
+        yield from check_url(f"task.tools={task.tools}", task.tools)
+    elif task.tools is not None and not Path(task.tools).expanduser().is_file():
         yield f"task.tools={task.tools}: {no_file(task.tools)}; name a JSON file with a list of tools, or type task.tools=null"
     for name in sorted((task.template_arguments or {}).keys() & RENDER_ARGUMENTS):
         yield f"task.template_arguments.{name}: is set by peftrun itself; omit it, and type task.tools=FILE for tools"
@@ -222,12 +246,15 @@ def check_metrics(task: schema.TaskSpec) -> Lines:
     if task.data.adapter_column is not None:
         yield f"{option}: is computed with one adapter, so it cannot be combined with task.data.adapter_column; type task.metrics=null"
     for prefix, package in {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}.items():
-        if any(name.startswith(prefix) for name in task.metrics) and find_spec(package) is None:
+        if (
+            any(name.startswith(prefix) and not is_reference(name) for name in task.metrics)
+            and find_spec(package) is None
+        ):
             yield explain_not_installed(f"{option} needs package", package)
 
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
-    (("task", "trainer"), check_validation_rows),
+    (("task", "trainer", "action"), check_validation_rows),
     (("task",), check_templates),
     (("task",), check_classifier),
     (("task", "trainer"), check_packing),

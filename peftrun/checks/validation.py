@@ -15,12 +15,14 @@ from peftrun.checks.unknown_keys import explain_unknown_key, quote_for_shell
 from peftrun.config import shorthand
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema import run as schema
+from peftrun.config.schema.functions import FUNCTION_REFERENCE
 from peftrun.config.template_params import MISSING
 from peftrun.formatting import format_value
 
 QUOTE_ADVICE = " (write it in quotes: YAML reads a bare no, off or 012 as another type than a string)"
 SCALAR_KEYS = {"task.data": "task.data.path", "task.objective": "task"}  # a mapping → the key meant by a scalar
 PYDANTIC_PHRASES = {  # pydantic's wording → ours
+    f"String should match pattern '{FUNCTION_REFERENCE.pattern}'": "FILE.py:FUNCTION",
     "Input should be an object": "must be a mapping {name: VALUE}",
     "Input should be a valid array": "must be a list",
     "Input should be": "must be",
@@ -64,6 +66,15 @@ def _get_types(owner: type) -> dict[str, Any]:
 def _get_type_adapter(group: str, value_type: Any) -> TypeAdapter[Any]:
     """pydantic's validator of a group; cached, since building one is slow and a sweep validates many cells."""
     return TypeAdapter(value_type)
+
+
+def explain_type_errors(group: str, values: Any, value_type: Any) -> list[str]:
+    """One line for each error in values of a group whose types are known only from other groups."""
+    try:
+        _get_type_adapter(group, value_type).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        return _explain_errors(group, values, value_type, error)
+    return []
 
 
 def suggest_value(key: str, values: dict[str, Any]) -> Any:

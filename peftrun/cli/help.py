@@ -1,6 +1,6 @@
-"""`peftrun --help`, from the first line of every YAML file in `conf/`."""
+"""`peftrun --help`, from the first line of every YAML file in `conf/`; with an option, the keys of its file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from peftrun.config import paths, template_params
@@ -27,14 +27,24 @@ FLAGS = """Flags
   --cfg job        print the composed configuration       -m, --multirun   run every combination
   --config-dir DIR add a folder of team configs           --version        print versions
   -sc install=bash shell completion (also zsh, fish)      --hydra-help     Hydra's own flags
+  action=merge --help                                         the keys of an option, here of action=merge
 
 Exit code 0: done. 1: wrong input, explained on one line each. Manual: README.md and docs/.
 """
 
 
-def render_help(team_dir: str | None) -> str:
-    """The help text: every option of every group, with those of `team_dir` and of installed packages."""
+def render_help(team_dir: str | None, overrides: Sequence[str] = ()) -> str:
+    """The help text: every option of every group, with those of `team_dir` and of installed packages.
+
+    With `overrides` that select options (`action=merge`) the keys that those options set, with their comments, instead.
+    """
     dirs = packages.list_config_dirs([team_dir] if team_dir else [])
+    files = {f"{group}={path.stem}": path for group in paths.GROUPS for path in paths.list_group_files(group, *dirs)}
+    selected = [text for text in overrides if text in files]
+    if selected:
+        contents = [files[text].read_text(encoding="utf-8").splitlines() for text in selected]
+        texts = ["\n".join(line for line in lines if "$schema=" not in line) for lines in contents]
+        return "\n\n".join([*texts, f"All keys and their values: peftrun {' '.join(selected)} --cfg job"])
     lines = [
         line
         for group in paths.GROUPS

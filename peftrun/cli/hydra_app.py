@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from peftrun.artifacts.run_layout import CONFIG, CURVES, RECORD, REPORT_PAGE, ROWS
+from peftrun.artifacts.run_layout import CONFIG, CURVES, FUNCTIONS, RECORD, REPORT_PAGE, ROWS
 from peftrun.cli import flags, precheck, shell_words
 from peftrun.compat.hydra import skip_mode_composition
 from peftrun.config import old_overrides, shorthand
@@ -27,7 +27,7 @@ from peftrun.sweep import launcher
 INPUT_ERROR, INTERRUPTED = 1, 130  # exit codes; 128 + SIGINT
 INPUT_ERRORS = (ConfigError, ModelError, AdapterError, DataError, DeviceError)
 # Files of a run folder that hold no result: written before the run starts, or derived from the record.
-INITIAL_FILES = {".hydra", CONFIG, RECORD, REPORT_PAGE, CURVES, ROWS}
+INITIAL_FILES = {".hydra", CONFIG, RECORD, REPORT_PAGE, CURVES, ROWS, FUNCTIONS}
 SWEEP = {"-m", "--multirun"}
 INTERACTIVE = ("serve", "browse", "generate")
 
@@ -177,7 +177,10 @@ def _complete_commands(commands: list[str], spec: Any) -> list[str]:
         row_overrides, places = run_overrides.select_row_overrides(adapter_overrides), places or adapter_places
     return [
         run_overrides.add_shared_overrides(
-            command, [*([] if " adapter=" in command else row_overrides), *overrides], places
+            command,
+            [*([] if " adapter=" in command else row_overrides), *overrides],
+            places,
+            spec,
         )
         for command in commands
     ]

@@ -17,7 +17,7 @@ def main() -> int:
         # Hydra does not run here, so its --config-dir is read by hand: `FLAG DIR` or `FLAG=DIR`.
         team_dirs = [value for flag, value in pairwise(argv) if flag in CONFIG_DIR]
         team_dirs += [word.partition("=")[2] for word in argv if word.startswith("--config-dir=")]
-        _print(help.render_help(next(iter(team_dirs), None)))
+        _print(help.render_help(next(iter(team_dirs), None), argv))
         return 0
     if VERSION & set(argv):
         from peftrun.system.versions import collect_versions

@@ -1,5 +1,6 @@
 """From composed values to a `RunSpec`: types, missing values, rules between keys; all problems are reported together. Light."""
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -31,8 +32,13 @@ def build_spec(cfg: DictConfig) -> schema.RunSpec:
     return build_spec_from_values(resolve_values(cfg))
 
 
-def build_spec_from_values(values: dict[str, Any]) -> schema.RunSpec:
-    """The checked run of resolved values, such as those of a config.yaml. Raises: ConfigError: see `build_spec`."""
+def build_spec_from_values(values: dict[str, Any], deferred: Collection[str] = ()) -> schema.RunSpec:
+    """The checked run of resolved values, such as those of a config.yaml.
+
+    Args: deferred: groups whose values will be others: rules that read them are left out.
+
+    Raises: ConfigError: see `build_spec`.
+    """
     names = validation.list_groups()
     problems = [explain_unknown_key(key, value, names) for key, value in values.items() if key not in names]
     problems += [
@@ -48,7 +54,11 @@ def build_spec_from_values(values: dict[str, Any]) -> schema.RunSpec:
         groups, problems = groups | valid, problems + lines
     # Rules between keys see only valid groups without missing values, so that no problem is reported twice.
     problems += cross_group.check_groups(
-        {name: group for name, group in groups.items() if MISSING not in flatten_keys(values[name]).values()}
+        {
+            name: group
+            for name, group in groups.items()
+            if name not in deferred and MISSING not in flatten_keys(values[name]).values()
+        }
     )
     if problems:
         raise ConfigError(*problems)

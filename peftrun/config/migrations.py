@@ -70,6 +70,11 @@ RENAMED_OPTIONS: dict[tuple[str, str], tuple[str, str]] = {
 # Key → the value that means what runs did before the key existed.
 ADDED: dict[str, Any] = {
     "model.quantization": None,
+    "model.chat_template": None,
+    "model.special_tokens": None,
+    "model.new_tokens": None,
+    "model.pad_vocab_to_multiple_of": None,
+    "model.arguments": None,
     "task.label_names": None,
     "task.tokens_column": None,
     "task.tags_column": None,
@@ -99,10 +104,13 @@ ADDED: dict[str, Any] = {
     "trainer.eval_strategy": "no",
     "trainer.eval_steps": 20,
     "trainer.load_best_model_at_end": False,
+    "trainer.metric_for_best_model": "loss",
+    "trainer.greater_is_better": None,
     "trainer.early_stopping_patience": None,
     "trainer.padding_free": False,
     "trainer.lr_scheduler_kwargs": None,
     "trainer.adam_epsilon": 1e-8,
+    "trainer.arguments": None,
     "device.strategy": None,
     "device.num_processes": 1,
     "device.num_machines": 1,
@@ -133,10 +141,13 @@ ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {
         "lora.loraplus_lr_ratio": None,
         "lora.lora_fa": False,
     },
+    ("task.objective.name", "dpo"): {"task.objective.reference": None},
+    ("task.objective.name", "kto"): {"task.objective.reference": None},
+    ("task.objective.name", "grpo"): {"task.objective.reference": None},
     ("action.name", "merge"): {"action.num_eval_rows": 0},
     ("action.name", "generate"): {"action.batch_size": 1},
-    ("action.name", "train"): {"action.num_samples": 0},
-    ("action.name", "plan"): {"action.measure_steps": 0, "action.num_samples": 0},
+    ("action.name", "train"): {"action.num_samples": 0, "action.stack": False},
+    ("action.name", "plan"): {"action.measure_steps": 0, "action.num_samples": 0, "action.stack": False},
 }
 # An interpolation.
 REFERENCE = re.compile(r"(?P<start>(?<!\\)\$\{\s*(?:oc\.select:\s*)?)(?P<dots>\.*)(?P<key>[\w.\[\]-]+)(?=\s*[},])")

@@ -1,7 +1,7 @@
 """Expand the command line to what Hydra reads. Light.
 
 - `action.` may be omitted before a key that only the chosen action has, and `++` before a PEFT field that the chosen option of group
-  `lora` does not list. `peftrun action=replay run=FOLDER` is `peftrun action=replay action.run=FOLDER`; records and messages use the full form.
+  `lora` does not list, and before what `trainer.arguments` and `model.arguments` do not hold yet. `peftrun action=replay run=FOLDER` is `peftrun action=replay action.run=FOLDER`; records and messages use the full form.
 - Conditions need no quotes but the shell's: where='loss<0.5 and lora.r>=8' is where='"loss<0.5 and lora.r>=8"'.
 - In templates, system messages and prompts \\n is a line end and \\t a tab, since a shell has no plain way to type them; in YAML files
   YAML's own rules hold.
@@ -18,6 +18,7 @@ from peftrun.config.paths import GROUPS, config_dir
 TOP_LEVEL = (*GROUPS, "seed", "adapter", "active_adapter", "allow_base_mismatch", "params", "template")
 FROM = re.compile(r"(action\.)?from=")  # of action=import: a word of Python, which no field can be called
 SHORT = re.compile(r"([A-Za-z_]\w*)=")
+OF_ARGUMENTS = ("trainer.arguments.", "model.arguments.")
 OF_METHOD = re.compile(r"lora\.(\w+)[.=]")
 DEFAULT_ACTION = "train"
 DEFAULT_METHOD = "lora"
@@ -57,7 +58,7 @@ def expand_shorthand(typed: Sequence[str]) -> list[str]:
         match = OF_METHOD.match(text)
         is_new = match and match[1] not in read_option_keys(_find_option("lora", typed, DEFAULT_METHOD))
         # Hydra refuses a key that no file has without `++`. Whether PEFT has the field is checked after composition.
-        expanded.append(f"++{text}" if is_new else text)
+        expanded.append(f"++{text}" if is_new or text.startswith(OF_ARGUMENTS) else text)
     return expanded
 
 

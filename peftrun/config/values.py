@@ -4,18 +4,20 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from peftrun.config import migrations, template_params
-from peftrun.config.schema import run as schema
 from peftrun.config.template_params import MISSING
 from peftrun.config.yaml_files import load_plain
 from peftrun.errors import ArtifactError, ConfigError
 from peftrun.system import packages
+
+if TYPE_CHECKING:  # a tenth of a second, which `--cfg job` need not wait for
+    from peftrun.config.schema.run import RunSpec
 
 _REPORTED: set[str] = set()
 
@@ -62,7 +64,7 @@ def _read_yaml(path: Path) -> Any:
         raise ArtifactError(f"{path}: is not readable YAML ({' '.join(str(error).split())}); restore it") from error
 
 
-def to_yaml(spec: schema.RunSpec) -> str:
+def to_yaml(spec: "RunSpec") -> str:
     """The resolved configuration as YAML that `read_values` reads back."""
     return values_to_yaml(dataclasses.asdict(spec))
 

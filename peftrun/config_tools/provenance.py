@@ -94,14 +94,16 @@ def trace_origins(compositions: Composer, overrides: Sequence[str]) -> ConfigOri
         typed = ValueSource(TYPED, str(override.input_line))
         for key in () if override.is_delete() else config.flatten_keys(override.value(), override.key_or_group):
             _set_source(sources, key, typed)
-    # `adapter=RUN` takes model and task from that run's config, where they are not typed.
+    # `adapter=` takes model and task from its run's config, or its own files, where they are not typed.
     values, composed_leaves = (
         adapter_defaults.apply_adapter_defaults(composed, overrides),
         config.flatten_keys(composed),
     )
-    adapter_run = ValueSource(RECORDED, str(adapter_defaults.find_adapter_run(composed) or ""))
+    origin = adapter_defaults.find_adapter_origin(composed)
+    # Without an origin the adapter's own config may say its method, where it is trained further.
+    recorded = ValueSource(RECORDED, origin.source if origin else next(iter(composed.get("adapter", {}).values()), ""))
     leaf_sources = {
-        key: _find_source(sources, key) if key in composed_leaves and composed_leaves[key] == value else adapter_run
+        key: _find_source(sources, key) if key in composed_leaves and composed_leaves[key] == value else recorded
         for key, value in config.flatten_keys(values).items()
     }
     return ConfigOrigins(values, leaf_sources, _list_choices(defaults, overrides))

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import base_location, portable_names, run_overrides
+from peftrun.artifacts import adapter_origin, base_location, portable_names, run_overrides
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.config import values as config
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files
-from peftrun.system.packages import find_package_dir
 
 MODEL_CLASSES = {  # architecture in GGUF → class in transformers
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel",
@@ -90,11 +89,8 @@ def _read_recorded_model(source: ExportSource) -> Mapping[str, Any] | None:
     name = source.base().get("name") or (source.config.get("base_model_name_or_path") if source.is_adapter else None)
     if not name:
         return None
-    package, colon, inside = str(name).partition(":")  # peftrun's name of a model in a package is PACKAGE:PATH
-    in_package = bool(colon) and find_package_dir(package) is not None
     revision = source.base().get("revision") or source.config.get("revision")
-    path, package_name = (inside, package) if in_package else (str(name), None)
-    return dataclasses.asdict(ModelSpec(path, package_name, str(revision) if revision else None, None, None, False))
+    return dataclasses.asdict(adapter_origin.make_model_spec(str(name), revision))
 
 
 def read_base_config(model: Mapping[str, Any]) -> dict[str, Any] | None:

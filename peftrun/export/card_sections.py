@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts import lineage
 from peftrun.artifacts.adapter_source import ExportSource
 from peftrun.artifacts.portable_names import get_recorded_base_name, shorten_path
 from peftrun.export import card_metrics, own_tokenizer
@@ -48,7 +49,7 @@ def render_summary(about: CardInfo) -> str:
     if source.facts.get("merged"):
         text += "\n\nThe adapter is merged into these weights; no adapter is needed."
     if not source.record:
-        text += "\n\nThere is no record of how it was made, so nothing is said about that."
+        text += "\n\nThere is no record of how it was made, so it is unknown."
     return text
 
 
@@ -65,7 +66,8 @@ def render_metrics(about: CardInfo) -> str:
     )  # fmt: skip
     intro = f"On {rows if rows is not None else 'the'} evaluation rows of {card_metrics.get_dataset_name(about.values)}, {seen}"
     if before:
-        lines = [_format_row("metric", "base model", "after training"), "|---|---|---|"]
+        start = "the adapter it continues" if source.facts.get("parent") else "base model"
+        lines = [_format_row("metric", start, "after training"), "|---|---|---|"]
         lines += [_format_row(key, format_number(before.get(key)), format_number(after[key])) for key in after]
     else:
         lines = [_format_row("metric", "after training"), "|---|---|"]
@@ -150,6 +152,8 @@ def _iter_training_rows(source: ExportSource, values: dict[str, Any]) -> Iterabl
     yield "data", f"{card_metrics.get_dataset_name(values)}, task type {values['task']['type']}"
     if data.get("train_rows") is not None:
         yield "training rows", f"{data['train_rows']}"
+    if chain := lineage.format_chain(source.facts):
+        yield "continues", chain
     for key, label in (("steps", "steps"), ("train_loss", "mean training loss"), ("seconds", "seconds of training")):
         if training.get(key) is not None:
             yield label, format_number(training[key])

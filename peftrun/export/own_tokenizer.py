@@ -7,21 +7,16 @@ from typing import Any
 
 from peftrun.artifacts import base_location
 from peftrun.artifacts.adapter_source import ExportSource
+from peftrun.artifacts.run_layout import MORE_TEMPLATES, TOKENIZER_FILES
 from peftrun.config.schema.run import ModelSpec
 
 TEMPLATE = "chat_template.jinja"
-FILES = (  # as transformers saves them, by their full names, so that no other file of the folder is published
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "qwen.tiktoken", "tiktoken.model",
-    "tekken.json", TEMPLATE,
-)  # fmt: skip
-MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 LENGTHS = ("truncation", "padding")  # settings of a tokenizer that do not change the tokens of a text
 
 
 def list_files(folder: Path) -> list[Path]:
     """The tokenizer and template files in a folder, relative to it."""
-    named = [Path(name) for name in FILES if (folder / name).is_file()]
+    named = [Path(name) for name in TOKENIZER_FILES if (folder / name).is_file()]
     return named + [path.relative_to(folder) for path in sorted(folder.glob(MORE_TEMPLATES))]
 
 
@@ -58,7 +53,8 @@ def describe_difference(source: ExportSource, differs: list[str] | None, target:
             consequence += f"; launch.sh --chat-template {source.name}/{TEMPLATE} uses this one"
     else:
         consequence = "they are exported, and the card says so: with them, answers may differ from those measured here"
-    return f"{source.folder}: comes with {what} ({names}){unknown}. peftrun itself uses the base model's; {consequence}"
+    used = "these" if source.base().get("tokens") else "the base model's"  # its training changed them
+    return f"{source.folder}: comes with {what} ({names}){unknown}. peftrun itself uses {used}; {consequence}"
 
 
 def _read_tokenizer(folder: Path) -> Any:

@@ -7,11 +7,13 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from peftrun.artifacts import base_files, base_location
+from peftrun.artifacts import base_files, base_location, token_settings
 from peftrun.artifacts.classifier_head import ClassifierHead
+from peftrun.artifacts.token_settings import TokenSettings
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files
+from peftrun.models.config import apply_arguments, load_config
 from peftrun.models.reader import TokenizerInfo
 from peftrun.system.silence import suppress_output
 
@@ -50,16 +52,22 @@ def _load_from_folder(folder: Path, spec: ModelSpec, head: ClassifierHead | None
     try:
         values = atomic_files.read_json(folder / "config.json")
         if spec.trust_remote_code or "auto_map" in values or "model_type" not in values:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+            config = load_config(folder, spec)
         else:  # without the dtype, since parsing it would import torch
-            config = AutoConfig.for_model(**_drop_dtype(values))
+            config = apply_arguments(AutoConfig.for_model(**_drop_dtype(values)), spec)
         check_model_kind(config, spec, head)
-        tokenizer = load_tokenizer(folder, spec, config)
+        tokenizer = open_tokenizer(folder, spec, config)
+        if settings := token_settings.read_token_settings(spec):
+            apply_token_settings(tokenizer, settings, spec)
+        set_pad_token(tokenizer, spec, folder)
     except (ValueError, OSError, ImportError) as error:
         raise ModelError(explain_load_error(spec, error)) from error
     if head is not None:
         limit_sequence_length(tokenizer, config)
-    return TokenizerInfo(base_files.format_base_name(spec), tokenizer, config, config.get_text_config().vocab_size)
+    embedded = config.get_text_config().vocab_size
+    if spec.new_tokens:  # training enlarges the embeddings
+        embedded = max(embedded, len(tokenizer))
+    return TokenizerInfo(base_files.format_base_name(spec), tokenizer, config, embedded)
 
 
 def _drop_dtype(values: dict[str, Any]) -> dict[str, Any]:
@@ -67,11 +75,18 @@ def _drop_dtype(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _drop_dtype(value) if isinstance(value, dict) else value for key, value in others.items()}
 
 
-def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
-    """The tokenizer in `folder`; without a pad token it pads with its end token. `config`: the model's, if loaded already.
+def load_tokenizer(folder: Path, spec: ModelSpec) -> Any:
+    """The tokenizer in `folder`; without a pad token it pads with its end token.
 
     Raises: ModelError: there is no tokenizer, or it has neither a pad token nor an end token.
     """
+    tokenizer = open_tokenizer(folder, spec)
+    set_pad_token(tokenizer, spec, folder)
+    return tokenizer
+
+
+def open_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
+    """The tokenizer in `folder` as it is there. `config`: the model's, if loaded already. Raises: ModelError: there is none."""
     # checked by name, since transformers may build an empty tokenizer where there are no files
     if not any(TOKENIZER_FILES.search(file.name) for file in folder.iterdir()):
         raise ModelError(
@@ -79,17 +94,45 @@ def load_tokenizer(folder: Path, spec: ModelSpec, config: Any = None) -> Any:
             "from the model it was made from, or choose another model"
         )
     kwargs = {} if config is None else {"config": config}
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **kwargs)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **kwargs)
+
+
+def set_pad_token(tokenizer: Any, spec: ModelSpec, folder: Path) -> None:
+    """Lets a tokenizer without a pad token pad with its end token. Raises: ModelError: it has neither."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
-        local = Path(spec.name_or_path).expanduser().is_dir()  # else in a package or cache, which is not to be edited
-        file = folder / "tokenizer_config.json" if local else "tokenizer_config.json in a copy of it, and name that"
         raise ModelError(
             f"model.name_or_path={spec.name_or_path}: its tokenizer has neither a pad token nor an end token; "
-            f'write one of its tokens, "eos_token": "TOKEN", into {file}'
+            """name one of its tokens: type 'model.special_tokens={eos: "TOKEN"}'"""
         )
-    return tokenizer
+
+
+def apply_token_settings(tokenizer: Any, settings: TokenSettings, spec: ModelSpec) -> None:
+    """Adds the new tokens, and sets special tokens and chat template.
+
+    Raises: ModelError: a new token is in the vocabulary already, a special token is not, or this tokenizer cannot be changed.
+    """
+    vocab, key = tokenizer.get_vocab(), "model.new_tokens"
+    if present := [token for token in settings.new_tokens if token in vocab]:
+        raise ModelError(
+            f"{key}: {', '.join(present)}: in the vocabulary of {spec.name_or_path} already; leave them out "
+            "(lora.trainable_token_indices trains embeddings of tokens that it has)"
+        )
+    try:
+        tokenizer.add_tokens(list(settings.new_tokens), special_tokens=True)
+        vocab = tokenizer.get_vocab()
+        for role, token in settings.special_tokens.items():
+            if token not in vocab:
+                raise ModelError(
+                    f"model.special_tokens.{role}={token}: is not in the vocabulary of {spec.name_or_path}; name one of its tokens, "
+                    f"""or add it: type 'model.new_tokens=["{token}"]'"""
+                )
+            tokenizer.add_special_tokens({f"{role}_token": token})
+        if settings.chat_template is not None:
+            tokenizer.chat_template = settings.chat_template
+    except NotImplementedError as error:
+        raise ModelError(f"{key}: a {type(tokenizer).__name__} cannot be changed ({error}); type {key}=null") from error
 
 
 def limit_sequence_length(tokenizer: Any, config: Any) -> None:

@@ -125,7 +125,7 @@ def estimate_cell_memory(base: BaseModelInfo, spec: RunSpec, lengths: Lengths | 
     Args: lengths: of its rows; None: as long as task.max_length allows.
     """
     rows, batch = lengths or memory.assume_max_lengths(spec), spec.trainer.per_device_train_batch_size
-    trained = parameter_count.estimate_parameters(base, spec.lora, spec.task).trained
+    trained = parameter_count.estimate_parameters(base, spec).trained
     # Activations: (batch, tokens, 13 × hidden + 4 × inner) per layer. Logits: (batch, learned tokens, vocabulary), float32, twice.
     activations = (
         batch * rows.longest * base.layers * (13 * base.hidden + 4 * base.inner) * base_files.weight_bytes(spec.device)

@@ -10,8 +10,9 @@ from typing import Any
 
 from peftrun.artifacts import classifier_head
 from peftrun.artifacts.base_files import BaseModelInfo
-from peftrun.config.schema.lora import LoraSpec
+from peftrun.config.schema.lora import LoraSpec, NoAdapter
 from peftrun.config.schema.peft_fields import get_extra_peft_fields
+from peftrun.config.schema.run import RunSpec
 
 LAYER = re.compile(r"\.(\d+)\.")
 OUTPUT_LAYERS = ("lm_head", "embed_out")
@@ -28,14 +29,17 @@ class ParameterCount:
     exact: bool
 
 
-def estimate_parameters(base: BaseModelInfo, lora: Any, task: Any) -> ParameterCount:
-    """Parameters of a run with this method on this task, including a classifier head."""
-    if lora.method == "none":
-        return ParameterCount(base.parameters, 0, classifier_head.get_task_head(task) is None)
+def estimate_parameters(base: BaseModelInfo, spec: RunSpec) -> ParameterCount:
+    """Parameters of a run with its method on its task, including a classifier head and the rows of new tokens."""
+    lora, task = spec.lora, spec.task
+    rows = _count_new_rows(base, spec)
+    if isinstance(lora, NoAdapter):
+        is_exact = classifier_head.get_task_head(task) is None and not rows
+        return ParameterCount(base.parameters + rows * base.hidden, 0, is_exact)
     if not isinstance(lora, LoraSpec):
         size = RANK * sum(map(sum, base.linears.values()))
         return ParameterCount(size, size, exact=False)
-    size, frozen = count_adapter_parameters(base, lora), 0
+    size, frozen = count_adapter_parameters(base, lora) + rows * base.hidden, 0
     if lora.lora_fa:  # LoRA-FA freezes A, (r, inputs) of each module
         targets = list_target_modules(base, lora).items()
         frozen = sum(_get_rank(name, lora) * inputs for name, (_, inputs) in targets)
@@ -87,12 +91,21 @@ def count_adapter_parameters(base: BaseModelInfo, lora: LoraSpec) -> int:
     return matrices + tokens * base.hidden  # a trainable token is one embedding row, (hidden,)
 
 
+def _count_new_rows(base: BaseModelInfo, spec: RunSpec) -> int:
+    """Rows of new tokens: in the embeddings, and in an output layer that has weights of its own."""
+    outputs = classifier_head.get_task_head(spec.task) is None and not _is_output_tied(base)
+    return len(spec.model.new_tokens or []) * (1 + outputs)
+
+
+def _is_output_tied(base: BaseModelInfo) -> bool:
+    # A tied output layer has no tensor of its own in the files.
+    return not any(name.endswith(OUTPUT_LAYERS) for name in base.tables)
+
+
 def _is_exact(base: BaseModelInfo, lora: LoraSpec) -> bool:
     """Whether the count of the matrices needs no loaded model."""
     names = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
-    # A tied output layer has no tensor of its own in the files.
-    is_tied = not any(name.endswith(OUTPUT_LAYERS) for name in base.tables)
-    targets_tied_layer = is_tied and any(re.search(r"(lm_head|embed_out)$", name) for name in names)
+    targets_tied_layer = _is_output_tied(base) and any(re.search(r"(lm_head|embed_out)$", name) for name in names)
     is_plain = (
         lora.bias == "none"
         and lora.target_parameters is None

@@ -47,7 +47,7 @@ class Throughput:
     def seconds(self, spec: RunSpec) -> float | None:
         """Estimated seconds of training alone. Rows that no run has had count as task.max_length. None: speed or number of rows unknown."""
         trainer, run = spec.trainer, self.find_timed_run(spec)
-        if trainer.max_steps > 0:
+        if trainer.max_steps >= 0:
             rows: float | None = trainer.max_steps * count_step_rows(trainer)
         else:
             rows = trainer.num_train_epochs * spec.task.data.num_train_rows if spec.task.data.num_train_rows else None
@@ -162,9 +162,11 @@ def format_rows_seen(steps: int, size: int, rows: int | None) -> str:
 
 def count_optimizer_steps(trainer: TrainerSpec, rows: int | None, processes: int = 1) -> int | None:
     """Optimizer steps of a run over `rows` rows; None: unknown."""
-    if trainer.max_steps > 0:
+    if trainer.max_steps >= 0:
         return trainer.max_steps
     if rows is None:
         return None
-    batches = math.ceil(rows / (trainer.per_device_train_batch_size * processes))
+    batches = rows / (trainer.per_device_train_batch_size * processes)
+    drops_last = (trainer.arguments or {}).get("dataloader_drop_last", False)
+    batches = max(1, math.floor(batches)) if drops_last else math.ceil(batches)
     return math.ceil(math.ceil(batches / trainer.gradient_accumulation_steps) * trainer.num_train_epochs)

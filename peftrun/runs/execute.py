@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import trackers
-from peftrun.artifacts import source_run
+from peftrun.artifacts import function_files, source_run
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.checks import early
 from peftrun.config import usage
@@ -151,6 +151,7 @@ class Record:
         ensure_new_run_dir(out_dir)
         if determinism := _get_determinism_module():  # an earlier run of this process may have set it
             determinism.reset_determinism()
+        function_files.forget_modules()
         atomic_files.write_text(out_dir / CONFIG, config.to_yaml(spec))
         self.out_dir, self.started, self.open = out_dir, time.perf_counter(), True
         template = {"name": spec.template.name, "version": spec.template.version} if spec.template else None
@@ -168,10 +169,12 @@ class Record:
             "host": platform.node(),  # where the catalog looks for the process
             "environment": environment.describe_environment(),
             "input_adapters": source_run.hash_input_adapters(spec.adapter),
+            **source_run.describe_hub_adapters(spec.adapter),
             "files": source_run.hash_input_files(usage.strip_tracking(spec)),
             "config_sha256": atomic_files.hash_file(out_dir / CONFIG),
         }
         atomic_files.write_json(out_dir / RECORD, self.values)
+        source_run.copy_function_files(usage.strip_tracking(spec), out_dir)
         self.is_reported = False  # the report is written and the tracker has ended
         self.spec = usage.track_reads(spec)
         usage.mark_used(self.spec, ("params", "template"))  # they were read during composition

@@ -10,7 +10,7 @@ import torch
 
 from peftrun import console
 from peftrun.adapters import base_match, hot_swap, mixed_batch
-from peftrun.artifacts import adapter_folder
+from peftrun.artifacts import adapter_folder, hub_download
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import serving as serve_checks
 from peftrun.errors import AdapterError, PeftrunError
@@ -43,7 +43,7 @@ class AdapterManager:
         self.changes: list[dict[str, Any]] = []
 
     def validate_adapter(self, request: LoadLoraRequest) -> AdapterRef:
-        """The adapter, after all checks that need no model. Reads files, so call it outside the event loop.
+        """The adapter, after all checks that need no model. Reads files, and the Hub for an id there, so call it outside the event loop.
 
         Raises: ApiError: the name is in use or invalid, or the folder has no adapter that can be served on this base model.
         """
@@ -60,10 +60,10 @@ class AdapterManager:
                 f"{name!r} {adapter_folder.NAME_RULE}, with single dots between them.", "lora_name"
             )
         with _convert_to_api_error("lora_path"):
-            adapter = adapter_folder.resolve_adapter(request.lora_path, name)
+            adapter = adapter_folder.resolve_adapter(hub_download.pin_adapter(request.lora_path, name), name)
             reason = serve_checks.explain_unservable(adapter.config)
             if reason:
-                raise AdapterError(f"adapter.{name}={adapter.folder}: {reason}")
+                raise AdapterError(f"adapter.{name}={adapter.label}: {reason}")
             base_match.check_base_match(
                 self._base.name,
                 self._base.fingerprint,
@@ -80,7 +80,7 @@ class AdapterManager:
         """
         with _convert_to_api_error("lora_path"):
             version, proof = await asyncio.wrap_future(self._engine.apply_change(self._load_in_stages(adapter)))
-        console.print_info(f"adapter {version.name}: {adapter.folder} loaded and proved ({proof.tensors} tensors)")
+        console.print_info(f"adapter {version.name}: {adapter.label} loaded and proved ({proof.tensors} tensors)")
         self.changes.append({"served": version.name, "as": version.internal_name, **proof.as_dict()})
         # Clients know the adapter by its served name; the internal one tells it from the version that it replaces.
         facts = proof.as_dict() | {"name": version.name}

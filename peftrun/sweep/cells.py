@@ -13,14 +13,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from peftrun.artifacts import hub_download
 from peftrun.compat.hydra import ConfigLoaderImpl
 from peftrun.composition import adapter_defaults, compose
 from peftrun.composition.composer import Composer
-from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import migrations, shorthand
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
-from peftrun.errors import ConfigError
+from peftrun.errors import AdapterError, ConfigError
 
 ID_LENGTH = 12
 HYDRA_INTERPOLATION = "${hydra"  # values read from the `hydra` node differ between cells
@@ -86,24 +86,35 @@ class CellComposer:
 
 
 def compose_cells(
-    loader: ConfigLoaderImpl, master: DictConfig, jobs: Sequence[Sequence[str]], first: int, team_dir: str | None
+    loader: ConfigLoaderImpl,
+    master: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    first: int,
+    team_dir: str | None,
+    *,
+    downloads: bool = True,
 ) -> list[Cell]:
     """The distinct cells of `jobs` (overrides of each job), in order. An invalid cell has its problems in `problems`.
 
-    Args: first: the number of the first job. team_dir: folder given by `--config-dir`.
+    Args: first: the number of the first job. team_dir: folder given by `--config-dir`. downloads: of adapters on the Hub.
 
     Raises: compose.REFUSALS: no cell at all can be composed.
     """
     composer, cells = CellComposer(loader, master), dict[str, Cell]()
+    pin_adapter = cache(hub_download.pin_adapter)  # each is asked for once
+
+    def pin(adapters: dict[str, str]) -> dict[str, str]:
+        return {name: pin_adapter(path, name) if downloads else path for name, path in adapters.items()}
+
     explanations: dict[str, tuple[str, ...]] = {}  # by the text of the error: a bad value often fails every cell
     refusals: list[Exception] = []
     for number, overrides in enumerate(jobs, first):
         cell = Cell([number], list(overrides))
         try:
             cell.values = composer.compose(cell.overrides, number)
-            cell.spec = build_spec_from_values(cell.values)
+            cell.spec = adapter_defaults.build_pinned_spec(cell.values, cell.overrides, pin)
             cell.values = dataclasses.asdict(cell.spec)
-        except ConfigError as error:
+        except (ConfigError, AdapterError) as error:
             cell.problems = error.lines
         except compose.REFUSALS as error:
             refusals.append(error)

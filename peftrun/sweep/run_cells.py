@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftrun import console
-from peftrun.artifacts import records
+from peftrun.artifacts import hub_download, records
 from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import values as config
@@ -61,7 +61,9 @@ def _prepare_cell(cell: Path) -> RunSpec | None:
     if status != folder.WAITING or {path.name for path in cell.iterdir()} != {CONFIG}:
         folder.set_aside(cell)
     try:
-        spec = build_spec_from_values(config.read_run(cell / CONFIG, report_changes=False))
+        values = config.read_run(cell / CONFIG, report_changes=False)
+        adapters = hub_download.pin_adapters(values["adapter"])  # a worker on another machine has its own cache
+        spec = build_spec_from_values({**values, "adapter": adapters})
     except PeftrunError as error:
         record_failure(cell, error.lines)
         return None

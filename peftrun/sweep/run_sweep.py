@@ -74,7 +74,9 @@ class SharedBaseSweep:
             overrides = (
                 [[plan_preview.replace_action(text) for text in job] for job in jobs] if self.plans_only else jobs
             )
-            batch = composed.compose_cells(self.loader, self.master, overrides, first, self.team_dir)
+            batch = composed.compose_cells(
+                self.loader, self.master, overrides, first, self.team_dir, downloads=not self.plans_only
+            )
             if not any(cell.spec for cell in batch):
                 raise SweepError(*dict.fromkeys(line for cell in batch for line in cell.problems))
         except Exception:

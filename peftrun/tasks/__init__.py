@@ -1,12 +1,14 @@
 """Task types: the rows to train and evaluate on, and the metrics, one module per type."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from peftrun import console
+from peftrun.artifacts import portable_names
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config import usage
 from peftrun.config.schema.objectives import GrpoObjective
@@ -98,9 +100,10 @@ def describe_source(task: TaskSpec) -> str:
     return f"{task.type} rows of {Path(data.path).name}"
 
 
-def describe_training_data(task: TaskSpec, loaded: Rows) -> dict[str, str]:
-    """The entries of peftrun.json about the rows that an adapter was trained on."""
-    return {"trained_on": describe_source(task), "rows": loaded.digest}
+def describe_training_data(task: TaskSpec, loaded: Rows) -> dict[str, Any]:
+    """The entries of peftrun.json about what an adapter was trained on: the rows, and the task without paths of this machine."""
+    values = portable_names.shorten_paths(asdict(usage.strip_tracking(task)))
+    return {"trained_on": describe_source(task), "rows": loaded.digest, "task": values}
 
 
 def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: Mapping[str, AdapterRef]) -> None:

@@ -31,8 +31,7 @@ class RowScore:
 def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task: TaskSpec) -> dict[str, float]:
     """Means over evaluation rows, see `compute_metrics`, and `task.metrics`, see `compute_generation_metrics`."""
     metrics = compute_metrics(score_rows(model, tokenizer, rows, batch_size))
-    pairs = [(row.prompt, row.completion) for row in rows]
-    return metrics | generation_metrics.compute_generation_metrics(model, tokenizer, pairs, batch_size, task)
+    return metrics | generation_metrics.compute_generation_metrics(model, tokenizer, rows, batch_size, task)
 
 
 @torch.inference_mode()

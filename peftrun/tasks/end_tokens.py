@@ -45,7 +45,7 @@ def require_eos_token_id(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"model.name_or_path={tokenizer.name_or_path}: its tokenizer has no end token, so no answer could end; "
-            f'write one of its tokens, "eos_token": "TOKEN", into tokenizer_config.json in {tokenizer.name_or_path}'
+            """name one of its tokens: type 'model.special_tokens={eos: "TOKEN"}'"""
         )
     return int(tokenizer.eos_token_id)
 

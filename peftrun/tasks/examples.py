@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftrun import console
+from peftrun.artifacts import function_files
 from peftrun.config.schema.run import DataSpec, TaskSpec
 from peftrun.data import columns, files, sources, templates
 from peftrun.data.templates import fill_template
@@ -28,6 +29,7 @@ class Example:
     adapter: str | None = None  # name of the adapter to evaluate with, from `task.data.adapter_column`
     where: str = field(default="", compare=False)  # `SOURCE: row N`, for messages
     cut: bool = field(default=False, compare=False)  # messages after the last answer are dropped
+    columns: str = field(default="", compare=False)  # those of the source as JSON, if a metric of the user reads them
 
     @property
     def given(self) -> Conversation:
@@ -128,11 +130,15 @@ def _load_source(
     """The rendered rows of a source. Args: groups: is filled with example → group."""
     columns.check_source_columns(source, task)
     choices = tuple(dict.fromkeys(task.data.labels.values())) if task.data.labels else ()
+    keeps_columns = bool(function_files.list_references(task))
     empty, examples = dict.fromkeys(columns.list_named_columns(task).values()), []
     for number, cells in enumerate(sources.read_source(task.data, source), 1):
         where = f"{source.label}: {files.format_row_location(number, getattr(cells, 'line', None))}"
         row = empty | cells  # a column that is missing in a row is empty there
-        examples.append(render(where, row, task, choices))
+        example = render(where, row, task, choices)
+        if keeps_columns:
+            example = replace(example, columns=json.dumps(row, ensure_ascii=False, default=str))
+        examples.append(example)
         if groups is not None and task.data.group_column:
             group = row[task.data.group_column]
             groups[examples[-1]] = templates.format_column_value(where, task.data.group_column, group)

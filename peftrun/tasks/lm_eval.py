@@ -84,7 +84,8 @@ class LmEvalHarness:
         spec, seed = self.spec, self.seed
         if spec.apply_chat_template and not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
-                "task.lm_eval.apply_chat_template=true: this model has no chat template; type task.lm_eval.apply_chat_template=false"
+                "task.lm_eval.apply_chat_template=true: this model has no chat template; type task.lm_eval.apply_chat_template=false, "
+                "or choose one: type model.chat_template=chatml, another name or a file"
             )
         try:
             with _redirect_datasets_cache(self.local), _hide_progress_bars():

@@ -49,13 +49,13 @@ def pad_rows(rows: list[list[int]], pad: int, device: Any, left: bool = False) -
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def compare_with_base(
+def compare_with_reference(
     model: Any, pad: int, prompts: list[list[int]], completions: list[list[int]], batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-likelihoods under the model, and their log-ratios to the base model (0 without an adapter): (rows,) each, in nats."""
+    """Log-likelihoods under the model, and their log-ratios to the reference model (0 without an adapter): (rows,) each, in nats."""
     scores = compute_log_likelihoods(model, pad, prompts, completions, batch_size)
     if not hasattr(model, "disable_adapter"):
         return scores, torch.zeros_like(scores)
     with model.disable_adapter():
-        base_scores = compute_log_likelihoods(model, pad, prompts, completions, batch_size)
-    return scores, scores - base_scores
+        reference_scores = compute_log_likelihoods(model, pad, prompts, completions, batch_size)
+    return scores, scores - reference_scores

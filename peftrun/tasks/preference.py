@@ -7,7 +7,7 @@ import torch
 from peftrun.config.schema.objectives import DpoObjective
 from peftrun.config.schema.run import TaskSpec
 from peftrun.models.device import get_input_device
-from peftrun.tasks.log_likelihood import compare_with_base
+from peftrun.tasks.log_likelihood import compare_with_reference
 from peftrun.tasks.rows.preference import Row, load_rows
 
 __all__ = ["Row", "evaluate", "load_rows"]
@@ -21,7 +21,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     Returns:
         loss: mean of −log σ(beta · margin).
         preference_accuracy: share of pairs with a positive margin; a tie counts half.
-        margin: mean difference of the log-ratios to the base model, chosen minus rejected, in nats; for a reward model,
+        margin: mean difference of the log-ratios to the reference model, chosen minus rejected, in nats; for a reward model,
             of the rewards.
         likelihood_accuracy: share of pairs whose chosen answer has the higher log-likelihood per token.
     """
@@ -31,8 +31,8 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     prompts = [row.prompt for row in rows]
     pad = tokenizer.pad_token_id
     # All tensors below are (pairs,).
-    chosen, chosen_ratio = compare_with_base(model, pad, prompts, [row.chosen for row in rows], batch_size)
-    rejected, rejected_ratio = compare_with_base(model, pad, prompts, [row.rejected for row in rows], batch_size)
+    chosen, chosen_ratio = compare_with_reference(model, pad, prompts, [row.chosen for row in rows], batch_size)
+    rejected, rejected_ratio = compare_with_reference(model, pad, prompts, [row.rejected for row in rows], batch_size)
     likelier = chosen / torch.tensor([len(row.chosen) for row in rows]) > rejected / torch.tensor(
         [len(row.rejected) for row in rows]
     )

@@ -1,10 +1,21 @@
-"""Rewards computed from an answer alone, or from it and the true answer. Each is a number from 0 to 1."""
+"""Rewards of answers: built-in ones, numbers from 0 to 1 computed from an answer and the true answer, and those of the user."""
 
 import json
 import re
 from collections.abc import Callable
 
+from peftrun.artifacts import function_files
 from peftrun.config.schema.objectives import GrpoObjective
+from peftrun.tasks import own_functions
+from peftrun.tasks.own_functions import Completions
+
+
+def compute_rewards(name: str, objective: GrpoObjective, completions: Completions) -> list[float]:
+    """The reward called `name`, or `FILE.py:FUNCTION`, of each completion. Raises: ConfigError: see `own_functions.compute_rewards`."""
+    if function_files.is_reference(name):
+        return own_functions.compute_rewards(name, completions)
+    score = get_reward_function(name, objective)
+    return [score(text, true) for text, true in zip(completions.texts, completions.true_answers, strict=True)]
 
 
 def get_reward_function(name: str, objective: GrpoObjective) -> Callable[[str, str], float]:

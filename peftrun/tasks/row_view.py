@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts.function_files import get_name
 from peftrun.artifacts.run_layout import ROWS
 from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.config.schema.run import TaskSpec
@@ -143,7 +144,10 @@ def _describe_labels(row: Any, task: TaskSpec, described: dict[str, Any]) -> dic
     if task.type == "unpaired_preference":
         return {"this answer is": "wanted" if row.desirable else "not wanted"}
     if isinstance(task.objective, GrpoObjective):
-        return {"rewarded by": ", ".join(task.objective.rewards), **({"true answer": row.answer} if row.answer else {})}
+        return {
+            "rewarded by": ", ".join(map(get_name, task.objective.rewards)),
+            **({"true answer": row.answer} if row.answer else {}),
+        }
     return {}
 
 

@@ -49,6 +49,4 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
         "loss": total / tokens,
         "perplexity": math.exp(min(total / tokens, 700.0)),  # e^710 overflows a float
         "exact_match": exact / len(rows),
-    } | generation_metrics.compute_generation_metrics(
-        model, tokenizer, [(row.ids, row.target) for row in rows], batch_size, task
-    )
+    } | generation_metrics.compute_generation_metrics(model, tokenizer, rows, batch_size, task)

@@ -15,9 +15,10 @@ from peftrun.tasks.token_ids import TokenIds
 
 Span = tuple[int, int]  # of token ids: the first, and one after the last
 AMBIGUOUS_ANSWER = (
-    "the model's chat template renders earlier answers differently from the last one (or there is no template), so they cannot be located; "
+    "the model's chat template renders earlier answers differently from the last one, so they cannot be located; "
     "type task.loss_on=completion"
 )
+TEMPLATE_ADVICE = "choose one: type model.chat_template=chatml, another name or a file"
 
 
 class Encoder:
@@ -34,6 +35,10 @@ class Encoder:
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")  # "(?!)" never matches
         self._remarks: dict[tuple[str, str], list[str]] = {}  # (type of remark, name) → locations of rows
         self._where = ""  # location of the row that was checked last
+        if self._template is None and task.messages_column is not None:
+            console.print_info(
+                f"data: the model has no chat template, so conversations are written as plain text, without roles; {TEMPLATE_ADVICE}"
+            )
 
     def read_ahead(self, renderings: list[tuple[Conversation, bool]], texts: list[str]) -> None:
         """Tokenizes the renderings and plain texts of many rows in one batch. Remarks and errors come later, with each row.
@@ -68,7 +73,7 @@ class Encoder:
             unwritten = self._template.list_unwritten(conversation)
         elif conversation.calls_tools:
             raise DataError(
-                f"has tool_calls, and the model has no chat template that could write them; choose another model, or {ROW_ADVICE}"
+                f"has tool_calls, and the model has no chat template that could write them; {TEMPLATE_ADVICE}, or {ROW_ADVICE}"
             )
         else:
             unwritten = [*list_extra_keys(conversation), *(["tools"] if conversation.tools else [])]
@@ -90,7 +95,7 @@ class Encoder:
         if self._template is None:
             if not given:
                 raise DataError(
-                    f"begins with an answer, which only a chat template can open, and the model has none; {ROW_ADVICE}"
+                    f"begins with an answer, which only a chat template can open, and the model has none; {TEMPLATE_ADVICE}, or {ROW_ADVICE}"
                 )
             return self.prompt(given), [self._append_end_token(self._bare.of(answer.text)) for answer in answers]
         wholes = [given.followed_by(answer) for answer in answers]
@@ -208,7 +213,9 @@ class Encoder:
     def _find_turn(self, whole: Conversation, ids: list[int], index: int) -> Span:
         """The span of the assistant's message at this index, with the end of its turn, in the ids of a conversation."""
         if self._template is None:
-            raise DataError(AMBIGUOUS_ANSWER)
+            raise DataError(
+                f"the model has no chat template, so earlier answers cannot be located; {TEMPLATE_ADVICE}, or task.loss_on=completion"
+            )
         given = whole.before(index)
         through = self._ids(given.followed_by(whole.messages[index]))
         start = self._find_start(given, whole, ids)

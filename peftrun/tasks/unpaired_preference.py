@@ -6,7 +6,7 @@ import torch
 
 from peftrun.config.schema.objectives import KtoObjective
 from peftrun.config.schema.run import TaskSpec
-from peftrun.tasks.log_likelihood import compare_with_base
+from peftrun.tasks.log_likelihood import compare_with_reference
 from peftrun.tasks.rows.unpaired_preference import Row, load_rows
 
 __all__ = ["Row", "evaluate", "load_rows"]
@@ -16,11 +16,11 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
     """Metrics over evaluation answers.
 
     Returns:
-        loss: mean of 1 − σ(±beta · log-ratio to the base model): KTO's with its reference point at 0.
+        loss: mean of 1 − σ(±beta · log-ratio to the reference model): KTO's with its reference point at 0.
         desirable_log_ratio, undesirable_log_ratio: mean log-ratio of wanted and of unwanted answers, in nats.
         auc: probability that a wanted answer has a higher log-ratio than an unwanted one; a tie counts half.
     """
-    _, log_ratios = compare_with_base(
+    _, log_ratios = compare_with_reference(
         model, tokenizer.pad_token_id, [row.prompt for row in rows], [row.completion for row in rows], batch_size
     )
     desirable = torch.tensor([row.desirable for row in rows])  # (rows,), as log_ratios

@@ -13,10 +13,16 @@ from peftrun.io import atomic_files
 from peftrun.system import memory
 from peftrun.training import distributed
 from peftrun.training.checkpoints import mark_complete
+from peftrun.training.validation_metrics import PREFIX
+
+EVAL_LOSS = f"{PREFIX}loss"
 
 
 class MetricsCallback(TrainerCallback):
     """Writes a row to metrics.jsonl at each log, and shows the progress of the training.
+
+    Attributes:
+        measured: names of the metrics that an evaluation during training computes.
 
     Args:
         digests: hashes of what the training is made from, stored in each checkpoint.
@@ -36,7 +42,7 @@ class MetricsCallback(TrainerCallback):
     ) -> None:
         self.metrics_file, self.digests, self.shown = metrics_file, digests, shown
         self.each_step, self.begin = each_step, begin
-        self.tokens, self.save_later = 0.0, False
+        self.tokens, self.save_later, self.measured = 0.0, False, {EVAL_LOSS}
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -80,12 +86,6 @@ class MetricsCallback(TrainerCallback):
         if not logs or not distributed.is_main_process():
             return
         where = f"step {state.global_step}/{state.max_steps}"
-        if "eval_loss" in logs:
-            loss = logs["eval_loss"]
-            self._log_row({"step": state.global_step, "eval_loss": loss})
-            if self.shown:
-                best = "" if state.best_metric is None else f", best so far {min(state.best_metric, loss):.4f}"
-                console.print_info(f"{where} · validation loss {loss:.4f}{best}")
         if "loss" not in logs:
             return
         seconds = time.perf_counter() - self.started
@@ -101,6 +101,23 @@ class MetricsCallback(TrainerCallback):
             self.bar.update(self.task, completed=state.global_step, note=note)
         elif self.shown:
             console.print_info(f"{where} · {note} · {format_duration(round(remaining))} left")
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Writes one row of the metrics on the validation rows, and prints them."""
+        if not metrics or not distributed.is_main_process():
+            return
+        row = {name: value for name, value in metrics.items() if name in self.measured}
+        self._log_row({"step": state.global_step, **row})
+        if not self.shown:
+            return
+        best, current = "", row[args.metric_for_best_model]
+        if state.best_metric is not None:  # of the evaluations before this one
+            value = (max if args.greater_is_better else min)(state.best_metric, current)
+            best = f"; best {args.metric_for_best_model.removeprefix(PREFIX)} so far {value:.4f}"
+        texts = ", ".join(f"{name.removeprefix(PREFIX)} {value:.4f}" for name, value in row.items())
+        console.print_info(f"step {state.global_step}/{state.max_steps} · validation {texts}{best}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint that the Trainer has just written as complete."""

@@ -36,3 +36,16 @@ def use_eager_attention(model: Any, enabled: bool) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(FUSED)
+
+
+@contextmanager
+def use_fused_attention(model: Any, enabled: bool) -> Iterator[None]:
+    """Inside, the eager attention of `use_eager_attention` is off: for an evaluation that compares with those before and after training."""
+    if not enabled or get_attention(model) != EAGER:
+        yield
+        return
+    model.set_attn_implementation(FUSED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(EAGER)

@@ -23,12 +23,15 @@ from transformers import (
 
 from peftrun.adapters.save import omit_model_card
 from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
+from peftrun.checks import metric_names
 from peftrun.config import usage
+from peftrun.config.schema.optimizers import OPTIMIZERS, WITHOUT_WARMUP
 from peftrun.config.schema.run import TrainerSpec
 from peftrun.errors import ConfigError
+from peftrun.formatting import format_duration
 from peftrun.models.device import Device
 from peftrun.planning import throughput
-from peftrun.training import checkpoints, distributed, eval_loss, nan_guard, unsaved_state
+from peftrun.training import checkpoints, distributed, eval_loss, nan_guard, unsaved_state, validation_metrics
 from peftrun.training.callbacks import MetricsCallback
 
 ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")  # keys of a mixture of experts that TRL changes
@@ -38,16 +41,31 @@ GPU_ONLY = ("activation_offloading", "use_liger_kernel")  # trainer options that
 
 @dataclass(frozen=True)
 class FitResult:
-    """Optimizer steps, mean loss over all of them, seconds, and tokens seen."""
+    """Optimizer steps, mean loss over all of them, seconds, tokens seen, and the step of the checkpoint that was the best, if it was loaded."""
 
     steps: int
     train_loss: float
     seconds: float
     tokens: int
+    best_step: int | None = None
+    best_metric: str | None = None
+    best_value: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For the record."""
         return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """For the summary."""
+        if not self.steps:
+            return "no step: the weights are those that it started with"
+        return f"{self.steps} steps in {format_duration(self.seconds)}, mean loss {self.train_loss:.4f}"
+
+    def describe_best(self) -> list[tuple[str, str]]:
+        """The row of the summary about the checkpoint that was loaded, if one was."""
+        if self.best_step is None:
+            return []
+        return [("best", f"step {self.best_step}, with validation {self.best_metric} {self.best_value:.4f}")]
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,7 @@ class TrainingData:
         collator: makes batches for transformers' Trainer; None: TRL's loops make their own.
         objective: of preferences and rewards; None: supervised.
         validation: rows on which the loss is measured during training.
+        measure: computes further metrics on them; None: only the loss.
         digests: hashes of what the rows and the base model are made from; stored in each checkpoint.
     """
 
@@ -71,6 +90,7 @@ class TrainingData:
     collator: Any = None
     objective: Any = None
     validation: list[dict[str, Any]] | None = None
+    measure: validation_metrics.Measure | None = None
     digests: dict[str, str] = field(default_factory=dict)
 
 
@@ -132,7 +152,7 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     for parameter, value in initial:
         # TRL casts an adapter on a quantized base model to bfloat16; the saved adapter would then answer differently.
         parameter.data = value
-    _patch_trainer(hf_trainer, data)
+    _patch_trainer(hf_trainer, data, callback)
     try:
         output = hf_trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -140,15 +160,20 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
         # TRL has a mixture of experts return its router's logits, which fails where a key-value cache is used.
         for key, value in router_config.items():
             setattr(model.config, key, value)
+    _finish_optimizer(hf_trainer.optimizer)
     model.eval()
-    history = hf_trainer.state.log_history
+    return _build_result(output, hf_trainer.state, trainer)
+
+
+def _build_result(output: Any, state: Any, trainer: TrainerSpec) -> FitResult:
+    history = state.log_history
     tokens = next((row["num_tokens"] for row in reversed(history) if "num_tokens" in row), 0)
-    return FitResult(
-        output.global_step,
-        _compute_mean_loss(history, output.training_loss),
-        output.metrics["train_runtime"],
-        int(tokens),
-    )
+    mean_loss = _compute_mean_loss(history, output.training_loss)
+    result = FitResult(output.global_step, mean_loss, output.metrics["train_runtime"], int(tokens))
+    if not trainer.load_best_model_at_end:
+        return result
+    name = trainer.metric_for_best_model
+    return dataclasses.replace(result, best_step=state.best_global_step, best_metric=name, best_value=state.best_metric)
 
 
 def _build_trainer(
@@ -165,17 +190,39 @@ def _build_trainer(
     return hf_trainer
 
 
-def _patch_trainer(hf_trainer: Any, data: TrainingData) -> None:
+def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) -> None:
     """What no option of transformers or TRL does: one call a behavior, each explained where it is defined."""
     distributed.shard_on_cpu(hf_trainer)
+    _explain_optimizer_errors(hf_trainer)
     nan_guard.raise_on_nan_loss(hf_trainer, data.rows, data.names, data.tokenizer)
     checkpoints.stop_where_ended(hf_trainer)
     unsaved_state.keep_adapter_state(hf_trainer)
     eval_loss.average_over_rows(hf_trainer)
+    if data.measure:
+        validation_metrics.add_to_evaluations(hf_trainer, data.measure, data.objective, shown.measured)
     hf_trainer.create_model_card = lambda *_, **__: None  # TRL writes one into each checkpoint's folder
     omit_model_card(hf_trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         hf_trainer.remove_callback(callback)
+
+
+def _explain_optimizer_errors(hf_trainer: Any) -> None:
+    """What an optimizer refuses, as it is made before the first step, becomes one line."""
+    create = hf_trainer.create_optimizer
+
+    def create_optimizer(*args: Any) -> Any:
+        try:
+            return create(*args)
+        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+            raise ConfigError(f"trainer.optim={hf_trainer.args.optim.value}: {' '.join(str(error).split())}") from error
+
+    hf_trainer.create_optimizer = create_optimizer
+
+
+def _finish_optimizer(optimizer: Any) -> None:
+    """A schedule-free optimizer puts its averaged weights, which are what it learned, into the model."""
+    if callable(getattr(optimizer, "eval", None)):
+        optimizer.eval()
 
 
 def _compute_mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
@@ -190,7 +237,8 @@ def _compute_mean_loss(history: list[dict[str, Any]], since_start: float) -> flo
 
 def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int, out_dir: Path) -> dict[str, Any]:
     """Training arguments by name: those of the config, and those that peftrun decides."""
-    warmup, total = trainer.warmup_steps, count_steps(trainer, rows)
+    warmup = 0.0 if trainer.lr_scheduler_type in WITHOUT_WARMUP else trainer.warmup_steps
+    total = count_steps(trainer, rows)
     if warmup < 1 and math.ceil(warmup * total) >= total:
         # A share of the steps is rounded up: a very short run would be all warm-up, at a learning rate near zero.
         warmup = float(total - 1)
@@ -200,10 +248,9 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
     elif device.strategy == "deepspeed":
         sharding = {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
     return {
-        **usage.collect_kwargs(trainer, ("early_stopping_patience",), _list_unused_keys(trainer)),
+        **usage.collect_kwargs(trainer, ("early_stopping_patience", "arguments"), _list_unused_keys(trainer)),
         "warmup_steps": warmup,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
+        **_choose_best_metric(trainer),
         "prediction_loss_only": True,
         **sharding,
         "output_dir": str(out_dir / CHECKPOINTS),
@@ -220,17 +267,27 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
         "logging_first_step": True,  # a first figure at once, however slow the machine
         "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting where it was
         "logging_nan_inf_filter": False,  # the default replaces a nan loss in the log by the mean of the others
+        **(trainer.arguments or {}),
     }
+
+
+def _choose_best_metric(trainer: TrainerSpec) -> dict[str, Any]:
+    if trainer.eval_strategy == "no":
+        return {}
+    name = f"{validation_metrics.PREFIX}{trainer.metric_for_best_model}"
+    return {"metric_for_best_model": name, "greater_is_better": metric_names.is_higher_better(trainer)}
 
 
 def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
     """Keys that the value of another key makes ineffective."""
-    adam = trainer.optim.startswith(("adamw", "paged_adamw"))
+    traits = OPTIMIZERS[trainer.optim]
     return [
-        *(["num_train_epochs"] if trainer.max_steps > 0 else []),
+        *(["num_train_epochs"] if trainer.max_steps >= 0 else []),
         *(["save_steps"] if trainer.save_strategy != "steps" else []),
         *(["save_total_limit"] if trainer.save_strategy == "no" else []),
         *(["eval_steps"] if trainer.eval_strategy != "steps" else []),
-        *([] if adam or trainer.optim.startswith("lion") else ["adam_beta1", "adam_beta2"]),
-        *([] if adam else ["adam_epsilon"]),
+        *(["metric_for_best_model", "greater_is_better"] if trainer.eval_strategy == "no" else []),
+        *(["warmup_steps"] if trainer.lr_scheduler_type in WITHOUT_WARMUP else []),
+        *([] if traits.betas else ["adam_beta1", "adam_beta2"]),
+        *([] if traits.epsilon else ["adam_epsilon"]),
     ]

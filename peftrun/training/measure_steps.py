@@ -19,7 +19,7 @@ from peftrun.config.schema.trackers import NoTracker
 from peftrun.errors import DeviceError
 from peftrun.planning.memory import Lengths
 from peftrun.system import memory
-from peftrun.training import fit, lengths
+from peftrun.training import fit, lengths, start
 from peftrun.training import session as training_session
 from peftrun.training.session import TrainingSession
 
@@ -81,13 +81,12 @@ def _measure_in_folder(spec: RunSpec, steps: int, folder: Path, evaluate_before:
     started = time.perf_counter()
     session = training_session.prepare_session(dataclasses.replace(spec, tracker=NoTracker("none")), folder)
     prepared = time.perf_counter()
-    before = _time_eval_row(session, session.base.model) if evaluate_before else 0.0
+    before = _time_eval_row(session, session.base.model) if evaluate_before else 0.0  # a parent adds next to nothing
     attaching = time.perf_counter()  # the evaluation in between is not part of the start
     if isinstance(session.spec.lora, NoAdapter):
         model = session.base.model.requires_grad_(True)
     else:
-        init_data = training_session.build_init_data(session)
-        model = attach.attach_adapter(session.base, session.spec.lora, session.spec.seed, init_data)
+        model = start.attach_adapter(session)
     starting = prepared - started + time.perf_counter() - attaching
     trained, parameters = attach.count_parameters(model)
     console.print_info(f"measuring {steps} steps of this training; nothing is saved")
@@ -135,7 +134,8 @@ def _time_step(session: TrainingSession, model: Any, steps: int) -> float:
         session.spec.trainer, **DISABLED_OPTIONS, max_steps=WARMUP_STEPS + steps, logging_steps=WARMUP_STEPS + steps
     )
     short = dataclasses.replace(session, spec=dataclasses.replace(session.spec, trainer=trainer), checkpoint=None)
-    fitted = training_session.fit(short, model, fit.MethodHooks(hooks.optimizer, each_step))
+    with start.use_reference(session, model):
+        fitted = training_session.fit(short, model, fit.MethodHooks(hooks.optimizer, each_step))
     seconds = (stamps[-1] - stamps[WARMUP_STEPS - 1]) / steps
     row_tokens, step_tokens = lengths.list_lengths(session.rows), fitted.tokens / fitted.steps
     if not row_tokens or not step_tokens or trainer.packing:

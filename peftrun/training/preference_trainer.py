@@ -10,12 +10,25 @@ from transformers import Trainer
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RewardTrainer
 
 from peftrun import console
+from peftrun.artifacts import function_files
 from peftrun.config import usage
 from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.tasks import rewards
+from peftrun.tasks.own_functions import Completions
 from peftrun.training.pretokenized import TokenizedDPO, TokenizedGRPO, TokenizedKTO
 
-REWARD_FIELDS = ("rewards", "pattern", "target_length")  # fields of an objective that define the reward, none of TRL's
+TRL_ARGUMENTS = (
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+)  # that TRL passes to a reward function beside the row's columns
+OWN_FIELDS = (
+    "name",
+    "reference",
+    "rewards",
+    "pattern",
+    "target_length",
+)  # fields of an objective that are none of TRL's
 
 
 def build_trainer(model: Any, data: Any, arguments: dict[str, Any], **options: Any) -> Trainer:
@@ -24,7 +37,7 @@ def build_trainer(model: Any, data: Any, arguments: dict[str, Any], **options: A
     Raises: ValueError: an argument is switched on that the objective's loop does not have.
     """
     name, rows = data.objective.name, data.rows
-    arguments = {**arguments, **usage.collect_kwargs(data.objective, ("name", *REWARD_FIELDS))}
+    arguments = {**arguments, **usage.collect_kwargs(data.objective, OWN_FIELDS)}
     if name == "kto":
         # TRL pairs each answer with its neighbor's prompt when the dataset is prepared, so the order is drawn before that.
         rows = random.Random(data.seed).sample(rows, len(rows))
@@ -59,12 +72,16 @@ def _build_config(config_class: type, arguments: dict[str, Any], **fixed: Any) -
 
 def _build_reward_func(name: str, objective: GrpoObjective) -> Callable[..., list[float]]:
     """A reward function as GRPOTrainer calls it: with all completions of a batch, and the rows' other columns."""
-    score = rewards.get_reward_function(name, objective)
 
-    def reward_func(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    def reward_func(
+        completions: list[Any], completion_ids: list[list[int]], answer: list[str], **others: Any
+    ) -> list[float]:
         # A completion is a text, or a conversation of one message where the prompt was one.
         texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
-        return [score(text, reference) for text, reference in zip(texts, answer, strict=True)]
+        extras = {key: value for key, value in others.items() if key in TRL_ARGUMENTS}
+        columns, prompts, wheres = (others.get(key, []) for key in ("columns", "spelled", "where"))
+        batch = Completions(texts, completion_ids, answer, columns, prompts, wheres, extras)
+        return rewards.compute_rewards(name, objective, batch)
 
-    reward_func.__name__ = name  # TRL logs the reward under it
+    reward_func.__name__ = function_files.get_name(name)  # TRL logs the reward under it
     return reward_func

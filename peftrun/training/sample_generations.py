@@ -1,14 +1,11 @@
 """Answers that a model generates to a few evaluation rows before and after training. Random state is left as it was."""
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.config.schema.run import TaskSpec
+from peftrun.system.random_state import keep_random_state
 from peftrun.tasks import generation_metrics
 
 MAX_PROMPT_TOKENS = 32  # tokens of a plain text that are the prompt; the rest is the expected answer
@@ -55,15 +52,8 @@ def generate_samples(
 ) -> list[str]:
     """The greedy answer to each sample row, stripped."""
     prompts = [sample.prompt for sample in samples]
-    # The random state of Python, NumPy and torch is restored: samples must not change what is trained afterwards.
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            texts = generation_metrics.generate_greedy(model, tokenizer, prompts, batch_size, max_new_tokens)
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+    with keep_random_state():
+        texts = generation_metrics.generate_greedy(model, tokenizer, prompts, batch_size, max_new_tokens)
     return [text.strip() for text in texts]
 
 

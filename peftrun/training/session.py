@@ -7,6 +7,7 @@ import dataclasses
 import math
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +17,9 @@ import torch
 from transformers import DataCollatorForSeq2Seq, set_seed
 
 from peftrun import console, tasks
-from peftrun.adapters import attach, optimizers, traits
-from peftrun.artifacts import classifier_head
+from peftrun.adapters import attach, optimizers, reference, traits
+from peftrun.artifacts import adapter_folder, adapter_settings, classifier_head, lineage, reference_adapter
+from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import ADAPTER, RECORD
 from peftrun.checks import methods as method_checks
 from peftrun.config.schema.actions import TrainAction
@@ -26,16 +28,24 @@ from peftrun.config.schema.run import RunSpec
 from peftrun.console import shorten_path
 from peftrun.data import input_digests
 from peftrun.errors import ConfigError, DataError
-from peftrun.formatting import format_bytes, format_duration, format_metrics
+from peftrun.formatting import format_bytes, format_metrics
 from peftrun.io import atomic_files
 from peftrun.models import base_cache, device, placement
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import Device
 from peftrun.result import RunResult
 from peftrun.system import memory
-from peftrun.tasks import row_view, seq2seq
+from peftrun.tasks import own_functions, row_view, seq2seq
 from peftrun.trackers import lifecycle
-from peftrun.training import checkpoints, cpu_attention, distributed, epochs, lengths, sample_generations
+from peftrun.training import (
+    checkpoints,
+    cpu_attention,
+    distributed,
+    epochs,
+    lengths,
+    sample_generations,
+    validation_metrics,
+)
 from peftrun.training import fit as loop
 
 
@@ -50,7 +60,8 @@ class TrainingSession:
         timings: step → seconds.
         details: "before" and "after" → what a task reports beside its metrics, such as a confusion matrix.
         generations: "before" and "after" → generated texts, one a sample row.
-        digests: hashes of the files, rows and base model that the training is made from.
+        digests: hashes of the files, rows, base model and parent that the training is made from.
+        parent: the adapter that is trained further; None: a fresh one is trained.
     """
 
     spec: RunSpec
@@ -65,9 +76,11 @@ class TrainingSession:
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     generations: dict[str, list[str]] = field(default_factory=dict)
     digests: dict[str, str] = field(init=False)
+    parent: AdapterRef | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises: ConfigError: the checkpoint to resume from was trained on other rows, or on another base model."""
+        self.parent = next(iter(adapter_folder.resolve_adapters(self.spec.adapter).values()), None)
         self.digests = input_digests.compute_digests(self.spec) | {input_digests.ROWS: self.rows.digest}
         if self.checkpoint is not None:
             checkpoints.check_inputs(self.checkpoint, self.digests, str(getattr(self.spec.action, "resume", None)))
@@ -93,6 +106,7 @@ def prepare_session(spec: RunSpec, out_dir: Path) -> TrainingSession:
         set_seed(spec.seed)
         console.print_info(run_device.note)
         tasks.check_data_columns(spec.task)
+        own_functions.load_functions(spec.task)
         base = base_cache.load_cached_base(
             spec.model, run_device, choose_dtype(spec), classifier_head.get_task_head(spec.task)
         )
@@ -157,15 +171,18 @@ def evaluate(session: TrainingSession, model: Any, when: str) -> dict[str, float
     if not distributed.is_main_process():
         return {}
     metrics = _measure(session, model, when)
-    # Before training it is the base model alone that is evaluated, once for all cells of a joint run.
+    # Before training it is the base model or the parent that is evaluated, once for all cells of a joint run.
     prefix = f"{session.name}: " if session.name and when == "after" else ""
-    console.print_info(f"{prefix}evaluation {when} training: {format_metrics(metrics)}")
+    model_name = f" (adapter {session.parent.path})" if session.parent and when == "before" else ""
+    console.print_info(f"{prefix}evaluation {when} training{model_name}: {format_metrics(metrics)}")
     if not math.isfinite(metrics["loss"]):
         where = f" at {_find_first_nan_row(session, model)}" if when == "before" else ""
         raise DataError(
             f"the evaluation loss {when} training is {metrics['loss']}{where}, so nothing was saved; "
             "lower trainer.learning_rate, or type device.dtype=float32"
         )
+    if when == "before":
+        validation_metrics.check_best_metric(session.spec, metrics)
     _generate_samples(session, model, when)
     return metrics
 
@@ -239,9 +256,14 @@ def build_init_data(session: TrainingSession) -> attach.InitData:
 def build_hooks(session: TrainingSession, model: Any) -> loop.MethodHooks:
     """The optimizer and the step hook that the adapter's method brings to the training loop."""
     lora, weight_decay = session.spec.lora, session.spec.trainer.weight_decay
+    step_hook = attach.get_step_hook(model)
+    if not optimizers.needs_own_optimizer(
+        lora
+    ):  # asking transformers for its own would already attach some to the model
+        return loop.MethodHooks(None, step_hook)
     return loop.MethodHooks(
         lambda optimizer_class, kwargs: optimizers.build_optimizer(model, lora, optimizer_class, kwargs, weight_decay),
-        attach.get_step_hook(model),
+        step_hook,
     )
 
 
@@ -253,16 +275,19 @@ def uses_eager_attention(session: TrainingSession) -> bool:
 def fit(session: TrainingSession, model: Any, hooks: loop.MethodHooks = loop.NO_HOOKS) -> loop.FitResult:
     """Trains `model` in place; steps, losses and seconds. See `peftrun.training.fit.fit`."""
     with cpu_attention.use_eager_attention(session.base.model, uses_eager_attention(session)):
-        return _run_fit(session, model, method=hooks)
+        measure = validation_metrics.build_measure(session, model, nullcontext, uses_eager_attention(session))
+        return _run_fit(session, model, measure, method=hooks)
 
 
-def fit_cell(session: TrainingSession, parameters: Any, maker: loop.TrainerFactory) -> loop.FitResult:
+def fit_cell(session: TrainingSession, parameters: Any, measure: Any, maker: loop.TrainerFactory) -> loop.FitResult:
     """The same for one cell of a joint run: the base model is shared, `parameters` has only the cell's own."""
-    return _run_fit(session, parameters, maker=maker)
+    return _run_fit(session, parameters, measure, maker=maker)
 
 
-def _run_fit(session: TrainingSession, model: Any, **options: Any) -> loop.FitResult:
-    data = build_training_data(session, model)
+def _run_fit(session: TrainingSession, model: Any, measure: Any, **options: Any) -> loop.FitResult:
+    if session.spec.trainer.max_steps == 0:
+        return loop.FitResult(0, 0.0, 0.0, 0)
+    data = dataclasses.replace(build_training_data(session, model), measure=measure)
     fitted = loop.fit(
         model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
     )
@@ -282,7 +307,7 @@ def build_training_data(session: TrainingSession, model: Any) -> loop.TrainingDa
         _build_collator(session, model),
         session.spec.task.objective,
         rows[:num_validation],
-        session.digests,
+        digests=session.digests,
     )
 
 
@@ -323,6 +348,7 @@ def build_result(
         "device": session.place.note,
         "data": session.rows.describe(),
         "input_digests": session.digests,
+        **(origin := describe_parent(session)),
         "resumed_from": str(session.checkpoint) if session.checkpoint else None,
         "training": fitted.as_dict(),
         "timings": session.timings,
@@ -336,14 +362,27 @@ def build_result(
     coverage = epochs.describe_coverage(session.spec, num_rows, fitted.steps)
     summary = [
         ("base", f"{session.base.name} ({session.base.fingerprint.short()})"),
+        *lineage.summarize(origin, is_stacked=getattr(session.spec.action, "stack", False)),
         ("trainable", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"),
-        ("training", f"{fitted.steps} steps in {format_duration(fitted.seconds)}, mean loss {fitted.train_loss:.4f}"),
+        ("training", fitted.describe()),
         *([("learned", coverage)] if coverage else []),
+        *fitted.describe_best(),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
         ("record", shorten_path(session.out_dir / RECORD)),
     ]
     metrics = {"before": before, "after": after}
     return RunResult(session.out_dir, facts, metrics, summary=summary, objective=after.get("loss"))
+
+
+def describe_parent(session: TrainingSession) -> dict[str, Any]:
+    """The adapter that the training started from and its ancestors, and the reference model, for record.json and peftrun.json."""
+    about = reference_adapter.describe_reference(choose_reference(session), session.parent)
+    return about | ({"parent": lineage.describe_parent(session.parent)} if session.parent else {})
+
+
+def choose_reference(session: TrainingSession) -> str | None:
+    """`parent` or `base`; None: the objective has no reference model."""
+    return reference.choose_reference(session.spec.task.objective, session.parent is not None)
 
 
 def _collect_details(session: TrainingSession) -> dict[str, Any]:
@@ -363,7 +402,7 @@ def add_artifacts(session: TrainingSession, result: RunResult) -> RunResult:
     """The same result with the saved adapter, its size, and commands to type next."""
     target, run_folder = session.out_dir / ADAPTER, shorten_path(session.out_dir)
     size, base_size = atomic_files.measure_size(target), session.base.size()  # bytes
-    result.artifacts = [target]
+    result.artifacts, saved = [target], adapter_folder.resolve_adapter(str(target))
     result.facts["size"] = {"adapter_bytes": size, "base_bytes": base_size}
     result.summary.append(
         (
@@ -375,5 +414,6 @@ def add_artifacts(session: TrainingSession, result: RunResult) -> RunResult:
         f"peftrun action=reload adapter={run_folder}",
         *([] if session.base.head else [f"peftrun action=generate adapter={run_folder} 'action.prompt=\"…\"'"]),
         f"peftrun action=merge adapter={run_folder}",
+        *([] if adapter_settings.why_not_continued(saved) else [f"peftrun action=train adapter={run_folder}"]),
     ]
     return result

@@ -58,7 +58,7 @@ IMPORTS = [
         "model.name_or_path": "org/base", "model.quantization": "nf4", "lora.r": 16, "lora.target_modules": "all-linear", "task.data.path": "rows.jsonl", "task.loss_on": "assistant",
         "task.messages_column": "talk", "task.data.num_validation_rows": 4, "trainer.eval_steps": 4, "task.max_length": 2048, "trainer.warmup_steps": 0.1,
         "trainer.learning_rate": 2e-4, "trainer.num_train_epochs": 1, "task.data.mixture": None, "trainer.optim": "adamw_torch",
-    }, {"lora_target_modules": NOT_NEEDED, "datasets": NO_COUNTERPART, "optimizer": NO_COUNTERPART, "no_such_key": NO_COUNTERPART, "plugins": NO_COUNTERPART, "chat_template": NOT_NEEDED}),
+    }, {"lora_target_modules": NOT_NEEDED, "datasets": NO_COUNTERPART, "optimizer": NO_COUNTERPART, "no_such_key": NO_COUNTERPART, "plugins": NO_COUNTERPART, "chat_template": CARRIED}),
     ("factory.yaml", LLAMA_FACTORY, {
         "lora.r": 4, "lora.lora_alpha": 8, "lora.target_modules": ["q_proj", "v_proj"], "task.data.path": "data/rows.jsonl", "task.messages_column": "talk", "task.loss_on": "assistant",
         "trainer.per_device_train_batch_size": 8, "trainer.gradient_checkpointing": True, "trainer.warmup_steps": 0,

@@ -144,6 +144,8 @@ ENDS = {
     "epochs of a batch and a half": ["trainer.max_steps=-1", "trainer.num_train_epochs=1", "trainer.gradient_accumulation_steps=5"],
     "early stopping": [*MEASURED, "trainer.max_steps=20", "trainer.eval_strategy=steps", "trainer.early_stopping_patience=2"],
     "the best of them": [*MEASURED, "trainer.max_steps=6", "trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true"],
+    "the best by another metric": [*MEASURED, "trainer.max_steps=6", "trainer.eval_strategy=steps", "trainer.load_best_model_at_end=true",
+                                   "task.metrics=[chrf]", "task.max_new_tokens=4", "trainer.metric_for_best_model=chrf"],
     "measured after an epoch": ["task.data.num_validation_rows=8", "trainer.eval_strategy=epoch", "trainer.save_steps=3",
                                 "trainer.max_steps=8"],
     "stopped after an epoch": [*MEASURED, "trainer.max_steps=60", "trainer.eval_strategy=epoch", "trainer.save_strategy=epoch",

@@ -76,6 +76,7 @@ def shelf(folder: Path) -> Path:
     _encoders(folder)
     _templates(folder)
     _tasks(folder)
+    _functions(folder)
     return folder
 
 
@@ -117,6 +118,13 @@ def _tasks(folder: Path) -> None:
     )
 
 
+def _functions(folder: Path) -> None:
+    """A metric and a reward of one's own, as docs/data.md and docs/preferences.md show them."""
+    for page, name in (("data.md", "metrics.py"), ("preferences.md", "rewards.py")):
+        text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+        (folder / name).write_text(text.split("```python\n")[1].split("```")[0])
+
+
 def _run(folder: Path, *words: str) -> None:
     done = cli_here(folder, *words)
     assert done.code == 0, done.err
@@ -124,7 +132,8 @@ def _run(folder: Path, *words: str) -> None:
 
 def _data(folder: Path) -> None:
     numbers = [(f"Is {n} even?", "no" if n % 2 else "yes") for n in range(40)]
-    jsonl(folder / "pairs.jsonl", [{"prompt": ask, "completion": answer} for ask, answer in numbers])
+    for name in ("pairs.jsonl", "more.jsonl"):
+        jsonl(folder / name, [{"prompt": ask, "completion": answer} for ask, answer in numbers])
     names = ("prompt", "question", "completion", "answer", "better", "worse")
     jsonl(
         folder / "mine.jsonl",

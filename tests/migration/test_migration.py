@@ -68,7 +68,7 @@ OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit", "adamw_torch_4bit": "adamw_8bit"}
 PREFERENCES = ("dpo", "orpo", "kto", "rm")
 BETAS = {"rl_beta", "orpo_alpha", "pref_beta", "beta"}
 BY_HAND_ALONE = {  # what no experiment can say
-    "resume_from_checkpoint", "auto_resume_from_checkpoints", "eval_dataset", "adapter_name_or_path", "lora_model_dir", "export_dir", "batch_size", "reward_funcs", "reward_model_name_or_path",
+    "resume_from_checkpoint", "auto_resume_from_checkpoints", "eval_dataset", "export_dir", "batch_size", "reward_funcs", "chat_template", "reward_model_name_or_path",
 }  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def room(tmp_path, monkeypatch):
     ):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}\n" * (2000 if file == "data/rows.jsonl" else 1))
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -86,7 +86,7 @@ def test_the_count_is_that_of_the_run(trained):
     record = json.loads((trained / "record.json").read_text())
     wanted = build_spec_from_values(config.read_values(trained / "config.yaml"))
     base = base_files.read_base_info(wanted.model)
-    found = parameter_count.estimate_parameters(base, wanted.lora, wanted.task)
+    found = parameter_count.estimate_parameters(base, wanted)
     assert found.trained == record["trainable_parameters"] and found.exact
     assert base.parameters + found.held == record["parameters"]
 
@@ -109,7 +109,7 @@ def test_every_variant_of_lora_is_counted_exactly(llama, overrides):
     from peftrun.models.device import resolve_device
 
     wanted = on(llama, "device.dtype=float32", *overrides)
-    found = parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), wanted.lora, wanted.task)
+    found = parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), wanted)
     trained, everything = attach.count_parameters(
         attach.attach_adapter(load_base(wanted.model, resolve_device(wanted.device)), wanted.lora, 0)
     )
@@ -120,9 +120,7 @@ def test_every_variant_of_lora_is_counted_exactly(llama, overrides):
 @cases("overrides", [["lora=eva"], ["lora=ia3"], ["lora.bias=all"], ["lora.target_modules=[lm_head]"]])
 def test_what_files_do_not_tell_is_no_exact_count(llama, overrides):
     wanted = on(llama, *overrides)
-    assert not parameter_count.estimate_parameters(
-        base_files.read_base_info(wanted.model), wanted.lora, wanted.task
-    ).exact
+    assert not parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), wanted).exact
 
 
 @cases("task", ["spanish_sentiment", "ner"])
@@ -133,15 +131,14 @@ def test_a_classifiers_head_is_counted(tmp_path, task):
 
     folder = build_bert(tmp_path / "bert")
     wanted = on(folder, f"task={task}", "lora.target_modules=[query,value]", "device.dtype=float32")
-    found = parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), wanted.lora, wanted.task)
+    found = parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), wanted)
     base = load_base(wanted.model, resolve_device(wanted.device), head=classifier_head.get_task_head(wanted.task))
     assert (found.trained, found.exact) == (
         attach.count_parameters(attach.attach_adapter(base, wanted.lora, 0))[0],
         True,
     )
-    assert not parameter_count.estimate_parameters(
-        base_files.read_base_info(wanted.model), on(folder, f"task={task}").lora, wanted.task
-    ).exact
+    all_linear = on(folder, f"task={task}")
+    assert not parameter_count.estimate_parameters(base_files.read_base_info(wanted.model), all_linear).exact
 
 
 def test_memory_grows_with_what_takes_it(tmp_path):

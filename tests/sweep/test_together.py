@@ -111,6 +111,9 @@ LLAMA = {
         ["trainer.eval_strategy=steps", "trainer.eval_steps=10", "task.data.num_validation_rows=6", "trainer.save_strategy=steps",
          "trainer.save_steps=10", "trainer.load_best_model_at_end=true", "trainer.early_stopping_patience=1"],
         ["trainer.eval_strategy=epoch", "task.data.num_validation_rows=8", "trainer.max_steps=20"],
+        ["trainer.eval_strategy=steps", "trainer.eval_steps=6", "task.data.num_validation_rows=6", "trainer.save_strategy=steps",
+         "trainer.save_steps=6", "trainer.load_best_model_at_end=true", "task.metrics=[chrf]", "trainer.metric_for_best_model=chrf",
+         "task.max_new_tokens=6"],
     ],
 }  # fmt: skip
 
@@ -141,6 +144,7 @@ def test_also_where_each_cell_has_a_head_of_its_own(tmp_path, monkeypatch, rows)
     overrides = rows(encoders.build_bert(tmp_path / "bert"), tmp_path)
     cells = [["seed=1"], ["lora.r=2", "trainer.learning_rate=3e-3"], ["lora.lora_dropout=0.1"]]
     cells += [["trainer.gradient_accumulation_steps=2", "trainer.per_device_train_batch_size=3"]]
+    cells += [["trainer.eval_strategy=steps", "trainer.eval_steps=5", "task.data.num_validation_rows=6"]]
     check(tmp_path, [[*overrides, *STEPS, "trainer.max_steps=20", *cell] for cell in cells])
 
 

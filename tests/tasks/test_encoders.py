@@ -21,6 +21,7 @@ from peftrun.tasks.token_cls import extract_entities
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoders import LABELS, STEPS, TAGS, build_bert, on_texts, on_words
 
+from peftrun.checks.metric_names import METRICS
 from peftrun.composition.spec import build_spec
 
 TEXTS = ["el libro muy bueno", "Ana vive en Quito", "la película malo", "Luis"]
@@ -77,6 +78,8 @@ def logits(net, tokenizer, text):
 
 
 def test_both_kinds_learn(spanish, ner):
+    for run, kind in ((spanish, "seq_cls"), (ner, "token_cls")):
+        assert run.record()["metrics"]["after"].keys() == set(METRICS[kind])
     before, after = (spanish.record()["metrics"][when] for when in ("before", "after"))
     assert after["loss"] < before["loss"] and after["accuracy"] == after["macro_f1"] == 1.0
     before, after = (ner.record()["metrics"][when] for when in ("before", "after"))

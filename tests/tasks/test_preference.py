@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from faults import check_refused
 
 import peftrun
 from peftrun import tasks
+from peftrun.checks.metric_names import list_metric_names
 from peftrun.composition import compose
 from peftrun.composition.spec import build_spec
 from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.tasks import rewards
-from peftrun.tasks.log_likelihood import compare_with_base, compute_log_likelihoods
+from peftrun.tasks.log_likelihood import compare_with_reference, compute_log_likelihoods
 
 NUMBERS = range(40)
 KINDS = ["dpo", "orpo", "kto", "reward", "grpo"]
@@ -73,8 +75,9 @@ def learned(request, where, llama, files):
 
 
 def test_each_objective_moves_its_own_measure(learned):
-    kind, run, _ = learned
+    kind, run, given = learned
     before, after = (run.record()["metrics"][when] for when in ("before", "after"))
+    assert after.keys() == set(list_metric_names(build_spec(compose.compose_run(given).cfg).task))
     assert after[MOVED[kind]] > before[MOVED[kind]] or after[MOVED[kind]] == 1.0
     if kind in ("dpo", "kto"):
         assert before["loss"] == pytest.approx(
@@ -122,24 +125,30 @@ def test_language_models_generate(learned, where):
         assert said.code == 0, said.err
 
 
-@pytest.mark.slow
-def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files):
-    given = [*overrides("dpo", llama, files), "trainer.max_steps=4", "trainer.save_steps=2"]
-    whole = cli_here(where, *given, "hydra.run.dir=outputs/train/whole")
-    assert whole.code == 0, whole.err
-    torn = where / "outputs/train/torn"
-    import shutil
+STARTS = {
+    "fresh": [],
+    "further": ["adapter=outputs/train/fresh"],
+    "stacked": ["adapter=outputs/train/fresh", "stack=true"],
+}
 
-    shutil.copytree(where / "outputs/train/whole", torn)
+
+@pytest.mark.slow
+@cases("start", STARTS)
+def test_dpo_resumed_is_dpo_uninterrupted(where, llama, files, start):
+    given = [*overrides("dpo", llama, files), "trainer.max_steps=4", "trainer.save_steps=2", *STARTS[start]]
+    whole = cli_here(where, *given, f"hydra.run.dir=outputs/train/{start}")
+    assert whole.code == 0, whole.err
+    torn = where / f"outputs/train/{start}-torn"
+    shutil.copytree(where / f"outputs/train/{start}", torn)
     shutil.rmtree(torn / "checkpoints" / "checkpoint-4")
     shutil.rmtree(torn / "adapter")
     record = json.loads((torn / "record.json").read_text())
     (torn / "record.json").write_text(json.dumps(record | {"status": "running"}))
-    resumed = cli_here(where, *given, "action.resume=outputs/train/torn", "hydra.run.dir=outputs/train/resumed")
+    resumed = cli_here(where, *given, f"action.resume={torn}", f"hydra.run.dir=outputs/train/{start}-resumed")
     assert resumed.code == 0, resumed.err
     one, other = (
         (where / f"outputs/train/{name}/adapter/adapter_model.safetensors").read_bytes()
-        for name in ("whole", "resumed")
+        for name in (start, f"{start}-resumed")
     )
     assert one == other
 
@@ -187,7 +196,7 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
     found = tasks.import_task_module("preference").evaluate(net, tokenizer, rows.held_out, 4, spec.task)
     prompts = [row.prompt for row in rows.held_out]
     (_, gained), (_, lost) = (
-        compare_with_base(net, tokenizer.pad_token_id, prompts, [getattr(row, side) for row in rows.held_out], 1)
+        compare_with_reference(net, tokenizer.pad_token_id, prompts, [getattr(row, side) for row in rows.held_out], 1)
         for side in ("chosen", "rejected")
     )
     each = [math.log1p(math.exp(-3.0 * margin)) for margin in (gained - lost).tolist()]

@@ -224,7 +224,7 @@ def test_each_text_that_is_written_is_read_back(tmp_path, kind):
     ],
 )
 def test_a_prompt_ends_at_a_line_feed(tmp_path, name, content, expected):
-    assert [one.said for one in prompts_file.read_prompts(str(write(tmp_path / name, content)), {})] == expected
+    assert [one.content for one in prompts_file.read_prompts(str(write(tmp_path / name, content)), {})] == expected
     write(tmp_path / name, content.encode("utf-16"))
     with pytest.raises(DataError, match="UTF-8"):
         prompts_file.read_prompts(str(tmp_path / name), {})

@@ -54,9 +54,15 @@ class DtypeCache:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Which rows of a joint batch belong to which cell, in order. `casts`: of the batch's pass."""
+    """Which rows of a joint batch belong to which cell, in order.
+
+    Attributes:
+        labels: labels of each span, where the output layer gets only the positions that predict one; empty: it gets whole rows.
+        casts: of the batch's pass.
+    """
 
     parts: tuple[RowSpan, ...]
+    labels: tuple[int, ...] = ()
     casts: DtypeCache = field(default_factory=DtypeCache, compare=False)
 
     @property
@@ -72,6 +78,10 @@ class BatchLayout:
     def split(self, x: torch.Tensor) -> list[torch.Tensor]:
         """A tensor of the joint batch (rows, …) as one view per span."""
         return list(x.split([span.rows for span in self.parts]))
+
+    def split_outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The same of the output layer's input or output: (rows, …), or (1, labels, …) of the positions that predict a label."""
+        return list(x.split(list(self.labels), dim=1)) if self.labels else self.split(x)
 
 
 @dataclass

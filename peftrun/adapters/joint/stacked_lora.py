@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import TrainableTokensWrapper
 
 from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora
 from peftrun.compat.torch import zero_all
@@ -43,6 +44,8 @@ class StackedLora:
         for module in self.net.modules():
             if isinstance(module, ModulesToSaveWrapper):
                 _patch_forward(module, self, None)
+            elif isinstance(module, TrainableTokensWrapper):
+                _patch_token_rows(module, self)
 
     def has_dropout(self, cell: int) -> bool:
         """Whether the cell's adapter has dropout."""
@@ -102,7 +105,7 @@ class StackedLora:
     def close(self) -> None:
         """Restores PEFT's own forward in every layer."""
         for module in self.net.modules():
-            if isinstance(module, LoraLayer | ModulesToSaveWrapper):
+            if isinstance(module, LoraLayer | ModulesToSaveWrapper | TrainableTokensWrapper):
                 module.__dict__.pop("forward", None)
 
 
@@ -161,3 +164,41 @@ def _patch_forward(module: Any, joint: StackedLora, stack: StackedWeights | None
         return torch.cat([module.modules_to_save[joint.names[cell]](rows, *args, **kwargs) for cell, rows in pairs])
 
     module.forward = forward
+
+
+def _patch_token_rows(wrapper: Any, joint: StackedLora) -> None:
+    """Replaces the forward of an embedding, or of the output layer, of which each cell trains the rows of some tokens, within `bind_batch`."""
+    peft_forward, layer = wrapper.forward, wrapper.token_adapter.get_base_layer()
+
+    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if joint.layout is None:
+            return peft_forward(x, *args, **kwargs)
+        result, is_embedding = layer(x, *args, **kwargs), isinstance(layer, torch.nn.Embedding)
+        split = joint.layout.split if is_embedding else joint.layout.split_outputs
+        chunks = zip(joint.layout.cells, split(x), split(result), strict=True)
+        replace_rows = _replace_embeddings if is_embedding else _replace_logits
+        return torch.cat(
+            [replace_rows(wrapper.token_adapter, joint.names[cell], part, out) for cell, part, out in chunks],
+            dim=0 if is_embedding or not joint.layout.labels else 1,
+        )
+
+    wrapper.forward = forward
+
+
+def _replace_embeddings(token_adapter: Any, name: str, ids: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """The embeddings (rows, tokens, width) of `ids` (rows, tokens), those of the adapter's own tokens from its trained rows."""
+    own = torch.tensor(token_adapter.token_indices[name], device=ids.device)
+    matches = ids[..., None] == own  # (rows, tokens, own tokens)
+    trained = token_adapter.trainable_tokens_delta[name].to(embeddings.dtype)  # (own tokens, width)
+    layer = token_adapter.get_base_layer()
+    if layer.padding_idx is not None:  # torch computes no gradient for this row
+        trained = torch.where((own == layer.padding_idx)[:, None], trained.detach(), trained)
+    trained = trained * getattr(layer, "embed_scale", 1)
+    return torch.where(matches.any(-1, keepdim=True), trained[matches.int().argmax(-1)], embeddings)
+
+
+def _replace_logits(token_adapter: Any, name: str, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The logits (…, V) of `hidden` (…, H), those of the adapter's own tokens by its trained rows."""
+    own = torch.tensor(token_adapter.token_indices[name], device=hidden.device)
+    trained = token_adapter.trainable_tokens_delta[name].to(hidden.dtype)  # (own tokens, H)
+    return logits.index_copy(-1, own, torch.nn.functional.linear(hidden, trained).to(logits.dtype))

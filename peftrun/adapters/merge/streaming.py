@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.other import TrainableTokensWrapper
 from transformers.pytorch_utils import Conv1D
 
 from peftrun.adapters.layer_walk import is_row_wise
 from peftrun.adapters.merge import sidecar_files
+from peftrun.adapters.trainable_tokens import replace_rows
 from peftrun.artifacts.classifier_head import TASK_KINDS
 from peftrun.compat.torch import copy_module
 from peftrun.io import safetensors_header, safetensors_stream
@@ -141,7 +143,7 @@ def begin_merged(
 
 
 def _strip_wrappers(key: str) -> str:
-    return key.replace(".base_layer.", ".").replace(".original_module.", ".")
+    return key.replace(".base_layer.", ".").replace(".original_module.", ".").replace(".token_adapter.", ".")
 
 
 def map_by_parameter(model: Any, tensors: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
@@ -192,6 +194,8 @@ def _plan_changes(net: Any, name: str, stored: dict[str, StoredTensor], undo: bo
             changes |= _plan_layer(module, path, name, sources)
         elif isinstance(module, ModulesToSaveWrapper):
             changes |= _plan_replacements(module.modules_to_save[name].named_parameters(), path, sources)
+        elif isinstance(module, TrainableTokensWrapper):
+            changes |= _plan_token_rows(module.token_adapter, path, name, sources)
         elif isinstance(module, AuxiliaryTrainingWrapper):
             raise NotStreamableError(f"{path} is a {type(module).__name__}")
         else:
@@ -209,6 +213,23 @@ def _plan_replacements(
     if changes and sources.undo:
         raise NotStreamableError(f"the merge replaced the base model's {next(iter(changes))} by the adapter's")
     return changes
+
+
+def _plan_token_rows(token_adapter: Any, path: str, name: str, sources: _BaseTensors) -> dict[str, list[Part]]:
+    """The base model's weight with the rows that the adapter trains; nothing for a weight that is tied to it."""
+    if token_adapter.tied_adapter or name not in token_adapter.trainable_tokens_delta:
+        return {}
+    weight = sources.stored.get(f"{path}.weight")  # (vocabulary, in)
+    if weight is None:
+        raise NotStreamableError(f"the base model's files hold no {path}.weight")
+    if sources.undo:
+        raise NotStreamableError(f"the merge replaced rows of the base model's {path}")
+
+    def replace_block(block: RowBlock) -> torch.Tensor:
+        return replace_rows(token_adapter, name, weight.rows(*block).read_float(), block)
+
+    width = weight.entry.shape[1]
+    return {f"{path}.weight": [(block[0] * width, partial(replace_block, block)) for block in weight.row_blocks()]}
 
 
 def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dict[str, list[Part]]:
@@ -325,13 +346,19 @@ def _untie_output(
     head_weight = next((f"{path}.weight" for path, module in model.named_modules() if module is head), "")
     untied: dict[str, list[Part]] = {}
     for target, source in model.all_tied_weights_keys.items():
-        if target not in changes and source not in changes:
+        if target not in changes and (source not in changes or _follows_token_rows(model, target)):
             continue
         # Some encoder-decoders scale the output of tied weights: untied, they would compute something else.
         if model.config.is_encoder_decoder or target != head_weight:
             raise NotStreamableError(f"{target} is tied to {source}, which the adapter changes")
         untied |= {key: changes.get(key) or sources[key].parts() for key in (target, source)}
     return untied
+
+
+def _follows_token_rows(model: Any, target: str) -> bool:
+    """Whether a tied weight takes the trained rows of the embeddings, so that both stay one tensor."""
+    wrapper = model.get_submodule(target.rpartition(".")[0])
+    return isinstance(wrapper, TrainableTokensWrapper) and wrapper.token_adapter.tied_adapter is not None
 
 
 def _plan_tensor(

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import AutoConfig
 
 from peftrun.adapters import probes
 from peftrun.adapters.layer_walk import LayerOutput, plain_name
 from peftrun.adapters.merge import streaming
 from peftrun.adapters.merge.file_check import TensorPair, has_same_form
+from peftrun.adapters.trainable_tokens import replace_rows
 from peftrun.errors import ProofError
 from peftrun.io import blocks
 from peftrun.io.safetensors_stream import RowBlock, StoredTensor
@@ -103,7 +105,9 @@ class WrittenModel:
         for path, module in self.net.get_base_model().named_modules():
             if path in self._seen or not isinstance(module, streaming.BaseTunerLayer):
                 continue
-            if streaming.merges_by_rows(module, self.name):
+            if isinstance(module, TrainableTokensLayer):
+                self._compare_token_rows(path, module)
+            elif streaming.merges_by_rows(module, self.name):
                 self._compare_rows(path, module)
             else:
                 self._compare_whole(path, module, self._read_base)
@@ -140,6 +144,18 @@ class WrittenModel:
         bias_values = self._read_base(plain_name(f"{path}.bias"), bias)  # (out,)
         self._compare_sum(plain_name(f"{path}.bias"), bias_values)
         return outputs + bias_values
+
+    def _compare_token_rows(self, path: str, module: TrainableTokensLayer) -> None:
+        """Compares an embedding, or the output layer, of which the adapter trains single rows: every other row is the base model's."""
+        key = plain_name(f"{path}.weight")
+        stored, written = self.base[key], self.merged.get(key)
+        if written is None or written.entry.shape != stored.entry.shape:
+            return self._record_sum(key, correct=False)
+        for block in stored.row_blocks():
+            value = replace_rows(module, self.name, stored.rows(*block).read_float(), block).to(written.dtype)
+            if not _has_equal_bits(value.reshape(-1), written.rows(*block).read_stored().reshape(-1)):
+                return self._record_sum(key, correct=False)
+        return self._record_sum(key, correct=True)
 
     def _compare_outputs(self, path: str, merged: torch.Tensor, adapted: torch.Tensor, plain: torch.Tensor) -> None:
         """Compares a layer's output after the merge with the adapter's; `plain`: the base layer's, all (1, T, out)."""

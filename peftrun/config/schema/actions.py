@@ -21,6 +21,7 @@ class TrainAction:
     num_samples: Annotated[
         int, Field(ge=0, examples=[3])
     ]  # evaluation rows answered before and after training, for the report
+    stack: bool  # train a new adapter on top of the one that `adapter` names, which stays as it is
 
 
 @dataclass(config=STRICT)
@@ -128,6 +129,7 @@ class PlanAction:
     resume: Path | None
     evaluate_before: bool
     num_samples: Annotated[int, Field(ge=0, examples=[3])]
+    stack: bool
     measure_steps: Annotated[int, Field(ge=0, examples=[3])]
 
 

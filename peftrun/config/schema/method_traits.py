@@ -24,6 +24,7 @@ class MethodTraits:
         inner_patterns: its patterns match any part of a module's name, not its end.
         loads_beside: PEFT can load two of them on one base model.
         missing_input: what it needs besides the text, which peftrun does not give.
+        not_continued: why an adapter of it cannot be trained further.
     """
 
     virtual_tokens: bool = False
@@ -35,13 +36,19 @@ class MethodTraits:
     inner_patterns: bool = False
     loads_beside: bool = True
     missing_input: str | None = None
+    not_continued: str | None = None
 
 
 PLAIN = MethodTraits()
 PROMPT = MethodTraits(virtual_tokens=True, merges=False, streams=False)
 METHODS = {  # by `lora.method`; of all others PLAIN is true
     "none": MethodTraits(shards=False),
-    "adalora": MethodTraits(streams=False, shards=False, adds_to_loss=True),
+    "adalora": MethodTraits(
+        streams=False,
+        shards=False,
+        adds_to_loss=True,
+        not_continued="the scores by which it removes rank are not in its file",
+    ),
     "adamss": MethodTraits(streams=False),
     "adaption_prompt": MethodTraits(merges=False, streams=False),
     "cartridge": PROMPT,
@@ -50,7 +57,7 @@ METHODS = {  # by `lora.method`; of all others PLAIN is true
     "ln_tuning": MethodTraits(any_module=True),
     "multitask_prompt_tuning": replace(PROMPT, missing_input=TASK_NUMBER),
     "osf": MethodTraits(inner_patterns=True),
-    "p_tuning": PROMPT,
+    "p_tuning": replace(PROMPT, not_continued="its file has the virtual tokens, not the network that computed them"),
     "poly": MethodTraits(missing_input=TASK_NUMBER),
     "prefix_tuning": PROMPT,
     "prompt_tuning": PROMPT,

@@ -5,15 +5,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from peftrun.config.schema.functions import FunctionReference
 from peftrun.config.schema.lora import STRICT, Positive
 
+Reference = Literal["parent", "base"] | None
 Beta = Annotated[float, Field(ge=0, examples=[0.1])]
 Rewards = Literal["exact_answer", "contains_answer", "matches_pattern", "valid_json", "near_length"]
 
 
 @dataclass(config=STRICT)
 class DpoObjective:
-    """Passed to `trl.DPOConfig`. The reference model is the base model without the adapter."""
+    """Passed to `trl.DPOConfig`, except `reference`."""
 
     name: Literal["dpo"]
     beta: Beta
@@ -22,17 +24,19 @@ class DpoObjective:
         Field(min_length=1, examples=["[sigmoid]"]),
     ]  # fmt: skip
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, examples=[0.1])]
+    reference: Reference  # the reference model: the adapter that is trained further, as it was, or the base model; null: the first if there is one
 
 
 @dataclass(config=STRICT)
 class KtoObjective:
-    """Passed to `trl.KTOConfig`. The reference model is the base model without the adapter."""
+    """Passed to `trl.KTOConfig`, except `reference`."""
 
     name: Literal["kto"]
     beta: Beta
     loss_type: Literal["kto", "apo_zero_unpaired"]
     desirable_weight: Annotated[float, Field(gt=0, examples=[1.0])]
     undesirable_weight: Annotated[float, Field(gt=0, examples=[1.0])]
+    reference: Reference  # the reference model: see DpoObjective
 
 
 @dataclass(config=STRICT)
@@ -53,7 +57,7 @@ class RewardObjective:
 
 @dataclass(config=STRICT)
 class GrpoObjective:
-    """Passed to `trl.GRPOConfig`, except the last three, which define the rewards."""
+    """Passed to `trl.GRPOConfig`, except `reference` and the last three, which define the rewards."""
 
     name: Literal["grpo"]
     beta: Beta
@@ -65,8 +69,9 @@ class GrpoObjective:
     num_iterations: Positive
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"]
     scale_rewards: Literal["group", "batch", "none"]
+    reference: Reference  # the reference model, if beta is not 0: see DpoObjective
     reward_weights: list[float] | None  # one per reward; null: 1 each
-    rewards: Annotated[list[Rewards], Field(min_length=1, examples=["[exact_answer]"])]
+    rewards: Annotated[list[Rewards | FunctionReference], Field(min_length=1, examples=["[exact_answer]"])]
     pattern: str | None  # for matches_pattern: a regular expression
     target_length: Positive | None  # for near_length, in characters
 

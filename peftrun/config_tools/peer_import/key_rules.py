@@ -167,6 +167,13 @@ def _translate_peft_type(config: PeerConfig, key: str, value: Any) -> list[Trans
     return leave_out(key, value, f"there is no such method; methods: {', '.join(paths.list_group_options('lora'))}")
 
 
+def _translate_special_tokens(config: PeerConfig, key: str, value: Any) -> list[Translation]:
+    tokens = {name.removesuffix("_token"): token for name, token in value.items() if name.endswith("_token")}
+    others = {name: token for name, token in value.items() if not name.endswith("_token")}
+    lines = carry(key, value, {"model.special_tokens": tokens}) if tokens else []
+    return lines + (leave_out(key, others, "type model.new_tokens=[…] for tokens that the model lacks") if others else [])  # fmt: skip
+
+
 CONVERTERS: dict[tuple[str, str], Converter] = {
     ("", "output_dir"): _translate_output_dir,
     ("", "loss_type"): _translate_loss_type,
@@ -179,6 +186,7 @@ CONVERTERS: dict[tuple[str, str], Converter] = {
     ("axolotl", "datasets"): row_keys.translate_axolotl_sources,
     ("axolotl", "pretraining_dataset"): row_keys.translate_pretraining_sources,
     ("axolotl", "test_datasets"): row_keys.translate_test_sources,
+    ("axolotl", "special_tokens"): _translate_special_tokens,
     ("axolotl", "val_set_size"): _translate_validation,
     ("axolotl", "evals_per_epoch"): _translate_evals_per_epoch,
     ("llama-factory", "dataset"): row_keys.translate_named_sources,

@@ -36,6 +36,7 @@ FIXED = {  # name → description
     "template": "name of the team template",
     "adapter": "folder of the adapter written",
     "of": "input adapters",
+    "parents": "adapters that training continued, the last one first",
     "device": "device the run used",
     "error": "error message of a failed run",
     "started": "start time as recorded (UTC)",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import Any
 
+from peftrun.artifacts import adapter_folder, hub_adapters, hub_download
 from peftrun.errors import ConfigError
 from peftrun.formatting import align_rows, format_bytes, format_duration
 from peftrun.results.catalog import index, scan, table
@@ -55,12 +56,15 @@ class Comparison:
 
 
 def load_named_runs(paths: Sequence[str], key: str = "action.runs") -> list[IndexedRun]:
-    """The runs in these folders. Raises: ConfigError: a folder is no run and holds no adapter; fewer than two; too many."""
+    """The runs in these folders, or the adapters in them or on the Hub.
+
+    Raises: ConfigError: a folder is no run and holds no adapter; fewer than two; too many. AdapterError: one on the Hub cannot be downloaded.
+    """
     if len({scan.make_absolute(path) for path in paths}) < 2:
         raise ConfigError(f"{key}: two runs or more are compared; type runs=[outputs/train/RUN, outputs/train/RUN2]")
     if len(paths) > MAX_RUNS:
         raise ConfigError(f"{key}: at most {MAX_RUNS} runs are compared at once; name fewer")
-    loaded = [(path, index.load_run(scan.make_absolute(path))) for path in dict.fromkeys(paths)]
+    loaded = [(path, index.load_run(_locate_run(path))) for path in dict.fromkeys(paths)]
     missing = [path for path, run in loaded if run is None]
     if missing:
         raise ConfigError(
@@ -70,6 +74,12 @@ def load_named_runs(paths: Sequence[str], key: str = "action.runs") -> list[Inde
             )
         )
     return check_readable([run for _, run in loaded if run], key)
+
+
+def _locate_run(path: str) -> str:
+    if hub_adapters.parse_hub_adapter(path) is None:
+        return scan.make_absolute(path)
+    return str(adapter_folder.resolve_adapter(hub_download.pin_adapter(path)).folder)
 
 
 def check_readable(runs: list[IndexedRun], key: str) -> list[IndexedRun]:

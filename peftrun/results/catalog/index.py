@@ -16,7 +16,7 @@ from typing import Any
 from peftrun.config import paths
 from peftrun.results.catalog import liveness, record_reader, scan
 
-VERSION = 3  # of the rows that `record_reader` yields; raise it when the facts change
+VERSION = 4  # of the rows that `record_reader` yields; raise it when the facts change
 FILE = "catalogue.sqlite"
 CORRUPT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # the first: a table with other columns
 LOCK_TIMEOUT = 2.0  # seconds to wait for another process

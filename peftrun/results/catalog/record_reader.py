@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from peftrun.artifacts import records
+from peftrun.artifacts import lineage, records
 from peftrun.artifacts.run_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PEFTRUN_METADATA, RECORD
 from peftrun.config import migrations, old_overrides
 from peftrun.config.paths import GROUPS
@@ -34,7 +34,8 @@ def read_run_folder(folder: str) -> tuple[Values, Values]:
         facts: Values = {"status": "rejected" if REJECTED.search(folder) else "completed", "adapter": folder}
         facts |= {"method": method, "rank": rank}
         try:
-            base = json.loads(_read_text(folder, PEFTRUN_METADATA))["base"]
+            metadata = json.loads(_read_text(folder, PEFTRUN_METADATA))
+            base, facts["parents"] = metadata["base"], lineage.format_runs(metadata)
             facts["base"] = base["name"]
             facts["fingerprint"] = str(base["fingerprint"]["weights"])[:12]
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -97,6 +98,7 @@ def _collect_run_facts(folder: str, record: Values, config: Values) -> Values:
         "seed": record.get("seed"),
         "sweep": os.path.dirname(folder) if _read_sweep(os.path.dirname(folder)) is not None else None,
         "template": (record.get("template") or {}).get("name"),
+        "parents": lineage.format_runs(record),
         "of": ", ".join(str(value) for key, value in config.items() if key.startswith("adapter.")) or None,
         "device": record.get("device"),
         "error": record.get("error"),
@@ -126,7 +128,7 @@ def _describe_artifacts(folder: str, record: Values, action: Any, config: Values
     files = [os.path.normpath(os.path.join(folder, name)) for name in record.get("artifacts") or ()]
     adapter = next((os.path.dirname(file) for file in files if os.path.basename(file) == ADAPTER_CONFIG), None)
     method, rank = None, None
-    if action in METHOD_FROM_CONFIG:
+    if action in METHOD_FROM_CONFIG and "parent" not in record:
         method, rank = choices.get("lora") or config.get("lora.method"), config.get("lora.r")
     elif adapter:
         method, rank = _read_adapter_method(adapter)

@@ -105,7 +105,9 @@ def _read_json_content(file: Path) -> str | None:
     """JSON as canonical text: PEFT writes sets as lists in arbitrary order, so lists of strings are sorted."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        content = records.rename_keys(content) if file.name == PEFTRUN_METADATA else content
+        if file.name == PEFTRUN_METADATA:
+            content = records.rename_keys(content)
+            content.pop("task", None)  # older runs wrote none, and the config is compared itself
         return json.dumps(_sort_values(content), sort_keys=True)
     except (OSError, ValueError):
         return None

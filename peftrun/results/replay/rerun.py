@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts import hub_download
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.composition.spec import build_spec_from_values
 from peftrun.config import values as config
@@ -53,5 +54,8 @@ def apply_overrides(values: dict[str, Any], typed: Sequence[str], replay_spec: R
 
 
 def build_rerun_spec(values: dict[str, Any]) -> RunSpec:
-    """The checked spec. Raises: ConfigError: one line per problem, such as a data file that no longer exists."""
-    return build_spec_from_values(values)
+    """The checked spec; adapters on the Hub at their recorded commits are downloaded if they are not here.
+
+    Raises: ConfigError: one line per problem, such as a data file that no longer exists. AdapterError: an adapter cannot be downloaded.
+    """
+    return build_spec_from_values({**values, "adapter": hub_download.pin_adapters(values["adapter"])})

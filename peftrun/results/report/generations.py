@@ -36,7 +36,7 @@ def _render_samples(samples: dict[str, Any]) -> Iterator[str]:
         where = f' <span class="soft">{escape(str(row["where"]))}</span>' if row.get("where") else ""
         yield (
             f'<article class="sample"><h3>Sample {number}{where}</h3><div class="prompt" tabindex="0" role="group" aria-label="prompt">{escape(str(row.get("prompt", "")))}</div>'
-            f'<div class="said">{answers}</div></article>'
+            f'<div class="answers">{answers}</div></article>'
         )
 
 

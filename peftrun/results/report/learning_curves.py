@@ -28,6 +28,7 @@ FIRST = (
     "kl",
     "entropy",
 )  # order of the other charts
+VALIDATION = "eval_"  # begins the names of metrics on the validation rows
 # Task types whose evaluation loss is the training loss; those of preference methods are not comparable.
 SAME_LOSS = ("causal_lm", "seq2seq", "seq_cls", "token_cls")
 
@@ -55,9 +56,12 @@ def build_plots(run: RunFacts) -> list[Plot]:
     ]
     names = [key for key in dict.fromkeys(key for row in run.rows for key in row) if key not in SPECIFIC]
     other_plots: list[Plot] = []
-    for name in sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
-        title, points = name.replace("_", " "), select_finite(run.rows, name)
-        series = [Series(title, "c0", points, smooth=True)]
+    for name in sorted(names, key=_rank_metric):
+        is_validation = name.startswith(VALIDATION)
+        title = name.replace(VALIDATION, "validation ", is_validation).replace("_", " ")
+        series = [
+            Series(title, "c1" if is_validation else "c0", select_finite(run.rows, name), smooth=not is_validation)
+        ]
         other_plots.append(Plot(f"other-{len(other_plots)}", title, series, ChartStyle(SMALL, log=False)))
     plots = [
         _plot_loss(run),
@@ -68,6 +72,11 @@ def build_plots(run: RunFacts) -> list[Plot]:
         Plot("memory", "memory, GB", memory, from_zero),
     ]
     return [plot for plot in plots if any(series.points for series in plot.series)]
+
+
+def _rank_metric(name: str) -> int:
+    """Metrics on the validation rows first, since they were asked for."""
+    return -1 if name.startswith(VALIDATION) else FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def render_curves(run: RunFacts) -> Iterator[str]:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from peftrun import console
-from peftrun.artifacts import run_overrides
+from peftrun.artifacts import lineage, run_overrides
 from peftrun.artifacts.run_layout import CURVES, REPORT_PAGE
 from peftrun.formatting import format_duration, format_figure, format_number, format_signed, is_finite, is_number
 from peftrun.io import atomic_files
@@ -103,6 +103,8 @@ def _describe_times(run: RunFacts) -> Iterator[str]:
         yield f"Started {started}"
     if is_number(run.record.get("seconds")):
         yield f"took {format_duration(run.record['seconds'])}"
+    if parents := lineage.format_runs(run.record):
+        yield f"continues {parents}"
     if run.record.get("resumed_from"):
         yield "continued from a checkpoint"
     cells = get_mapping(run.record, "joint_training").get("cells")

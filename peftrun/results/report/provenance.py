@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from peftrun.artifacts import run_overrides
+from peftrun.artifacts import lineage, run_overrides
 from peftrun.artifacts.run_layout import ADAPTER, RECORD
 from peftrun.console import shorten_path
 from peftrun.formatting import format_count
@@ -44,6 +44,8 @@ def render_provenance(run: RunFacts) -> Iterator[str]:
 
 def _list_claims(run: RunFacts) -> Iterator[str]:
     rows = get_mapping(run.record, "data").get("held_out_rows")
+    if chain := lineage.format_chain(run.record):
+        yield f"Continues an adapter: {chain}. What is measured before training is that adapter, not the base model."
     if run.before and run.after:
         yield f"Measured here: the same {rows} evaluation rows before and after training, by the same code in one process."
     elif run.after:

@@ -26,6 +26,7 @@ class Row:
     adapter: str | None = None  # name of the adapter to evaluate with; None: the active one
     learned: list[tuple[int, int]] | None = None  # spans of `ids` that carry loss; None: the completion
     where: str = field(default="", compare=False)
+    columns: str = field(default="", compare=False)  # see `Example.columns`
 
     @property
     def ids(self) -> list[int]:
@@ -95,12 +96,29 @@ def _encode_example(example: Example, task: TaskSpec, encoder: Encoder, *, learn
         ]
 
 
+def split_answers(row: Row) -> list[Row]:
+    """A row for each answer that carries loss in a training row of a conversation, as evaluation rows have them."""
+    spans = row.learned or [(len(row.prompt), len(row.ids))]
+    return [
+        replace(
+            row,
+            prompt=row.ids[:begin],
+            completion=row.ids[begin:end],
+            candidates=[row.ids[begin:end]],
+            answer=0,
+            learned=None,
+        )
+        for begin, end in spans
+    ]
+
+
 def _build_row(example: Example, encoder: Encoder) -> Row:
     *_, last = example.conversation.messages
     answers = [make_message(ASSISTANT, choice) for choice in example.choices] or [last]
     answer = example.choices.index(example.completion) if example.choices else 0
     prompt, candidates = encoder.answered(example.given, answers)
-    return Row(prompt, candidates[answer], candidates, answer, example.adapter, where=example.where)
+    row = Row(prompt, candidates[answer], candidates, answer, example.adapter)
+    return replace(row, where=example.where, columns=example.columns)
 
 
 def _encode_fitting(examples: list[Example], task: TaskSpec, encoder: Encoder, which: str, tally: Tally) -> list[Row]:

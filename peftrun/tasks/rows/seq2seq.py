@@ -19,6 +19,7 @@ class Row:
     ids: list[int]
     target: list[int]
     where: str = field(default="", compare=False)
+    columns: str = field(default="", compare=False)  # see `Example.columns`
 
     @property
     def as_trained(self) -> dict[str, list[int]]:
@@ -54,5 +55,5 @@ def _encode_examples(examples: list[Example], tokenizer: Any) -> list[Row]:
         targets = tokenizer(text_target=[example.completion for example in batch])["input_ids"]
         for example, ids, target in zip(batch, inputs, targets, strict=True):
             ended = end is None or list(target[-1:]) == [end]
-            rows.append(Row(list(ids), [*target] if ended else [*target, end], example.where))
+            rows.append(Row(list(ids), [*target] if ended else [*target, end], example.where, example.columns))
     return rows

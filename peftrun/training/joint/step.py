@@ -106,12 +106,12 @@ class JointStep:
             widths = {inputs[key].shape[1]: batch.inputs[key].shape[1] for key in TOKEN_ID_KEYS if key in inputs}
             rows = len(batch.inputs["input_ids"])
             spans.append(RowSpan(batch.cell, rows, widths, batch.rng_stream if training else None))
-        layout = BatchLayout(tuple(spans))
+        # Labels are ordered by row and rows by cell, so each cell has one span of them.
+        sizes = [len(select_labels(batch.inputs["labels"], self.kind)[1]) for batch in batches]
+        layout = BatchLayout(tuple(spans), tuple(sizes) if self.head is not None else ())
         positions, targets = select_labels(labels, self.kind)  # targets: (L,)
         logits = self._compute_logits(inputs, labels, positions, layout, training).float()  # (L, V)
         nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # (L,)
-        # Labels are ordered by row and rows by cell, so each cell has one span of them.
-        sizes = [len(select_labels(batch.inputs["labels"], self.kind)[1]) for batch in batches]
         correct = (logits.detach().argmax(-1) == targets).split(sizes)
         losses = [
             cell_nats.sum() / (size if batch.count is None else batch.count)
@@ -151,7 +151,7 @@ class JointStep:
         ids = inputs["input_ids"]  # (B, T)
         cell_rows = [span.rows for span in layout.parts]
         no_positions = tuple(index[:0] for index in positions)
-        one_row_each = BatchLayout(tuple(replace(span, rows=1) for span in layout.parts))
+        one_row_each = BatchLayout(tuple(replace(span, rows=1) for span in layout.parts), (0,) * len(layout.parts))
         with self.joint.bind_batch(one_row_each), self._select_positions(no_positions):
             prefix = ids[:1, :length].expand(len(cell_rows), -1)  # (C, length): the same tokens through each adapter
             cache = self.model(input_ids=prefix, use_cache=True).past_key_values  # (C, heads, length, D) a layer

@@ -9,7 +9,9 @@ from typing import Any
 from transformers import set_seed
 
 from peftrun import console, tasks
-from peftrun.adapters import attach, save
+from peftrun.adapters import save
+from peftrun.adapters.joint import attach_cells
+from peftrun.adapters.joint.attach_cells import CellAdapter
 from peftrun.adapters.joint.stacked_lora import StackedLora
 from peftrun.artifacts import classifier_head
 from peftrun.artifacts.run_layout import ADAPTER
@@ -24,8 +26,9 @@ from peftrun.models.device import Device
 from peftrun.planning import memory_fit
 from peftrun.planning.joint_memory import Limits, choose_cells_per_step
 from peftrun.result import RunResult, TrainAlone
+from peftrun.tasks import own_functions
 from peftrun.trackers import lifecycle
-from peftrun.training import checkpoints, fit, lengths
+from peftrun.training import checkpoints, fit, lengths, start, validation_metrics
 from peftrun.training import session as training_session
 from peftrun.training.joint import cell_trainer
 from peftrun.training.joint.progress import Progress
@@ -90,7 +93,7 @@ class _CellGroup:
     Attributes:
         sessions, before: cell → its session, and its metrics before training.
         rows: (task, rows) of all tasks so far: cells with equal tasks share their rows.
-        evaluated: (rows, batch size, samples) → metrics of the base model, and the session that computed them.
+        evaluated: (rows, parent, batch size, samples) → metrics of the base model or the parent, and the session that computed them.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class _CellGroup:
         self.sessions: dict[int, TrainingSession] = {}
         self.before: dict[int, dict[str, float]] = {}
         self.rows: list[tuple[Any, Any]] = []
-        self.evaluated: dict[tuple[int, int, int], tuple[dict[str, float], TrainingSession]] = {}
+        self.evaluated: dict[tuple[Any, ...], tuple[dict[str, float], TrainingSession]] = {}
 
     def admit_cell(self, cell: int, spec: RunSpec, out_dir: Path) -> None:
         """Prepares a cell: its rows, and the base model's metrics on them, both shared with cells of the same task."""
@@ -113,6 +116,7 @@ class _CellGroup:
             with checkpoints.remove_copies_on_error(out_dir):
                 checkpoint = training_session.resume_checkpoint(spec, out_dir)
                 lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
+                own_functions.load_functions(spec.task)
                 task_module, title = tasks.import_task_module(spec.task.type), format_cell_title(out_dir)
                 rows = next((rows for task, rows in self.rows if task == spec.task), None)
                 if rows is None:
@@ -120,28 +124,29 @@ class _CellGroup:
                     self.rows.append((spec.task, rows))
                 session = TrainingSession(spec, out_dir, checkpoint, self.device, self.base, task_module, rows, title)
                 training_session.write_first_rows(session)
-                self.before[cell] = self._evaluate_before(session)
+                # A parent is measured once it is attached.
+                self.before[cell] = {} if session.parent else self._evaluate_before(session, self.base.model)
         except PeftrunError as error:
             self.finish(cell, error)
             return
         self.sessions[cell] = session
 
-    def _evaluate_before(self, session: TrainingSession) -> dict[str, float]:
+    def _evaluate_before(self, session: TrainingSession, model: Any) -> dict[str, float]:
         assert isinstance(session.spec.action, TrainAction)
         if not session.spec.action.evaluate_before:
             return {}
         batch_size, samples = session.spec.trainer.per_device_eval_batch_size, session.spec.action.num_samples
-        key = (id(session.rows), batch_size, samples)
+        key = (id(session.rows), session.parent and session.parent.folder.resolve(), batch_size, samples)
         if key not in self.evaluated:
-            self.evaluated[key] = (training_session.evaluate(session, self.base.model, "before"), session)
+            self.evaluated[key] = (training_session.evaluate(session, model, "before"), session)
         metrics, evaluated = self.evaluated[key]
-        session.details, session.generations = dict(evaluated.details), dict(evaluated.generations)
+        session.details, session.generations = _keep_before(evaluated.details), _keep_before(evaluated.generations)
         return metrics
 
     def train(self, limits: Limits) -> None:
         """Trains all admitted cells to their ends; the base model is left as it was."""
-        adapters = {f"cell{cell}": (session.spec.lora, session.spec.seed) for cell, session in self.sessions.items()}
-        net, refused = attach.attach_jointly(self.base, adapters)
+        adapters = {f"cell{cell}": _describe_adapter(session) for cell, session in self.sessions.items()}
+        net, refused = attach_cells.attach_cells(self.base, adapters)
         for name, reason in refused.items():
             self.finish(int(name.removeprefix("cell")), reason)
         cells = [cell for cell in self.sessions if f"cell{cell}" not in refused]
@@ -171,12 +176,24 @@ class _CellGroup:
         bodies = {}
         for index, cell in enumerate(cells):
             begin, finish = functools.partial(self.begin, cell), functools.partial(self.finish, cell)
-            bodies[index] = _CellRun(self.sessions[cell], index, scheduler, self.before[cell], begin, finish).run
+            evaluate = functools.partial(self._evaluate_before, self.sessions[cell], net)
+            cell_run = _CellRun(self.sessions[cell], index, scheduler, self.before[cell], begin, finish, evaluate)
+            bodies[index] = cell_run.run
         try:
             with Progress(sessions) as progress:
                 scheduler.run(bodies, progress.step)
         finally:
             joint.close()
+
+
+def _keep_before(measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before training alone: the cell that measured it may have ended since."""
+    return {when: value for when, value in measured.items() if when == "before"}
+
+
+def _describe_adapter(session: TrainingSession) -> CellAdapter:
+    spec = session.spec
+    return CellAdapter(spec.lora, spec.seed, session.parent, spec.allow_base_mismatch)
 
 
 @dataclass
@@ -185,6 +202,8 @@ class _CellRun:
 
     Attributes:
         index: of the cell's adapter among the joint ones.
+        before: metrics before training.
+        evaluate_parent: measures the adapter that the cell continues, once it is active.
         verdict: why the cell was stopped early; empty if it was not.
     """
 
@@ -194,6 +213,7 @@ class _CellRun:
     before: dict[str, float]
     begin: Callable[[], None]
     finish: Callable[[RunResult | Exception], None]
+    evaluate_parent: Callable[[], dict[str, float]]
     verdict: str = ""
 
     def run(self) -> None:
@@ -207,6 +227,9 @@ class _CellRun:
     def _train_cell(self) -> RunResult:
         session, index, step = self.session, self.index, self.scheduler.joint_step
         joint = step.joint
+        if session.parent:
+            with joint.alone(index):
+                self.before = self.evaluate_parent()
         set_seed(session.spec.seed)
         parameters = cell_trainer.AdapterParameters(
             joint.own[index], session.base.model.config, lambda: joint.clear(index)
@@ -220,7 +243,10 @@ class _CellRun:
             cell=index, kind=session.spec.task.type, request_step=self.scheduler.request_step, evaluate_batch=step.evaluate_batch,
             rng_stream=self.scheduler.process_states[index].draws, adapter_state=adapter_state, is_rung=self.scheduler.is_rung, wait_at_rung=self._wait_at_rung,
         )  # fmt: skip
-        fitted = training_session.fit_cell(session, parameters, factory)
+        measure = validation_metrics.build_measure(
+            session, joint.net, lambda: joint.alone(index), eager_attention=False
+        )
+        fitted = training_session.fit_cell(session, parameters, measure, factory)
         joint.apart(index)
         if not self.verdict:
             return self._save_finished(fitted)
@@ -236,11 +262,13 @@ class _CellRun:
 
     def _save_finished(self, fitted: fit.FitResult) -> RunResult:
         session, joint = self.session, self.scheduler.joint_step.joint
-        learned = tasks.describe_training_data(session.spec.task, session.rows)
+        origin = tasks.describe_training_data(session.spec.task, session.rows)
+        origin |= training_session.describe_parent(session)
         with joint.alone(self.index) as name:
             after = training_session.evaluate(session, joint.net, "after")
             target = session.out_dir / ADAPTER
-            save.save(joint.net, session.base, target, untrained=set(), names=[name], derived_from=learned, top=name)
+            untrained = {name} if start.is_untrained(session, fitted.steps) else set()
+            save.save(joint.net, session.base, target, untrained=untrained, names=[name], derived_from=origin, top=name)
         result = training_session.build_result(session, fitted, self.before, after, joint.counts(self.index))
         result.facts["joint_training"] = {
             "cells": len(joint.names),
