@@ -208,6 +208,18 @@ def check_replay(action: Any) -> Lines:
         yield from source_run.check_source_run(action)
 
 
+def check_import(action: Any) -> Lines:
+    """action=import has a file to convert, and overwrites none."""
+    if action.name != "import":
+        return
+    if action.source is None:
+        yield "action.source is not set; action=import converts a file: type from=axolotl.yaml"
+    elif not Path(action.source).expanduser().exists():
+        yield f"action.source={action.source}: there is no such file; name a config of another tool, or a folder with an adapter_config.json"
+    if action.output is not None and Path(action.output).expanduser().exists():
+        yield f"action.output={action.output}: exists already and is never overwritten; name another file"
+
+
 def check_template(action: Any) -> Lines:
     """The new package has a path that does not exist, whose last part Python can import."""
     if action.name != "template":

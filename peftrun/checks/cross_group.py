@@ -232,6 +232,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("action",), action_checks.check_explain),
     (("action",), action_checks.check_output),
     (("action",), action_checks.check_template),
+    (("action",), action_checks.check_import),
     (("action",), action_checks.check_replay),
     (("action",), action_checks.check_catalog),
     (("action", "adapter", "adapters"), action_checks.check_export),
