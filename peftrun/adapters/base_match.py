@@ -72,9 +72,10 @@ def _check_adapter_tokenizer(name: str, adapter: AdapterRef, allow: bool, tokeni
     parts += [TEMPLATE] if template not in (None, base.chat_template) else []
     if parts:
         text = f"{adapter.label}: brings another {' and another '.join(parts)} than {name}, whose own is used"
-        _warn_or_raise(
-            text, parts, allow, "to use the adapter's, name a copy of the base with these files in it as the model"
-        )
+        advice = "to use the adapter's, name a copy of the base with these files in it as the model"
+        if parts == [TEMPLATE] and template_file.is_file():
+            advice = f"to use the adapter's, type model.chat_template={template_file}"
+        _warn_or_raise(text, parts, allow, advice)
 
 
 def _tokenization_rules(tokenizer: Any, vocab: dict[str, int]) -> Any:
