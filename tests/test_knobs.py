@@ -103,6 +103,7 @@ def test_fields_of_groups_handed_whole_are_the_librarys(spec):
         *PEFTRUN_FIELDS,
         *OWN_FIELDS,
         "early_stopping_patience",
+        "arguments",
     }
     assert names <= {field.name for field in dataclasses.fields(HANDED_WHOLE[spec])}
 

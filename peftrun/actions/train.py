@@ -18,7 +18,7 @@ from peftrun.io import atomic_files
 from peftrun.models import base_cache
 from peftrun.result import RunResult
 from peftrun.trackers import lifecycle
-from peftrun.training import disk_check, distributed, fit, full_model, start
+from peftrun.training import disk_check, distributed, fit, full_model, session_result, start
 from peftrun.training import session as jobs
 from peftrun.training.session import TrainingSession
 
@@ -49,9 +49,9 @@ def _train_adapter(job: TrainingSession) -> RunResult:
         with start.use_reference(job, adapted):
             after = jobs.evaluate(job, adapted, "after")
         stacked = _save_adapter(job, adapted, initial, fitted.steps)
-    result = jobs.build_result(job, fitted, before, after, (trainable, total))
+    result = session_result.build_result(job, fitted, before, after, (trainable, total))
     result.facts |= stacked
-    return jobs.add_artifacts(job, result)
+    return session_result.add_artifacts(job, result)
 
 
 def _save_adapter(job: TrainingSession, adapted: Any, initial: Path | None, steps: int) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _train_full_model(job: TrainingSession) -> RunResult:
         return RunResult(job.out_dir)
     after = jobs.evaluate(job, net, "after")
     target = full_model.save(job, net)
-    result = jobs.build_result(job, fitted, before, after, attach.count_parameters(net))
+    result = session_result.build_result(job, fitted, before, after, attach.count_parameters(net))
     result.artifacts = [target]
     result.summary.append(("model", f"{format_bytes(atomic_files.measure_size(target))}: {shorten_path(target)}"))
     result.next_commands = [f"peftrun action=evaluate model=pretrained model.name_or_path={shorten_path(target)}"]

@@ -15,6 +15,7 @@ from peftrun.artifacts.fingerprint import TEMPLATE_FILES, Fingerprint
 from peftrun.errors import AdapterError
 
 WEIGHTS, TOKENIZER, TEMPLATE = "weights", "tokenizer", "chat template"
+TOKEN_KEYS = ("model.chat_template", "model.special_tokens", "model.new_tokens")
 LENGTH_SETTINGS = ("truncation", "padding")  # keys of tokenizer.json that do not change a text's tokens
 
 
@@ -37,7 +38,8 @@ def check_base_match(
         text += f"this is {name} ({mark.short()})"
         others = [part for part in parts if part != WEIGHTS]
         text += f", which has another {' and another '.join(others)}" if others else ""
-        _warn_or_raise(text, parts, allow, "choose that model")
+        own = "" if WEIGHTS in parts else f", and leave {', '.join(TOKEN_KEYS)} to the adapter"
+        _warn_or_raise(text, parts, allow, f"choose that model{own}")
     _check_adapter_tokenizer(name, adapter, allow, tokenizer)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from peft.utils.other import TrainableTokensWrapper
 
 from peftrun.config.schema.lora import LoraSpec
@@ -52,4 +53,5 @@ def start_at_mean(net: Any, base: LoadedBase, adapter: str = "default") -> None:
             token_adapter.token_indices[adapter],
         )  # (vocabulary, hidden)
         rows = [position for position, token in enumerate(ids) if token in new_ids]
-        token_adapter.trainable_tokens_delta[adapter].data[rows] = weight[: min(new_ids)].mean(0)
+        trained = token_adapter.trainable_tokens_delta[adapter].data  # float32 also on a base model in bfloat16
+        trained[rows] = weight[: min(new_ids)].mean(0, dtype=torch.float32).to(trained.dtype)

@@ -7,6 +7,11 @@ from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peftrun.config.schema.lora import LoraSpec
 
 
+def needs_own_optimizer(lora: Any) -> bool:
+    """Whether `build_optimizer` makes one."""
+    return isinstance(lora, LoraSpec) and (lora.lora_fa or lora.loraplus_lr_ratio is not None)
+
+
 def build_optimizer(net: Any, lora: Any, made_by: type, settings: dict[str, Any], weight_decay: float) -> Any:
     """The optimizer that `lora` requires, with the trainer's settings; None: the trainer's own.
 

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts import remote_files
 from peftrun.errors import DataError
 
 BASE_ADAPTER_NAME = "base"  # in a row's `adapter`: the base model without any adapter
@@ -33,13 +33,14 @@ def read_prompts(path: str, adapters: dict[str, str]) -> list[Prompt]:
     Raises: DataError: not UTF-8, no prompt, or one line for each reason why rows are no such object or name an adapter that is not loaded.
     """
     try:  # split by line feeds alone: splitlines would also split at U+2028, which a prompt may hold
-        lines = Path(path).expanduser().read_bytes().decode("utf-8-sig").split("\n")
+        file = remote_files.locate_file(path, f"action.prompts_file={path}")
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"action.prompts_file={path}: cannot be read ({error}); save it as UTF-8") from error
     rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise DataError(f"action.prompts_file={path}: holds no prompt; write one a line")
-    if Path(path).suffix.lower() != ".jsonl":
+    if file.suffix.lower() != ".jsonl":
         return [Prompt(line) for _, line in rows]
     problems: dict[str, list[int]] = {}
     for number, line in rows:

@@ -2,10 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, function_files, hub_adapters, records
+from peftrun.artifacts import adapter_folder, function_files, hub_adapters, records, remote_files
 from peftrun.artifacts.run_layout import CONFIG, FUNCTIONS, RECORD
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import ArtifactError, ConfigError, PeftrunError
@@ -73,9 +74,12 @@ def describe_hub_adapters(adapters: dict[str, str]) -> dict[str, Any]:
 def hash_input_files(spec: RunSpec) -> dict[str, str]:
     """Key → sha256 of each input file of a run that goes into prompts unchanged; `KEY=FILE` → that of each Python file whose functions it calls."""
     values = {"task.tools": spec.task.tools, "action.prompts_file": getattr(spec.action, "prompts_file", None)}
-    paths = {key: Path(path).expanduser() for key, path in values.items() if path is not None}
-    paths |= function_files.list_files(spec.task) if function_files.are_called(spec.action) else {}
-    return {key: atomic_files.hash_file(path) for key, path in paths.items() if path.is_file()}
+    files = function_files.list_files(spec.task) if function_files.are_called(spec.action) else {}
+    hashes = {key: atomic_files.hash_file(path) for key, path in files.items() if path.is_file()}
+    for key, path in values.items():
+        with suppress(PeftrunError, OSError):  # reported when the file is read
+            hashes |= {key: atomic_files.hash_file(remote_files.locate_file(path, f"{key}={path}"))} if path else {}
+    return hashes
 
 
 def copy_function_files(spec: RunSpec, out_dir: Path) -> None:

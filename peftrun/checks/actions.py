@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_rules, prompts_file, source_run
+from peftrun.artifacts import adapter_rules, prompts_file, remote_files, source_run
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.artifacts.run_layout import CONFIG, RECORD
@@ -15,6 +15,7 @@ from peftrun.checks import catalog as catalogue_checks
 from peftrun.checks import export as export_checks
 from peftrun.checks import serving as serve_checks
 from peftrun.checks.methods import list_extra_fields
+from peftrun.checks.tasks import check_url
 from peftrun.config import paths
 from peftrun.config.schema import run as schema
 from peftrun.config.schema.method_traits import PLAIN_INITS
@@ -84,18 +85,26 @@ def check_generate(action: Any, adapter: dict[str, str], adapters: dict[str, Ada
         yield "action.prompt: cannot be combined with action.prompts_file; omit one"
     if action.prompt is not None and not action.prompt.strip():
         yield "action.prompt=: is empty; type action.prompt='Hello', or omit it for an interactive chat"
-    if action.prompts_file is not None and not Path(action.prompts_file).expanduser().is_file():
-        yield f"action.prompts_file={action.prompts_file}: {paths.no_file(action.prompts_file)}; name a text file, one prompt a line"
-    elif action.prompts_file is not None:
-        try:
-            prompts_file.read_prompts(action.prompts_file, adapter)
-        except PeftrunError as error:
-            yield from error.lines
+    if action.prompts_file is not None:
+        yield from _check_prompts_file(action.prompts_file, adapter)
     if BASE_ADAPTER_NAME in adapter:
         yield f"adapter.{BASE_ADAPTER_NAME}: is the name of the base model without any adapter; give this adapter another name"
     for name, ref in adapters.items():
         if serve_checks.is_classifier(ref.config):
             yield f"adapter.{name}={ref.path}: {serve_checks.NO_ANSWERS.format('generate')}"
+
+
+def _check_prompts_file(path: str, adapter: dict[str, str]) -> Lines:
+    option = f"action.prompts_file={path}"
+    if remote_files.is_url(path):  # read when the action runs: a check needs no network
+        yield from check_url(option, path)
+    elif not Path(path).expanduser().is_file():
+        yield f"{option}: {paths.no_file(path)}; name a text file, one prompt a line"
+    else:
+        try:
+            prompts_file.read_prompts(path, adapter)
+        except PeftrunError as error:
+            yield from error.lines
 
 
 def check_adapter_column(task: schema.TaskSpec, action: Any, adapter: dict[str, str]) -> Lines:
@@ -197,6 +206,18 @@ def check_replay(action: Any) -> Lines:
     """The run to replay exists, has completed, and has results to compare."""
     if action.name == "replay":
         yield from source_run.check_source_run(action)
+
+
+def check_import(action: Any) -> Lines:
+    """action=import has a file to convert, and overwrites none."""
+    if action.name != "import":
+        return
+    if action.source is None:
+        yield "action.source is not set; action=import converts a file: type from=axolotl.yaml"
+    elif not Path(action.source).expanduser().exists():
+        yield f"action.source={action.source}: there is no such file; name a config of another tool, or a folder with an adapter_config.json"
+    if action.output is not None and Path(action.output).expanduser().exists():
+        yield f"action.output={action.output}: exists already and is never overwritten; name another file"
 
 
 def check_template(action: Any) -> Lines:

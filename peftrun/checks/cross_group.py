@@ -13,11 +13,13 @@ from typing import Any
 from peftrun.artifacts import adapter_folder, base_location, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.checks import actions as action_checks
+from peftrun.checks import arguments as argument_checks
 from peftrun.checks import base_tokens as token_checks
 from peftrun.checks import device as device_checks
 from peftrun.checks import function_files as function_checks
 from peftrun.checks import methods as method_checks
 from peftrun.checks import metric_names, peer_keys
+from peftrun.checks import model_arguments as model_argument_checks
 from peftrun.checks import parent as parent_checks
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks import serving as serve_checks
@@ -36,14 +38,6 @@ TASK_ADVICE = {
     "causal_lm": "type task=sms_spam, or the task it was trained on",
     "seq_cls": "type model=minilm task=spanish_sentiment, or the task it was trained on",
     "token_cls": "type model=minilm task=ner, or the task it was trained on",
-}
-
-SCHEDULER_SETTINGS = {  # the keys of lr_scheduler_kwargs that transformers passes on to each schedule
-    "cosine": ("num_cycles",),
-    "cosine_with_restarts": ("num_cycles",),
-    "cosine_with_min_lr": ("min_lr_rate", "min_lr", "num_cycles"),
-    "polynomial": ("lr_end", "power"),
-    "inverse_sqrt": ("timescale",),
 }
 
 
@@ -83,7 +77,6 @@ def _check_trainer(trainer: schema.TrainerSpec) -> Lines:
             f"trainer.warmup_steps={trainer.warmup_steps:g}: must be below trainer.max_steps={trainer.max_steps}; "
             f"type trainer.warmup_steps={trainer.max_steps // 10}"
         )
-    yield from _check_lr_scheduler(trainer)
     yield from _check_validation(trainer)
     if trainer.packing and trainer.padding_free:
         yield "trainer.padding_free=true: rows packed by trainer.packing=true are not padded anyway; type trainer.padding_free=false"
@@ -91,23 +84,6 @@ def _check_trainer(trainer: schema.TrainerSpec) -> Lines:
         yield (
             "trainer.packing=true: packed rows have the same length, so trainer.train_sampling_strategy=group_by_length "
             "would have no effect; type trainer.train_sampling_strategy=random"
-        )
-
-
-def _check_lr_scheduler(trainer: schema.TrainerSpec) -> Lines:
-    """Each schedule has its own settings, which transformers would check only after the model is loaded."""
-    schedule, settings = trainer.lr_scheduler_type, trainer.lr_scheduler_kwargs or {}
-    accepted = SCHEDULER_SETTINGS.get(schedule, ())
-    for name in settings:
-        if name not in accepted:
-            yield (
-                f"trainer.lr_scheduler_kwargs.{name}={settings[name]:g}: is not a setting of trainer.lr_scheduler_type={schedule} "
-                f"(it has {', '.join(accepted) or 'none'}); type trainer.lr_scheduler_kwargs=null"
-            )
-    if schedule == "cosine_with_min_lr" and ("min_lr" in settings) == ("min_lr_rate" in settings):
-        yield (
-            "trainer.lr_scheduler_kwargs: trainer.lr_scheduler_type=cosine_with_min_lr needs either min_lr_rate, a share of the "
-            "learning rate, or min_lr; type 'trainer.lr_scheduler_kwargs={min_lr_rate: 0.1}'"
         )
 
 
@@ -125,8 +101,6 @@ def _check_validation(trainer: schema.TrainerSpec) -> Lines:
                 f"type trainer.save_strategy={trainer.eval_strategy}"
             )
     # Packages of optional features are checked here: the libraries would fail only once the model is loaded.
-    if trainer.optim.endswith("bit") and find_spec("bitsandbytes") is None:
-        yield explain_not_installed(f"trainer.optim={trainer.optim} needs package", "bitsandbytes")
     if trainer.use_liger_kernel and find_spec("liger_kernel") is None:
         yield explain_not_installed("trainer.use_liger_kernel=true needs package", "liger_kernel")
 
@@ -225,6 +199,7 @@ def _check_same_kind(
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("trainer",), _check_trainer),
+    *argument_checks.RULES,
     *device_checks.RULES,
     *task_checks.RULES,
     *preference_checks.RULES,
@@ -243,6 +218,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("task", "adapter", "adapters", "active_adapter", "action"), _check_same_kind),
     (("model", "action"), _check_model),
     *token_checks.RULES,
+    *model_argument_checks.RULES,
     (("adapter", "adapter_errors", "active_adapter"), _check_adapters),
     (("action", "adapter", "lora"), action_checks.check_action),
     (("action", "lora", "adapter", "adapters"), parent_checks.check_parent),
@@ -256,6 +232,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("action",), action_checks.check_explain),
     (("action",), action_checks.check_output),
     (("action",), action_checks.check_template),
+    (("action",), action_checks.check_import),
     (("action",), action_checks.check_replay),
     (("action",), action_checks.check_catalog),
     (("action", "adapter", "adapters"), action_checks.check_export),

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from peftrun.artifacts import remote_files
 from peftrun.artifacts.function_files import is_reference
 from peftrun.checks import preferences as preference_checks
 from peftrun.checks.unknown_keys import quote_for_shell
@@ -128,8 +129,8 @@ def check_sources(task: schema.TaskSpec) -> Lines:
     if data.split_strategy == "last" and (data.mixture is not None or has_eval_source or data.group_column is not None):
         yield "task.data.split_strategy=last: takes the end of a single source, so it cannot be combined with task.data.mixture, test_path, test_split or group_column; type task.data.split_strategy=random"
     for name, source in (data.mixture or {}).items():
-        if data.source == "file" and not Path(source.path).expanduser().is_file():
-            yield _explain_missing_rows(f"task.data.mixture.{name}.path", source.path)
+        if data.source == "file":
+            yield from _check_rows_file(f"task.data.mixture.{name}.path", source.path)
 
 
 def _check_hub_keys(data: schema.DataSpec) -> Lines:
@@ -155,8 +156,23 @@ def check_files(task: schema.TaskSpec, action: Any) -> Lines:
         yield from _check_package_files(data.package, paths)
     if data.source == "file":
         for key, path in paths.items():
-            if not Path(path).expanduser().is_file():
-                yield _explain_missing_rows(key, path)
+            yield from _check_rows_file(key, path)
+
+
+def _check_rows_file(key: str, path: str) -> Lines:
+    # Whether there is a file under a URL is not checked here: that would need the network.
+    if remote_files.is_url(path):
+        yield from check_url(f"{key}={path}", path)
+        if not remote_files.get_file_name(path).lower().endswith(SUFFIXES):
+            yield f"{key}={path}: its last part does not say the format; name a file that ends in {', '.join(SUFFIXES)}"
+    elif not Path(path).expanduser().is_file():
+        yield _explain_missing_rows(key, path)
+
+
+def check_url(option: str, url: str) -> Lines:
+    """A URL can be read with the packages that are installed."""
+    if problem := remote_files.explain_unusable(url):
+        yield f"{option}: {problem}"
 
 
 def _check_package_files(package: str | None, paths: dict[str, str]) -> Lines:
@@ -210,7 +226,9 @@ def check_loss_on(task: schema.TaskSpec) -> Lines:
 
 def check_chat_template(task: schema.TaskSpec) -> Lines:
     """The tools file exists, and template_arguments sets nothing that peftrun passes itself."""
-    if task.tools is not None and not Path(task.tools).expanduser().is_file():
+    if task.tools is not None and remote_files.is_url(task.tools):
+        yield from check_url(f"task.tools={task.tools}", task.tools)
+    elif task.tools is not None and not Path(task.tools).expanduser().is_file():
         yield f"task.tools={task.tools}: {no_file(task.tools)}; name a JSON file with a list of tools, or type task.tools=null"
     for name in sorted((task.template_arguments or {}).keys() & RENDER_ARGUMENTS):
         yield f"task.template_arguments.{name}: is set by peftrun itself; omit it, and type task.tools=FILE for tools"

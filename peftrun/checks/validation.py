@@ -68,6 +68,15 @@ def _get_type_adapter(group: str, value_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(value_type)
 
 
+def explain_type_errors(group: str, values: Any, value_type: Any) -> list[str]:
+    """One line for each error in values of a group whose types are known only from other groups."""
+    try:
+        _get_type_adapter(group, value_type).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        return _explain_errors(group, values, value_type, error)
+    return []
+
+
 def suggest_value(key: str, values: dict[str, Any]) -> Any:
     """An example value for a key that is not set, from its type's `examples`."""
     group, *path = key.split(".")

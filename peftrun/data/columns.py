@@ -101,7 +101,7 @@ def is_cheap_to_scan(data: DataSpec) -> bool:
     """Whether reading the first rows is fast: all sources are files, and none is a large JSON list."""
     if data.source == "hub":
         return False
-    files = [sources.resolve_source_file(data, source.path) for source in sources.list_sources(data)]
+    files = [sources.resolve_source_file(data, source) for source in sources.list_sources(data)]
     return all(file.is_file() and (file.suffix != ".json" or file.stat().st_size < MAX_JSON_BYTES) for file in files)
 
 
@@ -124,7 +124,7 @@ def guess_task(file: Path) -> str | None:
 
 def _scan_columns(source: sources.DataSource, data: DataSpec, required: frozenset[str]) -> ColumnScan:
     """Reads rows until each required column has occurred. Cached, so that the cells of a sweep read a source once."""
-    file = None if data.source == "hub" else sources.resolve_source_file(data, source.path)
+    file = None if data.source == "hub" else sources.resolve_source_file(data, source)
     version = (file.stat().st_mtime_ns, file.stat().st_size) if file and file.is_file() else ()
     key = (source, data.source, data.package, data.streaming, required, version)
     if key not in _SCAN_CACHE:

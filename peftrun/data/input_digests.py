@@ -7,22 +7,25 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from peftrun.artifacts import base_location, function_files, source_run, token_settings
+from peftrun.artifacts import base_location, function_files, remote_files, source_run, token_settings
 from peftrun.config.schema.run import RunSpec
-from peftrun.errors import PeftrunError
+from peftrun.errors import DataError, PeftrunError
 
 ROWS = "rows"  # digest of the loaded rows, known only after loading
 
 
 def compute_digests(spec: RunSpec) -> dict[str, str]:
-    """Name of an input, as shown in messages → digest, for every input that is a readable local file."""
+    """Name of an input, as shown in messages → digest, for every input that is a readable file, here or under a URL."""
     sources, fingerprint = import_module("peftrun.data.sources"), import_module("peftrun.artifacts.fingerprint")
     task, folder, files = spec.task, base_location.find_base_dir(spec.model), dict[str, Path]()
     if task.data.source != "hub":
         for source in sources.list_sources(task.data):
-            files[source.label] = sources.resolve_source_file(task.data, source.path)
+            with suppress(DataError):  # loading the rows raises the error with its reason
+                files[source.label] = sources.resolve_source_file(task.data, source)
     if task.tools is not None:
-        files[f"task.tools={task.tools}"] = Path(task.tools).expanduser()
+        with suppress(DataError):
+            option = f"task.tools={task.tools}"
+            files[option] = remote_files.locate_file(task.tools, option)
     files |= function_files.list_files(task)
     digests = {label: fingerprint.hash_file_cached(file) for label, file in files.items() if file.is_file()}
     digests |= {

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from peftrun.artifacts import remote_files
 from peftrun.config.schema.run import DataSpec, MixtureSpec
 from peftrun.data import files, gettext_po, hub, tables
 from peftrun.data.files import Row
@@ -98,18 +99,21 @@ def read_source(data: DataSpec, source: DataSource) -> Iterator[Row]:
         raise DataError(f"{source.label}: holds no rows; name a file with data")
 
 
-def resolve_source_file(data: DataSpec, path: str) -> Path:
-    """Path of a source that is a file, in its package or on disk."""
-    return (
-        (find_package_dir(data.package or "") or Path()) / path if data.source == "package" else Path(path).expanduser()
-    )
+def resolve_source_file(data: DataSpec, source: DataSource) -> Path:
+    """Path of a source that is a file: in its package, on disk, or downloaded into the cache.
+
+    Raises: DataError: it has a URL, and cannot be downloaded.
+    """
+    if data.source == "package":
+        return (find_package_dir(data.package or "") or Path()) / source.path
+    return remote_files.locate_file(source.path, source.label)
 
 
 def _read_rows(data: DataSpec, source: DataSource) -> Iterator[Row]:
     if data.source == "hub":
         yield from hub.load_hub_rows(source.path, source.name, source.revision, source.split, data.streaming)
         return
-    file = resolve_source_file(data, source.path)
+    file = resolve_source_file(data, source)
     if file.stat().st_size == 0:
         raise DataError(f"{source.label}: the file is empty; name a file with data")
     reader = READERS.get(file.suffix.lower())
@@ -124,7 +128,7 @@ def _explain_unreadable(source: DataSource, error: BaseException, data: DataSpec
     reason = " ".join(str(cause).split())[:200] or type(cause).__name__
     if isinstance(cause, UnicodeDecodeError):
         if data.source != "hub":  # the error has only the offset within a buffer
-            file = resolve_source_file(data, source.path)
+            file = resolve_source_file(data, source)
             with file.open("rb") as stream:
                 delimiter = {".csv": ",", ".tsv": "\t"}.get(file.suffix.lower())
                 reason = files.locate_invalid_utf8(stream, delimiter) or reason

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -28,6 +27,7 @@ from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files
 from peftrun.models import gguf, memory_check, quantization, retokenized_base
+from peftrun.models.config import get_loader_arguments, load_config
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import check_model_kind, explain_load_error, limit_sequence_length, load_tokenizer
 from peftrun.system.silence import suppress_output
@@ -101,7 +101,8 @@ def load_base(
     memory_check.check_load_memory(folder, spec, device, dtype)
     mark = fingerprint.fingerprint_model(folder)
     try:
-        check_model_kind(AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code), spec, head)
+        check_model_kind(load_config(folder, spec), spec, head)
+        _check_structure(folder, spec, head)
         model, untrained = _load_model(folder, spec, device, dtype, head)
         tokenizer = load_tokenizer(folder, spec)
         if head is not None:
@@ -149,8 +150,8 @@ def _load_classifier(
     with suppress_output(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         model, loading_info = CLASSIFIER_CLASSES[head.kind].from_pretrained(
-            folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, output_loading_info=True,
-            **_label_maps(head), **kwargs,
+            folder, config=load_config(folder, spec, **_label_maps(head)), dtype=dtype, trust_remote_code=spec.trust_remote_code,
+            use_safetensors=True, output_loading_info=True, **kwargs,
         )  # fmt: skip
     if model.config.pad_token_id is None:  # a language model with a head needs it to find the last token of a row
         model.config.pad_token_id = load_tokenizer(folder, spec).pad_token_id
@@ -168,7 +169,8 @@ def _build_load_kwargs(
         kwargs |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload_dir.name}
     elif kwargs or quantization.get_stored_quantization(folder):
         kwargs["device_map"] = {"": str(device)}  # quantized weights cannot be moved once they are loaded
-    return kwargs | ({"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {})
+    attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    return kwargs | attention | get_loader_arguments(spec)
 
 
 def _place_model(model: Any, device: Any) -> Any:
@@ -195,28 +197,44 @@ def _load_model(
     if head is not None:
         return _load_classifier(folder, spec, head, device, dtype)
     kwargs = _build_load_kwargs(folder, spec, device.name, dtype, device.max_memory)
+    config = load_config(folder, spec)
     with suppress_output():
-        model = _get_model_class(folder, spec).from_pretrained(
-            folder, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs
+        model = _get_model_class(config).from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=spec.trust_remote_code, use_safetensors=True, **kwargs
         )
     return _place_model(model, device.name), ()
 
 
-def _get_model_class(folder: Path, spec: ModelSpec) -> Any:
+def _check_structure(folder: Path, spec: ModelSpec, head: ClassifierHead | None) -> None:
+    """Raises: ModelError: with `model.arguments` the model has other tensors than its files; transformers would draw or drop them."""
+    if not spec.arguments:
+        return
+    changed, stored = (
+        {name: tuple(weight.shape) for name, weight in build_empty(folder, model, head).named_parameters()}
+        for model in (spec, dataclasses.replace(spec, arguments=None))
+    )
+    different = sorted(name for name in changed | stored if changed.get(name) != stored.get(name))
+    if different:
+        raise ModelError(
+            f"model.arguments={spec.arguments}: the model would then not have the tensors of its files ({', '.join(different[:3])}; "
+            f"{len(different)} in all); omit what changes its structure"
+        )
+
+
+def _get_model_class(config: Any) -> Any:
     """The auto class of a language model: decoder-only, or encoder-decoder."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def build_empty(folder: Path, spec: ModelSpec, head: ClassifierHead | None = None) -> Any:
     """The model in `folder` without weights, with `head` as a classifier: all parameters on the meta device, buffers computed."""
     labels = _label_maps(head) if head else {}
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **labels)
+    config = load_config(folder, spec, **labels)
     config.dtype = torch.float32
     attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     # Buffers (rotary frequencies) are in no file, so they are computed for real.
     with suppress_output(), init_empty_weights(include_buffers=False):
-        model_class = CLASSIFIER_CLASSES[head.kind] if head else _get_model_class(folder, spec)
+        model_class = CLASSIFIER_CLASSES[head.kind] if head else _get_model_class(config)
         return model_class.from_config(config, trust_remote_code=spec.trust_remote_code, **attention).eval()
 
 

@@ -13,6 +13,7 @@ from peftrun.artifacts.token_settings import TokenSettings
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files
+from peftrun.models.config import apply_arguments, load_config
 from peftrun.models.reader import TokenizerInfo
 from peftrun.system.silence import suppress_output
 
@@ -51,9 +52,9 @@ def _load_from_folder(folder: Path, spec: ModelSpec, head: ClassifierHead | None
     try:
         values = atomic_files.read_json(folder / "config.json")
         if spec.trust_remote_code or "auto_map" in values or "model_type" not in values:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+            config = load_config(folder, spec)
         else:  # without the dtype, since parsing it would import torch
-            config = AutoConfig.for_model(**_drop_dtype(values))
+            config = apply_arguments(AutoConfig.for_model(**_drop_dtype(values)), spec)
         check_model_kind(config, spec, head)
         tokenizer = open_tokenizer(folder, spec, config)
         if settings := token_settings.read_token_settings(spec):

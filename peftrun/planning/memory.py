@@ -26,18 +26,12 @@ from typing import Any
 from peftrun.artifacts import base_files
 from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.config.schema.lora import LoraSpec
+from peftrun.config.schema.optimizers import OPTIMIZERS
 from peftrun.config.schema.run import RunSpec
 from peftrun.planning import parameter_count
 
 IMPORTED = 570_000_000  # bytes of the process after imports
 PROCESS = 650_000_000  # the same with a tokenizer, rows, and what a training step imports and compiles
-STATE = {
-    "sgd": 0,
-    "adafactor": 0,
-    "adamw_8bit": 2,
-    "paged_adamw_8bit": 2,
-    "lion_32bit": 4,
-}  # optimizer state, bytes per parameter; else 8 (Adam)
 HOLES = {2: 13, 4: 22}  # bytes of a weight → holes per token and layer, in multiples of `inner` bytes
 IN_ONE_PIECE = 0.1  # share of the memory freed after training that is contiguous enough for large blocks
 LOGITS = 16  # bytes per learned token and vocabulary entry: logits, their float32 copy, softmax, gradients of both
@@ -122,7 +116,7 @@ def get_weight_width(spec: RunSpec) -> int:
 
 def count_optimizer_bytes(spec: RunSpec) -> int:
     """Bytes of optimizer state per trained parameter."""
-    return STATE.get(spec.trainer.optim, 8)
+    return OPTIMIZERS[spec.trainer.optim].state_bytes
 
 
 def _estimate_activations(base: BaseModelInfo, spec: RunSpec, rows: Lengths) -> float:

@@ -166,5 +166,7 @@ def count_optimizer_steps(trainer: TrainerSpec, rows: int | None, processes: int
         return trainer.max_steps
     if rows is None:
         return None
-    batches = math.ceil(rows / (trainer.per_device_train_batch_size * processes))
+    batches = rows / (trainer.per_device_train_batch_size * processes)
+    drops_last = (trainer.arguments or {}).get("dataloader_drop_last", False)
+    batches = max(1, math.floor(batches)) if drops_last else math.ceil(batches)
     return math.ceil(math.ceil(batches / trainer.gradient_accumulation_steps) * trainer.num_train_epochs)

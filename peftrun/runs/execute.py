@@ -41,7 +41,12 @@ QUIET = {  # environment that keeps progress bars and warnings of the libraries 
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
-LIGHT_ACTIONS = ("list", "compare", "browse")  # imported without `import_quietly`; not all that import no torch
+LIGHT_ACTIONS = (
+    "list",
+    "compare",
+    "browse",
+    "import",
+)  # imported without `import_quietly`; not all that import no torch
 
 
 def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:

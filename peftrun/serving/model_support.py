@@ -3,12 +3,13 @@
 import inspect
 from pathlib import Path
 
-from transformers import AutoConfig, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.models.base import LoadedBase
+from peftrun.models.config import load_config
 from peftrun.models.tokenizer import CAUSAL_SUFFIXES
 
 BATCH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")  # rotations that depend on the longest row of a batch
@@ -17,7 +18,7 @@ ADVICE = "answer with action=generate, or serve it with vLLM (action=export targ
 
 def check_config(folder: Path, spec: ModelSpec) -> None:
     """Checks the config of the model in `folder`, before weights are read. Raises: ModelError: it cannot be served."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    config = load_config(folder, spec)
     key = f"model.name_or_path={spec.name_or_path}"
     names = config.architectures or []
     if names and not config.is_encoder_decoder and not any(name.endswith(CAUSAL_SUFFIXES) for name in names):

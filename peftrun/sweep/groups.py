@@ -11,7 +11,9 @@ from peftrun.config.schema import peft_fields
 from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import LoraSpec
 from peftrun.config.schema.method_traits import PLAIN_INITS
+from peftrun.config.schema.optimizers import OPTIMIZERS
 from peftrun.config.schema.run import RunSpec
+from peftrun.config.schema.trainer_fields import ON_SHARED_BASE
 from peftrun.formatting import format_value
 from peftrun.sweep.cells import Cell
 
@@ -26,8 +28,6 @@ TRAINER: dict[str, Any] = {
     "packing": False, "padding_free": False, "torch_compile": False, "use_liger_kernel": False, "activation_offloading": False,
     "gradient_checkpointing": False, "label_smoothing_factor": 0, "neftune_noise_alpha": None,
 }  # fmt: skip
-# bitsandbytes' optimizers need each tensor in its own memory; stacked adapters are views of one tensor.
-OWN_MEMORY = ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit")
 DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}
 ONE_BY_ONE = (
     "cells are trained one after another; hydra/launcher=shared_base trains those together that share a base model"
@@ -90,7 +90,9 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if spec.task.objective is not None or spec.task.type not in KINDS:
         yield f"task.type={spec.task.type}"
     yield from _iter_differing("trainer", spec.trainer, TRAINER)
-    if spec.trainer.optim in OWN_MEMORY:
+    for key in (spec.trainer.arguments or {}).keys() - {*ON_SHARED_BASE}:
+        yield f"trainer.arguments.{key}"
+    if not OPTIMIZERS[spec.trainer.optim].stacks:
         yield f"trainer.optim={spec.trainer.optim}"
     yield from _iter_differing("device", spec.device, DEVICE)
 

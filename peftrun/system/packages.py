@@ -19,6 +19,8 @@ INSTALL_COMMANDS = {
     "wandb": "pip install 'peftrun[trackers]'",
     "lm_eval": "pip install 'peftrun[lm_eval]'",
     "liger_kernel": "pip install liger-kernel",
+    "optimi": "pip install torch-optimi",
+    "torchdistx": "pip install git+https://github.com/pytorch/torchdistx, which is not on PyPI",
     "sklearn": "pip install scikit-learn",
     "sacrebleu": "pip install 'peftrun[metrics]'",
     "rouge_score": "pip install 'peftrun[metrics]'",
@@ -59,9 +61,13 @@ def prefer_user_files(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_user_path(values: dict[str, Any], key: str) -> bool:
-    """Whether a path, of a model or of rows, exists on this machine and not in its package."""
+    """Whether a path, of a model or of rows, is a URL, or exists on this machine and not in its package."""
     package, path = values.get("package"), values.get(key)
-    if not isinstance(package, str) or not isinstance(path, str) or not Path(path).expanduser().exists():
+    if not isinstance(package, str) or not isinstance(path, str):
+        return False
+    if "://" in path:  # rows under a URL
+        return True
+    if not Path(path).expanduser().exists():
         return False
     folder = find_package_dir(package)
     if folder and Path(path).expanduser().is_absolute():

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from peftrun.artifacts import remote_files
 from peftrun.errors import DataError
 
 ASSISTANT = "assistant"
@@ -159,7 +159,7 @@ def load_tools(path: str | None) -> tuple[Message, ...]:
         return ()
     try:
         with prefix_errors(f"task.tools={path}"):
-            return parse_tools(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+            return parse_tools(remote_files.locate_file(path, f"task.tools={path}").read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"task.tools={path}: cannot be read ({error}); name a JSON file") from error
 

@@ -17,12 +17,12 @@ from typing import Any
 from filelock import FileLock
 
 from peftrun import console
-from peftrun.artifacts import fingerprint
+from peftrun.artifacts import fingerprint, remote_files
 from peftrun.config import usage
 from peftrun.config.paths import cache_dir
 from peftrun.config.schema.run import TaskSpec
 from peftrun.data import sources
-from peftrun.errors import ArtifactError
+from peftrun.errors import ArtifactError, DataError
 from peftrun.io import atomic_files
 from peftrun.tasks.messages import load_tools
 from peftrun.tasks.row_counts import Tally
@@ -106,15 +106,17 @@ def _build_cache_key(task: TaskSpec, tokenizer: Any) -> str | None:
             return None
     else:
         try:
-            files = [sources.resolve_source_file(task.data, source.path) for source in listed]
+            files = [sources.resolve_source_file(task.data, source) for source in listed]
             source_digests = [fingerprint.hash_file_cached(file) for file in files]
-        except OSError:  # loading the rows raises the error with its reason
+        except (OSError, DataError):  # loading the rows raises the error with its reason
             return None
     inputs = {
         "sources": source_digests,
         "tokenizer": _describe_tokenizer(tokenizer),
         "task": dataclasses.asdict(usage.strip_tracking(task)),
-        "tools": fingerprint.hash_file_cached(Path(task.tools).expanduser()) if task.tools else None,
+        "tools": fingerprint.hash_file_cached(remote_files.locate_file(task.tools, "task.tools"))
+        if task.tools
+        else None,
         "code": [fingerprint.hash_file_cached(path) for folder in CODE_DIRS for path in sorted(folder.rglob("*.py"))],
         "libraries": [version(name) for name in LIBRARIES],
     }

@@ -25,6 +25,7 @@ from peftrun.adapters.save import omit_model_card
 from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.checks import metric_names
 from peftrun.config import usage
+from peftrun.config.schema.optimizers import OPTIMIZERS, WITHOUT_WARMUP
 from peftrun.config.schema.run import TrainerSpec
 from peftrun.errors import ConfigError
 from peftrun.formatting import format_duration
@@ -129,8 +130,6 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     for key in GPU_ONLY:
         if getattr(trainer, key) and device.name == "cpu":
             raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
-    if trainer.max_steps == 0:
-        return FitResult(0, 0.0, 0.0, 0)
     callback = MetricsCallback(out_dir / METRICS, data.digests, method.each_step, method.begin, shown=maker is None)
     patience = trainer.early_stopping_patience
     arguments = _build_arguments(trainer, device, data.seed, len(data.rows), out_dir)
@@ -161,6 +160,7 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
         # TRL has a mixture of experts return its router's logits, which fails where a key-value cache is used.
         for key, value in router_config.items():
             setattr(model.config, key, value)
+    _finish_optimizer(hf_trainer.optimizer)
     model.eval()
     return _build_result(output, hf_trainer.state, trainer)
 
@@ -193,6 +193,7 @@ def _build_trainer(
 def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) -> None:
     """What no option of transformers or TRL does: one call a behavior, each explained where it is defined."""
     distributed.shard_on_cpu(hf_trainer)
+    _explain_optimizer_errors(hf_trainer)
     nan_guard.raise_on_nan_loss(hf_trainer, data.rows, data.names, data.tokenizer)
     checkpoints.stop_where_ended(hf_trainer)
     unsaved_state.keep_adapter_state(hf_trainer)
@@ -203,6 +204,25 @@ def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) 
     omit_model_card(hf_trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         hf_trainer.remove_callback(callback)
+
+
+def _explain_optimizer_errors(hf_trainer: Any) -> None:
+    """What an optimizer refuses, as it is made before the first step, becomes one line."""
+    create = hf_trainer.create_optimizer
+
+    def create_optimizer(*args: Any) -> Any:
+        try:
+            return create(*args)
+        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+            raise ConfigError(f"trainer.optim={hf_trainer.args.optim.value}: {' '.join(str(error).split())}") from error
+
+    hf_trainer.create_optimizer = create_optimizer
+
+
+def _finish_optimizer(optimizer: Any) -> None:
+    """A schedule-free optimizer puts its averaged weights, which are what it learned, into the model."""
+    if callable(getattr(optimizer, "eval", None)):
+        optimizer.eval()
 
 
 def _compute_mean_loss(history: list[dict[str, Any]], since_start: float) -> float:
@@ -217,7 +237,8 @@ def _compute_mean_loss(history: list[dict[str, Any]], since_start: float) -> flo
 
 def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int, out_dir: Path) -> dict[str, Any]:
     """Training arguments by name: those of the config, and those that peftrun decides."""
-    warmup, total = trainer.warmup_steps, count_steps(trainer, rows)
+    warmup = 0.0 if trainer.lr_scheduler_type in WITHOUT_WARMUP else trainer.warmup_steps
+    total = count_steps(trainer, rows)
     if warmup < 1 and math.ceil(warmup * total) >= total:
         # A share of the steps is rounded up: a very short run would be all warm-up, at a learning rate near zero.
         warmup = float(total - 1)
@@ -227,7 +248,7 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
     elif device.strategy == "deepspeed":
         sharding = {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
     return {
-        **usage.collect_kwargs(trainer, ("early_stopping_patience",), _list_unused_keys(trainer)),
+        **usage.collect_kwargs(trainer, ("early_stopping_patience", "arguments"), _list_unused_keys(trainer)),
         "warmup_steps": warmup,
         **_choose_best_metric(trainer),
         "prediction_loss_only": True,
@@ -246,6 +267,7 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
         "logging_first_step": True,  # a first figure at once, however slow the machine
         "restore_callback_states_from_checkpoint": True,  # early stopping goes on counting where it was
         "logging_nan_inf_filter": False,  # the default replaces a nan loss in the log by the mean of the others
+        **(trainer.arguments or {}),
     }
 
 
@@ -258,13 +280,14 @@ def _choose_best_metric(trainer: TrainerSpec) -> dict[str, Any]:
 
 def _list_unused_keys(trainer: TrainerSpec) -> list[str]:
     """Keys that the value of another key makes ineffective."""
-    adam = trainer.optim.startswith(("adamw", "paged_adamw"))
+    traits = OPTIMIZERS[trainer.optim]
     return [
         *(["num_train_epochs"] if trainer.max_steps >= 0 else []),
         *(["save_steps"] if trainer.save_strategy != "steps" else []),
         *(["save_total_limit"] if trainer.save_strategy == "no" else []),
         *(["eval_steps"] if trainer.eval_strategy != "steps" else []),
         *(["metric_for_best_model", "greater_is_better"] if trainer.eval_strategy == "no" else []),
-        *([] if adam or trainer.optim.startswith("lion") else ["adam_beta1", "adam_beta2"]),
-        *([] if adam else ["adam_epsilon"]),
+        *(["warmup_steps"] if trainer.lr_scheduler_type in WITHOUT_WARMUP else []),
+        *([] if traits.betas else ["adam_beta1", "adam_beta2"]),
+        *([] if traits.epsilon else ["adam_epsilon"]),
     ]

@@ -1,6 +1,6 @@
 """The steps of one training run, alone or as a cell of a joint run, in the order in which they are taken:
 
-`prepare_session` → `evaluate` (before) → `fit` → `evaluate` (after) → the caller saves → `build_result` → `add_artifacts`.
+`prepare_session` → `evaluate` (before) → `fit` → `evaluate` (after) → the caller saves → `session_result`.
 """
 
 import dataclasses
@@ -18,23 +18,18 @@ from transformers import DataCollatorForSeq2Seq, set_seed
 
 from peftrun import console, tasks
 from peftrun.adapters import attach, optimizers, reference, traits
-from peftrun.artifacts import adapter_folder, adapter_settings, classifier_head, lineage, reference_adapter
+from peftrun.artifacts import adapter_folder, classifier_head, lineage, reference_adapter
 from peftrun.artifacts.adapter_folder import AdapterRef
-from peftrun.artifacts.run_layout import ADAPTER, RECORD
 from peftrun.checks import methods as method_checks
 from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import NoAdapter
 from peftrun.config.schema.run import RunSpec
-from peftrun.console import shorten_path
 from peftrun.data import input_digests
 from peftrun.errors import ConfigError, DataError
-from peftrun.formatting import format_bytes, format_metrics
-from peftrun.io import atomic_files
+from peftrun.formatting import format_metrics
 from peftrun.models import base_cache, device, placement
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import Device
-from peftrun.result import RunResult
-from peftrun.system import memory
 from peftrun.tasks import own_functions, row_view, seq2seq
 from peftrun.trackers import lifecycle
 from peftrun.training import (
@@ -42,7 +37,6 @@ from peftrun.training import (
     cpu_attention,
     distributed,
     epochs,
-    lengths,
     sample_generations,
     validation_metrics,
 )
@@ -214,7 +208,7 @@ def _find_first_nan_row(session: TrainingSession, model: Any) -> str:
 
 
 def _generate_samples(session: TrainingSession, model: Any, when: str) -> None:
-    samples = _choose_sample_rows(session)
+    samples = choose_sample_rows(session)
     if not samples:
         return
     started = time.perf_counter()
@@ -225,7 +219,7 @@ def _generate_samples(session: TrainingSession, model: Any, when: str) -> None:
     session.timings[f"samples_{when}_seconds"] = round(time.perf_counter() - started, 2)
 
 
-def _choose_sample_rows(session: TrainingSession) -> list[sample_generations.SampleRow]:
+def choose_sample_rows(session: TrainingSession) -> list[sample_generations.SampleRow]:
     """Evaluation rows to generate answers to; none for a classifier or a reward model, which generates no text."""
     assert isinstance(session.spec.action, TrainAction)
     if session.base.head:
@@ -256,9 +250,14 @@ def build_init_data(session: TrainingSession) -> attach.InitData:
 def build_hooks(session: TrainingSession, model: Any) -> loop.MethodHooks:
     """The optimizer and the step hook that the adapter's method brings to the training loop."""
     lora, weight_decay = session.spec.lora, session.spec.trainer.weight_decay
+    step_hook = attach.get_step_hook(model)
+    if not optimizers.needs_own_optimizer(
+        lora
+    ):  # asking transformers for its own would already attach some to the model
+        return loop.MethodHooks(None, step_hook)
     return loop.MethodHooks(
         lambda optimizer_class, kwargs: optimizers.build_optimizer(model, lora, optimizer_class, kwargs, weight_decay),
-        attach.get_step_hook(model),
+        step_hook,
     )
 
 
@@ -280,6 +279,8 @@ def fit_cell(session: TrainingSession, parameters: Any, measure: Any, maker: loo
 
 
 def _run_fit(session: TrainingSession, model: Any, measure: Any, **options: Any) -> loop.FitResult:
+    if session.spec.trainer.max_steps == 0:
+        return loop.FitResult(0, 0.0, 0.0, 0)
     data = dataclasses.replace(build_training_data(session, model), measure=measure)
     fitted = loop.fit(
         model, data, session.spec.trainer, session.place, session.out_dir, checkpoint=session.checkpoint, **options
@@ -323,50 +324,6 @@ def _build_collator(session: TrainingSession, model: Any) -> Any:
     return DataCollatorForSeq2Seq(session.base.tokenizer)
 
 
-# --- result ---
-
-
-def build_result(
-    session: TrainingSession,
-    fitted: loop.FitResult,
-    before: dict[str, float],
-    after: dict[str, float],
-    counts: tuple[int, int],
-) -> RunResult:
-    """Facts, metrics and summary of the run. Args: counts: trainable parameters, and all parameters."""
-    longest = lengths.find_longest(session.rows, session.spec)
-    trainable, total = counts
-    facts = {
-        "base": session.base.describe(),
-        "device": session.place.note,
-        "data": session.rows.describe(),
-        "input_digests": session.digests,
-        **(origin := describe_parent(session)),
-        "resumed_from": str(session.checkpoint) if session.checkpoint else None,
-        "training": fitted.as_dict(),
-        "timings": session.timings,
-        "memory": memory.measure_peak_memory(),
-        "lengths": dataclasses.asdict(longest) if longest else None,
-        **_collect_details(session),
-        "trainable_parameters": trainable,
-        "parameters": total,
-    }
-    num_rows = len(session.rows.train) - (session.spec.task.data.num_validation_rows or 0)
-    coverage = epochs.describe_coverage(session.spec, num_rows, fitted.steps)
-    summary = [
-        ("base", f"{session.base.name} ({session.base.fingerprint.short()})"),
-        *lineage.summarize(origin, is_stacked=getattr(session.spec.action, "stack", False)),
-        ("trainable", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})"),
-        ("training", fitted.describe()),
-        *([("learned", coverage)] if coverage else []),
-        *fitted.describe_best(),
-        *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
-        ("record", shorten_path(session.out_dir / RECORD)),
-    ]
-    metrics = {"before": before, "after": after}
-    return RunResult(session.out_dir, facts, metrics, summary=summary, objective=after.get("loss"))
-
-
 def describe_parent(session: TrainingSession) -> dict[str, Any]:
     """The adapter that the training started from and its ancestors, and the reference model, for record.json and peftrun.json."""
     about = reference_adapter.describe_reference(choose_reference(session), session.parent)
@@ -376,37 +333,3 @@ def describe_parent(session: TrainingSession) -> dict[str, Any]:
 def choose_reference(session: TrainingSession) -> str | None:
     """`parent` or `base`; None: the objective has no reference model."""
     return reference.choose_reference(session.spec.task.objective, session.parent is not None)
-
-
-def _collect_details(session: TrainingSession) -> dict[str, Any]:
-    """What is recorded beside the metrics: a task's own details, and the generated samples."""
-    names = dict.fromkeys(name for details in session.details.values() for name in details)
-    facts: dict[str, Any] = {name: {when: details[name] for when, details in session.details.items()} for name in names}
-    if session.generations:
-        samples = _choose_sample_rows(session)
-        max_new_tokens = sample_generations.compute_max_new_tokens(samples, session.spec.task)
-        facts["samples"] = sample_generations.format_samples(
-            samples, session.base.tokenizer, session.generations, max_new_tokens
-        )
-    return facts
-
-
-def add_artifacts(session: TrainingSession, result: RunResult) -> RunResult:
-    """The same result with the saved adapter, its size, and commands to type next."""
-    target, run_folder = session.out_dir / ADAPTER, shorten_path(session.out_dir)
-    size, base_size = atomic_files.measure_size(target), session.base.size()  # bytes
-    result.artifacts, saved = [target], adapter_folder.resolve_adapter(str(target))
-    result.facts["size"] = {"adapter_bytes": size, "base_bytes": base_size}
-    result.summary.append(
-        (
-            "adapter",
-            f"{format_bytes(size)}, {size / base_size:.2%} of the base's {format_bytes(base_size)}: {shorten_path(target)}",
-        )
-    )
-    result.next_commands = [
-        f"peftrun action=reload adapter={run_folder}",
-        *([] if session.base.head else [f"peftrun action=generate adapter={run_folder} 'action.prompt=\"…\"'"]),
-        f"peftrun action=merge adapter={run_folder}",
-        *([] if adapter_settings.why_not_continued(saved) else [f"peftrun action=train adapter={run_folder}"]),
-    ]
-    return result

@@ -201,4 +201,5 @@ def test_a_run_that_is_to_be_continued_is_planned_whole(planned, cli, llama, on_
 
 
 def test_what_training_would_refuse_its_plan_refuses(cli, tmp_path, trained, llama, on_tiny):
-    check_failed(cli, tmp_path, [*on_tiny(llama), "action=plan", f"adapter={trained}"], ["would ignore this one"])
+    typed = [*on_tiny(llama), "action=plan", f"adapter={trained}", "lora.r=16"]
+    check_failed(cli, tmp_path, typed, ["lora.r=16", "has 8", "omit it"])

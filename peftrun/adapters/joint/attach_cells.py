@@ -59,12 +59,12 @@ def attach_cells(base: LoadedBase, cells: dict[str, CellAdapter]) -> tuple[Any, 
             del ready[name]
     transposed = any(isinstance(module, Conv1D) for module in base.model.modules())
     net: Any = None
-    for name, cell in ready.items():
+    for name, prepared in ready.items():
         try:
-            net = _attach_cell(base, net, name, cell)
-            restore_requested_targets(net.peft_config[name], cell.config)
+            net = _attach_cell(base, net, name, prepared)
+            restore_requested_targets(net.peft_config[name], prepared.config)
             net.peft_config[name].fan_in_fan_out = transposed  # what PEFT sets it to for a single adapter
-            _verify_parent(base, net, name, cell)
+            _verify_parent(base, net, name, prepared)
         except PeftrunError as fault:
             refused[name] = fault
             hot_swap.hot_remove(net, name)

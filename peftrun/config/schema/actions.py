@@ -173,6 +173,16 @@ class TemplateAction:
 
 
 @dataclass(config=STRICT)
+class ImportAction:
+    """Convert a config of another tool into an experiment."""
+
+    name: Literal["import"]
+    source: Path | None  # their file; typed as from=, which no field can be called in Python
+    tool: Literal["axolotl", "llama-factory", "trl", "ms-swift", "peft"] | None  # null: told from the keys
+    output: Path | None  # the experiment's file
+
+
+@dataclass(config=STRICT)
 class CheckAction:
     """Resolve every option on the search path, and check that it fits its model."""
 
@@ -262,6 +272,7 @@ Action = Annotated[
     | ReplayAction
     | ExplainAction
     | TemplateAction
+    | ImportAction
     | CheckAction
     | ListAction
     | CompareAction

@@ -4,7 +4,7 @@ A group of a library has the library's field names: `lora` is passed whole to PE
 `examples` is the value that an error message suggests.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -14,6 +14,7 @@ from peftrun.config.schema.actions import Action, Dtype, Path
 from peftrun.config.schema.functions import FunctionReference
 from peftrun.config.schema.lora import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
 from peftrun.config.schema.objectives import Objective
+from peftrun.config.schema.optimizers import Optim, Schedule
 from peftrun.config.schema.trackers import Tracker
 
 
@@ -31,6 +32,7 @@ class ModelSpec:
     special_tokens: dict[Literal["bos", "eos", "unk", "sep", "pad", "cls", "mask"], str] | None = None
     new_tokens: list[str] | None = None
     pad_vocab_to_multiple_of: Positive | None = None  # rows of embeddings, where new tokens need more of them
+    arguments: dict[str, Any] | None = None  # further values for its config, and for the loader
 
 
 Lora = Annotated[
@@ -125,14 +127,11 @@ class TaskSpec:
 
 @dataclass(config=STRICT)
 class TrainerSpec:
-    """Every field but early_stopping_patience is passed to `trl.SFTConfig`, or the config of another trainer, under its own name."""
+    """Every field but early_stopping_patience and arguments is passed to `trl.SFTConfig`, or the config of another trainer, under its own name; so is each of `arguments`."""
 
     learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
-    lr_scheduler_type: Literal[
-        "linear", "cosine", "cosine_with_min_lr", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial",
-        "inverse_sqrt",
-    ]  # fmt: skip
-    lr_scheduler_kwargs: dict[str, float] | None  # extra arguments of the schedule
+    lr_scheduler_type: Schedule
+    lr_scheduler_kwargs: dict[str, int | float | str | bool] | None  # extra arguments of the schedule
     warmup_steps: Annotated[float, Field(ge=0, examples=[0.1])]
     max_steps: Annotated[int, Field(ge=-1, examples=[60])]  # -1: num_train_epochs applies; 0: no step
     num_train_epochs: Annotated[float, Field(gt=0, examples=[1])]
@@ -141,9 +140,7 @@ class TrainerSpec:
     gradient_accumulation_steps: Positive
     weight_decay: Annotated[float, Field(ge=0, examples=[0.01])]
     max_grad_norm: Annotated[float, Field(ge=0, examples=[1.0])]
-    optim: Literal[
-        "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit"
-    ]  # fmt: skip
+    optim: Optim
     adam_beta1: Annotated[float, Field(ge=0, lt=1, examples=[0.9])]
     adam_beta2: Annotated[float, Field(ge=0, lt=1, examples=[0.999])]
     adam_epsilon: Annotated[float, Field(gt=0, examples=[1e-8])]
@@ -167,6 +164,7 @@ class TrainerSpec:
     greater_is_better: bool | None  # null: as it is for the metric
     early_stopping_patience: Positive | None
     dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
+    arguments: dict[str, Any] | None  # further fields of the training config
 
 
 @dataclass(config=STRICT)

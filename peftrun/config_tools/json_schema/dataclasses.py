@@ -9,9 +9,10 @@ from pydantic import TypeAdapter
 
 from peftrun.config import paths
 from peftrun.config.paths import read_first_sentence
-from peftrun.config.schema import peft_fields
+from peftrun.config.schema import model_fields, peft_fields, trainer_fields
+from peftrun.config.schema import run as schema_run
 from peftrun.config_tools.json_schema.conditionals import build_tag_condition
-from peftrun.config_tools.json_schema.library_help import get_library_help
+from peftrun.config_tools.json_schema.library_help import get_arguments_help, get_library_help
 from peftrun.config_tools.json_schema.sources import (
     ACTIONS,
     METHODS,
@@ -25,6 +26,7 @@ from peftrun.config_tools.json_schema.sources import (
 )
 from peftrun.config_tools.json_schema.values import INTERPOLATION_REF, Schema, allow_interpolation, build_type_schema
 
+MODEL_TYPES = ("bert", "gpt2", "llama", "qwen3")  # of `conf/model`
 TAG_FIELDS = ("name", "method")
 UNION_NAMES = {ACTIONS[0]: "Action", METHODS[0]: "Method", OBJECTIVES[0]: "Objective", TRACKERS[0]: "Tracker"}
 
@@ -34,6 +36,8 @@ def build_dataclass_schema(owner: type, extra: Mapping[str, Schema] | None = Non
     properties = {**(extra or {})}
     for name, field_type in _get_field_types(owner).items():
         schema = build_type_schema(field_type, build_reference)
+        if name == "arguments":
+            schema = _build_arguments_schema(owner)
         if "$ref" in schema:  # draft 7 ignores all other keys next to a $ref
             schema = {"allOf": [schema]}
         properties[name] = schema | _build_description(describe_field(owner, name))
@@ -52,6 +56,38 @@ def build_dataclass_schema(owner: type, extra: Mapping[str, Schema] | None = Non
         "description": describe_dataclass(owner),
         "properties": properties,
         "additionalProperties": False,
+    }
+
+
+def _build_arguments_schema(owner: type) -> Schema:
+    """The schema of `trainer.arguments` or `model.arguments`: fields of any training config, or of the kinds of models in `conf/model`."""
+    helps = get_arguments_help() if owner is schema_run.TrainerSpec else {}
+    properties = {
+        name: allow_interpolation(_inline_definitions(kind))
+        | _build_description(helps.get(name, f"transformers: `{name}` of the model's config or of its loader."))
+        for name, kind in sorted(list_argument_types(owner).items())
+    }
+    # Other kinds of models have other fields.
+    return {
+        "anyOf": [
+            {"type": "object", "properties": properties, "additionalProperties": owner is schema_run.ModelSpec},
+            {"type": "null"},
+            INTERPOLATION_REF,
+        ]
+    }
+
+
+def list_argument_types(owner: type) -> dict[str, Any]:
+    """Name → type, of all that the `arguments` of a trainer or of a model may hold."""
+    if owner is schema_run.TrainerSpec:
+        configs = (trainer_fields.PLAIN, trainer_fields.SUPERVISED, *trainer_fields.CONFIGS.values())
+        return {
+            name: kind for config in configs for name, kind in trainer_fields.get_accepted_arguments(config).items()
+        }
+    return {
+        name: kind
+        for model_type in MODEL_TYPES
+        for name, kind in model_fields.get_accepted_arguments({"model_type": model_type}).items()
     }
 
 

@@ -33,8 +33,20 @@ NESTED_CONFIGS: dict[type, type] = {
 def get_library_help(owner: type) -> dict[str, str]:
     """Field → "LIBRARY: HELP" on one line; empty if the dataclass is not passed on to a library."""
     library, config = _find_library_config(owner)
-    if config is None:
-        return {}
+    return {} if config is None else _read_help(library, config)
+
+
+@cache
+def get_arguments_help() -> dict[str, str]:
+    """The same for every field of a training config, whatever the objective."""
+    return {
+        name: text
+        for config in (SFTConfig, *OBJECTIVE_CONFIGS.values())
+        for name, text in _read_help("TRL", config).items()
+    }
+
+
+def _read_help(library: str, config: type) -> dict[str, str]:
     helps = {field.name: field.metadata.get("help") for field in dataclasses.fields(config)}
     # A stray comma in PEFT's source makes some help texts tuples of strings.
     texts = {name: text if isinstance(text, str) else " ".join(text) for name, text in helps.items() if text}

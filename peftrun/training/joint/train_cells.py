@@ -28,7 +28,7 @@ from peftrun.planning.joint_memory import Limits, choose_cells_per_step
 from peftrun.result import RunResult, TrainAlone
 from peftrun.tasks import own_functions
 from peftrun.trackers import lifecycle
-from peftrun.training import checkpoints, fit, lengths, start, validation_metrics
+from peftrun.training import checkpoints, fit, lengths, session_result, start, validation_metrics
 from peftrun.training import session as training_session
 from peftrun.training.joint import cell_trainer
 from peftrun.training.joint.progress import Progress
@@ -250,7 +250,7 @@ class _CellRun:
         joint.apart(index)
         if not self.verdict:
             return self._save_finished(fitted)
-        result = training_session.build_result(session, fitted, self.before, {}, joint.counts(index))
+        result = session_result.build_result(session, fitted, self.before, {}, joint.counts(index))
         result.status, result.facts["stopped"] = "stopped", self.verdict
         return result
 
@@ -269,9 +269,9 @@ class _CellRun:
             target = session.out_dir / ADAPTER
             untrained = {name} if start.is_untrained(session, fitted.steps) else set()
             save.save(joint.net, session.base, target, untrained=untrained, names=[name], derived_from=origin, top=name)
-        result = training_session.build_result(session, fitted, self.before, after, joint.counts(self.index))
+        result = session_result.build_result(session, fitted, self.before, after, joint.counts(self.index))
         result.facts["joint_training"] = {
             "cells": len(joint.names),
             "seconds": round(self.scheduler.get_seconds(self.index), 2),
         }
-        return training_session.add_artifacts(session, result)
+        return session_result.add_artifacts(session, result)
