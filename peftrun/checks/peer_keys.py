@@ -174,13 +174,13 @@ _OMITTED = """
     base_model_config model_type tokenizer_type is_mistral_derived_model tokenizer_config gptq tf32 xformers_attention eot_tokens
     template model_config unfrozen_parameters lora_fan_in_fan_out lora_mlp_kernel lora_qkv_kernel lora_o_kernel
     eval_sample_packing pad_to_sequence_len dataset_prepared_path remove_unused_columns gradient_checkpointing_kwargs
-    loss_watchdog_threshold loss_watchdog_patience strict wandb_watch wandb_log_model eval_table_size eval_table_max_new_tokens hub_model_id
+    loss_watchdog_threshold loss_watchdog_patience strict wandb_watch wandb_log_model eval_table_size eval_table_max_new_tokens
     debug local_rank plugins ddp_find_unused_parameters
     double_quantization use_unsloth rope_scaling shift_attn resize_vocab pissa_convert create_new_adapter infer_backend upcast_layernorm low_cpu_mem_usage
     dataset_dir overwrite_cache preprocessing_num_workers tokenized_path do_train do_eval save_only_model overwrite_output_dir plot_loss ddp_timeout
     pref_ftx ref_model
     tokenizer_name_or_path torch_dtype use_bnb_nested_quant lora_task_type max_prompt_length packing_strategy
-    dataset_num_proc logging_strategy log_level push_to_hub hub_strategy hub_private_repo average_tokens_across_devices precompute_ref_log_probs
+    dataset_num_proc logging_strategy log_level average_tokens_across_devices precompute_ref_log_probs
     logging_first_step logging_dir save_safetensors data_seed disable_tqdm eval_packing use_vllm vllm_mode
     fast_inference gpu_memory_utilization unsloth_force_compile lora_on_cpu dataset_processes dataset_keep_in_memory bf16_full_eval
     """

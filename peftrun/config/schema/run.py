@@ -123,9 +123,12 @@ class TaskSpec:
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
 
 
+HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo")
+
+
 @dataclass(config=STRICT)
 class TrainerSpec:
-    """Every field but early_stopping_patience is passed to `trl.SFTConfig`, or the config of another trainer, under its own name."""
+    """Every field but early_stopping_patience and HUB_KEYS is passed to `trl.SFTConfig`, or the config of another trainer, under its own name."""
 
     learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
     lr_scheduler_type: Literal[
@@ -167,6 +170,10 @@ class TrainerSpec:
     greater_is_better: bool | None  # null: as it is for the metric
     early_stopping_patience: Positive | None
     dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
+    push_to_hub: bool
+    hub_model_id: Annotated[str, Field(min_length=1, examples=["ORG/NAME"])] | None
+    hub_strategy: Literal["end", "every_save", "checkpoint"]
+    hub_private_repo: bool
 
 
 @dataclass(config=STRICT)
