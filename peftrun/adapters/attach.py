@@ -53,7 +53,7 @@ def attach_adapter(base: LoadedBase, lora: Any, seed: int, start: InitData | Non
     """
     target_modules.check_target_modules(base.model, lora)
     _check_init(base, lora)
-    config = _build_peft_config(base, lora, start)
+    config = build_peft_config(base, lora, start)
     batches = start.batches if start else []
     set_seed(seed)  # PEFT initializes from torch's global generator
     try:
@@ -92,7 +92,7 @@ def attach_jointly(
     for name, (lora, seed) in cells.items():  # all before the first adapter, which changes the names of modules
         try:
             target_modules.check_target_modules(base.model, lora)
-            ready[name] = (_build_peft_config(base, lora, None), lora, seed)
+            ready[name] = (build_peft_config(base, lora, None), lora, seed)
         except ConfigError as fault:
             refused[name] = fault
     resolved = {name: _resolve_targets(base.model, config) for name, (config, _, _) in ready.items()}
@@ -153,7 +153,8 @@ def needs_calibration_data(lora: Any) -> bool:
     return get_init_traits(getattr(lora, "init_lora_weights", None)).calibrated
 
 
-def _build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
+def build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
+    """PEFT's config of an adapter. Raises: ConfigError: PEFT refuses it."""
     extra = get_extra_peft_fields(lora)  # typed by the user, so that their null is meant
     fields = {
         key: value
