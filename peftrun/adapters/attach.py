@@ -99,7 +99,7 @@ def needs_calibration_data(lora: Any) -> bool:
 
 
 def build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
-    """PEFT's config of a fresh adapter. Raises: ConfigError: PEFT refuses it."""
+    """PEFT's config of an adapter. Raises: ConfigError: PEFT refuses it."""
     extra = get_extra_peft_fields(lora)  # typed by the user, so that their null is meant
     fields = {
         key: value

@@ -49,6 +49,22 @@ def pin_adapter(path: str, name: str = "default") -> str:
     return str(pinned)
 
 
+def pin_cached_adapter(path: str, name: str = "default") -> str:
+    """The same from the local cache alone, for a preview, which asks the Hub nothing; unchanged, with a warning, if it is not there."""
+    hub = hub_adapters.parse_hub_adapter(path)
+    if hub is None or not adapter_folder.awaits_download(path, name):
+        return path
+    snapshot = hub_cache.find_snapshot(hub.id, hub.commit or hub.revision)
+    pinned = str(replace(hub, commit=snapshot.name)) if snapshot else path
+    if not adapter_folder.awaits_download(pinned, name):
+        return pinned
+    option = adapter_folder.format_adapter_option(hub.typed, name)
+    console.print_warning(
+        f"{option}: is not downloaded yet, so this is for the defaults in place of its base model, task and method; type action=inspect {option} first"
+    )
+    return path
+
+
 def _list_folders(hub: HubAdapter, name: str) -> list[str]:
     """Folders of the repository where the adapter may be, with a slash at their ends: its own, and below it one of its name."""
     top = f"{hub.subfolder}/" if hub.subfolder else ""
