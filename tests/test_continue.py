@@ -165,3 +165,26 @@ def test_a_classifier_is_continued_with_its_head(cli, tmp_path):
     check_joint(tmp_path, [[f"adapter={first}", *FURTHER, f"seed={seed}"] for seed in (0, 1)])
     refused = cli(f"adapter={first}", *FURTHER, "task.label_names=[positive,negative]")
     assert refused.code == 1 and "has the labels negative, positive" in refused.err
+
+
+ELSEWHERE = {
+    "two processes": ["device=ddp", "device.type=cpu", "device.num_processes=2", "device.dtype=float32"],
+    "a quantized base": [*CPU, "model.quantization=torchao_int8"],
+    "a checkpoint": [*CPU],
+}
+
+
+@pytest.mark.slow
+@cases("where", ELSEWHERE)
+def test_continued_on_other_devices_and_bases(cli, trained, llama, on_tiny, where):
+    parent = trained / "checkpoints" / "checkpoint-2" if where == "a checkpoint" else trained
+    rows = [text for text in on_tiny(llama) if text.startswith(("model", "task"))]
+    settings = [*rows, *ELSEWHERE[where], *TINY_STEPS, "trainer.save_strategy=no"]
+    same = cli(f"adapter={parent}", *settings, "trainer.max_steps=0")
+    start = parent if where == "a checkpoint" else parent / ADAPTER
+    one, other = (load_file(folder / ADAPTER_WEIGHTS) for folder in (start, completed(same) / ADAPTER))
+    assert one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
+    further = cli(f"adapter={parent}", *settings, "trainer.learning_rate=1e-2")
+    metrics = further.record()["metrics"] if completed(further) else {}
+    assert metrics["after"]["loss"] < metrics["before"]["loss"]
+    assert further.record()["parent"]["steps"] == (2 if where == "a checkpoint" else 4)

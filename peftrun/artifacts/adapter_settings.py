@@ -24,6 +24,7 @@ TRAINING_KEYS = (*OPTIMIZER_KEYS, "velora_config", "calibration_rows")  # may di
 NESTED = {"velora_config": VeloraSpec, "use_bdlora": BdLoraSpec}
 DERIVED = ("fan_in_fan_out", "layers_pattern")  # follow from the layers, or only select them
 OFF_VALUES = (None, False)
+MAX_SHOWN = 80  # characters of an adapter's value in a message
 HINT = "omit it, or train a new adapter"
 
 
@@ -99,7 +100,11 @@ def find_contradictions(adapter: AdapterRef, lora: Any) -> Iterator[str]:
         value, own = getattr(lora, field.name), known.get(field.name)
         value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
         if not is_for_training(field.name) and not have_same_meaning(value, own):
-            yield f"lora.{field.name}={format_value(value)}: {adapter.option} has {format_value(own)}; {HINT}"
+            yield f"lora.{field.name}={format_value(value)}: {adapter.option} has {_shorten(format_value(own))}; {HINT}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def have_same_meaning(one: Any, other: Any) -> bool:

@@ -18,9 +18,8 @@ import desk
 import documented
 import yaml
 
+import peftrun
 from peftrun.cli.completion.candidates import find_candidates
-from peftrun.composition.compose import compose_run
-from peftrun.composition.spec import build_spec
 from peftrun.config import old_overrides, paths
 from peftrun.config.search_path import old_files
 from peftrun.errors import ConfigError
@@ -117,13 +116,13 @@ def test_what_cannot_run_here_is_composed_and_checked(command, here, monkeypatch
     args = [first(word) for word in desk.on_desk(command.words[1:]) if word != "-m"]
     if lines:
         with pytest.raises(ConfigError) as refused:
-            build_spec(compose_run(args).cfg)
+            peftrun.load(*args)
         assert all(any(line in told for line in [*lines, NOT_INSTALLED]) for told in refused.value.lines), (
             refused.value.lines
         )
     else:
         with where_installed():
-            build_spec(compose_run(args).cfg)
+            peftrun.load(*args)
 
 
 def first(word):
