@@ -86,13 +86,14 @@ REFUSED = {  # what is typed beside the adapter → what the line must name
 
 
 @cases("typed", REFUSED)
-def test_what_cannot_be_is_one_line_before_anything_is_written(cli, tmp_path, trained, typed):
+def test_what_cannot_be_is_one_line_before_anything_is_written(cli, tmp_path, trained, llama, on_tiny, typed):
     for name, changes in {"newer": {"from_the_future": True}, "torn": {}, "scores": {"peft_type": "ADALORA"}}.items():
         shutil.copytree(trained / ADAPTER, tmp_path / name)
         config = read_json(tmp_path / name / ADAPTER_CONFIG) | changes
         (tmp_path / name / ADAPTER_CONFIG).write_text(json.dumps(config))
     (tmp_path / "torn" / ADAPTER_WEIGHTS).unlink()
-    given = [] if typed.startswith("adapter=") else [f"adapter={trained}"]
+    # A copy outside its run does not know the folders of its base model and its rows.
+    given = on_tiny(llama) if typed.startswith("adapter=") else [f"adapter={trained}"]
     refused = cli(*given, typed.replace("RUN", str(trained)), *FURTHER)
     lines = [line for line in refused.err.splitlines() if line.startswith("peftrun: ")]
     assert refused.code == 1 and refused.run_dir is None and len(lines) == 1, refused.err
