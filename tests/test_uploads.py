@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 from cases import cases
 from conftest import subprocess_cli
 from faults import check_refused, instead
