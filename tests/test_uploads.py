@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 from cases import cases
 from conftest import subprocess_cli
 from faults import check_refused, instead
@@ -65,6 +66,7 @@ def test_checkpoints_are_pushed_and_a_run_resumed_from_the_hub_ends_as_the_unint
         assert ended.code == 1 and "action.resume=hf://me/even: holds no last-checkpoint" in ended.err
 
 
+@pytest.mark.slow
 def test_a_hub_that_fails_while_training_costs_a_warning_and_at_the_end_an_error(on_tiny, llama, tmp_path):
     command = [
         *on_tiny(llama),

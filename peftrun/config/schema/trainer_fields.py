@@ -56,9 +56,7 @@ INSTEAD = {  # field → what to type in its place; VALUE is its value
     "log_completions": "action.num_samples=3",
     "num_completions_to_print": "action.num_samples=VALUE",
     **dict.fromkeys(("report_to", "run_name", "project"), TRACKER),
-    **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"), EXPORT
-    ),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), EXPORT),
 }
 TOKENIZED = dict.fromkeys(
     (
