@@ -52,7 +52,7 @@ swift sft --model $MODEL --tuner_type lora --dataset data/rows.jsonl#20 --lora_r
     --target_modules all-linear embed_tokens --per_device_train_batch_size 2 --gradient_accumulation_steps $(expr 16 / 2) --learning_rate 1e-4 --output_dir $OUT
 """
 TRL = "trl dpo --model_name_or_path org/base --dataset_name org/pairs --use_peft --lora_r 32 --lora_dropout 0.1 --beta 0.2 --learning_rate=5e-6"
-ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": True, "base_model_name_or_path": "org/base", "inference_mode": True, "peft_version": "0.21.0"}  # fmt: skip
+ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": True, "exclude_modules": None, "layers_pattern": None, "base_model_name_or_path": "org/base", "inference_mode": True, "peft_version": "0.21.0"}  # fmt: skip
 IMPORTS = [
     ("axolotl.yml", AXOLOTL, {
         "model.name_or_path": "org/base", "model.quantization": "nf4", "lora.r": 16, "lora.target_modules": "all-linear", "task.data.path": "rows.jsonl", "task.loss_on": "assistant",

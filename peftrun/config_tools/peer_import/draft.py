@@ -62,7 +62,7 @@ class Draft:
 
 def settle(draft: Draft) -> None:
     """Makes the settings fit each other, as the notes of the guides say."""
-    for rule in (_settle_targets, _settle_preferences, _settle_method, _settle_kto, _settle_sharding, _settle_validation, _settle_steps):  # fmt: skip
+    for rule in (_settle_targets, _settle_preferences, _settle_method, _settle_kto, _settle_sharding, _settle_validation, _settle_steps, _settle_streaming):  # fmt: skip
         rule(draft)
 
 
@@ -143,6 +143,12 @@ def _settle_validation(draft: Draft) -> None:
         draft.drop(without.__contains__, NOT_NEEDED, f"without {SHARE} nothing is validated during training")
     elif is_share and rows is None:
         draft.drop(EPOCH_SHARES.__eq__, NO_COUNTERPART, "type trainer.eval_steps=STEPS; action=plan prints the steps of an epoch")  # fmt: skip
+
+
+def _settle_streaming(draft: Draft) -> None:
+    if draft.get("task.data.streaming") and draft.get("task.data.num_train_rows") is None:
+        note = "type task.data.num_train_rows=ROWS, as many as are read"
+        draft.drop("task.data.streaming".__eq__, NO_COUNTERPART, note)
 
 
 def _settle_steps(draft: Draft) -> None:

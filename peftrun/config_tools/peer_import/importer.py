@@ -122,8 +122,8 @@ def _remove(draft: Draft, line: str) -> bool:
     group = key.partition(".")[0]
     for matches in (
         key.__eq__,
-        lambda target: bool(key) and (key.startswith(f"{target}.") or target.startswith(f"{key}.")),
-        lambda target: target == group,
+        lambda target: "." in target and "." in key and (key.startswith(f"{target}.") or target.startswith(f"{key}.")),
+        lambda target: target == group != "task",
     ):
         if draft.drop(matches, NO_COUNTERPART, reason or line):
             return True

@@ -6,6 +6,7 @@ from typing import Any
 
 from peftrun.config import paths
 from peftrun.config.peers import tables
+from peftrun.config.schema import peft_fields
 from peftrun.config_tools.peer_import import row_keys
 from peftrun.config_tools.peer_import.translation import (
     NOT_NEEDED,
@@ -48,8 +49,8 @@ def translate_config(config: PeerConfig) -> list[Translation]:
             lines += converter(config, key, value)
         elif row:
             lines += translate_by_row(row, key, value)
-        elif config.tool == "peft":
-            lines += carry(key, value, {f"lora.{key}": value})
+        elif config.tool == "peft" and "." not in key:
+            lines += _translate_peft_field(config, key, value)
         else:
             lines += leave_out(key, value, UNKNOWN)
     return sorted(lines, key=_rank_line)
@@ -172,6 +173,11 @@ def _translate_special_tokens(config: PeerConfig, key: str, value: Any) -> list[
     others = {name: token for name, token in value.items() if not name.endswith("_token")}
     lines = carry(key, value, {"model.special_tokens": tokens}) if tokens else []
     return lines + (leave_out(key, others, "type model.new_tokens=[…] for tokens that the model lacks") if others else [])  # fmt: skip
+
+
+def _translate_peft_field(config: PeerConfig, key: str, value: Any) -> list[Translation]:
+    reason = peft_fields.explain_unsupported(str(config.keys.get("peft_type", "")).lower(), key)
+    return skip(key, value, reason) if reason else carry(key, value, {f"lora.{key}": value})
 
 
 CONVERTERS: dict[tuple[str, str], Converter] = {

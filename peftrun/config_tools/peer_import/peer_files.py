@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from peftrun.config import paths, yaml_files
+from peftrun.config import paths, shorthand, yaml_files
 from peftrun.config.peers import tables
 from peftrun.config_tools.peer_import import shell_scripts
 from peftrun.config_tools.peer_import.translation import PeerConfig
@@ -36,7 +36,8 @@ def read_peer_config(path: Path, tool: str | None) -> PeerConfig:
             keys = _read_mapping(_find_beside(file, path)) | keys
     if path.name == ADAPTER_CONFIG and (path.parent / TRAINING_PARAMS).is_file():
         keys |= _read_mapping(path.parent / TRAINING_PARAMS)
-    return PeerConfig(tool or detect_tool(keys, path), path, _join_nested(keys), command)
+    tool = tool or detect_tool(keys, path)
+    return PeerConfig(tool, path, _join_nested(keys) | (_keep_nulls(keys) if tool == "peft" else {}), command)
 
 
 def detect_tool(keys: dict[str, Any], path: Path) -> str:
@@ -73,6 +74,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{KEY}={path}: holds no mapping of keys to values; name a config of {format_tools()}")
     return {str(key): value for key, value in values.items()}
+
+
+def _keep_nulls(keys: dict[str, Any]) -> dict[str, None]:
+    """Fields of a PEFT config that are null where the option of group `lora` may set something else."""
+    method = str(keys.get("peft_type", "")).lower()
+    listed = shorthand.read_option_keys(method) if method in paths.list_group_options("lora") else set()
+    return {key: None for key, value in keys.items() if value is None and key in listed}
 
 
 def _join_nested(keys: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -77,15 +77,16 @@ def _compute(expression: re.Match[str]) -> str:
 
 
 def _parse_command(words: list[str], environment: dict[str, str]) -> TrainingCommand | None:
-    for tool in tables.TOOLS:
-        for position, word in enumerate(words):
-            if word not in tables.read_table(tool).commands and Path(word).stem not in TRAININGS:
-                continue
-            following = words[position + 1 :]
-            if word in tables.read_table(tool).commands and following[:1] and following[0] in TRAININGS:
-                return TrainingCommand(tool, following[0], following[1:], environment)
-            if tool == "trl" and word.endswith(".py"):  # TRL's scripts: python trl/scripts/sft.py
-                return TrainingCommand(tool, Path(word).stem, following, environment)
+    """`swift sft …`, `llamafactory-cli train …`, `python -m axolotl.cli.train …`, `python trl/scripts/sft.py …`; None: it trains nothing."""
+    commands = {word: tool for tool in tables.TOOLS for word in tables.read_table(tool).commands}
+    for position, word in enumerate(words):
+        following, stem = words[position + 1 :], Path(word).stem.rpartition(".")[2]
+        if word in commands and following[:1] and following[0] in TRAININGS:
+            return TrainingCommand(commands[word], following[0], following[1:], environment)
+        if word in commands and stem == "train":
+            return TrainingCommand(commands[word], stem, following, environment)
+        if word.endswith(".py") and stem in TRAININGS and stem != "train":
+            return TrainingCommand("ms-swift" if "swift/" in word else "trl", stem, following, environment)
     return None
 
 
