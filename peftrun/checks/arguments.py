@@ -14,6 +14,11 @@ from peftrun.formatting import format_value
 from peftrun.system.packages import explain_not_installed
 
 Lines = Iterator[str]
+GPU_INSTEAD = {
+    "galore_adamw_8bit": "galore_adamw",
+    "galore_adamw_8bit_layerwise": "galore_adamw_layerwise",
+    "adalomo": "lomo",
+}
 NEEDS: dict[str, tuple[str, Callable[[Any], bool], str]] = {  # field → (key, whether its value has it used, what to type)
     **dict.fromkeys(("activation_checkpointing_kwargs",), ("trainer.gradient_checkpointing", bool, "true")),
     **dict.fromkeys(("torch_compile_backend", "torch_compile_mode"), ("trainer.torch_compile", bool, "true")),
@@ -86,7 +91,7 @@ def check_optimizer(trainer: Any, device: Any) -> Lines:
     if traits.package and find_spec(traits.package) is None:
         yield explain_not_installed(f"{key} needs package", traits.package)
     if traits.gpu and not base_files.uses_gpu(device):
-        yield f"{key}: is for a GPU; type trainer.optim={trainer.optim.replace('_8bit', '').replace('ada', '')}"
+        yield f"{key}: is for a GPU; type trainer.optim={GPU_INSTEAD[trainer.optim]}"
     yield from _check_optimizer_settings(trainer.optim, arguments.get("optim_args"))
     targets = arguments.get("optim_target_modules")
     if traits.low_rank and not targets:

@@ -24,6 +24,7 @@ from peftrun.composition.composer import HYDRAS, Composer, initialize_hydra
 from peftrun.config import paths, shorthand, template_params
 from peftrun.config import values as config
 from peftrun.config.schema import peft_fields
+from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.config.search_path import packages
 from peftrun.errors import ConfigError
 
@@ -159,6 +160,9 @@ def _explain_choice(group: str, value: str, error: Exception, teams: Sequence[Pa
     unknown = next((name for name in values if name not in group_options), None)
     if unknown is None:  # all exist, so the error is in a file
         return f"{group}={value}: {_explain_missing_default(error, options) or summarize_error(error)}"
+    missing = get_method_traits(unknown).missing_input if group == "lora" else None
+    if missing:
+        return f"{group}={value}: is a method of PEFT that peftrun does not train: it {missing}; type {group}=OPTION, one of {', '.join(group_options)}"
     translated = peer_keys.translate_option(group, unknown, options)
     if translated is not None and len(values) == 1:
         return f"{group}={value}: there is no such option; type {translated}"

@@ -109,6 +109,7 @@ NOT_OFFERED = {  # field → why it cannot be set
     "accelerator_config": "it changes which rows a step has, and in which order",
     "auto_find_batch_size": "the batch would then differ from the recorded one; peftrun action=plan finds one that fits",
     **dict.fromkeys(("ddp_backend", "ddp_timeout"), "peftrun connects the processes itself"),
+    "cast_lm_head_to_fp32": "TRL 1.16 cannot do it where the model has an adapter",
     "hub_token": "secrets are not typed: log in with `hf auth login`",
     "local_rank": "torchrun sets it",
     "parallelism_config": "it is an object of accelerate, and has no form as text",
