@@ -85,7 +85,7 @@ def _spec(task: str, steps: int) -> RunSpec:
 
 def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path) -> Any:
     from peftrun.adapters import attach
-    from peftrun.training import fit
+    from peftrun.training import cpu_attention, fit
 
     place = device.resolve_device(spec.device)
     loaded = base_models.load_base(spec.model, place)
@@ -93,7 +93,9 @@ def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path
     lesson = fit.TrainingData(
         rows.build_training_rows(), [row.where for row in rows.train], tokenizer, spec.seed, spec.task.max_length
     )
-    fit.fit(net, lesson, spec.trainer, place, folder, checkpoint=None)
+    eager = cpu_attention.is_eager_faster(spec.model, spec.task, spec.trainer, place)
+    with cpu_attention.use_eager_attention(loaded.model, eager):
+        fit.fit(net, lesson, spec.trainer, place, folder, checkpoint=None)
     return net
 
 

@@ -25,8 +25,7 @@ def rewritten(folder: Path, **changes) -> Path:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": base}))
     facts = json.loads(metadata.read_text())
     facts["base"]["name"] = base
-    if "task" in changes:
-        facts.pop("task")
+    facts["task"] = {**facts["task"], **(changes.get("task") or {})} if changes.get("task", {}) is not None else None
     metadata.unlink() if changes.get("metadata", "") is None else metadata.write_text(json.dumps(facts))
     return folder
 
@@ -83,6 +82,8 @@ def test_nothing_is_asked_before_all_else_is_right(hub, cli, monkeypatch):
     assert refused.code == 1 and len(lines) == 2, refused.err
     for words in (["--cfg", "job"], ["--help"], ["lora.rr=3"]):
         cli("action=evaluate", "adapter=me/even", *words)
+    planned = cli("-m", "action=plan", "adapter=me/never", "seed=1,2")
+    assert "adapter=me/never: is not downloaded yet" in planned.err and planned.code == 0, planned.err
     assert hub.asked == []
     Path("me/even").mkdir(parents=True)
     assert "adapter=me/even: the folder is empty" in cli("action=inspect", "adapter=me/even").err
@@ -137,6 +138,8 @@ def test_what_the_hub_does_not_give_is_one_line(hub, cli, monkeypatch, typed, to
         ({"task": None}, ["task=instruction", "task.data.path=pairs.jsonl"], None),
         ({"base": "llama"}, ["model=pretrained", f"model.name_or_path={BASE}"], None),
         ({}, ["task.data.path=gone.jsonl"], ["task.data.path=gone.jsonl: "]),
+        ({"task": {"objective": {"rewards": ["/theirs.py:run"]}}}, [], ["adapter=copy: does not say what it was trained on"]),
+        ({"task": {"metrics": ["pkg://json/tool.py:main"]}}, [], None),
     ],
 )  # fmt: skip
 def test_an_adapter_outside_a_run_says_its_base_and_its_task_or_they_must_be_typed(
@@ -153,6 +156,7 @@ def test_an_adapter_outside_a_run_says_its_base_and_its_task_or_they_must_be_typ
     assert told is None and spec.model.name_or_path == BASE and spec.model.package is None
     if spec.action.evaluate:
         assert spec.task.data.path == data.name and spec.task.data.num_test_rows in (8, 100)
+        assert spec.task.metrics is None
 
 
 PLACES = {

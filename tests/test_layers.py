@@ -86,6 +86,7 @@ STATE = {
     "sweep/launcher.py": "Hydra builds the launcher itself, and drops its errors",
     "system/determinism.py": "torch's switches and warnings are those of the process; a run resets them",
     "system/malloc.py": "the allocator is that of the process",
+    "training/uploads.py": "run folder → its uploads, which many cells have at a time",
     "trackers/__init__.py": "run folder → open session: many cells log at a time",
     "trackers/trackio.py": "Trackio has one folder for a process",
 }

@@ -135,8 +135,12 @@ def test_arguments_of_the_model_are_in_effect(llama, gpt2):
 
 TRAINED = {  # optimizers of torch, and of packages that may be missing: with what they need
     **{name: [] for name in optimizers.OPTIMIZERS},
+    "schedule_free_radam": ["trainer.max_steps=12"],  # its first steps only measure
     "sgd": ["trainer.arguments.optim_args='momentum=0.9,nesterov=true'"],
 }
+REFUSED_HERE = {
+    "galore_adafactor_layerwise": "Cannot combine manual `lr` and `relative_step=True`"
+}  # transformers' own mistake
 LOW_RANK = ["lora=none", "trainer.arguments.optim_target_modules=all-linear"]
 
 
@@ -148,8 +152,11 @@ def test_every_optimizer_and_schedule_learns(cli, llama, on_tiny, name):
     if traits is None:
         overrides = [f"trainer.lr_scheduler_type={name}", *SCHEDULES.get(name, [])]
     run = cli(*on_tiny(llama), *TINY_STEPS, *overrides)
+    refusal = REFUSED_HERE.get(name, "is for a GPU; type" if traits and traits.gpu else "")
     if traits and traits.package and find_spec(traits.package) is None:
-        assert run.code == 1 and "is not installed; type `pip install" in run.err
+        refusal = "is not installed; type `pip install"
+    if refusal:
+        assert run.code == 1 and refusal in run.err and "Traceback" not in run.err
         return
     assert run.code == 0, run.err
     metrics = run.record()["metrics"]

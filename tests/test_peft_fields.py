@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -146,6 +147,50 @@ def trained(llama, overrides, out_dir):
 
 def same(one, other, name):
     return name in one and name in other and torch.equal(one[name], other[name])
+
+
+# The 103 adapter_config.json of PEFT's own method comparison (huggingface/peft@5d602fd): name, method, and the fields that differ
+# from PEFT's defaults, without those that follow from the base model or the number of steps.
+COMPARISON = [json.loads(line) for line in (Path(__file__).parent / "fixtures" / "peft_method_comparison.jsonl").open()]
+OF_THE_RUN = {*peft_fields.SET_BY_PEFTRUN, *peft_fields.OF_THE_MODEL, "total_step"}
+
+
+@cases("wanted", COMPARISON, ids=lambda wanted: wanted["name"], every=8)
+def test_a_config_of_pefts_comparison_is_saved_as_it_is(tmp_path, llama, wanted):
+    """Typed field by field; adapter_config.json then equals PEFT's own in every field."""
+    method, fields = wanted["method"], {key: value for key, value in wanted.items() if key not in ("name", "method")}
+    run, steps = ({"total_step": 5000}, ["trainer.max_steps=5000"]) if method == "adalora" else ({}, [])
+    theirs = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.upper())](**fields, **run)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    theirs_saved = json.loads((tmp_path / "theirs" / ADAPTER_CONFIG).read_text())
+    option = dataclasses.asdict(run_of(llama, f"lora={method}", *REQUIRED.get(method, [])).lora)
+    typed = {
+        key: value
+        for key, value in theirs_saved.items()
+        if key not in OF_THE_RUN and (key in fields or (key in option and option[key] != value))
+    }
+    spec = run_of(llama, f"lora={method}", *steps, *(f"lora.{key}={written(value)}" for key, value in typed.items()))
+    ours = attach.build_peft_config(load_base(spec.model, CPU), spec.lora, None)
+    ours.save_pretrained(str(tmp_path / "ours"))
+    saved = json.loads((tmp_path / "ours" / ADAPTER_CONFIG).read_text())
+    same_kind = {key: sorted(value) if key.endswith("modules") and value else value for key, value in saved.items()}
+    assert {
+        key: (same_kind[key], value)
+        for key, value in theirs_saved.items()
+        if key not in OF_THE_RUN and same_kind[key] != (sorted(value) if key.endswith("modules") and value else value)
+    } == {}
+
+
+REQUIRED = {"trainable_tokens": ["lora.token_indices=[1]"]}
+
+
+def written(value: Any) -> str:
+    """A value in Hydra's grammar, which has no quotes around names in braces."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    return json.dumps(value)
 
 
 REFUSED = {  # what is typed → what the line says

@@ -108,8 +108,15 @@ KNOBS = {
     "warmup": ["trainer.warmup_steps=2"],
     "order": ["trainer.train_sampling_strategy=sequential"],
     "batch": ["trainer.per_device_train_batch_size=2"],
+    "momentum": ["trainer.optim=sgd", "trainer.arguments.optim_args='momentum=0.9'"],
+    "loss_type": ["trainer.arguments.loss_type=dft"],
+    "packing_strategy": ["trainer.packing=true", "trainer.arguments.packing_strategy=wrapped"],
+    "every_n_layers": [
+        "trainer.gradient_checkpointing=true",
+        "trainer.arguments.activation_checkpointing_kwargs={every_n_layers: 2}",
+    ],
 }
-UNCHANGED = {"gradient_checkpointing"}  # less memory, same numbers
+UNCHANGED = {"gradient_checkpointing", "every_n_layers"}  # less memory, same numbers
 STEPS = [
     "action.num_samples=0",
     "trainer.max_steps=4",

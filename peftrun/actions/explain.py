@@ -27,7 +27,7 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         raise ConfigError(*(f"{text}: {advice}" for text in ignored))
     explained: ConfigExplanation | ConfigDifference
     if action.run is None:
-        explained = explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir))
+        explained = explanation.explain_overrides(typed, run_overrides.read_search_path(out_dir), spec.adapter)
     elif action.compare_with is None:
         explained = explanation.explain_run(Path(action.run).expanduser())
     else:

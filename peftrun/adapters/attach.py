@@ -99,7 +99,7 @@ def needs_calibration_data(lora: Any) -> bool:
 
 
 def build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> Any:
-    """PEFT's config of a fresh adapter. Raises: ConfigError: PEFT refuses it."""
+    """PEFT's config of an adapter. Raises: ConfigError: PEFT refuses it."""
     extra = get_extra_peft_fields(lora)  # typed by the user, so that their null is meant
     fields = {
         key: value
@@ -119,6 +119,11 @@ def build_peft_config(base: LoadedBase, lora: Any, start: InitData | None) -> An
 
 def to_config_error(error: Exception, lora: Any, base: LoadedBase) -> ConfigError:
     """PEFT's refusal in one line. The rules between its fields, and which layers a method supports, are PEFT's own."""
+    if base.list_new_token_ids() and "trainable_token_indices cannot be applied" in str(error):
+        return ConfigError(
+            "lora.target_modules: names embeddings or the output layer, whose rows of model.new_tokens are trained by themselves; leave them out, "
+            "or type 'lora.modules_to_save=[NAME]' to train all rows"
+        )
     if "Please specify `target_modules`" in str(error):
         model_type = base.model.config.model_type
         return ConfigError(

@@ -14,7 +14,8 @@ from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import TEMPLATE_FILES, Fingerprint
 from peftrun.errors import AdapterError
 
-WEIGHTS, TOKENIZER, TEMPLATE = "weights", "tokenizer", "chat template"
+WEIGHTS, TOKENIZER, TEMPLATE, ARGUMENTS = "weights", "tokenizer", "chat template", "value of model.arguments"
+TOKEN_KEYS = ("model.chat_template", "model.special_tokens", "model.new_tokens")
 LENGTH_SETTINGS = ("truncation", "padding")  # keys of tokenizer.json that do not change a text's tokens
 
 
@@ -37,7 +38,8 @@ def check_base_match(
         text += f"this is {name} ({mark.short()})"
         others = [part for part in parts if part != WEIGHTS]
         text += f", which has another {' and another '.join(others)}" if others else ""
-        _warn_or_raise(text, parts, allow, "choose that model")
+        own = "" if WEIGHTS in parts else f", and leave {', '.join(TOKEN_KEYS)} to the adapter"
+        _warn_or_raise(text, parts, allow, f"choose that model{own}")
     _check_adapter_tokenizer(name, adapter, allow, tokenizer)
 
 
@@ -45,7 +47,8 @@ def find_differing_parts(mark: Fingerprint, metadata: dict[str, Any] | None) -> 
     """Parts of a base model that differ from those recorded in an adapter's `peftrun.json`; parts that are not recorded count as equal."""
     recorded = metadata["base"]["fingerprint"] if metadata else {}
     digests = {WEIGHTS: mark.weights, TOKENIZER: mark.tokenizer, TEMPLATE: mark.chat_template}
-    return [part for part, digest in digests.items() if recorded.get(part.replace(" ", "_")) not in (None, digest)]
+    parts = [part for part, digest in digests.items() if recorded.get(part.replace(" ", "_")) not in (None, digest)]
+    return [*parts, *([ARGUMENTS] if recorded and recorded.get("arguments", "") != mark.arguments else [])]
 
 
 def _check_adapter_tokenizer(name: str, adapter: AdapterRef, allow: bool, tokenizer: Callable[[], Any]) -> None:

@@ -29,7 +29,10 @@ def verify_streamed_load(
     """
     base = base_models.resolve_base_dir(spec)
     _check_walkable(spec, device, adapter.config)
-    head, mark = classifier_head.read_adapter_head(adapter), fingerprint.fingerprint_model(base)
+    head, mark = (
+        classifier_head.read_adapter_head(adapter),
+        fingerprint.fingerprint_model(base).with_arguments(spec.arguments),
+    )
     tokenizer = load_tokenizer(base, spec)
     base_match.check_base_match(
         base_files.format_base_name(spec), mark, adapter, allow_base_mismatch, lambda: tokenizer

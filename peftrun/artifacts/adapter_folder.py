@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import hub_adapters, records
+from peftrun.artifacts import hub_adapters, records, remote_files
 from peftrun.artifacts.hub_adapters import HubAdapter
 from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PEFTRUN_METADATA, RECORD
 from peftrun.errors import AdapterError, ArtifactError
@@ -134,8 +134,28 @@ def _find_downloaded(hub: HubAdapter, name: str) -> Path:
     return folder
 
 
+def _locate_folder(path: str, key: str) -> Path:
+    """A folder of this machine, or the copy of one under a URL. Raises: AdapterError: that cannot be downloaded."""
+    if not remote_files.is_url(path):
+        return Path(path).expanduser()
+    if problem := remote_files.explain_unusable(path):
+        raise AdapterError(f"{key}: {problem}")
+    return remote_files.fetch_folder(path.rstrip("/"), key, AdapterError, _belongs_to_adapter)
+
+
+def _belongs_to_adapter(file: str) -> bool:
+    """Whether a file, relative to a run or an adapter folder, is needed to load the adapter."""
+    parent, _, name = file.rpartition("/")
+    return (
+        (name in (RECORD, CONFIG) and not parent)
+        or parent.split("/")[0] in ("", ADAPTER)
+        or name.startswith("adapter_")
+    )
+
+
 def _find_here(path: str, name: str) -> Path:
-    folder, key = Path(path).expanduser(), format_adapter_option(path, name)
+    key = format_adapter_option(path, name)
+    folder = _locate_folder(path, key)
     if not path.strip():
         raise AdapterError(f"{key}: names no folder; name a run folder or one that holds {ADAPTER_CONFIG}")
     if not folder.is_dir():
@@ -202,7 +222,10 @@ def explain_missing_files(names: Iterable[str], path: str) -> str | None:
 
 def find_adapter_run(path: str) -> Path | None:
     """The folder of the run that made the adapter at `path`; None if it is in no run folder."""
-    folder = Path(path).expanduser()
+    try:
+        folder = _locate_folder(path, format_adapter_option(path, "default"))
+    except AdapterError:  # reported where it is loaded
+        return None
     if not folder.is_dir():  # an id on the Hub, whatever run the working directory is
         return None
     candidates = (folder, *list(folder.absolute().parents)[:2])  # RUN, RUN/adapter, RUN/adapter/NAME

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, base_location
+from peftrun.artifacts import adapter_folder, base_location, function_files, portable_names
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.config import migrations
@@ -24,13 +24,15 @@ class AdapterOrigin:
     """How an adapter was made.
 
     Attributes:
-        source: the run folder that says so, or the adapter.
+        source: the run folder that says so, or the adapter itself.
+        is_run: which of the two.
         groups: values of the config groups that are known, of GROUPS.
         unknown_base: why the base model is not known; None if it is.
         lora: values of the config group `lora` of its run; empty if there is none.
     """
 
     source: str
+    is_run: bool
     groups: dict[str, dict[str, Any]]
     unknown_base: str | None = None
     lora: dict[str, Any] = field(default_factory=dict)
@@ -43,16 +45,38 @@ def read_origin(path: str, name: str) -> AdapterOrigin | None:
         if run:
             recorded = config.read_run(run / CONFIG, report_changes=False)
             groups = {group: recorded[group] for group in GROUPS if isinstance(recorded.get(group), dict)}
-            return AdapterOrigin(str(run), groups, lora=recorded.get("lora") or {})
+            return AdapterOrigin(str(run), True, groups, lora=recorded.get("lora") or {})
         adapter = adapter_folder.resolve_adapter(path, name)
     except (PeftrunError, OSError):
         return None
     base, reason = _read_base(adapter)
     groups = {"model": dataclasses.asdict(base)} if base else {}
-    task = (adapter.metadata or {}).get("task")
-    if isinstance(task, dict):
-        groups["task"] = migrations.upgrade_values({"task": task})[0]["task"]
-    return AdapterOrigin(adapter.label, groups, reason)
+    if task := _read_task(adapter):
+        groups["task"] = task
+    return AdapterOrigin(adapter.label, False, groups, reason)
+
+
+def _read_task(adapter: AdapterRef) -> dict[str, Any] | None:
+    """Config group `task` of its peftrun.json in today's keys; None if there is none, or its values are of other types."""
+    try:
+        portable = select_portable_task((adapter.metadata or {})["task"])
+        return migrations.upgrade_values({"task": portable})[0]["task"] if portable else None
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def select_portable_task(task: dict[str, Any]) -> dict[str, Any] | None:
+    """Values of config group `task` as an adapter carries them: without paths of this machine, and without functions of the user.
+
+    An adapter that is passed on must not choose code to run: metrics that are such functions are left out, and of a task with such
+    rewards there is nothing (None).
+    """
+    rewards, metrics = (task.get("objective") or {}).get("rewards") or [], task.get("metrics") or []
+    if any(map(function_files.is_reference, rewards)):
+        return None
+    own = [name for name in metrics if not function_files.is_reference(name)]
+    values: dict[str, Any] = portable_names.shorten_paths({**task, "metrics": own or None})
+    return values
 
 
 def select_training_facts(adapter: AdapterRef) -> dict[str, Any]:

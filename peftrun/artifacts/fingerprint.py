@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from peftrun.artifacts import token_settings
 from peftrun.config.paths import cache_dir
+from peftrun.config.schema.model_fields import LOADER
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files, safetensors_header
 
@@ -23,15 +24,25 @@ TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")  # in transfor
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Hex sha256 digests. `weights` is independent of how tensors are sharded over files."""
+    """Hex sha256 digests. `weights` is independent of how tensors are sharded over files.
+
+    Attributes:
+        arguments: what `model.arguments` changes in the model's config, as JSON; empty: nothing.
+    """
 
     weights: str
     tokenizer: str
     chat_template: str
+    arguments: str = ""
+
+    def with_arguments(self, arguments: dict[str, Any] | None) -> "Fingerprint":
+        """That of the same files loaded with `model.arguments`."""
+        changed = {key: value for key, value in (arguments or {}).items() if key not in LOADER}
+        return replace(self, arguments=json.dumps(changed, sort_keys=True) if changed else "")
 
     def as_dict(self) -> dict[str, str]:
         """For records and `peftrun.json`."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value or key != "arguments"}
 
     def short(self) -> str:
         """The first twelve digits of `weights`, for messages."""

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from peftrun import console
 from peftrun.artifacts import adapter_folder, hub_adapters, hub_cache
+from peftrun.artifacts.adapter_folder import STACK
 from peftrun.artifacts.hub_adapters import HubAdapter
 from peftrun.artifacts.hub_cache import HubRepository
 from peftrun.artifacts.run_layout import (
@@ -17,7 +18,8 @@ from peftrun.artifacts.run_layout import (
 )
 from peftrun.errors import AdapterError
 
-FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA, *TOKENIZER_FILES, MORE_TEMPLATES)
+PEFT_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFTRUN_METADATA)
+FILES = (*PEFT_FILES, *(f"{STACK}/*/{name}" for name in PEFT_FILES), *TOKENIZER_FILES, MORE_TEMPLATES)
 MAX_NAMED = 5  # subfolders that an error names
 
 
@@ -45,6 +47,22 @@ def pin_adapter(path: str, name: str = "default") -> str:
         raise AdapterError(f"{option}: {_explain_no_adapter(pinned)}")
     console.print_info(f"adapter {name}: {hub.typed} on the Hub, commit {snapshot.name[:12]}")
     return str(pinned)
+
+
+def pin_cached_adapter(path: str, name: str = "default") -> str:
+    """The same from the local cache alone, for a preview, which asks the Hub nothing; unchanged, with a warning, if it is not there."""
+    hub = hub_adapters.parse_hub_adapter(path)
+    if hub is None or not adapter_folder.awaits_download(path, name):
+        return path
+    snapshot = hub_cache.find_snapshot(hub.id, hub.commit or hub.revision)
+    pinned = str(replace(hub, commit=snapshot.name)) if snapshot else path
+    if not adapter_folder.awaits_download(pinned, name):
+        return pinned
+    option = adapter_folder.format_adapter_option(hub.typed, name)
+    console.print_warning(
+        f"{option}: is not downloaded yet, so this is for the defaults in place of its base model, task and method; type action=inspect {option} first"
+    )
+    return path
 
 
 def _list_folders(hub: HubAdapter, name: str) -> list[str]:

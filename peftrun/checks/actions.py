@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import adapter_rules, prompts_file, remote_files, source_run
+from peftrun.artifacts import adapter_rules, prompts_file, remote_files, remote_stores, source_run
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.prompts_file import BASE_ADAPTER_NAME
 from peftrun.artifacts.run_layout import CONFIG, RECORD
@@ -184,7 +184,10 @@ def check_output(action: Any) -> Lines:
     if output_dir is not None and Path(output_dir).expanduser().exists():
         yield f"action.output_dir={output_dir}: exists already and is never overwritten; name a folder that does not exist"
     resume = getattr(action, "resume", None)
-    if resume not in (None, "auto") and not all(
+    if resume not in (None, "auto") and remote_stores.is_remote_run(resume):
+        # Whether there is a run is not checked here: that would need the network.
+        yield from check_url(f"action.resume={resume}", resume) if remote_files.is_url(resume) else ()
+    elif resume not in (None, "auto") and not all(
         (Path(resume).expanduser() / name).is_file() for name in (RECORD, CONFIG)
     ):
         yield f"action.resume={resume}: is not a run folder (no {RECORD}); name one below outputs/train, or type action.resume=auto"
@@ -206,6 +209,18 @@ def check_replay(action: Any) -> Lines:
     """The run to replay exists, has completed, and has results to compare."""
     if action.name == "replay":
         yield from source_run.check_source_run(action)
+
+
+def check_import(action: Any) -> Lines:
+    """action=import has a file to convert, and overwrites none."""
+    if action.name != "import":
+        return
+    if action.source is None:
+        yield "action.source is not set; action=import converts a file: type from=axolotl.yaml"
+    elif not Path(action.source).expanduser().exists():
+        yield f"action.source={action.source}: there is no such file; name a config of another tool, or a folder with an adapter_config.json"
+    if action.output is not None and Path(action.output).expanduser().exists():
+        yield f"action.output={action.output}: exists already and is never overwritten; name another file"
 
 
 def check_template(action: Any) -> Lines:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from peftrun.artifacts import base_files
 from peftrun.checks.unknown_keys import find_close_match, is_secret, quote_for_shell
 from peftrun.checks.validation import explain_type_errors
 from peftrun.config.schema import trainer_fields
@@ -79,11 +80,13 @@ def _explain_refused(config: trainer_fields.Config, name: str, value: Any) -> st
     return f"{key}={shown}: {config[1]} has no such field; did you mean {nearest}? type {quote_for_shell(own.replace('VALUE', shown))}"
 
 
-def check_optimizer(trainer: Any) -> Lines:
-    """The optimizer's package is installed, and it gets the arguments that it needs and no others."""
+def check_optimizer(trainer: Any, device: Any) -> Lines:
+    """The optimizer's package is installed, it runs on the device, and it gets the arguments that it needs and no others."""
     key, traits, arguments = f"trainer.optim={trainer.optim}", OPTIMIZERS[trainer.optim], trainer.arguments or {}
     if traits.package and find_spec(traits.package) is None:
         yield explain_not_installed(f"{key} needs package", traits.package)
+    if traits.gpu and not base_files.uses_gpu(device):
+        yield f"{key}: is for a GPU; type trainer.optim={trainer.optim.replace('_8bit', '').replace('ada', '')}"
     yield from _check_optimizer_settings(trainer.optim, arguments.get("optim_args"))
     targets = arguments.get("optim_target_modules")
     if traits.low_rank and not targets:
@@ -134,6 +137,6 @@ def check_schedule(trainer: Any) -> Lines:
 
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("trainer", "task", "device"), check_arguments),
-    (("trainer",), check_optimizer),
+    (("trainer", "device"), check_optimizer),
     (("trainer",), check_schedule),
 ]

@@ -26,6 +26,7 @@ from peftrun.checks import serving as serve_checks
 from peftrun.checks import stack as stack_checks
 from peftrun.checks import tasks as task_checks
 from peftrun.checks import trackers as tracker_checks
+from peftrun.checks import uploads as upload_checks
 from peftrun.checks.tasks import MODELLESS
 from peftrun.config.schema import run as schema
 from peftrun.config.schema.actions import TrainAction
@@ -206,6 +207,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     *function_checks.RULES,
     *metric_names.RULES,
     *tracker_checks.RULES,
+    *upload_checks.RULES,
     (("lora",), method_checks.check_module_patterns),
     (("lora",), method_checks.check_layers),
     (("lora",), method_checks.check_converted_init),
@@ -232,6 +234,7 @@ RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("action",), action_checks.check_explain),
     (("action",), action_checks.check_output),
     (("action",), action_checks.check_template),
+    (("action",), action_checks.check_import),
     (("action",), action_checks.check_replay),
     (("action",), action_checks.check_catalog),
     (("action", "adapter", "adapters"), action_checks.check_export),

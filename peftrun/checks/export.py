@@ -63,12 +63,17 @@ def _check_hub_options(action: Any) -> Iterator[str]:
 def _check_push(action: Any) -> Iterator[str]:
     if action.repo_id is None:
         yield "action.repo_id is not set; action.push=true needs it: type action.repo_id=ORG/NAME"
+    yield from check_push_possible("action.push=true")
+
+
+def check_push_possible(option: str) -> Iterator[str]:
+    """A push to the Hub, requested by `option`, is not excluded by the environment."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield "action.push=true: HF_HUB_OFFLINE is set, so nothing is sent; unset it"
+        yield f"{option}: HF_HUB_OFFLINE is set, so nothing is sent; unset it"
     from huggingface_hub import get_token  # imported here: only a push needs it
 
     if get_token() is None:
-        yield "action.push=true: there is no token for the Hub; type `hf auth login`, or set HF_TOKEN to a token with write access"
+        yield f"{option}: there is no token for the Hub; type `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
 def _check_adapter(target: str, adapter: AdapterRef) -> Iterator[str]:

@@ -14,6 +14,7 @@ OF_FOLDERS = {  # what to type → the actions that take a folder this way
     "'adapter={a: VALUE, b: outputs/train/RUN2}'": "combine diff",
     "finetuned_model=VALUE": "extract",
     "path=VALUE": "template",
+    "from=VALUE": "import",
     ROWS: "train plan preview",
 }
 OF_FILES = {"generate": "prompts_file=VALUE"}

@@ -1,16 +1,17 @@
-"""Keys of other tools → ours: axolotl, LLaMA-Factory, TRL and transformers, unsloth. Light.
+"""Keys of other tools → ours, for error messages: the tables of `config/peers`, and what is typed beside them. Light.
 
-`docs/howto/from-*.md` list the same mapping with the differences; a test compares the two. A key whose last part is the same here
-(`learning_rate`, `lora_dropout`) needs no entry: it is found by that part.
+A key whose last part is the same here (`learning_rate`, `lora_dropout`) needs no entry: it is found by that part.
 """
 
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from peftrun.config import paths
+from peftrun.config.peers import tables
 
 VALUE, OTHERS = "VALUE", "others"
 DEFAULT = ""  # nothing needs to be typed: the value is the default here
@@ -20,35 +21,22 @@ VALIDATION = "VALIDATION"  # a number of rows, or a share of them: `_translate_v
 EACH_EPOCH = "trainer.eval_strategy=epoch task.data.num_validation_rows=100"
 RUNS = "outputs/train/RUN"
 PEFTRUN_GROUPS = ("action", "tracker", "params", "hydra")  # groups that no other tool has
-FILE = "a run is composed of options; put the file's keys into FOLDER/experiment/NAME.yaml and type --config-dir FOLDER experiment=NAME (docs/howto/from-*.md)"
+FILE = "a run is composed of options; type --config-dir FOLDER experiment=NAME for FOLDER/experiment/NAME.yaml, or action=import from=FILE for a config of another tool"
+PEERS = ("axolotl", "llama-factory", "trl", "ms-swift")
+NOT_TYPED = ("command", "columns", "top_p")  # rows that are no keys of theirs, or have several meanings here
+UNLISTED = ("task.objective.", "lora.")  # keys that not every configuration has
+COLUMNS = "datasets.field_"  # keys of axolotl's sources that are found without their owner
 UNSET = ("null", "None", "~", "")
 SOURCE = re.compile(r"""\A\[?(?:\{.*?path"?: *)?["']?([^"',}\]\s]+).*""", re.DOTALL)  # A of [{path: A, …}, …] or [A, …]
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
 
 _MODEL = "model=pretrained model.name_or_path=VALUE"
 _SWITCHES = {  # true: what to type; false: the default
-    "load_in_4bit": "model.quantization=nf4",
-    "load_in_8bit": "model.quantization=int8",
-    "fp16": "device.dtype=float16",
-    "pure_bf16": "device.dtype=bfloat16",
-    "flash_attention": "model.attn_implementation=flash_attention_2",
-    "use_flash_attention_2": "model.attn_implementation=flash_attention_2",
-    "sdp_attention": "model.attn_implementation=sdpa",
-    "flex_attention": "model.attn_implementation=flex_attention",
-    "lora_target_linear": "lora.target_modules=all-linear",
-    "train_on_inputs": "task.loss_on=all",
-    "train_on_prompt": "task.loss_on=all",
-    "assistant_only_loss": "task.loss_on=assistant",
-    "group_by_length": "trainer.train_sampling_strategy=group_by_length",
-    "pissa_init": "lora.init_lora_weights=pissa_niter_16",
-    "reward_model": "task=reward",
     "use_lora": "lora=lora",
     "use_qlora": "experiment=qlora",
     "full_finetuning": "lora=none",
     "wandb": "tracker=wandb",
-    "use_tensorboard": "tracker=tensorboard",
     "use_cpu": "device=cpu",
-    "predict_with_generate": "task.metrics=[rouge_l]",
 }
 TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
 ADAPTERS = {  # axolotl's `adapter` is a method; here it is a trained adapter to load
@@ -59,132 +47,57 @@ ADAPTERS = {  # axolotl's `adapter` is a method; here it is a trained adapter to
 _CASES: dict[str, dict[str, str]] = {  # key → value → what to type
     **{key: {"true": text, "false": DEFAULT} for key, text in _SWITCHES.items()},
     "bf16": {"true": "device.dtype=bfloat16", "auto": "device.dtype=auto", "full": "device.dtype=bfloat16"},
-    "quantization_bit": {"4": "model.quantization=nf4", "8": "model.quantization=int8"},
-    "quantization_method": {"bnb": DEFAULT, "bitsandbytes": DEFAULT},
-    "flash_attn": {"fa2": _SWITCHES["flash_attention"], "sdpa": _SWITCHES["sdp_attention"], "disabled": "model.attn_implementation=eager", "auto": DEFAULT},
-    "finetuning_type": {"lora": "lora=lora", "full": "lora=none", "oft": "lora=oft"},
-    "use_peft": {"true": "lora=lora", "false": "lora=none"},
-    "lora_target": {"all": "lora.target_modules=all-linear", OTHERS: "lora.target_modules=[VALUE]"},
-    "pissa_iter": {"16": DEFAULT, "-1": "lora.init_lora_weights=pissa"},
-    "completion_only_loss": {"true": "task.loss_on=completion", "false": "task.loss_on=all"},
-    "mask_history": {"true": "task.loss_on=completion", "false": "task.loss_on=assistant"},
-    "shuffle_merged_datasets": {"true": DEFAULT, "false": "trainer.train_sampling_strategy=sequential"},
     "optimizer": {"adamw": "trainer.optim=adamw_torch", "adam": "trainer.optim=adamw_torch", "adamw_bnb_8bit": "trainer.optim=adamw_8bit", "adamw_torch_4bit": "trainer.optim=adamw_8bit", OTHERS: "trainer.optim=VALUE"},
-    "disable_gradient_checkpointing": {"true": "trainer.gradient_checkpointing=false", "false": "trainer.gradient_checkpointing=true"},
     "use_gradient_checkpointing": {"false": DEFAULT, OTHERS: "trainer.gradient_checkpointing=true"},
     "evaluation_strategy": {
         "no": DEFAULT,
         "steps": "trainer.eval_strategy=steps task.data.num_validation_rows=100",
         "epoch": EACH_EPOCH,
     },
-    "saves_per_epoch": {"1": "trainer.save_strategy=epoch", "0": "trainer.save_strategy=no"},
     "report_to": {"none": DEFAULT, **{name: f"tracker={name}" for name in TRACKERS}, OTHERS: f"tracker=NAME, one of {', '.join(TRACKERS)}"},
     "loftq_config": {"none": DEFAULT, "{}": DEFAULT, OTHERS: "lora=loftq model.quantization=nf4"},
     "adapter": ADAPTERS,
-    "stage": {"sft": "task=instruction", "pt": "task=plain_text trainer.packing=true", "dpo": "task=dpo", "kto": "task=kto", "rm": "task=reward"},
-    "rl": {"dpo": "task=dpo", "ipo": "task=dpo task.objective.loss_type=[ipo]", "orpo": "task=orpo", "kto": "task=kto", "grpo": "task=grpo"},
-    "chat_template": {
-        "tokenizer_default": DEFAULT,
-        **{theirs: f"model.chat_template={name}" for theirs, name in {"phi_3": "phi3", "phi_35": "phi3_5", "qwen_25": "qwen2_5", "deepseek_v3": "deepseekv3"}.items()},
-        OTHERS: "model.chat_template=VALUE",
-    },
-    "pref_loss": {"orpo": "task=orpo", OTHERS: "task.objective.loss_type=[VALUE]"},
 }  # fmt: skip
 _SAME: dict[str, str] = {  # what to type → their names for it
-    _MODEL: "base_model model_name_or_path model_name model_id model_path base pretrained pretrained_model_name_or_path model.name model.path model.id",
-    "model.revision=VALUE": "revision_of_model model_revision",
-    "model.quantization=VALUE": "bnb_4bit_quant_type",
-    "model.chat_template=VALUE": "chat_template_jinja chat_template_path",
-    "'model.new_tokens=VALUE'": "tokens",
-    "'model.new_tokens=[VALUE]'": "add_tokens add_special_tokens",
-    **{f"'model.special_tokens={{{role}: \"VALUE\"}}'": f"{role}_token" for role in ("bos", "eos", "unk", "pad")},
+    _MODEL: "model_name model_id model_path base pretrained pretrained_model_name_or_path model.name model.path model.id",
+    **{f"'model.special_tokens={{{role}: \"VALUE\"}}'": f"{role}_token" for role in ("bos", "unk")},
     SPECIAL_TOKENS: "special_tokens",
-    "lora.r=VALUE": "lora_r lora_rank rank max_lora_rank",
+    "lora.r=VALUE": "rank max_lora_rank",
     "lora.lora_alpha=VALUE": "alpha",
     "lora.lora_dropout=VALUE": "dropout",
-    "lora.target_modules=VALUE": "lora_target_modules",
-    "lora.target_parameters=VALUE": "lora_target_parameters",
-    "lora.modules_to_save=VALUE": "lora_modules_to_save",
-    "lora.modules_to_save=[VALUE]": "additional_target",
-    "lora.use_dora=VALUE": "peft_use_dora",
-    "lora.use_rslora=VALUE": "peft_use_rslora",
-    "lora.layers_to_transform=VALUE": "peft_layers_to_transform",
-    "lora.init_lora_weights=VALUE": "peft_init_lora_weights",
     ROWS: "dataset datasets dataset_name dataset_path dataset_file data data_path data_file data_files train_file train_data train_dataset train_path",
     "task.data.path=VALUE": "file files",
     "task.data.test_path=VALUE": "eval_dataset eval_file validation_file test_file val_file",
-    "task.data.config_name=VALUE": "dataset_config",
-    "'task.data.split=\"VALUE\"'": "dataset_train_split",
-    "'task.data.test_split=\"VALUE\"'": "dataset_test_split",
-    "task.data.streaming=VALUE": "dataset_streaming",
-    "task.data.num_train_rows=VALUE": "max_samples max_train_samples",
+    "task.data.num_train_rows=VALUE": "max_train_samples",
     VALIDATION: "val_set_size val_size",
-    "'task.completion_template=\"{VALUE}\"'": "dataset_text_field",
-    "task.messages_column=VALUE": "field_messages",
-    "task.chosen_column=VALUE": "field_chosen",
-    "task.rejected_column=VALUE": "field_rejected",
-    "task.max_length=VALUE": "sequence_len cutoff_len max_seq_length max_seq_len max_len seq_len seq_length model_max_length block_size",
-    "'task.system_prompt=\"VALUE\"'": "default_system system_prompt default_system_message",
-    "trainer.packing=VALUE": "sample_packing neat_packing",
-    "trainer.per_device_train_batch_size=VALUE": "micro_batch_size batch_size train_batch_size per_device_batch_size",
-    "trainer.per_device_eval_batch_size=VALUE": "eval_batch_size",
+    "task.max_length=VALUE": "max_seq_len max_len seq_len seq_length model_max_length block_size",
+    "'task.system_prompt=\"VALUE\"'": "system_prompt default_system_message",
+    "trainer.per_device_train_batch_size=VALUE": "batch_size train_batch_size per_device_batch_size",
     "trainer.gradient_accumulation_steps=VALUE": "gradient_accumulation grad_accum accumulation_steps",
     "trainer=epochs trainer.num_train_epochs=VALUE": "num_train_epochs num_epochs epochs max_epochs n_epochs",
     "trainer.max_steps=VALUE": "steps iters max_iters num_steps",
     "trainer.learning_rate=VALUE": "lr",
-    "trainer.lr_scheduler_type=VALUE": "lr_scheduler scheduler",
-    "trainer.lr_scheduler_type=cosine_with_min_lr 'trainer.lr_scheduler_kwargs={min_lr_rate: VALUE}'": "cosine_min_lr_ratio",
-    "trainer.warmup_steps=VALUE": "warmup_ratio warmup",
+    "trainer.lr_scheduler_type=VALUE": "scheduler",
+    "trainer.warmup_steps=VALUE": "warmup",
     "trainer.max_grad_norm=VALUE": "gradient_clip_val grad_clip",
-    "trainer.use_liger_kernel=VALUE": "enable_liger_kernel use_liger liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy",
+    "trainer.use_liger_kernel=VALUE": "use_liger",
     EACH_EPOCH: "evals_per_epoch",
     "seed=VALUE": "random_state random_seed",
-    "hydra.run.dir=VALUE": "output_dir out_dir save_dir run_dir",
+    "hydra.run.dir=VALUE": "out_dir save_dir run_dir",
     "action.resume=auto": "resume resume_from_checkpoint auto_resume_from_checkpoints",
-    "tracker=wandb tracker.project=VALUE": "wandb_project",
-    "tracker.entity=VALUE": "wandb_entity",
-    "tracker=wandb tracker.mode=VALUE": "wandb_mode",
-    "tracker=mlflow tracker.uri=VALUE": "mlflow_tracking_uri",
-    "tracker=mlflow tracker.project=VALUE": "mlflow_experiment_name",
-    "tracker.run_name=VALUE": "wandb_name wandb_run_id run_name",
-    "device=deepspeed device.deepspeed_config=VALUE": "deepspeed",
+    "tracker.run_name=VALUE": "run_name",
     "device=fsdp trainer.save_strategy=no": "fsdp fsdp_config",
     "device.num_processes=VALUE": "num_gpus n_gpus gpus nproc_per_node num_processes",
-    "task.objective.beta=VALUE": "beta rl_beta orpo_alpha pref_beta",
+    "task.objective.beta=VALUE": "beta",
     "task.objective.loss_type=[VALUE]": "loss_type",
     "task.objective.label_smoothing=VALUE": "label_smoothing",
     "task.objective.loss_type=[robust] task.objective.label_smoothing=VALUE": "dpo_label_smoothing",
-    "task.objective.desirable_weight=VALUE": "desirable_weight kto_desirable_weight kto_chosen_weight",
-    "task.objective.undesirable_weight=VALUE": "undesirable_weight kto_undesirable_weight kto_rejected_weight",
-    "task.objective.center_rewards_coefficient=VALUE": "center_rewards_coefficient",
-    "task.objective.num_generations=VALUE": "num_generations",
-    "task.objective.max_completion_length=VALUE": "max_completion_length",
-    "task.objective.temperature=VALUE": "temperature",
-    "adapter=VALUE": "adapter_path lora_path adapter_name_or_path lora_model_dir",
+    "adapter=VALUE": "adapter_path lora_path",
     "action=merge adapter=outputs/train/RUN action.output_dir=VALUE": "export_dir",
     "task.objective.rewards=[VALUE]": "reward_funcs",
-    "device.deterministic=VALUE": "full_determinism",
 }  # fmt: skip
-KEYS: dict[str, str | dict[str, str]] = {
-    **{name: text for text, names in _SAME.items() for name in names.split()},
-    **_CASES,
-}
-# Keys without a counterpart; the guides say why.
-_OMITTED = """
-    base_model_config model_type tokenizer_type is_mistral_derived_model tokenizer_config gptq tf32 xformers_attention eot_tokens
-    template model_config unfrozen_parameters lora_fan_in_fan_out lora_mlp_kernel lora_qkv_kernel lora_o_kernel
-    eval_sample_packing pad_to_sequence_len dataset_prepared_path remove_unused_columns gradient_checkpointing_kwargs
-    loss_watchdog_threshold loss_watchdog_patience strict wandb_watch wandb_log_model eval_table_size eval_table_max_new_tokens hub_model_id
-    debug local_rank plugins ddp_find_unused_parameters
-    double_quantization use_unsloth rope_scaling shift_attn resize_vocab pissa_convert create_new_adapter infer_backend upcast_layernorm low_cpu_mem_usage
-    dataset_dir overwrite_cache preprocessing_num_workers tokenized_path do_train do_eval save_only_model overwrite_output_dir plot_loss ddp_timeout
-    pref_ftx ref_model
-    tokenizer_name_or_path torch_dtype use_bnb_nested_quant lora_task_type max_prompt_length packing_strategy
-    dataset_num_proc logging_strategy log_level push_to_hub hub_strategy hub_private_repo average_tokens_across_devices precompute_ref_log_probs
-    logging_first_step logging_dir save_safetensors data_seed disable_tqdm eval_packing use_vllm vllm_mode
-    fast_inference gpu_memory_utilization unsloth_force_compile lora_on_cpu dataset_processes dataset_keep_in_memory bf16_full_eval
-    """
-OMITTED = frozenset(_OMITTED.split())
+# Keys that need nothing, beside those of the tables.
+_OMITTED = "bf16_full_eval data_seed fast_inference gpu_memory_utilization lora_on_cpu unsloth_force_compile"
 WORDS = {  # commands of other tools, and other names of actions
     "sft": "action=train",
     "finetune": "action=train",
@@ -223,15 +136,43 @@ OPTIONS = {  # group=value of theirs → what to type
 }
 
 
+@cache
+def read_keys() -> dict[str, str | dict[str, str]]:
+    """Key → what to type, or value → what to type. Of the tables without keys that have the same name here."""
+    keys: dict[str, str | dict[str, str]] = {}
+    for key, row in _list_rows():
+        known = keys.get(key)
+        if isinstance(row.to, dict) and isinstance(known, dict):
+            keys[key] = row.to | known
+        elif isinstance(row.to, dict) or (row.to and (f".{key}=" not in row.to or row.to.startswith(UNLISTED))):
+            keys.setdefault(key, row.to)
+    return keys | {name: text for text, names in _SAME.items() for name in names.split()} | _CASES
+
+
+@cache
+def read_omitted() -> frozenset[str]:
+    """Keys that need nothing here, or have no counterpart."""
+    return frozenset([*_OMITTED.split(), *(key for key, row in _list_rows() if row.not_needed or row.no_counterpart)])
+
+
+def _list_rows() -> Iterator[tuple[str, tables.Row]]:
+    for tool in PEERS:
+        for key, row in tables.read_table(tool).rows.items():
+            name = key.removeprefix("datasets.") if key.startswith(COLUMNS) else key
+            if name not in NOT_TYPED and "." not in name:
+                yield name, row
+
+
 def translate_key(key: str, value: object) -> str | None:
     """What to type for a key of another tool, found by its last dotted part. Empty: nothing; None: no tool has this key."""
     group, _, last = key.rpartition(".")
     if group.partition(".")[0] in PEFTRUN_GROUPS:
         return None
-    translation, text = KEYS.get(key, KEYS.get(last)), value if isinstance(value, str) else json.dumps(value)
+    keys = read_keys()
+    translation, text = keys.get(key, keys.get(last)), value if isinstance(value, str) else json.dumps(value)
     text = text.lower() if text in ("True", "False") else text
     if translation is None:
-        return DEFAULT if last in OMITTED else None
+        return DEFAULT if last in read_omitted() else None
     if text in UNSET:
         return DEFAULT
     if isinstance(translation, dict):

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -169,21 +170,38 @@ def _complete_commands(commands: list[str], spec: Any) -> list[str]:
     places = run_overrides.format_config_sources(HydraConfig.get().runtime.config_sources)
     if spec.device.strategy is not None:
         overrides = run_overrides.strip_process_overrides(overrides)
-    row_overrides: list[str] = []
+    row_overrides: list[str] | None = []
     if spec.adapter and not run_overrides.select_row_overrides(overrides):
-        adapter_overrides, adapter_places = run_overrides.read_adapter_overrides(
-            spec.adapter[spec.active_adapter or next(iter(spec.adapter))]
-        )
+        path = spec.adapter[spec.active_adapter or next(iter(spec.adapter))]
+        adapter_overrides, adapter_places = run_overrides.read_adapter_overrides(path)
         row_overrides, places = run_overrides.select_row_overrides(adapter_overrides), places or adapter_places
+        if not adapter_overrides and any(map(_reads_own_rows, commands)):
+            row_overrides = _find_task_overrides(path, spec)
+    if row_overrides is None:
+        commands = [command for command in commands if not _reads_own_rows(command)]
     return [
         run_overrides.add_shared_overrides(
-            command,
-            [*([] if " adapter=" in command else row_overrides), *overrides],
-            places,
-            spec,
+            command, [*([] if " adapter=" in command else row_overrides or []), *overrides], places, spec
         )
         for command in commands
     ]
+
+
+def _reads_own_rows(command: str) -> bool:
+    """Whether the command measures a model without an adapter, which would say what its rows are."""
+    return command.startswith("peftrun action=evaluate ") and " adapter=" not in command
+
+
+def _find_task_overrides(path: str, spec: Any) -> list[str] | None:
+    """Overrides of the run's task, as an adapter outside a run says it; None if that says none."""
+    from peftrun.artifacts import adapter_origin
+    from peftrun.composition.spec import get_default_values
+    from peftrun.config_tools import minimal_overrides
+
+    origin = adapter_origin.read_origin(path, "default")
+    if origin is None or "task" not in origin.groups:
+        return None
+    return minimal_overrides.find_minimal_overrides({**get_default_values(), "task": asdict(spec.task)})
 
 
 def _build_spec(cfg: DictConfig, out_dir: Path) -> Any:

@@ -82,10 +82,9 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
                     config.take_value(adopted[group], values[group], key.split(".")[1:])
     adopted = _adopt_tokens(packages.prefer_user_files(adopted), keys, chosen="model" not in groups)
     if changed := [group for group in groups if adopted[group] != values[group]]:
-        options = " and ".join(f"{group}=" for group in changed)
-        config.report_upgrades(
-            [f"{' and '.join(changed)} of {origin.source}, whose adapter this is (type {options} for another)"]
-        )
+        names, options = " and ".join(changed), " and ".join(f"{group}=" for group in changed)
+        made = f"of {origin.source}, whose adapter this is" if origin.is_run else f"that {origin.source} was made with"
+        config.report_upgrades([f"{names} {made} (type {options} for another)"])
     return adopted
 
 

@@ -37,7 +37,7 @@ def apply_adapter_method(values: dict[str, Any], own: dict[str, Any], keys: set[
         if lora.get(names[0]) != own.get(names[0], MISSING):
             config.take_value(settings, lora, names)
     if settings != lora:
-        config.report_upgrades([f"lora of {path}, the adapter that is trained further"])
+        config.report_upgrades([f"lora of {adapter.path}, the adapter that is trained further"])
     return values | {"lora": settings}
 
 

@@ -114,3 +114,14 @@ def _escape_char(char: str) -> str:
 def _quote_text(text: str) -> str:
     quote = Quote.single if '"' in text and "'" not in text else Quote.double  # a shell's own quotes are single
     return QuotedString(text, quote).with_quotes()
+
+
+def strip_quotes(value: Any) -> Any:
+    """The value with plain strings, at any depth: Hydra's parser keeps quoted strings as QuotedString."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [strip_quotes(item) for item in value]
+    if isinstance(value, dict):
+        return {strip_quotes(key): strip_quotes(item) for key, item in value.items()}
+    return value

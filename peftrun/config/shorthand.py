@@ -16,6 +16,7 @@ from peftrun.config import old_overrides
 from peftrun.config.paths import GROUPS, config_dir
 
 TOP_LEVEL = (*GROUPS, "seed", "adapter", "active_adapter", "allow_base_mismatch", "params", "template")
+FROM = re.compile(r"(action\.)?from=")  # of action=import: a word of Python, which no field can be called
 SHORT = re.compile(r"([A-Za-z_]\w*)=")
 OF_ARGUMENTS = ("trainer.arguments.", "model.arguments.")
 OF_METHOD = re.compile(r"lora\.(\w+)[.=]")
@@ -45,6 +46,7 @@ def expand_overrides(typed: Sequence[str]) -> tuple[list[str], list[str]]:
 def expand_shorthand(typed: Sequence[str]) -> list[str]:
     """The overrides with the full name of every key, and with line ends and home folders expanded."""
     typed = [in_quotes(text) if text.startswith(CONDITIONS) else _expand_home(text) for text in typed]
+    typed = [FROM.sub("action.source=", text) if FROM.match(text) else text for text in typed]
     if any((match := SHORT.match(text)) and match[1] not in TOP_LEVEL for text in typed):
         # Only now, since it imports the schema, whose pydantic classes take a while to build.
         action_keys = keys_of(find_action(typed))
@@ -54,7 +56,7 @@ def expand_shorthand(typed: Sequence[str]) -> list[str]:
     expanded = []
     for text in map(_expand_line_ends, typed):
         match = OF_METHOD.match(text)
-        is_new = match and match[1] not in _read_option_keys(_find_option("lora", typed, DEFAULT_METHOD))
+        is_new = match and match[1] not in read_option_keys(_find_option("lora", typed, DEFAULT_METHOD))
         # Hydra refuses a key that no file has without `++`. Whether PEFT has the field is checked after composition.
         expanded.append(f"++{text}" if is_new or text.startswith(OF_ARGUMENTS) else text)
     return expanded
@@ -121,12 +123,12 @@ def in_quotes(text: str) -> str:
     return f"{key}={quote}{escaped}{quote}"
 
 
-def _read_option_keys(option: str) -> set[str]:
+def read_option_keys(option: str) -> set[str]:
     """The keys in the file of an option of group `lora` and of its parents; for a team's option those of the default."""
     file = config_dir() / "lora" / f"{option}.yaml"
     text = (file if file.is_file() else file.with_stem(DEFAULT_METHOD)).read_text(encoding="utf-8")
     parents = re.findall(r"^  - (?!_self_)(\w+)$", text, re.MULTILINE)
-    return set(re.findall(r"^(\w+):", text, re.MULTILINE)).union(*map(_read_option_keys, parents))
+    return set(re.findall(r"^(\w+):", text, re.MULTILINE)).union(*map(read_option_keys, parents))
 
 
 def find_action(typed: Sequence[str]) -> str:

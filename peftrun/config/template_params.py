@@ -22,7 +22,16 @@ KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
 }
 REFERENCE = re.compile(r"\$\{params\.(\w+)\}")  # an interpolation of a parameter
-FILELESS = ("replay", "explain", "template", "check", "list", "compare", "browse")  # actions that read no data files
+FILELESS = (
+    "replay",
+    "explain",
+    "template",
+    "import",
+    "check",
+    "list",
+    "compare",
+    "browse",
+)  # actions that read no data files
 
 
 class MissingParam(str):

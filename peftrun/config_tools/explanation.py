@@ -1,6 +1,6 @@
 """Explanations of a configuration, of a run folder, and of the difference between two. Light."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,14 @@ class ConfigDifference:
         return {"differences": rows, "overrides": self.overrides, "command": self.command}
 
 
-def explain_overrides(overrides: Sequence[str], search_path: Sequence[str]) -> ConfigExplanation:
-    """Explains the config that the overrides compose. Raises: ConfigError: they cannot be composed."""
+def explain_overrides(
+    overrides: Sequence[str], search_path: Sequence[str], adapters: Mapping[str, str] | None = None
+) -> ConfigExplanation:
+    """Explains the config that the overrides compose. `adapters`: see `trace_origins`. Raises: ConfigError: they cannot be composed."""
     extra_path = _drop_installed_packages(search_path)
     compositions = Composer(extra_path)
     try:
-        origins = value_origins.trace_origins(compositions, overrides)
+        origins = value_origins.trace_origins(compositions, overrides, adapters)
     except compose.REFUSALS as error:
         raise ConfigError(*(compose.explain_overrides(overrides, None, extra_path) or [str(error)])) from error
     return ConfigExplanation(origins, _build_command(compositions, extra_path, origins.values, overrides))
@@ -106,7 +108,7 @@ def explain_run(run: Path) -> ConfigExplanation:
     # Options may have been removed since; the values are then explained as recorded.
     try:
         current = value_origins.trace_origins(
-            compositions, [text for text in overrides if not text.startswith("hydra")]
+            compositions, [text for text in overrides if not text.startswith("hydra")], values.get("adapter")
         )
     except (*compose.REFUSALS, ConfigError):
         current = ConfigOrigins({}, {}, [])

@@ -3,7 +3,7 @@
 Hydra reports the files that it merges, their order and their packages, but no lines; each file is therefore parsed again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -80,13 +80,16 @@ class ConfigOrigins:
     choices: list[GroupChoice]
 
 
-def trace_origins(compositions: Composer, overrides: Sequence[str]) -> ConfigOrigins:
-    """The source of every value of the config that `overrides` compose.
+def trace_origins(
+    compositions: Composer, overrides: Sequence[str], adapters: Mapping[str, str] | None = None
+) -> ConfigOrigins:
+    """The source of every value of the config that `overrides` compose. `adapters`: those of it, with the commits of downloaded ones.
 
     Raises: compose.REFUSALS: Hydra cannot compose them. ConfigError: an interpolation refers to a key that does not exist.
     """
     composed = function_files.make_absolute(compositions.compose(overrides), overrides)
     defaults = compositions.defaults(overrides)
+    composed["adapter"] = dict(adapters) if adapters else composed["adapter"]
     sources: dict[str, ValueSource] = {}
     # In Hydra's order of merging, so that a later source replaces an earlier one; typed overrides come last.
     for default in compositions.files(overrides):

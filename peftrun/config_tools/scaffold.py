@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
 from omegaconf import OmegaConf
 
 from peftrun.config import paths
+from peftrun.config.override_syntax import strip_quotes
 from peftrun.config_tools import scaffold_texts
 from peftrun.errors import ConfigError
 from peftrun.system import versions
@@ -78,7 +78,7 @@ def parse_overrides(typed: Sequence[str]) -> ExperimentDraft:
         elif group in paths.GROUPS and not isinstance(override.value(), dict):
             draft.choices[group] = str(override.value())
         else:
-            _set_value(draft.values, key.split("."), _strip_quotes(override.value()))
+            _set_value(draft.values, key.split("."), strip_quotes(override.value()))
     if problems:
         raise ConfigError(*problems)
     return draft
@@ -102,17 +102,6 @@ def _set_value(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for part in path[:-1]:
         values = values.setdefault(part, {})
     values[path[-1]] = value
-
-
-def _strip_quotes(value: Any) -> Any:
-    """The value with plain strings, at any depth: Hydra's parser keeps quoted strings as QuotedString."""
-    if isinstance(value, QuotedString):
-        return value.text
-    if isinstance(value, list):
-        return [_strip_quotes(item) for item in value]
-    if isinstance(value, dict):
-        return {_strip_quotes(key): _strip_quotes(item) for key, item in value.items()}
-    return value
 
 
 def _format_params(draft: ExperimentDraft) -> str:

@@ -33,7 +33,7 @@ def compute_digests(spec: RunSpec) -> dict[str, str]:
     }
     if folder is not None:
         with suppress(PeftrunError, OSError):  # loading the model raises the error with its reason
-            parts = fingerprint.fingerprint_model(folder).as_dict()
+            parts = fingerprint.fingerprint_model(folder).with_arguments(spec.model.arguments).as_dict()
             digests |= {f"the base's {part.replace('_', ' ')}": digest for part, digest in parts.items()}
     return digests | _digest_tokens(spec)
 

@@ -111,16 +111,21 @@ def render_usage(about: CardInfo) -> str:
     if files:
         names = ", ".join(f"`{file}`" for file in files)
         note = (
-            f"\n\nThe adapter comes with tokenizer or chat template files: {names}. They are unchanged; peftrun itself uses those of the "
+            f"\n\nThe adapter was trained with the tokenizer or chat template in {names}, not with the base model's own; peftrun uses them too."
+            if source.base().get("tokens")
+            else f"\n\nThe adapter comes with tokenizer or chat template files: {names}. They are unchanged; peftrun itself uses those of the "
             "base model, or these if they are in a copy of the base model that is named as the model."
         )
     fetch = f"hf download {about.repo_id} --local-dir FOLDER\n" if about.repo_id else ""
     action, prompt = ("evaluate", "") if kind in AUTO_CLASSES else ("generate", " 'action.prompt=\"…\"'")
+    resize = ""
+    if (source.base().get("tokens") or {}).get("new_tokens"):  # rows for them, where the base model has none
+        resize = "base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().num_embeddings))\n"
     missing = "" if about.base_id else "\n\n`BASE` is the base model named above."
     return (
         f"## Use\n\nWith PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import {auto_class}, AutoTokenizer\n\n"
-        f'base = {auto_class}.from_pretrained("{base}", dtype="auto"{options})\nmodel = PeftModel.from_pretrained(base, "{name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")\n```{note}\n\nWith peftrun, which checks that the base model is the one it was trained on:\n\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")\nbase = {auto_class}.from_pretrained("{base}", dtype="auto"{options})\n'
+        f'{resize}model = PeftModel.from_pretrained(base, "{name}")\n```{note}\n\nWith peftrun, which checks that the base model is the one it was trained on:\n\n'
         f"```\n{fetch}peftrun action={action} adapter=FOLDER model=pretrained model.name_or_path={base}{prompt}\n```{missing}"
     )
 

@@ -99,7 +99,7 @@ def load_base(
     # all that can be refused from the config alone, before gigabytes are hashed and read
     quantization.check_quantization(stored, spec.quantization, spec.name_or_path, dtype)
     memory_check.check_load_memory(folder, spec, device, dtype)
-    mark = fingerprint.fingerprint_model(folder)
+    mark = fingerprint.fingerprint_model(folder).with_arguments(spec.arguments)
     try:
         check_model_kind(load_config(folder, spec), spec, head)
         _check_structure(folder, spec, head)

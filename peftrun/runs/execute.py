@@ -22,13 +22,14 @@ from peftrun.artifacts.run_layout import CONFIG, RECORD
 from peftrun.checks import early
 from peftrun.config import usage
 from peftrun.config import values as config
+from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.run import RunSpec, needs_processes
 from peftrun.errors import ArtifactError, PeftrunError
 from peftrun.io import atomic_files
 from peftrun.planning import memory_fit
 from peftrun.planning.joint_memory import Limits
 from peftrun.result import RunResult, TrainAlone
-from peftrun.runs import torchrun, unused_keys
+from peftrun.runs import result_upload, torchrun, unused_keys
 from peftrun.system import environment, resource_errors
 from peftrun.system.versions import collect_versions
 from peftrun.trackers import lifecycle
@@ -41,7 +42,12 @@ QUIET = {  # environment that keeps progress bars and warnings of the libraries 
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
-LIGHT_ACTIONS = ("list", "compare", "browse")  # imported without `import_quietly`; not all that import no torch
+LIGHT_ACTIONS = (
+    "list",
+    "compare",
+    "browse",
+    "import",
+)  # imported without `import_quietly`; not all that import no torch
 
 
 def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -69,9 +75,10 @@ def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:
                 result = import_action(spec.action.name).run(spec, out_dir)
     except BaseException as error:
         record.mark_failed(error)
+        record.finish_uploads()
         raise
     record.mark_completed(result)
-    result.summary += record.write_report()
+    result.summary += record.write_report() + record.upload_result()
     unused_keys.warn_unused(record.find_unused_keys())
     return result
 
@@ -101,6 +108,7 @@ def execute_jointly(
                 usage.mark_used(record.spec, read_keys)
             records[cell].mark_completed(outcome)
             records[cell].write_report()
+            _upload_cell(records[cell])
             unused.extend(records[cell].find_unused_keys())
         elif isinstance(outcome, TrainAlone):
             records[cell].discard(f"is trained alone: {outcome.reason}")
@@ -126,12 +134,23 @@ def execute_jointly(
     return alone
 
 
+def _upload_cell(record: "Record") -> None:
+    """Send the result of a cell; a failure costs a warning, since the other cells go on."""
+    from peftrun import console
+
+    try:
+        record.upload_result()
+    except ArtifactError as error:
+        console.print_warning(f"cell {record.out_dir.name}: {error}")
+
+
 def _report_failure(error: Exception, record: "Record") -> None:
     """Record that a cell has failed while the others go on; an unexpected exception keeps its traceback."""
     from peftrun import console
 
     reported = resource_errors.to_resource_error(error, record.out_dir) or error
     record.mark_failed(reported)
+    record.finish_uploads()
     console.print_warning(
         f"cell {record.out_dir.name} failed: {str(reported).splitlines()[0] if str(reported) else type(reported).__name__}"
     )
@@ -215,6 +234,19 @@ class Record:
             return [("report", console.shorten_path(path))] if path else []
         finally:
             lifecycle.end_run_tracker(self.spec, self.out_dir, self.values)
+
+    def finish_uploads(self) -> None:
+        """Wait until the checkpoints of a training that ended early are sent."""
+        if self._is_uploaded():
+            result_upload.finish_uploads(self.out_dir)
+
+    def upload_result(self) -> list[tuple[str, str]]:
+        """Send what a completed training has made to where its config says; rows of the summary. Raises: ArtifactError: it was not sent."""
+        return result_upload.upload_result(self.spec, self.out_dir) if self._is_uploaded() else []
+
+    def _is_uploaded(self) -> bool:
+        spec = usage.strip_tracking(self.spec)
+        return isinstance(spec.action, TrainAction) and bool(spec.trainer.push_to_hub or spec.action.upload_to)
 
     def discard(self, reason: str = "") -> None:
         """Remove the record of a run that has not started; no effect on a finished record. `reason`: printed."""

@@ -11,7 +11,7 @@ from peftrun.config import usage
 from peftrun.config import values as config
 from peftrun.errors import PeftrunError
 from peftrun.planning import memory_fit
-from peftrun.runs import execute, torchrun
+from peftrun.runs import execute, result_upload, torchrun
 
 
 def main(out_dir: Path) -> int:
@@ -32,6 +32,7 @@ def main(out_dir: Path) -> int:
         return 1
     finally:
         trackers.pause_tracking(out_dir)
+        result_upload.finish_uploads(out_dir)
     if rank == 0:  # all ranks have the same result
         result.facts |= execute.collect_numerics()
         torchrun.write_result(out_dir, result, usage.list_read_keys(spec))

@@ -95,15 +95,17 @@ def compose_cells(
 ) -> list[Cell]:
     """The distinct cells of `jobs` (overrides of each job), in order. An invalid cell has its problems in `problems`.
 
-    Args: first: the number of the first job. team_dir: folder given by `--config-dir`. downloads: of adapters on the Hub.
+    Args: first: the number of the first job. team_dir: folder given by `--config-dir`. downloads: adapters on the Hub; False: those in the local cache are used.
 
     Raises: compose.REFUSALS: no cell at all can be composed.
     """
     composer, cells = CellComposer(loader, master), dict[str, Cell]()
-    pin_adapter = cache(hub_download.pin_adapter)  # each is asked for once
+    pin_adapter = cache(
+        hub_download.pin_adapter if downloads else hub_download.pin_cached_adapter
+    )  # each is asked for once
 
     def pin(adapters: dict[str, str]) -> dict[str, str]:
-        return {name: pin_adapter(path, name) if downloads else path for name, path in adapters.items()}
+        return {name: pin_adapter(path, name) for name, path in adapters.items()}
 
     explanations: dict[str, tuple[str, ...]] = {}  # by the text of the error: a bad value often fails every cell
     refusals: list[Exception] = []

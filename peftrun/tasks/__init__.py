@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import portable_names
+from peftrun.artifacts import adapter_origin
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config import usage
 from peftrun.config.schema.objectives import GrpoObjective
@@ -102,8 +102,8 @@ def describe_source(task: TaskSpec) -> str:
 
 def describe_training_data(task: TaskSpec, loaded: Rows) -> dict[str, Any]:
     """The entries of peftrun.json about what an adapter was trained on: the rows, and the task without paths of this machine."""
-    values = portable_names.shorten_paths(asdict(usage.strip_tracking(task)))
-    return {"trained_on": describe_source(task), "rows": loaded.digest, "task": values}
+    values = adapter_origin.select_portable_task(asdict(usage.strip_tracking(task)))
+    return {"trained_on": describe_source(task), "rows": loaded.digest, **({"task": values} if values else {})}
 
 
 def warn_on_other_dataset(task: TaskSpec, loaded: Rows, adapters: Mapping[str, AdapterRef]) -> None:

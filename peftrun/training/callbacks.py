@@ -11,7 +11,7 @@ from peftrun import console, trackers
 from peftrun.formatting import format_duration
 from peftrun.io import atomic_files
 from peftrun.system import memory
-from peftrun.training import distributed
+from peftrun.training import distributed, uploads
 from peftrun.training.checkpoints import mark_complete
 from peftrun.training.validation_metrics import PREFIX
 
@@ -120,10 +120,12 @@ class MetricsCallback(TrainerCallback):
         console.print_info(f"step {state.global_step}/{state.max_steps} · validation {texts}{best}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Marks the checkpoint that the Trainer has just written as complete."""
+        """Marks the checkpoint that the Trainer has just written as complete, and queues it for upload."""
         distributed.wait_for_everyone()  # every process writes its own random state into the checkpoint
         if distributed.is_main_process():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.digests)
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_complete(checkpoint, self.digests)
+            uploads.send_checkpoint(self.metrics_file.parent, checkpoint)
 
     def close(self) -> None:
         """Removes the bar; called after an error too."""

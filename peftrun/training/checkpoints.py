@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peftrun import console
-from peftrun.artifacts import records
-from peftrun.artifacts.run_layout import CHECKPOINTS, CONFIG, METRICS, RECORD
+from peftrun.artifacts import records, remote_stores
+from peftrun.artifacts.run_layout import CHECKPOINTS, COMPLETE_MARKER, CONFIG, METRICS, RECORD, TRAINER_STATE
 from peftrun.compat.transformers import TrainerStep, get_trainer_step, replace_trainer_step
 from peftrun.config import usage
 from peftrun.config import values as config
@@ -19,9 +19,10 @@ from peftrun.errors import ArtifactError, ConfigError
 from peftrun.io import atomic_files
 from peftrun.trackers import lifecycle
 
-CHANGEABLE_KEYS = ("action.resume", "action.num_samples")  # keys that may differ from the run to resume
-TRAINER_STATE = "trainer_state.json"
-COMPLETE_MARKER = "complete"  # a file that is written after everything else of a checkpoint
+CHANGEABLE_KEYS = (  # keys that may differ from the run to resume
+    "action.resume", "action.num_samples", "action.upload_to",
+    "trainer.push_to_hub", "trainer.hub_model_id", "trainer.hub_strategy", "trainer.hub_private_repo",
+)  # fmt: skip
 
 
 def mark_complete(checkpoint: Path, digests: dict[str, str]) -> None:
@@ -92,7 +93,7 @@ def copy_checkpoint(spec: RunSpec, resume: str, out_dir: Path) -> Path | None:
     # Files are compared here, before gigabytes are copied and the base model is loaded; the rows once they are loaded.
     check_inputs(checkpoint, input_digests.compute_digests(spec), resume)
     best = _find_best(checkpoint, resume) if spec.trainer.load_best_model_at_end else None
-    console.print_info(f"continuing {run} after step {get_step(checkpoint)}")
+    console.print_info(f"continuing {run if resume == 'auto' else resume} after step {get_step(checkpoint)}")
     try:
         with remove_copies_on_error(out_dir):
             if best and best != checkpoint:
@@ -167,9 +168,9 @@ def _copy_to_run(checkpoint: Path, out_dir: Path, best: Path | None = None) -> P
 def _choose_run(spec: RunSpec, resume: str, out_dir: Path) -> Path:
     """The named run, or for `auto` the newest unfinished one with the same config."""
     if resume != "auto":
-        run = Path(resume).expanduser()
+        run = remote_stores.fetch_run(resume) or Path(resume).expanduser()
         if not _is_unfinished(run):
-            raise ConfigError(f"action.resume={run}: this run is complete; omit action.resume to train anew")
+            raise ConfigError(f"action.resume={resume}: this run is complete; omit action.resume to train anew")
         differences = _compare_configs(spec, run, report_changes=True)
         if differences:
             raise ConfigError(*(f"{line}; a run is resumed with its own config" for line in differences))

@@ -26,7 +26,7 @@ from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.checks import metric_names
 from peftrun.config import usage
 from peftrun.config.schema.optimizers import OPTIMIZERS, WITHOUT_WARMUP
-from peftrun.config.schema.run import TrainerSpec
+from peftrun.config.schema.run import HUB_KEYS, TrainerSpec
 from peftrun.errors import ConfigError
 from peftrun.formatting import format_duration
 from peftrun.models.device import Device
@@ -36,6 +36,7 @@ from peftrun.training.callbacks import MetricsCallback
 
 ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")  # keys of a mixture of experts that TRL changes
 REFERENCE_ADAPTER = "ref"  # TRL's copy of an adapter before its first step
+OWN_KEYS = ("early_stopping_patience", "arguments", *HUB_KEYS)  # keys that peftrun reads itself
 GPU_ONLY = ("activation_offloading", "use_liger_kernel")  # trainer options that need a GPU
 
 
@@ -248,7 +249,7 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
     elif device.strategy == "deepspeed":
         sharding = {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
     return {
-        **usage.collect_kwargs(trainer, ("early_stopping_patience", "arguments"), _list_unused_keys(trainer)),
+        **usage.collect_kwargs(trainer, OWN_KEYS, _list_unused_keys(trainer)),
         "warmup_steps": warmup,
         **_choose_best_metric(trainer),
         "prediction_loss_only": True,

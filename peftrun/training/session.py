@@ -38,6 +38,7 @@ from peftrun.training import (
     distributed,
     epochs,
     sample_generations,
+    uploads,
     validation_metrics,
 )
 from peftrun.training import fit as loop
@@ -97,6 +98,7 @@ def prepare_session(spec: RunSpec, out_dir: Path) -> TrainingSession:
         checkpoint = resume_checkpoint(spec, out_dir)
         if distributed.is_main_process():
             lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
+            uploads.start_uploads(spec, out_dir)
         set_seed(spec.seed)
         console.print_info(run_device.note)
         tasks.check_data_columns(spec.task)

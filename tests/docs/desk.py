@@ -32,7 +32,19 @@ TOKENS = (
     "lora.trainable_token_indices",
     "lora.token_indices",
 )  # of a vocabulary of 400, where the real ones have 49,152
-NO_MODEL = ("inspect", "diff", "explain", "template", "check", "replay", "list", "compare", "browse", "export")
+NO_MODEL = (
+    "inspect",
+    "diff",
+    "explain",
+    "template",
+    "import",
+    "check",
+    "replay",
+    "list",
+    "compare",
+    "browse",
+    "export",
+)
 BASES = {
     "seq2seq": "t5",
     "ner": "bert",
@@ -149,6 +161,13 @@ def _data(folder: Path) -> None:
         folder / "answered.jsonl",
         [{"prompt": ask, "completion": answer, "who": who} for who in ("one", "two") for ask, answer in numbers],
     )
+    base = "llama\ndatasets: [{path: pairs.jsonl, type: {field_instruction: prompt, field_output: completion}}]"
+    (folder / "axolotl.yaml").write_text(f"base_model: {base}\nadapter: lora\nmicro_batch_size: 1\nsequence_len: 64\n")
+    (folder / "llama_factory.yaml").write_text(
+        "model_name_or_path: llama\nstage: sft\ntemplate: llama3\ncutoff_len: 64\n"
+    )
+    (folder / "trl_sft.yaml").write_text("model_name_or_path: llama\ndataset_name: pairs.jsonl\nuse_peft: true\n")
+    (folder / "train.sh").write_text("swift sft --model llama --tuner_type lora --dataset pairs.jsonl\n")
     (folder / "zero2.json").write_text("{}")
     (folder / "prompts.txt").write_text("Is 2 even?\nIs 3 even?\n")
 

@@ -22,10 +22,12 @@ class Hub:
     repos: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
+    history: list[dict[str, bytes]] = field(default_factory=list)  # the files after each commit
     stored: dict[str, bytes] = field(default_factory=dict)  # large files by sha256, before a commit names them
     cards: list[str] = field(default_factory=list)  # model cards that were sent to be looked at
     asked: list[str] = field(default_factory=list)
     refuses: int | None = None  # an HTTP status, to whatever is asked
+    refuses_commits: bool = False
 
 
 @contextmanager
@@ -51,6 +53,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if hub.refuses or self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self._answer(hub.refuses or 401, {"error": "no"})
+            if hub.refuses_commits and "/commit/" in self.path:
+                return self._answer(403, {"error": "no more space"})
             return self._answer(200, _answered(hub, self.path, body))
 
         def do_PUT(self) -> None:
@@ -63,7 +67,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             hub.asked.append(f"GET {self.path}")
-            self._answer(404, {"error": "not found"})
+            if "/tree/main" not in self.path:
+                return self._answer(404, {"error": "not found"})
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in hub.files.items()
+            ]
+            return self._answer(200, entries)
 
         def _answer(self, status: int, value: Any) -> None:
             text = json.dumps(value).encode()
@@ -109,7 +118,10 @@ def _committed(hub: Hub, name: str, lines: list[dict[str, Any]]) -> dict[str, st
             hub.commits.append(value["summary"])
         elif line["key"] == "file":
             hub.files[value["path"]] = base64.b64decode(value["content"])
+        elif line["key"] == "deletedFile":
+            del hub.files[value["path"]]
         else:
             assert line["key"] == "lfsFile", line
             hub.files[value["path"]] = hub.stored[value["oid"]]
+    hub.history.append(dict(hub.files))
     return {"commitUrl": f"{hub.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT}

@@ -1,8 +1,10 @@
 """The guides for those who come from other tools hold for those tools' own examples: every key is told, and its value arrives."""
 
 import dataclasses
+import json
 import re
 import shlex
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,34 @@ import yaml
 from cases import NOT_INSTALLED, cases, where_installed
 
 import peftrun
-from peftrun.config import paths
+from peftrun.config import override_syntax, paths, shorthand
 from peftrun.config import values as config
+from peftrun.config.peers import tables
+from peftrun.config.schema import peft_fields
+from peftrun.config_tools.peer_import import importer, key_rules, translation
 from peftrun.errors import ConfigError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / ".mkdocs"))
+import guide_tables
 
 PEERS = yaml.safe_load((Path(__file__).parent / "peers.yaml").read_text())
 TOOLS = ("axolotl", "llama-factory", "trl")
 KEYS = [(tool, key) for tool in TOOLS for key in translate.tables(tool)["mapped"]]
 PACKAGES = {"device=deepspeed": "deepspeed", "trainer.use_liger_kernel=true": "liger_kernel"}
-OPTIONS = ("task=dpo", "task=kto", "task=grpo", "task=reward", "device=auto", "tracker=wandb", "tracker=mlflow")
+OPTIONS = (
+    "lora=oft",
+    "lora=vera",
+    "lora=boft",
+    "lora=adalora",
+    "lora=fourierft",
+    "task=dpo",
+    "task=kto",
+    "task=grpo",
+    "task=reward",
+    "device=auto",
+    "tracker=wandb",
+    "tracker=mlflow",
+)
 # The same facts under the three tools' names; a test of the tables must not read the tables.
 NAMES: dict[str, dict[str, str]] = {
     "axolotl": {
@@ -45,6 +66,10 @@ EVERYWHERE = {"dropout": 0, "schedule": "linear", "packing": False, "decay": 0}
 QUANTIZATION = {"load_in_4bit": "nf4", "load_in_8bit": "int8", "quantization_bit": "nf4"}
 OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit", "adamw_torch_4bit": "adamw_8bit"}
 PREFERENCES = ("dpo", "orpo", "kto", "rm")
+BETAS = {"rl_beta", "orpo_alpha", "pref_beta", "beta"}
+BY_HAND_ALONE = {  # what no experiment can say
+    "resume_from_checkpoint", "auto_resume_from_checkpoints", "eval_dataset", "export_dir", "batch_size", "reward_funcs", "chat_template", "reward_model_name_or_path",
+}  # fmt: skip
 
 
 def named(peer: dict[str, Any]) -> str:
@@ -53,7 +78,12 @@ def named(peer: dict[str, Any]) -> str:
 
 @pytest.fixture
 def room(tmp_path, monkeypatch):
-    """A folder with the files that translations name."""
+    """A folder with the files that configs name; each dataset of LLaMA-Factory is the same 2000 rows."""
+    names = {name.strip() for peer in PEERS for name in str(peer["keys"].get("dataset", "")).split(",")}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(
+        json.dumps({name: {"file_name": "rows.jsonl"} for name in names})
+    )
     for file in (
         "data/rows.jsonl",
         "alpaca.json",
@@ -61,7 +91,7 @@ def room(tmp_path, monkeypatch):
         "examples/deepspeed/ds_z3_config.json",
     ):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text("{}\n")
+        (tmp_path / file).write_text("{}\n" * (2000 if file == "data/rows.jsonl" else 1))
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -127,11 +157,37 @@ def test_every_key_of_a_peer_is_told(peer):
     assert not unknown
 
 
+def import_peer(peer: dict[str, Any], room: Path) -> tuple[importer.ImportedExperiment, Path]:
+    """What `action=import` makes of a peer's keys, and the folder of the experiment."""
+    folder = room / named(peer).replace("/", "_")
+    folder.mkdir()
+    source = folder / "source.yaml"
+    source.write_text(yaml.safe_dump(peer["keys"]))
+    path = folder / "experiment" / "theirs.yaml"
+    imported = importer.import_config(source, peer["tool"], path, [], [])
+    assert not imported.faults
+    path.parent.mkdir()
+    path.write_text(imported.text)
+    return imported, folder
+
+
+def load_imported(folder: Path, *typed: str) -> Any:
+    """The run of the experiment; packages that are not here are left out."""
+    try:
+        return peftrun.load("experiment=theirs", *typed, config_dirs=[folder])
+    except ConfigError as refused:
+        assert not typed and all(NOT_INSTALLED in line for line in refused.lines), refused.lines
+        keys = [line.partition("=")[0] for line in refused.lines]
+        usual = {"device.strategy": "device=auto", "trainer.use_liger_kernel": "trainer.use_liger_kernel=false"}
+        return load_imported(folder, *(usual[key] for key in keys))
+
+
 @cases("peer", PEERS, ids=named, every=5)
 def test_a_peers_config_becomes_the_run_that_it_describes(peer, room):
-    overrides = translate.translated(peer["tool"], peer["keys"])
-    assert overrides == shlex.split(peer["overrides"])
-    arrived, asked = facts_of(built(overrides)), expected(peer["tool"], peer["keys"])
+    imported, folder = import_peer(peer, room)
+    overrides = (override_syntax.quote_override(key, value) for key, value in imported.settings.items())
+    assert sorted(map(shorthand.escape_line_ends, overrides)) == sorted(shlex.split(peer["overrides"]))
+    arrived, asked = facts_of(load_imported(folder)), expected(peer["tool"], peer["keys"])
     wrong = {fact: (value, asked[fact]) for fact, value in arrived.items() if value != asked[fact]}
     if peer["tool"] == "trl" and "lora_target_modules" not in peer["keys"]:
         wrong.pop("targets", None)  # told: PEFT's own choice there, every linear layer here
@@ -143,26 +199,19 @@ def _full(peer: dict[str, Any]) -> bool:
     return peer["tool"] == "trl" and peer["keys"]["command"] == "sft" and not peer["keys"].get("use_peft")
 
 
-def test_preferences_keep_their_objective(room):
-    for peer in PEERS:
-        keys = peer["keys"]
-        asked = {keys[key] for key in ("rl_beta", "orpo_alpha", "pref_beta", "beta") if key in keys}
-        if asked:
-            assert {built(translate.translated(peer["tool"], keys)).task.objective.beta} == asked
+@cases("peer", [peer for peer in PEERS if BETAS & {*peer["keys"]}], ids=named)
+def test_preferences_keep_their_objective(peer, room):
+    _, folder = import_peer(peer, room)
+    assert {load_imported(folder).task.objective.beta} == {peer["keys"][key] for key in BETAS & {*peer["keys"]}}
 
 
-def test_what_needs_a_hand_is_known_and_no_more():
-    by_hand = {(tool, key) for tool, key in KEYS if translate.tables(tool)["mapped"][key].startswith("by hand: ")}
-    assert set(translate.HAND) <= by_hand
-    unused = {key for _, key in by_hand - set(translate.HAND)}
-    assert unused == {
-        "resume_from_checkpoint",
-        "auto_resume_from_checkpoints",
-        "eval_dataset",
-        "fsdp",
-        "fsdp_config",
-        "export_dir",
-    }
+def test_the_guides_show_the_tables_of_the_command():
+    for tool in guide_tables.TOOLS:
+        text = (translate.GUIDES / f"from-{tool}.md").read_text()
+        assert guide_tables.render_guide(tool, text) == text, "python docs/.mkdocs/guide_tables.py writes them"
+        rows = tables.read_table(tool).rows
+        known = {key for owner, key in key_rules.CONVERTERS if owner in ("", tool)}
+        assert {key for key, row in rows.items() if row.by_hand} <= known | BY_HAND_ALONE
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +222,12 @@ def known_keys() -> set[str]:
     for option in OPTIONS:
         with where_installed():
             found |= set(config.flatten_keys(dataclasses.asdict(peftrun.load(option, *beside))))
-    return found | {"trainer.lr_scheduler_kwargs", "task.data.mixture", "lora"}
+    found |= {f"lora.{name}" for method in ("lora", "boft") for name in peft_fields.get_accepted_fields(method)}
+    found |= {f"lora.lora_ga_config.{name}" for name in ("direction", "scale", "stable_gamma")}
+    return found | {"task.template_arguments", "trainer.lr_scheduler_kwargs", "task.data.mixture", "lora"}
 
 
-@cases("tool", TOOLS)
+@cases("tool", guide_tables.TOOLS)
 def test_every_override_in_the_tables_has_a_key(tool, known_keys):
     guide = (translate.GUIDES / f"from-{tool}.md").read_text()
     spans = [span for line in guide.splitlines() if line.startswith("|") for span in re.findall(r"`([^`]+)`", line)]
@@ -188,7 +239,8 @@ def test_every_override_in_the_tables_has_a_key(tool, known_keys):
 def commands_of(tool: str) -> list[list[str]]:
     guide = (translate.GUIDES / f"from-{tool}.md").read_text()
     blocks = re.findall(r"^```\n(peftrun .*?)```", guide, re.DOTALL | re.MULTILINE)
-    return [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
+    commands = [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
+    return [command for command in commands if command[0] != "action=import"]
 
 
 @cases("tool", TOOLS)
@@ -211,3 +263,4 @@ def test_the_worked_experiment_is_the_worked_command(room):
 def test_a_value_that_a_table_does_not_know_is_no_guess():
     with pytest.raises(KeyError):
         translate.overrides_in(translate.tables("axolotl")["mapped"]["rl"], "simpo")
+    assert translation.find_case(tables.read_table("axolotl").rows["rl"].to, "simpo") is None

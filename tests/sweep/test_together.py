@@ -93,12 +93,16 @@ LLAMA = {
         ["trainer.max_grad_norm=0", "seed=4", "lora.lora_alpha=2.5", "lora.alpha_pattern={q_proj: 7.5}"],
         ["trainer.optim=adafactor", "trainer.max_steps=12"],
         ["trainer.optim=sgd", "trainer.train_sampling_strategy=group_by_length"],
+        ["trainer.optim=rmsprop", "trainer.arguments.optim_args='momentum=0.5'", "trainer.learning_rate=1e-3"],
+        ["trainer.optim=adagrad", "trainer.lr_scheduler_type=warmup_stable_decay", "trainer.lr_scheduler_kwargs={num_decay_steps: 9}"],
     ],
     "batches": [
         ["trainer.per_device_train_batch_size=2"],
         ["trainer.gradient_accumulation_steps=3", "trainer.max_steps=20"],
         ["trainer.max_steps=-1", "trainer.num_train_epochs=2.5", "trainer.warmup_steps=0.1"],
         ["trainer.per_device_train_batch_size=16", "task.data.num_train_rows=20"],
+        ["trainer.arguments={dataloader_drop_last: true, logging_strategy: epoch}", "trainer.per_device_train_batch_size=5",
+         "trainer.max_steps=-1", "trainer.num_train_epochs=2"],
     ],
     "targets": [
         ["lora.target_modules=[q_proj,v_proj]", "lora.rank_pattern={q_proj: 2}"],
@@ -114,6 +118,11 @@ LLAMA = {
         ["trainer.eval_strategy=steps", "trainer.eval_steps=6", "task.data.num_validation_rows=6", "trainer.save_strategy=steps",
          "trainer.save_steps=6", "trainer.load_best_model_at_end=true", "task.metrics=[chrf]", "trainer.metric_for_best_model=chrf",
          "task.max_new_tokens=6"],
+        ["trainer.eval_strategy=steps", "trainer.eval_steps=3", "task.data.num_validation_rows=6",
+         "trainer.arguments={eval_delay: 6, eval_on_start: true}", "trainer.lr_scheduler_type=reduce_lr_on_plateau",
+         "trainer.lr_scheduler_kwargs={patience: 0}"],
+        ["trainer.eval_strategy=steps", "trainer.eval_steps=3", "task.data.num_validation_rows=6", "trainer.lr_scheduler_type=greedy",
+         "trainer.lr_scheduler_kwargs={patience: 1, smooth: true}"],
     ],
 }  # fmt: skip
 

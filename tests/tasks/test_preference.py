@@ -221,7 +221,7 @@ def test_dpo_loss_is_the_formula(learned, llama, files):
 def test_rewards(name, said, true, expected):
     objective = GrpoObjective(
         name="grpo", beta=0.0, num_generations=2, max_completion_length=4, temperature=1.0, top_p=1.0, epsilon=0.2,
-        num_iterations=1, loss_type="grpo", scale_rewards="group", rewards=[name], reward_weights=None, pattern=r"\d", target_length=4,
+        num_iterations=1, loss_type="grpo", scale_rewards="group", reference=None, rewards=[name], reward_weights=None, pattern=r"\d", target_length=4,
     )  # fmt: skip
     assert rewards.get_reward_function(name, objective)(said, true) == expected
 

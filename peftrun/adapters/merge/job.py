@@ -48,7 +48,8 @@ class MergeJob:
     def mark(self) -> Fingerprint:
         """The base model's fingerprint, from what was read of its files. Raises: AdapterError: the adapter was made for another base model."""
         checks = [check.result() for check in self.checks.values()]
-        mark = fingerprint.fingerprint_model(self.base, {check.base: check.base_lines for check in checks})
+        hashed = {check.base: check.base_lines for check in checks}
+        mark = fingerprint.fingerprint_model(self.base, hashed).with_arguments(self.model.arguments)
         base_match.check_base_match(
             base_files.format_base_name(self.model), mark, self.adapter, self.allow_base_mismatch,
             lambda: load_tokenizer(self.base, self.model),

@@ -16,12 +16,15 @@ class TrainAction:
     """Train an adapter on the task; evaluate before and after; save it."""
 
     name: Literal["train"]
-    resume: Path | None  # a run folder, or `auto`: the newest unfinished run with the same config
+    resume: (
+        Path | None
+    )  # a run folder, here, on the Hub or under a URL; or `auto`: the newest unfinished run with the same config
     evaluate_before: bool
     num_samples: Annotated[
         int, Field(ge=0, examples=[3])
     ]  # evaluation rows answered before and after training, for the report
     stack: bool  # train a new adapter on top of the one that `adapter` names, which stays as it is
+    upload_to: Path | None = None  # a URL, below which the run folder is copied
 
 
 @dataclass(config=STRICT)
@@ -131,6 +134,7 @@ class PlanAction:
     num_samples: Annotated[int, Field(ge=0, examples=[3])]
     stack: bool
     measure_steps: Annotated[int, Field(ge=0, examples=[3])]
+    upload_to: Path | None = None
 
 
 @dataclass(config=STRICT)
@@ -170,6 +174,16 @@ class TemplateAction:
 
     name: Literal["template"]
     path: Path | None
+
+
+@dataclass(config=STRICT)
+class ImportAction:
+    """Convert a config of another tool into an experiment."""
+
+    name: Literal["import"]
+    source: Path | None  # their file; typed as from=, which no field can be called in Python
+    tool: Literal["axolotl", "llama-factory", "trl", "ms-swift", "peft"] | None  # null: told from the keys
+    output: Path | None  # the experiment's file
 
 
 @dataclass(config=STRICT)
@@ -262,6 +276,7 @@ Action = Annotated[
     | ReplayAction
     | ExplainAction
     | TemplateAction
+    | ImportAction
     | CheckAction
     | ListAction
     | CompareAction

@@ -32,6 +32,7 @@ class OptimizerTraits:
         state_bytes: of its state, per trained parameter.
         stacks: it can update tensors that are views of one buffer, as the adapters of a joint run are.
         low_rank: it projects the gradients of trainer.arguments.optim_target_modules.
+        gpu: its package computes on a GPU alone.
         layerwise: it updates each tensor during the backward pass, so gradients cannot be accumulated.
     """
 
@@ -43,6 +44,7 @@ class OptimizerTraits:
     stacks: bool = False
     low_rank: bool = False
     layerwise: bool = False
+    gpu: bool = False
 
 
 TORCH = OptimizerTraits(stacks=True)
@@ -82,12 +84,12 @@ OPTIMIZERS: dict[str, OptimizerTraits] = {
     "rmsprop": replace(TORCH, settings=("momentum", "alpha", "eps", "weight_decay", "centered"), state_bytes=4),
     **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_32bit"), BNB_RMSPROP),
     "rmsprop_bnb_8bit": replace(BNB_RMSPROP, state_bytes=1),
-    **dict.fromkeys(("galore_adamw", "galore_adamw_8bit", "galore_adafactor"), GALORE),
-    **dict.fromkeys(
-        ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"),
-        replace(GALORE, layerwise=True),
-    ),
-    **dict.fromkeys(("lomo", "adalomo"), LOMO),
+    **dict.fromkeys(("galore_adamw", "galore_adafactor"), GALORE),
+    **dict.fromkeys(("galore_adamw_layerwise", "galore_adafactor_layerwise"), replace(GALORE, layerwise=True)),
+    "galore_adamw_8bit": replace(GALORE, gpu=True),
+    "galore_adamw_8bit_layerwise": replace(GALORE, layerwise=True, gpu=True),
+    "lomo": LOMO,
+    "adalomo": replace(LOMO, gpu=True),
     "grokadamw": OptimizerTraits(
         "grokadamw", ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"), state_bytes=12
     ),

@@ -125,9 +125,14 @@ class TaskSpec:
     max_length: Annotated[int, Field(ge=2, examples=[128])]  # tokens, prompt and completion together
 
 
+HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo")
+
+
 @dataclass(config=STRICT)
 class TrainerSpec:
-    """Every field but early_stopping_patience and arguments is passed to `trl.SFTConfig`, or the config of another trainer, under its own name; so is each of `arguments`."""
+    """Every field but early_stopping_patience, HUB_KEYS and arguments is passed to `trl.SFTConfig`, or the config of another trainer, under its own name;
+    so is each of `arguments`.
+    """
 
     learning_rate: Annotated[float, Field(gt=0, examples=[2e-4])]
     lr_scheduler_type: Schedule
@@ -164,6 +169,10 @@ class TrainerSpec:
     greater_is_better: bool | None  # null: as it is for the metric
     early_stopping_patience: Positive | None
     dataloader_num_workers: Annotated[int, Field(ge=0, examples=[0])]
+    push_to_hub: bool
+    hub_model_id: Annotated[str, Field(min_length=1, examples=["ORG/NAME"])] | None
+    hub_strategy: Literal["end", "every_save", "checkpoint"]
+    hub_private_repo: bool
     arguments: dict[str, Any] | None  # further fields of the training config
 
 

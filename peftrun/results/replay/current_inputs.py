@@ -39,7 +39,11 @@ def collect_facts(spec: RunSpec, then: dict[str, Any]) -> dict[str, Any]:
             continue
         base, fingerprint = import_module("peftrun.models.base"), import_module("peftrun.artifacts.fingerprint")
         try:
-            parts = fingerprint.fingerprint_model(base.resolve_base_dir(spec.model)).as_dict()
+            parts = (
+                fingerprint.fingerprint_model(base.resolve_base_dir(spec.model))
+                .with_arguments(spec.model.arguments)
+                .as_dict()
+            )
         except PeftrunError as fault:
             console.print_warning(f"{key}: {fault.lines[0]}")
             parts = {"weights": GONE}

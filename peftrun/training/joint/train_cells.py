@@ -28,7 +28,7 @@ from peftrun.planning.joint_memory import Limits, choose_cells_per_step
 from peftrun.result import RunResult, TrainAlone
 from peftrun.tasks import own_functions
 from peftrun.trackers import lifecycle
-from peftrun.training import checkpoints, fit, lengths, session_result, start, validation_metrics
+from peftrun.training import checkpoints, fit, lengths, session_result, start, uploads, validation_metrics
 from peftrun.training import session as training_session
 from peftrun.training.joint import cell_trainer
 from peftrun.training.joint.progress import Progress
@@ -116,6 +116,7 @@ class _CellGroup:
             with checkpoints.remove_copies_on_error(out_dir):
                 checkpoint = training_session.resume_checkpoint(spec, out_dir)
                 lifecycle.start_run_tracker(spec, out_dir, checkpoints.get_step(checkpoint) if checkpoint else 0)
+                uploads.start_uploads(spec, out_dir)
                 own_functions.load_functions(spec.task)
                 task_module, title = tasks.import_task_module(spec.task.type), format_cell_title(out_dir)
                 rows = next((rows for task, rows in self.rows if task == spec.task), None)

@@ -1,0 +1,1 @@
+"""Convert configs of other tools into experiments."""
