@@ -79,7 +79,8 @@ def make_absolute(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any
 def _resolve(key: str, text: str, typed: Sequence[str]) -> str:
     if not is_reference(text) or text.startswith(PACKAGE):
         return text
-    if not any(text in override for override in typed):
+    # Hydra hands the overrides of a sweep on with a backslash before each colon, space and so on.
+    if not any(text in override.replace("\\", "") for override in typed):
         raise ConfigError(
             f"{key}={text}: is set by a config file, which may only name a Python file of an installed package; "
             f"write {PACKAGE}PACKAGE/FILE.py:{get_name(text)} there, or type {key}=[{text}]"

@@ -30,7 +30,12 @@ def build_run_spec(cfg: DictConfig, typed: Sequence[str]) -> RunSpec:
 
     Raises: ConfigError: see `build_spec`; then nothing was downloaded. AdapterError: an adapter on the Hub cannot be.
     """
-    return build_pinned_spec(config.resolve_values(cfg), typed)
+    return build_pinned_spec(resolve_values(cfg, typed), typed)
+
+
+def resolve_values(cfg: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
+    """`config.resolve_values`, with the files of the user's functions as absolute paths. Raises: ConfigError: see there, and `make_absolute`."""
+    return function_files.make_absolute(config.resolve_values(cfg), typed)
 
 
 def build_pinned_spec(
@@ -63,9 +68,7 @@ def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict
     """Resolved values with base model and task of the adapter, unless an option or an experiment selects them.
 
     Single keys that are typed (`task.data.path=OTHER.jsonl`) are applied on top.
-    Raises: ConfigError: see `function_files.make_absolute`.
     """
-    values = function_files.make_absolute(values, typed)
     groups, keys, origin = _list_free_groups(typed), _list_typed_keys(typed), find_adapter_origin(values)
     values = adapter_method.apply_adapter_method(values, origin.lora if origin else {}, keys)
     if origin is None or not groups:

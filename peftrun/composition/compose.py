@@ -94,7 +94,7 @@ def explain_overrides(overrides: Sequence[str], team_dir: str | None, search_pat
             lines.append(_explain_override(text, error, cfg, packages.list_config_dirs(locations)))
             refused_keys.append(text.split("=", 1)[0].lstrip("+~"))
     try:
-        adapter_defaults.check_values(config.resolve_values(cfg), accepted)
+        adapter_defaults.check_values(adapter_defaults.resolve_values(cfg, accepted), accepted)
     except ConfigError as error:
         # A key whose value was refused above is not reported as missing too.
         lines += [

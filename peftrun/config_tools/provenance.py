@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from hydra.core.default_element import ResultDefault
 
+from peftrun.artifacts import function_files
 from peftrun.compat.hydra import DefaultsList
 from peftrun.composition import adapter_defaults
 from peftrun.composition.composer import HYDRAS, ROOT, Composer
@@ -86,7 +87,8 @@ def trace_origins(
 
     Raises: compose.REFUSALS: Hydra cannot compose them. ConfigError: an interpolation refers to a key that does not exist.
     """
-    composed, defaults = compositions.compose(overrides), compositions.defaults(overrides)
+    composed = function_files.make_absolute(compositions.compose(overrides), overrides)
+    defaults = compositions.defaults(overrides)
     composed["adapter"] = dict(adapters) if adapters else composed["adapter"]
     sources: dict[str, ValueSource] = {}
     # In Hydra's order of merging, so that a later source replaces an earlier one; typed overrides come last.

@@ -18,7 +18,6 @@ from peftrun.compat.hydra import ConfigLoaderImpl
 from peftrun.composition import adapter_defaults, compose
 from peftrun.composition.composer import Composer
 from peftrun.config import migrations, shorthand
-from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError, ConfigError
 
@@ -62,7 +61,7 @@ class CellComposer:
             return self._compose_with_hydra(overrides, number)
         cfg = self.composer.compose_config(overrides)
         OmegaConf.copy_cache(self.master, cfg)  # of resolvers such as `now`, which give all cells one value
-        return adapter_defaults.apply_adapter_defaults(config.resolve_values(cfg), overrides)
+        return adapter_defaults.apply_adapter_defaults(adapter_defaults.resolve_values(cfg, overrides), overrides)
 
     def _reads_hydra(self, choices: tuple[str, ...]) -> bool:
         """Whether the options that are chosen read Hydra's own part of the config."""
@@ -80,7 +79,7 @@ class CellComposer:
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(cfg)
         try:
-            return adapter_defaults.apply_adapter_defaults(config.resolve_values(task), overrides)
+            return adapter_defaults.apply_adapter_defaults(adapter_defaults.resolve_values(task, overrides), overrides)
         finally:
             HydraConfig.instance().cfg = before
 

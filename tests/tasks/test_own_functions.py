@@ -249,6 +249,8 @@ def test_what_cannot_be_called_is_refused_before_anything_starts(name, cli, tmp_
     check_refused(cli, tmp_path, [*overrides, *base], fragments)
     if name == "no file":
         assert cli(*base, "task.metrics=[metrics.py:vowels]", "--cfg", "job").code == 0
+        swept = cli("-m", *base, "task.metrics=[metrics.py:vowels, bleu]", "lora.r=4,8", "action=plan")
+        assert swept.code == 0, swept.err
         loaded = peftrun.load(*base, "task.metrics=[metrics.py:vowels,bleu]")
         assert loaded.task.metrics == [f"{tmp_path / 'metrics.py'}:vowels", "bleu"]
         check_failed(cli, tmp_path, [*base, "task.metrics=[metrics.py:vowels]"], ["cannot be loaded: SystemExit: run"])
