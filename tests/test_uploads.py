@@ -30,6 +30,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_checkpoints_are_pushed_and_a_run_resumed_from_the_hub_ends_as_the_uninterrupted_one(cli, on_tiny, llama, tmp_path):  # fmt: skip
     command = [*on_tiny(llama), *STEPS]
     push = ["trainer.push_to_hub=true", "trainer.hub_model_id=me/even", "trainer.hub_strategy=checkpoint"]
