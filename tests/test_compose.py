@@ -30,7 +30,7 @@ NEEDED |= {
     "action=extract": ["action.finetuned_model=MODEL"],
     "action=replay": ["run=ADAPTER"],
     "action=template": ["path=new_templates"],
-    "action=import": ["from=config.yaml"],
+    "action=import": ["from=ADAPTER"],
     "action=compare": ["runs=[ADAPTER, ADAPTER]"],
 }
 NEEDED["task=lm_eval"] = ["action=evaluate", "task.lm_eval.tasks=[arc_easy]"]

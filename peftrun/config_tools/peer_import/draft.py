@@ -1,5 +1,6 @@
 """The settings of an experiment with the key of each, and what they say together. Light."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from peftrun.config_tools.peer_import.translation import CARRIED, NO_COUNTERPART
 
 PREFERENCES = ("dpo", "orpo", "kto", "reward", "preferences")
 STRATEGY = "trainer.eval_strategy"
+GENERATIONS = "task.objective.num_generations"
 BATCH, ACCUMULATION = "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"
 NO_ADAPTER = "there is no adapter"
 OWN_RATE = "the rate of full fine-tuning"
@@ -62,7 +64,7 @@ class Draft:
 
 def settle(draft: Draft) -> None:
     """Makes the settings fit each other, as the notes of the guides say."""
-    for rule in (_settle_targets, _settle_preferences, _settle_method, _settle_kto, _settle_sharding, _settle_validation, _settle_steps, _settle_streaming):  # fmt: skip
+    for rule in (_settle_targets, _settle_preferences, _settle_method, _settle_kto, _settle_generations, _settle_sharding, _settle_validation, _settle_steps, _settle_streaming):  # fmt: skip
         rule(draft)
 
 
@@ -114,6 +116,14 @@ def _settle_kto(draft: Draft) -> None:
         draft.set(BATCH, 2)
         draft.set(ACCUMULATION, max(1, (draft.get(ACCUMULATION) or 1) // 2))
         draft.origins[BATCH].note = "KTO needs 2 rows per batch: the accumulation is halved instead"
+
+
+def _settle_generations(draft: Draft) -> None:
+    """The answers to a prompt must fit into a step of one device; other tools count those of all devices."""
+    answers, rows = draft.get(GENERATIONS), (draft.get(BATCH) or 1) * (draft.get(ACCUMULATION) or 1)
+    if draft.get("task") == "grpo" and isinstance(answers, int) and rows % answers and ACCUMULATION in draft.origins:
+        draft.set(ACCUMULATION, (draft.get(ACCUMULATION) or 1) * (answers // math.gcd(answers, rows)))
+        draft.origins[GENERATIONS].note = "the accumulation is raised, so that all answers to a prompt are in one step"
 
 
 def _settle_sharding(draft: Draft) -> None:
