@@ -150,8 +150,13 @@ ADDED_TO: dict[tuple[str, str], dict[str, Any]] = {
     ("task.objective.name", "grpo"): {"task.objective.reference": None},
     ("action.name", "merge"): {"action.num_eval_rows": 0},
     ("action.name", "generate"): {"action.batch_size": 1},
-    ("action.name", "train"): {"action.num_samples": 0, "action.stack": False},
-    ("action.name", "plan"): {"action.measure_steps": 0, "action.num_samples": 0, "action.stack": False},
+    ("action.name", "train"): {"action.num_samples": 0, "action.stack": False, "action.upload_to": None},
+    ("action.name", "plan"): {
+        "action.measure_steps": 0,
+        "action.num_samples": 0,
+        "action.stack": False,
+        "action.upload_to": None,
+    },
 }
 # An interpolation.
 REFERENCE = re.compile(r"(?P<start>(?<!\\)\$\{\s*(?:oc\.select:\s*)?)(?P<dots>\.*)(?P<key>[\w.\[\]-]+)(?=\s*[},])")

@@ -135,12 +135,12 @@ def compose_cells(
 
 
 def compute_cell_id(values: dict[str, Any]) -> str:
-    """Id of a resolved configuration: the first 12 digits of its SHA-256. `action.resume` and the tracker are left out.
+    """Id of a resolved configuration: the first 12 digits of its SHA-256. `action.resume`, `action.upload_to` and the tracker are left out.
 
     Keys count under their first names, so that a sweep of an earlier version is continued.
     """
     values = migrations.restore_keys(values)
-    action = {key: value for key, value in (values.get("action") or {}).items() if key != "resume"}
+    action = {key: value for key, value in (values.get("action") or {}).items() if key not in ("resume", "upload_to")}
     values = {key: value for key, value in values.items() if key != "tracker"}
     text = json.dumps({**values, "action": action}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
