@@ -236,7 +236,7 @@ def load_spec(it, folder, option):
     """Group `lora` of a training that continues the adapter; of options for the optimizer alone its files hold nothing."""
     import peftrun
 
-    model = ["model=pretrained", f"model.name_or_path={it.base.folder}"]
+    model = ["model=pretrained", f"model.name_or_path={it.base.folder}", "task=sms_spam"]
     typed = [f"lora={option}"] if option in ("lora_fa", "loraplus") else []
     return peftrun.load(*model, f"adapter={folder}", *typed).lora
 

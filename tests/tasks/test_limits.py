@@ -102,7 +102,7 @@ def test_a_tokenizer_with_nothing_to_pad_with(cli, tmp_path, on_tiny):
             (folder / name).write_text(
                 json.dumps({key: value for key, value in settings.items() if key not in ("eos_token", "pad_token")})
             )
-    told(cli(*on_tiny(folder), *TINY_STEPS), f'"eos_token": "TOKEN", into {folder / "tokenizer_config.json"}')
+    told(cli(*on_tiny(folder), *TINY_STEPS), "type 'model.special_tokens={eos: \"TOKEN\"}'")
 
 
 def token_of(folder, text):
