@@ -42,12 +42,8 @@ QUIET = {  # environment that keeps progress bars and warnings of the libraries 
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
-LIGHT_ACTIONS = (
-    "list",
-    "compare",
-    "browse",
-    "import",
-)  # imported without `import_quietly`; not all that import no torch
+# Imported without `import_quietly`; not all that import no torch.
+LIGHT_ACTIONS = ("list", "compare", "browse", "import")
 
 
 def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:

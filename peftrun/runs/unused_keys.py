@@ -12,15 +12,8 @@ from peftrun.config import override_syntax
 from peftrun.config import values as config
 from peftrun.config.schema.run import RunSpec
 
-INSPECTING = (
-    "plan",
-    "preview",
-    "replay",
-    "explain",
-    "template",
-    "import",
-    "check",
-)  # actions on the config of another run
+# Actions on the config of another run.
+INSPECTING = ("plan", "preview", "replay", "explain", "template", "import", "check")
 TOP_LEVEL_KEYS = ("adapter", "active_adapter", "seed")  # that are no groups
 TEMPLATES = ("params", "template")  # read during composition
 

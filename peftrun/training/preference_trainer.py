@@ -17,11 +17,8 @@ from peftrun.tasks import rewards
 from peftrun.tasks.own_functions import Completions
 from peftrun.training.pretokenized import TokenizedDPO, TokenizedGRPO, TokenizedKTO
 
-TRL_ARGUMENTS = (
-    "trainer_state",
-    "log_extra",
-    "log_metric",
-)  # that TRL passes to a reward function beside the row's columns
+# What TRL passes to a reward function beside the row's columns.
+TRL_ARGUMENTS = ("trainer_state", "log_extra", "log_metric")
 OWN_FIELDS = (
     "name",
     "reference",
