@@ -62,7 +62,7 @@ REFUSED = [
     (["adapter=lora"], "adapter=lora: is not an adapter to load, but a method; type lora=lora"),
     (["adapter=qlora"], "type lora=lora model.quantization=nf4"),
     (["action=merge", "adapter=dora"], "type lora=dora"),
-    (["template=qwen"], "the model's own is used, so omit it"),
+    (["template=qwen"], "type model.chat_template=qwen, or omit it"),
     (["lora.modules_to_save=lm_head"], "must be a list; type lora.modules_to_save=[lm_head]"),
     (["hub_token=our-secret"], "hub_token: there is no such key; secrets are not typed"),
     (["--hf_token", "our-secret"], "--hf_token: secrets are not typed"),

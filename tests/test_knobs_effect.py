@@ -161,6 +161,16 @@ def test_the_best_checkpoint_is_what_is_saved(cli, memorised):
     assert len(losses) == 10 and best != 40
     kept = load_file(run.run_dir / f"checkpoints/checkpoint-{best}/adapter_model.safetensors")
     assert apart(adapter(run), kept) == 0.0
+    # Each step makes it worse but the first, whose learning rate is 0.
+    steps = [
+        "trainer.max_steps=2",
+        "trainer.warmup_steps=1",
+        "trainer.eval_steps=1",
+        "trainer.save_steps=1",
+        "trainer.learning_rate=1",
+    ]
+    run = cli(*memorised, *steps, "trainer.load_best_model_at_end=true")
+    assert run.code == 0 and "has learned nothing; type trainer.warmup_steps=0" in run.err, run.err
 
 
 def test_training_ends_early_where_nothing_gets_better(cli, memorised):

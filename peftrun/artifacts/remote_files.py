@@ -25,7 +25,7 @@ from peftrun.io import atomic_files
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 WEB = ("http", "https")
 WEB_VERSION = ("ETag", "Content-MD5", "Digest", "Last-Modified")  # headers of an answer that change with the content
-EXAMPLES = "s3://BUCKET/PATH, gs://BUCKET/PATH, hf://datasets/ORG/NAME/PATH or https://HOST/PATH"
+EXAMPLES = "s3://BUCKET/PATH, gs://BUCKET/PATH, hf://datasets/ORG/NAME/PATH, https://HOST/PATH or file:///PATH"
 
 
 def is_url(path: str) -> bool:

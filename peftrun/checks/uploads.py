@@ -31,7 +31,7 @@ def check_upload(action: Any) -> Iterator[str]:
         return
     option = f"action.upload_to={url}"
     if not remote_files.is_url(url):
-        yield f"{option}: is no URL; type action.upload_to=s3://BUCKET/FOLDER, or hydra.run.dir=FOLDER for a folder of this machine"
+        yield f"{option}: is no URL; type action.upload_to=s3://BUCKET/FOLDER, or file:///FOLDER for a folder of this machine"
     elif url.partition("://")[0] in WEB:
         yield f"{option}: can only be read; type action.upload_to=s3://BUCKET/FOLDER, or gs://BUCKET/FOLDER"
     elif problem := remote_files.explain_unusable(url):

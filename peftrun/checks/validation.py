@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ from peftrun.config.template_params import MISSING
 from peftrun.formatting import format_value
 
 QUOTE_ADVICE = " (write it in quotes: YAML reads a bare no, off or 012 as another type than a string)"
+PLAIN_ITEM = re.compile(r"[\w., /:-]+")  # of a list, needs no quotes in an override
 SCALAR_KEYS = {"task.data": "task.data.path", "task.objective": "task"}  # a mapping → the key meant by a scalar
 PYDANTIC_PHRASES = {  # pydantic's wording → ours
     f"String should match pattern '{FUNCTION_REFERENCE.pattern}'": "FILE.py:FUNCTION",
@@ -122,7 +124,9 @@ def _suggest_fix(name: str, value: str, value_type: Any) -> str:
         return f"; type {quote_for_shell(f'{SCALAR_KEYS[name]}={value}')}"
     if name == "template" and value and value[0] != "{":
         # LLaMA-Factory's `template` names a chat template.
-        return "; other tools name a chat template here: the model's own is used, so omit it"
+        return (
+            f"; other tools name a chat template here; type model.chat_template={value}, or omit it for the model's own"
+        )
     types, example = (value_type, *_list_inner_types(value_type)), _find_example(value_type)
     if example is None and value:
         example = _find_nearest(value_type, value)
@@ -133,7 +137,7 @@ def _suggest_fix(name: str, value: str, value_type: Any) -> str:
     if example is None and any(get_origin(part) is dict for part in types):
         example = "{NAME: VALUE}"
     if example is None and value and value[0] not in "[{" and any(get_origin(part) is list for part in types):
-        example = f"[{value}]"
+        example = f"[{value}]" if PLAIN_ITEM.fullmatch(value) else f"[{json.dumps(value, ensure_ascii=False)}]"
     return "" if example is None else f"; type {quote_for_shell(f'{name}={example}')}"
 
 

@@ -28,7 +28,9 @@ from peftrun.config.schema.method_traits import get_method_traits
 from peftrun.config.search_path import packages
 from peftrun.errors import ConfigError
 
-QUOTING_ADVICE = "quote what holds spaces, commas, brackets or another '=': 'key=\"a, b\"'"
+QUOTING_ADVICE = (
+    "quote what holds spaces, commas, brackets, signs or another '=': 'key=\"a, b\"', in a list 'key=[\"<a>\"]'"
+)
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 MISSING_DEFAULT = re.compile(
     r"In '[^']+': Could not (find|load) '(?P<group>\w+)/(?P<name>\w+)'"

@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from peftrun import console
 from peftrun.adapters.save import omit_model_card
 from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.checks import metric_names
@@ -174,6 +175,11 @@ def _build_result(output: Any, state: Any, trainer: TrainerSpec) -> FitResult:
     if not trainer.load_best_model_at_end:
         return result
     name = trainer.metric_for_best_model
+    if state.best_global_step == 1 and any(row["step"] == 1 and row.get("learning_rate") == 0 for row in history):
+        console.print_warning(
+            "the best checkpoint is that of step 1, whose learning rate is 0 (warm-up): the adapter has learned nothing; "
+            "type trainer.warmup_steps=0, or a larger trainer.eval_steps"
+        )
     return dataclasses.replace(result, best_step=state.best_global_step, best_metric=name, best_value=state.best_metric)
 
 
