@@ -63,7 +63,7 @@ def test_they_are_run_again_by_the_commands_that_made_them(old, cli, monkeypatch
     of_adapter = {name for name in new["artifacts"] if not name.endswith("peftrun.json")}  # whose keys have other names
     assert len(of_adapter) == 2 and all(new["artifacts"][name] == record["artifacts"][name] for name in of_adapter)
     assert new["metrics"] == record["metrics"]
-    assert config.read_values(old / "again/config.yaml") == migrations.rename_keys(config.read_values(OLD / "run/config.yaml"))[0]  # fmt: skip
+    assert config.read_values(old / "again/config.yaml") == migrations.upgrade_values(config.read_values(OLD / "run/config.yaml"))[0]  # fmt: skip
     assert run_overrides.read_overrides(old / "run") == run_overrides.read_overrides(old / "again")
     assert "nothing differs" in cli("action=compare", "runs=[run, again]").out
     explained = cli("action=explain", "run=again")

@@ -54,7 +54,8 @@ def explain_unusable(url: str) -> str | None:
     except ValueError:
         return f"fsspec knows no {protocol}://; type {EXAMPLES}"
     except ImportError as error:
-        return f"cannot be read here ({error})"
+        advice = "; type `pip install aiohttp requests`" if protocol in WEB else ""
+        return f"cannot be read here ({error}){advice}"
     return None
 
 

@@ -41,11 +41,15 @@ def build_spec_from_values(values: dict[str, Any], deferred: Collection[str] = (
     """
     names = validation.list_groups()
     problems = [explain_unknown_key(key, value, names) for key, value in values.items() if key not in names]
+    passed_on = isinstance(values.get("action"), dict) and values["action"].get("name") == "import"  # into a file
     problems += [
         f"{key} is not set; type {key}={validation.suggest_value(key, values)}"
         for key, value in flatten_keys(values).items()
         # Missing template parameters are reported by check_params, with their help, and not again for the keys that use them.
-        if value == MISSING and not isinstance(value, template_params.MissingParam) and not key.startswith("params.")
+        if value == MISSING
+        and not isinstance(value, template_params.MissingParam)
+        and not key.startswith("params.")
+        and (not passed_on or key.startswith("action."))
     ]
     problems += template_params.check_params(values)
     groups: dict[str, Any] = {}

@@ -187,6 +187,13 @@ def upgrade_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return upgraded, lines
 
 
+def get_earlier_default(key: str, values: dict[str, Any]) -> Any:
+    """What `upgrade_values` sets a missing key to. `values`: full key → value. None: nothing, or the group has no such keys."""
+    chosen = [added for (name, option), added in ADDED_TO.items() if values.get(name) == option and key in added]
+    owner = key.rpartition(".")[0]
+    return next(iter([*chosen, ADDED])).get(key) if any(name.startswith(f"{owner}.") for name in values) else None
+
+
 def rename_keys(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Nested values with renamed keys replaced, and a line for each. A value under the new name wins over one under the old."""
     renamed, old_keys = _rename_nested(values)

@@ -19,9 +19,16 @@ from peftrun.composition import adapter_defaults, compose
 from peftrun.composition.composer import Composer
 from peftrun.config import migrations, shorthand
 from peftrun.config.schema.run import RunSpec
+from peftrun.config.values import flatten_keys
 from peftrun.errors import AdapterError, ConfigError
 
 ID_LENGTH = 12
+# Keys that came after sweeps had been run: they are part of a cell's id only where they change what a run does.
+LATER_KEYS = (
+    "action.stack", "model.chat_template", "model.special_tokens", "model.new_tokens", "model.pad_vocab_to_multiple_of", "model.arguments",
+    "task.objective.reference", "trainer.metric_for_best_model", "trainer.greater_is_better", "trainer.push_to_hub", "trainer.hub_model_id",
+    "trainer.hub_strategy", "trainer.hub_private_repo", "trainer.arguments",
+)  # fmt: skip
 HYDRA_INTERPOLATION = "${hydra"  # values read from the `hydra` node differ between cells
 
 
@@ -139,11 +146,24 @@ def compute_cell_id(values: dict[str, Any]) -> str:
 
     Keys count under their first names, so that a sweep of an earlier version is continued.
     """
-    values = migrations.restore_keys(values)
+    values = _drop_later_keys(migrations.restore_keys(values))
     action = {key: value for key, value in (values.get("action") or {}).items() if key not in ("resume", "upload_to")}
     values = {key: value for key, value in values.items() if key != "tracker"}
     text = json.dumps({**values, "action": action}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
+
+
+def _drop_later_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without those of LATER_KEYS that mean what runs did before the keys existed."""
+    flat = flatten_keys(values)
+    for key in LATER_KEYS:
+        *owners, last = key.split(".")
+        if key in flat and flat[key] == migrations.get_earlier_default(key, flat):
+            owner = values
+            for name in owners:
+                owner = owner[name]
+            del owner[last]
+    return values
 
 
 def label_cells(cells: Sequence[Cell]) -> dict[int, str]:

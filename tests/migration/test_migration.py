@@ -172,13 +172,15 @@ def import_peer(peer: dict[str, Any], room: Path) -> tuple[importer.ImportedExpe
 
 
 def load_imported(folder: Path, *typed: str) -> Any:
-    """The run of the experiment; packages that are not here are left out."""
+    """The run of the experiment; some packages that are not here are left out, where others are missing the case is skipped."""
     try:
         return peftrun.load("experiment=theirs", *typed, config_dirs=[folder])
     except ConfigError as refused:
         assert not typed and all(NOT_INSTALLED in line for line in refused.lines), refused.lines
         keys = [line.partition("=")[0] for line in refused.lines]
         usual = {"device.strategy": "device=auto", "trainer.use_liger_kernel": "trainer.use_liger_kernel=false"}
+        if not usual.keys() >= set(keys):
+            pytest.skip(refused.lines[0])
         return load_imported(folder, *(usual[key] for key in keys))
 
 

@@ -7,6 +7,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 from peftrun.artifacts import adapter_folder, hub_adapters, hub_download
+from peftrun.config import migrations
 from peftrun.errors import ConfigError
 from peftrun.formatting import align_rows, format_bytes, format_duration
 from peftrun.results.catalog import index, scan, table
@@ -111,7 +112,7 @@ def compare_runs(runs: Sequence[IndexedRun]) -> Comparison:
     return Comparison(
         list(runs),
         {name: [row.get(name) for row in facts] for name in WHAT if any(row.get(name) is not None for row in facts)},
-        _select_differing({key: [run.config.get(key) for run in runs] for key in config_keys}),
+        _select_differing({key: [_get_value(run.config, key) for run in runs] for key in config_keys}),
         metrics,
         {name: [row.get(name) for row in facts] for name in COST if any(row.get(name) is not None for row in facts)},
         _select_differing({key.removeprefix("versions."): [row.get(key) for row in facts] for key in versions}),
@@ -120,6 +121,11 @@ def compare_runs(runs: Sequence[IndexedRun]) -> Comparison:
 
 def _list_unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
+
+
+def _get_value(config: dict[str, Any], key: str) -> Any:
+    """The value of a key; of one that is newer than the run, what the run did without it."""
+    return config[key] if key in config else migrations.get_earlier_default(key, config)
 
 
 def _select_differing(values: Values) -> Values:
