@@ -1,15 +1,15 @@
 """A Hub on this machine to download from: repositories of models and adapters at commits, branches and tags; and who asked for what."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import local_server
 import pytest
 from huggingface_hub import constants
 
@@ -48,11 +48,8 @@ class Repositories:
 def serving(cache: Path) -> Iterator[Repositories]:
     """The Hub, for huggingface_hub in this process, with the local cache `cache`, until the block ends."""
     hub = Repositories()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
+    with local_server.serve(_handler(hub)) as server, pytest.MonkeyPatch.context() as patch:
+        hub.address = local_server.get_address(server)
         for name, value in {
             "ENDPOINT": hub.address,
             "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
@@ -62,12 +59,7 @@ def serving(cache: Path) -> Iterator[Repositories]:
             patch.setattr(constants, name, value)
         patch.setenv("HF_HUB_CACHE", str(cache))
         patch.setenv("NO_PROXY", "127.0.0.1")
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join(timeout=10)
+        yield hub
 
 
 def _handler(hub: Repositories) -> type[BaseHTTPRequestHandler]:

@@ -1,19 +1,16 @@
 """A training that is pushed to the Hub, or copied to a URL, while it runs; and resumed from there."""
 
 import shutil
-import sys
 from pathlib import Path
 
+import fake_hub
+import hub_repos
 import pytest
 from cases import cases
 from conftest import subprocess_cli
 from faults import check_refused, instead
 
 from peftrun.artifacts.remote_stores import UrlStore
-
-sys.path.insert(0, str(Path(__file__).parent / "export"))
-import fake_hub
-import hub_repos
 
 STEPS = [
     "trainer.max_steps=6",
@@ -30,18 +27,23 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def hub_environment(hub: fake_hub.Hub, folder: Path) -> dict[str, str]:
+    """For a process that pushes to this Hub, with a home of its own."""
+    return {
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": fake_hub.TOKEN,
+        "HF_HOME": str(folder / "home"),
+        "HF_ENDPOINT": hub.address,
+    }
+
+
 @pytest.mark.slow
 def test_checkpoints_are_pushed_and_a_run_resumed_from_the_hub_ends_as_the_uninterrupted_one(cli, on_tiny, llama, tmp_path):  # fmt: skip
     command = [*on_tiny(llama), *STEPS]
     push = ["trainer.push_to_hub=true", "trainer.hub_model_id=me/even", "trainer.hub_strategy=checkpoint"]
-    env = {
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": fake_hub.TOKEN,
-        "HF_HOME": str(tmp_path / "home"),
-    }
     with fake_hub.running() as hub:
-        whole = subprocess_cli(tmp_path, *command, *push, **env | {"HF_ENDPOINT": hub.address})
+        whole = subprocess_cli(tmp_path, *command, *push, **hub_environment(hub, tmp_path))
         assert whole.code == 0, whole.err
     assert hub.repos["me/even"]["visibility"] == "private"
     *checkpoints, result = hub.history
@@ -76,17 +78,11 @@ def test_a_hub_that_fails_while_training_costs_a_warning_and_at_the_end_an_error
         "trainer.hub_model_id=me/even",
         "action.evaluate_before=false",
     ]
-    env = {
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": fake_hub.TOKEN,
-        "HF_HOME": str(tmp_path / "home"),
-    }
     with fake_hub.running() as hub:
         hub.refuses_commits = True
-        outcome = subprocess_cli(tmp_path, *command, **env | {"HF_ENDPOINT": hub.address})
+        outcome = subprocess_cli(tmp_path, *command, **hub_environment(hub, tmp_path))
         hub.refuses = 403
-        refused = subprocess_cli(tmp_path, *command, **env | {"HF_ENDPOINT": hub.address})
+        refused = subprocess_cli(tmp_path, *command, **hub_environment(hub, tmp_path))
     assert outcome.code == 1 and outcome.err.count("a checkpoint could not be sent") == 1
     assert "the Hub did not accept the result" in outcome.err and "Traceback" not in outcome.err
     assert outcome.record()["status"] == "completed" and (outcome.run_dir / WEIGHTS).is_file()

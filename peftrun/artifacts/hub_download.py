@@ -1,6 +1,6 @@
 """Downloads adapters from the Hub, only an adapter's own files, and pins the commit. Light, but for huggingface_hub while it downloads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -23,16 +23,11 @@ FILES = (*PEFT_FILES, *(f"{STACK}/*/{name}" for name in PEFT_FILES), *TOKENIZER_
 MAX_NAMED = 5  # subfolders that an error names
 
 
-def pin_adapters(paths: Mapping[str, str]) -> dict[str, str]:
-    """The same paths by name, but ORG/NAME@REVISION@COMMIT for those on the Hub, which are downloaded unless their commit is here.
+def pin_adapter(path: str, name: str = "default") -> str:
+    """The same path, but ORG/NAME@REVISION@COMMIT of an adapter on the Hub, which is downloaded unless its commit is here.
 
     Raises: AdapterError: there is no such adapter, it may not be read, or the Hub cannot be reached.
     """
-    return {name: pin_adapter(path, name) for name, path in paths.items()}
-
-
-def pin_adapter(path: str, name: str = "default") -> str:
-    """The same for one adapter."""
     hub = hub_adapters.parse_hub_adapter(path)
     if hub is None or not adapter_folder.awaits_download(path, name):
         return path
@@ -49,8 +44,13 @@ def pin_adapter(path: str, name: str = "default") -> str:
     return str(pinned)
 
 
+def pin_adapters(paths: Mapping[str, str], pin: Callable[[str, str], str] = pin_adapter) -> dict[str, str]:
+    """The same for adapters by name. `pin`: `pin_adapter` or `pin_cached_adapter`."""
+    return {name: pin(path, name) for name, path in paths.items()}
+
+
 def pin_cached_adapter(path: str, name: str = "default") -> str:
-    """The same from the local cache alone, for a preview, which asks the Hub nothing; unchanged, with a warning, if it is not there."""
+    """`pin_adapter` from the local cache alone, for a preview, which asks the Hub nothing; unchanged, with a warning, if it is not there."""
     hub = hub_adapters.parse_hub_adapter(path)
     if hub is None or not adapter_folder.awaits_download(path, name):
         return path

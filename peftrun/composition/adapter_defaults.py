@@ -22,7 +22,7 @@ from peftrun.system import packages
 CHOOSING_KEYS = {"model": ("model.name_or_path",), "task": ("task.type", "task.data.path")}
 NO_EVALUATION = {"reload": ", or action.evaluate=false", "merge": ", or action.num_eval_rows=0"}
 
-PinAdapters = Callable[[dict[str, str]], dict[str, str]]
+PinAdapter = Callable[[str, str], str]  # path and name of an adapter → its path with the commit
 
 
 def build_run_spec(cfg: DictConfig, typed: Sequence[str]) -> RunSpec:
@@ -39,12 +39,12 @@ def resolve_values(cfg: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
 
 
 def build_pinned_spec(
-    values: dict[str, Any], typed: Sequence[str], pin: PinAdapters = hub_download.pin_adapters
+    values: dict[str, Any], typed: Sequence[str], pin: PinAdapter = hub_download.pin_adapter
 ) -> RunSpec:
-    """The same of resolved values. `pin`: downloads adapters and pins their commits."""
+    """The same of resolved values. `pin`: downloads an adapter and pins its commit."""
     spec = check_values(values, typed)
     if any(adapter_folder.awaits_download(path, name) for name, path in spec.adapter.items()):
-        spec = check_values({**values, "adapter": pin(spec.adapter)}, typed)
+        spec = check_values({**values, "adapter": hub_download.pin_adapters(spec.adapter, pin)}, typed)
     return spec
 
 
@@ -53,7 +53,8 @@ def check_values(values: dict[str, Any], typed: Sequence[str]) -> RunSpec:
 
     Raises: ConfigError: see `build_spec`, or neither the command nor the adapter says which base model or task is meant.
     """
-    adopted, deferred = apply_adapter_defaults(values, typed), dict(_list_open_groups(values, typed))
+    origin = find_adapter_origin(values)
+    adopted, deferred = apply_adapter_defaults(values, typed, origin), dict(_list_open_groups(values, typed, origin))
     lines = [line for line in deferred.values() if line]
     try:
         spec = build_spec_from_values(adopted, deferred)
@@ -64,12 +65,16 @@ def check_values(values: dict[str, Any], typed: Sequence[str]) -> RunSpec:
     return spec
 
 
-def apply_adapter_defaults(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+def apply_adapter_defaults(
+    values: dict[str, Any], typed: Sequence[str], origin: AdapterOrigin | None
+) -> dict[str, Any]:
     """Resolved values with base model and task of the adapter, unless an option or an experiment selects them.
 
     Single keys that are typed (`task.data.path=OTHER.jsonl`) are applied on top.
+
+    Args: origin: of the active adapter, see `find_adapter_origin`.
     """
-    groups, keys, origin = _list_free_groups(typed), _list_typed_keys(typed), find_adapter_origin(values)
+    groups, keys = _list_free_groups(typed), _list_typed_keys(typed)
     values = adapter_method.apply_adapter_method(values, origin.lora if origin else {}, keys)
     if origin is None or not groups:
         return _adopt_tokens(values, keys, chosen="model" not in groups)
@@ -117,13 +122,14 @@ def find_adapter_origin(values: dict[str, Any]) -> AdapterOrigin | None:
     return None if active is None or adapter_folder.awaits_download(*active) else adapter_origin.read_origin(*active)
 
 
-def _list_open_groups(values: dict[str, Any], typed: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _list_open_groups(
+    values: dict[str, Any], typed: Sequence[str], origin: AdapterOrigin | None
+) -> Iterator[tuple[str, str]]:
     """(group, line) of each that only the adapter could say and does not. The line is empty if it may, once it is downloaded."""
     active = _find_active_adapter(values)
     if active is None:
         return
-    keys, origin = _list_typed_keys(typed), find_adapter_origin(values)
-    path, name = active
+    keys, (path, name) = _list_typed_keys(typed), active
     option = adapter_folder.format_adapter_option(hub_adapters.format_source(path), name)
     for group in _list_free_groups(typed):
         if keys & set(CHOOSING_KEYS[group]):

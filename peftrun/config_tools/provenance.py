@@ -100,11 +100,8 @@ def trace_origins(
         for key in () if override.is_delete() else config.flatten_keys(override.value(), override.key_or_group):
             _set_source(sources, key, typed)
     # `adapter=` takes model and task from its run's config, or its own files, where they are not typed.
-    values, composed_leaves = (
-        adapter_defaults.apply_adapter_defaults(composed, overrides),
-        config.flatten_keys(composed),
-    )
-    origin = adapter_defaults.find_adapter_origin(composed)
+    origin, composed_leaves = adapter_defaults.find_adapter_origin(composed), config.flatten_keys(composed)
+    values = adapter_defaults.apply_adapter_defaults(composed, overrides, origin)
     # Without an origin the adapter's own config may say its method, where it is trained further.
     recorded = ValueSource(RECORDED, origin.source if origin else next(iter(composed.get("adapter", {}).values()), ""))
     leaf_sources = {

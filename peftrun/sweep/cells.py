@@ -62,13 +62,13 @@ class CellComposer:
         self.reads_hydra = cache(self._reads_hydra)  # by instance: the answers depend on `master`
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> dict[str, Any]:
-        """Resolved values of a cell. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: an unresolved interpolation."""
+        """Resolved values of a cell, without what its adapter says. Raises: compose.REFUSALS: Hydra cannot compose it. ConfigError: an unresolved interpolation."""
         choices = tuple(text for text in overrides if self.composer.is_group_choice(text))
         if self.reads_hydra(choices) or any(HYDRA_INTERPOLATION in text for text in overrides):
             return self._compose_with_hydra(overrides, number)
         cfg = self.composer.compose_config(overrides)
         OmegaConf.copy_cache(self.master, cfg)  # of resolvers such as `now`, which give all cells one value
-        return adapter_defaults.apply_adapter_defaults(adapter_defaults.resolve_values(cfg, overrides), overrides)
+        return adapter_defaults.resolve_values(cfg, overrides)
 
     def _reads_hydra(self, choices: tuple[str, ...]) -> bool:
         """Whether the options that are chosen read Hydra's own part of the config."""
@@ -86,7 +86,7 @@ class CellComposer:
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(cfg)
         try:
-            return adapter_defaults.apply_adapter_defaults(adapter_defaults.resolve_values(task, overrides), overrides)
+            return adapter_defaults.resolve_values(task, overrides)
         finally:
             HydraConfig.instance().cfg = before
 
@@ -107,13 +107,7 @@ def compose_cells(
     Raises: compose.REFUSALS: no cell at all can be composed.
     """
     composer, cells = CellComposer(loader, master), dict[str, Cell]()
-    pin_adapter = cache(
-        hub_download.pin_adapter if downloads else hub_download.pin_cached_adapter
-    )  # each is asked for once
-
-    def pin(adapters: dict[str, str]) -> dict[str, str]:
-        return {name: pin_adapter(path, name) for name, path in adapters.items()}
-
+    pin = cache(hub_download.pin_adapter if downloads else hub_download.pin_cached_adapter)  # each is asked for once
     explanations: dict[str, tuple[str, ...]] = {}  # by the text of the error: a bad value often fails every cell
     refusals: list[Exception] = []
     for number, overrides in enumerate(jobs, first):

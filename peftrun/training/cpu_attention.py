@@ -6,7 +6,7 @@ and a sixth less with rows of 512; in float32 there is no difference. Eager atte
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -25,27 +25,23 @@ def is_eager_faster(model: ModelSpec, task: TaskSpec, trainer: TrainerSpec, devi
     return not chosen and device.name == "cpu" and device.dtype == torch.bfloat16 and task.max_length <= MAX_ROW_TOKENS
 
 
-@contextmanager
-def use_eager_attention(model: Any, enabled: bool) -> Iterator[None]:
+def use_eager_attention(model: Any, enabled: bool) -> AbstractContextManager[None]:
     """Inside, `model` (a transformers model) uses eager attention, if enabled and if it would use fused attention."""
-    if not enabled or get_attention(model) != FUSED:
-        yield
-        return
-    model.set_attn_implementation(EAGER)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(FUSED)
+    return _replace_attention(model, FUSED, EAGER, enabled)
+
+
+def use_fused_attention(model: Any, enabled: bool) -> AbstractContextManager[None]:
+    """Inside, the eager attention of `use_eager_attention` is off: for an evaluation that compares with those before and after training."""
+    return _replace_attention(model, EAGER, FUSED, enabled)
 
 
 @contextmanager
-def use_fused_attention(model: Any, enabled: bool) -> Iterator[None]:
-    """Inside, the eager attention of `use_eager_attention` is off: for an evaluation that compares with those before and after training."""
-    if not enabled or get_attention(model) != EAGER:
+def _replace_attention(model: Any, used: str, other: str, enabled: bool) -> Iterator[None]:
+    if not enabled or get_attention(model) != used:
         yield
         return
-    model.set_attn_implementation(FUSED)
+    model.set_attn_implementation(other)
     try:
         yield
     finally:
-        model.set_attn_implementation(EAGER)
+        model.set_attn_implementation(used)

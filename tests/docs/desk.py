@@ -149,7 +149,7 @@ def _data(folder: Path) -> None:
         [{"sentences": {"abstract": [ask]}, "summary": {"challenge": answer}} for ask, answer in numbers],
     )
     talks = [[{"role": "user", "content": ask}, {"role": "assistant", "content": answer}] for ask, answer in numbers]
-    jsonl(folder / "talks.jsonl", [{"messages": talk} for talk in talks])
+    jsonl(folder / "chats.jsonl", [{"messages": talk} for talk in talks])
     (folder / "tools.json").write_text(json.dumps([{"name": "weather", "parameters": {"type": "object"}}]))
     (folder / "book.txt").write_text("".join(f"{ask} {answer}\n" for ask, answer in numbers))
     (folder / "mine.csv").write_text(

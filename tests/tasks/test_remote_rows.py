@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from importlib.util import find_spec
 
 import fsspec
+import local_server
 import pytest
 from cases import cases
 from conftest import TINY_STEPS
@@ -28,15 +28,9 @@ def web(tmp_path):
     """A web server of the folder `web`, and what was downloaded from it."""
     folder = tmp_path / "web"
     folder.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    server.downloads, server.folder = [], folder
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=10)
+    with local_server.serve(partial(Handler, directory=str(folder))) as server:
+        server.downloads, server.folder, server.url = [], folder, local_server.get_address(server)
+        yield server
 
 
 @pytest.mark.skipif(find_spec("aiohttp") is None, reason="fsspec reads https:// with aiohttp, which is not installed")

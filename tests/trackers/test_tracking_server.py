@@ -2,9 +2,9 @@
 
 import json
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
+import local_server
 import pytest
 from conftest import TINY_STEPS, cli_here
 
@@ -41,15 +41,9 @@ def server():
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+    with local_server.serve(Handler) as http:
         http.asked = asked
         yield http
-        http.shutdown()
-
-
-def address(server) -> str:
-    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 def free_port() -> int:
@@ -59,7 +53,9 @@ def free_port() -> int:
 
 
 def test_a_server_that_goes_away_costs_one_warning(tmp_path, llama, on_tiny, server):
-    run = cli_here(tmp_path, *on_tiny(llama), *TINY_STEPS, "tracker=mlflow", f"tracker.uri={address(server)}")
+    run = cli_here(
+        tmp_path, *on_tiny(llama), *TINY_STEPS, "tracker=mlflow", f"tracker.uri={local_server.get_address(server)}"
+    )
     assert run.code == 0, run.err
     warned = [line for line in run.err.splitlines() if line.startswith("warning: tracker")]
     assert len(warned) == 1 and "the run goes on without it" in warned[0], run.err

@@ -182,7 +182,7 @@ class ImportAction:
 
     name: Literal["import"]
     source: Path | None  # their file; typed as from=, which no field can be called in Python
-    tool: Literal["axolotl", "llama-factory", "trl", "ms-swift", "peft"] | None  # null: told from the keys
+    tool: Literal["axolotl", "llama-factory", "trl", "ms-swift", "peft"] | None  # null: detected from the keys
     output: Path | None  # the experiment's file
 
 

@@ -24,7 +24,7 @@ OBJECTIVES = {
     "reward": objectives.RewardObjective,
     "grpo": objectives.GrpoObjective,
 }
-EXPORT = "action=export action.target=hub action.repo_id=ORG/NAME action.push=true, once it is trained"
+PUSH = "trainer.push_to_hub=true trainer.hub_model_id=ORG/NAME"
 TRACKER = "tracker=tensorboard, trackio, mlflow or wandb, with its keys"
 SPECIFIC = "device=fsdp, with the settings that peftrun gives it"
 INSTEAD = {  # field → what to type in its place; VALUE is its value
@@ -56,7 +56,7 @@ INSTEAD = {  # field → what to type in its place; VALUE is its value
     "log_completions": "action.num_samples=3",
     "num_completions_to_print": "action.num_samples=VALUE",
     **dict.fromkeys(("report_to", "run_name", "project"), TRACKER),
-    **dict.fromkeys(("hub_always_push", "hub_revision"), EXPORT),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), PUSH),
 }
 TOKENIZED = dict.fromkeys(
     (
@@ -76,9 +76,9 @@ FIXED = dict.fromkeys(
 METRICS = dict.fromkeys(
     (
         "batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
-        "generate_during_eval", "greater_is_better", "include_for_metrics", "metric_for_best_model", "prediction_loss_only",
+        "generate_during_eval", "include_for_metrics", "prediction_loss_only",
     ),
-    "evaluations during training measure the validation loss alone",
+    "evaluations during training measure the loss and the task's own metrics",
 )  # fmt: skip
 OUTPUT = dict.fromkeys(
     (
@@ -89,7 +89,7 @@ OUTPUT = dict.fromkeys(
 )  # fmt: skip
 REFERENCE = dict.fromkeys(
     ("ref_model_mixup_alpha", "ref_model_sync_steps", "sync_ref_model"),
-    "the reference model is the base model without the adapter",
+    "the reference model stays as it is: task.objective.reference chooses it",
 )
 GENERATION = dict.fromkeys(
     (

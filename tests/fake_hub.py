@@ -3,12 +3,13 @@
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+import local_server
 
 TOKEN = "hf_of_the_test"
 COMMIT = "a" * 40
@@ -34,16 +35,9 @@ class Hub:
 def running() -> Iterator[Hub]:
     """The Hub, on a free port of this machine, until the block ends."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with local_server.serve(_handler(hub)) as server:
+        hub.address = local_server.get_address(server)
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
