@@ -184,7 +184,7 @@ def test_a_model_that_is_nowhere_is_told_and_nobody_elsewhere_is_asked(cli, tmp_
     spec = peftrun.load("model=qwen3").model
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])  # no name server answers
-    monkeypatch.setattr(hub_cache, "getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr(hub_cache, "CONNECT_TIMEOUT", 0.2)
     began = time.perf_counter()
     with pytest.raises(ModelError, match="the Hub cannot be reached"):

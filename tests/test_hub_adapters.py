@@ -11,7 +11,6 @@ from hub_repos import serving
 from huggingface_hub import constants
 
 import peftrun
-from peftrun.artifacts import hub_cache
 
 BASE = "me/tiny"
 FILES = ["adapter_config.json", "adapter_model.safetensors", "peftrun.json", "tokenizer.json"]
@@ -117,7 +116,7 @@ def test_what_the_hub_does_not_give_is_one_line(hub, cli, monkeypatch, typed, to
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     if typed == "unreachable":
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        monkeypatch.setattr(hub_cache, "getproxies", dict)
+        monkeypatch.setattr("urllib.request.getproxies", dict)
     typed = "me/new" if typed in ("offline", "unreachable") else typed
     outcome = cli("action=inspect", f"adapter={typed}")
     lines = [line for line in outcome.err.splitlines() if line.startswith("peftrun: ")]

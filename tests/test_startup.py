@@ -17,7 +17,7 @@ try:
     runpy.run_module("peftrun", run_name="__main__")
 finally:
     print("HEAVY", [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
-    print("SLOW", [name for name in ("numpy", "pydantic") if name in sys.modules], file=sys.stderr)
+    print("SLOW", [name for name in ("numpy", "pydantic", "rich", "ssl") if name in sys.modules], file=sys.stderr)
 """
 
 

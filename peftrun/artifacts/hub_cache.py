@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from peftrun.errors import PeftrunError
 
@@ -119,6 +118,8 @@ def find_snapshot(repo_id: str, revision: str | None) -> Path | None:
 
 def _is_reachable(address: str) -> bool:
     """Whether the address accepts connections; behind a proxy this cannot be checked and counts as true."""
+    from urllib.request import getproxies  # imports ssl, which a refused command does not need
+
     url, connected = urlsplit(address), threading.Event()
     if getproxies():
         return True

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from peftrun import console
 from peftrun.artifacts import adapter_folder, hub_adapters, hub_cache
 from peftrun.artifacts.adapter_folder import STACK
 from peftrun.artifacts.hub_adapters import HubAdapter
@@ -40,6 +39,8 @@ def pin_adapter(path: str, name: str = "default") -> str:
     pinned = replace(hub, commit=snapshot.name)
     if adapter_folder.awaits_download(str(pinned), name):
         raise AdapterError(f"{option}: {_explain_no_adapter(pinned)}")
+    from peftrun import console  # imports rich, which a refused command does not need
+
     console.print_info(f"adapter {name}: {hub.typed} on the Hub, commit {snapshot.name[:12]}")
     return str(pinned)
 
@@ -59,6 +60,8 @@ def pin_cached_adapter(path: str, name: str = "default") -> str:
     if not adapter_folder.awaits_download(pinned, name):
         return pinned
     option = adapter_folder.format_adapter_option(hub.typed, name)
+    from peftrun import console
+
     console.print_warning(
         f"{option}: is not downloaded yet, so this is for the defaults in place of its base model, task and method; type action=inspect {option} first"
     )

@@ -14,9 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
-
-from peftrun import console
 from peftrun.config.paths import cache_dir
 from peftrun.errors import DataError, PeftrunError
 from peftrun.formatting import format_bytes
@@ -155,6 +152,11 @@ def _get_cache_folder(url: str, versions: list[str | None]) -> Path:
 
 def _download(folder: Path, option: str, files: Mapping[str, str], size: int | None, storage: Any) -> None:
     """Downloads files into `folder`, which then has all of them; does nothing if it is there. `files`: relative path → path in the storage."""
+    # Imported late: commands that only check what was typed import this module.
+    from filelock import FileLock
+
+    from peftrun import console
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # processes of one run want the same file
         if folder.name == "unversioned":

@@ -44,10 +44,10 @@ def mark_reported(lines: Iterable[str]) -> None:
 
 def report_upgrades(lines: Iterable[str], file: str = "") -> None:
     """Print each line, once per process: a configuration is read many times. `file`: the file with the old name, printed in front."""
-    from peftrun import console
-
     for line in lines:
         if line not in _REPORTED:
+            from peftrun import console  # imports rich, which few commands need
+
             _REPORTED.add(line)
             console.print_info(f"{file}: {line}" if file else line)
 

@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from peftrun.config import paths
 
@@ -41,14 +41,19 @@ def list_config_dirs(search_path: Sequence[str | Path] = ()) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir() and folder != paths.config_dir().resolve()]
 
 
-def _read_entry_points() -> EntryPoints:
+def _read_entry_points() -> tuple[Any, ...]:
     return _read_entry_points_of(tuple(map(_stat_folder, sys.path)))
 
 
 @cache
-def _read_entry_points_of(search_path: tuple[tuple[str, int], ...]) -> EntryPoints:
+def _read_entry_points_of(search_path: tuple[tuple[str, int], ...]) -> tuple[Any, ...]:
     """Cached by the folders and when each was last changed, as installing and removing does: the metadata of every package is read."""
-    return entry_points(group=GROUP)
+    declared = (file for folder, _ in search_path for file in Path(folder).glob("*.*-info/entry_points.txt"))
+    if not any(GROUP.encode() in file.read_bytes() for file in declared):
+        return ()
+    from importlib.metadata import entry_points  # takes as long to import as all the rest of `--help`
+
+    return tuple(entry_points(group=GROUP))
 
 
 def _stat_folder(folder: str) -> tuple[str, int]:
