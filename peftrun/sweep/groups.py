@@ -101,6 +101,6 @@ def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterat
     """KEY=VALUE of each field of `values` (a config group) that is not as required, as it is typed."""
     for key, required_value in required.items():
         value = getattr(values, key)
-        if value == required_value:
+        if (value or None) == (required_value or None):  # null, where the loop may choose: a joint run chooses off
             continue
         yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else format_value(value)}"

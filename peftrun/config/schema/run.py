@@ -156,7 +156,7 @@ class TrainerSpec:
     gradient_checkpointing: bool
     activation_offloading: bool
     torch_compile: bool
-    use_liger_kernel: bool
+    use_liger_kernel: bool | None  # null: on a GPU, if the package has kernels for the architecture
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"]
     logging_steps: Positive
     save_strategy: Literal["no", "steps", "epoch"]
