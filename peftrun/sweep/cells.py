@@ -27,7 +27,7 @@ ID_LENGTH = 12
 LATER_KEYS = (
     "action.stack", "model.chat_template", "model.special_tokens", "model.new_tokens", "model.pad_vocab_to_multiple_of", "model.arguments",
     "task.objective.reference", "trainer.metric_for_best_model", "trainer.greater_is_better", "trainer.push_to_hub", "trainer.hub_model_id",
-    "trainer.hub_strategy", "trainer.hub_private_repo", "trainer.arguments",
+    "trainer.hub_strategy", "trainer.hub_private_repo", "trainer.arguments", "device.tf32",
 )  # fmt: skip
 # Key → its default today and the one before, which does the same where sweeps had been run: ids have the one before.
 EARLIER_DEFAULTS = {"trainer.use_liger_kernel": (None, False)}

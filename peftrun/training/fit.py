@@ -33,6 +33,7 @@ from peftrun.errors import ConfigError
 from peftrun.formatting import format_duration
 from peftrun.models.device import Device
 from peftrun.planning import throughput
+from peftrun.system import determinism
 from peftrun.training import (
     checkpoints,
     compiled_blocks,
@@ -172,6 +173,7 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
             contextlib.closing(callback),
             compiled_blocks.compile_blocks(model, trainer.torch_compile, compile_options),
             leave_casts_to_autocast(model, enabled=bool(arguments["bf16"] or arguments["fp16"])),
+            determinism.use_tf32(device.tf32),
         ):
             output = hf_trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish_optimizer(hf_trainer.optimizer)
@@ -181,6 +183,8 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
 
 
 def _check_device(trainer: TrainerSpec, device: Device) -> None:
+    if device.tf32 and device.name != "cuda":
+        raise ConfigError(f"device.tf32=true: is for a GPU, and this run is on {device.name}; type device.tf32=false")
     for key in GPU_ONLY:
         if getattr(trainer, key) and device.name == "cpu":
             raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
