@@ -28,8 +28,9 @@ def read_train_metrics(trainer: Any) -> None:
     """Makes numbers of what was recorded on the device: it is waited for once a log, not several times a step."""
     log = trainer._metrics["train"]
     for name, values in log.items():
-        if values and torch.is_tensor(values[0]):
-            log[name] = torch.stack(values).tolist()
+        tensors = [value for value in values if torch.is_tensor(value)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        log[name] = [next(numbers) if torch.is_tensor(value) else value for value in values]
     if torch.is_tensor(trainer._total_train_tokens):
         trainer._total_train_tokens = int(trainer._total_train_tokens)
 
