@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType
 from trl import SFTTrainer
 
 from peftrun.adapters import traits
+from peftrun.compat.transformers import take_rows_as_unpacked
 from peftrun.compat.trl import accept_label_positions, read_train_metrics, record_train_metrics
 from peftrun.tasks.length_checks import IGNORE_INDEX
 
@@ -84,9 +85,9 @@ class CompletionLossTrainer(SFTTrainer):
     def _score_positions(self, model: Any, inputs: dict[str, Any], positions: torch.Tensor, num_items: Any) -> Any:
         """The loss by TRL's own head at these positions, and the metrics that TRL logs with it; nothing is read from the device."""
         tokens = count_tokens(inputs)
-        if self.drops_mask:
-            inputs.pop("attention_mask", None)
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True, label_positions=positions)
+        dropped = self.drops_mask and inputs.pop("attention_mask", None) is not None  # packed rows have none
+        with take_rows_as_unpacked(dropped):
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True, label_positions=positions)
         count = positions.new_full((), positions.numel())  # filled on the device: a copy from the host would wait
         sums = (count, outputs.entropy.detach().sum(), outputs.is_top1.sum(), tokens)
         labels, entropy, correct, tokens = map(self._sum_over_processes, sums)
