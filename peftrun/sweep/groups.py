@@ -25,7 +25,7 @@ LORA: dict[str, Any] = {
     "lora_ga_config": None, "velora_config": None, "use_bdlora": None, "lora_fa": False, "loraplus_lr_ratio": None,
 }  # fmt: skip
 TRAINER: dict[str, Any] = {
-    "packing": False, "padding_free": False, "torch_compile": False, "use_liger_kernel": False, "activation_offloading": False,
+    "packing": False, "padding_free": False, "torch_compile": False, "activation_offloading": False,
     "gradient_checkpointing": False, "label_smoothing_factor": 0, "neftune_noise_alpha": None,
 }  # fmt: skip
 DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}
@@ -90,6 +90,8 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if spec.task.objective is not None or spec.task.type not in KINDS:
         yield f"task.type={spec.task.type}"
     yield from _iter_differing("trainer", spec.trainer, TRAINER)
+    if spec.trainer.use_liger_kernel:  # null leaves the choice to the loop, and a joint run goes without
+        yield "trainer.use_liger_kernel=true"
     for key in (spec.trainer.arguments or {}).keys() - {*ON_SHARED_BASE}:
         yield f"trainer.arguments.{key}"
     if not OPTIMIZERS[spec.trainer.optim].stacks:
@@ -101,6 +103,6 @@ def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterat
     """KEY=VALUE of each field of `values` (a config group) that is not as required, as it is typed."""
     for key, required_value in required.items():
         value = getattr(values, key)
-        if (value or None) == (required_value or None):  # null, where the loop may choose: a joint run chooses off
+        if value == required_value:
             continue
         yield f"{group}.{key}={type(value).__name__ if dataclasses.is_dataclass(value) else format_value(value)}"

@@ -38,6 +38,8 @@ class CompletionLossTrainer(SFTTrainer):
         drops_mask: whether a mask of padding on the right changes nothing for tokens before it.
     """
 
+    data_collator: Any
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         on_gpu = self.args.device.type == "cuda" and self.accelerator.distributed_type in UNSHARDED
