@@ -89,9 +89,9 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     yield from _iter_differing("lora", spec.lora, LORA | dict.fromkeys(peft_fields.get_extra_peft_fields(spec.lora)))
     if spec.task.objective is not None or spec.task.type not in KINDS:
         yield f"task.type={spec.task.type}"
-    yield from _iter_differing("trainer", spec.trainer, TRAINER)
-    if spec.trainer.use_liger_kernel:  # null leaves the choice to the loop, and a joint run goes without
-        yield "trainer.use_liger_kernel=true"
+    # null leaves the choice to the loop, and a joint run goes without
+    liger = {} if spec.trainer.use_liger_kernel is None else {"use_liger_kernel": False}
+    yield from _iter_differing("trainer", spec.trainer, TRAINER | liger)
     for key in (spec.trainer.arguments or {}).keys() - {*ON_SHARED_BASE}:
         yield f"trainer.arguments.{key}"
     if not OPTIMIZERS[spec.trainer.optim].stacks:
