@@ -52,7 +52,7 @@ ONLY_IN = {
     "peft": ("compat/", "adapters/", "config_tools/json_schema/"),
     "omegaconf": ("compat/", "config/", "composition/", "config_tools/", "sweep/", "cli/"),
     "hydra": ("compat/", "config/", "composition/", "config_tools/", "sweep/", "cli/"),
-    "trl": ("training/", "config_tools/json_schema/"),
+    "trl": ("compat/", "training/", "config_tools/json_schema/"),
 }
 PRIVATE = re.compile(r"_[A-Za-z]\w*")
 HYDRAS_KEYS = {"_target_", "_self_"}

@@ -25,7 +25,7 @@ from peftrun.system import environment
 CPU = Device("cpu", torch.float32, "")
 ALONE = {
     "strategy": None, "num_processes": 1, "num_machines": 1, "machine_rank": 0, "main_process_ip": None, "main_process_port": 29500,
-    "deepspeed_config": None, "deterministic": True, "memory_check": True, "max_memory": None,
+    "deepspeed_config": None, "deterministic": True, "tf32": False, "memory_check": True, "max_memory": None,
 }  # fmt: skip
 
 

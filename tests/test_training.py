@@ -83,9 +83,9 @@ def test_where_most_positions_are_learned_trl_computes_the_loss(llama):
         model=AutoModelForCausalLM.from_pretrained(llama), args=args, train_dataset=data, processing_class=tokenizer
     )
     loop.model.train()
-    assert loop._select_positions(inputs, False) is None
+    assert loop._select_positions(inputs) is None
     inputs["labels"][:, :8] = IGNORE_INDEX
-    assert loop._select_positions(inputs, False).tolist() == [7, 8]
+    assert loop._select_positions(inputs).tolist() == [7, 8]
 
 
 KNOBS = {

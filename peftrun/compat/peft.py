@@ -1,9 +1,12 @@
-"""PEFT 0.21: how it expands target modules, reads a base model's files, places loaded tensors and routes rows."""
+"""PEFT 0.21: how it expands target modules, reads a base model's files, places loaded tensors, casts inputs and routes rows."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
+import torch
+from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, cast_adapter_dtype
 from peft.utils.loftq_utils import _SafetensorLoader
 
@@ -50,3 +53,28 @@ def inject_in_float32(net: Any) -> Iterator[None]:
         yield
     finally:
         del tuner.inject_adapter
+
+
+@contextmanager
+def leave_casts_to_autocast(net: Any, enabled: bool) -> Iterator[None]:
+    """Inside, plain LoRA layers take an input that has autocast's dtype as it is; the results are the same bytes.
+
+    PEFT casts it to float32, the dtype of LoRA's matrices, and autocast casts it back before it is multiplied: two passes over the
+    activations for each layer, forward and backward, and a copy kept for the backward pass in place of the one that layers share.
+    Variants such as DoRA compute with the input itself, and keep their cast.
+    """
+    layers = [module for module in net.modules() if enabled and isinstance(module, Linear) and not module.lora_variant]
+    for layer in layers:
+        layer._cast_input_dtype = partial(_cast_outside_of_autocast, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._cast_input_dtype
+
+
+def _cast_outside_of_autocast(layer: BaseTunerLayer, x: Any, dtype: torch.dtype) -> Any:
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype == torch.get_autocast_dtype(device):
+        return x
+    return BaseTunerLayer._cast_input_dtype(layer, x, dtype)

@@ -35,3 +35,8 @@ def is_view(tensor: torch.Tensor) -> bool:
 def zero_all(tensors: Sequence[torch.Tensor]) -> None:
     """Sets all to zero in one call, as torch's optimizers do: one kernel, not one for each tensor."""
     torch._foreach_zero_(list(tensors))
+
+
+def remove_compiled(module: torch.nn.Module) -> None:
+    """Undoes `module.compile()`, which torch cannot."""
+    module._compiled_call_impl = None

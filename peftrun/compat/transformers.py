@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
+from transformers import masking_utils
+
 
 class TrainerStep(StrEnum):
     """Methods of Trainer that are wrapped on one trainer."""
@@ -51,6 +53,21 @@ def get_attention(model: Any) -> str | None:
     """The attention that a model uses: sdpa, eager, …"""
     name: str | None = model.config._attn_implementation
     return name
+
+
+@contextmanager
+def take_rows_as_unpacked(enabled: bool) -> Iterator[None]:
+    """Inside, if enabled, a model without a mask does not look at its positions for texts that are packed into a row.
+
+    The model reads the answer back from the device before its first layer, and the host waits for all that was queued before it.
+    """
+    find = masking_utils.find_packed_sequence_indices
+    if enabled:
+        masking_utils.find_packed_sequence_indices = lambda *_: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
 
 
 def list_unsaved_keys(model: Any) -> set[str]:

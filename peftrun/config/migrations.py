@@ -125,6 +125,7 @@ ADDED: dict[str, Any] = {
     "device.memory_check": False,
     "device.max_memory": None,
     "device.deterministic": False,
+    "device.tf32": False,
     "tracker": {"name": "none"},
     "params": {},
     "template": None,

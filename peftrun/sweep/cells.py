@@ -27,8 +27,10 @@ ID_LENGTH = 12
 LATER_KEYS = (
     "action.stack", "model.chat_template", "model.special_tokens", "model.new_tokens", "model.pad_vocab_to_multiple_of", "model.arguments",
     "task.objective.reference", "trainer.metric_for_best_model", "trainer.greater_is_better", "trainer.push_to_hub", "trainer.hub_model_id",
-    "trainer.hub_strategy", "trainer.hub_private_repo", "trainer.arguments",
+    "trainer.hub_strategy", "trainer.hub_private_repo", "trainer.arguments", "device.tf32",
 )  # fmt: skip
+# Key → its default today and the one before, which does the same where sweeps had been run: ids have the one before.
+EARLIER_DEFAULTS = {"trainer.use_liger_kernel": (None, False)}
 HYDRA_INTERPOLATION = "${hydra"  # values read from the `hydra` node differ between cells
 
 
@@ -140,7 +142,7 @@ def compute_cell_id(values: dict[str, Any]) -> str:
 
     Keys count under their first names, so that a sweep of an earlier version is continued.
     """
-    values = _drop_later_keys(migrations.restore_keys(values))
+    values = _restore_defaults(_drop_later_keys(migrations.restore_keys(values)))
     action = {key: value for key, value in (values.get("action") or {}).items() if key not in ("resume", "upload_to")}
     values = {key: value for key, value in values.items() if key != "tracker"}
     text = json.dumps({**values, "action": action}, sort_keys=True, default=str)
@@ -157,6 +159,15 @@ def _drop_later_keys(values: dict[str, Any]) -> dict[str, Any]:
             for name in owners:
                 owner = owner[name]
             del owner[last]
+    return values
+
+
+def _restore_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with defaults of before in place of those that replaced them."""
+    for key, (today, before) in EARLIER_DEFAULTS.items():
+        group, _, name = key.partition(".")
+        if name in (values.get(group) or {}) and values[group][name] is today:
+            values[group][name] = before
     return values
 
 

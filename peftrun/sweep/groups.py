@@ -25,7 +25,7 @@ LORA: dict[str, Any] = {
     "lora_ga_config": None, "velora_config": None, "use_bdlora": None, "lora_fa": False, "loraplus_lr_ratio": None,
 }  # fmt: skip
 TRAINER: dict[str, Any] = {
-    "packing": False, "padding_free": False, "torch_compile": False, "use_liger_kernel": False, "activation_offloading": False,
+    "packing": False, "padding_free": False, "torch_compile": False, "activation_offloading": False,
     "gradient_checkpointing": False, "label_smoothing_factor": 0, "neftune_noise_alpha": None,
 }  # fmt: skip
 DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}
@@ -89,7 +89,9 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     yield from _iter_differing("lora", spec.lora, LORA | dict.fromkeys(peft_fields.get_extra_peft_fields(spec.lora)))
     if spec.task.objective is not None or spec.task.type not in KINDS:
         yield f"task.type={spec.task.type}"
-    yield from _iter_differing("trainer", spec.trainer, TRAINER)
+    # null leaves the choice to the loop, and a joint run goes without
+    liger = {} if spec.trainer.use_liger_kernel is None else {"use_liger_kernel": False}
+    yield from _iter_differing("trainer", spec.trainer, TRAINER | liger)
     for key in (spec.trainer.arguments or {}).keys() - {*ON_SHARED_BASE}:
         yield f"trainer.arguments.{key}"
     if not OPTIMIZERS[spec.trainer.optim].stacks:

@@ -3,6 +3,8 @@
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +40,18 @@ def set_deterministic(enabled: bool) -> None:
     _REQUESTED.append(enabled)
     _WARNED_OPS.clear()
     _capture_warnings()
+
+
+@contextmanager
+def use_tf32(enabled: bool) -> Iterator[None]:
+    """Inside, if enabled, GPUs multiply float32 matrices in TF32; proofs and evaluations outside of it stay exact."""
+    before = torch.get_float32_matmul_precision()
+    if enabled:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def reset_determinism() -> None:

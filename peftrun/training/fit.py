@@ -5,7 +5,7 @@ import dataclasses
 import io
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +25,7 @@ from peftrun import console
 from peftrun.adapters.save import omit_model_card
 from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.checks import metric_names
+from peftrun.compat.peft import leave_casts_to_autocast
 from peftrun.config import usage
 from peftrun.config.schema.optimizers import OPTIMIZERS, WITHOUT_WARMUP
 from peftrun.config.schema.run import HUB_KEYS, TrainerSpec
@@ -32,18 +33,34 @@ from peftrun.errors import ConfigError
 from peftrun.formatting import format_duration
 from peftrun.models.device import Device
 from peftrun.planning import throughput
-from peftrun.training import checkpoints, distributed, eval_loss, nan_guard, unsaved_state, validation_metrics
+from peftrun.system import determinism
+from peftrun.training import (
+    checkpoints,
+    compiled_blocks,
+    distributed,
+    eval_loss,
+    gpu_arguments,
+    nan_guard,
+    padding,
+    unsaved_state,
+    validation_metrics,
+)
 from peftrun.training.callbacks import MetricsCallback
 
 ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")  # keys of a mixture of experts that TRL changes
 REFERENCE_ADAPTER = "ref"  # TRL's copy of an adapter before its first step
-OWN_KEYS = ("early_stopping_patience", "arguments", *HUB_KEYS)  # keys that peftrun reads itself
+OWN_KEYS = ("early_stopping_patience", "torch_compile", "arguments", *HUB_KEYS)  # keys that peftrun reads itself
 GPU_ONLY = ("activation_offloading", "use_liger_kernel")  # trainer options that need a GPU
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Optimizer steps, mean loss over all of them, seconds, tokens seen, and the step of the checkpoint that was the best, if it was loaded."""
+    """Optimizer steps, mean loss over all of them, seconds, tokens seen, and the step of the checkpoint that was the best, if it was loaded.
+
+    Attributes:
+        padding_share: of the positions that were computed; None: rows have no padding, or no tokens.
+        gpu_choices: what a GPU was given in place of a default, such as `fused optimizer`.
+    """
 
     steps: int
     train_loss: float
@@ -52,6 +69,8 @@ class FitResult:
     best_step: int | None = None
     best_metric: str | None = None
     best_value: float | None = None
+    padding_share: float | None = None
+    gpu_choices: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For the record."""
@@ -129,42 +148,66 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
 
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer finite.
     """
-    for key in GPU_ONLY:
-        if getattr(trainer, key) and device.name == "cpu":
-            raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
+    _check_device(trainer, device)
     callback = MetricsCallback(out_dir / METRICS, data.digests, method.each_step, method.begin, shown=maker is None)
     patience = trainer.early_stopping_patience
     arguments = _build_arguments(trainer, device, data.seed, len(data.rows), out_dir)
-    router_config = {key: getattr(model.config, key) for key in ROUTER_KEYS if hasattr(model.config, key)}
+    gpu_choices = gpu_arguments.set_gpu_arguments(arguments, trainer, device, model, data) if maker is None else ()
+    compile_options = {name: arguments.pop(name) for name in compiled_blocks.ARGUMENTS if name in arguments}
     initial = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = None  # the loop's own
-    if method.optimizer:
-        names = {field.name for field in dataclasses.fields(TrainingArguments)}
-        plain = TrainingArguments(**{key: arguments[key] for key in arguments.keys() & names})
-        optimizer = method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(plain, model))
     options: dict[str, Any] = {
         "callbacks": [callback, *([EarlyStoppingCallback(patience)] if patience else [])],
-        "optimizers": (optimizer, None),
+        "optimizers": (_build_optimizer(method, model, arguments), None),
         **({"eval_dataset": Dataset.from_list(data.validation)} if data.validation else {}),
     }
-    hf_trainer = _build_trainer(maker, model, data, arguments, options)
-    if REFERENCE_ADAPTER in getattr(model, "peft_config", {}):
-        # TRL's reference is a copy of the fresh adapter; without it TRL takes the base model with the adapter disabled.
-        model.delete_adapter(REFERENCE_ADAPTER)
-    for parameter, value in initial:
-        # TRL casts an adapter on a quantized base model to bfloat16; the saved adapter would then answer differently.
-        parameter.data = value
-    _patch_trainer(hf_trainer, data, callback)
-    try:
-        output = hf_trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        callback.close()
-        # TRL has a mixture of experts return its router's logits, which fails where a key-value cache is used.
-        for key, value in router_config.items():
-            setattr(model.config, key, value)
+    with _keep_router_config(model.config):
+        hf_trainer = _build_trainer(maker, model, data, arguments, options)
+        if REFERENCE_ADAPTER in getattr(model, "peft_config", {}):
+            # TRL's reference is a copy of the fresh adapter; without it TRL takes the base model with the adapter disabled.
+            model.delete_adapter(REFERENCE_ADAPTER)
+        for parameter, value in initial:
+            # TRL casts an adapter on a quantized base model to bfloat16; the saved adapter would then answer differently.
+            parameter.data = value
+        padded = _patch_trainer(hf_trainer, data, callback)
+        with (
+            contextlib.closing(callback),
+            compiled_blocks.compile_blocks(model, trainer.torch_compile, compile_options),
+            leave_casts_to_autocast(model, enabled=bool(arguments["bf16"] or arguments["fp16"])),
+            determinism.use_tf32(device.tf32),
+        ):
+            output = hf_trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish_optimizer(hf_trainer.optimizer)
     model.eval()
-    return _build_result(output, hf_trainer.state, trainer)
+    result = _build_result(output, hf_trainer.state, trainer)
+    return dataclasses.replace(result, padding_share=padded.compute_share(), gpu_choices=gpu_choices)
+
+
+def _check_device(trainer: TrainerSpec, device: Device) -> None:
+    if device.tf32 and device.name != "cuda":
+        raise ConfigError(f"device.tf32=true: is for a GPU, and this run is on {device.name}; type device.tf32=false")
+    for key in GPU_ONLY:
+        if getattr(trainer, key) and device.name == "cpu":
+            raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
+
+
+@contextlib.contextmanager
+def _keep_router_config(config: Any) -> Iterator[None]:
+    """Restores what TRL changes: a mixture of experts returns its router's logits then, which fails where a key-value cache is used."""
+    before = {key: getattr(config, key) for key in ROUTER_KEYS if hasattr(config, key)}
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            setattr(config, key, value)
+
+
+def _build_optimizer(method: MethodHooks, model: Any, arguments: dict[str, Any]) -> Any:
+    """The optimizer that the method brings; None: the loop's own."""
+    if method.optimizer is None:
+        return None
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    plain = TrainingArguments(**{key: arguments[key] for key in arguments.keys() & names})
+    return method.optimizer(*Trainer.get_optimizer_cls_and_kwargs(plain, model))
 
 
 def _build_result(output: Any, state: Any, trainer: TrainerSpec) -> FitResult:
@@ -197,8 +240,8 @@ def _build_trainer(
     return hf_trainer
 
 
-def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) -> None:
-    """What no option of transformers or TRL does: one call a behavior, each explained where it is defined."""
+def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) -> padding.PaddingCount:
+    """What no option of transformers or TRL does: one call a behavior, each explained where it is defined. Padding is counted from here on."""
     distributed.shard_on_cpu(hf_trainer)
     _explain_optimizer_errors(hf_trainer)
     nan_guard.raise_on_nan_loss(hf_trainer, data.rows, data.names, data.tokenizer)
@@ -211,6 +254,7 @@ def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) 
     omit_model_card(hf_trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         hf_trainer.remove_callback(callback)
+    return padding.count_padding(hf_trainer)
 
 
 def _explain_optimizer_errors(hf_trainer: Any) -> None:
@@ -256,6 +300,7 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
         sharding = {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
     return {
         **usage.collect_kwargs(trainer, OWN_KEYS, _list_unused_keys(trainer)),
+        "use_liger_kernel": bool(trainer.use_liger_kernel),  # null: set_gpu_arguments chooses
         "warmup_steps": warmup,
         **_choose_best_metric(trainer),
         "prediction_loss_only": True,

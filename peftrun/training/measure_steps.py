@@ -128,6 +128,8 @@ def _time_step(session: TrainingSession, model: Any, steps: int) -> float:
     def each_step(step: int) -> None:
         if hooks.each_step:
             hooks.each_step(step)
+        if session.place.name == "cuda":
+            torch.cuda.synchronize()  # the host queues steps ahead of the device
         stamps.append(time.perf_counter())
 
     trainer = dataclasses.replace(

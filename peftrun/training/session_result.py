@@ -10,7 +10,7 @@ from peftrun.formatting import format_bytes
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 from peftrun.system import memory
-from peftrun.training import epochs, lengths, sample_generations
+from peftrun.training import epochs, lengths, padding, sample_generations
 from peftrun.training import session as session_module
 from peftrun.training.fit import FitResult
 from peftrun.training.session import TrainingSession
@@ -50,6 +50,7 @@ def build_result(
         ("training", fitted.describe()),
         *([("learned", coverage)] if coverage else []),
         *fitted.describe_best(),
+        *padding.describe_padding(fitted.padding_share, session.spec.trainer),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
         ("record", shorten_path(session.out_dir / RECORD)),
     ]

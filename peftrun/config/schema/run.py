@@ -156,7 +156,7 @@ class TrainerSpec:
     gradient_checkpointing: bool
     activation_offloading: bool
     torch_compile: bool
-    use_liger_kernel: bool
+    use_liger_kernel: bool | None  # null: on a GPU, if the package has kernels for the architecture
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"]
     logging_steps: Positive
     save_strategy: Literal["no", "steps", "epoch"]
@@ -191,6 +191,7 @@ class DeviceSpec:
     main_process_port: Annotated[int, Field(ge=1, le=65535, examples=[29500])]
     deepspeed_config: Path | None
     deterministic: bool  # use deterministic algorithms: the same bytes each time
+    tf32: bool  # multiply float32 matrices in TF32 while training
     memory_check: bool  # refuse a run that will not fit into memory before loading it
     max_memory: dict[str, str] | None  # device (cpu, 0, 1, …) → memory limit for the base model, such as 4GiB
 

@@ -37,6 +37,7 @@ INSTEAD = {  # field → what to type in its place; VALUE is its value
     "fp16_full_eval": "device.dtype=float16",
     "use_cpu": "device=cpu",
     "full_determinism": "device.deterministic=VALUE",
+    "tf32": "device.tf32=VALUE",
     "fsdp": SPECIFIC,
     "fsdp_config": SPECIFIC,
     "deepspeed": "device=deepspeed device.deepspeed_config=FILE.json",
@@ -113,7 +114,6 @@ NOT_OFFERED = {  # field → why it cannot be set
     "hub_token": "secrets are not typed: log in with `hf auth login`",
     "local_rank": "torchrun sets it",
     "parallelism_config": "it is an object of accelerate, and has no form as text",
-    "tf32": "it would stay on for all that this process computes afterwards, the proofs among it",
     "use_cache": "a training step reads no cache",
 }
 PREFIXES = {"vllm_": NOT_OFFERED["use_vllm"], "trackio_": f"type {TRACKER}"}
