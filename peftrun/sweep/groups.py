@@ -95,6 +95,8 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if not OPTIMIZERS[spec.trainer.optim].stacks:
         yield f"trainer.optim={spec.trainer.optim}"
     yield from _iter_differing("device", spec.device, DEVICE)
+    if spec.device.dtype == "float16":  # each cell would need its own factor of the loss
+        yield "device.dtype=float16"
 
 
 def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Ends a run at the first loss that is not finite, and names the rows of its batch."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import Trainer
@@ -15,6 +15,17 @@ def raise_on_nan_loss(trainer: Trainer, rows: list[dict[str, Any]], names: list[
 
     Raises (later, from the trainer's steps): DataError: the loss is not finite.
     """
+
+    def refuse_loss(loss: float, step: int, ids: torch.Tensor | None) -> NoReturn:
+        batch = _describe_rows(ids, rows, names, tokenizer) if ids is not None else ""
+        raise DataError(
+            f"the loss is {loss} at step {step}{batch}; nothing was saved. Lower trainer.learning_rate "
+            f"(now {trainer.args.learning_rate:g}), fix or remove the row, or type device.dtype=float32"
+        )
+
+    if hasattr(trainer, "refuse_loss"):  # it reads its losses by itself
+        trainer.refuse_loss = refuse_loss
+        return
     inner = trainer.compute_loss
 
     def compute_loss(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -22,12 +33,7 @@ def raise_on_nan_loss(trainer: Trainer, rows: list[dict[str, Any]], names: list[
         output = inner(model, inputs, *args, **kwargs)
         loss = output[0] if isinstance(output, tuple) else output
         if not torch.isfinite(loss).all():
-            step = trainer.state.global_step + 1
-            batch = _describe_rows(ids, rows, names, tokenizer) if ids is not None else ""
-            raise DataError(
-                f"the loss is {loss.mean().item()} at step {step}{batch}; nothing was saved. Lower trainer.learning_rate "
-                f"(now {trainer.args.learning_rate:g}), fix or remove the row, or type device.dtype=float32"
-            )
+            refuse_loss(loss.mean().item(), trainer.state.global_step + 1, ids)
         return output
 
     trainer.compute_loss = compute_loss
