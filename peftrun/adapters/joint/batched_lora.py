@@ -151,7 +151,7 @@ class StackedWeights:
         # ones would carry one cell's nan into the others.
         lengths = layout.count_blocks(len(self.a), grad_a.device)
         for total, grad in ((self.grad_a, grad_a), (self.grad_b, grad_b)):
-            total += torch.segment_reduce(grad.to(total.dtype), "sum", lengths=lengths, unsafe=True)
+            total.add_(torch.segment_reduce(grad.to(total.dtype), "sum", lengths=lengths, unsafe=True))
 
 
 def apply_batched_lora(
@@ -160,14 +160,16 @@ def apply_batched_lora(
     """The base layer's result (rows, …, out) with each cell's scale · (x Aᵀ) Bᵀ added to its rows; x: (rows, …, in)."""
     if stack.a.shape[1] == 0:  # no cell adapts this layer
         return result
-    dtype, dropout = stack.choose_dtype(x), [stack.dropout[span.cell] for span in layout.parts]
+    dropout = [stack.dropout[span.cell] for span in layout.parts]
     if any(p and span.draws for p, span in zip(dropout, layout.parts, strict=True)):
-        x = drop_by_cell(x.float(), layout.parts, dropout).to(dtype)  # (rows, …, in); PEFT too drops in float32
+        x = drop_by_cell(x.float(), layout.parts, dropout).to(
+            stack.choose_dtype(x)
+        )  # (rows, …, in); PEFT too drops in float32
     # The function writes into its first argument: autograd forbids that for a view, and reshape copies what is not contiguous.
     target = result.clone() if is_view(result) or not result.is_contiguous() else result
     # The anchor keeps the first layer in the graph: its input needs no gradient, and A and B are no arguments.
     anchor = torch.zeros((), requires_grad=True)
-    return BatchedLoraFn.apply(target, x, stack, layout, dtype, anchor)
+    return BatchedLoraFn.apply(target, x, stack, layout, anchor)
 
 
 class BatchedLoraFn(torch.autograd.Function):
@@ -177,8 +179,11 @@ class BatchedLoraFn(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, result: torch.Tensor, x: torch.Tensor, stack: StackedWeights, layout: BatchLayout, dtype: torch.dtype, _: Any) -> torch.Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, result: torch.Tensor, x: torch.Tensor, stack: StackedWeights, layout: BatchLayout, _: Any
+    ) -> torch.Tensor:
         """`result` itself, changed in place: (rows, …, out)."""
+        dtype = stack.choose_dtype(x)
         a, b, scale = stack.gather(layout, dtype)
         cast = _split_blocks(layout.casts.cast(x, dtype), layout)  # (blocks, n, in)
         h = torch.bmm(cast, a.mT).mul_(scale)  # (blocks, n, r)
@@ -203,7 +208,7 @@ class BatchedLoraFn(torch.autograd.Function):
         # h holds the scale already
         stack.add_gradients(layout, torch.bmm(grad_h.mT, cast), torch.bmm(h.mT, g))
         grad_x = torch.bmm(grad_h, a).to(x.dtype).view_as(x) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, None, None, None, None
+        return grad, grad_x, None, None, None
 
 
 def _split_blocks(x: torch.Tensor, layout: BatchLayout) -> torch.Tensor:

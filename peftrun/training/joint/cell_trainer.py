@@ -24,7 +24,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from peftrun.adapters.joint.rng_streams import RngStream
 from peftrun.artifacts.run_layout import ADAPTER_WEIGHTS
 from peftrun.compat.torch import hold_parameters
-from peftrun.compat.transformers import set_label_shift
+from peftrun.compat.transformers import clear_running_loss, is_log_due, set_label_shift
 from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.training import sft_trainer
 from peftrun.training.joint.joint_adamw import AdamWStep, CellAdamW
@@ -101,7 +101,9 @@ class CellTrainer(Trainer):
         self.num_tokens, self.logged_batches, self.rung_batches = 0, 0, 0
         self.accuracy: float | None = None  # of the batches since the last log, once it is read
         self.grad_norm: torch.Tensor | None = None  # of the last joint optimizer step; None: the cell takes its own
-        self.unchecked: deque[tuple[int, torch.Tensor]] = deque()  # (step, input ids) of batches whose loss was not read yet
+        self.unchecked: deque[tuple[int, torch.Tensor]] = (
+            deque()
+        )  # (step, input ids) of batches whose loss was not read yet
         self.num_checked = 0
         super().__init__(**options)
         # A sequence classifier's loss is a mean over its texts, that of all others a mean over a step's tokens.
@@ -201,10 +203,10 @@ class CellTrainer(Trainer):
         step, control = self.state.global_step, self.control
         if control.should_log or control.should_evaluate or control.should_save:
             self._check_losses(self.totals.read(self.cell))
-        if control.should_log and step > self._globalstep_last_logged:
+        if is_log_due(self):
             # Trainer would read the loss and the norm of each cell by itself.
             totals = self.totals.read(self.cell)
-            self._tr_loss.zero_()
+            clear_running_loss(self)
             tr_loss = torch.tensor(totals.logged_loss)
             grad_norm = grad_norm if self.grad_norm is None else totals.grad_norm
             self.accuracy = totals.logged_accuracy / max(1, self.logged_batches)

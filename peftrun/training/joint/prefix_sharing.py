@@ -23,8 +23,13 @@ def estimate_pass_cost(model: Any) -> int:
     """Tokens that take as long as the fixed cost of one more pass through the model, forward and backward."""
     if model.device.type != "cuda":
         return CPU_PASS_COST
-    parameters, layers = sum(one.numel() for one in model.parameters()), model.config.get_text_config().num_hidden_layers
-    return int(layers * LAUNCH_SECONDS * GPU_FLOPS / (4 * parameters))  # 2 operations a parameter and token forward, 2 back
+    parameters, layers = (
+        sum(one.numel() for one in model.parameters()),
+        model.config.get_text_config().num_hidden_layers,
+    )
+    return int(
+        layers * LAUNCH_SECONDS * GPU_FLOPS / (4 * parameters)
+    )  # 2 operations a parameter and token forward, 2 back
 
 
 def group_by_length(batches: Sequence[Any], pass_cost: int) -> list[list[Any]]:

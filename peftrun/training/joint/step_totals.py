@@ -31,7 +31,9 @@ class Totals(NamedTuple):
     grad_norm: float
 
 
-LOGGED = slice(3, 5)  # columns that a log resets, and those below: one that a rung resets, one that an optimizer step sets
+LOGGED = slice(
+    3, 5
+)  # columns that a log resets, and those below: one that a rung resets, one that an optimizer step sets
 RUNG, GRAD_NORM = 5, 6
 
 
@@ -50,9 +52,10 @@ class _Snapshot:
 
 
 class StepTotals:
-    """The totals of so many cells on a device."""
+    """The totals of so many cells on a device. `lag`: by how many steps `peek` is behind."""
 
     def __init__(self, cells: int, device: torch.device) -> None:
+        self.lag = 1 if device.type == "cuda" else 0
         self.values = torch.zeros(cells, len(Totals._fields), device=device)  # (cells, columns)
         self.snapshots: deque[_Snapshot] = deque(maxlen=2)
         self.send()
@@ -88,7 +91,7 @@ class StepTotals:
 
     def peek(self, cell: int) -> Totals:
         """The same without waiting: on a GPU after the step before the last."""
-        return Totals(*self.snapshots[0 if self.values.device.type == "cuda" else -1].read()[cell])
+        return Totals(*self.snapshots[-1 - self.lag if len(self.snapshots) > self.lag else 0].read()[cell])
 
     def reset_logged(self, cell: int) -> None:
         """Begins the sums since the last log."""
