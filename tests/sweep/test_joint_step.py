@@ -1,11 +1,13 @@
 """A joint step computes what PEFT and torch compute for each adapter alone, in operations whose number hardly depends on the cells."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from cases import cases
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from peftrun.adapters.joint.rng_streams import RngStream
@@ -58,9 +60,9 @@ def compute_alone(lone, batch, autocast):
         ([4, 4, 4], [2, 2, 2], 0.0, torch.float32, None, 1e-5),
         ([2, 8, 4], [1, 4, 2], 0.0, torch.float32, None, 1e-5),
         ([2, 8], [6, 4], 0.3, torch.float32, None, 1e-5),
-        ([4, 4, 4], [2, 2, 2], 0.0, torch.bfloat16, torch.bfloat16, 0.05),
-        ([2, 8, 4], [1, 4, 2], 0.3, torch.bfloat16, torch.bfloat16, 0.05),
-        ([2, 8], [2, 4], 0.3, torch.bfloat16, None, 0.05),
+        ([4, 4, 4], [2, 2, 2], 0.0, torch.bfloat16, torch.bfloat16, 0.15),
+        ([2, 8, 4], [1, 4, 2], 0.3, torch.bfloat16, torch.bfloat16, 0.15),
+        ([2, 8], [2, 4], 0.3, torch.bfloat16, None, 0.1),
     ],
 )
 def test_gradients_are_those_of_each_adapter_alone(llama, ranks, rows, dropout, dtype, autocast, tolerance):
@@ -111,8 +113,20 @@ def test_adamw_steps_are_torchs_own(llama):
                 )
 
 
+class OperationCounter(TorchDispatchMode):
+    """Counts what is asked of the device, and how often its answer is waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names[function.name()] += 1
+        return function(*args, **(kwargs or {}))
+
+
 def count_operations(folder, rows):
-    """Operations of a whole joint step, and how many of them hand a number to the host."""
+    """Operations of a whole joint step, optimizer steps included, and how many of them hand a number to the host."""
     step, _ = build_step(folder, [4] * len(rows))
     optimizers = [CellAdamW(own.values(), lr=1e-4 * (cell + 1)) for cell, own in enumerate(step.joint.own)]
     for cell, optimizer in enumerate(optimizers):
@@ -121,12 +135,9 @@ def count_operations(folder, rows):
         batches = build_batches(rows)
         for batch in batches:
             batch.adamw = AdamWStep(batch.cell, optimizers[batch.cell], 1.0)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with OperationCounter() as counter:
             step.train_batches(batches)
-    counts = {event.key: event.count for event in profile.key_averages()}
-    return sum(count for name, count in counts.items() if name.startswith("aten::")), counts.get(
-        "aten::_local_scalar_dense", 0
-    )
+    return counter.names.total(), counter.names["aten::_local_scalar_dense"]
 
 
 @cases("few, many", [([2] * 2, [2] * 8), ([2, 1], [2, 1, 4, 1, 3, 2, 1, 2])])

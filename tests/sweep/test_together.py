@@ -242,7 +242,12 @@ def test_a_poisoned_cell_fails_alone(tmp_path, monkeypatch, llama, on_tiny, lag)
     from peftrun.training.joint.step_totals import StepTotals
 
     make = StepTotals.__init__
-    monkeypatch.setattr(StepTotals, "__init__", lambda self, *args: [make(self, *args), setattr(self, "lag", lag)][2:])
+
+    def make_late(self, *args):
+        make(self, *args)
+        self.lag = lag
+
+    monkeypatch.setattr(StepTotals, "__init__", make_late)
     monkeypatch.chdir(tmp_path)
     base = [*on_tiny(llama), *STEPS, "trainer.max_steps=10", "trainer.warmup_steps=0", "trainer.logging_steps=4"]
     cells = [[*base, "seed=1"], [*base, "trainer.learning_rate=1e30"], [*base, "lora.target_modules=[nowhere]"]]
