@@ -56,7 +56,7 @@ class StepTotals:
 
     def __init__(self, cells: int, device: torch.device) -> None:
         self.lag = 1 if device.type == "cuda" else 0
-        self.values = torch.zeros(cells, len(Totals._fields), device=device)  # (cells, columns)
+        self.values = torch.zeros(cells, len(Totals.__annotations__), device=device)  # (cells, columns)
         self.snapshots: deque[_Snapshot] = deque(maxlen=2)
         self.send()
 
