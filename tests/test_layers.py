@@ -59,7 +59,7 @@ HYDRAS_KEYS = {"_target_", "_self_"}
 # What a library keeps private is used in compat/, and elsewhere in these files alone:
 EXCEPTIONS = {
     "config/usage.py": {"_getframe"},  # of sys
-    "training/joint/cell_trainer.py": {"_prepare_inputs", "_save_checkpoint"},  # of Trainer, which CellTrainer is
+    "training/joint/cell_trainer.py": {"_save_checkpoint"},  # of Trainer, which CellTrainer is
     "system/determinism.py": {  # torch's documented switches are attributes of its modules
         "torch.backends.cudnn.benchmark",
         "torch.backends.cudnn.deterministic",

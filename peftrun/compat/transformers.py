@@ -49,6 +49,16 @@ def set_label_shift(trainer: Any, shifted: bool) -> None:
     trainer._loss_shifts_labels = shifted
 
 
+def is_log_due(trainer: Any) -> bool:
+    """Whether Trainer logs after this step, and has not done so."""
+    return bool(trainer.control.should_log and trainer.state.global_step > trainer._globalstep_last_logged)
+
+
+def clear_running_loss(trainer: Any) -> None:
+    """Sets the sum of losses since the last log to zero, on the device."""
+    trainer._tr_loss.zero_()
+
+
 def get_attention(model: Any) -> str | None:
     """The attention that a model uses: sdpa, eager, …"""
     name: str | None = model.config._attn_implementation

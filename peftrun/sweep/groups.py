@@ -96,7 +96,9 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
         yield f"trainer.arguments.{key}"
     if not OPTIMIZERS[spec.trainer.optim].stacks:
         yield f"trainer.optim={spec.trainer.optim}"
-    yield from _iter_differing("device", spec.device, DEVICE)
+    # In float16 each cell would need a factor of the loss of its own.
+    required = DEVICE | ({"dtype": "auto"} if spec.device.dtype == "float16" else {})
+    yield from _iter_differing("device", spec.device, required)
 
 
 def _iter_differing(group: str, values: Any, required: dict[str, Any]) -> Iterator[str]:

@@ -286,6 +286,15 @@ def _compute_mean_loss(history: list[dict[str, Any]], since_start: float) -> flo
     return sum(weight * loss for weight, (_, loss) in zip(weights, logged[1:], strict=True)) / sum(weights)
 
 
+def get_autocast_dtype(device: Device) -> torch.dtype | None:
+    """The dtype of autocast while training in bfloat16; None: no autocast.
+
+    The base model is already in its dtype. On a GPU autocast also computes the float32 adapter in it; on a CPU autocast costs more than
+    it saves.
+    """
+    return torch.bfloat16 if device.name == "cuda" and device.dtype == torch.bfloat16 else None
+
+
 def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int, out_dir: Path) -> dict[str, Any]:
     """Training arguments by name: those of the config, and those that peftrun decides."""
     warmup = 0.0 if trainer.lr_scheduler_type in WITHOUT_WARMUP else trainer.warmup_steps
@@ -308,9 +317,7 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
         "output_dir": str(out_dir / CHECKPOINTS),
         "seed": seed,
         "data_seed": seed,
-        # The base model is already in its dtype. On a GPU autocast also computes the float32 adapter in it; on a CPU
-        # autocast costs more than it saves.
-        "bf16": device.name == "cuda" and device.dtype == torch.bfloat16,
+        "bf16": get_autocast_dtype(device) is not None,
         "fp16": device.dtype == torch.float16,
         "use_cpu": device.name == "cpu",
         "dataloader_pin_memory": device.name == "cuda",

@@ -8,7 +8,7 @@ ends at most one batch late. Whatever is pending is read before anything is logg
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import Trainer, TrainerCallback
@@ -57,13 +57,16 @@ class NanGuard(TrainerCallback):
         while len(self.pending) > keep:
             loss = self.pending.popleft()
             value = loss.read()
-            if math.isfinite(value):
-                continue
-            batch = "" if loss.ids is None else _describe_rows(loss.ids, self.rows, self.names, self.tokenizer)
-            raise DataError(
-                f"the loss is {value} at step {loss.step}{batch}; nothing was saved. Lower trainer.learning_rate "
-                f"(now {self.trainer.args.learning_rate:g}), fix or remove the row, or type device.dtype=float32"
-            )
+            if not math.isfinite(value):
+                self.refuse_loss(value, loss.step, loss.ids)
+
+    def refuse_loss(self, loss: float, step: int, ids: torch.Tensor | None) -> NoReturn:
+        """Raises: DataError: that this loss is not finite. Args: ids: of its batch, (B, T)."""
+        batch = "" if ids is None else _describe_rows(ids, self.rows, self.names, self.tokenizer)
+        raise DataError(
+            f"the loss is {loss} at step {step}{batch}; nothing was saved. Lower trainer.learning_rate "
+            f"(now {self.trainer.args.learning_rate:g}), fix or remove the row, or type device.dtype=float32"
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Reads all losses before a log, an evaluation or a checkpoint."""
@@ -87,9 +90,12 @@ def raise_on_nan_loss(
 
     Raises (later, from the trainer's steps): DataError: the loss is not finite.
     """
-    inner = trainer.compute_loss
     lag = int(trainer.args.device.type == "cuda") if lag is None else lag
     guard = NanGuard(trainer, rows, names, tokenizer, lag)
+    if hasattr(trainer, "refuse_loss"):  # it reads its losses by itself
+        trainer.refuse_loss = guard.refuse_loss
+        return
+    inner = trainer.compute_loss
     trainer.add_callback(guard)
 
     def compute_loss(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

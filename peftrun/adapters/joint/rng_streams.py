@@ -4,7 +4,7 @@ So a cell drops the same units in a joint run as in a run of its own, whatever t
 to match theirs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,15 +22,18 @@ class RngStream:
     def __init__(self) -> None:
         self.keep()
 
-    def keep(self) -> None:
-        """Stores the generators' current state as this cell's."""
-        self.cpu = torch.get_rng_state()
-        self.gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    def keep(self, device: str | None = None) -> None:
+        """Stores the state of the device's generator as this cell's; None: of all generators."""
+        if device != "cuda":
+            self.cpu = torch.get_rng_state()
+        if device != "cpu":
+            self.gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
-    def restore(self) -> None:
-        """Sets the generators to this cell's state."""
-        torch.set_rng_state(self.cpu)
-        if self.gpu is not None:
+    def restore(self, device: str | None = None) -> None:
+        """Sets the device's generator to this cell's state; None: all generators."""
+        if device != "cuda":
+            torch.set_rng_state(self.cpu)
+        if device != "cpu" and self.gpu is not None:
             torch.cuda.set_rng_state(self.gpu)
 
     @contextmanager
@@ -46,18 +49,30 @@ class RngStream:
             self.keep()
             before.restore()
 
-    def dropout(self, x: torch.Tensor, p: float, widths: dict[int, int]) -> torch.Tensor:
-        """The cell's rows with dropout, drawn for the tokens of its own batch only; padding beyond them becomes zero.
 
-        Args: x: (rows, width), (rows, tokens, width), or attention weights (rows, heads, tokens, tokens).
-            widths: padded tokens of the joint batch → tokens of the cell's own batch.
-        """
-        if p == 0:
-            return x
-        token_dims = {2: (), 3: (1,)}.get(x.dim(), (2, 3))
-        with self.swap_in():
-            dropped = torch.nn.functional.dropout(_remove_padding(x, widths, token_dims), p)
-            return _pad_like(dropped, x, token_dims)
+def drop_by_cell(x: torch.Tensor, spans: Sequence[Any], probabilities: Sequence[float]) -> torch.Tensor:
+    """`x` (rows of all cells, …) with each cell's dropout, drawn for the tokens of its own batch only; its padding becomes zero.
+
+    Args: x: (rows, width), (rows, tokens, width), or attention weights (rows, heads, tokens, tokens).
+        spans: the cells' rows, with `rows`, `widths` and `draws`; no `draws`: no dropout.
+        probabilities: of each span.
+    """
+    chunks = list(x.split([span.rows for span in spans]))
+    token_dims, before = {2: (), 3: (1,)}.get(x.dim(), (2, 3)), RngStream()
+    for number, (span, p) in enumerate(zip(spans, probabilities, strict=True)):
+        if span.draws is None or p == 0:
+            continue
+        # Only the generator of x's device draws; saved and restored once for all cells, as this runs in every layer.
+        span.draws.restore(x.device.type)
+        span.draws.is_active = True
+        try:
+            dropped = torch.nn.functional.dropout(_remove_padding(chunks[number], span.widths, token_dims), p)
+        finally:
+            span.draws.is_active = False
+        span.draws.keep(x.device.type)
+        chunks[number] = _pad_like(dropped, chunks[number], token_dims)
+    before.restore(x.device.type)
+    return torch.cat(chunks)
 
 
 class PerAdapterDropout(TorchFunctionMode):
@@ -87,9 +102,7 @@ class PerAdapterDropout(TorchFunctionMode):
         # A tensor whose first dimension is not the batch's rows cannot be split by cell.
         if not training or p == 0 or x.shape[0] != sum(span.rows for span in self.parts):
             return torch.nn.functional.dropout(x, p, training, inplace)
-        chunks = x.split([span.rows for span in self.parts])  # (rows of the cell, …) each
-        pairs = zip(self.parts, chunks, strict=True)
-        return torch.cat([span.draws.dropout(rows, p, span.widths) for span, rows in pairs])
+        return drop_by_cell(x, self.parts, [p] * len(self.parts))
 
     def _compute_attention(self, q: Any, k: Any, v: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
         # q, k, v: (rows, heads, tokens, head_dim); attn_mask: (rows or 1, heads or 1, tokens, tokens)

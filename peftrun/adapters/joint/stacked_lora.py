@@ -1,8 +1,9 @@
 """N LoRA adapters of one base model in one pass: the rows of all cells share the base model's layers, and each cell's rows use only its own A and B.
 
-PEFT owns the weights and what is saved. While cells are trained jointly, a layer's matrices are stored in one stack, and every A and B of
-PEFT is a view of it, so nothing is copied. Gradients are stored in a second stack of the same shape, of which every `.grad` is a view.
-Ranks are padded with zeros, which stay zero: the gradient of a padded row of A is a product with the padded row of B, and vice versa.
+PEFT owns the weights and what is saved. While cells are trained jointly, all parameters of a cell are one row of `ParameterRows`, and a
+layer's matrices of all cells are a stack, a view of some columns. Every A and B of PEFT is a view of its stack, so nothing is copied, and
+so is every `.grad`. Ranks are padded with zeros, which stay zero: the gradient of a padded row of A is a product with the padded row of B,
+and vice versa.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import TrainableTokensWrapper
 
 from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora
+from peftrun.adapters.joint.parameter_rows import ParameterRows, bind_parameter, view_part
 from peftrun.compat.torch import zero_all
 
 
@@ -27,6 +29,8 @@ class StackedLora:
         own: per cell: name → each of its trainable parameters, named as for a single adapter called `default`.
         layout: the rows of the batch being computed; None: PEFT's own forward runs.
         stacks: one per LoRA layer.
+        rows: the parameters and gradients of all cells, a row each.
+        dirty: cells with gradients that are not zero.
     """
 
     net: Any
@@ -34,36 +38,82 @@ class StackedLora:
     own: list[dict[str, torch.nn.Parameter]] = field(default_factory=list)
     layout: BatchLayout | None = None
     stacks: list[StackedWeights] = field(default_factory=list)
+    rows: ParameterRows = field(init=False)
+    dirty: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.own = [_adapter_parameters(self.net, name) for name in self.names]
         self._unfreeze_adapters()
-        for layer in [module for module in self.net.modules() if isinstance(module, LoraLayer)]:
-            self.stacks.append(_stack_layer(layer, self.names))
-            _patch_forward(layer, self, self.stacks[-1])
+        layers = [module for module in self.net.modules() if isinstance(module, LoraLayer)]
+        self._move_into_rows(layers)
+        for layer, stack in zip(layers, self.stacks, strict=True):
+            _patch_forward(layer, self, stack)
         for module in self.net.modules():
             if isinstance(module, ModulesToSaveWrapper):
                 _patch_forward(module, self, None)
             elif isinstance(module, TrainableTokensWrapper):
                 _patch_token_rows(module, self)
 
+    def _move_into_rows(self, layers: list[Any]) -> None:
+        """All trainable parameters of the dtype of the LoRA matrices: these first, in every row in the same columns."""
+        weight = next(iter(layers[0].lora_A.values())).weight
+        ranks = [_get_highest_rank(layer, self.names) for layer in layers]
+        shared = [
+            rank * width
+            for rank, layer in zip(ranks, layers, strict=True)
+            for width in (layer.in_features, layer.out_features)
+        ]
+        matrices = {
+            id(module.weight)
+            for layer in layers
+            for modules in (layer.lora_A, layer.lora_B)
+            for module in modules.values()
+        }
+        others = [
+            [one for one in own.values() if id(one) not in matrices and one.dtype == weight.dtype] for own in self.own
+        ]
+        sizes = [[one.numel() for one in parameters] for parameters in others]
+        self.rows = ParameterRows(len(self.names), shared, sizes, weight)
+        self.stacks = [
+            _stack_layer(layer, self.names, rank, self.rows) for layer, rank in zip(layers, ranks, strict=True)
+        ]
+        for cell, parameters in enumerate(others):
+            for parameter in parameters:
+                self.rows.move_in(cell, parameter)
+
     def has_dropout(self, cell: int) -> bool:
         """Whether the cell's adapter has dropout."""
         return any(stack.dropout[cell] for stack in self.stacks)
 
-    def clear(self, cell: int) -> None:
-        """Sets the cell's gradients to zero, in place: they are views, so None would detach them from the stack."""
-        zero_all([grad[cell] for stack in self.stacks for grad in (stack.grad_a, stack.grad_b)])
+    def clear(self, *cells: int) -> None:
+        """Sets the gradients of these cells to zero, in place: they are views, so None would detach them from the rows."""
+        if self.dirty.intersection(cells):
+            zero_all([self.rows.grads[cell] for cell in cells if cell in self.dirty])
+            self.dirty.difference_update(cells)
 
     @contextmanager
     def bind_batch(self, layout: BatchLayout) -> Iterator[None]:
         """Within the block, batches passed to the model have the rows of `layout`; otherwise PEFT's own forward runs."""
         before, self.layout = self.layout, layout
+        self.dirty.update(layout.cells)
+        kind = self.rows.values.device.type
+        if torch.is_autocast_enabled(kind):
+            self._cast_stacks(torch.get_autocast_dtype(kind))
         try:
             yield
         finally:
             self.layout = before
             layout.casts.clear()
+
+    @torch.no_grad()
+    def _cast_stacks(self, dtype: torch.dtype) -> None:
+        # all matrices of all cells at once, where each layer would cast its own, forth and back
+        is_new, casts = self.rows.casts is None, self.rows.update_casts(dtype)
+        for stack in self.stacks if is_new else ():
+            stack.cast_a, stack.cast_b = (
+                casts.as_strided(master.shape, master.stride(), master.storage_offset())
+                for master in (stack.a, stack.b)
+            )
 
     def apart(self, cell: int) -> None:
         """Copies the cell's parameters out of the stacks, so that saving writes the cell's values only."""
@@ -123,31 +173,26 @@ def _adapter_parameters(net: Any, name: str) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def _stack_layer(layer: Any, names: Sequence[str]) -> StackedWeights:
+def _get_highest_rank(layer: Any, names: Sequence[str]) -> int:
+    return max((layer.lora_A[name].weight.shape[0] for name in names if name in layer.lora_A), default=0)
+
+
+def _stack_layer(layer: Any, names: Sequence[str], rank: int, rows: ParameterRows) -> StackedWeights:
     """A layer's matrices, moved into stacks of the highest rank r. A cell that does not adapt the layer has zeros."""
-    count, weight = len(names), next(iter(layer.lora_A.values())).weight
-    rank = max((layer.lora_A[name].weight.shape[0] for name in names if name in layer.lora_A), default=0)
     # (cells, r, in) and (cells, r, out): B is stored transposed, so that both are padded along the same dimension
-    a, b = (weight.new_zeros(count, rank, width) for width in (layer.in_features, layer.out_features))
-    scale = weight.new_zeros(count, 1, 1)
-    stack = StackedWeights(a, b, torch.zeros_like(a), torch.zeros_like(b), scale, [0.0] * count)
+    shapes = [(rank, width) for width in (layer.in_features, layer.out_features)]
+    parts = [(rows.take_shared(*shape), *shape) for shape in shapes]
+    a, b, grad_a, grad_b = (view_part(source, *part) for source in (rows.values, rows.grads) for part in parts)
+    stack = StackedWeights(a, b, grad_a, grad_b, a.new_zeros(len(names), 1, 1), [0.0] * len(names))
     for cell, name in enumerate(names):
         if name in layer.lora_A:
-            _move_into_stack(layer.lora_A[name].weight, stack.a[cell], stack.grad_a[cell], transposed=False)
-            _move_into_stack(layer.lora_B[name].weight, stack.b[cell], stack.grad_b[cell], transposed=True)
+            first, second = layer.lora_A[name].weight, layer.lora_B[name].weight
+            own = len(first)  # its rank
+            bind_parameter(first, a[cell, :own], grad_a[cell, :own])
+            bind_parameter(second, b[cell, :own].T, grad_b[cell, :own].T)
             stack.scale[cell] = layer.scaling[name]
             stack.dropout[cell] = getattr(layer.lora_dropout[name], "p", 0.0)
     return stack
-
-
-def _move_into_stack(
-    parameter: torch.nn.Parameter, values: torch.Tensor, grads: torch.Tensor, *, transposed: bool
-) -> None:
-    """Makes `parameter` and its gradient views of one cell's `values` and `grads`: (r, width)."""
-    rank = parameter.shape[1] if transposed else parameter.shape[0]
-    data, grad = (stacked[:rank].T if transposed else stacked[:rank] for stacked in (values, grads))
-    data.copy_(parameter.data)
-    parameter.data, parameter.grad = data, grad
 
 
 def _patch_forward(module: Any, joint: StackedLora, stack: StackedWeights | None) -> None:

@@ -39,7 +39,7 @@ class Progress:
         """Reports that one batch of each of these cells has been trained on."""
         self.done += len(batches)
         self.tokens += sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
-        losses = [float(batch.loss) for batch in batches if batch.loss is not None]
+        losses = [batch.recent_loss for batch in batches]
         seconds = time.perf_counter() - self.started
         cells = format_count(len(batches), "cell")
         note = f"{cells} · loss {min(losses):.4f} to {max(losses):.4f} · {self.tokens / seconds:.0f} tokens/s"

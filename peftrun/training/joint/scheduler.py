@@ -7,7 +7,7 @@ batches) is saved when a cell waits and restored when it continues.
 import gc
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +68,7 @@ class CellScheduler:
         halving: decides at which steps cells are compared and which go on; None: all run to their ends.
         process_states, running: cell → its process state, and its coroutine.
         spent: cell → seconds: its own code, and its share by tokens of the joint steps.
+        padding, tokens: cell → tokens by which its rows were padded to match those of other cells, and tokens of its own batches.
         entered: clock reading when the current cell was last resumed.
     """
 
@@ -77,6 +78,8 @@ class CellScheduler:
     process_states: dict[int, ProcessState] = field(default_factory=dict)
     running: dict[int, greenlet] = field(default_factory=dict)
     spent: dict[int, float] = field(default_factory=dict)
+    padding: Counter[int] = field(default_factory=Counter)
+    tokens: Counter[int] = field(default_factory=Counter)
     entered: float = 0.0
 
     def run(self, bodies: dict[int, Callable[[], None]], each_step: Callable[[list[CellBatch]], None]) -> None:
@@ -99,6 +102,8 @@ class CellScheduler:
                     tokens = [batch.inputs["input_ids"].numel() for batch in batches]
                     for batch, count in zip(batches, tokens, strict=True):
                         self.spent[batch.cell] += seconds * count / sum(tokens)
+                        self.padding[batch.cell] += batch.padding
+                        self.tokens[batch.cell] += count
                     each_step(batches)
                     for cell in sorted(requests):
                         del requests[cell]
@@ -125,6 +130,10 @@ class CellScheduler:
         """Called by a body: hands a CellBatch or a RungPause over, and returns it answered. Other cells run meanwhile."""
         getcurrent().parent.switch(request)
         return request
+
+    def get_padding_share(self, cell: int) -> float:
+        """The share of the tokens computed for a cell that only made its rows as long as those of other cells."""
+        return self.padding[cell] / max(1, self.padding[cell] + self.tokens[cell])
 
     def get_seconds(self, cell: int) -> float:
         """Seconds that the current cell has taken so far."""

@@ -172,7 +172,8 @@ class _CellGroup:
         sessions = [self.sessions[cell] for cell in cells]
         joint = StackedLora(net, [f"cell{cell}" for cell in cells])
         eager = all(training_session.uses_eager_attention(session) for session in sessions)
-        step = JointStep(joint, sessions[0].spec.task.type, self.base.tokenizer.pad_token_id, eager)
+        autocast = fit.get_autocast_dtype(self.device)
+        step = JointStep(joint, sessions[0].spec.task.type, self.base.tokenizer.pad_token_id, eager, autocast)
         scheduler = CellScheduler(step, cells_per_step, self.halving)
         bodies = {}
         for index, cell in enumerate(cells):
@@ -242,7 +243,7 @@ class _CellRun:
         )
         factory = cell_trainer.build_trainer_factory(
             cell=index, kind=session.spec.task.type, request_step=self.scheduler.request_step, evaluate_batch=step.evaluate_batch,
-            rng_stream=self.scheduler.process_states[index].draws, adapter_state=adapter_state, is_rung=self.scheduler.is_rung, wait_at_rung=self._wait_at_rung,
+            rng_stream=self.scheduler.process_states[index].draws, totals=step.totals, row=joint.rows.values[index], adapter_state=adapter_state, is_rung=self.scheduler.is_rung, wait_at_rung=self._wait_at_rung,
         )  # fmt: skip
         measure = validation_metrics.build_measure(
             session, joint.net, lambda: joint.alone(index), eager_attention=False
@@ -274,5 +275,6 @@ class _CellRun:
         result.facts["joint_training"] = {
             "cells": len(joint.names),
             "seconds": round(self.scheduler.get_seconds(self.index), 2),
+            "padding_share": round(self.scheduler.get_padding_share(self.index), 4),
         }
         return session_result.add_artifacts(session, result)
