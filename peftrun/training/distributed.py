@@ -10,7 +10,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
 
+from peftrun.adapters import sharded
 from peftrun.compat.accelerate import enable_fsdp
+from peftrun.compat.transformers import generate_in_step
 
 T = TypeVar("T")
 
@@ -58,30 +60,29 @@ def broadcast_from_main(compute: Callable[[], T]) -> T:
     return values[0]  # type: ignore[return-value]
 
 
-def shard_on_cpu(trainer: Any) -> None:
-    """Makes accelerate shard on CPUs too: it silently drops FSDP there, though FSDP2 works."""
-    state = trainer.accelerator.state
-    if trainer.args.fsdp_plugin_args is None or state.distributed_type != DistributedType.MULTI_CPU:
+def prepare_sharding(trainer: Any) -> None:
+    """With FSDP: makes accelerate shard on CPUs too, where it silently drops it, though FSDP2 works; and generation wait for all processes."""
+    if trainer.args.fsdp_plugin_args is None:
         return
-    plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
-    plugin.set_auto_wrap_policy(trainer.model)
-    enable_fsdp(state, plugin)
-    trainer.is_fsdp_enabled = True
+    model, state = trainer.model, trainer.accelerator.state
+    generate_in_step(model.get_base_model() if hasattr(model, "peft_config") else model)
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        plugin.set_auto_wrap_policy(model)
+        enable_fsdp(state, plugin)
+        trainer.is_fsdp_enabled = True
 
 
-def gather_trained(model: Any) -> dict[str, torch.Tensor]:
-    """Name → whole trained tensor, on the CPU. A collective operation: each process has only a shard, so all must call it."""
-    return {
-        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu().clone()
-        for name, value in model.named_parameters()
-        if value.requires_grad
-    }
+def rebuild_whole(model: Any, build: Callable[[], Any]) -> Any:
+    """In the main process what `build` returns, the same model on a whole base, with the trained weights of the sharded `model`.
 
-
-@torch.no_grad()
-def load_trained(model: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The model with its trained parameters set to `tensors`."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
-    return model
+    They are gathered one by one: a collective operation, so all processes must call it. The others get `model` back.
+    """
+    whole = build() if is_main_process() else model
+    targets = dict(whole.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensor = sharded.gather_tensor(parameter)
+            if is_main_process():
+                sharded.copy_tensor(targets[name], tensor)
+    return whole

@@ -32,7 +32,15 @@ from peftrun.errors import ConfigError
 from peftrun.formatting import format_duration
 from peftrun.models.device import Device
 from peftrun.planning import throughput
-from peftrun.training import checkpoints, distributed, eval_loss, nan_guard, unsaved_state, validation_metrics
+from peftrun.training import (
+    checkpoints,
+    distributed,
+    eval_loss,
+    nan_guard,
+    sharded_checkpoints,
+    unsaved_state,
+    validation_metrics,
+)
 from peftrun.training.callbacks import MetricsCallback
 
 ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")  # keys of a mixture of experts that TRL changes
@@ -199,7 +207,8 @@ def _build_trainer(
 
 def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) -> None:
     """What no option of transformers or TRL does: one call a behavior, each explained where it is defined."""
-    distributed.shard_on_cpu(hf_trainer)
+    distributed.prepare_sharding(hf_trainer)
+    sharded_checkpoints.write_whole_checkpoints(hf_trainer)
     _explain_optimizer_errors(hf_trainer)
     nan_guard.raise_on_nan_loss(hf_trainer, data.rows, data.names, data.tokenizer)
     checkpoints.stop_where_ended(hf_trainer)
@@ -251,7 +260,9 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
         warmup = float(total - 1)
     sharding: dict[str, Any] = {}
     if device.strategy == "fsdp":
-        sharding = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+        # Checkpoints of a model that is trained whole are sharded; of adapters see `sharded_checkpoints`.
+        options = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "SHARDED_STATE_DICT"}
+        sharding = {"fsdp": True, "fsdp_config": {"version": 2, **options}}
     elif device.strategy == "deepspeed":
         sharding = {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
     return {
