@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +84,10 @@ def test_sharded_weights_are_saved_whole(where, together, alone):
     states = [torch.load(one / "optimizer.pt", weights_only=True)["state"] for one in (ours, theirs)]
     check_equal(*({f"{number} {key}": one for number, values in state.items() for key, one in values.items()} for state in states))  # fmt: skip
     same = {"rng_state.pth"} ^ {path.name for path in theirs.iterdir()}
-    assert {path.name for path in ours.iterdir()} == same | {"rng_state_0.pth", "rng_state_1.pth"}  # nothing of the base
+    assert {path.name for path in ours.iterdir()} == same | {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }  # nothing of the base
     again = cli_here(where, *together, "action=reload", f"adapter={run.run_dir}")
     assert again.code == 0, again.err
     assert again.record()["adapters"][0]["saved_difference"] < 1e-5
@@ -120,7 +122,10 @@ def test_resumed_is_uninterrupted(where, together, strategy):
     given = [*together, *on(strategy), "lora.lora_dropout=0.1", "trainer.lr_scheduler_type=constant"]
     whole = cli_here(where, *given, f"hydra.run.dir=outputs/train/whole-{strategy}")
     assert whole.code == 0, whole.err
-    killed = {"last": ["adapter"], "before": ["adapter", "checkpoints/checkpoint-6"]}  # after its last step, and before it
+    killed = {
+        "last": ["adapter"],
+        "before": ["adapter", "checkpoints/checkpoint-6"],
+    }  # after its last step, and before it
     for name, gone in killed.items():
         resumed = cli_here(where, *given, interrupt(whole, f"{name}-{strategy}", *gone))
         assert resumed.code == 0, resumed.err
@@ -221,7 +226,9 @@ def test_the_reference_of_a_sharded_training_is_the_parent(where, kinds):
 def test_answers_are_sampled_by_each_process(where, kinds, strategy):
     """GRPO: each process draws its own, of other lengths, so that no other number of processes learns the same; a resumed run does."""
     whole = learn(where, kinds["grpo"], strategy)
-    resumed = learn(where, kinds["grpo"], strategy, interrupt(whole, f"grpo-{strategy}", "adapter", "checkpoints/checkpoint-4"))
+    resumed = learn(
+        where, kinds["grpo"], strategy, interrupt(whole, f"grpo-{strategy}", "adapter", "checkpoints/checkpoint-4")
+    )
     check_bytes = [one.run_dir / "adapter/adapter_model.safetensors" for one in (whole, resumed)]
     assert check_bytes[0].read_bytes() == check_bytes[1].read_bytes()
     assert len(set(logged(whole, "reward"))) > 1
@@ -233,9 +240,17 @@ def test_a_whole_model_and_one_in_four_bits_are_sharded(where, on_tiny, kind):
     if kind == "nf4":
         pytest.importorskip("bitsandbytes")
     wide = build_llama(where / f"wide-{kind}", hidden_size=64, intermediate_size=128)
-    given = [*on_tiny(wide), *(["lora=none", "trainer.learning_rate=1e-3"] if kind == "full" else ["model.quantization=nf4"])]
+    given = [
+        *on_tiny(wide),
+        *(["lora=none", "trainer.learning_rate=1e-3"] if kind == "full" else ["model.quantization=nf4"]),
+    ]
     whole, one = learn(where, given, "fsdp"), learn(where, given, None)
-    resumed = learn(where, given, "fsdp", interrupt(whole, f"torn-{kind}", "model" if kind == "full" else "adapter", "checkpoints/checkpoint-4"))
+    resumed = learn(
+        where,
+        given,
+        "fsdp",
+        interrupt(whole, f"torn-{kind}", "model" if kind == "full" else "adapter", "checkpoints/checkpoint-4"),
+    )
     file = "model/model.safetensors" if kind == "full" else "adapter/adapter_model.safetensors"
     ours, theirs, again = (load_file(run.run_dir / file) for run in (whole, one, resumed))
     check_equal(ours, theirs)

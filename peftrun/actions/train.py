@@ -77,7 +77,9 @@ def _gather_model(job: TrainingSession, net: Any) -> Any:
         job.base = base_cache.load_cached_base(
             job.spec.model, job.place, jobs.choose_dtype(job.spec), classifier_head.get_task_head(job.spec.task)
         )
-        return job.base.model.requires_grad_(True) if isinstance(job.spec.lora, NoAdapter) else start.attach_adapter(job)
+        return (
+            job.base.model.requires_grad_(True) if isinstance(job.spec.lora, NoAdapter) else start.attach_adapter(job)
+        )
 
     return distributed.rebuild_whole(net, build)
 

@@ -52,7 +52,5 @@ def _list_adapter_tensors(net: Any) -> dict[str, torch.Tensor]:
     trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     # Tensors that a method keeps frozen carry the adapter's name, biases of the base model that it trains do not.
     return {
-        name: tensor
-        for name, tensor in net.state_dict().items()
-        if name in trained or ADAPTER_NAME in name.split(".")
+        name: tensor for name, tensor in net.state_dict().items() if name in trained or ADAPTER_NAME in name.split(".")
     }

@@ -95,7 +95,9 @@ def copy_checkpoint(spec: RunSpec, resume: str, out_dir: Path) -> Path | None:
     check_inputs(checkpoint, input_digests.compute_digests(spec), resume)
     best = _find_best(checkpoint, resume) if spec.trainer.load_best_model_at_end else None
     spec_values = config.flatten_keys(dataclasses.asdict(usage.strip_tracking(spec)))
-    for line in process_count.describe_change(spec_values, config.flatten_keys(config.read_run(run / CONFIG, report_changes=False))):
+    for line in process_count.describe_change(
+        spec_values, config.flatten_keys(config.read_run(run / CONFIG, report_changes=False))
+    ):
         console.print_info(line)
     console.print_info(f"continuing {run if resume == 'auto' else resume} after step {get_step(checkpoint)}")
     try:

@@ -25,7 +25,11 @@ def find_other_batch(now: Values, then: Values) -> Iterator[str]:
     if list_changeable_keys(now, then) and _count_rows(now) != rows:
         size, accumulated = now[BATCH[0]], now[BATCH[1]]
         fits = rows % (processes * accumulated) == 0
-        advice = f"{BATCH[0]}={rows // (processes * accumulated)}" if fits else f"two values whose product is {rows / processes:g}"
+        advice = (
+            f"{BATCH[0]}={rows // (processes * accumulated)}"
+            if fits
+            else f"two values whose product is {rows / processes:g}"
+        )
         yield f"{BATCH[0]}={size}: a step would have {_count_rows(now)} rows, and the run has {rows}; type {advice}"
 
 
