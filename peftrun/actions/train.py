@@ -92,7 +92,11 @@ def _train_full_model(job: TrainingSession) -> RunResult:
     if distributed.is_main_process():
         disk_check.check_disk_space(job, net)
     # Checked before the first step: after training it would be too late to learn that the model cannot be saved.
-    fitted = jobs.fit(job, net, fit.MethodHooks(begin=lambda: full_model.check_savable(job, net)))
+    if job.place.strategy == "fsdp":  # once it is sharded, no process could save it
+        full_model.check_savable(job, net)
+        fitted = jobs.fit(job, net)
+    else:
+        fitted = jobs.fit(job, net, fit.MethodHooks(begin=lambda: full_model.check_savable(job, net)))
     net = _gather_model(job, net)
     if not distributed.is_main_process():
         return RunResult(job.out_dir)
