@@ -159,7 +159,7 @@ def preferences(kind, llama, where):
     """Overrides of a run on pairs, on judged answers, or on prompts with a reward."""
     rows = [
         {"q": f"Is {n} even?", "good": "yes", "bad": "no", "a": "yes" if n % 2 else "no", "ok": bool(n % 2)}
-        for n in range(40)
+        for n in range(10, 50)  # prompts of as many tokens: TRL averages ORPO's likelihood over those of each process
     ]
     columns = {
         "kto": ["task.messages_column=null", "task.completion_template='{a}'", "task.desirable_column=ok"],

@@ -55,6 +55,8 @@ def check_sharding(device: Any, lora: Any, model: Any, task: Any) -> Lines:
             f"model.quantization={model.quantization}: FSDP2 cannot shard these weights; type model.quantization=nf4, or device=ddp, with a whole "
             "copy in each process"
         )
+    if strategy == "fsdp" and lora.method == "none" and task.type == "seq2seq":
+        yield f"lora=none: trains embeddings that encoder and decoder share, which device.strategy={strategy} cannot shard; type device=ddp"
     if strategy == "deepspeed" and task.objective is not None:
         yield f"device.strategy={strategy}: preferences and rewards need whole weights; type device=fsdp or device=ddp"
 

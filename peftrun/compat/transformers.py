@@ -69,6 +69,11 @@ def list_unsaved_keys(model: Any) -> set[str]:
     return {*(model._keys_to_ignore_on_save or ())}
 
 
+def list_layer_classes(model: Any) -> list[str]:
+    """Names of the classes of its layers, as accelerate shards them."""
+    return [*(model._no_split_modules or ())]
+
+
 def is_stateful(model: Any) -> bool:
     """Whether a model's cache cannot be cut or repeated (Mamba)."""
     return bool(getattr(model, "_is_stateful", False))

@@ -12,7 +12,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, br
 
 from peftrun.adapters import sharded
 from peftrun.compat.accelerate import enable_fsdp
-from peftrun.compat.transformers import generate_in_step
+from peftrun.compat.transformers import generate_in_step, list_layer_classes
+from peftrun.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -67,10 +68,28 @@ def prepare_sharding(trainer: Any) -> None:
     model, state = trainer.model, trainer.accelerator.state
     generate_in_step(model.get_base_model() if hasattr(model, "peft_config") else model)
     if state.distributed_type == DistributedType.MULTI_CPU:
-        plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
-        plugin.set_auto_wrap_policy(model)
-        enable_fsdp(state, plugin)
+        enable_fsdp(state, FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args))
         trainer.is_fsdp_enabled = True
+    _keep_embeddings_apart(state.fsdp_plugin, model)
+
+
+def _keep_embeddings_apart(plugin: Any, model: Any) -> None:
+    """Makes accelerate 1.15 shard the embeddings once: it does so by themselves, and again in a block that holds them (BERT's).
+
+    Those of an encoder-decoder are in more modules than it takes together; they stay whole in each process.
+    Raises: ConfigError: they are trained; the processes would learn different ones.
+    """
+    embeddings = model.get_input_embeddings()
+    blocks = {type(module).__name__ for module in model.modules() if embeddings in [*module.modules()]}
+    plugin.transformer_cls_names_to_wrap = [name for name in list_layer_classes(model) if name not in blocks]
+    if not model.config.is_encoder_decoder:
+        return
+    if any(parameter.requires_grad for parameter in embeddings.parameters()):
+        raise ConfigError(
+            "device.strategy=fsdp: the embeddings that encoder and decoder share cannot be sharded, so they cannot be trained; type device=ddp, or "
+            "leave them out of lora.target_modules"
+        )
+    plugin.ignored_modules = [embeddings]
 
 
 def rebuild_whole(model: Any, build: Callable[[], Any]) -> Any:
