@@ -25,8 +25,8 @@ def write_whole_checkpoints(trainer: Any) -> None:
     load_optimizer = get_trainer_step(trainer, TrainerStep.LOAD_OPTIMIZER)
 
     def save_model(output_dir: str, _internal_call: bool = False) -> None:
+        tensors = sharded.gather_adapter(trainer.model)
         with _unshard_prompt_encoder(trainer.model):
-            tensors = sharded.gather_adapter(trainer.model)
             get_trainer_step(trainer, TrainerStep.SAVE)(output_dir, state_dict=tensors)
 
     def save_whole_optimizer(output_dir: str) -> None:
