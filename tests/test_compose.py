@@ -34,7 +34,6 @@ NEEDED |= {
     "action=compare": ["runs=[ADAPTER, ADAPTER]"],
 }
 NEEDED["task=lm_eval"] = ["action=evaluate", "task.lm_eval.tasks=[arc_easy]"]
-NEEDED["device=fsdp"] = ["trainer.save_strategy=no"]
 NEEDED["device=offload"] = ["action=evaluate"]
 NEEDED["lora=loftq"] = ["model.quantization=nf4"]
 SPREAD = ("device=ddp", "device=fsdp", "device=deepspeed", "device=offload")

@@ -43,7 +43,7 @@ def _train_adapter(job: TrainingSession) -> RunResult:
     with save.keep_untrained(adapted, job.spec.lora, job.out_dir, is_converted) as initial:
         with start.use_reference(job, adapted):
             fitted = jobs.fit(job, adapted, jobs.build_hooks(job, adapted))
-        adapted = _gather_adapted_model(job, adapted)
+        adapted = _gather_model(job, adapted)
         if not distributed.is_main_process():  # the main process evaluates, saves and writes the record
             return RunResult(job.out_dir)
         with start.use_reference(job, adapted):
@@ -68,17 +68,20 @@ def _save_adapter(job: TrainingSession, adapted: Any, initial: Path | None, step
     return {}
 
 
-def _gather_adapted_model(job: TrainingSession, net: Any) -> Any:
-    """The PEFT model, unsharded. FSDP and DeepSpeed leave shards in each process, so the main process rebuilds the model."""
+def _gather_model(job: TrainingSession, net: Any) -> Any:
+    """The trained model, unsharded. FSDP and DeepSpeed leave shards in each process, so the main process rebuilds the model."""
     if job.place.strategy not in ("fsdp", "deepspeed"):
         return net
-    trained_tensors = distributed.gather_trained(net)
-    if not distributed.is_main_process():
-        return net
-    job.base = base_cache.load_cached_base(
-        job.spec.model, job.place, jobs.choose_dtype(job.spec), classifier_head.get_task_head(job.spec.task)
-    )
-    return distributed.load_trained(start.attach_adapter(job), trained_tensors)
+
+    def build() -> Any:
+        job.base = base_cache.load_cached_base(
+            job.spec.model, job.place, jobs.choose_dtype(job.spec), classifier_head.get_task_head(job.spec.task)
+        )
+        return (
+            job.base.model.requires_grad_(True) if isinstance(job.spec.lora, NoAdapter) else start.attach_adapter(job)
+        )
+
+    return distributed.rebuild_whole(net, build)
 
 
 def _train_full_model(job: TrainingSession) -> RunResult:
@@ -89,7 +92,12 @@ def _train_full_model(job: TrainingSession) -> RunResult:
     if distributed.is_main_process():
         disk_check.check_disk_space(job, net)
     # Checked before the first step: after training it would be too late to learn that the model cannot be saved.
-    fitted = jobs.fit(job, net, fit.MethodHooks(begin=lambda: full_model.check_savable(job, net)))
+    if job.place.strategy == "fsdp":  # once it is sharded, no process could save it
+        full_model.check_savable(job, net)
+        fitted = jobs.fit(job, net)
+    else:
+        fitted = jobs.fit(job, net, fit.MethodHooks(begin=lambda: full_model.check_savable(job, net)))
+    net = _gather_model(job, net)
     if not distributed.is_main_process():
         return RunResult(job.out_dir)
     after = jobs.evaluate(job, net, "after")

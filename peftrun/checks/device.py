@@ -10,6 +10,8 @@ from peftrun.config.schema.method_traits import get_method_traits
 
 Lines = Iterator[str]
 
+SHARDED_QUANTIZATIONS = (None, "nf4", "fp4")  # whose bytes bitsandbytes can hold in the dtype of the other weights
+
 
 def check_strategy(device: Any, action: Any) -> Lines:
     """A strategy, several processes, and a distributed action need each other."""
@@ -43,14 +45,20 @@ def check_deepspeed(device: Any) -> Lines:
 
 def check_sharding(device: Any, lora: Any, model: Any, task: Any) -> Lines:
     """The method, quantization and objective work on a sharded base model."""
-    if device.strategy not in ("fsdp", "deepspeed"):
+    strategy = device.strategy
+    if strategy not in ("fsdp", "deepspeed"):
         return
-    if not get_method_traits(lora.method).shards:
-        yield f"lora={lora.method}: needs whole weights, which device.strategy={device.strategy} shards; type device=ddp"
-    if device.strategy == "fsdp" and model.quantization is not None:
-        yield f"model.quantization={model.quantization}: cannot be sharded here; type device=ddp, or model.quantization=null"
-    if task.objective is not None:
-        yield f"device.strategy={device.strategy}: preferences and rewards need whole weights; type device=ddp"
+    if not get_method_traits(lora.method).shards or (strategy == "deepspeed" and lora.method == "none"):
+        yield f"lora={lora.method}: needs whole weights, which device.strategy={strategy} shards; type device=ddp"
+    if strategy == "fsdp" and model.quantization not in SHARDED_QUANTIZATIONS:
+        yield (
+            f"model.quantization={model.quantization}: FSDP2 cannot shard these weights; type model.quantization=nf4, or device=ddp, with a whole "
+            "copy in each process"
+        )
+    if strategy == "fsdp" and lora.method == "none" and task.type == "seq2seq":
+        yield f"lora=none: trains embeddings that encoder and decoder share, which device.strategy={strategy} cannot shard; type device=ddp"
+    if strategy == "deepspeed" and task.objective is not None:
+        yield f"device.strategy={strategy}: preferences and rewards need whole weights; type device=fsdp or device=ddp"
 
 
 def check_offload(device: Any, action: Any, task: Any) -> Lines:
@@ -65,19 +73,9 @@ def check_offload(device: Any, action: Any, task: Any) -> Lines:
         yield f"device.max_memory={device.max_memory}: is for language models, and task.type={task.type} has a head; type device.max_memory=null"
 
 
-def check_checkpoints(device: Any, trainer: Any, action: Any) -> Lines:
-    """A run with FSDP gathers its weights only once, at the end."""
-    if device.strategy == "fsdp" and action.name == "train" and (trainer.save_strategy != "no" or action.resume):
-        yield (
-            f"trainer.save_strategy={trainer.save_strategy}: PEFT cannot write a checkpoint of sharded weights; the adapter is gathered and "
-            "saved at the end: type trainer.save_strategy=no"
-        )
-
-
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("device", "action"), check_strategy),
     (("device",), check_deepspeed),
     (("device", "lora", "model", "task"), check_sharding),
-    (("device", "trainer", "action"), check_checkpoints),
     (("device", "action", "task"), check_offload),
 ]

@@ -86,7 +86,7 @@ _SAME: dict[str, str] = {  # what to type → their names for it
     "hydra.run.dir=VALUE": "out_dir save_dir run_dir",
     "action.resume=auto": "resume resume_from_checkpoint auto_resume_from_checkpoints",
     "tracker.run_name=VALUE": "run_name",
-    "device=fsdp trainer.save_strategy=no": "fsdp fsdp_config",
+    "device=fsdp": "fsdp fsdp_config",
     "device.num_processes=VALUE": "num_gpus n_gpus gpus nproc_per_node num_processes",
     "task.objective.beta=VALUE": "beta",
     "task.objective.loss_type=[VALUE]": "loss_type",

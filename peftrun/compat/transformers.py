@@ -12,8 +12,11 @@ class TrainerStep(StrEnum):
     """Methods of Trainer that are wrapped on one trainer."""
 
     START = "_init_training_state"  # (epoch, batch) to start from, once the checkpoint's state is loaded
-    SAVE = "_save"  # the model's part of a checkpoint
+    SAVE_MODEL = "save_model"  # gathers the model's part of a checkpoint, where it is sharded
+    SAVE = "_save"  # writes it
+    SAVE_OPTIMIZER = "_save_optimizer_and_scheduler"
     LOAD = "_load_from_checkpoint"
+    LOAD_OPTIMIZER = "_load_optimizer_and_scheduler"
     LOAD_BEST = "_load_best_model"
 
 
@@ -26,6 +29,14 @@ def get_trainer_step(trainer: Any, step: TrainerStep) -> Callable[..., Any]:
 def replace_trainer_step(trainer: Any, step: TrainerStep, method: Callable[..., Any]) -> None:
     """Makes this trainer call `method` at the step."""
     setattr(trainer, step, method)
+
+
+def generate_in_step(model: Any) -> None:
+    """Makes a model on which accelerate shards the weights (FSDP2) generate until every process has ended: a pass needs them all.
+
+    transformers does so by itself where it shards them.
+    """
+    model._is_fsdp_managed_module = True
 
 
 @contextmanager
@@ -83,6 +94,11 @@ def take_rows_as_unpacked(enabled: bool) -> Iterator[None]:
 def list_unsaved_keys(model: Any) -> set[str]:
     """Tensors that transformers does not store."""
     return {*(model._keys_to_ignore_on_save or ())}
+
+
+def list_layer_classes(model: Any) -> list[str]:
+    """Names of the classes of its layers, as accelerate shards them."""
+    return [*(model._no_split_modules or ())]
 
 
 def is_stateful(model: Any) -> bool:

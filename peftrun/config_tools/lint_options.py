@@ -80,7 +80,7 @@ def resolve_option(option: Option, compositions: Composer) -> None:
 
 
 def _is_fine_as_documented(option: Option, compositions: Composer) -> bool:
-    """Whether the option composes with the overrides of the command in its second line, such as `device=fsdp` does."""
+    """Whether the option composes with the overrides of the command in its second line, such as `device=offload` does."""
     for command in lint_files.parse_commands(option.path):
         try:
             typed = [text for text in shlex.split(command)[1:] if not text.startswith("-")]

@@ -145,7 +145,7 @@ def load_classifier(
 def _load_classifier(
     folder: Path, spec: ModelSpec, head: ClassifierHead, device: Device, dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
-    kwargs = _build_load_kwargs(folder, spec, device.name, dtype)
+    kwargs = _build_load_kwargs(folder, spec, device, dtype)
     # transformers draws missing modules from the global generator; the fork leaves the run's own stream untouched
     with suppress_output(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
@@ -160,15 +160,15 @@ def _load_classifier(
 
 
 def _build_load_kwargs(
-    folder: Path, spec: ModelSpec, device: Any, dtype: torch.dtype, limits: Any = None
+    folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, limits: Any = None
 ) -> dict[str, Any]:
-    kwargs = quantization.build_quantization_kwargs(spec.quantization, dtype)
+    kwargs = quantization.build_quantization_kwargs(spec.quantization, dtype, is_sharded=device.strategy == "fsdp")
     if limits is not None:
         offload_dir = tempfile.TemporaryDirectory(prefix="peftrun-offload-")
         atexit.register(offload_dir.cleanup)  # layers are read from it for as long as the process runs
         kwargs |= {"device_map": "auto", "max_memory": limits, "offload_folder": offload_dir.name}
     elif kwargs or quantization.get_stored_quantization(folder):
-        kwargs["device_map"] = {"": str(device)}  # quantized weights cannot be moved once they are loaded
+        kwargs["device_map"] = {"": device.name}  # quantized weights cannot be moved once they are loaded
     attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     return kwargs | attention | get_loader_arguments(spec)
 
@@ -196,7 +196,7 @@ def _load_model(
 ) -> tuple[Any, tuple[str, ...]]:
     if head is not None:
         return _load_classifier(folder, spec, head, device, dtype)
-    kwargs = _build_load_kwargs(folder, spec, device.name, dtype, device.max_memory)
+    kwargs = _build_load_kwargs(folder, spec, device, dtype, device.max_memory)
     config = load_config(folder, spec)
     with suppress_output():
         model = _get_model_class(config).from_pretrained(

@@ -47,9 +47,10 @@ def check_quantization(stored: str | None, requested: str | None, name: str, dty
         raise ModelError("device.dtype=bfloat16: AWQ computes in float16; type device.dtype=float16")
 
 
-def build_quantization_kwargs(name: str | None, dtype: torch.dtype) -> dict[str, Any]:
+def build_quantization_kwargs(name: str | None, dtype: torch.dtype, is_sharded: bool = False) -> dict[str, Any]:
     """Arguments for `from_pretrained` that quantize a full-precision base model to `name` on load, computing in `dtype`.
 
+    Args: is_sharded: FSDP2 will shard it, which wants 4-bit weights in bytes of the dtype of all others.
     Raises: ModelError: the package that computes in this format is not installed.
     """
     if name is None:
@@ -66,6 +67,7 @@ def build_quantization_kwargs(name: str | None, dtype: torch.dtype) -> dict[str,
                 bnb_4bit_quant_type=name,
                 bnb_4bit_compute_dtype=dtype,
                 bnb_4bit_use_double_quant=True,
+                bnb_4bit_quant_storage=dtype if is_sharded else torch.uint8,
             )
         else:
             from torchao.quantization import Int8WeightOnlyConfig

@@ -10,7 +10,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
 
+from peftrun.adapters import sharded
 from peftrun.compat.accelerate import enable_fsdp
+from peftrun.compat.transformers import generate_in_step, list_layer_classes
+from peftrun.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -58,30 +61,47 @@ def broadcast_from_main(compute: Callable[[], T]) -> T:
     return values[0]  # type: ignore[return-value]
 
 
-def shard_on_cpu(trainer: Any) -> None:
-    """Makes accelerate shard on CPUs too: it silently drops FSDP there, though FSDP2 works."""
-    state = trainer.accelerator.state
-    if trainer.args.fsdp_plugin_args is None or state.distributed_type != DistributedType.MULTI_CPU:
+def prepare_sharding(trainer: Any) -> None:
+    """With FSDP: makes accelerate shard on CPUs too, where it silently drops it, though FSDP2 works; and generation wait for all processes."""
+    if trainer.args.fsdp_plugin_args is None:
         return
-    plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
-    plugin.set_auto_wrap_policy(trainer.model)
-    enable_fsdp(state, plugin)
-    trainer.is_fsdp_enabled = True
+    model, state = trainer.model, trainer.accelerator.state
+    generate_in_step(model.get_base_model() if hasattr(model, "peft_config") else model)
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        enable_fsdp(state, FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args))
+        trainer.is_fsdp_enabled = True
+    _keep_embeddings_apart(state.fsdp_plugin, model)
 
 
-def gather_trained(model: Any) -> dict[str, torch.Tensor]:
-    """Name → whole trained tensor, on the CPU. A collective operation: each process has only a shard, so all must call it."""
-    return {
-        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu().clone()
-        for name, value in model.named_parameters()
-        if value.requires_grad
-    }
+def _keep_embeddings_apart(plugin: Any, model: Any) -> None:
+    """Makes accelerate 1.15 shard the embeddings once: it does so by themselves, and again in a block that holds them (BERT's).
+
+    Those of an encoder-decoder are in more modules than it takes together; they stay whole in each process.
+    Raises: ConfigError: they are trained; the processes would learn different ones.
+    """
+    embeddings = model.get_input_embeddings()
+    blocks = {type(module).__name__ for module in model.modules() if embeddings in [*module.modules()]}
+    plugin.transformer_cls_names_to_wrap = [name for name in list_layer_classes(model) if name not in blocks]
+    if not model.config.is_encoder_decoder:
+        return
+    if any(parameter.requires_grad for parameter in embeddings.parameters()):
+        raise ConfigError(
+            "device.strategy=fsdp: the embeddings that encoder and decoder share cannot be sharded, so they cannot be trained; type device=ddp, or "
+            "leave them out of lora.target_modules"
+        )
+    plugin.ignored_modules = [embeddings]
 
 
-@torch.no_grad()
-def load_trained(model: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The model with its trained parameters set to `tensors`."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
-    return model
+def rebuild_whole(model: Any, build: Callable[[], Any]) -> Any:
+    """In the main process what `build` returns, the same model on a whole base, with the trained weights of the sharded `model`.
+
+    They are gathered one by one: a collective operation, so all processes must call it. The others get `model` back.
+    """
+    whole = build() if is_main_process() else model
+    targets = dict(whole.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensor = sharded.gather_tensor(parameter)
+            if is_main_process():
+                sharded.copy_tensor(targets[name], tensor)
+    return whole

@@ -42,6 +42,7 @@ from peftrun.training import (
     gpu_arguments,
     nan_guard,
     padding,
+    sharded_checkpoints,
     unsaved_state,
     validation_metrics,
 )
@@ -242,7 +243,8 @@ def _build_trainer(
 
 def _patch_trainer(hf_trainer: Any, data: TrainingData, shown: MetricsCallback) -> padding.PaddingCount:
     """What no option of transformers or TRL does: one call a behavior, each explained where it is defined. Padding is counted from here on."""
-    distributed.shard_on_cpu(hf_trainer)
+    distributed.prepare_sharding(hf_trainer)
+    sharded_checkpoints.write_whole_checkpoints(hf_trainer)
     _explain_optimizer_errors(hf_trainer)
     nan_guard.raise_on_nan_loss(hf_trainer, data.rows, data.names, data.tokenizer)
     checkpoints.stop_where_ended(hf_trainer)
@@ -304,7 +306,9 @@ def _build_arguments(trainer: TrainerSpec, device: Device, seed: int, rows: int,
         warmup = float(total - 1)
     sharding: dict[str, Any] = {}
     if device.strategy == "fsdp":
-        sharding = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+        # Checkpoints of a model that is trained whole are sharded; of adapters see `sharded_checkpoints`.
+        options = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "SHARDED_STATE_DICT"}
+        sharding = {"fsdp": True, "fsdp_config": {"version": 2, **options}}
     elif device.strategy == "deepspeed":
         sharding = {"deepspeed": str(Path(device.deepspeed_config or "").expanduser())}
     return {

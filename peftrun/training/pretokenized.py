@@ -22,8 +22,8 @@ class TokenizedKTO(KTOTrainer):
     """Columns: prompt_ids, completion_ids, label."""
 
     def _prepare_dataset(self, dataset: Any, _: Any, args: Any, *__: Any) -> Any:
-        """If the loss estimates the KL divergence, each prompt also gets its neighbor's completion, paired as TRL does:
-        within a batch."""
+        """If the loss estimates the KL divergence, each prompt also gets its neighbor's completion, paired as TRL does: within a
+        batch, here that of all processes, so that their number makes no difference."""
         if not self.calculate_KL:
             return dataset
 
@@ -31,7 +31,8 @@ class TokenizedKTO(KTOTrainer):
             completions = columns["completion_ids"]
             return {"KL_completion_ids": [completions[-1], *completions[:-1]]}
 
-        return dataset.map(pair_completions, batched=True, batch_size=args.per_device_train_batch_size)
+        batch_size = args.per_device_train_batch_size * args.world_size
+        return dataset.map(pair_completions, batched=True, batch_size=batch_size)
 
 
 class TokenizedGRPO(GRPOTrainer):

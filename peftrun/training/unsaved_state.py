@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from peftrun.adapters import sharded
 from peftrun.compat.transformers import TrainerStep, get_trainer_step, replace_trainer_step
 from peftrun.errors import ArtifactError
+from peftrun.training import distributed
 
 TRAINED_FILE = "trained.safetensors"
 
@@ -31,6 +33,8 @@ def _keep_encoder(trainer: Any) -> None:
 
     def save_trained(output_dir: str, state_dict: Any = None) -> None:
         save(output_dir, state_dict=state_dict)
+        if not distributed.is_main_process():
+            return
         tensors = {name: parameter.detach().contiguous() for name, parameter in _get_trained(net).items()}
         save_file(tensors, Path(output_dir) / TRAINED_FILE)
 
@@ -41,9 +45,8 @@ def _keep_encoder(trainer: Any) -> None:
                 f"{file}: is missing, since an early version of peftrun wrote this checkpoint; leave action.resume out"
             )
         tensors = load_file(file)
-        with torch.no_grad():
-            for name, parameter in _get_trained(net).items():
-                parameter.copy_(tensors[name])
+        for name, parameter in _get_trained(net).items():
+            sharded.copy_tensor(parameter, tensors[name])
 
     replace_trainer_step(trainer, TrainerStep.SAVE, save_trained)
     replace_trainer_step(trainer, TrainerStep.LOAD, load_trained)

@@ -42,7 +42,6 @@ class MethodTraits:
 PLAIN = MethodTraits()
 PROMPT = MethodTraits(virtual_tokens=True, merges=False, streams=False)
 METHODS = {  # by `lora.method`; of all others PLAIN is true
-    "none": MethodTraits(shards=False),
     "adalora": MethodTraits(
         streams=False,
         shards=False,

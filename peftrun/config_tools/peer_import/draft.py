@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from peftrun.checks.device import SHARDED_QUANTIZATIONS
 from peftrun.config import shorthand
 from peftrun.config_tools.peer_import import row_keys
 from peftrun.config_tools.peer_import.key_rules import EPOCH_SHARES, SHARE
@@ -127,10 +128,10 @@ def _settle_generations(draft: Draft) -> None:
 
 
 def _settle_sharding(draft: Draft) -> None:
-    if draft.get("device") == "fsdp" and draft.get("model.quantization"):
+    if draft.get("device") == "fsdp" and draft.get("model.quantization") not in SHARDED_QUANTIZATIONS:
         for line in draft.lines:
             if line.settings.get("device") == "fsdp":
-                line.settings, line.note = {"device": "ddp"}, "a quantized base model is not sharded: each process has it whole"  # fmt: skip
+                line.settings, line.note = {"device": "ddp"}, "a base model in 8 bits is not sharded: each process has it whole"  # fmt: skip
 
 
 def _settle_validation(draft: Draft) -> None:

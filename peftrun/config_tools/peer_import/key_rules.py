@@ -96,7 +96,7 @@ def _translate_evals_per_epoch(config: PeerConfig, key: str, value: Any) -> list
 
 
 def _translate_fsdp(config: PeerConfig, key: str, value: Any) -> list[Translation]:
-    return carry(key, value, {"device": "fsdp", "trainer.save_strategy": "no"}, "offloading and wrapping cannot be set")
+    return carry(key, value, {"device": "fsdp"}, "offloading and wrapping cannot be set")
 
 
 def _translate_trackers(config: PeerConfig, key: str, value: Any) -> list[Translation]:
