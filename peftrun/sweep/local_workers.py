@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from peftrun import console
 from peftrun.formatting import format_count
@@ -23,14 +22,11 @@ LOGS = ".workers"  # in the sweep's folder: the output of the workers of each de
 MODULE = "peftrun.sweep.device_worker"
 
 
-def send(
-    groups: Sequence[Sequence[Path]], devices: Sequence[WorkerDevice], allowed: Limits, options: dict[str, Any]
-) -> None:
+def send(groups: Sequence[Sequence[Path]], devices: Sequence[WorkerDevice], allowed: Limits, max_retries: int) -> None:
     """Run all groups, in this order, as devices become free; see `cluster.run_on_cluster`.
 
-    Args: allowed: limits of the cells in one step of a worker. options: `max_retries`.
+    Args: allowed: limits of the cells in one step of a worker. max_retries: how often a group is sent again if its worker died.
     """
-    max_retries = cluster.read_int_option(options, "shared_base", "max_retries", 0) or 0
     logs = groups[0][0].absolute().parent / LOGS
     logs.mkdir(exist_ok=True)
     _stop_earlier_workers(logs)
@@ -61,7 +57,9 @@ class LocalWorkers:
         """A process that runs the cells in `folders` on a free device."""
         device = self.free.popleft()
         path = self._get_log(device)
-        console.print_info(f"{device.name}: {format_count(len(folders), 'cell')}; output in {console.shorten_path(path)}")
+        console.print_info(
+            f"{device.name}: {format_count(len(folders), 'cell')}; output in {console.shorten_path(path)}"
+        )
         with path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(self.logs)],
@@ -119,7 +117,7 @@ def _stop_earlier_workers(logs: Path) -> None:
     earlier = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if (cmdline := process.info["cmdline"] or [])[-2:] == [MODULE, str(logs)]
+        if (process.info["cmdline"] or [])[-2:] == [MODULE, str(logs)]
     ]
     if earlier:
         cluster.report_earlier_jobs(len(earlier))

@@ -41,11 +41,15 @@ def show_plan(
     batch: Sequence[Cell],
     ready: Sequence[Cell],
     allowed: Limits,
-    devices: Sequence[WorkerDevice],
     status: dict[str, str],
     labels: dict[int, str],
+    *,
+    devices: Sequence[WorkerDevice] = (),
 ) -> None:
-    """Print the plan: every cell, the groups and waves of the cells in `ready`, estimated memory and time."""
+    """Print the plan: every cell, the groups and waves of the cells in `ready`, estimated memory and time.
+
+    Args: devices: over which the groups are spread; empty: one process.
+    """
     specs = {cell.id: cell.spec for cell in ready if cell.spec is not None}
     throughputs = throughput.read_throughputs([*specs.values()])
     plan = planner.plan_sweep(groups.group_cells(ready), allowed, throughputs, [device.name for device in devices])

@@ -21,6 +21,7 @@ from peftrun.sweep import spread
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.groups import Group
 
+
 @dataclass(frozen=True)
 class PlannedBatch:
     """Cells that run at once. `memory`: estimated bytes; None if the base model is not on this disk."""

@@ -105,4 +105,3 @@ def _resume_run(spec: RunSpec, cell: Path) -> RunSpec:
 def record_failure(cell: Path, lines: Sequence[str]) -> None:
     """Write a failed record, with the reason, into the folder of a cell that cannot be run."""
     atomic_files.write_json(cell / RECORD, {"status": folder.FAILED, "error": "\n".join(lines), "seconds": 0.0})
-

@@ -25,8 +25,8 @@ from peftrun.planning import throughput
 from peftrun.planning.joint_memory import read_limits
 from peftrun.runs import execute
 from peftrun.sweep import cells as composed
-from peftrun.sweep import devices as sweep_devices
 from peftrun.sweep import (
+    cluster,
     ending,
     folder,
     groups,
@@ -37,6 +37,7 @@ from peftrun.sweep import (
     run_cells,
     summary,
 )
+from peftrun.sweep import devices as sweep_devices
 from peftrun.sweep.cells import Cell
 from peftrun.sweep.devices import WorkerDevice
 from peftrun.sweep.planner import SweepPlan
@@ -64,6 +65,7 @@ class SharedBaseSweep:
         self.halving = halving_options.read_halving(options.get("halving"), engine)
         self.device_choice = sweep_devices.read_choice(options.get("devices"), engine)
         self.devices: list[WorkerDevice] = []
+        self.max_retries = 0 if engine else cluster.read_int_option(options, "shared_base", "max_retries", 0) or 0
         self.plans_only = plan_preview.is_plan_only(master)
         sources = master.hydra.runtime.config_sources
         self.team_dir = next((str(source.path) for source in sources if source.provider == "command-line"), None)
@@ -108,7 +110,7 @@ class SharedBaseSweep:
                 cell.id: "refused" if cell.problems else folder.read_status(sweep_dir / cell.id) for cell in batch
             }
             ready = [cell for cell in batch if cell.spec is not None and not self._is_done(sweep_dir, cell.id)]
-            plan_preview.show_plan(batch, ready, self.limits, self.devices, status, self.labels)
+            plan_preview.show_plan(batch, ready, self.limits, status, self.labels, devices=self.devices)
             return [None] * len(jobs), ending.build_sweep_error(
                 [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch), planned=True
             )
@@ -220,7 +222,7 @@ class SharedBaseSweep:
             limits = plan.allowed.now(spec)  # free memory before there is a base model in it
             if self.devices:
                 group_dirs = [[self._get_cell_dir(cell) for cell in group.cells] for group in plan.groups]
-                local_workers.send(group_dirs, self.devices, limits, self.options)
+                local_workers.send(group_dirs, self.devices, limits, self.max_retries)
                 return
             with execute.import_quietly("peftrun.models.base_cache").keep_base_cached():
                 for number, group in enumerate(plan.groups, 1):

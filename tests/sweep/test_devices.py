@@ -55,7 +55,10 @@ def test_groups_are_cut_where_that_shortens_the_whole(planned):
     assert {cells for cells, _ in planned(by_rows, ["a", "b"])} == {"0 2", "1 3"}
     assert planned([[dora, "seed=1"], [dora, "seed=2", long]], ["a", "b"]) == [("1", "a"), ("0", "b")]
     # Where times are known the start of a worker counts: a short cell waits for the device, a long one does not.
-    assert len(planned(alike[:2], ["a", "b"], lambda _: 0.1)) == 1 and len(planned(alike[:2], ["a", "b"], lambda _: 60)) == 2
+    assert (
+        len(planned(alike[:2], ["a", "b"], lambda _: 0.1)) == 1
+        and len(planned(alike[:2], ["a", "b"], lambda _: 60)) == 2
+    )
 
 
 def test_a_worker_has_its_device_and_its_share_of_the_memory(llama, on_tiny, monkeypatch):
@@ -70,8 +73,8 @@ def test_a_worker_has_its_device_and_its_share_of_the_memory(llama, on_tiny, mon
     cells = [Cell([number], [], {}, spec, id=str(number)) for number in range(4)]
     found, whole = groups.group_cells(cells), Limits().now(spec).free
     plan = planner.plan_sweep(found, Limits(), None, ["a", "b", "c"])
-    assert [len(wave.cells) for wave in plan.waves] == [1, 2, 1] or len(plan.groups) > 1
-    assert plan.allowed.now(spec).free == pytest.approx(whole / min(3, len(plan.groups)), rel=0.1)
+    assert [len(wave.cells) for wave in plan.waves] == [2, 2] and [group.device for group in plan.groups] == ["a", "b"]
+    assert plan.allowed.now(spec).free == pytest.approx(whole / 2, rel=0.1)
 
 
 @cases(
@@ -85,7 +88,10 @@ def test_a_worker_has_its_device_and_its_share_of_the_memory(llama, on_tiny, mon
         (["hydra.launcher.devices=2", "device.type=cpu,auto"], ["device.type=auto,cpu", "devices=null"]),
         (["hydra.launcher.devices=2", "device=ddp"], ["device.strategy=ddp", "device=auto", "devices=null"]),
         (["hydra.launcher.devices=640", "device=cuda"], ["devices=640: torch finds", "cuda device"]),
-        (["hydra.launcher.devices=2", "hydra.launcher.halving={min_steps: 2, factor: 2}"], ["halving=", "halving=null"]),
+        (
+            ["hydra.launcher.devices=2", "hydra.launcher.halving={min_steps: 2, factor: 2}"],
+            ["halving=", "halving=null"],
+        ),
         (["hydra.launcher.devices=2", "hydra/launcher=shared_base_slurm"], ["devices=2", "hydra/launcher=shared_base"]),
         (["hydra.launcher.devices=2", "hydra.launcher.max_retries=-1"], ["max_retries=-1", "at least 0"]),
     ],
@@ -121,11 +127,13 @@ def test_a_group_that_is_cut_trains_the_same_adapters_with_half_of_the_cores_eac
         (tmp_path / name).mkdir()
         environment = {"OMP_NUM_THREADS": "1"} if name == "one" else {}
         done = subprocess.run(
-            [sys.executable, "-m", "peftrun", *command, *launcher], cwd=tmp_path / name, capture_output=True, text=True,
+            [sys.executable, "-m", "peftrun", *command, *launcher], cwd=tmp_path / name, capture_output=True, text=True, check=False,
             env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        runs.append({path.parent.name: path.parent for path in (tmp_path / name).glob("outputs/sweeps/*/*/record.json")})
+        runs.append(
+            {path.parent.name: path.parent for path in (tmp_path / name).glob("outputs/sweeps/*/*/record.json")}
+        )
     one, two = runs
     assert len(one) == 4 and one.keys() == two.keys()
     for cell, path in one.items():
@@ -158,7 +166,7 @@ def test_a_worker_that_is_killed_is_replaced_or_fails_its_cells_alone(llama, on_
         assert "killed by SIGKILL" in found[clusters.LONG][1]["error"]
         again = subprocess_cli(tmp_path / name, "-m", *clusters.GRID, *args)
         assert again.code == 0, again.err
-        folder, record = clusters.records(tmp_path / name)[clusters.LONG]
+        _, record = clusters.records(tmp_path / name)[clusters.LONG]
         assert record["status"] == "completed" and "checkpoint-" in record["resumed_from"]
 
 
