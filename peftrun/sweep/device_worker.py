@@ -36,7 +36,7 @@ def _end_with_launcher(pipe: BinaryIO) -> None:
     pipe.read(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(cluster.STOPPING)
-    os._exit(INTERRUPTED)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
