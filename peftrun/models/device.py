@@ -11,6 +11,7 @@ from peftrun.system import determinism, environment, malloc
 
 GROW_BY = 1 << 26  # bytes that malloc requests from the kernel at once in a CPU run
 NOT_NATIVE = "no native bfloat16 here"
+VISIBLE_VARIABLES = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}  # of AMD GPUs: HIP_VISIBLE_DEVICES
 DEFAULT_THREADS = torch.get_num_threads()  # before any run of this process sets another number
 
 
@@ -86,10 +87,23 @@ def _parse_memory_limits(limits: dict[str, str]) -> dict[str | int, str]:
     return {int(key) if key.isdigit() else key: size for key, size in limits.items()}
 
 
+def count_devices(device_type: str) -> tuple[str, int, str]:
+    """What `device.type` means here, how many devices of it torch sees, and the environment variable by which a process sees some of them."""
+    name = _choose_name(device_type)
+    if name not in VISIBLE_VARIABLES:
+        return name, int(_is_available(name)), ""
+    variable = "HIP_VISIBLE_DEVICES" if name == "cuda" and torch.version.hip else VISIBLE_VARIABLES[name]
+    return name, getattr(torch, name).device_count(), variable
+
+
+def _choose_name(device_type: str) -> str:
+    if device_type != "auto":
+        return device_type
+    return next((name for name in ("cuda", "xpu", "mps") if _is_available(name)), "cpu")
+
+
 def _select_device(spec: DeviceSpec) -> Device:
-    name: str = spec.type
-    if name == "auto":
-        name = next((kind for kind in ("cuda", "xpu", "mps") if _is_available(kind)), "cpu")
+    name = _choose_name(spec.type)
     if not _is_available(name):
         raise DeviceError(f"device={name}: torch finds no such device here; type device=auto or device=cpu")
     if name == "cpu" and spec.dtype == "float16":

@@ -30,18 +30,20 @@ class Limits:
     Attributes:
         memory, cells: set by the user: bytes, and cells in one step; None: not set.
         here: the cells run on this machine, whose free memory is the limit where the user has set none.
-        free: free bytes of this machine; None: not measured, or unknown.
+        free: free bytes of this machine, for one worker; None: not measured, or unknown.
+        workers: processes of this machine that share its free memory.
     """
 
     memory: int | None = None
     cells: int | None = None
     here: bool = True
     free: int | None = None
+    workers: int = 1
 
     def now(self, spec: RunSpec) -> "Limits":
         """The same limits with the memory that is free now. On a GPU it is not measured."""
         is_measured = self.here and not base_files.uses_gpu(spec.device)
-        return replace(self, free=free_memory.get_available_memory().bytes if is_measured else None)
+        return replace(self, free=free_memory.get_available_memory().bytes // self.workers if is_measured else None)
 
     @property
     def bytes(self) -> int | None:

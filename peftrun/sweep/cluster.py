@@ -8,6 +8,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,6 +108,27 @@ def run_on_cluster(
         while time.monotonic() < deadline and any(engine.end(handle) is None for handle in running):
             time.sleep(POLL)
         raise
+
+
+def stop_processes(processes: Sequence[Any]) -> None:
+    """End processes (of psutil) and their children; those that still run after STOPPING seconds are killed."""
+    import psutil
+
+    family = list(processes)
+    for process in processes:
+        with suppress(psutil.Error):
+            family += process.children(recursive=True)
+            process.terminate()
+    for survivor in psutil.wait_procs(family, timeout=STOPPING)[1]:
+        with suppress(psutil.Error):
+            survivor.kill()
+    psutil.wait_procs(family, timeout=STOPPING)
+
+
+def report_earlier_jobs(count: int) -> None:
+    """A line on jobs of a killed launch, which are ended before their cells are sent again."""
+    jobs = "1 job of an earlier launch still runs" if count == 1 else f"{count} jobs of an earlier launch still run"
+    console.print_info(f"{jobs}; ended now, their cells are continued")
 
 
 def _handle_end(end: JobEnd, job: SubmittedJob, groups: int, max_retries: int) -> list[SubmittedJob]:

@@ -14,21 +14,27 @@ def format_plan(
     status: dict[str, str],
     seconds: dict[str, float | None],
 ) -> list[str]:
-    """Lines of the plan: a row for each cell, then the groups and waves.
+    """Lines of the plan: a row for each cell, then the groups and waves; with the devices over which groups are spread.
 
     Args: labels: first number of a cell → its overrides. status: by id. seconds: id → estimated time of training.
     """
-    placements = {cell.id: (str(wave.group), str(wave.number)) for wave in plan.waves for cell in wave.cells}
-    cell_rows = [("cell", "status", "group", "wave", "time", "values")]
+    places = [(group.device,) if group.device else () for group in plan.groups]
+    on = ("device",) if any(places) else ()
+    placements = {
+        cell.id: (str(wave.group), str(wave.number), *places[wave.group - 1])
+        for wave in plan.waves
+        for cell in wave.cells
+    }
+    cell_rows: list[tuple[str, ...]] = [("cell", "status", "group", "wave", *on, "time", "values")]
     for cell in cells:
-        placement = placements.get(cell.id, ("-", "-"))
+        placement = placements.get(cell.id, ("-", "-", *("-" for _ in on)))
         time = format_duration(seconds[cell.id]) if cell.id in placements else "-"
         values = labels[cell.numbers[0]] + format_duplicates(cell.numbers)
         cell_rows.append((cell.id or "-", status[cell.id], *placement, time, values))
-    group_rows = [("group", "cells", "how")]
+    group_rows: list[tuple[str, ...]] = [("group", "cells", *on, "how")]
     for number, group in enumerate(plan.groups, 1):
         how = f"alone: {group.reason}" if group.reason else "together on one base model"
-        group_rows.append((str(number), str(len(group.cells)), how))
+        group_rows.append((str(number), str(len(group.cells)), *places[number - 1], how))
     wave_rows = [("wave", "group", "cells", "memory", "time")]
     for wave in plan.waves:
         memory = "unknown" if wave.memory is None else format_bytes(wave.memory)

@@ -32,15 +32,17 @@ DEVICE: dict[str, Any] = {"strategy": None, "max_memory": None}
 ONE_BY_ONE = (
     "cells are trained one after another; hydra/launcher=shared_base trains those together that share a base model"
 )
+ELSEWHERE = "the cells that share its base model are on other devices"
 ONLY_ONE = "no other cell shares its base model, device and task type"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are trained together. `reason`: why a cell runs alone; empty where there are several."""
+    """Cells that are trained together. `reason`: why a cell runs alone; empty where there are several. `device`: planned; empty: this process."""
 
     cells: list[Cell]
     reason: str = ""
+    device: str = ""
 
 
 def group_cells(cells: Sequence[Cell], together: bool = True) -> list[Group]:

@@ -12,6 +12,7 @@ from peftrun.planning import throughput
 from peftrun.planning.joint_memory import Limits
 from peftrun.sweep import console_tables, groups, planner
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.devices import WorkerDevice
 
 PLAN = "plan"
 
@@ -42,15 +43,22 @@ def show_plan(
     allowed: Limits,
     status: dict[str, str],
     labels: dict[int, str],
+    *,
+    devices: Sequence[WorkerDevice] = (),
 ) -> None:
-    """Print the plan: every cell, the groups and waves of the cells in `ready`, estimated memory and time."""
+    """Print the plan: every cell, the groups and waves of the cells in `ready`, estimated memory and time.
+
+    Args: devices: over which the groups are spread; empty: one process.
+    """
     specs = {cell.id: cell.spec for cell in ready if cell.spec is not None}
     throughputs = throughput.read_throughputs([*specs.values()])
-    plan = planner.plan_sweep(groups.group_cells(ready), allowed, throughputs.lengths)
+    plan = planner.plan_sweep(groups.group_cells(ready), allowed, throughputs, [device.name for device in devices])
     seconds = {cell_id: throughputs.seconds(spec) for cell_id, spec in specs.items()}
     for line in console_tables.format_plan(batch, plan, labels, status, seconds):
         console.print_result(line)
     limit = "no limit is known" if plan.limit is None else f"limit {format_bytes(plan.limit)}"
+    if devices:
+        limit += " on each device"
     # The row lengths, in tokens, that the memory estimate assumes.
     lengths = {
         spec.task.max_length: throughputs.lengths(spec) for spec in specs.values() if spec.action.name == "train"

@@ -1,7 +1,6 @@
-"""Run cells of a sweep, here or on a cluster: `python -m peftrun.sweep.run_cells FOLDER...` (cell folders of one group). Light."""
+"""Run cells of a sweep, in this process: the launcher's own, or a worker's. Light."""
 
 import dataclasses
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +105,3 @@ def _resume_run(spec: RunSpec, cell: Path) -> RunSpec:
 def record_failure(cell: Path, lines: Sequence[str]) -> None:
     """Write a failed record, with the reason, into the folder of a cell that cannot be run."""
     atomic_files.write_json(cell / RECORD, {"status": folder.FAILED, "error": "\n".join(lines), "seconds": 0.0})
-
-
-if __name__ == "__main__":
-    run([Path(name) for name in sys.argv[1:]])

@@ -25,8 +25,21 @@ from peftrun.planning import throughput
 from peftrun.planning.joint_memory import read_limits
 from peftrun.runs import execute
 from peftrun.sweep import cells as composed
-from peftrun.sweep import ending, folder, groups, halving_options, plan_preview, planner, run_cells, summary
+from peftrun.sweep import (
+    cluster,
+    ending,
+    folder,
+    groups,
+    halving_options,
+    local_workers,
+    plan_preview,
+    planner,
+    run_cells,
+    summary,
+)
+from peftrun.sweep import devices as sweep_devices
 from peftrun.sweep.cells import Cell
+from peftrun.sweep.devices import WorkerDevice
 from peftrun.sweep.planner import SweepPlan
 from peftrun.sweep.report import page as sweep_page
 
@@ -39,6 +52,7 @@ class SharedBaseSweep:
         is_dated: whether requested_dir contains the time, so that an earlier sweep may be continued instead.
         labels: first number of a cell → the overrides in which it differs from the others.
         placements: cell id → group, batch and how it runs, for the summary.
+        devices: those that each take a worker; empty: cells run in this process, or on a cluster.
         changed_inputs: id of a finished cell → its inputs (data, base model) that have changed since.
     """
 
@@ -49,6 +63,9 @@ class SharedBaseSweep:
         self.master, self.options, self.engine, self.together = master, options, engine, together
         self.limits = read_limits(options.get("memory_limit"), options.get("max_cells"), engine is None)
         self.halving = halving_options.read_halving(options.get("halving"), engine)
+        self.device_choice = sweep_devices.read_choice(options.get("devices"), engine)
+        self.devices: list[WorkerDevice] = []
+        self.max_retries = 0 if engine else cluster.read_int_option(options, "shared_base", "max_retries", 0) or 0
         self.plans_only = plan_preview.is_plan_only(master)
         sources = master.hydra.runtime.config_sources
         self.team_dir = next((str(source.path) for source in sources if source.provider == "command-line"), None)
@@ -79,6 +96,8 @@ class SharedBaseSweep:
             )
             if not any(cell.spec for cell in batch):
                 raise SweepError(*dict.fromkeys(line for cell in batch for line in cell.problems))
+            specs = [cell.spec for cell in batch if cell.spec]
+            self.devices = sweep_devices.find_devices(self.device_choice, specs, self.halving)
         except Exception:
             self._remove_empty_folder()
             raise
@@ -91,7 +110,7 @@ class SharedBaseSweep:
                 cell.id: "refused" if cell.problems else folder.read_status(sweep_dir / cell.id) for cell in batch
             }
             ready = [cell for cell in batch if cell.spec is not None and not self._is_done(sweep_dir, cell.id)]
-            plan_preview.show_plan(batch, ready, self.limits, status, self.labels)
+            plan_preview.show_plan(batch, ready, self.limits, status, self.labels, devices=self.devices)
             return [None] * len(jobs), ending.build_sweep_error(
                 [(cell, cell.problems) for cell in batch if cell.problems], self.labels, len(batch), planned=True
             )
@@ -145,7 +164,9 @@ class SharedBaseSweep:
                     folder.set_aside(cell_dir)
                 ready.append(cell)
         throughputs = throughput.read_throughputs([cell.spec for cell in ready if cell.spec])
-        plan = planner.plan_sweep(groups.group_cells(ready, self.together), self.limits, throughputs.lengths)
+        plan = planner.plan_sweep(
+            groups.group_cells(ready, self.together), self.limits, throughputs, [device.name for device in self.devices]
+        )
         for wave in plan.waves:
             placement = {
                 "group": self.group_count + wave.group,
@@ -198,8 +219,12 @@ class SharedBaseSweep:
         elif plan.groups:
             spec = plan.groups[0].cells[0].spec
             assert spec is not None
+            limits = plan.allowed.now(spec)  # free memory before there is a base model in it
+            if self.devices:
+                group_dirs = [[self._get_cell_dir(cell) for cell in group.cells] for group in plan.groups]
+                local_workers.send(group_dirs, self.devices, limits, self.max_retries)
+                return
             with execute.import_quietly("peftrun.models.base_cache").keep_base_cached():
-                limits = self.limits.now(spec)  # free memory before there is a base model in it
                 for number, group in enumerate(plan.groups, 1):
                     label, total = self.labels[group.cells[0].numbers[0]], len(plan.groups)
                     how = f"alone ({group.reason}): {label}" if group.reason else "together on one base model"

@@ -3,12 +3,10 @@
 import os
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peftrun import console
 from peftrun.compat.submitit import expect_results_at_once
 from peftrun.errors import ConfigError
 from peftrun.sweep import cluster
@@ -126,10 +124,7 @@ def _stop_earlier_jobs(logs: Path, cluster_name: str) -> None:
     numbers = [path.name for path in logs.glob("*") if path.name.isdigit() and not list(path.glob("*_result.pkl"))]
     stops = [stop for number in numbers if (stop := find(logs, number)) is not None]
     if stops:
-        jobs = "1 job of an earlier launch still runs"
-        if len(stops) > 1:
-            jobs = f"{len(stops)} jobs of an earlier launch still run"
-        console.print_info(f"{jobs}; ended now, their cells are continued")
+        cluster.report_earlier_jobs(len(stops))
     for stop in stops:
         stop()
 
@@ -152,14 +147,6 @@ def _find_local_job(logs: Path, number: str) -> Callable[[], Any] | None:
         process = psutil.Process(int(number))
         if str(logs) not in " ".join(process.cmdline()):
             return None
-        processes = [process, *process.children(recursive=True)]
     except psutil.Error:
         return None
-
-    def stop() -> None:
-        process.terminate()  # submitit passes it on to the children
-        for survivor in psutil.wait_procs(processes, timeout=cluster.STOPPING)[1]:
-            with suppress(psutil.Error):
-                survivor.kill()
-
-    return stop
+    return partial(cluster.stop_processes, [process])  # submitit passes the signal on to the children

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from faults import snapshot
 
 SHORT, LONG = 4, 600  # steps of the two cells: one is done long before the other
@@ -74,3 +75,19 @@ def check_completed(where: Path, done: subprocess.CompletedProcess[str]) -> None
     assert "checkpoint-" in record["resumed_from"]
     (attempt,) = folder.parent.glob(f"attempts/{folder.name}-*")  # the one that was killed
     assert json.loads((attempt / "record.json").read_text())["status"] == "running"
+
+
+def check_interrupted(where: Path, *args: str) -> None:
+    """Ctrl-C during `peftrun ARGS` ends the process that trains the long cell, whose record says so."""
+    where.mkdir(exist_ok=True)
+    with (where / "err.txt").open("w") as err:
+        command = [sys.executable, "-m", "peftrun", *args]
+        sweep = subprocess.Popen(command, cwd=where, stdout=err, stderr=err, start_new_session=True)
+        worker = training(where, sweep)
+        os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does
+        assert sweep.wait(timeout=60) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    _, record = records(where)[LONG]
+    assert record["status"] == "interrupted"
+    assert "Traceback" not in (where / "err.txt").read_text()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,14 +141,4 @@ def test_every_option_reaches_sbatch_and_the_jobs_complete(cli, llama, on_tiny, 
 
 
 def test_ctrl_c_ends_the_jobs_and_their_records(llama, on_tiny, tmp_path):
-    command = [sys.executable, "-m", "peftrun", "-m", *on_tiny(llama), *clusters.GRID, *LOCAL]
-    with (tmp_path / "err.txt").open("w") as err:
-        sweep = subprocess.Popen(command, cwd=tmp_path, stdout=err, stderr=err, start_new_session=True)
-        worker = clusters.training(tmp_path, sweep)
-        os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does
-        assert sweep.wait(timeout=60) == 130
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker, 0)
-    _, record = clusters.records(tmp_path)[clusters.LONG]
-    assert record["status"] == "interrupted"
-    assert "Traceback" not in (tmp_path / "err.txt").read_text()
+    clusters.check_interrupted(tmp_path, "-m", *on_tiny(llama), *clusters.GRID, *LOCAL)

@@ -15,6 +15,7 @@ GROUP = "hydra/launcher"
 OPTIONS: dict[str, Any] = {
     "memory_limit": str | None,
     "max_cells": Positive | None,
+    "devices": Literal["auto"] | Positive | list[Annotated[int, Field(ge=0)]] | None,
     "halving": dict[Literal["min_steps", "factor"], int] | None,
     "address": str | None,
     "num_cpus": Annotated[float, Field(gt=0)] | None,
