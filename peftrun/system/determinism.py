@@ -3,6 +3,8 @@
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,17 @@ def set_deterministic(enabled: bool) -> None:
 def reset_determinism() -> None:
     """Forgets the requests of an earlier run of this process."""
     _REQUESTED.clear()
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within the block, convolutions in float32 are computed in float32; torch's default on a GPU has 10 bits. Its matmuls are exact."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def describe_determinism() -> dict[str, Any] | None:
