@@ -61,6 +61,7 @@ EXCEPTIONS = {
     "config/usage.py": {"_getframe"},  # of sys
     "training/joint/cell_trainer.py": {"_save_checkpoint"},  # of Trainer, which CellTrainer is
     "system/determinism.py": {  # torch's documented switches are attributes of its modules
+        "torch.backends.cudnn.allow_tf32",
         "torch.backends.cudnn.benchmark",
         "torch.backends.cudnn.deterministic",
         "torch.utils.deterministic.fill_uninitialized_memory",

@@ -4,8 +4,10 @@ import gc
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -15,10 +17,16 @@ from merge_cases import FAMILIES, model_spec, proved, stored_base, trained_adapt
 from safetensors.torch import load_file, save_file
 
 from peftrun.adapters.merge import streaming, verify
+from peftrun.adapters.merge.job import MergeJob
 from peftrun.adapters.merge.verify import WrittenModel
-from peftrun.errors import ArtifactError, ProofError
+from peftrun.config.schema.actions import MergeAction
+from peftrun.errors import ArtifactError, MemoryShortageError, ProofError
 from peftrun.io import safetensors_header, safetensors_stream
 from peftrun.models import base as base_models
+from peftrun.models import memory_check
+from peftrun.models.device import Device
+from peftrun.planning.memory_fit import Headroom
+from peftrun.system.free_memory import FreeMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SMALL = {"r": 2, "lora_alpha": 2}
@@ -202,3 +210,26 @@ def test_layers_in_many_parts_and_threads_are_merged_and_proved_as_in_one(tmp_pa
         assert torch.get_num_threads() == 3  # the parts' threads compute alone, this one as before
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_merge_computes_on_the_runs_gpu_if_its_pieces_fit_there(tmp_path, monkeypatch):
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(bytes(1000))
+    gpu = Device("cuda", torch.bfloat16, "device cuda")
+
+    def job(place):
+        ref = SimpleNamespace(weights=weights)
+        return MergeJob(
+            None, MergeAction("merge", "auto", None, True, 0), False, place, tmp_path, ref, "bfloat16", None
+        )
+
+    assert job(gpu).device.type == "cuda"
+    for place in (gpu.offloaded({0: "1GiB"}), Device("cpu", torch.float32, ""), Device("mps", torch.float32, "")):
+        assert job(place).device.type == "cpu"
+        job(place).check_memory(1 << 40)
+    free = Headroom((FreeMemory(1 << 30, "on this GPU"),))
+    monkeypatch.setattr(memory_check, "get_gpu_headroom", lambda _: free)
+    job(gpu).check_memory(1 << 20)
+    with pytest.raises(MemoryShortageError, match=r"device=cuda: .* on this GPU; type device=cpu"):
+        job(gpu).check_memory(1 << 30)
+    job(replace(gpu, memory_check=False)).check_memory(1 << 30)

@@ -28,13 +28,17 @@ SETS = {
 ROWS = ["b", "base", "a", "c", "a", "b"]
 
 
+aten = torch.ops.aten
+PRODUCTS = (aten.linear, aten.mm, aten.addmm, aten.matmul, aten.bmm)
+
+
 class Products(TorchDispatchMode):
     """Counts products of matrices."""
 
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in (torch.ops.aten.linear, torch.ops.aten.mm, torch.ops.aten.addmm)
+        self.count += func.overloadpacket in PRODUCTS
         return func(*args, **(kwargs or {}))
 
 
@@ -97,6 +101,20 @@ def test_products_of_a_step_do_not_grow_with_adapters_unless_they_outgrow_the_ba
                 net(input_ids=ids[:, :1], past_key_values=cache)
         counts.append(seen.count)
     assert counts[0] > 0 and (counts[0] == counts[1]) == (case == "alike"), counts
+
+
+@cases("case", ["alike", "ranks and places", "wider than the base"])
+def test_many_adapters_take_no_more_products_than_a_few_more(llama, case):
+    counts = []
+    for letters in ("hgfedca", "abcdef"):
+        net = several(llama, [*SETS[case], *SETS[case], *SETS[case]][:8])
+        names = ["base", *letters, "b"]
+        with torch.inference_mode(), mixed_batch.route_rows(net, names), Products() as seen:
+            found = steps(net, names)
+        counts.append(seen.count)
+        for one, other in zip(found, by_peft(net, names), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert counts[0] == counts[1], counts
 
 
 @cases("value", [float("nan"), float("inf")])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from peftrun import console, tasks
-from peftrun.adapters import load, meta_model, probes
+from peftrun.adapters import layer_walk, load, meta_model, probes
 from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.merge import in_memory, provenance, streamed_verify, streaming, verify
 from peftrun.adapters.merge.job import MergeJob
@@ -26,6 +26,7 @@ from peftrun.models import base as base_models
 from peftrun.models import device
 from peftrun.models.tokenizer import load_tokenizer
 from peftrun.result import RunResult
+from peftrun.system import determinism
 from peftrun.tasks import row_cache
 
 
@@ -45,11 +46,15 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     stored_dtype = in_memory.detect_stored_dtype(base)
     dtype = stored_dtype if action.dtype == "auto" else action.dtype
     merged_dir = Path(action.output_dir).expanduser() if action.output_dir else out_dir / MERGED
-    console.print_info("a merge is computed in float32 and rounded once")
     # The base model's files are hashed right after they were read for the merge.
-    with atomic_files.create_folder(merged_dir, kept_if=ProofError) as folder, ThreadPoolExecutor(2) as pool:
+    with (
+        atomic_files.create_folder(merged_dir, kept_if=ProofError) as folder,
+        ThreadPoolExecutor(2) as pool,
+        determinism.without_tf32(),
+    ):
         mismatch = spec.allow_base_mismatch
         job = MergeJob(spec.model, action, mismatch, run_device, base, adapter, dtype, pool)
+        console.print_info(f"a merge is computed on {job.device.type}, in float32, and rounded once")
         if job.is_base_known:
             _ = job.mark  # raises before anything is written if the adapter was made for another base model
         figures = _write_and_verify(job, spec.task, folder, console.shorten_path(merged_dir))
@@ -108,6 +113,9 @@ def _begin_streaming(job: MergeJob, folder: Path) -> tuple[Any, MergedFiles]:
     except AdapterError:
         _ = job.mark  # raises if the adapter was made for another base model, which explains the error better
         raise
+    stored = streaming.map_stored_tensors(net.get_base_model(), job.base)
+    job.check_memory(streaming.count_whole_values(net, job.name, stored))
+    layer_walk.move_to_device(net, job.device)
     dtype = None if job.action.dtype == "auto" else device.parse_dtype(job.dtype)
     return net, streaming.begin_merged(net, job.name, job.base, folder, dtype, after=job.start_check)
 

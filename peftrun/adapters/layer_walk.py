@@ -166,6 +166,24 @@ def _multiply_rows(
     outputs[:, slice(*block)] = torch.nn.functional.linear(inputs, read())
 
 
+def find_device(net: Any) -> torch.device:
+    """Where a model on the meta device computes: where its tensors are that are not on it, such as an adapter's."""
+    return next((p.device for p in net.parameters() if not p.is_meta), torch.device("cpu"))
+
+
+def move_to_device(model: Any, device: torch.device) -> None:
+    """Moves what is not on the meta device; inputs are expected there from then on."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not buffer.is_meta:
+                setattr(module, name, buffer.to(device))
+    for parameter in model.parameters():
+        if not parameter.is_meta:
+            parameter.data = parameter.data.to(device)
+    if device.type != "cpu":
+        model.hf_device_map = {"": str(device)}  # read by `models.device.get_input_device`
+
+
 def plain_name(name: str) -> str:
     """A parameter's name without the adapter's wrappers around its module."""
     return WRAPPED.sub("", f".{name}").removeprefix(".")

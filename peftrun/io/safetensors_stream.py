@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from peftrun.errors import ArtifactError
-from peftrun.io import atomic_files, blocks, safetensors_header
+from peftrun.io import atomic_files, blocks, host_memory, safetensors_header
 from peftrun.io.safetensors_header import TensorEntry
 
 DTYPES = {
@@ -25,6 +25,7 @@ COPY_BYTES = 1 << 26  # per call
 FLUSH_BYTES = 1 << 28  # written between two flushes
 PIECE_VALUES = 1 << 21  # read at once
 READ_AHEAD_BYTES = 1 << 27
+HOST = torch.device("cpu")
 _SPARE_BUFFERS: list[bytearray] = []  # reused from one tensor to the next
 
 
@@ -74,9 +75,9 @@ class StoredTensor:
         width = self.count // max(1, self.entry.shape[0])
         return [(block[0] * width, self.rows(*block).read_float) for block in self.row_blocks()]
 
-    def read_float(self, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        """Its values in float32, in `buffer` (see `read`) or new memory."""
-        return self.read(torch.empty(self.count) if buffer is None else buffer)
+    def read_float(self, buffer: torch.Tensor | None = None, device: torch.device | None = None) -> torch.Tensor:
+        """Its values in float32, in `buffer` (see `read`) or new memory of `device` (None: of the host)."""
+        return self.read(torch.empty(self.count, device=device) if buffer is None else buffer)
 
     def read_stored(self) -> torch.Tensor:
         """Its values in the stored dtype."""
@@ -85,14 +86,16 @@ class StoredTensor:
     def read(self, buffer: torch.Tensor) -> torch.Tensor:
         """Its values in the dtype of `buffer`, as a view of it: flat, of at least `count` values. Read from disk piece by piece."""
         values, begin = buffer[: self.count], 0  # (count,)
-        for piece in self.pieces():
-            values[begin : begin + len(piece)].copy_(piece)
+        for piece in self.pieces(buffer.device):
+            # as stored, which is smaller than float32; converted where it is computed with
+            values[begin : begin + len(piece)].copy_(piece.to(buffer.device))
             begin += len(piece)
         return values.reshape(self.entry.shape)
 
-    def pieces(self) -> Iterator[torch.Tensor]:
-        """Its values as stored, flat, at most `PIECE_VALUES` at a time; the next piece overwrites the last."""
-        with _borrow_buffer(PIECE_VALUES * self.dtype.itemsize) as buffer, open(self.file, "rb", buffering=0) as file:
+    def pieces(self, device: torch.device = HOST) -> Iterator[torch.Tensor]:
+        """Its values as stored, flat, at most `PIECE_VALUES` at a time; the next piece overwrites the last. `device`: will copy them."""
+        size = min(PIECE_VALUES, self.count) * self.dtype.itemsize
+        with _borrow_buffer(size, device) as buffer, open(self.file, "rb", buffering=0) as file:
             file.seek(self.entry.begin)
             for start in range(0, self.count, PIECE_VALUES):
                 view = buffer[: min(PIECE_VALUES, self.count - start) * self.dtype.itemsize]
@@ -213,15 +216,18 @@ def _write_part(handle: int, begin: int, dtype: torch.dtype, part: Part) -> None
     first, compute = part
     offset = begin + first * dtype.itemsize
     for values in compute().detach().reshape(-1).split(PIECE_VALUES):  # flat, at most PIECE_VALUES each
-        view = memoryview(values.float().to(dtype).view(torch.uint8).numpy())
+        view = memoryview(host_memory.copy_to_host(values.float().to(dtype)).view(torch.uint8).numpy())
         while view:
             count = os.pwrite(handle, view, offset)
             view, offset = view[count:], offset + count
 
 
 @contextmanager
-def _borrow_buffer(size: int) -> Iterator[memoryview]:
+def _borrow_buffer(size: int, device: torch.device) -> Iterator[memoryview]:
     """A buffer of an earlier read if there is one: allocating fresh memory costs more than reading into it."""
+    if device.type != "cpu":
+        yield memoryview(host_memory.allocate_host(size, torch.uint8, device).numpy())
+        return
     try:
         buffer = _SPARE_BUFFERS.pop()
     except IndexError:

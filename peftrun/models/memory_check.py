@@ -66,6 +66,21 @@ def refuse_shortage(
     )
 
 
+def check_gpu_memory(statement: str, device: Device, size: float) -> None:
+    """Compares `size` bytes with what is free on a GPU that computes without the base model on it.
+
+    Raises: MemoryShortageError: `size` is larger; the same can be computed on the CPU.
+    """
+    shortage = get_gpu_headroom(device.name).describe_shortage(MemoryNeed(size, size))
+    if shortage is None:
+        return
+    line = f"device={device.name}: {statement} {shortage}"
+    if not device.memory_check:
+        console.print_warning(f"{line}; goes on, as device.memory_check=false asks")
+        return
+    raise MemoryShortageError(memory_fit.format_refusal(line, ["device=cpu"]))
+
+
 def get_gpu_headroom(name: str, returned: int = 0) -> Headroom:
     """Free memory of the current GPU, torch's unused cache included. `returned`: bytes that will be freed before they are needed."""
     gpu = torch.get_device_module(name)

@@ -1,5 +1,7 @@
 """Continuous batching: sequences that share forward passes, their key-value cache, and one step of all of them.
 
+A step whose rows are those of the step before sends nothing to the device, and reads the new tokens from it, once for all rows.
+
 Shapes: B rows (sequences), T positions of the longest row, V vocabulary. Rows are padded on the left.
 """
 
@@ -13,6 +15,7 @@ from peftrun.adapters import hot_swap, mixed_batch
 from peftrun.adapters.row_routing import AdapterRouter
 from peftrun.models.device import get_input_device
 from peftrun.serving import kv_cache
+from peftrun.serving.batch_sampler import BatchSampler, SampledBatch
 from peftrun.serving.request_state import OutputChunk, SequenceState
 
 # A row and its next output; None: the logits of the row were not numbers.
@@ -41,7 +44,7 @@ class ModelRunner:
         self.net = hot_swap.hot_remove(self.net, adapter)
 
     @torch.inference_mode()
-    def compute_logits(self, names: list[str], **inputs: torch.Tensor | DynamicCache) -> torch.Tensor:
+    def compute_logits(self, names: list[str], **inputs: torch.Tensor | DynamicCache | None) -> torch.Tensor:
         """(B, V): logits at each row's last position, float32. Row i is computed with adapter `names[i]`."""
         if names != self._names:
             self._names = None  # stays None if routing raises
@@ -60,15 +63,17 @@ class ModelRunner:
 class RunningBatch:
     """Sequences that are computed together. Rows join and leave between two steps.
 
-    Attributes: rows: the sequences, in the order of the rows of the cache and the mask.
+    Attributes: rows: the sequences, in the order of the rows of the cache.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
         self.rows: list[SequenceState] = []
         self._runner = runner
         self._cache = kv_cache.create_cache()  # keys and values: (B, heads, T, D) a layer
-        self._mask = torch.zeros(0, 0, dtype=torch.long)  # (B, T)
+        # What a step needs of the rows, on the device; None: rows have joined or left since the last step.
+        self._inputs: _StepInputs | None = None
 
+    @torch.inference_mode()
     def admit(self, rows: list[SequenceState]) -> StepOutput:
         """Prefills the prompts of new rows together, samples the first token of each, and joins them to the batch."""
         # Rows of one adapter are kept adjacent: they then pass through it as one slice.
@@ -84,27 +89,26 @@ class RunningBatch:
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),  # 0 at the first token of each row, whatever its padding
             past_key_values=cache,
         )
-        output = _sample_next(rows, logits)
-        joining = bool(self.rows)
-        self._cache = kv_cache.join_caches(self._cache, cache) if joining else cache
-        self._mask = kv_cache.join_masks(self._mask, mask) if joining else mask
-        self.rows = [*self.rows, *rows]
+        output = _add_tokens(rows, BatchSampler(rows, logits).sample(logits))
+        if self.rows:
+            kv_cache.join_caches(self._cache, cache)
+        else:
+            self._cache = cache
+        self.rows, self._inputs = [*self.rows, *rows], None
         self._drop_ended(output)
         return output
 
+    @torch.inference_mode()
     def step(self) -> StepOutput:
         """Samples the next token of every row."""
-        last_tokens = [row.written[-1] for row in self.rows]
-        mask = torch.cat([self._mask, self._mask.new_ones(len(last_tokens), 1)], dim=1)  # (B, T + 1)
+        inputs = self._inputs = self._inputs or _StepInputs(self.rows, self._runner.device)
         logits = self._runner.compute_logits(
-            [row.request.version.internal_name for row in self.rows],
-            input_ids=torch.tensor(last_tokens, device=mask.device)[:, None],  # (B, 1)
-            attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1,  # (B, 1)
-            past_key_values=self._cache,
+            inputs.names, **inputs.advance(self._cache.get_seq_length() + 1), past_key_values=self._cache
         )
-        self._mask = mask
-        output = _sample_next(self.rows, logits)
+        inputs.sampler = inputs.sampler or BatchSampler(self.rows, logits)
+        sampled = inputs.sampler.sample(logits)
+        inputs.tokens = sampled.on_device.to(inputs.tokens.device)
+        output = _add_tokens(self.rows, sampled)
         self._drop_ended(output)
         return output
 
@@ -112,27 +116,46 @@ class RunningBatch:
         ended = {id(row) for row, chunk in output if chunk is None or chunk.finish is not None}
         self.keep_rows([row for row in self.rows if id(row) not in ended])
 
+    @torch.inference_mode()
     def keep_rows(self, rows: list[SequenceState]) -> None:
         """Drops all other rows, and leading positions that are padding in all rows that stay."""
         if len(rows) == len(self.rows):
             return
         kept_ids = {id(row) for row in rows}
-        indices = [index for index, row in enumerate(self.rows) if id(row) in kept_ids]
-        self.rows = [self.rows[index] for index in indices]
-        if not indices:
+        order = kv_cache.fill_holes([index for index, row in enumerate(self.rows) if id(row) in kept_ids])
+        self.rows, self._inputs = [self.rows[index] for index in order], None
+        if self.rows:
+            kv_cache.keep_rows(self._cache, order, max(row.num_cached for row in self.rows))
+        else:
             self._cache = kv_cache.create_cache()
-            return
-        mask = self._mask[indices]
-        begin = int(mask.any(0).nonzero()[0])  # (rows, T) → (T,) → first position that any row uses
-        self._mask, self._cache = mask[:, begin:], kv_cache.select_rows(self._cache, indices, begin)
 
 
-@torch.inference_mode()
-def _sample_next(rows: list[SequenceState], logits: torch.Tensor) -> StepOutput:
-    """One token for each row. Args: logits: (rows, V)."""
-    # One transfer from the device for all rows: (rows,) each.
-    likeliest, valid = logits.argmax(-1).tolist(), (~logits.isnan().any(-1)).tolist()
+class _StepInputs:
+    """Inputs of the steps of the same rows, which follow from each other on the device.
+
+    Attributes: names: of the rows' adapters. tokens: the latest of each row: (B, 1).
+    """
+
+    def __init__(self, rows: list[SequenceState], device: torch.device) -> None:
+        self.names = [row.request.version.internal_name for row in rows]
+        self.tokens = torch.tensor([[row.written[-1]] for row in rows], device=device)
+        self.sampler: BatchSampler | None = None  # made from the first logits
+        self._lengths = torch.tensor([[row.num_cached] for row in rows], device=device)  # (B, 1)
+        self._is_padded = len({row.num_cached for row in rows}) > 1
+
+    def advance(self, width: int) -> dict[str, torch.Tensor | None]:
+        """The model's inputs for one more token of each row. Args: width: T, that token included."""
+        positions = self._lengths  # (B, 1): the first token of a row is at 0, whatever its padding
+        self._lengths = positions + 1
+        mask = None  # where no row is padded, transformers then need not look for padding on the device
+        if self._is_padded:
+            mask = (torch.arange(width, device=positions.device) >= width - self._lengths).long()  # (B, T)
+        return {"input_ids": self.tokens, "attention_mask": mask, "position_ids": positions}
+
+
+def _add_tokens(rows: list[SequenceState], sampled: SampledBatch) -> StepOutput:
+    """Appends its token to each row."""
     return [
-        (row, row.sample_next(logits[index], likeliest[index]) if valid[index] else None)
-        for index, row in enumerate(rows)
+        (row, row.add_token(token, sampled.logprobs.get(index)) if token >= 0 else None)
+        for index, (row, token) in enumerate(zip(rows, sampled.tokens, strict=True))
     ]

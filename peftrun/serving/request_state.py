@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from peftrun.serving import sampling
 from peftrun.serving.adapter_registry import AdapterVersion
 from peftrun.serving.detokenizer import StreamDetokenizer
 from peftrun.serving.sampling import SampledToken, SamplingParams
@@ -95,8 +94,9 @@ class SequenceState:
     Attributes:
         limit: most tokens of the answer.
         ends: tokens that end it.
-        draws: random state of its sampling; None: the likeliest token is taken.
+        seed: of its random stream.
         written: its tokens so far.
+        token_counts: see `batch_sampler`; None: nothing depends on them, or the row has been in no batch yet.
     """
 
     request: RequestHandle
@@ -106,16 +106,17 @@ class SequenceState:
     limit: int
     ends: Collection[int]
     detokenizer: StreamDetokenizer
-    draws: torch.Generator | None
+    seed: int
     written: list[int] = field(default_factory=list)
+    token_counts: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def sample_next(self, logits: torch.Tensor, likeliest: int) -> OutputChunk:
-        """Samples the next token; what it adds to the answer. Args: logits: (V,), float32. likeliest: their argmax."""
-        if self.sampling.is_greedy:
-            token = likeliest
-        else:
-            token = sampling.sample_token(logits, self.prompt, self.written, self.sampling, self.draws)
-        sampled = sampling.get_top_logprobs(logits, token, self.sampling)
+    @property
+    def num_cached(self) -> int:
+        """Tokens whose keys and values are in the cache between two steps: all but the latest."""
+        return len(self.prompt) + len(self.written) - 1
+
+    def add_token(self, token: int, sampled: SampledToken | None) -> OutputChunk:
+        """Appends a token; what it adds to the answer. Args: sampled: its log probability, if the request wants to know it."""
         self.written.append(token)
         text = self.detokenizer.add_token(token) if token not in self.ends else ""
         finish = None

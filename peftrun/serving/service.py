@@ -206,7 +206,7 @@ class Service:
         return requested or min(self.action.max_new_tokens, available)
 
     def _build_sequences(self, handle: RequestHandle, prepared: PreparedRequest) -> list[SequenceState]:
-        device, tokenizer = self.base.model.device, self.base.tokenizer
+        tokenizer = self.base.tokenizer
         # A special token has no text, so a detokenizer would not find it: it ends the answer as a token.
         special_stops = {self.special[stop] for stop in prepared.stops if stop in self.special}
         return [
@@ -218,7 +218,7 @@ class Service:
                 limit=prepared.limit,
                 ends=self.ends | special_stops,
                 detokenizer=StreamDetokenizer(tokenizer, prepared.stops),
-                draws=sampling.build_generator(prepared.sampling, index, device),
+                seed=sampling.choose_seed(prepared.sampling, index),
             )
             for index in range(prepared.rows)
         ]

@@ -59,6 +59,17 @@ def reset_determinism() -> None:
     _REQUESTED.clear()
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within the block, convolutions in float32 are computed in float32; torch's default on a GPU has 10 bits. Its matmuls are exact."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def describe_determinism() -> dict[str, Any] | None:
     """For the record: threads, torch's libraries, GPUs, and operations that were not deterministic; None before `set_deterministic`."""
     if not _REQUESTED:

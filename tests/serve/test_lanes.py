@@ -41,7 +41,7 @@ def rows(offline, names, net, count, seed):
         alone = None if name == "base" else mixed_batch.why_exclusive(name, net.peft_config[name])
         row = SequenceState(
             Asked(AdapterVersion(name, name, alone=alone)), number, prompt, SamplingParams(temperature=0), draw.randrange(1, 24),
-            {offline.tokenizer.eos_token_id}, StreamDetokenizer(offline.tokenizer, []), None,
+            {offline.tokenizer.eos_token_id}, StreamDetokenizer(offline.tokenizer, []), 0,
         )  # fmt: skip
         found.append(row)
     return found

@@ -8,7 +8,9 @@ from cases import cases
 from conftest import _tokenizer
 
 from peftrun.serving import sampling
+from peftrun.serving.batch_sampler import BatchSampler
 from peftrun.serving.detokenizer import REPLACEMENT_CHARACTER, StreamDetokenizer
+from peftrun.serving.request_state import SequenceState
 from peftrun.serving.sampling import SamplingParams
 
 TEXTS = ["Ça va? 😀👩‍👩‍👧 fin", "漢字と仮名", "plain words, a  double space\n\n\ttab", "e\u0301 مرحبا"]
@@ -62,7 +64,12 @@ def test_a_stop_string_ends_the_answer_wherever_tokens_are_cut(tokenizer):
 
 
 def choose(logits, how, number=0, written=()):
-    return sampling.sample_token(logits, [1, 2], list(written), how, sampling.build_generator(how, number, "cpu"))
+    return sample(logits, how, number, written).tokens[0]
+
+
+def sample(logits, how, number=0, written=()):
+    row = SequenceState(None, 0, [1, 2], how, 9, (), None, sampling.choose_seed(how, number), list(written))
+    return BatchSampler([row], logits[None]).sample(logits[None])
 
 
 def test_the_same_seed_draws_the_same_and_each_answer_has_its_own():
@@ -90,7 +97,10 @@ def test_what_is_asked_changes_the_choice():
 
 def test_log_probabilities_are_the_models_own():
     logits = torch.tensor([0.0, 1.0, 2.0])
-    found = sampling.get_top_logprobs(logits, 1, SamplingParams(logprobs=2))
-    assert found.logprob == pytest.approx(logits.log_softmax(-1)[1].item())
+    biased = {"temperature": 0, "logit_bias": {1: 100.0}}
+    found = sample(logits, SamplingParams(**biased, logprobs=2)).logprobs[0]
+    assert found.token == 1 and found.logprob == pytest.approx(logits.log_softmax(-1)[1].item())
     assert [token for token, _ in found.others] == [2, 1]
-    assert sampling.get_top_logprobs(logits, 1, SamplingParams()) is None
+    assert found.others[1][1] == found.logprob
+    assert sample(logits, SamplingParams(**biased, logprobs=0)).logprobs[0].others == []
+    assert sample(logits, SamplingParams(**biased)).logprobs == {}

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from peftrun.adapters import base_match
 from peftrun.adapters.merge import file_check
 from peftrun.adapters.merge.file_check import FileCheck
@@ -14,9 +16,13 @@ from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.config.schema.actions import MergeAction
 from peftrun.config.schema.run import ModelSpec
 from peftrun.io import atomic_files, safetensors_stream
+from peftrun.models import memory_check
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import load_tokenizer
 from peftrun.system import free_memory
+
+WHOLE_COPIES = 4  # of a weight that is merged whole, in float32: the base's, the adapter's change, the sum, and one on its way to the host
+PIECES_BYTES = 1 << 29  # blocks of rows that are computed at a time, hidden states, logits
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,18 @@ class MergeJob:
         self.checks.clear()
         for file in folder.iterdir():
             file.unlink()
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the merge and its proof compute layer by layer: the run's GPU, or the CPU if there is none or it is to hold only a part."""
+        on_gpu = self.place.name in memory_check.GPU_TYPES and self.place.max_memory is None
+        return torch.device(self.place.name if on_gpu else "cpu")
+
+    def check_memory(self, largest: int) -> None:
+        """Args: largest: values of the largest weight that is merged whole. Raises: MemoryShortageError: the GPU has too little free memory."""
+        if self.device.type != "cpu":
+            size = 2 * self.adapter.weights.stat().st_size + WHOLE_COPIES * 4 * largest + PIECES_BYTES
+            memory_check.check_gpu_memory("a merge in pieces takes", self.place, size)
 
     @property
     def name(self) -> str:

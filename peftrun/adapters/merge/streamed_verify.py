@@ -34,8 +34,8 @@ def verify_merge(
     adapted, written = net.get_base_model(), _open_written(job, net, folder, merged)
     reached = partial(_write_reached, job, writing, written) if writing else None
     check = partial(_check_reached, written, reached) if reached else written.check_layer
-    read_base = make_reader(plain, written.base_or_written(), reached=reached)
-    read_merged = make_reader(merged, written.merged, reached=reached)
+    read_base = make_reader(plain, written.base_or_written(), reached=reached, device=written.device)
+    read_merged = make_reader(merged, written.merged, reached=reached, device=written.device)
     texts: list[Callable[[Any], torch.Tensor]] = [partial(probes.compute_probe_logits, tokenizer=tokenizer)]
     texts += [partial(probes.compute_row_logits, rows=[row]) for row in rows]  # of one row each: (tokens, vocabulary)
     passes = [
@@ -45,13 +45,14 @@ def verify_merge(
     ]
     for model in (plain, adapted, merged):
         model.config.use_cache = False
+        layer_walk.move_to_device(model, written.device)
     tensors = load.check_tensors(net, job.adapter)
     plain_logits, *logits = layer_walk.run_passes(passes)
     if writing:
         writing.write_rest()
     mark, figures = job.mark, _compare_written(job, written, merged)
     adapted_logits, merged_logits = torch.cat(logits[: len(texts)]), torch.cat(logits[len(texts) :])
-    computed = load.ProbeLogits(plain_logits, logits[0], "cpu float32")
+    computed = load.ProbeLogits(plain_logits, logits[0], f"{written.device.type} float32")
     loaded = load.verify_load_by_logits(mark, net, job.adapter, computed, tensors=tensors)
     return {**figures, **verify.compare_logits(adapted_logits, merged_logits, plain_logits, job.dtype)}, loaded
 
@@ -115,16 +116,22 @@ def make_reader(
     files: dict[str, StoredTensor],
     dtype: torch.dtype = torch.float32,
     reached: Callable[[str], object] | None = None,
+    device: torch.device | None = None,
 ) -> Callable[..., Any]:
-    """A `ForwardPass.read` for parameters in `files`, in `dtype`; zeros for a classifier that is in no file. `reached`: called before each read."""
+    """A `ForwardPass.read` for parameters in `files`, in `dtype`, on `device` (None: the host); zeros for a classifier that is in no file.
+
+    Args: reached: called before each read.
+    """
     shapes = {layer_walk.plain_name(key): p.shape for key, p in net.named_parameters(remove_duplicate=False)}
 
     def read(key: str, start: int | None, stop: int | None) -> Any:
         if key not in files:
-            return key, lambda: torch.zeros(shapes[key], dtype=dtype)[start:stop]
+            return key, lambda: torch.zeros(shapes[key], dtype=dtype, device=device)[start:stop]
         if reached:
             reached(key)
         rows = files[key].rows(start, stop)  # (stop - start, …)
-        return (rows.file, rows.entry.begin, rows.entry.end), lambda: rows.read(torch.empty(rows.count, dtype=dtype))
+        return (rows.file, rows.entry.begin, rows.entry.end), lambda: rows.read(
+            torch.empty(rows.count, dtype=dtype, device=device)
+        )
 
     return read

@@ -17,7 +17,7 @@ from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.other import TrainableTokensWrapper
 from transformers.pytorch_utils import Conv1D
 
-from peftrun.adapters.layer_walk import is_row_wise
+from peftrun.adapters.layer_walk import find_device, is_row_wise
 from peftrun.adapters.merge import sidecar_files
 from peftrun.adapters.trainable_tokens import replace_rows
 from peftrun.artifacts.classifier_head import TASK_KINDS
@@ -39,7 +39,7 @@ class _BaseTensors:
 
     Attributes:
         stored: parameter name → tensor.
-        buffer: flat memory for the largest weight that is merged whole, reused from layer to layer.
+        buffer: flat memory for the largest weight that is merged whole, reused from layer to layer, where the adapter is.
         last: path and merged parameters of the layer that was merged last.
     """
 
@@ -51,7 +51,14 @@ class _BaseTensors:
     def read_float(self, value: torch.Tensor, key: str) -> torch.Tensor:
         """The parameter `key` in float32: a copy of `value`, or read from the files if that is on the meta device."""
         buffer = self.buffer if key.endswith(".weight") else None
-        return self.stored[key].read_float(buffer) if value.is_meta else value.detach().clone()
+        if not value.is_meta:
+            return value.detach().clone()
+        return self.stored[key].read_float(buffer, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where sums are computed."""
+        return self.buffer.device
 
 
 class MergedFiles:
@@ -181,9 +188,7 @@ def map_stored_tensors(model: Any, folder: Path) -> dict[str, StoredTensor]:
 def _plan_changes(net: Any, name: str, stored: dict[str, StoredTensor], undo: bool) -> dict[str, list[Part]]:
     """Parameters that the adapter changes → how their merged values are computed."""
     modules = dict(net.get_base_model().named_modules())
-    layers = {path: module for path, module in modules.items() if isinstance(module, BaseTunerLayer)}
-    weights = [stored.get(f"{path}.weight") for path, layer in layers.items() if not merges_by_rows(layer, name)]
-    buffer = torch.empty(max((weight.count for weight in weights if weight), default=0))
+    buffer = torch.empty(count_whole_values(net, name, stored), device=find_device(net))
     sources = _BaseTensors(stored, buffer, undo)
     changes: dict[str, list[Part]] = {}
     planned: list[str] = []
@@ -206,6 +211,16 @@ def _plan_changes(net: Any, name: str, stored: dict[str, StoredTensor], undo: bo
     return changes
 
 
+def count_whole_values(net: Any, name: str, stored: dict[str, StoredTensor]) -> int:
+    """Number of values of the largest weight that is merged whole rather than by rows; 0 if there is none."""
+    modules = net.get_base_model().named_modules()
+    layers = [
+        path for path, module in modules if isinstance(module, BaseTunerLayer) and not merges_by_rows(module, name)
+    ]
+    weights = [stored.get(f"{path}.weight") for path in layers]
+    return max((weight.count for weight in weights if weight), default=0)
+
+
 def _plan_replacements(
     trained: Iterable[tuple[str, torch.Tensor]], path: str, sources: _BaseTensors
 ) -> dict[str, list[Part]]:
@@ -226,7 +241,7 @@ def _plan_token_rows(token_adapter: Any, path: str, name: str, sources: _BaseTen
         raise NotStreamableError(f"the merge replaced rows of the base model's {path}")
 
     def replace_block(block: RowBlock) -> torch.Tensor:
-        return replace_rows(token_adapter, name, weight.rows(*block).read_float(), block)
+        return replace_rows(token_adapter, name, weight.rows(*block).read_float(device=sources.device), block)
 
     width = weight.entry.shape[1]
     return {f"{path}.weight": [(block[0] * width, partial(replace_block, block)) for block in weight.row_blocks()]}
@@ -250,7 +265,8 @@ def _plan_layer(module: Any, path: str, name: str, sources: _BaseTensors) -> dic
     weight = sources.stored[f"{path}.weight"]  # (out, in)
 
     def merge_block(block: RowBlock) -> torch.Tensor:
-        return merge_rows(module, path, name, weight.rows(*block).read_float(), block, undo=sources.undo)
+        values = weight.rows(*block).read_float(device=sources.device)
+        return merge_rows(module, path, name, values, block, undo=sources.undo)
 
     biases: dict[str, list[Part]] = {
         f"{path}.{key}": _whole(partial(sources.read_float, getattr(layer, key), f"{path}.{key}"))

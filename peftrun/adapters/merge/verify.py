@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import AutoConfig
 
 from peftrun.adapters import probes
-from peftrun.adapters.layer_walk import LayerOutput, plain_name
+from peftrun.adapters.layer_walk import LayerOutput, find_device, plain_name
 from peftrun.adapters.merge import streaming
 from peftrun.adapters.merge.file_check import TensorPair, has_same_form
 from peftrun.adapters.trainable_tokens import replace_rows
 from peftrun.errors import ProofError
-from peftrun.io import blocks
+from peftrun.io import blocks, host_memory
 from peftrun.io.safetensors_stream import RowBlock, StoredTensor
 from peftrun.system import malloc
 
@@ -63,6 +64,11 @@ class WrittenModel:
     layers: int = 0
     largest_layer_error: float = 0.0
     _seen: set[str] = field(default_factory=set)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where sums are computed: where the adapter is."""
+        return find_device(self.net)
 
     def compare_untouched(self, model: Any) -> None:
         """Compares every tensor that no adapted layer computes: the base model's, or trained in full. `model`: the merged one, without weights."""
@@ -131,7 +137,8 @@ class WrittenModel:
         fits = written is not None and written.entry.shape == stored.entry.shape
 
         def compare(block: RowBlock) -> tuple[bool, torch.Tensor]:
-            value = streaming.merge_rows(module, path, self.name, stored.rows(*block).read_float(), block)
+            values = stored.rows(*block).read_float(device=self.device)
+            value = streaming.merge_rows(module, path, self.name, values, block)
             correct = written is not None and fits and _is_rounding_of(value, written.rows(*block))
             # without inputs a column stands for the outputs, which the caller ignores
             return correct, value[:, 0] if inputs is None else torch.nn.functional.linear(inputs, value)
@@ -169,7 +176,7 @@ class WrittenModel:
 
     def _read_base(self, key: str, value: torch.Tensor) -> torch.Tensor:
         """The base model's parameter: a copy of `value`, or read from the files if that is on the meta device."""
-        return self.base[key].read_float() if value.is_meta else value.detach().clone()
+        return self.base[key].read_float(device=self.device) if value.is_meta else value.detach().clone()
 
     def _compare_sum(self, key: str, value: torch.Tensor) -> None:
         """Compares a written tensor with the sum in float32."""
@@ -289,9 +296,9 @@ def _is_rounding_of(value: torch.Tensor, written: StoredTensor) -> bool:
     for piece in written.pieces():  # flat
         expected = flat[begin : begin + len(piece)]
         begin += len(piece)
-        if _has_equal_bits(expected.to(piece.dtype), piece):
+        if _has_equal_bits(host_memory.copy_to_host(expected.to(piece.dtype)), piece):
             continue
-        largest = flat.abs().max() if largest is None else largest
+        largest, expected = flat.abs().max().cpu() if largest is None else largest, expected.cpu()
         exact, info = torch.finfo(torch.float32).eps, torch.finfo(piece.dtype)
         allowed = (info.eps / 2 + 4 * exact) * expected.abs() + 4 * exact * largest + info.tiny * info.eps
         if not bool(((piece.float() - expected).abs() <= allowed).all()):
