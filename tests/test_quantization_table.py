@@ -27,12 +27,17 @@ SHORT = ["action.max_new_tokens=6", "action.num_samples=0"]
 
 def read_table():
     """Row → column → cell, without marks."""
-    lines = [line for line in (ROOT / "docs" / "quantization.md").read_text().splitlines() if line.startswith("| ")]
+    text = (ROOT / "docs" / "quantization.md").read_text()
+    lines = [line for line in text[text.index("| base |") :].partition("\n\n")[0].splitlines() if line.startswith("| ")]
     split = [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: dict(zip(split[0][1:], row[1:], strict=True)) for row in split[1:]}
 
 
-TABLE = {name: cells for name, cells in read_table().items() if name in FORMATS or name in ("files: bitsandbytes", "files: torchao")}
+TABLE = {
+    name: cells
+    for name, cells in read_table().items()
+    if name in FORMATS or name in ("files: bitsandbytes", "files: torchao")
+}
 
 
 @pytest.fixture(scope="module")
@@ -170,4 +175,6 @@ def test_a_proof_on_a_base_that_rounds_inputs_has_the_tolerance_of_8_bits():
     logits = torch.zeros(1, 2)
     assert ProbeLogits(logits, logits, "cpu float32 int8").precision == "bfloat16"
     assert ProbeLogits(logits, logits, "cpu float32 nf4").precision == "float32"
-    assert probes.logit_tolerance(torch.ones(1), 0.0, "bfloat16") > probes.logit_tolerance(torch.ones(1), 0.0, "float32")
+    assert probes.logit_tolerance(torch.ones(1), 0.0, "bfloat16") > probes.logit_tolerance(
+        torch.ones(1), 0.0, "float32"
+    )

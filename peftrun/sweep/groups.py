@@ -34,6 +34,8 @@ ONE_BY_ONE = (
     "cells are trained one after another; hydra/launcher=shared_base trains those together that share a base model"
 )
 ONLY_ONE = "no other cell shares its base model, device and task type"
+# Formats that round a row by what all rows of a batch hold, so that cells would change each other.
+ROUNDS_INPUTS = [name for name, chosen in FORMATS.items() if chosen.rounds_inputs]
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if not isinstance(spec.lora, LoraSpec):
         yield f"lora.method={spec.lora.method}"
         return
-    chosen = FORMATS.get(spec.model.quantization or "")
-    if chosen and chosen.rounds_inputs:  # by what all rows of a batch hold, so that cells would change each other
+    if spec.model.quantization in ROUNDS_INPUTS:
         yield f"model.quantization={spec.model.quantization}"
     # The other initializations change the base model's weights, or need its activations or gradients.
     if spec.lora.init_lora_weights not in PLAIN_INITS:
