@@ -84,8 +84,7 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if not isinstance(spec.lora, LoraSpec):
         yield f"lora.method={spec.lora.method}"
         return
-    if spec.model.quantization in ROUNDS_INPUTS:
-        yield f"model.quantization={spec.model.quantization}"
+    yield from (f"model.quantization={name}" for name in ROUNDS_INPUTS if name == spec.model.quantization)
     # The other initializations change the base model's weights, or need its activations or gradients.
     if spec.lora.init_lora_weights not in PLAIN_INITS:
         yield f"lora.init_lora_weights={spec.lora.init_lora_weights}"
