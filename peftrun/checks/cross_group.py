@@ -118,7 +118,7 @@ def _check_model(model: schema.ModelSpec, action: Any) -> Lines:
             yield f"model.name_or_path={model.name_or_path}: package {model.package} has no such model; type model=pretrained model.name_or_path={model.name_or_path}"
     else:
         yield from _check_model_folder(model.name_or_path)
-    chosen = FORMATS.get(model.quantization)
+    chosen = FORMATS.get(model.quantization or "")
     if chosen and find_spec(chosen.package) is None:
         yield explain_not_installed(f"model.quantization={model.quantization} needs package", chosen.package)
     # transformers reads GGUF files by the package gguf.

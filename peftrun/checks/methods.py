@@ -134,7 +134,7 @@ def virtual_tokens(lora: Any) -> int:
 
 def check_quantization(lora: Any, model: Any, action: Any) -> Lines:
     """The method and the action can work on a quantized base model."""
-    key, chosen = f"model.quantization={model.quantization}", FORMATS.get(model.quantization)
+    key, chosen = f"model.quantization={model.quantization}", FORMATS.get(model.quantization or "")
     if chosen and chosen.no_gradient and action.name in ("train", "plan"):
         yield f"{key}: {chosen.no_gradient}, so no adapter can be trained on it; type model.quantization=nf4"
     if model.quantization is not None and isinstance(lora, NoAdapter) and action.name == "train":
