@@ -210,7 +210,8 @@ def test_what_hydra_keeps_for_itself_is_not_offered():
 
 def test_values_come_from_the_types():
     assert set(find_candidates("peftrun model.quantization=")) == {
-        f"model.quantization={word}" for word in ("null", "nf4", "fp4", "int8", "torchao_int8")
+        f"model.quantization={word}"
+        for word in ("null", "nf4", "fp4", "int8", "torchao_int8", "torchao_fp8", "torchao_int4")
     }
     assert set(find_candidates("peftrun lora.use_dora=")) == {"lora.use_dora=true", "lora.use_dora=false"}
     assert set(find_candidates("peftrun trainer.save_steps=")) == {"trainer.save_steps=20"}

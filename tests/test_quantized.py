@@ -15,15 +15,18 @@ from peftrun.adapters import attach, load, probes
 from peftrun.artifacts.adapter_folder import resolve_adapters
 from peftrun.composition import compose
 from peftrun.composition.spec import build_spec
+from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.models import base as base_models
 from peftrun.models import device, quantization
+from peftrun.models.device import Device
 
 pytestmark = pytest.mark.slow
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 torchao = pytest.importorskip("torchao")
 FORMATS = ["nf4", "fp4", "int8", "torchao_int8"]
+EIGHT_BITS = [*FORMATS, "torchao_fp8"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def numbers(weight):
     return [weight.qdata] if hasattr(weight, "qdata") else [weight]
 
 
-@cases("held", FORMATS)
+@cases("held", EIGHT_BITS)
 def test_the_base_is_smaller_and_near_the_full_one(wide, held):
     _, full = based(wide)
     _, few = based(wide, f"model.quantization={held}")
@@ -56,7 +59,13 @@ def test_the_base_is_smaller_and_near_the_full_one(wide, held):
 
 @pytest.mark.parametrize(
     ("held", "method"),
-    [*itertools.product(FORMATS, ["lora", "eva", "ia3"]), ("nf4", "dora"), ("fp4", "rslora"), ("nf4", "vera")],
+    [
+        *itertools.product(FORMATS, ["lora", "eva", "ia3"]),
+        ("nf4", "dora"),
+        ("fp4", "rslora"),
+        ("nf4", "vera"),
+        ("torchao_fp8", "lora"),
+    ],
 )
 def test_qlora_is_trained_saved_reloaded_as_it_was_and_merged_in_full_precision(cli, wide, on_tiny, held, method):
     run = cli(*on_tiny(wide), *TINY_STEPS, f"model.quantization={held}", f"lora={method}")
@@ -196,7 +205,32 @@ def test_what_computes_with_them_is_named(cli, wide, on_tiny, tmp_path, method, 
     assert found.code == 1 and f"type `pip install {' '.join(missing)}`" in found.err and "Traceback" not in found.err
 
 
-def test_awq_computes_in_float16(monkeypatch):
+@cases(
+    "stored, place, said",
+    [
+        ("awq", Device("cuda", torch.bfloat16, ""), r"type device\.dtype=float16"),
+        ("awq", Device("cpu", torch.bfloat16, ""), r"type device\.dtype=float32"),
+        ("hqq", Device("cpu", torch.float32, ""), r"only cuda and xpu compute with; type device=cuda"),
+    ],
+)
+def test_what_a_device_computes_of_stored_weights(monkeypatch, tmp_path, stored, place, said):
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": stored}}))
     monkeypatch.setattr(quantization, "find_spec", lambda name: name)
-    with pytest.raises(ModelError, match=r"type device\.dtype=float16"):
-        quantization.check_quantization("awq", None, "some/model", torch.bfloat16)
+    with pytest.raises(ModelError, match=said):
+        quantization.check_quantization(
+            tmp_path, ModelSpec("some/model", None, None, None, None, False), place, place.dtype
+        )
+
+
+@cases(
+    "held, place, said",
+    [
+        ("torchao_int4", Device("cuda", torch.float32, ""), r"type device\.dtype=bfloat16"),
+        ("torchao_int4", Device("mps", torch.float32, ""), r"not on mps; type model\.quantization=nf4"),
+        ("torchao_fp8", Device("mps", torch.float32, ""), r"not on mps"),
+    ],
+)
+def test_what_a_device_quantizes(wide, held, place, said):
+    spec = ModelSpec(str(wide), None, None, held, None, False)
+    with pytest.raises(ModelError, match=said):
+        quantization.check_quantization(wide, spec, place, place.dtype)

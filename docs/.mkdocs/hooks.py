@@ -19,6 +19,7 @@ HOW_TO = [
     for name in [
         "data",
         "methods",
+        "quantization",
         "settings",
         "commands",
         "preferences",

@@ -17,6 +17,7 @@ from peftrun.adapters import add, base_match, probes, saved_base, shared_encoder
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.compat.peft import list_adapters
+from peftrun.config.schema.quantization_formats import FORMATS
 from peftrun.errors import AdapterError, ProofError
 from peftrun.models.base import LoadedBase
 from peftrun.models.device import get_input_device
@@ -118,11 +119,17 @@ def verify_load(base: LoadedBase, model: Any, adapter: AdapterRef, plain: torch.
 
 @dataclass(frozen=True)
 class ProbeLogits:
-    """Logits on the probes, (tokens, vocabulary): of the base model, and with the adapter. `on`: `DEVICE DTYPE` of the computation."""
+    """Logits on the probes, (tokens, vocabulary): of the base model, and with the adapter. `on`: `DEVICE DTYPE [QUANTIZATION]` of the computation."""
 
     plain: torch.Tensor
     adapted: torch.Tensor
     on: str
+
+    @property
+    def precision(self) -> str:
+        """The dtype whose rounding bounds their error: bfloat16's 8 bits where a quantized base model rounds the inputs of layers to 8."""
+        _, dtype, *quantization = self.on.split()
+        return "bfloat16" if any(FORMATS[name].rounds_inputs for name in quantization) else dtype
 
 
 def verify_load_by_logits(
@@ -149,8 +156,7 @@ def verify_load_by_logits(
     recorded = metadata.get("probe", {}).get(logits.on)
     if recorded and proof.base_checked and base_match.TOKENIZER not in differing:
         proof.saved_difference = probes.measure_distance(logits.adapted, recorded)
-    dtype = logits.on.split()[1]
-    _check_effect(proof, probes.logit_tolerance(logits.adapted, proof.effect["max_logit_difference"], dtype))
+    _check_effect(proof, probes.logit_tolerance(logits.adapted, proof.effect["max_logit_difference"], logits.precision))
     return proof
 
 

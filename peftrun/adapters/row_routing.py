@@ -17,7 +17,8 @@ from peft.tuners.lora.layer import Linear, LoraLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.nn.functional import linear
 
-QUANTIZED_LINEARS = {"Linear4bit", "Linear8bitLt"}  # by name: PEFT defines them only if bitsandbytes is installed
+# by name: PEFT defines the first two only if bitsandbytes is installed; torchao's is a `Linear`
+QUANTIZED_LINEARS = {"Linear4bit", "Linear8bitLt", "GPTQLoraLinear", "AwqLoraLinear"}
 # Multiply-adds of concatenated adapters may be at most this share of the base layers', for three choices of what to concatenate: every
 # adapter of the model; the requested ones and some that were requested before; the requested ones only. Above the last limit, adapter
 # by adapter is faster. Concatenating more than requested saves rebuilding the stacks for the next batch.

@@ -10,12 +10,12 @@ from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.run_layout import CONFIG
 from peftrun.config import migrations
 from peftrun.config import values as config
+from peftrun.config.schema.quantization_formats import FORMATS
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import PeftrunError
 from peftrun.system.packages import INSTALL_COMMANDS, find_package_dir
 
 GROUPS = ("model", "task")
-QUANTIZATIONS = ("nf4", "fp4", "int8", "torchao_int8")  # of peftrun.json that model.quantization can repeat
 TRAINING_FACTS = ("trained_on", "rows", "task")  # entries of peftrun.json about what an adapter learned
 
 
@@ -103,7 +103,7 @@ def _read_base(adapter: AdapterRef) -> tuple[ModelSpec | None, str | None]:
     spec = make_model_spec(
         str(name),
         facts.get("revision") or adapter.config.get("revision"),
-        quantization if quantization in QUANTIZATIONS else None,
+        quantization if quantization in FORMATS else None,  # else of its files, which say so themselves,
     )
     if _can_be_found(spec, is_portable_name=bool(facts)):
         return spec, None

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from peftrun.artifacts import base_location
+from peftrun.config.schema.quantization_formats import FORMATS
 from peftrun.config.schema.run import DeviceSpec, ModelSpec
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files, safetensors_header
 from peftrun.system import environment
 
-# Bits per weight of a quantized linear layer, quantization scales included.
-QUANTIZED_BITS = {"nf4": 4.5, "fp4": 4.5, "int8": 8.25, "torchao_int8": 8.25}
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?)(\.|$)")
 OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|score|classifier)$")
 CONV1D_MODEL_TYPES = ("gpt2", "openai-gpt", "decision_transformer")  # their linear weights are (in, out), not (out, in)
@@ -65,7 +64,7 @@ class BaseModelInfo:
         if self.quantized:
             return self.stored
         linear = sum(outputs * inputs for outputs, inputs in self.linears.values())
-        linear_width = QUANTIZED_BITS[quantization] / 8 if quantization else width
+        linear_width = FORMATS[quantization].bits / 8 if quantization else width
         return linear * linear_width + (self.parameters - linear) * width
 
     @property

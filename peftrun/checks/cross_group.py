@@ -30,6 +30,7 @@ from peftrun.checks import uploads as upload_checks
 from peftrun.checks.tasks import MODELLESS
 from peftrun.config.schema import run as schema
 from peftrun.config.schema.actions import TrainAction
+from peftrun.config.schema.quantization_formats import FORMATS
 from peftrun.errors import ConfigError, PeftrunError
 from peftrun.formatting import format_value
 from peftrun.system.packages import explain_not_installed, find_package_dir
@@ -117,9 +118,9 @@ def _check_model(model: schema.ModelSpec, action: Any) -> Lines:
             yield f"model.name_or_path={model.name_or_path}: package {model.package} has no such model; type model=pretrained model.name_or_path={model.name_or_path}"
     else:
         yield from _check_model_folder(model.name_or_path)
-    required = {None: None, "torchao_int8": "torchao"}.get(model.quantization, "bitsandbytes")
-    if required and find_spec(required) is None:
-        yield explain_not_installed(f"model.quantization={model.quantization} needs package", required)
+    chosen = FORMATS.get(model.quantization or "")
+    if chosen and find_spec(chosen.package) is None:
+        yield explain_not_installed(f"model.quantization={model.quantization} needs package", chosen.package)
     # transformers reads GGUF files by the package gguf.
     if model.name_or_path.endswith(".gguf") and find_spec("gguf") is None:
         yield explain_not_installed("model.name_or_path needs package", "gguf")

@@ -7,6 +7,7 @@ from typing import Any
 from peftrun.config.schema.lora import AdaLoraSpec, LoraSpec, NoAdapter
 from peftrun.config.schema.method_traits import get_init_traits, get_method_traits
 from peftrun.config.schema.peft_fields import get_extra_peft_fields
+from peftrun.config.schema.quantization_formats import FORMATS
 
 Lines = Iterator[str]
 PENALTY_FIELDS = ("kasa_config", "monteclora_config")  # PEFT adds their penalty to the loss that the model computes
@@ -133,7 +134,9 @@ def virtual_tokens(lora: Any) -> int:
 
 def check_quantization(lora: Any, model: Any, action: Any) -> Lines:
     """The method and the action can work on a quantized base model."""
-    key = f"model.quantization={model.quantization}"
+    key, chosen = f"model.quantization={model.quantization}", FORMATS.get(model.quantization or "")
+    if chosen and chosen.no_gradient and action.name in ("train", "plan"):
+        yield f"{key}: {chosen.no_gradient}, so no adapter can be trained on it; type model.quantization=nf4"
     if model.quantization is not None and isinstance(lora, NoAdapter) and action.name == "train":
         yield f"{key}: quantized weights cannot be trained; type lora=lora, or model.quantization=null"
     if model.quantization == "int8" and getattr(lora, "use_dora", False):

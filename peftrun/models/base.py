@@ -97,7 +97,7 @@ def load_base(
     folder = resolve_base_dir(spec)
     stored = quantization.get_stored_quantization(folder)
     # all that can be refused from the config alone, before gigabytes are hashed and read
-    quantization.check_quantization(stored, spec.quantization, spec.name_or_path, dtype)
+    quantization.check_quantization(folder, spec, device, dtype)
     memory_check.check_load_memory(folder, spec, device, dtype)
     mark = fingerprint.fingerprint_model(folder).with_arguments(spec.arguments)
     try:
@@ -162,7 +162,7 @@ def _load_classifier(
 def _build_load_kwargs(
     folder: Path, spec: ModelSpec, device: Device, dtype: torch.dtype, limits: Any = None
 ) -> dict[str, Any]:
-    kwargs = quantization.build_quantization_kwargs(spec.quantization, dtype, is_sharded=device.strategy == "fsdp")
+    kwargs = quantization.build_quantization_kwargs(spec.quantization, dtype, device)
     if limits is not None:
         offload_dir = tempfile.TemporaryDirectory(prefix="peftrun-offload-")
         atexit.register(offload_dir.cleanup)  # layers are read from it for as long as the process runs

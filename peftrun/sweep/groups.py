@@ -12,6 +12,7 @@ from peftrun.config.schema.actions import TrainAction
 from peftrun.config.schema.lora import LoraSpec
 from peftrun.config.schema.method_traits import PLAIN_INITS
 from peftrun.config.schema.optimizers import OPTIMIZERS
+from peftrun.config.schema.quantization_formats import FORMATS
 from peftrun.config.schema.run import RunSpec
 from peftrun.config.schema.trainer_fields import ON_SHARED_BASE
 from peftrun.formatting import format_value
@@ -34,6 +35,8 @@ ONE_BY_ONE = (
 )
 ELSEWHERE = "the cells that share its base model are on other devices"
 ONLY_ONE = "no other cell shares its base model, device and task type"
+# Formats that round a row by what all rows of a batch hold, so that cells would change each other.
+ROUNDS_INPUTS = [name for name, chosen in FORMATS.items() if chosen.rounds_inputs]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def _iter_reasons(spec: RunSpec) -> Iterator[str]:
     if not isinstance(spec.lora, LoraSpec):
         yield f"lora.method={spec.lora.method}"
         return
+    yield from (f"model.quantization={name}" for name in ROUNDS_INPUTS if name == spec.model.quantization)
     # The other initializations change the base model's weights, or need its activations or gradients.
     if spec.lora.init_lora_weights not in PLAIN_INITS:
         yield f"lora.init_lora_weights={spec.lora.init_lora_weights}"

@@ -39,6 +39,7 @@ def test_everything_of_an_adapter_and_its_training_may_differ():
 
 ALONE = {
     "lora=ia3": "lora.method=ia3",
+    "model.quantization=int8": "model.quantization=int8",
     "lora=none": "lora.method=none",
     "lora=dora": "lora.use_dora=true",
     "lora=pissa": "lora.init_lora_weights=pissa_niter_16",

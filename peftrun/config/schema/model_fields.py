@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, Literal
 
 from peftrun.config.schema.library_fields import parse_module, read_fields
+from peftrun.config.schema.quantization_formats import FORMATS
 
 AUTO = "transformers.models.auto.auto_mappings"
 LOADER: dict[str, Any] = {  # arguments of `from_pretrained` itself
@@ -23,7 +24,7 @@ INSTEAD = {  # name → what to type in its place; VALUE is its value
     "num_labels": "'task.label_names=[NAME,NAME]'",
     "offload_buffers": "device=offload",
     "offload_folder": "device=offload",
-    "quantization_config": "model.quantization=nf4, fp4, int8 or torchao_int8",
+    "quantization_config": f"model.quantization={', '.join(FORMATS)}",
     "revision": "model.revision=VALUE",
     "rope_scaling": "'model.arguments.rope_parameters=VALUE'",
     "rope_theta": "model.arguments.rope_parameters.rope_theta=VALUE",

@@ -15,6 +15,7 @@ from peftrun.config.schema.functions import FunctionReference
 from peftrun.config.schema.lora import STRICT, AdaLoraSpec, LoraSpec, NoAdapter, Positive
 from peftrun.config.schema.objectives import Objective
 from peftrun.config.schema.optimizers import Optim, Schedule
+from peftrun.config.schema.quantization_formats import Quantization
 from peftrun.config.schema.trackers import Tracker
 
 
@@ -25,7 +26,7 @@ class ModelSpec:
     name_or_path: Path  # a Hub id, a folder, or a .gguf file; with `package`: a path inside it
     package: str | None  # an installed package that contains the model
     revision: str | None
-    quantization: Literal["nf4", "fp4", "int8", "torchao_int8"] | None
+    quantization: Quantization | None
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None
     trust_remote_code: bool
     chat_template: Path | None = None  # a name or a Jinja file; null: the tokenizer's own
