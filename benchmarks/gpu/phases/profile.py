@@ -1,0 +1,69 @@
+"""What a training step is made of: operations, reads of the GPU's values by the host, kernels; and the kernels that take longest.
+
+Counted over whole steps (from the end of one to the end of another: next batch, forward, backward, optimizer, logging) by torch.profiler.
+`quiet`: nothing is logged in these steps; `logged`: each step is. `joint_N`: N cells trained together, counted a joint step.
+"""
+
+from typing import Any
+
+from benchmarks import report
+from benchmarks.gpu import contest, equality, tables
+from benchmarks.gpu.contest import Rows
+from benchmarks.gpu.context import LOGS, RESERVED, TINY, Case
+from benchmarks.gpu.inputs import get_base
+
+SECONDS = 240
+FIRST, STEPS = 4, 4  # steps before those that are counted, and how many are
+LOGGING = {"quiet": 1000, "logged": 1}
+CONTESTANTS = ("peftrun", "trainer", "trl")
+CELLS = (2, 8)
+# column → names of the profiler. An item() is a read of one value, _local_scalar_dense what every such read ends in.
+COUNTED = {
+    "host reads": ("aten::_local_scalar_dense",),
+    "item": ("aten::item",),
+    "is_nonzero": ("aten::is_nonzero",),
+    "stream syncs": ("cudaStreamSynchronize",),
+    "device syncs": ("cudaDeviceSynchronize",),
+    "event syncs": ("cudaEventSynchronize",),
+    "copies": ("cudaMemcpyAsync",),
+    "launches": ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
+}
+
+
+def list_cases() -> dict[str, Case]:
+    """Name → case."""
+    lone = {f"{name}.{logging}": Case(60.0) for name in CONTESTANTS for logging in LOGGING}
+    return lone | {f"joint_{cells}.quiet": Case(60.0) for cells in CELLS}
+
+
+def run_case(case: str) -> dict[str, Any]:
+    """Counts a step, and the seconds of a step without the profiler's own."""
+    name, _, logging = case.partition(".")
+    from benchmarks.gpu.profiled_steps import ProfiledSteps
+
+    counter = ProfiledSteps(FIRST, STEPS)
+    rows = Rows.full(64, 2) if TINY else Rows.full(1024, 4)
+    rows.lengths = rows.lengths * 2
+    overrides = contest.choose_run(get_base("1b"), rows, steps=FIRST + STEPS + 2)
+    overrides = [text for text in overrides if not text.startswith("trainer.logging_steps=")]
+    overrides += [f"trainer.logging_steps={LOGGING[logging]}"]
+    with contest.call_back(counter):
+        if name.startswith("joint_"):
+            cells = int(name.removeprefix("joint_"))
+            equality.train_jointly([[*overrides, f"seed={seed}"] for seed in range(cells)])
+        else:
+            contest.train(name, get_base("1b"), overrides)
+    (LOGS / f"profile-{case}.txt").write_text(counter.build_table())
+    return counter.count(COUNTED)
+
+
+def build_tables(results: dict[str, Any]) -> list[str]:
+    """Counts a step."""
+    found = {case: figures for case, figures in results.items() if "aten ops" in figures}
+    columns = [name for name in next(iter(found.values()), {}) if name not in RESERVED]
+    header = ["a step of", *columns]
+    return [
+        report.table(
+            header, [[case, *(tables.format_value(one[name]) for name in columns)] for case, one in found.items()]
+        )
+    ]
