@@ -19,7 +19,7 @@ def count_parameters(config: dict[str, Any], rank: int) -> tuple[int, int]:
     return frozen, layers * sum(rank * (a + b) for a, b in shapes)
 
 
-def count_flops(config: dict[str, Any], rank: int, tokens: int) -> float:
+def count_flops(config: dict[str, Any], rank: int, tokens: float) -> float:
     """FLOPs of a trained token in a row of `tokens`; what checkpointing computes again is not counted.
 
     Products: 6 P (2 + l / P) / 3, since a frozen weight needs no gradient of its own: about 4 P.
@@ -32,7 +32,7 @@ def count_flops(config: dict[str, Any], rank: int, tokens: int) -> float:
     return 6 * frozen * (2 + lora / frozen) / 3 + 6.0 * config["num_hidden_layers"] * width * tokens
 
 
-def compute_mfu(folder: Path, rank: int, tokens: int, tokens_per_second: float) -> dict[str, Any]:
+def compute_mfu(folder: Path, rank: int, tokens: float, tokens_per_second: float) -> dict[str, Any]:
     """TFLOP/s, and its share of the data sheet's peak (`mfu`) and of the product that phase env measured; None where unknown."""
     config = json.loads((folder / "config.json").read_text())
     frozen, lora = count_parameters(config, rank)

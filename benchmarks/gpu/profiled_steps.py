@@ -1,6 +1,5 @@
 """torch.profiler over some steps of a training, from a callback."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -18,16 +17,14 @@ class ProfiledSteps(TrainerCallback):
         self.skipped, self.steps, self.running, self.finished = skipped, steps, False, False
         cuda = [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, *cuda], acc_events=True)
-        self.begun = self.seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts and stops; the steps in between are not touched."""
         if state.global_step == self.skipped and not self.running and not self.finished:
             synchronize()
             self.profiler.start()
-            self.running, self.begun = True, time.perf_counter()
+            self.running = True
         elif state.global_step == self.skipped + self.steps and self.running:
-            self.seconds = time.perf_counter() - self.begun
             self.running, self.finished = False, True
             self.profiler.stop()
 

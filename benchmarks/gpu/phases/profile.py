@@ -37,16 +37,15 @@ def list_cases() -> dict[str, Case]:
 
 
 def run_case(case: str) -> dict[str, Any]:
-    """Counts a step, and the seconds of a step without the profiler's own."""
-    name, _, logging = case.partition(".")
+    """Counts a step."""
     from benchmarks.gpu.profiled_steps import ProfiledSteps
 
+    name, _, logging = case.partition(".")
     counter = ProfiledSteps(FIRST, STEPS)
-    rows = Rows.full(64, 2) if TINY else Rows.full(1024, 4)
-    rows.lengths = rows.lengths * 2
+    tokens, batch = (64, 2) if TINY else (1024, 4)
+    rows = Rows(f"profile-{tokens}", [tokens] * (batch * (FIRST + STEPS + 2) + 4), tokens, batch)
     overrides = contest.choose_run(get_base("1b"), rows, steps=FIRST + STEPS + 2)
-    overrides = [text for text in overrides if not text.startswith("trainer.logging_steps=")]
-    overrides += [f"trainer.logging_steps={LOGGING[logging]}"]
+    overrides.append(f"trainer.logging_steps={LOGGING[logging]}")
     with contest.call_back(counter):
         if name.startswith("joint_"):
             cells = int(name.removeprefix("joint_"))
