@@ -12,12 +12,12 @@ LONGEST = 230  # characters of a case's figures in a table; all of them are in t
 def build_page(results: dict[str, Any]) -> str:
     """The page of a whole run."""
     machine = results["machine"]
-    card = machine["card"] or {"name": "CPU, tiny models"}
-    facts = {**{f"GPU {key}": value for key, value in card.items()}, **{key: value for key, value in machine.items() if key not in ("card", "smi")},
-             **machine["smi"]}  # fmt: skip
+    card = machine["card"] or {}
+    facts = {f"GPU {key}": value for key, value in card.items()} | machine["smi"]
+    facts |= {key: value for key, value in machine.items() if key not in ("card", "smi")}
     parts = [
-        f"# {card['name']}",
-        f"`python -m benchmarks.gpu`, {results['rounds']} rounds: contestants take turns on the same machine, and a ratio is taken within a round. "
+        f"# {card.get('name', 'Tiny models on a CPU')}",
+        f"`make gpu`, rounds: {results['rounds']}. Contestants take turns on the same machine, and a ratio is taken within a round. "
         "What each phase does: benchmarks/gpu/README.md. Every figure: the JSON file beside this page.",
         ", ".join(f"{key} {format_value(value)}" for key, value in facts.items()) + ".",
     ]

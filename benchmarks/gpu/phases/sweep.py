@@ -119,8 +119,5 @@ def build_tables(results: dict[str, Any]) -> list[str]:
     header = ["launcher, cells, base", "cells", "makespan, s", "tokens/s", "÷ lone", "s/step", "a cell's share, s", "MFU", "of the measured product",
               "peak GiB", "÷ a lone run's"]  # fmt: skip
     equal = {name: found for name, found in results.items() if name.startswith("equal.")}
-    return [
-        report.table(header, rows),
-        "Four cells together, compared with each alone:",
-        tables.build_case_table(equal),
-    ]
+    compared = ["Four cells together, compared with each alone:", tables.build_case_table(equal)] if equal else []
+    return [report.table(header, rows), *compared]
