@@ -24,7 +24,7 @@ names=(
   rich filelock jinja2 safetensors                                                               # small, and surely new enough then
   pydantic-core annotated-types typing-inspection typing-extensions dill multiprocess fsspec tokenizers regex packaging
   hf-xet httpx2 httpcore2 h11 truststore anyio idna click
-  liger-kernel bitsandbytes
+  liger-kernel
   fastapi uvicorn starlette opentelemetry-api annotated-doc                                      # action=serve, its engine
   openai jiter distro sniffio                                                                    # tests of action=serve import these
   gguf polib                                                                                     # looked for when a run on the embedded model is composed; tests

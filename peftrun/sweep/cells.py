@@ -58,7 +58,7 @@ class CellComposer:
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master
-        typed = OmegaConf.to_container(master.hydra.overrides.hydra)  # as typed: ${hydra.job.num} has no value yet
+        typed: Any = OmegaConf.to_container(master.hydra.overrides.hydra)  # as typed: ${hydra.job.num} has no value yet
         self.composer = Composer(hydra_overrides=typed, loader=loader)
         self.reads_hydra = cache(self._reads_hydra)  # by instance: the answers depend on `master`
 
