@@ -32,7 +32,7 @@ define data
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all run encoders test test-all check format schemas docs bench clean
+.PHONY: help install install-all run encoders test test-all check format schemas docs bench gpu clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -117,6 +117,9 @@ bench: $(ALL_READY) ## speed, as ratios against the real alternative (benchmarks
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/catalogue.py
+
+gpu: $(RUN_READY) ## on a machine with a GPU: is it right, how fast, against the real alternatives; on a CPU: make gpu ARGS=--tiny
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean: ## remove the environment and build leftovers; outputs/ stays
 	rm -rf $(VENV) .site dist build .mypy_cache .ruff_cache .pytest_cache

@@ -49,6 +49,10 @@ class Stamps(TrainerCallback):
     def _note(self, module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
         self.seen.update(arguments[0].cpu().numpy().tobytes())
 
+    def list_steps(self) -> list[float]:
+        """Seconds of each step."""
+        return [end - begin for begin, end in zip([self.begun, *self.ended], self.ended, strict=False)]
+
 
 def main(name: str, base: Path | None, task: str, steps: int, warm_up: int) -> None:
     """Trains as `name` does, evaluates, reports."""
@@ -100,16 +104,20 @@ def _peftrun(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path
 
 
 def _trainer(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path, **loading: Any) -> Any:
+    return train_with_trainer(spec, AutoModelForCausalLM.from_pretrained(base, **loading), tokenizer, rows, folder)
+
+
+def train_with_trainer(spec: RunSpec, base: Any, tokenizer: Any, rows: Rows, folder: Path, **arguments: Any) -> Any:
+    """The PEFT model that transformers.Trainer made of a loaded base model, with the settings of `spec` and `arguments`."""
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    loaded = AutoModelForCausalLM.from_pretrained(base, **loading)
     set_seed(spec.seed)
-    net = get_peft_model(loaded, _lora(spec))
+    net = get_peft_model(base, _lora(spec))
     loop = Trainer(
         model=net,
-        args=TrainingArguments(**_same_for_all(spec, folder)),
+        args=TrainingArguments(**_same_for_all(spec, folder) | arguments),
         train_dataset=Dataset.from_list(rows.build_training_rows()),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
@@ -123,17 +131,19 @@ def _trainer_bf16(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder:
 
 def _trl(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path) -> Any:
     # TRL's default is bf16 autocast; a CPU user who wants plain float32, as Trainer gives, turns it off.
-    return _sft(spec, base, tokenizer, rows, folder, **({} if torch.cuda.is_available() else {"bf16": False}))
+    plain = {} if torch.cuda.is_available() else {"bf16": False}
+    return train_with_trl(spec, base, tokenizer, rows, folder, **plain)
 
 
-def _sft(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path, **arguments: Any) -> Any:
+def train_with_trl(spec: RunSpec, base: Path, tokenizer: Any, rows: Rows, folder: Path, **arguments: Any) -> Any:
+    """The PEFT model that trl.SFTTrainer made of the base model's files, with the settings of `spec` and `arguments`."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     set_seed(spec.seed)
     loop = SFTTrainer(
         model=str(base),
-        args=SFTConfig(**_same_for_all(spec, folder), **arguments),
+        args=SFTConfig(**_same_for_all(spec, folder) | arguments),
         train_dataset=Dataset.from_list(rows.build_training_rows()),
         processing_class=tokenizer,
         peft_config=_lora(spec),
@@ -158,7 +168,7 @@ def _lora(spec: RunSpec) -> Any:
 
 
 def _figures(stamps: Stamps, warm_up: int) -> dict[str, Any]:
-    each = [end - begin for begin, end in zip([stamps.begun, *stamps.ended], stamps.ended, strict=False)]
+    each = stamps.list_steps()
     counted = each[warm_up:]
     return {
         "step_seconds": sum(counted) / len(counted),
@@ -178,5 +188,5 @@ CONTESTANTS = {
     "trainer": _trainer,
     "trainer_bf16": _trainer_bf16,
     "trl": _trl,
-    "trl_autocast": _sft,
+    "trl_autocast": train_with_trl,
 }

@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,8 @@ def measured(dtype: str, asked: list[Request], options: Any) -> list[dict[str, f
     return rounds
 
 
-def loaded(dtype: str, adapters: int, rank: int) -> tuple[Any, Any]:
-    """The embedded base with adapters that were started at random, B too."""
+def loaded(dtype: str, adapters: int, rank: int, chosen: Sequence[str] = ("device=cpu",)) -> tuple[Any, Any]:
+    """A base model, the embedded one unless `chosen` overrides it, with adapters that were started at random, B too."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -109,7 +109,7 @@ def loaded(dtype: str, adapters: int, rank: int) -> tuple[Any, Any]:
     from peftrun.models import base as base_models
     from peftrun.models import device
 
-    spec = peftrun.load("action=serve", f"device.dtype={dtype}", "device=cpu")
+    spec = peftrun.load("action=serve", *chosen, f"device.dtype={dtype}")
     base = base_models.load_base(spec.model, device.resolve_device(spec.device))
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
@@ -123,8 +123,8 @@ def loaded(dtype: str, adapters: int, rank: int) -> tuple[Any, Any]:
     return base, net.requires_grad_(False).eval()
 
 
-def continuous(base: Any, net: Any, asked: list[Request], batch: int) -> None:
-    """The engine, all requests at once."""
+def continuous(base: Any, net: Any, asked: list[Request], batch: int, chosen: Sequence[str] = ()) -> None:
+    """The engine, all requests at once. `chosen`: overrides that the base model was loaded with."""
     import peftrun
     from peftrun.serving.adapter_registry import AdapterRegistry, AdapterVersion
     from peftrun.serving.batch import ModelRunner
@@ -135,7 +135,7 @@ def continuous(base: Any, net: Any, asked: list[Request], batch: int) -> None:
 
     versions = AdapterRegistry(base.name, [AdapterVersion(name, name) for name in net.peft_config])
     watch = Metrics()
-    spec = peftrun.load("action=serve")
+    spec = peftrun.load("action=serve", *chosen)
     engine = Engine(ModelRunner(net, base.tokenizer.pad_token_id), versions, watch, batch, len(asked))
     action: Any = spec.action
     service = Service(base, engine, versions, watch, action, task=spec.task)
@@ -178,7 +178,7 @@ def generate(base: Any, net: Any, texts: list[str], tokens: int) -> None:
     """Greedy answers of exactly so many tokens."""
     import torch
 
-    given = base.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
+    given = base.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(net.device)
     with torch.inference_mode():
         out = net.generate(**given, max_new_tokens=tokens, do_sample=False, pad_token_id=base.tokenizer.pad_token_id)
     assert out.shape[1] == given["input_ids"].shape[1] + tokens

@@ -18,25 +18,27 @@ exclude=$(git rev-parse --git-path info/exclude)
 mkdir -p "$(dirname "$exclude")"
 grep -qxF '/.gpu/' "$exclude" 2>/dev/null || echo '/.gpu/' >>"$exclude"
 
-# 1. Wheels. Versions are those of constraints.txt; the numbers here are of packages that it does not name.
+# 1. Wheels. Versions are those of constraints.txt; of what it does not name, those installed here, and of what is not installed the newest.
 names=(
   transformers peft trl datasets huggingface-hub hydra-core omegaconf pydantic greenlet attrs   # what the project asks for
   rich filelock jinja2 safetensors                                                               # small, and surely new enough then
-  pydantic-core==2.50.4 annotated-types==0.8.0 typing-inspection==0.4.5 typing-extensions==4.16.0
-  dill==0.4.1 multiprocess==0.70.19 fsspec==2026.9.0 tokenizers==0.23.3 regex==2026.11.19 packaging==26.4
-  hf-xet==1.8.0 httpx2==2.16.2 httpcore2==2.16.2 h11==0.16.0 truststore==0.10.5 anyio==4.16.0 idna==3.20 click==8.5.1
-  liger-kernel==0.8.5
-  fastapi uvicorn starlette==1.10.0 opentelemetry-api==1.45.2 annotated-doc==0.0.7               # action=serve, its engine
-  openai jiter==0.19.0 distro==1.9.0 sniffio==1.3.1                                              # tests of action=serve import these
+  pydantic-core annotated-types typing-inspection typing-extensions dill multiprocess fsspec tokenizers regex packaging
+  hf-xet httpx2 httpcore2 h11 truststore anyio idna click
+  liger-kernel
+  fastapi uvicorn starlette opentelemetry-api annotated-doc                                      # action=serve, its engine
+  openai jiter distro sniffio                                                                    # tests of action=serve import these
   gguf polib                                                                                     # looked for when a run on the embedded model is composed; tests
 )
+installed=$(mktemp)
+trap 'rm -f "$installed"' EXIT
+"$python" -m pip list --format=freeze --disable-pip-version-check --exclude-editable >"$installed"
 platforms=()
 for one in manylinux_2_39_x86_64 manylinux_2_35_x86_64 manylinux_2_34_x86_64 manylinux_2_31_x86_64 manylinux_2_28_x86_64 \
   manylinux_2_27_x86_64 manylinux_2_26_x86_64 manylinux_2_24_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64; do
   platforms+=(--platform "$one")
 done
 "$python" -m pip download -qq --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-  "${platforms[@]}" -c constraints.txt -d "$wheels" "${names[@]}"
+  "${platforms[@]}" -c constraints.txt -c "$installed" -d "$wheels" "${names[@]}"
 ls "$wheels"/antlr4_python3_runtime-4.9.3-*.whl >/dev/null 2>&1 || # a source package alone
   "$python" -m pip wheel -qq --disable-pip-version-check --no-deps -w "$wheels" antlr4-python3-runtime==4.9.3
 

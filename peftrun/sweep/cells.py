@@ -60,7 +60,8 @@ class CellComposer:
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master
-        self.composer = Composer(hydra_overrides=list(master.hydra.overrides.hydra), loader=loader)
+        typed: Any = OmegaConf.to_container(master.hydra.overrides.hydra)  # as typed: ${hydra.job.num} has no value yet
+        self.composer = Composer(hydra_overrides=typed, loader=loader)
         self.reads_hydra = cache(self._reads_hydra)  # by instance: the answers depend on `master`
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> dict[str, Any]:

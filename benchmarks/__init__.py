@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that are run by path, and the package `benchmarks.gpu`."""
