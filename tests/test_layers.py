@@ -70,6 +70,7 @@ EXCEPTIONS = {
 # Subclasses of a library's class with private methods:
 PRIVATE_METHODS = {
     "adapters/joint/rng_streams.py": "their own",
+    "serving/kv_cache.py": "its own",
     "training/callbacks.py": "its own",
     "training/completion_loss.py": "its own",
     "training/joint/cell_trainer.py": "overrides Trainer's steps that log, save and load: one cell among many",
