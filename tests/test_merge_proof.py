@@ -215,7 +215,7 @@ def test_layers_in_many_parts_and_threads_are_merged_and_proved_as_in_one(tmp_pa
 def test_a_merge_computes_on_the_runs_gpu_if_its_pieces_fit_there(tmp_path, monkeypatch):
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(bytes(1000))
-    gpu = Device("cuda", torch.bfloat16, "device cuda")
+    gpu = Device("cuda", torch.bfloat16, "device cuda", is_typed=True)
 
     def job(place):
         ref = SimpleNamespace(weights=weights)
@@ -224,7 +224,12 @@ def test_a_merge_computes_on_the_runs_gpu_if_its_pieces_fit_there(tmp_path, monk
         )
 
     assert job(gpu).device.type == "cuda"
-    for place in (gpu.offloaded({0: "1GiB"}), Device("cpu", torch.float32, ""), Device("mps", torch.float32, "")):
+    for place in (
+        replace(gpu, is_typed=False),
+        gpu.offloaded({0: "1GiB"}),
+        Device("cpu", torch.float32, ""),
+        Device("mps", torch.float32, ""),
+    ):
         assert job(place).device.type == "cpu"
         job(place).check_memory(1 << 40)
     free = Headroom((FreeMemory(1 << 30, "on this GPU"),))

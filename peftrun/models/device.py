@@ -24,6 +24,7 @@ class Device:
         max_memory: device (GPU index, `cpu`) → limit, of an offloaded base model; None: not offloaded.
         memory_check: whether a base model that does not fit is refused before it is loaded.
         tf32: whether a training multiplies float32 matrices in TF32.
+        is_typed: whether the config names the device, instead of `auto`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Device:
     max_memory: dict[str | int, str] | None = None
     memory_check: bool = True
     tf32: bool = False
+    is_typed: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -60,7 +62,7 @@ def resolve_device(spec: DeviceSpec) -> Device:
     threads = spec.num_threads or DEFAULT_THREADS
     if threads != torch.get_num_threads():  # also resets what an earlier run of this process has set
         torch.set_num_threads(threads)
-    device = replace(_select_device(spec), tf32=spec.tf32)
+    device = replace(_select_device(spec), tf32=spec.tf32, is_typed=spec.type != "auto")
     if not spec.memory_check:
         note = f"{device.note}; memory is not checked, as device.memory_check=false asks"
         device = replace(device, note=note, memory_check=False)

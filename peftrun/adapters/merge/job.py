@@ -85,8 +85,12 @@ class MergeJob:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the merge and its proof compute layer by layer: the run's GPU, or the CPU if there is none or it is to hold only a part."""
-        on_gpu = self.place.name in memory_check.GPU_TYPES and self.place.max_memory is None
+        """Where the merge and its proof compute layer by layer: a GPU that the config names and that is not to hold only a part; else the CPU.
+
+        Not with `device=auto`: most of the time is reading, hashing and writing, and no figure shows yet that a GPU saves any of it.
+        """
+        place = self.place
+        on_gpu = place.is_typed and place.name in memory_check.GPU_TYPES and place.max_memory is None
         return torch.device(self.place.name if on_gpu else "cpu")
 
     def check_memory(self, largest: int) -> None:
