@@ -218,7 +218,7 @@ def test_the_reference_of_a_sharded_training_is_the_parent(where, kinds):
     parent = learn(where, kinds["dpo"], None)
     runs = [learn(where, kinds["dpo"], strategy, f"adapter={parent.run_dir}") for strategy in ("fsdp", None)]
     check_equal(adapter(runs[0]), adapter(runs[1]), atol=1e-4)
-    assert [run.record()["reference"]["kind"] for run in runs] == ["parent", "parent"]
+    assert [run.record()["reference"]["model"] for run in runs] == ["parent", "parent"]
 
 
 @pytest.mark.slow

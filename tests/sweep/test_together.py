@@ -61,7 +61,8 @@ def apart(one, other):
 def assert_same(joint, lone):
     assert record(joint)["status"] == "completed", record(joint).get("error")
     # Adam takes a full step where a gradient is nothing but rounding: such an element, and it alone, may go another way.
-    assert distance(joint, lone) < FLOAT32 or apart(joint, lone) < 1e-2
+    # Padding to the largest rank sums in another order, which a high learning rate carries on: a part in ten thousand.
+    assert distance(joint, lone) < 1e-4 or apart(joint, lone) < 1e-2
     configs = [json.loads((folder / "adapter/adapter_config.json").read_text()) for folder in (joint, lone)]
     for one in configs:
         one["target_modules"] = sorted(one["target_modules"])
