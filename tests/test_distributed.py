@@ -9,7 +9,6 @@ import time
 
 import pytest
 import torch
-from cases import cases
 from conftest import build_llama, cli_here, jsonl
 from encoders import build_bert, build_t5, on_texts, on_words
 from faults import check_refused
@@ -204,7 +203,8 @@ def learn(where, given, strategy, *more):
 
 
 @pytest.mark.slow
-@cases("kind", ["dpo", "orpo", "kto", "reward", "seq_cls", "token_cls", "seq2seq"])
+@pytest.mark.rotating
+@pytest.mark.parametrize("kind", ["dpo", "orpo", "kto", "reward", "seq_cls", "token_cls", "seq2seq"])
 def test_each_objective_is_learned_as_by_one_process(where, kinds, kind):
     one = learn(where, kinds[kind], None)
     for strategy in ("ddp", "fsdp"):
@@ -222,7 +222,8 @@ def test_the_reference_of_a_sharded_training_is_the_parent(where, kinds):
 
 
 @pytest.mark.slow
-@cases("strategy", ["ddp", "fsdp"])
+@pytest.mark.rotating
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_answers_are_sampled_by_each_process(where, kinds, strategy):
     """GRPO: each process draws its own, of other lengths, so that no other number of processes learns the same; a resumed run does."""
     whole = learn(where, kinds["grpo"], strategy)
@@ -235,7 +236,8 @@ def test_answers_are_sampled_by_each_process(where, kinds, strategy):
 
 
 @pytest.mark.slow
-@cases("kind", ["full", "nf4"])
+@pytest.mark.rotating
+@pytest.mark.parametrize("kind", ["full", "nf4"])
 def test_a_whole_model_and_one_in_four_bits_are_sharded(where, on_tiny, kind):
     if kind == "nf4":
         pytest.importorskip("bitsandbytes")
