@@ -268,22 +268,25 @@ def test_a_fault_in_the_workers_is_one_line(where, together):
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_every_process(where, together):
+@pytest.mark.parametrize(("ending", "status"), [(signal.SIGTERM, "interrupted"), (signal.SIGKILL, "running")])
+def test_an_interrupt_ends_every_process(where, together, ending, status):
+    folder = f"outputs/train/{status}"
     started = subprocess.Popen(
-        [sys.executable, "-m", "peftrun", *together, *on("ddp"), "trainer.max_steps=100000", "hydra.run.dir=outputs/train/long"],
+        [sys.executable, "-m", "peftrun", *together, *on("ddp"), "trainer.max_steps=100000", f"hydra.run.dir={folder}"],
         cwd=where, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    metrics = where / "outputs/train/long/metrics.jsonl"
+    metrics = where / folder / "metrics.jsonl"
     deadline = time.time() + 400
     while not metrics.is_file() and time.time() < deadline:
         time.sleep(0.2)
-    started.send_signal(signal.SIGTERM)
+    started.send_signal(ending)
     started.wait(timeout=60)
-    assert json.loads((metrics.parent / "record.json").read_text())["status"] == "interrupted"
-    time.sleep(1)
-    left = subprocess.run(
-        ["pgrep", "-f", "outputs/train/long"], capture_output=True, text=True, check=False
-    ).stdout.split()
+    assert json.loads((metrics.parent / "record.json").read_text())["status"] == status
+    deadline = time.time() + 60  # of a command that was killed the launcher ends once its workers have
+    while (
+        left := subprocess.run(["pgrep", "-f", folder], stdout=subprocess.PIPE, check=False).stdout.split()
+    ) and time.time() < deadline:
+        time.sleep(0.5)
     assert not left
 
 

@@ -37,7 +37,7 @@ def run_workers(spec: RunSpec, out_dir: Path) -> RunResult:
             _build_command(spec.device, out_dir),
             stdout=log,
             stderr=log,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # nothing is written: its end tells the workers that this process has died
             # Without OMP_NUM_THREADS every worker would start a thread per core; passive threads do not spin while they wait.
             env={
                 "OMP_NUM_THREADS": str(share_cpus(spec.device.num_processes)),

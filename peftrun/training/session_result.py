@@ -50,7 +50,7 @@ def build_result(
         ("training", fitted.describe()),
         *([("learned", coverage)] if coverage else []),
         *fitted.describe_best(),
-        *padding.describe_padding(fitted.padding_share, session.spec.trainer),
+        *([] if session.spec.task.objective else padding.describe_padding(fitted.padding_share, session.spec.trainer)),
         *((name, f"{before[name]:.4f} → {value:.4f}" if before else f"{value:.4f}") for name, value in after.items()),
         ("record", shorten_path(session.out_dir / RECORD)),
     ]
