@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -306,7 +307,13 @@ def test_deepspeed_says_what_it_lacks(cli, tmp_path, llama, on_tiny):
         (["device=ddp", "device.num_machines=2"], "device.main_process_ip is not set"),
         (["device=ddp", "device.machine_rank=3"], "device.machine_rank=3: must be below"),
         (["device=fsdp", "lora=adalora"], "lora=adalora: needs whole weights"),
-        (["device=fsdp", "model.quantization=int8"], "type model.quantization=nf4, or device=ddp"),
+        pytest.param(
+            ["device=fsdp", "model.quantization=int8"],
+            "type model.quantization=nf4, or device=ddp",
+            marks=pytest.mark.skipif(
+                find_spec("bitsandbytes") is None, reason="a second line says that the package is missing"
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_spread_is_refused(cli, tmp_path, llama, on_tiny, overrides, said):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from cases import cases
+from cases import cases, where_installed
 from hydra import compose, initialize_config_dir
 
 from peftrun.composition.spec import build_spec_from_values
@@ -71,7 +71,8 @@ ALONE = {
 
 @cases("override", ALONE, every=4)
 def test_what_shapes_the_forward_pass_in_another_way_stands_alone(override):
-    odd = cell(override)
+    with where_installed():
+        odd = cell(override)
     found = groups.group_cells([cell(), odd, cell("seed=1")])
     assert [len(one.cells) for one in found] == [2, 1]
     assert found[1].cells == [odd] and found[1].reason == ALONE[override]
