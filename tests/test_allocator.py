@@ -11,7 +11,7 @@ ASKED = """
 import resource, torch
 from peftrun.config.schema.run import DeviceSpec
 from peftrun.models import device
-device.resolve_device(DeviceSpec("cpu", "float32", None, None, 1, 1, 0, None, 29500, None, True, True, None))
+device.resolve_device(DeviceSpec("cpu", "float32", None, None, 1, 1, 0, None, 29500, None, True, False, True, None))
 for _ in range(3): torch.ones(1 << 22)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(50): torch.ones(1 << 22)
