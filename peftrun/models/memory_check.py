@@ -58,12 +58,10 @@ def refuse_shortage(
     if shortage is None:
         return
     line = f"{statement} {shortage}"
-    if not device.memory_check:
-        console.print_warning(f"{line}; goes on, as device.memory_check=false asks")
-        return
-    raise MemoryShortageError(
+    refusal = MemoryShortageError(
         memory_fit.format_refusal(line), statement=line, base=base, room=headroom, device=device.name
     )
+    _refuse_or_warn(line, device, refusal)
 
 
 def check_gpu_memory(statement: str, device: Device, size: float) -> None:
@@ -75,10 +73,13 @@ def check_gpu_memory(statement: str, device: Device, size: float) -> None:
     if shortage is None:
         return
     line = f"device={device.name}: {statement} {shortage}"
-    if not device.memory_check:
-        console.print_warning(f"{line}; goes on, as device.memory_check=false asks")
-        return
-    raise MemoryShortageError(memory_fit.format_refusal(line, ["device=cpu"]))
+    _refuse_or_warn(line, device, MemoryShortageError(memory_fit.format_refusal(line, ["device=cpu"])))
+
+
+def _refuse_or_warn(line: str, device: Device, refusal: MemoryShortageError) -> None:
+    if device.memory_check:
+        raise refusal
+    console.print_warning(f"{line}; goes on, as device.memory_check=false asks")
 
 
 def get_gpu_headroom(name: str, returned: int = 0) -> Headroom:

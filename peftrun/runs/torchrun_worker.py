@@ -1,9 +1,7 @@
 """A worker process of a run: `python -m peftrun.runs.torchrun_worker RUN_FOLDER`, started by `torchrun`."""
 
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
 from peftrun import trackers
@@ -14,11 +12,12 @@ from peftrun.config import values as config
 from peftrun.errors import PeftrunError
 from peftrun.planning import memory_fit
 from peftrun.runs import execute, result_upload, torchrun
+from peftrun.system import parent_process
 
 
 def main(out_dir: Path) -> int:
     """Exit code; the outcome or the error is then in the run folder."""
-    threading.Thread(target=_end_with_command, daemon=True).start()
+    parent_process.end_with_parent(parent_process.open_pipe())  # nothing trains on, and writes, without its command
     rank = int(os.environ["RANK"])
     log = os.open(out_dir / f"worker-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     sys.stdout.flush()
@@ -40,13 +39,6 @@ def main(out_dir: Path) -> int:
         result.facts |= execute.collect_numerics()
         torchrun.write_result(out_dir, result, usage.list_read_keys(spec))
     return 0
-
-
-def _end_with_command() -> None:
-    """Waits for the end of the command, then kills this process: nothing trains on, and writes, without it."""
-    pipe = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered: a lock on a buffer would outlive the thread
-    pipe.read(1)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

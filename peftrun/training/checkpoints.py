@@ -94,10 +94,7 @@ def copy_checkpoint(spec: RunSpec, resume: str, out_dir: Path) -> Path | None:
     # Files are compared here, before gigabytes are copied and the base model is loaded; the rows once they are loaded.
     check_inputs(checkpoint, input_digests.compute_digests(spec), resume)
     best = _find_best(checkpoint, resume) if spec.trainer.load_best_model_at_end else None
-    spec_values = config.flatten_keys(dataclasses.asdict(usage.strip_tracking(spec)))
-    for line in process_count.describe_change(
-        spec_values, config.flatten_keys(config.read_run(run / CONFIG, report_changes=False))
-    ):
+    for line in process_count.describe_change(*_flatten_configs(spec, run, report_changes=False)):
         console.print_info(line)
     console.print_info(f"continuing {run if resume == 'auto' else resume} after step {get_step(checkpoint)}")
     try:
@@ -205,9 +202,14 @@ def _is_unfinished(run: Path) -> bool:
 
 def _compare_configs(spec: RunSpec, run: Path, report_changes: bool) -> list[str]:
     """`KEY=VALUE: the run has VALUE` for each key that differs and may not. Args: report_changes: whether upgrades of an old config are reported."""
-    spec_values = dataclasses.asdict(usage.strip_tracking(spec))
-    now, then = (config.flatten_keys(values) for values in (spec_values, config.read_run(run / CONFIG, report_changes)))
+    now, then = _flatten_configs(spec, run, report_changes)
     changeable = (*CHANGEABLE_KEYS, *process_count.list_changeable_keys(now, then))
     keys = sorted(key for key in {*now, *then} if key not in changeable and key.split(".")[0] != "tracker")
     different = [f"{key}={now.get(key)}: the run has {then.get(key)}" for key in keys if now.get(key) != then.get(key)]
     return [*different, *process_count.find_other_batch(now, then)]
+
+
+def _flatten_configs(spec: RunSpec, run: Path, report_changes: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Key → value of this run's config, and of that of the run to resume."""
+    values = dataclasses.asdict(usage.strip_tracking(spec))
+    return config.flatten_keys(values), config.flatten_keys(config.read_run(run / CONFIG, report_changes))
