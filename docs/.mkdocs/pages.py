@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!\\)(?P<picture>!?)\[(?P<text>[^\]\[]*)\]\((?P<to>[^)\s]+)\)")
 CODE = re.compile(
-    r"(^ *(?P<fence>`{3,}).*?^ *(?P=fence)`*$|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`))", re.DOTALL | re.MULTILINE
+    r"(?P<named_by_code>\[`[^`\]]+`\]\([^)\s]+\))|"  # a link, whose text happens to be code
+    r"(^ *(?P<fence>`{3,}).*?^ *(?P=fence)`*$|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`))",
+    re.DOTALL | re.MULTILINE,
 )
 ALONE = {
     "README.md": "index.md",
@@ -72,6 +74,6 @@ def _link(found: re.Match[str], page: str) -> str:
 def _outside_code(text: str, change: Callable[[str], str]) -> str:
     parts, last = [], 0
     for code in CODE.finditer(text):
-        parts += [change(text[last : code.start()]), code[0]]
+        parts += [change(text[last : code.start()]), change(code[0]) if code["named_by_code"] else code[0]]
         last = code.end()
     return "".join([*parts, change(text[last:])])
