@@ -44,13 +44,13 @@ def list_groups() -> list[str]:
 def validate_group(group: str, values: Any) -> tuple[dict[str, Any], list[str]]:
     """({group: typed values}, []), or ({}, one line for each error)."""
     value_type = _get_types(schema.RunSpec)[group]
-    if group == "lora":
-        # The method's dataclass, extended by the other fields of PEFT's config that are set.
-        owner = next((spec for spec in _list_dataclasses(value_type) if _is_selected(spec, values)), None)
-        extra = set(values) - set(_get_types(owner)) if owner else set()
-        # get_accepted_fields parses PEFT's source, so it is called only if there are extra keys.
+    owner = next((spec for spec in _list_dataclasses(value_type) if _is_selected(spec, values)), None)
+    if owner:
+        value_type = owner  # of a union, whose other classes need no validator then
+        # PEFT's source is parsed only if keys are left that are no fields of the class.
+        extra = set(values) - set(_get_types(owner)) if group == "lora" else set()
         fields = sorted(extra & set(peft_fields.get_accepted_fields(values["method"]))) if extra else []
-        if owner and fields:
+        if fields:
             value_type = peft_fields.extend_spec_class(owner, values["method"], tuple(fields))
     try:
         # JSON in strict mode: a string is no number, but an int is a float and a list becomes the declared type.

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+# Validators are built at the first use: those of a hundred classes take half a second.
+STRICT = ConfigDict(extra="forbid", strict=True, defer_build=True)
 Positive = Annotated[int, Field(ge=1, examples=[1])]
 Rank = Annotated[int, Field(ge=1, examples=[16])]
 Dropout = Annotated[float, Field(ge=0, lt=1, examples=[0.05])]
