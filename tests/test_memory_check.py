@@ -13,6 +13,7 @@ import torch
 from cases import cases
 from conftest import TINY_STEPS
 from faults import check_failed
+from test_startup import run as run_probed
 
 from peftrun.artifacts import base_files
 from peftrun.composition import compose
@@ -75,6 +76,14 @@ def test_every_action_refuses_a_base_that_does_not_fit(cli, huge, llama, on_tiny
     args = [*on_tiny(huge), f"action={action}", *more]
     outcome = check_failed(cli, tmp_path, args, ["takes", " about ", " GB free; type ", GO_ON])
     assert outcome.run_dir is None
+
+
+@cases("action", LOADING, every=8)
+def test_a_shortage_on_a_cpu_is_found_before_torch_is_imported(huge, llama, on_tiny, trained, action, tmp_path):
+    more = [one.replace("TRAINED", str(trained)).replace("LLAMA", str(llama)) for one in LOADING[action]]
+    done = run_probed(tmp_path, *on_tiny(huge), f"action={action}", *more)
+    assert done.returncode == 1 and "HEAVY []" in done.stderr, done.stderr
+    assert " about " in done.stderr and GO_ON in done.stderr and not (tmp_path / "outputs").exists()
 
 
 @cases("launcher", ["shared_base", "basic"])

@@ -28,10 +28,7 @@ def check_load_memory(folder: Path, spec: ModelSpec, device: Device, dtype: torc
     base = base_files.read_folder_info(folder)
     if base is None:
         return
-    precision = spec.quantization or (
-        f"{base.stored / base.parameters:.1f} bytes a weight" if base.quantized else str(dtype).removeprefix("torch.")
-    )
-    statement = f"base {base_files.format_base_name(spec)}: in {precision} it takes"
+    statement = memory_fit.state_load(base, spec, str(dtype).removeprefix("torch."))
     on_gpu = device.name in GPU_TYPES
     if on_gpu and device.max_memory is None:
         need = memory_fit.estimate_load(base, dtype.itemsize, spec, device.max_memory, gpu=True)

@@ -45,11 +45,9 @@ def fit_device(place: Device, spec: RunSpec) -> Device:
         if spec.device.dtype == "auto":  # a typed dtype means: as typed, or not at all
             place = _offload_if_needed(place, base, resolved)
     if spec.action.name == "train":
-        processes = spec.device.num_processes
-        subject = f"each of {processes} processes of this training" if processes > 1 else "this training"
         need = memory_fit.estimate_training(base, resolved)
         memory_check.refuse_shortage(
-            f"{subject} takes, as action=plan estimates,", base, place, need, lambda: _get_headroom(place, resolved)
+            memory_fit.state_training(spec), base, place, need, lambda: _get_headroom(place, resolved)
         )
     return place
 

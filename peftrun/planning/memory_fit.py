@@ -1,15 +1,17 @@
 """Whether a base model or a training run fits into memory, which dtype `auto` then means, and overrides that would make it fit. Light."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from peftrun.artifacts import base_files
+from peftrun.artifacts import base_files, base_location
 from peftrun.artifacts.base_files import BaseModelInfo
 from peftrun.checks import cross_group
 from peftrun.config.schema.run import ModelSpec, RunSpec
@@ -22,6 +24,16 @@ from peftrun.system.free_memory import FreeMemory
 GO_ON = "device.memory_check=false to go on all the same"
 FULL_PRECISION = ("merge", "unmerge", "extract", "combine")  # actions that ignore model.quantization
 IN_FLOAT32 = ("merge", "unmerge")  # actions that ignore device.dtype
+LOADING = (
+    "train",
+    "evaluate",
+    "generate",
+    "serve",
+    "save",
+    "extract",
+    "combine",
+)  # actions that load the whole base model
+GPU_FILES = ("/dev/nvidia0", "/dev/kfd", "/dev/dri")  # of NVIDIA's, AMD's and Intel's drivers
 OFFLOADED = 0.5  # share of the free memory for the weights of an offloaded base model; its inputs and largest layer need the rest
 Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
@@ -88,6 +100,50 @@ def estimate_run(base: BaseModelInfo, spec: RunSpec) -> MemoryNeed:
         return estimate_training(base, spec)
     width = 4 if spec.action.name in IN_FLOAT32 else base_files.weight_bytes(spec.device)
     return estimate_load(base, width, spec.model, spec.device.max_memory, base_files.uses_gpu(spec.device))
+
+
+def check_before_import(spec: RunSpec) -> None:
+    """Refuses a run on a CPU by the headers of its base model's files, before torch is imported, which takes seconds.
+
+    Returns if it fits, or if that is known only once torch is there.
+    Raises: MemoryShortageError: it is larger than the free memory.
+    """
+    device, action = spec.device, spec.action
+    loads = action.name in LOADING or (action.name == "reload" and action.evaluate)
+    on_cpu = device.type == "cpu" or (
+        device.type == "auto" and sys.platform == "linux" and not any(Path(file).exists() for file in GPU_FILES)
+    )
+    if not (loads and on_cpu and device.memory_check) or device.max_memory or "torch" in sys.modules:
+        return
+    folder = base_location.find_base_dir(spec.model)
+    base = base_files.read_folder_info(folder) if folder else None
+    if base is None:
+        return
+    headroom = measure_headroom(device.num_processes)
+    if action.name == "train":
+        spec, _ = choose_load_dtype(base, spec, headroom)
+        statement = state_training(spec)
+    elif device.dtype == "auto":
+        return  # is loaded in bfloat16, or offloaded
+    else:
+        statement = state_load(base, spec.model, device.dtype)
+    shortage = headroom.describe_shortage(estimate_run(base, spec))
+    if shortage:
+        line = f"{statement} {shortage}"
+        raise MemoryShortageError(format_refusal(line), statement=line, base=base, room=headroom, device="cpu")
+
+
+def state_load(base: BaseModelInfo, model: ModelSpec, dtype: str) -> str:
+    """Beginning of a refusal to load a base model, up to its size."""
+    stored = f"{base.stored / base.parameters:.1f} bytes a weight" if base.quantized else dtype
+    return f"base {base_files.format_base_name(model)}: in {model.quantization or stored} it takes"
+
+
+def state_training(spec: RunSpec) -> str:
+    """Beginning of a refusal of a training, up to its size."""
+    processes = spec.device.num_processes
+    subject = f"each of {processes} processes of this training" if processes > 1 else "this training"
+    return f"{subject} takes, as action=plan estimates,"
 
 
 def choose_load_dtype(base: BaseModelInfo, spec: RunSpec, headroom: Headroom) -> tuple[RunSpec, str | None]:

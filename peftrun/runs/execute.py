@@ -64,7 +64,9 @@ def execute_run(spec: RunSpec, out_dir: Path) -> RunResult:
         ):
             spec = record.spec
             is_distributed = needs_processes(spec)
-            early.check_base_and_rows(usage.strip_tracking(spec))  # before torch is imported, which takes seconds
+            plain = usage.strip_tracking(spec)
+            early.check_base_and_rows(plain)  # before torch is imported, which takes seconds
+            memory_fit.check_before_import(plain)
             if is_distributed:
                 result = torchrun.run_workers(spec, out_dir)
             else:
