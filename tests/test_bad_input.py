@@ -71,9 +71,6 @@ REFUSED = {
     "unreadable override": (["lora.r=["], ["lora.r=[: cannot be read as key=value", "quote what holds"]),
     "override without value": (["lora.r"], ["lora.r: cannot be read as key=value"]),
     "flag that does not exist": (["--nosuch"], ["--nosuch: there is no such flag", "`peftrun --hydra-help`"]),
-    "flag between overrides": (
-        ["--config-dir=.", "seed=1"], ["seed=1: follows a flag", "type all flags first"],
-    ),
     "broken template": (['task.prompt_template="{prompt"'], ["task.prompt_template={prompt: is not a template", "write columns as {text}"]),
     "prompt twice": (
         ["action=generate", "action.prompt=hello", "action.prompts_file=FILE"],

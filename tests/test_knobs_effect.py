@@ -202,7 +202,8 @@ def test_no_more_checkpoints_than_asked_for(cli, llama, on_tiny):
             ["task.data.num_validation_rows=999", "trainer.eval_strategy=steps"],
             "task.data.num_validation_rows=999: there are 32 training rows",
         ),
-        (["trainer.use_liger_kernel=true"], "liger"),
+        (["trainer.use_liger_kernel=true"], "trainer.use_liger_kernel=true: is for a GPU"),
+        (["device.tf32=true"], "device.tf32=true: is for a GPU, and this run is on cpu; type device.tf32=false"),
         (["trainer.activation_offloading=true"], "trainer.activation_offloading=true: is for a GPU"),
     ],
 )

@@ -102,9 +102,6 @@ def _check_validation(trainer: schema.TrainerSpec) -> Lines:
                 f"trainer.save_strategy={trainer.save_strategy}: trainer.{key} needs a checkpoint at each evaluation; "
                 f"type trainer.save_strategy={trainer.eval_strategy}"
             )
-    # Packages of optional features are checked here: the libraries would fail only once the model is loaded.
-    if trainer.use_liger_kernel and find_spec("liger_kernel") is None:
-        yield explain_not_installed("trainer.use_liger_kernel=true needs package", "liger_kernel")
 
 
 def _check_model(model: schema.ModelSpec, action: Any) -> Lines:

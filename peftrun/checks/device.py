@@ -7,9 +7,11 @@ from typing import Any
 
 from peftrun.config.paths import no_file
 from peftrun.config.schema.method_traits import get_method_traits
+from peftrun.system.packages import explain_not_installed
 
 Lines = Iterator[str]
 
+GPU_ONLY = ("activation_offloading", "use_liger_kernel")  # trainer options that need a GPU
 SHARDED_QUANTIZATIONS = (None, "nf4", "fp4")  # whose bytes bitsandbytes can hold in the dtype of the other weights
 
 
@@ -73,9 +75,27 @@ def check_offload(device: Any, action: Any, task: Any) -> Lines:
         yield f"device.max_memory={device.max_memory}: is for language models, and task.type={task.type} has a head; type device.max_memory=null"
 
 
+def check_gpu_options(device: Any, trainer: Any, action: Any) -> Lines:
+    """What only a GPU can do is not asked of the CPU, and its packages are there. Of device=auto only training knows what it is."""
+    if device.type == "cpu" and action.name == "train":
+        yield from list_gpu_options(device, trainer, "cpu")
+    elif trainer.use_liger_kernel and find_spec("liger_kernel") is None:
+        yield explain_not_installed("trainer.use_liger_kernel=true needs package", "liger_kernel")
+
+
+def list_gpu_options(device: Any, trainer: Any, name: str) -> Lines:
+    """One line for each option that the device called `name` cannot follow."""
+    if device.tf32 and name != "cuda":
+        yield f"device.tf32=true: is for a GPU, and this run is on {name}; type device.tf32=false"
+    for key in GPU_ONLY if name == "cpu" else ():
+        if getattr(trainer, key):
+            yield f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false"
+
+
 RULES: list[tuple[tuple[str, ...], Callable[..., Lines]]] = [
     (("device", "action"), check_strategy),
     (("device",), check_deepspeed),
     (("device", "lora", "model", "task"), check_sharding),
     (("device", "action", "task"), check_offload),
+    (("device", "trainer", "action"), check_gpu_options),
 ]

@@ -14,7 +14,7 @@ FILE_FLAGS = ("config", "config_file", "yaml")
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[str]]:
-    """Hydra's parsed flags, and one message per word that it cannot place; None if the flags cannot be parsed."""
+    """Hydra's parsed flags, which may stand between the overrides; or None, and one message per flag that it does not know."""
     parser, known = build_flag_parser()
     # Before argparse, which would abbreviate, or exit with a usage message.
     unknown = [*_find_unknown_flags(argv, known)]
@@ -23,14 +23,10 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace | None, list[st
         return None, [_explain_flag(flag, value, action) for flag, value in unknown]
     parser.exit_on_error = False  # raise ArgumentError in place of exiting with a usage message
     try:
-        arguments, unplaced = parser.parse_known_args(argv)
+        return parser.parse_intermixed_args(argv), []
     except argparse.ArgumentError as error:
         flag = str(error.argument_name).partition("/")[0]
         return None, [f"{flag}: {error.message}; `peftrun --help` shows its value"]
-    return arguments, [
-        f"{word}: follows a flag that follows a key=value; type all flags first: peftrun --config-dir DIR {word}"
-        for word in unplaced
-    ]
 
 
 def _find_unknown_flags(argv: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, str | None]]:

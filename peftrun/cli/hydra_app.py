@@ -44,9 +44,11 @@ def run_command_line(argv: Sequence[str]) -> int:
 
         config.report_upgrades(renamed)
     arguments, problems = flags.parse_flags(argv)
-    if arguments is None or problems:
+    if arguments is None:
         return _print_errors([*map(precheck.advise_for_sweep, problems)] if SWEEP & set(argv) else problems)
-    return _run_parsed(arguments, argv)
+    # Hydra's own parser wants all flags first.
+    ordered = [*(word for word in argv if word not in arguments.overrides), *arguments.overrides]
+    return _run_parsed(arguments, ordered)
 
 
 def _run_parsed(arguments: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from peftrun import console
 from peftrun.adapters.save import omit_model_card
 from peftrun.artifacts.run_layout import CHECKPOINTS, METRICS
 from peftrun.checks import metric_names
+from peftrun.checks.device import list_gpu_options
 from peftrun.compat.peft import leave_casts_to_autocast
 from peftrun.config import usage
 from peftrun.config.schema.optimizers import OPTIMIZERS, WITHOUT_WARMUP
@@ -51,7 +52,6 @@ from peftrun.training.callbacks import MetricsCallback
 ROUTER_KEYS = ("output_router_logits", "router_aux_loss_coef")  # keys of a mixture of experts that TRL changes
 REFERENCE_ADAPTER = "ref"  # TRL's copy of an adapter before its first step
 OWN_KEYS = ("early_stopping_patience", "torch_compile", "arguments", *HUB_KEYS)  # keys that peftrun reads itself
-GPU_ONLY = ("activation_offloading", "use_liger_kernel")  # trainer options that need a GPU
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
 
     Raises: ConfigError: TRL or transformers refuse the arguments. DataError: the loss is no longer finite.
     """
-    _check_device(trainer, device)
+    problems = list(list_gpu_options(device, trainer, device.name))
+    if problems:
+        raise ConfigError(*problems)
     callback = MetricsCallback(out_dir / METRICS, data.digests, method.each_step, method.begin, shown=maker is None)
     patience = trainer.early_stopping_patience
     arguments = _build_arguments(trainer, device, data.seed, len(data.rows), out_dir)
@@ -181,14 +183,6 @@ def fit(model: Any, data: TrainingData, trainer: TrainerSpec, device: Device, ou
     model.eval()
     result = _build_result(output, hf_trainer.state, trainer)
     return dataclasses.replace(result, padding_share=padded.compute_share(), gpu_choices=gpu_choices)
-
-
-def _check_device(trainer: TrainerSpec, device: Device) -> None:
-    if device.tf32 and device.name != "cuda":
-        raise ConfigError(f"device.tf32=true: is for a GPU, and this run is on {device.name}; type device.tf32=false")
-    for key in GPU_ONLY:
-        if getattr(trainer, key) and device.name == "cpu":
-            raise ConfigError(f"trainer.{key}=true: is for a GPU, and this run is on the CPU; type trainer.{key}=false")
 
 
 @contextlib.contextmanager
