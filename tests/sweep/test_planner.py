@@ -311,9 +311,3 @@ def test_weights_that_lie_twice_in_a_folder_count_once_and_few_bits_as_they_are_
     settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
     (folder / "config.json").write_text(json.dumps(settings))
     assert base_files.read_folder_info(folder).bytes(2, None) == base.stored
-
-
-def test_flags_may_follow_overrides(cli):
-    first, between = cli("-m", "lora.r=2,4", "seed=3", "action=plan"), cli("lora.r=2,4", "-m", "seed=3", "action=plan")
-    assert first.code == between.code == 0, between.err
-    assert first.out == between.out and "lora.r=4" in first.out

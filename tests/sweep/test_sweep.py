@@ -293,3 +293,9 @@ def test_a_launcher_that_there_is_not_is_answered_with_those_there_are(cli, tiny
     outcome = cli("-m", "seed=1,2", "hydra/launcher=shared_bas")
     assert outcome.code == 1
     assert "there is no such launcher; launchers: basic, shared_base, shared_base_ray, shared_base_slurm" in outcome.err
+
+
+def test_flags_may_follow_overrides(cli):
+    first, between = cli("-m", "lora.r=2,4", "seed=3", "action=plan"), cli("lora.r=2,4", "-m", "seed=3", "action=plan")
+    assert first.code == between.code == 0, between.err
+    assert first.out == between.out and "lora.r=4" in first.out
