@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from peftrun.compat.peft import get_base_model
 from peftrun.models.device import get_input_device
 
 PROBE_PROMPTS = (
@@ -47,7 +48,7 @@ def build_probe_batch(tokenizer: Any, call: list[int] | None = None) -> tuple[to
 def compute_row_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits at the last tokens (at most eight) of each row of token ids: (tokens, vocabulary), float32, on the CPU."""
     model.eval()
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = get_base_model(model)
     # where the model supports it, logits of other tokens are not even computed
     kwargs = {"logits_to_keep": KEEP_COUNT} if "logits_to_keep" in signature(inner.forward).parameters else {}
     inputs = [torch.tensor([ids], device=get_input_device(model)) for ids in rows]  # (1, T) each: no padding

@@ -11,6 +11,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from peft.utils.loftq_utils import _SafetensorLoader
 
 
+def get_base_model(net: Any) -> Any:
+    """The transformers model below an adapter, or the model itself."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net
+
+
 def expand_target_modules(config: Any, model: Any) -> Any:
     """The config with the layers that `all-linear` stands for in this model; PEFT does it only while it attaches."""
     return _maybe_include_all_linear_layers(config, model)

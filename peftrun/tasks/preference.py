@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from peftrun.compat.peft import get_base_model
 from peftrun.config.schema.objectives import DpoObjective
 from peftrun.config.schema.run import TaskSpec
 from peftrun.models.device import get_input_device
@@ -25,7 +26,7 @@ def evaluate(model: Any, tokenizer: Any, rows: list[Row], batch_size: int, task:
             of the rewards.
         likelihood_accuracy: share of pairs whose chosen answer has the higher log-likelihood per token.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = get_base_model(model)
     if type(inner).__name__.endswith("ForSequenceClassification"):  # a reward model
         return _compute_metrics(_compute_reward_margins(model, tokenizer, rows, batch_size), 1.0)
     prompts = [row.prompt for row in rows]

@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType
 from trl import SFTTrainer
 
 from peftrun.adapters import traits
+from peftrun.compat.peft import get_base_model
 from peftrun.compat.transformers import take_rows_as_unpacked
 from peftrun.compat.trl import accept_label_positions, read_train_metrics, record_train_metrics
 from peftrun.tasks.length_checks import IGNORE_INDEX
@@ -137,11 +138,6 @@ def count_tokens(inputs: dict[str, Any]) -> torch.Tensor:
     """Tokens of a batch, on its device. Padding is not counted; rows that are concatenated without padding have no mask."""
     mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
     return ids.new_full((), ids.numel()) if mask is None else mask.sum()
-
-
-def get_base_model(net: Any) -> Any:
-    """The transformers model below an adapter, or the model itself."""
-    return net.get_base_model() if hasattr(net, "get_base_model") else net
 
 
 def is_causal(base_model: Any) -> bool:

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, br
 
 from peftrun.adapters import sharded
 from peftrun.compat.accelerate import enable_fsdp
+from peftrun.compat.peft import get_base_model
 from peftrun.compat.transformers import generate_in_step, list_layer_classes
 from peftrun.errors import ConfigError
 
@@ -66,7 +67,7 @@ def prepare_sharding(trainer: Any) -> None:
     if trainer.args.fsdp_plugin_args is None:
         return
     model, state = trainer.model, trainer.accelerator.state
-    generate_in_step(model.get_base_model() if hasattr(model, "peft_config") else model)
+    generate_in_step(get_base_model(model))
     if state.distributed_type == DistributedType.MULTI_CPU:
         enable_fsdp(state, FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args))
         trainer.is_fsdp_enabled = True
