@@ -116,6 +116,19 @@ def test_a_config_of_another_tool_becomes_an_experiment(name, text, values, verd
     assert all(line.note for line in imported.lines if line.verdict != CARRIED)
 
 
+def test_rows_that_are_not_here_yet_stay_named(tmp_path):
+    (tmp_path / "run.sh").write_text(
+        "swift rlhf --rlhf_type grpo --model org/base --dataset far/rows.jsonl#100 --reward_funcs format"
+    )
+    imported = importer.import_config(tmp_path / "run.sh", None, tmp_path / "experiment" / "mine.yaml", [], [])
+    assert (
+        imported.settings["task.data.path"] == "far/rows.jsonl" and imported.settings["task.data.num_train_rows"] == 100
+    )
+    (fault,) = imported.faults  # and none of the number of answers, whose default fits into a step
+    assert "task.data.path=far/rows.jsonl: there is no such file" in fault
+    assert imported.settings["trainer.gradient_accumulation_steps"] % 4 == 0
+
+
 def test_an_import_says_what_became_of_each_key(tmp_path, cli):
     write_rows(tmp_path)
     (tmp_path / "axolotl.yml").write_text(AXOLOTL)

@@ -14,6 +14,7 @@ from peftrun.config_tools.peer_import.translation import CARRIED, NO_COUNTERPART
 PREFERENCES = ("dpo", "orpo", "kto", "reward", "preferences")
 STRATEGY = "trainer.eval_strategy"
 GENERATIONS = "task.objective.num_generations"
+GROUP_SIZE = 4  # answers to a prompt where no key says how many: that of task=grpo
 BATCH, ACCUMULATION = "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"
 NO_ADAPTER = "there is no adapter"
 OWN_RATE = "the rate of full fine-tuning"
@@ -121,10 +122,11 @@ def _settle_kto(draft: Draft) -> None:
 
 def _settle_generations(draft: Draft) -> None:
     """The answers to a prompt must fit into a step of one device; other tools count those of all devices."""
-    answers, rows = draft.get(GENERATIONS), (draft.get(BATCH) or 1) * (draft.get(ACCUMULATION) or 1)
+    answers, rows = draft.get(GENERATIONS) or GROUP_SIZE, (draft.get(BATCH) or 1) * (draft.get(ACCUMULATION) or 1)
     if draft.get("task") == "grpo" and isinstance(answers, int) and rows % answers and ACCUMULATION in draft.origins:
         draft.set(ACCUMULATION, (draft.get(ACCUMULATION) or 1) * (answers // math.gcd(answers, rows)))
-        draft.origins[GENERATIONS].note = "the accumulation is raised, so that all answers to a prompt are in one step"
+        line = draft.origins[GENERATIONS if GENERATIONS in draft.origins else ACCUMULATION]
+        line.note = "the accumulation is raised, so that all answers to a prompt are in one step"
 
 
 def _settle_sharding(draft: Draft) -> None:

@@ -19,6 +19,7 @@ from peftrun.config_tools.peer_import.translation import CARRIED, NO_COUNTERPART
 from peftrun.errors import ArtifactError, ConfigError
 
 EXPERIMENT = "experiment"
+NO_FILE = "there is no such file"  # as `paths.no_file` says it
 MAX_ROUNDS = 40  # each removes at least one setting
 
 
@@ -110,8 +111,11 @@ def _remove_faults(config: PeerConfig, draft: Draft, path: Path, search_path: Se
     lines: list[str] = []
     for _ in range(MAX_ROUNDS):
         lines = _find_faults(experiment_file.render_experiment(config, draft, format_command(path)), path, search_path)
-        # One message a key: the first removes it.
-        if not any([_remove(draft, line) for line in {parse_key(line): line for line in reversed(lines)}.values()]):
+        # One message a key: the first removes it. Rows that are not here yet stay named, and the message too.
+        removable = {
+            parse_key(line): line for line in reversed(lines) if not line.partition(": ")[2].startswith(NO_FILE)
+        }
+        if not any([_remove(draft, line) for line in removable.values()]):
             break
     return lines
 
