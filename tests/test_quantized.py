@@ -81,6 +81,8 @@ def test_qlora_is_trained_saved_reloaded_as_it_was_and_merged_in_full_precision(
     assert "full-precision base" in merged.err and merged.record()["merge"]["max_logit_difference"] < 1e-3
     whole = AutoModelForCausalLM.from_pretrained(merged.run_dir / "merged")
     assert whole.model.layers[0].mlp.down_proj.weight.dtype == torch.float32
+    counted = run.record()["parameters"] - run.record()["trainable_parameters"]
+    assert counted == whole.num_parameters() or method == "vera"  # whose frozen projections count too
 
 
 def test_loftq_starts_nearer_to_the_full_base_than_zero_does(wide):

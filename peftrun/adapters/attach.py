@@ -84,8 +84,14 @@ def prepare_training(net: Any, lora: Any) -> None:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Number of trainable parameters, and of all."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts = [(count_values(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(count for count, trainable in counts if trainable), sum(count for count, _ in counts)
+
+
+def count_values(parameter: Any) -> int:
+    """The weights that a parameter stands for: bitsandbytes packs two of 4 bits into a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return packed.shape.numel() if packed is not None else parameter.numel()
 
 
 def modifies_base(lora: Any) -> bool:

@@ -16,6 +16,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import TrainableTokensWrapper
 
+from peftrun.adapters.attach import count_values
 from peftrun.adapters.joint.batched_lora import BatchLayout, StackedWeights, apply_batched_lora
 from peftrun.adapters.joint.parameter_rows import ParameterRows, bind_parameter, view_part
 from peftrun.compat.torch import zero_all
@@ -133,7 +134,7 @@ class StackedLora:
     def counts(self, cell: int) -> tuple[int, int]:
         """The cell's trainable parameters, and all parameters of the model with this adapter alone."""
         adapters = {id(parameter) for parameters in self.own for parameter in parameters.values()}
-        base = sum(parameter.numel() for parameter in self.net.parameters() if id(parameter) not in adapters)
+        base = sum(count_values(parameter) for parameter in self.net.parameters() if id(parameter) not in adapters)
         trainable = sum(parameter.numel() for parameter in self.own[cell].values())
         return trainable, base + trainable
 
