@@ -32,6 +32,17 @@ INITIAL_FILES = {".hydra", CONFIG, RECORD, REPORT_PAGE, CURVES, ROWS, FUNCTIONS}
 SWEEP = {"-m", "--multirun"}
 INTERACTIVE = ("serve", "browse", "generate")
 
+# Overrides of Hydra's own config that leave its mode as it is.
+WITHOUT_MODE = (
+    "hydra.run.",
+    "hydra.sweep.",
+    "hydra.job.",
+    "hydra.launcher.",
+    "hydra.sweeper.",
+    "hydra/launcher=",
+    "hydra/sweeper=",
+)
+
 
 def run_command_line(argv: Sequence[str]) -> int:
     """Run every job that `argv` describes; the exit code: 0, 1 for wrong input, 130 if interrupted."""
@@ -138,9 +149,10 @@ def _run_jobs(is_plan: bool, started: list[Path]) -> list[PeftrunError]:
 
 
 def _may_set_mode(argv: Sequence[str]) -> bool:
-    """Whether `hydra.mode` may come from other files, or from Hydra's own keys; no file of peftrun sets it."""
-    flags = {text for text in argv[1:] if text.startswith("-")} - {"-m", "--multirun"}
-    return bool(flags or any("hydra" in text for text in argv[1:]) or packages.find_config_packages())
+    """Whether anything but peftrun's own config files, which do not set `hydra.mode`, can take part in the composition."""
+    words = [text.lstrip("+~") for text in argv[1:] if text not in SWEEP]
+    may_set = (text.startswith(("-", "hydra")) and not text.startswith(WITHOUT_MODE) for text in words)
+    return any(may_set) or bool(packages.find_config_packages())
 
 
 def _run_job(cfg: DictConfig) -> float | None:
