@@ -209,6 +209,15 @@ def test_a_device_that_is_not_there_is_an_error(name):
         device.resolve_device(DeviceSpec(type=name, dtype="auto", num_threads=None, **ALONE))
 
 
+def test_one_of_several_gpus_is_said_to_be_one(monkeypatch):
+    monkeypatch.setattr(device, "_is_available", lambda name: name == "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    given = {"type": "auto", "dtype": "bfloat16", "num_threads": None, **ALONE}
+    assert "the first of 4; device=ddp device.num_processes=4" in device.resolve_device(DeviceSpec(**given)).note
+    several = device.resolve_device(DeviceSpec(**given | {"strategy": "ddp", "num_processes": 4}))
+    assert several.note == "ddp, 4 processes: device cuda, bfloat16 as asked"
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "kept.json"
     atomic_files.write_json(file, {"a": 1})

@@ -1,6 +1,7 @@
 """The trainer: same loss and gradients as the full-logits loss, whatever is left out of the arithmetic."""
 
 import copy
+import functools
 import json
 import re
 
@@ -10,7 +11,7 @@ import torch
 from cases import cases
 from conftest import jsonl
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 import peftrun
@@ -159,6 +160,36 @@ def test_the_first_step_is_logged_whatever_the_interval(cli, llama, on_tiny):
     run = cli(*on_tiny(llama), "action.num_samples=0", "trainer.max_steps=7", "trainer.logging_steps=5")
     rows = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 5, 7]
+
+
+def test_a_process_that_sees_several_gpus_trains_as_on_one(cli, llama, on_tiny, tmp_path, monkeypatch):
+    """Trainer would split each batch over all of them, and so multiply it; TRL refuses."""
+    bert = encoders.build_bert(tmp_path / "bert")
+    pairs = [{"prompt": f"is {n} even?", "chosen": "yes" if n % 2 else "no", "rejected": "maybe"} for n in range(24)]
+    few = ["trainer.max_steps=2", "action.num_samples=0"]
+    runs = {
+        "answers": [*on_tiny(llama), *few],
+        "labels": ["model=pretrained", f"model.name_or_path={bert}", "task=spanish_sentiment", "task.data.num_test_rows=8", "device=cpu", *few],
+        "pairs": [*on_tiny(llama), "task=preferences", f"task.data.path={jsonl(tmp_path / 'pairs.jsonl', pairs)}", *few],
+    }  # fmt: skip
+    for name, args in runs.items():
+        alone = cli(*args, f"hydra.run.dir={name}")
+        assert alone.code == 0, alone.err
+
+    def set_up_two(arguments):
+        device = TrainingArguments._set_up_one(arguments)
+        arguments._n_gpu = 2
+        return device
+
+    set_up = functools.cached_property(set_up_two)
+    set_up.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_set_up_one", vars(TrainingArguments)["_setup_devices"].func, raising=False)
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", set_up)
+    for name, args in runs.items():
+        among_two = cli(*args, f"hydra.run.dir={name}-2")
+        assert among_two.code == 0, among_two.err
+        one, two = (tmp_path / folder / "adapter/adapter_model.safetensors" for folder in (name, f"{name}-2"))
+        assert one.read_bytes() == two.read_bytes(), name
 
 
 def test_checkpoints_are_kept_as_many_as_asked(cli, llama, on_tiny):

@@ -109,8 +109,8 @@ def run(options: Any, card: dict[str, Any] | None, output: Path, work: Path) -> 
         "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1",
         "HF_HOME": str(work / "hf"), "PEFTRUN_CACHE": str(work / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
     }  # fmt: skip
-    if options.tiny:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # One GPU, whatever others there are: transformers' Trainer would use all that it sees, and TRL refuses to.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if options.tiny else machine.get_visible_card()
     from benchmarks.gpu.runner import Runner  # now that its modules can read the facts above
 
     def interrupt(*_: Any) -> None:

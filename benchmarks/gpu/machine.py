@@ -87,13 +87,14 @@ def query_smi(fields: tuple[str, ...]) -> dict[str, str]:
     """What nvidia-smi says of the first card, by field; empty without it."""
     if not shutil.which("nvidia-smi"):
         return {}
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={_visible_card()}"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={get_visible_card()}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     values = done.stdout.strip().split(", ")
     return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else {}
 
 
-def _visible_card() -> str:
+def get_visible_card() -> str:
+    """Index or id of the GPU that is measured: the first that this process may use."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
 
 
@@ -103,7 +104,7 @@ class ClockLog:
     def __init__(self, file: Path) -> None:
         self.file, self.process = file, None
         if shutil.which("nvidia-smi"):
-            ask = [f"--query-gpu={','.join(SAMPLED)}", "--format=csv,noheader,nounits", f"--id={_visible_card()}"]
+            ask = [f"--query-gpu={','.join(SAMPLED)}", "--format=csv,noheader,nounits", f"--id={get_visible_card()}"]
             with file.open("wb") as output:
                 self.process = subprocess.Popen(["nvidia-smi", *ask, "--loop=1"], stdout=output, stderr=output)
 

@@ -31,6 +31,13 @@ def replace_trainer_step(trainer: Any, step: TrainerStep, method: Callable[..., 
     setattr(trainer, step, method)
 
 
+def use_one_gpu(arguments: Any) -> Any:
+    """The training arguments, of one GPU where this process sees several: Trainer would split each batch over all of them."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
 def generate_in_step(model: Any) -> None:
     """Makes a model on which accelerate shards the weights (FSDP2) generate until every process has ended: a pass needs them all.
 

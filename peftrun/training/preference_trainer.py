@@ -11,6 +11,7 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RewardTrainer
 
 from peftrun import console
 from peftrun.artifacts import function_files
+from peftrun.compat.transformers import use_one_gpu
 from peftrun.config import usage
 from peftrun.config.schema.objectives import GrpoObjective
 from peftrun.tasks import rewards
@@ -64,7 +65,7 @@ def _build_config(config_class: type, arguments: dict[str, Any], **fixed: Any) -
             raise ValueError(
                 f"{key}={arguments[key]}: {config_class.__name__} has no such option; type trainer.{key}=false"
             )
-    return config_class(**{key: value for key, value in arguments.items() if key in fields}, **fixed)
+    return use_one_gpu(config_class(**{key: value for key, value in arguments.items() if key in fields}, **fixed))
 
 
 def _build_reward_func(name: str, objective: GrpoObjective) -> Callable[..., list[float]]:

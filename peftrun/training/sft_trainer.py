@@ -8,6 +8,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassificat
 from trl import SFTConfig
 
 from peftrun.adapters import traits
+from peftrun.compat.transformers import use_one_gpu
 from peftrun.tasks.length_checks import IGNORE_INDEX
 from peftrun.training.completion_loss import CompletionLossTrainer
 
@@ -15,7 +16,7 @@ from peftrun.training.completion_loss import CompletionLossTrainer
 def build_arguments(data: Any, arguments: dict[str, Any]) -> SFTConfig:
     """Training arguments by name as TRL's config."""
     # Rows were cut to length before; without padding TRL wants max_length=None to see that they need no cutting.
-    return SFTConfig(**arguments, max_length=None if arguments["padding_free"] else data.max_length)
+    return use_one_gpu(SFTConfig(**arguments, max_length=None if arguments["padding_free"] else data.max_length))
 
 
 def build_trainer(model: Any, data: Any, arguments: dict[str, Any], **options: Any) -> Trainer:
