@@ -15,6 +15,8 @@ from encoders import build_bert, build_t5, on_texts, on_words
 from faults import check_refused
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.rotating  # those that are slow
+
 STEPS = ["trainer.max_steps=6", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
 
 
@@ -204,7 +206,6 @@ def learn(where, given, strategy, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 @pytest.mark.parametrize("kind", ["dpo", "orpo", "kto", "reward", "seq_cls", "token_cls", "seq2seq"])
 def test_each_objective_is_learned_as_by_one_process(where, kinds, kind):
     one = learn(where, kinds[kind], None)
@@ -223,7 +224,6 @@ def test_the_reference_of_a_sharded_training_is_the_parent(where, kinds):
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_answers_are_sampled_by_each_process(where, kinds, strategy):
     """GRPO: each process draws its own, of other lengths, so that no other number of processes learns the same; a resumed run does."""
@@ -237,7 +237,6 @@ def test_answers_are_sampled_by_each_process(where, kinds, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 @pytest.mark.parametrize("kind", ["full", "nf4"])
 def test_a_whole_model_and_one_in_four_bits_are_sharded(where, on_tiny, kind):
     if kind == "nf4":

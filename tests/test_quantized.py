@@ -21,7 +21,7 @@ from peftrun.models import base as base_models
 from peftrun.models import device, quantization
 from peftrun.models.device import Device
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating]
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 torchao = pytest.importorskip("torchao")

@@ -8,7 +8,7 @@ import re
 import encoders
 import pytest
 import torch
-from cases import cases
+from cases import REST, cases
 from conftest import jsonl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
@@ -135,7 +135,7 @@ def adapter(cli, llama, on_tiny, *extra):
     return load_file(outcome.run_dir / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("share", ["some", pytest.param("rest", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", ["some", REST])
 def test_each_trainer_knob_reaches_training(cli, llama, on_tiny, subtests, share):
     plain = adapter(cli, llama, on_tiny)
     some = list(KNOBS.items())[::3]

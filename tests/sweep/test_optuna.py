@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import TINY_STEPS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating]
 
 pytest.importorskip("optuna", reason="package optuna is not installed: pip install 'peftrun[sweeper]'")
 SEARCH = ["hydra/sweeper=optuna", "hydra/launcher=shared_base", "hydra.sweeper.n_jobs=3"]

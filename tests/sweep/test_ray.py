@@ -7,13 +7,12 @@ import clusters
 import pytest
 from conftest import TINY_STEPS, subprocess_cli
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating]
 
 pytest.importorskip("ray", reason="package ray is not installed: pip install 'peftrun[ray]'")
 RAY = "hydra/launcher=shared_base_ray"
 
 
-@pytest.mark.rotating
 def test_a_killed_worker_is_replaced_and_finished_cells_stay(llama, on_tiny, tmp_path):
     done = clusters.killed_once(tmp_path, *on_tiny(llama), RAY)
     clusters.check_completed(tmp_path, done)

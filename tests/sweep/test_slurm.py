@@ -14,7 +14,7 @@ from conftest import TINY_STEPS, subprocess_cli
 from peftrun.errors import ArtifactError
 from peftrun.sweep import cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating]
 
 pytest.importorskip("submitit", reason="package submitit is not installed: pip install 'peftrun[slurm]'")
 LOCAL = ["hydra/launcher=shared_base_slurm", "hydra.launcher.cluster=local"]

@@ -11,7 +11,7 @@ from faults import check_refused
 
 from peftrun.io import atomic_files
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating]
 
 STEPS = [*TINY_STEPS, "trainer.eval_strategy=steps", "trainer.eval_steps=2", "task.data.num_validation_rows=4"]
 
@@ -211,7 +211,6 @@ def test_nothing_of_the_environment_is_kept(tracked, monkeypatch):
     assert set(json.loads((run.run_dir / "tracker.json").read_text())) == {"name", "id", "run_name"}
 
 
-@pytest.mark.rotating
 @cases("kind", told.KINDS)
 def test_a_run_of_two_processes_is_told_once(kind, tmp_path, llama, on_tiny, asked, store):
     """By the first of them; how it ended by the process that started them."""
