@@ -86,6 +86,19 @@ def test_a_shortage_on_a_cpu_is_found_before_torch_is_imported(huge, llama, on_t
     assert " about " in done.stderr and GO_ON in done.stderr and not (tmp_path / "outputs").exists()
 
 
+def test_a_gpu_is_seen_by_the_files_of_its_driver(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "DEVICE_DIR", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not environment.sees_cuda_gpu()
+    (tmp_path / "nvidiactl").touch()
+    (tmp_path / "dri").mkdir()
+    assert not environment.sees_cuda_gpu() and environment.may_have_gpu()
+    (tmp_path / "nvidia3").touch()  # a container may be given any one of several
+    assert environment.sees_cuda_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not environment.sees_cuda_gpu()
+
+
 @cases("launcher", ["shared_base", "basic"])
 def test_every_cell_of_a_sweep_is_refused(cli, huge, on_tiny, launcher):
     outcome = cli("-m", *on_tiny(huge), *TINY_STEPS, "seed=1,2", f"hydra/launcher={launcher}")

@@ -138,4 +138,4 @@ def weight_bytes(device: DeviceSpec) -> int:
 
 def uses_gpu(device: DeviceSpec) -> bool:
     """Whether the run will use a GPU, as far as can be detected without torch."""
-    return device.type in ("cuda", "xpu") or (device.type == "auto" and Path("/dev/nvidia0").exists())
+    return device.type in ("cuda", "xpu") or (device.type == "auto" and environment.sees_cuda_gpu())

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +17,7 @@ from peftrun.config.schema.run import ModelSpec, RunSpec
 from peftrun.errors import MemoryShortageError
 from peftrun.formatting import format_bytes, parse_bytes
 from peftrun.planning import memory
-from peftrun.system import free_memory
+from peftrun.system import environment, free_memory
 from peftrun.system.free_memory import FreeMemory
 
 GO_ON = "device.memory_check=false to go on all the same"
@@ -33,7 +32,6 @@ LOADING = (
     "extract",
     "combine",
 )  # actions that load the whole base model
-GPU_FILES = ("/dev/nvidia0", "/dev/kfd", "/dev/dri")  # of NVIDIA's, AMD's and Intel's drivers
 OFFLOADED = 0.5  # share of the free memory for the weights of an offloaded base model; its inputs and largest layer need the rest
 Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
@@ -110,9 +108,7 @@ def check_before_import(spec: RunSpec) -> None:
     """
     device, action = spec.device, spec.action
     loads = action.name in LOADING or (action.name == "reload" and action.evaluate)
-    on_cpu = device.type == "cpu" or (
-        device.type == "auto" and sys.platform == "linux" and not any(Path(file).exists() for file in GPU_FILES)
-    )
+    on_cpu = device.type == "cpu" or (device.type == "auto" and not environment.may_have_gpu())
     if not (loads and on_cpu and device.memory_check) or device.max_memory or "torch" in sys.modules:
         return
     folder = base_location.find_base_dir(spec.model)

@@ -22,6 +22,9 @@ ENV_SETTINGS = (  # environment variables that change what the numeric libraries
     "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "PYTHONHASHSEED",
 )  # fmt: skip
 DRIVER_DIR = Path("/proc/driver/nvidia")
+DEVICE_DIR = Path("/dev")
+CUDA_FILES = ("nvidia[0-9]*", "kfd")  # in it: of NVIDIA's and AMD's drivers. A container may be given any one of them
+OTHER_GPU_FILES = ("dri", "dxg")  # of Intel's, and of WSL's; machines without a GPU have them too
 
 
 def describe_environment() -> dict[str, Any]:
@@ -72,6 +75,18 @@ def _list_packages_on(path: tuple[str, ...]) -> dict[str, str]:
                     versions.setdefault(name, version(name))
             versions.setdefault(name, match["version"] or "unknown")
     return dict(sorted(versions.items()))
+
+
+def sees_cuda_gpu() -> bool:
+    """Whether torch will find a GPU of NVIDIA or AMD, as far as files of their drivers tell."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not is_hidden and any(any(DEVICE_DIR.glob(file)) for file in CUDA_FILES)
+
+
+def may_have_gpu() -> bool:
+    """Whether torch could find a GPU of any kind here."""
+    files = any(any(DEVICE_DIR.glob(file)) for file in OTHER_GPU_FILES)
+    return sys.platform != "linux" or files or sees_cuda_gpu()
 
 
 @cache
