@@ -112,8 +112,10 @@ def _select_device(spec: DeviceSpec) -> Device:
         raise DeviceError(
             "device.dtype=float16: training in float16 needs a GPU; type device.dtype=bfloat16 or float32"
         )
+    place = f"device {name}"
     count = torch.cuda.device_count() if name == "cuda" and spec.strategy is None else 1
-    place = f"device {name}" + (f" (the first of {count}; device=ddp device.num_processes={count} trains on all)" if count > 1 else "")  # fmt: skip
+    if count > 1:
+        place += f" (the first of {count}; device=ddp device.num_processes={count} trains on all)"
     if spec.dtype != "auto":
         return Device(name, parse_dtype(spec.dtype), f"{place}, {spec.dtype} as asked")
     reason = _why_native_bf16(name)

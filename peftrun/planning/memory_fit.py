@@ -23,15 +23,8 @@ from peftrun.system.free_memory import FreeMemory
 GO_ON = "device.memory_check=false to go on all the same"
 FULL_PRECISION = ("merge", "unmerge", "extract", "combine")  # actions that ignore model.quantization
 IN_FLOAT32 = ("merge", "unmerge")  # actions that ignore device.dtype
-LOADING = (
-    "train",
-    "evaluate",
-    "generate",
-    "serve",
-    "save",
-    "extract",
-    "combine",
-)  # actions that load the whole base model
+# Actions that load the whole base model.
+LOADING = ("train", "evaluate", "generate", "serve", "save", "extract", "combine")
 OFFLOADED = 0.5  # share of the free memory for the weights of an offloaded base model; its inputs and largest layer need the rest
 Choice = tuple[str, RunSpec]  # what to type, and the run with it
 
