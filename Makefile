@@ -10,7 +10,7 @@ ENCODERS_READY := $(VENV)/.ready-encoders
 RUN := outputs/train/$(shell date +%Y-%m-%d_%H-%M-%S-%N)
 # More overrides for `make run`, e.g. make run ARGS="experiment=quick_look"
 ARGS ?=
-# Processes that run tests, a thread each, and of rotating tests one in how many, chosen by the commit.
+# Processes that run tests, a thread each, and of slow tests one in how many, chosen by the commit.
 WORKERS ?= auto
 SHARE ?= 1
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 25

@@ -10,7 +10,7 @@ import pytest
 
 from peftrun.errors import ConfigError
 
-REST = pytest.param("rest", marks=[pytest.mark.slow, pytest.mark.rotating])
+REST = pytest.param("rest", marks=pytest.mark.slow)
 
 
 NOT_INSTALLED = "this package is not installed"

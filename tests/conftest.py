@@ -22,19 +22,17 @@ TINY_STEPS = [*SAMPLED_STEPS, "action.num_samples=0"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--share", type=int, default=1, help="of rotating tests run one in so many, chosen by the commit")
+    parser.addoption("--share", type=int, default=1, help="of slow tests run one in so many, chosen by the commit")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Those that take longest first, so that no process ends with one; of rotating tests the commit's share."""
+    """Those that take longest first, so that no process ends with one; of slow tests the commit's share."""
     items.sort(key=lambda item: not item.get_closest_marker("first"))
     share = config.getoption("--share")
     if share > 1:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         chosen = int(head, 16) % share
-        left = [
-            one for one in items if one.get_closest_marker("rotating") and crc32(one.nodeid.encode()) % share != chosen
-        ]
+        left = [one for one in items if one.get_closest_marker("slow") and crc32(one.nodeid.encode()) % share != chosen]
         config.hook.pytest_deselected(items=left)
         items[:] = [one for one in items if one not in left]
 

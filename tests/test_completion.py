@@ -16,7 +16,7 @@ from cases import cases
 from peftrun.cli.completion.candidates import find_candidates
 from peftrun.config import paths
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 START = {"bash": ["bash", "--noprofile", "--norc", "-i"], "zsh": ["zsh", "-f", "-i"]}

@@ -16,8 +16,6 @@ from merge_cases import FAMILIES, stored_base, trained_adapter
 from peftrun.errors import ArtifactError
 from peftrun.io import atomic_files
 
-pytestmark = pytest.mark.rotating  # those that are slow
-
 ACTIONS = {"save": ["action=save"], "merge": ["action=merge", "action.num_eval_rows=0"]}
 KILLS = [
     pytest.param(50, id="50"),

@@ -15,8 +15,6 @@ from encoders import build_bert, build_t5, on_texts, on_words
 from faults import check_refused
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.rotating  # those that are slow
-
 STEPS = ["trainer.max_steps=6", "trainer.warmup_steps=0", "trainer.logging_steps=1", "trainer.save_steps=2"]
 
 

@@ -29,7 +29,6 @@ def run_benchmark(folder: Path, *options: str) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 def test_every_phase_runs_on_tiny_models(tmp_path):
     phases = "env,correct,profile,train1b,train8b,lengths,qlora,sweep,merge,swap,serve,methods"
     printed, results = run_benchmark(tmp_path, "--tiny", "--phases", phases, "--only", ONLY, "--budget", "560")

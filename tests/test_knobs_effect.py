@@ -62,7 +62,6 @@ def test_checkpointing_keeps_less_for_the_backward_pass(llama):
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 def test_a_compiled_model_learns_the_same(cli, llama, on_tiny, plain):
     run = cli(*on_tiny(llama), *TINY_STEPS, "trainer.torch_compile=true")
     assert run.code == 0, run.err

@@ -40,14 +40,13 @@ NOT_CONTINUED = {"adalora", "p_tuning"}
 NOT_MERGED = {"adaption_prompt", "alora", "beft", "cartridge", "lily", "p_tuning", "prefix_tuning", "prompt_tuning"}
 STARTS_APART = {"c3a", "cartridge", "fourierft", "p_tuning", "prefix_tuning", "prompt_tuning", "unilora", "vblora"}
 CPU = Device("cpu", torch.float32, "")
-LONG = [pytest.mark.slow, pytest.mark.rotating]
 OPTIONS = sorted(set(paths.list_group_options("lora")) - NEEDS_MORE)
 QUICK = ("lora", "ia3", "prompt_tuning")  # a kind each
 
 
-def rotated(kept):
-    """The options, those not kept in turns."""
-    return [option if option in kept else pytest.param(option, marks=LONG) for option in OPTIONS]
+def mark_slow(kept):
+    """The options; those that are not kept are slow ones."""
+    return [option if option in kept else pytest.param(option, marks=pytest.mark.slow) for option in OPTIONS]
 
 
 def run_of(model, *overrides):
@@ -184,7 +183,7 @@ def test_every_adapter_option_has_its_effect_listed():
     assert options == listed, f"add to EFFECTS: {sorted(options - listed)}; remove: {sorted(listed - options)}"
 
 
-@pytest.mark.parametrize("option", rotated({*QUICK, *OPTIONS[::4]}))
+@pytest.mark.parametrize("option", mark_slow({*QUICK, *OPTIONS[::4]}))
 def test_effect_start_and_whole_life(tmp_path, llama, option):
     """Its own effect; no answer changed by a fresh adapter unless the method starts elsewhere; then trained, saved, reloaded, merged."""
     it = Fresh(llama, option)
@@ -264,7 +263,7 @@ def train(it, steps=2):
     it.net.eval()
 
 
-@pytest.mark.parametrize("option", rotated(QUICK))
+@pytest.mark.parametrize("option", mark_slow(QUICK))
 def test_by_command_lines(cli, llama, on_tiny, option):
     """Trained, reloaded as it was, merged where PEFT can, each by a command line."""
     overrides = [*on_tiny(llama), f"lora={option}", *FITTING.get(option, [])]

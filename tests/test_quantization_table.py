@@ -18,7 +18,7 @@ from peftrun.config.schema.quantization_formats import FORMATS
 from peftrun.models import base as base_models
 from peftrun.models import device
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("torchao")
 FILES = "files: "

@@ -21,7 +21,7 @@ from peftrun.models import base as base_models
 from peftrun.models import device, quantization
 from peftrun.models.device import Device
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 torchao = pytest.importorskip("torchao")

@@ -146,7 +146,6 @@ def unread_of():
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 @cases("experiment", paths.list_group_options("experiment"))
 def test_an_experiment_sets_nothing_that_its_run_does_not_read(where, tiny, unread_of, experiment):
     run = cli_here(where, *reading_paths.overrides(experiment, tiny, where))

@@ -99,7 +99,7 @@ QUICK = ("causal_lm", "seq_cls")
 
 @pytest.mark.parametrize(
     "kind",
-    [one if one in QUICK else pytest.param(one, marks=[pytest.mark.slow, pytest.mark.rotating]) for one in KINDS],
+    [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in KINDS],
 )
 def test_every_task_kind_comes_out_the_same_to_the_byte(where, models, on_tiny, kind):
     first = cli_here(where, *of_kind(kind, models, where, on_tiny))

@@ -17,7 +17,7 @@ from faults import check_failed, check_refused
 sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
 import serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 
 
 def hidden(monkeypatch, *names):

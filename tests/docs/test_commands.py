@@ -38,6 +38,7 @@ NOT_HERE: dict[str, tuple[str, ...]] = {
     r"task\.data\.source=hub|tasks=\[arc_easy": ("a data set of the Hub",),
     r"push_to_hub=true": ("a token of the Hub", "HF_HUB_OFFLINE is set", "there is no token for the Hub"),
     r"resume=ORG/NAME": ("a run on the Hub",),
+    r"num_processes=2 .*resume=outputs": ("a run of four processes that was killed (test_distributed.py)",),
     r"=s3://": ("a bucket", "needs package s3fs"),
     r"push=true": ("a token of the Hub", "HF_HUB_OFFLINE is set", "there is no token for the Hub"),
     r"tracker\.mode=online": ("a key of wandb", "there is no key for api.wandb.ai"),
@@ -84,7 +85,6 @@ def sit_down(folder, shelf, monkeypatch, words=()):
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 @pytest.mark.parametrize("commands", by_page([one for one in HERE if not one.serves and not one.of_shell]))
 def test_commands_do_what_they_say(commands, cli, shelf, tmp_path, monkeypatch, subtests):
     for number, command in enumerate(commands):
@@ -193,9 +193,7 @@ def typed(text, where, **env):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [pytest.param(one, id=one.where, marks=pytest.mark.rotating) for one in HERE if one.serves]
-)
+@pytest.mark.parametrize("command", [pytest.param(one, id=one.where) for one in HERE if one.serves])
 def test_a_command_that_serves_answers_until_it_is_stopped(command, here):
     args = [*(word for word in desk.on_desk(command.words[1:]) if not word.startswith(PORT)), "port=0"]
     running = subprocess.Popen(

@@ -80,7 +80,6 @@ def script(all_steps: list[Step], port: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 @pytest.mark.first
 @pytest.mark.timeout(2400)
 def test_the_tutorial_from_beginning_to_end(tmp_path):

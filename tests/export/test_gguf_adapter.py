@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from peftrun.adapters import probes
 from peftrun.system import packages
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 
 KINDS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 HEAD_SIZE = {"qwen3": 128}  # the only one that transformers' reader of GGUF gives a Qwen3

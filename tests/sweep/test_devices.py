@@ -151,7 +151,6 @@ def read_record(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 def test_a_worker_that_is_killed_is_replaced_or_fails_its_cells_alone(llama, on_tiny, tmp_path):
     for name, retries in {"replaced": 2, "given up": 0}.items():
         (tmp_path / name).mkdir()
@@ -172,7 +171,6 @@ def test_a_worker_that_is_killed_is_replaced_or_fails_its_cells_alone(llama, on_
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 def test_no_worker_outlives_its_command(cli, llama, on_tiny, tmp_path, monkeypatch):
     args = ["-m", *on_tiny(llama), "lora=dora", *clusters.GRID, *TWO]
     clusters.check_interrupted(tmp_path / "interrupted", *args)

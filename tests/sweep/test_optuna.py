@@ -10,7 +10,6 @@ from conftest import TINY_STEPS
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.rotating,
     pytest.mark.skipif(
         find_spec("optuna") is None, reason="package optuna is not installed: pip install 'peftrun[sweeper]'"
     ),

@@ -10,7 +10,6 @@ from conftest import TINY_STEPS, subprocess_cli
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.rotating,
     pytest.mark.skipif(find_spec("ray") is None, reason="package ray is not installed: pip install 'peftrun[ray]'"),
 ]
 

@@ -17,7 +17,6 @@ from peftrun.sweep import cluster
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.rotating,
     pytest.mark.skipif(
         find_spec("submitit") is None, reason="package submitit is not installed: pip install 'peftrun[slurm]'"
     ),

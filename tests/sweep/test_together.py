@@ -16,8 +16,6 @@ from peftrun.io import atomic_files
 from peftrun.planning.joint_memory import Limits
 from peftrun.runs import execute
 
-pytestmark = pytest.mark.rotating  # those that are slow
-
 FLOAT32 = 1e-5  # largest relative distance of a trained tensor to the lone run's, after up to 30 steps
 STEPS = ["trainer.max_steps=30", "trainer.logging_steps=1", "trainer.learning_rate=1e-3", "trainer.save_strategy=no"]
 

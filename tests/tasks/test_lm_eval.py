@@ -9,7 +9,7 @@ from faults import check_failed, check_refused
 
 from peftrun.tasks.lm_eval import compare_paired
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 
 TASK = """
 task: {name}

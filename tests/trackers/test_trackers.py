@@ -11,7 +11,7 @@ from faults import check_refused
 
 from peftrun.io import atomic_files
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 
 STEPS = [*TINY_STEPS, "trainer.eval_strategy=steps", "trainer.eval_steps=2", "task.data.num_validation_rows=4"]
 

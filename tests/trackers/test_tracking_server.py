@@ -8,7 +8,7 @@ import local_server
 import pytest
 from conftest import TINY_STEPS, cli_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating]
+pytestmark = pytest.mark.slow
 
 ANSWERS = {  # of MLflow's REST interface, as much as a run asks for
     "experiments/get-by-name": {"experiment": {"experiment_id": "1", "name": "peftrun"}},
