@@ -1,19 +1,16 @@
 """The search: batches of trials trained on one base, what failed, what is done again, and what is not."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import TINY_STEPS
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("optuna") is None, reason="package optuna is not installed: pip install 'peftrun[sweeper]'"
-    ),
-]
+pytestmark = pytest.mark.slow
+
+# Imported outside of any test: its log handlers keep the streams of the moment, which in a test are captured ones and then closed.
+pytest.importorskip("optuna", reason="package optuna is not installed: pip install 'peftrun[sweeper]'")
 
 SEARCH = ["hydra/sweeper=optuna", "hydra/launcher=shared_base", "hydra.sweeper.n_jobs=3"]
 SPACE = ["lora.r=choice(2,4)", "trainer.learning_rate=tag(log,interval(1e-4,1e-2))"]

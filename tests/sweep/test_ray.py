@@ -1,17 +1,16 @@
 """Groups as tasks of a real Ray cluster on this machine."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import clusters
 import pytest
 from conftest import TINY_STEPS, subprocess_cli
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="package ray is not installed: pip install 'peftrun[ray]'"),
-]
+pytestmark = pytest.mark.slow
+
+# Imported outside of any test: its log handlers keep the streams of the moment, which in a test are captured ones and then closed.
+pytest.importorskip("ray", reason="package ray is not installed: pip install 'peftrun[ray]'")
 
 RAY = "hydra/launcher=shared_base_ray"
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import clusters
@@ -15,12 +14,10 @@ from conftest import TINY_STEPS, subprocess_cli
 from peftrun.errors import ArtifactError
 from peftrun.sweep import cluster
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("submitit") is None, reason="package submitit is not installed: pip install 'peftrun[slurm]'"
-    ),
-]
+pytestmark = pytest.mark.slow
+
+# Imported outside of any test: its log handlers keep the streams of the moment, which in a test are captured ones and then closed.
+pytest.importorskip("submitit", reason="package submitit is not installed: pip install 'peftrun[slurm]'")
 
 LOCAL = ["hydra/launcher=shared_base_slurm", "hydra.launcher.cluster=local"]
 DIES = ["+hydra.launcher.executor.local_setup=['kill -9 $$']"]  # each job, before it has begun
