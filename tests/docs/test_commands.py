@@ -39,6 +39,7 @@ NOT_HERE: dict[str, tuple[str, ...]] = {
     r"push_to_hub=true": ("a token of the Hub", "HF_HUB_OFFLINE is set", "there is no token for the Hub"),
     r"resume=ORG/NAME": ("a run on the Hub",),
     r"num_processes=2 .*resume=outputs": ("a run of four processes that was killed (test_distributed.py)",),
+    r"https://HOST": ("a server of files",),
     r"=s3://": ("a bucket", "needs package s3fs"),
     r"push=true": ("a token of the Hub", "HF_HUB_OFFLINE is set", "there is no token for the Hub"),
     r"tracker\.mode=online": ("a key of wandb", "there is no key for api.wandb.ai"),
