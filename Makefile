@@ -110,6 +110,7 @@ bench: $(ALL_READY) ## speed, as ratios against the real alternative (benchmarks
 	$(BIN)/python benchmarks/train_step.py --repeats 1 --steps 60 --contestants trainer trl_autocast --output benchmarks/results/train_step_trained.md
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/merge_exactness.py
+	$(BIN)/python benchmarks/merge_faults.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/knobs.py
 	$(BIN)/python benchmarks/sweep.py

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,14 +20,14 @@ TARGETS = {
 }
 
 
-def build(folder: Path, size: str) -> None:
-    """A random Llama in bfloat16, a layer a file, none of it held; and a LoRA of rank 16 for each entry of TARGETS."""
-    width, inner, layers, heads = SIZES[size]
+def build(folder: Path, shape: tuple[int, int, int, int], dtype: str = "bfloat16", biases: bool = False) -> None:
+    """A random Llama, a layer a file, none of it held; and a LoRA of rank 16 for each entry of TARGETS. `biases`: of its attention, and of the LoRA."""
+    width, inner, layers, heads = shape
     base = folder / "base"
     base.mkdir(parents=True)
     LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        tie_word_embeddings=False, architectures=["LlamaForCausalLM"], dtype="bfloat16",
+        tie_word_embeddings=False, architectures=["LlamaForCausalLM"], attention_bias=biases, dtype=dtype,
     ).save_pretrained(base)  # fmt: skip
     _tokenizer().save_pretrained(base)
     torch.manual_seed(0)
@@ -38,19 +39,27 @@ def build(folder: Path, size: str) -> None:
     }
     parts = [
         outer,
-        *({f"model.layers.{one}.{key}": shape for key, shape in _layer(width, inner).items()} for one in range(layers)),
+        *(
+            {f"model.layers.{one}.{key}": shape for key, shape in _layer(width, inner, biases).items()}
+            for one in range(layers)
+        ),
     ]
     for number, part in enumerate(parts, 1):
         name = f"model-{number:05}-of-{len(parts):05}.safetensors"
-        save_file({key: _random(shape) for key, shape in part.items()}, base / name, {"format": "pt"})
+        save_file(
+            {key: _random(key, shape, getattr(torch, dtype)) for key, shape in part.items()},
+            base / name,
+            {"format": "pt"},
+        )
         places |= dict.fromkeys(part, name)
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     for name, targets in TARGETS.items():
-        _adapter(folder / name, targets, parts[1:])
+        write_adapter(folder / name, targets, parts[1:], biases)
 
 
-def _layer(width: int, inner: int) -> dict[str, tuple[int, ...]]:
-    square = {f"self_attn.{one}_proj.weight": (width, width) for one in "qkvo"}
+def _layer(width: int, inner: int, biases: bool) -> dict[str, tuple[int, ...]]:
+    square: dict[str, tuple[int, ...]] = {f"self_attn.{one}_proj.weight": (width, width) for one in "qkvo"}
+    square |= {f"self_attn.{one}_proj.bias": (width,) for one in "qkvo" if biases}
     mlp = {
         "mlp.gate_proj.weight": (inner, width),
         "mlp.up_proj.weight": (inner, width),
@@ -59,21 +68,30 @@ def _layer(width: int, inner: int) -> dict[str, tuple[int, ...]]:
     return {**square, **mlp, "input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,)}
 
 
-def _random(shape: tuple[int, ...]) -> torch.Tensor:
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
+def _random(key: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    if key.endswith("norm.weight"):
+        return torch.ones(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype).normal_(0, 0.02)
 
 
-def _adapter(folder: Path, targets: tuple[str, ...], layers: list[dict[str, tuple[int, ...]]]) -> None:
-    LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules=list(targets)).save_pretrained(folder)
+def write_adapter(
+    folder: Path, targets: Collection[str], layers: Sequence[Mapping[str, tuple[int, ...]]], biases: bool = False
+) -> None:
+    """A LoRA with random A and B in the layers named; `biases`: B has one, as with `lora_bias`."""
+    settings = {"lora_bias": True} if biases else {}
+    LoraConfig(
+        task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules=list(targets), **settings
+    ).save_pretrained(folder)
     tensors = {}
     for key, shape in (
         (key, shape) for layer in layers for key, shape in layer.items() if key.split(".")[-2] in targets
     ):
-        path = f"base_model.model.{key.removesuffix('.weight')}"
-        tensors[f"{path}.lora_A.weight"] = torch.randn(RANK, shape[1]) / shape[1] ** 0.5
-        tensors[f"{path}.lora_B.weight"] = torch.randn(shape[0], RANK) * 0.01
+        path = f"base_model.model.{key.rpartition('.')[0]}"
+        if key.endswith(".bias"):
+            tensors[f"{path}.lora_B.bias"] = torch.randn(shape) * 0.01
+        else:
+            tensors[f"{path}.lora_A.weight"] = torch.randn(RANK, shape[1]) / shape[1] ** 0.5
+            tensors[f"{path}.lora_B.weight"] = torch.randn(shape[0], RANK) * 0.01
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
@@ -93,6 +111,6 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 if __name__ == "__main__":
     if sys.argv[1] == "build":
-        build(Path(sys.argv[2]), sys.argv[3])
+        build(Path(sys.argv[2]), SIZES[sys.argv[3]])
     else:
         merge(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])

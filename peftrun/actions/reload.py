@@ -12,9 +12,8 @@ from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.actions import ReloadAction
 from peftrun.config.schema.run import RunSpec
 from peftrun.errors import AdapterError
-from peftrun.models import base_cache, placement
+from peftrun.models import base_cache, device, placement
 from peftrun.models.base import LoadedBase
-from peftrun.models.device import Device
 from peftrun.result import RunResult
 from peftrun.tasks import own_functions
 
@@ -22,17 +21,15 @@ from peftrun.tasks import own_functions
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
     """The load proofs and, with `action.evaluate=true`, the task's metrics."""
     assert isinstance(spec.action, ReloadAction)
-    run_device = placement.resolve_run_device(spec)
-    console.print_info(run_device.note)
     if spec.action.evaluate:
         tasks.check_data_columns(spec.task)
         own_functions.load_functions(spec.task)
     adapters = adapter_folder.resolve_adapters(spec.adapter)
-    base, net, proofs = _load_adapters(spec, adapters, run_device)
+    base, net, proofs = _load_adapters(spec, adapters)
     placement_facts = load.describe_placement(net)
     facts = {
         "base": base.describe(),
-        "device": run_device.note,
+        "device": base.device.note,
         "adapters": [proof.as_dict() for proof in proofs],
         "placement": placement_facts,
     }
@@ -56,21 +53,26 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
     return result
 
 
-def _load_adapters(
-    spec: RunSpec, adapters: dict[str, AdapterRef], run_device: Device
-) -> tuple[LoadedBase, Any, list[LoadProof]]:
+def _load_adapters(spec: RunSpec, adapters: dict[str, AdapterRef]) -> tuple[LoadedBase, Any, list[LoadProof]]:
     """The base model, the PEFT model, and a proof for each adapter."""
     assert isinstance(spec.action, ReloadAction)
+    place, tried = device.resolve_device(spec.device), ""
     if not spec.action.evaluate and len(adapters) == 1:
         # A single adapter that is only verified is checked layer by layer, without the whole base model in memory.
         (adapter,) = adapters.values()
+        streamed = streamed_load.choose_dtype(place, adapter) if spec.device.dtype == "auto" else place
+        tried = streamed.note
+        console.print_info(tried)
         try:
             base, net, proof = streamed_load.verify_streamed_load(
-                spec.model, run_device, adapter, spec.allow_base_mismatch
+                spec.model, streamed, adapter, spec.allow_base_mismatch
             )
             return base, net, [proof]
         except (NotWalkableError, AdapterError):
             pass  # load the whole model instead, which succeeds or explains the error
+    run_device = placement.fit_device(place, spec)
+    if run_device.note != tried:
+        console.print_info(run_device.note)
     base = base_cache.load_cached_base(
         spec.model, run_device, head=classifier_head.select_head(spec.task, adapters, spec.active_adapter)
     )

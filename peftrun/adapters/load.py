@@ -11,7 +11,6 @@ from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import BdLoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 
 from peftrun.adapters import add, base_match, probes, saved_base, shared_encoder, trainable_tokens, traits
 from peftrun.artifacts.adapter_folder import AdapterRef
@@ -182,7 +181,7 @@ def check_tensors(model: Any, adapter: AdapterRef) -> int:
     Call it before the first forward pass: some methods write into their own tensors while computing (OFT with coft=true).
     Raises: AdapterError: some are not finite, are missing or unexpected. ProofError: some differ from those in the file.
     """
-    name, folder, saved = adapter.name, adapter.folder, load_file(adapter.weights)
+    name, folder, saved = adapter.name, adapter.folder, saved_base.AdapterFile(adapter.weights)
     diverged = sorted(key for key, value in saved.items() if value.is_floating_point() and not value.isfinite().all())
     if diverged:
         raise AdapterError(
@@ -192,23 +191,25 @@ def check_tensors(model: Any, adapter: AdapterRef) -> int:
         loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     # copies of the base model's embeddings, and second names of tied tensors, are not the adapter's
     copies = saved_base.map_base_embeddings(model, name, saved).keys() | saved_base.find_duplicate_names(saved, loaded)
-    saved = saved_base.drop_tensors(saved, copies)
-    missing, unexpected = sorted(loaded.keys() - saved.keys()), sorted(saved.keys() - loaded.keys())
+    names = saved.keys() - copies
+    missing, unexpected = sorted(loaded.keys() - names), sorted(names - loaded.keys())
     if missing or unexpected:
         raise AdapterError(
             f"{folder}: {len(missing)} adapted tensors are not in the file{_quote_first(missing)} and "
             f"{len(unexpected)} of the file have no place in the model{_quote_first(unexpected)}; it was made for another architecture"
         )
     differing = []
-    for key, value in saved.items():
+    for key in names:
         actual = loaded[key].cpu()
-        expected = value.to(actual.dtype)
+        expected = saved[key].to(actual.dtype)
         close = key.endswith(COMPUTED_TENSORS) and torch.allclose(expected, actual, rtol=1e-5, atol=0)
         if not (close or torch.equal(expected, actual)):
             differing.append(key)
     if differing:
-        raise ProofError(f"{folder}: {len(differing)} loaded tensors differ from the file's{_quote_first(differing)}")
-    return len(saved)
+        raise ProofError(
+            f"{folder}: {len(differing)} loaded tensors differ from the file's{_quote_first(sorted(differing))}"
+        )
+    return len(names)
 
 
 def _quote_first(names: list[str]) -> str:

@@ -25,6 +25,31 @@ WRAPPED = re.compile(r"\.(base_layer|token_adapter|original_module)(?=\.|$)")
 TRAINED = re.compile(r"\.(modules_to_save|token_adapter)\.")
 
 
+class AdapterFile(Mapping[str, torch.Tensor]):
+    """The tensors of an adapter's file, each read when it is asked for and never kept: the model may map the same file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with safe_open(file, "pt") as opened:
+            self._names = dict.fromkeys(opened.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._file, "pt") as opened:
+            values: torch.Tensor = opened.get_tensor(name)
+        return values
+
+    def __contains__(self, name: object) -> bool:  # without reading it
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def map_base_embeddings(model: Any, adapter: str, keys: Iterable[str]) -> dict[str, str]:
     """Those of an adapter file's `keys` that are the base model's embeddings → name of the parameter in the base model.
 
@@ -82,9 +107,9 @@ def check_same_embeddings(
 
 def find_duplicate_names(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> set[str]:
     """Names of second copies of the adapter's tensors `names`: PEFT writes them if it saves embeddings that are trained in full or in part."""
-    adapter = {key: tensors[key] for key in names if key in tensors}
-    others = [key for key in tensors.keys() - adapter.keys() if TRAINED.search(key)]
-    return {key for key in others if any(torch.equal(tensors[key], value) for value in adapter.values())}
+    own = [key for key in names if key in tensors]
+    others = [key for key in tensors.keys() - set(own) if TRAINED.search(key)]
+    return {key for key in others if any(torch.equal(tensors[key], tensors[name]) for name in own)}
 
 
 def drop_tensors(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:

@@ -56,6 +56,17 @@ def verify_streamed_load(
     )
 
 
+def choose_dtype(place: Device, adapter: AdapterRef) -> Device:
+    """`place` as device.dtype=auto chose it, with no regard to the size of a base model that is not held in memory.
+
+    But in bfloat16 if the adapter's logits were recorded in it only, on such a device: they are compared in no other dtype.
+    """
+    recorded = (adapter.metadata or {}).get("probe", {})
+    if f"{place.name} {place.dtype_name}" in recorded or f"{place.name} bfloat16" not in recorded:
+        return place
+    return place.with_bfloat16("the dtype of the logits that were recorded with the adapter")
+
+
 def _check_walkable(spec: ModelSpec, device: Device, config: dict[str, Any]) -> None:
     peft_type = str(config.get("peft_type"))
     reasons = {

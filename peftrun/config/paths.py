@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 GROUPS = ("action", "model", "lora", "task", "trainer", "device", "tracker", "experiment")
+NO_FILE = "there is no such file"
 
 
 def config_dir() -> Path:
@@ -27,7 +28,7 @@ def cache_dir() -> Path:
 
 def no_file(path: str) -> str:
     """Part of a message about a path that is no file."""
-    return "is a folder" if Path(path).expanduser().is_dir() else "there is no such file"
+    return "is a folder" if Path(path).expanduser().is_dir() else NO_FILE
 
 
 def list_group_files(group: str, *dirs: Path) -> Iterator[Path]:

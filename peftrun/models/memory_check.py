@@ -55,10 +55,7 @@ def refuse_shortage(
     if shortage is None:
         return
     line = f"{statement} {shortage}"
-    refusal = MemoryShortageError(
-        memory_fit.format_refusal(line), statement=line, base=base, room=headroom, device=device.name
-    )
-    _refuse_or_warn(line, device, refusal)
+    _refuse_or_warn(line, device, memory_fit.build_shortage_error(line, base, headroom, device.name))
 
 
 def check_gpu_memory(statement: str, device: Device, size: float) -> None:

@@ -118,8 +118,7 @@ def check_before_import(spec: RunSpec) -> None:
         statement = state_load(base, spec.model, device.dtype)
     shortage = headroom.describe_shortage(estimate_run(base, spec))
     if shortage:
-        line = f"{statement} {shortage}"
-        raise MemoryShortageError(format_refusal(line), statement=line, base=base, room=headroom, device="cpu")
+        raise build_shortage_error(f"{statement} {shortage}", base, headroom, "cpu")
 
 
 def state_load(base: BaseModelInfo, model: ModelSpec, dtype: str) -> str:
@@ -220,6 +219,11 @@ def _replace_values(spec: RunSpec, **groups: dict[str, Any]) -> RunSpec:
 
 def _get_groups(spec: RunSpec) -> dict[str, Any]:
     return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+
+
+def build_shortage_error(statement: str, base: BaseModelInfo, headroom: Headroom, device: str) -> MemoryShortageError:
+    """The refusal of a run on `device` (its type), from which `suggest_on_shortage` derives what to type. `statement`: sizes needed and free."""
+    return MemoryShortageError(format_refusal(statement), statement=statement, base=base, room=headroom, device=device)
 
 
 def format_refusal(statement: str, choices: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 NEVER_TRIM = -1
-GROWTH_BYTES = 1 << 28  # bytes that tensors of many sizes may leave in gaps that fit no other tensor
+GROWTH_BYTES = 1 << 27  # bytes that tensors of many sizes may leave in gaps that fit no other tensor
 _LAST_RESIDENT = [0]  # resident bytes after the last release
 
 

@@ -11,6 +11,8 @@ from conftest import TINY_STEPS, build_llama, subprocess_cli
 from safetensors.torch import load_file, save_file
 
 from peftrun.models import base as base_models
+from peftrun.models import placement
+from peftrun.system import environment
 
 
 def copied(trained, tmp_path):
@@ -121,3 +123,16 @@ def test_a_proof_alone_needs_no_base_in_memory_and_is_the_same_proof(cli, reques
     effect = one["effect"]["max_logit_difference"]
     assert other["effect"]["max_logit_difference"] == pytest.approx(effect, rel=0.1)
     assert other["saved_difference"] < (1e-4 if dtype == "float32" else 0.1) < effect
+
+
+@cases("dtype", ["float32", "bfloat16"])
+def test_a_proof_alone_takes_the_dtype_of_the_recorded_logits_whatever_would_fit(
+    cli, llama, on_tiny, monkeypatch, dtype
+):
+    monkeypatch.setattr(environment, "NATIVE_BF16", ())
+    base = [*on_tiny(llama), "device.dtype=auto"]
+    trained = cli(*on_tiny(llama), f"device.dtype={dtype}", *TINY_STEPS)
+    monkeypatch.setattr(placement, "fit_device", None)  # nobody asks whether it fits: nothing is held
+    record = cli(*base, "action=reload", "action.evaluate=false", f"adapter={trained.run_dir}").record()
+    assert record["device"].startswith(f"device cpu, {dtype}: ")
+    assert record["adapters"][0]["saved_difference"] is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftrun.checks.device import SHARDED_QUANTIZATIONS
-from peftrun.config import shorthand
+from peftrun.config import paths, shorthand, yaml_files
 from peftrun.config_tools.peer_import import row_keys
 from peftrun.config_tools.peer_import.key_rules import EPOCH_SHARES, SHARE
 from peftrun.config_tools.peer_import.translation import CARRIED, NO_COUNTERPART, NOT_NEEDED, Translation
@@ -14,7 +14,6 @@ from peftrun.config_tools.peer_import.translation import CARRIED, NO_COUNTERPART
 PREFERENCES = ("dpo", "orpo", "kto", "reward", "preferences")
 STRATEGY = "trainer.eval_strategy"
 GENERATIONS = "task.objective.num_generations"
-GROUP_SIZE = 4  # answers to a prompt where no key says how many: that of task=grpo
 BATCH, ACCUMULATION = "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"
 NO_ADAPTER = "there is no adapter"
 OWN_RATE = "the rate of full fine-tuning"
@@ -122,8 +121,11 @@ def _settle_kto(draft: Draft) -> None:
 
 def _settle_generations(draft: Draft) -> None:
     """The answers to a prompt must fit into a step of one device; other tools count those of all devices."""
-    answers, rows = draft.get(GENERATIONS) or GROUP_SIZE, (draft.get(BATCH) or 1) * (draft.get(ACCUMULATION) or 1)
-    if draft.get("task") == "grpo" and isinstance(answers, int) and rows % answers and ACCUMULATION in draft.origins:
+    if draft.get("task") != "grpo":
+        return
+    default = yaml_files.load_plain(paths.config_dir() / "task" / "grpo.yaml")["objective"]["num_generations"]
+    answers, rows = draft.get(GENERATIONS) or default, (draft.get(BATCH) or 1) * (draft.get(ACCUMULATION) or 1)
+    if isinstance(answers, int) and rows % answers and ACCUMULATION in draft.origins:
         draft.set(ACCUMULATION, (draft.get(ACCUMULATION) or 1) * (answers // math.gcd(answers, rows)))
         line = draft.origins[GENERATIONS if GENERATIONS in draft.origins else ACCUMULATION]
         line.note = "the accumulation is raised, so that all answers to a prompt are in one step"

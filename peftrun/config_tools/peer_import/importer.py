@@ -19,7 +19,6 @@ from peftrun.config_tools.peer_import.translation import CARRIED, NO_COUNTERPART
 from peftrun.errors import ArtifactError, ConfigError
 
 EXPERIMENT = "experiment"
-NO_FILE = "there is no such file"  # as `paths.no_file` says it
 MAX_ROUNDS = 40  # each removes at least one setting
 
 
@@ -113,7 +112,7 @@ def _remove_faults(config: PeerConfig, draft: Draft, path: Path, search_path: Se
         lines = _find_faults(experiment_file.render_experiment(config, draft, format_command(path)), path, search_path)
         # One message a key: the first removes it. Rows that are not here yet stay named, and the message too.
         removable = {
-            parse_key(line): line for line in reversed(lines) if not line.partition(": ")[2].startswith(NO_FILE)
+            parse_key(line): line for line in reversed(lines) if not line.partition(": ")[2].startswith(paths.NO_FILE)
         }
         if not any([_remove(draft, line) for line in removable.values()]):
             break
