@@ -51,11 +51,13 @@ class MemoryShortageError(DeviceError):
 
     Attributes:
         statement: sizes needed and free.
-        base, room, device: base model info, headroom and device, from which `planning.memory_fit` derives its advice.
+        base, headroom, device: base model info, headroom and device, from which `planning.memory_fit` derives its advice.
     """
 
-    def __init__(self, *lines: str, statement: str = "", base: Any = None, room: Any = None, device: str = "") -> None:
-        self.statement, self.base, self.room, self.device = statement, base, room, device
+    def __init__(
+        self, *lines: str, statement: str = "", base: Any = None, headroom: Any = None, device: str = ""
+    ) -> None:
+        self.statement, self.base, self.headroom, self.device = statement, base, headroom, device
         super().__init__(*lines)
 
 

@@ -24,7 +24,7 @@ ORDER = [
     ("io", "mixed", "atomic files; safetensors headers and streams"),
     ("system", "mixed", "determinism, environment, processes, memory, versions"),
     ("config", "light", "values of a configuration: schema, files, migrations, search path"),
-    ("artifacts", "mixed", "what lies on disk: adapter and run folders, base models, fingerprints"),
+    ("artifacts", "mixed", "what is on disk: adapter and run folders, base models, fingerprints"),
     ("data", "light", "rows as they are stored: files, packages, the Hub"),
     ("checks", "light", "every rule that refuses a configuration"),
     ("composition", "light", "what was typed → a checked RunSpec"),
@@ -324,7 +324,7 @@ def test_an_action_has_one_name_everywhere():
         "peftrun/actions/{}.py": stems("peftrun/actions", "*.py"),
         "tests/actions/test_{}.py": stems("tests/actions", "test_*.py"),
         "{} in Action, peftrun/config/schema/actions.py": {get_args(kind)[0] for kind in classes},
-        "action={} in docs/commands.md": set(re.findall(r"action=([a-z]+)", commands)),
+        "action={} in docs/commands.md": set(re.findall(r"action=([a-z_]+)", commands)),
     }
     names = set().union(*places.values())
     missing = [place.format(one) for place, found in places.items() for one in sorted(names - found)]
@@ -338,6 +338,7 @@ def test_a_task_type_is_known_everywhere():
     files = (
         "peftrun/config/schema/run.py",
         "peftrun/tasks/row_view.py",
+        "peftrun/checks/metric_names.py",
         "tests/actions/test_replay.py",
         "docs/data.md",
     )

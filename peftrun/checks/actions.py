@@ -22,6 +22,7 @@ from peftrun.config.schema.method_traits import PLAIN_INITS
 from peftrun.errors import PeftrunError
 
 Lines = Iterator[str]
+OF_ADAPTER = ("reload", "merge", "unmerge", "inspect")  # actions that need an adapter
 ONE_ADAPTER = ("merge", "unmerge")  # actions that load only the active adapter
 ALL_ADAPTERS = ("reload", "save", "combine", "evaluate", "generate")  # actions that load every adapter
 PLAIN_LORA_VALUES: dict[str, tuple[Any, ...]] = {  # key of `lora` → values that an extracted adapter may have
@@ -42,7 +43,7 @@ PLAIN_LORA_VALUES: dict[str, tuple[Any, ...]] = {  # key of `lora` → values th
 def check_action(action: Any, adapter: dict[str, str], lora: Any) -> Lines:
     """The action has the inputs that it needs, and none that it would ignore."""
     name = action.name
-    if name in ("reload", "merge", "unmerge", "inspect") and not adapter:
+    if name in OF_ADAPTER and not adapter:
         yield f"adapter is not set; action={name} needs one: type adapter=RUN_FOLDER"
     if name == "combine" and len(adapter) < 2:
         yield "adapter: action=combine combines several adapters; type 'adapter={a: PATH, b: PATH}'"

@@ -11,6 +11,7 @@ from peftrun.config.schema.quantization_formats import FORMATS
 
 Lines = Iterator[str]
 PENALTY_FIELDS = ("kasa_config", "monteclora_config")  # PEFT adds their penalty to the loss that the model computes
+UNCALIBRATED = ("save", "extract")  # actions that make a new adapter and read no training rows
 HARMLESS_FIELDS = ("fan_in_fan_out", "layers_pattern")  # describe the layers, and leave a plain low-rank adapter
 
 
@@ -99,7 +100,7 @@ def check_penalty(lora: Any, task: Any) -> Lines:
 def check_calibration(lora: Any, action: Any) -> Lines:
     """Data-driven initializations need an action that reads training rows."""
     init = getattr(lora, "init_lora_weights", None)
-    if get_init_traits(init).calibrated and action.name in ("save", "extract"):
+    if get_init_traits(init).calibrated and action.name in UNCALIBRATED:
         yield f"lora.init_lora_weights={init}: needs training rows, and action={action.name} reads none; type action=train"
 
 

@@ -223,7 +223,9 @@ def _get_groups(spec: RunSpec) -> dict[str, Any]:
 
 def build_shortage_error(statement: str, base: BaseModelInfo, headroom: Headroom, device: str) -> MemoryShortageError:
     """The refusal of a run on `device` (its type), from which `suggest_on_shortage` derives what to type. `statement`: sizes needed and free."""
-    return MemoryShortageError(format_refusal(statement), statement=statement, base=base, room=headroom, device=device)
+    return MemoryShortageError(
+        format_refusal(statement), statement=statement, base=base, headroom=headroom, device=device
+    )
 
 
 def format_refusal(statement: str, choices: Sequence[str] = ()) -> str:
@@ -240,5 +242,5 @@ def suggest_on_shortage(spec: RunSpec) -> Iterator[None]:
         if error.base is None:
             raise
         resolved = _replace_values(spec, device={"type": error.device})  # device=auto resolved where it was loaded
-        suggestions = suggest_overrides(error.base, resolved, error.room)
+        suggestions = suggest_overrides(error.base, resolved, error.headroom)
         raise MemoryShortageError(format_refusal(error.statement, suggestions)) from error

@@ -129,6 +129,17 @@ def test_rows_that_are_not_here_yet_stay_named(tmp_path):
     assert imported.settings["trainer.gradient_accumulation_steps"] % 4 == 0
 
 
+def test_a_chat_template_of_the_tool_s_own_does_not_stay(tmp_path, monkeypatch):
+    """Its name is no file of the user that may be elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path)
+    (tmp_path / "axolotl.yml").write_text(AXOLOTL.replace("chat_template: chatml", "chat_template: falcon_h1"))
+    imported = importer.import_config(tmp_path / "axolotl.yml", None, tmp_path / "experiment" / "mine.yaml", [], [])
+    assert not imported.faults and "model.chat_template" not in imported.settings
+    (line,) = (line for line in imported.lines if line.key == "chat_template")
+    assert line.verdict == NO_COUNTERPART and "no template has this name" in line.note
+
+
 def test_an_import_says_what_became_of_each_key(tmp_path, cli):
     write_rows(tmp_path)
     (tmp_path / "axolotl.yml").write_text(AXOLOTL)
