@@ -115,14 +115,14 @@ def _remove_faults(config: PeerConfig, draft: Draft, path: Path, search_path: Se
     for _ in range(MAX_ROUNDS):
         lines = _find_faults(experiment_file.render_experiment(config, draft, format_command(path)), path, search_path)
         # One message a key: the first removes it. Files that are not here yet stay named, and the message too.
-        removable = {parse_key(line): line for line in reversed(lines) if not _is_about_missing_file(line)}
+        removable = {
+            parse_key(line): line
+            for line in reversed(lines)
+            if not (parse_key(line).startswith(USER_FILES) and line.partition(": ")[2].startswith(paths.NO_FILE))
+        }
         if not any([_remove(draft, line) for line in removable.values()]):
             break
     return lines
-
-
-def _is_about_missing_file(line: str) -> bool:
-    return parse_key(line).startswith(USER_FILES) and line.partition(": ")[2].startswith(paths.NO_FILE)
 
 
 def _remove(draft: Draft, line: str) -> bool:
