@@ -18,6 +18,7 @@ from safetensors import safe_open
 from peftrun.adapters import trainable_tokens
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.errors import AdapterError
+from peftrun.io import safetensors_stream
 
 PREFIX = "base_model.model."
 # PEFT's wrappers, in the name of a weight after its module.
@@ -30,24 +31,24 @@ class AdapterFile(Mapping[str, torch.Tensor]):
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        with safe_open(file, "pt") as opened:
-            self._names = dict.fromkeys(opened.keys())
+        self._stored = {tensor.entry.name: tensor for tensor in safetensors_stream.list_stored_tensors(file)}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        with safe_open(self._file, "pt") as opened:
+        stored = self._stored[name]
+        if stored.entry.dtype in safetensors_stream.DTYPES:
+            return stored.read_stored()
+        with safe_open(self._file, "pt") as opened:  # of 8 bits, say
             values: torch.Tensor = opened.get_tensor(name)
         return values
 
     def __contains__(self, name: object) -> bool:  # without reading it
-        return name in self._names
+        return name in self._stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._stored)
 
 
 def map_base_embeddings(model: Any, adapter: str, keys: Iterable[str]) -> dict[str, str]:
