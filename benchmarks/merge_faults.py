@@ -10,7 +10,6 @@ tensor, and half a unit of the dtype of each value, which is what rounding alone
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 import merge_contestants
 import report
 import torch
+from merge import environment
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -211,11 +211,6 @@ def named_tensors(found: dict[str, Any]) -> set[str]:
     tensors = {line.split(maxsplit=1)[0].rstrip(",") for line in found["wrong"] if " answers otherwise " not in line}
     layers = {line.split(maxsplit=1)[0] for line in found["wrong"] if " answers otherwise " in line}
     return tensors | {f"{one}.weight" for one in layers if not any(tensor.startswith(f"{one}.") for tensor in tensors)}
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """A cache of its own: a fingerprint is a first one."""
-    return os.environ | {"PEFTRUN_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
 
 
 def summarize(found: dict[str, Any]) -> str:

@@ -109,8 +109,13 @@ def check_same_embeddings(
 def find_duplicate_names(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> set[str]:
     """Names of second copies of the adapter's tensors `names`: PEFT writes them if it saves embeddings that are trained in full or in part."""
     own = [key for key in names if key in tensors]
-    others = [key for key in tensors.keys() - set(own) if TRAINED.search(key)]
-    return {key for key in others if any(torch.equal(tensors[key], tensors[name]) for name in own)}
+    others = {key: tensors[key] for key in tensors.keys() - set(own) if TRAINED.search(key)}
+    if not others:
+        return set()
+    # each of the adapter's own is read once: `tensors` may be a file
+    return {
+        key for value in map(tensors.__getitem__, own) for key, other in others.items() if torch.equal(other, value)
+    }
 
 
 def drop_tensors(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:

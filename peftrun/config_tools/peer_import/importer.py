@@ -19,10 +19,7 @@ from peftrun.config_tools.peer_import.translation import CARRIED, NO_COUNTERPART
 from peftrun.errors import ArtifactError, ConfigError
 
 EXPERIMENT = "experiment"
-USER_FILES = (
-    "task.data.",
-    "device.deepspeed_config",
-)  # keys that name files of the user, which may be on another machine
+USER_FILES = ("task.data.", "device.deepspeed_config")  # keys of files that may be on another machine
 MAX_ROUNDS = 40  # each removes at least one setting
 
 
