@@ -172,6 +172,8 @@ def test_types_that_need_more_than_a_text_are_refused(cli, llama, tmp_path, on_t
     made(llama, tmp_path / "a", LoraConfig(**LLAMA))
     file = tmp_path / "a" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": kind}))
+    if kind == "XLORA":  # PEFT saves the tensors of its adapters in folders below, and none beside the config
+        save_file({}, tmp_path / "a" / "adapter_model.safetensors")
     for action in ("reload", "merge"):
         args = [*on_tiny(llama), f"action={action}", f"adapter={tmp_path / 'a'}"]
         check_refused(
@@ -180,6 +182,19 @@ def test_types_that_need_more_than_a_text_are_refused(cli, llama, tmp_path, on_t
             args,
             [f"adapter={tmp_path / 'a'}: is of type {kind}, which needs", "use it with PEFT itself"],
         )
+
+
+@cases("config", [
+    LoraConfig(**LLAMA), LoraConfig(**LLAMA, alora_invocation_tokens=[5, 7]),
+    LoraConfig(**LLAMA, layer_replication=[[0, 2], [1, 2]]), PromptTuningConfig(**TOKENS, num_virtual_tokens=2),
+])  # fmt: skip
+def test_a_merge_is_offered_only_of_what_can_be_merged(cli, llama, tmp_path, on_tiny, config):
+    made(llama, tmp_path / "a", config)
+    args = [*on_tiny(llama), f"adapter={tmp_path / 'a'}"]
+    reloaded = cli(*args, "action=reload", "action.evaluate=false")
+    assert reloaded.code == 0 and "peftrun action=generate" in reloaded.out, reloaded.err
+    merged = cli(*args, "action=merge", "action.verify=false")
+    assert ("peftrun action=merge" in reloaded.out) == (merged.code == 0), reloaded.out + merged.err
 
 
 @cases("value", [float("nan"), float("inf")])

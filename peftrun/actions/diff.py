@@ -13,6 +13,9 @@ from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
 MAX_ROWS = 5
+UNORDERED = (  # settings that are sets of modules or layers
+    "target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "target_parameters", "layers_to_transform",
+)  # fmt: skip
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -86,15 +89,15 @@ def _find_unshared_modules(deltas: AdapterDeltas, others: AdapterDeltas) -> list
 
 def _diff_configs(config_a: dict[str, Any], config_b: dict[str, Any]) -> dict[str, list[Any]]:
     pairs = {
-        key: [_sort_if_list(config_a.get(key)), _sort_if_list(config_b.get(key))]
+        key: [_sort_modules(key, config_a.get(key)), _sort_modules(key, config_b.get(key))]
         for key in sorted(config_a.keys() | config_b.keys())
     }
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _sort_if_list(value: Any) -> Any:
-    """A list in a fixed order: PEFT stores sets of module names as lists in arbitrary order."""
-    return sorted(value, key=str) if isinstance(value, list) else value
+def _sort_modules(key: str, value: Any) -> Any:
+    """The value, in a fixed order if it names modules: PEFT stores sets of their names as lists in arbitrary order."""
+    return sorted(value, key=str) if key in UNORDERED and isinstance(value, list) else value
 
 
 def _compute_totals(modules: dict[str, dict[str, Any]]) -> dict[str, Any]:

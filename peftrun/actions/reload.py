@@ -7,7 +7,7 @@ from peftrun import console, tasks
 from peftrun.adapters import load, reference, streamed_load
 from peftrun.adapters.layer_walk import NotWalkableError
 from peftrun.adapters.load import LoadProof
-from peftrun.artifacts import adapter_folder, classifier_head
+from peftrun.artifacts import adapter_folder, adapter_rules, classifier_head
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.config.schema.actions import ReloadAction
 from peftrun.config.schema.run import RunSpec
@@ -47,9 +47,11 @@ def run(spec: RunSpec, out_dir: Path) -> RunResult:
         result.facts |= about_reference
         result.summary += [(name, f"{value:.4f}") for name, value in result.metrics.items()]
         result.objective = result.metrics["loss"]
-    path = next(iter(adapters.values())).path
-    generate_commands = [] if base.head else [f"peftrun action=generate adapter={path}"]
-    result.next_commands = [*generate_commands, f"peftrun action=merge adapter={path}"]
+    first = next(iter(adapters.values()))
+    result.next_commands = [
+        *([] if base.head else [f"peftrun action=generate adapter={first.path}"]),
+        *([] if adapter_rules.why_not_merged(first.config) else [f"peftrun action=merge adapter={first.path}"]),
+    ]
     return result
 
 

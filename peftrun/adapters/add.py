@@ -40,7 +40,7 @@ def _check_adapter_names(host: Any, names: list[str]) -> None:
         adapter_folder.check_adapter_name(name)
         prefixed = name.startswith(tuple(filter(None, PEFT_TYPE_TO_PREFIX_MAPPING.values())))
         # a single adapter's tensors are all of the adapter's, so most names are unambiguous there
-        ambiguous = name in ("weight", "bias") or (len(names) > 1 and (name in model_parts or prefixed))
+        ambiguous = len(names) > 1 and (name in model_parts or prefixed)
         if ambiguous or hasattr(torch.nn.ModuleDict(), name):  # a ModuleDict refuses the names of its attributes
             raise AdapterError(
                 f"adapter.{name}: is also the name of a part of the model; type another, such as adapter={{{name}_1: PATH}}"

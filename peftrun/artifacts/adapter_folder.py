@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peftrun.artifacts import hub_adapters, records, remote_files
+from peftrun.artifacts import adapter_rules, hub_adapters, records, remote_files
 from peftrun.artifacts.hub_adapters import HubAdapter
 from peftrun.artifacts.run_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PEFTRUN_METADATA, RECORD
 from peftrun.errors import AdapterError, ArtifactError
@@ -18,6 +18,7 @@ ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 SERVED_NAME = re.compile(
     rf"{ADAPTER_NAME.pattern}(\.[A-Za-z0-9_-]+)*"
 )  # may have dots: a server gives PEFT another name
+TENSOR_NAMES = ("weight", "bias")  # PEFT selects an adapter's tensors by a part of their name
 NAME_RULE = "must be letters, digits, '_' and '-'"
 STACK = "stack"  # in an adapter that is the sum of two: the folder of its parts, and their entry in peftrun.json
 STACKED_ON = "stacked_on"  # in peftrun.json of such a part: hash of the adapter that it was trained on top of
@@ -25,10 +26,14 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def check_adapter_name(name: str) -> None:
-    """Raises: AdapterError: `name` cannot be the name of a folder."""
+    """Raises: AdapterError: `name` cannot be the name of an adapter."""
     if not ADAPTER_NAME.fullmatch(name):
         valid = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "my_name"
         raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{{valid}: PATH}}")
+    if name in TENSOR_NAMES:
+        raise AdapterError(
+            f"adapter.{name}: is also the name of tensors of every model; type another, such as adapter={{{name}_1: PATH}}"
+        )
 
 
 def format_adapter_option(path: object, name: str) -> str:
@@ -196,8 +201,9 @@ def _check_files(adapter: AdapterRef) -> None:
         entries = safetensors_header.read_header(adapter.weights)
     except ArtifactError as error:
         raise AdapterError(f"{key}: {error}") from error
-    if not entries:
-        raise AdapterError(f"{key}: {ADAPTER_WEIGHTS} holds no tensor; make the adapter again")
+    if not entries:  # X-LoRA's tensors are in folders below this one
+        problem = adapter_rules.why_not_loadable(adapter.config)
+        raise AdapterError(f"{key}: {problem or f'{ADAPTER_WEIGHTS} holds no tensor; make the adapter again'}")
     if adapter.metadata and STACKED_ON in adapter.metadata:
         whole = folder.parent.parent  # RUN/adapter/stack/1
         raise AdapterError(

@@ -38,6 +38,17 @@ def why_not_loadable(config: AdapterConfig) -> str | None:
     )
 
 
+def why_not_merged(config: AdapterConfig) -> str | None:
+    """Why this adapter cannot be merged, as it is no change of the base model's weights; None if it is one."""
+    if config.get("alora_invocation_tokens"):
+        return "is active only after its invocation tokens (aLoRA)"
+    if config.get("layer_replication"):
+        return "repeats layers of the base model with shared weights (layer_replication), which a merged model cannot"
+    return (
+        None if get_method_traits(config.get("peft_type")).merges else "prepends virtual tokens, which are not weights"
+    )
+
+
 def describe_taken_from_base(config: AdapterConfig) -> str | None:
     """What PEFT subtracts from the base model's weights when it adds this adapter; None if nothing."""
     init = get_base_changing_init(config)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from peftrun.artifacts import adapter_folder, adapter_settings, lineage
+from peftrun.artifacts import adapter_folder, adapter_rules, adapter_settings, lineage
 from peftrun.artifacts.run_layout import ADAPTER, RECORD
 from peftrun.console import shorten_path
 from peftrun.formatting import format_bytes
@@ -86,7 +86,7 @@ def add_artifacts(session: TrainingSession, result: RunResult) -> RunResult:
     result.next_commands = [
         f"peftrun action=reload adapter={run_folder}",
         *([] if session.base.head else [f"peftrun action=generate adapter={run_folder} 'action.prompt=\"…\"'"]),
-        f"peftrun action=merge adapter={run_folder}",
+        *([] if adapter_rules.why_not_merged(saved.config) else [f"peftrun action=merge adapter={run_folder}"]),
         *([] if adapter_settings.why_not_continued(saved) else [f"peftrun action=train adapter={run_folder}"]),
     ]
     return result

@@ -202,6 +202,20 @@ def test_biases_and_tensors_of_one_only(cli, gpt2, tmp_path):
     assert "only in a" in outcome.out
 
 
+@cases("setting", ["target_modules", "alora_invocation_tokens", "layer_replication"])
+def test_the_order_of_a_setting_counts_unless_it_is_a_set(cli, llama, tmp_path, setting):
+    values = {"target_modules": TARGETS, "alora_invocation_tokens": [7, 5], "layer_replication": [[0, 2], [1, 2]]}
+    made(llama, tmp_path / "a", LoraConfig(**{"target_modules": TARGETS, setting: values[setting]}))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    file = tmp_path / "b" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {setting: config[setting][::-1]}))
+    found, outcome = compared(cli, tmp_path / "a", tmp_path / "b")
+    assert found["config"] == (
+        {} if setting == "target_modules" else {setting: [values[setting], values[setting][::-1]]}
+    ), outcome.out
+
+
 def test_rows_of_other_tokens_are_not_compared(cli, llama, tmp_path):
     for name, tokens in (("a", [5, 6]), ("b", [5, 7])):
         made(llama, tmp_path / name, LoraConfig(target_modules=TARGETS, trainable_token_indices=tokens))

@@ -8,7 +8,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 
 from peftrun.adapters import saved_base
 from peftrun.adapters.merge import sidecar_files
-from peftrun.config.schema.method_traits import get_method_traits
+from peftrun.artifacts import adapter_rules
 from peftrun.errors import AdapterError, ProofError
 from peftrun.io import safetensors_header
 from peftrun.models.base import LoadedBase
@@ -18,15 +18,9 @@ DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 def check_mergeable(config: dict[str, Any], name: str) -> None:
     """Raises: AdapterError: an adapter with this `adapter_config.json` is not a change of the weights, so it cannot be merged."""
-    peft_type = config.get("peft_type")
-    reason = None if get_method_traits(peft_type).merges else "prepends virtual tokens, which are not weights"
-    if config.get("alora_invocation_tokens"):
-        reason = "is active only after its invocation tokens (aLoRA)"
-    if config.get("layer_replication"):
-        reason = "repeats layers of the base model with shared weights (layer_replication), which a merged model cannot"
-    if reason:
+    if reason := adapter_rules.why_not_merged(config):
         raise AdapterError(
-            f"adapter.{name}: cannot merge this {peft_type} adapter, which {reason}; keep it as an adapter on its base model"
+            f"adapter.{name}: cannot merge this {config.get('peft_type')} adapter, which {reason}; keep it as an adapter on its base model"
         )
 
 
