@@ -64,6 +64,7 @@ REFUSED = [
     (["action=merge", "adapter=dora"], "type lora=dora"),
     (["template=qwen"], "type model.chat_template=qwen, or omit it"),
     (["lora.modules_to_save=lm_head"], "must be a list; type lora.modules_to_save=[lm_head]"),
+    (["lora.layer_replication=[0,2]"], "must be a list; type lora.layer_replication=[[VALUE,VALUE]]"),
     (["hub_token=our-secret"], "hub_token: there is no such key; secrets are not typed"),
     (["--hf_token", "our-secret"], "--hf_token: secrets are not typed"),
 ]  # fmt: skip

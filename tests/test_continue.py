@@ -82,22 +82,41 @@ REFUSED = {  # what is typed beside the adapter → what the line must name
     "adapter=newer": ["from_the_future=true", "PEFT"],
     "adapter=torn": [ADAPTER_WEIGHTS, "missing"],
     "adapter=scores": ["is of type ADALORA", "train a new adapter"],
+    "adapter=loop": ["adapter=loop", "leads back to it", f"restore {PEFTRUN_METADATA}"],
+    "adapter=calls": ["lora.alora_invocation_tokens=[5,7]", "has [7,5]"],
 }  # fmt: skip
 
 
 @cases("typed", REFUSED)
 def test_what_cannot_be_is_one_line_before_anything_is_written(cli, tmp_path, trained, llama, on_tiny, typed):
-    for name, changes in {"newer": {"from_the_future": True}, "torn": {}, "scores": {"peft_type": "ADALORA"}}.items():
+    made = {
+        "newer": {"from_the_future": True}, "torn": {}, "scores": {"peft_type": "ADALORA"}, "loop": {},
+        "calls": {"alora_invocation_tokens": [7, 5]},
+    }  # fmt: skip
+    for name, changes in made.items():
         shutil.copytree(trained / ADAPTER, tmp_path / name)
         config = read_json(tmp_path / name / ADAPTER_CONFIG) | changes
         (tmp_path / name / ADAPTER_CONFIG).write_text(json.dumps(config))
     (tmp_path / "torn" / ADAPTER_WEIGHTS).unlink()
+    about = read_json(tmp_path / "loop" / PEFTRUN_METADATA)
+    itself = {"sha256": hash_file(tmp_path / "loop" / ADAPTER_WEIGHTS), "run": "loop", "steps": 4}
+    (tmp_path / "loop" / PEFTRUN_METADATA).write_text(json.dumps(about | {"parent": itself | {"parents": []}}))
     # A copy outside its run does not know the folders of its base model and its rows.
     given = on_tiny(llama) if typed.startswith("adapter=") else [f"adapter={trained}"]
+    given += ["lora.alora_invocation_tokens=[5,7]"] if typed == "adapter=calls" else []
     refused = cli(*given, typed.replace("RUN", str(trained)), *FURTHER)
     lines = [line for line in refused.err.splitlines() if line.startswith("peftrun: ")]
     assert refused.code == 1 and refused.run_dir is None and len(lines) == 1, refused.err
     assert all(part in lines[0] for part in REFUSED[typed]), lines
+
+
+def test_an_adapter_of_a_newer_version_is_continued_with_a_warning(cli, tmp_path, trained, llama, on_tiny):
+    shutil.copytree(trained / ADAPTER, tmp_path / "later")
+    file = tmp_path / "later" / PEFTRUN_METADATA
+    file.write_text(json.dumps(read_json(file) | {"peftrun": "99.0.0"}))
+    for path, count in ((tmp_path / "later", 1), (trained, 0)):
+        done = cli(*on_tiny(llama), f"adapter={path}", *CPU, "trainer.max_steps=0", "action.num_samples=0")
+        assert done.code == 0 and done.err.count("was made by peftrun 99.0.0, newer than this") == count, done.err
 
 
 def test_what_is_typed_and_equal_is_accepted(trained):

@@ -92,6 +92,7 @@ REFUSED = {  # what is typed → what the line says
     "model.arguments.hidden_size=8": "belongs to the stored weights",
     "model.arguments.attention_dropot=0.1": "type model.arguments.attention_dropout=0.1",
     "model.arguments.attention_dropout=much": "must be a valid number",
+    "model.arguments.max_position_embeddings=-5": "must be 1 or more",
     "model.arguments.torch_dtype=float16": "type device.dtype=float16",
     "model.arguments.device_map=auto": "device=offload",
     "model.arguments.load_in_4bit=true": "type model.quantization=nf4",
@@ -129,8 +130,16 @@ def test_arguments_of_the_model_are_in_effect(llama, gpt2):
     assert load_tokenizer_info(spec, None).positions == 48
     with pytest.raises(ModelError, match=r"would then not have the tensors of its files \(transformer.wpe.weight"):
         load_base(run_of(gpt2, "model.arguments.n_positions=48").model, CPU)
-    with pytest.raises(ModelError, match="a llama model refuses it"):
-        load_base(run_of(llama, "model.arguments.initializer_range=-1").model, CPU)
+    refused = {
+        "initializer_range=-1": "-1",
+        "hidden_act=geluu": "geluu",
+        "rope_parameters={rope_type: lineer, factor: 2.0}": "lineer",
+        "rope_parameters={rope_type: linear, factor: -1.0}": "got -1.0",  # transformers warns only
+        "rope_parameters={rope_type: linear, factor: 2.0, factr: 3.0}": "factr",
+    }
+    for typed, word in refused.items():
+        with pytest.raises(ModelError, match=f"a llama model refuses it .*{word}.*correct the value, or omit it"):
+            load_base(run_of(llama, f"model.arguments.{typed}").model, CPU)
 
 
 TRAINED = {  # optimizers of torch, and of packages that may be missing: with what they need

@@ -242,6 +242,9 @@ def of_unlike_rows(kind, folder, llama, on_tiny):
     return [*on_tiny(llama), f"task.data.path={jsonl(folder / 'pairs.jsonl', pairs)}"]
 
 
+DROPS_LAST = ["trainer.arguments.dataloader_drop_last=true"]
+
+
 @cases("kind", ["answers", "texts"])
 def test_the_validation_loss_is_one_mean_whatever_its_batches(kind, cli, tmp_path, llama, on_tiny):
     own = of_unlike_rows(kind, tmp_path, llama, on_tiny)
@@ -252,9 +255,10 @@ def test_the_validation_loss_is_one_mean_whatever_its_batches(kind, cli, tmp_pat
         "trainer.max_steps=1",
     ]
     found = []
-    for size in (1, 4):
-        done = cli(*own, *STEPS, *measured, f"trainer.per_device_eval_batch_size={size}")
+    # 8: more rows than there are; dataloader_drop_last is about training rows
+    for size, more in ((1, []), (4, []), (4, DROPS_LAST), (8, DROPS_LAST)):
+        done = cli(*own, *STEPS, *measured, f"trainer.per_device_eval_batch_size={size}", *more)
         assert done.code == 0, done.err
         rows = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
         found += [row["eval_loss"] for row in rows if "eval_loss" in row]
-    assert len(found) == 2 and found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found == pytest.approx([found[0]] * 4, rel=1e-5)

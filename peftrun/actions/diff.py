@@ -7,15 +7,13 @@ from peftrun import console
 from peftrun.artifacts import adapter_folder, adapter_tensors, delta_weights
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.delta_weights import AdapterDeltas
+from peftrun.config.schema.method_traits import MODULE_SETS
 from peftrun.config.schema.run import RunSpec
 from peftrun.formatting import format_metrics
 from peftrun.io import atomic_files
 from peftrun.result import RunResult
 
 MAX_ROWS = 5
-UNORDERED = (  # settings that are sets of modules or layers
-    "target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "target_parameters", "layers_to_transform",
-)  # fmt: skip
 
 
 def run(spec: RunSpec, out_dir: Path) -> RunResult:
@@ -97,7 +95,7 @@ def _diff_configs(config_a: dict[str, Any], config_b: dict[str, Any]) -> dict[st
 
 def _sort_modules(key: str, value: Any) -> Any:
     """The value, in a fixed order if it names modules: PEFT stores sets of their names as lists in arbitrary order."""
-    return sorted(value, key=str) if key in UNORDERED and isinstance(value, list) else value
+    return sorted(value, key=str) if key in MODULE_SETS and isinstance(value, list) else value
 
 
 def _compute_totals(modules: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -5,14 +5,17 @@ Every action uses the base model's tokenizer and chat template, even if the adap
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
 from transformers import AutoTokenizer
 
 from peftrun import console
 from peftrun.artifacts.adapter_folder import AdapterRef
 from peftrun.artifacts.fingerprint import TEMPLATE_FILES, Fingerprint
 from peftrun.errors import AdapterError
+from peftrun.system.versions import get_version
 
 WEIGHTS, TOKENIZER, TEMPLATE, ARGUMENTS = "weights", "tokenizer", "chat template", "value of model.arguments"
 TOKEN_KEYS = ("model.chat_template", "model.special_tokens", "model.new_tokens")
@@ -28,6 +31,7 @@ def check_base_match(
     Raises: AdapterError: the adapter was made for other weights or another tokenizer.
     """
     metadata = adapter.metadata
+    _warn_if_newer(adapter)
     if metadata is None:
         console.print_warning(
             f"{adapter.label} was not made by peftrun: the base it was made for cannot be checked, its tensors are"
@@ -38,9 +42,23 @@ def check_base_match(
         text += f"this is {name} ({mark.short()})"
         others = [part for part in parts if part != WEIGHTS]
         text += f", which has another {' and another '.join(others)}" if others else ""
-        own = "" if WEIGHTS in parts else f", and leave {', '.join(TOKEN_KEYS)} to the adapter"
+        keys = [
+            *(TOKEN_KEYS if {TOKENIZER, TEMPLATE} & set(parts) else ()),
+            *(["model.arguments"] if ARGUMENTS in parts else []),
+        ]
+        own = "" if WEIGHTS in parts else f", and leave {', '.join(keys)} to the adapter"
         _warn_or_raise(text, parts, allow, f"choose that model{own}")
     _check_adapter_tokenizer(name, adapter, allow, tokenizer)
+
+
+def _warn_if_newer(adapter: AdapterRef) -> None:
+    made_by, installed = str((adapter.metadata or {}).get("peftrun")), get_version("peftrun")
+    with suppress(InvalidVersion):  # none is recorded, or a checkout without a version
+        if Version(made_by) > Version(installed):
+            console.print_warning(
+                f"{adapter.label} was made by peftrun {made_by}, newer than this {installed}, which ignores what it does not know of it; "
+                "type pip install -U peftrun"
+            )
 
 
 def find_differing_parts(mark: Fingerprint, metadata: dict[str, Any] | None) -> list[str]:

@@ -12,7 +12,7 @@ from peftrun.config import values as config
 from peftrun.config.paths import config_dir
 from peftrun.config.schema import peft_fields
 from peftrun.config.schema.lora import BdLoraSpec, VeloraSpec
-from peftrun.config.schema.method_traits import get_method_traits
+from peftrun.config.schema.method_traits import MODULE_SETS, get_method_traits
 from peftrun.formatting import format_value
 from peftrun.system.versions import get_version
 
@@ -99,7 +99,7 @@ def find_contradictions(adapter: AdapterRef, lora: Any) -> Iterator[str]:
     for field in dataclasses.fields(lora):
         value, own = getattr(lora, field.name), known.get(field.name)
         value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-        if not is_for_training(field.name) and not have_same_meaning(value, own):
+        if not is_for_training(field.name) and not have_same_meaning(field.name, value, own):
             yield f"lora.{field.name}={format_value(value)}: {adapter.option} has {_shorten(format_value(own))}; {HINT}"
 
 
@@ -107,9 +107,9 @@ def _shorten(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
-def have_same_meaning(one: Any, other: Any) -> bool:
-    """Whether two values of a key are equal; lists of names in any order."""
-    if isinstance(one, list) and isinstance(other, list):
+def have_same_meaning(key: str, one: Any, other: Any) -> bool:
+    """Whether two values of a key are equal; names of modules in any order."""
+    if key in MODULE_SETS and isinstance(one, list) and isinstance(other, list):
         return sorted(map(str, one)) == sorted(map(str, other))
     return bool(one == other or (not one and not other and not isinstance(one, int | float)))
 

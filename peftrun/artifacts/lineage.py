@@ -26,6 +26,21 @@ def describe_parent(adapter: AdapterRef) -> Ancestor:
     return parent | {"parents": list_ancestors(metadata)[:MAX_ANCESTORS]}
 
 
+def find_cycle(adapter: AdapterRef) -> Ancestor | None:
+    """An ancestor that stands in the adapter's lineage twice, or is the adapter itself: no training writes that. None: there is none."""
+    run = shorten_path(str(adapter_folder.find_adapter_run(adapter.path) or adapter.path))
+    ancestors: list[Ancestor] = list_ancestors(adapter.metadata or {})
+    known: list[tuple[Any, str]] = []
+    if any(ancestor.get("run") == run for ancestor in ancestors):  # the name alone may be that of another run
+        known = [(run, atomic_files.hash_file(adapter.weights))]
+    for ancestor in ancestors:
+        identity = (ancestor.get("run"), ancestor["sha256"])
+        if identity in known:
+            return ancestor
+        known.append(identity)
+    return None
+
+
 def _read_steps(folder: Path, run: Path | None) -> int | None:
     """Optimizer steps of that run alone: of a checkpoint its own number."""
     number = folder.name.removeprefix("checkpoint-")

@@ -1,5 +1,6 @@
 """Rules for `model.arguments`: fields of the base model's config, and arguments of transformers' loader. Light."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from peftrun.formatting import format_value
 from peftrun.io import atomic_files
 
 Lines = Iterator[str]
+COUNTED = re.compile(r"(max|num|n)_|.*_(size|window)$")  # fields that count something
 
 
 def check_arguments(model: Any, action: Any) -> Lines:
@@ -31,6 +33,11 @@ def explain_arguments(arguments: dict[str, Any], config: dict[str, Any]) -> list
     accepted = model_fields.get_accepted_arguments(config)
     types = {name: accepted[name] for name in arguments if name in accepted}
     lines = [_explain_refused(name, value, config) for name, value in arguments.items() if name not in types]
+    lines += [
+        f"model.arguments.{name}={value}: must be 1 or more"
+        for name, value in arguments.items()
+        if COUNTED.match(name) and isinstance(value, int | float) and value < 0
+    ]
     mapping = build_mapping_type("Model", {"arguments": build_mapping_type("Arguments", types)})
     return lines + explain_type_errors("model", {"arguments": {name: arguments[name] for name in types}}, mapping)
 

@@ -136,7 +136,10 @@ def _suggest_fix(name: str, value: str, value_type: Any) -> str:
         return f"; type {name}=true or {name}=false"
     if example is None and any(get_origin(part) is dict for part in types):
         example = "{NAME: VALUE}"
-    if example is None and value and value[0] not in "[{" and any(get_origin(part) is list for part in types):
+    lists = [part for part in types if get_origin(part) is list]
+    if example is None and any(get_origin(item) in (list, tuple) for part in lists for item in get_args(part)):
+        example = "[[VALUE,VALUE]]"
+    if example is None and value and value[0] not in "[{" and lists:
         example = f"[{value}]" if PLAIN_ITEM.fullmatch(value) else f"[{json.dumps(value, ensure_ascii=False)}]"
     return "" if example is None else f"; type {quote_for_shell(f'{name}={example}')}"
 

@@ -27,7 +27,7 @@ from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
 from peftrun.io import atomic_files
 from peftrun.models import gguf, memory_check, quantization, retokenized_base
-from peftrun.models.config import get_loader_arguments, load_config
+from peftrun.models.config import explain_refused_arguments, get_loader_arguments, load_config
 from peftrun.models.device import Device
 from peftrun.models.tokenizer import check_model_kind, explain_load_error, limit_sequence_length, load_tokenizer
 from peftrun.system.silence import suppress_output
@@ -233,7 +233,11 @@ def build_empty(folder: Path, spec: ModelSpec, head: ClassifierHead | None = Non
     config.dtype = torch.float32
     attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     # Buffers (rotary frequencies) are in no file, so they are computed for real.
-    with suppress_output(), init_empty_weights(include_buffers=False):
+    with (
+        explain_refused_arguments(spec, config.model_type),
+        suppress_output(),
+        init_empty_weights(include_buffers=False),
+    ):
         model_class = CLASSIFIER_CLASSES[head.kind] if head else _get_model_class(config)
         return model_class.from_config(config, trust_remote_code=spec.trust_remote_code, **attention).eval()
 

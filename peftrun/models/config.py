@@ -1,5 +1,8 @@
 """The base model's config, with the values of `model.arguments` laid over it. Reads no weights and imports no torch."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +36,45 @@ def apply_arguments(config: Any, spec: ModelSpec) -> Any:
         raise ConfigError(*problems)
     values = {name: value for name, value in spec.arguments.items() if name not in model_fields.LOADER}
     laid = {name: own[name] | value if _are_mappings(own.get(name), value) else value for name, value in values.items()}
-    try:
+    with _collect_rope_warnings() as usual:
+        type(config).from_dict(own)
+    with explain_refused_arguments(spec, config.model_type), _collect_rope_warnings() as warned:
         changed = type(config).from_dict(own | laid)
-    except Exception as error:  # each class has its own checks, and its own errors
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model.arguments={values}: a {config.model_type} model refuses it ({reason})") from error
+        if reasons := [text for text in warned if text not in usual]:
+            raise ValueError("; ".join(reasons))
     changed.name_or_path = config.name_or_path
     return changed
+
+
+@contextmanager
+def explain_refused_arguments(spec: ModelSpec, model_type: str) -> Iterator[None]:
+    """Raises: ModelError: within the block, where values of `model.arguments` are set, transformers raised an error of its own."""
+    try:
+        yield
+    except Exception as error:  # each class has its own checks, and its own errors
+        if not spec.arguments:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"model.arguments={spec.arguments}: a {model_type} model refuses it ({reason}); correct the value, or omit it"
+        ) from error
+
+
+@contextmanager
+def _collect_rope_warnings() -> Iterator[list[str]]:
+    """What transformers logs of rotary embeddings within the block: it warns of values that no model can compute with, and goes on."""
+    texts: list[str] = []
+    logger, handler = logging.getLogger("transformers.modeling_rope_utils"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    before, logger.propagate = (logger.level, logger.propagate), False
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def get_loader_arguments(spec: ModelSpec) -> dict[str, Any]:

@@ -14,9 +14,11 @@ def average_over_rows(trainer: Trainer) -> None:
     """Makes a Trainer report as `eval_loss` the mean over all labels; for preferences and sequence labels, over all rows.
 
     Its own is the mean over batches of their means, which weights labels unequally: another batch size would select
-    another best checkpoint, and stop the training early at another step.
+    another best checkpoint, and stop the training early at another step. And its loader leaves out the rows after the last full
+    batch with dataloader_drop_last=true, which is about training rows here.
     """
     prediction_step, evaluation_loop = trainer.prediction_step, trainer.evaluation_loop
+    get_eval_dataloader = trainer.get_eval_dataloader
     sums = torch.zeros(2)  # (loss · weight, weight), each summed over the batches of this process
 
     def predict_weighted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,7 +38,15 @@ def average_over_rows(trainer: Trainer) -> None:
             output.metrics["eval_loss"] = total / weight
         return output
 
+    def load_all_rows(*args: Any, **kwargs: Any) -> Any:
+        drop_last, trainer.args.dataloader_drop_last = trainer.args.dataloader_drop_last, False
+        try:
+            return get_eval_dataloader(*args, **kwargs)
+        finally:
+            trainer.args.dataloader_drop_last = drop_last
+
     trainer.prediction_step, trainer.evaluation_loop = predict_weighted, evaluate_weighted
+    trainer.get_eval_dataloader = load_all_rows
 
 
 def _count_losses(inputs: Any, shifted: bool) -> float:

@@ -40,6 +40,8 @@ def test_where_chooses_runs_and_an_adapter_alone_can_stand_beside_one(cli, pair,
     assert json.loads(cli("action=compare", "where=lora.r>=8", "format=json").out)["runs"] == sorted(pair, reverse=True)
     found = json.loads(cli("action=compare", f"runs=[{pair[1]},{trained / 'adapter'}]", "format=json").out)
     assert found["about"]["rank"] == [16, 8] and found["about"]["action"] == ["train", None]
+    shown = cli("action=compare", f"runs=[{pair[1]},{trained / 'adapter'}]").out
+    assert "the config is not known of B" in shown and "nothing differs" not in shown
 
 
 def test_runs_that_are_the_same_say_so(cli, trained, tmp_path):

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+MODULE_SETS = (  # keys of group `lora` whose lists name modules or layers, in any order
+    "target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "target_parameters", "layers_to_transform",
+)  # fmt: skip
 TASK_NUMBER = "needs the number of its task with each row"
 
 

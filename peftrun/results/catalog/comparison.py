@@ -160,7 +160,13 @@ def format_comparison(comparison: Comparison) -> Iterator[str]:
             for key, values in section.items()
         ]
     yield from ("", *align_rows(rows))
-    if not comparison.config:
+    unknown = [letter for letter, run in zip(letters, comparison.runs, strict=True) if not run.config]
+    if unknown:
+        yield from (
+            "",
+            f"the config is not known of {', '.join(unknown)}; `peftrun action=diff` compares adapters themselves",
+        )
+    elif not comparison.config:
         yield from ("", "nothing differs between their configs")
     yield from ("", "commands")
     yield from (
