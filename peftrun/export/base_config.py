@@ -36,7 +36,7 @@ class ExportBase:
         id: on the Hub; None if unknown.
         revision: of that id.
         place: the file or folder on this machine; None if it is missing.
-        typed: it was named on this command line.
+        typed: it was named on this command line, and no id beside it.
     """
 
     model: Mapping[str, Any] | None
@@ -72,7 +72,7 @@ def find(source: ExportSource, typed: ModelSpec | None, base_model: str | None) 
     if model:
         path = base_location.resolve_model_path(ModelSpec(**model))
         path = path.absolute() if path.exists() else None
-    return ExportBase(model, base_model or known_id, revision, path, typed is not None)
+    return ExportBase(model, base_model or known_id, revision, path, typed is not None and base_model is None)
 
 
 def is_typed(out_dir: Path) -> bool:

@@ -124,6 +124,7 @@ LOCAL = ["model=pretrained", "model.name_or_path=LLAMA"]
         ("org/noted", ["target=vllm", "model=pretrained", "model.name_or_path=org/typed", "model.revision=v2"],
          "vllm serve org/typed --revision v2 --enable", "org/typed", ""),
         ("org/noted", ["target=vllm", "base_model=org/given"], "vllm serve org/given --enable", "org/given", ""),
+        ("org/noted", ["target=vllm", "base_model=org/given", *LOCAL], "vllm serve org/given --enable", "org/given", ""),
         ("LLAMA", ["target=gguf"], "llama-cli -m BASE.gguf ", None, "convert_hf_to_gguf.py converts its folder (it is LLAMA)"),
         ("org/noted", ["target=hub"], "peftrun action=export", "org/noted", ""),
         ("/far/away", ["target=gguf"], "", None, "the base model's config.json is not on this machine"),
