@@ -25,6 +25,7 @@ from peftrun.artifacts.fingerprint import Fingerprint
 from peftrun.artifacts.token_settings import TokenSettings
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ModelError
+from peftrun.formatting import format_value
 from peftrun.io import atomic_files
 from peftrun.models import gguf, memory_check, quantization, retokenized_base
 from peftrun.models.config import explain_refused_arguments, get_loader_arguments, load_config
@@ -216,7 +217,7 @@ def _check_structure(folder: Path, spec: ModelSpec, head: ClassifierHead | None)
     different = sorted(name for name in changed | stored if changed.get(name) != stored.get(name))
     if different:
         raise ModelError(
-            f"model.arguments={spec.arguments}: the model would then not have the tensors of its files ({', '.join(different[:3])}; "
+            f"model.arguments={format_value(spec.arguments)}: the model would then not have the tensors of its files ({', '.join(different[:3])}; "
             f"{len(different)} in all); omit what changes its structure"
         )
 

@@ -12,6 +12,7 @@ from peftrun.checks import model_arguments
 from peftrun.config.schema import model_fields
 from peftrun.config.schema.run import ModelSpec
 from peftrun.errors import ConfigError, ModelError
+from peftrun.formatting import format_value
 
 
 def load_config(folder: Path, spec: ModelSpec, **labels: Any) -> Any:
@@ -56,7 +57,7 @@ def explain_refused_arguments(spec: ModelSpec, model_type: str) -> Iterator[None
             raise
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"model.arguments={spec.arguments}: a {model_type} model refuses it ({reason}); correct the value, or omit it"
+            f"model.arguments={format_value(spec.arguments)}: a {model_type} model refuses it ({reason}); correct the value, or omit it"
         ) from error
 
 
