@@ -27,12 +27,16 @@ def describe_parent(adapter: AdapterRef) -> Ancestor:
 
 
 def find_cycle(adapter: AdapterRef) -> Ancestor | None:
-    """An ancestor that stands in the adapter's lineage twice, or is the adapter itself: no training writes that. None: there is none."""
-    run = shorten_path(str(adapter_folder.find_adapter_run(adapter.path) or adapter.path))
-    ancestors: list[Ancestor] = list_ancestors(adapter.metadata or {})
+    """An ancestor that stands in the adapter's lineage twice, or is the adapter itself: no training writes that. None: there is none.
+
+    A training of no steps has its parent's bytes, and may have its name in another folder.
+    """
+    run = adapter_folder.find_adapter_run(adapter.path)
+    name, steps = shorten_path(str(run or adapter.path)), _read_steps(adapter.folder, run)
+    ancestors = [ancestor for ancestor in list_ancestors(adapter.metadata or {}) if ancestor.get("steps") != 0]
     known: list[tuple[Any, str]] = []
-    if any(ancestor.get("run") == run for ancestor in ancestors):  # the name alone may be that of another run
-        known = [(run, atomic_files.hash_file(adapter.weights))]
+    if steps != 0 and any(ancestor.get("run") == name for ancestor in ancestors):  # often the name of another run
+        known = [(name, atomic_files.hash_file(adapter.weights))]
     for ancestor in ancestors:
         identity = (ancestor.get("run"), ancestor["sha256"])
         if identity in known:
