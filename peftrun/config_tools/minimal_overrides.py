@@ -13,6 +13,7 @@ from peftrun.composition.composer import Composer, to_plain_values
 from peftrun.config import override_syntax
 from peftrun.config import values as config
 from peftrun.config.paths import GROUPS
+from peftrun.config.template_params import MISSING
 from peftrun.errors import ConfigError
 
 Values = dict[str, Any]
@@ -162,16 +163,21 @@ class _OverrideSearch:
         ranks, flat_target = {}, config.flatten_keys(target)
         missing = _find_differing_keys(config.flatten_keys(current), flat_target)
         for name in self.compositions.options(group):
-            wrong = _find_differing_keys(config.flatten_keys(self.compositions.option(group, name)), flat_target)
+            own = config.flatten_keys(self.compositions.option(group, name))
+            wrong = _find_differing_keys(own, flat_target)
             if len(wrong & missing) < len(missing):
-                ranks[name] = (len(wrong & missing), len(wrong), len(name), name)
-        cost_without, costs = _count_overrides(current, target), {}
+                ranks[name] = (len(wrong & missing), len(wrong), _count_set(own, wrong), len(name), name)
+        costs: dict[str, tuple[Any, ...]] = {}
         for name in sorted(ranks, key=lambda name: ranks[name])[:MAX_TRIED_OPTIONS]:
             choice = override_syntax.quote_override(group, name)
             composed = self._compose_values([*start, choice])
-            costs[choice] = 1 + _count_overrides(composed[group], target) if composed else math.inf
-        nearest = min(costs, key=lambda choice: (costs[choice], choice not in self.typed, len(choice)), default="")
-        return [nearest] if nearest and costs[nearest] <= cost_without else []
+            if composed:
+                own = config.flatten_keys(composed[group])
+                replaced = _count_set(own, _find_differing_keys(own, flat_target))
+                cost = 1 + _count_overrides(composed[group], target)
+                costs[choice] = (cost, choice not in self.typed, replaced, len(choice))
+        nearest = min(costs, key=lambda choice: costs[choice], default="")
+        return [nearest] if nearest and costs[nearest][0] <= _count_overrides(current, target) else []
 
     def _add_values(self, choices: list[str]) -> list[str] | None:
         """The choices, and an override for each value in which they differ from the target. None: they cannot be composed."""
@@ -189,6 +195,11 @@ class _OverrideSearch:
 def _find_differing_keys(one: Values, other: Values) -> set[str]:
     """Full keys whose values differ, or that only one of the two has."""
     return {key for key in {**one, **other} if not is_same_value(one.get(key, ABSENT), other.get(key, ABSENT))}
+
+
+def _count_set(values: Values, keys: set[str]) -> int:
+    """How many of these keys an option sets: one that leaves them open is not another model or task than the one that is meant."""
+    return sum(values.get(key) not in (None, MISSING) for key in keys)
 
 
 def _compute_cost(overrides: Sequence[str] | None) -> tuple[float, int]:

@@ -191,3 +191,11 @@ def test_what_cannot_be_typed_is_refused(compositions):
 
 def test_a_key_that_is_not_there_differs_from_null_in_nothing():
     assert minimal_overrides.diff_values({"lora": {"r": 8, "x": None}}, {"lora": {"r": 4}}) == {"lora.r": (8, 4)}
+
+
+def test_a_model_of_no_option_is_not_written_as_one_that_it_replaces(compositions):
+    target = composed(["model=pretrained", "model.name_or_path=org/mine"])
+    assert minimal_overrides.search_overrides(compositions, (), target, None) == [
+        "model=pretrained",
+        "model.name_or_path=org/mine",
+    ]
