@@ -42,9 +42,7 @@ def _check_adapter_names(host: Any, names: list[str]) -> None:
         # a single adapter's tensors are all of the adapter's, so most names are unambiguous there
         ambiguous = len(names) > 1 and (name in model_parts or prefixed)
         if ambiguous or hasattr(torch.nn.ModuleDict(), name):  # a ModuleDict refuses the names of its attributes
-            raise AdapterError(
-                f"adapter.{name}: is also the name of a part of the model; type another, such as adapter={{{name}_1: PATH}}"
-            )
+            raise AdapterError(adapter_folder.explain_taken_name(name))
 
 
 def add_adapters(base: LoadedBase, adapters: Mapping[str, AdapterRef]) -> tuple[Any, dict[str, torch.Tensor]]:

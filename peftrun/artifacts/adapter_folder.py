@@ -31,9 +31,12 @@ def check_adapter_name(name: str) -> None:
         valid = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "my_name"
         raise AdapterError(f"adapter name {name!r}: {NAME_RULE}; type adapter={{{valid}: PATH}}")
     if name in TENSOR_NAMES:
-        raise AdapterError(
-            f"adapter.{name}: is also the name of tensors of every model; type another, such as adapter={{{name}_1: PATH}}"
-        )
+        raise AdapterError(explain_taken_name(name))
+
+
+def explain_taken_name(name: str) -> str:
+    """The line for an adapter's name that PEFT would take for a part of the model."""
+    return f"adapter.{name}: is also the name of a part of the model; type another, such as adapter={{{name}_1: PATH}}"
 
 
 def format_adapter_option(path: object, name: str) -> str:

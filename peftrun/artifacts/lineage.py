@@ -19,7 +19,7 @@ def describe_parent(adapter: AdapterRef) -> Ancestor:
     run, metadata = adapter_folder.find_adapter_run(adapter.path), adapter.metadata or {}
     parent = {
         "sha256": atomic_files.hash_file(adapter.weights),
-        "run": shorten_path(str(run or adapter.path)),  # without a path of this machine: adapters are passed on
+        "run": _name_run(adapter, run),
         "steps": _read_steps(adapter.folder, run),
         **({"trained_on": metadata["trained_on"]} if metadata.get("trained_on") else {}),
     }
@@ -32,10 +32,11 @@ def find_cycle(adapter: AdapterRef) -> Ancestor | None:
     A training of no steps has its parent's bytes, and may have its name in another folder.
     """
     run = adapter_folder.find_adapter_run(adapter.path)
-    name, steps = shorten_path(str(run or adapter.path)), _read_steps(adapter.folder, run)
+    name = _name_run(adapter, run)
     ancestors = [ancestor for ancestor in list_ancestors(adapter.metadata or {}) if ancestor.get("steps") != 0]
     known: list[tuple[Any, str]] = []
-    if steps != 0 and any(ancestor.get("run") == name for ancestor in ancestors):  # often the name of another run
+    shares_name = any(ancestor.get("run") == name for ancestor in ancestors)  # it may still be another run
+    if shares_name and _read_steps(adapter.folder, run) != 0:
         known = [(name, atomic_files.hash_file(adapter.weights))]
     for ancestor in ancestors:
         identity = (ancestor.get("run"), ancestor["sha256"])
@@ -43,6 +44,11 @@ def find_cycle(adapter: AdapterRef) -> Ancestor | None:
             return ancestor
         known.append(identity)
     return None
+
+
+def _name_run(adapter: AdapterRef, run: Path | None) -> str:
+    """The adapter's run, or its folder if it is in none; without a path of this machine, since adapters are passed on."""
+    return shorten_path(str(run or adapter.path))
 
 
 def _read_steps(folder: Path, run: Path | None) -> int | None:

@@ -210,9 +210,9 @@ def _check_structure(folder: Path, spec: ModelSpec, head: ClassifierHead | None)
     """Raises: ModelError: with `model.arguments` the model has other tensors than its files; transformers would draw or drop them."""
     if not spec.arguments:
         return
-    changed, stored = (
+    stored, changed = (  # in this order: what the model refuses without its arguments is not refused for them
         {name: tuple(weight.shape) for name, weight in build_empty(folder, model, head).named_parameters()}
-        for model in (spec, dataclasses.replace(spec, arguments=None))
+        for model in (dataclasses.replace(spec, arguments=None), spec)
     )
     different = sorted(name for name in changed | stored if changed.get(name) != stored.get(name))
     if different:

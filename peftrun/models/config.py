@@ -67,15 +67,15 @@ def _collect_rope_warnings() -> Iterator[list[str]]:
     texts: list[str] = []
     logger, handler = logging.getLogger("transformers.modeling_rope_utils"), logging.Handler(logging.WARNING)
     handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
-    before, logger.propagate = (logger.level, logger.propagate), False
+    level, propagate, logger.propagate = logger.level, logger.propagate, False
     logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield texts
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def get_loader_arguments(spec: ModelSpec) -> dict[str, Any]:
